@@ -1,0 +1,1 @@
+"""Recipes: schema, loading, overrides. Nothing in this package imports torch."""

@@ -1,0 +1,237 @@
+"""The recipe: what a user may write, with types, bounds and one line on each key. Imports no torch.
+
+Every section is frozen and refuses unknown keys. The `trainer:` section is a plain mapping here; its keys are checked
+in `trainer_keys.py` against the TRL or transformers class of the method, so the names people know keep working and no
+list of ours has to follow theirs. Rules that join several keys stand in `rules.py`. The docstring below a field is its
+documentation: `docs/recipe.md` is generated from it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+Format = Literal["auto", "messages", "prompt_completion", "preference", "sharegpt", "alpaca", "text", "prompt"]
+LossOn = Literal["auto", "assistant", "last_assistant", "completion", "all"]
+
+
+class Section(BaseModel):
+    """A part of a recipe: frozen, and closed to unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+
+
+class Lora(Section):
+    """Low-rank adapters (LoRA, arXiv 2106.09685), with PEFT's own field names."""
+
+    r: int = Field(16, ge=1)
+    """Rank of the adapters."""
+    lora_alpha: int = Field(32, ge=1)
+    """Scale: the update is multiplied by `lora_alpha / r`."""
+    lora_dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    """Dropout on the adapter's input."""
+    target_modules: str | list[str] = "all-linear"
+    """`all-linear`, or names of the modules that get an adapter."""
+    modules_to_save: list[str] | None = None
+    """Modules trained and saved whole beside the adapters, for example `[lm_head]` after adding tokens."""
+    bias: Literal["none", "all", "lora_only"] = "none"
+    """Which biases are trained."""
+    use_rslora: bool = False
+    """Scale by `lora_alpha / sqrt(r)` instead (rsLoRA, arXiv 2312.03732)."""
+    use_dora: bool = False
+    """Weight-decomposed adapters (DoRA, arXiv 2402.09353)."""
+    init_lora_weights: bool | Literal["gaussian", "olora", "pissa", "orthogonal"] = True
+    """How the adapters start; `true` starts them as a no-op."""
+
+
+class Model(Section):
+    """The model that is trained, and how it is loaded."""
+
+    name_or_path: str
+    """Hub id or folder. A folder may hold a LoRA adapter, the `final/` of an earlier run for example."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Data type of the weights. `auto`: bfloat16 for a frozen base under LoRA on a GPU that has it, else float32."""
+    quantization: Literal["none", "nf4", "fp4", "int8"] = "none"
+    """Load the frozen base with bitsandbytes in 4 or 8 bits; needs `lora` (QLoRA, arXiv 2305.14314)."""
+    double_quant: bool = True
+    """Quantize the quantization constants too; only for `nf4` and `fp4`."""
+    lora: Lora | None = None
+    """Train adapters instead of the whole model. Absent: full fine-tuning."""
+    attn_implementation: str | None = None
+    """`sdpa`, `eager`, `flash_attention_2`, ... Absent: what transformers chooses."""
+    trust_remote_code: bool = False
+    """Run code that ships with the model. Off unless you ask for it."""
+    chat_template: str | None = None
+    """A Jinja file, or the name of a template that TRL ships (`qwen3`, `llama3`, ...). Absent: the tokenizer's own."""
+    new_tokens: list[str] = []
+    """Tokens added to the tokenizer; the embeddings are resized."""
+    eos_token: str | None = None
+    """Stop token of the tokenizer, when its own is not the one that the chat template ends a turn with."""
+    pad_token: str | None = None
+    """Padding token. Absent: the tokenizer's, or an unused reserved token; never an end-of-sequence token."""
+
+
+class Source(Section):
+    """One place that rows come from."""
+
+    path: str
+    """A file (.jsonl, .json, .parquet, .csv, each also .gz), a folder, a glob, or a hub id."""
+    split: str = "train"
+    """Split of a hub data set, or of a folder laid out by split."""
+    subset: str | None = None
+    """Configuration of a hub data set."""
+    revision: str | None = None
+    """Revision of a hub data set."""
+    format: Format = "auto"
+    """Form of the rows. `auto` detects it and prints what it found."""
+    columns: dict[str, str] = {}
+    """Which column holds what: `{prompt: question, completion: answer}`. Target name first."""
+    function: str | None = None
+    """A function of yours that turns a row into one that we know: `path/to/file.py:name`. Return None to drop the row."""
+    weight: float = Field(1.0, gt=0.0)
+    """How often each row is seen: 0.5 takes a random half, 2 takes every row twice."""
+    max_rows: int | None = Field(None, ge=1)
+    """Take at most this many rows, drawn at random with the recipe's seed."""
+
+
+def _as_sources(value: Any) -> Any:
+    """Allow `train: data.jsonl` and `train: [a.jsonl, b.jsonl]` for the everyday case."""
+    if isinstance(value, str | dict):
+        value = [value]
+    if isinstance(value, list):
+        return [{"path": item} if isinstance(item, str) else item for item in value]
+    return value
+
+
+Sources = Annotated[list[Source], BeforeValidator(_as_sources), Field(min_length=1)]
+
+
+def _as_eval(value: Any) -> Any:
+    return value if isinstance(value, int | float) else _as_sources(value)
+
+
+class Data(Section):
+    """Where the rows come from and what happens to them before training."""
+
+    train: Sources
+    """Sources of training rows: a path, a list of paths, or a list of sources."""
+    eval: Annotated[Annotated[float, Field(gt=0.0, lt=1.0)] | list[Source] | None, BeforeValidator(_as_eval)] = None
+    """Held-out rows: a share of the training rows, or a list of sources like `train`."""
+    max_length: int = Field(2048, ge=2)
+    """Longest row in tokens, prompt and answer together."""
+    on_too_long: Literal["error", "drop", "truncate"] = "error"
+    """What happens to a longer row. Every row and token lost is counted in `data.json`."""
+    on_bad_row: Literal["error", "drop"] = "error"
+    """What happens to a row that is broken: stop, or drop it, count it and list it in `data.json`."""
+    deduplicate: bool = False
+    """Remove exact duplicates, after mapping and before the split."""
+
+
+class Sft(Section):
+    """Supervised fine-tuning."""
+
+    loss_on: LossOn = "auto"
+    """Which tokens are trained: every assistant turn, the last one, the completion, or everything. `auto`: assistant
+    turns of conversations, completions of prompt/completion rows, everything of plain text."""
+    packing: bool | Literal["auto"] = "auto"
+    """Put several rows into one sequence without letting them see each other. `auto` decides from the length histogram."""
+
+
+class Dpo(Section):
+    """Training on preference pairs."""
+
+    loss: str = "sigmoid"
+    """Name of the objective; `sigmoid` is DPO (arXiv 2305.18290)."""
+    beta: float = Field(0.1, gt=0.0)
+    """Strength of the pull towards the reference; the inverse temperature of the implicit reward."""
+    label_smoothing: float = Field(0.0, ge=0.0, lt=0.5)
+    """Assumed share of flipped labels, for the objectives that use it."""
+    tau: float = Field(0.05, gt=0.0)
+    """Temperature of the DiscoPOP objective (arXiv 2406.08414)."""
+    nll_weight: float = Field(0.0, ge=0.0)
+    """Weight of a next-token loss on the chosen answer, added to the objective (RPO, arXiv 2404.19733)."""
+    reference: Literal["auto", "adapter_off", "precomputed"] = "auto"
+    """Where the reference log-probabilities come from: the base under the adapter, or computed once and cached.
+    `auto`: the first for a fresh LoRA adapter, the second otherwise."""
+    reference_model: str | None = None
+    """Another model as the reference. Absent: the model that training starts from."""
+
+
+class EarlyStopping(Section):
+    """Stop when the held-out metric no longer improves; the best checkpoint becomes the result."""
+
+    patience: int = Field(3, ge=1)
+    """Evaluations without improvement before stopping."""
+    threshold: float = Field(0.0, ge=0.0)
+    """Smallest change that counts as an improvement."""
+
+
+class Launch(Section):
+    """How many processes train, and how they share the model."""
+
+    num_processes: int = Field(1, ge=1)
+    """Processes, one for each GPU. One runs in this process; more go through accelerate's launcher."""
+    strategy: str = "ddp"
+    """`ddp`, `fsdp`, `zero1`, `zero2`, `zero3`, or a configuration file of accelerate's."""
+    num_machines: int = Field(1, ge=1)
+    """Machines that take part."""
+    machine_rank: int = Field(0, ge=0)
+    """This machine's number."""
+    main_process_ip: str | None = None
+    """Address of machine 0."""
+    main_process_port: int | None = Field(None, ge=1, le=65535)
+    """Port of machine 0. Absent: a free one."""
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = None
+    """Overrides the mixed precision of accelerate's configuration."""
+
+
+class Report(Section):
+    """What the report of the run shows beside the curves."""
+
+    num_prompts: int = Field(5, ge=0)
+    """Held-out prompts answered before and after training."""
+    max_new_tokens: int = Field(128, ge=1)
+    """Longest such answer, in tokens."""
+
+
+class TrainRecipe(Section):
+    """What every training recipe has."""
+
+    method: str
+    """What to do: `sft`, `dpo`, ..."""
+    output_dir: str
+    """The run directory. Relative paths are taken from the working directory."""
+    seed: int = Field(42, ge=0)
+    """Seed of sampling, shuffling and initialisation."""
+    model: Model
+    data: Data
+    trainer: dict[str, Any] = {}
+    """Passed to the TRL or transformers configuration class of the method, under its own names."""
+    launch: Launch = Launch()
+    early_stopping: EarlyStopping | None = None
+    """Needs `data.eval`."""
+    report: Report = Report()
+
+
+class SftRecipe(TrainRecipe):
+    """`aligner sft`: supervised fine-tuning."""
+
+    method: Literal["sft"] = "sft"
+    sft: Sft = Sft()
+
+
+class DpoRecipe(TrainRecipe):
+    """`aligner dpo`: training on preference pairs."""
+
+    method: Literal["dpo"] = "dpo"
+    dpo: Dpo = Dpo()
+
+
+RECIPES: dict[str, type[TrainRecipe]] = {"sft": SftRecipe, "dpo": DpoRecipe}
+"""Method name -> schema. A new method adds one line here and one in `aligner.methods.METHODS`."""
+
+METHOD_SECTIONS: dict[str, str] = {"sft": "sft", "dpo": "dpo"}
+"""Method name -> the key of its own section."""
