@@ -1,0 +1,77 @@
+"""What a long command tells whoever started it: small frozen records, handed to one callable.
+
+The library never prints. A function that takes a while accepts `on_event` and calls it with one of the records below;
+the command line draws them, a test collects them, a program may ignore them (`on_event=None`). Only the main process
+sends events. Nothing here is needed to compute anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class StageStarted:
+    """A part of the work begins: "reading data", "loading the model", "training"."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class StageProgress:
+    """`done` of `total` pieces of a stage are finished. `total` 0: not known."""
+
+    name: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something that was decided for the user, or found out: one sentence."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Warned:
+    """Something that the user should look at, though the work goes on: one sentence."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is about to run: (what, value, where the value came from)."""
+
+    rows: Sequence[tuple[str, str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class DataReady:
+    """The data ledger, ready for the screen: (what, how many)."""
+
+    table: Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """Numbers of one optimizer step, under the names of `metrics.jsonl`. `split` says whether they are held-out."""
+
+    step: int
+    total_steps: int
+    values: Mapping[str, float]
+    split: str = "train"
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The work is done: results by name, and what was written where."""
+
+    results: Mapping[str, float]
+    paths: Mapping[str, str]
+
+
+Event = StageStarted | StageProgress | Notice | Warned | Plan | DataReady | Metrics | Finished
+OnEvent = Callable[[Event], None]
