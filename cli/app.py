@@ -1,0 +1,77 @@
+"""The `aligner` command: its root options and the table of its commands.
+
+Help is plain text on purpose: Rich's help doubles the time to the first line and breaks on pipes in legacy encodings.
+Nothing imported here may load torch, transformers, trl, datasets or pyarrow; a test holds that.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+import typer
+
+from . import doctor, models, quickstart, recipes, runs, toy, train
+from .boundary import Boundary
+from .quiet import make_streams_safe, set_environment, silence_warnings
+
+
+class Root(Boundary):
+    """The headings of `aligner --help`; every command stands under one of them."""
+
+    sections: ClassVar[dict[str, tuple[str, ...]]] = {
+        "Start here": ("quickstart", "toy", "recipes", "doctor"),
+        "Train": ("sft", "dpo"),
+        "Use and measure": ("generate", "eval", "runs"),
+    }
+
+
+app = typer.Typer(
+    name="aligner",
+    cls=Root,
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    pretty_exceptions_show_locals=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from aligner import __version__
+
+        typer.echo(f"aligner {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    context: typer.Context,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and every warning.")] = False,
+    _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """Post-training and alignment of open language models, from YAML recipes.
+
+    A first look, offline and on CPU: aligner quickstart
+    """
+    set_environment()
+    make_streams_safe()
+    if debug:
+        context.meta["debug"] = True
+    else:
+        silence_warnings()
+
+
+app.command("quickstart")(quickstart.quickstart)
+app.command("toy")(toy.toy)
+app.add_typer(recipes.app, name="recipes")
+app.command("doctor")(doctor.doctor)
+train.add_commands(app)
+app.command("generate")(models.generate)
+app.command("eval")(models.evaluate)
+app.add_typer(runs.app, name="runs")
+
+
+def main() -> None:
+    """Entry point of the `aligner` script and of `python -m aligner`."""
+    app(prog_name="aligner")

@@ -1,0 +1,184 @@
+"""Everything that is drawn: the only module that imports rich, and only when something is drawn.
+
+What a person watches goes to stderr, what a program may read to stdout. On a terminal a live bar shows step, loss and
+time left; elsewhere there are plain lines, at most one every few seconds.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from aligner import events
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+PLAIN_WIDTH = 160  # a pipe has no width; never cut what a log should hold
+PLAIN_INTERVAL_S = 5.0
+BAR_METRICS = ("loss", "eval_loss", "rewards/accuracies")
+
+
+def console(stream: str = "stderr") -> Console:
+    """A rich console on stdout or stderr, as wide as the terminal, or wide enough for a log."""
+    from rich.console import Console
+
+    target = sys.stderr if stream == "stderr" else sys.stdout
+    return Console(file=target, width=None if target.isatty() else PLAIN_WIDTH, highlight=False, soft_wrap=False)
+
+
+def columns(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """A plain table on stdout: as wide as its words, no frame, the header in bold on a terminal."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = [max(len(row[index]) for row in [list(header), *cells]) for index in range(len(header))]
+    for number, row in enumerate([list(header), *cells]):
+        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()
+        typer.echo(typer.style(line, bold=True) if number == 0 else line)
+
+
+def result_table(results: Mapping[str, float], paths: Mapping[str, object]) -> None:
+    """The numbers that a run ended with, and where to look."""
+    columns(("result", "value"), [(name, number(value)) for name, value in results.items()])
+    typer.echo("")
+    width = max((len(name) for name in paths), default=0)
+    for name, path in paths.items():
+        if path:
+            typer.echo(f"{name.ljust(width)}  {path}")
+
+
+def number(value: object) -> str:
+    """Four significant digits for a float, everything else as it is."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+class Screen:
+    """Draws events: a live bar on a terminal, lines elsewhere, nothing on ranks other than 0."""
+
+    def __init__(self, *, silent: bool = False) -> None:
+        self.silent = silent
+        self.live = not silent and sys.stderr.isatty()
+        self._progress: Progress | None = None
+        self._task: Any = None
+        self._stage = ""
+        self._started = time.monotonic()
+        self._last_line = 0.0
+
+    def __enter__(self) -> Screen:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._stop_bar()
+
+    def on_event(self, event: events.Event) -> None:
+        """Draw one event."""
+        if self.silent:
+            return
+        if isinstance(event, events.StageStarted):
+            self._start_stage(event.name)
+        elif isinstance(event, events.StageProgress):
+            self._advance(event.name, event.done, event.total, "")
+        elif isinstance(event, events.Metrics):
+            self._metrics(event)
+        elif isinstance(event, events.Notice):
+            self.line(event.text)
+        elif isinstance(event, events.Warned):
+            self.line(f"warning: {event.text}", "yellow")
+        elif isinstance(event, events.Plan):
+            self.summary(event.rows)
+        elif isinstance(event, events.DataReady):
+            self.summary([(name, value, "") for name, value in event.table])
+
+    def line(self, text: str, style: str = "") -> None:
+        """One line on stderr, above the bar when there is one."""
+        if self.silent:
+            return
+        if self._progress is not None:
+            self._progress.console.print(text, style=style or None, markup=False)
+        else:
+            typer.echo(typer.style(text, fg=style) if style else text, err=True)
+
+    def summary(self, rows: Sequence[tuple[str, str, str]]) -> None:
+        """Rows of (what, value, origin), aligned; origins dimmed on a terminal."""
+        if self.silent or not rows:
+            return
+        width = max(len(what) for what, _, _ in rows)
+        middle = min(max(len(value) for _, value, origin in rows if origin) if any(o for *_, o in rows) else 0, 60)
+        for what, value, origin in rows:
+            text = f"{what.ljust(width)}  {value.ljust(middle) if origin else value}"
+            self.line(f"{text}  {typer.style(origin, dim=True) if self.live else origin}".rstrip())
+        self.line("")
+
+    def _start_stage(self, name: str) -> None:
+        self._stop_bar()
+        self._stage, self._started, self._last_line = name, time.monotonic(), 0.0
+        self.line(f"{name} ...")
+
+    def _metrics(self, event: events.Metrics) -> None:
+        shown = {key: value for key, value in event.values.items() if key in BAR_METRICS}
+        text = "  ".join(f"{key} {number(float(value))}" for key, value in shown.items())
+        if event.split != "train":
+            self.line(f"step {event.step}: held out  {text}")
+            return
+        self._advance(self._stage or "training", event.step, event.total_steps, text)
+
+    def _advance(self, name: str, done: int, total: int, text: str) -> None:
+        if self.live:
+            self._advance_bar(name, done, total, text)
+            return
+        now = time.monotonic()
+        if done < total and now - self._last_line < PLAIN_INTERVAL_S:
+            return
+        self._last_line = now
+        self.line(f"{name}: {done}/{total or '?'}  {text}{_left(done, total, now - self._started)}".rstrip())
+
+    def _advance_bar(self, name: str, done: int, total: int, text: str) -> None:
+        if self._progress is None:
+            self._progress = _bar()
+            self._progress.start()
+            self._task = self._progress.add_task(name, total=total or None, text="")
+        self._progress.update(self._task, description=name, completed=done, total=total or None, text=text)
+        if total and done >= total:
+            self._stop_bar()
+
+    def _stop_bar(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress, self._task = None, None
+
+
+def _left(done: int, total: int, elapsed_s: float) -> str:
+    """`  (2.1/s, 0:40 left)`, once there is something to divide by."""
+    if not done or elapsed_s < 1:
+        return ""
+    rate = done / elapsed_s
+    if done >= total:
+        return f"  ({rate:.3g}/s)"
+    minutes, seconds = divmod(int((total - done) / rate), 60)
+    return f"  ({rate:.3g}/s, {minutes}:{seconds:02d} left)"
+
+
+def _bar() -> Progress:
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[text]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console(),
+    )

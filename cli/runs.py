@@ -1,0 +1,80 @@
+"""`aligner runs`: what was run and what came out, read from the run directories alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="List and show runs, and write their reports.")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
+
+
+@app.command("list")
+def list_runs(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where to look, with its subfolders.")] = Path(
+        "runs"
+    ),
+    as_json: Json = False,
+) -> None:
+    """List the runs below a folder."""
+    from .render import columns, number
+
+    runs = [_read(path.parent) for path in sorted(directory.rglob("resolved.json"))]
+    if as_json:
+        typer.echo(json.dumps(runs, indent=2))
+        return
+    rows = [
+        (run["dir"], run["method"], run["state"], "  ".join(f"{k} {number(v)}" for k, v in run["results"].items()))
+        for run in runs
+    ]
+    columns(("run", "method", "state", "results"), rows)
+
+
+@app.command("show")
+def show(run: RunDir, as_json: Json = False) -> None:
+    """Show the record of one run."""
+    from .render import result_table
+
+    record = _read(_checked(run))
+    if as_json:
+        typer.echo(json.dumps(record, indent=2))
+        return
+    typer.echo(f"{record['dir']}: {record['method']}, {record['state']}\n")
+    result_table(record["results"], {name: run / name for name in record["files"]})
+
+
+@app.command("report")
+def report(run: RunDir) -> None:
+    """Write the HTML report of a run again, from its record."""
+    from aligner.report import write_report
+
+    typer.echo(f"wrote {write_report(_checked(run))}")
+
+
+def _checked(run: Path) -> Path:
+    from aligner.errors import UsageError
+
+    if not (run / "resolved.json").is_file():
+        raise UsageError(f"{run} is not a run directory: it has no resolved.json", "`aligner runs list DIR` finds them")
+    return run
+
+
+def _read(run: Path) -> dict[str, Any]:
+    """State, method and results of a run; the manifest is written last, so its presence means done."""
+    manifest_path = run / "manifest.json"
+    manifest = json.loads(manifest_path.read_text(encoding="utf-8")) if manifest_path.is_file() else {}
+    resolved = json.loads((run / "resolved.json").read_text(encoding="utf-8"))
+    return {
+        "dir": str(run),
+        "method": manifest.get("method") or resolved.get("recipe", resolved).get("method", "?"),
+        "state": "done" if manifest else "unfinished",
+        "finished": manifest.get("finished"),
+        "seconds": manifest.get("seconds"),
+        "results": manifest.get("results", {}),
+        "files": sorted(path.name for path in run.iterdir()),
+    }

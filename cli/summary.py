@@ -1,0 +1,89 @@
+"""What is about to run, as rows for the screen: (what, value, where the value came from)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from aligner.config.load import Resolved
+    from aligner.config.schema import Model, Source, TrainRecipe
+
+Rows = list[tuple[str, str, str]]
+
+SHOWN_ABOVE = ("method", "output_dir", "model.name_or_path")
+
+
+def summary_rows(resolved: Resolved) -> Rows:
+    """The headline first, then every value that is not a default, with its origin."""
+    recipe = resolved.recipe
+    rows: Rows = [
+        ("method", _method(recipe), ""),
+        ("model", _model(recipe.model), resolved.origins.get("model.name_or_path", "")),
+        ("data", ", ".join(_source(source) for source in recipe.data.train), ""),
+        ("held out", _held_out(recipe), ""),
+        ("batch", _batch(recipe), ""),
+        ("output", recipe.output_dir, resolved.origins.get("output_dir", "")),
+    ]
+    return [*rows, *_settings(resolved)]
+
+
+def _settings(resolved: Resolved) -> Rows:
+    values = _flatten(resolved.recipe.model_dump(mode="json"))
+    rows = []
+    for key, origin in sorted(resolved.origins.items()):
+        if origin == "default" or key in SHOWN_ABOVE or key.startswith("data.train"):
+            continue
+        rows.append((f"  {key}", _short(values.get(key)), origin))
+    return rows
+
+
+def _flatten(tree: dict[str, object], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for key, value in tree.items():
+        flat[f"{prefix}{key}"] = value
+        if isinstance(value, dict):
+            flat.update(_flatten(value, f"{prefix}{key}."))
+    return flat
+
+
+def _short(value: object, width: int = 70) -> str:
+    text = str(value)
+    return text if len(text) <= width else f"{text[: width - 3]}..."
+
+
+def _method(recipe: TrainRecipe) -> str:
+    section = getattr(recipe, recipe.method)
+    detail = f"loss on {section.loss_on}" if recipe.method == "sft" else f"{section.loss}, beta {section.beta:g}"
+    return f"{recipe.method} ({detail})"
+
+
+def _model(model: Model) -> str:
+    parts = [model.name_or_path]
+    if model.quantization != "none":
+        parts.append(f"{model.quantization} base")
+    parts.append(f"LoRA r={model.lora.r} alpha={model.lora.lora_alpha}" if model.lora else "all weights trained")
+    return ", ".join(parts)
+
+
+def _source(source: Source) -> str:
+    extra = [f"weight {source.weight:g}"] if source.weight != 1 else []
+    extra += [f"at most {source.max_rows} rows"] if source.max_rows else []
+    return f"{source.path} ({', '.join(extra)})" if extra else source.path
+
+
+def _held_out(recipe: TrainRecipe) -> str:
+    held_out = recipe.data.eval
+    if held_out is None:
+        return "nothing"
+    if isinstance(held_out, float):
+        return f"{held_out:.1%} of the training rows"
+    return ", ".join(_source(source) for source in held_out)
+
+
+def _batch(recipe: TrainRecipe) -> str:
+    """The arithmetic of one optimizer step, spelled out."""
+    per_device = int(recipe.trainer.get("per_device_train_batch_size", 8))
+    accumulation = int(recipe.trainer.get("gradient_accumulation_steps", 1))
+    processes = recipe.launch.num_processes
+    total = per_device * accumulation * processes
+    return f"{per_device} per device x {accumulation} accumulated x {processes} process(es) = {total} rows a step"

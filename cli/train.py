@@ -1,0 +1,139 @@
+"""`aligner sft` and `aligner dpo`: one command, written once.
+
+    aligner dpo [RECIPE] [key=value ...] [--flags]
+
+The options that belong to the command are declared here and few; every other flag (`--learning_rate`, `--use_peft`)
+is a key of the recipe under the name the field uses, and goes to `aligner.config.flags`.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+if TYPE_CHECKING:
+    from aligner.config.load import Resolved
+
+METHODS = {
+    "sft": "Supervised fine-tuning on conversations, completions or text.",
+    "dpo": "Direct preference optimization, on pairs of answers.",
+}
+
+EXAMPLES = {
+    "sft": (
+        "aligner sft tiny/sft",
+        "aligner sft recipe.yaml trainer.learning_rate=1e-5 data.max_length=4096",
+        "aligner sft --model Qwen/Qwen3-0.6B --data talks.jsonl --output runs/sft --use_peft",
+        "aligner sft recipe.yaml --num-processes 8 --resume",
+    ),
+    "dpo": (
+        "aligner dpo tiny/dpo",
+        "aligner dpo recipe.yaml dpo.beta=0.05 model.lora.r=32",
+        "aligner dpo --model runs/sft/final --data pairs.jsonl --output runs/dpo --beta 0.1",
+        "aligner dpo recipe.yaml --dry-run",
+    ),
+}
+
+
+class TrainCommand(TyperCommand):
+    """Help with examples first and the flags that recipes accept last, by group."""
+
+    def format_usage(self, ctx: Any, formatter: Any) -> None:
+        """Usage and examples."""
+        formatter.write_usage(ctx.command_path, "[RECIPE] [KEY=VALUE ...] [OPTIONS]")
+        with formatter.section("Examples"):
+            for example in EXAMPLES[self.name or ""]:
+                formatter.write(f"{'':>{formatter.current_indent}}{example}\n")
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
+        """Flags that stand for keys of the recipe, from the table that parses them."""
+        from aligner.config.flags import flag_groups
+
+        with formatter.section("Flags that stand for keys of the recipe (with _ or -; they beat the recipe)"):
+            formatter.write_dl([(group, " ".join(names)) for group, names in flag_groups().items()])
+
+
+def add_commands(app: typer.Typer) -> None:
+    """One command per method."""
+    settings = {"allow_extra_args": True, "ignore_unknown_options": True}
+    for method, text in METHODS.items():
+        app.command(method, cls=TrainCommand, help=text, short_help=text, context_settings=settings)(_command(method))
+
+
+def _command(method: str) -> Any:
+    def command(
+        context: typer.Context,
+        dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan, stop.")] = False,
+        resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+        overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing run directory.")] = False,
+        num_processes: Annotated[
+            int | None,
+            typer.Option("--num-processes", "--num_processes", min=1, help="Processes, one per GPU."),
+        ] = None,
+        as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
+        debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    ) -> None:
+        context.meta["debug"] = debug or context.meta.get("debug", False)
+        resolved = resolve(method, context.args, num_processes)
+        train(resolved, resume=resume, overwrite=overwrite, dry_run=dry_run, as_json=as_json)
+
+    return command
+
+
+def resolve(method: str, arguments: list[str], num_processes: int | None = None) -> Resolved:
+    """The recipe that the command line describes, checked, without loading torch."""
+    from aligner.config.flags import parse_arguments
+    from aligner.config.load import load_recipe
+
+    parsed = parse_arguments(arguments)
+    flags = dict(parsed.flags)
+    if num_processes is not None:
+        flags["launch.num_processes"] = (num_processes, "--num-processes")
+    return load_recipe(method, parsed.ref, parsed.overrides, flags)
+
+
+def train(resolved: Resolved, *, resume: bool, overwrite: bool, dry_run: bool, as_json: bool) -> None:
+    """Run a resolved recipe with progress on stderr and the result on stdout."""
+    from aligner.launch import world
+
+    from .render import Screen, result_table
+    from .summary import summary_rows
+
+    rank, _ = world()
+    with Screen(silent=rank != 0) as screen:
+        screen.summary(summary_rows(resolved))
+        outcome = run(resolved, screen, resume=resume, overwrite=overwrite, dry_run=dry_run)
+    if rank != 0:
+        return
+    if as_json:
+        typer.echo(json.dumps(_as_json(resolved, outcome, dry_run), indent=2))
+    elif dry_run:
+        typer.echo("dry run: everything checks out; nothing was trained")
+    else:
+        result_table(outcome.results, {"run": outcome.run_dir, "report": outcome.report})
+
+
+def run(resolved: Resolved, screen: Any, **options: bool) -> Any:
+    """`run_recipe` with its events on the screen; Ctrl-C says how to go on."""
+    from aligner.methods import run_recipe
+
+    try:
+        return run_recipe(resolved, on_event=screen.on_event, **options)
+    except KeyboardInterrupt as error:
+        from .boundary import INTERRUPTED_EXIT_CODE
+
+        typer.echo("interrupted: the same command with --resume goes on from the last checkpoint", err=True)
+        raise typer.Exit(INTERRUPTED_EXIT_CODE) from error
+
+
+def _as_json(resolved: Resolved, outcome: Any, dry_run: bool) -> dict[str, Any]:
+    if dry_run:
+        return {"dry_run": True, "recipe": resolved.as_json()}
+    return {
+        "run_dir": str(outcome.run_dir),
+        "results": outcome.results,
+        "report": str(outcome.report) if outcome.report else None,
+    }
