@@ -1,0 +1,150 @@
+"""The files of a run's record: written whole or not at all, read by whoever wants to know. Imports no torch.
+
+`run.py` decides who may write and when; this module holds what it shares with the report, the model card and the
+commands that list runs. Nothing in here changes a run, apart from `write_atomically`, which is given the place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from aligner.errors import DataError
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file so that a reader, or a kill, finds the old content or the new and nothing between."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in this folder survive a power cut, where the system can."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def plain(value: Any) -> Any:
+    """The value as strict JSON can hold it: NaN and infinities become the strings that `float()` reads back."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else ("NaN" if math.isnan(value) else f"{'-' * (value < 0)}Infinity")
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def dumps(value: Any, indent: int | None = None) -> str:
+    return json.dumps(plain(value), ensure_ascii=False, allow_nan=False, indent=indent)
+
+
+def file_sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """Every whole line of `metrics.jsonl`; NaN and infinities are floats again. Changes nothing on disk."""
+    path = run_dir / "metrics.jsonl"
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")[:-1]
+    return [_metrics_line(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def _metrics_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        return {key: _number(item) for key, item in json.loads(line).items()}
+    except (ValueError, AttributeError) as error:
+        raise DataError(f"{path}:{number} is not a JSON object.", "Delete that line; the rest can be used.") from error
+
+
+def _number(value: Any) -> Any:
+    return float(value) if value in ("NaN", "Infinity", "-Infinity") else value
+
+
+def read_json(run_dir: Path, name: str) -> Any:
+    """A file of the record, or None where the run has not written it."""
+    path = run_dir / name
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """`{"model": {"dtype": x}}` as `{"model.dtype": x}`; lists of sections are numbered: `data.train[0].path`."""
+    if isinstance(value, dict) and value:
+        pairs: Iterator[tuple[str, Any]] = ((f"{prefix}.{key}" if prefix else key, v) for key, v in value.items())
+    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        pairs = ((f"{prefix}[{index}]", item) for index, item in enumerate(value))
+    else:
+        return {prefix: value}
+    return {name: leaf for key, item in pairs for name, leaf in flatten(item, key).items()}
+
+
+def fingerprints(run_dir: Path, folder: Path) -> dict[str, str]:
+    """sha256 of every file below `folder`, by path relative to the run directory."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(run_dir).as_posix(): file_sha256(path) for path in files}
+
+
+def lineage(run_dir: str | Path) -> list[dict[str, Any]]:
+    """The run and the runs its model came from, newest first; a model that no run of ours made ends the list."""
+    found: list[dict[str, Any]] = []
+    seen: set[Path] = set()
+    folder: Path | None = Path(run_dir)
+    while folder is not None and folder.resolve() not in seen:
+        seen.add(folder.resolve())
+        entry = _lineage_entry(folder)
+        found.append(entry)
+        parent = _model_parent(entry)
+        folder = _run_of_model(parent, entry["working_directory"]) if parent else None
+        if parent and folder is None:
+            found.append({"kind": "model", "path": parent})
+    return found
+
+
+def _lineage_entry(folder: Path) -> dict[str, Any]:
+    recipe = (read_json(folder, "resolved.json") or {}).get("recipe", {})
+    environment = read_json(folder, "environment.json") or {}
+    manifest = read_json(folder, "manifest.json") or {}
+    return {
+        "kind": "run",
+        "path": str(folder),
+        "method": recipe.get("method"),
+        "model": recipe.get("model", {}).get("name_or_path"),
+        "working_directory": environment.get("working_directory", ""),
+        **{key: manifest.get(key) for key in ("created", "finished", "results", "recipe_hash", "data_fingerprint")},
+        "parents": manifest.get("parents", []),
+    }
+
+
+def _model_parent(entry: dict[str, Any]) -> str | None:
+    recorded = [parent["path"] for parent in entry["parents"] if parent.get("kind") in ("model", "run")]
+    return recorded[0] if recorded else entry["model"]
+
+
+def _run_of_model(model: str, working_directory: str) -> Path | None:
+    """The run directory that holds this model, if one does. Relative paths are those of the run's own start."""
+    for base in (Path(working_directory), Path()):
+        for folder in (base / model, (base / model).parent):
+            if (folder / "resolved.json").is_file():
+                return folder
+    return None
