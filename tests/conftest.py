@@ -1,0 +1,77 @@
+"""Fixtures of every test: no network, no keys, no home directory but a temporary one, one thread; and the toy world.
+
+The environment is set while this file is imported, before any test imports a library that reads it only once.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+try:
+    import aligner.cli.app  # noqa: F401
+except ModuleNotFoundError as error:  # an uninstalled checkout has no aligner.cli
+    raise SystemExit(f"{error}: run `pip install -e '.[dev]'` (or `make test`) first") from error
+
+HOME = Path(tempfile.mkdtemp(prefix="aligner-tests-"))
+ENVIRONMENT = {
+    "HOME": str(HOME),
+    "XDG_CACHE_HOME": str(HOME / "cache"),
+    "HF_HOME": str(HOME / "hf"),
+    "MPLCONFIGDIR": str(HOME / "matplotlib"),
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "OMP_NUM_THREADS": "1",
+    "COLUMNS": "80",
+    "NO_COLOR": "1",
+}
+os.environ.update(ENVIRONMENT)
+for name in [name for name in os.environ if name.endswith(("_API_KEY", "_TOKEN", "_SECRET"))]:
+    del os.environ[name]
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1", "0.0.0.0", "", None)
+
+
+def pytest_unconfigure() -> None:
+    """Remove the temporary home of this process."""
+    shutil.rmtree(HOME, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refuse every address beyond this machine, by name and by number."""
+    connect, resolve = socket.socket.connect, socket.getaddrinfo
+
+    def guarded_connect(self: socket.socket, address: Any) -> None:
+        if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in LOOPBACK:
+            raise RuntimeError(f"a test tried to reach {address[0]}")
+        connect(self, address)
+
+    def guarded_resolve(host: Any, *rest: Any, **named: Any) -> Any:
+        if host not in (*LOOPBACK, socket.gethostname()):
+            raise RuntimeError(f"a test tried to look up {host}")
+        return resolve(host, *rest, **named)
+
+    monkeypatch.setattr(socket.socket, "connect", guarded_connect)
+    monkeypatch.setattr(socket, "getaddrinfo", guarded_resolve)
+
+
+@pytest.fixture(autouse=True)
+def same_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a command sets in the environment or the working directory ends with its test."""
+    before, folder = dict(os.environ), Path.cwd()
+    yield
+    os.chdir(folder)
+    for name in set(os.environ) - set(before):
+        del os.environ[name]
+    os.environ.update(before)
