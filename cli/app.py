@@ -6,6 +6,7 @@ Nothing imported here may load torch, transformers, trl, datasets or pyarrow; a 
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, ClassVar
 
 import typer
@@ -56,6 +57,10 @@ def root(
     """
     set_environment()
     make_streams_safe()
+    if "WORLD_SIZE" in os.environ:  # started by accelerate or torchrun
+        from aligner.launch import enter_rank
+
+        enter_rank()
     if debug:
         context.meta["debug"] = True
     else:

@@ -39,7 +39,8 @@ class Boundary(TyperGroup):
             sys.stdout.flush()
             return result
         except AlignerError as error:
-            _say(describe(error), ctx)
+            if not _left_to_launcher(error):
+                _say(describe(error), ctx)
             raise typer.Exit(error.exit_code) from error
         except BrokenPipeError as error:
             _forget_stdout()
@@ -64,6 +65,15 @@ class Boundary(TyperGroup):
             with formatter.section(heading):
                 texts = [self.commands[name].get_short_help_str(formatter.width - width - 4) for name in names]
                 formatter.write_dl([(name.ljust(width), text) for name, text in zip(names, texts)])
+
+
+def _left_to_launcher(error: AlignerError) -> bool:
+    """In a rank that we launched, the launching process reports the error, once for all ranks."""
+    if "WORLD_SIZE" not in os.environ:
+        return False
+    from aligner.launch import record_failure
+
+    return record_failure(error)
 
 
 def describe(error: AlignerError) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -93,6 +93,18 @@ class Screen:
             self.summary(event.rows)
         elif isinstance(event, events.DataReady):
             self.summary([(name, value, "") for name, value in event.table])
+
+    def start(self, name: str) -> None:
+        """Begin a stage, for callers that send no events."""
+        self.on_event(events.StageStarted(name))
+
+    def counter(self, name: str) -> Callable[[int, int], None]:
+        """A stage for functions that report (done, total)."""
+        return lambda done, total: self.on_event(events.StageProgress(name, done, total))
+
+    def share(self, name: str) -> Callable[[float, str], None]:
+        """A stage for functions that report (share done, a few words)."""
+        return lambda done, text: None if self.silent else self._advance(name, round(done * 100), 100, text)
 
     def line(self, text: str, style: str = "") -> None:
         """One line on stderr, above the bar when there is one."""

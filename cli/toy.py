@@ -30,7 +30,7 @@ def write(directory: Path, *, seed: int, overwrite: bool) -> None:
     from .render import Screen
 
     with Screen() as screen:
-        write_world(directory, seed=seed, on_progress=screen.on_event)
+        write_world(directory, seed=seed, on_progress=screen.share("writing the toy world"))
 
 
 def _make_room(directory: Path, overwrite: bool) -> None:
