@@ -1,0 +1,196 @@
+"""The one preference trainer: pairs already tokenised, a pluggable objective, a reference that costs no second model.
+
+It subclasses transformers' Trainer and uses TRL's fused log-probability head. The alternative, TRL's DPOTrainer with
+`_prepare_dataset` and `_compute_loss` replaced, was measured beside it on the toy model (`benchmarks/speed/`): a step
+of TRL's costs several times as much there, since it also computes entropies, mean logits and top-1 matches over every
+position and synchronises each metric each step, and replacing those two private methods leaves little of it. So this is
+the simpler and the faster one.
+
+What it does. The loss of a step is the weighted mean of the objective over *all* pairs of the step, over accumulation
+steps and ranks alike: `sum(w_i * f_i) / sum(w_i)`. So accumulation equals the large batch also where the last batch is
+short. `nll_weight` adds the length-averaged negative log-likelihood of the chosen answer (arXiv 2404.19733, eq. 1). The
+reference is the base under the adapter (`adapter_off`), or two columns of the data set, computed once
+(`aligner.reference`). Metrics carry TRL's names.
+
+Legend: B pairs, T tokens. A batch holds 2B sequences: the chosen ones, then the rejected ones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from trl.trainer.utils import add_fused_lm_head
+
+from aligner.chat import IGNORED
+from aligner.objectives import Objective, PairLogps, Settings
+from aligner.training import OrderedTrainer
+
+METRICS = (
+    "rewards/chosen",
+    "rewards/rejected",
+    "rewards/accuracies",
+    "rewards/margins",
+    "logps/chosen",
+    "logps/rejected",
+    "nll",
+)
+"""Logged as means over pairs: rewards are beta times the log-ratio to the reference, in nats; TRL's names."""
+
+
+@dataclass(frozen=True, slots=True)
+class PairCollator:
+    """Stack pairs into one right-padded batch of 2B rows: chosen first, then rejected.
+
+    Padding is marked by the attention mask and the labels, never by comparing ids with the padding id.
+    """
+
+    pad_token_id: int
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        """Return `input_ids`, `attention_mask`, `labels` (2B, T), and `weight` and reference log-probabilities (B,)."""
+        sides = [(row["prompt_ids"], row[f"{side}_ids"]) for side in ("chosen", "rejected") for row in rows]
+        width = max(len(prompt) + len(answer) for prompt, answer in sides)
+        input_ids = torch.full((len(sides), width), self.pad_token_id)
+        attention_mask = torch.zeros((len(sides), width), dtype=torch.long)
+        labels = torch.full((len(sides), width), IGNORED)
+        for i, (prompt, answer) in enumerate(sides):
+            start, stop = len(prompt), len(prompt) + len(answer)
+            input_ids[i, :stop] = torch.tensor([*prompt, *answer])
+            attention_mask[i, :stop] = 1
+            labels[i, start:stop] = torch.tensor(answer)
+        batch = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+        for key in ("weight", "reference_chosen", "reference_rejected"):
+            if key in rows[0]:
+                batch[key] = torch.tensor([row[key] for row in rows], dtype=torch.float32)
+        return batch
+
+
+def answer_logps(model: torch.nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return summed log-probabilities of the answers (2B,), in float32, and their lengths in tokens (2B,)."""
+    outputs = model(
+        input_ids=batch["input_ids"],
+        attention_mask=batch["attention_mask"],
+        labels=batch["labels"],
+        fused_lm_head=True,
+    )
+    lengths = (batch["labels"][:, 1:] != IGNORED).sum(dim=1)
+    return outputs.log_probs.float().sum(dim=1), lengths
+
+
+def fuse_head(model: Any) -> None:
+    """Give a model (or the base under its adapters) the head that returns log-probabilities instead of logits."""
+    add_fused_lm_head(model.get_base_model() if hasattr(model, "peft_config") else model)
+
+
+class PreferenceTrainer(OrderedTrainer):
+    """Train a policy on preference pairs with any objective of the catalogue.
+
+    Args:
+        objective: maps `PairLogps` of B pairs to losses (B,).
+        settings: the objective's numbers; `settings.beta` also scales the rewards that are logged.
+        nll_weight: weight of the chosen answer's length-averaged negative log-likelihood, in nats per token.
+    The data set holds the columns of `aligner.prepare`; with `reference_chosen` and `reference_rejected` (summed
+    log-probabilities) the reference is not computed again, and without them the policy must be a PEFT model whose base
+    is the reference.
+    """
+
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self, *args: Any, objective: Objective, settings: Settings, nll_weight: float = 0.0, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.objective, self.settings, self.nll_weight = objective, settings, nll_weight
+        self._sums: dict[str, Tensor | None] = {"train": None, "eval": None}
+        fuse_head(self.model)
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
+        """Fetch the batches of one step, and the sum of their pairs' weights over accumulation steps and ranks."""
+        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator)]
+        total = sum((batch["weight"].sum() for batch in batches), torch.tensor(0.0))
+        return batches, self.accelerator.reduce(total.to(self.args.device), reduction="sum")
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Return this micro-batch's share of the step's loss; summed over micro-batches and ranks it is the mean."""
+        logps, lengths = answer_logps(model, inputs)
+        chosen, rejected = logps.chunk(2)
+        chosen_lengths, rejected_lengths = lengths.chunk(2)
+        reference_chosen, reference_rejected = self._reference(inputs)
+        pairs = PairLogps(chosen, rejected, reference_chosen, reference_rejected, chosen_lengths, rejected_lengths)
+        nll = -chosen / chosen_lengths.clamp(min=1)
+        losses = self.objective(pairs, self.settings) + self.nll_weight * nll
+        assert losses.shape == chosen.shape, "an objective gives one loss per pair"
+        self._add_metrics(pairs, nll)
+        weighted = (inputs["weight"] * losses).sum()
+        if num_items_in_batch is None:
+            loss = weighted / inputs["weight"].sum()
+        else:
+            # Ranks average their gradients, so the division by all ranks' weights is undone by their number.
+            loss = weighted * self.accelerator.num_processes / num_items_in_batch
+        return (loss, None) if return_outputs else loss
+
+    def _reference(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        if "reference_chosen" in inputs:
+            return inputs["reference_chosen"], inputs["reference_rejected"]
+        policy = self.accelerator.unwrap_model(self.model)
+        with torch.no_grad(), policy.disable_adapter(), self.compute_loss_context_manager():
+            chosen, rejected = answer_logps(policy, inputs)[0].chunk(2)
+        return chosen, rejected
+
+    def prediction_step(
+        self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[Tensor, None, None]:
+        """Return the loss alone: the metrics are gathered on the side, and logits are never built."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            return self.compute_loss(model, inputs).detach(), None, None
+
+    def _add_metrics(self, pairs: PairLogps, nll: Tensor) -> None:
+        """Add to the running sums on the device; nothing is synchronised before the next log."""
+        with torch.no_grad():
+            chosen, rejected = self.settings.beta * pairs.chosen_ratio, self.settings.beta * pairs.rejected_ratio
+            rows = (chosen, rejected, (chosen > rejected).float(), chosen - rejected, pairs.chosen, pairs.rejected, nll)
+            sums = torch.stack([*(row.sum() for row in rows), torch.tensor(float(len(nll)), device=nll.device)])
+        split = "train" if self.model.training else "eval"
+        self._sums[split] = sums if (old := self._sums[split]) is None else old + sums
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the means over all pairs since the last log, over all ranks."""
+        split = "eval" if any(key.startswith("eval_") for key in logs) else "train"
+        if "train_runtime" not in logs and (sums := self._sums[split]) is not None:
+            totals = self.accelerator.reduce(sums, reduction="sum").tolist()
+            prefix = "eval_" if split == "eval" else ""
+            logs |= {f"{prefix}{name}": total / totals[-1] for name, total in zip(METRICS, totals)}
+            self._sums[split] = None
+        super().log(logs, start_time)
+
+
+def reference_logps(model: PreTrainedModel, rows: Any, collator: PairCollator, batch_size: int, **options: Any) -> Any:
+    """Return the reference's summed log-probabilities of every pair, two tensors of shape (N,), in row order.
+
+    `options`: `device`, `autocast` (a context), `on_progress(done, total)`. Rows are scored sorted by length.
+    """
+    device, autocast = options.get("device", "cpu"), options.get("autocast") or contextlib.nullcontext()
+    on_progress = options.get("on_progress")
+    order = sorted(range(len(rows)), key=lambda i: -rows[i]["length"])
+    chosen, rejected = torch.empty(len(rows)), torch.empty(len(rows))
+    was_training = model.training
+    model.eval()
+    for start in range(0, len(order), batch_size):
+        picked = order[start : start + batch_size]
+        batch = {key: value.to(device) for key, value in collator([rows[i] for i in picked]).items()}
+        with torch.no_grad(), autocast:
+            logps = answer_logps(model, batch)[0].cpu()
+        chosen[picked], rejected[picked] = logps.chunk(2)
+        if on_progress:
+            on_progress(min(start + batch_size, len(order)), len(order))
+    model.train(was_training)
+    return chosen, rejected

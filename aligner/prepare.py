@@ -1,0 +1,289 @@
+"""From typed rows to the token data sets that trainers read, with every row and token counted on the way.
+
+Tokenised data are written below the run directory (`prepared/`) once, before any rank starts, and read from there:
+ranks, and a resumed run, never tokenise again. How rows become batches is decided here too, from the histogram of
+their lengths: packed, grouped by length, or neither, and the decision comes with its reason.
+
+Columns. SFT: `input_ids`, `labels`, `length`; packed: `input_ids`, `labels`, `seq_lengths`. Pairs: `prompt_ids`,
+`chosen_ids`, `rejected_ids`, `weight`, `length`.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from aligner.chat import IGNORED, Encoded, Pair, encode_pair, encode_sft
+from aligner.config.schema import Data, SftRecipe, TrainRecipe
+from aligner.data import Loaded
+from aligner.data.ledger import SplitLedger
+from aligner.data.rows import Row
+from aligner.errors import AlignerError, DataError, Problem
+from aligner.events import OnEvent, StageProgress
+from aligner.record import dumps, write_atomically
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+LISTED = 20
+PROGRESS_EVERY = 500
+QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
+WORTHWHILE_PADDING = 0.1
+"""Share of padding in random batches above which something is done about it."""
+STEPS_WORTH_PACKING = 200
+"""Packing puts many rows into one step; below this many steps in an epoch it would change the training too much."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batching:
+    """How rows become batches: `packing`, `grouped` or neither, and why."""
+
+    packing: bool
+    grouped: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Tokenised splits and how they are batched."""
+
+    train: Dataset
+    eval: Dataset | None
+    batching: Batching
+
+
+def prepare(
+    recipe: TrainRecipe, loaded: Loaded, tokenizer: PreTrainedTokenizerBase, folder: Path, on_event: OnEvent | None
+) -> Prepared:
+    """Tokenise both splits, decide on batches, count everything in the ledger, and write the result to `folder`.
+
+    Raises: DataError listing the rows that cannot be used: too long, or with nothing to train.
+    """
+    encode = _encode_sft_row(tokenizer, recipe) if isinstance(recipe, SftRecipe) else _encode_pair_row(tokenizer)
+    ledger = loaded.ledger
+    train = _tokenise(loaded.train, encode, recipe.data, ledger.split("train"), "train", on_event)
+    held_out = (
+        _tokenise(loaded.eval, encode, recipe.data, ledger.split("eval"), "eval", on_event) if loaded.eval else None
+    )
+    batching = choose_batching(recipe, [int(n) for n in train["length"]])
+    rows = recipe.trainer.get("per_device_train_batch_size", 8)
+    if batching.packing:
+        train = _pack(train, recipe.data.max_length, recipe.seed)
+        places = len(train) * recipe.data.max_length
+        ledger.split("train").count(sequences=len(train), packed_fill=ledger.split("train").tokens / places)
+    else:
+        share = padding_share(train["length"], rows, recipe.seed, grouped=batching.grouped)
+        ledger.split("train").count(padding_share=share)
+    ledger.check()
+    _write(folder, train, held_out, batching)
+    return load_prepared(folder)
+
+
+def load_prepared(folder: Path) -> Prepared:
+    """Read what `prepare` wrote."""
+    from datasets import load_from_disk
+
+    batching = Batching(**json.loads((folder / "batching.json").read_text(encoding="utf-8")))
+    held_out = load_from_disk(str(folder / "eval")) if (folder / "eval").is_dir() else None
+    return Prepared(load_from_disk(str(folder / "train")), held_out, batching)
+
+
+def _write(folder: Path, train: Dataset, held_out: Dataset | None, batching: Batching) -> None:
+    """Write under a temporary name and rename, `batching.json` inside: a `prepared/` that is there is whole."""
+    unfinished = folder.with_name(f"{folder.name}.unfinished")
+    for stale in (unfinished, folder):
+        if stale.exists():
+            shutil.rmtree(stale)
+    unfinished.mkdir(parents=True)
+    train.save_to_disk(str(unfinished / "train"))
+    if held_out is not None:
+        held_out.save_to_disk(str(unfinished / "eval"))
+    write_atomically(unfinished / "batching.json", dumps(asdict(batching)))
+    unfinished.rename(folder)
+
+
+# --- rows ----------------------------------------------------------------------------------------------------------
+
+Encode = Callable[[Row, int | None], dict[str, Any] | None]
+"""A row and the length to cut it to (None: leave it whole) -> columns, or None when nothing is left to train."""
+
+
+def _encode_sft_row(tokenizer: PreTrainedTokenizerBase, recipe: SftRecipe) -> Encode:
+    def encode(row: Row, limit: int | None) -> dict[str, Any] | None:
+        whole = encode_sft(tokenizer, row, recipe.sft.loss_on)
+        kept = Encoded(whole.input_ids[:limit], whole.labels[:limit])
+        if kept.num_trained == 0:
+            return None
+        return {
+            "input_ids": np.asarray(kept.input_ids, dtype=np.int32),
+            "labels": np.asarray([IGNORED, *kept.labels[1:]], dtype=np.int32),
+            "length": len(kept.input_ids),
+            "tokens": len(kept.input_ids),
+            "trained": kept.num_trained,
+            "whole": len(whole.input_ids),
+            "cut": len(whole.input_ids) - len(kept.input_ids),
+        }
+
+    return encode
+
+
+def _encode_pair_row(tokenizer: PreTrainedTokenizerBase) -> Encode:
+    def encode(row: Row, limit: int | None) -> dict[str, Any] | None:
+        whole = encode_pair(tokenizer, row)  # type: ignore[arg-type]
+        prompt = whole.prompt_ids
+        room = None if limit is None else max(0, limit - len(prompt))
+        kept = Pair(prompt, whole.chosen_ids[:room], whole.rejected_ids[:room])
+        if not kept.chosen_ids or not kept.rejected_ids or kept.chosen_ids == kept.rejected_ids:
+            return None
+        answers = len(kept.chosen_ids) + len(kept.rejected_ids)
+        longest = max(len(whole.chosen_ids), len(whole.rejected_ids))
+        return {
+            "prompt_ids": np.asarray(prompt, dtype=np.int32),
+            "chosen_ids": np.asarray(kept.chosen_ids, dtype=np.int32),
+            "rejected_ids": np.asarray(kept.rejected_ids, dtype=np.int32),
+            "weight": float(row.weight),  # type: ignore[union-attr]
+            "length": len(prompt) + max(len(kept.chosen_ids), len(kept.rejected_ids)),
+            "tokens": 2 * len(prompt) + answers,
+            "trained": answers,
+            "whole": len(prompt) + longest,
+            "cut": len(whole.chosen_ids) + len(whole.rejected_ids) - answers,
+        }
+
+    return encode
+
+
+COUNTED = ("tokens", "trained", "whole", "cut")
+
+
+def _tokenise(
+    rows: Sequence[Row], encode: Encode, data: Data, ledger: SplitLedger, name: str, on_event: OnEvent | None
+) -> Dataset:
+    """Encode every row of a split; too long and unusable ones go the way that the recipe says, counted."""
+    from datasets import Dataset
+
+    limit = data.max_length if data.on_too_long == "truncate" else None
+    columns: dict[str, list[Any]] = {}
+    broken: list[Problem] = []
+    too_long: list[tuple[str, int]] = []
+    for number, row in enumerate(rows):
+        if on_event and number % PROGRESS_EVERY == 0:
+            on_event(StageProgress(f"tokenising {name}", number, len(rows)))
+        try:
+            encoded = encode(row, limit)
+        except DataError as error:
+            ledger.note_unusable(row.origin, error.message)
+            broken.append(Problem(error.message, hint=error.hint))
+            continue
+        if encoded is None:
+            ledger.note_unusable(row.origin, f"no trained token is left within {data.max_length} tokens")
+        elif encoded["whole"] > data.max_length and data.on_too_long != "truncate":
+            too_long.append((row.origin, encoded["whole"]))
+        else:
+            for key, value in encoded.items():
+                columns.setdefault(key, []).append(value)
+    if on_event:
+        on_event(StageProgress(f"tokenising {name}", len(rows), len(rows)))
+    _refuse_broken(broken, data)
+    _refuse_too_long(too_long, columns.get("whole", []), data, len(rows))
+    if not columns:
+        raise DataError(f"no row of the {name} split can be trained on", "see data.json, and raise data.max_length")
+    _count(ledger, columns, len(too_long))
+    return Dataset.from_dict({key: value for key, value in columns.items() if key not in COUNTED})
+
+
+def _count(ledger: SplitLedger, columns: dict[str, list[Any]], dropped: int) -> None:
+    tokens, trained = sum(columns["tokens"]), sum(columns["trained"])
+    ledger.count(
+        rows=len(columns["tokens"]),
+        tokens=tokens,
+        trained_tokens=trained,
+        masked_tokens=tokens - trained,
+        too_long_dropped=dropped,
+        truncated_rows=sum(cut > 0 for cut in columns["cut"]),
+        truncated_tokens=sum(columns["cut"]),
+        lengths=quantiles(columns["length"]),
+    )
+
+
+def _refuse_broken(broken: list[Problem], data: Data) -> None:
+    if broken and data.on_bad_row == "error":
+        raise DataError(
+            f"{len(broken):,} rows cannot be trained on",
+            "mend them, or set data.on_bad_row=drop to leave them out (they are counted and listed in data.json)",
+            broken[:LISTED],
+        )
+
+
+def _refuse_too_long(too_long: list[tuple[str, int]], fitting: Sequence[int], data: Data, total: int) -> None:
+    if too_long and data.on_too_long == "error":
+        lengths = sorted([*fitting, *(length for _, length in too_long)])
+        needed = {share: lengths[min(len(lengths) - 1, int(share * len(lengths)))] for share in (0.9, 0.99)}
+        raise DataError(
+            f"{len(too_long):,} of {total:,} rows are longer than data.max_length={data.max_length} tokens "
+            f"(the longest has {lengths[-1]:,}; 90% fit in {needed[0.9]:,}, 99% in {needed[0.99]:,})",
+            "raise data.max_length, or choose data.on_too_long=drop or truncate; either way the loss is counted",
+            [Problem(f"{length:,} tokens", where=origin) for origin, length in too_long[:5]],
+        )
+
+
+def quantiles(values: Sequence[int]) -> list[int]:
+    """Return the values at `QUANTILES`, shortest to longest."""
+    ordered = sorted(values)
+    return [ordered[min(len(ordered) - 1, round(share * (len(ordered) - 1)))] for share in QUANTILES]
+
+
+# --- batches -------------------------------------------------------------------------------------------------------
+
+
+def choose_batching(recipe: TrainRecipe, lengths: Sequence[int]) -> Batching:
+    """Decide how rows become batches, from their lengths (N,), and say why."""
+    asked = recipe.trainer.get("train_sampling_strategy")
+    if isinstance(recipe, SftRecipe) and recipe.sft.packing is True:
+        return Batching(True, False, "packed, as sft.packing asks")
+    if asked is not None:
+        return Batching(False, asked == "group_by_length", f"trainer.train_sampling_strategy={asked}, as asked")
+    batch = recipe.trainer.get("per_device_train_batch_size", 8)
+    share = padding_share(lengths, batch, recipe.seed)
+    if share < WORTHWHILE_PADDING:
+        return Batching(False, False, f"random batches: only {share:.0%} of one is padding")
+    if isinstance(recipe, SftRecipe) and recipe.sft.packing == "auto":
+        per_step = batch * recipe.trainer.get("gradient_accumulation_steps", 1) * recipe.launch.num_processes
+        steps = sum(lengths) // (recipe.data.max_length * per_step)
+        if steps >= STEPS_WORTH_PACKING:
+            return Batching(
+                True, False, f"packed: {share:.0%} of a random batch is padding, and packing leaves {steps:,} steps"
+            )
+        why = f"packing would leave only {steps:,} steps an epoch"
+        return Batching(False, True, f"grouped by length: {share:.0%} of a random batch is padding, and {why}")
+    return Batching(False, True, f"grouped by length: {share:.0%} of a random batch is padding")
+
+
+def padding_share(lengths: Sequence[int], batch: int, seed: int, *, grouped: bool = False) -> float:
+    """Return the share of padding in batches of `batch` rows, drawn at random or sorted by length."""
+    order = list(lengths)
+    if grouped:
+        order.sort()
+    else:
+        random.Random(seed).shuffle(order)
+    batches = [order[i : i + batch] for i in range(0, len(order), batch)]
+    places = sum(max(rows) * len(rows) for rows in batches)
+    return 1 - sum(order) / places if places else 0.0
+
+
+def _pack(rows: Dataset, max_length: int, seed: int) -> Dataset:
+    """Pack whole rows with TRL's best-fit-decreasing; none is longer than a sequence, so none is cut."""
+    from trl import pack_dataset
+
+    shuffled = rows.select_columns(["input_ids", "labels"]).shuffle(seed=seed)
+    packed = pack_dataset(shuffled, max_length, "bfd")
+    kept = sum(sum(lengths) for lengths in packed["seq_lengths"])
+    assert kept == sum(rows["length"]), "packing lost tokens"
+    return packed

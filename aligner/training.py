@@ -1,0 +1,220 @@
+"""What every trainer here shares: its arguments, its record, its order of rows, its checkpoints, its end.
+
+A method builds a trainer from these parts and hands it to `fit`. Checkpoints count only once the file `complete` is in
+them, written after everything else is on disk, and older ones are removed only then; so a kill at any moment leaves one
+that can be resumed. Numbers go to `metrics.jsonl` under TRL's names; nothing is sent anywhere unless `trainer.report_to`
+asks for it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import TrainerControl, TrainerState
+
+from aligner.config.schema import TrainRecipe
+from aligner.errors import TrainingError
+from aligner.events import Metrics, Notice, OnEvent
+from aligner.models import has_bf16_gpu
+from aligner.run import Run
+from aligner.sampling_order import SeededSampler
+
+DEFAULT_SHARE_OF_STEPS = 0.1
+"""Without a word in the recipe, a checkpoint (and an evaluation) is made every tenth of the run."""
+
+KEPT_CHECKPOINTS = 2
+
+
+def training_arguments(
+    recipe: TrainRecipe, run: Run, argument_class: type[TrainingArguments], **ours: Any
+) -> TrainingArguments:
+    """Build the arguments of a trainer: the recipe's `trainer:` section over our defaults, and what only we may set.
+
+    Where our default differs from transformers' (bf16, checkpoint interval, no reporting), it stands here and in the
+    resolved plan that is printed before training.
+    """
+    values = {**default_arguments(recipe), **recipe.trainer, **ours}
+    # Rotation is ours: transformers removes old checkpoints before the new one is known to be whole.
+    values["save_total_limit"] = None
+    return argument_class(
+        output_dir=str(run.checkpoints_dir),
+        seed=recipe.seed,
+        data_seed=recipe.seed,
+        disable_tqdm=True,
+        logging_nan_inf_filter=False,
+        **values,
+    )
+
+
+def default_arguments(recipe: TrainRecipe) -> dict[str, Any]:
+    """Return our defaults for `trainer:` keys that the recipe leaves out."""
+    on_gpu = torch.cuda.is_available() and not recipe.trainer.get("use_cpu", False)
+    values: dict[str, Any] = {
+        "per_device_train_batch_size": 8,
+        "per_device_eval_batch_size": 8,
+        "logging_steps": 10,
+        "logging_first_step": True,
+        "save_strategy": "steps",
+        "save_steps": DEFAULT_SHARE_OF_STEPS,
+        "report_to": "none",
+        "bf16": has_bf16_gpu() and on_gpu and not recipe.trainer.get("fp16", False),
+        "gradient_checkpointing": on_gpu,
+        "dataloader_pin_memory": on_gpu,
+    }
+    if recipe.data.eval is not None:
+        values |= {"eval_strategy": "steps", "eval_steps": DEFAULT_SHARE_OF_STEPS}
+    if recipe.early_stopping is not None:
+        values |= {"load_best_model_at_end": True, "metric_for_best_model": "loss"}
+    return values
+
+
+class OrderedTrainer(Trainer):
+    """A transformers Trainer whose rows come in the order of a `SeededSampler`, resumed or not."""
+
+    group_lengths: Sequence[int] | None = None
+    """Lengths (N,) of the training rows, when batches are grouped by length."""
+
+    train_order: SeededSampler | None = None
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> SeededSampler:
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        world = max(1, self.args.world_size)
+        self.train_order = SeededSampler(
+            len(rows),
+            self.args.seed,
+            lengths=self.group_lengths,
+            rows_per_step=self.args.train_batch_size * self.args.gradient_accumulation_steps * world,
+        )
+        return self.train_order
+
+
+class Recorder(TrainerCallback):
+    """Write metrics and checkpoint marks into the run directory, tell the listener, and stop at a loss that is no number."""
+
+    def __init__(self, trainer: OrderedTrainer, run: Run, on_event: OnEvent | None, keep: int) -> None:
+        self.trainer, self.run, self.on_event, self.keep = trainer, run, on_event, keep
+        self.last: dict[str, dict[str, float]] = {"train": {}, "eval": {}}
+        self.started = time.monotonic()
+
+    def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Set the order's epoch here: the loader of a resumed or sharded run does not pass it on."""
+        if self.trainer.train_order is not None:
+            self.trainer.train_order.set_epoch(int((state.epoch or 0.0) + 1e-6))
+
+    def on_log(
+        self, args: Any, state: TrainerState, control: TrainerControl, logs: dict[str, float] | None = None, **_: Any
+    ) -> None:
+        """Split a log into its training or held-out line."""
+        logs = logs or {}
+        if "train_runtime" in logs:
+            return
+        split = "eval" if any(key.startswith("eval_") for key in logs) else "train"
+        values = {key.removeprefix("eval_"): float(value) for key, value in logs.items() if key != "epoch"}
+        self.last[split] = values
+        if state.is_world_process_zero:
+            record = {"step": state.global_step, "epoch": round(float(logs.get("epoch", 0.0)), 4), "split": split, **values}
+            self.run.log_metrics({**record, "time_s": round(time.monotonic() - self.started, 3)})
+            if self.on_event:
+                self.on_event(Metrics(state.global_step, state.max_steps, values, split))
+        if not math.isfinite(values.get("loss", 0.0)):
+            raise TrainingError(
+                f"The {split} loss is {values['loss']} at step {state.global_step}.",
+                "Lower trainer.learning_rate, set trainer.max_grad_norm, or look at the rows of the last steps; "
+                "the last complete checkpoint is from before.",
+            )
+
+    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Mark the new checkpoint as whole once every rank has written its part; then remove the oldest."""
+        PartialState().wait_for_everyone()
+        if not state.is_world_process_zero:
+            return
+        checkpoint = self.run.checkpoints_dir / f"checkpoint-{state.global_step}"
+        self.run.complete_checkpoint(checkpoint)
+        best = Path(state.best_model_checkpoint).name if state.best_model_checkpoint else None
+        found = sorted(self.run.checkpoints_dir.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+        for path in found[: max(0, len(found) - self.keep)]:
+            if path.name != best:
+                shutil.rmtree(path)
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """What training gave: results by name, for the manifest and the screen."""
+
+    results: dict[str, float]
+
+
+def fit(trainer: OrderedTrainer, recipe: TrainRecipe, run: Run, on_event: OnEvent | None) -> Fitted:
+    """Train, from the last complete checkpoint if there is one, and save the result to `final/`.
+
+    Raises: TrainingError when the loss is no number or memory runs out.
+    """
+    keep = int(recipe.trainer.get("save_total_limit") or KEPT_CHECKPOINTS)
+    recorder = Recorder(trainer, run, on_event, keep)
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(recorder)
+    if recipe.early_stopping is not None:
+        trainer.add_callback(EarlyStoppingCallback(recipe.early_stopping.patience, recipe.early_stopping.threshold))
+    checkpoint = run.latest_checkpoint()
+    if trainer.is_world_process_zero():
+        _announce(checkpoint, run, on_event)
+    try:
+        output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(
+            f"The device ran out of memory at step {trainer.state.global_step}.",
+            "Halve trainer.per_device_train_batch_size and double trainer.gradient_accumulation_steps, set "
+            "trainer.gradient_checkpointing=true, lower data.max_length, or use model.lora with model.quantization=nf4.",
+        ) from error
+    save_final(trainer, run)
+    return Fitted(_results(trainer, recorder, output))
+
+
+def _announce(checkpoint: Path | None, run: Run, on_event: OnEvent | None) -> None:
+    step = int(checkpoint.name.split("-")[1]) if checkpoint else 0
+    run.trim_metrics(step)
+    if checkpoint and on_event:
+        on_event(Notice(f"Going on from {checkpoint} (weights, optimizer, schedule, random state, place in the data)."))
+
+
+def save_final(trainer: OrderedTrainer, run: Run) -> None:
+    """Save the model to `final/` under a temporary name first, so that a `final/` is always whole."""
+    unfinished = run.dir / "final.unfinished"
+    trainer.save_model(str(unfinished))
+    if trainer.is_world_process_zero():
+        (unfinished / "training_args.bin").unlink(missing_ok=True)  # a pickle; the recipe says it all
+        (unfinished / "README.md").unlink(missing_ok=True)
+        if run.final_dir.exists():
+            shutil.rmtree(run.final_dir)
+        os.replace(unfinished, run.final_dir)
+    PartialState().wait_for_everyone()
+
+
+def _results(trainer: OrderedTrainer, recorder: Recorder, output: Any) -> dict[str, float]:
+    results = {"steps": float(trainer.state.global_step), "train_loss": float(output.training_loss)}
+    if recorder.last["train"]:
+        results |= {f"train/{key}": value for key, value in recorder.last["train"].items() if key != "learning_rate"}
+    results |= {f"eval/{key}": value for key, value in recorder.last["eval"].items() if not _is_timing(key)}
+    if trainer.state.best_metric is not None:
+        results["best_eval_loss"] = float(trainer.state.best_metric)
+    return results
+
+
+def _is_timing(key: str) -> bool:
+    return key in ("runtime", "samples_per_second", "steps_per_second")
+
+
+def lengths_of(rows: Dataset, grouped: bool) -> list[int] | None:
+    """Return the `length` column when batches are to be grouped by it."""
+    return list(rows["length"]) if grouped else None
