@@ -28,6 +28,9 @@ def list_runs(
     if as_json:
         typer.echo(json.dumps(runs, indent=2))
         return
+    if not runs:
+        typer.echo(f"no runs below {directory}")
+        return
     rows = [
         (run["dir"], run["method"], run["state"], "  ".join(f"{k} {number(v)}" for k, v in run["results"].items()))
         for run in runs

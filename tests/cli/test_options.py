@@ -1,0 +1,49 @@
+"""The options of every command, frozen: people type them in scripts. A change here is a change of the interface."""
+
+from __future__ import annotations
+
+import typer
+
+from aligner.cli.app import app
+
+OPTIONS = {
+    "": "--debug --version --install-completion --show-completion",
+    "quickstart": "--dir --overwrite",
+    "toy": "DIR --seed --overwrite",
+    "recipes list": "--json",
+    "recipes show": "NAME",
+    "recipes copy": "NAME DESTINATION",
+    "doctor": "--json",
+    "sft": "--dry-run --resume --overwrite --num-processes --num_processes --json --debug",
+    "dpo": "--dry-run --resume --overwrite --num-processes --num_processes --json --debug",
+    "generate": "MODEL PROMPTS --data --max-new-tokens --temperature --top-p --top-k --min-p --repetition-penalty "
+    "--num-samples -n --seed --batch-size --dtype --quantization --trust-remote-code --output -o --json",
+    "eval": "MODEL --data --task --scorer --reference --max-rows --max-new-tokens --temperature --seed --batch-size "
+    "--dtype --quantization --trust-remote-code --output -o --json",
+    "runs list": "DIR --json",
+    "runs show": "RUN --json",
+    "runs report": "RUN",
+}
+
+
+def options() -> dict[str, str]:
+    """Every command with its arguments and options, as declared."""
+    found = {}
+    todo = [("", typer.main.get_command(app))]
+    while todo:
+        name, command = todo.pop()
+        children = getattr(command, "commands", {})
+        todo += [(f"{name} {child}".strip(), sub) for child, sub in children.items()]
+        if not children or not name:
+            found[name] = " ".join(_shown(parameter) for parameter in command.params)
+    return found
+
+
+def _shown(parameter: object) -> str:
+    if parameter.param_type_name == "argument":
+        return parameter.metavar or parameter.name.upper()
+    return " ".join([*parameter.opts, *parameter.secondary_opts])
+
+
+def test_the_options_are_the_ones_that_people_know() -> None:
+    assert options() == OPTIONS

@@ -1,0 +1,65 @@
+"""Events on the screen: plain lines where there is no terminal, nothing from other ranks."""
+
+from __future__ import annotations
+
+import pytest
+
+from aligner import events
+from aligner.cli import render
+
+
+def test_without_a_terminal_there_are_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    with render.Screen() as screen:
+        screen.on_event(events.StageStarted("training"))
+        screen.on_event(events.Metrics(1, 20, {"loss": 2.0, "grad_norm": 1.0}))
+        screen.on_event(events.Metrics(20, 20, {"loss": 1.23456}))
+        screen.on_event(events.Metrics(20, 20, {"loss": 1.5}, "eval"))
+        screen.on_event(events.Notice("packing is off"))
+        screen.on_event(events.Warned("3 rows were dropped"))
+    out, err = capsys.readouterr()
+    assert out == ""
+    lines = err.splitlines()
+    assert lines[0] == "training ..."
+    assert lines[1].startswith("training: 1/20  loss 2")
+    assert lines[2].startswith("training: 20/20  loss 1.235")
+    assert lines[3:] == ["step 20: held out  loss 1.5", "packing is off", "warning: 3 rows were dropped"]
+
+
+def test_lines_come_at_most_every_few_seconds(capsys: pytest.CaptureFixture[str]) -> None:
+    with render.Screen() as screen:
+        for step in range(1, 101):
+            screen.on_event(events.Metrics(step, 100, {"loss": 1.0}))
+    assert len(capsys.readouterr().err.splitlines()) == 2
+
+
+def test_other_ranks_are_silent(capsys: pytest.CaptureFixture[str]) -> None:
+    with render.Screen(silent=True) as screen:
+        screen.on_event(events.StageStarted("training"))
+        screen.on_event(events.Warned("x"))
+        screen.on_event(events.Metrics(1, 1, {"loss": 1.0}))
+        screen.summary([("a", "b", "c")])
+        screen.share("x")(0.5, "y")
+    assert capsys.readouterr().err == ""
+
+
+def test_on_a_terminal_there_is_a_live_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    with render.Screen() as screen:
+        screen.on_event(events.StageStarted("training"))
+        screen.on_event(events.Metrics(1, 2, {"loss": 1.5}))
+        screen.on_event(events.Notice("a word above the bar"))
+        screen.on_event(events.Metrics(2, 2, {"loss": 1.25}))
+    err = capsys.readouterr().err
+    assert "loss 1.25" in err
+    assert "2/2" in err
+    assert "a word above the bar" in err
+
+
+def test_a_summary_stands_in_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    render.Screen().summary([("model", "toy", ""), ("  dpo.beta", "0.05", "recipe.yaml:7")])
+    assert capsys.readouterr().err == "model       toy\n  dpo.beta  0.05  recipe.yaml:7\n\n"
+
+
+def test_a_table_is_as_wide_as_its_words(capsys: pytest.CaptureFixture[str]) -> None:
+    render.columns(("recipe", "what"), [("tiny/dpo", "small"), ("x", "a longer one")])
+    assert capsys.readouterr().out == "recipe    what\ntiny/dpo  small\nx         a longer one\n"
