@@ -1,0 +1,208 @@
+"""The data section of a recipe -> typed rows for training and evaluation, with the books and a fingerprint.
+
+What is wrong is reported together: every source is read before anything is refused, and the first broken rows of all
+of them are listed with file, row and reason. Nothing here knows tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, Literal
+
+from aligner.config.schema import Data, Source
+from aligner.data.files import BLANK, Unreadable
+from aligner.data.formats import HEAD_ROWS, choose_form, unused_columns
+from aligner.data.ledger import LISTED, Ledger, SourceLedger
+from aligner.data.mapping import map_row
+from aligner.data.mixture import Pool, hold_out, name_pools, remove_duplicates, repeat, sample
+from aligner.data.reshape import UserFunction, apply_function, check_columns, load_function, move_columns
+from aligner.data.rows import Row, Task, prompt_text
+from aligner.data.sources import open_source
+from aligner.data.turns import BadRow
+from aligner.errors import DataError, Problem
+
+OnBadRow = Literal["error", "drop"]
+
+
+@dataclass
+class Loaded:
+    """Typed rows of both splits, what became of all others, and a digest of everything that decided it."""
+
+    train: list[Row]
+    eval: list[Row]
+    ledger: Ledger
+    fingerprint: str
+
+
+def load_rows(data: Data, task: Task, seed: int) -> Loaded:
+    """Read, map, mix and split the sources of a recipe's `data:` section."""
+    ledger = Ledger()
+    eval_sources = data.eval if isinstance(data.eval, list) else []
+    pools = _read_pools(data.train, eval_sources, task, data.on_bad_row, ledger)
+    name_pools(pools)
+    if data.deduplicate:
+        remove_duplicates(pools)
+    for pool in pools:
+        sample(pool, seed)
+    train_pools = [pool for pool in pools if pool.entry.role == "train"]
+    if isinstance(data.eval, float):
+        hold_out(train_pools, data.eval, seed)
+    loaded = Loaded([], [], ledger, fingerprint(data, task, seed, ledger))
+    for pool in pools:
+        _deliver(pool, loaded, seed)
+    if eval_sources:
+        asked = {prompt_text(row) for row in loaded.train}
+        ledger.prompts_in_both = sum(prompt_text(row) in asked for row in loaded.eval)
+    _refuse_no_rows(data, loaded)
+    ledger.check()
+    return loaded
+
+
+def read_source(source: Source, task: Task, on_bad_row: OnBadRow, ledger: Ledger) -> list[Row]:
+    """All rows of one source, mapped; no sampling."""
+    entry = ledger.source(source.path)
+    rows = _read(source, task, entry)
+    _refuse_bad_rows([entry], on_bad_row)
+    return rows
+
+
+def _read_pools(
+    train: Sequence[Source], held_out: Sequence[Source], task: Task, on_bad_row: OnBadRow, ledger: Ledger
+) -> list[Pool]:
+    """Read every source; what is wrong with any of them comes out in one error."""
+    pools: list[Pool] = []
+    errors: list[DataError] = []
+    roles: tuple[tuple[Literal["train", "eval"], Sequence[Source]], ...] = (("train", train), ("eval", held_out))
+    for role, sources in roles:
+        for source in sources:
+            entry = ledger.source(source.path, role)
+            try:
+                pools.append(Pool(source, entry, _read(source, task, entry)))
+            except DataError as error:
+                errors.append(error)
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        problems = [Problem(error.message, hint=error.hint) for error in errors]
+        raise DataError(f"{len(errors)} sources cannot be used", problems=problems)
+    _refuse_bad_rows([pool.entry for pool in pools], on_bad_row)
+    return pools
+
+
+def _read(source: Source, task: Task, entry: SourceLedger) -> list[Row]:
+    """The usable rows of a source; its losses go to the books."""
+    function = None if source.function is None else load_function(source.function)
+    stream = _raw_rows(source, function, entry)
+    head = list(islice(stream, HEAD_ROWS))
+    if not head:
+        if not entry.rows_read:
+            raise DataError(f"{source.path} holds no rows", "check the path, or remove the source")
+        return []
+    check_columns([row for _, row in head], source, task)
+    moved = [move_columns(row, source.columns) for _, row in head]
+    entry.format, entry.evidence = choose_form(moved, source, task)
+    entry.unused_columns = unused_columns(moved, entry.format, task)
+    rows: list[Row] = []
+    for origin, row in chain(head, stream):
+        try:
+            rows.append(map_row(move_columns(row, source.columns), entry.format, task, origin))
+        except BadRow as bad:
+            entry.note_bad(origin, str(bad))
+    return rows
+
+
+def _raw_rows(
+    source: Source, function: UserFunction | None, entry: SourceLedger
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows as read, after the user's function; what cannot be read is counted on the way."""
+    for origin, row in open_source(source, entry.files):
+        if row is BLANK:
+            entry.blank_lines += 1
+            continue
+        entry.rows_read += 1
+        if isinstance(row, Unreadable):
+            entry.note_bad(origin, row.reason)
+        elif function is None:
+            yield origin, row
+        else:
+            yield from _through_function(function, source, origin, row, entry)
+
+
+def _through_function(
+    function: UserFunction, source: Source, origin: str, row: dict[str, Any], entry: SourceLedger
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    assert source.function is not None
+    try:
+        made = apply_function(function, row, source.function)
+    except BadRow as bad:
+        entry.note_bad(origin, str(bad))
+        return
+    entry.dropped_by_function += not made
+    entry.added_by_function += max(0, len(made) - 1)
+    for number, new in enumerate(made, start=1):
+        yield (origin if len(made) == 1 else f"{origin}#{number}"), new
+
+
+def _refuse_bad_rows(entries: Sequence[SourceLedger], on_bad_row: OnBadRow) -> None:
+    """Raise for broken rows, unless they may be dropped and leave something over."""
+    broken = [entry for entry in entries if entry.bad]
+    lost = [entry for entry in broken if not entry.rows_mapped]
+    if on_bad_row == "drop":
+        broken = lost
+    if not broken:
+        return
+    listed = [Problem(bad.reason, where=bad.where) for entry in broken for bad in entry.bad_rows][:LISTED]
+    total = sum(entry.bad for entry in broken)
+    counts = ", ".join(f"{entry.bad:,} of {entry.rows_read:,} rows of {entry.path}" for entry in broken)
+    verb = "is" if total == 1 else "are"
+    more = f" (the first {len(listed)} are listed)" if total > len(listed) else ""
+    hint = "fix them, or set `data.on_bad_row: drop` to leave them out; they are counted and listed in `data.json`"
+    if lost:
+        hint = "no row is usable: check `format`, `columns` and `function` of the source"
+    raise DataError(f"{counts} {verb} broken{more}", hint, listed)
+
+
+def _deliver(pool: Pool, loaded: Loaded, seed: int) -> None:
+    """Put a pool's rows, with their repeats, into the splits and into the books."""
+    rows = repeat(pool, pool.rows, seed)
+    if pool.entry.role == "train":
+        loaded.train += rows
+        loaded.eval += pool.eval_rows
+        pool.entry.to_train, pool.entry.to_eval = len(rows), len(pool.eval_rows)
+    else:
+        loaded.eval += rows
+        pool.entry.to_eval = len(rows)
+    loaded.ledger.split("train").rows_in = len(loaded.train)
+    if loaded.eval:
+        loaded.ledger.split("eval").rows_in = len(loaded.eval)
+
+
+def _refuse_no_rows(data: Data, loaded: Loaded) -> None:
+    for name, rows, wanted in (("train", loaded.train, True), ("eval", loaded.eval, data.eval is not None)):
+        if wanted and not rows:
+            books = "; ".join(entry.summary() for entry in loaded.ledger.sources if entry.role == name)
+            raise DataError(f"no row is left in `data.{name}`: {books}", "check what the function or the dedup removes")
+
+
+def fingerprint(data: Data, task: Task, seed: int, ledger: Ledger) -> str:
+    """SHA-256 over the sources' bytes, the settings and the seed; where files lie does not count."""
+    settings = data.model_dump(exclude={"train", "eval"})
+    settings["eval"] = data.eval if isinstance(data.eval, float) else None
+    sources = [*data.train, *(data.eval if isinstance(data.eval, list) else [])]
+    parts = [_source_settings(source, entry) for source, entry in zip(sources, ledger.sources, strict=True)]
+    text = json.dumps([task, seed, settings, parts], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def _source_settings(source: Source, entry: SourceLedger) -> dict[str, Any]:
+    settings = source.model_dump(exclude={"path", "function"})
+    settings["role"], settings["files"] = entry.role, [file.sha256 for file in entry.files]
+    if source.function is not None:
+        file, _, name = source.function.rpartition(":")
+        settings["function"] = [hashlib.sha256(Path(file).expanduser().read_bytes()).hexdigest(), name]
+    return settings

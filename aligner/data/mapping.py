@@ -1,0 +1,281 @@
+"""One raw row -> one typed row, form by form. A row that does not fit raises `BadRow` with the reason.
+
+The preference form follows TRL's conventions: an explicit `prompt`, or none, in which case what `chosen` and
+`rejected` share at their beginning is the prompt. Shared turns are split off whole. Shared plain text is split after
+the last "\\n\\nAssistant:" where there is one (the form of Anthropic's helpful/harmless data), else at the last white
+space before the first difference; TRL cuts at the character and may cut a word in two.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from os.path import commonprefix
+from typing import Any
+
+from aligner.data.rows import (
+    CompletionRow,
+    ConversationRow,
+    Messages,
+    PreferenceRow,
+    PromptRow,
+    Row,
+    Task,
+    TextRow,
+)
+from aligner.data.turns import BadRow, answer, conversation, kind, messages, question, sharegpt, text
+
+Raw = Mapping[str, Any]
+
+DIALOGUE_MARK = "\n\nAssistant:"
+
+
+def map_row(raw: Raw, form: str, task: Task, origin: str) -> Row:
+    """The typed row, or `BadRow`."""
+    if task == "prompts":
+        return PROMPT_MAPPERS[form](raw, origin)
+    return ROW_MAPPERS[form](raw, origin)
+
+
+def _need(raw: Raw, column: str) -> Any:
+    if raw.get(column) is None:
+        raise BadRow(f"`{column}` is null" if column in raw else f"`{column}` is missing")
+    return raw[column]
+
+
+def _messages(raw: Raw, origin: str) -> ConversationRow:
+    turns = conversation(messages(_need(raw, "messages"), "messages"), "messages")
+    return ConversationRow(turns, _tools(raw), origin)
+
+
+def _sharegpt(raw: Raw, origin: str) -> ConversationRow:
+    turns = _with_system(raw, sharegpt(_need(raw, "conversations"), "conversations"))
+    return ConversationRow(conversation(turns, "conversations"), _tools(raw), origin)
+
+
+def _with_system(raw: Raw, turns: Messages) -> Messages:
+    """Put the text of a `system` column, if there is any, before the turns."""
+    if not raw.get("system"):
+        return turns
+    if turns and turns[0]["role"] == "system":
+        raise BadRow("both the column `system` and the first turn hold a system prompt")
+    return [{"role": "system", "content": text(raw["system"], "system")}, *turns]
+
+
+def _tools(raw: Raw) -> list[Any] | None:
+    """The `tools` column: a list, or a JSON string of one."""
+    tools = raw.get("tools")
+    if isinstance(tools, str) and tools.strip():
+        try:
+            tools = json.loads(tools)
+        except ValueError:
+            raise BadRow("tools is a string that is not JSON") from None
+    if not tools:
+        return None
+    if not isinstance(tools, list):
+        raise BadRow(f"tools is {kind(tools)}, not a list")
+    return tools
+
+
+def _alpaca(raw: Raw, origin: str) -> CompletionRow:
+    completion = text(_need(raw, "output"), "output")
+    return CompletionRow(_alpaca_prompt(raw), [{"role": "assistant", "content": completion}], origin)
+
+
+def _alpaca_prompt(raw: Raw) -> Messages:
+    """System prompt, earlier rounds, then the instruction and, after a blank line, its input."""
+    instruction = text(_need(raw, "instruction"), "instruction")
+    given = text(raw.get("input") or "", "input", allow_empty=True)
+    asked = f"{instruction}\n\n{given}" if given.strip() else instruction
+    turns = [turn for number, round_ in enumerate(_history(raw), 1) for turn in _round(round_, number)]
+    return _with_system(raw, [*turns, {"role": "user", "content": asked}])
+
+
+def _history(raw: Raw) -> list[Any]:
+    history = raw.get("history") or []
+    if not isinstance(history, list):
+        raise BadRow(f"history is {kind(history)}, not a list of [question, answer] pairs")
+    return history
+
+
+def _round(round_: Any, number: int) -> Messages:
+    if not isinstance(round_, list) or len(round_) != 2:
+        raise BadRow(f"round {number} of history is not a [question, answer] pair")
+    asked, answered = (text(part, f"round {number} of history") for part in round_)
+    return [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+
+
+def _text(raw: Raw, origin: str) -> TextRow:
+    return TextRow(text(_need(raw, "text"), "text"), origin)
+
+
+def _prompt(value: Any) -> str | Messages:
+    if isinstance(value, list):
+        return question(messages(value, "prompt"), "prompt")
+    return text(value, "prompt")
+
+
+def _completion(raw: Raw, origin: str) -> CompletionRow:
+    prompt, value = _prompt(_need(raw, "prompt")), _need(raw, "completion")
+    if isinstance(prompt, str) and not isinstance(value, list):
+        return CompletionRow(prompt, text(value, "completion"), origin)
+    prompt = _as_turns(prompt, "user")
+    return CompletionRow(prompt, _answer_turns(value, "completion", prompt), origin)
+
+
+def _as_turns(value: str | Messages, role: str) -> Messages:
+    return [{"role": role, "content": value}] if isinstance(value, str) else value
+
+
+def _answer_turns(value: Any, name: str, prompt: Messages) -> Messages:
+    """An answer as turns of the assistant; a copy of the whole prompt before it is taken off."""
+    if not isinstance(value, list):
+        return [{"role": "assistant", "content": text(value, name)}]
+    turns = messages(value, name)
+    if turns[: len(prompt)] == prompt:
+        turns = turns[len(prompt) :]
+    if not turns:
+        raise BadRow(f"{name} holds nothing after the prompt")
+    return answer(turns, name)
+
+
+def _preference(raw: Raw, origin: str) -> PreferenceRow:
+    chosen, rejected = _need(raw, "chosen"), _need(raw, "rejected")
+    if type(chosen) is not type(rejected):
+        raise BadRow(f"chosen is {kind(chosen)} and rejected is {kind(rejected)}")
+    prompt: str | Messages
+    if isinstance(chosen, list):
+        prompt, chosen, rejected = _conversational_pair(raw.get("prompt"), chosen, rejected)
+    else:
+        prompt, chosen, rejected = _plain_pair(raw.get("prompt"), text(chosen, "chosen"), text(rejected, "rejected"))
+    if chosen == rejected:
+        raise BadRow("chosen and rejected are the same")
+    return PreferenceRow(prompt, chosen, rejected, _pair_weight(raw), origin)
+
+
+def _plain_pair(value: Any, chosen: str, rejected: str) -> tuple[str | Messages, str | Messages, str | Messages]:
+    if chosen == rejected:
+        raise BadRow("chosen and rejected are the same")
+    if value is None:
+        cut = _shared_text(chosen, rejected)
+        if not chosen[:cut].strip():
+            raise BadRow("there is no `prompt`, and chosen and rejected share no beginning that could be one")
+        return (
+            chosen[:cut],
+            text(chosen[cut:], "chosen after the prompt"),
+            text(rejected[cut:], "rejected after the prompt"),
+        )
+    prompt = _prompt(value)
+    if isinstance(prompt, str):
+        return prompt, chosen, rejected
+    return prompt, _answer_turns(chosen, "chosen", prompt), _answer_turns(rejected, "rejected", prompt)
+
+
+def _shared_text(chosen: str, rejected: str) -> int:
+    """How many characters of the two are the prompt."""
+    shared = commonprefix([chosen, rejected])
+    mark = shared.rfind(DIALOGUE_MARK)
+    if mark >= 0:
+        return mark + len(DIALOGUE_MARK)
+    return max((position for position, letter in enumerate(shared) if letter.isspace()), default=0)
+
+
+def _conversational_pair(value: Any, chosen: Any, rejected: Any) -> tuple[Messages, Messages, Messages]:
+    chosen, rejected = messages(chosen, "chosen"), messages(rejected, "rejected")
+    if chosen == rejected:
+        raise BadRow("chosen and rejected are the same")
+    if isinstance(value, list) or (isinstance(value, str) and chosen[0]["role"] == "assistant"):
+        prompt = _as_turns(_prompt(value), "user")
+    else:
+        prompt = _shared_turns(chosen, rejected)
+        if value is not None and text(value, "prompt").strip() not in _asked(prompt):
+            raise BadRow("prompt is not what the user asks in chosen and rejected")
+    return prompt, _answer_turns(chosen, "chosen", prompt), _answer_turns(rejected, "rejected", prompt)
+
+
+def _shared_turns(chosen: Messages, rejected: Messages) -> Messages:
+    shared = 0
+    while shared < min(len(chosen), len(rejected)) and chosen[shared] == rejected[shared]:
+        shared += 1
+    if not shared:
+        raise BadRow("there is no `prompt`, and chosen and rejected share no first turn")
+    return question(chosen[:shared], "what chosen and rejected share")
+
+
+def _asked(prompt: Messages) -> list[str]:
+    """The first and the last thing that the user says."""
+    said = [turn["content"].strip() for turn in prompt if turn["role"] == "user"]
+    return [said[0], said[-1]] if said else []
+
+
+def _pair_weight(raw: Raw) -> float:
+    weight = raw.get("weight")
+    if weight is None:
+        return 1.0
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight) or weight <= 0:
+        raise BadRow(f"weight is {weight!r}, not a number above 0")
+    return float(weight)
+
+
+def _prompt_only(raw: Raw, origin: str) -> PromptRow:
+    extra = {key: value for key, value in raw.items() if key not in ("prompt", "answer")}
+    return PromptRow(_prompt(_need(raw, "prompt")), _expected(raw.get("answer")), extra, origin)
+
+
+def _expected(value: Any) -> str | None:
+    if value is None:
+        return None
+    return text(str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value, "answer")
+
+
+def _prompt_of_completion(raw: Raw, origin: str) -> PromptRow:
+    row = _completion(raw, origin)
+    expected = row.completion if isinstance(row.completion, str) else row.completion[-1]["content"] or None
+    return PromptRow(row.prompt, expected, {}, origin)
+
+
+def _prompt_of_preference(raw: Raw, origin: str) -> PromptRow:
+    return PromptRow(_preference(raw, origin).prompt, None, {}, origin)
+
+
+def _prompt_of_alpaca(raw: Raw, origin: str) -> PromptRow:
+    expected = raw.get("output")
+    return PromptRow(_alpaca_prompt(raw), text(expected, "output") if expected else None, {}, origin)
+
+
+def _prompt_of_messages(raw: Raw, origin: str) -> PromptRow:
+    return _prompt_of_turns(messages(_need(raw, "messages"), "messages"), "messages", origin)
+
+
+def _prompt_of_sharegpt(raw: Raw, origin: str) -> PromptRow:
+    turns = _with_system(raw, sharegpt(_need(raw, "conversations"), "conversations"))
+    return _prompt_of_turns(turns, "conversations", origin)
+
+
+def _prompt_of_turns(turns: Messages, name: str, origin: str) -> PromptRow:
+    """The last answer is what is expected; everything before it is the prompt."""
+    if turns[-1]["role"] != "assistant":
+        return PromptRow(turns, None, {}, origin)
+    conversation(turns, name)
+    return PromptRow(question(turns[:-1], name), turns[-1]["content"] or None, {}, origin)
+
+
+ROW_MAPPERS: dict[str, Callable[[Raw, str], Row]] = {
+    "messages": _messages,
+    "prompt_completion": _completion,
+    "preference": _preference,
+    "sharegpt": _sharegpt,
+    "alpaca": _alpaca,
+    "text": _text,
+    "prompt": _prompt_only,
+}
+
+PROMPT_MAPPERS: dict[str, Callable[[Raw, str], PromptRow]] = {
+    "prompt": _prompt_only,
+    "prompt_completion": _prompt_of_completion,
+    "preference": _prompt_of_preference,
+    "messages": _prompt_of_messages,
+    "sharegpt": _prompt_of_sharegpt,
+    "alpaca": _prompt_of_alpaca,
+}

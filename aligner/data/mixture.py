@@ -1,0 +1,131 @@
+"""From the rows of each source to the rows of each split: duplicates, sampling, held-out prompts, repeats.
+
+Every choice is random but seeded, and hangs on nothing but the recipe's seed and the source's own content: neither the
+other sources nor their order, neither the machine nor the Python version (`random.Random(str).random()` and SHA-256
+are fixed; `hash()` and `random.sample` are not). The order of work is: duplicates, `max_rows`, the random share of a
+`weight` below 1, the held-out split, and last the repeats of a `weight` above 1, which only training rows get.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, field, replace
+
+from aligner.config.schema import Source
+from aligner.data.ledger import SourceLedger
+from aligner.data.rows import Row, prompt_text
+from aligner.errors import DataError
+
+
+@dataclass
+class Pool:
+    """The rows of one source, its books, and the name that its random choices hang on."""
+
+    source: Source
+    entry: SourceLedger
+    rows: list[Row]
+    name: str = ""
+    eval_rows: list[Row] = field(default_factory=list)
+
+
+def name_pools(pools: Sequence[Pool]) -> None:
+    """Name each pool after its content; a source listed twice draws differently the second time."""
+    seen: dict[str, int] = {}
+    for pool in pools:
+        content = "/".join(file.sha256 for file in pool.entry.files)
+        seen[content] = seen.get(content, 0) + 1
+        pool.name = f"{pool.entry.role}:{content}:{seen[content]}"
+
+
+def remove_duplicates(pools: Sequence[Pool]) -> None:
+    """Keep the first of equal rows, over all sources; a training row that equals a held-out one goes."""
+    seen: set[bytes] = set()
+    for pool in sorted(pools, key=lambda pool: pool.entry.role != "eval"):
+        kept = []
+        for row in pool.rows:
+            key = content_key(row)
+            if key not in seen:
+                seen.add(key)
+                kept.append(row)
+        pool.entry.duplicates = len(pool.rows) - len(kept)
+        pool.rows = kept
+
+
+def content_key(row: Row) -> bytes:
+    """A digest of all that the row says; where it came from does not count."""
+    parts = [type(row).__name__, *astuple(replace(row, origin=""))]
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=repr)
+    return hashlib.sha256(text.encode("utf-8")).digest()
+
+
+def sample(pool: Pool, seed: int) -> None:
+    """Apply `max_rows`, then a `weight` below 1."""
+    total = len(pool.rows)
+    wanted = total if pool.source.max_rows is None else min(total, pool.source.max_rows)
+    if pool.source.weight < 1.0:
+        wanted = max(1, round(wanted * pool.source.weight))
+    pool.rows = draw(pool.rows, wanted, f"{seed}:{pool.name}:sample")
+    pool.entry.not_sampled = total - len(pool.rows)
+
+
+def repeat(pool: Pool, rows: list[Row], seed: int) -> list[Row]:
+    """Apply a `weight` above 1: whole copies, then a random part of one."""
+    copies = int(pool.source.weight)
+    if copies < 1:
+        return rows
+    part = round((pool.source.weight - copies) * len(rows))
+    repeated = rows * copies + draw(rows, part, f"{seed}:{pool.name}:repeat")
+    pool.entry.repeated = len(repeated) - len(rows)
+    return repeated
+
+
+def draw(rows: list[Row], number: int, seed: str) -> list[Row]:
+    """So many rows at random, in their old order."""
+    if number >= len(rows):
+        return rows
+    generator = random.Random(seed)
+    ranks = [generator.random() for _ in rows]
+    chosen = sorted(range(len(rows)), key=ranks.__getitem__)[:number]
+    return [rows[position] for position in sorted(chosen)]
+
+
+def hold_out(pools: Sequence[Pool], share: float, seed: int) -> None:
+    """Move a share of the rows to `eval_rows`, whole prompts at a time.
+
+    Prompts are ranked by a keyed hash of their text, so that the same prompt is held out whatever else is in the
+    mixture. A prompt with more rows than are still wanted is passed over.
+    """
+    groups: dict[str, int] = {}
+    for pool in pools:
+        for row in pool.rows:
+            key = _prompt_rank(row, seed)
+            groups[key] = groups.get(key, 0) + 1
+    held = _choose_prompts(groups, share)
+    for pool in pools:
+        pool.eval_rows = [row for row in pool.rows if _prompt_rank(row, seed) in held]
+        pool.rows = [row for row in pool.rows if _prompt_rank(row, seed) not in held]
+
+
+def _prompt_rank(row: Row, seed: int) -> str:
+    return hashlib.sha256(f"{seed}:{prompt_text(row)}".encode()).hexdigest()
+
+
+def _choose_prompts(groups: dict[str, int], share: float) -> set[str]:
+    total = sum(groups.values())
+    if len(groups) < 2:
+        found = "one distinct prompt" if groups else "no row"
+        raise DataError(
+            f"eval: {share} cannot be held out: there is {found} in {total} rows, and no prompt may be on both sides",
+            "give `eval` a source of its own, or leave it out",
+        )
+    target = min(max(1, round(share * total)), total - 1)
+    held: set[str] = set()
+    left = target
+    for key in sorted(groups):
+        if groups[key] <= left:
+            held.add(key)
+            left -= groups[key]
+    return held or {min(groups, key=lambda key: (groups[key], key))}

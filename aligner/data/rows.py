@@ -1,0 +1,94 @@
+"""The typed rows that everything downstream works on, whatever file and form they came from.
+
+A row holds text and roles, never token ids. `origin` names the file and the 1-based row it came from
+("data/pairs.jsonl:17"; a line number for line-based files), so that a later complaint can still point at it. A plain
+string stays a plain string: whether the chat template goes around it is decided where text becomes ids. When a prompt
+is a list of messages, so are the answers to it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Task = Literal["sft", "preference", "prompts"]
+
+Messages = list[dict[str, Any]]
+"""`[{"role": "user", "content": "..."}, ...]`; further keys (`tool_calls`, `name`, ...) are kept as they came."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConversationRow:
+    """A whole conversation, trained on the assistant's turns."""
+
+    messages: Messages
+    tools: list[Any] | None = None
+    origin: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionRow:
+    """A prompt and the answer to it."""
+
+    prompt: str | Messages
+    completion: str | Messages
+    origin: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TextRow:
+    """Plain text, trained on whole."""
+
+    text: str
+    origin: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PreferenceRow:
+    """A prompt with a better and a worse answer; `weight` scales the pair's loss."""
+
+    prompt: str | Messages
+    chosen: str | Messages
+    rejected: str | Messages
+    weight: float = 1.0
+    origin: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptRow:
+    """A prompt to be answered, with the expected answer where there is one."""
+
+    prompt: str | Messages
+    answer: str | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+    origin: str = ""
+
+
+Row = ConversationRow | CompletionRow | TextRow | PreferenceRow | PromptRow
+
+
+def prompt_text(row: Row) -> str:
+    """What the user asked, as one string: rows with the same one must not stand on both sides of a held-out split.
+
+    System turns do not count, and a plain prompt equals the conversation that asks the same, so that a question cannot
+    leak by being written in another form. Plain text is its own prompt.
+    """
+    if isinstance(row, TextRow):
+        return row.text.strip()
+    prompt = row.messages if isinstance(row, ConversationRow) else row.prompt
+    if isinstance(prompt, str):
+        return prompt.strip()
+    if isinstance(row, ConversationRow):
+        prompt = _before_first_answer(prompt)
+    asked = [f"{turn['role']}: {turn['content'].strip()}" for turn in prompt if turn["role"] not in _SYSTEM]
+    return asked[0].removeprefix("user: ") if len(asked) == 1 else "\n".join(asked)
+
+
+_SYSTEM = ("system", "developer")
+
+
+def _before_first_answer(messages: Messages) -> Messages:
+    for position, turn in enumerate(messages):
+        if turn["role"] == "assistant":
+            return messages[:position]
+    return messages

@@ -1,0 +1,214 @@
+"""Where rows come from: a file, a folder, a glob or a hub data set, found by the shape of `path`.
+
+A path that exists is local. A folder is either laid out by split (`train.jsonl`, `data/train-00000-of-00002.parquet`,
+`train/part.jsonl`), of which the wanted split is read, or every known file in it is read, in the order of their names.
+What exists nowhere but could be a hub id goes to `datasets.load_dataset`. A missing file, split or column is answered
+with what there is instead.
+"""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from aligner.config.schema import Source
+from aligner.data.files import READERS, file_record, kind_of_file, read_file
+from aligner.data.ledger import FileRecord
+from aligner.errors import DataError
+
+SPLIT_NAMES = ("train", "test", "validation", "valid", "val", "dev", "eval")
+NOT_ROWS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+
+RawRows = Iterator[tuple[str, Any]]
+"""Origin ("data/x.jsonl:17") and the raw row, or what stands in its place."""
+
+
+def open_source(source: Source, files: list[FileRecord]) -> RawRows:
+    """The raw rows of a source; each file is recorded in `files` before its first row."""
+    paths = local_files(source)
+    if paths is None:
+        yield from _hub_rows(source, files)
+        return
+    for path in paths:
+        files.append(file_record(path))
+        for number, row in read_file(path):
+            yield f"{path}:{number}", row
+
+
+def local_files(source: Source) -> list[Path] | None:
+    """The files of a local source, or None for a hub id."""
+    path = Path(source.path).expanduser()
+    if path.is_dir():
+        _refuse_hub_settings(source, allow_split=True)
+        return _folder_files(path, source)
+    if path.is_file():
+        _refuse_hub_settings(source)
+        if kind_of_file(path) is None:
+            raise DataError(f"{source.path}: files of this kind cannot be read", f"known are {_known_kinds()}")
+        return [path]
+    if glob.has_magic(source.path):
+        _refuse_hub_settings(source)
+        return _glob_files(source)
+    if _could_be_hub_id(source.path):
+        return None
+    raise DataError(f"there is no file or folder {source.path}", _near_names(path))
+
+
+def _known_kinds() -> str:
+    return ", ".join(READERS) + " (each but .parquet also as .gz)"
+
+
+def _refuse_hub_settings(source: Source, *, allow_split: bool = False) -> None:
+    """A setting that would say nothing is a mistake, not a detail."""
+    given = {"subset": source.subset, "revision": source.revision}
+    if not allow_split:
+        given["split"] = None if source.split == "train" else source.split
+    named = [name for name, value in given.items() if value is not None]
+    if named:
+        what = "a local folder" if allow_split else "a local file"
+        raise DataError(
+            f"{source.path} is {what}: `{named[0]}: {given[named[0]]}` has no meaning there", f"remove `{named[0]}`"
+        )
+
+
+def _glob_files(source: Source) -> list[Path]:
+    found = sorted(Path(name) for name in glob.glob(str(Path(source.path).expanduser()), recursive=True))
+    files = [path for path in found if path.is_file() and kind_of_file(path)]
+    if not files:
+        matched = f"; it matches {found[0]}, which is no file of a known kind" if found else ""
+        raise DataError(f"no file matches {source.path}{matched}", f"known are {_known_kinds()}")
+    return files
+
+
+def _folder_files(folder: Path, source: Source) -> list[Path]:
+    files = [path for path in sorted(folder.rglob("*")) if _holds_rows(path, folder, source)]
+    if not files:
+        raise _no_files(folder, source)
+    splits = {path: _split_of(path, folder) for path in files}
+    wanted = [path for path, name in splits.items() if _is_split(name, source.split)]
+    if wanted:
+        return wanted
+    if not any(_is_split(name, known) for name in splits.values() for known in SPLIT_NAMES):
+        if source.split == "train":
+            return files
+        raise DataError(
+            f"{source.path}: no split `{source.split}`: the folder is not laid out by split", "remove `split`"
+        )
+    there = sorted(set(splits.values()))
+    near = difflib.get_close_matches(source.split, there, n=1)
+    raise DataError(
+        f"{source.path}: no split `{source.split}`; there {'is' if len(there) == 1 else 'are'} {', '.join(there)}",
+        f"did you mean `split: {near[0]}`?" if near else f"say `split: {there[0]}`",
+    )
+
+
+def _holds_rows(path: Path, folder: Path, source: Source) -> bool:
+    """Known files outside hidden folders; text files only where the user asks for text."""
+    inside = path.relative_to(folder).parts
+    if not path.is_file() or path.name in NOT_ROWS or any(part.startswith(".") for part in inside):
+        return False
+    kind = kind_of_file(path)
+    return kind is not None and (kind != ".txt" or source.format == "text")
+
+
+def _no_files(folder: Path, source: Source) -> DataError:
+    if any(folder.rglob("*.arrow")):
+        hint = "it was made by `save_to_disk`; write Parquet instead: `dataset.to_parquet('train.parquet')`"
+    elif any(folder.rglob("*.txt")):
+        hint = "to train on the lines of its text files say `format: text`"
+    else:
+        hint = f"known are {_known_kinds()}"
+    return DataError(f"{source.path}: the folder holds no file of rows", hint)
+
+
+def _split_of(path: Path, folder: Path) -> str:
+    """The split that a file's place or name says it belongs to."""
+    parents = path.relative_to(folder).parts[:-1]
+    named = [part for part in parents if part in SPLIT_NAMES]
+    if named:
+        return named[-1]
+    stem = path.name.removesuffix(".gz").rsplit(".", 1)[0]
+    return re.sub(r"-\d+-of-\d+.*$", "", stem)
+
+
+def _is_split(name: str, split: str) -> bool:
+    return name == split or name.startswith((f"{split}-", f"{split}."))
+
+
+def _could_be_hub_id(path: str) -> bool:
+    """`name` or `owner/name`; not what is plainly meant as a file."""
+    if kind_of_file(Path(path)) or not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", path):
+        return False
+    owner, slash, _ = path.partition("/")
+    return not (slash and Path(owner).is_dir())
+
+
+def _near_names(path: Path) -> str:
+    """What lies nearby and is spelt alike."""
+    parent = path.parent
+    while not parent.is_dir() and parent != parent.parent:
+        parent = parent.parent
+    if parent != path.parent:
+        return f"there is no folder {path.parent} either; relative paths are taken from {Path.cwd()}"
+    names = sorted(item.name for item in parent.iterdir())
+    near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.5)
+    if near:
+        return f"did you mean {path.parent / near[0]}?"
+    return f"{path.parent.resolve()} holds {', '.join(names[:10]) or 'nothing'}{' ...' if len(names) > 10 else ''}"
+
+
+def _hub_rows(source: Source, files: list[FileRecord]) -> RawRows:
+    """Rows of a hub data set. Its fingerprint is taken over the rows, since its files are not at hand."""
+    dataset = _load_hub(source)
+    name = f"{source.path}[{source.split}]"
+    digest, size, rows = hashlib.sha256(), 0, []
+    for number, row in enumerate(dataset, start=1):
+        line = json.dumps(row, sort_keys=True, ensure_ascii=False, default=repr).encode("utf-8", "surrogatepass")
+        digest.update(line + b"\n")
+        size += len(line) + 1
+        rows.append((f"{name}:{number}", row))
+    files.append(FileRecord(name, digest.hexdigest(), size))
+    yield from rows
+
+
+def _load_hub(source: Source) -> Any:
+    import datasets
+    from datasets.exceptions import DatasetsError
+
+    try:
+        dataset = datasets.load_dataset(source.path, source.subset, split=source.split, revision=source.revision)
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+        DatasetsError,
+    ) as error:  # not found or offline; unknown split or subset; a script
+        raise _hub_error(source, error) from error
+    return dataset
+
+
+def _hub_error(source: Source, error: Exception) -> DataError:
+    told = str(error).strip().split("\n")[0]
+    if isinstance(error, OSError):
+        near = _near_names(Path(source.path))
+        return DataError(
+            f"{source.path} is neither a local path nor a data set that can be reached on the hub ({told})",
+            near
+            if near.startswith("did you mean")
+            else "check the name, the network, and access to it (`hf auth login`)",
+        )
+    splits = re.search(r"Unknown split \S+ Should be one of \[(.*)\]", told)
+    if splits:
+        there = [name.strip("'\" ") for name in splits.group(1).split(",")]
+        near_split = difflib.get_close_matches(source.split, there, n=1)
+        return DataError(
+            f"{source.path}: no split `{source.split}`; there are {', '.join(there)}",
+            f"did you mean `split: {near_split[0]}`?" if near_split else f"say `split: {there[0]}`",
+        )
+    return DataError(f"{source.path} cannot be loaded from the hub: {told}", "check `subset`, `split` and `revision`")

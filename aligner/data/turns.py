@@ -1,0 +1,163 @@
+"""Checks of text and of conversations: what comes out is safe for a chat template and a tokenizer.
+
+Refused here is only what no template can make sense of: unknown roles, turns without text, images, half surrogate
+pairs, a conversation in which the assistant speaks first or not last. Whether a template wants strict alternation or
+takes a system turn is the template's affair.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from aligner.data.rows import Messages
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+SHAREGPT_ROLES = {
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "model": "assistant",
+    "function_call": "assistant",
+    "tool": "tool",
+    "observation": "tool",
+}
+"""Speakers of ShareGPT-form files -> roles."""
+
+
+class BadRow(ValueError):
+    """A row that cannot be used, and why. Caught by the reader, which knows the file and the row number."""
+
+
+def kind(value: Any) -> str:
+    """A JSON value's type, in words for messages."""
+    names = {str: "text", bool: "true/false", int: "a number", float: "a number", list: "a list", dict: "an object"}
+    return "null" if value is None else names.get(type(value), type(value).__name__)
+
+
+def text(value: Any, name: str, *, allow_empty: bool = False) -> str:
+    """The value as a string that can be tokenised, or the reason why not."""
+    if not isinstance(value, str):
+        raise BadRow(f"{name} is {kind(value)}, not text")
+    if not allow_empty and not value.strip():
+        raise BadRow(f"{name} is empty")
+    if not value.isascii():
+        _refuse_surrogates(value, name)
+    return value
+
+
+def _refuse_surrogates(value: str, name: str) -> None:
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        code = ord(value[error.start])
+        if 0xDC80 <= code <= 0xDCFF:  # put there by the decoder for a byte that it could not read
+            raise BadRow(f"{name} is not UTF-8: byte 0x{code - 0xDC00:02x} at character {error.start + 1}") from None
+        raise BadRow(f"{name} holds half a surrogate pair (\\u{code:04x}) at character {error.start + 1}") from None
+
+
+def messages(value: Any, name: str) -> Messages:
+    """A list of turns with known roles and plain text, or the reason why not."""
+    if not isinstance(value, list):
+        raise BadRow(f"{name} is {kind(value)}, not a list of turns")
+    if not value:
+        raise BadRow(f"{name} is an empty list")
+    return [_turn(turn, f"turn {number} of {name}") for number, turn in enumerate(value, start=1)]
+
+
+def _turn(turn: Any, name: str) -> dict[str, Any]:
+    if not isinstance(turn, dict):
+        raise BadRow(f"{name} is {kind(turn)}, not an object with `role` and `content`")
+    role = turn.get("role")
+    if role not in ROLES:
+        if role is None and "from" in turn:
+            raise BadRow(f"{name} is in ShareGPT form (`from`, `value`); its column is `conversations`")
+        raise BadRow(f"{name} has the role {role!r}; known are {', '.join(ROLES)}")
+    kept = {key: item for key, item in turn.items() if item is not None}  # Parquet fills in null for absent keys
+    kept["content"] = _content(turn.get("content"), f"{name} ({role})", optional=bool(kept.get("tool_calls")))
+    return kept
+
+
+def _content(value: Any, name: str, *, optional: bool) -> str:
+    if isinstance(value, list):
+        value = "".join(_block(block, name) for block in value)
+    if value is None and optional:
+        return ""
+    return text(value, name, allow_empty=optional or name.endswith(("(system)", "(tool)")))
+
+
+def _block(block: Any, name: str) -> str:
+    """One block of OpenAI's list form of a turn's content."""
+    if isinstance(block, str):
+        return block
+    if not isinstance(block, dict):
+        raise BadRow(f"{name} holds a block that is {kind(block)}")
+    if block.get("type") not in ("text", "input_text", "output_text"):
+        raise BadRow(f"{name} holds a block of type {block.get('type')!r}; only text can be trained on")
+    return text(block.get("text"), name, allow_empty=True)
+
+
+def sharegpt(value: Any, name: str) -> Messages:
+    """Turns with `from` and `value` as messages."""
+    if not isinstance(value, list):
+        raise BadRow(f"{name} is {kind(value)}, not a list of turns")
+    return messages([_sharegpt_turn(turn, f"turn {number} of {name}") for number, turn in enumerate(value, 1)], name)
+
+
+def _sharegpt_turn(turn: Any, name: str) -> dict[str, Any]:
+    if not isinstance(turn, dict):
+        raise BadRow(f"{name} is {kind(turn)}, not an object with `from` and `value`")
+    speaker = turn.get("from")
+    if speaker not in SHAREGPT_ROLES:
+        if speaker is None and "role" in turn:
+            raise BadRow(f"{name} has `role`, not `from`; map it with `columns: {{messages: {name.split()[-1]}}}`")
+        raise BadRow(f"{name} is from {speaker!r}; known are {', '.join(SHAREGPT_ROLES)}")
+    if speaker == "function_call":
+        return {"role": "assistant", "content": None, "tool_calls": [_tool_call(turn.get("value"), name)]}
+    rest = {key: item for key, item in turn.items() if key not in ("from", "value")}
+    return {**rest, "role": SHAREGPT_ROLES[speaker], "content": turn.get("value")}
+
+
+def _tool_call(value: Any, name: str) -> dict[str, Any]:
+    try:
+        call = json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        call = None
+    if not isinstance(call, dict) or "name" not in call:
+        raise BadRow(f"{name} is a function call that is not a JSON object with `name` and `arguments`")
+    return {"type": "function", "function": {"name": call["name"], "arguments": call.get("arguments", {})}}
+
+
+def conversation(turns: Messages, name: str) -> Messages:
+    """A conversation that can be trained on: the assistant answers somebody, and has the last word."""
+    first = next((turn for turn in turns if turn["role"] not in ("system", "developer")), None)
+    if first is None:
+        raise BadRow(f"{name} holds no turn of a user")
+    if first["role"] == "assistant":
+        raise BadRow(f"{name} begins with the assistant: there is nothing that it answers")
+    if turns[-1]["role"] != "assistant":
+        raise BadRow(f"{name} ends with a turn of the {turns[-1]['role']}; the last turn must be the assistant's")
+    return turns
+
+
+def question(turns: Messages, name: str) -> Messages:
+    """The turns of a prompt: the next to speak is the assistant."""
+    if turns[-1]["role"] == "assistant":
+        raise BadRow(f"{name} ends with a turn of the assistant; the answer belongs in its own column")
+    return turns
+
+
+def answer(turns: Messages, name: str) -> Messages:
+    """The turns of an answer: the assistant's, with tool results between them at most."""
+    for turn in turns:
+        if turn["role"] not in ("assistant", "tool"):
+            raise BadRow(f"{name} holds a turn of the {turn['role']}; an answer is the assistant's alone")
+    if turns[0]["role"] != "assistant" or turns[-1]["role"] != "assistant":
+        raise BadRow(f"{name} must begin and end with a turn of the assistant")
+    return turns
