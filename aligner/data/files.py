@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from aligner.data.ledger import FileRecord
 from aligner.data.turns import kind
@@ -30,6 +30,10 @@ class Unreadable:
 
     reason: str
 
+
+NEWLINE = b"\n"
+
+CHECK_FILE = "check the file and its permissions"
 
 BLANK = object()
 """Stands for an empty line."""
@@ -55,9 +59,7 @@ def read_file(path: Path) -> Numbered:
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path} is broken or cut off as a gzip file: {error}", "copy or download it again") from error
     except OSError as error:
-        raise DataError(
-            f"{path} cannot be read: {error.strerror or error}", "check the file and its permissions"
-        ) from error
+        raise DataError(f"{path} cannot be read: {error.strerror or error}", CHECK_FILE) from error
 
 
 def file_record(path: Path) -> FileRecord:
@@ -69,15 +71,12 @@ def file_record(path: Path) -> FileRecord:
                 digest.update(chunk)
                 size += len(chunk)
     except OSError as error:
-        raise DataError(
-            f"{path} cannot be read: {error.strerror or error}", "check the file and its permissions"
-        ) from error
+        raise DataError(f"{path} cannot be read: {error.strerror or error}", CHECK_FILE) from error
     return FileRecord(str(path), digest.hexdigest(), size)
 
 
 def _open(path: Path) -> IO[bytes]:
-    stream: IO[bytes] = gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")
-    return stream
+    return cast("IO[bytes]", gzip.open(path)) if path.suffix.lower() == ".gz" else path.open("rb")
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -139,14 +138,14 @@ def _json_document(path: Path) -> Any:
     try:
         return json.loads(data.decode("utf-8"))
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
+        line = data.count(NEWLINE, 0, error.start) + 1
         raise DataError(
             f"{path}:{line} is not UTF-8: byte 0x{data[error.start]:02x}", "save the file as UTF-8"
         ) from error
     except json.JSONDecodeError as error:
         where = f"{path}:{error.lineno}: broken JSON at column {error.colno}: {error.msg}"
         raise DataError(
-            where, "a list in a .json file is read whole; one object per line (.jsonl) loses one row at most"
+            where, "a list is read whole; with one object per line (.jsonl) one broken row costs one row"
         ) from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: broken JSON: {error}", "") from error

@@ -136,7 +136,8 @@ def _wrong_task(forms: Iterable[str], head: Sequence[Row], source: Source, task:
     held = " or ".join(sorted(forms))
     if task == "sft" and "preference" in forms:
         return DataError(
-            f"{source.path} holds preference pairs (columns: {_columns(head)}); supervised fine-tuning needs one answer",
+            f"{source.path} holds preference pairs (columns: {_columns(head)}); "
+            "supervised fine-tuning needs one answer",
             f"train on the chosen answers with {_chosen_mapping(head)}, or use the pairs with `aligner dpo`",
         )
     if task == "preference":

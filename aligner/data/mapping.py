@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from os.path import commonprefix
+from itertools import takewhile
 from typing import Any
 
 from aligner.data.rows import (
@@ -174,7 +174,8 @@ def _plain_pair(value: Any, chosen: str, rejected: str) -> tuple[str | Messages,
 
 def _shared_text(chosen: str, rejected: str) -> int:
     """How many characters of the two are the prompt."""
-    shared = commonprefix([chosen, rejected])
+    same = takewhile(lambda letters: letters[0] == letters[1], zip(chosen, rejected))
+    shared = chosen[: sum(1 for _ in same)]
     mark = shared.rfind(DIALOGUE_MARK)
     if mark >= 0:
         return mark + len(DIALOGUE_MARK)

@@ -11,8 +11,10 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import dataclass, field
+from itertools import chain
 
 from aligner.config.schema import Source
 from aligner.data.ledger import SourceLedger
@@ -56,9 +58,9 @@ def remove_duplicates(pools: Sequence[Pool]) -> None:
 
 def content_key(row: Row) -> bytes:
     """A digest of all that the row says; where it came from does not count."""
-    parts = [type(row).__name__, *astuple(replace(row, origin=""))]
+    parts = [type(row).__name__, *(getattr(row, name) for name in row.__slots__ if name != "origin")]
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=repr)
-    return hashlib.sha256(text.encode("utf-8")).digest()
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 
 def sample(pool: Pool, seed: int) -> None:
@@ -98,22 +100,19 @@ def hold_out(pools: Sequence[Pool], share: float, seed: int) -> None:
     Prompts are ranked by a keyed hash of their text, so that the same prompt is held out whatever else is in the
     mixture. A prompt with more rows than are still wanted is passed over.
     """
-    groups: dict[str, int] = {}
-    for pool in pools:
-        for row in pool.rows:
-            key = _prompt_rank(row, seed)
-            groups[key] = groups.get(key, 0) + 1
-    held = _choose_prompts(groups, share)
-    for pool in pools:
-        pool.eval_rows = [row for row in pool.rows if _prompt_rank(row, seed) in held]
-        pool.rows = [row for row in pool.rows if _prompt_rank(row, seed) not in held]
+    ranks = [[_prompt_rank(row, seed) for row in pool.rows] for pool in pools]
+    held = _choose_prompts(Counter(chain.from_iterable(ranks)), share)
+    for pool, ranks_of_pool in zip(pools, ranks):
+        ranked = list(zip(pool.rows, ranks_of_pool))
+        pool.eval_rows = [row for row, rank in ranked if rank in held]
+        pool.rows = [row for row, rank in ranked if rank not in held]
 
 
 def _prompt_rank(row: Row, seed: int) -> str:
     return hashlib.sha256(f"{seed}:{prompt_text(row)}".encode()).hexdigest()
 
 
-def _choose_prompts(groups: dict[str, int], share: float) -> set[str]:
+def _choose_prompts(groups: Counter[str], share: float) -> set[str]:
     total = sum(groups.values())
     if len(groups) < 2:
         found = "one distinct prompt" if groups else "no row"

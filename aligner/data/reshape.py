@@ -118,16 +118,15 @@ def check_columns(head: Sequence[dict[str, Any]], source: Source, task: Task) ->
         if task != "prompts" and target not in KNOWN_COLUMNS:
             near = difflib.get_close_matches(target, KNOWN_COLUMNS, n=1)
             raise DataError(
-                f"{source.path}: columns: {target!r} is no name that a form uses (target first: `{{prompt: {target}}}`)",
+                f"{source.path}: columns: {target!r} is no name that a form uses (the target comes first)",
                 f"did you mean `{near[0]}`?" if near else f"names in use: {', '.join(KNOWN_COLUMNS)}",
             )
         if all(_reach(row, column) is _ABSENT for row in head):
             have = list(dict.fromkeys(name for row in head for name in _paths(row)))
             near = difflib.get_close_matches(column, have, n=1)
-            raise DataError(
-                f"{source.path}: columns: no row has a column `{column}` (for `{target}`). Columns: {', '.join(have[:30])}",
-                f"did you mean `{near[0]}`?" if near else "",
-            )
+            message = f"{source.path}: columns: no row has a column `{column}` (for `{target}`)"
+            hint = f"did you mean `{near[0]}`?" if near else ""
+            raise DataError(f"{message}. Columns: {', '.join(have[:30])}", hint)
 
 
 def _paths(row: dict[str, Any]) -> list[str]:

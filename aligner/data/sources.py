@@ -13,9 +13,12 @@ import glob
 import hashlib
 import json
 import re
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from aligner.config.schema import Source
 from aligner.data.files import READERS, file_record, kind_of_file, read_file
@@ -178,6 +181,7 @@ def _hub_rows(source: Source, files: list[FileRecord]) -> RawRows:
 
 
 def _load_hub(source: Source) -> Any:
+    _refuse_unreachable_hub(source)
     import datasets
     from datasets.exceptions import DatasetsError
 
@@ -191,6 +195,23 @@ def _load_hub(source: Source) -> Any:
     ) as error:  # not found or offline; unknown split or subset; a script
         raise _hub_error(source, error) from error
     return dataset
+
+
+def _refuse_unreachable_hub(source: Source) -> None:
+    """Say at once that there is no network: the hub's client would try for half a minute."""
+    from huggingface_hub import constants
+
+    host = urlsplit(constants.ENDPOINT).hostname
+    if constants.HF_HUB_OFFLINE or getproxies() or host is None:
+        return
+    try:
+        socket.getaddrinfo(host, 443)
+    except OSError as error:
+        near = _near_names(Path(source.path))
+        raise DataError(
+            f"{source.path} is not a local path, and the hub cannot be reached ({error.strerror})",
+            near if near.startswith("did you mean") else "HF_HUB_OFFLINE=1 uses data sets that are in the cache",
+        ) from error
 
 
 def _hub_error(source: Source, error: Exception) -> DataError:
