@@ -175,7 +175,7 @@ class Launch(Section):
     num_processes: int = Field(1, ge=1)
     """Processes, one for each GPU. One runs in this process; more go through accelerate's launcher."""
     strategy: str = "ddp"
-    """`ddp`, `fsdp`, `zero1`, `zero2`, `zero3`, or a configuration file of accelerate's."""
+    """`ddp`, `fsdp`, `fsdp1`, `zero1`, `zero2`, `zero3`, or a configuration file of accelerate's."""
     num_machines: int = Field(1, ge=1)
     """Machines that take part."""
     machine_rank: int = Field(0, ge=0)

@@ -1,0 +1,194 @@
+"""The flags of the training commands, and where each one goes in a recipe.
+
+The names are those that TRL's command line made common; `_` and `-` are the same. Two kinds of flag are not in this
+table because they follow from others: every key of the method's trainer class is a flag of its own name, and every
+dotted key of the recipe is one too (`--model.lora.r 8`). How they are read stands in `flags.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One flag: the recipe key that it sets, its help, and what its value may be."""
+
+    name: str
+    key: str
+    help: str
+    values: dict[bool, Any] | None = None
+    """For a flag that is on or off: the value written for each. A state that is absent sets nothing."""
+    many: bool = False
+    """Takes several values: `--lora_target_modules q_proj v_proj`."""
+    write: str = ""
+    """How the same is said in a recipe, where that is not simply `key: value`."""
+
+
+_ON_OFF = {True: True, False: False}
+
+MODEL = (
+    Flag("model", "model.name_or_path", "Hub id or folder of the model to train."),
+    Flag("model_name_or_path", "model.name_or_path", "The same."),
+    Flag("model_revision", "model.revision", "Branch, tag or commit on the hub."),
+    Flag("dtype", "model.dtype", "Type of the weights: auto, float32, bfloat16, float16."),
+    Flag("torch_dtype", "model.dtype", "The same, under its old name."),
+    Flag("attn_implementation", "model.attn_implementation", "sdpa, eager, flash_attention_2, ..."),
+    Flag("trust_remote_code", "model.trust_remote_code", "Run code that ships with the model.", _ON_OFF),
+    Flag("chat_template_path", "model.chat_template", "Jinja file, or the name of a shipped template."),
+    Flag("eos_token", "model.eos_token", "Stop token, when the tokenizer's own is the wrong one."),
+)
+
+ADAPTERS = (
+    Flag(
+        "use_peft",
+        "model.lora",
+        "Train LoRA adapters, not the whole model.",
+        {True: {}, False: None},
+        write="model.lora: {}",
+    ),
+    Flag("lora_r", "model.lora.r", "Rank of the adapters."),
+    Flag("lora_alpha", "model.lora.lora_alpha", "Their scale: updates are multiplied by alpha / r."),
+    Flag("lora_dropout", "model.lora.lora_dropout", "Dropout on the adapters' input."),
+    Flag("lora_target_modules", "model.lora.target_modules", "Modules that get one, or all-linear.", many=True),
+    Flag("lora_modules_to_save", "model.lora.modules_to_save", "Modules trained whole beside them.", many=True),
+    Flag("use_rslora", "model.lora.use_rslora", "Scale by alpha / sqrt(r).", _ON_OFF),
+    Flag("use_dora", "model.lora.use_dora", "Weight-decomposed adapters.", _ON_OFF),
+    Flag(
+        "load_in_4bit",
+        "model.quantization",
+        "Freeze the base in 4 bits (NF4).",
+        {True: "nf4", False: "none"},
+        write="model.quantization: nf4",
+    ),
+    Flag(
+        "load_in_8bit",
+        "model.quantization",
+        "Freeze the base in 8 bits.",
+        {True: "int8", False: "none"},
+        write="model.quantization: int8",
+    ),
+    Flag("use_bnb_nested_quant", "model.double_quant", "Quantize the quantization constants too.", _ON_OFF),
+)
+
+DATA = (
+    Flag("data", "data.train", "File, folder, glob or hub id of training rows; may be repeated."),
+    Flag("dataset_name", "data.train", "The same."),
+    Flag("dataset_config", "data.train.subset", "Configuration of a hub data set."),
+    Flag("dataset_train_split", "data.train.split", "Split to train on."),
+    Flag(
+        "dataset_test_split",
+        "data.eval.split",
+        "Split held out for evaluation.",
+        write="data.eval: [{path: ..., split: test}]",
+    ),
+    Flag("max_length", "data.max_length", "Longest row in tokens."),
+)
+
+SFT = (
+    Flag("packing", "sft.packing", "Put several rows into one sequence: true, false or auto."),
+    Flag(
+        "assistant_only_loss",
+        "sft.loss_on",
+        "Train on assistant turns only.",
+        {True: "assistant", False: "all"},
+        write="sft.loss_on: assistant",
+    ),
+    Flag(
+        "completion_only_loss",
+        "sft.loss_on",
+        "Train on completions only.",
+        {True: "completion", False: "all"},
+        write="sft.loss_on: completion",
+    ),
+)
+
+DPO = (
+    Flag("beta", "dpo.beta", "Strength of the pull towards the reference."),
+    Flag("loss_type", "dpo.loss", "Objective: sigmoid, ipo, hinge, discopop, ..."),
+    Flag("label_smoothing", "dpo.label_smoothing", "Assumed share of flipped labels."),
+    Flag("discopop_tau", "dpo.tau", "Temperature of the DiscoPOP objective."),
+    Flag(
+        "precompute_ref_log_probs",
+        "dpo.reference",
+        "Compute the reference once and keep it.",
+        {True: "precomputed", False: "auto"},
+        write="dpo.reference: precomputed",
+    ),
+)
+
+LAUNCH = (
+    Flag("num_processes", "launch.num_processes", "Processes, one for each GPU."),
+    Flag("num_machines", "launch.num_machines", "Machines that take part."),
+    Flag("machine_rank", "launch.machine_rank", "This machine's number."),
+    Flag("main_process_ip", "launch.main_process_ip", "Address of machine 0."),
+    Flag("main_process_port", "launch.main_process_port", "Port of machine 0."),
+    Flag("mixed_precision", "launch.mixed_precision", "no, bf16 or fp16, over accelerate's configuration."),
+    Flag("accelerate_config", "launch.strategy", "ddp, fsdp, zero1, zero2, zero3, or a file of accelerate's."),
+)
+
+RUN = (
+    Flag("config", "", "The recipe; the same as naming it without a flag. Short: -c."),
+    Flag("output", "output_dir", "The run directory. Short: -o."),
+    Flag("output_dir", "output_dir", "The same."),
+    Flag("seed", "seed", "Seed of sampling, shuffling and initialisation."),
+    Flag("resume_from_checkpoint", "", "true: go on from the last complete checkpoint, as --resume does."),
+    Flag("dataset_num_proc", "", "Accepted and without effect: rows become tokens once, in one process."),
+)
+
+TRAINER = (
+    "learning_rate",
+    "num_train_epochs",
+    "max_steps",
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+    "gradient_checkpointing",
+    "bf16",
+    "fp16",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "weight_decay",
+    "max_grad_norm",
+    "optim",
+    "eval_strategy",
+    "eval_steps",
+    "logging_steps",
+    "save_strategy",
+    "save_steps",
+    "save_total_limit",
+    "packing_strategy",
+    "use_liger_kernel",
+    "report_to",
+    "run_name",
+    "push_to_hub",
+    "hub_model_id",
+)
+"""The trainer's keys that help screens show; the others are flags all the same."""
+
+WARMUP_RATIO = Flag("warmup_ratio", "trainer.warmup_steps", "Share of the steps that warms up; below 1.")
+
+SHORT = {"c": "config", "o": "output"}
+
+OPTIONS = ("resume", "overwrite", "dry_run", "json", "debug", "help")
+"""Options of the command itself; they set no key of the recipe."""
+
+METHOD_FLAGS: dict[str, tuple[Flag, ...]] = {"sft": SFT, "dpo": DPO}
+
+FLAGS: dict[str, Flag] = {
+    flag.name: flag for group in (RUN, MODEL, ADAPTERS, DATA, SFT, DPO, (WARMUP_RATIO,), LAUNCH) for flag in group
+}
+
+ACCELERATE_CONFIGS = {
+    "zero1": "zero1",
+    "zero2": "zero2",
+    "zero3": "zero3",
+    "fsdp1": "fsdp1",
+    "fsdp2": "fsdp",
+    "fsdp": "fsdp",
+    "multi_gpu": "ddp",
+    "single_gpu": "ddp",
+    "ddp": "ddp",
+}
+"""Names of TRL's accelerate profiles -> `launch.strategy`. Anything else is a file."""

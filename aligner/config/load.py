@@ -1,0 +1,209 @@
+"""From a recipe, overrides and flags to one resolved, frozen recipe; or to everything that is wrong, all at once.
+
+Order of strength: flags and `key=value` overrides beat the file, the file beats the defaults. A flag and an override that
+say different things about one key are a problem, since neither order would be anybody's obvious choice. Nothing is
+loaded but pydantic and yaml, so a wrong recipe is answered at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from aligner.config.catalogue import find_shipped, shipped_recipes
+from aligner.config.check import build, check_trainer
+from aligner.config.names import did_you_mean
+from aligner.config.overrides import Assignment, Draft, FlagValue, lay_over, split_override
+from aligner.config.rules import check_rules
+from aligner.config.schema import RECIPES, TrainRecipe
+from aligner.config.yaml_lines import read_document
+from aligner.errors import Problem, RecipeError
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A recipe that can be run, and where each of its values came from.
+
+    `origins` maps a dotted key to a place: `recipe.yaml:12`, the flag or the override as it was typed, or `default`.
+    `text` is the recipe as the user wrote it (or what the flags amount to, when there was no file).
+    """
+
+    recipe: TrainRecipe
+    origins: dict[str, str]
+    text: str
+    path: Path | None
+
+    def as_json(self) -> dict[str, Any]:
+        """Values, origins and hash, for `resolved.json`."""
+        values = self.recipe.model_dump(mode="json")
+        return {"recipe": values, "origins": dict(self.origins), "recipe_hash": recipe_hash(self.recipe)}
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any], text: str = "", path: Path | None = None) -> Resolved:
+        """What `as_json` wrote, read back."""
+        values = record["recipe"]
+        recipe = RECIPES[values["method"]].model_validate_json(json.dumps(values), strict=True)
+        return cls(recipe, dict(record["origins"]), text, path)
+
+
+def recipe_hash(recipe: TrainRecipe) -> str:
+    """SHA-256 of what is run: every value except `output_dir`, which only says where the result is put."""
+    values = recipe.model_dump(mode="json", exclude={"output_dir"})
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def load_recipe(
+    method: str,
+    ref: str | Path | None,
+    overrides: Sequence[str] = (),
+    flags: Mapping[str, Any] = {},
+) -> Resolved:
+    """Resolve a recipe for a method. `ref` is a file or the name of a shipped recipe; `flags` maps dotted keys to values.
+
+    Raises RecipeError with every problem found: in the file, in the overrides, in the flags, and between them.
+    """
+    recipe_class = RECIPES[method]
+    name, text, path = _read(ref)
+    draft, problems = _draft(text, name)
+    assignments, more = _assignments(overrides, flags, recipe_class)
+    problems += more + lay_over(draft, assignments) + _settle_method(draft, method)
+    derived = _derive_output_dir(draft, method, path)
+    recipe, more = _validate(recipe_class, draft)
+    problems += more
+    if problems or recipe is None:
+        raise _error(name, method, ref, problems)
+    given = text if ref is not None else yaml.safe_dump(draft.values, sort_keys=False)
+    return Resolved(recipe, _origins(recipe, draft, derived), given, path)
+
+
+def _read(ref: str | Path | None) -> tuple[str, str, Path | None]:
+    """Name for messages, text, and path of a recipe."""
+    if ref is None:
+        return "the command line", "", None
+    path = Path(ref).expanduser()
+    if path.is_file():
+        try:
+            return str(ref), path.read_text("utf-8"), path
+        except UnicodeDecodeError as error:
+            raise RecipeError(
+                f"{ref} is not text: byte {error.start} is not UTF-8", "a recipe is a YAML file"
+            ) from None
+    shipped = find_shipped(str(ref))
+    if shipped is not None:
+        return f"{shipped.name}.yaml", shipped.path.read_text("utf-8"), shipped.path
+    raise _not_found(ref, path)
+
+
+def _not_found(ref: str | Path, path: Path) -> RecipeError:
+    if path.is_dir():
+        return RecipeError(f"{ref} is a folder, not a recipe", "name the .yaml file in it")
+    beside = [str(file) for file in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+    names = [*beside, *(recipe.name for recipe in shipped_recipes())]
+    hint = did_you_mean(str(ref), names) or "`aligner recipes list` names the shipped ones"
+    return RecipeError(f"there is no file and no shipped recipe called `{ref}`", hint)
+
+
+def _draft(text: str, name: str) -> tuple[Draft, list[Problem]]:
+    document = read_document(text, name)
+    marks = {path: f"{name}:{line}" for path, line in document.lines.items()}
+    return Draft(document.values, marks), document.problems
+
+
+def _assignments(
+    overrides: Sequence[str], flags: Mapping[str, Any], recipe_class: type[TrainRecipe]
+) -> tuple[list[Assignment], list[Problem]]:
+    assignments: list[Assignment] = []
+    problems = []
+    for text in overrides:
+        outcome = split_override(text, recipe_class)
+        if isinstance(outcome, Problem):
+            problems.append(outcome)
+        else:
+            assignments.append(outcome)
+    for key, given in flags.items():
+        value, label = given if isinstance(given, tuple) else FlagValue(given, key)
+        assignments.append(Assignment(tuple(key.split(".")), value, label, is_flag=True))
+    return assignments, problems
+
+
+def _settle_method(draft: Draft, method: str) -> list[Problem]:
+    """The command says what is done; a recipe for something else is a mistake, an absent `method` is filled in."""
+    found = draft.values.get("method", method)
+    draft.values["method"] = method
+    if found == method:
+        return []
+    if found in RECIPES:
+        message, hint = f"the recipe is for `{found}`, the command is `{method}`", f"run `aligner {found}` with it"
+    else:
+        message, hint = (
+            f"no method is called `{found}`",
+            did_you_mean(str(found), RECIPES) or f"write `method: {method}`",
+        )
+    return [Problem(message, draft.where(("method",)), "method", hint)]
+
+
+def _derive_output_dir(draft: Draft, method: str, path: Path | None) -> str:
+    """Name the run after the recipe, or the model, when the user did not. Returns where the name came from."""
+    if "output_dir" in draft.values:
+        return ""
+    model = draft.values.get("model")
+    model_name = model.get("name_or_path") if isinstance(model, dict) else None
+    stem, source = (path.stem, "the recipe's name") if path else (Path(str(model_name or "")).name, "the model's name")
+    name = stem if stem.endswith(method) else "-".join(part for part in (stem, method) if part)
+    draft.values["output_dir"] = f"runs/{name}"
+    return f"derived from {source}"
+
+
+def _validate(recipe_class: type[TrainRecipe], draft: Draft) -> tuple[TrainRecipe | None, list[Problem]]:
+    trainer, findings = check_trainer(recipe_class, draft.values.get("trainer"))
+    values = dict(draft.values)
+    if isinstance(values.get("trainer"), dict):
+        values["trainer"] = trainer
+    recipe, more = build(recipe_class, values)
+    findings += more
+    findings += check_rules(recipe_class, values, {finding.path for finding in findings})
+    return recipe, [finding.problem(draft.where) for finding in findings]
+
+
+def _error(name: str, method: str, ref: str | Path | None, problems: list[Problem]) -> RecipeError:
+    count = "a problem" if len(problems) == 1 else f"{len(problems)} problems"
+    hint = "" if ref else f"give a recipe (`aligner {method} RECIPE`), or at least `--model` and `--data`"
+    is_empty = any(problem.key == "model" for problem in problems) and any(
+        problem.key == "data" for problem in problems
+    )
+    return RecipeError(f"{count} in {name}", hint if is_empty else "", sorted(problems, key=_line))
+
+
+def _line(problem: Problem) -> int:
+    match = re.search(r":(\d+)$", problem.where)
+    return int(match.group(1)) if match else 1_000_000
+
+
+def _origins(recipe: TrainRecipe, draft: Draft, derived: str) -> dict[str, str]:
+    origins: dict[str, str] = {}
+    _collect(recipe.model_dump(mode="json"), (), draft, origins)
+    origins["method"] = draft.where(("method",)) or "the command"
+    if derived:
+        origins["output_dir"] = derived
+    return origins
+
+
+def _collect(value: Any, path: tuple[str | int, ...], draft: Draft, origins: dict[str, str]) -> None:
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            _collect(inner, (*path, key), draft, origins)
+        return
+    place = draft.where(path) if draft.holds(path) else "default"
+    inside = {mark for key, mark in draft.marks.items() if key[: len(path)] == path and not _in_file(mark, place)}
+    origins[".".join(map(str, path))] = " + ".join([place, *sorted(inside)])
+
+
+def _in_file(mark: str, place: str) -> bool:
+    return mark == place or re.search(r":\d+$", mark) is not None
