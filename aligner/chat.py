@@ -17,9 +17,10 @@ Legend: a `label` is a token id, or -100 where the token is not trained.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from aligner.data.rows import CompletionRow, ConversationRow, Messages, PreferenceRow, TextRow
@@ -34,6 +35,7 @@ IGNORED = -100
 """Label of a token that is not trained."""
 
 PROBE_USER, PROBE_ANSWERS = "x", ("a", "b")
+MARKER = re.compile(r"\{%-?\s*generation\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +207,7 @@ def _assistant_spans(
 
 def has_generation_markers(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Say whether the template marks the assistant's part itself."""
-    return "{% generation" in (text := str(tokenizer.chat_template)) or "{%- generation" in text
+    return MARKER.search(str(tokenizer.chat_template)) is not None
 
 
 def _marked_spans(
@@ -311,7 +313,8 @@ def _with_stop(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
 def _plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Return the ids of a text that starts a sequence: with the tokenizer's BOS, without an EOS that it may add."""
     ids = list(tokenizer(text)["input_ids"])
-    return ids[:-1] if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id and not text.endswith(_eos(tokenizer)) else ids
+    added_end = len(ids) > 1 and ids[-1] == tokenizer.eos_token_id and not text.endswith(_eos(tokenizer))
+    return ids[:-1] if added_end else ids
 
 
 # --- small parts ---------------------------------------------------------------------------------------------------
@@ -326,7 +329,7 @@ def _template_ids(
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-@cache
+@lru_cache(maxsize=16)
 def _stops_of_template(tokenizer: PreTrainedTokenizerBase, template: str) -> tuple[int, ...]:
     """Return the special token that follows an answer in the template, found by rendering two different answers."""
     del template  # part of the cache's key: the template of a tokenizer can be exchanged

@@ -46,7 +46,7 @@ def check_model_path(model: Model) -> None:
             )
     elif path.exists():
         raise RecipeError(f"model.name_or_path: {path} is a file", "name the folder that holds the model")
-    elif not HUB_ID.match(model.name_or_path) or path.parent.is_dir() and "/" in model.name_or_path:
+    elif not HUB_ID.match(model.name_or_path) or (path.parent.is_dir() and "/" in model.name_or_path):
         raise RecipeError(
             f"model.name_or_path: there is no folder {path}{_is_unfinished_run(path)}",
             f"check the path (it is taken from {Path.cwd()}), or name a hub id such as Qwen/Qwen3-0.6B",
@@ -133,7 +133,8 @@ def read_chat_template(name: str) -> str:
     if path.is_file():
         return path.read_text(encoding="utf-8")
     spec = find_spec("trl")
-    assert spec is not None and spec.submodule_search_locations, "TRL is a dependency of ours"
+    assert spec is not None, "TRL is a dependency of ours"
+    assert spec.submodule_search_locations, "TRL is a package"
     folder = Path(next(iter(spec.submodule_search_locations))) / "chat_templates"
     shipped = folder / f"{name}.jinja"
     if not shipped.is_file():
@@ -148,9 +149,7 @@ def read_chat_template(name: str) -> str:
     return shipped.read_text(encoding="utf-8")
 
 
-def load_policy(
-    model: Model, tokenizer: PreTrainedTokenizerBase, *, trainable: bool
-) -> PreTrainedModel:
+def load_policy(model: Model, tokenizer: PreTrainedTokenizerBase, *, trainable: bool) -> PreTrainedModel:
     """Load the model of a recipe: to be trained, or (with `trainable=False`) merged, in eval mode, on the best device.
 
     Raises: RecipeError when it cannot be loaded, with transformers' reason.
@@ -237,7 +236,9 @@ def _with_new_adapter(policy: PreTrainedModel, lora: Lora, model: Model, tokeniz
         )
         return get_peft_model(policy, config)
     except ValueError as error:
-        raise RecipeError(f"model.lora: {error}", "check model.lora.target_modules against the model's layers") from error
+        raise RecipeError(
+            f"model.lora: {error}", "check model.lora.target_modules against the model's layers"
+        ) from error
 
 
 def grow_embeddings(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

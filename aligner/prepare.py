@@ -25,7 +25,7 @@ from aligner.config.schema import Data, SftRecipe, TrainRecipe
 from aligner.data import Loaded
 from aligner.data.ledger import SplitLedger
 from aligner.data.rows import Row
-from aligner.errors import AlignerError, DataError, Problem
+from aligner.errors import DataError, Problem
 from aligner.events import OnEvent, StageProgress
 from aligner.record import dumps, write_atomically
 

@@ -23,7 +23,9 @@ class SeededSampler(Sampler[int]):
     The step with the longest row comes first, so that a step that does not fit into memory fails at once.
     """
 
-    def __init__(self, num_rows: int, seed: int, *, lengths: Sequence[int] | None = None, rows_per_step: int = 1) -> None:
+    def __init__(
+        self, num_rows: int, seed: int, *, lengths: Sequence[int] | None = None, rows_per_step: int = 1
+    ) -> None:
         assert lengths is None or len(lengths) == num_rows
         self.num_rows, self.seed, self.lengths, self.rows_per_step = num_rows, seed, lengths, rows_per_step
         self.epoch = 0

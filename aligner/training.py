@@ -123,7 +123,12 @@ class Recorder(TrainerCallback):
         values = {key.removeprefix("eval_"): float(value) for key, value in logs.items() if key != "epoch"}
         self.last[split] = values
         if state.is_world_process_zero:
-            record = {"step": state.global_step, "epoch": round(float(logs.get("epoch", 0.0)), 4), "split": split, **values}
+            record = {
+                "step": state.global_step,
+                "epoch": round(float(logs.get("epoch", 0.0)), 4),
+                "split": split,
+                **values,
+            }
             self.run.log_metrics({**record, "time_s": round(time.monotonic() - self.started, 3)})
             if self.on_event:
                 self.on_event(Metrics(state.global_step, state.max_steps, values, split))

@@ -1,1 +1,293 @@
+"""Training from a resolved recipe: the same flow for every method, read downward in `run_recipe`.
 
+Nothing heavy is imported before recipe, model path and every row have been checked. Data are tokenised once, before any
+rank starts. One process trains here; more are started through accelerate's launcher and find the prepared run
+directory through the environment. Under somebody else's launcher (`accelerate launch -m aligner ...`), rank 0 prepares
+while the others wait, with a time-out of a day instead of NCCL's ten minutes.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from aligner.config.load import Resolved, recipe_hash
+from aligner.config.schema import TrainRecipe
+from aligner.data import Loaded, load_rows
+from aligner.data.rows import Task
+from aligner.errors import TrainingError
+from aligner.events import DataReady, Finished, Notice, OnEvent, Plan, StageStarted, Warned
+from aligner.launch import launch_line, run_ranks, use_one_gpu, world
+from aligner.run import Run
+
+if TYPE_CHECKING:
+    from aligner.methods.job import Job
+
+METHODS: dict[str, str] = {
+    "sft": "aligner.methods.sft:train",
+    "dpo": "aligner.methods.dpo:train",
+}
+"""Method name -> "module:function". The function takes a `Job`, trains, saves, and returns `Fitted`."""
+
+TASKS: dict[str, Task] = {"sft": "sft", "dpo": "preference"}
+"""Method name -> the kind of rows that it trains on."""
+
+PREPARED_RUN = "ALIGNER_PREPARED_RUN"
+"""Environment variable: the run directory that the launching process has prepared for its ranks."""
+
+QUESTIONS = "prepared/questions.json"
+"""Held-out prompts for the report, kept beside the tokenised data so that ranks read no rows."""
+
+LONGEST_WAIT = timedelta(days=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a command reports: where the run is, what came out, and the picture of it."""
+
+    run_dir: Path
+    results: dict[str, float] = field(default_factory=dict)
+    report: Path | None = None
+
+
+def run_recipe(
+    resolved: Resolved,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    on_event: OnEvent | None = None,
+) -> Outcome:
+    """Check, tokenise, train, and write everything down.
+
+    Raises: RecipeError, DataError and UsageError before anything is trained; TrainingError afterwards.
+    """
+    rank, size = world()
+    if size > 1:
+        return _run_as_rank(_with_world(resolved, size), rank, resume, overwrite, on_event)
+    from aligner.models import check_model_path
+
+    check_model_path(resolved.recipe.model)
+    if resolved.recipe.launch.num_processes > 1:
+        launch_line(resolved.recipe.launch, [])  # refuses here what could not be launched later
+    loaded = _load(resolved.recipe, on_event)
+    if dry_run:
+        return _dry_run(resolved, loaded, on_event)
+    run = Run.create(resolved, resume=resume, overwrite=overwrite)
+    if run.is_done:
+        return _already_done(run, on_event)
+    for note in run.notes:
+        _tell(on_event, Warned(note))
+    if resolved.recipe.launch.num_processes > 1:
+        return _run_ranks(resolved, run, loaded, on_event)
+    if (remark := use_one_gpu()) is not None:
+        _tell(on_event, Notice(remark))
+    job = _prepare(resolved.recipe, run, loaded, on_event)
+    return _train_and_finish(job)
+
+
+# --- the steps -----------------------------------------------------------------------------------------------------
+
+
+def _load(recipe: TrainRecipe, on_event: OnEvent | None) -> Loaded:
+    _tell(on_event, StageStarted("reading the data"))
+    return load_rows(recipe.data, TASKS[recipe.method], recipe.seed)
+
+
+def _prepare(recipe: TrainRecipe, run: Run, loaded: Loaded, on_event: OnEvent | None) -> Job:
+    """Tokenise, or find it done by an earlier attempt at this run, and write the ledger."""
+    run.check_data(loaded.fingerprint, _files_of(loaded))
+    _tell(on_event, StageStarted("tokenising"))
+    from aligner.chat import check_tokenizer
+    from aligner.methods.job import questions_from
+    from aligner.models import load_tokenizer
+    from aligner.prepare import load_prepared, prepare
+
+    tokenizer = load_tokenizer(recipe.model)
+    for remark in check_tokenizer(tokenizer):
+        _tell(on_event, Warned(remark))
+    done = run.prepared_dir.is_dir() and run.read_json("data.json") is not None
+    if done:
+        prepared = load_prepared(run.prepared_dir)
+    else:
+        prepared = prepare(recipe, loaded, tokenizer, run.prepared_dir, on_event)
+        questions = questions_from(loaded.eval or loaded.train, recipe.report.num_prompts)
+        run.write_json(QUESTIONS, [list(question) for question in questions])
+        run.write_json("data.json", {**loaded.ledger.to_json(), "batching": prepared.batching.reason})
+        _tell(on_event, DataReady([*loaded.ledger.table(), ("batches", prepared.batching.reason)]))
+    return _job(recipe, run, tokenizer, prepared, on_event)
+
+
+def _job(recipe: TrainRecipe, run: Run, tokenizer: Any, prepared: Any, on_event: OnEvent | None) -> Job:
+    from aligner.methods.job import Job
+
+    questions = [(prompt, expected) for prompt, expected in run.read_json(QUESTIONS)]
+    return Job(recipe, run, tokenizer, prepared, on_event, questions)
+
+
+def _train_and_finish(job: Job) -> Outcome:
+    job.say("loading the model")
+    module, function = METHODS[job.recipe.method].split(":")
+    train: Callable[[Job], Any] = getattr(import_module(module), function)
+    _record_devices(job.run)
+    job.say("training")
+    with _seeded(job.recipe.seed):
+        fitted = train(job)
+    if world()[0] == 0:
+        job.say("writing the report")
+        job.run.finish(fitted.results, _parents(job.recipe, job.run))
+        report = job.run.dir / "report.html"
+        _tell(job.on_event, Finished(fitted.results, {"run": str(job.run.dir), "report": str(report)}))
+    return Outcome(job.run.dir, fitted.results, job.run.dir / "report.html")
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed everything that is initialised at random (a fresh adapter, new embeddings) before the model is loaded."""
+    from transformers import set_seed
+
+    set_seed(seed)
+    yield
+
+
+def _already_done(run: Run, on_event: OnEvent | None) -> Outcome:
+    _tell(on_event, Notice(f"{run.dir} is finished already; --overwrite starts it again from nothing."))
+    return Outcome(run.dir, run.read_json("manifest.json")["results"], run.dir / "report.html")
+
+
+# --- several processes ---------------------------------------------------------------------------------------------
+
+
+def _run_ranks(resolved: Resolved, run: Run, loaded: Loaded, on_event: OnEvent | None) -> Outcome:
+    """Prepare everything here, then start the ranks and wait for them."""
+    recipe = resolved.recipe
+    job = _prepare(recipe, run, loaded, on_event)
+    hook = getattr(import_module(METHODS[recipe.method].split(":")[0]), "before_ranks", None)
+    if hook is not None:
+        hook(job)
+    line = launch_line(recipe.launch, [recipe.method, str(run.dir / "resolved.json")])
+    os.environ[PREPARED_RUN] = str(run.dir)
+    try:
+        code = run_ranks(line, on_line=lambda text: _tell(on_event, Notice(f"Launching: {text}")))
+    finally:
+        del os.environ[PREPARED_RUN]
+    if code != 0 or not run.is_done:
+        raise TrainingError(
+            f"the processes ended with exit code {code} before the run was finished",
+            "look at the messages above; --resume goes on from the last checkpoint",
+        )
+    return Outcome(run.dir, run.read_json("manifest.json")["results"], run.dir / "report.html")
+
+
+def _run_as_rank(resolved: Resolved, rank: int, resume: bool, overwrite: bool, on_event: OnEvent | None) -> Outcome:
+    """Train as one of several processes, whoever started them."""
+    listener = on_event if rank == 0 else None
+    prepared_run = os.environ.get(PREPARED_RUN)
+    if prepared_run is not None:
+        run = Run.attach(prepared_run)
+    else:
+        from accelerate import PartialState
+
+        state = PartialState(timeout=LONGEST_WAIT)
+        if rank == 0:
+            run = Run.create(resolved, resume=resume, overwrite=overwrite)
+            if not run.is_done:
+                _prepare(resolved.recipe, run, _load(resolved.recipe, listener), listener)
+        state.wait_for_everyone()
+        if rank != 0:
+            run = Run.attach(resolved.recipe.output_dir)
+        if run.is_done:
+            return _already_done(run, listener)
+    from aligner.models import load_tokenizer
+    from aligner.prepare import load_prepared
+
+    tokenizer = load_tokenizer(resolved.recipe.model)
+    job = _job(resolved.recipe, run, tokenizer, load_prepared(run.prepared_dir), listener)
+    return _train_and_finish(job)
+
+
+def _with_world(resolved: Resolved, size: int) -> Resolved:
+    """Let the recipe say how many processes there really are, as somebody else's launcher decided."""
+    launch = resolved.recipe.launch.model_copy(update={"num_processes": size})
+    return replace(resolved, recipe=resolved.recipe.model_copy(update={"launch": launch}))
+
+
+# --- dry run -------------------------------------------------------------------------------------------------------
+
+
+def _dry_run(resolved: Resolved, loaded: Loaded, on_event: OnEvent | None) -> Outcome:
+    """Tokenise into a temporary folder, count, and say what would run."""
+    from aligner.chat import check_tokenizer
+    from aligner.models import load_tokenizer
+    from aligner.prepare import prepare
+
+    recipe = resolved.recipe
+    tokenizer = load_tokenizer(recipe.model)
+    for remark in check_tokenizer(tokenizer):
+        _tell(on_event, Warned(remark))
+    with tempfile.TemporaryDirectory(prefix="aligner-dry-run-") as folder:
+        prepared = prepare(recipe, loaded, tokenizer, Path(folder) / "prepared", on_event)
+        sequences = len(prepared.train)
+        reason = prepared.batching.reason
+        del prepared
+    _tell(on_event, DataReady([*loaded.ledger.table(), ("batches", reason)]))
+    _tell(on_event, Plan(plan_rows(recipe, sequences)))
+    return Outcome(Path(recipe.output_dir))
+
+
+def plan_rows(recipe: TrainRecipe, sequences: int) -> list[tuple[str, str, str]]:
+    """Return the arithmetic of the training as rows (what, value, how)."""
+    trainer = recipe.trainer
+    batch = int(trainer.get("per_device_train_batch_size", 8))
+    accumulation = int(trainer.get("gradient_accumulation_steps", 1))
+    per_step = batch * accumulation * recipe.launch.num_processes
+    epochs = float(trainer.get("num_train_epochs", 3))
+    per_epoch = -(-sequences // per_step)
+    steps = int(trainer.get("max_steps", -1))
+    total = steps if steps > 0 else -(-int(per_epoch * epochs * 1000) // 1000)
+    return [
+        ("sequences", f"{sequences:,}", ""),
+        ("steps an epoch", f"{per_epoch:,}", f"{sequences:,} / {per_step} a step"),
+        ("steps", f"{total:,}", "trainer.max_steps" if steps > 0 else f"{epochs:g} epochs"),
+        ("recipe", recipe_hash(recipe)[:12], "hash"),
+    ]
+
+
+# --- small parts ---------------------------------------------------------------------------------------------------
+
+
+def _files_of(loaded: Loaded) -> dict[str, str]:
+    return {record.path: record.sha256 for source in loaded.ledger.sources for record in source.files}
+
+
+def _parents(recipe: TrainRecipe, run: Run) -> list[dict[str, Any]]:
+    """Return where this run came from: its model and its data files, with their fingerprints."""
+    from aligner.models import model_fingerprint
+
+    model = {"kind": "model", "path": recipe.model.name_or_path, "fingerprint": model_fingerprint(recipe.model)}
+    data = [
+        {"kind": "data", "path": path, "fingerprint": digest}
+        for path, digest in run.read_json("inputs.json")["sources"].items()
+    ]
+    return [model, *data]
+
+
+def _record_devices(run: Run) -> None:
+    if world()[0] != 0:
+        return
+    import torch
+
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    run.record_devices({"gpus": gpus, "cpu_threads": torch.get_num_threads(), "processes": world()[1]})
+
+
+def _tell(on_event: OnEvent | None, event: Any) -> None:
+    if on_event is not None:
+        on_event(event)

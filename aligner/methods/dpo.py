@@ -1,0 +1,110 @@
+"""Training on preference pairs: Direct Preference Optimization (arXiv 2305.18290) and every objective of the catalogue.
+
+The trainer is `aligner.preference.PreferenceTrainer`; this file chooses the reference and puts the parts together.
+A fresh LoRA adapter has its reference below it (the base, adapter off). Anything else, full fine-tuning or an adapter
+that is trained further, gets the reference's log-probabilities once, before training (`aligner.reference`), so no
+second model is in memory while training.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from transformers import TrainingArguments
+
+from aligner.config.schema import DpoRecipe
+from aligner.errors import RecipeError
+from aligner.methods.job import Job
+from aligner.models import ADAPTER_FILE, load_policy
+from aligner.objectives import OBJECTIVES, Settings
+from aligner.preference import PairCollator, PreferenceTrainer
+from aligner.reference import Scorer, with_reference
+from aligner.training import Fitted, fit, lengths_of, training_arguments
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+LEARNING_RATE = 1e-6
+"""Our default, which is TRL's for DPO; transformers' 5e-5 would wreck a policy."""
+
+SHARDED = ("fsdp", "fsdp1", "fsdp2", "zero3")
+"""Strategies under which no rank holds a whole policy."""
+
+
+def train(job: Job) -> Fitted:
+    """Optimise the policy of the recipe on its tokenised pairs, and save it."""
+    recipe = job.recipe
+    assert isinstance(recipe, DpoRecipe)
+    model = load_policy(recipe.model, job.tokenizer, trainable=True)
+    job.answer_before(model)
+    arguments = _arguments(job, recipe)
+    trainer = PreferenceTrainer(
+        model=model,
+        args=arguments,
+        data_collator=PairCollator(job.tokenizer.pad_token_id),
+        train_dataset=job.prepared.train,
+        eval_dataset=job.prepared.eval,
+        processing_class=job.tokenizer,
+        objective=OBJECTIVES[recipe.dpo.loss],
+        settings=objective_settings(recipe),
+        nll_weight=recipe.dpo.nll_weight,
+    )
+    if recipe.model.lora is not None and arguments.gradient_checkpointing:
+        model.enable_input_require_grads()
+    if not uses_adapter_off(recipe):
+        scorer = Scorer(
+            recipe, job.tokenizer, model, arguments.per_device_eval_batch_size, arguments.bf16, job.on_event
+        )
+        trainer.train_dataset, trainer.eval_dataset = add_reference(job, scorer)
+    trainer.group_lengths = lengths_of(job.prepared.train, job.prepared.batching.grouped)
+    fitted = fit(trainer, recipe, job.run, job.on_event)
+    job.answer_after(trainer)
+    return fitted
+
+
+def before_ranks(job: Job) -> None:
+    """Score the reference in the launching process where ranks could not: when they hold only shards of the policy."""
+    recipe = job.recipe
+    assert isinstance(recipe, DpoRecipe)
+    if recipe.launch.strategy in SHARDED and not uses_adapter_off(recipe):
+        arguments = _arguments(job, recipe)
+        scorer = Scorer(recipe, job.tokenizer, None, arguments.per_device_eval_batch_size, arguments.bf16, job.on_event)
+        add_reference(job, scorer)
+
+
+def add_reference(job: Job, scorer: Scorer) -> tuple[Dataset, Dataset | None]:
+    """Return both splits with their reference log-probabilities."""
+    held_out = job.prepared.eval
+    return (
+        with_reference(job.prepared.train, scorer, "training"),
+        with_reference(held_out, scorer, "held-out") if held_out is not None else None,
+    )
+
+
+def uses_adapter_off(recipe: DpoRecipe) -> bool:
+    """Say whether the reference is the base under a fresh adapter.
+
+    Raises: RecipeError when that is asked for, but the adapter is not fresh.
+    """
+    from pathlib import Path
+
+    further = (Path(recipe.model.name_or_path).expanduser() / ADAPTER_FILE).is_file()
+    if recipe.dpo.reference == "adapter_off" and further:
+        raise RecipeError(
+            f"dpo.reference is adapter_off, but the adapter in {recipe.model.name_or_path} is trained further, "
+            "and without it the model is another than the one that training starts from",
+            "use dpo.reference=auto or precomputed",
+        )
+    fresh = recipe.model.lora is not None and not further and recipe.dpo.reference_model is None
+    return fresh and recipe.dpo.reference != "precomputed"
+
+
+def objective_settings(recipe: DpoRecipe) -> Settings:
+    """Return the numbers of the objective."""
+    return Settings(beta=recipe.dpo.beta, label_smoothing=recipe.dpo.label_smoothing, tau=recipe.dpo.tau)
+
+
+def _arguments(job: Job, recipe: DpoRecipe) -> TrainingArguments:
+    learning_rate = recipe.trainer.get("learning_rate", LEARNING_RATE)
+    with_rate = recipe.model_copy(update={"trainer": {**recipe.trainer, "learning_rate": learning_rate}})
+    return training_arguments(with_rate, job.run, TrainingArguments, remove_unused_columns=False)

@@ -1,0 +1,115 @@
+"""What a method gets to work with, and the answers that the report shows from before and after training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from aligner.config.schema import TrainRecipe
+from aligner.data.rows import (
+    CompletionRow,
+    ConversationRow,
+    Messages,
+    PreferenceRow,
+    PromptRow,
+    Row,
+)
+from aligner.events import Notice, OnEvent, StageStarted
+from aligner.launch import world
+from aligner.prepare import Prepared
+from aligner.run import Run
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SHARDED = ("fsdp", "fsdp1", "fsdp2", "zero3")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training job: the frozen recipe, its run directory, the tokenizer, the tokenised data, the listener."""
+
+    recipe: TrainRecipe
+    run: Run
+    tokenizer: PreTrainedTokenizerBase
+    prepared: Prepared
+    on_event: OnEvent | None = None
+    questions: Sequence[tuple[str | Messages, str | None]] = field(default_factory=tuple)
+    """Held-out prompts with their expected answers, for the report."""
+
+    def say(self, text: str) -> None:
+        """Tell the listener that a part of the work begins."""
+        if self.on_event:
+            self.on_event(StageStarted(text))
+
+    def answer_before(self, model: Any) -> None:
+        """Let the model that training starts from answer the held-out prompts; kept over a resumption."""
+        if self._answers_here() and self.run.read_json("samples.json") is None:
+            self.say("answering held-out prompts before training")
+            texts = self._answers(model)
+            samples = [
+                {"prompt": _shown(prompt), "before": text, "after": None, "expected": expected}
+                for (prompt, expected), text in zip(self.questions, texts)
+            ]
+            self.run.write_json("samples.json", samples)
+
+    def answer_after(self, trainer: Any) -> None:
+        """Let the trained model answer the same prompts."""
+        if self._answers_here():
+            self.say("answering held-out prompts after training")
+            texts = self._answers(trainer.accelerator.unwrap_model(trainer.model))
+            samples = self.run.read_json("samples.json") or []
+            self.run.write_json("samples.json", [{**old, "after": new} for old, new in zip(samples, texts)])
+
+    def _answers_here(self) -> bool:
+        """Only the main process answers, and only a model that it holds whole."""
+        if not self.questions or world()[0] != 0:
+            return False
+        if self.recipe.launch.strategy in SHARDED and world()[1] > 1:
+            if self.on_event:
+                self.on_event(Notice("The report shows no answers: no process holds the whole model."))
+            return False
+        return True
+
+    def _answers(self, model: Any) -> list[str]:
+        from aligner.generation import Sampling, generate
+        from aligner.models import best_device
+
+        if self.recipe.model.quantization == "none":
+            model.to(best_device())
+        sampling = Sampling(max_new_tokens=self.recipe.report.max_new_tokens, temperature=0.0)
+        prompts = [prompt for prompt, _ in self.questions]
+        answers = generate(model, self.tokenizer, prompts, sampling, batch_size=8)
+        return [samples[0].text for samples in answers]
+
+
+def questions_from(rows: Sequence[Row], number: int) -> list[tuple[str | Messages, str | None]]:
+    """Return the first prompts of held-out rows with their expected answers, for the report."""
+    found = [question for row in rows if (question := _question(row)) is not None]
+    return found[:number]
+
+
+def _question(row: Row) -> tuple[str | Messages, str | None] | None:
+    if isinstance(row, ConversationRow):
+        last = len(row.messages) - 1
+        if last < 1 or row.messages[last]["role"] != "assistant":
+            return None
+        return row.messages[:last], _text(row.messages[last:])
+    if isinstance(row, CompletionRow):
+        return row.prompt, _text(row.completion)
+    if isinstance(row, PreferenceRow):
+        return row.prompt, _text(row.chosen)
+    return (row.prompt, row.answer) if isinstance(row, PromptRow) else None
+
+
+def _text(value: str | Messages) -> str:
+    return value if isinstance(value, str) else "\n".join(str(message.get("content")) for message in value)
+
+
+def _shown(prompt: str | Messages) -> str:
+    if isinstance(prompt, str):
+        return prompt
+    if len(prompt) == 1:
+        return str(prompt[0]["content"])
+    return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)

@@ -1,0 +1,65 @@
+"""Supervised fine-tuning on TRL's SFTTrainer, which gets token ids and labels that `chat.py` and `prepare.py` made.
+
+What is TRL's: the loss (a mean over the trained tokens of the whole step), the fused head, padding-free collation of
+packed sequences, and its metrics (`mean_token_accuracy`, `entropy`, `num_tokens`). What is not: TRL prepares no data
+here, so nothing is cut at 1,024 tokens or dropped in packing, and rows come in an order that a resumed run repeats.
+
+Packed rows do not see each other: each starts at position 0 and no attention mask is passed, which is how attention
+implementations of transformers tell them apart.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from trl import SFTConfig, SFTTrainer
+
+from aligner.config.schema import SftRecipe
+from aligner.methods.job import Job
+from aligner.models import load_policy
+from aligner.training import Fitted, OrderedTrainer, fit, lengths_of, training_arguments
+
+
+class SeededSFTTrainer(OrderedTrainer, SFTTrainer):
+    """TRL's trainer with our order of rows, and without a card of its own in each checkpoint."""
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Leave the card to the run directory, which knows the data and the recipe."""
+
+
+def train(job: Job) -> Fitted:
+    """Fine-tune the model of the recipe on its tokenised rows, and save it."""
+    recipe = job.recipe
+    assert isinstance(recipe, SftRecipe)
+    batching = job.prepared.batching
+    model = load_policy(recipe.model, job.tokenizer, trainable=True)
+    job.answer_before(model)
+    arguments = training_arguments(
+        recipe,
+        job.run,
+        SFTConfig,
+        packing=batching.packing,
+        packing_strategy="bfd",
+        max_length=recipe.data.max_length if batching.packing else None,
+        dataset_kwargs={"skip_prepare_dataset": True},
+    )
+    trainer = SeededSFTTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=job.prepared.train,
+        eval_dataset=job.prepared.eval,
+        processing_class=job.tokenizer,
+    )
+    trainer.group_lengths = lengths_of(job.prepared.train, batching.grouped)
+    _keep_adapters_in_float32(trainer.model)
+    fitted = fit(trainer, recipe, job.run, job.on_event)
+    job.answer_after(trainer)
+    return fitted
+
+
+def _keep_adapters_in_float32(model: torch.nn.Module) -> None:
+    """Undo TRL's cast of the adapters to bfloat16 over a quantized base: small updates of Adam would round to nothing."""
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype == torch.bfloat16 and getattr(model, "is_quantized", False):
+            parameter.data = parameter.data.float()

@@ -1,0 +1,133 @@
+"""Reference log-probabilities: computed once, kept on disk under a hash of everything they depend on, used by later runs.
+
+The key covers the reference's weights (files of a folder, or the hub's commit), how they are loaded, and every token
+id of the pairs. So a second run on the same pairs with another objective, beta or learning rate computes nothing, and
+a changed model, template or row is never mistaken for the old one. The cache lies in `$ALIGNER_CACHE`, else in
+`~/.cache/aligner`; deleting it costs time only.
+
+With several processes each scores its part. A sharded policy (FSDP, ZeRO-3) cannot: there the launching process scores
+before the ranks start, and they find the cache filled.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from safetensors.torch import load_file, save_file
+
+from aligner.config.schema import DpoRecipe, Model
+from aligner.events import Notice, OnEvent, StageProgress
+from aligner.models import best_device, load_policy, model_fingerprint
+from aligner.preference import PairCollator, fuse_head, reference_logps
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+VERSION = "1"
+"""Changed when the way the numbers are computed changes, so that old ones are not used."""
+
+PAIR_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
+
+
+@dataclass(frozen=True, slots=True)
+class Scorer:
+    """How the reference is computed: the model's section, the arguments of the trainer, and the policy if it serves."""
+
+    recipe: DpoRecipe
+    tokenizer: PreTrainedTokenizerBase
+    policy: Any
+    batch_size: int
+    bf16: bool
+    on_event: OnEvent | None
+
+
+def reference_section(recipe: DpoRecipe) -> Model:
+    """Return the model section of the reference: the one that training starts from, or `dpo.reference_model`."""
+    if recipe.dpo.reference_model is None:
+        return recipe.model
+    return recipe.model.model_copy(update={"name_or_path": recipe.dpo.reference_model, "revision": None, "lora": None})
+
+
+def with_reference(rows: Dataset, scorer: Scorer, name: str) -> Dataset:
+    """Add `reference_chosen` and `reference_rejected` (N,), summed log-probabilities, from the cache or computed."""
+    section = reference_section(scorer.recipe)
+    file = cache_folder() / f"{_key(section, rows, scorer.bf16)}.safetensors"
+    if file.is_file():
+        columns = load_file(str(file))
+        _say(scorer, f"Reference log-probabilities of the {name} pairs: from the cache ({file}).")
+    else:
+        columns = _compute(rows, scorer, section, name)
+        if PartialState().is_main_process:
+            _save(file, columns)
+        PartialState().wait_for_everyone()
+    for key in ("reference_chosen", "reference_rejected"):
+        rows = rows.add_column(key, columns[key].numpy())
+    return rows
+
+
+def cache_folder() -> Path:
+    """Return where reference log-probabilities are kept."""
+    root = os.environ.get("ALIGNER_CACHE")
+    return (Path(root) if root else Path.home() / ".cache" / "aligner") / "reference"
+
+
+def _compute(rows: Dataset, scorer: Scorer, section: Model, name: str) -> dict[str, torch.Tensor]:
+    model = scorer.policy
+    if model is None or scorer.recipe.dpo.reference_model is not None:
+        model = load_policy(section, scorer.tokenizer, trainable=False)
+        fuse_head(model)
+    device = best_device() if section.quantization == "none" else str(model.device)
+    if section.quantization == "none":
+        model.to(device)
+    state = PartialState()
+    mine = range(state.process_index, len(rows), state.num_processes)
+
+    def on_progress(done: int, total: int) -> None:
+        if scorer.on_event and state.is_main_process:
+            scorer.on_event(StageProgress(f"reference log-probabilities, {name}", done, total))
+
+    chosen, rejected = reference_logps(
+        model,
+        [rows[i] for i in mine],
+        PairCollator(scorer.tokenizer.pad_token_id),
+        scorer.batch_size,
+        device=device,
+        autocast=torch.autocast("cuda", dtype=torch.bfloat16) if scorer.bf16 else None,
+        on_progress=on_progress,
+    )
+    parts = list(zip(mine, chosen.tolist(), rejected.tolist()))
+    parts = gather_object(parts) if state.num_processes > 1 else parts
+    by_row = sorted(parts)
+    return {
+        "reference_chosen": torch.tensor([part[1] for part in by_row]),
+        "reference_rejected": torch.tensor([part[2] for part in by_row]),
+    }
+
+
+def _key(section: Model, rows: Dataset, bf16: bool) -> str:
+    digest = sha256(f"{VERSION} {bf16} {section.attn_implementation} {model_fingerprint(section)}".encode())
+    for column in PAIR_COLUMNS:
+        for ids in rows[column]:
+            digest.update(len(ids).to_bytes(4, "little"))
+            digest.update(b"".join(i.to_bytes(4, "little") for i in ids))
+    return digest.hexdigest()
+
+
+def _save(file: Path, columns: dict[str, torch.Tensor]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    save_file(columns, str(unfinished))
+    os.replace(unfinished, file)
+
+
+def _say(scorer: Scorer, text: str) -> None:
+    if scorer.on_event and PartialState().is_main_process:
+        scorer.on_event(Notice(text))
