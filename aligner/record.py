@@ -105,14 +105,17 @@ def fingerprints(run_dir: Path, folder: Path) -> dict[str, str]:
     return {path.relative_to(run_dir).as_posix(): file_sha256(path) for path in files}
 
 
-def lineage(run_dir: str | Path) -> list[dict[str, Any]]:
-    """The run and the runs its model came from, newest first; a model that no run of ours made ends the list."""
+def lineage(run_dir: str | Path, manifest: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+    """The run and the runs its model came from, newest first; a model that no run of ours made ends the list.
+
+    `manifest` stands in for the run's own while that is not written yet.
+    """
     found: list[dict[str, Any]] = []
     seen: set[Path] = set()
     folder: Path | None = Path(run_dir)
     while folder is not None and folder.resolve() not in seen:
         seen.add(folder.resolve())
-        entry = _lineage_entry(folder)
+        entry = _lineage_entry(folder, manifest if not found else None)
         found.append(entry)
         parent = _model_parent(entry)
         folder = _run_of_model(parent, entry["working_directory"]) if parent else None
@@ -121,10 +124,10 @@ def lineage(run_dir: str | Path) -> list[dict[str, Any]]:
     return found
 
 
-def _lineage_entry(folder: Path) -> dict[str, Any]:
+def _lineage_entry(folder: Path, manifest: dict[str, Any] | None) -> dict[str, Any]:
     recipe = (read_json(folder, "resolved.json") or {}).get("recipe", {})
     environment = read_json(folder, "environment.json") or {}
-    manifest = read_json(folder, "manifest.json") or {}
+    manifest = manifest or read_json(folder, "manifest.json") or {}
     return {
         "kind": "run",
         "path": str(folder),
@@ -142,9 +145,9 @@ def _model_parent(entry: dict[str, Any]) -> str | None:
 
 
 def _run_of_model(model: str, working_directory: str) -> Path | None:
-    """The run directory that holds this model, if one does. Relative paths are those of the run's own start."""
-    for base in (Path(working_directory), Path()):
-        for folder in (base / model, (base / model).parent):
-            if (folder / "resolved.json").is_file():
-                return folder
+    """The run directory that this folder lies in, if it does. Relative paths are those of the run's own start."""
+    for place in (Path(working_directory) / model, Path(model)):
+        if place.is_dir():
+            inside = (folder for folder in (place, *place.parents[:2]) if (folder / "resolved.json").is_file())
+            return next(inside, None)
     return None
