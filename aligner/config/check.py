@@ -186,8 +186,8 @@ def key_hint(recipe_class: type[TrainRecipe], path: Path) -> str:
     place = place_of(recipe_class, name)
     if place and names.closest(name, here) is None:
         return place
-    if near := names.did_you_mean(name, here):
-        return near
+    if near := names.closest(name, here):
+        return f"did you mean `{dotted((*parent, near))}`?"
     everywhere = {key.rsplit(".", 1)[-1]: key for key in dotted_keys(recipe_class)}
     everywhere |= {key: f"trainer.{key}" for key in trainer_keys.allowed(_method(recipe_class))}
     near_name = names.closest(name, everywhere)

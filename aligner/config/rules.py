@@ -242,6 +242,14 @@ def _packing_and_lengths(view: View) -> Iterator[Finding]:
         yield _finding("trainer.train_sampling_strategy", message, "drop it, or set `sft.packing: false`")
 
 
+def _sampling_is_ours(view: View) -> Iterator[Finding]:
+    asked = view["trainer.train_sampling_strategy"]
+    if asked not in (None, "random", "group_by_length"):
+        hint = "use random or group_by_length"
+        message = f"`{asked}` is not supported: rows come in a random order that a resumed run repeats"
+        yield _finding("trainer.train_sampling_strategy", message, hint)
+
+
 def _sft_formats(view: View) -> Iterator[Finding]:
     yield from _formats(view, SFT_FORMATS, "sft", "`aligner dpo` trains on preference pairs")
 
@@ -306,6 +314,7 @@ RULES: tuple[Rule, ...] = (
     _machines_add_up,
     _warmup_is_share_or_steps,
     _trainer_bounds,
+    _sampling_is_ours,
 )
 """Rules of every training recipe."""
 

@@ -32,6 +32,10 @@ WRITTEN_CHOICES = {
 RESERVED: dict[str, str] = {
     "output_dir": "set `output_dir` at the top of the recipe",
     "seed": "set `seed` at the top of the recipe",
+    "data_seed": "the order of rows follows `seed`",
+    "disable_tqdm": "progress is shown by `aligner` itself, and only in a terminal",
+    "logging_nan_inf_filter": "a loss that is not a number ends the run, and says at which step",
+    "length_column_name": "lengths are known from the tokens",
     "max_length": "set `data.max_length`",
     "truncation_mode": "set `data.on_too_long`: error, drop or truncate",
     "packing": "set `sft.packing`",
