@@ -106,7 +106,7 @@ def generate(
     rows = _rows(model, tokenizer, prompts, sampling)
     stops = stop_token_ids(tokenizer, model)
     answers: dict[tuple[int, int], Completion] = {}
-    with _quiet_decoding(model) as decoder:
+    with _decoder_of(model) as decoder:
         for batch in _batches(rows, batch_size):
             outputs = _decode_batch(decoder, tokenizer, batch, sampling, stops)
             for row, ids in zip(batch, outputs):
@@ -156,24 +156,36 @@ def _batches(rows: Sequence[_Row], batch_size: int) -> Iterator[list[_Row]]:
 
 
 @contextmanager
-def _quiet_decoding(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
-    """Lend the model in eval mode, without gradients and with a neutral generation config; put all back afterwards.
+def at_rest(model: torch.nn.Module) -> Iterator[None]:
+    """Hold the model in eval mode without gradients, and put every module back into the mode it was in.
 
-    The mode is kept for each module, since a frozen part may be in eval mode inside a model that trains. A PEFT model
-    lends its base, in which the adapters sit. Gradient checkpointing acts in training mode only, so the cache works.
+    The mode is kept for each module, since a frozen part may be in eval mode inside a model that trains.
     """
-    decoder = _base_of(model)
     modes = {module: module.training for module in model.modules()}
-    own_config = decoder.generation_config
     model.eval()
-    decoder.generation_config = GenerationConfig()
     try:
         with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+@contextmanager
+def _decoder_of(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
+    """Lend what decodes, at rest and with a neutral generation config.
+
+    A PEFT model lends its base, in which the adapters sit. Gradient checkpointing acts in training mode only, so the
+    cache works.
+    """
+    decoder = _base_of(model)
+    own_config = decoder.generation_config
+    decoder.generation_config = GenerationConfig()
+    try:
+        with at_rest(model):
             yield decoder
     finally:
         decoder.generation_config = own_config
-        for module, training in modes.items():
-            module.training = training
 
 
 def _base_of(model: PreTrainedModel) -> PreTrainedModel:

@@ -7,27 +7,25 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from fakes import byte_tokenizer
+from fakes import tiny_llama as random_llama
 
 from aligner.chat import encode_prompt, stop_token_ids
 from aligner.errors import DataError
 from aligner.generation import Sampling, generate
-from aligner.toy.tokenizer import build_tokenizer
 
 PROMPTS = ["a", "a much longer prompt than the first", "sort: 3 1 2", "", "what is 2 + 2?", "b" * 50, "zebra", "xy"]
 GREEDY = Sampling(max_new_tokens=12, temperature=0.0)
 
 
-def tiny_llama(**settings) -> LlamaForCausalLM:
-    torch.manual_seed(7)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-    limits = {"vocab_size": 267, "max_position_embeddings": 256}
-    return LlamaForCausalLM(LlamaConfig(initializer_range=0.5, **{**sizes, **limits, **settings}))
+def tiny_llama(**settings):
+    """Weights large enough that answers to different prompts differ."""
+    return random_llama(byte_tokenizer(), seed=7, initializer_range=0.5, **settings)
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return build_tokenizer()
+    return byte_tokenizer()
 
 
 @pytest.fixture
@@ -82,7 +80,7 @@ def test_each_stop_id_ends_an_answer_and_the_text_does_not_show_it(model, tokeni
 
 
 def test_the_pad_token_ends_nothing_and_is_kept_where_the_model_writes_it(model) -> None:
-    tokenizer = build_tokenizer()
+    tokenizer = byte_tokenizer()
     free = ids_of(generate(model, tokenizer, PROMPTS, GREEDY))
     tokenizer.pad_token_id = free[0][0][3]
     padded = generate(model, tokenizer, PROMPTS, GREEDY)
@@ -117,7 +115,7 @@ def test_every_sampling_setting_arrives(model, tokenizer, setting) -> None:
 
 @pytest.mark.parametrize("batch_size", [1, 8])
 def test_the_repetition_penalty_does_not_see_padding(model, batch_size) -> None:
-    tokenizer = build_tokenizer()
+    tokenizer = byte_tokenizer()
     sampling = replace(GREEDY, repetition_penalty=1.8)
     expected = ids_of(generate(model, tokenizer, PROMPTS, sampling, batch_size=1))
     tokenizer.pad_token_id = expected[0][0][0]
@@ -162,12 +160,12 @@ def test_a_prompt_beyond_the_models_positions_is_refused_by_number(tokenizer) ->
 
 
 def test_answers_stop_where_the_models_positions_end(tokenizer) -> None:
-    model = tiny_llama(max_position_embeddings=40)
+    model = tiny_llama(max_position_embeddings=60)
     prompts = ["a", "b" * 30, "c" * 32, "d"]
     lengths = [len(encode_prompt(tokenizer, prompt)) for prompt in prompts]
     answers = generate(model, tokenizer, prompts, Sampling(max_new_tokens=12, temperature=0.0))
     for length, (answer,) in zip(lengths, answers):
-        assert answer.finish_reason == "stop" or len(answer.token_ids) == min(12, 40 - length)
+        assert answer.finish_reason == "stop" or len(answer.token_ids) == min(12, 60 - length)
 
 
 def test_progress_counts_answers(model, tokenizer) -> None:

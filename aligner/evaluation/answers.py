@@ -1,0 +1,68 @@
+"""What a model answers, and what a scorer thinks of it.
+
+`score` is the mean over prompts of the mean over a prompt's samples; its standard error counts prompts, not samples,
+since samples of one prompt are not independent. `stopped` is the share of answers that ended by themselves: a low one
+means that the token limit, and not the model, decided what was scored. `distinct` is the share of different texts
+among all answers; with several samples, `distinct_per_prompt` is the same within a prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from aligner.data.rows import PromptRow
+from aligner.evaluation.likelihood import standard_error
+from aligner.generation import Completion, Progress, Sampling, generate
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from aligner.reward_models.base import Scorer
+
+GREEDY = Sampling(temperature=0.0)
+
+
+def evaluate_prompts(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[PromptRow],
+    *,
+    scorer: Scorer | None = None,
+    sampling: Sampling | None = None,
+    batch_size: int = 16,
+    on_progress: Progress | None = None,
+) -> tuple[dict[str, float], list[list[Completion]]]:
+    """Return the numbers, and the answers they are about, in the order of the rows."""
+    answers = generate(
+        model,
+        tokenizer,
+        [row.prompt for row in rows],
+        sampling or GREEDY,
+        batch_size=batch_size,
+        on_progress=on_progress,
+    )
+    numbers = {} if scorer is None else _scores(scorer, rows, answers)
+    return {**numbers, **describe(answers)}, answers
+
+
+def _scores(scorer: Scorer, rows: Sequence[PromptRow], answers: Sequence[Sequence[Completion]]) -> dict[str, float]:
+    asked = [row for row, samples in zip(rows, answers) for _ in samples]
+    texts = [completion.text for samples in answers for completion in samples]
+    scores = iter(scorer.score([row.prompt for row in asked], texts, [row.answer for row in asked]))
+    means = [sum(next(scores) for _ in samples) / len(samples) for samples in answers]
+    return {"score": sum(means) / len(means), "score_stderr": standard_error(means)}
+
+
+def describe(answers: Sequence[Sequence[Completion]]) -> dict[str, float]:
+    """Return what can be said of answers without judging them."""
+    flat = [completion for samples in answers for completion in samples]
+    numbers = {
+        "stopped": sum(completion.finish_reason == "stop" for completion in flat) / len(flat),
+        "mean_tokens": sum(len(completion.token_ids) for completion in flat) / len(flat),
+        "distinct": len({completion.text for completion in flat}) / len(flat),
+    }
+    if len(flat) > len(answers):
+        shares = [len({completion.text for completion in samples}) / len(samples) for samples in answers]
+        numbers["distinct_per_prompt"] = sum(shares) / len(shares)
+    return {**numbers, "prompts": float(len(answers)), "answers": float(len(flat))}

@@ -1,0 +1,140 @@
+"""How likely a model finds given tokens: loss and perplexity of rows, and the log-probabilities behind them.
+
+The loss is the mean over all trained tokens of all rows together, so a long row weighs more than a short one, as in
+training. Which tokens are trained is decided in `aligner.chat`, the same as for training. The softmax is computed in
+float32 whatever the model's type, row by row and for the wanted positions only, since logits are the largest tensor.
+
+Legend: B rows, T tokens, N wanted positions of one row, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from aligner.chat import IGNORED, encode_sft
+from aligner.data.rows import Row
+from aligner.errors import DataError
+from aligner.generation import Progress, at_rest, max_positions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from aligner.config.schema import LossOn
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Token ids, and the positions (from 1 on) whose tokens are to be predicted from what stands before them."""
+
+    input_ids: list[int]
+    wanted: list[int]
+    origin: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Likelihood:
+    """Log-probabilities of the wanted tokens (N,) in nats, and how many of them were the model's first choice."""
+
+    logps: torch.Tensor
+    first_choices: int
+
+    @property
+    def total(self) -> float:
+        """Log-probability of the wanted tokens together."""
+        return float(self.logps.sum(dtype=torch.float64))
+
+
+def evaluate_rows(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Row],
+    *,
+    loss_on: LossOn = "auto",
+    batch_size: int = 16,
+    on_progress: Progress | None = None,
+) -> dict[str, float]:
+    """Return loss (nats per trained token), its other two forms, and the share of tokens guessed right."""
+    sequences = []
+    for row in rows:
+        encoded = encode_sft(tokenizer, row, loss_on)
+        wanted = [i for i, label in enumerate(encoded.labels) if i and label != IGNORED]
+        sequences.append(Tokens(encoded.input_ids, wanted, row.origin))
+    found = likelihoods(model, sequences, batch_size=batch_size, on_progress=on_progress)
+    tokens = sum(len(item.logps) for item in found)
+    loss = -sum(item.total for item in found) / tokens
+    return {
+        "loss": loss,
+        "perplexity": math.exp(loss) if loss < 700.0 else math.inf,
+        "bits_per_token": loss / math.log(2.0),
+        "token_accuracy": sum(item.first_choices for item in found) / tokens,
+        "tokens": float(tokens),
+        "rows": float(len(found)),
+    }
+
+
+def likelihoods(
+    model: PreTrainedModel,
+    sequences: Sequence[Tokens],
+    *,
+    batch_size: int = 16,
+    on_progress: Progress | None = None,
+) -> list[Likelihood]:
+    """Return the likelihood of each sequence, in their order; batches go from the longest to the shortest.
+
+    Raises: DataError naming a row that is longer than the positions of the model.
+    """
+    assert batch_size >= 1, "a batch holds at least one row"
+    _check_lengths(model, sequences)
+    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i].input_ids), reverse=True)
+    found: dict[int, Likelihood] = {}
+    with at_rest(model):
+        for start in range(0, len(order), batch_size):
+            places = order[start : start + batch_size]
+            found.update(zip(places, _of_batch(model, [sequences[i] for i in places])))
+            if on_progress is not None:
+                on_progress(len(found), len(sequences))
+    return [found[i] for i in range(len(sequences))]
+
+
+def _of_batch(model: PreTrainedModel, batch: Sequence[Tokens]) -> list[Likelihood]:
+    """Right-padded: under a causal mask no wanted position sees padding, whatever id it has."""
+    width = max(len(item.input_ids) for item in batch)
+    ids_BT = torch.tensor([[*item.input_ids, *[0] * (width - len(item.input_ids))] for item in batch])
+    mask_BT = torch.tensor([[1] * len(item.input_ids) + [0] * (width - len(item.input_ids)) for item in batch])
+    ids_BT, mask_BT = ids_BT.to(model.device), mask_BT.to(model.device)
+    logits_BTV = model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False).logits
+    found = []
+    for ids_T, logits_TV, item in zip(ids_BT, logits_BTV, batch):
+        wanted_N = torch.tensor(item.wanted, device=ids_T.device, dtype=torch.long)
+        logits_NV, token_N = logits_TV[wanted_N - 1].float(), ids_T[wanted_N]
+        logps_N = logits_NV.gather(1, token_N[:, None])[:, 0] - logits_NV.logsumexp(dim=-1)
+        found.append(Likelihood(logps_N.cpu(), int((logits_NV.argmax(dim=-1) == token_N).sum())))
+    return found
+
+
+def _check_lengths(model: PreTrainedModel, sequences: Sequence[Tokens]) -> None:
+    positions = max_positions(model)
+    for item in sequences:
+        if not item.wanted:
+            raise DataError(
+                f"{item.origin} holds no token that could be predicted", "drop the row: it measures nothing"
+            )
+        if positions is not None and len(item.input_ids) > positions:
+            raise DataError(
+                f"{item.origin} has {len(item.input_ids)} tokens, but the model has {positions} positions",
+                "shorten or drop the row: nothing is cut off here, since that would change the number silently",
+            )
+
+
+def standard_error(values: Sequence[float]) -> float:
+    """Return the standard error of the mean of independent values; not a number for fewer than two."""
+    if len(values) < 2:
+        return math.nan
+    mean = math.fsum(values) / len(values)
+    variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
+    return math.sqrt(variance / len(values))
