@@ -1,12 +1,194 @@
-"""The model card of a run's final model, written from the record alone."""
+"""The model card of a run's result, `final/README.md`, written from the record alone.
+
+It states what the record holds: data with what was lost on the way, settings, results, versions, and the command that
+makes the model again. What no record can know (licence, intended use, limits) is left out and named as left out.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from aligner.record import write_atomically
+import yaml
+
+from aligner.plots import number
+from aligner.record import dumps, lineage, read_json, write_atomically
+
+Record = dict[str, Any]
+
+METHOD_NAMES = {"sft": "supervised fine-tuning", "dpo": "direct preference optimization"}
+HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
+LOSSES = (
+    ("duplicates", "duplicates"),
+    ("not_sampled", "not sampled"),
+    ("dropped_by_function", "dropped by the mapping function"),
+    ("bad", "broken"),
+)
 
 
-def write_model_card(run_dir: Path, manifest: dict[str, Any]) -> None:
-    write_atomically(Path(run_dir) / "final" / "README.md", f"# {manifest['method']} model\n")
+def write_model_card(run_dir: Path, manifest: Record) -> None:
+    """Write `final/README.md`. `manifest` is the one that is about to be written."""
+    folder = Path(run_dir)
+    recipe = (read_json(folder, "resolved.json") or {}).get("recipe", {})
+    environment = read_json(folder, "environment.json") or {}
+    ancestors = lineage(folder, manifest)
+    start = environment.get("working_directory", "")
+    adapter = (folder / "final" / "adapter_config.json").exists()
+    sections = [
+        f"# {folder.resolve().name}",
+        _opening(recipe, manifest, adapter),
+        _use(folder, adapter),
+        _data(read_json(folder, "data.json")),
+        _training(recipe),
+        _results(manifest, read_json(folder, "evaluation.json")),
+        _origin(ancestors, start),
+        _reproduce(environment, manifest),
+        "License, intended use and limits are in no record of training, so they are not stated here.",
+    ]
+    text = "\n\n".join(section for section in sections if section)
+    write_atomically(folder / "final" / "README.md", f"{_front_matter(recipe, ancestors, start, adapter)}\n{text}\n")
+
+
+def _front_matter(recipe: Record, ancestors: list[Record], start: str, adapter: bool) -> str:
+    """Metadata as the hub reads it. A base model on a local disk has no name there, so it is left out."""
+    method = recipe.get("method")
+    content: Record = {"library_name": "peft" if adapter else "transformers", "pipeline_tag": "text-generation"}
+    base = ancestors[-1]["path"] if ancestors[-1]["kind"] == "model" else ""
+    if HUB_ID.match(base) and not (Path(start) / base).exists():
+        content |= {"base_model": base, "base_model_relation": "adapter" if adapter else "finetune"}
+    content["tags"] = ["aligner", *([method] if method else []), *(["lora"] if adapter else [])]
+    return f"---\n{yaml.safe_dump(content, sort_keys=False, allow_unicode=True)}---\n"
+
+
+def _opening(recipe: Record, manifest: Record, adapter: bool) -> str:
+    method = manifest["method"]
+    model = recipe.get("model", {})
+    kind = "A LoRA adapter for" if adapter else "A fine-tuned version of"
+    loss = f" (`{recipe['dpo']['loss']}` loss)" if method == "dpo" else ""
+    name = METHOD_NAMES.get(method, method)
+    return (
+        f"{kind} {_code(model.get('name_or_path'))}, made with aligner {manifest['aligner']} by {name}{loss}. "
+        "The whole record, with curves and sample answers, is `report.html` in the run directory."
+    )
+
+
+def _use(folder: Path, adapter: bool) -> str:
+    """How to load it; with messages where the tokenizer carries a chat template."""
+    final = folder / "final"
+    config = final / "tokenizer_config.json"
+    chat = (final / "chat_template.jinja").exists() or (
+        config.exists() and '"chat_template"' in config.read_text("utf-8")
+    )
+    prompt = '[{"role": "user", "content": "..."}]' if chat else '"..."'
+    peft = (
+        "# the pipeline loads the base model named in adapter_config.json; it needs `pip install peft`\n"
+        if adapter
+        else ""
+    )
+    return (
+        "## How to use\n\n```python\nfrom transformers import pipeline\n\n"
+        f'{peft}generate = pipeline("text-generation", "path/to/this/folder")\n'
+        f"print(generate({prompt}, max_new_tokens=256))\n```\n\n"
+        "or, in a terminal, `aligner generate path/to/this/folder`."
+    )
+
+
+def _data(data: Any) -> str:
+    if not data:
+        return ""
+    rows = [_source_row(source) for source in data.get("sources", [])]
+    text = "## Data\n\n" + _table(("source", "format", "rows read", "trained on", "held out", "lost"), rows)
+    splits = [(_code(name), *_split_row(split)) for name, split in data.get("splits", {}).items() if split.get("rows")]
+    if splits:
+        text += "\n\n" + _table(
+            ("split", "rows", "tokens", "trained tokens", "too long, dropped", "tokens cut off"), splits
+        )
+    return text
+
+
+def _source_row(source: Record) -> tuple[str, ...]:
+    lost = ", ".join(f"{source[key]:,} {name}" for key, name in LOSSES if source.get(key)) or "none"
+    counts = (f"{source.get(key, 0):,}" for key in ("rows_read", "to_train", "to_eval"))
+    return (_code(source["path"]), source.get("format", ""), *counts, lost)
+
+
+def _split_row(split: Record) -> tuple[str, ...]:
+    keys = ("rows", "tokens", "trained_tokens", "too_long_dropped", "truncated_tokens")
+    return tuple(f"{split.get(key, 0):,}" for key in keys)
+
+
+def _training(recipe: Record) -> str:
+    """The settings that decide the result: the method's own, the trainer's as given, and the adapter's."""
+    method = recipe.get("method", "")
+    model, data = recipe.get("model", {}), recipe.get("data", {})
+    settings: Record = {
+        "seed": recipe.get("seed"),
+        "data.max_length": data.get("max_length"),
+        "data.on_too_long": data.get("on_too_long"),
+        "model.dtype": model.get("dtype"),
+        "model.quantization": model.get("quantization"),
+        **{f"model.lora.{key}": value for key, value in (model.get("lora") or {}).items()},
+        **{f"{method}.{key}": value for key, value in recipe.get(method, {}).items()},
+        **{f"trainer.{key}": value for key, value in recipe.get("trainer", {}).items()},
+        "launch.num_processes": recipe.get("launch", {}).get("num_processes"),
+    }
+    rows = [(_code(key), _code(dumps(value))) for key, value in settings.items() if value is not None]
+    return "## Training\n\n" + _table(("setting", "value"), rows)
+
+
+def _results(manifest: Record, evaluation: Any) -> str:
+    rows = [(_code(key), _shown(value)) for key, value in manifest["results"].items()]
+    text = "## Results\n\n" + (_table(("metric", "value"), rows) if rows else "No metric was recorded.")
+    if not evaluation:
+        return text
+    metrics = list(dict.fromkeys(metric for entry in evaluation for metric in entry["metrics"]))
+    lines = [(entry["name"], *(_shown(entry["metrics"].get(metric, "")) for metric in metrics)) for entry in evaluation]
+    return f"{text}\n\n{_table(('model', *metrics), lines)}"
+
+
+def _origin(ancestors: list[Record], start: str) -> str:
+    steps = [
+        f"{entry['method']} run {_code(entry['path'].removeprefix(f'{start}/'))}"
+        if entry["kind"] == "run"
+        else f"model {_code(entry['path'])}"
+        for entry in reversed(ancestors)
+    ]
+    return "## Lineage\n\n" + " → ".join(steps)
+
+
+def _reproduce(environment: Record, manifest: Record) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in environment.get("versions", {}).items())
+    git = environment.get("git")
+    changed = " with the uncommitted changes in `code.diff`" if git and git["dirty"] else ""
+    lines = [
+        f"```sh\n{environment.get('command', '')}\n```",
+        f"* recipe: `recipe.yaml` of the run, hash `{manifest['recipe_hash']}`",
+        f"* data fingerprint: `{manifest['data_fingerprint']}`",
+        f"* versions: {versions}",
+        *([f"* git commit: `{git['commit']}`{changed}"] if git else []),
+        f"* took {manifest['seconds']:.0f} seconds, finished {manifest['finished']}",
+    ]
+    return "## Reproduce\n\n" + "\n".join([lines[0], "", *lines[1:]])
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return number(value)
+    return value if isinstance(value, str) else dumps(value)
+
+
+def _code(value: Any) -> str:
+    """Text in backticks, with whatever would end them taken out."""
+    text = " ".join(str(value).split()).replace("`", "'")
+    return f"`{text}`" if text else ""
+
+
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "\n".join(f"| {' | '.join(_cell(cell) for cell in line)} |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;" if "`" not in text else "<")

@@ -206,7 +206,8 @@ def _series(metrics: Metrics, split: str, key: str) -> list[tuple[float, float]]
 
 def _charts(metrics: Metrics) -> tuple[list[Markup], list[Markup]]:
     """The charts everybody looks for, and those of every other number that was logged."""
-    charts, known = [], set()
+    charts: list[str] = []
+    known: set[str] = set()
     for title, lines in CHARTS:
         series = [_drawn(metrics, split, key, name, tone) for tone, (split, key, name) in enumerate(lines, 1)]
         known.update(key for _, key, _ in lines)

@@ -124,6 +124,7 @@ def _ledger_lines(data: dict[str, Any]) -> list[tuple[str, str, str]]:
         lines += [("", row["where"], row["reason"]) for row in source.get("bad_rows", [])]
     for name, split in data.get("splits", {}).items():
         lines += _group(_split_title(name), _counts(split))
+    lines += [("batches", "", data["batching"])] if data.get("batching") else []
     if data.get("prompts_in_both"):
         lines.append(("both", "held-out prompts that are also trained on", f"{data['prompts_in_both']:,}"))
     return lines

@@ -24,8 +24,9 @@ import shutil
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
+from aligner.config.load import Resolved, recipe_hash
 from aligner.environment import (
     REDACTED,
     describe_environment,
@@ -48,9 +49,6 @@ from aligner.record import (
     sync_folder,
     write_atomically,
 )
-
-if TYPE_CHECKING:
-    from aligner.config.load import Resolved
 
 FREE_KEYS = ("output_dir", "report", "launch.machine_rank", "launch.main_process_ip", "launch.main_process_port")
 """Keys, or sections, that may change when a run is resumed, since no result depends on them."""
@@ -146,8 +144,6 @@ class Run:
         self.write_json("environment.json", environment)
 
     def _write_resolved(self, resolved: Resolved) -> None:
-        from aligner.config.load import recipe_hash
-
         secrets = secrets_in(resolved.recipe.model_dump())
         origins = {key: redact(origin, secrets) for key, origin in resolved.origins.items()}
         content = {"recipe": _recipe(resolved), "origins": origins, "recipe_hash": recipe_hash(resolved.recipe)}
@@ -253,9 +249,9 @@ class Run:
             os.truncate(path, content.rfind(b"\n") + 1)
 
     def trim_metrics(self, step: int) -> None:
-        """Drop what was logged after `step`: a resumed run logs it again."""
+        """Drop what was logged after `step`, or everything for step 0: a resumed run logs it again."""
         self._close_metrics()
-        kept = [record for record in read_metrics(self.dir) if record.get("step", 0) <= step]
+        kept = [record for record in read_metrics(self.dir) if step and record["step"] <= step]
         if (self.dir / "metrics.jsonl").exists():
             self.write_text("metrics.jsonl", "".join(dumps(record) + "\n" for record in kept))
 
