@@ -25,7 +25,7 @@ from transformers.trainer_callback import TrainerControl, TrainerState
 
 from aligner.config.schema import TrainRecipe
 from aligner.errors import TrainingError
-from aligner.events import Metrics, Notice, OnEvent
+from aligner.events import Metrics, Notice, OnEvent, StageStarted
 from aligner.models import has_bf16_gpu
 from aligner.run import Run
 from aligner.sampling_order import SeededSampler
@@ -45,6 +45,10 @@ def training_arguments(
     resolved plan that is printed before training.
     """
     values = {**default_arguments(recipe), **recipe.trainer, **ours}
+    # The name people know is on its way out of transformers, which warns about it twice a run.
+    for key in ("gradient_checkpointing", "gradient_checkpointing_kwargs"):
+        if key in values:
+            values[key.replace("gradient", "activation")] = values.pop(key)
     # Rotation is ours: transformers removes old checkpoints before the new one is known to be whole.
     values["save_total_limit"] = None
     return argument_class(
@@ -174,6 +178,8 @@ def fit(trainer: OrderedTrainer, recipe: TrainRecipe, run: Run, on_event: OnEven
     checkpoint = run.latest_checkpoint()
     if trainer.is_world_process_zero():
         _announce(checkpoint, run, on_event)
+    if on_event:
+        on_event(StageStarted("training"))
     try:
         output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except torch.OutOfMemoryError as error:

@@ -45,6 +45,9 @@ PREPARED_RUN = "ALIGNER_PREPARED_RUN"
 QUESTIONS = "prepared/questions.json"
 """Held-out prompts for the report, kept beside the tokenised data so that ranks read no rows."""
 
+RANKS_RECIPE = "prepared/recipe.json"
+"""The recipe with overrides and flags applied, as the ranks read it."""
+
 LONGEST_WAIT = timedelta(days=1)
 
 
@@ -134,10 +137,10 @@ def _job(recipe: TrainRecipe, run: Run, tokenizer: Any, prepared: Any, on_event:
 
 def _train_and_finish(job: Job) -> Outcome:
     job.say("loading the model")
+    _quieten()
     module, function = METHODS[job.recipe.method].split(":")
     train: Callable[[Job], Any] = getattr(import_module(module), function)
     _record_devices(job.run)
-    job.say("training")
     with _seeded(job.recipe.seed):
         fitted = train(job)
     if world()[0] == 0:
@@ -146,6 +149,15 @@ def _train_and_finish(job: Job) -> Outcome:
         report = job.run.dir / "report.html"
         _tell(job.on_event, Finished(fitted.results, {"run": str(job.run.dir), "report": str(report)}))
     return Outcome(job.run.dir, fitted.results, job.run.dir / "report.html")
+
+
+def _quieten() -> None:
+    """Leave progress to our events: transformers draws a bar for each file it reads or writes."""
+    from datasets.utils.logging import disable_progress_bar as no_bars_of_datasets
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    no_bars_of_datasets()
 
 
 @contextmanager
@@ -172,7 +184,8 @@ def _run_ranks(resolved: Resolved, run: Run, loaded: Loaded, on_event: OnEvent |
     hook = getattr(import_module(METHODS[recipe.method].split(":")[0]), "before_ranks", None)
     if hook is not None:
         hook(job)
-    line = launch_line(recipe.launch, [recipe.method, str(run.dir / "resolved.json")])
+    run.write_json(RANKS_RECIPE, recipe.model_dump(mode="json", exclude_unset=True))
+    line = launch_line(recipe.launch, [recipe.method, str(run.dir / RANKS_RECIPE)])
     os.environ[PREPARED_RUN] = str(run.dir)
     try:
         code = run_ranks(line, on_line=lambda text: _tell(on_event, Notice(f"Launching: {text}")))
