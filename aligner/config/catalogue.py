@@ -53,3 +53,16 @@ def recipe_text(name: str) -> str:
         hint = did_you_mean(name, [item.name for item in shipped_recipes()])
         raise RecipeError(f"no shipped recipe is called `{name}`", hint or "`aligner recipes list` names them")
     return recipe.path.read_text("utf-8")
+
+
+def markdown_table() -> str:
+    """The table of `recipes/README.md`; a test compares it with the folder."""
+    rows = [
+        f"| [`{recipe.name}`]({recipe.name}.yaml) | `{recipe.method}` | {recipe.summary} |"
+        for recipe in shipped_recipes()
+    ]
+    return "\n".join(["| Recipe | Command | What it does |", "| --- | --- | --- |", *rows])
+
+
+if __name__ == "__main__":
+    print(markdown_table())

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from aligner.config import trainer_keys
+
 
 @dataclass(frozen=True)
 class Flag:
@@ -192,3 +194,19 @@ ACCELERATE_CONFIGS = {
     "ddp": "ddp",
 }
 """Names of TRL's accelerate profiles -> `launch.strategy`. Anything else is a file."""
+
+
+def flag_groups(method: str | None = None) -> dict[str, list[Flag]]:
+    """The flags that help screens show, by group: of one method, or of all."""
+    table = trainer_keys.fields(method or "sft")
+    trainer = [Flag(name, f"trainer.{name}", table[name]["help"]) for name in TRAINER if name in table]
+    own = {name: list(flags) for name, flags in METHOD_FLAGS.items() if method in (None, name)}
+    return {
+        "Run": list(RUN),
+        "Model": list(MODEL),
+        "Adapters": list(ADAPTERS),
+        "Data": list(DATA),
+        **{name.upper(): flags for name, flags in own.items()},
+        "Trainer": [*trainer, WARMUP_RATIO],
+        "Launch": list(LAUNCH),
+    }

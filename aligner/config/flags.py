@@ -16,11 +16,13 @@ import yaml
 
 from aligner.config import flag_table, names, trainer_keys
 from aligner.config.check import place_of
-from aligner.config.flag_table import FLAGS, OPTIONS, SHORT, TRAINER, Flag
+from aligner.config.flag_table import FLAGS, OPTIONS, SHORT, Flag, flag_groups
 from aligner.config.overrides import FlagValue, read_shell_value
 from aligner.config.schema import RECIPES
 from aligner.config.sections import dotted_keys, is_switch
 from aligner.errors import Problem, UsageError
+
+__all__ = ["Arguments", "flag_groups", "parse_arguments"]
 
 _OVERRIDE = re.compile(r"^[A-Za-z_][\w\[\].-]*=")
 _NUMBER = re.compile(r"^-\.?\d")
@@ -50,22 +52,6 @@ def parse_arguments(arguments: Sequence[str], method: str = "dpo") -> Arguments:
         count = "a problem" if len(parser.problems) == 1 else f"{len(parser.problems)} problems"
         raise UsageError(f"{count} in the command line", "`--help` lists the flags", parser.problems)
     return parser.result
-
-
-def flag_groups(method: str | None = None) -> dict[str, list[Flag]]:
-    """The flags that help screens show, by group: of one method, or of all."""
-    table = trainer_keys.fields(method or "sft")
-    trainer = [Flag(name, f"trainer.{name}", table[name]["help"]) for name in TRAINER if name in table]
-    own = {name: list(flags) for name, flags in flag_table.METHOD_FLAGS.items() if method in (None, name)}
-    return {
-        "Run": list(flag_table.RUN),
-        "Model": list(flag_table.MODEL),
-        "Adapters": list(flag_table.ADAPTERS),
-        "Data": list(flag_table.DATA),
-        **{name.upper(): flags for name, flags in own.items()},
-        "Trainer": [*trainer, flag_table.WARMUP_RATIO],
-        "Launch": list(flag_table.LAUNCH),
-    }
 
 
 class _Parser:
