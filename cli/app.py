@@ -13,6 +13,7 @@ import typer
 
 from . import doctor, models, quickstart, recipes, runs, toy, train
 from .boundary import Boundary
+from .quick import QuickCommand
 from .quiet import make_streams_safe, set_environment, silence_warnings
 
 
@@ -67,13 +68,13 @@ def root(
         silence_warnings()
 
 
-app.command("quickstart")(quickstart.quickstart)
-app.command("toy")(toy.toy)
+app.command("quickstart", cls=QuickCommand)(quickstart.quickstart)
+app.command("toy", cls=QuickCommand)(toy.toy)
 app.add_typer(recipes.app, name="recipes")
-app.command("doctor")(doctor.doctor)
+app.command("doctor", cls=QuickCommand)(doctor.doctor)
 train.add_commands(app)
-app.command("generate")(models.generate)
-app.command("eval")(models.evaluate)
+app.command("generate", cls=QuickCommand)(models.generate)
+app.command("eval", cls=QuickCommand)(models.evaluate)
 app.add_typer(runs.app, name="runs")
 
 

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import typer
-from typer.core import TyperGroup
 
 from aligner.errors import AlignerError, Problem
+
+from .quick import QuickGroup
 
 MAX_PROBLEMS = 15  # with the message and the hint, one screen
 PIPE_EXIT_CODE = 141
@@ -27,7 +28,7 @@ INTERRUPTED_EXIT_CODE = 130
 ENVIRONMENT_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG)
 
 
-class Boundary(TyperGroup):
+class Boundary(QuickGroup):
     """The root command: prints errors and lists commands under headings."""
 
     sections: ClassVar[dict[str, tuple[str, ...]]] = {}
@@ -58,7 +59,7 @@ class Boundary(TyperGroup):
                 raise
             raise typer.Exit(_report_bug(error, ctx)) from error
 
-    def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Commands under the headings of `sections`; the width of the names is the same in all of them."""
         width = max(len(name) for name in self.commands)
         for heading, names in self.sections.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -50,7 +51,7 @@ def generate(
 ) -> None:
     """Answer prompts with a model, in batches."""
     rows = _prompt_rows(prompts or [], data)
-    _check_top_p(top_p)
+    _check_sampling(temperature, top_p)
     model_section = _model_section(model, dtype, quantization, trust_remote_code)
 
     from .render import Screen
@@ -107,10 +108,15 @@ def _read_prompts(path: str) -> list[PromptRow]:
     return list(load_rows(Data(train=[{"path": path}]), "prompts", seed=0).train)
 
 
-def _check_top_p(top_p: float) -> None:
+def _check_sampling(temperature: float, top_p: float) -> None:
+    """What bounds on the options cannot say."""
     from aligner.errors import UsageError
 
-    if top_p == 0.0:
+    if not math.isfinite(temperature):
+        raise UsageError(
+            f"--temperature {temperature} is not a number to divide by", "use 0 for greedy, 1 for as trained"
+        )
+    if not top_p > 0.0:
         raise UsageError("--top-p 0 leaves no token to choose", "use --temperature 0 for the best token")
 
 

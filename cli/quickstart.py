@@ -34,7 +34,7 @@ def _train(method: str) -> Any:
     from .summary import summary_rows
     from .train import resolve, run
 
-    resolved = resolve(method, [f"recipes/{method}.yaml"])
+    resolved, *_ = resolve(method, [f"recipes/{method}.yaml"])
     with Screen() as screen:
         screen.summary(summary_rows(resolved)[:6])
         return run(resolved, screen)

@@ -8,10 +8,14 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="List, show and copy the shipped recipes.")
+from .quick import QuickCommand, QuickGroup
+
+app = typer.Typer(
+    cls=QuickGroup, rich_markup_mode=None, no_args_is_help=True, help="List, show and copy the shipped recipes."
+)
 
 
-@app.command("list")
+@app.command("list", cls=QuickCommand)
 def list_recipes(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -30,7 +34,7 @@ def list_recipes(
     typer.echo("\naligner recipes show NAME prints one; aligner recipes copy NAME makes it yours.")
 
 
-@app.command("show")
+@app.command("show", cls=QuickCommand)
 def show(name: Annotated[str, typer.Argument(help="Name of a shipped recipe: tiny/dpo.")]) -> None:
     """Print a recipe with its comments."""
     from aligner.config.catalogue import recipe_text
@@ -38,7 +42,7 @@ def show(name: Annotated[str, typer.Argument(help="Name of a shipped recipe: tin
     typer.echo(recipe_text(name).rstrip("\n"))
 
 
-@app.command("copy")
+@app.command("copy", cls=QuickCommand)
 def copy(
     name: Annotated[str, typer.Argument(help="Name of a shipped recipe.")],
     destination: Annotated[Path | None, typer.Argument(help="File or folder. Default: here, under its name.")] = None,

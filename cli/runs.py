@@ -8,13 +8,17 @@ from typing import Annotated, Any
 
 import typer
 
-app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="List and show runs, and write their reports.")
+from .quick import QuickCommand, QuickGroup
+
+app = typer.Typer(
+    cls=QuickGroup, rich_markup_mode=None, no_args_is_help=True, help="List and show runs, and write their reports."
+)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 
 
-@app.command("list")
+@app.command("list", cls=QuickCommand)
 def list_runs(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where to look, with its subfolders.")] = Path(
         "runs"
@@ -38,7 +42,7 @@ def list_runs(
     columns(("run", "method", "state", "results"), rows)
 
 
-@app.command("show")
+@app.command("show", cls=QuickCommand)
 def show(run: RunDir, as_json: Json = False) -> None:
     """Show the record of one run."""
     from .render import result_table
@@ -51,7 +55,7 @@ def show(run: RunDir, as_json: Json = False) -> None:
     result_table(record["results"], {name: run / name for name in record["files"]})
 
 
-@app.command("report")
+@app.command("report", cls=QuickCommand)
 def report(run: RunDir) -> None:
     """Write the HTML report of a run again, from its record."""
     from aligner.report import write_report

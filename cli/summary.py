@@ -86,4 +86,5 @@ def _batch(recipe: TrainRecipe) -> str:
     accumulation = int(recipe.trainer.get("gradient_accumulation_steps", 1))
     processes = recipe.launch.num_processes
     total = per_device * accumulation * processes
-    return f"{per_device} per device x {accumulation} accumulated x {processes} process(es) = {total} rows a step"
+    count = "1 process" if processes == 1 else f"{processes} processes"
+    return f"{per_device} per device x {accumulation} accumulated x {count} = {total} rows a step"

@@ -9,10 +9,12 @@ is a key of the recipe under the name the field uses, and goes to `aligner.confi
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperCommand
+
+from .quick import QuickCommand
 
 if TYPE_CHECKING:
     from aligner.config.load import Resolved
@@ -38,7 +40,7 @@ EXAMPLES = {
 }
 
 
-class TrainCommand(TyperCommand):
+class TrainCommand(QuickCommand):
     """Help with examples first and the flags that recipes accept last, by group."""
 
     def format_usage(self, ctx: Any, formatter: Any) -> None:
@@ -48,12 +50,16 @@ class TrainCommand(TyperCommand):
             for example in EXAMPLES[self.name or ""]:
                 formatter.write(f"{'':>{formatter.current_indent}}{example}\n")
 
-    def format_epilog(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
         """Flags that stand for keys of the recipe, from the table that parses them."""
-        from aligner.config.flags import flag_groups
+        from aligner.config.flag_table import flag_groups
 
-        with formatter.section("Flags that stand for keys of the recipe (with _ or -; they beat the recipe)"):
-            formatter.write_dl([(group, " ".join(names)) for group, names in flag_groups().items()])
+        with formatter.section("Flags for keys of the recipe, with _ or -"):
+            groups = flag_groups(self.name).items()
+            formatter.write_dl([(group, ", ".join(flag.name for flag in flags)) for group, flags in groups])
+        formatter.write_text(
+            "Any other key is KEY=VALUE: model.lora.r=8, data.on_too_long=drop, trainer.adam_beta2=0.95"
+        )
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -77,25 +83,46 @@ def _command(method: str) -> Any:
         debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
     ) -> None:
         context.meta["debug"] = debug or context.meta.get("debug", False)
-        resolved = resolve(method, context.args, num_processes)
-        train(resolved, resume=resume, overwrite=overwrite, dry_run=dry_run, as_json=as_json)
+        resolved, notes, said = resolve(method, context.args, num_processes)
+        train(
+            resolved,
+            notes,
+            resume=resume or said.get("resume", False),
+            overwrite=overwrite,
+            dry_run=dry_run,
+            as_json=as_json,
+        )
 
     return command
 
 
-def resolve(method: str, arguments: list[str], num_processes: int | None = None) -> Resolved:
-    """The recipe that the command line describes, checked, without loading torch."""
+def resolve(
+    method: str, arguments: list[str], num_processes: int | None = None
+) -> tuple[Resolved, list[str], dict[str, bool]]:
+    """The recipe that the command line describes, checked, without loading torch; notes; options said by flags."""
     from aligner.config.flags import parse_arguments
     from aligner.config.load import load_recipe
 
-    parsed = parse_arguments(arguments)
-    flags = dict(parsed.flags)
+    parsed = parse_arguments(arguments, method)
+    flags: dict[str, Any] = dict(parsed.flags)
     if num_processes is not None:
         flags["launch.num_processes"] = (num_processes, "--num-processes")
-    return load_recipe(method, parsed.ref, parsed.overrides, flags)
+    if parsed.ref is not None and Path(parsed.ref).name == "resolved.json" and Path(parsed.ref).is_file():
+        return _resolved_before(Path(parsed.ref), [*parsed.overrides, *flags]), parsed.notes, parsed.options
+    return load_recipe(method, parsed.ref, parsed.overrides, flags), parsed.notes, parsed.options
 
 
-def train(resolved: Resolved, *, resume: bool, overwrite: bool, dry_run: bool, as_json: bool) -> None:
+def _resolved_before(path: Path, changes: list[str]) -> Resolved:
+    """The record of a run, taken as it stands: what the ranks of a launched training are given."""
+    from aligner.config.load import Resolved
+    from aligner.errors import UsageError
+
+    if changes:
+        raise UsageError(f"{path} is taken as it stands, without {changes[0]}", "use the recipe.yaml beside it")
+    return Resolved.from_json(json.loads(path.read_text(encoding="utf-8")), path=path)
+
+
+def train(resolved: Resolved, notes: list[str], *, resume: bool, overwrite: bool, dry_run: bool, as_json: bool) -> None:
     """Run a resolved recipe with progress on stderr and the result on stdout."""
     from aligner.launch import world
 
@@ -105,6 +132,8 @@ def train(resolved: Resolved, *, resume: bool, overwrite: bool, dry_run: bool, a
     rank, _ = world()
     with Screen(silent=rank != 0) as screen:
         screen.summary(summary_rows(resolved))
+        for note in notes:
+            screen.line(note)
         outcome = run(resolved, screen, resume=resume, overwrite=overwrite, dry_run=dry_run)
     if rank != 0:
         return

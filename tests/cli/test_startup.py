@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-HEAVY = "torch transformers trl datasets accelerate peft pyarrow pandas matplotlib numpy".split()
+HEAVY = ["torch", "transformers", "trl", "datasets", "accelerate", "peft", "pyarrow", "pandas", "matplotlib", "numpy"]
 QUICK = (
     ["--help"],
     ["--version"],

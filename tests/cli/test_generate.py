@@ -1,0 +1,77 @@
+"""`aligner generate` on a tiny random model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from fakes import save_model, write_jsonl
+from runner import aligner
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("model"))
+
+
+def generated(model: Path, *arguments: object, **options: object) -> list[dict]:
+    result = aligner("generate", model, "--max-new-tokens", "4", "--json", *arguments, **options)
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_prompts_come_from_the_arguments(model: Path) -> None:
+    records = generated(model, "one", "two", "-n", "3")
+    assert [record["prompt"] for record in records] == ["one", "two"]
+    assert [len(record["completions"]) for record in records] == [3, 3]
+    assert records[0]["completions"][0]["num_tokens"] <= 4
+
+
+def test_the_same_seed_gives_the_same_answers(model: Path) -> None:
+    assert generated(model, "one", "--seed", "5") == generated(model, "one", "--seed", "5")
+    assert generated(model, "one", "--seed", "5") != generated(model, "one", "--seed", "6")
+
+
+def test_prompts_come_from_standard_input_one_a_line(model: Path) -> None:
+    records = generated(model, "--temperature", "0", input="one\n\ntwo\n")
+    assert [record["prompt"] for record in records] == ["one", "two"]
+
+
+def test_prompts_come_from_a_file_and_answers_go_to_one(model: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": "one", "answer": "1"}, {"prompt": "two", "answer": "2"}]
+    data = write_jsonl(tmp_path / "prompts.jsonl", rows)
+    out = tmp_path / "new" / "answers.jsonl"
+    result = aligner("generate", model, "--data", data, "--max-new-tokens", "4", "--output", out)
+    assert result.exit_code == 0, result.output
+    written = [json.loads(line) for line in out.read_text("utf-8").splitlines()]
+    assert [(record["prompt"], record["answer"]) for record in written] == [("one", "1"), ("two", "2")]
+
+
+def test_one_answer_is_printed_alone(model: Path) -> None:
+    (record,) = generated(model, "one", "--temperature", "0")
+    result = aligner("generate", model, "one", "--temperature", "0", "--max-new-tokens", "4")
+    assert result.stdout == record["completions"][0]["text"] + "\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "there is no prompt"),
+        (["a", "--data", "x.jsonl"], "both"),
+        (["a", "--top-p", "0"], "--top-p"),
+        (["a", "--temperature", "nan"], "--temperature"),
+        (["a", "--dtype", "float8"], "float8"),
+        (["a", "--num-samples", "0"], "--num-samples"),
+    ],
+)
+def test_what_cannot_be_done_is_said(model: Path, arguments: list[str], words: str) -> None:
+    result = aligner("generate", model, *arguments)
+    assert result.exit_code == 2
+    assert words in result.stderr
+
+
+def test_a_model_that_is_not_there_is_said() -> None:
+    result = aligner("generate", "runs/nothing/final", "a")
+    assert result.exit_code == 2
+    assert "runs/nothing/final" in result.stderr
