@@ -32,7 +32,7 @@ _ON_OFF = {True: True, False: False}
 
 MODEL = (
     Flag("model", "model.name_or_path", "Hub id or folder of the model to train."),
-    Flag("model_name_or_path", "model.name_or_path", "The same."),
+    Flag("model_name_or_path", "model.name_or_path", "The same as --model."),
     Flag("model_revision", "model.revision", "Branch, tag or commit on the hub."),
     Flag("dtype", "model.dtype", "Type of the weights: auto, float32, bfloat16, float16."),
     Flag("torch_dtype", "model.dtype", "The same, under its old name."),
@@ -76,7 +76,7 @@ ADAPTERS = (
 
 DATA = (
     Flag("data", "data.train", "File, folder, glob or hub id of training rows; may be repeated."),
-    Flag("dataset_name", "data.train", "The same."),
+    Flag("dataset_name", "data.train", "The same as --data."),
     Flag("dataset_config", "data.train.subset", "Configuration of a hub data set."),
     Flag("dataset_train_split", "data.train.split", "Split to train on."),
     Flag(
@@ -133,7 +133,7 @@ LAUNCH = (
 RUN = (
     Flag("config", "", "The recipe; the same as naming it without a flag. Short: -c."),
     Flag("output", "output_dir", "The run directory. Short: -o."),
-    Flag("output_dir", "output_dir", "The same."),
+    Flag("output_dir", "output_dir", "The same as --output."),
     Flag("seed", "seed", "Seed of sampling, shuffling and initialisation."),
     Flag("resume_from_checkpoint", "", "true: go on from the last complete checkpoint, as --resume does."),
     Flag("dataset_num_proc", "", "Accepted and without effect: rows become tokens once, in one process."),

@@ -19,7 +19,8 @@ LossOn = Literal["auto", "assistant", "last_assistant", "completion", "all"]
 class Section(BaseModel):
     """A part of a recipe: frozen, and closed to unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), defer_build=True)
+    # pydantic could read the docstrings below the fields at every start; `reference.py` does it when they are wanted.
 
 
 class Lora(Section):
@@ -203,31 +204,39 @@ class TrainRecipe(Section):
     method: str
     """What to do: `sft`, `dpo`, ..."""
     output_dir: str
-    """The run directory. Relative paths are taken from the working directory."""
+    """The run directory. Left out: `runs/`, named after the recipe or the model."""
     seed: int = Field(42, ge=0)
     """Seed of sampling, shuffling and initialisation."""
     model: Model
+    """The model that is trained, and how it is loaded."""
     data: Data
+    """Where the rows come from."""
     trainer: dict[str, Any] = {}
     """Passed to the TRL or transformers configuration class of the method, under its own names."""
     launch: Launch = Launch()
+    """Processes, machines, and how they share the model."""
     early_stopping: EarlyStopping | None = None
     """Needs `data.eval`."""
     report: Report = Report()
+    """What the report shows."""
 
 
 class SftRecipe(TrainRecipe):
     """`aligner sft`: supervised fine-tuning."""
 
     method: Literal["sft"] = "sft"
+    """What to do."""
     sft: Sft = Sft()
+    """What belongs to this method alone."""
 
 
 class DpoRecipe(TrainRecipe):
     """`aligner dpo`: training on preference pairs."""
 
     method: Literal["dpo"] = "dpo"
+    """What to do."""
     dpo: Dpo = Dpo()
+    """What belongs to this method alone."""
 
 
 RECIPES: dict[str, type[TrainRecipe]] = {"sft": SftRecipe, "dpo": DpoRecipe}
