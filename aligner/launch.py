@@ -206,7 +206,7 @@ def count_gpus() -> int:
     """Return how many NVIDIA GPUs this process may use, as CUDA_VISIBLE_DEVICES narrows them; 0 with a CPU torch."""
     if _torch_is_cpu_only():
         return 0
-    physical = _count_nvidia()
+    physical = count_nvidia()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None or not physical:
         return physical
@@ -227,10 +227,11 @@ def _torch_is_cpu_only() -> bool:
     return metadata.version("torch").endswith("+cpu")
 
 
-def _count_nvidia() -> int:
+def count_nvidia() -> int:
+    """Return how many NVIDIA GPUs the driver shows."""
     tool = shutil.which("nvidia-smi")
     if tool is not None:
-        listed = subprocess.run([tool, "-L"], capture_output=True, text=True, timeout=30, check=False)
+        listed = subprocess.run([tool, "-L"], capture_output=True, text=True, timeout=60, check=False)
         return sum(text.startswith("GPU ") for text in listed.stdout.splitlines())
     driver = Path("/proc/driver/nvidia/gpus")
     return len(list(driver.iterdir())) if driver.is_dir() else 0

@@ -17,7 +17,7 @@ LEVELS = (
     ("chat", "models", "endpoints", "generation", "objectives", "preference", "launch", "recipes"),
     ("run", "record", "report", "card", "plots"),
     ("training", "sampling_order"),
-    ("toy", "doctor"),
+    ("toy", "numerics", "doctor"),
     ("reward_models",),
     ("builders", "arena", "methods", "evaluation", "stages"),
     ("cli",),

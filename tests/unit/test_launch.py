@@ -109,7 +109,7 @@ def test_refusing_loads_no_torch() -> None:
 
 def test_gpus_are_counted_as_cuda_would_see_them(monkeypatch) -> None:
     monkeypatch.setattr(launching, "_torch_is_cpu_only", lambda: False)
-    monkeypatch.setattr(launching, "_count_nvidia", lambda: 4)
+    monkeypatch.setattr(launching, "count_nvidia", lambda: 4)
     for visible, count in {None: 4, "": 0, "-1": 0, "2,3": 2, "1,-1,2": 1, "GPU-12ab": 1}.items():
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         if visible is not None:
@@ -120,7 +120,7 @@ def test_gpus_are_counted_as_cuda_would_see_them(monkeypatch) -> None:
 @pytest.mark.parametrize(("visible", "first"), [(None, "0"), ("2,3", "2")])
 def test_one_process_sees_one_gpu_and_says_so(monkeypatch, visible, first) -> None:
     monkeypatch.setattr(launching, "_torch_is_cpu_only", lambda: False)
-    monkeypatch.setattr(launching, "_count_nvidia", lambda: 2)
+    monkeypatch.setattr(launching, "count_nvidia", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
