@@ -86,8 +86,8 @@ def repeat(pool: Pool, rows: list[Row], seed: int) -> list[Row]:
 
 def draw(rows: list[Row], number: int, seed: str) -> list[Row]:
     """So many rows at random, in their old order."""
-    if number >= len(rows):
-        return rows
+    if number <= 0 or number >= len(rows):
+        return rows if number > 0 else []
     generator = random.Random(seed)
     ranks = [generator.random() for _ in rows]
     chosen = sorted(range(len(rows)), key=ranks.__getitem__)[:number]

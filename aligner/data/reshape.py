@@ -80,7 +80,8 @@ def apply_function(function: UserFunction, row: dict[str, Any], spec: str) -> li
 
 def _told(error: Exception, path: Path) -> str:
     """The error with the line of the user's file that it came from."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
+    file = path.resolve()
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).resolve() == file]
     where = f" (line {frames[-1].lineno})" if frames else ""
     return f"{type(error).__name__}: {error}{where}"
 

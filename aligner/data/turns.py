@@ -68,7 +68,18 @@ def messages(value: Any, name: str) -> Messages:
         raise BadRow(f"{name} is {kind(value)}, not a list of turns")
     if not value:
         raise BadRow(f"{name} is an empty list")
-    return [_turn(turn, f"turn {number} of {name}") for number, turn in enumerate(value, start=1)]
+    return [
+        turn if _is_plain(turn) else _turn(turn, f"turn {number} of {name}")
+        for number, turn in enumerate(value, start=1)
+    ]
+
+
+def _is_plain(turn: Any) -> bool:
+    """Whether a turn needs no second look; most of a large file does not."""
+    if type(turn) is not dict or len(turn) != 2 or turn.get("role") not in ROLES:
+        return False
+    content = turn.get("content")
+    return type(content) is str and content.isascii() and content != "" and not content.isspace()
 
 
 def _turn(turn: Any, name: str) -> dict[str, Any]:
