@@ -16,13 +16,11 @@ import yaml
 
 from aligner.config import flag_table, names, trainer_keys
 from aligner.config.check import place_of
-from aligner.config.flag_table import FLAGS, OPTIONS, SHORT, Flag, flag_groups
+from aligner.config.flag_table import FLAGS, OPTIONS, SHORT, Flag
 from aligner.config.overrides import FlagValue, read_shell_value
 from aligner.config.schema import RECIPES
 from aligner.config.sections import dotted_keys, is_switch
 from aligner.errors import Problem, UsageError
-
-__all__ = ["Arguments", "flag_groups", "parse_arguments"]
 
 _OVERRIDE = re.compile(r"^[A-Za-z_][\w\[\].-]*=")
 _NUMBER = re.compile(r"^-\.?\d")

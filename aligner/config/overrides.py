@@ -57,7 +57,7 @@ class Draft:
 
     def put(self, path: Path, value: Any, label: str) -> None:
         """Set a key, making the sections above it, and forget the places of what it replaces."""
-        here = self.values
+        here: dict[Any, Any] = self.values
         for part in path[:-1]:
             if not isinstance(here.get(part), dict):
                 here[part] = {}

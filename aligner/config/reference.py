@@ -19,7 +19,7 @@ from pydantic_core import PydanticUndefined
 
 from aligner.config import schema, trainer_keys
 from aligner.config.choices import LOSSES, STRATEGIES
-from aligner.config.flags import flag_groups
+from aligner.config.flag_table import flag_groups
 from aligner.config.schema import METHOD_SECTIONS, RECIPES, Section
 
 INTRO = """\
@@ -64,7 +64,7 @@ def document() -> str:
 
 def _sections() -> Iterator[str]:
     yield "## Top level\n\n" + _table(schema.TrainRecipe)
-    for title, section in (
+    titled: tuple[tuple[str, type[Section]], ...] = (
         ("model", schema.Model),
         ("model.lora", schema.Lora),
         ("data", schema.Data),
@@ -73,7 +73,8 @@ def _sections() -> Iterator[str]:
         ("early_stopping", schema.EarlyStopping),
         ("launch", schema.Launch),
         ("report", schema.Report),
-    ):
+    )
+    for title, section in titled:
         yield f"## {title}\n\n{section.__doc__}\n\n{_table(section)}"
 
 
@@ -95,8 +96,9 @@ def _texts() -> dict[str, dict[str, str]]:
 
 def _texts_in(node: ast.ClassDef) -> Iterator[tuple[str, str]]:
     for field, text in zip(node.body, node.body[1:]):
-        is_field = isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
-        if is_field and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+        if not (isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)):
+            continue
+        if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
             yield field.target.id, str(text.value.value)
 
 
@@ -110,7 +112,8 @@ def text_of(section: type[Section], key: str) -> str:
 
 def _table(section: type[Section]) -> str:
     rows = [
-        f"| `{name}` | {_cell(_type(field.annotation, field.metadata))} | {FILLED_IN.get(name) or _default(field)} | {_cell(text_of(section, name))} |"
+        f"| `{name}` | {_cell(_type(field.annotation, field.metadata))} | {FILLED_IN.get(name) or _default(field)} "
+        f"| {_cell(text_of(section, name))} |"
         for name, field in section.model_fields.items()
     ]
     return "\n".join(["| Key | Value | Default | |", "| --- | --- | --- | --- |", *rows]) + "\n"

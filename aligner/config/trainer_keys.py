@@ -8,6 +8,7 @@ Deliberately not here: what the values do. That is the documentation of TRL and 
 from __future__ import annotations
 
 import dataclasses
+import enum
 import functools
 import json
 import math
@@ -175,8 +176,8 @@ def _kinds(hint: Any) -> tuple[list[str], list[str]]:
     choices: list[str] = []
     for member in members:
         origin = typing.get_origin(member) or member
-        if isinstance(origin, type) and hasattr(origin, "__members__"):
-            choices = [item.value for item in origin]
+        if isinstance(origin, enum.EnumMeta):
+            choices = [str(item.value) for item in typing.cast("Any", origin)]
         elif origin is typing.Literal:
             kinds |= {type(item).__name__ for item in typing.get_args(member)}
         elif origin in (int, float, bool, str, list, dict):
