@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar
 
 import typer
 
-from . import doctor, models, quickstart, recipes, runs, toy, train
+from . import doctor, evaluate, generate, quickstart, recipes, runs, toy, train
 from .boundary import Boundary
 from .quick import QuickCommand
 from .quiet import make_streams_safe, set_environment, silence_warnings
@@ -73,8 +73,8 @@ app.command("toy", cls=QuickCommand)(toy.toy)
 app.add_typer(recipes.app, name="recipes")
 app.command("doctor", cls=QuickCommand)(doctor.doctor)
 train.add_commands(app)
-app.command("generate", cls=QuickCommand)(models.generate)
-app.command("eval", cls=QuickCommand)(models.evaluate)
+app.command("generate", cls=QuickCommand)(generate.generate)
+app.command("eval", cls=QuickCommand)(evaluate.evaluate)
 app.add_typer(runs.app, name="runs")
 
 

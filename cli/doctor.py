@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
+
+MARKS = {"ok": "ok", "note": "-", "problem": "NO"}
 
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
@@ -16,6 +19,9 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
 
     checks = examine()
     if as_json:
-        typer.echo(json.dumps([{"name": c.name, "ok": c.ok, "detail": c.detail} for c in checks], indent=2))
+        typer.echo(json.dumps([asdict(check) for check in checks], indent=2))
         return
-    columns(("check", "", "what was found"), [(c.name, "yes" if c.ok else "no", c.detail) for c in checks])
+    columns(("check", "", "what was found"), [(c.name, MARKS[c.status], c.detail) for c in checks])
+    for check in checks:
+        if check.cure:
+            typer.echo(f"{check.name}: {check.cure}")

@@ -9,7 +9,6 @@ is a key of the recipe under the name the field uses, and goes to `aligner.confi
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -107,19 +106,7 @@ def resolve(
     flags: dict[str, Any] = dict(parsed.flags)
     if num_processes is not None:
         flags["launch.num_processes"] = (num_processes, "--num-processes")
-    if parsed.ref is not None and Path(parsed.ref).name == "resolved.json" and Path(parsed.ref).is_file():
-        return _resolved_before(Path(parsed.ref), [*parsed.overrides, *flags]), parsed.notes, parsed.options
     return load_recipe(method, parsed.ref, parsed.overrides, flags), parsed.notes, parsed.options
-
-
-def _resolved_before(path: Path, changes: list[str]) -> Resolved:
-    """The record of a run, taken as it stands: what the ranks of a launched training are given."""
-    from aligner.config.load import Resolved
-    from aligner.errors import UsageError
-
-    if changes:
-        raise UsageError(f"{path} is taken as it stands, without {changes[0]}", "use the recipe.yaml beside it")
-    return Resolved.from_json(json.loads(path.read_text(encoding="utf-8")), path=path)
 
 
 def train(resolved: Resolved, notes: list[str], *, resume: bool, overwrite: bool, dry_run: bool, as_json: bool) -> None:

@@ -16,10 +16,10 @@ OPTIONS = {
     "doctor": "--json",
     "sft": "--dry-run --resume --overwrite --num-processes --num_processes --json --debug",
     "dpo": "--dry-run --resume --overwrite --num-processes --num_processes --json --debug",
-    "generate": "MODEL PROMPTS --data --max-new-tokens --temperature --top-p --top-k --min-p --repetition-penalty "
+    "generate": "MODEL PROMPTS --data --column --split --max-rows --max-new-tokens --temperature --top-p --top-k --min-p "
+    "--repetition-penalty --num-samples -n --seed --batch-size --dtype --quantization --trust-remote-code --output -o --json",
+    "eval": "MODEL --data --task --scorer --reference --column --split --max-rows --max-new-tokens --temperature "
     "--num-samples -n --seed --batch-size --dtype --quantization --trust-remote-code --output -o --json",
-    "eval": "MODEL --data --task --scorer --reference --max-rows --max-new-tokens --temperature --seed --batch-size "
-    "--dtype --quantization --trust-remote-code --output -o --json",
     "runs list": "DIR --json",
     "runs show": "RUN --json",
     "runs report": "RUN",

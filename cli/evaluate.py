@@ -1,0 +1,143 @@
+"""`aligner eval MODEL`: what turns a model into numbers, from the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from .models import (
+    AsJson,
+    BatchSize,
+    Column,
+    DtypeOption,
+    MaxNewTokens,
+    MaxRows,
+    ModelName,
+    NumSamples,
+    QuantizationOption,
+    Seed,
+    Split,
+    Temperature,
+    TrustRemoteCode,
+    check_paths,
+    check_sampling,
+    load_model,
+    model_section,
+    read_rows,
+    source_section,
+    write_file,
+)
+
+if TYPE_CHECKING:
+    from aligner.config.schema import Source
+    from aligner.data.rows import Task
+    from aligner.reward_models import Scorer
+
+
+def evaluate(
+    model: ModelName,
+    data: Annotated[str, typer.Option("--data", help="Rows to measure on: file, folder, glob or hub id.")],
+    task: Annotated[
+        Literal["auto", "sft", "preference", "prompts"],
+        typer.Option("--task", help="What to measure; auto: see above."),
+    ] = "auto",
+    scorer: Annotated[str | None, typer.Option("--scorer", help="toy, verifier:exact, verifier:number, ...")] = None,
+    reference: Annotated[str | None, typer.Option("--reference", help="Reference model, for preferences.")] = None,
+    column: Column = None,
+    split: Split = "train",
+    max_rows: MaxRows = None,
+    max_new_tokens: MaxNewTokens = 256,
+    temperature: Temperature = 0.0,
+    num_samples: NumSamples = 1,
+    seed: Seed = 0,
+    batch_size: BatchSize = 16,
+    dtype: DtypeOption = "auto",
+    quantization: QuantizationOption = "none",
+    trust_remote_code: TrustRemoteCode = False,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write JSON to this file.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a model: loss, answers, preferences.
+
+    The task is `prompts` with a scorer; otherwise the rows decide: pairs are compared (`preference`), rows with answers
+    give loss and perplexity (`sft`), prompts alone are answered (`prompts`).
+    """
+    check_sampling(temperature, top_p=1.0)
+    source = source_section(data, column, split, max_rows)
+    judge = _scorer(scorer)
+    chosen = _task(source, scorer) if task == "auto" else task
+    _check_task(chosen, scorer, reference)
+    rows = read_rows(source, chosen, seed)
+    section = model_section(model, dtype, quantization, trust_remote_code)
+    check_paths(section, reference)
+
+    from .render import Screen, columns, number
+
+    with Screen() as screen:
+        screen.start("loading the model")
+        from aligner.evaluation import evaluate as measure
+        from aligner.generation import Sampling
+
+        policy, tokenizer = load_model(section)
+        other = None if reference is None else load_model(section.model_copy(update={"name_or_path": reference}))[0]
+        sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, num_samples=num_samples, seed=seed)
+        numbers = measure(
+            policy,
+            tokenizer,
+            rows,
+            task=chosen,
+            scorer=judge,
+            sampling=sampling,
+            reference=other,
+            batch_size=batch_size,
+            on_progress=screen.counter("measuring"),
+        )
+    record = {"model": model, "data": data, "task": chosen, "scorer": scorer, "metrics": numbers}
+    if output is not None:
+        write_file(output, _dumps(record) + "\n")
+    if as_json:
+        typer.echo(_dumps(record))
+        return
+    shown = {name: value for name, value in numbers.items() if not name.endswith("_stderr")}
+    errors = {name: f"+/- {number(numbers[f'{name}_stderr'])}" if f"{name}_stderr" in numbers else "" for name in shown}
+    columns((chosen, "value", ""), [(name, number(value), errors[name]) for name, value in shown.items()])
+
+
+def _dumps(record: dict[str, Any]) -> str:
+    from aligner.record import dumps
+
+    return dumps(record, indent=2)
+
+
+def _scorer(spec: str | None) -> Scorer | None:
+    from aligner.reward_models import load_scorer
+
+    return None if spec is None else load_scorer(spec)
+
+
+def _check_task(task: Task, scorer: str | None, reference: str | None) -> None:
+    """An option that would do nothing is a mistake."""
+    from aligner.errors import UsageError
+
+    if scorer is not None and task != "prompts":
+        raise UsageError(f"--scorer judges answers to prompts, the task is {task}", "leave out --task or --scorer")
+    if reference is not None and task != "preference":
+        raise UsageError(f"--reference is for preference pairs, the task is {task}", "leave out --reference")
+
+
+def _task(source: Source, scorer: str | None) -> Task:
+    """`prompts` with a scorer; otherwise the most that the columns of the first row allow."""
+    if scorer is not None:
+        return "prompts"
+    from aligner.data.formats import FORMS_OF_TASK, REQUIRED
+    from aligner.data.sources import open_source
+
+    _, first = next(open_source(source, []), ("", {}))
+    names = {*source.columns, *(first if isinstance(first, dict) else ())}
+    tasks: tuple[Task, ...] = ("preference", "sft")
+    for task in tasks:
+        if any(names.issuperset(REQUIRED[form]) for form in FORMS_OF_TASK[task]):
+            return task
+    return "prompts"

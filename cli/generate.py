@@ -1,0 +1,139 @@
+"""`aligner generate MODEL`: answers to prompts."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .models import (
+    AsJson,
+    BatchSize,
+    Column,
+    DtypeOption,
+    MaxNewTokens,
+    MaxRows,
+    ModelName,
+    NumSamples,
+    QuantizationOption,
+    Seed,
+    Split,
+    Temperature,
+    TrustRemoteCode,
+    check_paths,
+    check_sampling,
+    load_model,
+    model_section,
+    read_rows,
+    source_section,
+    write_file,
+)
+
+if TYPE_CHECKING:
+    from aligner.config.schema import Source
+    from aligner.data.rows import PromptRow
+    from aligner.generation import Completion
+
+
+def generate(
+    model: ModelName,
+    prompts: Annotated[list[str] | None, typer.Argument(help="Prompts. None: one a line from stdin.")] = None,
+    data: Annotated[str | None, typer.Option("--data", help="Take the prompts from a file, folder or hub id.")] = None,
+    column: Column = None,
+    split: Split = "train",
+    max_rows: MaxRows = None,
+    max_new_tokens: MaxNewTokens = 256,
+    temperature: Temperature = 1.0,
+    top_p: Annotated[float, typer.Option("--top-p", min=0.0, max=1.0, help="Nucleus; 1 is off.")] = 1.0,
+    top_k: Annotated[int, typer.Option("--top-k", min=0, help="Best k tokens; 0 is off.")] = 0,
+    min_p: Annotated[float, typer.Option("--min-p", min=0.0, max=0.999, help="Share of the best; 0 is off.")] = 0.0,
+    repetition_penalty: Annotated[float, typer.Option("--repetition-penalty", min=0.01, help="1 is off.")] = 1.0,
+    num_samples: NumSamples = 1,
+    seed: Seed = 0,
+    batch_size: BatchSize = 16,
+    dtype: DtypeOption = "auto",
+    quantization: QuantizationOption = "none",
+    trust_remote_code: TrustRemoteCode = False,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write JSON lines to this file.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Answer prompts with a model, in batches."""
+    check_sampling(temperature, top_p)
+    section = model_section(model, dtype, quantization, trust_remote_code)
+    rows = _prompt_rows(prompts or [], None if data is None else source_section(data, column, split, max_rows), seed)
+    check_paths(section, None)
+
+    from .render import Screen
+
+    with Screen() as screen:
+        screen.start("loading the model")
+        policy, tokenizer = load_model(section)
+        from aligner.generation import Sampling, generate
+
+        sampling = Sampling(
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            num_samples=num_samples,
+            seed=seed,
+        )
+        texts = [row.prompt for row in rows]
+        progress = screen.counter("answering")
+        answers = generate(policy, tokenizer, texts, sampling, batch_size=batch_size, on_progress=progress)
+    records = [_record(row, completions) for row, completions in zip(rows, answers)]
+    if output is not None:
+        write_file(output, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    if as_json:
+        typer.echo(json.dumps(records, indent=2))
+    elif output is None:
+        _print_answers(records)
+    else:
+        typer.echo(f"wrote {len(records)} prompts with {num_samples} answer(s) each to {output}")
+
+
+def _prompt_rows(prompts: list[str], source: Source | None, seed: int) -> list[Any]:
+    """Prompts from the arguments, a data source or standard input; exactly one of them."""
+    from aligner.data.rows import PromptRow
+    from aligner.errors import UsageError
+
+    if prompts and source:
+        raise UsageError("prompts are given both as arguments and with --data", "give one of them")
+    if source:
+        return read_rows(source, "prompts", seed)
+    if not prompts and not sys.stdin.isatty():
+        prompts = [line.rstrip("\r\n") for line in sys.stdin if line.strip()]
+    if not prompts:
+        raise UsageError("there is no prompt", 'give one as an argument: aligner generate MODEL "Sort: c a b"')
+    return [PromptRow(prompt=text, origin=f"prompt {number}") for number, text in enumerate(prompts, 1)]
+
+
+def _record(row: PromptRow, completions: list[Completion]) -> dict[str, Any]:
+    answers = [
+        {"text": item.text, "finish_reason": item.finish_reason, "num_tokens": len(item.token_ids)}
+        for item in completions
+    ]
+    expected = {} if row.answer is None else {"answer": row.answer}
+    return {"prompt": row.prompt, "completions": answers, **expected}
+
+
+def _print_answers(records: list[dict[str, Any]]) -> None:
+    """The answer alone where there is one; each below its prompt where there are more."""
+    texts = [answer["text"] for record in records for answer in record["completions"]]
+    if len(texts) == 1:
+        typer.echo(texts[0])
+        return
+    for record in records:
+        typer.echo(typer.style(f"> {_as_text(record['prompt'])}", bold=True))
+        for answer in record["completions"]:
+            typer.echo(answer["text"])
+        typer.echo("")
+
+
+def _as_text(prompt: Any) -> str:
+    return prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
