@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from html import escape
 from itertools import accumulate
 
@@ -35,9 +36,14 @@ class Series:
     dots: bool = False
     smooth: bool = True
 
-    @property
+    @cached_property
     def finite(self) -> list[Point]:
-        return [point for point in self.points if math.isfinite(point[1])]
+        return [point for point in self.points if _drawable(point[1])]
+
+
+def _drawable(value: float) -> bool:
+    """False for NaN, infinities, and what overflows as soon as two are subtracted."""
+    return abs(value) < 1e100
 
 
 def number(value: float) -> str:
@@ -121,11 +127,11 @@ def _scale(points: Sequence[Point], bounds: tuple[float, float] | None) -> _Scal
     if x_low == x_high:
         x_low, x_high = x_low - 1, x_high + 1
     y_low, y_high = bounds or (min(y for _, y in points), max(y for _, y in points))
-    room = (y_high - y_low) * 0.06 or abs(y_high) * 0.1 or 1.0
     if bounds is None:
-        above_zero, below_zero = y_low >= 0, y_high <= 0
-        y_low, y_high = y_low - room, y_high + room
-        y_low, y_high = max(0.0, y_low) if above_zero else y_low, min(0.0, y_high) if below_zero else y_high
+        room = (y_high - y_low) * 0.06 or abs(y_high) * 0.1 or 1.0
+        floor = 0.0 if y_low >= 0 else -math.inf
+        ceiling = 0.0 if y_high <= 0 < -y_low else math.inf
+        y_low, y_high = max(floor, y_low - room), min(ceiling, y_high + room)
     return _Scale(x_low, x_high, y_low, y_high)
 
 
@@ -166,7 +172,7 @@ def _pieces(points: Sequence[Point]) -> list[list[Point]]:
     """The stretches between values that are not numbers."""
     pieces: list[list[Point]] = [[]]
     for point in points:
-        if math.isfinite(point[1]):
+        if _drawable(point[1]):
             pieces[-1].append(point)
         elif pieces[-1]:
             pieces.append([])
@@ -174,10 +180,11 @@ def _pieces(points: Sequence[Point]) -> list[list[Point]]:
 
 
 def line_chart(title: str, series: Sequence[Series], *, bounds: tuple[float, float] | None = None) -> str:
-    """A figure with its legend; empty text when no series holds a number."""
+    """A figure with its legend; only the warning where nothing can be drawn, nothing where nothing was logged."""
     drawn = [line for line in series if line.finite]
     if not drawn:
-        return ""
+        gaps = _gaps(series)
+        return f'<figure class="chart"><figcaption><b>{escape(title)}</b></figcaption>{gaps}</figure>' if gaps else ""
     scale = _scale([point for line in drawn for point in line.finite], bounds)
     body = _axes(scale) + "".join(_line(line, scale) for line in drawn)
     label = escape(f"{title}: " + ", ".join(f"{line.name} ends at {number(line.finite[-1][1])}" for line in drawn))
@@ -205,14 +212,14 @@ def _legend(series: Sequence[Series]) -> str:
 
 def _gaps(series: Sequence[Series]) -> str:
     """A line below the chart when a value was NaN or infinite: a run that diverged must not look like a short one."""
-    missing = [(line.name, x) for line in series for x, y in line.points if not math.isfinite(y)]
+    missing = [(line.name, x) for line in series for x, y in line.points if not _drawable(y)]
     if not missing:
         return ""
-    noun = "value is" if len(missing) == 1 else "values are"
+    values = "value" if len(missing) == 1 else "values"
     first_name, first_step = min(missing, key=lambda item: item[1])
     return (
-        f'<p class="warning small">{len(missing):,} {noun} not finite, the first one at step {first_step:,.0f} '
-        f"({escape(first_name)}).</p>"
+        f'<p class="warning small">{len(missing):,} {values} could not be drawn (NaN, infinite or beyond 1e100), '
+        f"the first one at step {first_step:,.0f} ({escape(first_name)}).</p>"
     )
 
 

@@ -1,6 +1,6 @@
 """A run directory such as training leaves behind, made in a moment: for the tests of the record and the report.
 
-python tests/unit/example_run.py FOLDER      writes FOLDER/runs/sft and FOLDER/runs/dpo with their reports
+python tests/example_run.py FOLDER      writes FOLDER/runs/sft and FOLDER/runs/dpo with their reports
 """
 
 from __future__ import annotations
