@@ -293,7 +293,9 @@ def load(case: Case, folder: Path, monkeypatch: pytest.MonkeyPatch, **data: Any)
 
 
 @pytest.mark.parametrize("case", ROWS, ids=[case.name for case in ROWS])
-def test_a_broken_row_is_named_with_its_file_and_number(case, tmp_path, monkeypatch):
+def test_a_broken_row_is_named_with_its_file_and_number(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     error = load(case, tmp_path, monkeypatch)
     for part in case.says:
         assert part in str(error)
@@ -302,7 +304,7 @@ def test_a_broken_row_is_named_with_its_file_and_number(case, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("case", ROWS, ids=[case.name for case in ROWS])
-def test_a_broken_row_can_be_dropped_and_is_counted_and_listed(case, tmp_path, monkeypatch):
+def test_a_dropped_row_is_counted_and_listed(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path(case.file).write_bytes(case.content if isinstance(case.content, bytes) else case.content.encode())
     loaded = load_rows(Data(train=[{"path": case.file, **(case.source or {})}], on_bad_row="drop"), case.task, seed=0)
@@ -313,26 +315,30 @@ def test_a_broken_row_can_be_dropped_and_is_counted_and_listed(case, tmp_path, m
 
 
 @pytest.mark.parametrize("case", FILES, ids=[case.name for case in FILES])
-def test_a_source_that_cannot_be_used_says_what_was_found_and_what_to_do(case, tmp_path, monkeypatch):
+def test_an_unusable_source_says_what_was_found_and_what_to_do(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     error = load(case, tmp_path, monkeypatch, on_bad_row="drop")
     for part in case.says:
         assert part in str(error)
     assert error.hint
 
 
-def test_all_broken_rows_are_counted_and_the_first_twenty_listed(tmp_path, monkeypatch):
+def test_all_broken_rows_are_counted_and_the_first_twenty_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     error = load(Case("many", GOOD + "oops\n" * 50, ()), tmp_path, monkeypatch)
     assert error.message == "50 of 51 rows of x.jsonl are broken (the first 20 are listed)"
     assert [problem.where for problem in error.problems] == [f"x.jsonl:{line}" for line in range(2, 22)]
 
 
-def test_when_every_row_is_broken_dropping_them_is_refused(tmp_path, monkeypatch):
+def test_when_every_row_is_broken_dropping_them_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     error = load(Case("all", "oops\n" * 3, ()), tmp_path, monkeypatch, on_bad_row="drop")
     assert "3 of 3 rows of x.jsonl are broken" in error.message
     assert "no row is usable" in error.hint
 
 
-def test_broken_sources_are_all_reported_at_once(tmp_path, monkeypatch):
+def test_broken_sources_are_all_reported_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("a.jsonl").write_text("")
     Path("b.jsonl").write_text(pair(question="a", answer="b"))
@@ -342,7 +348,7 @@ def test_broken_sources_are_all_reported_at_once(tmp_path, monkeypatch):
     assert all(part in str(caught.value) for part in ("a.jsonl holds no rows", "question (text)", "there is no file"))
 
 
-def test_broken_rows_of_several_sources_are_reported_at_once(tmp_path, monkeypatch):
+def test_broken_rows_of_several_sources_are_reported_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("a.jsonl").write_text(GOOD + "oops\n")
     Path("b.jsonl").write_text(GOOD + GOOD + "oops\n")

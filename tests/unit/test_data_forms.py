@@ -157,7 +157,7 @@ PROMPTS = [
 
 
 @pytest.fixture
-def load(tmp_path, monkeypatch):
+def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Load rows given as objects; `source` settings stand beside the path."""
 
     def load_objects(task: Any, rows: list[Any], **source: Any) -> Loaded:
@@ -174,7 +174,7 @@ def without_origin(row: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize(("raw", "expected", "form"), SFT)
-def test_rows_for_supervised_training_are_recognised_and_mapped(raw, expected, form, load):
+def test_rows_for_supervised_training_are_recognised_and_mapped(raw: Any, expected: Any, form: str, load: Any) -> None:
     loaded = load("sft", [raw])
     assert type(loaded.train[0]) is type(expected)
     assert without_origin(loaded.train[0]) == without_origin(expected)
@@ -183,45 +183,45 @@ def test_rows_for_supervised_training_are_recognised_and_mapped(raw, expected, f
 
 
 @pytest.mark.parametrize(("raw", "expected"), PREFERENCE)
-def test_rows_of_preference_pairs_are_recognised_and_mapped(raw, expected, load):
+def test_rows_of_preference_pairs_are_recognised_and_mapped(raw: Any, expected: Any, load: Any) -> None:
     loaded = load("preference", [raw])
     assert without_origin(loaded.train[0]) == without_origin(expected)
     assert loaded.ledger.sources[0].format == "preference"
 
 
 @pytest.mark.parametrize(("raw", "expected"), PROMPTS)
-def test_rows_for_prompting_are_recognised_and_mapped(raw, expected, load):
+def test_rows_for_prompting_are_recognised_and_mapped(raw: Any, expected: Any, load: Any) -> None:
     assert without_origin(load("prompts", [raw]).train[0]) == without_origin(expected)
 
 
-def test_the_task_decides_between_forms_that_stand_side_by_side(load):
+def test_the_task_decides_between_forms_that_stand_side_by_side(load: Any) -> None:
     row = {"prompt": "a", "messages": [user("a"), said("b")]}
     row |= {"chosen": [user("a"), said("b")], "rejected": [user("a"), said("c")]}
     assert load("sft", [row]).ledger.sources[0].format == "messages"
     assert load("preference", [row]).ledger.sources[0].format == "preference"
 
 
-def test_mapped_columns_decide_between_forms(load):
+def test_mapped_columns_decide_between_forms(load: Any) -> None:
     loaded = load("sft", [{"text": "t", "q": "a", "a": "b"}], columns={"prompt": "q", "completion": "a"})
     assert without_origin(loaded.train[0]) == ["a", "b"]
 
 
-def test_a_given_format_decides_between_forms(load):
+def test_a_given_format_decides_between_forms(load: Any) -> None:
     row = {"text": "t", "instruction": "a", "output": "b"}
     assert without_origin(load("sft", [row], format="text").train[0]) == ["t"]
     assert load("sft", [row], format="alpaca").ledger.sources[0].evidence == "as given in the recipe"
 
 
-def test_the_evidence_counts_the_rows_that_agree(load):
+def test_the_evidence_counts_the_rows_that_agree(load: Any) -> None:
     rows = [{"prompt": "a", "completion": "b"}] * 150
     assert load("sft", rows).ledger.sources[0].evidence == "found `prompt`, `completion` in all of the first 100 rows"
 
 
-def test_columns_that_are_not_used_are_named(load):
+def test_columns_that_are_not_used_are_named(load: Any) -> None:
     assert load("sft", [{"text": "a", "id": 1, "url": "b"}]).ledger.sources[0].unused_columns == ["id", "url"]
 
 
-def test_columns_reach_into_objects_and_lists_and_can_be_swapped(load):
+def test_columns_reach_into_objects_and_lists_and_can_be_swapped(load: Any) -> None:
     row = {"prompt": "b", "completion": "a", "deep": {"er": [{"text": "c"}]}, "dot.ted": "d"}
     assert without_origin(load("sft", [row], columns={"prompt": "completion", "completion": "prompt"}).train[0]) == [
         "a",
@@ -231,23 +231,26 @@ def test_columns_reach_into_objects_and_lists_and_can_be_swapped(load):
     assert without_origin(load("sft", [row], columns={"text": "dot.ted"}).train[0]) == ["d"]
 
 
-def test_training_on_the_chosen_answers_works_as_the_hint_says(load):
+def test_training_on_the_chosen_answers_works_as_the_hint_says(load: Any) -> None:
     row = {"prompt": "a", "chosen": "b", "rejected": "c"}
     assert without_origin(load("sft", [row], columns={"prompt": "prompt", "completion": "chosen"}).train[0]) == [
         "a",
         "b",
     ]
-    row = {"chosen": [user("a"), said("b")], "rejected": [user("a"), said("c")]}
-    assert without_origin(load("sft", [row], columns={"messages": "chosen"}).train[0]) == [[user("a"), said("b")], None]
+    pair = {"chosen": [user("a"), said("b")], "rejected": [user("a"), said("c")]}
+    assert without_origin(load("sft", [pair], columns={"messages": "chosen"}).train[0]) == [
+        [user("a"), said("b")],
+        None,
+    ]
 
 
-def test_a_few_rows_of_another_form_are_broken_rows_not_a_mixture(load, tmp_path):
+def test_a_few_rows_of_another_form_are_broken_rows_not_a_mixture(load: Any, tmp_path: Path) -> None:
     rows = [{"prompt": "a", "completion": "b"}] * 20 + [{"text": "c"}]
     with pytest.raises(ValueError, match=r"x\.jsonl:21: `prompt` is missing"):
         load("sft", rows)
 
 
-def test_a_function_maps_drops_and_multiplies_rows(load, tmp_path):
+def test_a_function_maps_drops_and_multiplies_rows(load: Any, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "def make(row):\n"
         "    if row['n'] == 0:\n"
@@ -262,19 +265,19 @@ def test_a_function_maps_drops_and_multiplies_rows(load, tmp_path):
     assert (entry.rows_read, entry.dropped_by_function, entry.added_by_function, entry.rows_out) == (3, 1, 2, 4)
 
 
-def test_what_a_function_raises_is_reported_with_the_row_and_the_line(load, tmp_path):
+def test_what_a_function_raises_is_reported_with_the_row_and_the_line(load: Any, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("def make(row):\n    return {'text': row['name']}\n")
     with pytest.raises(ValueError, match=r"x\.jsonl:2: the function `make` raised KeyError: 'name' \(line 2\)"):
         load("sft", [{"name": "a"}, {"nom": "b"}], function="mine.py:make")
 
 
-def test_a_function_that_returns_something_else_is_reported(load, tmp_path):
+def test_a_function_that_returns_something_else_is_reported(load: Any, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("def make(row):\n    return row['text']\n")
     with pytest.raises(ValueError, match=r"x\.jsonl:1: the function `make` returned text; return a dict"):
         load("sft", [{"text": "a"}], function="mine.py:make")
 
 
-def test_a_function_that_drops_every_row_is_reported(load, tmp_path):
+def test_a_function_that_drops_every_row_is_reported(load: Any, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("def make(row):\n    return None\n")
     with pytest.raises(
         ValueError, match=r"no row is left in `data\.train`: 1 read - 1 dropped by the function = 0 rows"
@@ -290,7 +293,7 @@ def test_a_function_that_drops_every_row_is_reported(load, tmp_path):
         ("x = (", "does not run: Syn"),
     ],
 )
-def test_a_function_that_cannot_be_loaded_is_reported(code, says, load, tmp_path):
+def test_a_function_that_cannot_be_loaded_is_reported(code: str, says: str, load: Any, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(code)
     with pytest.raises(ValueError, match=says):
         load("sft", [{"text": "a"}], function="mine.py:make")
@@ -306,5 +309,5 @@ def test_a_function_that_cannot_be_loaded_is_reported(code, says, load, tmp_path
         (TextRow("a"), "a"),
     ],
 )
-def test_the_same_question_in_another_form_has_the_same_prompt_text(row, text):
+def test_the_same_question_in_another_form_has_the_same_prompt_text(row: Any, text: str) -> None:
     assert prompt_text(row) == text

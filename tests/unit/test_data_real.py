@@ -37,7 +37,7 @@ def arena(row):
 
 
 @pytest.fixture
-def load(tmp_path):
+def load(tmp_path: Path) -> Any:
     (tmp_path / "functions.py").write_text(FUNCTIONS)
 
     def load_real(task: Any, name: str, function: str | None = None, eval: Any = 0.05, **source: Any) -> Loaded:
@@ -50,26 +50,26 @@ def load(tmp_path):
     return load_real
 
 
-def test_worked_solutions_load_with_mapped_columns(load):
+def test_worked_solutions_load_with_mapped_columns(load: Any) -> None:
     loaded = load("sft", "gsm8k_train.jsonl", columns={"prompt": "question", "completion": "answer"})
     assert len(loaded.train) + len(loaded.eval) + loaded.ledger.sources[0].duplicates == 7473
     assert {row.prompt for row in loaded.train}.isdisjoint(row.prompt for row in loaded.eval)
 
 
-def test_talk_in_sharegpt_form_loads(load):
+def test_talk_in_sharegpt_form_loads(load: Any) -> None:
     loaded = load("sft", "sharegpt_dummy.json")
     entry = loaded.ledger.sources[0]
     assert (entry.rows_read, entry.bad, entry.format, entry.unused_columns) == (500, 0, "sharegpt", ["id"])
     assert all(row.messages[-1]["role"] == "assistant" for row in loaded.train)
 
 
-def test_seed_tasks_load_through_a_function(load):
+def test_seed_tasks_load_through_a_function(load: Any) -> None:
     entry = load("sft", "seed_tasks.jsonl", "seed_task").ledger.sources[0]
     assert (entry.rows_read, entry.format) == (175, "alpaca")
     assert entry.rows_out + entry.duplicates == 175 + entry.added_by_function
 
 
-def test_right_and_wrong_solutions_become_pairs_through_a_function(load):
+def test_right_and_wrong_solutions_become_pairs_through_a_function(load: Any) -> None:
     loaded = load("preference", "gsm8k_model_solutions.jsonl", "right_and_wrong")
     entry = loaded.ledger.sources[0]
     assert entry.rows_read == 1319
@@ -78,13 +78,13 @@ def test_right_and_wrong_solutions_become_pairs_through_a_function(load):
     assert {row.prompt for row in loaded.train}.isdisjoint(row.prompt for row in loaded.eval)
 
 
-def test_nested_solutions_become_pairs_with_dotted_columns(load):
+def test_nested_solutions_become_pairs_with_dotted_columns(load: Any) -> None:
     columns = {"prompt": "question", "chosen": "175b_verification.solution", "rejected": "6b_finetuning.solution"}
     entry = load("preference", "gsm8k_model_solutions.jsonl", columns=columns).ledger.sources[0]
     assert entry.rows_out + entry.duplicates == 1319
 
 
-def test_arena_prompts_and_answers_load(load):
+def test_arena_prompts_and_answers_load(load: Any) -> None:
     prompts = load("prompts", "arena_hard_questions.jsonl", eval=None)
     assert len(prompts.train) == 500
     assert {"uid", "category", "cluster"} <= set(prompts.train[0].extra)
@@ -92,6 +92,6 @@ def test_arena_prompts_and_answers_load(load):
     assert len(answers.train) == 500
 
 
-def test_columns_that_nobody_knows_are_answered_with_the_line_to_write(load):
+def test_columns_that_nobody_knows_are_answered_with_the_line_to_write(load: Any) -> None:
     with pytest.raises(ValueError, match=r"columns: \{prompt: question, completion: answer\}"):
         load("sft", "gsm8k_test.jsonl")

@@ -21,7 +21,7 @@ ROWS = [{"prompt": f"question {number}", "completion": f"answer {number} é"} fo
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch):
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
@@ -49,7 +49,8 @@ def write_csv(path: str) -> None:
 
 
 def texts(**source: Any) -> list[Any]:
-    return [(row.prompt, row.completion) for row in load_rows(Data(train=[source]), "sft", seed=0).train]
+    rows: list[Any] = list(load_rows(Data(train=[source]), "sft", seed=0).train)
+    return [(row.prompt, row.completion) for row in rows]
 
 
 WANTED = [(row["prompt"], row["completion"]) for row in ROWS]
@@ -70,31 +71,32 @@ WANTED = [(row["prompt"], row["completion"]) for row in ROWS]
         ("x.json.gz", gzip.compress(json.dumps(ROWS).encode())),
     ],
 )
-def test_json_is_read_in_every_wrapping(name, content):
+def test_json_is_read_in_every_wrapping(name: str, content: bytes) -> None:
     write(name, content)
     assert texts(path=name) == WANTED
 
 
-def test_parquet_and_csv_hold_the_same_rows():
+def test_parquet_and_csv_hold_the_same_rows() -> None:
     write_parquet("x.parquet")
     write_csv("x.csv")
     Path("x.csv.gz").write_bytes(gzip.compress(Path("x.csv").read_bytes()))
     assert texts(path="x.parquet") == texts(path="x.csv") == texts(path="x.csv.gz") == WANTED
 
 
-def test_a_line_separator_inside_a_text_ends_no_line():
+def test_a_line_separator_inside_a_text_ends_no_line() -> None:
     write("x.jsonl", lines([{"prompt": "a\u2028b\x85c", "completion": "d\ne"}]))
     assert texts(path="x.jsonl") == [("a\u2028b\x85c", "d\ne")]
 
 
-def test_lines_of_a_text_file_are_rows_and_blank_lines_are_counted():
+def test_lines_of_a_text_file_are_rows_and_blank_lines_are_counted() -> None:
     write("x.txt", b"one\n\n  two\r\n")
     loaded = load_rows(Data(train="x.txt"), "sft", seed=0)
-    assert [(row.text, row.origin) for row in loaded.train] == [("one", "x.txt:1"), ("  two", "x.txt:3")]
+    rows: list[Any] = list(loaded.train)
+    assert [(row.text, row.origin) for row in rows] == [("one", "x.txt:1"), ("  two", "x.txt:3")]
     assert loaded.ledger.sources[0].blank_lines == 1
 
 
-def test_origins_count_lines_in_jsonl_and_positions_elsewhere():
+def test_origins_count_lines_in_jsonl_and_positions_elsewhere() -> None:
     write("x.jsonl", b"\n" + lines())
     write("x.json", json.dumps(ROWS, indent=4).encode())
     write_csv("x.csv")
@@ -102,7 +104,7 @@ def test_origins_count_lines_in_jsonl_and_positions_elsewhere():
         assert load_rows(Data(train=path), "sft", seed=0).train[0].origin == first
 
 
-def test_files_are_recorded_with_the_digest_of_their_bytes():
+def test_files_are_recorded_with_the_digest_of_their_bytes() -> None:
     write("x.jsonl.gz", gzip.compress(lines()))
     record = load_rows(Data(train="x.jsonl.gz"), "sft", seed=0).ledger.sources[0].files[0]
     content = Path("x.jsonl.gz").read_bytes()
@@ -113,7 +115,7 @@ def test_files_are_recorded_with_the_digest_of_their_bytes():
     )
 
 
-def test_a_folder_gives_all_its_files_in_the_order_of_their_names():
+def test_a_folder_gives_all_its_files_in_the_order_of_their_names() -> None:
     write("d/b.jsonl", lines(ROWS[3:]))
     write("d/a.jsonl", lines(ROWS[:3]))
     write("d/README.txt", b"not a row")
@@ -131,14 +133,14 @@ def test_a_folder_gives_all_its_files_in_the_order_of_their_names():
         ("d/train-extra.jsonl.gz", "d/test.json"),
     ],
 )
-def test_a_folder_laid_out_by_split_gives_the_split(train, test):
+def test_a_folder_laid_out_by_split_gives_the_split(train: str, test: str) -> None:
     write(train, gzip.compress(lines()) if train.endswith(".gz") else lines())
     write(test, lines(ROWS[:1]))
     assert texts(path="d") == WANTED
     assert texts(path="d", split="test") == WANTED[:1]
 
 
-def test_a_missing_split_names_those_that_are_there():
+def test_a_missing_split_names_those_that_are_there() -> None:
     write("d/train.jsonl")
     write("d/test_sft-00000-of-00001.jsonl")
     with pytest.raises(DataError) as caught:
@@ -147,7 +149,7 @@ def test_a_missing_split_names_those_that_are_there():
     assert caught.value.hint == "did you mean `split: train`?"
 
 
-def test_a_split_of_a_folder_without_splits_is_refused():
+def test_a_split_of_a_folder_without_splits_is_refused() -> None:
     write("d/a.jsonl")
     with pytest.raises(DataError, match="not laid out by split"):
         texts(path="d", split="test")
@@ -156,13 +158,13 @@ def test_a_split_of_a_folder_without_splits_is_refused():
 @pytest.mark.parametrize(
     ("file", "hint"), [("d/x.arrow", "save_to_disk"), ("d/x.txt", "format: text"), ("d/x.bin", r"known are \.jsonl")]
 )
-def test_a_folder_without_rows_says_what_to_do(file, hint):
+def test_a_folder_without_rows_says_what_to_do(file: str, hint: str) -> None:
     write(file)
     with pytest.raises(DataError, match=hint):
         texts(path="d")
 
 
-def test_a_glob_gives_the_files_that_match():
+def test_a_glob_gives_the_files_that_match() -> None:
     write("d/a-1.jsonl", lines(ROWS[:3]))
     write("d/e/a-2.jsonl", lines(ROWS[3:]))
     write("d/b.jsonl")
@@ -181,7 +183,7 @@ def test_a_glob_gives_the_files_that_match():
         ("~/zzz/pairs.jsonl", "there is no folder"),
     ],
 )
-def test_a_missing_file_names_what_is_near(path, hint):
+def test_a_missing_file_names_what_is_near(path: str, hint: str) -> None:
     write("d/pairs.jsonl")
     with pytest.raises(DataError) as caught:
         texts(path=path)
@@ -189,12 +191,12 @@ def test_a_missing_file_names_what_is_near(path, hint):
     assert hint in caught.value.hint
 
 
-def test_what_is_no_path_and_not_on_the_hub_is_said_without_delay():
+def test_what_is_no_path_and_not_on_the_hub_is_said_without_delay() -> None:
     with pytest.raises(DataError, match="owner/name is neither a local path nor a data set that can be reached"):
         texts(path="owner/name")
 
 
-def test_without_a_network_the_hub_is_not_tried(monkeypatch):
+def test_without_a_network_the_hub_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
     def no_such_host(*_: Any) -> None:
@@ -222,7 +224,7 @@ class Hub(ModuleType):
 
 
 @pytest.fixture
-def hub(monkeypatch):
+def hub(monkeypatch: pytest.MonkeyPatch) -> Hub:
     module, exceptions = Hub(), ModuleType("datasets.exceptions")
     exceptions.DatasetsError = RuntimeError  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "datasets", module)
@@ -230,7 +232,7 @@ def hub(monkeypatch):
     return module
 
 
-def test_a_hub_id_is_loaded_with_subset_split_and_revision(hub):
+def test_a_hub_id_is_loaded_with_subset_split_and_revision(hub: Hub) -> None:
     assert texts(path="owner/name", subset="main", revision="abc") == WANTED
     assert hub.calls == [("owner/name", "main", "train", "abc")]
     loaded = load_rows(Data(train="owner/name"), "sft", seed=0)
@@ -238,19 +240,19 @@ def test_a_hub_id_is_loaded_with_subset_split_and_revision(hub):
     assert len(loaded.ledger.sources[0].files[0].sha256) == 64
 
 
-def test_a_missing_split_on_the_hub_names_those_that_are_there(hub):
+def test_a_missing_split_on_the_hub_names_those_that_are_there(hub: Hub) -> None:
     with pytest.raises(DataError) as caught:
         texts(path="owner/name", split="test")
     assert caught.value.message == "owner/name: no split `test`; there are train, test_sft"
 
 
-def test_a_hub_id_that_exists_as_a_folder_is_local(hub):
+def test_a_hub_id_that_exists_as_a_folder_is_local(hub: Hub) -> None:
     write("owner/name/a.jsonl")
     assert texts(path="owner/name") == WANTED
     assert hub.calls == []
 
 
-def test_one_source_can_be_read_by_itself():
+def test_one_source_can_be_read_by_itself() -> None:
     write("x.jsonl")
     ledger = Ledger()
     rows = read_source(Data(train="x.jsonl").train[0], "sft", "error", ledger)
