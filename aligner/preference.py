@@ -88,6 +88,19 @@ def fuse_head(model: Any) -> None:
     add_fused_lm_head(model.get_base_model() if hasattr(model, "peft_config") else model)
 
 
+def without_base_dropout(model: torch.nn.Module) -> None:
+    """Switch off the dropout of the model itself; an adapter keeps its own.
+
+    The reference is scored without dropout, so a policy with it would not start from a reward of 0.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Dropout) and "lora_" not in name:
+            module.p = 0.0
+        for attribute in ("attention_dropout", "dropout"):  # numbers that some models pass to functions
+            if isinstance(getattr(module, attribute, None), float):
+                setattr(module, attribute, 0.0)
+
+
 class PreferenceTrainer(OrderedTrainer):
     """Train a policy on preference pairs with any objective of the catalogue.
 
@@ -108,6 +121,7 @@ class PreferenceTrainer(OrderedTrainer):
         super().__init__(*args, **kwargs)
         self.objective, self.settings, self.nll_weight = objective, settings, nll_weight
         self._sums: dict[str, Tensor | None] = {"train": None, "eval": None}
+        without_base_dropout(self.model)
         fuse_head(self.model)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:

@@ -59,7 +59,7 @@ def reference_section(recipe: DpoRecipe) -> Model:
 def with_reference(rows: Dataset, scorer: Scorer, name: str) -> Dataset:
     """Add `reference_chosen` and `reference_rejected` (N,), summed log-probabilities, from the cache or computed."""
     section = reference_section(scorer.recipe)
-    file = cache_folder() / f"{_key(section, rows, scorer.bf16)}.safetensors"
+    file = cache_folder() / f"{_key(scorer.recipe, section, rows, scorer.bf16)}.safetensors"
     if file.is_file():
         columns = load_file(str(file))
         _say(scorer, f"Reference log-probabilities of the {name} pairs: from the cache ({file}).")
@@ -100,7 +100,7 @@ def _compute(rows: Dataset, scorer: Scorer, section: Model, name: str) -> dict[s
         PairCollator(scorer.tokenizer.pad_token_id),
         scorer.batch_size,
         device=device,
-        autocast=torch.autocast("cuda", dtype=torch.bfloat16) if scorer.bf16 else None,
+        autocast=torch.autocast(torch.device(device).type, dtype=torch.bfloat16) if scorer.bf16 else None,
         on_progress=on_progress,
     )
     parts = list(zip(mine, chosen.tolist(), rejected.tolist()))
@@ -112,8 +112,12 @@ def _compute(rows: Dataset, scorer: Scorer, section: Model, name: str) -> dict[s
     }
 
 
-def _key(section: Model, rows: Dataset, bf16: bool) -> str:
+def _key(recipe: DpoRecipe, section: Model, rows: Dataset, bf16: bool) -> str:
     digest = sha256(f"{VERSION} {bf16} {section.attn_implementation} {model_fingerprint(section)}".encode())
+    if (
+        section.lora is not None and section.lora.init_lora_weights is False
+    ):  # the start is random, and so the reference
+        digest.update(f"{recipe.seed} {section.lora.model_dump()}".encode())
     for column in PAIR_COLUMNS:
         for ids in rows[column]:
             digest.update(len(ids).to_bytes(4, "little"))

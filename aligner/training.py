@@ -8,6 +8,7 @@ asks for it.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shutil
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from datasets import Dataset
-from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import TrainerControl, TrainerState
 
 from aligner.config.schema import TrainRecipe
@@ -79,7 +80,17 @@ def default_arguments(recipe: TrainRecipe) -> dict[str, Any]:
     if recipe.data.eval is not None:
         values |= {"eval_strategy": "steps", "eval_steps": DEFAULT_SHARE_OF_STEPS}
     if recipe.early_stopping is not None:
-        values |= {"load_best_model_at_end": True, "metric_for_best_model": "loss"}
+        values |= {"load_best_model_at_end": True, "metric_for_best_model": "loss", **_saves_where_it_evaluates(recipe)}
+    return values
+
+
+def _saves_where_it_evaluates(recipe: TrainRecipe) -> dict[str, Any]:
+    """Let checkpoints follow evaluations, or the other way round, where the recipe sets only one of the two."""
+    values: dict[str, Any] = {}
+    for one, other in (("eval", "save"), ("save", "eval")):
+        for key in ("strategy", "steps"):
+            if (given := recipe.trainer.get(f"{one}_{key}")) is not None:
+                values.setdefault(f"{other}_{key}", given)
     return values
 
 
@@ -90,6 +101,16 @@ class OrderedTrainer(Trainer):
     """Lengths (N,) of the training rows, when batches are grouped by length."""
 
     train_order: SeededSampler | None = None
+
+    has_ended: bool = False
+    """Set when the checkpoint to go on from is the last one: training is over, and only the end is left to do."""
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Train no further than the end: transformers resumes a finished epoch's middle with one more step."""
+        if self.has_ended:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SeededSampler:
         rows = self.train_dataset if train_dataset is None else train_dataset
@@ -108,13 +129,22 @@ class Recorder(TrainerCallback):
 
     def __init__(self, trainer: OrderedTrainer, run: Run, on_event: OnEvent | None, keep: int) -> None:
         self.trainer, self.run, self.on_event, self.keep = trainer, run, on_event, keep
-        self.last: dict[str, dict[str, float]] = {"train": {}, "eval": {}}
         self.started = time.monotonic()
 
     def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Set the order's epoch here: the loader of a resumed or sharded run does not pass it on."""
         if self.trainer.train_order is not None:
             self.trainer.train_order.set_epoch(int((state.epoch or 0.0) + 1e-6))
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Log at the last step and at every checkpoint, so that a resumed run's averages begin where the others did."""
+        if control.should_save or state.global_step >= state.max_steps:
+            control.should_log = True
+
+    def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """The same for a checkpoint at the end of an epoch."""
+        if control.should_save:
+            control.should_log = True
 
     def on_log(
         self, args: Any, state: TrainerState, control: TrainerControl, logs: dict[str, float] | None = None, **_: Any
@@ -125,7 +155,6 @@ class Recorder(TrainerCallback):
             return
         split = "eval" if any(key.startswith("eval_") for key in logs) else "train"
         values = {key.removeprefix("eval_"): float(value) for key, value in logs.items() if key != "epoch"}
-        self.last[split] = values
         if state.is_world_process_zero:
             record = {
                 "step": state.global_step,
@@ -145,6 +174,7 @@ class Recorder(TrainerCallback):
 
     def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Mark the new checkpoint as whole once every rank has written its part; then remove the oldest."""
+        refuse_broken_weights(self.trainer)
         PartialState().wait_for_everyone()
         if not state.is_world_process_zero:
             return
@@ -155,6 +185,22 @@ class Recorder(TrainerCallback):
         for path in found[: max(0, len(found) - self.keep)]:
             if path.name != best:
                 shutil.rmtree(path)
+
+
+def refuse_broken_weights(trainer: OrderedTrainer) -> None:
+    """Raise TrainingError when a trained weight is no number, so that no checkpoint to go on from holds one.
+
+    The loss is looked at only where it is logged; weights that it has spoilt in between would be kept otherwise.
+    """
+    for name, parameter in trainer.model.named_parameters():
+        if parameter.requires_grad:
+            here = parameter.detach()
+            here = here.to_local() if hasattr(here, "to_local") else here  # this rank's shard
+            if not bool(torch.isfinite(here).all()):
+                raise TrainingError(
+                    f"Weights are no numbers any more at step {trainer.state.global_step} ({name}).",
+                    "Lower trainer.learning_rate or set trainer.max_grad_norm; the last complete checkpoint is from before.",
+                )
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,26 +216,35 @@ def fit(trainer: OrderedTrainer, recipe: TrainRecipe, run: Run, on_event: OnEven
     Raises: TrainingError when the loss is no number or memory runs out.
     """
     keep = int(recipe.trainer.get("save_total_limit") or KEPT_CHECKPOINTS)
-    recorder = Recorder(trainer, run, on_event, keep)
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(recorder)
+    trainer.add_callback(Recorder(trainer, run, on_event, keep))
     if recipe.early_stopping is not None:
         trainer.add_callback(EarlyStoppingCallback(recipe.early_stopping.patience, recipe.early_stopping.threshold))
     checkpoint = run.latest_checkpoint()
+    trainer.has_ended = checkpoint is not None and _is_last(checkpoint)
+    set_seed(recipe.seed)  # what was computed before, or found in a cache, leaves no trace in dropout
     if trainer.is_world_process_zero():
         _announce(checkpoint, run, on_event)
     if on_event:
         on_event(StageStarted("training"))
     try:
-        output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except torch.OutOfMemoryError as error:
         raise TrainingError(
             f"The device ran out of memory at step {trainer.state.global_step}.",
             "Halve trainer.per_device_train_batch_size and double trainer.gradient_accumulation_steps, set "
             "trainer.gradient_checkpointing=true, lower data.max_length, or use model.lora with model.quantization=nf4.",
         ) from error
+    refuse_broken_weights(trainer)
     save_final(trainer, run)
-    return Fitted(_results(trainer, recorder, output))
+    return Fitted(_results(trainer))
+
+
+def _is_last(checkpoint: Path) -> bool:
+    """Say whether a run had come to its end, by its steps or by early stopping, when it wrote this checkpoint."""
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    control = state["stateful_callbacks"].get("TrainerControl", {}).get("args", {})
+    return state["global_step"] >= state["max_steps"] or bool(control.get("should_training_stop"))
 
 
 def _announce(checkpoint: Path | None, run: Run, on_event: OnEvent | None) -> None:
@@ -212,14 +267,29 @@ def save_final(trainer: OrderedTrainer, run: Run) -> None:
     PartialState().wait_for_everyone()
 
 
-def _results(trainer: OrderedTrainer, recorder: Recorder, output: Any) -> dict[str, float]:
-    results = {"steps": float(trainer.state.global_step), "train_loss": float(output.training_loss)}
-    if recorder.last["train"]:
-        results |= {f"train/{key}": value for key, value in recorder.last["train"].items() if key != "learning_rate"}
-    results |= {f"eval/{key}": value for key, value in recorder.last["eval"].items() if not _is_timing(key)}
+def _results(trainer: OrderedTrainer) -> dict[str, float]:
+    """Return the run's numbers from the trainer's own history, which checkpoints carry over a resumption."""
+    history = trainer.state.log_history
+    results = {"steps": float(trainer.state.global_step), "train_loss": _mean_loss(history)}
+    last_train = next((logs for logs in reversed(history) if "loss" in logs), {})
+    last_eval = next((logs for logs in reversed(history) if "eval_loss" in logs), {})
+    kept = {f"train/{key}": value for key, value in last_train.items() if key not in ("epoch", "step", "learning_rate")}
+    held_out = {key.removeprefix("eval_"): value for key, value in last_eval.items() if key.startswith("eval_")}
+    results |= {key: float(value) for key, value in kept.items()}
+    results |= {f"eval/{key}": float(value) for key, value in held_out.items() if not _is_timing(key)}
     if trainer.state.best_metric is not None:
         results["best_eval_loss"] = float(trainer.state.best_metric)
     return results
+
+
+def _mean_loss(history: Sequence[dict[str, Any]]) -> float:
+    """Return the mean training loss over all steps, from logs that each give the mean since the one before."""
+    total, before = 0.0, 0
+    for logs in history:
+        if "loss" in logs:
+            total += logs["loss"] * (logs["step"] - before)
+            before = logs["step"]
+    return total / max(1, before)
 
 
 def _is_timing(key: str) -> bool:

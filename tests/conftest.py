@@ -75,3 +75,18 @@ def same_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in set(os.environ) - set(before):
         del os.environ[name]
     os.environ.update(before)
+
+
+@pytest.fixture(scope="session")
+def small_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small model and rows to train it on; read only."""
+    from fakes import write_small_world
+
+    return write_small_world(tmp_path_factory.mktemp("small-world"))
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A reference cache that no other test has filled."""
+    monkeypatch.setenv("ALIGNER_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"

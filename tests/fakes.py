@@ -1,5 +1,6 @@
 """Small real things built in code, for every test that needs one: a tokenizer, a model, files of rows. No network.
 
+`write_small_world()` makes a folder to train in: model, conversations, pairs; `small_recipe()` a recipe for it.
 `byte_tokenizer()` has one token for each byte and a ChatML-like template with generation markers; `tiny_llama()` is a
 random Llama with two layers that fits it; `save_model()` writes both where `from_pretrained` finds them.
 """
@@ -7,11 +8,13 @@ random Llama with two layers that fits it; `save_model()` writes both where `fro
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from aligner.config.load import Resolved
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 PAD, BOS, EOS, START = "<pad>", "<bos>", "<eos>", "<start>"
@@ -93,3 +96,56 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+def write_small_world(folder: Path, rows: int = 48, seed: int = 0) -> Path:
+    """A folder with `model/`, `sft.jsonl`, `pairs.jsonl` and `weighted.jsonl`: letters to be sorted, of many lengths."""
+    save_model(folder / "model", seed)
+    draw = random.Random(seed)
+    words = ["".join(draw.choices("abcdefgh", k=draw.randint(1, 24))) for _ in range(rows)]
+    write_jsonl(folder / "sft.jsonl", (_talk(word) for word in words))
+    pairs = [_pair(word, draw) for word in words]
+    write_jsonl(folder / "pairs.jsonl", pairs)
+    write_jsonl(folder / "weighted.jsonl", ({**pair, "weight": draw.choice((0.5, 1.0, 3.0))} for pair in pairs))
+    return folder
+
+
+def _talk(word: str) -> dict[str, Any]:
+    turns = (("user", f"sort: {word}"), ("assistant", "".join(sorted(word))))
+    return {"messages": [{"role": role, "content": content} for role, content in turns]}
+
+
+def _pair(word: str, draw: random.Random) -> dict[str, Any]:
+    question, answer = _talk(word)["messages"]
+    wrong = word[::-1] + "z" * draw.randint(1, 6)
+    return {"prompt": [question], "chosen": [answer], "rejected": [{"role": "assistant", "content": wrong}]}
+
+
+SMALL = {
+    "trainer.learning_rate": 1e-3,
+    "trainer.per_device_train_batch_size": 4,
+    "trainer.logging_steps": 1,
+    "trainer.save_steps": 1000,
+    "trainer.max_steps": 4,
+    "trainer.report_to": "none",
+    "trainer.use_cpu": True,
+    "report.num_prompts": 0,
+    "data.max_length": 128,
+}
+"""Settings of a run that takes a second or two; every one can be overridden."""
+
+
+def small_recipe(method: str, world: Path, output_dir: Path, *overrides: str, **flags: Any) -> Resolved:
+    """A resolved recipe for a small world. `flags`: dotted keys with `__` for the dot."""
+    from aligner.config.load import load_recipe
+
+    data = {"sft": "sft.jsonl", "dpo": "pairs.jsonl"}[method]
+    settings = {
+        "model.name_or_path": str(world / "model"),
+        "data.train": str(world / data),
+        "output_dir": str(output_dir),
+        **SMALL,
+        **{key.replace("__", "."): value for key, value in flags.items()},
+    }
+    given = {override.split("=", 1)[0] for override in overrides}
+    return load_recipe(method, None, overrides, {key: value for key, value in settings.items() if key not in given})

@@ -1,13 +1,14 @@
 """Training on preference pairs: Direct Preference Optimization (arXiv 2305.18290) and every objective of the catalogue.
 
 The trainer is `aligner.preference.PreferenceTrainer`; this file chooses the reference and puts the parts together.
-A fresh LoRA adapter has its reference below it (the base, adapter off). Anything else, full fine-tuning or an adapter
-that is trained further, gets the reference's log-probabilities once, before training (`aligner.reference`), so no
-second model is in memory while training.
+A fresh LoRA adapter that starts as a no-op has its reference below it (the base, adapter off). Anything else, full
+fine-tuning, an adapter that is trained further, or one that takes a part of the base with it (PiSSA, biases), gets the
+reference's log-probabilities once, before training (`aligner.reference`), so no second model is in memory while training.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from transformers import TrainingArguments
@@ -84,19 +85,29 @@ def add_reference(job: Job, scorer: Scorer) -> tuple[Dataset, Dataset | None]:
 def uses_adapter_off(recipe: DpoRecipe) -> bool:
     """Say whether the reference is the base under a fresh adapter.
 
-    Raises: RecipeError when that is asked for, but the adapter is not fresh.
+    Raises: RecipeError when that is asked for, but the base is not what training starts from.
     """
-    from pathlib import Path
+    if recipe.model.lora is None or recipe.dpo.reference == "precomputed" or recipe.dpo.reference_model is not None:
+        return False
+    why = _why_base_is_no_reference(recipe)
+    if why and recipe.dpo.reference == "adapter_off":
+        raise RecipeError(f"dpo.reference is adapter_off, but {why}", "use dpo.reference=auto or precomputed")
+    return not why
 
-    further = (Path(recipe.model.name_or_path).expanduser() / ADAPTER_FILE).is_file()
-    if recipe.dpo.reference == "adapter_off" and further:
-        raise RecipeError(
-            f"dpo.reference is adapter_off, but the adapter in {recipe.model.name_or_path} is trained further, "
-            "and without it the model is another than the one that training starts from",
-            "use dpo.reference=auto or precomputed",
-        )
-    fresh = recipe.model.lora is not None and not further and recipe.dpo.reference_model is None
-    return fresh and recipe.dpo.reference != "precomputed"
+
+def _why_base_is_no_reference(recipe: DpoRecipe) -> str:
+    """Return what makes the base, its adapter off, another model than the one that training starts from; or nothing."""
+    lora = recipe.model.lora
+    assert lora is not None
+    if (Path(recipe.model.name_or_path).expanduser() / ADAPTER_FILE).is_file():
+        return f"the adapter in {recipe.model.name_or_path} is trained further, and without it the model is another"
+    if lora.bias != "none":
+        return f"model.lora.bias={lora.bias} trains biases of the base itself, which stay when the adapter is off"
+    if lora.init_lora_weights in ("pissa", "olora"):
+        return f"model.lora.init_lora_weights={lora.init_lora_weights} moves a part of the base into the adapter"
+    if lora.init_lora_weights is False:
+        return "model.lora.init_lora_weights=false starts from a random adapter"
+    return ""
 
 
 def objective_settings(recipe: DpoRecipe) -> Settings:
