@@ -147,8 +147,7 @@ def _axes(scale: _Scale) -> str:
     columns = [step for step in ticks(scale.x_low, scale.x_high) if float(step).is_integer()]
     for step in columns:
         x = scale.x(step)
-        anchor = "end" if x > WIDTH - 24 else "middle"
-        lines.append(f'<text x="{x:.1f}" y="{HEIGHT - 8}" text-anchor="{anchor}">{step:,.0f}</text>')
+        lines.append(f'<text x="{x:.1f}" y="{HEIGHT - 8}" text-anchor="middle">{step:,.0f}</text>')
     return "".join(lines)
 
 
@@ -187,7 +186,7 @@ def line_chart(title: str, series: Sequence[Series], *, bounds: tuple[float, flo
         return f'<figure class="chart"><figcaption><b>{escape(title)}</b></figcaption>{gaps}</figure>' if gaps else ""
     scale = _scale([point for line in drawn for point in line.finite], bounds)
     body = _axes(scale) + "".join(_line(line, scale) for line in drawn)
-    label = escape(f"{title}: " + ", ".join(f"{line.name} ends at {number(line.finite[-1][1])}" for line in drawn))
+    label = escape(f"{title}: " + ", ".join(f"{line.name} ends at {number(line.points[-1][1])}" for line in drawn))
     data = {
         "x": [scale.x_low, scale.x_high, LEFT, WIDTH - RIGHT],
         "s": [{"n": line.name, "p": [[x, number(y)] for x, y in thin(line.finite)]} for line in drawn],
@@ -204,7 +203,7 @@ def line_chart(title: str, series: Sequence[Series], *, bounds: tuple[float, flo
 def _legend(series: Sequence[Series]) -> str:
     items = (
         f'<span class="key"><i class="t{line.tone}"></i>{escape(line.name)} '
-        f"<output>{number(line.finite[-1][1])}</output></span>"
+        f"<output>{number(line.points[-1][1])}</output></span>"
         for line in series
     )
     return f'<span class="legend">{"".join(items)}<span class="at"></span></span>'

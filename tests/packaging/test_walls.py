@@ -15,7 +15,7 @@ LEVELS = (
     ("aligner", "errors", "events"),
     ("config", "data", "environment", "lock"),
     ("chat", "models", "endpoints", "generation", "objectives", "preference", "launch", "recipes"),
-    ("run", "record", "report", "card", "plots"),
+    ("run", "record", "report", "report_parts", "card", "plots"),
     ("training", "sampling_order"),
     ("toy", "numerics", "doctor"),
     ("reward_models",),

@@ -66,6 +66,12 @@ class Page(HTMLParser):
         return set(self.ids)
 
 
+@pytest.fixture(autouse=True)
+def outside_any_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The state of this repository has no place in these records."""
+    monkeypatch.chdir(tmp_path)
+
+
 def read_page(run_dir: Path) -> Page:
     text = (run_dir / "report.html").read_text(encoding="utf-8")
     page = Page(text)

@@ -12,6 +12,12 @@ from example_run import finished_run, resolved, trained_run
 from aligner.run import Run
 
 
+@pytest.fixture(autouse=True)
+def outside_any_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The state of this repository has no place in these records."""
+    monkeypatch.chdir(tmp_path)
+
+
 def read_card(run: Run) -> tuple[dict[str, Any], str]:
     """Front matter and text."""
     empty, front, text = (run.final_dir / "README.md").read_text(encoding="utf-8").split("---\n", 2)

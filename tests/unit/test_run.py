@@ -21,6 +21,12 @@ from aligner.record import file_sha256, lineage, read_metrics, write_atomically
 from aligner.run import Run, seconds_worked
 
 
+@pytest.fixture(autouse=True)
+def outside_any_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The state of this repository has no place in these records."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
     return tmp_path / "runs" / "x"
