@@ -1,0 +1,270 @@
+"""`write_world`: the offline world as a folder, with a model, its data and its recipes.
+
+    model/              the base: tokenizer, chat template, a tiny Llama in safetensors
+    sft.jsonl           `messages`: right answers, some of them in conversations of two turns
+    preferences.jsonl   `prompt`, `chosen` (right), `rejected` (what the base said where it was wrong, or a slip)
+    prompts.jsonl       `prompt`, `answer`: more prompts, for methods that write their own answers
+    heldout.jsonl       the same, to measure on; no prompt of it occurs anywhere else, pretraining included
+    recipes/            copies of the recipes in `tiny/`, to be run from inside the folder
+    manifest.json       what was written, with fingerprints; last, so its presence means done
+
+The same seed gives the same bytes, on the same machine with the same number of threads (at most two are used). While it
+is being written the folder holds a file `unfinished`; when the writing was killed, the next call sees that file and no
+manifest, and starts anew. A folder with anything else in it is refused.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import resources
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import aligner
+from aligner.errors import UsageError
+from aligner.record import dumps, file_sha256, read_json, write_atomically
+from aligner.toy.tasks import Exercise, corrupt, draw, gold_score
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+ROWS = {"heldout": 400, "sft": 1000, "preferences": 1200, "prompts": 1000}
+TWO_TURNS_SHARE = 0.2
+"""Share of the rows of `sft.jsonl` that hold two exercises."""
+FROM_BASE_SHARE = 0.5
+"""Share of the preference prompts that the base is asked; where it is right, or raves, the rejected answer is a slip."""
+LONGEST_ANSWER_TOKENS = 32
+KIND = "aligner toy world"
+UNFINISHED = "unfinished"
+
+OnProgress = Callable[[float, str], None]
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """Where the parts of a world are; `manifest` is what `manifest.json` says."""
+
+    dir: Path
+    manifest: dict[str, Any]
+
+    @property
+    def model_dir(self) -> Path:
+        return self.dir / "model"
+
+    def data(self, name: str) -> Path:
+        """The file of a split: `sft`, `preferences`, `prompts` or `heldout`."""
+        return self.dir / f"{name}.jsonl"
+
+
+def write_world(
+    directory: str | Path,
+    *,
+    seed: int = 0,
+    steps: int | None = None,
+    overwrite: bool = False,
+    on_progress: OnProgress | None = None,
+) -> World:
+    """Write the world, in about a minute on two cores; `on_progress(share, text)` is told how far it is.
+
+    `steps` shortens the pretraining: with 5 the base knows nothing, and everything else is as it should be.
+    Raises: UsageError when the folder holds something; `overwrite` replaces an earlier world, runs in it included.
+    """
+    folder = Path(directory)
+    tell = on_progress or (lambda share, text: None)
+    _make_room(folder, overwrite)
+    splits = draw_splits(seed)
+    with _exactly():
+        model, tokenizer, steps = _write_model(folder / "model", splits, seed, steps, lambda s, t: tell(0.85 * s, t))
+        asked = splits["preferences"][: int(len(splits["preferences"]) * FROM_BASE_SHARE)]
+        said = _base_answers(model, tokenizer, asked, seed, lambda s, t: tell(0.85 + 0.14 * s, t))
+    _write_rows(folder, splits, said, seed)
+    _copy_recipes(folder / "recipes")
+    manifest = _manifest(folder, seed, steps, splits, said)
+    write_atomically(folder / "manifest.json", dumps(manifest, indent=2) + "\n")
+    (folder / UNFINISHED).unlink()
+    tell(1.0, "the toy world is ready")
+    return World(folder, manifest)
+
+
+def read_world(directory: str | Path) -> World:
+    """A world that is there already; UsageError when the folder holds none."""
+    manifest = read_json(Path(directory), "manifest.json")
+    if manifest is None or manifest.get("kind") != KIND:
+        raise UsageError(f"{directory} is not a toy world", f"`aligner toy {directory}` writes one.")
+    return World(Path(directory), manifest)
+
+
+def draw_splits(seed: int) -> dict[str, list[Exercise]]:
+    """The exercises of every split; all prompts are different, within a split and across them."""
+    rng = random.Random(f"splits {seed}")
+    seen: set[str] = set()
+    splits: dict[str, list[Exercise]] = {name: [] for name in ROWS}
+    for name, count in ROWS.items():
+        while len(splits[name]) < count:
+            exercise = draw(rng)
+            if exercise.prompt not in seen:
+                seen.add(exercise.prompt)
+                splits[name].append(exercise)
+    return splits
+
+
+# --- the folder ----------------------------------------------------------------------------------------------------
+
+
+def _make_room(folder: Path, overwrite: bool) -> None:
+    """Leave an empty folder with the file `unfinished`, or refuse."""
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file", "Choose another folder.")
+    inside = list(folder.iterdir()) if folder.exists() else []
+    if inside and not (folder / UNFINISHED).exists():
+        if not overwrite:
+            raise UsageError(f"{folder} is not empty", "Choose another folder, or overwrite an earlier toy world.")
+        read_world(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / UNFINISHED).touch()
+    for path in inside:
+        if path.name != UNFINISHED:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def _copy_recipes(folder: Path) -> None:
+    folder.mkdir()
+    shipped = resources.files("aligner.recipes") / "tiny"
+    for recipe in sorted(shipped.iterdir(), key=lambda entry: entry.name):
+        if recipe.name.endswith(".yaml"):
+            (folder / recipe.name).write_text(recipe.read_text(encoding="utf-8"), encoding="utf-8", newline="\n")
+
+
+def _manifest(
+    folder: Path, seed: int, steps: int, splits: dict[str, list[Exercise]], said: list[str]
+) -> dict[str, Any]:
+    import torch
+    import transformers
+
+    scores = [gold_score(exercise.prompt, text) for exercise, text in zip(splits["preferences"], said)]
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != UNFINISHED)
+    return {
+        "kind": KIND,
+        "versions": {
+            "aligner": aligner.__version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+        "seed": seed,
+        "pretraining_steps": steps,
+        "base_gold_score": round(sum(scores) / len(scores), 4),
+        "rows": {name: len(exercises) for name, exercises in splits.items()},
+        "files": {path.relative_to(folder).as_posix(): file_sha256(path) for path in files},
+    }
+
+
+# --- the model -----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _exactly() -> Iterator[None]:
+    """At most two threads: so small a model gains nothing from more, and its last bits depend on their number."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(2, before))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _write_model(
+    folder: Path, splits: dict[str, list[Exercise]], seed: int, steps: int | None, tell: OnProgress
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, int]:
+    from transformers.utils import logging
+
+    from aligner.toy.pretrain import STEPS, new_model, pretrain
+    from aligner.toy.tokenizer import build_tokenizer
+
+    steps = STEPS if steps is None else steps
+    tokenizer = build_tokenizer()
+    model = new_model(tokenizer, seed)
+    held_out = {exercise.prompt for exercise in splits["heldout"]}
+    pretrain(model, tokenizer, seed=seed, held_out=held_out, steps=steps, on_progress=tell)
+    tokenizer.save_pretrained(folder)
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    model.save_pretrained(folder)
+    if bars:
+        logging.enable_progress_bar()
+    return model, tokenizer, steps
+
+
+def _base_answers(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, exercises: list[Exercise], seed: int, tell: OnProgress
+) -> list[str]:
+    """What the base says to each exercise, sampled at temperature 1."""
+    from aligner.generation import Sampling, generate
+
+    prompts = [_user(exercise) for exercise in exercises]
+    sampling = Sampling(max_new_tokens=LONGEST_ANSWER_TOKENS, seed=seed)
+    answers = generate(
+        model,
+        tokenizer,
+        prompts,
+        sampling,
+        batch_size=200,
+        on_progress=lambda done, total: tell(done / total, f"asking the base model: {done} of {total} prompts"),
+    )
+    return [samples[0].text for samples in answers]
+
+
+# --- the rows ------------------------------------------------------------------------------------------------------
+
+
+def _write_rows(folder: Path, splits: dict[str, list[Exercise]], said: list[str], seed: int) -> None:
+    rng = random.Random(f"rows {seed}")
+    rows = {
+        "sft": _conversations(splits["sft"], rng),
+        "preferences": [_pair(exercise, text, rng) for exercise, text in zip_longest(splits["preferences"], said)],
+        **{name: [_question(exercise) for exercise in splits[name]] for name in ("prompts", "heldout")},
+    }
+    for name, lines in rows.items():
+        write_atomically(folder / f"{name}.jsonl", "".join(dumps(line) + "\n" for line in lines))
+
+
+def _user(exercise: Exercise) -> list[Row]:
+    return [{"role": "user", "content": exercise.prompt}]
+
+
+def _assistant(text: str) -> list[Row]:
+    return [{"role": "assistant", "content": text}]
+
+
+def _conversations(exercises: list[Exercise], rng: random.Random) -> list[Row]:
+    """One or two exercises to a row; every exercise is used once."""
+    rows: list[Row] = []
+    waiting = iter(exercises)
+    for exercise in waiting:
+        messages = _user(exercise) + _assistant(exercise.answer)
+        second = next(waiting, None) if rng.random() < TWO_TURNS_SHARE else None
+        if second is not None:
+            messages += _user(second) + _assistant(second.answer)
+        rows.append({"messages": messages})
+    return rows
+
+
+def _pair(exercise: Exercise, said: str | None, rng: random.Random) -> Row:
+    rejected = said if said is not None and _plausibly_wrong(exercise, said) else corrupt(exercise, rng)
+    return {"prompt": _user(exercise), "chosen": _assistant(exercise.answer), "rejected": _assistant(rejected)}
+
+
+def _plausibly_wrong(exercise: Exercise, said: str) -> bool:
+    readable = said.isascii() and said.replace("\n", "").isprintable() and said.strip() != ""
+    return readable and gold_score(exercise.prompt, said) < 1.0
+
+
+def _question(exercise: Exercise) -> Row:
+    return {"prompt": _user(exercise), "answer": exercise.answer}
