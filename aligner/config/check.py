@@ -84,11 +84,22 @@ def _merge(findings: list[Finding]) -> list[Finding]:
         by_path[finding.path].append(finding)
     merged = []
     for path, group in by_path.items():
+        if group[0].message == _IS_MISSING and _is_misspelt(path, by_path):
+            continue
         is_deeper = any(len(other) > len(path) and other[: len(path)] == path for other in by_path)
         if is_deeper and all(finding.expected for finding in group):
             continue
         merged.append(_join(group))
     return merged
+
+
+_IS_MISSING = "is missing"
+
+
+def _is_misspelt(path: Path, by_path: dict[Path, list[Finding]]) -> bool:
+    """Whether a missing key is there under a name that comes close, which is reported already."""
+    siblings = [other for other in by_path if other[:-1] == path[:-1] and other != path]
+    return any(names.closest(str(other[-1]), [str(path[-1])]) for other in siblings)
 
 
 def _join(group: list[Finding]) -> Finding:
@@ -127,7 +138,7 @@ _BOUNDS = {
 def _explain(recipe_class: type[TrainRecipe], path: Path, error: Any, values: dict[str, Any]) -> Finding:
     kind, context = error["type"], error.get("ctx", {})
     if kind == "missing":
-        return Finding(path, "is missing", _MISSING.get(dotted(path), ""))
+        return Finding(path, _IS_MISSING, _MISSING.get(dotted(path), ""))
     found = _at(values, path)
     if kind == "extra_forbidden":
         return Finding(
@@ -183,8 +194,7 @@ def key_hint(recipe_class: type[TrainRecipe], path: Path) -> str:
     name, parent = str(path[-1]), path[:-1]
     section = section_at(recipe_class, parent)
     here = list(section.model_fields) if section else []
-    place = place_of(recipe_class, name)
-    if place and names.closest(name, here) is None:
+    if place := place_of(recipe_class, name):
         return place
     if near := names.closest(name, here):
         return f"did you mean `{dotted((*parent, near))}`?"

@@ -61,11 +61,13 @@ class View:
         """The sources under `data.train` or `data.eval`."""
         value = self[key]
         path = tuple(key.split("."))
-        if isinstance(value, dict):
-            yield path, value
-        for index, item in enumerate(value if isinstance(value, list) else []):
-            if isinstance(item, dict):
-                yield (*path, index), item
+        places = (
+            [((*path, index), item) for index, item in enumerate(value)] if isinstance(value, list) else [(path, value)]
+        )
+        for place, item in places:
+            is_broken = any(broken[: len(place)] == place for broken in self._broken)
+            if isinstance(item, dict) and not is_broken:
+                yield place, item
 
 
 def _step(here: Any, section: type[Section] | None, part: str) -> tuple[Any, type[Section] | None]:
