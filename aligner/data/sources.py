@@ -34,7 +34,11 @@ RawRows = Iterator[tuple[str, Any]]
 
 def open_source(source: Source, files: list[FileRecord]) -> RawRows:
     """The raw rows of a source; each file is recorded in `files` before its first row."""
-    paths = local_files(source)
+    try:
+        paths = local_files(source)
+    except OSError as error:
+        where = error.filename or source.path
+        raise DataError(f"{where} cannot be read: {error.strerror}", "check the path and its permissions") from error
     if paths is None:
         yield from _hub_rows(source, files)
         return
@@ -46,6 +50,8 @@ def open_source(source: Source, files: list[FileRecord]) -> RawRows:
 
 def local_files(source: Source) -> list[Path] | None:
     """The files of a local source, or None for a hub id."""
+    if not source.path.strip():
+        raise DataError("`path` of a source is empty", "name a file, a folder, a glob or a hub id")
     path = Path(source.path).expanduser()
     if path.is_dir():
         _refuse_hub_settings(source, allow_split=True)
@@ -154,6 +160,8 @@ def _could_be_hub_id(path: str) -> bool:
 
 def _near_names(path: Path) -> str:
     """What lies nearby and is spelt alike."""
+    if path.is_symlink():
+        return f"it is a link to {path.readlink()}, which is not there"
     parent = path.parent
     while not parent.is_dir() and parent != parent.parent:
         parent = parent.parent

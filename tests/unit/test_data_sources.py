@@ -191,6 +191,18 @@ def test_a_missing_file_names_what_is_near(path: str, hint: str) -> None:
     assert hint in caught.value.hint
 
 
+def test_a_link_to_nowhere_is_called_one() -> None:
+    Path("x.jsonl").symlink_to("gone.jsonl")
+    with pytest.raises(DataError, match=r"it is a link to gone\.jsonl, which is not there"):
+        texts(path="x.jsonl")
+
+
+def test_an_empty_path_is_not_the_working_directory() -> None:
+    write("x.jsonl")
+    with pytest.raises(DataError, match="`path` of a source is empty"):
+        texts(path=" ")
+
+
 def test_what_is_no_path_and_not_on_the_hub_is_said_without_delay() -> None:
     with pytest.raises(DataError, match="owner/name is neither a local path nor a data set that can be reached"):
         texts(path="owner/name")
