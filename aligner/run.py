@@ -57,6 +57,9 @@ RECORD_FILES = ("recipe.yaml", "resolved.json", "environment.json")
 FIRST_FILES = frozenset([*RECORD_FILES, "code.diff", LOCK_NAME])
 """What a run killed in its first moments may have left."""
 
+WORK = ("data.json", "metrics.jsonl", "checkpoints", "final", "manifest.json")
+"""A run that has none of these failed before its data was ready: it is begun again, since nothing would be lost."""
+
 _TEMPORARY = re.compile(r"^\..+\.\d+\.tmp$")
 _CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
 
@@ -99,7 +102,7 @@ class Run:
             raise UsageError("--resume and --overwrite exclude each other.", "Give one of them.")
         run = cls(Path(resolved.recipe.output_dir))
         state = _state_of(run.dir)
-        if state not in ("free", "run"):
+        if state not in ("free", "barely begun", "run"):
             raise UsageError(f"{run.dir} {state}.", "Choose another output_dir; nothing in there was touched.")
         if state == "run" and not (resume or overwrite):
             raise UsageError(
@@ -107,11 +110,10 @@ class Run:
                 "Add --resume to go on with it, --overwrite to start again from nothing, or choose another output_dir.",
             )
         run._lock()
-        if overwrite:
-            _clear(run.dir)
-        if (run.dir / "environment.json").exists() and not overwrite:
+        if resume and state == "run":
             run._reopen(resolved)
         else:
+            _clear(run.dir)
             run._begin(resolved)
         return run
 
@@ -335,7 +337,7 @@ def seconds_worked(sessions: list[dict[str, Any]], finished: str) -> float:
 
 
 def _state_of(folder: Path) -> str:
-    """`free`, `run`, or the end of a sentence that says why this place cannot be used."""
+    """`free`, `barely begun`, `run`, or the end of a sentence that says why this place cannot be used."""
     if not folder.exists():
         return "free"
     if not folder.is_dir():
@@ -345,7 +347,9 @@ def _state_of(folder: Path) -> str:
         return "holds the working directory or your home, so it cannot be a run directory"
     if not any(folder.iterdir()):
         return "free"
-    return "run" if looks_like_a_run(folder) else "holds files that are not a run of aligner's"
+    if not looks_like_a_run(folder):
+        return "holds files that are not a run of aligner's"
+    return "run" if any((folder / name).exists() for name in WORK) else "barely begun"
 
 
 def _what_is_in(folder: Path) -> str:

@@ -33,8 +33,9 @@ def run_dir(tmp_path: Path) -> Path:
 
 
 def begin(run_dir: Path, **changes: Any) -> Run:
-    """A run that was started and has ended without finishing."""
+    """A run that ended without finishing, after its data was ready."""
     run = Run.create(resolved(run_dir, **changes))
+    run.write_json("data.json", {})
     run.close()
     return run
 
@@ -72,6 +73,19 @@ def test_an_existing_run_is_refused_and_described(run_dir: Path) -> None:
         begin(run_dir)
     assert "--resume" in error.value.hint
     assert "--overwrite" in error.value.hint
+
+
+@pytest.mark.parametrize("option", [{}, {"resume": True}, {"overwrite": True}])
+def test_a_run_that_failed_before_its_data_was_ready_is_begun_again(run_dir: Path, option: dict[str, bool]) -> None:
+    run = Run.create(resolved(run_dir))
+    run.check_data("one", {"a.jsonl": "1"})
+    run.prepared_dir.mkdir()
+    run.close()
+    again = Run.create(resolved(run_dir, seed=7), **option)
+    again.check_data("two", {"a.jsonl": "2"})
+    assert not again.prepared_dir.exists()
+    assert again.read_json("resolved.json")["recipe"]["seed"] == 7
+    again.close()
 
 
 def test_resume_and_overwrite_exclude_each_other(run_dir: Path) -> None:
