@@ -29,8 +29,8 @@ def recipes_folder() -> Path:
 def shipped_recipes() -> list[ShippedRecipe]:
     """Every recipe on disk, by name."""
     folder = recipes_folder()
-    paths = sorted(folder.glob("*/*.yaml"))
-    return [_describe(path, path.relative_to(folder).with_suffix("").as_posix()) for path in paths]
+    names = sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.glob("*/*.yaml"))
+    return [_describe(folder / f"{name}.yaml", name) for name in names]
 
 
 def _describe(path: Path, name: str) -> ShippedRecipe:
