@@ -112,16 +112,16 @@ def _write(folder: Path, train: Dataset, held_out: Dataset | None, batching: Bat
 
 # --- rows ----------------------------------------------------------------------------------------------------------
 
-Encode = Callable[[Row, int | None], dict[str, Any] | None]
-"""A row and the length to cut it to (None: leave it whole) -> columns, or None when nothing is left to train."""
+Encode = Callable[[Row, int | None], dict[str, Any] | str]
+"""A row and the length to cut it to (None: leave it whole) -> columns, or why nothing is left to train."""
 
 
 def _encode_sft_row(tokenizer: PreTrainedTokenizerBase, recipe: SftRecipe) -> Encode:
-    def encode(row: Row, limit: int | None) -> dict[str, Any] | None:
+    def encode(row: Row, limit: int | None) -> dict[str, Any] | str:
         whole = encode_sft(tokenizer, row, recipe.sft.loss_on)
         kept = Encoded(whole.input_ids[:limit], whole.labels[:limit])
         if kept.num_trained == 0:
-            return None
+            return f"no trained token is left within {limit} tokens"
         return {
             "input_ids": np.asarray(kept.input_ids, dtype=np.int32),
             "labels": np.asarray([IGNORED, *kept.labels[1:]], dtype=np.int32),
@@ -136,13 +136,15 @@ def _encode_sft_row(tokenizer: PreTrainedTokenizerBase, recipe: SftRecipe) -> En
 
 
 def _encode_pair_row(tokenizer: PreTrainedTokenizerBase) -> Encode:
-    def encode(row: Row, limit: int | None) -> dict[str, Any] | None:
+    def encode(row: Row, limit: int | None) -> dict[str, Any] | str:
         whole = encode_pair(tokenizer, row)  # type: ignore[arg-type]
         prompt = whole.prompt_ids
         room = None if limit is None else max(0, limit - len(prompt))
         kept = Pair(prompt, whole.chosen_ids[:room], whole.rejected_ids[:room])
-        if not kept.chosen_ids or not kept.rejected_ids or kept.chosen_ids == kept.rejected_ids:
-            return None
+        if not kept.chosen_ids or not kept.rejected_ids:
+            return f"the prompt alone has {len(prompt):,} tokens, so no answer is left within {limit}"
+        if kept.chosen_ids == kept.rejected_ids:
+            return f"both answers are the same within {limit} tokens"
         answers = len(kept.chosen_ids) + len(kept.rejected_ids)
         longest = max(len(whole.chosen_ids), len(whole.rejected_ids))
         return {
@@ -182,8 +184,8 @@ def _tokenise(
             ledger.note_unusable(row.origin, error.message)
             broken.append(Problem(error.message, hint=error.hint))
             continue
-        if encoded is None:
-            ledger.note_unusable(row.origin, f"no trained token is left within {data.max_length} tokens")
+        if isinstance(encoded, str):
+            ledger.note_unusable(row.origin, encoded)
         elif encoded["whole"] > data.max_length and data.on_too_long != "truncate":
             too_long.append((row.origin, encoded["whole"]))
         else:

@@ -271,8 +271,8 @@ def _results(trainer: OrderedTrainer) -> dict[str, float]:
     """Return the run's numbers from the trainer's own history, which checkpoints carry over a resumption."""
     history = trainer.state.log_history
     results = {"steps": float(trainer.state.global_step), "train_loss": _mean_loss(history)}
-    last_train = next((logs for logs in reversed(history) if "loss" in logs), {})
-    last_eval = next((logs for logs in reversed(history) if "eval_loss" in logs), {})
+    last_train: dict[str, float] = next((logs for logs in reversed(history) if "loss" in logs), {})
+    last_eval: dict[str, float] = next((logs for logs in reversed(history) if "eval_loss" in logs), {})
     kept = {f"train/{key}": value for key, value in last_train.items() if key not in ("epoch", "step", "learning_rate")}
     held_out = {key.removeprefix("eval_"): value for key, value in last_eval.items() if key.startswith("eval_")}
     results |= {key: float(value) for key, value in kept.items()}

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from aligner.config.load import Resolved
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+    from aligner.config.load import Resolved
 
 PAD, BOS, EOS, START = "<pad>", "<bos>", "<eos>", "<start>"
 
