@@ -60,10 +60,10 @@ class View:
     def sources(self, key: str) -> Iterator[tuple[Path, dict[str, Any]]]:
         """The sources under `data.train` or `data.eval`."""
         value = self[key]
-        path = tuple(key.split("."))
-        places = (
-            [((*path, index), item) for index, item in enumerate(value)] if isinstance(value, list) else [(path, value)]
-        )
+        path: Path = tuple(key.split("."))
+        places: list[tuple[Path, Any]] = [(path, value)]
+        if isinstance(value, list):
+            places = [((*path, index), item) for index, item in enumerate(value)]
         for place, item in places:
             is_broken = any(broken[: len(place)] == place for broken in self._broken)
             if isinstance(item, dict) and not is_broken:

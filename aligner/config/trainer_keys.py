@@ -124,7 +124,8 @@ def _as_kind(kind: str, value: Any) -> tuple[bool, Any]:
         number = _number(value)
         if number is None or (kind == "int" and not number.is_integer()):
             return False, None
-        return True, int(number) if kind == "int" else number
+        # 2 and 2.0 epochs are one recipe with one hash; steps of 1 or more are counted and stay whole numbers.
+        return True, int(number) if number.is_integer() and (kind == "int" or abs(number) >= 1) else number
     plain: dict[str, type | tuple[type, ...]] = {
         "bool": bool,
         "str": str,

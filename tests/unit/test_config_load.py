@@ -192,10 +192,16 @@ def test_what_was_resolved_survives_json(recipe: str) -> None:
 def test_numbers_of_the_trainer_have_the_types_of_its_class(recipe: str) -> None:
     overrides = ["trainer.num_train_epochs=2", "trainer.max_steps=1e3", "trainer.warmup_steps=0.1"]
     trainer = load_recipe("dpo", recipe, overrides).recipe.trainer
-    assert trainer["num_train_epochs"] == 2.0
-    assert isinstance(trainer["num_train_epochs"], float)
-    assert trainer["max_steps"] == 1000
+    assert trainer == {"learning_rate": 5e-6, "num_train_epochs": 2, "max_steps": 1000, "warmup_steps": 0.1}
     assert isinstance(trainer["max_steps"], int)
+
+
+def test_the_same_number_written_differently_is_the_same_recipe(recipe: str) -> None:
+    hashes = {
+        recipe_hash(load_recipe("dpo", recipe, [f"trainer.num_train_epochs={number}"]).recipe)
+        for number in ("2", "2.0", "2e0", "'2'")
+    }
+    assert len(hashes) == 1
 
 
 def test_no_heavy_library_is_loaded() -> None:
