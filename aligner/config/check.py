@@ -19,31 +19,23 @@ from aligner.config import names, trainer_keys
 from aligner.config.flag_table import FLAGS
 from aligner.config.schema import METHOD_SECTIONS, RECIPES, TrainRecipe
 from aligner.config.sections import choices_at, dotted_keys, section_at
+from aligner.config.yaml_lines import KeyPath, dotted
 from aligner.errors import Problem
 
-Path = tuple[str | int, ...]
-Where = Callable[[Path], str]
+Where = Callable[[KeyPath], str]
 
 
 @dataclass(frozen=True)
 class Finding:
     """One thing that is wrong, at a path. `expected` is set when it is about the type or the choice of a value."""
 
-    path: Path
+    path: KeyPath
     message: str
     hint: str = ""
     expected: str = ""
 
     def problem(self, where: Where) -> Problem:
         return Problem(self.message, where(self.path), dotted(self.path), self.hint)
-
-
-def dotted(path: Path) -> str:
-    """`("data", "train", 0, "path")` -> `data.train[0].path`."""
-    text = ""
-    for part in path:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}"
-    return text.removeprefix(".")
 
 
 def show(value: Any) -> str:
@@ -61,7 +53,7 @@ def build(recipe_class: type[TrainRecipe], values: dict[str, Any]) -> tuple[Trai
         return None, _merge([_explain(recipe_class, path, item, values) for path, item in raw])
 
 
-def _clean(loc: tuple[str | int, ...], kind: str, values: Any) -> Path:
+def _clean(loc: tuple[str | int, ...], kind: str, values: Any) -> KeyPath:
     """pydantic's location without the names of union members, which are no keys of anybody's file."""
     path: list[str | int] = []
     here = values
@@ -79,7 +71,7 @@ def _clean(loc: tuple[str | int, ...], kind: str, values: Any) -> Path:
 
 def _merge(findings: list[Finding]) -> list[Finding]:
     """One finding for each place: the alternatives of a union are joined, or give way to what is wrong deeper inside."""
-    by_path: dict[Path, list[Finding]] = defaultdict(list)
+    by_path: dict[KeyPath, list[Finding]] = defaultdict(list)
     for finding in findings:
         by_path[finding.path].append(finding)
     merged = []
@@ -96,7 +88,7 @@ def _merge(findings: list[Finding]) -> list[Finding]:
 _IS_MISSING = "is missing"
 
 
-def _is_misspelt(path: Path, by_path: dict[Path, list[Finding]]) -> bool:
+def _is_misspelt(path: KeyPath, by_path: dict[KeyPath, list[Finding]]) -> bool:
     """Whether a missing key is there under a name that comes close, which is reported already."""
     siblings = [other for other in by_path if other[:-1] == path[:-1] and other != path]
     return any(names.closest(str(other[-1]), [str(path[-1])]) for other in siblings)
@@ -135,7 +127,7 @@ _BOUNDS = {
 }
 
 
-def _explain(recipe_class: type[TrainRecipe], path: Path, error: Any, values: dict[str, Any]) -> Finding:
+def _explain(recipe_class: type[TrainRecipe], path: KeyPath, error: Any, values: dict[str, Any]) -> Finding:
     kind, context = error["type"], error.get("ctx", {})
     if kind == "missing":
         return Finding(path, _IS_MISSING, _MISSING.get(dotted(path), ""))
@@ -169,7 +161,7 @@ _MISSING = {
 }
 
 
-def _at(values: Any, path: Path) -> Any:
+def _at(values: Any, path: KeyPath) -> Any:
     for part in path:
         values = values[part]
     return values
@@ -179,7 +171,7 @@ def _value_hint(expected: str, found: Any) -> str:
     if (
         isinstance(found, str)
         and expected in ("a whole number", "a number")
-        and trainer_keys._number(found) is not None
+        and trainer_keys.number_in(found) is not None
     ):
         return "write it without quotes"
     if expected == "true or false" and str(found).lower() in ("yes", "on", "y", "no", "off", "n"):
@@ -189,7 +181,7 @@ def _value_hint(expected: str, found: Any) -> str:
     return ""
 
 
-def key_hint(recipe_class: type[TrainRecipe], path: Path) -> str:
+def key_hint(recipe_class: type[TrainRecipe], path: KeyPath) -> str:
     """Where an unknown key belongs, or what it was probably meant to be."""
     name, parent = str(path[-1]), path[:-1]
     section = section_at(recipe_class, parent)
@@ -257,7 +249,7 @@ def check_trainer(recipe_class: type[TrainRecipe], trainer: Any) -> tuple[dict[s
     return values, findings
 
 
-def _mismatch(path: Path, expected: str, value: Any, spec: dict[str, Any]) -> Finding:
+def _mismatch(path: KeyPath, expected: str, value: Any, spec: dict[str, Any]) -> Finding:
     hint = _value_hint(expected.removeprefix("expected "), value)
     if "choices" in spec:
         near = names.closest(str(value), spec["choices"])

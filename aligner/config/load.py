@@ -23,7 +23,7 @@ from aligner.config.names import did_you_mean
 from aligner.config.overrides import Assignment, Draft, FlagValue, lay_over, split_override
 from aligner.config.rules import check_rules
 from aligner.config.schema import RECIPES, TrainRecipe
-from aligner.config.yaml_lines import read_document
+from aligner.config.yaml_lines import KeyPath, dotted, read_document
 from aligner.errors import Problem, RecipeError
 
 
@@ -195,14 +195,14 @@ def _origins(recipe: TrainRecipe, draft: Draft, derived: str) -> dict[str, str]:
     return origins
 
 
-def _collect(value: Any, path: tuple[str | int, ...], draft: Draft, origins: dict[str, str]) -> None:
+def _collect(value: Any, path: KeyPath, draft: Draft, origins: dict[str, str]) -> None:
     if isinstance(value, dict) and value:
         for key, inner in value.items():
             _collect(inner, (*path, key), draft, origins)
         return
     place = draft.where(path) if draft.holds(path) else "default"
     inside = {mark for key, mark in draft.marks.items() if key[: len(path)] == path and not _in_file(mark, place)}
-    origins[".".join(map(str, path))] = " + ".join([place, *sorted(inside)])
+    origins[dotted(path)] = " + ".join([place, *sorted(inside)])
 
 
 def _in_file(mark: str, place: str) -> bool:

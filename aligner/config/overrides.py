@@ -17,10 +17,8 @@ import yaml
 from aligner.config.schema import TrainRecipe
 from aligner.config.sections import is_text
 from aligner.config.trainer_keys import fields
-from aligner.config.yaml_lines import read_value
+from aligner.config.yaml_lines import KeyPath, dotted, read_value
 from aligner.errors import Problem
-
-Path = tuple[str | int, ...]
 
 _KEY = re.compile(r"^[A-Za-z_][\w-]*(\.[\w-]+)*$")
 
@@ -37,16 +35,16 @@ class Draft:
     """A recipe being put together: plain values, and the place that each was written at."""
 
     values: dict[str, Any]
-    marks: dict[Path, str] = field(default_factory=dict)
+    marks: dict[KeyPath, str] = field(default_factory=dict)
 
-    def where(self, path: Path) -> str:
+    def where(self, path: KeyPath) -> str:
         """The place of a key, or of the section that it stands in."""
         for length in range(len(path), 0, -1):
             if path[:length] in self.marks:
                 return self.marks[path[:length]]
         return ""
 
-    def holds(self, path: Path) -> bool:
+    def holds(self, path: KeyPath) -> bool:
         """Whether somebody wrote this key."""
         here: Any = self.values
         for part in path:
@@ -55,7 +53,7 @@ class Draft:
             here = here[part]
         return True
 
-    def put(self, path: Path, value: Any, label: str) -> None:
+    def put(self, path: KeyPath, value: Any, label: str) -> None:
         """Set a key, making the sections above it, and forget the places of what it replaces."""
         here: dict[Any, Any] = self.values
         for part in path[:-1]:
@@ -72,7 +70,7 @@ class Draft:
 class Assignment:
     """One `key=value` or flag."""
 
-    path: Path
+    path: KeyPath
     value: Any
     label: str
     is_flag: bool = False
@@ -99,7 +97,7 @@ def split_override(text: str, recipe_class: type[TrainRecipe]) -> Assignment | P
         )
 
 
-def read_shell_value(recipe_class: type[TrainRecipe], path: Path, raw: str) -> Any:
+def read_shell_value(recipe_class: type[TrainRecipe], path: KeyPath, raw: str) -> Any:
     """A value typed in a shell. Keys that hold text take it as it stands; the others read it as YAML."""
     if raw in ("null", "~", ""):
         return None
@@ -108,7 +106,7 @@ def read_shell_value(recipe_class: type[TrainRecipe], path: Path, raw: str) -> A
     return read_value(raw)
 
 
-def _is_text_of_trainer(recipe_class: type[TrainRecipe], path: Path) -> bool:
+def _is_text_of_trainer(recipe_class: type[TrainRecipe], path: KeyPath) -> bool:
     if len(path) != 2 or path[0] != "trainer":
         return False
     method = recipe_class.model_fields["method"].default
@@ -138,7 +136,7 @@ def _contradictions(assignments: list[Assignment]) -> list[Problem]:
         other = flags.get(path)
         if other is not None and other.value != item.value:
             message = f"is set twice, by `{item.label}` and by `{other.label}`, to different values"
-            problems.append(Problem(message, key=".".join(map(str, path)), hint="keep one of them"))
+            problems.append(Problem(message, key=dotted(path), hint="keep one of them"))
     return problems
 
 
@@ -155,14 +153,14 @@ def _apply_to_source(draft: Draft, item: Assignment) -> Problem | None:
     kind, key = str(item.path[1]), str(item.path[2])
     name = f"data.{kind}"
     if len(item.path) > 3 and key != "columns":
-        return Problem("a source has no such section", item.label, ".".join(map(str, item.path)))
+        return Problem("a source has no such section", item.label, dotted(item.path))
     source = _single_source(draft, kind)
     if source is None and kind == "eval" and key == "split":
         source = copy.deepcopy(_single_source(draft, "train"))
         name = "data.train"
     if source is None:
         hint = f"name the sources whole: `{name}=[{{path: ..., {key}: ...}}]`"
-        return Problem(f"needs exactly one source in `{name}`", item.label, ".".join(map(str, item.path)), hint)
+        return Problem(f"needs exactly one source in `{name}`", item.label, dotted(item.path), hint)
     if len(item.path) > 3:
         source["columns"] = {**source.get("columns", {}), ".".join(map(str, item.path[3:])): item.value}
     else:
@@ -182,7 +180,7 @@ def _single_source(draft: Draft, kind: str) -> dict[str, Any] | None:
     return {"path": items[0]} if isinstance(items[0], str) else items[0]
 
 
-def _get(values: Any, path: Path) -> Any:
+def _get(values: Any, path: KeyPath) -> Any:
     for part in path:
         if not isinstance(values, Mapping) or part not in values:
             return None

@@ -7,12 +7,12 @@ the rules that read it stand aside, so that one mistake is told once.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path as FilePath
+from pathlib import Path
 from typing import Any
 
 from pydantic_core import PydanticUndefined
 
-from aligner.config.check import Finding, Path, show
+from aligner.config.check import Finding, show
 from aligner.config.choices import (
     ATTENTION,
     LABEL_SMOOTHING_LOSSES,
@@ -24,6 +24,7 @@ from aligner.config.choices import (
 from aligner.config.names import closest, did_you_mean
 from aligner.config.schema import Section, TrainRecipe
 from aligner.config.sections import section_in
+from aligner.config.yaml_lines import KeyPath
 
 
 class _StandAside(Exception):
@@ -33,7 +34,7 @@ class _StandAside(Exception):
 class View:
     """The values of a recipe by dotted key, defaults included, whether or not the recipe is valid as a whole."""
 
-    def __init__(self, recipe_class: type[TrainRecipe], values: dict[str, Any], broken: set[Path]) -> None:
+    def __init__(self, recipe_class: type[TrainRecipe], values: dict[str, Any], broken: set[KeyPath]) -> None:
         self._class = recipe_class
         self._values = values
         self._broken = broken
@@ -57,11 +58,11 @@ class View:
             here = here[part]
         return True
 
-    def sources(self, key: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+    def sources(self, key: str) -> Iterator[tuple[KeyPath, dict[str, Any]]]:
         """The sources under `data.train` or `data.eval`."""
         value = self[key]
-        path: Path = tuple(key.split("."))
-        places: list[tuple[Path, Any]] = [(path, value)]
+        path: KeyPath = tuple(key.split("."))
+        places: list[tuple[KeyPath, Any]] = [(path, value)]
         if isinstance(value, list):
             places = [((*path, index), item) for index, item in enumerate(value)]
         for place, item in places:
@@ -90,7 +91,7 @@ def _step(here: Any, section: type[Section] | None, part: str) -> tuple[Any, typ
 Rule = Callable[[View], Iterator[Finding]]
 
 
-def check_rules(recipe_class: type[TrainRecipe], values: dict[str, Any], broken: set[Path]) -> list[Finding]:
+def check_rules(recipe_class: type[TrainRecipe], values: dict[str, Any], broken: set[KeyPath]) -> list[Finding]:
     """Everything that the rules of this method have against the values."""
     view = View(recipe_class, values, broken)
     findings: list[Finding] = []
@@ -189,8 +190,8 @@ def _strategy_is_known(view: View) -> Iterator[Finding]:
     if name in STRATEGIES:
         return
     near = closest(name, STRATEGIES)
-    if FilePath(name).suffix in (".yaml", ".yml", ".json") or "/" in name:
-        if not FilePath(name).expanduser().is_file():
+    if Path(name).suffix in (".yaml", ".yml", ".json") or "/" in name:
+        if not Path(name).expanduser().is_file():
             yield _finding("launch.strategy", f"there is no file {show(name)}", "a configuration file of accelerate's")
         return
     hint = f"did you mean `{near}`?" if near else "or a configuration file of accelerate's"

@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from aligner.config.schema import Section
-
-Path = tuple[str | int, ...]
+from aligner.config.yaml_lines import KeyPath
 
 
 def members(hint: Any) -> list[Any]:
@@ -33,7 +32,7 @@ def section_in(hint: Any) -> type[Section] | None:
     return None
 
 
-def section_at(recipe: type[Section], path: Path) -> type[Section] | None:
+def section_at(recipe: type[Section], path: KeyPath) -> type[Section] | None:
     """The section below a path: `("data", "train", 0)` -> Source."""
     section: type[Section] | None = recipe
     for part in path:
@@ -45,7 +44,7 @@ def section_at(recipe: type[Section], path: Path) -> type[Section] | None:
     return section
 
 
-def type_at(recipe: type[Section], path: Path) -> list[Any]:
+def type_at(recipe: type[Section], path: KeyPath) -> list[Any]:
     """The alternatives of the type of a key; empty when there is no such key."""
     if not path:
         return []
@@ -55,7 +54,7 @@ def type_at(recipe: type[Section], path: Path) -> list[Any]:
     return members(section.model_fields[str(path[-1])].annotation)
 
 
-def is_text(recipe: type[Section], path: Path) -> bool:
+def is_text(recipe: type[Section], path: KeyPath) -> bool:
     """Whether a key holds text and nothing else, so that a value typed in a shell is taken as it stands."""
     kinds = [kind for kind in type_at(recipe, path) if kind is not type(None)]
     return bool(kinds) and all(kind is str or _is_text_choice(kind) for kind in kinds)
@@ -65,12 +64,12 @@ def _is_text_choice(kind: Any) -> bool:
     return typing.get_origin(kind) is Literal and all(isinstance(choice, str) for choice in typing.get_args(kind))
 
 
-def is_switch(recipe: type[Section], path: Path) -> bool:
+def is_switch(recipe: type[Section], path: KeyPath) -> bool:
     """Whether a key can be true or false."""
     return bool in type_at(recipe, path)
 
 
-def choices_at(recipe: type[Section], path: Path) -> list[str]:
+def choices_at(recipe: type[Section], path: KeyPath) -> list[str]:
     """The texts that a key offers, if it offers a choice."""
     found = [kind for kind in type_at(recipe, path) if typing.get_origin(kind) is Literal]
     return [str(choice) for kind in found for choice in typing.get_args(kind) if isinstance(choice, str)]

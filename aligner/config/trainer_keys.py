@@ -121,7 +121,7 @@ def _read_choice(spec: dict[str, Any], value: Any) -> Any:
 def _as_kind(kind: str, value: Any) -> tuple[bool, Any]:
     """Whether `value` is of that kind, and the value in that kind."""
     if kind in ("int", "float"):
-        number = _number(value)
+        number = number_in(value)
         if number is None or (kind == "int" and not number.is_integer()):
             return False, None
         # 2 and 2.0 epochs are one recipe with one hash; steps of 1 or more are counted and stay whole numbers.
@@ -136,7 +136,7 @@ def _as_kind(kind: str, value: Any) -> tuple[bool, Any]:
     return isinstance(value, plain[kind]), value
 
 
-def _number(value: Any) -> float | None:
+def number_in(value: Any) -> float | None:
     """A finite number, also one written as text."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None

@@ -15,7 +15,8 @@ import yaml
 
 from aligner.errors import Problem, RecipeError
 
-Path = tuple[str | int, ...]
+KeyPath = tuple[str | int, ...]
+"""Where a value stands in a recipe: `("data", "train", 0, "path")`."""
 
 _FLOAT = re.compile(
     r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+"
@@ -44,7 +45,7 @@ class Document:
     """A YAML mapping, the line of each of its keys and items, and what was wrong with it."""
 
     values: dict[str, Any]
-    lines: dict[Path, int] = field(default_factory=dict)
+    lines: dict[KeyPath, int] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
 
@@ -91,7 +92,7 @@ def _kind(value: Any) -> str:
     return "a list" if isinstance(value, list) else f"`{value}`"
 
 
-def _walk(node: yaml.Node, path: Path, name: str, document: Document) -> None:
+def _walk(node: yaml.Node, path: KeyPath, name: str, document: Document) -> None:
     if isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
             document.lines[(*path, index)] = item.start_mark.line + 1
@@ -100,7 +101,7 @@ def _walk(node: yaml.Node, path: Path, name: str, document: Document) -> None:
         _walk_mapping(node, path, name, document)
 
 
-def _walk_mapping(node: yaml.MappingNode, path: Path, name: str, document: Document) -> None:
+def _walk_mapping(node: yaml.MappingNode, path: KeyPath, name: str, document: Document) -> None:
     seen: dict[str, int] = {}
     for key_node, value_node in node.value:
         key, line = str(key_node.value), key_node.start_mark.line + 1
@@ -113,6 +114,9 @@ def _walk_mapping(node: yaml.MappingNode, path: Path, name: str, document: Docum
         _walk(value_node, here, name, document)
 
 
-def dotted(path: Path) -> str:
-    """`("data", "train", 0, "path")` -> `data.train.0.path`."""
-    return ".".join(str(part) for part in path)
+def dotted(path: KeyPath) -> str:
+    """`("data", "train", 0, "path")` -> `data.train[0].path`."""
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}"
+    return text.removeprefix(".")
