@@ -8,20 +8,21 @@ from typing import Annotated
 
 import typer
 
-MARKS = {"ok": "ok", "note": "-", "problem": "NO"}
+MARKS = {"ok": "ok", "note": "note", "problem": "PROBLEM"}
 
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Say what this machine can do, and what not and why."""
     from aligner.doctor import examine
 
-    from .render import columns
-
     checks = examine()
     if as_json:
         typer.echo(json.dumps([asdict(check) for check in checks], indent=2))
         return
-    columns(("check", "", "what was found"), [(c.name, MARKS[c.status], c.detail) for c in checks])
+    width = max(len(check.name) for check in checks)
     for check in checks:
+        typer.echo(f"{MARKS[check.status]:<7}  {check.name.ljust(width)}  {check.detail}")
         if check.cure:
-            typer.echo(f"{check.name}: {check.cure}")
+            typer.echo(f"{'':<7}  {'':<{width}}  -> {check.cure}")
+    problems = sum(check.status == "problem" for check in checks)
+    typer.echo(f"\n{problems or 'no'} problem{'' if problems == 1 else 's'}")

@@ -15,8 +15,13 @@ SHOWN_ABOVE = ("method", "output_dir", "model.name_or_path")
 
 def summary_rows(resolved: Resolved) -> Rows:
     """The headline first, then every value that is not a default, with its origin."""
+    return [*headline(resolved), *_settings(resolved)]
+
+
+def headline(resolved: Resolved) -> Rows:
+    """What is trained, on what, in which steps, and where the result goes."""
     recipe = resolved.recipe
-    rows: Rows = [
+    return [
         ("method", _method(recipe), ""),
         ("model", _model(recipe.model), resolved.origins.get("model.name_or_path", "")),
         ("data", ", ".join(_source(source) for source in recipe.data.train), ""),
@@ -24,7 +29,6 @@ def summary_rows(resolved: Resolved) -> Rows:
         ("batch", _batch(recipe), ""),
         ("output", recipe.output_dir, resolved.origins.get("output_dir", "")),
     ]
-    return [*rows, *_settings(resolved)]
 
 
 def _settings(resolved: Resolved) -> Rows:

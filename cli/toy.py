@@ -11,7 +11,7 @@ import typer
 def toy(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write: model, data, recipes.")],
     seed: Annotated[int, typer.Option("--seed", min=0, help="Another seed makes another world.")] = 0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing toy world.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier toy world.")] = False,
 ) -> None:
     """Write a small world to practise in: model, data, recipes.
 
@@ -23,25 +23,10 @@ def toy(
 
 
 def write(directory: Path, *, seed: int, overwrite: bool) -> None:
-    """Write the world with progress; an existing directory is refused unless it is a world and `overwrite` is given."""
-    _make_room(directory, overwrite)
+    """Write the world, with progress."""
     from aligner.toy import write_world
 
     from .render import Screen
 
     with Screen() as screen:
-        write_world(directory, seed=seed, on_progress=screen.share("writing the toy world"))
-
-
-def _make_room(directory: Path, overwrite: bool) -> None:
-    from aligner.errors import UsageError
-
-    if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
-        return
-    if not overwrite:
-        raise UsageError(f"{directory} exists", "choose another folder, or give --overwrite to replace a toy world")
-    if not (directory / "manifest.json").is_file() or not (directory / "preferences.jsonl").is_file():
-        raise UsageError(f"{directory} is not a toy world, so it is not replaced", "choose another folder")
-    import shutil
-
-    shutil.rmtree(directory)
+        write_world(directory, seed=seed, overwrite=overwrite, on_progress=screen.share("writing the toy world"))

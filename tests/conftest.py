@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 try:
     import aligner.cli.app  # noqa: F401
@@ -90,3 +91,28 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A reference cache that no other test has filled."""
     monkeypatch.setenv("ALIGNER_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
+
+
+@pytest.fixture(scope="session")
+def toy_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A toy world with few rows and a base that has learned next to nothing; written once for all workers.
+
+    Read it only: a test that trains copies what it needs, or gives an `output_dir` of its own.
+    """
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    folder = root / "toy-world"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "manifest.json").is_file():
+            _write_small_world(folder)
+    return folder
+
+
+def _write_small_world(folder: Path) -> None:
+    from aligner.toy import world
+
+    rows = {"heldout": 40, "sft": 160, "preferences": 160, "prompts": 40}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(world, "ROWS", rows)
+        world.write_world(folder, steps=10)

@@ -8,7 +8,7 @@ from aligner.cli.app import app
 
 OPTIONS = {
     "": "--debug --version --install-completion --show-completion",
-    "quickstart": "--dir --overwrite",
+    "quickstart": "--dir --resume --overwrite",
     "toy": "DIR --seed --overwrite",
     "recipes list": "--json",
     "recipes show": "NAME",
