@@ -14,7 +14,7 @@ MAPPED = ("cli", "recipes", "reward_models")
 LEVELS = (
     ("aligner", "errors", "events"),
     ("config", "data", "environment", "lock"),
-    ("chat", "models", "endpoints", "generation", "objectives", "preference", "launch", "recipes"),
+    ("chat", "template", "models", "endpoints", "generation", "objectives", "preference", "launch", "recipes"),
     ("run", "record", "report", "report_parts", "card", "plots"),
     ("training", "sampling_order"),
     ("toy", "numerics", "doctor"),
