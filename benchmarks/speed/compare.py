@@ -1,0 +1,150 @@
+"""Us against TRL on the same work in the same run, as ratios: `python benchmarks/speed/compare.py [--rows N] [--rounds N]`.
+
+Every figure is the median over rounds in which the two tools take turns, each in a process of its own on one thread.
+
+* `first step`: wall seconds from the command to the first logged loss, `aligner sft RECIPE` against `trl sft --config`.
+* `identical`: tokens per CPU-second of training with the same batches, no checkpointing, float32, reference precomputed
+  for both (its cost is in neither figure).
+* `default`: the same with what each tool does when it is told nothing about batches: TRL pads random batches and
+  checkpoints activations, and for DPO runs a copy of the model as the reference at each step; we group or pack by the
+  histogram of lengths, and score the reference once, which is counted. bf16 is off for both: on CPU TRL's default of
+  bf16 would slow it down further.
+
+With `--write` the table replaces the part of `benchmarks/RESULTS.md` between its two marks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from workload import write_workload
+
+HERE = Path(__file__).parent
+RESULTS = HERE.parent / "RESULTS.md"
+MARKS = ("<!-- speed: begin -->", "<!-- speed: end -->")
+TOOLS = ("trl", "aligner")
+SILENT = {
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "PYTHONUNBUFFERED": "1",
+    "ACCELERATE_USE_CPU": "true",
+}
+
+
+def throughput(task: str, mode: str, folder: Path, rounds: int) -> dict[str, float]:
+    """Median tokens per CPU-second of each tool."""
+    rates: dict[str, list[float]] = {tool: [] for tool in TOOLS}
+    for _ in range(rounds):
+        for tool in TOOLS:
+            cache = folder / "cache"
+            shutil.rmtree(cache, ignore_errors=True)
+            environment = {**os.environ, **SILENT, "ALIGNER_CACHE": str(cache)}
+            command = [sys.executable, str(HERE / "worker.py"), tool, task, mode, str(folder)]
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+            found = json.loads(done.stdout.strip().splitlines()[-1])
+            seconds = found["train_cpu_s"] + (found.get("reference_cpu_s", 0.0) if mode == "default" else 0.0)
+            rates[tool].append(found["tokens"] / seconds)
+    return {tool: statistics.median(values) for tool, values in rates.items()}
+
+
+def first_step(folder: Path, rounds: int) -> dict[str, float]:
+    """Median wall seconds from the command to the first logged loss."""
+    binaries = Path(sys.executable).parent
+    recipe = folder / "first.yaml"
+    recipe.write_text(
+        f"method: sft\noutput_dir: {folder / 'first-aligner'}\nmodel: {{name_or_path: {folder / 'model'}}}\n"
+        f"data: {{train: {folder / 'chats/train.jsonl'}, max_length: 1024}}\n"
+        "trainer: {max_steps: 1, per_device_train_batch_size: 8, logging_steps: 1}\nreport: {num_prompts: 0}\n"
+    )
+    config = folder / "first-trl.yaml"
+    config.write_text(
+        f"model_name_or_path: {folder / 'model'}\ndataset_name: {folder / 'chats'}\n"
+        f"output_dir: {folder / 'first-trl'}\nmax_steps: 1\nlogging_steps: 1\nreport_to: none\nbf16: false\n"
+        "per_device_train_batch_size: 8\n"
+    )
+    commands = {
+        "trl": [str(binaries / "trl"), "sft", "--config", str(config)],
+        "aligner": [str(binaries / "aligner"), "sft", str(recipe), "--overwrite"],
+    }
+    seconds: dict[str, list[float]] = {tool: [] for tool in TOOLS}
+    for _ in range(rounds):
+        for tool in TOOLS:
+            seconds[tool].append(_until_loss(commands[tool]))
+    return {tool: statistics.median(values) for tool, values in seconds.items()}
+
+
+def _until_loss(command: list[str]) -> float:
+    start = time.monotonic()
+    process = subprocess.Popen(
+        command, env={**os.environ, **SILENT}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert process.stdout is not None
+    found = None
+    seen = []
+    for line in process.stdout:
+        seen.append(line)
+        if found is None and "loss" in line and any(c.isdigit() for c in line) and "loss on" not in line:
+            found = time.monotonic() - start
+    if process.wait() != 0 or found is None:
+        raise SystemExit(f"{' '.join(command)} failed:\n{''.join(seen[-20:])}")
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=400, help="chats and pairs to train on")
+    parser.add_argument("--rounds", type=int, default=3, help="times that each tool runs")
+    parser.add_argument("--write", action="store_true", help="write the table into benchmarks/RESULTS.md")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_workload(folder, options.rows)
+        lines = list(_table(folder, options.rounds))
+    text = "\n".join([_setting(options), "", *lines])
+    print(text)
+    if options.write:
+        head, rest = RESULTS.read_text(encoding="utf-8").split(MARKS[0])
+        tail = rest.split(MARKS[1])[1]
+        RESULTS.write_text(f"{head}{MARKS[0]}\n{text}\n{MARKS[1]}{tail}", encoding="utf-8")
+
+
+def _table(folder: Path, rounds: int) -> list[str]:
+    lines = ["| what | TRL | aligner | ratio |", "| --- | --- | --- | --- |"]
+    found = first_step(folder, rounds)
+    ratio = found["aligner"] / found["trl"]
+    lines.append(
+        f"| SFT, command to first step (wall s, less is better) | {found['trl']:.1f} | {found['aligner']:.1f} | {ratio:.2f} |"
+    )
+    for task in ("sft", "dpo"):
+        for mode in ("identical", "default"):
+            found = throughput(task, mode, folder, rounds)
+            ratio = found["aligner"] / found["trl"]
+            what = f"{task.upper()}, {mode} settings (tokens per CPU-second, more is better)"
+            lines.append(f"| {what} | {found['trl']:,.0f} | {found['aligner']:,.0f} | {ratio:.2f} |")
+    return lines
+
+
+def _setting(options: argparse.Namespace) -> str:
+    from importlib.metadata import version
+
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "trl", "peft", "accelerate"))
+    return (
+        f"{platform.machine()} CPU, one thread, Python {platform.python_version()}, {packages}; "
+        f"{options.rows} rows, median of {options.rounds} rounds."
+    )
+
+
+if __name__ == "__main__":
+    main()
