@@ -330,20 +330,24 @@ def _death_notice(code: int) -> str:
 # --- in the ranks --------------------------------------------------------------------------------------------------
 
 
+def is_our_rank() -> bool:
+    """Say whether this is a rank that `run_ranks` started: that process shows the recipe, the result and errors."""
+    return FAILURES in os.environ and world()[1] > 1
+
+
 def record_failure(error: AlignerError) -> bool:
     """In a rank of ours: leave the error for the launching process to report. Say whether that was possible.
 
     Where this returns True the rank prints nothing: the launching process speaks, once.
     """
-    folder = os.environ.get(FAILURES)
-    rank, size = world()
-    if folder is None or size == 1 or not Path(folder).is_dir():
+    if not is_our_rank() or not (folder := Path(os.environ[FAILURES])).is_dir():
         return False
+    rank, _ = world()
     problems = [[p.message, p.where, p.key, p.hint] for p in error.problems]
     record = {"error": type(error).__name__, "message": error.message, "hint": error.hint, "problems": problems}
-    temporary = Path(folder, f"{rank}.tmp")
+    temporary = folder / f"{rank}.tmp"
     temporary.write_text(json.dumps({"time": time.time(), **record}), encoding="utf-8")
-    temporary.rename(Path(folder, f"{rank}.json"))
+    temporary.rename(folder / f"{rank}.json")
     return True
 
 

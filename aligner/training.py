@@ -76,6 +76,7 @@ def default_arguments(recipe: TrainRecipe) -> dict[str, Any]:
         "bf16": has_bf16_gpu() and on_gpu and not recipe.trainer.get("fp16", False),
         "gradient_checkpointing": on_gpu,
         "dataloader_pin_memory": on_gpu,
+        "ddp_find_unused_parameters": False,  # every step uses every trained weight; looking for others costs time
     }
     if recipe.data.eval is not None:
         values |= {"eval_strategy": "steps", "eval_steps": DEFAULT_SHARE_OF_STEPS}

@@ -111,18 +111,20 @@ def resolve(
 
 def train(resolved: Resolved, notes: list[str], *, resume: bool, overwrite: bool, dry_run: bool, as_json: bool) -> None:
     """Run a resolved recipe with progress on stderr and the result on stdout."""
-    from aligner.launch import world
+    from aligner.launch import is_our_rank, world
 
     from .render import Screen, result_table
     from .summary import summary_rows
 
     rank, _ = world()
+    launched = is_our_rank()  # then the launching process shows recipe and result, and this one only its progress
     with Screen(silent=rank != 0) as screen:
-        screen.summary(summary_rows(resolved))
+        if not launched:
+            screen.summary(summary_rows(resolved))
         for note in notes:
             screen.line(note)
         outcome = run(resolved, screen, resume=resume, overwrite=overwrite, dry_run=dry_run)
-    if rank != 0:
+    if rank != 0 or launched:
         return
     if as_json:
         typer.echo(json.dumps(_as_json(resolved, outcome, dry_run), indent=2))
