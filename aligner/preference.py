@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel
 from trl.trainer.utils import add_fused_lm_head
@@ -187,14 +188,15 @@ class PreferenceTrainer(OrderedTrainer):
         super().log(logs, start_time)
 
 
-def reference_logps(model: PreTrainedModel, rows: Any, collator: PairCollator, batch_size: int, **options: Any) -> Any:
+def reference_logps(model: PreTrainedModel, rows: Dataset, collator: PairCollator, batch_size: int, **options: Any) -> Any:
     """Return the reference's summed log-probabilities of every pair, two tensors of shape (N,), in row order.
 
     `options`: `device`, `autocast` (a context), `on_progress(done, total)`. Rows are scored sorted by length.
     """
     device, autocast = options.get("device", "cpu"), options.get("autocast") or contextlib.nullcontext()
     on_progress = options.get("on_progress")
-    order = sorted(range(len(rows)), key=lambda i: -rows[i]["length"])
+    lengths = list(rows["length"])
+    order = sorted(range(len(rows)), key=lambda i: -lengths[i])
     chosen, rejected = torch.empty(len(rows)), torch.empty(len(rows))
     was_training = model.training
     model.eval()

@@ -96,7 +96,7 @@ def _compute(rows: Dataset, scorer: Scorer, section: Model, name: str) -> dict[s
 
     chosen, rejected = reference_logps(
         model,
-        [rows[i] for i in mine],
+        rows.select(mine),
         PairCollator(scorer.tokenizer.pad_token_id),
         scorer.batch_size,
         device=device,
@@ -119,9 +119,9 @@ def _key(recipe: DpoRecipe, section: Model, rows: Dataset, bf16: bool) -> str:
     ):  # the start is random, and so the reference
         digest.update(f"{recipe.seed} {section.lora.model_dump()}".encode())
     for column in PAIR_COLUMNS:
-        for ids in rows[column]:
+        for ids in rows.with_format("numpy")[column]:
             digest.update(len(ids).to_bytes(4, "little"))
-            digest.update(b"".join(i.to_bytes(4, "little") for i in ids))
+            digest.update(ids.astype("<i4").tobytes())
     return digest.hexdigest()
 
 
