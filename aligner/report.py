@@ -18,7 +18,7 @@ import jinja2
 from markupsafe import Markup
 
 from aligner.lock import LOCK_NAME
-from aligner.plots import Series, bar_chart, line_chart, number
+from aligner.plots import SMOOTH_FROM, Series, bar_chart, line_chart, number
 from aligner.record import read_json, read_metrics, write_atomically
 from aligner.report_parts import (
     duration,
@@ -228,7 +228,8 @@ def _other_chart(metrics: Metrics, key: str) -> str:
 
 def _curve_note(metrics: Metrics, recipe: Record) -> str:
     if any(record.get("split") == "eval" for record in metrics):
-        return "Faint lines are single log lines, strong ones their running mean."
+        long = len(_series(metrics, "train", "loss")) >= SMOOTH_FROM
+        return "Faint lines are single log lines, strong ones their running mean." if long else ""
     reason = "the recipe gives no data.eval" if not recipe.get("data", {}).get("eval") else "no evaluation was reached"
     return f"No held-out curve: {reason}."
 
