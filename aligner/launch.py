@@ -185,13 +185,21 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def launch_environment(gpus: int | None = None) -> dict[str, str]:
-    """Return what the line needs in its environment besides what is there: threads, and on CPU the word for it."""
+def launch_environment(processes: int, gpus: int | None = None) -> dict[str, str]:
+    """Return what `processes` ranks of this machine need in their environment and do not find there.
+
+    That is a fair share of the CPUs each (torchrun would give them one thread), and on CPU the word for it.
+    """
     gpus = count_gpus() if gpus is None else gpus
-    needed = {"OMP_NUM_THREADS": "1"}
+    needed = {"OMP_NUM_THREADS": str(max(1, _cpus() // processes))}
     if not gpus:
         needed["ACCELERATE_USE_CPU"] = "true"
     return {name: value for name, value in needed.items() if name not in os.environ}
+
+
+def _cpus() -> int:
+    """CPUs that this process may use, where the system tells."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def shown(line: Sequence[str], environment: Mapping[str, str] | None = None) -> str:
@@ -261,7 +269,7 @@ def run_ranks(line: Sequence[str], *, gpus: int | None = None, on_line: Callable
 
     Raises: the error that a rank left behind; TrainingError when a rank was killed; KeyboardInterrupt after Ctrl-C.
     """
-    environment = launch_environment(gpus)
+    environment = launch_environment(_ranks_here(line), gpus)
     if on_line is not None:
         on_line(shown(line, environment))
     assert list(line[:2]) == ["accelerate", "launch"], "a line of launch_line"
@@ -280,6 +288,11 @@ def run_ranks(line: Sequence[str], *, gpus: int | None = None, on_line: Callable
             _death_notice(code), "if memory ran out, use smaller batches or more sharding; then --resume"
         )
     return code
+
+
+def _ranks_here(line: Sequence[str]) -> int:
+    processes, machines = (int(line[line.index(flag) + 1]) for flag in ("--num_processes", "--num_machines"))
+    return processes // machines
 
 
 def _wait_for(command: Sequence[str], environment: Mapping[str, str]) -> int:
@@ -369,7 +382,7 @@ def enter_rank() -> None:
     """
     if world()[1] == 1:
         return
-    os.environ.update(launch_environment())
+    os.environ.update(launch_environment(int(os.environ.get("LOCAL_WORLD_SIZE", world()[1]))))
     watch_launcher()
 
 

@@ -207,8 +207,10 @@ def _run_as_rank(resolved: Resolved, rank: int, resume: bool, overwrite: bool, o
         run = Run.attach(prepared_run)
     else:
         from accelerate import PartialState
+        from accelerate.utils import parse_flag_from_env
 
-        state = PartialState(timeout=LONGEST_WAIT)
+        # Without `cpu`, ranks on a machine that has no GPU would each be alone, and wait for nobody.
+        state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=LONGEST_WAIT)
         if rank == 0:
             run = Run.create(resolved, resume=resume, overwrite=overwrite)
             if not run.is_done:

@@ -117,6 +117,16 @@ def test_gpus_are_counted_as_cuda_would_see_them(monkeypatch) -> None:
         assert launching.count_gpus() == count, visible
 
 
+def test_ranks_share_the_cpus_unless_the_user_said_how_many_threads(monkeypatch) -> None:
+    monkeypatch.setattr(launching, "_cpus", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    assert launching.launch_environment(2, gpus=2) == {"OMP_NUM_THREADS": "4"}
+    assert launching.launch_environment(16, gpus=0) == {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert launching.launch_environment(2, gpus=2) == {}
+
+
 @pytest.mark.parametrize(("visible", "first"), [(None, "0"), ("2,3", "2")])
 def test_one_process_sees_one_gpu_and_says_so(monkeypatch, visible, first) -> None:
     monkeypatch.setattr(launching, "_torch_is_cpu_only", lambda: False)

@@ -1,0 +1,132 @@
+"""Two processes on CPU train what one trains, through our launcher and through accelerate's own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from fakes import save_model, write_jsonl
+from safetensors.torch import load_file
+
+pytestmark = pytest.mark.slow
+
+RECIPE = """\
+output_dir: run
+model: {{name_or_path: model{lora}}}
+data: {{train: {data}, max_length: 256}}
+trainer:
+  {{learning_rate: 0.01, num_train_epochs: 1, per_device_train_batch_size: 8, logging_steps: 1, lr_scheduler_type: constant}}
+report: {{num_prompts: 0}}
+"""
+DATA = {"sft": "talks.jsonl", "dpo": "pairs.jsonl"}
+LORA = ", lora: {r: 4}"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model, 16 talks, 16 pairs."""
+    folder = tmp_path_factory.mktemp("two")
+    save_model(folder / "model")
+    numbers = [" ".join(map(str, range(n))) for n in range(1, 17)]
+    write_jsonl(folder / "talks.jsonl", ({"prompt": f"count to {len(n)}", "completion": n} for n in numbers))
+    pairs = ({"prompt": f"count to {len(n)}", "chosen": n, "rejected": "no " * (i + 1)} for i, n in enumerate(numbers))
+    write_jsonl(folder / "pairs.jsonl", pairs)
+    return folder
+
+
+def train(folder: Path, method: str, output: str, *arguments: str, lora: str = "", launcher: tuple[str, ...] = ()):
+    """Train in a process of its own and return it, with what it printed."""
+    recipe = folder / f"{method}{len(lora)}.yaml"
+    recipe.write_text(RECIPE.format(data=DATA[method], lora=lora), encoding="utf-8")
+    command = [
+        sys.executable,
+        *(launcher or ("-m", "aligner")),
+        method,
+        recipe.name,
+        f"output_dir={output}",
+        *arguments,
+    ]
+    alone = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "ACCELERATE_USE_CPU")}
+    done = subprocess.run(command, cwd=folder, env=alone, capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+def weights(folder: Path, output: str) -> dict[str, torch.Tensor]:
+    return load_file(next((folder / output / "final").glob("*.safetensors")))
+
+
+def losses(folder: Path, output: str) -> list[float]:
+    lines = map(json.loads, (folder / output / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    return [line["loss"] for line in lines]
+
+
+def assert_same(folder: Path, one: str, other: str) -> None:
+    assert losses(folder, one) == pytest.approx(losses(folder, other), abs=1e-5)
+    left, right = weights(folder, one), weights(folder, other)
+    assert left.keys() == right.keys()
+    assert max(float((left[name] - right[name]).abs().max()) for name in left) < 1e-5
+
+
+SHORT = f"data.train=[{{path: {DATA['sft']}, max_rows: 13}}]"
+HALVED = ("trainer.per_device_train_batch_size=4", "--num-processes", "2")
+
+
+@pytest.mark.parametrize(("method", "lora"), [("sft", ""), ("dpo", ""), ("dpo", LORA)])
+def test_two_processes_equal_one_with_the_same_global_batch(folder, method, lora) -> None:
+    name = f"{method}{len(lora)}"
+    train(folder, method, f"{name}-one", lora=lora)
+    done = train(folder, method, f"{name}-two", *HALVED, lora=lora)
+    assert_same(folder, f"{name}-one", f"{name}-two")
+    assert done.stderr.count("accelerate launch") == 1
+    assert (done.stdout.count("train_loss"), done.stderr.count("rows a step")) == (1, 1), "one process shows them"
+    assert "rank1" not in done.stderr
+
+
+@pytest.mark.xfail(strict=True, reason="accelerate fills the last batch of an epoch with rows from its start")
+def test_two_processes_equal_one_where_the_last_batch_is_short(folder) -> None:
+    train(folder, "sft", "short-one", SHORT)
+    train(folder, "sft", "short-two", SHORT, *HALVED)
+    assert_same(folder, "short-one", "short-two")
+
+
+def test_accelerates_own_launcher_trains_the_same(folder) -> None:
+    train(folder, "sft", "own-one")
+    launcher = (
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "--main_process_port",
+        "0",
+        "-m",
+        "aligner",
+    )
+    done = train(folder, "sft", "own-two", HALVED[0], launcher=launcher)
+    assert_same(folder, "own-one", "own-two")
+    assert done.stdout.count("train_loss") == 1
+
+
+def test_an_error_in_a_rank_is_told_once_with_its_exit_code(folder) -> None:
+    recipe = folder / "diverges.yaml"
+    recipe.write_text(RECIPE.format(data=DATA["sft"], lora=""), encoding="utf-8")
+    command = [
+        sys.executable,
+        "-m",
+        "aligner",
+        "sft",
+        recipe.name,
+        "output_dir=nan",
+        *HALVED,
+        "trainer.learning_rate=1.0e+38",
+    ]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 5, done.stderr[-2000:]
+    assert done.stderr.count("error:") == 1
+    assert "Traceback" not in done.stderr
