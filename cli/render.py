@@ -53,8 +53,10 @@ def result_table(results: Mapping[str, float], paths: Mapping[str, object]) -> N
 
 
 def number(value: object) -> str:
-    """Four significant digits for a float, everything else as it is."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    """Four significant digits, but counts and other large numbers whole: 0.05123, 26,348."""
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e15 else f"{value:.4g}"
 
 
 class Screen:
@@ -128,8 +130,12 @@ class Screen:
 
     def _start_stage(self, name: str) -> None:
         self._stop_bar()
-        self._stage, self._started, self._last_line = name, time.monotonic(), 0.0
+        self._begin(name)
         self.line(f"{name} ...")
+
+    def _begin(self, name: str) -> None:
+        self._stage = name
+        self._started = self._last_line = time.monotonic()
 
     def _metrics(self, event: events.Metrics) -> None:
         shown = {key: value for key, value in event.values.items() if key in BAR_METRICS}
@@ -137,14 +143,18 @@ class Screen:
         if event.split != "train":
             self.line(f"step {event.step}: held out  {text}")
             return
-        self._advance(self._stage or "training", event.step, event.total_steps, text)
+        # The first loss is worth a line of its own, whenever it comes.
+        self._advance(self._stage or "training", event.step, event.total_steps, text, at_once=event.step == 1)
 
-    def _advance(self, name: str, done: int, total: int, text: str) -> None:
+    def _advance(self, name: str, done: int, total: int, text: str, *, at_once: bool = False) -> None:
+        if name != self._stage:
+            self._stop_bar()
+            self._begin(name)
         if self.live:
             self._advance_bar(name, done, total, text)
             return
         now = time.monotonic()
-        if done < total and now - self._last_line < PLAIN_INTERVAL_S:
+        if done < total and not at_once and now - self._last_line < PLAIN_INTERVAL_S:
             return
         self._last_line = now
         self.line(f"{name}: {done}/{total or '?'}  {text}{_left(done, total, now - self._started)}".rstrip())

@@ -15,6 +15,9 @@ app = typer.Typer(
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+LISTED = ("steps", "train_loss", "eval/loss", "eval/rewards/accuracies")
+"""Results that stand in the list; `show` has them all."""
+
 RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 
 
@@ -36,10 +39,10 @@ def list_runs(
         typer.echo(f"no runs below {directory}")
         return
     rows = [
-        (run["dir"], run["method"], run["state"], "  ".join(f"{k} {number(v)}" for k, v in run["results"].items()))
+        (run["dir"], run["method"], run["state"], *(number(run["results"].get(name, "")) for name in LISTED))
         for run in runs
     ]
-    columns(("run", "method", "state", "results"), rows)
+    columns(("run", "method", "state", *LISTED), rows)
 
 
 @app.command("show", cls=QuickCommand)

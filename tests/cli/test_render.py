@@ -63,3 +63,18 @@ def test_a_summary_stands_in_columns(capsys: pytest.CaptureFixture[str]) -> None
 def test_a_table_is_as_wide_as_its_words(capsys: pytest.CaptureFixture[str]) -> None:
     render.columns(("recipe", "what"), [("tiny/dpo", "small"), ("x", "a longer one")])
     assert capsys.readouterr().out == "recipe    what\ntiny/dpo  small\nx         a longer one\n"
+
+
+def test_a_new_stage_has_its_own_clock(capsys: pytest.CaptureFixture[str]) -> None:
+    with render.Screen() as screen:
+        screen.on_event(events.StageStarted("loading the model"))
+        screen._started -= 100
+        screen.on_event(events.StageProgress("tokenising", 10, 10))
+    assert capsys.readouterr().err.splitlines()[1] == "tokenising: 10/10"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.0512345, "0.05123"), (26348.0, "26,348"), (3, "3"), ("", ""), (-1e-7, "-1e-07")]
+)
+def test_numbers_have_the_digits_that_matter(value: object, text: str) -> None:
+    assert render.number(value) == text

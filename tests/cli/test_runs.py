@@ -11,7 +11,10 @@ from runner import aligner
 
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:
-    for name, manifest in (("done", {"method": "dpo", "results": {"eval_loss": 0.5}, "seconds": 3.0}), ("cut", None)):
+    for name, manifest in (
+        ("done", {"method": "dpo", "results": {"steps": 7, "eval/loss": 0.5}, "seconds": 3.0}),
+        ("cut", None),
+    ):
         folder = tmp_path / "runs" / name
         folder.mkdir(parents=True)
         (folder / "resolved.json").write_text(json.dumps({"recipe": {"method": "dpo"}}), "utf-8")
@@ -22,14 +25,17 @@ def runs(tmp_path: Path) -> Path:
 
 def test_runs_are_listed_with_state_and_results(runs: Path) -> None:
     lines = aligner("runs", "list", runs).stdout.splitlines()
-    assert lines[0].split() == ["run", "method", "state", "results"]
+    assert lines[0].split() == ["run", "method", "state", "steps", "train_loss", "eval/loss", "eval/rewards/accuracies"]
     assert lines[1].split() == [f"{runs}/cut", "dpo", "unfinished"]
-    assert lines[2].split() == [f"{runs}/done", "dpo", "done", "eval_loss", "0.5"]
+    assert lines[2].split() == [f"{runs}/done", "dpo", "done", "7", "0.5"]
 
 
 def test_the_list_is_readable_by_a_program(runs: Path) -> None:
     listed = json.loads(aligner("runs", "list", runs, "--json").stdout)
-    assert [(run["state"], run["results"]) for run in listed] == [("unfinished", {}), ("done", {"eval_loss": 0.5})]
+    assert [(run["state"], run["results"]) for run in listed] == [
+        ("unfinished", {}),
+        ("done", {"steps": 7, "eval/loss": 0.5}),
+    ]
 
 
 def test_no_run_is_no_error(tmp_path: Path) -> None:
@@ -39,7 +45,7 @@ def test_no_run_is_no_error(tmp_path: Path) -> None:
 
 
 def test_a_run_is_shown(runs: Path) -> None:
-    assert "eval_loss  0.5" in aligner("runs", "show", runs / "done").stdout
+    assert "eval/loss  0.5" in aligner("runs", "show", runs / "done").stdout
     assert json.loads(aligner("runs", "show", runs / "done", "--json").stdout)["seconds"] == 3.0
 
 

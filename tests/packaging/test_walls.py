@@ -13,10 +13,10 @@ MAPPED = ("cli", "recipes", "reward_models")
 
 LEVELS = (
     ("aligner", "errors", "events"),
-    ("config", "data", "environment", "lock"),
-    ("chat", "template", "models", "endpoints", "generation", "objectives", "preference", "launch", "recipes"),
-    ("run", "record", "report", "report_parts", "card", "plots"),
-    ("training", "sampling_order"),
+    ("config", "data", "environment", "lock", "record", "recipes"),
+    ("launch", "run", "report", "report_parts", "plots", "card"),
+    ("chat", "template", "models", "endpoints", "generation", "objectives", "prepare", "sampling_order"),
+    ("training", "reference", "preference"),
     ("toy", "numerics", "doctor"),
     ("reward_models",),
     ("builders", "arena", "methods", "evaluation", "stages"),
