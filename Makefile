@@ -27,7 +27,7 @@ $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade pip "setuptools>=77" wheel
 	$(BIN)/python -m pip install -q -c constraints.txt torch
-	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e ".[dev]"
 	touch $@
 
 quickstart: $(STAMP)
@@ -39,14 +39,15 @@ test: $(STAMP)
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m slow
 
-# mypy checks what ships: it cannot follow the folders that an editable install maps (cli/ is aligner.cli).
+# mypy checks what ships: it cannot follow the folders that an editable install maps (cli/ is aligner.cli), and run
+# from the root it would find the half of the package that lies there.
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	rm -rf $(SITE) build
 	$(BIN)/python -m pip install -q --no-deps --no-build-isolation --target $(SITE) .
 	rm -rf build
-	MYPYPATH=$(SITE) $(BIN)/python -m mypy -p aligner
+	cd $(SITE) && $(abspath $(BIN))/python -m mypy --config-file $(CURDIR)/pyproject.toml --cache-dir .. -p aligner
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

@@ -19,8 +19,10 @@ Prompt = str | list[dict[str, Any]]
 class Scorer(Protocol):
     """Hands out one number for each answer; higher is better."""
 
-    name: str
-    """What reports and manifests call it: the text that `load_scorer` was given."""
+    @property
+    def name(self) -> str:
+        """What reports and manifests call it: the text that `load_scorer` was given."""
+        ...
 
     def score(
         self,
