@@ -199,9 +199,11 @@ def _strategy_is_known(view: View) -> Iterator[Finding]:
 
 
 def _strategy_and_quantization(view: View) -> Iterator[Finding]:
-    strategy = view["launch.strategy"]
-    if strategy in ("fsdp", "zero3") and view["model.quantization"] == "int8":
-        yield _finding("launch.strategy", f"`{strategy}` cannot split a base in int8", "use nf4, or `ddp`")
+    """Splitting a 4-bit base needs its storage in the type of the shards; that has not been run, so it is not offered."""
+    strategy, quantization = view["launch.strategy"], view["model.quantization"]
+    if strategy in ("fsdp", "fsdp1", "fsdp2", "zero3") and quantization != "none":
+        message = f"`{strategy}` splits the base over the GPUs, and a base in {quantization} is not split here"
+        yield _finding("launch.strategy", message, "use `ddp` with it, or leave out model.quantization")
 
 
 def _machines_add_up(view: View) -> Iterator[Finding]:

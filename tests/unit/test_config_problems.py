@@ -221,8 +221,12 @@ def test_preference_rows_cannot_be_given_to_sft(tmp_path: Path) -> None:
     assert "aligner dpo" in message
 
 
-def test_int8_cannot_be_split_by_fsdp(tmp_path: Path) -> None:
-    text = "model: {name_or_path: x, quantization: int8, lora: {}}\ndata: {train: a}\nlaunch: {strategy: fsdp}\n"
+@pytest.mark.parametrize("quantization", ["nf4", "fp4", "int8"])
+def test_a_quantized_base_is_not_split_by_fsdp(tmp_path: Path, quantization: str) -> None:
+    text = (
+        f"model: {{name_or_path: x, quantization: {quantization}, lora: {{}}}}\n"
+        "data: {train: a}\nlaunch: {strategy: fsdp}\n"
+    )
     assert "r.yaml:3: launch.strategy" in problem_of(tmp_path, "sft", text)
 
 
