@@ -152,11 +152,15 @@ def check_launch(launch: Launch, gpus: int) -> None:
             f"launch.strategy {launch.strategy!r} shards a model over GPUs, and no GPU was found here",
             "on CPU use launch.strategy=ddp; `aligner doctor` shows which devices there are",
         )
-    if strategy.startswith("zero") and importlib.util.find_spec("deepspeed") is None:
+    if strategy.startswith("zero") and not _has_deepspeed():
         raise UsageError(
             f"launch.strategy {launch.strategy!r} needs DeepSpeed, which is not installed",
             'run: pip install "aligner-toolkit[deepspeed]"; or use launch.strategy=fsdp, which needs nothing',
         )
+
+
+def _has_deepspeed() -> bool:
+    return importlib.util.find_spec("deepspeed") is not None
 
 
 def _check_machines(launch: Launch) -> None:

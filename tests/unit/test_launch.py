@@ -20,9 +20,9 @@ TWO = Launch(num_processes=2)
 
 
 @pytest.fixture
-def installed(monkeypatch):
-    """Pretend that every package is there."""
-    monkeypatch.setattr(launching.importlib.util, "find_spec", lambda name: object())
+def deepspeed(monkeypatch):
+    """Pretend that DeepSpeed is there."""
+    monkeypatch.setattr(launching, "_has_deepspeed", lambda: True)
 
 
 def test_the_line_starts_this_command_line_on_every_rank() -> None:
@@ -33,7 +33,7 @@ def test_the_line_starts_this_command_line_on_every_rank() -> None:
 
 
 @pytest.mark.parametrize("strategy", [*STRATEGIES, *TRL_NAMES])
-def test_accelerate_accepts_the_line_of_every_strategy(strategy, installed) -> None:
+def test_accelerate_accepts_the_line_of_every_strategy(strategy, deepspeed) -> None:
     from accelerate.commands.launch import launch_command_parser
 
     line = launch_line(Launch(num_processes=4, strategy=strategy, mixed_precision="bf16"), ["sft", "--resume"], gpus=4)
@@ -91,7 +91,7 @@ def test_several_machines_meet_at_the_address_of_the_first() -> None:
     ],
 )
 def test_what_cannot_start_is_refused_with_a_cure(settings, gpus, message, monkeypatch) -> None:
-    monkeypatch.setattr(launching.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(launching, "_has_deepspeed", lambda: False)
     with pytest.raises(UsageError) as caught:
         check_launch(Launch(**settings), gpus)
     assert message in caught.value.message
@@ -236,7 +236,9 @@ def test_the_exit_code_of_a_rank_is_ours_and_a_killed_rank_is_a_training_error(t
 def test_no_rank_outlives_the_process_that_started_it(tmp_path, number) -> None:
     program = "import sys; from aligner.launch import run_ranks; run_ranks(sys.argv[1:], gpus=0)"
     starter = subprocess.Popen(
-        [sys.executable, "-c", program, *rank_line(tmp_path, "sleep")], stderr=subprocess.DEVNULL
+        [sys.executable, "-c", program, *rank_line(tmp_path, "sleep")],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stderr=subprocess.DEVNULL,
     )
     wait_until(lambda: len(alive(tmp_path)) == 2)
     starter.send_signal(number)
