@@ -8,6 +8,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
+SLOW ?= tests
 SITE := .mypy_cache/site
 
 # One thread per process: two workers with all the threads they can get are slower than two with one each.
@@ -27,7 +28,7 @@ $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade pip "setuptools>=77" wheel
 	$(BIN)/python -m pip install -q -c constraints.txt torch
-	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e ".[dev]"
+	$(BIN)/python -W ignore -m pip install -q -c constraints.txt --no-build-isolation -e ".[dev]"
 	touch $@
 
 quickstart: $(STAMP)
@@ -37,7 +38,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m slow
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m slow $(SLOW)
 
 # mypy checks what ships: it cannot follow the folders that an editable install maps (cli/ is aligner.cli), and run
 # from the root it would find the half of the package that lies there.
