@@ -28,9 +28,8 @@ from aligner.template import (
     Facts,
     Moved,
     Span,
+    answer_span,
     answer_spans,
-    answer_start,
-    answer_stop,
     facts_of,
     has_template,
     text_ids,
@@ -60,7 +59,7 @@ class Encoded:
     @property
     def num_trained(self) -> int:
         """Labels that count: the first position predicts nothing, so its label never does."""
-        return sum(label != IGNORED for label in self.labels[1:])
+        return len(self.labels) - 1 - self.labels[1:].count(IGNORED) if self.labels else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +171,20 @@ def _encode_turns(tokenizer: PreTrainedTokenizerBase, row: ConversationRow | Com
     if loss_on == "all":
         return _trained_whole(chat.ids())
     ids, spans = answer_spans(chat, wanted)
+    for turn, (start, stop) in zip(wanted, spans):
+        _check_tool_calls(chat, turn, ids[start:stop])
     return Encoded(ids, _labels(ids, spans))
+
+
+def _check_tool_calls(chat: Conversation, turn: int, ids: list[int]) -> None:
+    """Refuse a turn whose calls the template leaves out: the model would learn to say nothing there."""
+    for call in chat.messages[turn].get("tool_calls") or ():
+        name = call.get("function", call).get("name", "")
+        if name not in chat.tokenizer.decode(ids):
+            raise DataError(
+                f"{chat.origin}: the chat template writes nothing of the tool call {name!r} in turn {turn + 1}",
+                "choose a template that knows tool calls (model.chat_template), or drop the row",
+            )
 
 
 def _labels(ids: list[int], spans: Iterable[Span]) -> list[int]:
@@ -213,7 +225,7 @@ def _wanted_turns(messages: Messages, first: int, row: ConversationRow | Complet
 
 def _encode_template_pair(tokenizer: PreTrainedTokenizerBase, row: PreferenceRow) -> Pair:
     prompt = _as_messages(row.prompt, "user")
-    opened = Conversation(tokenizer, prompt, None, row.origin).ids(opened=True)
+    opened = Conversation(tokenizer, prompt, None, row.origin).text(prompt, opened=True)
     sides, spans = [], []
     for answer in (row.chosen, row.rejected):
         turns = _as_messages(answer, "assistant")
@@ -223,10 +235,9 @@ def _encode_template_pair(tokenizer: PreTrainedTokenizerBase, row: PreferenceRow
                 "put the earlier turns into the prompt, so that chosen and rejected are one answer each",
             )
         chat = Conversation(tokenizer, [*prompt, *turns], None, row.origin)
-        ids = chat.ids()
-        start = answer_start(chat, ids, len(prompt), opened)
-        sides.append(ids)
-        spans.append((start, answer_stop(chat, ids, start, len(prompt))))
+        whole = chat.whole()
+        sides.append(whole.ids)
+        spans.append(answer_span(chat, whole, len(prompt), opened))
     cut = min(start for start, _ in spans)
     if sides[0][:cut] != sides[1][:cut]:
         raise Moved
@@ -316,10 +327,11 @@ def _remarks(tokenizer: PreTrainedTokenizerBase) -> Iterable[str]:
     rendered = Conversation(tokenizer, _as_messages(QUESTION, "user")).ids()
     if bos is not None and plain[:1] == [bos] and bos not in rendered:
         yield f"The chat template writes no {tokenizer.bos_token}, which the tokenizer puts before plain text."
-    if extra := facts_of(tokenizer).opens_otherwise:
+    facts = facts_of(tokenizer)
+    if facts.opens_otherwise:
         yield (
-            f"The chat template opens an answer with {extra!r} when the model is asked, but not in training rows: "
-            "answers are trained without it."
+            f"The chat template opens an answer with {tokenizer.decode(facts.opening)!r} when the model is asked; the end of "
+            f"that, {facts.opens_otherwise!r}, is not in training rows, so answers are trained without it."
         )
     if "strftime_now" in str(tokenizer.chat_template):
         yield "The chat template writes today's date: rows tokenised on another day are other tokens."

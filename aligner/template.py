@@ -8,8 +8,11 @@ The span of an answer starts where the prompt, rendered with the generation prom
 conversation. It ends with the stop token of the rendering that ends there, if that is a prefix too. Both fail where a
 template renders an earlier turn in another way once later ones follow (Qwen3 drops the thinking of earlier turns,
 Mistral moves the system prompt to the last question). Then the same conversation with another text in one turn shows
-which tokens depend on that turn. Marks are used for speed, where they agree with this. Text is never searched for
-role names.
+which tokens depend on that turn. Text is never searched for role names.
+
+Two things save time and change nothing. Marks are used where they are there. And where a rendering is a prefix of the
+conversation as text, and the generation prompt's tokens stand there, it need not be tokenised: so a conversation of n
+turns is tokenised once, and not 2n times.
 
 A turn that is closed by a token which does not end a generation (gpt-oss closes all but the last with `<|end|>`) is
 trained without that token.
@@ -19,7 +22,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -28,7 +31,7 @@ from aligner.data.rows import Messages
 from aligner.errors import DataError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 Span = tuple[int, int]
 """Half-open range of token places."""
@@ -51,11 +54,11 @@ class Facts:
     """The token that ends an answer."""
     special: frozenset[int] = frozenset()
     """Ids of all special and added tokens."""
-    opening: Sequence[int] = ()
+    opening: list[int] = field(default_factory=list)
     """What the generation prompt adds."""
     marked: bool = False
     """Whether the template's own marks can be used."""
-    opened_inside: Sequence[int] = ()
+    opened_inside: list[int] = field(default_factory=list)
     """The part of the generation prompt that lies inside the marks: it is given, so it is not trained."""
     opens_otherwise: str = ""
     """The end of the generation prompt that training rows do not have (`<think>`, say)."""
@@ -76,6 +79,25 @@ def text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 @dataclass(frozen=True, slots=True)
+class Whole:
+    """A whole conversation: its text, its ids, and which character lies in which token."""
+
+    text: str
+    ids: list[int]
+    encoding: BatchEncoding
+
+    def place(self, character: int) -> int | None:
+        """Return the place of the token that holds a character; None where the tokenizer does not say."""
+        if character == len(self.text):
+            return len(self.ids)
+        return self.encoding.char_to_token(character) if self.encoding.is_fast else None
+
+    def is_first(self, character: int) -> bool:
+        """Say whether a character is the first of its token, so that no token lies across that border."""
+        return character in (0, len(self.text)) or self.place(character - 1) != self.place(character)
+
+
+@dataclass(frozen=True, slots=True)
 class Conversation:
     """Messages under one tokenizer's template, rendered on demand."""
 
@@ -91,15 +113,24 @@ class Conversation:
         """
         return self._rendered(messages, tokenize=False, add_generation_prompt=opened)
 
+    def text_with(self, turn: int, content: str) -> str:
+        """Render the whole conversation with another text in one turn."""
+        other = {**self.messages[turn], "content": content}
+        return self.text([*self.messages[:turn], other, *self.messages[turn + 1 :]])
+
     def ids(self, count: int | None = None, *, opened: bool = False) -> list[int]:
         """Return the ids of the first `count` messages, `opened` for an answer by the generation prompt."""
         return text_ids(self.tokenizer, self.text(self.messages[:count], opened=opened))
 
     def ids_with(self, turn: int, content: str) -> list[int]:
         """Return the ids of the whole conversation with another text in one turn."""
-        other = {**self.messages[turn], "content": content}
-        messages = [*self.messages[:turn], other, *self.messages[turn + 1 :]]
-        return text_ids(self.tokenizer, self.text(messages))
+        return text_ids(self.tokenizer, self.text_with(turn, content))
+
+    def whole(self) -> Whole:
+        """Render and tokenise the whole conversation."""
+        text = self.text(self.messages)
+        encoding = self.tokenizer(text, add_special_tokens=False, verbose=False)
+        return Whole(text, list(encoding["input_ids"]), encoding)
 
     def marked(self) -> tuple[list[int], list[Span]]:
         """Return the ids and the runs of tokens that the template marks as the assistant's."""
@@ -107,9 +138,11 @@ class Conversation:
             self.messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True,
             tokenizer_kwargs={"verbose": False},
         )  # fmt: skip
-        mask = [*encoding["assistant_masks"], 0]
-        starts = [i for i, bit in enumerate(mask) if bit and (i == 0 or not mask[i - 1])]
-        return list(encoding["input_ids"]), [(start, mask.index(0, start)) for start in starts]
+        mask, spans, stop = bytes([*encoding["assistant_masks"], 0]), [], 0
+        while (start := mask.find(1, stop)) >= 0:
+            stop = mask.find(0, start)
+            spans.append((start, stop))
+        return list(encoding["input_ids"]), spans
 
     def _rendered(self, messages: Messages, **options: Any) -> Any:
         from jinja2 import TemplateError
@@ -198,74 +231,95 @@ def answer_spans(chat: Conversation, wanted: Sequence[int]) -> tuple[list[int], 
     """
     facts = facts_of(chat.tokenizer)
     if not facts.marked:
-        ids = chat.ids()
-        return ids, [_compared_span(chat, facts, ids, turn) for turn in wanted]
+        whole = chat.whole()
+        return whole.ids, [answer_span(chat, whole, turn) for turn in wanted]
     ids, marks = chat.marked()
     turns = [i for i, message in enumerate(chat.messages) if message["role"] == "assistant"]
     found = dict(zip(turns, marks)) if len(marks) == len(turns) else {}
-    spans = [
-        (_marked_span(facts, ids, found[turn]) if turn in found else None) or _compared_span(chat, facts, ids, turn)
-        for turn in wanted
-    ]
-    return ids, spans
+    marked = {turn: _marked_span(facts, ids, found[turn]) if turn in found else None for turn in wanted}
+    if all(marked.values()):
+        return ids, [span for span in marked.values() if span]
+    whole = chat.whole()
+    if whole.ids != ids:
+        raise Moved
+    return ids, [span or answer_span(chat, whole, turn) for turn, span in marked.items()]
 
 
 def _marked_span(facts: Facts, ids: list[int], mark: Span) -> Span | None:
     """Return the marked span without what the generation prompt gives; None when no stop token is in it."""
     start = mark[0] + common_prefix(facts.opened_inside, ids[mark[0] : mark[1]])
+    if facts.opening and ids[start] == facts.opening[-1] and ids[start] in facts.special:
+        start += 1  # a special token that swallows white space (Phi) has taken the answer's first blank with it
     stops = [place for place in range(start, mark[1]) if ids[place] == facts.stop]
     return (start, stops[-1] + 1) if stops else None
 
 
-def _compared_span(chat: Conversation, facts: Facts, ids: list[int], turn: int) -> Span:
-    start = answer_start(chat, ids, turn)
-    return start, answer_stop(chat, ids, start, turn)
+def answer_span(chat: Conversation, whole: Whole, turn: int, opened: str | None = None) -> Span:
+    """Find one answer by comparing renderings. `opened` is the text of its prompt, when that is rendered already.
 
-
-def answer_start(chat: Conversation, ids: list[int], turn: int, opened: list[int] | None = None) -> int:
-    """Return the place of an answer's first token: behind the prompt with its generation prompt (`opened`)."""
+    Raises: DataError when the answer ends with no stop token. `Moved` when renderings disagree.
+    """
+    facts = facts_of(chat.tokenizer)
     if turn == 0:
-        return _start_in_place(chat, ids, turn)
-    opened = chat.ids(turn, opened=True) if opened is None else opened
-    start = common_prefix(opened, ids)
-    if start == len(opened) or start >= common_prefix(chat.ids(turn), opened):
-        return start  # the whole prompt, or the answer is opened in another way than for generation
-    return _start_in_place(chat, ids, turn)
+        start = _start_in_place(chat, facts, whole, turn)
+    else:
+        opened = chat.text(chat.messages[:turn], opened=True) if opened is None else opened
+        quick = _start_in_text(chat, facts, whole, turn, opened)
+        start = _start_in_tokens(chat, facts, whole, turn, opened) if quick is None else quick
+    return start, _answer_stop(chat, facts, whole, start, turn)
 
 
-def _start_in_place(chat: Conversation, ids: list[int], turn: int) -> int:
+def _start_in_text(chat: Conversation, facts: Facts, whole: Whole, turn: int, opened: str) -> int | None:
+    """Return what `_start_in_tokens` would, from texts and the tokens of the generation prompt; None if unsure."""
+    shared = common_prefix(opened, whole.text)
+    start = whole.place(shared)
+    if start is None:
+        return None
+    if shared == len(opened) and start and whole.is_first(shared):
+        prompt = whole.ids[max(0, start - len(facts.opening)) : start]
+        if whole.ids[start - 1] in facts.special or (prompt and prompt == facts.opening):
+            return start
+    bare = common_prefix(chat.text(chat.messages[:turn]), opened)
+    begin = whole.place(bare)
+    if begin is None or shared < bare or not facts.opening or whole.ids[begin] != facts.opening[0]:
+        return None
+    return begin + common_prefix(facts.opening, whole.ids[begin:])  # answers open in another way than for generation
+
+
+def _start_in_tokens(chat: Conversation, facts: Facts, whole: Whole, turn: int, opened: str) -> int:
+    """Return the place where the prompt stops being a token prefix, if that is in the generation prompt or behind."""
+    prompt = text_ids(chat.tokenizer, opened)
+    start = common_prefix(prompt, whole.ids)
+    if start == len(prompt) or start >= common_prefix(chat.ids(turn), prompt):
+        return start
+    return _start_in_place(chat, facts, whole, turn)
+
+
+def _start_in_place(chat: Conversation, facts: Facts, whole: Whole, turn: int) -> int:
     """Return an answer's start where its prompt alone is rendered in another way than within the conversation."""
-    content = min(common_prefix(chat.ids_with(turn, probe), ids) for probe in PROBES)
-    before = _content_end(chat, ids, turn - 1) if turn else 0
-    if chat.ids() != ids:
+    content = min(common_prefix(chat.ids_with(turn, probe), whole.ids) for probe in PROBES)
+    before = _content_end(chat, whole, turn - 1) if turn else 0
+    if chat.text(chat.messages) != whole.text:
         raise Moved
-    opening = facts_of(chat.tokenizer).opening
-    if opening:
-        for place in range(before, content - len(opening) + 1):
-            if ids[place : place + len(opening)] == opening:
-                return place + len(opening)
+    length = len(facts.opening)
+    for place in range(before, content - length + 1) if length else ():
+        if whole.ids[place : place + length] == facts.opening:
+            return place + length
     return content
 
 
-def answer_stop(chat: Conversation, ids: list[int], start: int, turn: int) -> int:
-    """Return the place behind an answer's stop token, where it has one.
-
-    Raises: DataError when the answer ends with none.
-    """
-    facts, last = facts_of(chat.tokenizer), turn == len(chat.messages) - 1
-    alone = ids if last else chat.ids(turn + 1)
-    stop = _closed_at(chat, facts, alone, start)
-    if stop is not None and ids[:stop] == alone[:stop]:
+def _answer_stop(chat: Conversation, facts: Facts, whole: Whole, start: int, turn: int) -> int:
+    """Return the place behind an answer's stop token, or behind its text where it is closed by another token."""
+    last = turn == len(chat.messages) - 1
+    if last:
+        stop = _closed_at(chat, facts, whole.ids, start)
+    else:
+        stop = _closed_as_last(chat, facts, whole, start, turn) or _stop_before_next(chat, facts, whole, start, turn)
+    if stop is not None:
         return stop
-    if not last:
-        following = str(chat.messages[turn + 1].get("content", "")).lstrip()
-        bound = common_prefix(chat.ids_with(turn + 1, PROBES[following.startswith(PROBES[0])]), ids)
-        stops = [place for place in range(start, bound) if ids[place] == facts.stop]
-        if stops:
-            return stops[-1] + 1
-        content = _content_end(chat, ids, turn)
-        if content > start and not chat.messages[turn].get("tool_calls"):
-            return content
+    content = _content_end(chat, whole, turn)
+    if not last and content > start and not chat.messages[turn].get("tool_calls"):
+        return content
     token = chat.tokenizer.convert_ids_to_tokens(facts.stop)
     raise DataError(
         f"{chat.origin}: turn {turn + 1} ends with no stop token ({token}), so the model would not learn to stop",
@@ -273,11 +327,40 @@ def answer_stop(chat: Conversation, ids: list[int], start: int, turn: int) -> in
     )
 
 
+def _closed_as_last(chat: Conversation, facts: Facts, whole: Whole, start: int, turn: int) -> int | None:
+    """Return the end of a turn that is rendered as if it were the last; None where it is not."""
+    text = chat.text(chat.messages[: turn + 1])
+    shared = common_prefix(text, whole.text)
+    end = whole.place(shared)
+    if end is not None and shared == len(text):
+        return _closed_at(chat, facts, whole.ids[:end], start)
+    if end is not None:
+        return _last_stop(facts, whole.ids[:end], start)
+    alone = text_ids(chat.tokenizer, text)
+    stop = _closed_at(chat, facts, alone, start)
+    return stop if stop is not None and whole.ids[:stop] == alone[:stop] else None
+
+
+def _stop_before_next(chat: Conversation, facts: Facts, whole: Whole, start: int, turn: int) -> int | None:
+    """Return the end of the last stop token before the text of the next turn."""
+    following = str(chat.messages[turn + 1].get("content", "")).lstrip()
+    other = chat.text_with(turn + 1, PROBES[following.startswith(PROBES[0])])
+    shared = common_prefix(other, whole.text)
+    bound = whole.place(shared)
+    if bound is None:
+        bound = common_prefix(text_ids(chat.tokenizer, other), whole.ids)
+    return _last_stop(facts, whole.ids[:bound], start)
+
+
+def _last_stop(facts: Facts, ids: list[int], start: int) -> int | None:
+    return next((place + 1 for place in range(len(ids) - 1, start - 1, -1) if ids[place] == facts.stop), None)
+
+
 def _closed_at(chat: Conversation, facts: Facts, alone: list[int], start: int) -> int | None:
     """Return the place behind the token that closes the last turn: the stop token, or another (of a tool call)."""
-    for place in range(len(alone) - 1, start - 1, -1):
-        if alone[place] == facts.stop:
-            return place + 1
+    stop = _last_stop(facts, alone, start)
+    if stop is not None:
+        return stop
     for place in range(len(alone) - 1, start - 1, -1):
         if alone[place] in facts.special:
             return place + 1
@@ -286,22 +369,33 @@ def _closed_at(chat: Conversation, facts: Facts, alone: list[int], start: int) -
     return None
 
 
-def _content_end(chat: Conversation, ids: list[int], turn: int) -> int:
+def _content_end(chat: Conversation, whole: Whole, turn: int) -> int:
     """Return the place behind the last token that depends on the text of a turn."""
-    return len(ids) - min(common_suffix(chat.ids_with(turn, probe), ids) for probe in PROBES)
+    others = [chat.text_with(turn, probe) for probe in PROBES]
+    end = len(whole.text) - min(common_suffix(other, whole.text) for other in others)
+    place = whole.place(end)
+    if place is not None and whole.is_first(end):
+        return place
+    return len(whole.ids) - min(common_suffix(text_ids(chat.tokenizer, other), whole.ids) for other in others)
 
 
 # --- sequences -----------------------------------------------------------------------------------------------------
 
 
 def common_prefix(left: Sequence, right: Sequence) -> int:
-    """Return how many items two sequences share at their start."""
-    shorter = min(len(left), len(right))
-    if left[:shorter] == right[:shorter]:
-        return shorter
-    return next((place for place in range(shorter) if left[place] != right[place]), shorter)
+    """Return how many items two sequences of one type share at their start."""
+    low, high = 0, min(len(left), len(right))
+    if left[:high] == right[:high]:
+        return high
+    while high - low > 1:  # the first `low` items are shared, the first `high` are not
+        middle = (low + high) // 2
+        if left[low:middle] == right[low:middle]:
+            low = middle
+        else:
+            high = middle
+    return low
 
 
 def common_suffix(left: Sequence, right: Sequence) -> int:
-    """Return how many items two sequences share at their end."""
+    """Return how many items two sequences of one type share at their end."""
     return common_prefix(left[::-1], right[::-1])
