@@ -143,7 +143,7 @@ class PreferenceTrainer(OrderedTrainer):
         nll = -chosen / chosen_lengths.clamp(min=1)
         losses = self.objective(pairs, self.settings) + self.nll_weight * nll
         assert losses.shape == chosen.shape, "an objective gives one loss per pair"
-        self._add_metrics(pairs, nll)
+        self._add_metrics(pairs, nll, losses, inputs["weight"])
         weighted = (inputs["weight"] * losses).sum()
         if num_items_in_batch is None:
             loss = weighted / inputs["weight"].sum()
@@ -168,12 +168,13 @@ class PreferenceTrainer(OrderedTrainer):
         with torch.no_grad(), self.compute_loss_context_manager():
             return self.compute_loss(model, inputs).detach(), None, None
 
-    def _add_metrics(self, pairs: PairLogps, nll: Tensor) -> None:
+    def _add_metrics(self, pairs: PairLogps, nll: Tensor, losses: Tensor, weights: Tensor) -> None:
         """Add to the running sums on the device; nothing is synchronised before the next log."""
         with torch.no_grad():
             chosen, rejected = self.settings.beta * pairs.chosen_ratio, self.settings.beta * pairs.rejected_ratio
             rows = (chosen, rejected, (chosen > rejected).float(), chosen - rejected, pairs.chosen, pairs.rejected, nll)
-            sums = torch.stack([*(row.sum() for row in rows), torch.tensor(float(len(nll)), device=nll.device)])
+            count = torch.tensor(float(len(nll)), device=nll.device)
+            sums = torch.stack([*(row.sum() for row in rows), (weights * losses).sum(), weights.sum(), count])
         split = "train" if self.model.training else "eval"
         self._sums[split] = sums if (old := self._sums[split]) is None else old + sums
 
@@ -184,11 +185,15 @@ class PreferenceTrainer(OrderedTrainer):
             totals = self.accelerator.reduce(sums, reduction="sum").tolist()
             prefix = "eval_" if split == "eval" else ""
             logs |= {f"{prefix}{name}": total / totals[-1] for name, total in zip(METRICS, totals)}
+            if split == "eval":  # transformers' mean over batches would depend on how the weights fall into them
+                logs["eval_loss"] = totals[-3] / totals[-2]
             self._sums[split] = None
         super().log(logs, start_time)
 
 
-def reference_logps(model: PreTrainedModel, rows: Dataset, collator: PairCollator, batch_size: int, **options: Any) -> Any:
+def reference_logps(
+    model: PreTrainedModel, rows: Dataset, collator: PairCollator, batch_size: int, **options: Any
+) -> Any:
     """Return the reference's summed log-probabilities of every pair, two tensors of shape (N,), in row order.
 
     `options`: `device`, `autocast` (a context), `on_progress(done, total)`. Rows are scored sorted by length.

@@ -27,6 +27,12 @@ class SeededSFTTrainer(OrderedTrainer, SFTTrainer):
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Leave the card to the run directory, which knows the data and the recipe."""
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Let the count of tokens go on where the checkpoint left it; TRL starts again from 0."""
+        counts = [logs["num_tokens"] for logs in self.state.log_history if "num_tokens" in logs]
+        self._total_train_tokens = max(self._total_train_tokens, int(max(counts, default=0)))
+        super()._run_epoch(*args, **kwargs)
+
 
 def train(job: Job) -> Fitted:
     """Fine-tune the model of the recipe on its tokenised rows, and save it."""

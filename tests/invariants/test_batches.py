@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -221,7 +222,7 @@ def test_packed_rows_do_not_see_each_other(small_world, tmp_path):
         with torch.no_grad():
             found.append(trainer.model(**batch, use_cache=False).logits[0])
     starts = [0, 9, 39, 43, 60]
-    for i, (start, stop) in enumerate(zip(starts, starts[1:])):
+    for i, (start, stop) in enumerate(pairwise(starts)):
         same = torch.equal(found[0][start:stop], found[1][start:stop])
         assert same == (i != 1), f"row {i}"
 

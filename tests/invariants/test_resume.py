@@ -1,0 +1,265 @@
+"""Killed at any moment and resumed equals uninterrupted, bit for bit: final weights, metrics, results."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes import small_recipe, write_jsonl
+from killing import MOMENTS, run_in_process
+
+from aligner.errors import DataError, UsageError
+from aligner.events import Notice
+from aligner.methods import run_recipe
+from aligner.record import read_metrics
+
+LORA = {"r": 4, "lora_dropout": 0.2}
+EVERY = {"trainer__max_steps": -1, "trainer__num_train_epochs": 2, "trainer__save_steps": 4}
+
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "sft grouped by length": (
+        "sft",
+        {**EVERY, "trainer__train_sampling_strategy": "group_by_length", "trainer__gradient_accumulation_steps": 2},
+    ),
+    "sft packed": ("sft", {**EVERY, "sft__packing": True, "trainer__per_device_train_batch_size": 1}),
+    "dpo with a computed reference": ("dpo", {**EVERY, "trainer__gradient_accumulation_steps": 2}),
+    "dpo with LoRA and dropout": ("dpo", {**EVERY, "model__lora": LORA, "data__eval": 0.2, "trainer__eval_steps": 3}),
+    "dpo that stops in the middle of an epoch": ("dpo", {"trainer__max_steps": 7, "trainer__save_steps": 3}),
+    "sft that stops early": (
+        "sft",
+        {
+            **EVERY,
+            "trainer__num_train_epochs": 4,
+            "trainer__save_steps": 3,
+            "trainer__learning_rate": 0.3,
+            "data__eval": 0.2,
+            "early_stopping": {"patience": 2},
+        },
+    ),
+}
+
+COUNTS = {"in the middle of an epoch": 14, "after a line of metrics": 6, "while a checkpoint is written": 2}
+"""At which passage the process dies, where it is not the first."""
+
+TIMINGS = ("time_s", "runtime", "samples_per_second", "steps_per_second")
+
+
+def lines_of(run: Path) -> list[dict[str, Any]]:
+    return [{key: value for key, value in line.items() if key not in TIMINGS} for line in read_metrics(run)]
+
+
+def assert_same(run: Path, whole: Path) -> None:
+    """The same final weights to the bit, the same metrics, no line twice or missing, the same results."""
+    for name in ("model.safetensors", "adapter_model.safetensors"):
+        for file in whole.glob(f"final/{name}"):
+            assert (run / "final" / name).read_bytes() == file.read_bytes(), name
+    assert lines_of(run) == lines_of(whole)
+    results = [json.loads((folder / "manifest.json").read_text())["results"] for folder in (run, whole)]
+    for result in results:
+        for key in TIMINGS:
+            result.pop(f"eval/{key}", None)
+    assert results[0] == results[1]
+    assert not list(run.glob("*.unfinished"))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(small_world, tmp_path_factory):
+    """A run of each case from start to end, made when first asked for."""
+    folder, done = tmp_path_factory.mktemp("uninterrupted"), {}
+
+    def get(case: str) -> Path:
+        if case not in done:
+            method, flags = CASES[case]
+            done[case] = folder / str(len(done))
+            assert run_in_process(method, small_world, done[case], flags=flags) == 0
+        return done[case]
+
+    return get
+
+
+def kill_and_resume(case: str, moment: str, world: Path, run: Path, count: int | None = None) -> None:
+    method, flags = CASES[case]
+    count = count or COUNTS.get(moment, 1)
+    assert run_in_process(method, world, run, flags=flags, moment=moment, count=count) == -9
+    assert not (run / "manifest.json").exists()
+    assert run_in_process(method, world, run, flags=flags, resume=True) == 0
+
+
+@pytest.mark.parametrize(
+    ("case", "moment"),
+    [
+        ("sft grouped by length", "in the middle of an epoch"),
+        ("dpo with LoRA and dropout", "before a checkpoint is declared whole"),
+    ],
+)
+def test_killed_and_resumed_equals_uninterrupted(uninterrupted, small_world, tmp_path, own_cache, case, moment):
+    kill_and_resume(case, moment, small_world, tmp_path / "run")
+    assert_same(tmp_path / "run", uninterrupted(case))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("case", CASES)
+def test_killed_at_any_moment_and_resumed_equals_uninterrupted(
+    uninterrupted, small_world, tmp_path, own_cache, case, moment
+):
+    if moment == "while the reference is computed" and ("sft" in case or "LoRA" in case):
+        pytest.skip("this run computes no reference")
+    kill_and_resume(case, moment, small_world, tmp_path / "run")
+    assert_same(tmp_path / "run", uninterrupted(case))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_killed_again_and_again_at_every_step(uninterrupted, small_world, tmp_path, own_cache, case):
+    """Each session gets as far as its third step or its first checkpoint; in the end it is the same run."""
+    method, flags = CASES[case]
+    run, sessions = tmp_path / "run", 0
+    moments = (("in the middle of an epoch", 9), ("after a checkpoint is declared whole", 1))
+    while not (run / "manifest.json").exists():
+        moment, count = moments[sessions % 2]
+        code = run_in_process(method, small_world, run, flags=flags, resume=sessions > 0, moment=moment, count=count)
+        assert code in (0, -9)
+        sessions += 1
+        assert sessions < 40
+    assert sessions > 2
+    assert_same(run, uninterrupted(case))
+
+
+# --- the command itself --------------------------------------------------------------------------------------------
+
+
+def start(recipe: Path, *options: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "aligner", "sft", str(recipe), *options]
+    return subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def wait_until(found: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    limit = time.monotonic() + 240
+    while not found():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def commanded(small_world, tmp_path, own_cache):
+    """Recipe files of the same run in two places, and the one in the first place done without interruption."""
+    flags = {**EVERY, "trainer__num_train_epochs": 6, "trainer__train_sampling_strategy": "group_by_length"}
+    recipes = []
+    for name in ("whole", "run"):
+        recipes.append(tmp_path / f"{name}.yaml")
+        recipes[-1].write_text(small_recipe("sft", small_world, tmp_path / name, **flags).text)
+    assert run_in_process("sft", small_world, tmp_path / "whole", flags=flags) == 0
+    return recipes[1], tmp_path / "run", tmp_path / "whole"
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_with_130_and_the_run_can_be_resumed(commanded):
+    recipe, run, whole = commanded
+    process = start(recipe)
+    wait_until(lambda: any(run.glob("checkpoints/*/complete")), process)
+    process.send_signal(signal.SIGINT)
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 130
+    assert "--resume" in output
+    assert "Traceback" not in output
+    again = start(recipe, "--resume")
+    assert again.wait(240) == 0
+    assert_same(run, whole)
+
+
+@pytest.mark.slow
+def test_the_command_killed_at_moments_that_nobody_chose(commanded):
+    """Watch the run directory from outside; kill soon after whatever has just appeared."""
+    recipe, run, whole = commanded
+    signs: list[Callable[[], bool]] = [
+        lambda: run.exists(),
+        lambda: (run / "prepared").exists(),
+        lambda: (run / "metrics.jsonl").exists(),
+        lambda: any(run.glob("checkpoints/*")),
+        lambda: any(run.glob("checkpoints/checkpoint-[3-9]?/*")),
+        lambda: any(run.glob("final*")),
+    ]
+    draw, killed = random.Random(0), 0
+    for sign in signs:
+        process = start(recipe, *(["--resume"] if run.exists() else []))
+        wait_until(sign, process)
+        time.sleep(draw.random() * 0.05)
+        process.kill()
+        process.communicate()
+        killed += process.returncode == -signal.SIGKILL
+    assert killed == len(signs)
+    again = start(recipe, "--resume")
+    output = again.communicate(timeout=240)[0]
+    assert again.returncode == 0, output
+    assert_same(run, whole)
+
+
+# --- what is refused, and what is said -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def begun(small_world, tmp_path, own_cache):
+    """A run that was killed after its first checkpoint, and a function that resumes it."""
+    data = tmp_path / "rows.jsonl"
+    data.write_bytes((small_world / "sft.jsonl").read_bytes())
+    flags = {"data__train": str(data), "trainer__save_steps": 2}
+    run = tmp_path / "run"
+
+    def resume(*overrides: str, **more: Any):
+        return run_recipe(small_recipe("sft", small_world, run, *overrides, **flags), resume=True, **more)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("aligner.training.save_final", _interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run_recipe(small_recipe("sft", small_world, run, **flags))
+    return run, resume, data
+
+
+def _interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_run_in_the_way_says_how_to_go_on(begun, small_world):
+    run, _, _ = begun
+    with pytest.raises(UsageError, match="--resume"):
+        run_recipe(small_recipe("sft", small_world, run))
+
+
+@pytest.mark.parametrize(
+    ("override", "key"), [("trainer.learning_rate=0.5", "trainer.learning_rate"), ("seed=7", "seed")]
+)
+def test_a_changed_recipe_is_not_resumed_and_the_key_is_named(begun, override, key):
+    _, resume, _ = begun
+    with pytest.raises(UsageError, match=key):
+        resume(override)
+
+
+def test_changed_data_are_not_resumed_and_the_file_is_named(begun):
+    _, resume, data = begun
+    write_jsonl(data, [json.loads(line) for line in data.read_text().splitlines()][1:])
+    with pytest.raises(DataError, match=data.name):
+        resume()
+
+
+def test_resuming_says_where_it_goes_on_and_a_finished_run_is_left_alone(begun):
+    run, resume, _ = begun
+    events: list[Any] = []
+    resume(on_event=events.append)
+    notices = [event.text for event in events if isinstance(event, Notice)]
+    assert any("checkpoint-4" in text for text in notices)
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+    events.clear()
+    outcome = resume(on_event=events.append)
+    assert any("finished already" in event.text for event in events if isinstance(event, Notice))
+    assert outcome.results["steps"] == 4
+    assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}

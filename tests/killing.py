@@ -1,0 +1,117 @@
+"""Runs in processes of their own that are killed at a chosen moment: SIGKILL, from within, so that it is exact.
+
+The processes come from a fork server that has imported everything once, so a run costs little more than its training.
+`MOMENTS` names the places; `count` says at which passage through the place the process dies.
+"""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fakes import small_recipe
+
+Place = tuple[str, str, bool]
+"""Owner ("module" or "module:Class"), attribute, and whether the process dies before the call (else after it)."""
+
+MOMENTS: dict[str, Place] = {
+    "while rows are tokenised": ("aligner.prepare", "_write", True),
+    "before the tokenised rows have their books": ("aligner.prepare", "_write", False),
+    "while the model is loaded": ("aligner.methods.{method}", "load_policy", True),
+    "while the reference is computed": ("aligner.reference", "_save", True),
+    "in the middle of an epoch": ("transformers:Trainer", "training_step", True),
+    "while a checkpoint is written": ("transformers:Trainer", "_save_optimizer_and_scheduler", True),
+    "before a checkpoint is declared whole": ("aligner.run:Run", "complete_checkpoint", True),
+    "after a checkpoint is declared whole": ("aligner.run:Run", "complete_checkpoint", False),
+    "after a line of metrics": ("aligner.run:Run", "log_metrics", False),
+    "while the final weights are saved": ("aligner.training", "save_final", True),
+    "before the final weights are in their place": ("aligner.training", "_results", True),
+    "after the final weights": ("aligner.training", "save_final", False),
+    "before the manifest": ("aligner.run:Run", "finish", True),
+}
+
+PRELOADED = ["aligner.methods.sft", "aligner.methods.dpo", "aligner.report", "aligner.data.loading", "peft"]
+PATIENCE_S = 300
+
+
+def run_in_process(
+    method: str,
+    world: Path,
+    folder: Path,
+    overrides: tuple[str, ...] = (),
+    flags: dict[str, Any] | None = None,
+    *,
+    resume: bool = False,
+    moment: str | None = None,
+    count: int = 1,
+) -> int:
+    """Run a small recipe in a process of its own; returns its exit code, -9 when it was killed."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    settings = (method, world, folder, overrides, flags or {}, resume, moment, count, os.environ.get("ALIGNER_CACHE"))
+    process = context.Process(target=_work, args=settings)
+    process.start()
+    process.join(PATIENCE_S)
+    if process.exitcode is None:
+        process.kill()
+        raise TimeoutError(f"the run did not end within {PATIENCE_S} s")
+    return process.exitcode
+
+
+def _work(
+    method: str,
+    world: Path,
+    folder: Path,
+    overrides: tuple[str, ...],
+    flags: dict[str, Any],
+    resume: bool,
+    moment: str | None,
+    count: int,
+    cache: str | None,
+) -> None:
+    import torch
+
+    from aligner.methods import run_recipe
+
+    torch.set_num_threads(1)
+    if cache is not None:
+        os.environ["ALIGNER_CACHE"] = cache
+    if moment is not None:
+        _die_at(moment, method, count)
+    run_recipe(small_recipe(method, world, folder, *overrides, **flags), resume=resume)
+
+
+def _die_at(moment: str, method: str, count: int) -> None:
+    where, name, before = MOMENTS[moment]
+    module, _, class_name = where.format(method=method).partition(":")
+    owner: Any = __import__(module, fromlist=["x"])
+    owner = getattr(owner, class_name) if class_name else owner
+    setattr(owner, name, _deadly(getattr(owner, name), count, before))
+
+
+def _deadly(function: Callable[..., Any], count: int, before: bool) -> Callable[..., Any]:
+    passed = 0
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        nonlocal passed
+        passed += 1
+        if before and passed == count:
+            _die()
+        result = function(*args, **kwargs)
+        if not before and passed == count:
+            _die()
+        return result
+
+    return wrapper
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(60)
