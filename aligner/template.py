@@ -279,9 +279,12 @@ def _start_in_text(chat: Conversation, facts: Facts, whole: Whole, turn: int, op
         prompt = whole.ids[max(0, start - len(facts.opening)) : start]
         if whole.ids[start - 1] in facts.special or (prompt and prompt == facts.opening):
             return start
-    bare = common_prefix(chat.text(chat.messages[:turn]), opened)
+    before = chat.text(chat.messages[:turn])
+    bare = common_prefix(before, opened)
     begin = whole.place(bare)
-    if begin is None or shared < bare or not facts.opening or whole.ids[begin] != facts.opening[0]:
+    if begin is None or not common_prefix(before, whole.text) <= bare < shared:
+        return None
+    if not facts.opening or whole.ids[begin] != facts.opening[0]:
         return None
     return begin + common_prefix(facts.opening, whole.ids[begin:])  # answers open in another way than for generation
 
@@ -290,7 +293,10 @@ def _start_in_tokens(chat: Conversation, facts: Facts, whole: Whole, turn: int, 
     """Return the place where the prompt stops being a token prefix, if that is in the generation prompt or behind."""
     prompt = text_ids(chat.tokenizer, opened)
     start = common_prefix(prompt, whole.ids)
-    if start == len(prompt) or start >= common_prefix(chat.ids(turn), prompt):
+    if start == len(prompt):
+        return start
+    before = chat.ids(turn)
+    if common_prefix(before, whole.ids) <= common_prefix(before, prompt) < start:
         return start
     return _start_in_place(chat, facts, whole, turn)
 
