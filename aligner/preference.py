@@ -125,6 +125,10 @@ class PreferenceTrainer(OrderedTrainer):
         without_base_dropout(self.model)
         fuse_head(self.model)
 
+    def blank(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Return the pair with a weight of 0."""
+        return {**row, "weight": 0.0}
+
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
         """Fetch the batches of one step, and the sum of their pairs' weights over accumulation steps and ranks."""
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator)]
@@ -173,8 +177,9 @@ class PreferenceTrainer(OrderedTrainer):
         with torch.no_grad():
             chosen, rejected = self.settings.beta * pairs.chosen_ratio, self.settings.beta * pairs.rejected_ratio
             rows = (chosen, rejected, (chosen > rejected).float(), chosen - rejected, pairs.chosen, pairs.rejected, nll)
-            count = torch.tensor(float(len(nll)), device=nll.device)
-            sums = torch.stack([*(row.sum() for row in rows), (weights * losses).sum(), weights.sum(), count])
+            counts = (weights > 0).float()  # a pair without weight only fills a batch
+            count = counts.sum()
+            sums = torch.stack([*((counts * row).sum() for row in rows), (weights * losses).sum(), weights.sum(), count])
         split = "train" if self.model.training else "eval"
         self._sums[split] = sums if (old := self._sums[split]) is None else old + sums
 

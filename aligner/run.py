@@ -98,17 +98,8 @@ class Run:
     @classmethod
     def create(cls, resolved: Resolved, *, resume: bool = False, overwrite: bool = False) -> Run:
         """Make the run directory, or open it again. A finished run that is resumed comes back with `is_done`."""
-        if resume and overwrite:
-            raise UsageError("--resume and --overwrite exclude each other.", "Give one of them.")
         run = cls(Path(resolved.recipe.output_dir))
-        state = _state_of(run.dir)
-        if state not in ("free", "barely begun", "run"):
-            raise UsageError(f"{run.dir} {state}.", "Choose another output_dir; nothing in there was touched.")
-        if state == "run" and not (resume or overwrite):
-            raise UsageError(
-                f"{run.dir} exists already: {_what_is_in(run.dir)}.",
-                "Add --resume to go on with it, --overwrite to start again from nothing, or choose another output_dir.",
-            )
+        state = cls.check_place(run.dir, resume=resume, overwrite=overwrite)
         run._lock()
         if resume and state == "run":
             run._reopen(resolved)
@@ -116,6 +107,21 @@ class Run:
             _clear(run.dir)
             run._begin(resolved)
         return run
+
+    @staticmethod
+    def check_place(folder: Path, *, resume: bool = False, overwrite: bool = False) -> str:
+        """Refuse a place that cannot be used, before any work; return what is there ("free", "barely begun", "run")."""
+        if resume and overwrite:
+            raise UsageError("--resume and --overwrite exclude each other.", "Give one of them.")
+        state = _state_of(folder)
+        if state not in ("free", "barely begun", "run"):
+            raise UsageError(f"{folder} {state}.", "Choose another output_dir; nothing in there was touched.")
+        if state == "run" and not (resume or overwrite):
+            raise UsageError(
+                f"{folder} exists already: {_what_is_in(folder)}.",
+                "Add --resume to go on with it, --overwrite to start again from nothing, or choose another output_dir.",
+            )
+        return state
 
     @classmethod
     def attach(cls, run_dir: str | Path) -> Run:

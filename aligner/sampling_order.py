@@ -20,14 +20,22 @@ class SeededSampler(Sampler[int]):
     """Yield every row once an epoch: shuffled, or shuffled with rows of similar length next to each other.
 
     `lengths` (N,) turns grouping on; `rows_per_step` is the number of rows of one optimizer step over all processes.
-    The step with the longest row comes first, so that a step that does not fit into memory fails at once.
+    The step with the longest row comes first, so that a step that does not fit into memory fails at once. Blank rows,
+    which follow the others in the data set and count for nothing, come last in every epoch.
     """
 
     def __init__(
-        self, num_rows: int, seed: int, *, lengths: Sequence[int] | None = None, rows_per_step: int = 1
+        self,
+        num_rows: int,
+        seed: int,
+        *,
+        lengths: Sequence[int] | None = None,
+        rows_per_step: int = 1,
+        num_blank_rows: int = 0,
     ) -> None:
         assert lengths is None or len(lengths) == num_rows
         self.num_rows, self.seed, self.lengths, self.rows_per_step = num_rows, seed, lengths, rows_per_step
+        self.num_blank_rows = num_blank_rows
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -35,12 +43,13 @@ class SeededSampler(Sampler[int]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.num_rows
+        return self.num_rows + self.num_blank_rows
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = torch.randperm(self.num_rows, generator=generator).tolist()
-        return iter(order if self.lengths is None else self._grouped(order, generator))
+        order = order if self.lengths is None else self._grouped(order, generator)
+        return iter([*order, *range(self.num_rows, len(self))])
 
     def _grouped(self, order: list[int], generator: torch.Generator) -> list[int]:
         lengths = self.lengths

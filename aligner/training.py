@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import TrainerControl, TrainerState
 
@@ -113,14 +113,34 @@ class OrderedTrainer(Trainer):
             return
         super()._run_epoch(*args, **kwargs)
 
+    num_blank_rows: int = 0
+
+    def blank(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Return a copy of a row that counts for nothing in the loss."""
+        raise NotImplementedError
+
+    def fill_last_batch(self) -> None:
+        """Add blank rows until every rank's last batch is full.
+
+        accelerate would fill it with rows from the start of the epoch, which would then be trained twice.
+        """
+        missing = -len(self.train_dataset) % (self.args.train_batch_size * max(1, self.args.world_size))
+        if self.args.world_size < 2 or self.args.dataloader_drop_last or missing == 0:
+            return
+        rows = self.train_dataset
+        shortest = min(range(len(rows)), key=list(rows["length"]).__getitem__) if "length" in rows.column_names else 0
+        blanks = Dataset.from_list([self.blank(rows[shortest])] * missing, features=rows.features)
+        self.train_dataset, self.num_blank_rows = concatenate_datasets([rows, blanks]), missing
+
     def _get_train_sampler(self, train_dataset: Any = None) -> SeededSampler:
         rows = self.train_dataset if train_dataset is None else train_dataset
         world = max(1, self.args.world_size)
         self.train_order = SeededSampler(
-            len(rows),
+            len(rows) - self.num_blank_rows,
             self.args.seed,
             lengths=self.group_lengths,
             rows_per_step=self.args.train_batch_size * self.args.gradient_accumulation_steps * world,
+            num_blank_rows=self.num_blank_rows,
         )
         return self.train_order
 
@@ -218,6 +238,7 @@ def fit(trainer: OrderedTrainer, recipe: TrainRecipe, run: Run, on_event: OnEven
     """
     keep = int(recipe.trainer.get("save_total_limit") or KEPT_CHECKPOINTS)
     trainer.remove_callback(PrinterCallback)
+    trainer.fill_last_batch()
     trainer.add_callback(Recorder(trainer, run, on_event, keep))
     if recipe.early_stopping is not None:
         trainer.add_callback(EarlyStoppingCallback(recipe.early_stopping.patience, recipe.early_stopping.threshold))

@@ -8,6 +8,7 @@ while the others wait, with a time-out of a day instead of NCCL's ten minutes.
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -80,6 +81,10 @@ def run_recipe(
     check_model_path(resolved.recipe.model)
     if resolved.recipe.launch.num_processes > 1:
         launch_line(resolved.recipe.launch, [])  # refuses here what could not be launched later
+    if not dry_run:
+        Run.check_place(Path(resolved.recipe.output_dir), resume=resume, overwrite=overwrite)
+    if resolved.recipe.launch.num_machines > 1 and not dry_run:
+        return _run_machine(resolved, resume, overwrite, on_event)
     loaded = _load(resolved.recipe, on_event)
     if dry_run:
         return _dry_run(resolved, loaded, on_event)
@@ -188,15 +193,33 @@ def _run_ranks(resolved: Resolved, run: Run, loaded: Loaded, on_event: OnEvent |
     line = launch_line(recipe.launch, [recipe.method, str(run.dir / RANKS_RECIPE)])
     os.environ[PREPARED_RUN] = str(run.dir)
     try:
-        code = run_ranks(line, on_line=lambda text: _tell(on_event, Notice(f"Launching: {text}")))
+        _launch(line, on_event)
     finally:
         del os.environ[PREPARED_RUN]
-    if code != 0 or not run.is_done:
+    assert run.is_done, "ranks that end well have finished the run"
+    return Outcome(run.dir, run.read_json("manifest.json")["results"], run.dir / "report.html")
+
+
+def _run_machine(resolved: Resolved, resume: bool, overwrite: bool, on_event: OnEvent | None) -> Outcome:
+    """Start this machine's ranks among those of several: rank 0 prepares, in a folder that all machines share."""
+    recipe = resolved.recipe
+    options = [name for name, given in (("--resume", resume), ("--overwrite", overwrite)) if given]
+    with tempfile.TemporaryDirectory(prefix="aligner-machine-") as folder:
+        file = Path(folder) / "recipe.json"
+        file.write_text(json.dumps(recipe.model_dump(mode="json", exclude_unset=True)), encoding="utf-8")
+        line = launch_line(recipe.launch, [recipe.method, str(file), *options])
+        _launch(line, on_event)
+    run = Run.attach(recipe.output_dir)
+    return Outcome(run.dir, (run.read_json("manifest.json") or {}).get("results", {}), run.dir / "report.html")
+
+
+def _launch(line: list[str], on_event: OnEvent | None) -> None:
+    code = run_ranks(line, on_line=lambda text: _tell(on_event, Notice(f"Launching: {text}")))
+    if code != 0:
         raise TrainingError(
             f"the processes ended with exit code {code} before the run was finished",
             "look at the messages above; --resume goes on from the last checkpoint",
         )
-    return Outcome(run.dir, run.read_json("manifest.json")["results"], run.dir / "report.html")
 
 
 def _run_as_rank(resolved: Resolved, rank: int, resume: bool, overwrite: bool, on_event: OnEvent | None) -> Outcome:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from trl import SFTConfig, SFTTrainer
 
+from aligner.chat import IGNORED
 from aligner.config.schema import SftRecipe
 from aligner.methods.job import Job
 from aligner.models import load_policy
@@ -26,6 +27,25 @@ class SeededSFTTrainer(OrderedTrainer, SFTTrainer):
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Leave the card to the run directory, which knows the data and the recipe."""
+
+    def blank(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Return the row without a trained token."""
+        return {**row, "labels": [IGNORED] * len(row["labels"])}
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Give the held-out loss as a mean over tokens; transformers' mean over batches depends on how rows fall into them."""
+        self._held_out = []
+        output = super().evaluation_loop(*args, **kwargs)
+        parts = self.accelerator.reduce(torch.tensor(self._held_out).sum(dim=0).to(self.args.device), reduction="sum")
+        output.metrics[f"{kwargs.get('metric_key_prefix', 'eval')}_loss"] = (parts[0] / parts[1]).item()
+        return output
+
+    def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Note the loss of each batch with its number of trained tokens."""
+        loss, logits, labels = super().prediction_step(model, inputs, *args, **kwargs)
+        tokens = float((inputs["labels"][:, 1:] != IGNORED).sum())
+        self._held_out.append((float(loss) * tokens, tokens))
+        return loss, logits, labels
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """Let the count of tokens go on where the checkpoint left it; TRL starts again from 0."""

@@ -70,10 +70,9 @@ def assert_same(folder: Path, one: str, other: str) -> None:
     assert losses(folder, one) == pytest.approx(losses(folder, other), abs=1e-5)
     left, right = weights(folder, one), weights(folder, other)
     assert left.keys() == right.keys()
-    assert max(float((left[name] - right[name]).abs().max()) for name in left) < 1e-5
+    assert max(float((left[name] - right[name]).abs().max()) for name in left) < 3e-5  # Adam at this rate turns rounding into a thousandth of a step
 
 
-SHORT = f"data.train=[{{path: {DATA['sft']}, max_rows: 13}}]"
 HALVED = ("trainer.per_device_train_batch_size=4", "--num-processes", "2")
 
 
@@ -88,11 +87,12 @@ def test_two_processes_equal_one_with_the_same_global_batch(folder, method, lora
     assert "rank1" not in done.stderr
 
 
-@pytest.mark.xfail(strict=True, reason="accelerate fills the last batch of an epoch with rows from its start")
-def test_two_processes_equal_one_where_the_last_batch_is_short(folder) -> None:
-    train(folder, "sft", "short-one", SHORT)
-    train(folder, "sft", "short-two", SHORT, *HALVED)
-    assert_same(folder, "short-one", "short-two")
+@pytest.mark.parametrize("method", ["sft", "dpo"])
+def test_two_processes_equal_one_where_the_last_batch_is_short(folder, method: str) -> None:
+    short = f"data.train=[{{path: {DATA[method]}, max_rows: 13}}]"
+    train(folder, method, f"short-{method}-one", short)
+    train(folder, method, f"short-{method}-two", short, *HALVED)
+    assert_same(folder, f"short-{method}-one", f"short-{method}-two")
 
 
 def test_accelerates_own_launcher_trains_the_same(folder) -> None:
