@@ -52,6 +52,8 @@ def training_arguments(
             values[key.replace("gradient", "activation")] = values.pop(key)
     # Rotation is ours: transformers removes old checkpoints before the new one is known to be whole.
     values["save_total_limit"] = None
+    # Else a resumed run forgets how many evaluations brought no improvement, and stops late.
+    values["restore_callback_states_from_checkpoint"] = True
     return argument_class(
         output_dir=str(run.checkpoints_dir),
         seed=recipe.seed,
