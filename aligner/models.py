@@ -11,68 +11,45 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from hashlib import sha256
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aligner.chat import stop_token_ids
 from aligner.config.schema import Lora, Model
 from aligner.errors import RecipeError
+from aligner.model_files import adapter_config, base_of, check_model_path, local_name, read_chat_template
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
-ADAPTER_FILE = "adapter_config.json"
 PAD_NAMES = ("pad", "reserved", "unused")
 NEW_PAD_TOKEN = "<|pad|>"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 QUANTIZED = ("nf4", "fp4", "int8")
-
-
-def check_model_path(model: Model) -> None:
-    """Refuse a model folder that is not there or holds no model, without loading anything.
-
-    Raises: RecipeError naming the path. A name that can be a hub id is left to the hub.
-    """
-    path = Path(model.name_or_path).expanduser()
-    if path.is_dir():
-        if not any((path / name).is_file() for name in ("config.json", ADAPTER_FILE)):
-            raise RecipeError(
-                f"model.name_or_path: {path} holds neither config.json nor {ADAPTER_FILE}",
-                "name the folder of a model, for example the final/ of a run",
-            )
-    elif path.exists():
-        raise RecipeError(f"model.name_or_path: {path} is a file", "name the folder that holds the model")
-    elif not HUB_ID.match(model.name_or_path) or (path.parent.is_dir() and "/" in model.name_or_path):
-        raise RecipeError(
-            f"model.name_or_path: there is no folder {path}{_is_unfinished_run(path)}",
-            f"check the path (it is taken from {Path.cwd()}), or name a hub id such as Qwen/Qwen3-0.6B",
-        )
-
-
-def _is_unfinished_run(path: Path) -> str:
-    run = path.parent
-    return f"; the run {run} has not finished" if path.name == "final" and (run / "resolved.json").exists() else ""
 
 
 def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
     """Load the tokenizer with the recipe's template, new tokens, stop and padding tokens.
 
     A padding token that also ends answers is replaced by a reserved token, or a new one, so that padding can never be
-    taken for an end. Raises: RecipeError when a token or template that the recipe names is not there.
+    taken for an end. An adapter's folder without a tokenizer has its base's.
+
+    Raises: RecipeError when a token or template that the recipe names is not there.
     """
     from transformers import AutoTokenizer
 
     check_model_path(model)
+    name, revision = model.name_or_path, model.revision
+    if not any((Path(name).expanduser() / file).is_file() for file in TOKENIZER_FILES):
+        name, revision = base_of(model)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            _local(model.name_or_path), revision=model.revision, trust_remote_code=model.trust_remote_code
+            local_name(name), revision=revision, trust_remote_code=model.trust_remote_code
         )
-    except (OSError, ValueError) as error:
-        raise _cannot_load(model, "tokenizer", error) from error
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise _cannot_load(name, "tokenizer", error) from error
     if model.chat_template is not None:
         tokenizer.chat_template = read_chat_template(model.chat_template)
     if model.new_tokens:
@@ -90,7 +67,7 @@ def _set_token(tokenizer: PreTrainedTokenizerBase, key: str, token: str | None) 
         raise RecipeError(
             f"model.{key}: the tokenizer has no token {token!r}", f"list it in model.new_tokens too: [{token!r}]"
         )
-    setattr(tokenizer, key, token)
+    tokenizer.add_special_tokens({key: token})  # an attribute alone would not keep it in one piece in a text
 
 
 def _ensure_padding(tokenizer: PreTrainedTokenizerBase, model: Model) -> None:
@@ -114,39 +91,18 @@ def _ensure_padding(tokenizer: PreTrainedTokenizerBase, model: Model) -> None:
 
 
 def _configured_stops(model: Model) -> list[int]:
-    """Return the end-of-sequence ids in the model's generation_config.json, where there is one."""
-    from transformers import GenerationConfig
+    """Return the end-of-sequence ids in the generation_config.json of the model, or else in its config.json."""
+    from transformers import GenerationConfig, PreTrainedConfig
 
+    name, revision = base_of(model)
     try:
-        ids = GenerationConfig.from_pretrained(_local(model.name_or_path), revision=model.revision).eos_token_id
+        ids = GenerationConfig.from_pretrained(local_name(name), revision=revision).eos_token_id
     except OSError:
-        return []
+        try:
+            ids = PreTrainedConfig.get_config_dict(local_name(name), revision=revision)[0].get("eos_token_id")
+        except OSError:
+            return []
     return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
-
-
-def read_chat_template(name: str) -> str:
-    """Return a chat template: the content of a Jinja file, or the one that TRL ships under this name.
-
-    Raises: RecipeError with the names that exist.
-    """
-    path = Path(name).expanduser()
-    if path.is_file():
-        return path.read_text(encoding="utf-8")
-    spec = find_spec("trl")
-    assert spec is not None, "TRL is a dependency of ours"
-    assert spec.submodule_search_locations, "TRL is a package"
-    folder = Path(next(iter(spec.submodule_search_locations))) / "chat_templates"
-    shipped = folder / f"{name}.jinja"
-    if not shipped.is_file():
-        from difflib import get_close_matches
-
-        names = sorted(file.stem for file in folder.glob("*.jinja"))
-        close = get_close_matches(name, names, n=3) or names[:8]
-        raise RecipeError(
-            f"model.chat_template: {name!r} is neither a file nor a template that TRL ships",
-            f"did you mean {', '.join(close)}?",
-        )
-    return shipped.read_text(encoding="utf-8")
 
 
 def load_policy(model: Model, tokenizer: PreTrainedTokenizerBase, *, trainable: bool) -> PreTrainedModel:
@@ -154,9 +110,8 @@ def load_policy(model: Model, tokenizer: PreTrainedTokenizerBase, *, trainable: 
 
     Raises: RecipeError when it cannot be loaded, with transformers' reason.
     """
-    adapter = _adapter_config(model.name_or_path)
-    base_name = adapter["base_model_name_or_path"] if adapter else model.name_or_path
-    policy = _load_base(model, base_name, trainable)
+    adapter = adapter_config(model.name_or_path)
+    policy = _load_base(model, trainable)
     grow_embeddings(policy, tokenizer)
     if adapter:
         policy = _with_saved_adapter(policy, model, adapter, trainable)
@@ -168,9 +123,11 @@ def load_policy(model: Model, tokenizer: PreTrainedTokenizerBase, *, trainable: 
     return policy
 
 
-def _load_base(model: Model, name: str, trainable: bool) -> PreTrainedModel:
+def _load_base(model: Model, trainable: bool) -> PreTrainedModel:
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
+    name, revision = base_of(model)
     options: dict[str, Any] = {"dtype": resolve_dtype(model, trainable)}
     if model.attn_implementation:
         options["attn_implementation"] = model.attn_implementation
@@ -178,15 +135,30 @@ def _load_base(model: Model, name: str, trainable: bool) -> PreTrainedModel:
         options["quantization_config"] = _quantization_config(model)
         options["device_map"] = {"": _rank_device()}
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            _local(name),
-            revision=model.revision if name == model.name_or_path else None,
+        policy, loaded = AutoModelForCausalLM.from_pretrained(
+            local_name(name),
+            revision=revision,
             trust_remote_code=model.trust_remote_code,
             use_safetensors=True,
+            ignore_mismatched_sizes=True,  # told below, by name
+            output_loading_info=True,
             **options,
         )
-    except (OSError, ValueError, ImportError) as error:
-        raise _cannot_load(model, "model", error) from error
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+        raise _cannot_load(name, "model", error) from error
+    absent = sorted([*loaded["missing_keys"], *(key for key, *_ in loaded["mismatched_keys"])])
+    if absent:
+        raise RecipeError(
+            f"model.name_or_path: {len(absent)} weights of {name!r} are missing or have another shape than its config.json "
+            f"says ({absent[0]}), and transformers would put random numbers there",
+            "is the download, or the run, complete? A model with another kind of head cannot write text",
+        )
+    if getattr(policy, "_hf_peft_config_loaded", False):
+        raise RecipeError(
+            f"model.name_or_path: {name!r} is an adapter on the hub",
+            f"download it first: hf download {name} --local-dir DIR",
+        )
+    return policy
 
 
 def _quantization_config(model: Model) -> Any:
@@ -209,36 +181,79 @@ def _with_saved_adapter(policy: PreTrainedModel, model: Model, adapter: dict[str
     further = trainable and model.lora is not None
     if further:
         assert model.lora is not None
-        for key in ("r", "lora_alpha"):
-            if adapter[key] != getattr(model.lora, key):
-                raise RecipeError(
-                    f"model.lora.{key} is {getattr(model.lora, key)}, but the adapter in {model.name_or_path} has {adapter[key]}",
-                    f"set model.lora.{key}={adapter[key]}, or merge the adapter first and start a new one",
-                )
-    policy = PeftModel.from_pretrained(policy, model.name_or_path, is_trainable=further)
+        _refuse_other_settings(model.lora, adapter, model.name_or_path)
+    policy = PeftModel.from_pretrained(policy, local_name(model.name_or_path), is_trainable=further)
     if further or model.quantization in QUANTIZED:
         return policy
-    return policy.merge_and_unload()
+    return policy.merge_and_unload().requires_grad_(True)  # PEFT has frozen the base; now it is an ordinary model
+
+
+def _refuse_other_settings(lora: Lora, adapter: dict[str, Any], folder: str) -> None:
+    """An adapter that is trained further keeps its settings, so the recipe may not say others."""
+    for key, wanted in lora.model_dump().items():
+        found = adapter.get(key)
+        if key == "init_lora_weights" or (key == "target_modules" and isinstance(wanted, str)):
+            continue  # the first has had its effect; PEFT stores names for the second
+        if isinstance(wanted, list) or isinstance(found, list):
+            wanted, found = sorted(wanted or []), sorted(found or [])
+        if wanted != found:
+            raise RecipeError(
+                f"model.lora.{key} is {wanted}, but the adapter in {folder} has {found}",
+                f"set model.lora.{key}={json.dumps(found)}; or leave model.lora out to train the merged model",
+            )
 
 
 def _with_new_adapter(policy: PreTrainedModel, lora: Lora, model: Model, tokenizer: PreTrainedTokenizerBase) -> Any:
-    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+    """Freeze the model under a fresh adapter.
 
-    if model.quantization in QUANTIZED:
-        policy = prepare_model_for_kbit_training(policy, use_gradient_checkpointing=False)
-    new_ids = tokenizer.convert_tokens_to_ids(model.new_tokens) if model.new_tokens else None
-    saved_whole = lora.modules_to_save or []
+    A quantized base stays in the data type that it was loaded in. PEFT's `prepare_model_for_kbit_training` would turn
+    everything that is not quantized into float32: for an 8B Llama 2 GB more, and logits in float32. The adapter itself
+    is in float32 in every case.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    _check_modules(policy, lora)
+    tied = policy.config.get_text_config().tie_word_embeddings
+    heads = [_name_of(policy, part) for part in (policy.get_input_embeddings(), policy.get_output_embeddings())]
+    whole = [name for name in heads if name in (lora.modules_to_save or [])]
+    rows = [name for name in heads[: 1 if tied else 2] if name not in whole and not (tied and whole)]
+    new_ids = tokenizer.convert_tokens_to_ids(model.new_tokens)
     try:
         config = LoraConfig(
             task_type="CAUSAL_LM",
-            trainable_token_indices=None if new_ids is None or "embed_tokens" in saved_whole else new_ids,
+            # A new token must be read and written, so its row is trained in the embeddings and in the head.
+            trainable_token_indices=dict.fromkeys(rows, new_ids) if new_ids and rows else None,
+            ensure_weight_tying=bool(tied and whole),
             **lora.model_dump(),
         )
-        return get_peft_model(policy, config)
-    except ValueError as error:
+        return get_peft_model(policy, config, revision=model.revision)
+    except (ValueError, TypeError) as error:
         raise RecipeError(
             f"model.lora: {error}", "check model.lora.target_modules against the model's layers"
         ) from error
+
+
+def _name_of(policy: PreTrainedModel, part: Any) -> str:
+    return next(name for name, module in policy.named_modules() if module is part).rpartition(".")[2]
+
+
+def _check_modules(policy: PreTrainedModel, lora: Lora) -> None:
+    """Refuse modules that are not there, which PEFT would pass over, and an adapter that no loss would reach."""
+    names = {name.rpartition(".")[2] for name, _ in policy.named_modules()}
+    for name in lora.modules_to_save or []:
+        if name.rpartition(".")[2] not in names:
+            raise RecipeError(
+                f"model.lora.modules_to_save: the model has no module {name!r}",
+                f"its head is {_name_of(policy, policy.get_output_embeddings())!r}, "
+                f"its embeddings {_name_of(policy, policy.get_input_embeddings())!r}",
+            )
+    head = _name_of(policy, policy.get_output_embeddings())
+    if isinstance(lora.target_modules, list) and head in lora.target_modules:
+        raise RecipeError(
+            f"model.lora.target_modules: an adapter on the head ({head}) would not be trained, since the loss is "
+            "computed from the head's own weight",
+            f"drop it, or train the head whole with model.lora.modules_to_save=[{head}]",
+        )
 
 
 def grow_embeddings(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -252,9 +267,19 @@ def _mirror_special_tokens(policy: PreTrainedModel, tokenizer: PreTrainedTokeniz
     config = policy.config.get_text_config()
     config.pad_token_id = tokenizer.pad_token_id
     config.eos_token_id = tokenizer.eos_token_id
-    if policy.generation_config is not None:
-        policy.generation_config.pad_token_id = tokenizer.pad_token_id
-        policy.generation_config.eos_token_id = stop_token_ids(tokenizer, policy)
+    generation = policy.generation_config
+    if generation is not None:
+        generation.pad_token_id = tokenizer.pad_token_id
+        generation.eos_token_id = stop_token_ids(tokenizer, policy)
+        _let_it_be_saved(generation)
+
+
+def _let_it_be_saved(generation: GenerationConfig) -> None:
+    """Mend what some models ship: sampling settings without sampling, which transformers loads but will not save."""
+    try:
+        generation.validate(strict=True)
+    except ValueError:
+        generation.do_sample = True
 
 
 def resolve_dtype(model: Model, trainable: bool) -> torch.dtype:
@@ -308,26 +333,18 @@ def model_fingerprint(model: Model) -> str:
         with file.open("rb") as stream:
             while block := stream.read(1 << 22):
                 digest.update(block)
-    if adapter := _adapter_config(model.name_or_path):
-        base = model.model_copy(update={"name_or_path": adapter["base_model_name_or_path"], "revision": None})
+    if adapter_config(model.name_or_path):
+        name, revision = base_of(model)
+        base = model.model_copy(update={"name_or_path": name, "revision": revision})
         digest.update(model_fingerprint(base).encode())
     return digest.hexdigest()
 
 
-def _adapter_config(name: str) -> dict[str, Any] | None:
-    file = Path(name).expanduser() / ADAPTER_FILE
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-
-
-def _local(name: str) -> str:
-    """Return folders as absolute paths, so that a saved adapter finds its base from any working directory."""
-    path = Path(name).expanduser()
-    return str(path.resolve()) if path.is_dir() else name
-
-
-def _cannot_load(model: Model, what: str, error: Exception) -> RecipeError:
-    reason = str(error).strip().splitlines()
-    return RecipeError(
-        f"model.name_or_path: the {what} of {model.name_or_path!r} cannot be loaded: {reason[0] if reason else type(error).__name__}",
-        "check the name and the network (HF_HUB_OFFLINE), or name a folder that holds the model as safetensors",
-    )
+def _cannot_load(name: str, what: str, error: Exception) -> RecipeError:
+    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    hint = "check the name and the network (HF_HUB_OFFLINE), or name a folder that holds the model as safetensors"
+    if "trust_remote_code" in str(error):
+        hint = "set model.trust_remote_code=true if you trust the code that ships with it"
+    elif Path(name).expanduser().is_dir() or isinstance(error, ImportError):
+        hint = "see the message: a file is missing or damaged, or a setting under `model` does not fit this model"
+    return RecipeError(f"model.name_or_path: the {what} of {name!r} cannot be loaded: {reason}", hint)

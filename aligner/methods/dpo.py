@@ -16,7 +16,8 @@ from transformers import TrainingArguments
 from aligner.config.schema import DpoRecipe
 from aligner.errors import RecipeError
 from aligner.methods.job import Job
-from aligner.models import ADAPTER_FILE, load_policy
+from aligner.model_files import ADAPTER_FILE
+from aligner.models import load_policy
 from aligner.objectives import OBJECTIVES, Settings
 from aligner.preference import PairCollator, PreferenceTrainer
 from aligner.reference import Scorer, with_reference

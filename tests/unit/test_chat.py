@@ -24,7 +24,7 @@ from aligner.chat import (
 from aligner.data.rows import CompletionRow, ConversationRow, PreferenceRow, TextRow
 from aligner.errors import DataError, RecipeError
 from aligner.template import common_prefix, common_suffix
-from tests.fakes import BOS, CHAT_TEMPLATE, EOS, START, byte_tokenizer
+from tests.fakes import BOS, CHAT_TEMPLATE, EOS, START, byte_tokenizer, tiny_llama
 
 TALK = [
     {"role": "user", "content": "Hi"},

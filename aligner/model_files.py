@@ -1,0 +1,118 @@
+"""What lies on disk for a model: its folder, the base of its adapter, its chat template. Imports nothing heavy.
+
+A recipe's model is checked here before torch is loaded: a folder that is not there, is unfinished, holds no weights, or
+holds them as pickles (which can run code when they are read) is refused with what to do.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from aligner.config.schema import Model
+from aligner.errors import RecipeError
+
+HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
+ADAPTER_FILE = "adapter_config.json"
+
+
+def check_model_path(model: Model) -> None:
+    """Refuse a model folder or chat template that cannot be loaded, without importing anything heavy.
+
+    Raises: RecipeError naming what is wrong. A name that can be a hub id is left to the hub.
+    """
+    _check_folder(model.name_or_path, "model.name_or_path")
+    if model.chat_template is not None:
+        read_chat_template(model.chat_template)
+
+
+def _check_folder(name: str, where: str) -> None:
+    path = Path(name).expanduser()
+    if path.is_dir():
+        _check_weights(path, where)
+        adapter = adapter_config(name)
+        if adapter is not None and adapter.get("base_model_name_or_path"):
+            _check_folder(adapter["base_model_name_or_path"], f"{where}: the base of the adapter in {path}")
+    elif path.exists():
+        raise RecipeError(f"{where}: {path} is a file", "name the folder that holds the model")
+    elif not HUB_ID.match(name) or (path.parent.is_dir() and "/" in name):
+        raise RecipeError(
+            f"{where}: there is no folder {path}{_is_unfinished_run(path)}",
+            f"check the path (it is taken from {Path.cwd()}), or name a hub id such as Qwen/Qwen3-0.6B",
+        )
+
+
+def _check_weights(path: Path, where: str) -> None:
+    if not any((path / name).is_file() for name in ("config.json", ADAPTER_FILE)):
+        hint = "name the folder of a model, for example the final/ of a run"
+        if (path / "final").is_dir():
+            hint = f"did you mean {path / 'final'}?"
+        elif (path / "resolved.json").is_file():
+            hint = "it is a run that has not finished; --resume goes on with it"
+        raise RecipeError(f"{where}: {path} holds neither config.json nor {ADAPTER_FILE}", hint)
+    if any(path.glob("*.safetensors")):
+        return
+    pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in path.glob(pattern))
+    if pickles:
+        raise RecipeError(
+            f"{where}: {path} holds its weights as pickles only ({pickles[0]}), which can run code when they are read",
+            "convert them to safetensors (save_pretrained of transformers writes them)",
+        )
+    raise RecipeError(f"{where}: {path} holds no weights (*.safetensors)", "is the download, or the run, complete?")
+
+
+def _is_unfinished_run(path: Path) -> str:
+    run = path.parent
+    return f"; the run {run} has not finished" if path.name == "final" and (run / "resolved.json").exists() else ""
+
+
+def read_chat_template(name: str) -> str:
+    """Return a chat template: the content of a Jinja file, or the one that TRL ships under this name.
+
+    Raises: RecipeError with the names that exist.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    spec = find_spec("trl")
+    assert spec is not None, "TRL is a dependency of ours"
+    assert spec.submodule_search_locations, "TRL is a package"
+    folder = Path(next(iter(spec.submodule_search_locations))) / "chat_templates"
+    shipped = folder / f"{name}.jinja"
+    if not shipped.is_file():
+        from difflib import get_close_matches
+
+        names = sorted(file.stem for file in folder.glob("*.jinja"))
+        close = get_close_matches(name, names, n=3) or names[:8]
+        raise RecipeError(
+            f"model.chat_template: {name!r} is neither a file nor a template that TRL ships",
+            f"did you mean {', '.join(close)}?",
+        )
+    return shipped.read_text(encoding="utf-8")
+
+
+def adapter_config(name: str) -> dict[str, Any] | None:
+    file = Path(name).expanduser() / ADAPTER_FILE
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def base_of(model: Model) -> tuple[str, str | None]:
+    """Return name and revision of the model itself, or of the base that its adapter names."""
+    adapter = adapter_config(model.name_or_path)
+    if adapter is None:
+        return model.name_or_path, model.revision
+    if not adapter.get("base_model_name_or_path"):
+        raise RecipeError(
+            f"model.name_or_path: the adapter in {model.name_or_path} does not name its base",
+            f"write base_model_name_or_path into its {ADAPTER_FILE}",
+        )
+    return adapter["base_model_name_or_path"], adapter.get("revision")
+
+
+def local_name(name: str) -> str:
+    """Return folders as absolute paths, so that a saved adapter finds its base from any working directory."""
+    path = Path(name).expanduser()
+    return str(path.resolve()) if path.is_dir() else name
