@@ -10,7 +10,11 @@ from runner import aligner
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-PAGES += [*sorted((ROOT / "examples").rglob("*.md")), ROOT / "benchmarks" / "RESULTS.md", ROOT / "recipes" / "README.md"]
+PAGES += [
+    *sorted((ROOT / "examples").rglob("*.md")),
+    ROOT / "benchmarks" / "RESULTS.md",
+    ROOT / "recipes" / "README.md",
+]
 
 
 def between(page: str, name: str) -> str:
