@@ -100,6 +100,8 @@ def _saves_where_it_evaluates(recipe: TrainRecipe) -> dict[str, Any]:
 class OrderedTrainer(Trainer):
     """A transformers Trainer whose rows come in the order of a `SeededSampler`, resumed or not."""
 
+    train_dataset: Any
+
     group_lengths: Sequence[int] | None = None
     """Lengths (N,) of the training rows, when batches are grouped by length."""
 

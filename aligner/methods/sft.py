@@ -25,6 +25,9 @@ from aligner.training import Fitted, OrderedTrainer, fit, lengths_of, training_a
 class SeededSFTTrainer(OrderedTrainer, SFTTrainer):
     """TRL's trainer with our order of rows, and without a card of its own in each checkpoint."""
 
+    _total_train_tokens: int
+    """TRL's count of tokens."""
+
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Leave the card to the run directory, which knows the data and the recipe."""
 
@@ -34,7 +37,7 @@ class SeededSFTTrainer(OrderedTrainer, SFTTrainer):
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Give the held-out loss as a mean over tokens; transformers' mean over batches depends on how rows fall into them."""
-        self._held_out = []
+        self._held_out: list[tuple[float, float]] = []
         output = super().evaluation_loop(*args, **kwargs)
         parts = self.accelerator.reduce(torch.tensor(self._held_out).sum(dim=0).to(self.args.device), reduction="sum")
         output.metrics[f"{kwargs.get('metric_key_prefix', 'eval')}_loss"] = (parts[0] / parts[1]).item()

@@ -80,6 +80,20 @@ def test_held_out_loss_is_the_weighted_mean_whatever_the_batch(small_world, tmp_
     assert found[0] == pytest.approx(found[1], abs=1e-6)
 
 
+def test_held_out_loss_of_rows_is_the_mean_over_tokens_whatever_the_batch_or_the_packing(small_world, tmp_path):
+    data = {"data__eval": [{"path": str(small_world / "sft.jsonl")}], "trainer__learning_rate": 1e-9}
+    found = []
+    for name, settings in {
+        "small": {"trainer__per_device_eval_batch_size": 5},
+        "large": {"trainer__per_device_eval_batch_size": 48},
+        "packed": {"sft__packing": True},
+    }.items():
+        trainer = {"trainer__eval_steps": 1, "trainer__max_steps": 1}
+        run = train("sft", small_world, tmp_path / name, **data, **trainer, **settings).run_dir
+        found.append(lines(run, "eval")[0]["loss"])
+    assert found == pytest.approx([found[0]] * 3, abs=1e-5)
+
+
 EARLY = {
     "data__eval": 0.25,
     "early_stopping": {"patience": 2},
