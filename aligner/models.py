@@ -114,7 +114,7 @@ def load_policy(model: Model, tokenizer: PreTrainedTokenizerBase, *, trainable: 
     policy = _load_base(model, trainable)
     grow_embeddings(policy, tokenizer)
     if adapter:
-        policy = _with_saved_adapter(policy, model, adapter, trainable)
+        policy = _with_saved_adapter(policy, model, adapter, tokenizer, trainable)
     elif trainable and model.lora is not None:
         policy = _with_new_adapter(policy, model.lora, model, tokenizer)
     _mirror_special_tokens(policy, tokenizer)
@@ -174,7 +174,9 @@ def _quantization_config(model: Model) -> Any:
     )
 
 
-def _with_saved_adapter(policy: PreTrainedModel, model: Model, adapter: dict[str, Any], trainable: bool) -> Any:
+def _with_saved_adapter(
+    policy: PreTrainedModel, model: Model, adapter: dict[str, Any], tokenizer: PreTrainedTokenizerBase, trainable: bool
+) -> Any:
     """Put the adapter of a folder onto its base: trained further under `model.lora`, merged otherwise."""
     from peft import PeftModel
 
@@ -182,7 +184,9 @@ def _with_saved_adapter(policy: PreTrainedModel, model: Model, adapter: dict[str
     if further:
         assert model.lora is not None
         _refuse_other_settings(model.lora, adapter, model.name_or_path)
+        _refuse_new_rows(model, adapter, tokenizer)
     policy = PeftModel.from_pretrained(policy, local_name(model.name_or_path), is_trainable=further)
+    _show_bias(policy)
     if further or model.quantization in QUANTIZED:
         return policy
     return policy.merge_and_unload().requires_grad_(True)  # PEFT has frozen the base; now it is an ordinary model
@@ -201,6 +205,18 @@ def _refuse_other_settings(lora: Lora, adapter: dict[str, Any], folder: str) -> 
                 f"model.lora.{key} is {wanted}, but the adapter in {folder} has {found}",
                 f"set model.lora.{key}={json.dumps(found)}; or leave model.lora out to train the merged model",
             )
+
+
+def _refuse_new_rows(model: Model, adapter: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
+    """An adapter that is trained further has the rows that it was made with; a token added now would never be trained."""
+    rows = adapter.get("trainable_token_indices") or {}
+    held = {row for part in (rows.values() if isinstance(rows, dict) else [rows]) for row in part}
+    absent = [token for token in model.new_tokens if tokenizer.convert_tokens_to_ids(token) not in held]
+    if absent and not adapter.get("modules_to_save"):
+        raise RecipeError(
+            f"model.new_tokens: the adapter in {model.name_or_path} has no row for {absent[0]!r}, so it would not be trained",
+            "add tokens when the adapter is made; or leave model.lora out to train the merged model",
+        )
 
 
 def _with_new_adapter(policy: PreTrainedModel, lora: Lora, model: Model, tokenizer: PreTrainedTokenizerBase) -> Any:
@@ -226,11 +242,20 @@ def _with_new_adapter(policy: PreTrainedModel, lora: Lora, model: Model, tokeniz
             ensure_weight_tying=bool(tied and whole),
             **lora.model_dump(),
         )
-        return get_peft_model(policy, config, revision=model.revision)
+        adapted = get_peft_model(policy, config, revision=model.revision)
     except (ValueError, TypeError) as error:
         raise RecipeError(
             f"model.lora: {error}", "check model.lora.target_modules against the model's layers"
         ) from error
+    _show_bias(adapted)
+    return adapted
+
+
+def _show_bias(policy: Any) -> None:
+    """Let a head with trained rows hand out its bias, as it does its weight: TRL's fused head reads both."""
+    head = policy.get_output_embeddings()
+    if hasattr(head, "token_adapter"):
+        object.__setattr__(head, "bias", head.original_module.bias)
 
 
 def _name_of(policy: PreTrainedModel, part: Any) -> str:
