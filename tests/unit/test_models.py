@@ -126,18 +126,30 @@ def test_a_full_model_trains_and_comes_back(name: str, models: dict[str, Path], 
     assert policy.get_input_embeddings().num_embeddings == VOCABULARY  # never shrunk to the tokenizer's 260
 
 
-@pytest.mark.parametrize("settings", [{}, {"modules_to_save": "head"}, {"new": True}, {"new": True, "modules_to_save": "head"}],
-                         ids=["plain", "head", "new tokens", "new tokens and head"])  # fmt: skip
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "head": {"modules_to_save": ["lm_head"]},
+    "new tokens": {"new_tokens": NEW},
+    "new tokens and head": {"modules_to_save": ["lm_head"], "new_tokens": NEW},
+}
+QUICK = [(name, kind) for name in ("llama", "qwen3") for kind in KINDS] + [("phi", "new tokens"), ("gpt2", "plain")]
+
+
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] if n in ("gemma", "mistral") else []) for n in ARCHITECTURES]
+    ("name", "kind"),
+    [
+        pytest.param(name, kind, marks=[] if (name, kind) in QUICK else [pytest.mark.slow])
+        for name in ARCHITECTURES
+        for kind in KINDS
+    ],
 )
 def test_an_adapter_comes_back_from_any_working_directory(
-    name: str, settings: dict[str, Any], models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, kind: str, models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(models[name].parent)
-    new = NEW if "new" in settings else []
-    whole = ["lm_head"] if "modules_to_save" in settings else None
-    model = spec(name, lora=Lora(r=4, modules_to_save=whole), new_tokens=new)  # a relative path
+    new = KINDS[kind].get("new_tokens", [])
+    lora = Lora(r=4, modules_to_save=KINDS[kind].get("modules_to_save"))
+    model = spec(name, lora=lora, new_tokens=new)  # a relative path
     policy, tokenizer = load(model)
     ids = ids_for(tokenizer, *new)
     base, adapter_off = logits(load(spec(name))[0], ids_for(tokenizer)), logits(policy, ids_for(tokenizer))
