@@ -15,7 +15,7 @@ LEVELS = (
     ("aligner", "errors", "events"),
     ("config", "data", "environment", "lock", "record", "recipes"),
     ("launch", "run", "report", "report_parts", "plots", "card"),
-    ("chat", "template", "models", "endpoints", "generation", "objectives", "prepare", "sampling_order"),
+    ("chat", "template", "models", "model_files", "endpoints", "generation", "objectives", "prepare", "sampling_order"),
     ("training", "reference", "preference"),
     ("toy", "numerics", "doctor"),
     ("reward_models",),
