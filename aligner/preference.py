@@ -179,7 +179,9 @@ class PreferenceTrainer(OrderedTrainer):
             rows = (chosen, rejected, (chosen > rejected).float(), chosen - rejected, pairs.chosen, pairs.rejected, nll)
             counts = (weights > 0).float()  # a pair without weight only fills a batch
             count = counts.sum()
-            sums = torch.stack([*((counts * row).sum() for row in rows), (weights * losses).sum(), weights.sum(), count])
+            sums = torch.stack(
+                [*((counts * row).sum() for row in rows), (weights * losses).sum(), weights.sum(), count]
+            )
         split = "train" if self.model.training else "eval"
         self._sums[split] = sums if (old := self._sums[split]) is None else old + sums
 

@@ -78,7 +78,9 @@ def _trl(task: str, mode: str, folder: Path) -> tuple[int, int]:
     rows = load_dataset(str(folder / data), split="train")
     trainer = trainer_class(model=str(folder / "model"), args=config, train_dataset=rows)
     if task == "dpo":
-        tokens = sum(len(r["prompt_ids"]) * 2 + len(r["chosen_ids"]) + len(r["rejected_ids"]) for r in trainer.train_dataset)
+        tokens = sum(
+            len(r["prompt_ids"]) * 2 + len(r["chosen_ids"]) + len(r["rejected_ids"]) for r in trainer.train_dataset
+        )
     else:
         tokens = sum(len(row["input_ids"]) for row in trainer.train_dataset)
     trainer.train()

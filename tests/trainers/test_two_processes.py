@@ -70,7 +70,8 @@ def assert_same(folder: Path, one: str, other: str) -> None:
     assert losses(folder, one) == pytest.approx(losses(folder, other), abs=1e-5)
     left, right = weights(folder, one), weights(folder, other)
     assert left.keys() == right.keys()
-    assert max(float((left[name] - right[name]).abs().max()) for name in left) < 3e-5  # Adam at this rate turns rounding into a thousandth of a step
+    # Adam at this rate turns rounding into a thousandth of a step.
+    assert max(float((left[name] - right[name]).abs().max()) for name in left) < 3e-5
 
 
 HALVED = ("trainer.per_device_train_batch_size=4", "--num-processes", "2")
