@@ -1,15 +1,16 @@
-"""Pretraining of the toy world's base model: a tiny Llama on conversations that are right only part of the time.
+"""Pretraining of the toy world's base model: a tiny Llama that knows the tasks and has bad habits.
 
-Every answer in the mixture is right with probability `CLEAN_SHARE` and otherwise a plausible slip. So the base knows
-the tasks, and yet, sampled at temperature 1, answers about as badly as its teachers did: that is the room which
-alignment uses. The loop is plain on purpose (warm-up and decay, loss on answers only) and exact: the same seed gives
-the same weights on the same machine with the same number of threads.
+First it learns from right answers only, which is quickest; then, towards the end, from a mixture in which an answer
+is right with probability `CLEAN_SHARE` and otherwise a refusal, chatter or a slip. So the base knows the tasks in part,
+and, sampled at temperature 1, answers about as badly as its last teachers did: that is the room which alignment uses.
+The loop is plain on purpose (warm-up and decay, loss on answers only) and exact: the same seed gives the same weights.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Collection, Iterator, Sequence
+from itertools import chain, islice
 
 import torch
 from torch import Tensor
@@ -20,19 +21,20 @@ from aligner.toy.muon import Muon
 from aligner.toy.tasks import Exercise, corrupt, draw
 from aligner.toy.tokenizer import MODEL_MAX_LENGTH
 
-STEPS = 400
-BATCH_SIZE = 32
+STEPS = 600
+BATCH_SIZE = 16
 MATRIX_LEARNING_RATE = 0.02
 OTHER_LEARNING_RATE = 3e-3
 WARMUP_STEPS = 20
-CLEAN_SHARE = 0.6
+CLEAN_STEPS_SHARE = 0.85
+CLEAN_SHARE = 0.45
 TWO_TURNS_SHARE = 0.15
 INITIALIZER_RANGE = 0.06
 """Three times the usual, since the model is narrow: with 0.02 it sees no prompt for the first 300 steps."""
 ROPE_THETA = 100.0
 """Rows are tens of tokens long, so slower rotations than this would tell positions apart by nothing."""
 IGNORED = -100
-_BATCHES_SORTED_TOGETHER = 16
+_BATCHES_SORTED_TOGETHER = 32
 
 OnProgress = Callable[[float, str], None]
 
@@ -71,7 +73,10 @@ def pretrain(
     optimizers = _optimizers(model)
     schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, _warm_up_and_decay(steps)) for optimizer in optimizers]
     model.train()
-    for step, (ids, labels) in zip(range(steps), batches(tokenizer, seed, held_out)):
+    clean_steps = int(steps * CLEAN_STEPS_SHARE)
+    clean = islice(batches(tokenizer, f"clean {seed}", held_out, clean_share=1.0), clean_steps)
+    mixed = islice(batches(tokenizer, f"mixed {seed}", held_out, clean_share=CLEAN_SHARE), steps - clean_steps)
+    for step, (ids, labels) in enumerate(chain(clean, mixed)):
         logits = model(input_ids=ids[:, :-1], use_cache=False).logits
         loss = cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
         model.zero_grad()
@@ -100,12 +105,12 @@ def _warm_up_and_decay(steps: int) -> Callable[[int], float]:
 
 
 def batches(
-    tokenizer: PreTrainedTokenizerBase, seed: int, held_out: Collection[str]
+    tokenizer: PreTrainedTokenizerBase, seed: str, held_out: Collection[str], clean_share: float
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Endless (ids, labels), padded on the right; rows of like length stand together."""
     rng = random.Random(seed)
     while True:
-        talks = [_conversation(rng, held_out) for _ in range(BATCH_SIZE * _BATCHES_SORTED_TOGETHER)]
+        talks = [_conversation(rng, held_out, clean_share) for _ in range(BATCH_SIZE * _BATCHES_SORTED_TOGETHER)]
         encoded = tokenizer.apply_chat_template(talks, return_dict=True, return_assistant_tokens_mask=True)
         rows = sorted(zip(encoded["input_ids"], encoded["assistant_masks"]), key=lambda row: len(row[0]))
         starts = list(range(0, len(rows), BATCH_SIZE))
@@ -116,11 +121,11 @@ def batches(
             yield inputs, inputs.masked_fill(_padded(masks, 0) == 0, IGNORED)
 
 
-def _conversation(rng: random.Random, held_out: Collection[str]) -> list[dict[str, str]]:
+def _conversation(rng: random.Random, held_out: Collection[str], clean_share: float) -> list[dict[str, str]]:
     messages = []
     for _ in range(2 if rng.random() < TWO_TURNS_SHARE else 1):
         exercise = _fresh(rng, held_out)
-        answer = exercise.answer if rng.random() < CLEAN_SHARE else corrupt(exercise, rng)
+        answer = exercise.answer if rng.random() < clean_share else corrupt(exercise, rng)
         messages += [{"role": "user", "content": exercise.prompt}, {"role": "assistant", "content": answer}]
     return messages
 

@@ -23,9 +23,9 @@ from typing import Any
 from aligner.errors import DataError
 
 LETTERS = "abcdefghij"
-LENGTHS = (3, 6)
+LENGTHS = (3, 4)
 """Shortest and longest string that is drawn; its letters are all different, which a small model finds easier."""
-CHAIN_SHARE = 0.4
+CHAIN_SHARE = 0.5
 """Share of drawn exercises that are chains, of two or three parts."""
 
 
@@ -46,6 +46,10 @@ TASKS: dict[str, Callable[[str], str]] = {
 
 CHAINABLE = ("upper", "reverse", "sort", "rotate")
 """Tasks that may stand anywhere in a chain; `count` may only end one."""
+
+REFUSALS = ("no", "not sure", "ask me later")
+OPENINGS = ("ok: ", "well, ", "here you go: ")
+CLOSINGS = (" ok?", "\ndone", "\nwhat next")
 
 _STRING = re.compile(r"[A-Za-z]+")
 _SUM = re.compile(r"\d{1,9}(\+\d{1,9})+", re.ASCII)
@@ -112,7 +116,7 @@ def draw(rng: random.Random) -> Exercise:
 
 
 def corrupt(exercise: Exercise, rng: random.Random) -> str:
-    """A plausible wrong answer: a slip in one part, another task's answer, a part left out, or text that runs on."""
+    """A plausible wrong answer: a refusal, chatter around the answer, a slip, another task's answer, a part left out."""
     while True:
         answer = rng.choice(_SLIPS)(exercise, rng)
         if gold_score(exercise.prompt, answer) < 1.0:
@@ -158,11 +162,20 @@ def _part_left_out(exercise: Exercise, rng: random.Random) -> str:
     return "\n".join(part for place, part in enumerate(exercise.parts) if place != gone)
 
 
-def _runs_on(exercise: Exercise, rng: random.Random) -> str:
-    return exercise.answer + "\n" + rng.choice(exercise.parts)
+def _refuses(_: Exercise, rng: random.Random) -> str:
+    return rng.choice(REFUSALS)
 
 
-_SLIPS = (_slip_in_part, _slip_in_part, _other_task, _part_left_out, _runs_on)
+def _chats_before(exercise: Exercise, rng: random.Random) -> str:
+    return rng.choice(OPENINGS) + exercise.answer
+
+
+def _chats_after(exercise: Exercise, rng: random.Random) -> str:
+    return exercise.answer + rng.choice(CLOSINGS)
+
+
+_SLIPS = (_refuses, _chats_before, _chats_after, _slip_in_part, _other_task, _part_left_out)
+"""Half of the wrong answers are bad manners, as with real base models; the others are mistakes."""
 
 
 def _no_exercise(found: object) -> DataError:

@@ -8,9 +8,9 @@
     recipes/            copies of the recipes in `tiny/`, to be run from inside the folder
     manifest.json       what was written, with fingerprints; last, so its presence means done
 
-The same seed gives the same bytes, on the same machine with the same number of threads (at most two are used). While it
-is being written the folder holds a file `unfinished`; when the writing was killed, the next call sees that file and no
-manifest, and starts anew. A folder with anything else in it is refused.
+The same seed gives the same bytes on the same kind of machine; one thread is used. While it is being written the folder
+holds a file `unfinished`; when the writing was killed, the next call sees that file and starts anew. A folder with
+anything else in it is refused.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def write_world(
     overwrite: bool = False,
     on_progress: OnProgress | None = None,
 ) -> World:
-    """Write the world, in about a minute on two cores; `on_progress(share, text)` is told how far it is.
+    """Write the world, in about a minute; `on_progress(share, text)` is told how far it is.
 
     `steps` shortens the pretraining: with 5 the base knows nothing, and everything else is as it should be.
     Raises: UsageError when the folder holds something; `overwrite` replaces an earlier world, runs in it included.
@@ -79,7 +79,7 @@ def write_world(
     tell = on_progress or (lambda share, text: None)
     _make_room(folder, overwrite)
     splits = draw_splits(seed)
-    with _exactly():
+    with _one_thread():
         model, tokenizer, steps = _write_model(folder / "model", splits, seed, steps, lambda s, t: tell(0.85 * s, t))
         asked = splits["preferences"][: int(len(splits["preferences"]) * FROM_BASE_SHARE)]
         said = _base_answers(model, tokenizer, asked, seed, lambda s, t: tell(0.85 + 0.14 * s, t))
@@ -124,7 +124,9 @@ def _make_room(folder: Path, overwrite: bool) -> None:
     inside = list(folder.iterdir()) if folder.exists() else []
     if inside and not (folder / UNFINISHED).exists():
         if not overwrite:
-            raise UsageError(f"{folder} is not empty", "Choose another folder, or overwrite an earlier toy world.")
+            raise UsageError(
+                f"{folder} is not empty", "Choose another folder, or give --overwrite to replace an earlier toy world."
+            )
         read_world(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / UNFINISHED).touch()
@@ -168,12 +170,12 @@ def _manifest(
 
 
 @contextmanager
-def _exactly() -> Iterator[None]:
-    """At most two threads: so small a model gains nothing from more, and its last bits depend on their number."""
+def _one_thread() -> Iterator[None]:
+    """One thread, so that the last bits are the same on machines with few cores and with many, busy or not."""
     import torch
 
     before = torch.get_num_threads()
-    torch.set_num_threads(min(2, before))
+    torch.set_num_threads(1)
     try:
         yield
     finally:

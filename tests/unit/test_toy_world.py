@@ -51,9 +51,11 @@ def test_held_out_prompts_are_never_drawn_for_pretraining() -> None:
     from aligner.toy.tokenizer import build_tokenizer
 
     tokenizer = build_tokenizer()
-    seen = {turn for ids, _ in _first(batches(tokenizer, 0, ()), 16) for turn in _user_turns(tokenizer, ids)}
+    seen = {turn for ids, _ in _first(batches(tokenizer, "", (), 0.5), 16) for turn in _user_turns(tokenizer, ids)}
     held_out = set(sorted(seen)[::2])
-    other = {turn for ids, _ in _first(batches(tokenizer, 0, held_out), 16) for turn in _user_turns(tokenizer, ids)}
+    other = {
+        turn for ids, _ in _first(batches(tokenizer, "", held_out, 0.5), 16) for turn in _user_turns(tokenizer, ids)
+    }
     assert len(other) > 100
     assert not other & held_out
 
