@@ -103,7 +103,7 @@ def _show(scores: dict[str, dict[str, float]], directory: Path, report: Path) ->
     typer.echo("")
     columns(("model", "gold score", "std. error", "held-out prompts"), rows)
     typer.echo(f"\nreport    {report}")
-    typer.echo(f'try it    aligner generate {directory / MODELS["DPO"]} "Sort: 3 1 2"')
+    typer.echo(f'try it    aligner generate {directory / MODELS["DPO"]} "sort: dbca"')
 
 
 @contextmanager
