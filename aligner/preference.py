@@ -1,10 +1,9 @@
 """The one preference trainer: pairs already tokenised, a pluggable objective, a reference that costs no second model.
 
 It subclasses transformers' Trainer and uses TRL's fused log-probability head. The alternative, TRL's DPOTrainer with
-`_prepare_dataset` and `_compute_loss` replaced, was measured beside it on the toy model (`benchmarks/speed/`): a step
-of TRL's costs several times as much there, since it also computes entropies, mean logits and top-1 matches over every
-position and synchronises each metric each step, and replacing those two private methods leaves little of it. So this is
-the simpler and the faster one.
+`_prepare_dataset` and `_compute_loss` replaced, was measured beside it (`benchmarks/RESULTS.md`): TRL's step also
+computes entropies, mean logits and top-1 matches at every position and synchronises each metric each step, and with
+those two private methods replaced little of it is left. So this is the simpler one, and it was the faster one.
 
 What it does. The loss of a step is the weighted mean of the objective over *all* pairs of the step, over accumulation
 steps and ranks alike: `sum(w_i * f_i) / sum(w_i)`. So accumulation equals the large batch also where the last batch is
