@@ -23,7 +23,7 @@ import numpy as np
 from aligner.chat import IGNORED, Encoded, Pair, encode_pair, encode_sft
 from aligner.config.schema import Data, SftRecipe, TrainRecipe
 from aligner.data import Loaded
-from aligner.data.ledger import SplitLedger
+from aligner.data.ledger import LISTED, SplitLedger
 from aligner.data.rows import Row
 from aligner.errors import DataError, Problem
 from aligner.events import OnEvent, StageProgress
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-LISTED = 20
 PROGRESS_EVERY = 500
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
 WORTHWHILE_PADDING = 0.1

@@ -15,7 +15,7 @@ from transformers import TrainingArguments
 
 from aligner.config.schema import DpoRecipe
 from aligner.errors import RecipeError
-from aligner.methods.job import Job
+from aligner.methods.job import SHARDED, Job
 from aligner.model_files import ADAPTER_FILE
 from aligner.models import load_policy
 from aligner.objectives import OBJECTIVES, Settings
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
 
 LEARNING_RATE = 1e-6
 """Our default, which is TRL's for DPO; transformers' 5e-5 would wreck a policy."""
-
-SHARDED = ("fsdp", "fsdp1", "fsdp2", "zero3")
-"""Strategies under which no rank holds a whole policy."""
 
 
 def train(job: Job) -> Fitted:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SHARDED = ("fsdp", "fsdp1", "fsdp2", "zero3")
+"""Strategies under which no rank holds a whole policy."""
 
 
 @dataclass(frozen=True)
