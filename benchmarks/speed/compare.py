@@ -10,7 +10,8 @@ Every figure is the median over rounds in which the two tools take turns, each i
   histogram of lengths, and score the reference once, which is counted. bf16 is off for both: on CPU TRL's default of
   bf16 would slow it down further.
 
-With `--write` the table replaces the part of `benchmarks/RESULTS.md` between its two marks.
+With `--write` the table replaces the part of `benchmarks/RESULTS.md` between its two marks; with `--only first`, `sft` or
+`dpo`, only the rows measured are replaced.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from workload import write_workload
@@ -33,6 +35,8 @@ HERE = Path(__file__).parent
 RESULTS = HERE.parent / "RESULTS.md"
 MARKS = ("<!-- speed: begin -->", "<!-- speed: end -->")
 TOOLS = ("trl", "aligner")
+PARTS = ("first", "sft", "dpo")
+HEAD = ("| what | TRL | aligner | ratio |", "| --- | --- | --- | --- |")
 SILENT = {
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
@@ -107,33 +111,46 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=400, help="chats and pairs to train on")
     parser.add_argument("--rounds", type=int, default=3, help="times that each tool runs")
     parser.add_argument("--write", action="store_true", help="write the table into benchmarks/RESULTS.md")
+    parser.add_argument("--only", choices=PARTS, help="measure one part")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_workload(folder, options.rows)
-        lines = list(_table(folder, options.rounds))
-    text = "\n".join([_setting(options), "", *lines])
+        rows = dict(_rows(folder, options.rounds, [options.only] if options.only else PARTS))
+    head, rest = RESULTS.read_text(encoding="utf-8").split(MARKS[0])
+    before, tail = rest.split(MARKS[1])
+    if options.only:
+        rows = dict(_rows_of(before)) | rows
+    text = "\n".join([_setting(options), "", *HEAD, *(f"| {what} | {figures} |" for what, figures in rows.items())])
     print(text)
     if options.write:
-        head, rest = RESULTS.read_text(encoding="utf-8").split(MARKS[0])
-        tail = rest.split(MARKS[1])[1]
         RESULTS.write_text(f"{head}{MARKS[0]}\n{text}\n{MARKS[1]}{tail}", encoding="utf-8")
 
 
-def _table(folder: Path, rounds: int) -> list[str]:
-    lines = ["| what | TRL | aligner | ratio |", "| --- | --- | --- | --- |"]
-    found = first_step(folder, rounds)
-    ratio = found["aligner"] / found["trl"]
-    lines.append(
-        f"| SFT, command to first step (wall s, less is better) | {found['trl']:.1f} | {found['aligner']:.1f} | {ratio:.2f} |"
-    )
-    for task in ("sft", "dpo"):
+def _rows(folder: Path, rounds: int, parts: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Measure, and return what stands in the table: what it is, and its three figures."""
+    if "first" in parts:
+        found = first_step(folder, rounds)
+        ratio = found["aligner"] / found["trl"]
+        yield "SFT, command to first step (wall s, less is better)", _figures(found, ".1f", ratio)
+    for task in [part for part in parts if part != "first"]:
         for mode in ("identical", "default"):
             found = throughput(task, mode, folder, rounds)
             ratio = found["aligner"] / found["trl"]
             what = f"{task.upper()}, {mode} settings (tokens per CPU-second, more is better)"
-            lines.append(f"| {what} | {found['trl']:,.0f} | {found['aligner']:,.0f} | {ratio:.2f} |")
-    return lines
+            yield what, _figures(found, ",.0f", ratio)
+
+
+def _figures(found: dict[str, float], form: str, ratio: float) -> str:
+    return f"{found['trl']:{form}} | {found['aligner']:{form}} | {ratio:.2f}"
+
+
+def _rows_of(text: str) -> Iterator[tuple[str, str]]:
+    """Read back the rows of a table that was written earlier."""
+    for line in text.splitlines():
+        if line.startswith("| ") and line not in HEAD:
+            what, figures = line.strip("| ").split(" | ", 1)
+            yield what, figures
 
 
 def _setting(options: argparse.Namespace) -> str:
