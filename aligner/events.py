@@ -66,6 +66,18 @@ class Metrics:
 
 
 @dataclass(frozen=True, slots=True)
+class Candidate:
+    """One of several things that are compared is done, as texts for a table; `error` says why it has no fitness."""
+
+    index: int
+    name: str
+    fitness: str
+    held_out: str
+    error: str
+    is_best: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """The work is done: results by name, and what was written where."""
 
@@ -73,5 +85,5 @@ class Finished:
     paths: Mapping[str, str]
 
 
-Event = StageStarted | StageProgress | Notice | Warned | Plan | DataReady | Metrics | Finished
+Event = StageStarted | StageProgress | Notice | Warned | Plan | DataReady | Metrics | Candidate | Finished
 OnEvent = Callable[[Event], None]

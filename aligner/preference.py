@@ -9,7 +9,10 @@ What it does. The loss of a step is the weighted mean of the objective over *all
 steps and ranks alike: `sum(w_i * f_i) / sum(w_i)`. So accumulation equals the large batch also where the last batch is
 short. `nll_weight` adds the length-averaged negative log-likelihood of the chosen answer (arXiv 2404.19733, eq. 1). The
 reference is the base under the adapter (`adapter_off`), or two columns of the data set, computed once
-(`aligner.reference`). Metrics carry TRL's names.
+(`aligner.reference`), or nothing where the objective reads none. Metrics carry TRL's names.
+
+Objectives with a statistic over the batch get it over the micro-batch of all ranks together, so ranks change nothing and
+accumulation does: 8 x 1 and 1 x 8 are then different trainings.
 
 Legend: B pairs, T tokens. A batch holds 2B sequences: the chosen ones, then the rejected ones.
 """
@@ -17,7 +20,7 @@ Legend: B pairs, T tokens. A batch holds 2B sequences: the chosen ones, then the
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +31,7 @@ from transformers import PreTrainedModel
 from trl.trainer.utils import add_fused_lm_head
 
 from aligner.chat import IGNORED
-from aligner.objectives import Objective, PairLogps, Settings
+from aligner.objectives import OBJECTIVES, Objective, PairLogps, Settings
 from aligner.training import OrderedTrainer
 
 METRICS = (
@@ -40,7 +43,8 @@ METRICS = (
     "logps/rejected",
     "nll",
 )
-"""Logged as means over pairs: rewards are beta times the log-ratio to the reference, in nats; TRL's names."""
+"""Logged as means over pairs: rewards are beta times the log-ratio to the reference, in nats, or beta times the
+log-probability per token for objectives without a reference; TRL's names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +112,8 @@ class PreferenceTrainer(OrderedTrainer):
         objective: maps `PairLogps` of B pairs to losses (B,).
         settings: the objective's numbers; `settings.beta` also scales the rewards that are logged.
         nll_weight: weight of the chosen answer's length-averaged negative log-likelihood, in nats per token.
+        warmup_steps_dpo: optimizer steps that train DPO's loss before the objective takes over.
+        needs_reference: whether the objective reads the reference; if not, it sees zeros there.
     The data set holds the columns of `aligner.prepare`; with `reference_chosen` and `reference_rejected` (summed
     log-probabilities) the reference is not computed again, and without them the policy must be a PEFT model whose base
     is the reference.
@@ -116,10 +122,18 @@ class PreferenceTrainer(OrderedTrainer):
     loss_is_scaled_for_ga = True
 
     def __init__(
-        self, *args: Any, objective: Objective, settings: Settings, nll_weight: float = 0.0, **kwargs: Any
+        self,
+        *args: Any,
+        objective: Objective,
+        settings: Settings,
+        nll_weight: float = 0.0,
+        warmup_steps_dpo: int = 0,
+        needs_reference: bool = True,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.objective, self.settings, self.nll_weight = objective, settings, nll_weight
+        self.warmup_steps_dpo, self.needs_reference = warmup_steps_dpo, needs_reference
         self._sums: dict[str, Tensor | None] = {"train": None, "eval": None}
         without_base_dropout(self.model)
         fuse_head(self.model)
@@ -142,9 +156,17 @@ class PreferenceTrainer(OrderedTrainer):
         chosen, rejected = logps.chunk(2)
         chosen_lengths, rejected_lengths = lengths.chunk(2)
         reference_chosen, reference_rejected = self._reference(inputs)
-        pairs = PairLogps(chosen, rejected, reference_chosen, reference_rejected, chosen_lengths, rejected_lengths)
-        nll = -chosen / chosen_lengths.clamp(min=1)
-        losses = self.objective(pairs, self.settings) + self.nll_weight * nll
+        pairs = PairLogps(
+            chosen,
+            rejected,
+            reference_chosen,
+            reference_rejected,
+            chosen_lengths,
+            rejected_lengths,
+            self._gather(inputs["weight"]),
+        )
+        nll = -pairs.chosen_mean
+        losses = self._objective_now()(pairs, self.settings) + self.nll_weight * nll
         assert losses.shape == chosen.shape, "an objective gives one loss per pair"
         self._add_metrics(pairs, nll, losses, inputs["weight"])
         weighted = (inputs["weight"] * losses).sum()
@@ -155,7 +177,26 @@ class PreferenceTrainer(OrderedTrainer):
             loss = weighted * self.accelerator.num_processes / num_items_in_batch
         return (loss, None) if return_outputs else loss
 
+    def _objective_now(self) -> Objective:
+        """DPO's loss while training warms up, else the objective."""
+        warming_up = self.model.training and self.state.global_step < self.warmup_steps_dpo
+        return OBJECTIVES["sigmoid"] if warming_up else self.objective
+
+    def _gather(self, weights: Tensor) -> Callable[[Tensor], Tensor] | None:
+        """Return what collects values (B,) of all ranks' pairs, without those that only fill a batch."""
+        if self.accelerator.num_processes == 1:
+            return None
+        from torch.distributed.nn.functional import all_gather  # unlike accelerate's, it lets gradients back
+
+        def gather(values: Tensor) -> Tensor:
+            return torch.cat(all_gather(values))[self.accelerator.gather(weights) > 0]
+
+        return gather
+
     def _reference(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        if not self.needs_reference:
+            zeros = torch.zeros_like(inputs["weight"])
+            return zeros, zeros
         if "reference_chosen" in inputs:
             return inputs["reference_chosen"], inputs["reference_rejected"]
         policy = self.accelerator.unwrap_model(self.model)
@@ -174,7 +215,9 @@ class PreferenceTrainer(OrderedTrainer):
     def _add_metrics(self, pairs: PairLogps, nll: Tensor, losses: Tensor, weights: Tensor) -> None:
         """Add to the running sums on the device; nothing is synchronised before the next log."""
         with torch.no_grad():
-            chosen, rejected = self.settings.beta * pairs.chosen_ratio, self.settings.beta * pairs.rejected_ratio
+            of = (pairs.chosen_ratio, pairs.rejected_ratio)
+            of = of if self.needs_reference else (pairs.chosen_mean, pairs.rejected_mean)
+            chosen, rejected = (self.settings.beta * values for values in of)
             rows = (chosen, rejected, (chosen > rejected).float(), chosen - rejected, pairs.chosen, pairs.rejected, nll)
             counts = (weights > 0).float()  # a pair without weight only fills a batch
             count = counts.sum()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -91,16 +92,39 @@ def write_report(run_dir: Path, manifest: Record | None = None) -> Path:
     """Write `report.html` into the run directory. `manifest` is given when it is about to be written."""
     folder = Path(run_dir)
     path = folder / "report.html"
-    write_atomically(path, _template().render(_content(folder, manifest or read_json(folder, "manifest.json"))))
+    write_atomically(
+        path, _template("report.html.j2").render(_content(folder, manifest or read_json(folder, "manifest.json")))
+    )
     return path
 
 
 @cache
-def _template() -> jinja2.Template:
+def _template(name: str) -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("aligner", "."), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    return environment.get_template("report.html.j2")
+    return environment.get_template(name)
+
+
+def page(
+    title: str,
+    kind: str,
+    facts: Rows,
+    body: str,
+    *,
+    tiles: Sequence[dict[str, str]] = (),
+    warnings: Sequence[str] = (),
+) -> str:
+    """Return a page in the style of the reports. `body` is HTML, in which the caller has escaped what comes from outside."""
+    return _template("page.html.j2").render(
+        title=title, kind=kind, facts=facts, body=Markup(body), tiles=tiles, warnings=warnings, **_script()
+    )
+
+
+def _script() -> Record:
+    """The script of the charts, and the hash by which the page's policy lets it run."""
+    digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+    return {"script": Markup(SCRIPT), "script_hash": digest}
 
 
 def _content(folder: Path, manifest: Record | None) -> Record:
@@ -136,8 +160,7 @@ def _content(folder: Path, manifest: Record | None) -> Record:
         "diff": _text(folder / "code.diff")[:MAX_DIFF_CHARS],
         "results": [(key, value_text(value)) for key, value in (manifest or {}).get("results", {}).items()],
         "files": files_part(folder, manifest),
-        "script": Markup(SCRIPT),
-        "script_hash": base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode(),
+        **_script(),
     }
     return {**content, "sections": _sections(content)}
 
@@ -188,6 +211,7 @@ def _warnings(folder: Path, manifest: Record | None, metrics: Metrics, environme
         reached = "before a step was logged" if step is None else f"at or after step {step:,}"
         held = "still works on it, or was killed" if (folder / LOCK_NAME).exists() else "stopped"
         found.append(f"This run has not finished: its process {held} {reached}. `--resume` goes on with it.")
+    found += [text[0].upper() + text[1:] for text in read_json(folder, "warnings.json") or []]
     for session in environment.get("sessions", []):
         for name, version in session.get("versions", {}).items():
             found.append(f"Resumed with {name} {version}; it began with {environment['versions'].get(name)}.")

@@ -57,7 +57,7 @@ RECORD_FILES = ("recipe.yaml", "resolved.json", "environment.json")
 FIRST_FILES = frozenset([*RECORD_FILES, "code.diff", LOCK_NAME])
 """What a run killed in its first moments may have left."""
 
-WORK = ("data.json", "metrics.jsonl", "checkpoints", "final", "manifest.json")
+WORK = ("data.json", "metrics.jsonl", "checkpoints", "final", "archive", "manifest.json")
 """A run that has none of these failed before its data was ready: it is begun again, since nothing would be lost."""
 
 _TEMPORARY = re.compile(r"^\..+\.\d+\.tmp$")
@@ -299,6 +299,11 @@ class Run:
             manifest["files"] = fingerprints(self.dir, self.final_dir)
         write_report(self.dir, manifest)
         self.write_json("manifest.json", manifest)
+        self.close()
+
+    def finish_without_training(self, results: Mapping[str, Any]) -> None:
+        """`manifest.json` of a run that trained no model of its own and wrote its report itself."""
+        self.write_json("manifest.json", self._manifest(results, []))
         self.close()
 
     def _manifest(self, results: Mapping[str, Any], parents: list[dict[str, Any]]) -> dict[str, Any]:

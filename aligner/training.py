@@ -235,15 +235,24 @@ class Fitted:
     results: dict[str, float]
 
 
-def fit(trainer: OrderedTrainer, recipe: TrainRecipe, run: Run, on_event: OnEvent | None) -> Fitted:
+def fit(
+    trainer: OrderedTrainer,
+    recipe: TrainRecipe,
+    run: Run,
+    on_event: OnEvent | None,
+    guards: Sequence[TrainerCallback] = (),
+) -> Fitted:
     """Train, from the last complete checkpoint if there is one, and save the result to `final/`.
 
+    `guards` hear of every log after it was recorded, and may end the training with an error.
     Raises: TrainingError when the loss is no number or memory runs out.
     """
     keep = int(recipe.trainer.get("save_total_limit") or KEPT_CHECKPOINTS)
     trainer.remove_callback(PrinterCallback)
     trainer.fill_last_batch()
     trainer.add_callback(Recorder(trainer, run, on_event, keep))
+    for guard in guards:
+        trainer.add_callback(guard)
     if recipe.early_stopping is not None:
         trainer.add_callback(EarlyStoppingCallback(recipe.early_stopping.patience, recipe.early_stopping.threshold))
     checkpoint = run.latest_checkpoint()

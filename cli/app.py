@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar
 
 import typer
 
-from . import doctor, evaluate, generate, quickstart, recipes, runs, toy, train
+from . import discover, doctor, evaluate, generate, quickstart, recipes, runs, toy, train
 from .boundary import Boundary
 from .quick import QuickCommand
 from .quiet import make_streams_safe, set_environment, silence_warnings
@@ -23,6 +23,7 @@ class Root(Boundary):
     sections: ClassVar[dict[str, tuple[str, ...]]] = {
         "Start here": ("quickstart", "toy", "recipes", "doctor"),
         "Train": ("sft", "dpo"),
+        "Search": ("discover",),
         "Use and measure": ("generate", "eval", "runs"),
     }
 
@@ -73,6 +74,10 @@ app.command("toy", cls=QuickCommand)(toy.toy)
 app.add_typer(recipes.app, name="recipes")
 app.command("doctor", cls=QuickCommand)(doctor.doctor)
 train.add_commands(app)
+discover_settings = {"allow_extra_args": True, "ignore_unknown_options": True}
+app.command("discover", cls=discover.DiscoverCommand, help=discover.HELP, context_settings=discover_settings)(
+    discover.discover
+)
 app.command("generate", cls=QuickCommand)(generate.generate)
 app.command("eval", cls=QuickCommand)(evaluate.evaluate)
 app.add_typer(runs.app, name="runs")

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
+    from .live_table import LiveTable
+
 PLAIN_WIDTH = 160  # a pipe has no width; never cut what a log should hold
 PLAIN_INTERVAL_S = 5.0
 BAR_METRICS = ("loss", "eval_loss", "rewards/accuracies")
@@ -67,6 +69,7 @@ class Screen:
         self.live = not silent and sys.stderr.isatty()
         self._progress: Progress | None = None
         self._task: Any = None
+        self._table: LiveTable | None = None
         self._stage = ""
         self._started = time.monotonic()
         self._last_line = 0.0
@@ -76,6 +79,9 @@ class Screen:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._stop_bar()
+        if self._table is not None:
+            self._table.stop()
+            self._table = None
 
     def on_event(self, event: events.Event) -> None:
         """Draw one event."""
@@ -87,6 +93,8 @@ class Screen:
             self._advance(event.name, event.done, event.total, "")
         elif isinstance(event, events.Metrics):
             self._metrics(event)
+        elif isinstance(event, events.Candidate):
+            self._candidate(event)
         elif isinstance(event, events.Notice):
             self.line(event.text)
         elif isinstance(event, events.Warned):
@@ -112,8 +120,9 @@ class Screen:
         """One line on stderr, above the bar when there is one."""
         if self.silent:
             return
-        if self._progress is not None:
-            self._progress.console.print(text, style=style or None, markup=False)
+        drawn = self._progress or self._table
+        if drawn is not None:
+            drawn.console.print(text, style=style or None, markup=False)
         else:
             typer.echo(typer.style(text, fg=style) if style else text, err=True)
 
@@ -131,7 +140,21 @@ class Screen:
     def _start_stage(self, name: str) -> None:
         self._stop_bar()
         self._begin(name)
-        self.line(f"{name} ...")
+        if self._table is not None:
+            self._table.say(name)
+        else:
+            self.line(f"{name} ...")
+
+    def _candidate(self, event: events.Candidate) -> None:
+        if self.live:
+            from .live_table import LiveTable
+
+            self._stop_bar()
+            self._table = self._table or LiveTable(console())
+            self._table.add(event)
+            return
+        result = event.error or f"fitness {event.fitness}, held out {event.held_out}"
+        self.line(f"{event.index}  {event.name}: {result}{'  (best so far)' if event.is_best else ''}")
 
     def _begin(self, name: str) -> None:
         self._stage = name

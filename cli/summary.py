@@ -57,8 +57,14 @@ def _short(value: object, width: int = 70) -> str:
 
 def _method(recipe: TrainRecipe) -> str:
     section = getattr(recipe, recipe.method)
-    detail = f"loss on {section.loss_on}" if recipe.method == "sft" else f"{section.loss}, beta {section.beta:g}"
-    return f"{recipe.method} ({detail})"
+    if recipe.method == "sft":
+        return f"sft (loss on {section.loss_on})"
+    loss = (
+        section.loss
+        if isinstance(section.loss, str)
+        else " + ".join(f"{w:g} {name}" for name, w in section.loss.items())
+    )
+    return f"{recipe.method} ({loss}, beta {section.beta:g})"
 
 
 def _model(model: Model) -> str:

@@ -9,6 +9,7 @@ is a key of the recipe under the name the field uses, and goes to `aligner.confi
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -35,12 +36,18 @@ EXAMPLES = {
         "aligner dpo recipe.yaml dpo.beta=0.05 model.lora.r=32",
         "aligner dpo --model runs/sft/final --data pairs.jsonl --output runs/dpo --beta 0.1",
         "aligner dpo recipe.yaml --dry-run",
+        "aligner dpo --loss-table dpo.tau=0.2",
     ),
 }
 
 
 class TrainCommand(QuickCommand):
     """Help with examples first and the flags that recipes accept last, by group."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """The options of this method: `sft` has no objectives to show."""
+        params = super().get_params(ctx)
+        return [param for param in params if self.name == "dpo" or param.name not in ("loss_table", "loss_plot")]
 
     def format_usage(self, ctx: Any, formatter: Any) -> None:
         """Usage and examples."""
@@ -80,8 +87,17 @@ def _command(method: str) -> Any:
         ] = None,
         as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
         debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+        loss_table: Annotated[bool, typer.Option("--loss-table", help="Show the objectives, and stop.")] = False,
+        loss_plot: Annotated[
+            Path | None, typer.Option("--loss-plot", metavar="FILE.html", help="Draw the objectives, and stop.")
+        ] = None,
     ) -> None:
         context.meta["debug"] = debug or context.meta.get("debug", False)
+        if loss_table or loss_plot is not None:
+            from .losses import show_losses
+
+            show_losses(context.args, loss_plot)
+            return
         resolved, notes, said = resolve(method, context.args, num_processes)
         train(
             resolved,

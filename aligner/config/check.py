@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from aligner.config import names, trainer_keys
 from aligner.config.flag_table import FLAGS
-from aligner.config.schema import METHOD_SECTIONS, RECIPES, TrainRecipe
+from aligner.config.schema import METHOD_SECTIONS, RECIPES, Recipe
 from aligner.config.sections import choices_at, dotted_keys, section_at
 from aligner.config.yaml_lines import KeyPath, dotted
 from aligner.errors import Problem
@@ -44,7 +44,7 @@ def show(value: Any) -> str:
     return f"`{text if len(text) <= 60 else text[:57] + '...'}`"
 
 
-def build(recipe_class: type[TrainRecipe], values: dict[str, Any]) -> tuple[TrainRecipe | None, list[Finding]]:
+def build(recipe_class: type[Recipe], values: dict[str, Any]) -> tuple[Recipe | None, list[Finding]]:
     """The recipe, or everything that the schema has against it."""
     try:
         return recipe_class.model_validate_json(json.dumps(values, default=str), strict=True), []
@@ -127,7 +127,7 @@ _BOUNDS = {
 }
 
 
-def _explain(recipe_class: type[TrainRecipe], path: KeyPath, error: Any, values: dict[str, Any]) -> Finding:
+def _explain(recipe_class: type[Recipe], path: KeyPath, error: Any, values: dict[str, Any]) -> Finding:
     kind, context = error["type"], error.get("ctx", {})
     if kind == "missing":
         return Finding(path, _IS_MISSING, _MISSING.get(dotted(path), ""))
@@ -154,6 +154,7 @@ def _explain(recipe_class: type[TrainRecipe], path: KeyPath, error: Any, values:
 
 
 _MISSING = {
+    "endpoint": "the language model that proposes, for example `endpoint: {base_url: http://127.0.0.1:8000/v1, model: NAME}`",
     "model": "give `model.name_or_path` in the recipe, or `--model` on the command line",
     "model.name_or_path": "a hub id or a folder; `--model` on the command line",
     "data": "give `data.train` in the recipe, or `--data` on the command line",
@@ -181,7 +182,7 @@ def _value_hint(expected: str, found: Any) -> str:
     return ""
 
 
-def key_hint(recipe_class: type[TrainRecipe], path: KeyPath) -> str:
+def key_hint(recipe_class: type[Recipe], path: KeyPath) -> str:
     """Where an unknown key belongs, or what it was probably meant to be."""
     name, parent = str(path[-1]), path[:-1]
     section = section_at(recipe_class, parent)
@@ -198,7 +199,7 @@ def key_hint(recipe_class: type[TrainRecipe], path: KeyPath) -> str:
     return "it takes: " + ", ".join(here) if here else ""
 
 
-def place_of(recipe_class: type[TrainRecipe], name: str) -> str:
+def place_of(recipe_class: type[Recipe], name: str) -> str:
     """Where the thing of exactly this name is set, for a name that the field knows; empty for one that nobody knows."""
     method = _method(recipe_class)
     if name in names.GONE:
@@ -218,7 +219,7 @@ def place_of(recipe_class: type[TrainRecipe], name: str) -> str:
     return f"set `{keys[0]}`" if len(keys) == 1 else ""
 
 
-def _place(recipe_class: type[TrainRecipe], key: str) -> str:
+def _place(recipe_class: type[Recipe], key: str) -> str:
     section = key.split(".", 1)[0].split(":")[0]
     for method, own in METHOD_SECTIONS.items():
         if section == own and method != _method(recipe_class):
@@ -226,11 +227,11 @@ def _place(recipe_class: type[TrainRecipe], key: str) -> str:
     return f"set `{key}`"
 
 
-def _method(recipe_class: type[TrainRecipe]) -> str:
+def _method(recipe_class: type[Recipe]) -> str:
     return next(name for name, candidate in RECIPES.items() if candidate is recipe_class)
 
 
-def check_trainer(recipe_class: type[TrainRecipe], trainer: Any) -> tuple[dict[str, Any], list[Finding]]:
+def check_trainer(recipe_class: type[Recipe], trainer: Any) -> tuple[dict[str, Any], list[Finding]]:
     """The trainer's values in the types of its class, and what is wrong with them."""
     if not isinstance(trainer, dict):
         return {}, []
@@ -263,9 +264,7 @@ def _nearest_first(name: str, choices: list[str]) -> list[str]:
     return sorted(choices, key=lambda choice: -difflib.SequenceMatcher(None, name, choice).ratio())
 
 
-def _unknown_trainer_key(
-    recipe_class: type[TrainRecipe], key: str, known: dict[str, Any], allowed: list[str]
-) -> Finding:
+def _unknown_trainer_key(recipe_class: type[Recipe], key: str, known: dict[str, Any], allowed: list[str]) -> Finding:
     path = ("trainer", key)
     method = _method(recipe_class)
     if key in trainer_keys.RESERVED and key in known:

@@ -8,7 +8,8 @@ from __future__ import annotations
 LOSSES: dict[str, str] = {
     "sigmoid": "DPO (arXiv 2305.18290); with `label_smoothing`, conservative DPO",
     "hinge": "SLiC's hinge on the margin (arXiv 2305.10425)",
-    "ipo": "IPO: a squared loss that bounds the margin (arXiv 2310.12036); beta is its regularisation",
+    "ipo": "IPO, a squared loss that bounds the margin (arXiv 2310.12036), on log-ratios per token; beta is its regularisation",
+    "ipo_sum": "IPO as printed, on log-ratios summed over the answer",
     "robust": "robust DPO for labels flipped at a known rate (arXiv 2403.00409)",
     "exo_pair": "EXO, reverse KL on the pair (arXiv 2402.00856); needs `label_smoothing`",
     "nca_pair": "NCA, absolute likelihood of each answer (arXiv 2402.05369)",
@@ -16,13 +17,44 @@ LOSSES: dict[str, str] = {
     "sppo_hard": "SPPO with hard labels (arXiv 2405.00675)",
     "apo_zero": "APO-zero: raises the chosen, lowers the rejected (arXiv 2408.06266)",
     "apo_down": "APO-down: lowers both, the rejected more (arXiv 2408.06266)",
-    "discopop": "DiscoPOP, the discovered log-ratio modulated loss (arXiv 2406.08414)",
     "sigmoid_norm": "DPO on log-ratios divided by the answer's length",
+    "kto_pair": "KTO on pairs (arXiv 2402.01306); reads batch means",
+    "orpo": "ORPO: SFT and an odds ratio of the two answers, no reference (arXiv 2403.07691); beta is its lambda",
+    "simpo": "SimPO: log-probabilities per token and a margin, no reference (arXiv 2405.14734); beta 2 to 2.5",
+    "sft": "next-token loss on the chosen answer alone, no reference; for mixtures and as a control",
+    "discopop": "DiscoPOP, the discovered log-ratio modulated loss, LRML (arXiv 2406.08414)",
+    "dbaql": "discovered: dynamic blended adaptive quantile loss (arXiv 2406.08414); reads a batch variance",
+    "aql": "discovered: adaptive quantile loss (arXiv 2406.08414); reads a batch mean",
+    "padll": "discovered: performance adaptive decay logistic loss (arXiv 2406.08414)",
+    "aqfl": "discovered: adaptive quantile feedback loss (arXiv 2406.08414); reads batch statistics",
+    "cell": "discovered: combined exponential and logistic loss (arXiv 2406.08414)",
+    "pfl": "discovered: policy focused loss (arXiv 2406.08414)",
 }
 """Objective of `aligner dpo` -> one line about it."""
 
 LABEL_SMOOTHING_LOSSES = ("sigmoid", "robust", "exo_pair")
 """Objectives that read `dpo.label_smoothing`."""
+
+TAU_LOSSES = ("discopop", "dbaql", "aql", "aqfl", "pfl")
+"""Objectives that read `dpo.tau`."""
+
+REFERENCE_FREE_LOSSES = ("orpo", "simpo", "sft")
+"""Objectives that never read the reference, which is then not computed."""
+
+OTHER_LOSS_NAMES = {
+    "dpo": "sigmoid",
+    "lrml": "discopop",
+    "slic": "hinge",
+    "rso": "hinge",
+    "cdpo": "sigmoid",
+    "rdpo": "robust",
+    "kto": "kto_pair",
+    "nll": "sft",
+}
+"""Names that people know an objective by -> its name here."""
+
+WRITTEN = ("sigmoid", "hinge", "ipo_sum", "kto_pair", "padll", "cell", "discopop")
+"""Objectives that also exist as a language model would write them, to start a search from."""
 
 STRATEGIES: dict[str, str] = {
     "ddp": "every process holds the whole model",

@@ -110,7 +110,8 @@ DPO = (
     Flag("beta", "dpo.beta", "Strength of the pull towards the reference."),
     Flag("loss_type", "dpo.loss", "Objective: sigmoid, ipo, hinge, discopop, ..."),
     Flag("label_smoothing", "dpo.label_smoothing", "Assumed share of flipped labels."),
-    Flag("discopop_tau", "dpo.tau", "Temperature of the DiscoPOP objective."),
+    Flag("discopop_tau", "dpo.tau", "Temperature of the discovered objectives."),
+    Flag("simpo_gamma", "dpo.simpo_gamma", "Target margin of simpo."),
     Flag(
         "precompute_ref_log_probs",
         "dpo.reference",

@@ -22,7 +22,7 @@ from aligner.config.check import build, check_trainer
 from aligner.config.names import did_you_mean
 from aligner.config.overrides import Assignment, Draft, FlagValue, lay_over, split_override
 from aligner.config.rules import check_rules
-from aligner.config.schema import RECIPES, TrainRecipe
+from aligner.config.schema import RECIPES, Recipe
 from aligner.config.yaml_lines import KeyPath, dotted, read_document
 from aligner.errors import Problem, RecipeError
 
@@ -31,11 +31,12 @@ from aligner.errors import Problem, RecipeError
 class Resolved:
     """A recipe that can be run, and where each of its values came from.
 
+    `recipe` is of the class that `RECIPES` names for its method.
     `origins` maps a dotted key to a place: `recipe.yaml:12`, the flag or the override as it was typed, or `default`.
     `text` is the recipe as the user wrote it (or what the flags amount to, when there was no file).
     """
 
-    recipe: TrainRecipe
+    recipe: Any
     origins: dict[str, str]
     text: str
     path: Path | None
@@ -53,7 +54,7 @@ class Resolved:
         return cls(recipe, dict(record["origins"]), text, path)
 
 
-def recipe_hash(recipe: TrainRecipe) -> str:
+def recipe_hash(recipe: Recipe) -> str:
     """SHA-256 of what is run: every value except `output_dir`, which only says where the result is put."""
     values = recipe.model_dump(mode="json", exclude={"output_dir"})
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
@@ -117,7 +118,7 @@ def _draft(text: str, name: str) -> tuple[Draft, list[Problem]]:
 
 
 def _assignments(
-    overrides: Sequence[str], flags: Mapping[str, Any], recipe_class: type[TrainRecipe]
+    overrides: Sequence[str], flags: Mapping[str, Any], recipe_class: type[Recipe]
 ) -> tuple[list[Assignment], list[Problem]]:
     assignments: list[Assignment] = []
     problems = []
@@ -161,7 +162,7 @@ def _derive_output_dir(draft: Draft, method: str, path: Path | None) -> str:
     return f"derived from {source}"
 
 
-def _validate(recipe_class: type[TrainRecipe], draft: Draft) -> tuple[TrainRecipe | None, list[Problem]]:
+def _validate(recipe_class: type[Recipe], draft: Draft) -> tuple[Recipe | None, list[Problem]]:
     trainer, findings = check_trainer(recipe_class, draft.values.get("trainer"))
     values = dict(draft.values)
     if isinstance(values.get("trainer"), dict):
@@ -186,7 +187,7 @@ def _line(problem: Problem) -> int:
     return int(match.group(1)) if match else 1_000_000
 
 
-def _origins(recipe: TrainRecipe, draft: Draft, derived: str) -> dict[str, str]:
+def _origins(recipe: Recipe, draft: Draft, derived: str) -> dict[str, str]:
     origins: dict[str, str] = {}
     _collect(recipe.model_dump(mode="json"), (), draft, origins)
     origins["method"] = draft.where(("method",)) or "the command"

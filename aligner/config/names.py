@@ -23,7 +23,7 @@ GONE: dict[str, str] = {
     "include_tokens_per_second": "tokens per second are always logged; drop it",
     "jit_mode_eval": "removed from transformers; drop it",
     "logging_dir": "metrics are in the run directory, in metrics.jsonl; drop it",
-    "loss_weights": "the next-token term has its own weight, `dpo.nll_weight`",
+    "loss_weights": "write `dpo.loss={sigmoid: 0.8, sft: 0.2}`",
     "max_completion_length": "`data.max_length` counts prompt and answer together",
     "max_prompt_length": "removed, since it cut prompts silently; `data.max_length` counts prompt and answer together",
     "max_seq_length": "it is called `data.max_length` now",

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from aligner.config.schema import TrainRecipe
+from aligner.config.schema import Recipe
 from aligner.config.sections import is_text
 from aligner.config.trainer_keys import fields
 from aligner.config.yaml_lines import KeyPath, dotted, read_value
@@ -76,7 +76,7 @@ class Assignment:
     is_flag: bool = False
 
 
-def split_override(text: str, recipe_class: type[TrainRecipe]) -> Assignment | Problem:
+def split_override(text: str, recipe_class: type[Recipe]) -> Assignment | Problem:
     """`trainer.learning_rate=5e-6` -> an assignment, the value read as YAML. Split at the first `=`."""
     key, equals, raw = text.partition("=")
     if not equals:
@@ -97,7 +97,7 @@ def split_override(text: str, recipe_class: type[TrainRecipe]) -> Assignment | P
         )
 
 
-def read_shell_value(recipe_class: type[TrainRecipe], path: KeyPath, raw: str) -> Any:
+def read_shell_value(recipe_class: type[Recipe], path: KeyPath, raw: str) -> Any:
     """A value typed in a shell. Keys that hold text take it as it stands; the others read it as YAML."""
     if raw in ("null", "~", ""):
         return None
@@ -106,7 +106,7 @@ def read_shell_value(recipe_class: type[TrainRecipe], path: KeyPath, raw: str) -
     return read_value(raw)
 
 
-def _is_text_of_trainer(recipe_class: type[TrainRecipe], path: KeyPath) -> bool:
+def _is_text_of_trainer(recipe_class: type[Recipe], path: KeyPath) -> bool:
     if len(path) != 2 or path[0] != "trainer":
         return False
     method = recipe_class.model_fields["method"].default

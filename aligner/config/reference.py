@@ -27,8 +27,8 @@ INTRO = """\
 
 <!-- Generated from the schema: python -m aligner.config.reference > docs/recipe.md -->
 
-A recipe is a YAML file. `aligner sft RECIPE` and `aligner dpo RECIPE` run it; `RECIPE` is a file, or the name of a
-shipped one (`aligner recipes list`).
+A recipe is a YAML file. `aligner sft RECIPE`, `aligner dpo RECIPE` and `aligner discover RECIPE` run it; `RECIPE` is a
+file, or the name of a shipped one (`aligner recipes list`).
 
 ```yaml
 method: dpo
@@ -64,6 +64,10 @@ def document() -> str:
 
 def _sections() -> Iterator[str]:
     yield "## Top level\n\n" + _table(schema.TrainRecipe)
+    yield (
+        "`discover` trains nothing itself: it has `method`, `output_dir`, `seed`, `discover` and `endpoint` "
+        "(the language model that proposes) alone.\n"
+    )
     titled: tuple[tuple[str, type[Section]], ...] = (
         ("model", schema.Model),
         ("model.lora", schema.Lora),
@@ -73,6 +77,8 @@ def _sections() -> Iterator[str]:
         ("early_stopping", schema.EarlyStopping),
         ("launch", schema.Launch),
         ("report", schema.Report),
+        ("endpoint", schema.Endpoint),
+        ("endpoint.budget", schema.Budget),
     )
     for title, section in titled:
         yield f"## {title}\n\n{section.__doc__}\n\n{_table(section)}"

@@ -144,14 +144,23 @@ class Sft(Section):
 class Dpo(Section):
     """Training on preference pairs."""
 
-    loss: str = "sigmoid"
-    """Name of the objective; `sigmoid` is DPO (arXiv 2305.18290)."""
+    loss: str | dict[str, float] = "sigmoid"
+    """The objective: a name (`sigmoid` is DPO, arXiv 2305.18290), a `.py` file with a proposed one, or weights of several:
+    `{sigmoid: 0.8, sft: 0.2}`."""
     beta: float = Field(0.1, gt=0.0)
     """Strength of the pull towards the reference; the inverse temperature of the implicit reward."""
     label_smoothing: float = Field(0.0, ge=0.0, lt=0.5)
     """Assumed share of flipped labels, for the objectives that use it."""
     tau: float = Field(0.05, gt=0.0)
-    """Temperature of the DiscoPOP objective (arXiv 2406.08414)."""
+    """Temperature in the gates of the discovered objectives (arXiv 2406.08414)."""
+    simpo_gamma: float = Field(0.5, ge=0.0)
+    """Target margin of `simpo`, in units of its reward."""
+    warmup_steps_dpo: int = Field(0, ge=0)
+    """Optimizer steps with `sigmoid` before the objective takes over: for one that starts on a wrong slope."""
+    alarm_steps: int = Field(50, ge=0)
+    """Look, after so many steps, whether the share of pairs ranked rightly has stayed below a half. 0: never."""
+    on_alarm: Literal["warn", "stop"] = "warn"
+    """What happens then."""
     nll_weight: float = Field(0.0, ge=0.0)
     """Weight of a next-token loss on the chosen answer, added to the objective (RPO, arXiv 2404.19733)."""
     reference: Literal["auto", "adapter_off", "precomputed"] = "auto"
@@ -189,6 +198,62 @@ class Launch(Section):
     """Overrides the mixed precision of accelerate's configuration."""
 
 
+class Budget(Section):
+    """What requests to a language model may cost. What is left out is not limited."""
+
+    calls: int | None = Field(None, ge=0)
+    """Requests that are really sent; replies from the cache are free."""
+    tokens: int | None = Field(None, ge=0)
+    """Tokens of prompts and replies together."""
+    usd: float | None = Field(None, ge=0.0)
+    """Money, by the two prices of the endpoint."""
+    minutes: float | None = Field(None, gt=0.0)
+    """Wall-clock time since the client was opened."""
+
+
+class Endpoint(Section):
+    """A language model that answers requests: a server that speaks OpenAI's protocol, a local model, or a script."""
+
+    backend: Literal["openai", "local", "scripted"] = "openai"
+    """`openai`: any OpenAI-compatible server. `local`: a model loaded here. `scripted`: replies from a file."""
+    model: str = ""
+    """Name of the model on the server; for `local` a hub id or folder."""
+    base_url: str | None = None
+    """Address of the server, `http://127.0.0.1:8000/v1` for example. Absent: OpenAI's own."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """Environment variable that holds the key. A server on this machine needs none."""
+    script: str | None = None
+    """JSONL file of replies for `scripted`: `{"reply": "..."}` in the order of the requests."""
+    temperature: float = Field(1.0, ge=0.0)
+    """Sampling temperature."""
+    top_p: float = Field(1.0, gt=0.0, le=1.0)
+    """Nucleus sampling."""
+    max_tokens: int = Field(2048, ge=1)
+    """Longest reply."""
+    extra: dict[str, Any] = {}
+    """Further fields of the request body, as the server knows them."""
+    max_in_flight: int = Field(8, ge=1)
+    """Requests under way at the same time; the batch size of a `local` model."""
+    requests_per_minute: float | None = Field(None, gt=0.0)
+    """Limit of the server. Halved after a 429, and slowly raised again."""
+    tokens_per_minute: float | None = Field(None, gt=0.0)
+    """Limit of the server, prompts and replies together."""
+    timeout_s: float = Field(600.0, gt=0.0)
+    """Longest wait for one reply."""
+    max_retries: int = Field(6, ge=0)
+    """Further attempts after a connection error, a 408, 409, 429 or a 5xx."""
+    record: str | None = None
+    """Folder that every request and its reply is written to."""
+    replay: str | None = None
+    """Folder recorded earlier, to answer from and nowhere else."""
+    usd_per_million_prompt_tokens: float = Field(0.0, ge=0.0)
+    """Price, for `budget.usd`."""
+    usd_per_million_completion_tokens: float = Field(0.0, ge=0.0)
+    """Price, for `budget.usd`."""
+    budget: Budget = Budget()
+    """Where to stop."""
+
+
 class Report(Section):
     """What the report of the run shows beside the curves."""
 
@@ -198,8 +263,40 @@ class Report(Section):
     """Longest such answer, in tokens."""
 
 
-class TrainRecipe(Section):
-    """What every training recipe has."""
+class Discover(Section):
+    """The search for preference objectives by a language model (arXiv 2406.08414)."""
+
+    task: Literal["bandit", "toy", "recipe"] = "bandit"
+    """What an objective is judged by: `bandit` (a contextual bandit with a known reward, seconds), `toy` (DPO in the toy
+    world, minutes), or `recipe` (a DPO recipe of yours and an evaluation)."""
+    proposals: int = Field(20, ge=0)
+    """How many objectives the language model proposes; those that fail count too."""
+    minutes: float | None = Field(None, gt=0.0)
+    """Stop after so much time, between two proposals. `--resume` starts the clock again."""
+    seeds: int = Field(3, ge=1)
+    """Trainings for each objective; the fitness is their mean."""
+    beta: float = Field(0.05, gt=0.0)
+    """Beta of every training; the language model is told it."""
+    start: list[str] = ["sigmoid", "hinge", "ipo_sum", "kto_pair"]
+    """Objectives that are measured first and shown to the language model. The default are the paper's four."""
+    history: int = Field(20, ge=1)
+    """How many of the latest proposals, with what came of them, stay in the conversation; the best ones always do."""
+    timeout_minutes: float = Field(60.0, gt=0.0)
+    """Longest time for all trainings of one objective; then it counts as failed."""
+    recipe: str | None = None
+    """For `recipe`: the DPO recipe that is run with each objective, a file or a shipped name."""
+    overrides: list[str] = []
+    """For `toy` and `recipe`: further settings of the inner recipe, as `key=value`."""
+    prompts: str | None = None
+    """For `recipe`: prompts to answer with the trained model. One half gives the fitness, the other is held out."""
+    reward_model: str | None = None
+    """For `recipe`: what scores the answers: `toy`, or a function of yours, `path/to/file.py:name`."""
+    max_new_tokens: int = Field(32, ge=1)
+    """For `toy` and `recipe`: longest answer, in tokens."""
+
+
+class Recipe(Section):
+    """What every recipe has."""
 
     method: str
     """What to do: `sft`, `dpo`, ..."""
@@ -207,6 +304,11 @@ class TrainRecipe(Section):
     """The run directory. Left out: `runs/`, named after the recipe or the model."""
     seed: int = Field(42, ge=0)
     """Seed of sampling, shuffling and initialisation."""
+
+
+class TrainRecipe(Recipe):
+    """What every training recipe has."""
+
     model: Model
     """The model that is trained, and how it is loaded."""
     data: Data
@@ -239,8 +341,19 @@ class DpoRecipe(TrainRecipe):
     """What belongs to this method alone."""
 
 
-RECIPES: dict[str, type[TrainRecipe]] = {"sft": SftRecipe, "dpo": DpoRecipe}
-"""Method name -> schema. A new method adds one line here and one in `aligner.methods.METHODS`."""
+class DiscoverRecipe(Recipe):
+    """`aligner discover`: search for preference objectives."""
 
-METHOD_SECTIONS: dict[str, str] = {"sft": "sft", "dpo": "dpo"}
+    method: Literal["discover"] = "discover"
+    """What to do."""
+    endpoint: Endpoint
+    """The language model that proposes."""
+    discover: Discover = Discover()
+    """What belongs to this method alone."""
+
+
+RECIPES: dict[str, type[Recipe]] = {"sft": SftRecipe, "dpo": DpoRecipe, "discover": DiscoverRecipe}
+"""Method name -> schema. A new training method adds one line here and one in `aligner.methods.METHODS`."""
+
+METHOD_SECTIONS: dict[str, str] = {"sft": "sft", "dpo": "dpo", "discover": "discover"}
 """Method name -> the key of its own section."""

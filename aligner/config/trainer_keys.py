@@ -76,8 +76,8 @@ def table() -> dict[str, Any]:
 
 
 def fields(method: str) -> dict[str, dict[str, Any]]:
-    """Key -> {"type", "default", "help"} and sometimes "choices", of one method."""
-    return table()[method]["fields"]
+    """Key -> {"type", "default", "help"} and sometimes "choices", of one method; nothing for one that trains nothing."""
+    return table().get(method, {}).get("fields", {})
 
 
 def allowed(method: str) -> list[str]:

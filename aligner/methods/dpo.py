@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING
 
 from transformers import TrainingArguments
 
+from aligner.config.choices import REFERENCE_FREE_LOSSES
 from aligner.config.schema import DpoRecipe
-from aligner.errors import RecipeError
+from aligner.errors import RecipeError, UsageError
+from aligner.guards import AccuracyAlarm, wrong_start
+from aligner.launch import world
 from aligner.methods.job import SHARDED, Job
 from aligner.model_files import ADAPTER_FILE
 from aligner.models import load_policy
-from aligner.objectives import OBJECTIVES, Settings
+from aligner.objectives import BATCH_DEPENDENT, Objective, Settings, check_file, load_objective
 from aligner.preference import PairCollator, PreferenceTrainer
 from aligner.reference import Scorer, with_reference
 from aligner.training import Fitted, fit, lengths_of, training_arguments
@@ -44,19 +47,22 @@ def train(job: Job) -> Fitted:
         train_dataset=job.prepared.train,
         eval_dataset=job.prepared.eval,
         processing_class=job.tokenizer,
-        objective=OBJECTIVES[recipe.dpo.loss],
+        objective=_objective(job, recipe),
         settings=objective_settings(recipe),
         nll_weight=recipe.dpo.nll_weight,
+        warmup_steps_dpo=recipe.dpo.warmup_steps_dpo,
+        needs_reference=needs_reference(recipe),
     )
     if recipe.model.lora is not None and arguments.gradient_checkpointing:
         model.enable_input_require_grads()
-    if not uses_adapter_off(recipe):
+    if needs_reference(recipe) and not uses_adapter_off(recipe):
         scorer = Scorer(
             recipe, job.tokenizer, model, arguments.per_device_eval_batch_size, arguments.bf16, job.on_event
         )
         trainer.train_dataset, trainer.eval_dataset = add_reference(job, scorer)
     trainer.group_lengths = lengths_of(job.prepared.train, job.prepared.batching.grouped)
-    fitted = fit(trainer, recipe, job.run, job.on_event)
+    steps, stop = recipe.dpo.alarm_steps, recipe.dpo.on_alarm == "stop"
+    fitted = fit(trainer, recipe, job.run, job.on_event, [AccuracyAlarm(steps, stop, job.warn)] if steps else [])
     job.answer_after(trainer)
     return fitted
 
@@ -65,10 +71,53 @@ def before_ranks(job: Job) -> None:
     """Score the reference in the launching process where ranks could not: when they hold only shards of the policy."""
     recipe = job.recipe
     assert isinstance(recipe, DpoRecipe)
-    if recipe.launch.strategy in SHARDED and not uses_adapter_off(recipe):
+    if recipe.launch.strategy in SHARDED and needs_reference(recipe) and not uses_adapter_off(recipe):
         arguments = _arguments(job, recipe)
         scorer = Scorer(recipe, job.tokenizer, None, arguments.per_device_eval_batch_size, arguments.bf16, job.on_event)
         add_reference(job, scorer)
+
+
+def _objective(job: Job, recipe: DpoRecipe) -> Objective:
+    """Return the objective, and say what a user should know about it before the first step."""
+    dpo = recipe.dpo
+    for path in sorted(name for name in losses_of(recipe) if name.endswith(".py")):
+        job.say(f"trying the objective {path}")
+        _keep_source(job, Path(path), check_file(Path(path), dpo.beta))
+    objective, settings = load_objective(dpo.loss), objective_settings(recipe)
+    wrong = None if dpo.warmup_steps_dpo else wrong_start(objective, settings)
+    if wrong:
+        job.warn(f"{wrong}. Set dpo.warmup_steps_dpo=100, or for the DiscoPOP objective a dpo.tau above 0.1023")
+    if batchwise := sorted(losses_of(recipe) & set(BATCH_DEPENDENT)):
+        rows = int(recipe.trainer.get("per_device_train_batch_size", 8)) * recipe.launch.num_processes
+        job.note(f"{', '.join(batchwise)} reads statistics over {rows} pairs: batch x processes, without accumulation.")
+    if "simpo" in losses_of(recipe) and dpo.beta < 1:
+        job.note(f"dpo.beta is {dpo.beta:g}; simpo was published with 2 to 2.5, since its rewards are per token.")
+    return objective
+
+
+def _keep_source(job: Job, path: Path, text: str) -> None:
+    """Keep the objective's source in the run, and refuse to go on with another one."""
+    name = f"objectives/{path.name}"
+    kept = job.run.dir / name
+    if not kept.exists():
+        if world()[0] == 0:
+            job.run.write_text(name, text)
+    elif kept.read_text(encoding="utf-8") != text:
+        raise UsageError(
+            f"{path} changed since {job.run.dir} was begun, so resuming it would mix two objectives.",
+            f"Put it back ({kept} is what it was), or choose another output_dir.",
+        )
+
+
+def losses_of(recipe: DpoRecipe) -> set[str]:
+    """Names and files of the objectives that the recipe asks for."""
+    loss = recipe.dpo.loss
+    return {loss} if isinstance(loss, str) else set(loss)
+
+
+def needs_reference(recipe: DpoRecipe) -> bool:
+    """Say whether any objective of the recipe reads the reference."""
+    return not losses_of(recipe) <= set(REFERENCE_FREE_LOSSES)
 
 
 def add_reference(job: Job, scorer: Scorer) -> tuple[Dataset, Dataset | None]:
@@ -110,7 +159,8 @@ def _why_base_is_no_reference(recipe: DpoRecipe) -> str:
 
 def objective_settings(recipe: DpoRecipe) -> Settings:
     """Return the numbers of the objective."""
-    return Settings(beta=recipe.dpo.beta, label_smoothing=recipe.dpo.label_smoothing, tau=recipe.dpo.tau)
+    dpo = recipe.dpo
+    return Settings(dpo.beta, dpo.label_smoothing, dpo.tau, dpo.simpo_gamma)
 
 
 def _arguments(job: Job, recipe: DpoRecipe) -> TrainingArguments:

@@ -15,7 +15,7 @@ from aligner.data.rows import (
     PromptRow,
     Row,
 )
-from aligner.events import Notice, OnEvent, StageStarted
+from aligner.events import Notice, OnEvent, StageStarted, Warned
 from aligner.launch import world
 from aligner.prepare import Prepared
 from aligner.run import Run
@@ -43,6 +43,18 @@ class Job:
         """Tell the listener that a part of the work begins."""
         if self.on_event:
             self.on_event(StageStarted(text))
+
+    def note(self, text: str) -> None:
+        """Tell the listener something that is good to know."""
+        if self.on_event:
+            self.on_event(Notice(text))
+
+    def warn(self, text: str) -> None:
+        """Tell the listener something to look at, and keep it for the report."""
+        if world()[0] == 0 and text not in (kept := self.run.read_json("warnings.json") or []):
+            self.run.write_json("warnings.json", [*kept, text])
+        if self.on_event:
+            self.on_event(Warned(text))
 
     def answer_before(self, model: Any) -> None:
         """Let the model that training starts from answer the held-out prompts; kept over a resumption."""

@@ -1,163 +1,104 @@
-"""Preference objectives as pure tensor functions: the log-probabilities of pairs in, one loss per pair out.
+"""The catalogue of preference objectives: pure functions of the log-probabilities of pairs, one loss for each pair.
 
-Each function computes in float32, never reads global state, and may be called with any batch size. `OBJECTIVES` is the
-catalogue: a name, its function, its source. The names and the values are TRL's where TRL has the objective.
-
-Legend: B pairs. rho = (log pi(y_w|x) - log pi_ref(y_w|x)) - (log pi(y_l|x) - log pi_ref(y_l|x)), z = beta * rho,
-where y_w is the chosen and y_l the rejected answer, and log-probabilities are summed over the answer's tokens.
+`designed` holds those that people thought up, `discovered` those that a search found; `load_objective` takes a name, a
+file with a proposed objective, or a weighted mixture of them. What each needs of its surroundings (a reference, a batch,
+lengths) stands in small tables, held true by tests. `bandit`, `behaviour` and `sandbox` try objectives that a language
+model wrote; `table` describes any of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping
+from pathlib import Path
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from aligner.errors import RecipeError
+from aligner.objectives import designed, discovered
+from aligner.objectives.pairs import Objective, PairLogps, Settings
 
-@dataclass(frozen=True, slots=True)
-class PairLogps:
-    """What an objective sees of B pairs; every tensor has shape (B,).
-
-    Log-probabilities are sums over the answer's tokens, in nats; lengths are numbers of answer tokens.
-    """
-
-    chosen: Tensor
-    rejected: Tensor
-    reference_chosen: Tensor
-    reference_rejected: Tensor
-    chosen_lengths: Tensor
-    rejected_lengths: Tensor
-
-    @property
-    def chosen_ratio(self) -> Tensor:
-        """log pi(y_w|x) - log pi_ref(y_w|x), shape (B,), float32."""
-        return self.chosen.float() - self.reference_chosen.float()
-
-    @property
-    def rejected_ratio(self) -> Tensor:
-        """log pi(y_l|x) - log pi_ref(y_l|x), shape (B,), float32."""
-        return self.rejected.float() - self.reference_rejected.float()
-
-    @property
-    def rho(self) -> Tensor:
-        """Difference of the two ratios, shape (B,), float32."""
-        return self.chosen_ratio - self.rejected_ratio
-
-    @property
-    def mean_rho(self) -> Tensor:
-        """Difference of the two ratios, each divided by its answer's length, shape (B,), float32."""
-        return self.chosen_ratio / self.chosen_lengths.clamp(min=1) - self.rejected_ratio / self.rejected_lengths.clamp(
-            min=1
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """Numbers that objectives share; each uses those that its formula names."""
-
-    beta: float = 0.1
-    label_smoothing: float = 0.0
-    tau: float = 0.05
-
-
-def sigmoid(pairs: PairLogps, settings: Settings) -> Tensor:
-    """DPO: -(1-e) log s(z) - e log s(-z) (arXiv 2305.18290, eq. 7; e is conservative DPO's label smoothing)."""
-    z = settings.beta * pairs.rho
-    e = settings.label_smoothing
-    return -(1 - e) * F.logsigmoid(z) - e * F.logsigmoid(-z)
-
-
-def hinge(pairs: PairLogps, settings: Settings) -> Tensor:
-    """Hinge on the margin: max(0, 1 - z) (SLiC-HF, arXiv 2305.10425, on DPO's implicit reward as in RSO, 2309.06657)."""
-    return torch.relu(1 - settings.beta * pairs.rho)
-
-
-def ipo(pairs: PairLogps, settings: Settings) -> Tensor:
-    """IPO: (rho' - 1/(2 beta))^2 with length-averaged ratios rho' (arXiv 2310.12036, eq. 17; averaged as in TRL).
-
-    The paper sums over tokens; the length average is what its authors confirmed to TRL and what TRL computes.
-    """
-    return (pairs.mean_rho - 1 / (2 * settings.beta)) ** 2
-
-
-def robust(pairs: PairLogps, settings: Settings) -> Tensor:
-    """Robust DPO: (-(1-e) log s(z) + e log s(-z)) / (1 - 2e), unbiased under label flips (arXiv 2403.00409, eq. 12)."""
-    z = settings.beta * pairs.rho
-    e = settings.label_smoothing
-    return (-(1 - e) * F.logsigmoid(z) + e * F.logsigmoid(-z)) / (1 - 2 * e)
-
-
-def exo_pair(pairs: PairLogps, settings: Settings) -> Tensor:
-    """EXO for pairs: KL(policy's preference || smoothed label), needs label smoothing e > 0 (arXiv 2402.00856, eq. 16)."""
-    z = settings.beta * pairs.rho
-    e = torch.tensor(settings.label_smoothing, device=z.device)
-    won = torch.sigmoid(z) * (F.logsigmoid(z) - torch.log1p(-e))
-    lost = torch.sigmoid(-z) * (F.logsigmoid(-z) - torch.log(e))
-    return won + lost
-
-
-def nca_pair(pairs: PairLogps, settings: Settings) -> Tensor:
-    """NCA for pairs: -log s(r_w) - (log s(-r_w) + log s(-r_l)) / 2 with r = beta * ratio (arXiv 2402.05369)."""
-    chosen, rejected = settings.beta * pairs.chosen_ratio, settings.beta * pairs.rejected_ratio
-    return -F.logsigmoid(chosen) - 0.5 * F.logsigmoid(-chosen) - 0.5 * F.logsigmoid(-rejected)
-
-
-def bco_pair(pairs: PairLogps, settings: Settings) -> Tensor:
-    """Binary classifier on each answer: -log s(r_w) - log s(-r_l), without BCO's reward shift (arXiv 2404.04656)."""
-    return -F.logsigmoid(settings.beta * pairs.chosen_ratio) - F.logsigmoid(-settings.beta * pairs.rejected_ratio)
-
-
-def sppo_hard(pairs: PairLogps, settings: Settings) -> Tensor:
-    """SPPO with hard labels: (ratio_w - 1/(2 beta))^2 + (ratio_l + 1/(2 beta))^2 (arXiv 2405.00675, eq. 4.7)."""
-    target = 0.5 / settings.beta
-    return (pairs.chosen_ratio - target) ** 2 + (pairs.rejected_ratio + target) ** 2
-
-
-def apo_zero(pairs: PairLogps, settings: Settings) -> Tensor:
-    """APO-zero: 1 - s(r_w) + s(r_l), for answers better than the model's own (arXiv 2408.06266, eq. 7)."""
-    chosen, rejected = settings.beta * pairs.chosen_ratio, settings.beta * pairs.rejected_ratio
-    return 1 - torch.sigmoid(chosen) + torch.sigmoid(rejected)
-
-
-def apo_down(pairs: PairLogps, settings: Settings) -> Tensor:
-    """APO-down: s(r_w) + 1 - s(r_w - r_l), for answers worse than the model's own (arXiv 2408.06266, eq. 8)."""
-    return torch.sigmoid(settings.beta * pairs.chosen_ratio) + 1 - torch.sigmoid(settings.beta * pairs.rho)
-
-
-def discopop(pairs: PairLogps, settings: Settings) -> Tensor:
-    """DiscoPOP (log-ratio modulated loss): (1-w) softplus(-z) + w exp(-z), w = s(z/tau) (arXiv 2406.08414, eq. 5).
-
-    Written as s(-z/tau) softplus(-z) + exp(log s(z/tau) - z), which is the same number and stays finite where the
-    literal form gives 0 * inf in float32 (z below -88.7). Not convex: its slope at z = 0 points the wrong way for
-    tau below about 0.1.
-    """
-    z = settings.beta * pairs.rho
-    gate = z / settings.tau
-    return torch.sigmoid(-gate) * F.softplus(-z) + torch.exp(F.logsigmoid(gate) - z)
-
-
-def sigmoid_norm(pairs: PairLogps, settings: Settings) -> Tensor:
-    """DPO on length-averaged ratios: -log s(beta rho') (the normalised form of arXiv 2411.15124)."""
-    return -F.logsigmoid(settings.beta * pairs.mean_rho)
-
-
-Objective = Callable[[PairLogps, Settings], Tensor]
+__all__ = [
+    "BATCH_DEPENDENT",
+    "OBJECTIVES",
+    "Objective",
+    "PairLogps",
+    "Settings",
+    "check_file",
+    "load_objective",
+    "mixture",
+]
 
 OBJECTIVES: dict[str, Objective] = {
-    "sigmoid": sigmoid,
-    "hinge": hinge,
-    "ipo": ipo,
-    "robust": robust,
-    "exo_pair": exo_pair,
-    "nca_pair": nca_pair,
-    "bco_pair": bco_pair,
-    "sppo_hard": sppo_hard,
-    "apo_zero": apo_zero,
-    "apo_down": apo_down,
-    "discopop": discopop,
-    "sigmoid_norm": sigmoid_norm,
+    "sigmoid": designed.sigmoid,
+    "hinge": designed.hinge,
+    "ipo": designed.ipo,
+    "ipo_sum": designed.ipo_sum,
+    "robust": designed.robust,
+    "exo_pair": designed.exo_pair,
+    "nca_pair": designed.nca_pair,
+    "bco_pair": designed.bco_pair,
+    "sppo_hard": designed.sppo_hard,
+    "apo_zero": designed.apo_zero,
+    "apo_down": designed.apo_down,
+    "sigmoid_norm": designed.sigmoid_norm,
+    "kto_pair": designed.kto_pair,
+    "orpo": designed.orpo,
+    "simpo": designed.simpo,
+    "sft": designed.sft,
+    "discopop": discovered.discopop,
+    "dbaql": discovered.dbaql,
+    "aql": discovered.aql,
+    "padll": discovered.padll,
+    "aqfl": discovered.aqfl,
+    "cell": discovered.cell,
+    "pfl": discovered.pfl,
 }
 """Name -> objective. The legal names without torch stand in `aligner.config.choices`; a test keeps the two equal."""
+
+BATCH_DEPENDENT = ("kto_pair", "dbaql", "aql", "aqfl")
+"""Objectives with a statistic over the micro-batch: their results change with the batch size of a device."""
+
+
+def load_objective(loss: str | Mapping[str, float]) -> Objective:
+    """Return the objective that `dpo.loss` means: a name, a path that ends with `.py`, or weights of several.
+
+    Raises: RecipeError when a file holds no objective that may be run.
+    """
+    if isinstance(loss, Mapping):
+        return mixture({load_objective(name): weight for name, weight in loss.items()})
+    return _from_file(Path(loss)) if loss.endswith(".py") else OBJECTIVES[loss]
+
+
+def mixture(parts: Mapping[Objective, float]) -> Objective:
+    """Return the weighted sum of objectives; the weights are not normalised."""
+
+    def weighted(pairs: PairLogps, settings: Settings) -> Tensor:
+        losses = [weight * objective(pairs, settings) for objective, weight in parts.items()]
+        return sum(losses[1:], losses[0])
+
+    return weighted
+
+
+def _from_file(path: Path) -> Objective:
+    from aligner.objective_source import read_objective
+    from aligner.objectives.interpreter import as_objective
+
+    return as_objective(read_objective(path))
+
+
+def check_file(path: Path, beta: float) -> str:
+    """Try the objective in a file in the sandbox, as a proposal of a search is tried; return its source.
+
+    Raises: RecipeError when it may not be run, or could train nothing.
+    """
+    from aligner.objective_source import read_objective
+    from aligner.objectives.sandbox import CHECK_LIMITS, run_isolated
+
+    source = read_objective(path)
+    found = run_isolated("check", {"text": source.text, "where": str(path), "beta": beta}, **CHECK_LIMITS)
+    problems = [found["error"]] if found["error"] else found["result"]["errors"]
+    if problems:
+        raise RecipeError(
+            f"the objective in {path} cannot be trained with: {'; '.join(problems)}", "mend it, or use another"
+        )
+    return source.text

@@ -139,7 +139,7 @@ def _copy_recipes(folder: Path) -> None:
     folder.mkdir()
     shipped = resources.files("aligner.recipes") / "tiny"
     for recipe in sorted(shipped.iterdir(), key=lambda entry: entry.name):
-        if recipe.name.endswith(".yaml"):
+        if recipe.name.endswith((".yaml", ".jsonl")):
             (folder / recipe.name).write_text(recipe.read_text(encoding="utf-8"), encoding="utf-8", newline="\n")
 
 

@@ -13,10 +13,11 @@ MAPPED = ("cli", "recipes", "reward_models")
 
 LEVELS = (
     ("aligner", "errors", "events"),
+    ("objective_source",),
     ("config", "data", "environment", "lock", "record", "recipes"),
     ("launch", "run", "report", "report_parts", "plots", "card"),
     ("chat", "template", "models", "model_files", "endpoints", "generation", "objectives", "prepare", "sampling_order"),
-    ("training", "reference", "preference"),
+    ("training", "reference", "preference", "guards", "loss_picture"),
     ("toy", "numerics", "doctor"),
     ("reward_models",),
     ("builders", "arena", "methods", "evaluation", "stages"),
@@ -27,7 +28,20 @@ LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate", "pyarrow", "pandas", "matplotlib"}
 HEAVY |= {"bitsandbytes", "tokenizers", "safetensors", "huggingface_hub", "numpy"}
-LIGHT = ("aligner", "errors", "events", "config", "data", "environment", "lock", "launch", "run", "recipes", "cli")
+LIGHT = (
+    "aligner",
+    "errors",
+    "events",
+    "objective_source",
+    "config",
+    "data",
+    "environment",
+    "lock",
+    "launch",
+    "run",
+    "recipes",
+    "cli",
+)
 
 
 def modules() -> Iterator[tuple[str, Path]]:
@@ -100,7 +114,7 @@ def test_what_a_quick_command_imports_loads_nothing_heavy() -> None:
 
 def test_rich_is_imported_by_the_renderer_alone() -> None:
     found = {name for name, path in modules() for target, _ in imports(name, path) if target.split(".")[0] == "rich"}
-    assert found <= {"aligner.cli.render"}
+    assert found <= {"aligner.cli.render", "aligner.cli.live_table"}
 
 
 def test_only_main_imports_the_command_line() -> None:

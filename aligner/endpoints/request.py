@@ -1,0 +1,216 @@
+"""What is asked of a language model and what comes back: the types that every part of this package shares.
+
+A `ChatRequest` says everything that decides the reply, so two equal requests are the same question: the cache, the
+coalescing of requests in flight and a recording all go by `request_key`. Who wants several replies to one question
+numbers them with `sample_index`. Nothing here talks to anyone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, Protocol
+
+from aligner.errors import EndpointError, Problem
+
+Kind = Literal["fatal", "content_filter", "context_length", "unavailable", "bad_reply", "budget"]
+
+DATA_FAILURES = ("content_filter", "context_length")
+NOT_IN_KEY = ("purpose",)
+
+
+@dataclass(frozen=True)
+class ChatRequest:
+    """One question. What is left at its default (None, or an empty model) is taken from the recipe's endpoint.
+
+    `messages` are {"role", "content"} mappings; `prompt` is text to be continued as it stands, in their place (set by
+    `complete`). `purpose` is for the accounts only. `extra` are further fields of the request body.
+    """
+
+    messages: tuple[Mapping[str, str], ...] = ()
+    model: str = ""
+    temperature: float | None = None
+    top_p: float | None = None
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+    sample_index: int = 0
+    purpose: str = ""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    prompt: str | None = None
+
+    def __post_init__(self) -> None:
+        assert (self.prompt is None) == bool(self.messages), "a request has messages, or a prompt to continue"
+        for message in self.messages:
+            assert isinstance(message["role"], str), "a role is text"
+            assert isinstance(message["content"], str), "content is text"
+        assert not isinstance(self.stop, str), "stop is a sequence of strings"
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One reply. `finish_reason` is "stop", or "length" where `max_tokens` cut it; a server may have words of its own.
+
+    `cached`: no request was sent for this one (from the cache, or shared with an identical request in flight).
+    `attempts`: requests that it took, retries included. `latency_s`: from sending to the whole reply, retries included.
+    """
+
+    text: str
+    reasoning: str | None = None
+    finish_reason: str = "stop"
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached: bool = False
+    latency_s: float = 0.0
+    attempts: int = 1
+
+    @property
+    def truncated(self) -> bool:
+        """True where the reply ends because there was no more room."""
+        return self.finish_reason == "length"
+
+
+class LLMError(EndpointError):
+    """A request that got no usable reply.
+
+    `kind`: "fatal" (the server refuses: key, model, parameters), "content_filter" and "context_length" (this request
+    alone is at fault: see `data_failure`), "unavailable" (no answer, or 408, 409, 429, 5xx, after all retries),
+    "bad_reply" (an answer that is no reply), "budget" (not sent). `status`: the HTTP status, where there was one.
+    `attempts`: how often it was sent. `retryable`: asking again later may help.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        hint: str = "",
+        problems: Sequence[Problem] = (),
+        *,
+        kind: Kind = "fatal",
+        status: int | None = None,
+        attempts: int = 1,
+    ) -> None:
+        super().__init__(message, hint, problems)
+        self.kind: Kind = kind
+        self.status = status
+        self.attempts = attempts
+
+    @property
+    def retryable(self) -> bool:
+        """Whether the same request may succeed later."""
+        return self.kind in ("unavailable", "bad_reply")
+
+    @property
+    def data_failure(self) -> bool:
+        """Whether the request itself cannot be answered: a builder drops the row, counts it and goes on."""
+        return self.kind in DATA_FAILURES
+
+
+class LLMClient(Protocol):
+    """Whoever answers requests: a backend, a wrapper around one, or the whole that `open_client` gives."""
+
+    async def chat(self, request: ChatRequest) -> Completion:
+        """Answer one request. Raises: LLMError; EndpointError when no further request makes sense."""
+        ...
+
+    async def complete(self, prompt: str, **params: Any) -> Completion:
+        """Continue a text as it stands, without a chat template. `params` are fields of `ChatRequest`."""
+        ...
+
+    def capabilities(self) -> frozenset[str]:
+        """What this one can do, of "chat", "complete" and "seed"."""
+        ...
+
+    async def aclose(self) -> None:
+        """Give connections, files and threads back."""
+        ...
+
+
+class Backend:
+    """Base of what answers by itself: `complete` is a request with a `prompt`."""
+
+    async def chat(self, request: ChatRequest) -> Completion:
+        """Answer one request."""
+        raise NotImplementedError
+
+    async def complete(self, prompt: str, **params: Any) -> Completion:
+        """Continue a text as it stands, without a chat template."""
+        return await self.chat(ChatRequest(prompt=prompt, **params))
+
+    def capabilities(self) -> frozenset[str]:
+        """What this one can do."""
+        return frozenset({"chat", "complete"})
+
+    async def aclose(self) -> None:
+        """Nothing to give back."""
+
+
+class Wrapper(Backend):
+    """Base of what passes requests on to `inner`, and is closed with it."""
+
+    def __init__(self, inner: LLMClient) -> None:
+        self.inner = inner
+
+    def capabilities(self) -> frozenset[str]:
+        """What the inner one can do."""
+        return self.inner.capabilities()
+
+    async def aclose(self) -> None:
+        """Close the inner one."""
+        await self.inner.aclose()
+
+
+def request_to_json(request: ChatRequest) -> dict[str, Any]:
+    """Return what decides the reply, as plain JSON: everything but the purpose."""
+    values = {item.name: getattr(request, item.name) for item in fields(request) if item.name not in NOT_IN_KEY}
+    values["messages"] = [dict(message) for message in request.messages]
+    values["extra"] = dict(request.extra)
+    return values
+
+
+def request_key(request: ChatRequest, identity: str = "") -> str:
+    """Return the SHA-256 of the canonical JSON of a request.
+
+    `identity` tells models of one name apart (a folder whose weights were trained further); empty for a server's.
+    """
+    values = request_to_json(request)
+    if identity:
+        values["identity"] = identity
+    text = json.dumps(values, sort_keys=True, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def completion_to_json(completion: Completion) -> dict[str, Any]:
+    """Return a completion as plain JSON."""
+    return asdict(completion)
+
+
+def sample_seed(request: ChatRequest) -> int | None:
+    """Return the seed for this sample of the question, so that several samples with one seed differ; None without one.
+
+    Sample 0 has the seed as given; the others a number in [0, 2**31) derived from seed and index.
+    """
+    if request.seed is None or request.sample_index == 0:
+        return request.seed
+    digest = hashlib.sha256(f"{request.seed}:{request.sample_index}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
+
+
+def estimated_tokens(text: str) -> int:
+    """Return about how many tokens a text has, for rate limits and for servers that do not say: four bytes each."""
+    return -(-len(text.encode(errors="replace")) // 4)
+
+
+def prompt_text(request: ChatRequest) -> str:
+    """Return all that is sent, as one text, to measure it."""
+    return request.prompt if request.prompt is not None else "\n".join(m["content"] for m in request.messages)
+
+
+def name_of(request: ChatRequest) -> str:
+    """Return a request's first words, to name it in a message."""
+    text = request.prompt if request.prompt is not None else request.messages[-1]["content"]
+    words = text if len(text) <= 60 else text[:60] + "..."
+    sample = f", sample {request.sample_index}" if request.sample_index else ""
+    purpose = f" for {request.purpose}" if request.purpose else ""
+    return f"the request{purpose} {words!r}{sample}"

@@ -1,0 +1,98 @@
+"""The accounts: what was asked, what it cost, what failed; in all and for each purpose.
+
+Calls, tokens and money are of requests that were sent since the client was opened; replies from the cache, and those
+shared with an identical request in flight, are counted as `cached` and cost nothing. Money is known only where the
+recipe has prices.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from aligner.endpoints.budget import Prices
+from aligner.endpoints.request import ChatRequest, Completion, LLMClient, LLMError, Wrapper
+from aligner.errors import EndpointError
+
+REFUSED = "stopped"
+
+
+@dataclass
+class Tally:
+    """Counts of one purpose, or of all. `calls`: requests answered by the model; `errors`: by kind."""
+
+    calls: int = 0
+    cached: int = 0
+    retries: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    truncated: int = 0
+    empty: int = 0
+    latency_s: float = 0.0
+    errors: Counter[str] = field(default_factory=Counter)
+
+    def add(self, completion: Completion) -> None:
+        """Count a reply."""
+        if completion.cached:
+            self.cached += 1
+            return
+        self.calls += 1
+        self.retries += completion.attempts - 1
+        self.prompt_tokens += completion.prompt_tokens
+        self.completion_tokens += completion.completion_tokens
+        self.truncated += completion.truncated
+        self.empty += not completion.text.strip()
+        self.latency_s += completion.latency_s
+
+    def add_error(self, error: EndpointError) -> None:
+        """Count a failure."""
+        if isinstance(error, LLMError):
+            self.errors[error.kind] += 1
+            self.retries += error.attempts - 1
+        else:
+            self.errors[REFUSED] += 1
+
+    def to_json(self, prices: Prices) -> dict[str, Any]:
+        """Return the counts for a manifest; `usd` is None where there are no prices."""
+        priced = bool(prices.prompt or prices.completion)
+        return {
+            "calls": self.calls,
+            "cached": self.cached,
+            "retries": self.retries,
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "usd": round(prices.usd(self.prompt_tokens, self.completion_tokens), 6) if priced else None,
+            "truncated": self.truncated,
+            "empty": self.empty,
+            "mean_latency_s": round(self.latency_s / self.calls, 3) if self.calls else None,
+            "errors": dict(sorted(self.errors.items())),
+        }
+
+
+class Usage(Wrapper):
+    """Counts what passes, under `total` and under each request's purpose."""
+
+    def __init__(self, inner: LLMClient, prices: Prices | None = None) -> None:
+        super().__init__(inner)
+        self.prices = prices if prices is not None else Prices()
+        self.total = Tally()
+        self.purposes: dict[str, Tally] = {}
+
+    async def chat(self, request: ChatRequest) -> Completion:
+        """Pass on, and count what comes back."""
+        tallies = (self.total, self.purposes.setdefault(request.purpose, Tally()))
+        try:
+            completion = await self.inner.chat(request)
+        except EndpointError as error:
+            for tally in tallies:
+                tally.add_error(error)
+            raise
+        for tally in tallies:
+            tally.add(completion)
+        return completion
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all accounts for a manifest."""
+        purposes = {name or "other": tally.to_json(self.prices) for name, tally in sorted(self.purposes.items())}
+        return {**self.total.to_json(self.prices), "purposes": purposes}

@@ -1,0 +1,361 @@
+"""`aligner discover`: a language model proposes preference objectives, each is tried, and it sees what came of them.
+
+The outer loop of DiscoPOP (arXiv 2406.08414, section 3 and algorithm 1). Read downward: measure the objectives that the
+search begins with; then ask, read, check, measure and record, one proposal after the other. A proposal is text from
+outside: it is read against an allow-list, tried in an isolated process, and only then trained with, in a process of its
+own; what is trained with is the stored source that was checked.
+
+Different from the authors' code, on purpose: fitness is a mean over seeds with its standard error, and every objective
+also has a held-out result that neither the model nor the ranking sees (the best of many noisy numbers is too good to be
+true); a proposal that says the same as an earlier one is not trained again; whatever goes wrong with a proposal is fed
+back and counts as one. Everything is on disk as it happens, and `--resume` goes on from any moment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from aligner.config.load import Resolved
+from aligner.config.schema import DiscoverRecipe
+from aligner.endpoints import ChatRequest, Client, LLMError, check_endpoint, open_client
+from aligner.environment import now
+from aligner.errors import TrainingError
+from aligner.events import Candidate, Finished, Notice, OnEvent, Plan, StageStarted, Warned
+from aligner.methods import Outcome, fitness
+from aligner.methods.archive import Archive, Record, mean_and_error, shown
+from aligner.methods.proposals import ReplyError, conversation, read_reply, system_prompt
+from aligner.objective_source import LANGUAGE, SourceError, parse_objective
+from aligner.objectives.sandbox import CHECK_LIMITS, run_isolated
+from aligner.record import dumps, write_atomically
+from aligner.run import Run
+
+REPLY_FAILURES = ("truncated", "content_filter", "bad_reply")
+"""Kinds of endpoint failures that say something about one reply, not about the endpoint: they count as a proposal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """What the steps of a search share."""
+
+    recipe: DiscoverRecipe
+    run: Run
+    archive: Archive
+    on_event: OnEvent | None
+
+    def tell(self, event: Any) -> None:
+        """Hand an event to the listener."""
+        if self.on_event is not None:
+            self.on_event(event)
+
+
+def run_discovery(
+    resolved: Resolved,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    on_event: OnEvent | None = None,
+) -> Outcome:
+    """Search, and save what was found.
+
+    Raises: RecipeError and UsageError before anything is asked; EndpointError when the language model cannot be reached
+    any more, and TrainingError when not even the objectives that the search begins with can be measured.
+    """
+    recipe = resolved.recipe
+    assert isinstance(recipe, DiscoverRecipe)
+    check_endpoint(recipe.endpoint)
+    check_inner_recipe(recipe)
+    if dry_run:
+        if on_event:
+            on_event(Plan(plan_rows(recipe)))
+        return Outcome(Path(recipe.output_dir))
+    run = Run.create(resolved, resume=resume, overwrite=overwrite)
+    if run.is_done:
+        if on_event:
+            on_event(Notice(f"{run.dir} is finished already; --overwrite starts it again from nothing."))
+        return Outcome(run.dir, run.read_json("manifest.json")["results"], run.dir / "report.html")
+    search = Search(recipe, run, Archive(run.dir / "archive"), on_event)
+    for note in run.notes:
+        search.tell(Warned(note))
+    for record in search.archive.records:
+        search.tell(candidate(record, search.archive))
+    _write_world(search)
+    _measure_start(search)
+    why = asyncio.run(_propose_all(search))
+    return _finish(search, why)
+
+
+def check_inner_recipe(recipe: DiscoverRecipe) -> None:
+    """Refuse an inner recipe or prompts that cannot work, before the first request is paid for."""
+    if recipe.discover.task != "recipe":
+        return
+    from aligner.config.load import load_recipe
+    from aligner.config.schema import Data, Source
+    from aligner.data import load_rows
+    from aligner.reward_models import load_scorer
+
+    inner, prompts, scorer = recipe.discover.recipe, recipe.discover.prompts, recipe.discover.reward_model
+    assert inner, "a rule asks for it"
+    assert prompts, "a rule asks for it"
+    assert scorer, "a rule asks for it"
+    load_recipe("dpo", inner, recipe.discover.overrides)
+    load_rows(Data(train=[Source(path=prompts)]), "prompts", 0)
+    load_scorer(scorer)
+
+
+def plan_rows(recipe: DiscoverRecipe) -> list[tuple[str, str, str]]:
+    """What would happen, for the screen."""
+    settings, budget = recipe.discover, recipe.endpoint.budget
+    limits = {"calls": budget.calls, "tokens": budget.tokens, "usd": budget.usd, "minutes": settings.minutes}
+    said = ", ".join(f"at most {value:g} {name}" for name, value in limits.items() if value is not None)
+    objectives = len(settings.start) + settings.proposals
+    return [
+        ("task", f"{settings.task}, beta {settings.beta:g}", ""),
+        ("begins with", ", ".join(settings.start), ""),
+        ("proposals", f"{settings.proposals} from {recipe.endpoint.model or recipe.endpoint.backend}", said),
+        ("trainings", f"at most {objectives * settings.seeds}", f"{objectives} objectives x {settings.seeds} seeds"),
+    ]
+
+
+# --- the objectives that the search begins with ----------------------------------------------------------------------
+
+
+def _write_world(search: Search) -> None:
+    """Write the toy world that a search in it trains in; one that was cut short is written again."""
+    if search.recipe.discover.task != "toy" or (search.run.dir / "world.json").exists():
+        return
+    from aligner.toy import write_world
+
+    search.tell(StageStarted("writing the toy world"))
+    write_world(search.run.dir / "world", seed=search.recipe.seed, overwrite=True)
+    search.run.write_json("world.json", {"seed": search.recipe.seed})
+
+
+def _measure_start(search: Search) -> None:
+    from aligner.objectives.written import WRITTEN_SOURCES
+
+    for index, name in enumerate(search.recipe.discover.start):
+        if search.archive[index] is not None:
+            continue
+        source = Path(name).read_text(encoding="utf-8") if name.endswith(".py") else WRITTEN_SOURCES[name]
+        record = Record(index, Path(name).stem if name.endswith(".py") else name, "start", source=source)
+        record = _try(search, record)
+        search.archive.add(record)
+        search.tell(candidate(record, search.archive))
+    if search.archive.best("start") is None and search.recipe.discover.start:
+        errors = "; ".join(record.error for record in search.archive.records)
+        raise TrainingError(
+            f"None of the objectives that the search begins with could be measured: {errors}",
+            f"The logs are below {search.archive.folder}; mend the inner recipe and use --overwrite.",
+        )
+
+
+# --- proposals -------------------------------------------------------------------------------------------------------
+
+
+async def _propose_all(search: Search) -> str:
+    """Ask, try and record until the search is over; return why it ended."""
+    settings = search.recipe.discover
+    deadline = None if settings.minutes is None else time.monotonic() + 60 * settings.minutes
+    first = len(settings.start)
+    client = open_client(search.recipe.endpoint, cache=search.run.dir / "replies.sqlite", run="discover")
+    async with client:
+        for index in range(first, first + settings.proposals):
+            if search.archive[index] is not None:
+                continue
+            if deadline is not None and time.monotonic() > deadline:
+                return f"{settings.minutes:g} minutes are over"
+            try:
+                record = await _propose(search, client, index)
+            except LLMError as error:
+                if error.kind == "budget":
+                    return error.message
+                raise
+            finally:
+                search.run.write_json("usage.json", client.usage.to_json())
+            record = _try(search, record) if not record.error else record
+            search.archive.add(record)
+            search.tell(candidate(record, search.archive))
+    return f"all {settings.proposals} proposals were made"
+
+
+async def _propose(search: Search, client: Client, index: int) -> Record:
+    """Return a record of what the model answers, not yet tried; with an error where the answer holds no objective."""
+    settings = search.recipe.discover
+    messages, parents = conversation(
+        sorted(search.archive.records, key=lambda record: record.index),
+        functools.partial(_reply, search.archive),
+        settings.history,
+        system_prompt(settings.beta, LANGUAGE),
+    )
+    search.tell(StageStarted(f"asking for proposal {index - len(settings.start) + 1}"))
+    record = Record(index, f"proposal_{index}", "proposal", parents=parents, finished=now())
+    place = search.archive.place(index)
+    if not (place / "reply.json").exists():
+        request = ChatRequest(messages=tuple(messages), sample_index=index, purpose="propose")
+        try:
+            reply = await client.chat(request)
+        except LLMError as error:
+            if error.kind not in REPLY_FAILURES:
+                raise
+            write_atomically(place / "reply.json", dumps({"text": "", "error": error.message}))
+        else:
+            cut = "the reply was cut at endpoint.max_tokens" if reply.finish_reason == "length" else ""
+            write_atomically(place / "reply.json", dumps({"text": reply.text, "error": cut}))
+    stored = json.loads((place / "reply.json").read_text(encoding="utf-8"))
+    if stored["error"]:
+        return replace(record, error=stored["error"])
+    try:
+        proposal = read_reply(stored["text"])
+    except ReplyError as error:
+        return replace(record, error=str(error))
+    return replace(record, name=proposal.name, thought=proposal.thought, source=proposal.code)
+
+
+def _reply(archive: Archive, index: int) -> str:
+    """The model's own answer; what could not be had stands as an empty object."""
+    return json.loads((archive.place(index) / "reply.json").read_text(encoding="utf-8"))["text"] or "{}"
+
+
+# --- one objective ---------------------------------------------------------------------------------------------------
+
+
+def _try(search: Search, record: Record) -> Record:
+    """Return the record with its hash, facts and fitness, or with the error that stopped it."""
+    started = time.monotonic()
+    try:
+        source = parse_objective(record.source, record.name)
+    except SourceError as error:
+        return replace(record, error=str(error), finished=now())
+    record = replace(record, hash=source.hash)
+    if record.origin == "proposal" and (same := search.archive.same_as(source.hash)) is not None:
+        return replace(
+            record, error=f"this says the same as {same.name}, apart from its name and comments", finished=now()
+        )
+    file = search.archive.place(record.index) / "objective.py"
+    write_atomically(file, record.source)
+    search.tell(StageStarted(f"checking {record.name}"))
+    problem, facts = check_behaviour(record.source, record.name, search.recipe.discover.beta)
+    record = replace(record, error=problem, facts=facts)
+    if not problem:
+        search.tell(StageStarted(f"measuring {record.name}"))
+        try:
+            scores, held_out = _measure(search, record, file)
+            record = replace(record, fitness=scores, held_out=held_out)
+        except fitness.MeasuringError as failure:
+            record = replace(record, error=str(failure))
+    return replace(record, seconds=round(time.monotonic() - started, 3), finished=now())
+
+
+def check_behaviour(text: str, where: str, beta: float) -> tuple[str, dict[str, Any]]:
+    """Try an objective in the sandbox; return what is wrong with it ("" for nothing) and facts about its shape."""
+    found = run_isolated("check", {"text": text, "where": where, "beta": beta}, **CHECK_LIMITS)
+    if found["error"]:
+        return found["error"], {}
+    return "; ".join(found["result"]["errors"]), found["result"]["facts"]
+
+
+def _measure(search: Search, record: Record, file: Path) -> tuple[list[float], list[float]]:
+    settings = search.recipe.discover
+    seeds = [search.recipe.seed + number for number in range(settings.seeds)]
+    if settings.task == "bandit":
+        return _bandit(record.source, settings.beta, seeds, 60 * settings.timeout_minutes)
+    world = search.run.dir / "world"
+    in_toy = settings.task == "toy"
+    job = fitness.Job(
+        recipe="tiny/dpo" if in_toy else str(settings.recipe),
+        overrides=[
+            *(_toy_overrides(world) if in_toy else []),
+            *settings.overrides,
+            f"dpo.beta={settings.beta!r}",
+            "dpo.alarm_steps=0",
+        ],
+        loss=str(file.resolve()),
+        seeds=seeds,
+        prompts=str(world / "heldout.jsonl") if in_toy else str(settings.prompts),
+        reward_model="toy" if in_toy else str(settings.reward_model),
+        max_new_tokens=settings.max_new_tokens,
+        folder=str(file.parent),
+    )
+    return fitness.measure(job, 60 * settings.timeout_minutes)
+
+
+def _toy_overrides(world: Path) -> list[str]:
+    """`tiny/dpo` in this world, from its base model and without the next-token term, so that the objective alone acts."""
+    return [
+        f"model.name_or_path={world / 'model'}",
+        f"data.train={world / 'preferences.jsonl'}",
+        "dpo.nll_weight=0",
+        "trainer.num_train_epochs=2",
+    ]
+
+
+def _bandit(text: str, beta: float, seeds: Sequence[int], timeout_s: float) -> tuple[list[float], list[float]]:
+    """Reward gains in the world of the search and in another one."""
+    gains = []
+    for world in ("search", "held_out"):
+        payload = {"text": text, "beta": beta, "seeds": list(seeds), "world": world}
+        limits = {**CHECK_LIMITS, "timeout_s": timeout_s, "cpu_s": timeout_s}
+        found = run_isolated("bandit", payload, **limits)
+        if found["error"]:
+            raise fitness.MeasuringError(found["error"])
+        gains.append([result["reward_gain"] for result in found["result"]["seeds"]])
+    return gains[0], gains[1]
+
+
+def candidate(record: Record, archive: Archive) -> Candidate:
+    """The event that tells of a record."""
+    best = archive.best()
+    return Candidate(
+        index=record.index,
+        name=record.name,
+        fitness=shown(record.fitness) if record.valid else "",
+        held_out=shown(record.held_out) if record.valid else "",
+        error=record.error,
+        is_best=best is record,
+    )
+
+
+# --- the end ---------------------------------------------------------------------------------------------------------
+
+
+def _finish(search: Search, why: str) -> Outcome:
+    """Save the best objective, the report and the manifest."""
+    from aligner.methods.discovery_report import write_discovery_report
+
+    archive, run = search.archive, search.run
+    search.tell(Notice(f"The search ended: {why}."))
+    results = results_of(archive)
+    best = archive.best()
+    if best is not None:
+        head = f"# Found by `aligner discover`: {best.name}, fitness {shown(best.fitness)}, held out {shown(best.held_out)}.\n"
+        run.write_text(
+            f"found/{best.name if best.name.isidentifier() else 'best'}.py", head + best.source.rstrip() + "\n"
+        )
+    run.write_json("search.json", {"ended": why, "results": results})
+    report = write_discovery_report(run.dir)
+    run.finish_without_training(results)
+    search.tell(Finished(results, {"run": str(run.dir), "report": str(report)}))
+    return Outcome(run.dir, results, report)
+
+
+def results_of(archive: Archive) -> dict[str, float]:
+    """The numbers of a search, for the manifest and the screen."""
+    proposals = [record for record in archive.records if record.origin == "proposal"]
+    results: dict[str, float] = {
+        "proposals": float(len(proposals)),
+        "measured": float(sum(record.valid for record in proposals)),
+    }
+    for label, record in (("best", archive.best()), ("best_at_start", archive.best("start"))):
+        if record is not None:
+            results[f"{label}/index"] = float(record.index)
+            results[f"{label}/fitness"], results[f"{label}/fitness_stderr"] = mean_and_error(record.fitness)
+            results[f"{label}/held_out"], results[f"{label}/held_out_stderr"] = mean_and_error(record.held_out)
+    return results

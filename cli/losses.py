@@ -1,0 +1,76 @@
+"""`aligner dpo --loss-table`: every objective as a row with a small curve, and all of them as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from aligner.config.choices import LOSSES
+
+if TYPE_CHECKING:
+    from aligner.objectives.table import Row, Shape
+
+LEVELS = "▁▂▃▄▅▆▇█"
+WIDTH = 24
+
+
+def show_losses(arguments: Sequence[str], plot: Path | None) -> None:
+    """Print the table; draw the picture where a file is named."""
+    beta, tau = _numbers(arguments)
+    from aligner.objectives import Settings
+    from aligner.objectives.table import loss_table
+
+    from .render import columns
+
+    rows = loss_table(Settings(beta=beta, tau=tau))
+    typer.echo(
+        f"Losses over z = beta * rho from -6 to 6, at beta {beta:g} and tau {tau:g}; training starts at z = 0.\n"
+    )
+    columns(
+        ("loss", "shape", "slope at 0", "turns at z", "jumps at z", "reads"),
+        [
+            (
+                row.name,
+                curve(row.shape),
+                f"{row.shape.slope_at_start:+.3g}" + ("  wrong" if row.shape.slope_at_start > 0 else ""),
+                ", ".join(f"{z:.3f} ({kind[:3]})" for z, _, kind in row.shape.turns) or "-",
+                ", ".join(f"{round(one.z, 2) + 0.0:g}" for one in row.shape.jumps) or "-",
+                _reads(row),
+            )
+            for row in rows
+        ],
+    )
+    typer.echo("")
+    width = max(map(len, LOSSES))
+    for name, text in LOSSES.items():
+        typer.echo(f"{name.ljust(width)}  {text}")
+    if plot is not None:
+        from aligner.loss_picture import write_picture
+
+        write_picture(rows, beta, tau, plot)
+        typer.echo(f"\nwrote {plot}")
+
+
+def _numbers(arguments: Sequence[str]) -> tuple[float, float]:
+    """The values of `dpo.beta` and `dpo.tau` on the command line, checked as those of a recipe are."""
+    from .train import resolve
+
+    others = ["dpo.loss=discopop", "model.name_or_path=unread", "data.train=unread"]
+    dpo = resolve("dpo", [*arguments, *others])[0].recipe.dpo
+    return dpo.beta, dpo.tau
+
+
+def _reads(row: Row) -> str:
+    parts = ["reference" if row.reads_reference else "no reference"]
+    return ", ".join([*parts, "batch"] if row.reads_batch else parts)
+
+
+def curve(shape: Shape) -> str:
+    """The loss as a line of blocks, its lowest value the lowest block."""
+    values = [value for _, value in shape.curve]
+    picked = [values[round(i * (len(values) - 1) / (WIDTH - 1))] for i in range(WIDTH)]
+    low, high = min(picked), max(picked)
+    return "".join(LEVELS[round((value - low) / ((high - low) or 1) * (len(LEVELS) - 1))] for value in picked)
