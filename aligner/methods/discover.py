@@ -231,7 +231,7 @@ def _try(search: Search, record: Record) -> Record:
     """Return the record with its hash, facts and fitness, or with the error that stopped it."""
     started = time.monotonic()
     try:
-        source = parse_objective(record.source, record.name)
+        source = parse_objective(record.source, "the code")
     except SourceError as error:
         return replace(record, error=str(error), finished=now())
     record = replace(record, hash=source.hash)
@@ -242,7 +242,7 @@ def _try(search: Search, record: Record) -> Record:
     file = search.archive.place(record.index) / "objective.py"
     write_atomically(file, record.source)
     search.tell(StageStarted(f"checking {record.name}"))
-    problem, facts = check_behaviour(record.source, record.name, search.recipe.discover.beta)
+    problem, facts = check_behaviour(record.source, search.recipe.discover.beta)
     record = replace(record, error=problem, facts=facts)
     if not problem:
         search.tell(StageStarted(f"measuring {record.name}"))
@@ -254,9 +254,9 @@ def _try(search: Search, record: Record) -> Record:
     return replace(record, seconds=round(time.monotonic() - started, 3), finished=now())
 
 
-def check_behaviour(text: str, where: str, beta: float) -> tuple[str, dict[str, Any]]:
+def check_behaviour(text: str, beta: float) -> tuple[str, dict[str, Any]]:
     """Try an objective in the sandbox; return what is wrong with it ("" for nothing) and facts about its shape."""
-    found = run_isolated("check", {"text": text, "where": where, "beta": beta}, **CHECK_LIMITS)
+    found = run_isolated("check", {"text": text, "where": "the code", "beta": beta}, **CHECK_LIMITS)
     if found["error"]:
         return found["error"], {}
     return "; ".join(found["result"]["errors"]), found["result"]["facts"]

@@ -24,8 +24,8 @@ def write_discovery_report(run_dir: Path) -> Path:
     path = run_dir / "report.html"
     body = "".join(
         (
-            _section("progress", "Fitness", _progress(records)),
-            _section("best", "The best", _best(archive, recipe.discover.beta)),
+            _section("progress", "Fitness", _progress(records, recipe.discover.beta)),
+            _section("best", "The best", _best(archive)),
             _section("all", "All objectives", _table(records)),
             _section("each", "One by one", "".join(_details(record, recipe.discover.beta) for record in records)),
         )
@@ -63,13 +63,13 @@ def _tiles(archive: Archive) -> list[dict[str, str]]:
     return tiles
 
 
-def _progress(records: list[Record]) -> str:
+def _progress(records: list[Record], beta: float) -> str:
     valid = [record for record in records if record.valid]
     fitness = [(float(record.index), mean_and_error(record.fitness)[0]) for record in valid]
     held_out = [(float(record.index), mean_and_error(record.held_out)[0]) for record in valid]
     best = [(x, max(value for place, value in fitness if place <= x)) for x, _ in fitness]
     chart = line_chart(
-        "fitness by proposal",
+        "fitness by number",
         [
             Series("best so far", best, 1, smooth=False),
             Series("fitness", fitness, 2, dots=True, smooth=False),
@@ -80,26 +80,29 @@ def _progress(records: list[Record]) -> str:
         "The best of many noisy numbers is too good to be true: the held-out result, which neither the ranking nor the "
         "language model saw, is the one to believe."
     )
-    return f'<div class="grid">{chart}</div><p class="soft small">{note}</p>'
+    return f'<div class="grid">{chart}{_overlay(valid, beta)}</div><p class="soft small">{note}</p>'
 
 
-def _best(archive: Archive, beta: float) -> str:
-    valid = sorted(
-        (record for record in archive.records if record.valid), key=lambda one: -mean_and_error(one.fitness)[0]
-    )
+def _overlay(valid: list[Record], beta: float) -> str:
+    ranked = sorted(valid, key=lambda one: -mean_and_error(one.fitness)[0])
     series = [
         Series(record.name, curve, tone, smooth=False)
-        for tone, record in enumerate(valid[:MOST_OVERLAID], 1)
+        for tone, record in enumerate(ranked[:MOST_OVERLAID], 1)
         if (curve := _curve(record, beta))
     ]
-    chart = line_chart("loss over z = beta * rho", series)
-    source = f"<pre>{escape(valid[0].source)}</pre>" if valid else "<p>Nothing was measured.</p>"
-    return f'<div class="grid">{chart}</div>{source}'
+    return line_chart(f"loss over z = beta * rho of the best {len(series)}", series) if series else ""
+
+
+def _best(archive: Archive) -> str:
+    best = archive.best()
+    if best is None:
+        return "<p>Nothing was measured.</p>"
+    return f"<p>{escape(best.name)}, {shown(best.fitness)}</p><pre>{escape(best.source)}</pre>"
 
 
 def _table(records: list[Record]) -> str:
     rows = "".join(
-        f"<tr><td class=n>{record.index}</td><td>{escape(record.name)}</td><td>{record.origin}</td>"
+        f"<tr><td class=n>{record.index}</td><td class=name>{escape(record.name)}</td><td class=name>{record.origin}</td>"
         f"<td class=n>{shown(record.fitness) if record.valid else '-'}</td>"
         f"<td class=n>{shown(record.held_out) if record.valid else '-'}</td>"
         f"<td class=n>{record.seconds:.1f}</td><td>{escape(record.error)}</td></tr>"

@@ -90,7 +90,7 @@ def _batches() -> Iterator[tuple[str, Tensor]]:
 
 
 def _broken(objective: Objective, settings: Settings) -> list[str]:
-    """The first thing wrong with values and the first with gradients, at the smallest |z| that shows it."""
+    """The first thing wrong with values, or else with gradients, at the smallest |z| that shows it."""
     values: list[str] = []
     slopes: list[str] = []
     moved = set()
@@ -113,8 +113,9 @@ def _broken(objective: Objective, settings: Settings) -> list[str]:
         odd = [_first_odd(g) for g in gradients if g is not None and not torch.isfinite(g).all()]
         if odd:
             slopes.append(f"the gradient is {odd[0]} at {what}")
-    errors = [f"{found[0]} (beta {settings.beta:g}); {_advice(found)}" for found in (values, slopes) if found]
-    return errors if errors or moved & set(INPUTS[:2]) else ["the loss does not depend on the policy"]
+    if found := values or slopes:
+        return [f"{found[0]} (beta {settings.beta:g}); {_advice(found)}"]
+    return [] if moved & set(INPUTS[:2]) else ["the loss does not depend on the policy"]
 
 
 def _vectors(pairs: PairLogps) -> tuple[Tensor, Tensor, Tensor, Tensor]:
