@@ -19,12 +19,12 @@ HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 ADAPTER_FILE = "adapter_config.json"
 
 
-def check_model_path(model: Model) -> None:
+def check_model_path(model: Model, where: str = "model.name_or_path") -> None:
     """Refuse a model folder or chat template that cannot be loaded, without importing anything heavy.
 
-    Raises: RecipeError naming what is wrong. A name that can be a hub id is left to the hub.
+    Raises: RecipeError naming what is wrong, with the key `where`. A name that can be a hub id is left to the hub.
     """
-    _check_folder(model.name_or_path, "model.name_or_path")
+    _check_folder(model.name_or_path, where)
     if model.chat_template is not None:
         read_chat_template(model.chat_template)
 

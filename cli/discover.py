@@ -66,6 +66,9 @@ def discover(
 
 
 def _run(resolved: Resolved, screen: Any, **options: bool) -> Any:
+    from aligner.endpoints import check_endpoint
+
+    check_endpoint(resolved.recipe.endpoint)  # before torch is loaded
     from aligner.methods.discover import run_discovery
 
     try:

@@ -44,10 +44,10 @@ EXAMPLES = {
 class TrainCommand(QuickCommand):
     """Help with examples first and the flags that recipes accept last, by group."""
 
-    def get_params(self, ctx: Any) -> list[Any]:
-        """The options of this method: `sft` has no objectives to show."""
-        params = super().get_params(ctx)
-        return [param for param in params if self.name == "dpo" or param.name not in ("loss_table", "loss_plot")]
+    def __init__(self, name: str | None, *, params: list[Any], **settings: Any) -> None:
+        if name != "dpo":  # the others have no objectives to show
+            params = [param for param in params if param.name not in ("loss_table", "loss_plot")]
+        super().__init__(name, params=params, **settings)
 
     def format_usage(self, ctx: Any, formatter: Any) -> None:
         """Usage and examples."""

@@ -30,7 +30,7 @@ from aligner.endpoints.budget import Guard, Prices, Spent
 from aligner.endpoints.cache import Cache, Store
 from aligner.endpoints.coalesce import Coalesce
 from aligner.endpoints.local import load_local
-from aligner.endpoints.openai_backend import OpenAIBackend
+from aligner.endpoints.openai_backend import OpenAIBackend, check_installed
 from aligner.endpoints.pacing import Clock, RateLimit, Sleep, Throttle
 from aligner.endpoints.recording import RecordBackend, ReplayBackend
 from aligner.endpoints.request import ChatRequest, Completion, LLMClient, Wrapper
@@ -38,6 +38,7 @@ from aligner.endpoints.scripted import ScriptedBackend, read_script
 from aligner.endpoints.secrets import read_secret
 from aligner.endpoints.usage import Usage
 from aligner.errors import RecipeError
+from aligner.model_files import check_model_path
 
 OPENAI_URL = "https://api.openai.com/v1"
 SCRIPT_NAME = "script"
@@ -110,7 +111,7 @@ def open_client(
 
     Raises: RecipeError or UsageError when the section cannot be used, DataError for a script that is broken.
     """
-    check_endpoint(section)
+    _check_section(section)
     throttle = Throttle(clock)
     store = Store(cache, run) if cache is not None and section.replay is None else None
     try:
@@ -124,7 +125,23 @@ def open_client(
 
 
 def check_endpoint(section: Endpoint) -> None:
-    """Say what is missing in a section, as far as it can be known without opening anything. Raises: RecipeError."""
+    """Say what is missing, before any work that the first request would come after. Asks nobody and loads no library.
+
+    Raises: RecipeError, UsageError or DataError, as `open_client` would.
+    """
+    _check_section(section)
+    if section.replay is not None:
+        ReplayBackend(Path(section.replay))
+    elif section.backend == "scripted":
+        read_script(Path(str(section.script)))
+    elif section.backend == "local":
+        check_model_path(Model(name_or_path=section.model), "endpoint.model")
+    else:
+        read_secret(section.base_url or OPENAI_URL, section.api_key_env)
+        check_installed()
+
+
+def _check_section(section: Endpoint) -> None:
     prices = (section.usd_per_million_prompt_tokens, section.usd_per_million_completion_tokens)
     if section.budget.usd is not None and not any(prices):
         raise RecipeError(
@@ -145,7 +162,7 @@ def _backend(section: Endpoint, spent: Spent, throttle: Throttle) -> tuple[LLMCl
     if section.replay is not None:
         return ReplayBackend(Path(section.replay)), ""
     if section.backend == "scripted":
-        assert section.script is not None, "check_endpoint has looked"
+        assert section.script is not None, "_check_section has looked"
         replies = read_script(Path(section.script))
         return ScriptedBackend(replies, start=spent.replies), sha256(repr(replies).encode()).hexdigest()
     if section.backend == "local":

@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 from aligner.endpoints.openai_errors import QUOTA_CODES, error_of, refuse_reserved
@@ -159,9 +160,17 @@ def _import_openai() -> Any:
     except ModuleNotFoundError as error:
         if error.name != "openai":
             raise
-        raise UsageError(
-            "a model behind a server needs the `openai` package, which is not installed", INSTALL
-        ) from None
+        raise _not_installed() from None
+
+
+def check_installed() -> None:
+    """Raises: UsageError when the `openai` package is not installed; does not import it."""
+    if find_spec("openai") is None:
+        raise _not_installed()
+
+
+def _not_installed() -> UsageError:
+    return UsageError("a model behind a server needs the `openai` package, which is not installed", INSTALL)
 
 
 def _http_library(openai: Any) -> Any:

@@ -100,6 +100,54 @@ RECIPES = {
     "adapter_off without LoRA": Case(
         "dpo r.yaml", RECIPE, ("adapter_off", "lora"), DPO + "dpo: {reference: adapter_off}\n", PAIR
     ),
+    "a mistyped objective": Case("dpo r.yaml", RECIPE, ("sigmod", "sigmoid"), DPO + "dpo: {loss: sigmod}\n", PAIR),
+    "a mistyped objective in a mixture": Case(
+        "dpo r.yaml", RECIPE, ("sigmod", "sigmoid"), DPO + "dpo: {loss: {sigmod: 1, sft: 1}}\n", PAIR
+    ),
+    "a mixture without weight": Case("dpo r.yaml", RECIPE, ("dpo.loss",), DPO + "dpo: {loss: {sigmoid: 0}}\n", PAIR),
+    "an objective that is no file": Case("dpo r.yaml", RECIPE, ("mine.py",), DPO + "dpo: {loss: mine.py}\n", PAIR),
+    "a file that may not be run": Case(
+        "dpo r.yaml dpo.loss=no_such.py", RECIPE, ("no_such.py",), DPO + "dpo: {loss: sigmoid}\n", PAIR
+    ),
+    "a tau that nothing reads": Case(
+        "dpo r.yaml", RECIPE, ("dpo.tau", "discopop"), DPO + "dpo: {loss: sigmoid, tau: 0.2}\n", PAIR
+    ),
+    "a mistyped section of a search": Case(
+        "discover r.yaml", RECIPE, ("r.yaml:1", "endpiont", "endpoint"), "endpiont: {model: m}\noutput_dir: out\n"
+    ),
+    "a search without a server or model": Case(
+        "discover r.yaml", RECIPE, ("endpoint", "is missing"), "output_dir: out\ndiscover: {task: bandit}\n"
+    ),
+    "a script that is not there": Case(
+        "discover r.yaml",
+        RECIPE,
+        ("replies.jsonl",),
+        "output_dir: out\nendpoint: {backend: scripted, script: replies.jsonl}\n",
+    ),
+    "a local proposer that is not there": Case(
+        "discover r.yaml",
+        RECIPE,
+        ("endpoint.model", "no folder"),
+        "output_dir: out\nendpoint: {backend: local, model: no/such/model}\n",
+    ),
+    "a recording that is not there": Case(
+        "discover r.yaml", RECIPE, ("no recording", "tape"), "output_dir: out\nendpoint: {model: m, replay: tape}\n"
+    ),
+    "a budget in money without prices": Case(
+        "discover r.yaml", RECIPE, ("usd",), "output_dir: out\nendpoint: {model: m, budget: {usd: 5}}\n"
+    ),
+    "a task without its recipe": Case(
+        "discover r.yaml",
+        RECIPE,
+        ("discover.recipe",),
+        "output_dir: out\nendpoint: {model: m}\ndiscover: {task: recipe}\n",
+    ),
+    "an unknown objective to begin with": Case(
+        "discover r.yaml",
+        RECIPE,
+        ("sigmod", "sigmoid"),
+        "output_dir: out\nendpoint: {model: m}\ndiscover: {start: [sigmod]}\n",
+    ),
     "several at once": Case(
         "sft r.yaml",
         RECIPE,
