@@ -369,6 +369,9 @@ def _what_is_in(folder: Path) -> str:
     method = resolved["recipe"]["method"] if resolved else "training"
     if run.is_done:
         return f"a finished {method} run of {run.read_json('manifest.json')['finished']}"
+    if (folder / "archive").is_dir():
+        tried = sum(1 for _ in (folder / "archive").glob("*/record.json"))
+        return f"an unfinished {method} run that has tried {tried} objectives"
     latest = run.latest_checkpoint()
     saved = f"saved up to step {checkpoint_step(latest)}" if latest else "with no checkpoint yet"
     return f"an unfinished {method} run, {saved}"

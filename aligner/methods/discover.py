@@ -288,12 +288,16 @@ def _measure(search: Search, record: Record, file: Path) -> tuple[list[float], l
 
 
 def _toy_overrides(world: Path) -> list[str]:
-    """`tiny/dpo` in this world, from its base model and without the next-token term, so that the objective alone acts."""
+    """`tiny/dpo` in this world, for the objective alone: from the base model, without the next-token term, in small steps.
+
+    At the recipe's own learning rate a comparison alone teaches nothing: both answers lose probability.
+    """
     return [
         f"model.name_or_path={world / 'model'}",
         f"data.train={world / 'preferences.jsonl'}",
         "dpo.nll_weight=0",
         "trainer.num_train_epochs=2",
+        "trainer.learning_rate=1e-4",
     ]
 
 
@@ -335,6 +339,8 @@ def _finish(search: Search, why: str) -> Outcome:
     results = results_of(archive)
     best = archive.best()
     if best is not None:
+        if best.origin == "start":
+            search.tell(Notice(f"No proposal was better than {best.name}, which the search began with."))
         head = f"# Found by `aligner discover`: {best.name}, fitness {shown(best.fitness)}, held out {shown(best.held_out)}.\n"
         run.write_text(
             f"found/{best.name if best.name.isidentifier() else 'best'}.py", head + best.source.rstrip() + "\n"

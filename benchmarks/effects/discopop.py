@@ -3,7 +3,7 @@
     python benchmarks/effects/discopop.py [--part bandit|toy|controls] [--seeds N] [--write]
 
 * `bandit`: the contextual bandit of `aligner discover` (known reward, exact KL).
-* `toy`: DPO in the toy world from its base model, without a next-token term; gold score of sampled answers, and KL to the
+* `toy`: DPO in the toy world from its base model, without a next-token term, learning rate 1e-4; gold score of sampled answers, and KL to the
   base estimated from those answers (mean of log pi(a) - log pi_base(a), a drawn from pi).
 * `controls`: in the toy world, from the result of `tiny/sft`: the comparison alone, the next-token term alone, and both.
 
@@ -36,8 +36,8 @@ from aligner.reward_models import load_scorer
 from aligner.toy import write_world
 
 RESULTS = Path(__file__).parents[1] / "RESULTS.md"
-BETAS = {"bandit": (0.05, 0.1, 0.5, 1.0), "toy": (0.05, 0.5)}
-WARM_UP = {"bandit": 100, "toy": 40}
+BETAS = {"bandit": (0.05, 0.1, 0.5, 1.0), "toy": (0.05, 0.1, 0.5, 1.0)}
+WARM_UP = {"bandit": 100, "toy": 70}
 
 # name -> (objective, tau, warm-up steps as a share of those of the part)
 VARIANTS = {
@@ -82,7 +82,8 @@ def worlds(seeds: int, folder: Path) -> dict[int, Path]:
 def toy(world: Path, name: str, beta: float, seed: int) -> tuple[float, float]:
     """Gold score and KL of one training in the toy world."""
     loss, tau, warm = VARIANTS[name]
-    settings = [f"dpo.loss={loss}", f"dpo.beta={beta}", "dpo.nll_weight=0", "trainer.num_train_epochs=2"]
+    settings = [f"dpo.loss={loss}", f"dpo.beta={beta}", "dpo.nll_weight=0", "dpo.alarm_steps=0"]
+    settings += ["trainer.num_train_epochs=2", "trainer.learning_rate=1e-4"]
     settings += [f"dpo.tau={tau}"] if loss == "discopop" else []
     settings += [f"dpo.warmup_steps_dpo={WARM_UP['toy']}"] if warm else []
     return measure(world, train(world, world / "model", seed, settings), seed)

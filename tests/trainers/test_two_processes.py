@@ -96,6 +96,14 @@ def test_two_processes_equal_one_where_the_last_batch_is_short(folder, method: s
     assert_same(folder, f"short-{method}-one", f"short-{method}-two")
 
 
+@pytest.mark.parametrize("loss", ["dbaql", "aqfl"])
+def test_a_batch_statistic_is_over_the_pairs_of_both_processes(folder, loss: str) -> None:
+    arguments = ("data.train=[{path: pairs.jsonl, max_rows: 13}]", f"dpo.loss={loss}", "trainer.learning_rate=0.001")
+    train(folder, "dpo", f"{loss}-one", *arguments)
+    train(folder, "dpo", f"{loss}-two", *arguments, *HALVED)
+    assert_same(folder, f"{loss}-one", f"{loss}-two")
+
+
 def test_accelerates_own_launcher_trains_the_same(folder) -> None:
     train(folder, "sft", "own-one")
     launcher = (

@@ -156,8 +156,9 @@ def test_a_budget_ends_the_search_well(tmp_path, sandbox):
 
 
 def test_no_time_left_ends_the_search_well(tmp_path, sandbox):
-    archive, _, _ = search(tmp_path, [OTHER, GOOD], "discover.minutes=1.0e-9")
+    archive, events, _ = search(tmp_path, [OTHER, GOOD], "discover.minutes=1.0e-9")
     assert len(archive.records) == 1
+    assert any("No proposal was better than sigmoid" in getattr(event, "text", "") for event in events)
     assert "minutes are over" in read_json(tmp_path / "run", "search.json")["ended"]
 
 
@@ -172,6 +173,13 @@ def test_a_dry_run_asks_nothing_and_writes_nothing(tmp_path, sandbox):
     search(tmp_path, [GOOD], dry_run=True)
     assert not (tmp_path / "run").exists()
     assert not sandbox
+
+
+def test_a_search_that_was_begun_says_how_far_it_came(tmp_path, sandbox):
+    with pytest.raises(EndpointError):
+        search(tmp_path, [OTHER], "discover.proposals=2")
+    with pytest.raises(UsageError, match="discover run that has tried 2 objectives"):
+        search(tmp_path, [OTHER], "discover.proposals=2")
 
 
 def test_another_recipe_cannot_take_up_the_search(tmp_path, sandbox):
