@@ -81,10 +81,14 @@ class Completion:
 
 @dataclass(frozen=True)
 class _Row:
-    """One answer to be written: `sample` of the prompt at `place`, with room for `budget` tokens."""
+    """One answer to be written: `sample` of the prompt at `place`, with room for `budget` tokens.
+
+    Its random numbers follow from the seed, `stream` and `sample`.
+    """
 
     place: int
     sample: int
+    stream: int
     prompt_ids: list[int]
     budget: int
 
@@ -96,14 +100,18 @@ def generate(
     sampling: Sampling,
     *,
     batch_size: int = 16,
+    streams: Sequence[int] | None = None,
     on_progress: Progress | None = None,
 ) -> list[list[Completion]]:
     """Return `num_samples` answers for each prompt, in the order of the prompts.
 
+    `streams`: a number for each prompt, from which its random numbers follow (its place by default), for answers that
+    do not depend on which prompts are asked together.
+
     Raises: DataError when a prompt leaves no room for an answer within the positions that the model has.
     """
     assert batch_size >= 1, "a batch holds at least one row"
-    rows = _rows(model, tokenizer, prompts, sampling)
+    rows = _rows(model, tokenizer, prompts, sampling, streams or range(len(prompts)))
     stops = stop_token_ids(tokenizer, model)
     answers: dict[tuple[int, int], Completion] = {}
     with _decoder_of(model) as decoder:
@@ -122,12 +130,16 @@ def max_positions(model: PreTrainedModel) -> int | None:
 
 
 def _rows(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str | Messages], sampling: Sampling
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str | Messages],
+    sampling: Sampling,
+    streams: Sequence[int],
 ) -> list[_Row]:
     """Encode the prompts once each, longest first, so that a batch too big for memory fails at the start."""
     positions = max_positions(model)
     rows = []
-    for place, prompt in enumerate(prompts):
+    for place, (prompt, stream) in enumerate(zip(prompts, streams, strict=True)):
         ids = encode_prompt(tokenizer, prompt)
         if not ids:
             raise DataError(f"prompt {place + 1} is empty: there is nothing to continue", "write something, or drop it")
@@ -139,7 +151,7 @@ def _rows(
                 "shorten or drop the prompt, or use a model with a longer context",
             )
         budget = min(sampling.max_new_tokens, room)
-        rows += [_Row(place, sample, ids, budget) for sample in range(sampling.num_samples)]
+        rows += [_Row(place, sample, stream, ids, budget) for sample in range(sampling.num_samples)]
     return sorted(rows, key=lambda row: len(row.prompt_ids), reverse=True)
 
 
@@ -282,7 +294,7 @@ def _draws(batch: Sequence[_Row], steps: int, seed: int) -> torch.Tensor:
     """Return one number in [0, 1) for each row and step, from a generator that belongs to the row alone."""
     draws = []
     for row in batch:
-        digest = hashlib.sha256(f"{seed}:{row.place}:{row.sample}".encode()).digest()
+        digest = hashlib.sha256(f"{seed}:{row.stream}:{row.sample}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
         draws.append(torch.rand(steps, generator=generator, dtype=torch.float64))
     return torch.stack(draws).clamp(max=LARGEST_DRAW)

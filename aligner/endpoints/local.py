@@ -2,8 +2,7 @@
 
 Requests that wait at the same time are collected into batches. Each has its own stream of random numbers, from its whole
 content (messages, sampling parameters, seed, `sample_index`), so a reply does not depend on the neighbours, and the
-same request has the same reply, with and without a `seed`. `generate` derives its streams from one seed and the place
-in the batch; therefore only greedy requests share a batch, and a sampled one is decoded alone.
+same request has the same reply, with and without a `seed`.
 
 Stop strings end the text afterwards: the model does not stop earlier for them. A serving engine is faster at all of this.
 """
@@ -39,9 +38,9 @@ class _Waiting:
     since: float
 
     def fits(self, other: _Waiting) -> bool:
-        """Whether both can be decoded in one batch: greedy, with the same parameters, both chat or both raw."""
+        """Whether both can be decoded in one batch: with the same parameters, both chat or both raw."""
         same_form = (self.request.prompt is None) == (other.request.prompt is None)
-        return same_form and self.sampling == other.sampling and self.sampling.temperature == 0.0
+        return same_form and self.sampling == other.sampling
 
 
 class LocalBackend(Backend):
@@ -134,7 +133,8 @@ class LocalBackend(Backend):
 
         prompts = [_prompt_of(waiting.request) for waiting in batch]
         tokenizer = self._tokenizer_of(batch[0].request)
-        answers = generate(self._model, tokenizer, prompts, batch[0].sampling, batch_size=len(batch))
+        streams = [int(request_key(waiting.request)[:12], 16) for waiting in batch]
+        answers = generate(self._model, tokenizer, prompts, batch[0].sampling, batch_size=len(batch), streams=streams)
         return [_completion(waiting, answer) for waiting, (answer,) in zip(batch, answers)]
 
 
@@ -147,7 +147,7 @@ def load_local(model: Model, *, batch_size: int) -> LocalBackend:
 
 
 def sampling_of(request: ChatRequest) -> Sampling:
-    """Return the request's sampling, seeded by its content where it is not greedy."""
+    """Return the request's sampling; what makes it a draw of its own is its stream."""
     from aligner.generation import Sampling
 
     unknown = sorted(set(request.extra) - set(EXTRA))
@@ -155,11 +155,9 @@ def sampling_of(request: ChatRequest) -> Sampling:
         raise RecipeError(
             f"endpoint: a local model does not know extra: {', '.join(unknown)}", f"it knows {', '.join(EXTRA)}"
         )
-    greedy = request.temperature == 0.0
     given: Mapping[str, Any] = {"temperature": request.temperature, "top_p": request.top_p}
     return Sampling(
         max_new_tokens=request.max_tokens or 256,
-        seed=0 if greedy else int(request_key(request)[:12], 16),
         **{key: value for key, value in {**given, **request.extra}.items() if value is not None},
     )
 

@@ -3,8 +3,8 @@
     python benchmarks/effects/discopop.py [--part bandit|toy|controls] [--seeds N] [--write]
 
 * `bandit`: the contextual bandit of `aligner discover` (known reward, exact KL).
-* `toy`: DPO in the toy world from its base model, without a next-token term, learning rate 1e-4; gold score of sampled answers, and KL to the
-  base estimated from those answers (mean of log pi(a) - log pi_base(a), a drawn from pi).
+* `toy`: DPO in the toy world from its base model, without a next-token term, learning rate 1e-4; gold score of sampled
+  answers, and KL to the base estimated from those answers (mean of log pi(a) - log pi_base(a), a drawn from pi).
 * `controls`: in the toy world, from the result of `tiny/sft`: the comparison alone, the next-token term alone, and both.
 
 A seed changes the world, the order of rows and the sampling. With `--write` the tables go into `benchmarks/RESULTS.md`.

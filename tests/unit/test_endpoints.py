@@ -625,7 +625,10 @@ def test_a_local_reply_does_not_depend_on_its_neighbours(tiny: tuple[Any, Any], 
     assert all(reply.completion_tokens <= 8 and reply.prompt_tokens > 0 for reply in together)
 
 
-def test_greedy_requests_are_decoded_together(tiny: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_requests_that_are_alike_are_decoded_together(
+    tiny: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, temperature: float
+) -> None:
     from aligner import generation
 
     sizes: list[int] = []
@@ -636,7 +639,7 @@ def test_greedy_requests_are_decoded_together(tiny: tuple[Any, Any], monkeypatch
         return generate(model, tokenizer, prompts, *rest, **named)
 
     monkeypatch.setattr(generation, "generate", counted)
-    requests = [ask(str(number), temperature=0.0, max_tokens=2) for number in range(10)]
+    requests = [ask(str(number), temperature=temperature, max_tokens=2) for number in range(10)]
     local_replies(tiny, requests, batch_size=4)
     assert sizes == [4, 4, 2]
 
