@@ -1,8 +1,8 @@
 """Reading an objective that a language model wrote, without running it: the first of four layers of safety.
 
 `parse_objective` accepts a small language that happens to be Python: one function of the four log-probability vectors,
-straight-line assignments, arithmetic, comparisons, if-expressions, and calls of the tensor operations in `TORCH`,
-`FUNCTIONAL` and `METHODS`. All else is refused with the line and the reason, in a sentence that a user or a proposing
+straight-line assignments, arithmetic, comparisons, if-expressions, and calls of the tensor operations listed in
+`objective_language`. All else is refused with the line and the reason, in a sentence that a user or a proposing
 model can act on. Nothing is imported, compiled or run here, and torch is not needed; `interpreter.py` evaluates what
 was accepted with its own evaluator, so that an oversight here would still not run Python.
 
@@ -27,9 +27,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from aligner.errors import RecipeError
-
-INPUTS = ("policy_chosen_logps", "policy_rejected_logps", "reference_chosen_logps", "reference_rejected_logps")
-SIGNATURE = f"(self, {', '.join(INPUTS)})"
+from aligner.objective_language import INPUTS, LISTS, SIGNATURE, Operation, arguments, called
 
 MAX_CHARACTERS = 10_000
 MAX_NODES = 800
@@ -73,78 +71,6 @@ class ObjectiveSource:
     where: str = field(default="proposal", compare=False)
 
 
-@dataclass(frozen=True, slots=True)
-class Operation:
-    """Parameters of an operation in order; the first `required` must be given, those in `literal` as constants."""
-
-    parameters: tuple[str, ...]
-    required: int
-    literal: frozenset[str]
-
-
-def _operations(table: dict[str, str]) -> dict[str, Operation]:
-    """`{"input, min?, dim?#": "NAME NAME"}`: `?` may be left out, `#` takes a constant and nothing else."""
-    found = {}
-    for signature, names in table.items():
-        words = signature.split(", ")
-        parameters = tuple(word.rstrip("?#") for word in words)
-        literal = frozenset(parameter for parameter, word in zip(parameters, words) if "#" in word)
-        operation = Operation(parameters, sum("?" not in word for word in words), literal)
-        found.update(dict.fromkeys(names.split(), operation))
-    return found
-
-
-TORCH = _operations(
-    {
-        "input": "abs acos asin atan atanh asinh acosh ceil cos cosh erf erfc exp exp2 expm1 floor isfinite isinf isnan "
-        "log log10 log1p log2 logical_not neg reciprocal relu round rsqrt sigmoid sign sin sinh sqrt square tan tanh "
-        "amax amin median zeros_like ones_like",
-        "input, other": "add sub mul div maximum minimum atan2 logaddexp eq ne lt le gt ge logical_and logical_or",
-        "input, other?": "max min",
-        "input, dim?#, keepdim?#": "sum mean",
-        "input, dim?#, unbiased?#, keepdim?#, correction?#": "std var",
-        "input, dim#": "softmax log_softmax logsumexp cumsum",
-        "input, min?, max?": "clamp clip",
-        "input, exponent": "pow",
-        "input, q#": "quantile",
-        "input, end, weight": "lerp",
-        "input, fill_value": "full_like",
-        "condition, input, other": "where",
-        "data": "tensor",
-    }
-)
-"""What may be called as `torch.NAME(...)`; the parameters are torch's own names."""
-
-FUNCTIONAL = _operations(
-    {
-        "input": "logsigmoid sigmoid relu relu6 tanh silu gelu mish selu softsign tanhshrink hardsigmoid hardswish",
-        "input, dim#": "softmax log_softmax",
-        "input, beta?#, threshold?#": "softplus",
-        "input, negative_slope?#": "leaky_relu",
-        "input, alpha?#": "elu celu",
-        "input, min_val?#, max_val?#": "hardtanh",
-        "input, lambd?#": "softshrink",
-    }
-)
-"""What may be called as `F.NAME(...)` or `torch.nn.functional.NAME(...)`."""
-
-_NOT_METHODS = {"tensor", "where", "zeros_like", "ones_like", "full_like"}
-METHODS: dict[str, Operation] = {
-    **{name: operation for name, operation in TORCH.items() if name not in _NOT_METHODS},
-    **_operations({"input": "detach float"}),
-}
-"""What may be called as `x.NAME(...)` on a tensor, which is then `input`."""
-
-LANGUAGE = f"""One function with exactly the parameters {SIGNATURE}, of tensors of shape (N,); it returns a tensor of shape (N,).
-Its body assigns to plain names and ends with one return. Expressions: numbers, + - * / ** , one comparison at a time,
-& | ~ between comparisons, `a if c else b` and `and`, `or`, `not` of single values, and self.beta.
-Calls: torch.NAME with NAME in {", ".join(TORCH)};
-F.NAME with NAME in {", ".join(FUNCTIONAL)};
-x.NAME on a tensor with NAME in {", ".join(METHODS)}.
-Not allowed: if, for and while statements, indexing, strings, lists, tuples, lambda, other imports, other attributes."""
-"""The language in words, for a proposing model's prompt."""
-
-_LISTS = {"torch": TORCH, "F": FUNCTIONAL, "": METHODS}
 _BINARY: dict[type[ast.AST], str] = {
     ast.Add: "+",
     ast.Sub: "-",
@@ -452,12 +378,12 @@ class _Checker:
             self.refuse(node, "only torch.NAME, F.NAME and methods of a tensor can be called")
         self.legal_name(node.func, node.func.attr)
         owner, name = called(node)
-        if name not in _LISTS[owner]:
+        if name not in LISTS[owner]:
             written = f"{owner}.{name}" if owner else f"the method '.{name}'"
             self.refuse(node, f"{written} is not among the operations that are allowed")
         if not owner:
             self.expression(node.func.value, depth)
-        self.parameters(node, _LISTS[owner][name], 0 if owner else 1)
+        self.parameters(node, LISTS[owner][name], 0 if owner else 1)
         for value in (*node.args, *(keyword.value for keyword in node.keywords)):
             self.expression(value, depth)
         if name == "pow":
@@ -490,29 +416,6 @@ def _is_literal(node: ast.expr) -> bool:
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
         node = node.operand
     return isinstance(node, ast.Constant)
-
-
-def called(node: ast.Call) -> tuple[str, str]:
-    """("torch" | "F" | "", name) of a call of an attribute; "" stands for a method of a tensor."""
-    assert isinstance(node.func, ast.Attribute)
-    owner = node.func.value
-    if isinstance(owner, ast.Name) and owner.id in ("torch", "F"):
-        return owner.id, node.func.attr
-    path = []
-    while isinstance(owner, ast.Attribute):
-        path.append(owner.attr)
-        owner = owner.value
-    is_long_form = isinstance(owner, ast.Name) and owner.id == "torch" and path == ["functional", "nn"]
-    return "F" if is_long_form else "", node.func.attr
-
-
-def arguments(node: ast.Call) -> dict[str, ast.expr]:
-    """Parameter name -> expression of a call that is in the lists, the tensor of a method as its first parameter."""
-    owner, name = called(node)
-    assert isinstance(node.func, ast.Attribute)
-    values = node.args if owner else [node.func.value, *node.args]
-    given = dict(zip(_LISTS[owner][name].parameters, values))
-    return {**given, **{keyword.arg: keyword.value for keyword in node.keywords if keyword.arg}}
 
 
 def canonical(node: ast.AST) -> str:

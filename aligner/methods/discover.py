@@ -31,7 +31,8 @@ from aligner.events import Candidate, Finished, Notice, OnEvent, Plan, StageStar
 from aligner.methods import Outcome, fitness
 from aligner.methods.archive import Archive, Record, mean_and_error, shown
 from aligner.methods.proposals import ReplyError, conversation, read_reply, system_prompt
-from aligner.objective_source import LANGUAGE, SourceError, parse_objective
+from aligner.objective_language import LANGUAGE
+from aligner.objective_source import SourceError, parse_objective
 from aligner.objectives.sandbox import CHECK_LIMITS, run_isolated
 from aligner.record import dumps, write_atomically
 from aligner.run import Run

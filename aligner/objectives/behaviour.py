@@ -24,7 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aligner.errors import TrainingError
-from aligner.objective_source import INPUTS, EvaluationError
+from aligner.objective_language import INPUTS
+from aligner.objective_source import EvaluationError
 from aligner.objectives import Objective, PairLogps, Settings
 from aligner.objectives.bandit import run_bandit
 from aligner.objectives.shape import REACH, jumps, pairs_at, run_over, turns

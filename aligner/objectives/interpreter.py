@@ -20,9 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aligner.objective_source import FUNCTIONAL, INPUTS, METHODS, TORCH, EvaluationError, ObjectiveSource
-from aligner.objective_source import arguments as call_arguments
-from aligner.objective_source import called as called_operation
+from aligner.objective_language import FUNCTIONAL, INPUTS, METHODS, TORCH
+from aligner.objective_language import arguments as call_arguments
+from aligner.objective_language import called as called_operation
+from aligner.objective_source import EvaluationError, ObjectiveSource
 from aligner.objectives import Objective, PairLogps, Settings
 
 Value = Tensor | float | bool

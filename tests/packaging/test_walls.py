@@ -13,6 +13,7 @@ MAPPED = ("cli", "recipes", "reward_models")
 
 LEVELS = (
     ("aligner", "errors", "events"),
+    ("objective_language",),
     ("objective_source",),
     ("config", "data", "environment", "lock", "record", "recipes"),
     ("launch", "run", "report", "report_parts", "plots", "card"),
@@ -32,6 +33,7 @@ LIGHT = (
     "aligner",
     "errors",
     "events",
+    "objective_language",
     "objective_source",
     "config",
     "data",

@@ -16,18 +16,8 @@ from torch import Tensor
 
 import aligner.objective_source as language
 from aligner.errors import RecipeError
-from aligner.objective_source import (
-    FUNCTIONAL,
-    INPUTS,
-    LANGUAGE,
-    METHODS,
-    TORCH,
-    EvaluationError,
-    SourceError,
-    arguments,
-    parse_objective,
-    read_objective,
-)
+from aligner.objective_language import FUNCTIONAL, INPUTS, LANGUAGE, METHODS, TORCH, arguments
+from aligner.objective_source import EvaluationError, SourceError, parse_objective, read_objective
 from aligner.objectives import PairLogps, Settings
 from aligner.objectives.interpreter import as_objective
 
