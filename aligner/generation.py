@@ -110,8 +110,31 @@ def generate(
 
     Raises: DataError when a prompt leaves no room for an answer within the positions that the model has.
     """
+    contexts = []
+    for place, prompt in enumerate(prompts, 1):
+        contexts.append(encode_prompt(tokenizer, prompt))
+        _check_room(model, contexts[-1], f"prompt {place} ({_first_words(prompt)!r})")
+    return continue_ids(
+        model, tokenizer, contexts, sampling, batch_size=batch_size, streams=streams, on_progress=on_progress
+    )
+
+
+def continue_ids(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    contexts: Sequence[list[int]],
+    sampling: Sampling,
+    *,
+    batch_size: int = 16,
+    streams: Sequence[int] | None = None,
+    on_progress: Progress | None = None,
+) -> list[list[Completion]]:
+    """Return `num_samples` continuations of each context of token ids, as `generate` does for prompts.
+
+    Raises: DataError when a context leaves no room within the positions that the model has.
+    """
     assert batch_size >= 1, "a batch holds at least one row"
-    rows = _rows(model, tokenizer, prompts, sampling, streams or range(len(prompts)))
+    rows = _rows(model, contexts, sampling, streams or range(len(contexts)))
     stops = stop_token_ids(tokenizer, model)
     answers: dict[tuple[int, int], Completion] = {}
     with _decoder_of(model) as decoder:
@@ -121,7 +144,7 @@ def generate(
                 answers[row.place, row.sample] = _completion(tokenizer, ids[: row.budget], stops)
             if on_progress is not None:
                 on_progress(len(answers), len(rows))
-    return [[answers[place, sample] for sample in range(sampling.num_samples)] for place in range(len(prompts))]
+    return [[answers[place, sample] for sample in range(sampling.num_samples)] for place in range(len(contexts))]
 
 
 def max_positions(model: PreTrainedModel) -> int | None:
@@ -130,29 +153,27 @@ def max_positions(model: PreTrainedModel) -> int | None:
 
 
 def _rows(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str | Messages],
-    sampling: Sampling,
-    streams: Sequence[int],
+    model: PreTrainedModel, contexts: Sequence[list[int]], sampling: Sampling, streams: Sequence[int]
 ) -> list[_Row]:
-    """Encode the prompts once each, longest first, so that a batch too big for memory fails at the start."""
+    """What is to be written, longest context first, so that a batch too big for memory fails at the start."""
     positions = max_positions(model)
     rows = []
-    for place, (prompt, stream) in enumerate(zip(prompts, streams, strict=True)):
-        ids = encode_prompt(tokenizer, prompt)
-        if not ids:
-            raise DataError(f"prompt {place + 1} is empty: there is nothing to continue", "write something, or drop it")
-        room = sampling.max_new_tokens if positions is None else positions - len(ids)
-        if room < 1:
-            raise DataError(
-                f"prompt {place + 1} ({_first_words(prompt)!r}) has {len(ids)} tokens, but the model has {positions} "
-                "positions for prompt and answer together",
-                "shorten or drop the prompt, or use a model with a longer context",
-            )
-        budget = min(sampling.max_new_tokens, room)
+    for place, (ids, stream) in enumerate(zip(contexts, streams, strict=True)):
+        _check_room(model, ids, f"row {place + 1}")
+        budget = sampling.max_new_tokens if positions is None else min(sampling.max_new_tokens, positions - len(ids))
         rows += [_Row(place, sample, stream, ids, budget) for sample in range(sampling.num_samples)]
     return sorted(rows, key=lambda row: len(row.prompt_ids), reverse=True)
+
+
+def _check_room(model: PreTrainedModel, ids: Sequence[int], name: str) -> None:
+    positions = max_positions(model)
+    if not ids:
+        raise DataError(f"{name} is empty: there is nothing to continue", "write something, or drop it")
+    if positions is not None and len(ids) >= positions:
+        raise DataError(
+            f"{name} has {len(ids)} tokens, but the model has {positions} positions for prompt and answer together",
+            "shorten or drop the prompt, or use a model with a longer context",
+        )
 
 
 def _batches(rows: Sequence[_Row], batch_size: int) -> Iterator[list[_Row]]:

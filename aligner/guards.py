@@ -17,17 +17,20 @@ from aligner.errors import TrainingError
 from aligner.objectives import Objective, Settings
 from aligner.objectives.shape import run_over
 
-REACH, POINTS = 10.0, 1_001
-"""How far from the start, in z, a hump is looked for, and at how many places."""
+REACH, POINTS = 10.0, 501
+"""How far from the start, in z, a hump is looked for, and at how many places near to it and beyond."""
 
 
-def wrong_start(objective: Objective, settings: Settings) -> str | None:
-    """Return what is wrong with the objective's start and what helps, or None where its slope there is right."""
-    slope = float(run_over(objective, settings, torch.zeros(1))[1])
+def wrong_start(objective: Objective, settings: Settings, length: float = 1.0) -> str | None:
+    """Return what is wrong with the objective's start, or None where its slope there is right.
+
+    `length`: tokens of a typical answer. A part that counts per token weighs the less in a mixture, the longer they are.
+    """
+    slope = float(run_over(objective, settings, torch.zeros(1), length=length)[1])
     if not slope > 1e-6:
         return None
-    z = torch.linspace(0, REACH, POINTS)
-    losses, _ = run_over(objective, settings, z)
+    z = torch.cat([torch.linspace(0, 0.1, POINTS), torch.linspace(0.1, REACH, POINTS)])
+    losses, _ = run_over(objective, settings, z, length=length)
     hump = float(z[losses.argmax()])
     learned = (
         f"only those that single steps carry past rho = {hump / settings.beta:.2f} nats are learned in the right direction"
@@ -43,22 +46,25 @@ def wrong_start(objective: Objective, settings: Settings) -> str | None:
 class AccuracyAlarm(TrainerCallback):
     """Tell, or stop, when the share of pairs ranked rightly has stayed below a half for the first `steps` steps.
 
+    They are counted from step `after`: those of a warm-up, which trains another objective, say nothing.
+
     It reads the trainer's own history, which checkpoints carry over a resumption.
     """
 
-    def __init__(self, steps: int, stop: bool, tell: Callable[[str], None]) -> None:
-        self.steps, self.stop, self.tell = steps, stop, tell
+    def __init__(self, steps: int, stop: bool, tell: Callable[[str], None], after: int = 0) -> None:
+        self.steps, self.stop, self.tell, self.after = steps, stop, tell, after
 
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Look once, at the first log at or after the step."""
-        logs = [entry for entry in state.log_history if "rewards/accuracies" in entry]
+        logs = [entry for entry in state.log_history if "rewards/accuracies" in entry and entry["step"] > self.after]
         if not self._is_now([entry["step"] for entry in logs]) or state.log_history[-1] is not logs[-1]:
             return
         best = max(entry["rewards/accuracies"] for entry in logs)
         if best >= 0.5:
             return
         found = (
-            f"after {logs[-1]['step']} steps the share of pairs ranked rightly (rewards/accuracies) has never reached 0.5; "
+            f"after {logs[-1]['step']} steps the share of pairs ranked rightly (rewards/accuracies) has never reached 0.5"
+            f"{f' since the warm-up of {self.after}' if self.after else ''}; "
             f"the highest was {best:.3f}"
         )
         cure = (
@@ -70,4 +76,5 @@ class AccuracyAlarm(TrainerCallback):
         self.tell(f"{found}: {cure}")
 
     def _is_now(self, steps: Sequence[int]) -> bool:
-        return bool(steps) and steps[-1] >= self.steps and not any(step >= self.steps for step in steps[:-1])
+        last = self.after + self.steps
+        return bool(steps) and steps[-1] >= last and not any(step >= last for step in steps[:-1])

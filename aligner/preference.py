@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from torch import Tensor
 from transformers import PreTrainedModel
 from trl.trainer.utils import add_fused_lm_head
@@ -142,6 +142,14 @@ class PreferenceTrainer(OrderedTrainer):
         """Return the pair with a weight of 0."""
         return {**row, "weight": 0.0}
 
+    def fill_last_batch(self) -> None:
+        """Fill the held-out rows too: several processes would otherwise see some of them twice."""
+        super().fill_last_batch()
+        rows, per_step = self.eval_dataset, self.args.eval_batch_size * max(1, self.args.world_size)
+        if rows is not None and self.args.world_size > 1 and (missing := -len(rows) % per_step):
+            blanks = Dataset.from_list([self.blank(rows[0])] * missing, features=rows.features)
+            self.eval_dataset = concatenate_datasets([rows, blanks])
+
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
         """Fetch the batches of one step, and the sum of their pairs' weights over accumulation steps and ranks."""
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator)]
@@ -171,7 +179,7 @@ class PreferenceTrainer(OrderedTrainer):
         self._add_metrics(pairs, nll, losses, inputs["weight"])
         weighted = (inputs["weight"] * losses).sum()
         if num_items_in_batch is None:
-            loss = weighted / inputs["weight"].sum()
+            loss = weighted / inputs["weight"].sum().clamp(min=torch.finfo(torch.float32).tiny)
         else:
             # Ranks average their gradients, so the division by all ranks' weights is undone by their number.
             loss = weighted * self.accelerator.num_processes / num_items_in_batch

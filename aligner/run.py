@@ -50,8 +50,16 @@ from aligner.record import (
     write_atomically,
 )
 
-FREE_KEYS = ("output_dir", "report", "launch.machine_rank", "launch.main_process_ip", "launch.main_process_port")
-"""Keys, or sections, that may change when a run is resumed, since no result depends on them."""
+FREE_KEYS = (
+    "output_dir",
+    "report",
+    *(f"launch.{key}" for key in ("machine_rank", "main_process_ip", "main_process_port")),
+    *(f"discover.{key}" for key in ("proposals", "minutes", "history", "timeout_minutes")),
+    *(f"endpoint.{key}" for key in ("budget", "base_url", "api_key_env", "timeout_s", "max_retries", "max_in_flight")),
+    *(f"endpoint.{key}" for key in ("requests_per_minute", "tokens_per_minute", "record")),
+    *(f"endpoint.usd_per_million_{kind}_tokens" for kind in ("prompt", "completion")),
+)
+"""Keys, or sections, that may change when a run is resumed: limits, and what no result depends on."""
 
 RECORD_FILES = ("recipe.yaml", "resolved.json", "environment.json")
 FIRST_FILES = frozenset([*RECORD_FILES, "code.diff", LOCK_NAME])

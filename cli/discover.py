@@ -42,6 +42,8 @@ def discover(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
     """Run the search with its table on the screen."""
+    from aligner.record import read_json
+
     from .render import Screen, result_table
     from .train import resolve
 
@@ -55,13 +57,13 @@ def discover(
             resolved, screen, resume=resume or said.get("resume", False), overwrite=overwrite, dry_run=dry_run
         )
     if as_json:
-        found = {"run_dir": str(outcome.run_dir), "results": outcome.results, "dry_run": dry_run}
-        typer.echo(json.dumps(found, indent=2))
+        result = {"run_dir": str(outcome.run_dir), "results": outcome.results, "dry_run": dry_run}
+        typer.echo(json.dumps(result, indent=2))
     elif dry_run:
         typer.echo("dry run: everything checks out; nothing was asked and nothing was trained")
     else:
-        best = next((outcome.run_dir / "found").glob("*.py"), None)
-        use = None if best is None else f"aligner dpo RECIPE dpo.loss={best}"
+        found = read_json(outcome.run_dir, "search.json")["found"]
+        use = found and f"aligner dpo RECIPE dpo.loss={outcome.run_dir / found}"
         result_table(outcome.results, {"run": outcome.run_dir, "report": outcome.report, "use it": use})
 
 

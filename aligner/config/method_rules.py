@@ -88,6 +88,10 @@ def _weights_are_positive(view: View) -> Findings:
 
 def _settings_of_other_losses(view: View) -> Findings:
     losses = _losses(view)
+    if "exo_pair" in losses and not view["dpo.label_smoothing"]:
+        yield finding(
+            "dpo.label_smoothing", "must be above 0 for `exo_pair`, whose labels are soft", "0.001, for example"
+        )
     if any(name not in LOSSES for name in losses):
         return
     shown = ", ".join(losses)
@@ -95,14 +99,13 @@ def _settings_of_other_losses(view: View) -> Findings:
     if view["dpo.label_smoothing"] and not smoothing:
         hint = f"it is read by {', '.join(LABEL_SMOOTHING_LOSSES)}"
         yield finding("dpo.label_smoothing", f"has no effect on `{shown}`", hint)
-    if "exo_pair" in losses and not view["dpo.label_smoothing"]:
-        yield finding(
-            "dpo.label_smoothing", "must be above 0 for `exo_pair`, whose labels are soft", "0.001, for example"
-        )
     if view.given("dpo.tau") and not set(losses) & set(TAU_LOSSES):
         yield finding("dpo.tau", f"has no effect on `{shown}`", f"it is read by {', '.join(TAU_LOSSES)}")
     if view.given("dpo.simpo_gamma") and "simpo" not in losses:
         yield finding("dpo.simpo_gamma", f"has no effect on `{shown}`", "it is the margin of `simpo`")
+    if set(losses) <= set(REFERENCE_FREE_LOSSES) and view["dpo.warmup_steps_dpo"]:
+        hint = "drop it: without a reference there is no slope at the start that could be wrong"
+        yield finding("dpo.warmup_steps_dpo", f"trains DPO's loss, and `{shown}` has no reference for it", hint)
     if set(losses) <= set(REFERENCE_FREE_LOSSES) and view["dpo.reference_model"] is not None:
         yield finding("dpo.reference_model", f"is not read by `{shown}`", "drop it: the objective needs no reference")
 

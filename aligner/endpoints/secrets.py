@@ -87,6 +87,11 @@ def _is_local(base_url: str) -> bool:
         raise RecipeError(
             f"endpoint: base_url for {host} holds a user name or password", "put the key into the variable api_key_env"
         )
+    if parts.query or parts.fragment:
+        raise RecipeError(
+            f"endpoint: base_url for {host} holds a query or a fragment, which would stand in logs and manifests",
+            "end it at the path (/v1); put a key into the variable api_key_env",
+        )
     if host == "localhost":
         return True
     try:

@@ -13,9 +13,7 @@ back and counts as one. Everything is on disk as it happens, and `--resume` goes
 
 from __future__ import annotations
 
-import asyncio
-import functools
-import json
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,21 +22,20 @@ from typing import Any
 
 from aligner.config.load import Resolved
 from aligner.config.schema import DiscoverRecipe
-from aligner.endpoints import ChatRequest, Client, LLMError, check_endpoint, open_client
+from aligner.endpoints import LLMError, check_endpoint
 from aligner.environment import now
-from aligner.errors import TrainingError
+from aligner.errors import AlignerError, TrainingError
 from aligner.events import Candidate, Finished, Notice, OnEvent, Plan, StageStarted, Warned
 from aligner.methods import Outcome, fitness
 from aligner.methods.archive import Archive, Record, mean_and_error, shown
-from aligner.methods.proposals import ReplyError, conversation, read_reply, system_prompt
-from aligner.objective_language import LANGUAGE
+from aligner.methods.proposals import ReplyError, clean, read_reply
+from aligner.methods.proposer import Proposer
 from aligner.objective_source import SourceError, parse_objective
 from aligner.objectives.sandbox import CHECK_LIMITS, run_isolated
-from aligner.record import dumps, write_atomically
+from aligner.record import write_atomically
 from aligner.run import Run
 
-REPLY_FAILURES = ("truncated", "content_filter", "bad_reply")
-"""Kinds of endpoint failures that say something about one reply, not about the endpoint: they count as a proposal."""
+MOST_ERROR_CHARACTERS = 600
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +74,7 @@ def run_discovery(
         if on_event:
             on_event(Plan(plan_rows(recipe)))
         return Outcome(Path(recipe.output_dir))
-    run = Run.create(resolved, resume=resume, overwrite=overwrite)
+    run = _open(resolved, resume, overwrite)
     if run.is_done:
         if on_event:
             on_event(Notice(f"{run.dir} is finished already; --overwrite starts it again from nothing."))
@@ -89,8 +86,25 @@ def run_discovery(
         search.tell(candidate(record, search.archive))
     _write_world(search)
     _measure_start(search)
-    why = asyncio.run(_propose_all(search))
-    return _finish(search, why)
+    return _finish(search, _propose_all(search))
+
+
+def _open(resolved: Resolved, resume: bool, overwrite: bool) -> Run:
+    """Open the run directory; a search that a limit ended, or that shall make more proposals, can be taken up again."""
+    recipe = resolved.recipe
+    assert isinstance(recipe, DiscoverRecipe)
+    manifest = Path(recipe.output_dir) / "manifest.json"
+    wanted = range(len(recipe.discover.start) + recipe.discover.proposals)
+    archive = Archive(manifest.parent / "archive")
+    if not (resume and manifest.exists()) or all(archive[index] is not None for index in wanted):
+        return Run.create(resolved, resume=resume, overwrite=overwrite)
+    text = manifest.read_text(encoding="utf-8")
+    manifest.unlink()
+    try:
+        return Run.create(resolved, resume=True)
+    except AlignerError:
+        write_atomically(manifest, text)
+        raise
 
 
 def check_inner_recipe(recipe: DiscoverRecipe) -> None:
@@ -145,7 +159,7 @@ def _measure_start(search: Search) -> None:
     for index, name in enumerate(search.recipe.discover.start):
         if search.archive[index] is not None:
             continue
-        source = Path(name).read_text(encoding="utf-8") if name.endswith(".py") else WRITTEN_SOURCES[name]
+        source = Path(name).expanduser().read_text(encoding="utf-8") if name.endswith(".py") else WRITTEN_SOURCES[name]
         record = Record(index, Path(name).stem if name.endswith(".py") else name, "start", source=source)
         record = _try(search, record)
         search.archive.add(record)
@@ -161,68 +175,48 @@ def _measure_start(search: Search) -> None:
 # --- proposals -------------------------------------------------------------------------------------------------------
 
 
-async def _propose_all(search: Search) -> str:
+def _propose_all(search: Search) -> str:
     """Ask, try and record until the search is over; return why it ended."""
     settings = search.recipe.discover
     deadline = None if settings.minutes is None else time.monotonic() + 60 * settings.minutes
     first = len(settings.start)
-    client = open_client(search.recipe.endpoint, cache=search.run.dir / "replies.sqlite", run="discover")
-    async with client:
+    proposer = Proposer(search.recipe, search.run, search.archive)
+    try:
         for index in range(first, first + settings.proposals):
             if search.archive[index] is not None:
                 continue
             if deadline is not None and time.monotonic() > deadline:
                 return f"{settings.minutes:g} minutes are over"
+            search.tell(StageStarted(f"asking for proposal {index - first + 1}"))
             try:
-                record = await _propose(search, client, index)
+                record = _read(index, proposer.ask(index))
             except LLMError as error:
                 if error.kind == "budget":
                     return error.message
                 raise
-            finally:
-                search.run.write_json("usage.json", client.usage.to_json())
             record = _try(search, record) if not record.error else record
             search.archive.add(record)
             search.tell(candidate(record, search.archive))
+    finally:
+        proposer.close()
     return f"all {settings.proposals} proposals were made"
 
 
-async def _propose(search: Search, client: Client, index: int) -> Record:
-    """Return a record of what the model answers, not yet tried; with an error where the answer holds no objective."""
-    settings = search.recipe.discover
-    messages, parents = conversation(
-        sorted(search.archive.records, key=lambda record: record.index),
-        functools.partial(_reply, search.archive),
-        settings.history,
-        system_prompt(settings.beta, LANGUAGE),
-    )
-    search.tell(StageStarted(f"asking for proposal {index - len(settings.start) + 1}"))
-    record = Record(index, f"proposal_{index}", "proposal", parents=parents, finished=now())
-    place = search.archive.place(index)
-    if not (place / "reply.json").exists():
-        request = ChatRequest(messages=tuple(messages), sample_index=index, purpose="propose")
-        try:
-            reply = await client.chat(request)
-        except LLMError as error:
-            if error.kind not in REPLY_FAILURES:
-                raise
-            write_atomically(place / "reply.json", dumps({"text": "", "error": error.message}))
-        else:
-            cut = "the reply was cut at endpoint.max_tokens" if reply.finish_reason == "length" else ""
-            write_atomically(place / "reply.json", dumps({"text": reply.text, "error": cut}))
-    stored = json.loads((place / "reply.json").read_text(encoding="utf-8"))
-    if stored["error"]:
-        return replace(record, error=stored["error"])
+def _read(index: int, reply: dict[str, Any]) -> Record:
+    """Return a record of what the model answered, not yet tried; with an error where the answer holds no objective."""
+    record = Record(index, f"proposal_{index}", "proposal", parents=reply["parents"])
+    if reply["error"]:
+        return _refused(record, reply["error"])
     try:
-        proposal = read_reply(stored["text"])
+        proposal = read_reply(reply["text"])
     except ReplyError as error:
-        return replace(record, error=str(error))
+        return _refused(record, str(error))
     return replace(record, name=proposal.name, thought=proposal.thought, source=proposal.code)
 
 
-def _reply(archive: Archive, index: int) -> str:
-    """The model's own answer; what could not be had stands as an empty object."""
-    return json.loads((archive.place(index) / "reply.json").read_text(encoding="utf-8"))["text"] or "{}"
+def _refused(record: Record, error: str) -> Record:
+    """The record with what is wrong with it, in letters that a terminal and a file can take."""
+    return replace(record, error=clean(error)[:MOST_ERROR_CHARACTERS], finished=now())
 
 
 # --- one objective ---------------------------------------------------------------------------------------------------
@@ -234,24 +228,22 @@ def _try(search: Search, record: Record) -> Record:
     try:
         source = parse_objective(record.source, "the code")
     except SourceError as error:
-        return replace(record, error=str(error), finished=now())
+        return _refused(record, str(error))
     record = replace(record, hash=source.hash)
     if record.origin == "proposal" and (same := search.archive.same_as(source.hash)) is not None:
-        return replace(
-            record, error=f"this says the same as {same.name}, apart from its name and comments", finished=now()
-        )
+        return _refused(record, f"this says the same as {same.name}, apart from its name and comments")
     file = search.archive.place(record.index) / "objective.py"
     write_atomically(file, record.source)
     search.tell(StageStarted(f"checking {record.name}"))
     problem, facts = check_behaviour(record.source, search.recipe.discover.beta)
-    record = replace(record, error=problem, facts=facts)
+    record = replace(_refused(record, problem), facts=facts)
     if not problem:
         search.tell(StageStarted(f"measuring {record.name}"))
         try:
             scores, held_out = _measure(search, record, file)
             record = replace(record, fitness=scores, held_out=held_out)
         except fitness.MeasuringError as failure:
-            record = replace(record, error=str(failure))
+            record = _refused(record, str(failure))
     return replace(record, seconds=round(time.monotonic() - started, 3), finished=now())
 
 
@@ -342,15 +334,24 @@ def _finish(search: Search, why: str) -> Outcome:
     if best is not None:
         if best.origin == "start":
             search.tell(Notice(f"No proposal was better than {best.name}, which the search began with."))
-        head = f"# Found by `aligner discover`: {best.name}, fitness {shown(best.fitness)}, held out {shown(best.held_out)}.\n"
-        run.write_text(
-            f"found/{best.name if best.name.isidentifier() else 'best'}.py", head + best.source.rstrip() + "\n"
-        )
-    run.write_json("search.json", {"ended": why, "results": results})
+        shutil.rmtree(run.dir / "found", ignore_errors=True)  # what an earlier end of this search found
+        run.write_text(f"found/{best.name}.py", _as_file(best))
+    found = None if best is None else f"found/{best.name}.py"
+    run.write_json("search.json", {"ended": why, "results": results, "found": found})
     report = write_discovery_report(run.dir)
     run.finish_without_training(results)
     search.tell(Finished(results, {"run": str(run.dir), "report": str(report)}))
     return Outcome(run.dir, results, report)
+
+
+def _as_file(best: Record) -> str:
+    """The source that was checked and measured, with a line about it."""
+    head = (
+        f"# Found by `aligner discover`: {best.name}, fitness {shown(best.fitness)}, held out {shown(best.held_out)}.\n"
+    )
+    text = head + best.source.rstrip() + "\n"
+    assert parse_objective(text).hash == best.hash, "the file says what was measured"
+    return text
 
 
 def results_of(archive: Archive) -> dict[str, float]:
@@ -363,6 +364,9 @@ def results_of(archive: Archive) -> dict[str, float]:
     for label, record in (("best", archive.best()), ("best_at_start", archive.best("start"))):
         if record is not None:
             results[f"{label}/index"] = float(record.index)
-            results[f"{label}/fitness"], results[f"{label}/fitness_stderr"] = mean_and_error(record.fitness)
-            results[f"{label}/held_out"], results[f"{label}/held_out_stderr"] = mean_and_error(record.held_out)
+            for name, values in (("fitness", record.fitness), ("held_out", record.held_out)):
+                mean, error = mean_and_error(values)
+                results[f"{label}/{name}"] = mean
+                if len(values) > 1:
+                    results[f"{label}/{name}_stderr"] = error
     return results

@@ -131,12 +131,11 @@ def _details(record: Record, beta: float) -> str:
 
 
 def _curve(record: Record, beta: float) -> list[tuple[float, float]]:
-    """The objective over z, evaluated from its checked source by our own evaluator."""
-    from aligner.objective_source import SourceError, parse_objective
+    """The objective over z, of one that was measured; a refused one is not evaluated here, outside the sandbox."""
+    if not record.valid:
+        return []
+    from aligner.objective_source import parse_objective
     from aligner.objectives.behaviour import curve_of
     from aligner.objectives.interpreter import as_objective
 
-    try:
-        return curve_of(as_objective(parse_objective(record.source, record.name)), beta)
-    except SourceError:
-        return []
+    return curve_of(as_objective(parse_objective(record.source, record.name)), beta)

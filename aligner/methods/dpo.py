@@ -8,6 +8,7 @@ reference's log-probabilities once, before training (`aligner.reference`), so no
 
 from __future__ import annotations
 
+import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,8 +62,7 @@ def train(job: Job) -> Fitted:
         )
         trainer.train_dataset, trainer.eval_dataset = add_reference(job, scorer)
     trainer.group_lengths = lengths_of(job.prepared.train, job.prepared.batching.grouped)
-    steps, stop = recipe.dpo.alarm_steps, recipe.dpo.on_alarm == "stop"
-    fitted = fit(trainer, recipe, job.run, job.on_event, [AccuracyAlarm(steps, stop, job.warn)] if steps else [])
+    fitted = fit(trainer, recipe, job.run, job.on_event, _guards(job, recipe))
     job.answer_after(trainer)
     return fitted
 
@@ -80,13 +80,17 @@ def before_ranks(job: Job) -> None:
 def _objective(job: Job, recipe: DpoRecipe) -> Objective:
     """Return the objective, and say what a user should know about it before the first step."""
     dpo = recipe.dpo
-    for path in sorted(name for name in losses_of(recipe) if name.endswith(".py")):
+    files = [Path(name).expanduser() for name in sorted(losses_of(recipe)) if name.endswith(".py")]
+    for number, path in enumerate(files):
         job.say(f"trying the objective {path}")
-        _keep_source(job, Path(path), check_file(Path(path), dpo.beta))
+        _keep_source(job, f"objectives/{number}-{path.name}", path, check_file(path, dpo.beta))
     objective, settings = load_objective(dpo.loss), objective_settings(recipe)
-    wrong = None if dpo.warmup_steps_dpo else wrong_start(objective, settings)
-    if wrong:
-        job.warn(f"{wrong}. Set dpo.warmup_steps_dpo=100, or for the DiscoPOP objective a dpo.tau above 0.1023")
+    if wrong := wrong_start(objective, settings, _typical_length(job)):
+        if dpo.warmup_steps_dpo:
+            first = f"The first {dpo.warmup_steps_dpo} steps train DPO's loss: {wrong}"
+            job.note(f"{first}. Look whether rewards/accuracies stays up after them.")
+        else:
+            job.warn(f"{wrong}. Set dpo.warmup_steps_dpo=100, or for the DiscoPOP objective a dpo.tau above 0.1023")
     if batchwise := sorted(losses_of(recipe) & set(BATCH_DEPENDENT)):
         rows = int(recipe.trainer.get("per_device_train_batch_size", 8)) * recipe.launch.num_processes
         job.note(f"{', '.join(batchwise)} reads statistics over {rows} pairs: batch x processes, without accumulation.")
@@ -95,9 +99,21 @@ def _objective(job: Job, recipe: DpoRecipe) -> Objective:
     return objective
 
 
-def _keep_source(job: Job, path: Path, text: str) -> None:
+def _guards(job: Job, recipe: DpoRecipe) -> list[AccuracyAlarm]:
+    """The alarm; without a reference a reward is no comparison with the start, and may well rank pairs wrongly there."""
+    dpo = recipe.dpo
+    if not dpo.alarm_steps or not needs_reference(recipe):
+        return []
+    return [AccuracyAlarm(dpo.alarm_steps, dpo.on_alarm == "stop", job.warn, after=dpo.warmup_steps_dpo)]
+
+
+def _typical_length(job: Job) -> float:
+    """The median length of a chosen answer, in tokens."""
+    return float(statistics.median(map(len, job.prepared.train["chosen_ids"])))
+
+
+def _keep_source(job: Job, name: str, path: Path, text: str) -> None:
     """Keep the objective's source in the run, and refuse to go on with another one."""
-    name = f"objectives/{path.name}"
     kept = job.run.dir / name
     if not kept.exists():
         if world()[0] == 0:

@@ -1,6 +1,6 @@
 """How good an objective is: DPO trainings with it over several seeds, in a process of their own.
 
-    python -m aligner.methods.fitness JOB.json        writes seed-N.json for each seed beside the job
+    python -m aligner.methods.fitness JOB.json PARENT    writes seed-N.json for each seed beside the job
 
 A training cannot take the search down, whatever it does: it has its own process, a log and a time limit, and a seed that
 was measured before a kill is not measured again. The bandit runs in the sandbox instead (`aligner.objectives.sandbox`).
@@ -18,6 +18,7 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from aligner.errors import UsageError
 from aligner.record import dumps, write_atomically
 
 
@@ -45,14 +46,16 @@ class MeasuringError(Exception):
 def measure(job: Job, timeout_s: float) -> tuple[list[float], list[float]]:
     """Run a job in a process of its own; return fitness and held-out result for each seed.
 
-    Raises: MeasuringError.
+    The process ends with this one, however that ends (on Linux).
+
+    Raises: MeasuringError when the objective is to blame; UsageError when the recipe or the place is.
     """
     folder = Path(job.folder)
     file = folder / "job.json"
     write_atomically(file, dumps(asdict(job), indent=2))
     with open(folder / "log.txt", "ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "aligner.methods.fitness", str(file)],
+            [sys.executable, "-m", "aligner.methods.fitness", str(file), str(os.getpid())],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -64,6 +67,8 @@ def measure(job: Job, timeout_s: float) -> tuple[list[float], list[float]]:
             raise MeasuringError(f"training took longer than {timeout_s / 60:g} minutes") from None
         finally:
             _end(process)
+    if code == UsageError.exit_code:
+        raise UsageError(_last_words(folder / "log.txt"), f"the whole log is {folder / 'log.txt'}")
     if code != 0:
         raise MeasuringError(_last_words(folder / "log.txt") or f"training ended with exit code {code}")
     found = [_read(folder, seed) for seed in job.seeds]
@@ -87,10 +92,12 @@ def _read(folder: Path, seed: int) -> dict[str, float]:
     return {key: float(value) for key, value in values.items()}
 
 
-def main(file: str) -> int:
-    """Run the job in a file."""
+def main(file: str, parent: str) -> int:
+    """Run the job in a file; `parent` is the process that waits for it."""
     from aligner.errors import AlignerError
+    from aligner.objectives.sandbox import die_with_parent
 
+    die_with_parent(int(parent))
     job = Job(**json.loads(Path(file).read_text(encoding="utf-8")))
     try:
         for seed in job.seeds:
@@ -146,4 +153,4 @@ def score_halves(model_path: str, job: Job, seed: int) -> list[float]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(*sys.argv[1:]))

@@ -18,7 +18,11 @@ from aligner.methods.archive import Record, shown
 
 BEST_SHOWN = 5
 
-_FENCE = re.compile(r"^```[a-z]*\s*\n(.*)\n```\s*$", re.DOTALL)
+MOST_CHARACTERS = 50_000
+"""A longer reply is refused unread."""
+ECHOED_CHARACTERS = 6_000
+"""How much of its own earlier replies a model sees again."""
+NAME_CHARACTERS = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,25 +39,48 @@ class ReplyError(ValueError):
 
 
 def read_reply(text: str) -> Proposal:
-    """Return the proposal in a reply, a JSON object with thought, name and code; a code fence around it is tolerated.
+    """Return the proposal in a reply, a JSON object with thought, name and code.
+
+    A code fence around it and a <think> block before it are tolerated. The name becomes an identifier, and letters that
+    no file or terminal should see are taken out.
 
     Raises: ReplyError.
     """
-    body = text.strip()
-    fenced = _FENCE.match(body)
+    if len(text) > MOST_CHARACTERS:
+        raise ReplyError(f"the reply has {len(text):,} characters; write at most {MOST_CHARACTERS:,}")
     try:
         # Code in JSON often holds real line breaks, which strict JSON forbids.
-        values = json.loads(fenced.group(1) if fenced else body, strict=False)
-    except ValueError as error:
-        raise ReplyError(
-            f"the reply is not JSON ({error}); answer with one JSON object and nothing around it"
-        ) from None
+        values = json.loads(_unwrapped(text), strict=False)
+    except (ValueError, RecursionError) as error:
+        why = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise ReplyError(f"the reply is not JSON ({why}); answer with one JSON object and nothing around it") from None
     if not isinstance(values, dict):
         raise ReplyError("the reply is JSON, but no object with the keys thought, name and code")
     for key in ("thought", "name", "code"):
         if not isinstance(values.get(key), str) or (key != "thought" and not values[key].strip()):
             raise ReplyError(f"the reply's `{key}` is missing, or is no text")
-    return Proposal(values["thought"], values["name"].strip(), values["code"])
+    return Proposal(clean(values["thought"]), _identifier(values["name"]), clean(values["code"]))
+
+
+def _unwrapped(text: str) -> str:
+    body = text.strip()
+    if body.startswith("<think>"):
+        body = body.partition("</think>")[2].strip()
+    if body.startswith("```") and body.endswith("```") and "\n" in body:
+        body = body[body.index("\n") : -3]
+    return body
+
+
+def clean(text: str) -> str:
+    """Return a text without control characters, but for line breaks and tabs, and without halves of letters."""
+    whole = text.encode("utf-8", "replace").decode("utf-8")
+    return "".join(letter for letter in whole if letter in "\n\t" or letter.isprintable())
+
+
+def _identifier(name: str) -> str:
+    """Return a name that can be a Python function's and a file's."""
+    words = re.sub(r"[^A-Za-z0-9_]+", "_", name).strip("_")[:NAME_CHARACTERS] or "objective"
+    return words if not words[0].isdigit() else f"objective_{words}"[:NAME_CHARACTERS]
 
 
 def system_prompt(beta: float, language: str) -> str:
@@ -89,14 +116,14 @@ def conversation(
     `replies(index)` is the model's own earlier answer.
     """
     proposals = [record for record in records if record.origin == "proposal"]
-    recent = proposals[-history:]
+    recent = proposals[-history:] if history else []
     older = proposals[: len(proposals) - len(recent)]
     start = [record for record in records if record.origin == "start"]
     kept = sorted((record for record in older if record.valid), key=lambda record: -sum(record.fitness))[:BEST_SHOWN]
     first = ["These objectives were measured so far:", *(_entry(record) for record in (*start, *kept)), _NEXT]
     messages = [{"role": "system", "content": system}, {"role": "user", "content": "\n\n".join(first)}]
     for record in recent:
-        messages.append({"role": "assistant", "content": replies(record.index)})
+        messages.append({"role": "assistant", "content": replies(record.index)[:ECHOED_CHARACTERS]})
         messages.append({"role": "user", "content": f"{verdict(record)}\n\n{_NEXT}"})
     return messages, [record.index for record in (*start, *kept, *recent)]
 
@@ -113,7 +140,7 @@ def verdict(record: Record) -> str:
     """Return what is told about a proposal: why it failed, or how good it is and how it is shaped."""
     if not record.valid:
         return f"This objective failed: {record.error}"
-    facts = "".join(f"\n- {key}: {value}" for key, value in record.facts.items())
+    facts = "".join(f"\n- {sentence}" for sentence in record.facts.get("text", []))
     return f"Fitness: {shown(record.fitness)} over {len(record.fitness)} seeds." + (
         f"\nIts shape:{facts}" if facts else ""
     )

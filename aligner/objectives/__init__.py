@@ -66,7 +66,7 @@ def load_objective(loss: str | Mapping[str, float]) -> Objective:
     """
     if isinstance(loss, Mapping):
         return mixture({load_objective(name): weight for name, weight in loss.items()})
-    return _from_file(Path(loss)) if loss.endswith(".py") else OBJECTIVES[loss]
+    return _from_file(Path(loss).expanduser()) if loss.endswith(".py") else OBJECTIVES[loss]
 
 
 def mixture(parts: Mapping[Objective, float]) -> Objective:

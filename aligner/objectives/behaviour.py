@@ -32,7 +32,7 @@ from aligner.objectives.shape import REACH, jumps, pairs_at, run_over, turns
 
 PROBES = (0.0, 0.01, 0.1, 1.0, 5.0, 20.0, 50.0, 80.0, 89.0, 104.0, 200.0, 500.0, 1000.0)
 SMOKE_STEPS = 50
-_MOST_LISTED = 6
+_MOST_LISTED, _MOST_KEPT = 6, 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,8 +169,8 @@ def _facts(objective: Objective, settings: Settings) -> dict[str, Any]:
         "slope_at_zero": float(run_over(objective, settings, torch.zeros(1))[1]),
         "average_slope": float(value[-1] - value[0]) / (2 * REACH),
         "gradient_scale": float(slope[near].abs().mean() / dpo),
-        "stationary": [{"z": round(one.z, 3), "kind": one.kind} for one in turns(z, value, slope)],
-        "jumps": [{"z": round(one.z, 3), "size": round(one.size, 4)} for one in jumps(z, value, slope)],
+        "stationary": [{"z": round(one.z, 3), "kind": one.kind} for one in turns(z, value, slope)[:_MOST_KEPT]],
+        "jumps": [{"z": round(one.z, 3), "size": round(one.size, 4)} for one in jumps(z, value, slope)[:_MOST_KEPT]],
         "flat": _flat(z, slope),
         "batch": batch,
         "no_gradient": _no_gradient(objective, settings),

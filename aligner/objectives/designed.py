@@ -1,7 +1,8 @@
 """Preference objectives that people designed: the log-probabilities of pairs in, one loss per pair out.
 
 Each function computes in float32, never reads global state, and may be called with any batch size. The names and the
-values are TRL's where TRL has the objective. `aligner.objectives.pairs` has the legend of the symbols.
+values are TRL's where TRL has the objective, but for `sft` (a mean over answers here) and smoothing in `sigmoid`.
+`aligner.objectives.pairs` has the legend of the symbols.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ def sigmoid(pairs: PairLogps, settings: Settings) -> Tensor:
 
 
 def hinge(pairs: PairLogps, settings: Settings) -> Tensor:
-    """Hinge on the margin: max(0, 1 - z) (SLiC-HF, arXiv 2305.10425, on DPO's implicit reward as in RSO, 2309.06657)."""
+    """Hinge on the margin: max(0, 1 - z) (SLiC-HF, arXiv 2305.10425, on DPO's implicit reward as in RSO, 2309.06657).
+
+    Weakness: a pair with z above 1 teaches nothing more.
+    """
     return torch.relu(1 - settings.beta * pairs.rho)
 
 
@@ -42,14 +46,20 @@ def ipo_sum(pairs: PairLogps, settings: Settings) -> Tensor:
 
 
 def robust(pairs: PairLogps, settings: Settings) -> Tensor:
-    """Robust DPO: (-(1-e) log s(z) + e log s(-z)) / (1 - 2e), unbiased under label flips (arXiv 2403.00409, eq. 12)."""
+    """Robust DPO: (-(1-e) log s(z) + e log s(-z)) / (1 - 2e), unbiased under label flips (arXiv 2403.00409, eq. 12).
+
+    Weakness: for e > 0 it is unbounded below; it keeps falling with z, however large.
+    """
     z = settings.beta * pairs.rho
     e = settings.label_smoothing
     return (-(1 - e) * F.logsigmoid(z) + e * F.logsigmoid(-z)) / (1 - 2 * e)
 
 
 def exo_pair(pairs: PairLogps, settings: Settings) -> Tensor:
-    """EXO for pairs: KL(policy's preference || smoothed label), needs label smoothing e > 0 (arXiv 2402.00856, eq. 16)."""
+    """EXO for pairs: KL(policy's preference || smoothed label), needs label smoothing e > 0 (arXiv 2402.00856, eq. 16).
+
+    Weakness: it saturates where a pair is ranked badly, so such pairs have hardly a gradient.
+    """
     z = settings.beta * pairs.rho
     e = torch.tensor(settings.label_smoothing, device=z.device)
     won = torch.sigmoid(z) * (F.logsigmoid(z) - torch.log1p(-e))
@@ -75,7 +85,10 @@ def sppo_hard(pairs: PairLogps, settings: Settings) -> Tensor:
 
 
 def apo_zero(pairs: PairLogps, settings: Settings) -> Tensor:
-    """APO-zero: 1 - s(r_w) + s(r_l), for answers better than the model's own (arXiv 2408.06266, eq. 7)."""
+    """APO-zero: 1 - s(r_w) + s(r_l), for answers better than the model's own (arXiv 2408.06266, eq. 7).
+
+    Weakness: bounded, so it saturates on answers that are far off either way; so do `apo_down` and `kto_pair`.
+    """
     chosen, rejected = settings.beta * pairs.chosen_ratio, settings.beta * pairs.rejected_ratio
     return 1 - torch.sigmoid(chosen) + torch.sigmoid(rejected)
 

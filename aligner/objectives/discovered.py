@@ -36,7 +36,7 @@ def dbaql(pairs: PairLogps, settings: Settings) -> Tensor:
     """Dynamic blended adaptive quantile loss: c D(z/0.9) + (1-c) X(0.9 z), c = s(Var[z/tau]) (table 1).
 
     The quantile of its name is computed in the published code and never used. Weakness: c is 1 as soon as margins spread,
-    and the exponential takes over where they do not; `bounded_exp` keeps it finite.
+    and the exponential has half the weight where they do not; `bounded_exp` keeps it finite.
     """
     z = settings.beta * pairs.rho
     spread = variance(pairs.over_batch(z) / settings.tau)

@@ -89,8 +89,7 @@ def per_token(values: Tensor, lengths: Tensor) -> Tensor:
 
 def bounded_exp(exponent: Tensor) -> Tensor:
     """e^x up to `LARGEST_EXPONENT`, and beyond it the tangent there: the same slope for ever, never infinite."""
-    over = (exponent - LARGEST_EXPONENT).clamp(min=0)
-    return torch.exp(exponent.clamp(max=LARGEST_EXPONENT)) + over * torch.exp(exponent.new_tensor(LARGEST_EXPONENT))
+    return torch.exp(exponent.clamp(max=LARGEST_EXPONENT)) * (1 + torch.relu(exponent - LARGEST_EXPONENT))
 
 
 def variance(values: Tensor) -> Tensor:

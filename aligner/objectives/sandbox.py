@@ -234,14 +234,14 @@ def _child() -> None:
     request = json.load(sys.stdin)
     output = _private_output()
     isolation = {"network": _leave_network()}
-    _die_with_parent(request["parent"])
+    die_with_parent(request["parent"])
     sys.path += [entry for entry in request["path"] if entry not in sys.path]
     limits = request["limits"]
     _load_torch(limits["threads"])
     module, _, name = request["table"].partition(":")
     jobs: dict[str, Job] = getattr(importlib.import_module(module), name)
     isolation["user"] = _drop_privileges()
-    _die_with_parent(request["parent"])  # a change of user undoes it
+    die_with_parent(request["parent"])  # a change of user undoes it
     isolation.update(_set_limits(limits["memory_bytes"], limits["cpu_s"]))
     _write(output, {"isolation": isolation})
     _write(output, _answer(jobs, request["job"], request["payload"], limits["memory_bytes"]))
@@ -271,7 +271,7 @@ def _leave_network() -> str:
     return "yes" if unshare(flags) == 0 else os.strerror(ctypes.get_errno())
 
 
-def _die_with_parent(parent: int) -> None:
+def die_with_parent(parent: int) -> None:
     """Linux ends this process when the parent's thread ends, however that happens; also no setuid programs from here."""
     try:
         prctl = ctypes.CDLL(None).prctl

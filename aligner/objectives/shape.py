@@ -1,9 +1,9 @@
 """How an objective runs over z = beta * rho, the scaled margin: its curve, its slope, where it turns and where it jumps.
 
-An objective is followed along one path, on which chosen and rejected answers (of one token each) move by the same amount
-in opposite directions from equal reference log-probabilities, all of them below zero. One that reads more than z (each
-answer's own ratio, the policy alone) may run otherwise elsewhere. At each z stand `COMPANY` equal pairs, so that
-statistics of a batch exist.
+An objective is followed along one path, on which chosen and rejected answers move by the same amount in opposite
+directions from equal reference log-probabilities, all of them below zero. The answers have one token each, or as many as
+is asked for. One that reads more than z (each answer's own ratio, the policy alone) may run otherwise elsewhere. At each
+z stand `COMPANY` equal pairs, so that statistics of a batch exist.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Jump(NamedTuple):
     size: float
 
 
-def pairs_at(z: Tensor, beta: float) -> PairLogps:
+def pairs_at(z: Tensor, beta: float, length: float = 1.0) -> PairLogps:
     """Return pairs whose beta * rho is z (N,): equal references, policy moved by half of rho each way, none above zero.
 
     The references are the same for all |z| up to `REACH`, so that nothing but rho differs along a path.
@@ -47,28 +47,30 @@ def pairs_at(z: Tensor, beta: float) -> PairLogps:
     rho = z / beta
     reach = REACH if float(z.detach().abs().max()) <= REACH else FAR
     reference = torch.full_like(rho.detach(), -1.0 - reach / beta / 2)
-    ones = torch.ones_like(reference)
-    return PairLogps(reference + rho / 2, reference - rho / 2, reference, reference.clone(), ones, ones)
+    lengths = torch.full_like(reference, length)
+    return PairLogps(reference + rho / 2, reference - rho / 2, reference, reference.clone(), lengths, lengths)
 
 
-def run_over(objective: Objective, settings: Settings, z: Tensor, reads_batch: bool = True) -> tuple[Tensor, Tensor]:
-    """Return loss and d loss / dz, each (N,), at z (N,).
+def run_over(
+    objective: Objective, settings: Settings, z: Tensor, reads_batch: bool = True, length: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Return loss and d loss / dz, each (N,), at z (N,), for answers of `length` tokens.
 
     `reads_batch`: pairs may see each other, so each z has a batch of its own and moves as a whole; slower.
     """
     if reads_batch:
-        return _with_company(objective, settings, z)
+        return _with_company(objective, settings, z, length)
     z = z.clone().requires_grad_()
-    loss = objective(pairs_at(z, settings.beta), settings)
+    loss = objective(pairs_at(z, settings.beta, length), settings)
     (slope,) = torch.autograd.grad(loss.sum(), z)
     return loss.detach(), slope
 
 
-def _with_company(objective: Objective, settings: Settings, z: Tensor) -> tuple[Tensor, Tensor]:
+def _with_company(objective: Objective, settings: Settings, z: Tensor, length: float) -> tuple[Tensor, Tensor]:
     losses, slopes = [], []
     for one in z:
         leaf = one.clone().requires_grad_()
-        loss = objective(pairs_at(leaf.expand(COMPANY), settings.beta), settings).mean()
+        loss = objective(pairs_at(leaf.expand(COMPANY), settings.beta, length), settings).mean()
         slopes.append(torch.autograd.grad(loss, leaf)[0])
         losses.append(loss.detach())
     return torch.stack(losses), torch.stack(slopes)

@@ -14,7 +14,11 @@ _BODIES = {
     "hinge": "    return torch.relu(1 - self.beta * rho)\n",
     "ipo_sum": "    return (rho - 1 / (2 * self.beta)) ** 2\n",
     "padll": "    weight = torch.where(rho < 0, 0.45, 0.9)\n    return -weight * F.logsigmoid(self.beta * rho)\n",
-    "cell": "    z = self.beta * rho\n    return 0.5 * F.softplus(-z) + 0.5 * torch.exp((-z).clamp(max=20))\n",
+    "cell": """    z = self.beta * rho
+    over = torch.relu(-z - 20)
+    exponential = torch.exp((-z).clamp(max=20)) * (1 + over)
+    return 0.5 * F.softplus(-z) + 0.5 * exponential
+""",
     "discopop": """    z = self.beta * rho
     gate = z / 0.05
     return torch.sigmoid(-gate) * F.softplus(-z) + torch.exp(F.logsigmoid(gate) - z)

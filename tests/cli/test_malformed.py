@@ -109,6 +109,9 @@ RECIPES = {
     "a file that may not be run": Case(
         "dpo r.yaml dpo.loss=no_such.py", RECIPE, ("no_such.py",), DPO + "dpo: {loss: sigmoid}\n", PAIR
     ),
+    "a warm-up without a reference": Case(
+        "dpo r.yaml", RECIPE, ("dpo.warmup_steps_dpo", "simpo"), DPO + "dpo: {loss: simpo, warmup_steps_dpo: 9}\n", PAIR
+    ),
     "a tau that nothing reads": Case(
         "dpo r.yaml", RECIPE, ("dpo.tau", "discopop"), DPO + "dpo: {loss: sigmoid, tau: 0.2}\n", PAIR
     ),

@@ -13,6 +13,8 @@ import torch
 from fakes import save_model, write_jsonl
 from safetensors.torch import load_file
 
+from aligner.record import read_metrics
+
 pytestmark = pytest.mark.slow
 
 RECIPE = """\
@@ -98,10 +100,17 @@ def test_two_processes_equal_one_where_the_last_batch_is_short(folder, method: s
 
 @pytest.mark.parametrize("loss", ["dbaql", "aqfl"])
 def test_a_batch_statistic_is_over_the_pairs_of_both_processes(folder, loss: str) -> None:
-    arguments = ("data.train=[{path: pairs.jsonl, max_rows: 13}]", f"dpo.loss={loss}", "trainer.learning_rate=0.001")
-    train(folder, "dpo", f"{loss}-one", *arguments)
-    train(folder, "dpo", f"{loss}-two", *arguments, *HALVED)
+    """And each held-out pair counts once, also where they fill no batch."""
+    rows = ("data.train=[{path: pairs.jsonl, max_rows: 13}]", "data.eval=[{path: pairs.jsonl, max_rows: 5}]")
+    arguments = (*rows, f"dpo.loss={loss}", "trainer.learning_rate=0.001", "trainer.eval_steps=1")
+    train(folder, "dpo", f"{loss}-one", *arguments, "trainer.per_device_eval_batch_size=8")
+    train(folder, "dpo", f"{loss}-two", *arguments, *HALVED, "trainer.per_device_eval_batch_size=4")
     assert_same(folder, f"{loss}-one", f"{loss}-two")
+    one, two = (read_metrics(folder / f"{loss}-{name}") for name in ("one", "two"))
+    for name in ("loss", "rewards/margins", "rewards/accuracies"):
+        found, expected = ([line[name] for line in log if line["split"] == "eval"] for log in (two, one))
+        assert expected
+        assert found == pytest.approx(expected, abs=1e-5)
 
 
 def test_accelerates_own_launcher_trains_the_same(folder) -> None:

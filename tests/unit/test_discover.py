@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from collections import Counter
@@ -12,11 +13,13 @@ from typing import Any
 import pytest
 
 from aligner.config.load import load_recipe
+from aligner.endpoints import LLMError
 from aligner.endpoints.scripted import ScriptedBackend
 from aligner.errors import EndpointError, RecipeError, TrainingError, UsageError
 from aligner.events import Candidate
-from aligner.methods import discover
+from aligner.methods import discover, fitness
 from aligner.methods.archive import Archive
+from aligner.objective_source import parse_objective
 from aligner.record import read_json
 
 SIGNATURE = "self, policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps"
@@ -69,6 +72,8 @@ def sandbox(monkeypatch):
     asked: list[tuple[str, str]] = []
 
     def run(job: str, payload: dict[str, Any], **_: Any) -> dict[str, Any]:
+        with pytest.raises(RuntimeError):
+            asyncio.get_running_loop()  # under which Ctrl-C would wait for the end of a long training
         asked.append((job, payload["text"]))
         if job == "check":
             return {"error": None, "result": {"errors": [], "facts": {"text": ["It is a fact."]}}}
@@ -105,6 +110,7 @@ def test_good_broken_hostile_nan_and_duplicate_proposals(tmp_path):
         "shape": (reply("mean", code("mean", "    return (-self.beta * rho).mean()\n")), "shape"),
         "uphill": (reply("uphill", code("uphill", "    return self.beta * rho\n")), "slope"),
         "duplicate": (GOOD.replace("wide_margin", "renamed"), "says the same as wide_margin"),
+        "detached": (reply("detached", code("detached", "    return (self.beta * rho).detach()\n")), "gradient"),
         "prose": ("I would try a hinge.", "is not JSON"),
     }
     archive, events, outcome = search(tmp_path, [text for text, _ in replies.values()])
@@ -173,6 +179,75 @@ def test_a_dry_run_asks_nothing_and_writes_nothing(tmp_path, sandbox):
     search(tmp_path, [GOOD], dry_run=True)
     assert not (tmp_path / "run").exists()
     assert not sandbox
+
+
+def test_a_spent_budget_can_be_raised_and_the_search_taken_up(tmp_path, sandbox):
+    search(tmp_path, [OTHER, GOOD], "endpoint.budget.calls=1")
+    archive, _, outcome = search(tmp_path, [OTHER, GOOD], "endpoint.budget.calls=5", resume=True)
+    assert [record.name for record in archive.records] == ["sigmoid", "steeper", "wide_margin"]
+    assert outcome.results["proposals"] == 2
+    assert read_json(tmp_path / "run", "usage.json")["calls"] == 2
+    assert [path.name for path in (tmp_path / "run" / "found").iterdir()] == ["wide_margin.py"]
+
+
+def test_a_finished_search_makes_more_proposals_when_asked_to(tmp_path, sandbox):
+    search(tmp_path, [OTHER, GOOD], "discover.proposals=1")
+    archive, _, _ = search(tmp_path, [OTHER, GOOD], "discover.proposals=2", resume=True)
+    assert len(archive.records) == 3
+
+
+def test_a_finished_search_that_cannot_be_taken_up_stays_finished(tmp_path, sandbox):
+    search(tmp_path, [OTHER, GOOD], "discover.proposals=1")
+    with pytest.raises(UsageError, match="another recipe"):
+        search(tmp_path, [OTHER, GOOD], "discover.proposals=2", "discover.beta=0.3", resume=True)
+    assert (tmp_path / "run" / "manifest.json").exists()
+
+
+def test_an_endpoint_that_never_gives_a_usable_answer_ends_the_search(tmp_path, sandbox, monkeypatch):
+    async def refuse(*_: Any) -> Any:
+        raise LLMError("blocked", kind="content_filter")
+
+    monkeypatch.setattr(ScriptedBackend, "chat", refuse)
+    with pytest.raises(EndpointError, match="3 times in a row"):
+        search(tmp_path, [OTHER] * 9)
+    archive = Archive(tmp_path / "run" / "archive")
+    assert len(archive.records) == 3
+    assert archive[2].error == "no usable answer came from the server (content_filter)"
+
+
+def test_a_conversation_too_long_for_the_model_is_cut(tmp_path, sandbox, monkeypatch):
+    real, sizes = ScriptedBackend.chat, []
+
+    async def short(self: ScriptedBackend, request: Any) -> Any:
+        sizes.append(len(request.messages))
+        if len(request.messages) > 4:
+            raise LLMError("too long", kind="context_length")
+        return await real(self, request)
+
+    monkeypatch.setattr(ScriptedBackend, "chat", short)
+    archive, _, _ = search(tmp_path, [OTHER, "no json", GOOD])
+    assert archive[3].name == "wide_margin"
+    assert sizes == [2, 4, 6, 4]
+    assert archive[3].parents == [0, 1, 2]
+
+
+def test_a_name_cannot_change_what_is_saved(tmp_path, sandbox):
+    source = code("good", "    return -F.logsigmoid(self.beta * rho) + 0 * rho\n    # " + "x" * 99 + "\n")
+    archive, _, _ = search(tmp_path, [reply("x\n'''\nprint(1)", source)])
+    assert archive[1].name == "x_print_1"
+    saved = (tmp_path / "run" / "found" / "x_print_1.py").read_text()
+    assert parse_objective(saved).hash == archive[1].hash
+
+
+def test_one_seed_has_no_standard_error(tmp_path, sandbox):
+    _, _, outcome = search(tmp_path, [OTHER])
+    assert not any(name.endswith("stderr") for name in outcome.results)
+
+
+def test_a_recipe_at_fault_is_no_verdict_on_an_objective(tmp_path):
+    job = fitness.Job("no/such/recipe", [], "sigmoid", [0], "p.jsonl", "toy", 8, str(tmp_path))
+    with pytest.raises(UsageError, match="no/such/recipe"):
+        fitness.measure(job, 60)
 
 
 def test_a_search_that_was_begun_says_how_far_it_came(tmp_path, sandbox):

@@ -8,8 +8,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from aligner.config.choices import LABEL_SMOOTHING_LOSSES, LOSSES, REFERENCE_FREE_LOSSES, TAU_LOSSES
+from aligner.config.choices import LABEL_SMOOTHING_LOSSES, LOSSES, REFERENCE_FREE_LOSSES, TAU_LOSSES, WRITTEN
+from aligner.objective_source import parse_objective
 from aligner.objectives import BATCH_DEPENDENT, OBJECTIVES, PairLogps, Settings, load_objective
+from aligner.objectives.interpreter import as_objective
+from aligner.objectives.shape import run_over
+from aligner.objectives.written import WRITTEN_SOURCES
 
 SETTINGS = Settings(beta=0.3, label_smoothing=0.1, tau=0.05)
 FIELDS = ("chosen", "rejected", "reference_chosen", "reference_rejected")
@@ -157,6 +161,42 @@ def test_gradients_flow_through_batch_statistics_except_those_of_kto(name):
         k_l = max(0.0, 0.3 * sum(row[1] - row[3] for row in rows) / len(rows))
         slope = -0.5 * 0.3 * s(0.3 * w - k_l) * (1 - s(0.3 * w - k_l))
     assert pairs.chosen.grad[1].item() == pytest.approx(slope, rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in BATCH_DEPENDENT if name != "kto_pair"])
+def test_a_gate_that_lets_no_gradient_through_is_another_objective(name):
+    """Where margins are small and tau is large, so that the gates are open, the gradient through them is seen."""
+    rows = [(-3.0 - 0.05 * i, -3.1 + 0.02 * i, -3.2, -3.05, 4.0, 4.0) for i in range(4)]
+    settings = Settings(beta=0.3, tau=1.0)
+    pairs, held = pairs_of(rows), pairs_of(rows)
+    OBJECTIVES[name](pairs, settings)[0].backward()
+    OBJECTIVES[name](replace(held, gather=lambda values: values.detach()), settings)[0].backward()
+    expected = [
+        (slow_batch(name, shifted(rows, i, 1e-5), 0.3, 1.0)[0] - slow_batch(name, shifted(rows, i, -1e-5), 0.3, 1.0)[0])
+        / 2e-5
+        for i in range(4)
+    ]
+    assert pairs.chosen.grad.tolist() == pytest.approx(expected, rel=2e-4, abs=1e-7)
+    assert pairs.chosen.grad[1].item() != pytest.approx(held.chosen.grad[1].item(), abs=1e-6)
+
+
+def shifted(rows: list[tuple[float, ...]], which: int, change: float) -> list[tuple[float, float]]:
+    """Ratios of chosen and rejected, with one chosen log-probability moved."""
+    return [(row[0] - row[2] + change * (i == which), row[1] - row[3]) for i, row in enumerate(rows)]
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+@pytest.mark.parametrize("beta", [0.05, 1.0])
+def test_a_written_objective_is_the_one_of_the_catalogue(name, beta):
+    """What a search shows to a language model, and trains with, is what `dpo.loss=NAME` trains with."""
+    assert set(WRITTEN) == set(WRITTEN_SOURCES)
+    written = as_objective(parse_objective(WRITTEN_SOURCES[name]))
+    z = torch.tensor([-300.0, -30.0, -20.5, -3.0, -0.1, 0.0, 0.02, 1.0, 7.0, 90.0])
+    settings = Settings(beta=beta)
+    for reads_batch in (True, False):
+        found, expected = (run_over(one, settings, z, reads_batch) for one in (written, OBJECTIVES[name]))
+        assert torch.allclose(found[0], expected[0], rtol=1e-4, atol=1e-6)
+        assert torch.allclose(found[1][z != 0], expected[1][z != 0], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", BATCH_DEPENDENT)

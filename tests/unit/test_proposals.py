@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 
@@ -16,6 +17,44 @@ GOOD = {"thought": "why", "name": "mine", "code": "def mine():\n    return 1\n"}
 def test_a_reply_is_read_with_or_without_a_fence(text):
     found = read_reply(text)
     assert (found.thought, found.name, found.code) == ("why", "mine", GOOD["code"])
+
+
+def test_thinking_aloud_before_the_reply_is_passed_over():
+    assert read_reply(f"<think>\nhm {{\n</think>\n{json.dumps(GOOD)}").name == "mine"
+    assert read_reply(f"```JSON\n{json.dumps(GOOD)}\n```").name == "mine"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("../../etc/passwd", "etc_passwd"),
+        ("x" * 300, "x" * 60),
+        ("\x1b]0;pwn\x07me", "0_pwn_me"),
+        ("a\nprint(1)", "a_print_1"),
+        ("\ud800", "objective"),
+        ("2fast", "objective_2fast"),
+        ("<b>bold</b>", "b_bold_b"),
+    ],
+)
+def test_a_name_becomes_that_of_a_function_and_a_file(name, expected):
+    found = read_reply(json.dumps({**GOOD, "name": name})).name
+    assert found in (expected, f"objective_{expected}")
+    assert found.isidentifier()
+
+
+def test_what_no_file_or_terminal_should_see_is_taken_out():
+    found = read_reply(json.dumps({"thought": "a\ud800\x1b[2Jb\x00", "name": "n", "code": "x\n\ty\x07"}))
+    assert (found.thought, found.code) == ("a?[2Jb", "x\n\ty")
+
+
+def test_a_hostile_reply_is_refused_at_once():
+    began = time.monotonic()
+    for text in ("[" * 3000, "```" + "\n" * 49_000 + "x", "{" * 40_000, "9" * 49_000):
+        with pytest.raises(ReplyError):
+            read_reply(text)
+    with pytest.raises(ReplyError, match="write at most"):
+        read_reply("x" * 10_000_000)
+    assert time.monotonic() - began < 2
 
 
 def test_real_line_breaks_in_the_code_are_forgiven():
