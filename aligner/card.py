@@ -18,7 +18,11 @@ from aligner.record import dumps, lineage, read_json, write_atomically
 
 Record = dict[str, Any]
 
-METHOD_NAMES = {"sft": "supervised fine-tuning", "dpo": "direct preference optimization"}
+METHOD_NAMES = {
+    "sft": "supervised fine-tuning",
+    "dpo": "direct preference optimization",
+    "sapo": "Self-Augmented Preference Optimization (arXiv 2405.20830)",
+}
 HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 LOSSES = (
     ("duplicates", "duplicates"),
@@ -66,7 +70,7 @@ def _opening(recipe: Record, manifest: Record, adapter: bool) -> str:
     method = manifest["method"]
     model = recipe.get("model", {})
     kind = "A LoRA adapter for" if adapter else "A fine-tuned version of"
-    loss = f" (`{recipe['dpo']['loss']}` loss)" if method == "dpo" else ""
+    loss = f" (`{recipe[method]['loss']}` loss)" if method in ("dpo", "sapo") else ""
     name = METHOD_NAMES.get(method, method)
     return (
         f"{kind} {_code(model.get('name_or_path'))}, made with aligner {manifest['aligner']} by {name}{loss}. "

@@ -121,6 +121,8 @@ class PreferenceTrainer(OrderedTrainer):
 
     loss_is_scaled_for_ga = True
 
+    eval_dataset: Any
+
     def __init__(
         self,
         *args: Any,
@@ -145,7 +147,8 @@ class PreferenceTrainer(OrderedTrainer):
     def fill_last_batch(self) -> None:
         """Fill the held-out rows too: several processes would otherwise see some of them twice."""
         super().fill_last_batch()
-        rows, per_step = self.eval_dataset, self.args.eval_batch_size * max(1, self.args.world_size)
+        rows: Dataset | None = self.eval_dataset
+        per_step = self.args.eval_batch_size * max(1, self.args.world_size)
         if rows is not None and self.args.world_size > 1 and (missing := -len(rows) % per_step):
             blanks = Dataset.from_list([self.blank(rows[0])] * missing, features=rows.features)
             self.eval_dataset = concatenate_datasets([rows, blanks])

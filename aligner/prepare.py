@@ -5,11 +5,13 @@ ranks, and a resumed run, never tokenise again. How rows become batches is decid
 their lengths: packed, grouped by length, or neither, and the decision comes with its reason.
 
 Columns. SFT: `input_ids`, `labels`, `length`; packed: `input_ids`, `labels`, `seq_lengths`. Pairs: `prompt_ids`,
-`chosen_ids`, `rejected_ids`, `weight`, `length`.
+`chosen_ids`, `rejected_ids`, `weight`, `length`. Single answers: `row`, `prompt_ids`, `chosen_ids`, `prompt`, `answer`,
+`weight`, `length`.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import shutil
@@ -21,10 +23,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from aligner.chat import IGNORED, Encoded, Pair, encode_pair, encode_sft
-from aligner.config.schema import Data, SftRecipe, TrainRecipe
+from aligner.config.schema import Data, LossOn, SapoRecipe, SftRecipe, TrainRecipe
 from aligner.data import Loaded
 from aligner.data.ledger import LISTED, SplitLedger
-from aligner.data.rows import Row
+from aligner.data.rows import ConversationRow, Row, question_of
 from aligner.errors import DataError, Problem
 from aligner.events import OnEvent, StageProgress
 from aligner.record import dumps, write_atomically
@@ -66,7 +68,7 @@ def prepare(
 
     Raises: DataError listing the rows that cannot be used: too long, or with nothing to train.
     """
-    encode = _encode_sft_row(tokenizer, recipe) if isinstance(recipe, SftRecipe) else _encode_pair_row(tokenizer)
+    encode = _encoder(recipe, tokenizer)
     ledger = loaded.ledger
     train = _tokenise(loaded.train, encode, recipe.data, ledger.split("train"), "train", on_event)
     held_out = (
@@ -115,6 +117,12 @@ Encode = Callable[[Row, int | None], dict[str, Any] | str]
 """A row and the length to cut it to (None: leave it whole) -> columns, or why nothing is left to train."""
 
 
+def _encoder(recipe: TrainRecipe, tokenizer: PreTrainedTokenizerBase) -> Encode:
+    if isinstance(recipe, SftRecipe):
+        return _encode_sft_row(tokenizer, recipe)
+    return _encode_answer_row(tokenizer) if isinstance(recipe, SapoRecipe) else _encode_pair_row(tokenizer)
+
+
 def _encode_sft_row(tokenizer: PreTrainedTokenizerBase, recipe: SftRecipe) -> Encode:
     def encode(row: Row, limit: int | None) -> dict[str, Any] | str:
         whole = encode_sft(tokenizer, row, recipe.sft.loss_on)
@@ -156,6 +164,39 @@ def _encode_pair_row(tokenizer: PreTrainedTokenizerBase) -> Encode:
             "trained": answers,
             "whole": len(prompt) + longest,
             "cut": len(whole.chosen_ids) + len(whole.rejected_ids) - answers,
+        }
+
+    return encode
+
+
+def _encode_answer_row(tokenizer: PreTrainedTokenizerBase) -> Encode:
+    """The last answer of a row and all that comes before it; `prompt` (as JSON) and `answer` as text, for a verifier."""
+    numbers = itertools.count()
+
+    def encode(row: Row, limit: int | None) -> dict[str, Any] | str:
+        loss_on: LossOn = "last_assistant" if isinstance(row, ConversationRow) else "completion"
+        whole = encode_sft(tokenizer, row, loss_on)
+        start = next(i for i, label in enumerate(whole.labels) if label != IGNORED)
+        answer = [label for label in whole.labels if label != IGNORED]
+        prompt, kept = whole.input_ids[:start], answer[: None if limit is None else max(0, limit - start)]
+        if not prompt:
+            return "there is nothing before the answer"
+        if not kept:
+            return f"the prompt alone has {start:,} tokens, so no answer is left within {limit}"
+        question = question_of(row)
+        assert question is not None, "a row with an answer has a question"
+        return {
+            "row": next(numbers),
+            "prompt_ids": np.asarray(prompt, dtype=np.int32),
+            "chosen_ids": np.asarray(kept, dtype=np.int32),
+            "weight": 1.0,
+            "prompt": json.dumps(question[0]),
+            "answer": question[1],
+            "length": start + len(kept),
+            "tokens": start + len(kept),
+            "trained": len(kept),
+            "whole": start + len(answer),
+            "cut": len(answer) - len(kept),
         }
 
     return encode

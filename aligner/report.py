@@ -152,6 +152,7 @@ def _content(folder: Path, manifest: Record | None) -> Record:
         "curve_note": _curve_note(metrics, recipe),
         "samples": [sample_part(sample) for sample in samples],
         "no_samples": _no_samples(recipe, manifest),
+        "pairs": read_json(folder, "pairs.json") or [],
         "ledger": ledger_part(data),
         "recipe_text": _text(folder / "recipe.yaml"),
         "resolved": resolved_part(resolved),
@@ -170,13 +171,14 @@ def _sections(content: Record) -> Rows:
         ("evaluation", "Evaluation"),
         ("curves", "Curves"),
         ("samples", "Before and after"),
+        ("pairs", "Rewritten answers"),
         ("data", "Data"),
         ("recipe", "Recipe"),
         ("lineage", "Lineage"),
         ("environment", "Environment"),
         ("files", "Results and files"),
     ]
-    return [(anchor, title) for anchor, title in titles if anchor != "evaluation" or content["evaluation"]]
+    return [(anchor, title) for anchor, title in titles if anchor not in ("evaluation", "pairs") or content[anchor]]
 
 
 def _text(path: Path) -> str:

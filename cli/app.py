@@ -22,7 +22,7 @@ class Root(Boundary):
 
     sections: ClassVar[dict[str, tuple[str, ...]]] = {
         "Start here": ("quickstart", "toy", "recipes", "doctor"),
-        "Train": ("sft", "dpo"),
+        "Train": ("sft", "dpo", "sapo"),
         "Search": ("discover",),
         "Use and measure": ("generate", "eval", "runs"),
     }

@@ -1,4 +1,4 @@
-"""`aligner sft` and `aligner dpo`: one command, written once.
+"""`aligner sft`, `dpo` and `sapo`: one command, written once.
 
     aligner dpo [RECIPE] [key=value ...] [--flags]
 
@@ -22,7 +22,15 @@ if TYPE_CHECKING:
 METHODS = {
     "sft": "Supervised fine-tuning on conversations, completions or text.",
     "dpo": "Direct preference optimization, on pairs of answers.",
+    "sapo": "Self-Augmented Preference Optimization, on single good answers.",
 }
+
+LONGER = {
+    "sapo": "Self-Augmented Preference Optimization (arXiv 2405.20830): a moving average of the policy rewrites a window of each "
+    "good answer, and the policy is trained to prefer the answer. Not to be confused with the GRPO loss `sapo` (Soft Adaptive "
+    "Policy Optimization) of other tools.",
+}
+"""What the help of a method says beyond its one line."""
 
 EXAMPLES = {
     "sft": (
@@ -37,6 +45,12 @@ EXAMPLES = {
         "aligner dpo --model runs/sft/final --data pairs.jsonl --output runs/dpo --beta 0.1",
         "aligner dpo recipe.yaml --dry-run",
         "aligner dpo --loss-table dpo.tau=0.2",
+    ),
+    "sapo": (
+        "aligner sapo tiny/sapo",
+        "aligner sapo recipe.yaml sapo.window=128 sapo.suffix=drop",
+        "aligner sapo --model runs/sft/final --data talks.jsonl --output runs/sapo --use_peft",
+        "aligner sapo recipe.yaml sapo.loss=orpo sapo.beta=0.05",
     ),
 }
 
@@ -72,7 +86,8 @@ def add_commands(app: typer.Typer) -> None:
     """One command per method."""
     settings = {"allow_extra_args": True, "ignore_unknown_options": True}
     for method, text in METHODS.items():
-        app.command(method, cls=TrainCommand, help=text, short_help=text, context_settings=settings)(_command(method))
+        longer = LONGER.get(method, text)
+        app.command(method, cls=TrainCommand, help=longer, short_help=text, context_settings=settings)(_command(method))
 
 
 def _command(method: str) -> Any:

@@ -140,7 +140,7 @@ def small_recipe(method: str, world: Path, output_dir: Path, *overrides: str, **
     """A resolved recipe for a small world. `flags`: dotted keys with `__` for the dot."""
     from aligner.config.load import load_recipe
 
-    data = {"sft": "sft.jsonl", "dpo": "pairs.jsonl"}[method]
+    data = {"sft": "sft.jsonl", "dpo": "pairs.jsonl", "sapo": "sft.jsonl"}[method]
     settings = {
         "model.name_or_path": str(world / "model"),
         "data.train": str(world / data),

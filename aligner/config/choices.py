@@ -72,5 +72,11 @@ ATTENTION = ("eager", "sdpa", "flex_attention", "flash_attention_2", "flash_atte
 PREFERENCE_FORMATS = ("auto", "preference")
 """`data.train[].format` that `dpo` can use."""
 
+SINGLE_ANSWER_FORMATS = ("auto", "messages", "prompt_completion", "sharegpt", "alpaca")
+"""`data.train[].format` that `sapo` can use."""
+
+SAPO_LOSSES = tuple(name for name in LOSSES if name not in ("exo_pair", "sft"))
+"""Objectives that `sapo.loss` may name: those that compare, and need no setting of their own."""
+
 SFT_FORMATS = ("auto", "messages", "prompt_completion", "sharegpt", "alpaca", "text")
 """`data.train[].format` that `sft` can use."""

@@ -11,7 +11,9 @@ from aligner.config.choices import (
     OTHER_LOSS_NAMES,
     PREFERENCE_FORMATS,
     REFERENCE_FREE_LOSSES,
+    SAPO_LOSSES,
     SFT_FORMATS,
+    SINGLE_ANSWER_FORMATS,
     TAU_LOSSES,
     WRITTEN,
 )
@@ -121,6 +123,32 @@ def _reference(view: View) -> Findings:
         yield finding("dpo.reference_model", "contradicts `reference: adapter_off`", hint)
 
 
+def _single_answers(view: View) -> Findings:
+    yield from _formats(
+        view, SINGLE_ANSWER_FORMATS, "sapo", "it needs prompts with one good answer each, as `sft` does"
+    )
+
+
+def _sapo_parts(view: View) -> Findings:
+    loss, window = view["sapo.loss"], view["sapo.window"]
+    if loss not in SAPO_LOSSES:
+        other = OTHER_LOSS_NAMES.get(str(loss).lower())
+        hint = f"it is called `{other}` here" if other else did_you_mean(str(loss), SAPO_LOSSES)
+        yield finding("sapo.loss", f"expected one of {', '.join(SAPO_LOSSES)}, found {show(loss)}", hint)
+    if window != "all" and window < 1:
+        yield finding("sapo.window", f"is {window}", "a number of tokens from 1, or `all`")
+    if view["sapo.window_from"] is not None and (window == "all" or view["sapo.window_from"] > window):
+        yield finding("sapo.window_from", "must not be above `sapo.window`", "it is where the window begins to grow")
+    if loss in REFERENCE_FREE_LOSSES:
+        for key in ("reference", "reference_every"):
+            if view.given(f"sapo.{key}"):
+                yield finding(f"sapo.{key}", f"has no effect on `{loss}`, which reads no reference", "drop it")
+    if view["sapo.reference"] == "fixed" and view.given("sapo.reference_every"):
+        yield finding("sapo.reference_every", "has no effect with `reference: fixed`", "drop it")
+    if view["sapo.temperature"] == 0 and view["sapo.retries"]:
+        yield finding("sapo.retries", "has no effect at temperature 0: every attempt is the same", "drop it")
+
+
 def _task_has_its_parts(view: View) -> Findings:
     task = view["discover.task"]
     for key in ("recipe", "prompts", "reward_model"):
@@ -135,7 +163,7 @@ def _task_has_its_parts(view: View) -> Findings:
 _PARTS = {
     "recipe": "a DPO recipe: a file, or a shipped name",
     "prompts": "a file of prompts that the trained model answers",
-    "reward_model": "`toy`, or a function of yours, `path/to/file.py:name`",
+    "reward_model": "`toy`, `verifier:number`, or a function of yours, `verifier:path/to/file.py:name`",
 }
 
 
@@ -170,6 +198,7 @@ def _endpoint_is_whole(view: View) -> Findings:
 METHOD_RULES: dict[str, tuple[Rule, ...]] = {
     "sft": (_packing_keeps_rows_whole, _packing_and_lengths, _sft_formats),
     "dpo": (_preference_formats, _loss_exists, _weights_are_positive, _settings_of_other_losses, _reference),
+    "sapo": (_single_answers, _sapo_parts),
     "discover": (_task_has_its_parts, _start_is_known, _endpoint_is_whole),
 }
 """Rules of one method."""

@@ -170,6 +170,59 @@ class Dpo(Section):
     """Another model as the reference. Absent: the model that training starts from."""
 
 
+class Sapo(Section):
+    """Self-Augmented Preference Optimization (arXiv 2405.20830): preferences out of single good answers."""
+
+    loss: str = "sigmoid"
+    """The objective: a name of the catalogue. `sigmoid` is SAPO-DPO, `orpo` SAPO-ORPO."""
+    beta: float = Field(0.1, gt=0.0)
+    """Strength of the pull towards the reference; the lambda of `orpo` (0.05 in the paper)."""
+    nll_weight: float = Field(0.0, ge=0.0)
+    """Weight of a next-token loss on the good answer, added to the objective. Not in the paper."""
+    window: int | Literal["all"] = 256
+    """Tokens of a good answer that are rewritten, at a random place; `all` rewrites the whole answer."""
+    window_from: int | None = Field(None, ge=1)
+    """Let the window grow from so many tokens to `window` over the training. Not in the paper."""
+    suffix: Literal["keep", "drop"] = "keep"
+    """What follows the window in the rewritten answer: the original text, as in the paper, or nothing."""
+    responses_per_prompt: int = Field(1, ge=1)
+    """Rewrites of each row."""
+    generate_every: int = Field(1, ge=1)
+    """Optimizer steps between rewrites; in between, pairs come from the buffer alone."""
+    generation_batch_size: int | None = Field(None, ge=1)
+    """Rewrites decoded together. Absent: all of an optimizer step on this process."""
+    temperature: float = Field(0.7, ge=0.0)
+    """Sampling temperature of the rewrites."""
+    top_k: int = Field(50, ge=0)
+    """Sample from the k likeliest tokens; 0: from all."""
+    top_p: float = Field(0.95, gt=0.0, le=1.0)
+    """Sample from the likeliest tokens that hold this share."""
+    buffer_size: int = Field(2000, ge=0)
+    """Pairs in the replay buffer, over all processes together. 0: no replay, each pair is trained as it is written."""
+    ema_decay: float = Field(0.5, ge=0.0, le=1.0)
+    """Weight of the old in the moving average that writes. 1: it stays what training started from."""
+    ema_every: int = Field(1, ge=1)
+    """Optimizer steps between two updates of the average."""
+    reference: Literal["ema", "policy", "fixed"] = "ema"
+    """What the reference is refreshed from: the average, the policy, or nothing."""
+    reference_every: int | None = Field(None, ge=1)
+    """Optimizer steps between two refreshments. Absent: the steps of an epoch."""
+    dead_pairs: Literal["keep", "drop"] = "keep"
+    """Pairs whose rewrite is the answer again have no gradient; `drop` keeps them out of the buffer. Not in the paper."""
+    retries: int = Field(0, ge=0)
+    """Further attempts at a rewrite that is the answer again, or as good. Not in the paper."""
+    verifier: str | None = None
+    """A scorer (`verifier:number`, `toy`): a rewrite that it scores as high as the answer is not used. Not in the paper."""
+    export: Literal["policy", "ema"] = "policy"
+    """Which weights become the result: those that were trained, or their moving average."""
+    offload: bool = False
+    """Keep average and reference on the CPU, for full fine-tuning where GPU memory is short."""
+    alarm_steps: int = Field(50, ge=0)
+    """Look, after so many steps, whether the share of pairs ranked rightly has stayed below a half. 0: never."""
+    on_alarm: Literal["warn", "stop"] = "warn"
+    """What happens then."""
+
+
 class EarlyStopping(Section):
     """Stop when the held-out metric no longer improves; the best checkpoint becomes the result."""
 
@@ -290,7 +343,7 @@ class Discover(Section):
     prompts: str | None = None
     """For `recipe`: prompts to answer with the trained model. One half gives the fitness, the other is held out."""
     reward_model: str | None = None
-    """For `recipe`: what scores the answers: `toy`, or a function of yours, `path/to/file.py:name`."""
+    """For `recipe`: what scores the answers: `toy`, `verifier:number`, or a function of yours, `verifier:path/to/file.py:name`."""
     max_new_tokens: int = Field(32, ge=1)
     """For `toy` and `recipe`: longest answer, in tokens."""
 
@@ -341,6 +394,15 @@ class DpoRecipe(TrainRecipe):
     """What belongs to this method alone."""
 
 
+class SapoRecipe(TrainRecipe):
+    """`aligner sapo`: Self-Augmented Preference Optimization."""
+
+    method: Literal["sapo"] = "sapo"
+    """What to do."""
+    sapo: Sapo = Sapo()
+    """What belongs to this method alone."""
+
+
 class DiscoverRecipe(Recipe):
     """`aligner discover`: search for preference objectives."""
 
@@ -352,8 +414,13 @@ class DiscoverRecipe(Recipe):
     """What belongs to this method alone."""
 
 
-RECIPES: dict[str, type[Recipe]] = {"sft": SftRecipe, "dpo": DpoRecipe, "discover": DiscoverRecipe}
+RECIPES: dict[str, type[Recipe]] = {
+    "sft": SftRecipe,
+    "dpo": DpoRecipe,
+    "sapo": SapoRecipe,
+    "discover": DiscoverRecipe,
+}
 """Method name -> schema. A new training method adds one line here and one in `aligner.methods.METHODS`."""
 
-METHOD_SECTIONS: dict[str, str] = {"sft": "sft", "dpo": "dpo", "discover": "discover"}
+METHOD_SECTIONS: dict[str, str] = {"sft": "sft", "dpo": "dpo", "sapo": "sapo", "discover": "discover"}
 """Method name -> the key of its own section."""

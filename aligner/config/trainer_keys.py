@@ -18,7 +18,11 @@ import typing
 from importlib import resources
 from typing import Any
 
-CLASSES = {"sft": "trl.SFTConfig", "dpo": "transformers.TrainingArguments"}
+CLASSES = {
+    "sft": "trl.SFTConfig",
+    "dpo": "transformers.TrainingArguments",
+    "sapo": "transformers.TrainingArguments",
+}
 """Method -> the class that its trainer is configured with. Our preference trainer sits on transformers' Trainer."""
 
 WRITTEN_CHOICES = {

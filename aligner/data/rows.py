@@ -92,3 +92,21 @@ def _before_first_answer(messages: Messages) -> Messages:
         if turn["role"] == "assistant":
             return messages[:position]
     return messages
+
+
+def question_of(row: Row) -> tuple[str | Messages, str | None] | None:
+    """Return what a row asks and the answer that it gives, as text; None for one that asks nothing."""
+    if isinstance(row, ConversationRow):
+        last = len(row.messages) - 1
+        if last < 1 or row.messages[last]["role"] != "assistant":
+            return None
+        return row.messages[:last], _text(row.messages[last:])
+    if isinstance(row, CompletionRow):
+        return row.prompt, _text(row.completion)
+    if isinstance(row, PreferenceRow):
+        return row.prompt, _text(row.chosen)
+    return (row.prompt, row.answer) if isinstance(row, PromptRow) else None
+
+
+def _text(value: str | Messages) -> str:
+    return value if isinstance(value, str) else "\n".join(str(message.get("content")) for message in value)

@@ -35,10 +35,11 @@ if TYPE_CHECKING:
 METHODS: dict[str, str] = {
     "sft": "aligner.methods.sft:train",
     "dpo": "aligner.methods.dpo:train",
+    "sapo": "aligner.methods.sapo:train",
 }
 """Method name -> "module:function". The function takes a `Job`, trains, saves, and returns `Fitted`."""
 
-TASKS: dict[str, Task] = {"sft": "sft", "dpo": "preference"}
+TASKS: dict[str, Task] = {"sft": "sft", "dpo": "preference", "sapo": "sft"}
 """Method name -> the kind of rows that it trains on."""
 
 PREPARED_RUN = "ALIGNER_PREPARED_RUN"

@@ -7,14 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from aligner.config.schema import TrainRecipe
-from aligner.data.rows import (
-    CompletionRow,
-    ConversationRow,
-    Messages,
-    PreferenceRow,
-    PromptRow,
-    Row,
-)
+from aligner.data.rows import Messages, Row, question_of
 from aligner.events import Notice, OnEvent, StageStarted, Warned
 from aligner.launch import world
 from aligner.prepare import Prepared
@@ -99,25 +92,8 @@ class Job:
 
 def questions_from(rows: Sequence[Row], number: int) -> list[tuple[str | Messages, str | None]]:
     """Return the first prompts of held-out rows with their expected answers, for the report."""
-    found = [question for row in rows if (question := _question(row)) is not None]
+    found = [question for row in rows if (question := question_of(row)) is not None]
     return found[:number]
-
-
-def _question(row: Row) -> tuple[str | Messages, str | None] | None:
-    if isinstance(row, ConversationRow):
-        last = len(row.messages) - 1
-        if last < 1 or row.messages[last]["role"] != "assistant":
-            return None
-        return row.messages[:last], _text(row.messages[last:])
-    if isinstance(row, CompletionRow):
-        return row.prompt, _text(row.completion)
-    if isinstance(row, PreferenceRow):
-        return row.prompt, _text(row.chosen)
-    return (row.prompt, row.answer) if isinstance(row, PromptRow) else None
-
-
-def _text(value: str | Messages) -> str:
-    return value if isinstance(value, str) else "\n".join(str(message.get("content")) for message in value)
 
 
 def _shown(prompt: str | Messages) -> str:

@@ -18,6 +18,7 @@ LEVELS = (
     ("config", "data", "environment", "lock", "record", "recipes"),
     ("launch", "run", "report", "report_parts", "plots", "card"),
     ("chat", "template", "models", "model_files", "endpoints", "generation", "objectives", "prepare", "sampling_order"),
+    ("rewrites", "shadows"),
     ("training", "reference", "preference", "guards", "loss_picture"),
     ("toy", "numerics", "doctor"),
     ("reward_models",),

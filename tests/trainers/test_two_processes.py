@@ -25,7 +25,7 @@ trainer:
   {{learning_rate: 0.01, num_train_epochs: 1, per_device_train_batch_size: 8, logging_steps: 1, lr_scheduler_type: constant}}
 report: {{num_prompts: 0}}
 """
-DATA = {"sft": "talks.jsonl", "dpo": "pairs.jsonl"}
+DATA = {"sft": "talks.jsonl", "dpo": "pairs.jsonl", "sapo": "talks.jsonl"}
 LORA = ", lora: {r: 4}"
 
 
@@ -111,6 +111,26 @@ def test_a_batch_statistic_is_over_the_pairs_of_both_processes(folder, loss: str
         found, expected = ([line[name] for line in log if line["split"] == "eval"] for log in (two, one))
         assert expected
         assert found == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("lora", ["", LORA])
+def test_two_processes_write_and_draw_the_same_pairs_as_one(folder, lora: str) -> None:
+    """Each holds the same buffer; also where the last batch is short, and half of a step is one process's alone."""
+    arguments = (
+        "data.train=[{path: talks.jsonl, max_rows: 13}]",
+        "trainer.num_train_epochs=2",
+        "trainer.optim=sgd",  # Adam would turn what rounding leaves of gradients that cancel into whole steps
+        "trainer.train_sampling_strategy=random",
+        "sapo.window=3",
+        "sapo.temperature=1.0",
+    )
+    name = f"sapo{len(lora)}"
+    train(folder, "sapo", f"{name}-one", *arguments, lora=lora)
+    train(folder, "sapo", f"{name}-two", *arguments, *HALVED, lora=lora)
+    assert_same(folder, f"{name}-one", f"{name}-two")
+    one, two = (read_metrics(folder / f"{name}-{which}") for which in ("one", "two"))
+    for key in ("sapo/dead_pairs", "sapo/rejected_length", "sapo/buffer_age", "sapo/draws"):
+        assert [line.get(key) for line in two] == pytest.approx([line.get(key) for line in one])
 
 
 def test_accelerates_own_launcher_trains_the_same(folder) -> None:

@@ -340,7 +340,10 @@ def test_a_server_on_this_machine_needs_no_key_and_another_does() -> None:
         open_client(section_of("https://api.example.org/v1"))
 
 
-@pytest.mark.parametrize("base_url", ["127.0.0.1:8000/v1", "http://", "ftp://x/v1", f"http://me:{KEY}@127.0.0.1/v1", f"http://127.0.0.1/v1?key={KEY}"])
+@pytest.mark.parametrize(
+    "base_url",
+    ["127.0.0.1:8000/v1", "http://", "ftp://x/v1", f"http://me:{KEY}@127.0.0.1/v1", f"http://127.0.0.1/v1?key={KEY}"],
+)
 def test_an_address_that_is_none_or_holds_a_password_is_refused(base_url: str) -> None:
     with pytest.raises(RecipeError, match="base_url") as caught:
         open_client(section_of(base_url))
