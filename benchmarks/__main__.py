@@ -7,7 +7,13 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-SCRIPTS = ("speed/compare.py", "effects/quickstart.py")
+SCRIPTS = (
+    "speed/compare.py",
+    "speed/sapo.py",
+    "effects/quickstart.py",
+    "effects/discopop.py",
+    "effects/sapo.py",
+)
 
 for script in SCRIPTS:
     subprocess.run([sys.executable, str(HERE / script), "--write"], check=True)

@@ -1,0 +1,154 @@
+"""What SAPO costs beside DPO: memory of LoRA SAPO and LoRA DPO, and the share of a step that is spent on writing.
+
+    python benchmarks/speed/sapo.py [--write]
+
+A Llama with random weights (6 layers, width 384) and the chats of the speed workload; each run in a process of its own,
+on one thread. Memory is the peak of the process less what it holds before the
+training begins (the libraries). Writing is timed with all rows of a step in
+one batch, and one row at a time. With `--write` the table goes into `benchmarks/RESULTS.md`. It wants a calm machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+RESULTS = HERE.parent / "RESULTS.md"
+sys.path.insert(0, str(HERE))
+ROWS, BATCH, STEPS, WINDOW = 64, 4, 5, 64
+
+COMMON = [
+    "report.num_prompts=0",
+    "trainer.save_strategy='no'",
+    "trainer.logging_steps=1",
+    f"trainer.max_steps={STEPS}",
+    "trainer.train_sampling_strategy=random",
+    "trainer.gradient_checkpointing=false",
+]
+SAPO = [f"sapo.window={WINDOW}", "sapo.alarm_steps=0"]
+LORA = ["model.lora.r=16"]
+RUNS: dict[str, tuple[str, list[str]]] = {
+    "dpo": ("dpo", [*LORA, f"trainer.per_device_train_batch_size={BATCH}"]),
+    "sapo": ("sapo", [*LORA, *SAPO, f"trainer.per_device_train_batch_size={BATCH}"]),
+    "one batch": ("sapo", [*LORA, *SAPO, f"trainer.per_device_train_batch_size={4 * BATCH}"]),
+    "one row at a time": (
+        "sapo",
+        [*LORA, *SAPO, f"trainer.per_device_train_batch_size={4 * BATCH}", "sapo.generation_batch_size=1"],
+    ),
+}
+
+
+def write_model(folder: Path) -> None:
+    """A larger model than the workload's own, so that its weights show beside the libraries."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    from workload import write_workload
+
+    write_workload(folder, ROWS)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=384,
+        intermediate_size=1024,
+        num_hidden_layers=6,
+        num_attention_heads=6,
+        max_position_embeddings=1024,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder / "model")
+
+
+def work(name: str, folder: Path) -> dict[str, Any]:
+    """Train in this process; return its peak memory in MiB, and seconds of each step and of the writing in it."""
+    from aligner.config.load import load_recipe
+    from aligner.methods import METHODS, run_recipe
+    from aligner.record import read_metrics
+
+    method, changes = RUNS[name]
+    import_module(METHODS[method].split(":")[0])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    data = "pairs" if method == "dpo" else "chats"
+    ours = [
+        f"model.name_or_path={folder / 'model'}",
+        f"data.train={folder / data / 'train.jsonl'}",
+        f"output_dir={folder / 'runs' / name.replace(' ', '-')}",
+    ]
+    run = run_recipe(load_recipe(method, None, [*COMMON, *ours, *changes]), overwrite=True).run_dir
+    lines = [line for line in read_metrics(run) if line["split"] == "train"]
+    steps = [after["time_s"] - line["time_s"] for line, after in itertools.pairwise(lines)]
+    shares = [line.get("sapo/generation_share", 0.0) for line in lines[1:]]
+    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return {"peak_mib": peak, "step_s": steps, "writing_s": [s * share for s, share in zip(steps, shares)]}
+
+
+def run(name: str, folder: Path) -> dict[str, Any]:
+    """The same in a process of its own."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ALIGNER_CACHE": str(folder / "cache")}
+    command = [sys.executable, __file__, "--work", name, "--folder", str(folder)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def table(folder: Path) -> Iterator[str]:
+    """Four runs as a table."""
+    found = {name: run(name, folder) for name in RUNS}
+    dpo, sapo = found["dpo"]["peak_mib"], found["sapo"]["peak_mib"]
+    yield "| | peak memory | step | writing in it | share |"
+    yield "| --- | --- | --- | --- | --- |"
+    titles = {
+        "dpo": f"LoRA DPO, {BATCH} pairs a step",
+        "sapo": f"LoRA SAPO, {BATCH} pairs a step",
+        "one batch": f"LoRA SAPO, {4 * BATCH} pairs, written in one batch",
+        "one row at a time": f"LoRA SAPO, {4 * BATCH} pairs, written one row at a time",
+    }
+    for name, title in titles.items():
+        step, writing = (statistics.median(found[name][key]) for key in ("step_s", "writing_s"))
+        yield (
+            f"| {title} | {found[name]['peak_mib']:,.0f} MiB | {step:.2f} s | {writing:.2f} s | {writing / step:.0%} |"
+        )
+    slow, fast = found["one row at a time"], found["one batch"]
+    steps = statistics.median(slow["step_s"]) / statistics.median(fast["step_s"])
+    writings = statistics.median(slow["writing_s"]) / statistics.median(fast["writing_s"])
+    yield ""
+    yield (
+        f"Memory of LoRA SAPO over LoRA DPO: {sapo / dpo:.2f} (goal: at most 1.15). In one batch the writing is "
+        f"{writings:.1f} times as fast, and the step {steps:.1f} times (goal: 3)."
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="write the table into benchmarks/RESULTS.md")
+    parser.add_argument("--work", choices=RUNS, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.work:
+        print(json.dumps(work(options.work, options.folder)))
+        return
+    with tempfile.TemporaryDirectory() as name:
+        write_model(Path(name))
+        text = "\n".join(table(Path(name)))
+    print(text)
+    if options.write:
+        begin, end = "<!-- sapo-cost: begin -->", "<!-- sapo-cost: end -->"
+        head, rest = RESULTS.read_text(encoding="utf-8").split(begin)
+        RESULTS.write_text(f"{head}{begin}\n{text}\n{end}{rest.split(end)[1]}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
