@@ -10,6 +10,7 @@ HERE = Path(__file__).parent
 SCRIPTS = (
     "speed/compare.py",
     "speed/sapo.py",
+    "speed/endpoints.py",
     "effects/quickstart.py",
     "effects/discopop.py",
     "effects/sapo.py",

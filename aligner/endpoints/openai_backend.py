@@ -180,9 +180,12 @@ def _http_library(openai: Any) -> Any:
 
 
 def _bounded_client(openai: Any, http: Any, timeout_s: float, trust_env: bool) -> Any:
-    """An HTTP client whose timeout holds for a whole reply: a server that sends a blank now and then is hung too."""
+    """An HTTP client whose timeout holds for a whole reply: a server that sends a blank now and then is hung too.
 
-    class BoundedClient(openai.DefaultAsyncHttpxClient):
+    It is the one over aiohttp that `openai` brings, which takes less than half of the CPU time for a request.
+    """
+
+    class BoundedClient(openai.DefaultAioHttpClient):
         async def send(self, request: Any, **options: Any) -> Any:
             try:
                 return await asyncio.wait_for(super().send(request, **options), timeout_s)

@@ -65,12 +65,21 @@ def error_of(error: Exception, request: ChatRequest, problem: str, base_url: str
 def _unreachable(error: Exception, base_url: str, secret: Secret) -> LLMError:
     """No status: the connection failed, or no reply came in time."""
     cause = error.__cause__ or error
-    if type(error).__name__ == "APITimeoutError":
+    if type(error).__name__ == "APITimeoutError" and not _was_refused(error):
         what, hint = "did not answer in time", "raise timeout_s, lower max_tokens or max_in_flight, or see the server"
     else:
         what, hint = "cannot be reached", "is the server running there? Check base_url, host and port"
     reason = secret.strike(str(cause) or type(cause).__name__)
     return LLMError(f"{base_url} {what}: {reason[:300]}", hint, kind="unavailable")
+
+
+def _was_refused(error: BaseException | None) -> bool:
+    """Whether the system refused the connection, which the HTTP library also calls a timeout."""
+    while error is not None:
+        if isinstance(error, OSError) and not isinstance(error, TimeoutError):
+            return True
+        error = error.__cause__
+    return False
 
 
 def _kind(status: int, said: str) -> Kind:
