@@ -26,7 +26,7 @@ from aligner.chat import IGNORED, Encoded, Pair, encode_pair, encode_sft
 from aligner.config.schema import Data, LossOn, SapoRecipe, SftRecipe, TrainRecipe
 from aligner.data import Loaded
 from aligner.data.ledger import LISTED, SplitLedger
-from aligner.data.rows import ConversationRow, Row, question_of
+from aligner.data.rows import ConversationRow, Row, TextRow, question_of
 from aligner.errors import DataError, Problem
 from aligner.events import OnEvent, StageProgress
 from aligner.record import dumps, write_atomically
@@ -174,6 +174,8 @@ def _encode_answer_row(tokenizer: PreTrainedTokenizerBase) -> Encode:
     numbers = itertools.count()
 
     def encode(row: Row, limit: int | None) -> dict[str, Any] | str:
+        if isinstance(row, TextRow):
+            raise DataError(f"{row.origin}: plain text has no prompt and no answer", "give rows with both")
         loss_on: LossOn = "last_assistant" if isinstance(row, ConversationRow) else "completion"
         whole = encode_sft(tokenizer, row, loss_on)
         start = next(i for i, label in enumerate(whole.labels) if label != IGNORED)

@@ -11,7 +11,7 @@ import torch
 from fakes import small_recipe, write_jsonl
 from safetensors.torch import load_file
 
-from aligner.errors import RecipeError
+from aligner.errors import DataError, RecipeError
 from aligner.events import Notice
 from aligner.methods import run_recipe, sapo
 from aligner.record import read_json, read_metrics
@@ -102,6 +102,43 @@ def test_masks_positions_and_stops_are_those_of_training(small_world, tmp_path, 
         assert entry.chosen_ids[-1] in stops
         assert sum(token in stops for token in entry.chosen_ids) == 1, "no second stop"
         assert sum(token in stops for token in entry.rejected_ids) <= 1
+
+
+def test_writing_and_training_see_the_same_positions(small_world, tmp_path, monkeypatch):
+    """Written from the left-padded batch, greedily; each token is the likeliest in the right-padded one of training."""
+    spy = Spy(monkeypatch)
+    train(
+        small_world,
+        tmp_path,
+        "trainer.max_steps=1",
+        "trainer.learning_rate=0.0",
+        "sapo.window=all",
+        "sapo.temperature=0",
+    )
+    trainer, written = spy.trainers[0], spy.written[0]
+    assert len({len(entry.prompt_ids) for entry in written}) > 1, "padding matters"
+    batch = trainer._batch([(entry, 1.0) for entry in written])
+    with torch.no_grad():
+        logits = trainer.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    for row, entry in zip(range(len(written), 2 * len(written)), written):
+        start = len(entry.prompt_ids)
+        likeliest = logits[row, start - 1 : start - 1 + len(entry.rejected_ids)].argmax(-1)
+        assert likeliest.tolist() == entry.rejected_ids
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "orpo"])
+def test_padding_changes_no_loss(small_world, tmp_path, monkeypatch, loss):
+    """The authors' next-token term of ORPO counted prompt and padding."""
+    spy = Spy(monkeypatch)
+    train(small_world, tmp_path, "trainer.max_steps=1", f"sapo.loss={loss}")
+    trainer, short, long = (
+        spy.trainers[0],
+        *sorted(spy.written[0], key=lambda entry: entry.length)[:: len(spy.written[0]) - 1],
+    )
+    assert short.length < long.length
+    alone = trainer.compute_loss(trainer.model, trainer._batch([(short, 1.0)])).item()
+    beside = trainer.compute_loss(trainer.model, trainer._batch([(short, 1.0), (long, 0.0)])).item()
+    assert beside == pytest.approx(alone, abs=1e-5)
 
 
 def test_the_average_writes_and_the_reference_is_refreshed(small_world, tmp_path, monkeypatch):
@@ -354,6 +391,26 @@ def test_a_run_is_the_same_again(small_world, tmp_path):
         train(small_world, tmp_path / name, "trainer.max_steps=4")
     one, other = (weights(tmp_path / name) for name in ("one", "other"))
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_plain_text_has_nothing_to_rewrite(small_world, tmp_path):
+    write_jsonl(tmp_path / "rows.jsonl", [{"text": "once upon a time"}])
+    with pytest.raises(DataError) as caught:
+        train(small_world, tmp_path / "run", f"data.train={tmp_path / 'rows.jsonl'}")
+    assert "plain text has no prompt" in str(caught.value)
+
+
+def test_of_a_conversation_the_last_answer_is_rewritten(small_world, tmp_path, monkeypatch):
+    turns = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "dddd")]
+    row = {"messages": [{"role": role, "content": text} for role, text in turns]}
+    write_jsonl(tmp_path / "rows.jsonl", [row] * 4)
+    spy = Spy(monkeypatch)
+    train(small_world, tmp_path / "run", f"data.train={tmp_path / 'rows.jsonl'}", "trainer.max_steps=1")
+    decode = spy.trainers[0].writer.tokenizer.decode
+    entry = spy.written[0][0]
+    assert decode(entry.chosen_ids, skip_special_tokens=True) == "dddd"
+    assert "b" in decode(entry.prompt_ids)
+    assert decode(entry.prompt_ids).endswith("assistant\n")
 
 
 @pytest.mark.parametrize(
