@@ -241,7 +241,7 @@ class PreferenceTrainer(OrderedTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the means over all pairs since the last log, over all ranks."""
         split = "eval" if any(key.startswith("eval_") for key in logs) else "train"
-        if "train_runtime" not in logs and (sums := self._sums[split]) is not None:
+        if (split == "eval" or "loss" in logs) and (sums := self._sums[split]) is not None:
             totals = self.accelerator.reduce(sums, reduction="sum").tolist()
             prefix = "eval_" if split == "eval" else ""
             logs |= {f"{prefix}{name}": total / totals[-1] for name, total in zip(METRICS, totals)}

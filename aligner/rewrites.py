@@ -49,7 +49,7 @@ def stitch(
 class Rewrite:
     """A pair for the buffer: `row` and `sample` say which answer of which row, `born` the step, `draws` how often used.
 
-    `is_as_good`: a verifier found the rewrite no worse than the answer.
+    `is_same`: what was written is what had stood in the window. `is_as_good`: a verifier found the rewrite no worse.
     """
 
     row: int
@@ -59,12 +59,17 @@ class Rewrite:
     rejected_ids: list[int]
     born: int
     draws: int = 0
+    is_same: bool = False
     is_as_good: bool = False
 
     @property
     def is_dead(self) -> bool:
-        """Whether both answers are the same: DPO's loss is then log 2, without a gradient."""
-        return self.chosen_ids == self.rejected_ids
+        """Whether the rewrite says the same, so that there is nothing to prefer.
+
+        Both answers are then equal, and DPO's loss is log 2 without a gradient; or the rejected one is the beginning of
+        the chosen one, where what follows the window was left out.
+        """
+        return self.is_same or self.chosen_ids == self.rejected_ids
 
     @property
     def is_useless(self) -> bool:
@@ -78,7 +83,7 @@ class Rewrite:
 
 
 IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
-NUMBERS = ("row", "sample", "born", "draws")
+NUMBERS = ("row", "sample", "born", "draws", "is_same")
 
 
 class ReplayBuffer:

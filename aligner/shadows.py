@@ -28,7 +28,7 @@ def trained_weights(model: nn.Module) -> dict[str, nn.Parameter]:
 class Shadow:
     """A float32 copy of a model's trained weights. `device` None: beside the weights."""
 
-    def __init__(self, model: nn.Module, device: str | None = None) -> None:
+    def __init__(self, model: nn.Module, device: str | torch.device | None = None) -> None:
         self.weights: dict[str, Tensor] = {
             name: weight.detach().to(device=device or weight.device, dtype=torch.float32, copy=True)
             for name, weight in trained_weights(model).items()
@@ -51,12 +51,12 @@ class Shadow:
     @torch.no_grad()
     def distance(self, model: nn.Module) -> float:
         """Return |model - shadow| / |model|, over all trained weights."""
-        apart, whole = 0.0, 0.0
+        squares = []
         for name, weight in trained_weights(model).items():
             mine = self.weights[name]
             here = weight.detach().to(mine)
-            apart += float((here - mine).square().sum())
-            whole += float(here.square().sum())
+            squares.append(torch.stack([(here - mine).square().sum(), here.square().sum()]))
+        apart, whole = torch.stack(squares).sum(dim=0).tolist()
         return (apart / whole) ** 0.5 if whole else 0.0
 
     @contextmanager

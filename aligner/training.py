@@ -176,7 +176,7 @@ class Recorder(TrainerCallback):
     ) -> None:
         """Split a log into its training or held-out line."""
         logs = logs or {}
-        if "train_runtime" in logs:
+        if not any(key == "loss" or key.startswith("eval_") for key in logs):  # the summary at the end
             return
         split = "eval" if any(key.startswith("eval_") for key in logs) else "train"
         values = {key.removeprefix("eval_"): float(value) for key, value in logs.items() if key != "epoch"}

@@ -145,8 +145,16 @@ def _sapo_parts(view: View) -> Findings:
                 yield finding(f"sapo.{key}", f"has no effect on `{loss}`, which reads no reference", "drop it")
     if view["sapo.reference"] == "fixed" and view.given("sapo.reference_every"):
         yield finding("sapo.reference_every", "has no effect with `reference: fixed`", "drop it")
-    if view["sapo.temperature"] == 0 and view["sapo.retries"]:
-        yield finding("sapo.retries", "has no effect at temperature 0: every attempt is the same", "drop it")
+    if view["sapo.temperature"] == 0 and window == "all" and view["sapo.retries"]:
+        yield finding("sapo.retries", "has no effect on whole answers at temperature 0: all are the same", "drop it")
+    for key in ("generate_every", "responses_per_prompt"):
+        if view["sapo.buffer_size"] == 0 and view[f"sapo.{key}"] > 1:
+            yield finding(f"sapo.{key}", "needs a replay buffer", "set sapo.buffer_size, or drop it")
+    if view["sapo.ema_decay"] == 1 and view["sapo.export"] == "ema":
+        yield finding("sapo.export", "with `ema_decay: 1` the average is what training started from", "use policy")
+    if view["data.on_too_long"] == "truncate":
+        message = "would cut the end off good answers, and training would then prefer answers that do not stop"
+        yield finding("data.on_too_long", message, "use drop")
 
 
 def _task_has_its_parts(view: View) -> Findings:

@@ -198,7 +198,7 @@ class Sapo(Section):
     top_p: float = Field(0.95, gt=0.0, le=1.0)
     """Sample from the likeliest tokens that hold this share."""
     buffer_size: int = Field(2000, ge=0)
-    """Pairs in the replay buffer, over all processes together. 0: no replay, each pair is trained as it is written."""
+    """Pairs in the replay buffer, over all processes together. 0: no replay, the pairs of a step are trained in that step."""
     ema_decay: float = Field(0.5, ge=0.0, le=1.0)
     """Weight of the old in the moving average that writes. 1: it stays what training started from."""
     ema_every: int = Field(1, ge=1)
@@ -217,10 +217,6 @@ class Sapo(Section):
     """Which weights become the result: those that were trained, or their moving average."""
     offload: bool = False
     """Keep average and reference on the CPU, for full fine-tuning where GPU memory is short."""
-    alarm_steps: int = Field(50, ge=0)
-    """Look, after so many steps, whether the share of pairs ranked rightly has stayed below a half. 0: never."""
-    on_alarm: Literal["warn", "stop"] = "warn"
-    """What happens then."""
 
 
 class EarlyStopping(Section):

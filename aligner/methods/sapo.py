@@ -12,7 +12,7 @@ a replay buffer, and the policy trains on pairs drawn from it. In each optimizer
 5. they are trained on by the one preference trainer, with any objective of the catalogue.
 
 Different from the authors' code, on purpose. All of this happens once per optimizer step and not per micro-batch, and
-every process has the same buffer, so neither accumulation nor processes change what is trained. The reference is
+every process has the same buffer, so neither accumulation nor processes change what is written and drawn. The reference is
 refreshed once per epoch by the length of the epoch, not every 108 steps. Masks, positions, stop tokens and tokenisation
 are those of `aligner.chat` and of training. Averages are float32, and of the trained weights only (`aligner.shadows`), so
 LoRA and 4-bit bases work. Random numbers follow from seed, step and row, so a resumed run draws what it would have drawn.
@@ -22,8 +22,10 @@ ORPO's next-token term counts the answer's tokens, not those of prompt and paddi
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
+import math
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -32,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import Tensor
@@ -40,9 +43,9 @@ from transformers import TrainingArguments
 from aligner.chat import stop_token_ids
 from aligner.config.choices import REFERENCE_FREE_LOSSES
 from aligner.config.schema import Sapo, SapoRecipe
-from aligner.errors import RecipeError
-from aligner.generation import Sampling, at_rest, continue_ids
-from aligner.guards import AccuracyAlarm, wrong_start
+from aligner.errors import DataError, RecipeError
+from aligner.generation import Sampling, at_rest, continue_ids, max_positions
+from aligner.guards import wrong_start
 from aligner.launch import world
 from aligner.methods.job import SHARDED, Job
 from aligner.models import best_device, load_policy
@@ -96,15 +99,15 @@ class Writer:
                 done[i] = rewrite
         return done
 
-    def _judge(self, rewrites: Sequence[Rewrite], rows: Sequence[dict[str, Any]]) -> None:
-        """Mark the rewrites that the verifier scores at least as high as the answers."""
-        judged = [(rewrite, row) for rewrite, row in zip(rewrites, rows) if not rewrite.is_dead]
+    def _judge(self, rewrites: Sequence[Rewrite], whole: Sequence[list[int]], rows: Sequence[dict[str, Any]]) -> None:
+        """Mark the rewrites that the verifier scores at least as high as the answers, each with its suffix (`whole`)."""
+        judged = [one for one in zip(rewrites, whole, rows) if not one[0].is_dead]
         if self.scorer is None or not judged:
             return
-        prompts, answers = [json.loads(row["prompt"]) for _, row in judged], [row["answer"] for _, row in judged]
-        theirs = self.scorer.score(prompts, [self._text(rewrite.rejected_ids) for rewrite, _ in judged], answers)
+        prompts, answers = [json.loads(row["prompt"]) for *_, row in judged], [row["answer"] for *_, row in judged]
+        theirs = self.scorer.score(prompts, [self._text(ids) for _, ids, _ in judged], answers)
         ours = self.scorer.score(prompts, answers, answers)
-        for (rewrite, _), one, other in zip(judged, theirs, ours):
+        for (rewrite, *_), one, other in zip(judged, theirs, ours):
             rewrite.is_as_good = one >= other
 
     def _attempt(
@@ -127,25 +130,18 @@ class Writer:
             top_p=self.settings.top_p,
         )
         written = continue_ids(model, self.tokenizer, contexts, sampling, batch_size=self.batch_size, streams=keys)
-        done = [
-            Rewrite(
-                row["row"],
-                sample,
-                list(row["prompt_ids"]),
-                list(row["chosen_ids"]),
-                stitch(
-                    row["chosen_ids"],
-                    start,
-                    size,
-                    answer.token_ids,
-                    self.stops,
-                    keep_suffix=self.settings.suffix == "keep",
-                ),
-                born=step if isinstance(step, int) else 0,
+        done, whole = [], []
+        for (row, sample), (start, size), (answer,) in zip(places, windows, written):
+            chosen = list(row["chosen_ids"])
+            kept, dropped = (
+                stitch(chosen, start, size, answer.token_ids, self.stops, keep_suffix=keep) for keep in (True, False)
             )
-            for (row, sample), (start, size), (answer,) in zip(places, windows, written)
-        ]
-        self._judge(done, [row for row, _ in places])
+            rejected = kept if self.settings.suffix == "keep" else dropped
+            born = step if isinstance(step, int) else 0
+            same = kept == chosen
+            done.append(Rewrite(row["row"], sample, list(row["prompt_ids"]), chosen, rejected, born, is_same=same))
+            whole.append(kept)
+        self._judge(done, whole, [row for row, _ in places])
         return done
 
     def _text(self, ids: Sequence[int]) -> str:
@@ -171,7 +167,7 @@ class SapoTrainer(PreferenceTrainer):
     def __init__(self, *args: Any, writer: Writer, sapo: Sapo, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.writer, self.sapo = writer, sapo
-        device = "cpu" if sapo.offload else None
+        device = torch.device("cpu") if sapo.offload else self.args.device
         self.average = Shadow(self.model, device)
         self.reference = Shadow(self.model, device) if self.needs_reference else None
         self.buffer = ReplayBuffer(sapo.buffer_size) if sapo.buffer_size else None
@@ -194,9 +190,9 @@ class SapoTrainer(PreferenceTrainer):
             return [], torch.tensor(0.0, device=self.args.device)
         drawn = self._draw(fresh, len(places), step)
         pair_of = dict(zip(places, drawn))
-        batches = [
-            self._batch([(pair_of.get(row["row"], drawn[0]), row["weight"]) for row in batch]) for batch in fetched
-        ]
+        batches = self._batches(
+            [[(pair_of.get(row["row"], drawn[0]), row["weight"]) for row in batch] for batch in fetched]
+        )
         self._note(fresh, drawn, step, spent)
         return batches, torch.tensor(float(len(places)), device=self.args.device)
 
@@ -208,17 +204,18 @@ class SapoTrainer(PreferenceTrainer):
             return
         self.reference.become(self.average if self.sapo.reference == "ema" else self.model)
 
-    @property
+    @functools.cached_property
     def steps_between_references(self) -> int:
-        """`sapo.reference_every`, or the steps of an epoch."""
-        return self.sapo.reference_every or max(1, round(self.state.max_steps / self.state.num_train_epochs))
+        """`sapo.reference_every`, or the steps of a whole epoch."""
+        batches = math.ceil(len(self.train_dataset) / (self.args.train_batch_size * max(1, self.args.world_size)))
+        return self.sapo.reference_every or math.ceil(batches / self.args.gradient_accumulation_steps)
 
     def _write(self, rows: Sequence[dict[str, Any]], step: int) -> list[Rewrite]:
         """Let the average rewrite this rank's rows; return the pairs of all ranks."""
         if step % self.sapo.generate_every and self.buffer:
             return []
         window = window_at(self.sapo, step, self.state.max_steps)
-        with self.average.in_place(self.model):
+        with self.average.in_place(self.model), self.compute_loss_context_manager():
             written = self.writer.rewrite(self.model, rows, step, window, self.sapo.responses_per_prompt)
         return sorted(self._everybodys(written), key=lambda rewrite: (rewrite.row, rewrite.sample))
 
@@ -234,15 +231,16 @@ class SapoTrainer(PreferenceTrainer):
             return [replace(rewrite, rejected_ids=rewrite.chosen_ids) for rewrite in fresh][:1] * count
         return pool.draw(count, random.Random(_number(self.args.seed, step, "draw")))
 
-    def _batch(self, pairs: Sequence[tuple[Rewrite, float]]) -> dict[str, Tensor]:
-        """Collate pairs, and score them by the reference."""
-        collated = self.data_collator.pairs([_pair(rewrite, weight) for rewrite, weight in pairs])
-        batch = {key: value.to(self.args.device) for key, value in collated.items()}
+    def _batches(self, parts: Sequence[Sequence[tuple[Rewrite, float]]]) -> list[dict[str, Tensor]]:
+        """Collate the pairs of each micro-batch, and score them by the reference."""
+        collated = [self.data_collator.pairs([_pair(rewrite, weight) for rewrite, weight in part]) for part in parts]
+        batches = [{key: value.to(self.args.device) for key, value in batch.items()} for batch in collated]
         if self.reference is not None:
             with self.reference.in_place(self.model), at_rest(self.model), self.compute_loss_context_manager():
-                chosen, rejected = answer_logps(self.model, batch)[0].chunk(2)
-            batch |= {"reference_chosen": chosen, "reference_rejected": rejected}
-        return batch
+                for batch in batches:
+                    chosen, rejected = answer_logps(self.model, batch)[0].chunk(2)
+                    batch |= {"reference_chosen": chosen, "reference_rejected": rejected}
+        return batches
 
     def _everybodys(self, mine: list[Any]) -> list[Any]:
         return gather_object(mine) if self.accelerator.num_processes > 1 else mine
@@ -256,7 +254,6 @@ class SapoTrainer(PreferenceTrainer):
             "sapo/buffer_age": _mean(step - pair.born for pair in drawn),
             "sapo/rejected_length": _mean(len(pair.rejected_ids) for pair in drawn),
             "sapo/chosen_length": _mean(len(pair.chosen_ids) for pair in drawn),
-            "sapo/ema_distance": self.average.distance(self.model),
             "sapo/generation_share": spent / max(now - self._last, spent, 1e-9) if step else 1.0,
         }
         if self.buffer is not None:
@@ -274,6 +271,7 @@ class SapoTrainer(PreferenceTrainer):
         if "loss" in logs and self.seen:
             names = dict.fromkeys(name for seen in self.seen for name in seen)
             logs |= {name: _mean(seen[name] for seen in self.seen if name in seen) for name in names}
+            logs["sapo/ema_distance"] = self.average.distance(self.model)
             self.seen.clear()
         super().log(logs, start_time)
 
@@ -286,6 +284,12 @@ class SapoTrainer(PreferenceTrainer):
             folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
             for name, part in self._parts().items():
                 part.save(folder / f"sapo_{name}.safetensors")
+
+    def _load_best_model(self) -> None:
+        """Take up the average that belongs to the best policy, too."""
+        super()._load_best_model()
+        if self.state.best_model_checkpoint:
+            self.average.load(Path(self.state.best_model_checkpoint) / "sapo_average.safetensors")
 
     def load_rest(self, folder: Path) -> None:
         """Take up average, reference and buffer from a checkpoint."""
@@ -307,9 +311,10 @@ class SapoTrainer(PreferenceTrainer):
         if self.sapo.export == "policy":
             yield
             return
-        last = Shadow(self.model)
+        last = Shadow(self.model, self.args.device)
         last.become(self.average)
-        last.follow(self.model, self.sapo.ema_decay)
+        if self.state.global_step % self.sapo.ema_every == 0:
+            last.follow(self.model, self.sapo.ema_decay)
         with last.in_place(self.model):
             yield
 
@@ -344,10 +349,11 @@ def train(job: Job) -> Fitted:
     _refuse_shards(recipe)
     sapo = recipe.sapo
     model = load_policy(recipe.model, job.tokenizer, trainable=True)
-    job.answer_before(model)
     arguments = _arguments(job, recipe)
+    _refuse_what_does_not_fit(job, recipe, model, arguments)
+    job.answer_before(model)
     writer = _writer(job, recipe, model, arguments)
-    _announce(job, recipe)
+    _announce(job, recipe, writer)
     settings = Settings(sapo.beta)
     trainer = SapoTrainer(
         model=model,
@@ -368,9 +374,7 @@ def train(job: Job) -> Fitted:
     if (checkpoint := job.run.latest_checkpoint()) is not None:
         trainer.load_rest(checkpoint)
     trainer.group_lengths = lengths_of(job.prepared.train, job.prepared.batching.grouped)
-    steps = sapo.alarm_steps
-    guards = [AccuracyAlarm(steps, sapo.on_alarm == "stop", job.warn)] if steps else []
-    fitted = fit(trainer, recipe, job.run, job.on_event, guards)
+    fitted = fit(trainer, recipe, job.run, job.on_event)
     _keep_pairs(job, trainer)
     with trainer.exported():
         job.answer_after(trainer)
@@ -382,6 +386,24 @@ def _refuse_shards(recipe: SapoRecipe) -> None:
         raise RecipeError(
             f"launch.strategy is {recipe.launch.strategy}, and SAPO generates with a policy that each process holds whole",
             "use ddp, zero1 or zero2; with model.lora three sets of adapters share one base",
+        )
+
+
+def _refuse_what_does_not_fit(job: Job, recipe: SapoRecipe, model: Any, arguments: TrainingArguments) -> None:
+    """Rows that the model has no positions for, and a buffer that cannot hold the pairs of one step."""
+    splits = [job.prepared.train, *([job.prepared.eval] if job.prepared.eval is not None else [])]
+    longest, positions = max(max(rows["length"]) for rows in splits), max_positions(model)
+    if positions is not None and longest > positions:
+        raise DataError(
+            f"the longest row has {longest:,} tokens, and the model {positions:,} positions",
+            f"set data.max_length={positions} and data.on_too_long=drop",
+        )
+    rows = arguments.train_batch_size * arguments.gradient_accumulation_steps * max(1, arguments.world_size)
+    pairs = rows * recipe.sapo.responses_per_prompt
+    if 0 < recipe.sapo.buffer_size < pairs:
+        raise RecipeError(
+            f"sapo.buffer_size is {recipe.sapo.buffer_size}, and one step writes {pairs} pairs",
+            "make it several times as large, or 0 for no replay",
         )
 
 
@@ -397,11 +419,11 @@ def _writer(job: Job, recipe: SapoRecipe, model: Any, arguments: TrainingArgumen
     )
 
 
-def _announce(job: Job, recipe: SapoRecipe) -> None:
+def _announce(job: Job, recipe: SapoRecipe, writer: Writer) -> None:
     """Say how rewrites are sampled, and what a user should know about the objective."""
     sapo = recipe.sapo
     window = "the whole answer" if sapo.window == "all" else f"{sapo.window} tokens"
-    stops = ", ".join(map(str, stop_token_ids(job.tokenizer)))
+    stops = ", ".join(map(str, writer.stops))
     job.note(
         f"Rewriting {window}: temperature {sapo.temperature:g}, top_k {sapo.top_k}, top_p {sapo.top_p:g}, stops {stops}."
     )
@@ -429,15 +451,12 @@ def _held_out(job: Job, recipe: SapoRecipe, model: Any, writer: Writer, argument
     rows = job.prepared.eval
     if rows is None:
         return None
-    if job.run.read_json(HELD_OUT_PAIRS) is None:
+    if world()[0] == 0 and job.run.read_json(HELD_OUT_PAIRS) is None:
         if recipe.model.quantization == "none":
             model.to(best_device())
-        if world()[0] == 0:
-            job.say("rewriting held-out answers")
-            job.run.write_json(HELD_OUT_PAIRS, _scored_pairs(job, model, writer, list(rows), arguments))
-        from accelerate import PartialState
-
-        PartialState().wait_for_everyone()
+        job.say("rewriting held-out answers")
+        job.run.write_json(HELD_OUT_PAIRS, _scored_pairs(job, model, writer, list(rows), arguments))
+    PartialState().wait_for_everyone()
     pairs = job.run.read_json(HELD_OUT_PAIRS)
     if not pairs:
         raise RecipeError(
@@ -456,8 +475,15 @@ def _scored_pairs(
         return []
     pairs = Dataset.from_list([{**_pair(one, 1.0), "length": one.length} for one in useful])
     fuse_head(model)
+    device = model.device
+    autocast = torch.autocast(device.type, dtype=torch.bfloat16) if arguments.bf16 else None
     chosen, rejected = reference_logps(
-        model, pairs, PairCollator(job.tokenizer.pad_token_id), arguments.eval_batch_size, device=model.device
+        model,
+        pairs,
+        PairCollator(job.tokenizer.pad_token_id),
+        arguments.eval_batch_size,
+        device=device,
+        autocast=autocast,
     )
     scored = zip(pairs, chosen.tolist(), rejected.tolist())
     return [{**pair, "reference_chosen": one, "reference_rejected": other} for pair, one, other in scored]

@@ -37,7 +37,7 @@ COMMON = [
     "trainer.train_sampling_strategy=random",
     "trainer.gradient_checkpointing=false",
 ]
-SAPO = [f"sapo.window={WINDOW}", "sapo.alarm_steps=0"]
+SAPO = [f"sapo.window={WINDOW}"]
 LORA = ["model.lora.r=16"]
 RUNS: dict[str, tuple[str, list[str]]] = {
     "dpo": ("dpo", [*LORA, f"trainer.per_device_train_batch_size={BATCH}"]),

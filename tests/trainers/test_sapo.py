@@ -50,7 +50,7 @@ class Spy:
         self.drawn: list[list[Any]] = []
         self.batches: list[dict[str, Any]] = []
         self.trainers: list[Any] = []
-        write, draw, batch = sapo.SapoTrainer._write, sapo.SapoTrainer._draw, sapo.SapoTrainer._batch
+        write, draw, batches = sapo.SapoTrainer._write, sapo.SapoTrainer._draw, sapo.SapoTrainer._batches
 
         def spy_write(trainer: Any, *arguments: Any) -> Any:
             self.trainers.append(trainer)
@@ -61,17 +61,18 @@ class Spy:
             self.drawn.append([replace(entry) for entry in draw(trainer, *arguments)])
             return [replace(entry) for entry in self.drawn[-1]]
 
-        def spy_batch(trainer: Any, *arguments: Any) -> Any:
-            self.batches.append(batch(trainer, *arguments))
-            return self.batches[-1]
+        def spy_batches(trainer: Any, *arguments: Any) -> Any:
+            made = batches(trainer, *arguments)
+            self.batches += made
+            return made
 
         monkeypatch.setattr(sapo.SapoTrainer, "_write", spy_write)
         monkeypatch.setattr(sapo.SapoTrainer, "_draw", spy_draw)
-        monkeypatch.setattr(sapo.SapoTrainer, "_batch", spy_batch)
+        monkeypatch.setattr(sapo.SapoTrainer, "_batches", spy_batches)
 
 
 def test_it_trains_and_shows_what_it_does(small_world, tmp_path):
-    log, events = train(small_world, tmp_path, "trainer.max_steps=6", "sapo.alarm_steps=0")
+    log, events = train(small_world, tmp_path, "trainer.max_steps=6")
     assert losses(log)[0] == pytest.approx(0.6931, abs=1e-4)
     assert losses(log)[-1] < 0.68
     assert log[-1]["sapo/ema_distance"] > 0
@@ -117,7 +118,7 @@ def test_writing_and_training_see_the_same_positions(small_world, tmp_path, monk
     )
     trainer, written = spy.trainers[0], spy.written[0]
     assert len({len(entry.prompt_ids) for entry in written}) > 1, "padding matters"
-    batch = trainer._batch([(entry, 1.0) for entry in written])
+    batch = trainer._batches([[(entry, 1.0) for entry in written]])[0]
     with torch.no_grad():
         logits = trainer.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     for row, entry in zip(range(len(written), 2 * len(written)), written):
@@ -136,8 +137,8 @@ def test_padding_changes_no_loss(small_world, tmp_path, monkeypatch, loss):
         *sorted(spy.written[0], key=lambda entry: entry.length)[:: len(spy.written[0]) - 1],
     )
     assert short.length < long.length
-    alone = trainer.compute_loss(trainer.model, trainer._batch([(short, 1.0)])).item()
-    beside = trainer.compute_loss(trainer.model, trainer._batch([(short, 1.0), (long, 0.0)])).item()
+    alone = trainer.compute_loss(trainer.model, trainer._batches([[(short, 1.0)]])[0]).item()
+    beside = trainer.compute_loss(trainer.model, trainer._batches([[(short, 1.0), (long, 0.0)]])[0]).item()
     assert beside == pytest.approx(alone, abs=1e-5)
 
 
@@ -161,27 +162,23 @@ def test_the_average_writes_and_the_reference_is_refreshed(small_world, tmp_path
     assert references["ema"] == pytest.approx([0.0] * 4, abs=1e-5)
 
 
-def test_the_reference_is_refreshed_once_per_epoch_by_its_length(small_world, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("epochs", "steps"), [(2, -1), (1.25, -1), (3, 7)])
+def test_the_reference_is_refreshed_once_per_epoch_by_its_length(small_world, tmp_path, monkeypatch, epochs, steps):
+    """Also where the training ends in the middle of one. 12 steps an epoch: 48 rows, 2 x 2 a step."""
     refreshed = []
     become = sapo.Shadow.become
 
     def spy(shadow: Any, other: Any) -> None:
-        refreshed.append(trainer.state.global_step)
+        if trainers:
+            refreshed.append(trainers[-1].state.global_step)
         become(shadow, other)
 
     trainers = Spy(monkeypatch).trainers
-
-    class Now:
-        @property
-        def state(self) -> Any:
-            return trainers[-1].state if trainers else type("S", (), {"global_step": 0})
-
-    trainer = Now()
     monkeypatch.setattr(sapo.Shadow, "become", spy)
-    train(small_world, tmp_path, trainer__max_steps=-1, trainer__num_train_epochs=2)
-    per_epoch = trainers[-1].steps_between_references
-    assert refreshed[:2] == [0, per_epoch]
-    assert per_epoch == trainers[-1].state.max_steps / 2
+    shape = ("trainer.per_device_train_batch_size=2", "trainer.gradient_accumulation_steps=2")
+    train(small_world, tmp_path, *shape, trainer__max_steps=steps, trainer__num_train_epochs=epochs)
+    assert trainers[-1].steps_between_references == 12
+    assert refreshed == [step for step in (12, 24) if step < trainers[-1].state.max_steps]
 
 
 def test_a_prefix_that_both_share_cancels(small_world, tmp_path, monkeypatch):
@@ -199,8 +196,14 @@ def test_a_prefix_that_both_share_cancels(small_world, tmp_path, monkeypatch):
         chosen_ids=entry.chosen_ids[shared:],
         rejected_ids=entry.rejected_ids[shared:],
     )
-    found = [trainer.compute_loss(trainer.model, trainer._batch([(one, 1.0)])) for one in (entry, grown)]
-    assert found[0].item() == pytest.approx(found[1].item(), abs=1e-5)
+    found = []
+    for one in (entry, grown):
+        trainer.model.zero_grad()
+        loss = trainer.compute_loss(trainer.model, trainer._batches([[(one, 1.0)]])[0])
+        loss.backward()
+        found.append((loss.item(), torch.cat([weight.grad.flatten() for weight in trainer.model.parameters()])))
+    assert found[0][0] == pytest.approx(found[1][0], abs=1e-5)
+    assert torch.allclose(found[0][1], found[1][1], atol=1e-5)
 
 
 def test_a_dead_pair_has_no_gradient(small_world, tmp_path, monkeypatch):
@@ -210,7 +213,7 @@ def test_a_dead_pair_has_no_gradient(small_world, tmp_path, monkeypatch):
     dead = replace(spy.written[0][0], rejected_ids=spy.written[0][0].chosen_ids)
     assert dead.is_dead
     trainer.model.zero_grad()
-    loss = trainer.compute_loss(trainer.model, trainer._batch([(dead, 1.0)]))
+    loss = trainer.compute_loss(trainer.model, trainer._batches([[(dead, 1.0)]])[0])
     loss.backward()
     assert loss.item() == pytest.approx(0.693147, abs=1e-5)
     assert (
@@ -218,30 +221,57 @@ def test_a_dead_pair_has_no_gradient(small_world, tmp_path, monkeypatch):
     )
 
 
-def test_dead_pairs_are_counted_written_again_and_left_out(small_world, tmp_path, monkeypatch):
-    """At temperature 0 a model whose answers are learned by heart writes them again."""
-    rows = [{"prompt": "a", "completion": "a"}] * 8
-    write_jsonl(tmp_path / "rows.jsonl", rows)
-    data = f"data.train={tmp_path / 'rows.jsonl'}"
+def test_dead_pairs_are_counted_and_left_out(small_world, tmp_path, monkeypatch):
     spy = Spy(monkeypatch)
     monkeypatch.setattr(sapo, "stitch", lambda answer, *_, **__: list(answer))
-    log, _ = train(small_world, tmp_path / "run", data, "trainer.max_steps=2", "sapo.dead_pairs=drop", "sapo.retries=1")
+    log, _ = train(small_world, tmp_path / "run", "trainer.max_steps=2", "sapo.dead_pairs=drop")
     assert log[0]["sapo/dead_pairs"] == 1
     assert log[0]["sapo/buffer_fill"] == 0
     assert all(entry.is_dead for entry in spy.drawn[0])
 
 
-def test_a_retry_writes_something_else(small_world, tmp_path, monkeypatch):
+def test_the_same_again_is_dead_also_where_what_followed_is_left_out(small_world, tmp_path, monkeypatch):
+    """The rejected answer would be the beginning of the good one."""
     spy = Spy(monkeypatch)
-    train(small_world, tmp_path / "none", "trainer.max_steps=1", "sapo.window=1", "sapo.temperature=0.3")
-    train(
-        small_world, tmp_path / "more", "trainer.max_steps=1", "sapo.window=1", "sapo.temperature=0.3", "sapo.retries=3"
-    )
-    none, more = ([entry.rejected_ids for entry in written] for written in spy.written)
-    dead = [sum(entry.is_dead for entry in written) for written in spy.written]
-    assert dead[1] <= dead[0]
-    changed = [i for i, (a, b) in enumerate(zip(none, more)) if a != b]
-    assert all(spy.written[0][i].is_dead for i in changed), "only what was useless is written again"
+    real = sapo.stitch
+
+    def same(answer: Any, start: int, size: int, written: Any, stops: Any, **options: Any) -> Any:
+        return real(answer, start, size, answer[start : start + size], stops, **options)
+
+    monkeypatch.setattr(sapo, "stitch", same)
+    log, _ = train(small_world, tmp_path / "run", "trainer.max_steps=1", "sapo.suffix=drop")
+    assert log[0]["sapo/dead_pairs"] == 1
+    assert any(entry.rejected_ids != entry.chosen_ids for entry in spy.written[0])
+
+
+def test_only_what_is_useless_is_written_again(small_world, tmp_path, monkeypatch):
+    """Every other rewrite is the answer again at the first attempt, and none at the second."""
+    asked: list[list[Any]] = []
+    real = sapo.Writer._attempt
+
+    def attempt(writer: Any, model: Any, places: Any, step: Any, window: Any, number: int) -> Any:
+        found = real(writer, model, places, step, window, number)
+        asked.append([(row["row"], sample) for row, sample in places])
+        for i, rewrite in enumerate(found):
+            rewrite.rejected_ids = rewrite.chosen_ids if number == 0 and i % 2 else [*rewrite.chosen_ids, 0]
+            rewrite.is_same = False
+        return found
+
+    monkeypatch.setattr(sapo.Writer, "_attempt", attempt)
+    log, _ = train(small_world, tmp_path, "trainer.max_steps=1", "sapo.retries=3")
+    assert asked[1] == asked[0][1::2]
+    assert not any(asked[2:]), "the second attempt was good enough"
+    assert log[0]["sapo/dead_pairs"] == 0
+
+
+def test_another_attempt_has_another_window_and_other_numbers(small_world, tmp_path, monkeypatch):
+    spy = Spy(monkeypatch)
+    train(small_world, tmp_path, "trainer.max_steps=1")
+    writer, trainer = spy.trainers[0].writer, spy.trainers[0]
+    places = [(row, 0) for row in trainer.train_dataset.select(range(8))]
+    one, other = ([r.rejected_ids for r in writer._attempt(trainer.model, places, 0, 3, n)] for n in (0, 1))
+    assert one != other
+    assert one == [r.rejected_ids for r in writer._attempt(trainer.model, places, 0, 3, 0)]
 
 
 def test_a_rewrite_that_a_verifier_finds_as_good_is_not_used(small_world, tmp_path, monkeypatch):
@@ -322,6 +352,8 @@ def test_adapters_share_one_base(small_world, tmp_path, monkeypatch, quantizatio
     trainer = spy.trainers[0]
     assert all("lora_" in name for name in trainer.average.weights)
     assert all("lora_" in name for name in trainer.reference.weights)
+    base = {name: weight for name, weight in trainer.model.named_parameters() if "lora_" not in name}
+    assert not any(weight.requires_grad or weight.grad is not None for weight in base.values())
     assert trainer.average.distance(trainer.model) > 0
     assert losses(log)[-1] != losses(log)[0]
     assert set(weights(tmp_path)) == {name for name in weights(tmp_path) if "lora_" in name}
@@ -358,10 +390,15 @@ def test_offloaded_shadows_train_the_same(small_world, tmp_path):
     assert losses(logs[0]) == losses(logs[1])
 
 
-def test_new_tokens_are_known_to_all_three(small_world, tmp_path):
+def test_new_tokens_are_known_to_all_three(small_world, tmp_path, monkeypatch):
     """The authors' code grew the embeddings of one copy only."""
-    log, _ = train(small_world, tmp_path, "trainer.max_steps=2", "model.new_tokens=['<x>', '<y>']")
-    assert len(losses(log)) == 2
+    spy = Spy(monkeypatch)
+    train(small_world, tmp_path, "trainer.max_steps=2", "model.new_tokens=['<x>', '<y>']")
+    trainer = spy.trainers[0]
+    rows = len(trainer.writer.tokenizer)
+    name = next(name for name in trainer.average.weights if "embed_tokens" in name)
+    assert {len(one.weights[name]) for one in (trainer.average, trainer.reference)} == {rows}
+    assert trainer.model.get_input_embeddings().num_embeddings == rows
 
 
 def test_orpo_needs_no_reference(small_world, tmp_path, monkeypatch):
@@ -393,6 +430,48 @@ def test_a_run_is_the_same_again(small_world, tmp_path):
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        (("sapo.buffer_size=0", "sapo.generate_every=2"), "needs a replay buffer"),
+        (("sapo.buffer_size=0", "sapo.responses_per_prompt=2"), "needs a replay buffer"),
+        (("sapo.ema_decay=1.0", "sapo.export=ema"), "sapo.export"),
+        (("sapo.window=all", "sapo.temperature=0", "sapo.retries=1"), "sapo.retries"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(small_world, tmp_path, settings, reason):
+    with pytest.raises(RecipeError) as caught:
+        train(small_world, tmp_path, *settings)
+    assert reason in str(caught.value)
+
+
+def test_a_row_that_the_model_has_no_positions_for_is_told_before_training(small_world, tmp_path):
+    write_jsonl(tmp_path / "rows.jsonl", [{"prompt": "a", "completion": "b" * 900}] * 4)
+    with pytest.raises(DataError, match="positions"):
+        train(small_world, tmp_path / "run", f"data.train={tmp_path / 'rows.jsonl'}", "data.max_length=2048")
+
+
+def test_the_best_policy_takes_its_own_average_along(small_world, tmp_path, monkeypatch):
+    """Where training stops early, what is exported belongs to the best checkpoint alone."""
+    spy = Spy(monkeypatch)
+    early = ("sapo.export=ema", "early_stopping.patience=1", "trainer.eval_steps=1", "trainer.save_steps=1")
+    rows = ("data.eval=0.3", "trainer.learning_rate=0.3", "trainer.max_steps=8", "trainer.save_total_limit=20")
+    train(small_world, tmp_path, *early, *rows)
+    trainer, found = spy.trainers[-1], weights(tmp_path)
+    best = Path(trainer.state.best_model_checkpoint)
+    assert trainer.state.global_step > int(best.name.split("-")[1]), "it went on beyond the best"
+    average, policy = load_file(best / "sapo_average.safetensors"), load_file(best / "model.safetensors")
+    for name, weight in average.items():
+        if name in policy:
+            assert torch.allclose(found[name], 0.5 * weight + 0.5 * policy[name], atol=1e-6), name
+
+
+def test_metrics_are_kept_when_tokens_are_counted(small_world, tmp_path):
+    """transformers then gives the running time with every log."""
+    log, _ = train(small_world, tmp_path, "trainer.max_steps=2", "trainer.include_num_input_tokens_seen=all")
+    assert len(losses(log)) == 2
+
+
 def test_plain_text_has_nothing_to_rewrite(small_world, tmp_path):
     write_jsonl(tmp_path / "rows.jsonl", [{"text": "once upon a time"}])
     with pytest.raises(DataError) as caught:
@@ -422,6 +501,8 @@ def test_of_a_conversation_the_last_answer_is_rewritten(small_world, tmp_path, m
         ("sapo.window=some", "sapo.window"),
         ("sapo.window_from=9", "sapo.window_from"),
         ("sapo.top_p=0", "sapo.top_p"),
+        ("data.on_too_long=truncate", "data.on_too_long"),
+        ("sapo.buffer_size=2", "sapo.buffer_size"),
     ],
 )
 def test_settings_that_cannot_be_meant_are_refused(small_world, tmp_path, setting, reason):

@@ -118,6 +118,8 @@ def test_two_processes_write_and_draw_the_same_pairs_as_one(folder, lora: str) -
     """Each holds the same buffer; also where the last batch is short, and half of a step is one process's alone."""
     arguments = (
         "data.train=[{path: talks.jsonl, max_rows: 13}]",
+        "data.eval=[{path: talks.jsonl, max_rows: 5}]",
+        "trainer.eval_steps=2",
         "trainer.num_train_epochs=2",
         "trainer.optim=sgd",  # Adam would turn what rounding leaves of gradients that cancel into whole steps
         "trainer.train_sampling_strategy=random",
@@ -129,6 +131,8 @@ def test_two_processes_write_and_draw_the_same_pairs_as_one(folder, lora: str) -
     train(folder, "sapo", f"{name}-two", *arguments, *HALVED, lora=lora)
     assert_same(folder, f"{name}-one", f"{name}-two")
     one, two = (read_metrics(folder / f"{name}-{which}") for which in ("one", "two"))
+    assert any(line["split"] == "eval" for line in two)
+    one, two = ([line for line in log if line["split"] == "train"] for log in (one, two))
     for key in ("sapo/dead_pairs", "sapo/rejected_length", "sapo/buffer_age", "sapo/draws"):
         assert [line.get(key) for line in two] == pytest.approx([line.get(key) for line in one])
 
