@@ -273,7 +273,8 @@ def _refuse_too_long(too_long: list[tuple[str, int]], fitting: Sequence[int], da
         raise DataError(
             f"{len(too_long):,} of {total:,} rows are longer than data.max_length={data.max_length} tokens "
             f"(the longest has {lengths[-1]:,}; 90% fit in {needed[0.9]:,}, 99% in {needed[0.99]:,})",
-            "raise data.max_length, or choose data.on_too_long=drop or truncate; either way the loss is counted",
+            "raise data.max_length, or choose data.on_too_long=drop (or truncate, where whole answers are not needed); what is "
+            "lost is counted",
             [Problem(f"{length:,} tokens", where=origin) for origin, length in too_long[:5]],
         )
 

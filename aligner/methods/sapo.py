@@ -28,7 +28,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,12 @@ LEARNING_RATE = 5e-7
 """Our default, which is the authors' for the DPO variant."""
 
 HELD_OUT_PAIRS = "prepared/held_out_pairs.json"
+NOTHING = (
+    "every rewrite of step {step} is the answer again, or as good to the verifier, and the buffer is empty: nothing is trained "
+    "until that changes. Raise sapo.temperature or sapo.window; a verifier that reads the end of an answer finds a window in "
+    "its middle as good"
+)
+
 SHOWN_PAIRS = 6
 """Latest pairs that the report shows."""
 
@@ -160,12 +166,14 @@ class SapoTrainer(PreferenceTrainer):
     Args:
         writer: rewrites rows.
         sapo: the settings of the method.
+        warn: told once when a step has nothing to train on.
     The training rows hold `row`, `prompt_ids`, `chosen_ids`, `weight` (0 for a row that only fills a batch), and
     `prompt` (as JSON) and `answer` as text, for a verifier.
     """
 
-    def __init__(self, *args: Any, writer: Writer, sapo: Sapo, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, writer: Writer, sapo: Sapo, warn: Callable[[str], None], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.warn, self.has_warned = warn, False
         self.writer, self.sapo = writer, sapo
         device = torch.device("cpu") if sapo.offload else self.args.device
         self.average = Shadow(self.model, device)
@@ -228,6 +236,9 @@ class SapoTrainer(PreferenceTrainer):
         pool = self.buffer if self.buffer is not None else ReplayBuffer(count)
         pool.add(useful)
         if not len(pool):  # nothing of use was ever written: pairs of two equal answers, which prefer nothing
+            if not self.has_warned:
+                self.warn(NOTHING.format(step=step))
+                self.has_warned = True
             return [replace(rewrite, rejected_ids=rewrite.chosen_ids) for rewrite in fresh][:1] * count
         return pool.draw(count, random.Random(_number(self.args.seed, step, "draw")))
 
@@ -368,6 +379,7 @@ def train(job: Job) -> Fitted:
         needs_reference=sapo.loss not in REFERENCE_FREE_LOSSES,
         writer=writer,
         sapo=sapo,
+        warn=job.warn,
     )
     if recipe.model.lora is not None and arguments.gradient_checkpointing:
         model.enable_input_require_grads()

@@ -12,7 +12,7 @@ from fakes import small_recipe, write_jsonl
 from safetensors.torch import load_file
 
 from aligner.errors import DataError, RecipeError
-from aligner.events import Notice
+from aligner.events import Notice, Warned
 from aligner.methods import run_recipe, sapo
 from aligner.record import read_json, read_metrics
 
@@ -224,7 +224,9 @@ def test_a_dead_pair_has_no_gradient(small_world, tmp_path, monkeypatch):
 def test_dead_pairs_are_counted_and_left_out(small_world, tmp_path, monkeypatch):
     spy = Spy(monkeypatch)
     monkeypatch.setattr(sapo, "stitch", lambda answer, *_, **__: list(answer))
-    log, _ = train(small_world, tmp_path / "run", "trainer.max_steps=2", "sapo.dead_pairs=drop")
+    log, events = train(small_world, tmp_path / "run", "trainer.max_steps=2", "sapo.dead_pairs=drop")
+    (warning,) = [event.text for event in events if isinstance(event, Warned)]
+    assert "nothing is trained until that changes" in warning
     assert log[0]["sapo/dead_pairs"] == 1
     assert log[0]["sapo/buffer_fill"] == 0
     assert all(entry.is_dead for entry in spy.drawn[0])
