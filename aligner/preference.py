@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel
 from trl.trainer.utils import add_fused_lm_head
@@ -147,11 +147,8 @@ class PreferenceTrainer(OrderedTrainer):
     def fill_last_batch(self) -> None:
         """Fill the held-out rows too: several processes would otherwise see some of them twice."""
         super().fill_last_batch()
-        rows: Dataset | None = self.eval_dataset
-        per_step = self.args.eval_batch_size * max(1, self.args.world_size)
-        if rows is not None and self.args.world_size > 1 and (missing := -len(rows) % per_step):
-            blanks = Dataset.from_list([self.blank(rows[0])] * missing, features=rows.features)
-            self.eval_dataset = concatenate_datasets([rows, blanks])
+        if self.eval_dataset is not None:
+            self.eval_dataset = self.with_blanks(self.eval_dataset, self.args.eval_batch_size)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
         """Fetch the batches of one step, and the sum of their pairs' weights over accumulation steps and ranks."""

@@ -128,13 +128,19 @@ class OrderedTrainer(Trainer):
 
         accelerate would fill it with rows from the start of the epoch, which would then be trained twice.
         """
-        missing = -len(self.train_dataset) % (self.args.train_batch_size * max(1, self.args.world_size))
-        if self.args.world_size < 2 or self.args.dataloader_drop_last or missing == 0:
-            return
-        rows = self.train_dataset
+        if not self.args.dataloader_drop_last:
+            num_rows = len(self.train_dataset)
+            self.train_dataset = self.with_blanks(self.train_dataset, self.args.train_batch_size)
+            self.num_blank_rows = len(self.train_dataset) - num_rows
+
+    def with_blanks(self, rows: Dataset, batch_size: int) -> Dataset:
+        """Return the rows, and after them as many blank ones as fill every rank's last batch; none for one process."""
+        missing = -len(rows) % (batch_size * max(1, self.args.world_size))
+        if self.args.world_size < 2 or missing == 0:
+            return rows
         shortest = min(range(len(rows)), key=list(rows["length"]).__getitem__) if "length" in rows.column_names else 0
         blanks = Dataset.from_list([self.blank(rows[shortest])] * missing, features=rows.features)
-        self.train_dataset, self.num_blank_rows = concatenate_datasets([rows, blanks]), missing
+        return concatenate_datasets([rows, blanks])
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SeededSampler:
         rows = self.train_dataset if train_dataset is None else train_dataset

@@ -16,7 +16,7 @@ HELP = "Let a language model search for preference objectives."
 
 EXAMPLES = (
     "aligner discover tiny/discover",
-    "aligner discover bandit endpoint.base_url=http://127.0.0.1:8000/v1 endpoint.model=NAME",
+    "aligner discover discover/bandit endpoint.base_url=http://127.0.0.1:8000/v1 endpoint.model=NAME",
     "aligner discover recipe.yaml discover.proposals=50 endpoint.budget.usd=5",
     "aligner discover recipe.yaml --resume",
 )

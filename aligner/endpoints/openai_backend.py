@@ -155,22 +155,15 @@ def _path(request: ChatRequest) -> str:
 
 
 def _import_openai() -> Any:
-    try:
-        return import_module("openai")
-    except ModuleNotFoundError as error:
-        if error.name != "openai":
-            raise
-        raise _not_installed() from None
+    check_installed()
+    return import_module("openai")
 
 
 def check_installed() -> None:
-    """Raises: UsageError when the `openai` package is not installed; does not import it."""
-    if find_spec("openai") is None:
-        raise _not_installed()
-
-
-def _not_installed() -> UsageError:
-    return UsageError("a model behind a server needs the `openai` package, which is not installed", INSTALL)
+    """Raises: UsageError when the `openai` package, or what it sends requests with, is not installed; imports neither."""
+    for name in ("openai", "aiohttp"):
+        if find_spec(name) is None:
+            raise UsageError(f"a model behind a server needs the `{name}` package, which is not installed", INSTALL)
 
 
 def _http_library(openai: Any) -> Any:

@@ -92,7 +92,7 @@ def run_recipe(
         return _dry_run(resolved, loaded, on_event)
     run = Run.create(resolved, resume=resume, overwrite=overwrite)
     if run.is_done:
-        return _already_done(run, on_event)
+        return already_done(run, on_event)
     for note in run.notes:
         _tell(on_event, Warned(note))
     if resolved.recipe.launch.num_processes > 1:
@@ -187,7 +187,8 @@ def _import_method(method: str) -> ModuleType:
             gc.enable()
 
 
-def _already_done(run: Run, on_event: OnEvent | None) -> Outcome:
+def already_done(run: Run, on_event: OnEvent | None) -> Outcome:
+    """Say that there is nothing left to do, and return what the run gave."""
     _tell(on_event, Notice(f"{run.dir} is finished already; --overwrite starts it again from nothing."))
     return Outcome(run.dir, run.read_json("manifest.json")["results"], run.dir / "report.html")
 
@@ -256,7 +257,7 @@ def _run_as_rank(resolved: Resolved, rank: int, resume: bool, overwrite: bool, o
         if rank != 0:
             run = Run.attach(resolved.recipe.output_dir)
         if run.is_done:
-            return _already_done(run, listener)
+            return already_done(run, listener)
     from aligner.models import load_tokenizer
     from aligner.prepare import load_prepared
 

@@ -26,12 +26,12 @@ from aligner.endpoints import LLMError, check_endpoint
 from aligner.environment import now
 from aligner.errors import AlignerError, TrainingError
 from aligner.events import Candidate, Finished, Notice, OnEvent, Plan, StageStarted, Warned
-from aligner.methods import Outcome, fitness
+from aligner.methods import Outcome, already_done, fitness
 from aligner.methods.archive import Archive, Record, mean_and_error, shown
 from aligner.methods.proposals import ReplyError, clean, read_reply
 from aligner.methods.proposer import Proposer
 from aligner.objective_source import SourceError, parse_objective
-from aligner.objectives.sandbox import CHECK_LIMITS, run_isolated
+from aligner.objectives import sandbox
 from aligner.record import write_atomically
 from aligner.run import Run
 
@@ -76,9 +76,7 @@ def run_discovery(
         return Outcome(Path(recipe.output_dir))
     run = _open(resolved, resume, overwrite)
     if run.is_done:
-        if on_event:
-            on_event(Notice(f"{run.dir} is finished already; --overwrite starts it again from nothing."))
-        return Outcome(run.dir, run.read_json("manifest.json")["results"], run.dir / "report.html")
+        return already_done(run, on_event)
     search = Search(recipe, run, Archive(run.dir / "archive"), on_event)
     for note in run.notes:
         search.tell(Warned(note))
@@ -235,7 +233,7 @@ def _try(search: Search, record: Record) -> Record:
     file = search.archive.place(record.index) / "objective.py"
     write_atomically(file, record.source)
     search.tell(StageStarted(f"checking {record.name}"))
-    problem, facts = check_behaviour(record.source, search.recipe.discover.beta)
+    problem, facts = sandbox.check(record.source, "the code", search.recipe.discover.beta)
     record = replace(_refused(record, problem), facts=facts)
     if not problem:
         search.tell(StageStarted(f"measuring {record.name}"))
@@ -245,14 +243,6 @@ def _try(search: Search, record: Record) -> Record:
         except fitness.MeasuringError as failure:
             record = _refused(record, str(failure))
     return replace(record, seconds=round(time.monotonic() - started, 3), finished=now())
-
-
-def check_behaviour(text: str, beta: float) -> tuple[str, dict[str, Any]]:
-    """Try an objective in the sandbox; return what is wrong with it ("" for nothing) and facts about its shape."""
-    found = run_isolated("check", {"text": text, "where": "the code", "beta": beta}, **CHECK_LIMITS)
-    if found["error"]:
-        return found["error"], {}
-    return "; ".join(found["result"]["errors"]), found["result"]["facts"]
 
 
 def _measure(search: Search, record: Record, file: Path) -> tuple[list[float], list[float]]:
@@ -299,8 +289,8 @@ def _bandit(text: str, beta: float, seeds: Sequence[int], timeout_s: float) -> t
     gains = []
     for world in ("search", "held_out"):
         payload = {"text": text, "beta": beta, "seeds": list(seeds), "world": world}
-        limits = {**CHECK_LIMITS, "timeout_s": timeout_s, "cpu_s": timeout_s}
-        found = run_isolated("bandit", payload, **limits)
+        limits = {**sandbox.CHECK_LIMITS, "timeout_s": timeout_s, "cpu_s": timeout_s}
+        found = sandbox.run_isolated("bandit", payload, **limits)
         if found["error"]:
             raise fitness.MeasuringError(found["error"])
         gains.append([result["reward_gain"] for result in found["result"]["seeds"]])

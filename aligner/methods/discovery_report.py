@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -130,12 +131,18 @@ def _details(record: Record, beta: float) -> str:
     )
 
 
-def _curve(record: Record, beta: float) -> list[tuple[float, float]]:
-    """The objective over z, of one that was measured; a refused one is not evaluated here, outside the sandbox."""
-    if not record.valid:
-        return []
+@functools.cache
+def _curve_of(source: str, beta: float) -> list[tuple[float, float]]:
     from aligner.objective_source import parse_objective
     from aligner.objectives.behaviour import curve_of
     from aligner.objectives.interpreter import as_objective
 
-    return curve_of(as_objective(parse_objective(record.source, record.name)), beta)
+    return curve_of(as_objective(parse_objective(source)), beta)
+
+
+def _curve(record: Record, beta: float) -> list[tuple[float, float]]:
+    """The objective over z, evaluated from its checked source by our own evaluator; drawn twice and computed once.
+
+    A refused one is not evaluated here, outside the sandbox.
+    """
+    return _curve_of(record.source, beta) if record.valid else []

@@ -60,6 +60,7 @@ LEARNING_RATE = 5e-7
 """Our default, which is the authors' for the DPO variant."""
 
 HELD_OUT_PAIRS = "prepared/held_out_pairs.json"
+AVERAGE = "sapo_average.safetensors"
 NOTHING = (
     "every rewrite of step {step} is the answer again, or as good to the verifier, and the buffer is empty: nothing is trained "
     "until that changes. Raise sapo.temperature or sapo.window; a verifier that reads the end of an answer finds a window in "
@@ -139,14 +140,13 @@ class Writer:
         done, whole = [], []
         for (row, sample), (start, size), (answer,) in zip(places, windows, written):
             chosen = list(row["chosen_ids"])
-            kept, dropped = (
-                stitch(chosen, start, size, answer.token_ids, self.stops, keep_suffix=keep) for keep in (True, False)
-            )
-            rejected = kept if self.settings.suffix == "keep" else dropped
-            born = step if isinstance(step, int) else 0
-            same = kept == chosen
+            glued = stitch(chosen, start, size, answer.token_ids, self.stops, keep_suffix=True)
+            rejected = glued
+            if self.settings.suffix == "drop":
+                rejected = stitch(chosen, start, size, answer.token_ids, self.stops, keep_suffix=False)
+            born, same = step if isinstance(step, int) else 0, glued == chosen
             done.append(Rewrite(row["row"], sample, list(row["prompt_ids"]), chosen, rejected, born, is_same=same))
-            whole.append(kept)
+            whole.append(glued)
         self._judge(done, whole, [row for row, _ in places])
         return done
 
@@ -293,23 +293,28 @@ class SapoTrainer(PreferenceTrainer):
         super()._save_checkpoint(model, trial)
         if self.is_world_process_zero():
             folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-            for name, part in self._parts().items():
-                part.save(folder / f"sapo_{name}.safetensors")
+            for file, part in self._parts().items():
+                part.save(folder / file)
 
     def _load_best_model(self) -> None:
         """Take up the average that belongs to the best policy, too."""
         super()._load_best_model()
         if self.state.best_model_checkpoint:
-            self.average.load(Path(self.state.best_model_checkpoint) / "sapo_average.safetensors")
+            self.average.load(Path(self.state.best_model_checkpoint) / AVERAGE)
 
     def load_rest(self, folder: Path) -> None:
         """Take up average, reference and buffer from a checkpoint."""
-        for name, part in self._parts().items():
-            part.load(folder / f"sapo_{name}.safetensors")
+        for file, part in self._parts().items():
+            part.load(folder / file)
 
     def _parts(self) -> dict[str, Any]:
-        parts = {"average": self.average, "reference": self.reference, "buffer": self.buffer}
-        return {name: part for name, part in parts.items() if part is not None}
+        """What a checkpoint holds beside the trainer's own files, by the file that it stands in."""
+        parts = {
+            AVERAGE: self.average,
+            "sapo_reference.safetensors": self.reference,
+            "sapo_buffer.safetensors": self.buffer,
+        }
+        return {file: part for file, part in parts.items() if part is not None}
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the policy, or at the end its average where the recipe exports that."""

@@ -92,13 +92,10 @@ def check_file(path: Path, beta: float) -> str:
     Raises: RecipeError when it may not be run, or could train nothing.
     """
     from aligner.objective_source import read_objective
-    from aligner.objectives.sandbox import CHECK_LIMITS, run_isolated
+    from aligner.objectives import sandbox
 
     source = read_objective(path)
-    found = run_isolated("check", {"text": source.text, "where": str(path), "beta": beta}, **CHECK_LIMITS)
-    problems = [found["error"]] if found["error"] else found["result"]["errors"]
-    if problems:
-        raise RecipeError(
-            f"the objective in {path} cannot be trained with: {'; '.join(problems)}", "mend it, or use another"
-        )
+    problem, _ = sandbox.check(source.text, str(path), beta)
+    if problem:
+        raise RecipeError(f"the objective in {path} cannot be trained with: {problem}", "mend it, or use another")
     return source.text

@@ -50,6 +50,14 @@ _CAP_DAC_READ_SEARCH = 2
 _NOBODY = 65534
 
 
+def check(text: str, where: str, beta: float) -> tuple[str, dict[str, Any]]:
+    """Try an objective here; return what is wrong with it ("" for nothing) and facts about its shape."""
+    found = run_isolated("check", {"text": text, "where": where, "beta": beta}, **CHECK_LIMITS)
+    if found["error"]:
+        return found["error"], {}
+    return "; ".join(found["result"]["errors"]), found["result"]["facts"]
+
+
 def run_isolated(
     job: str,
     payload: dict[str, Any],

@@ -20,6 +20,7 @@ from aligner.events import Candidate
 from aligner.methods import discover, fitness
 from aligner.methods.archive import Archive
 from aligner.objective_source import parse_objective
+from aligner.objectives import sandbox as sandbox_module
 from aligner.record import read_json
 
 SIGNATURE = "self, policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps"
@@ -83,7 +84,7 @@ def sandbox(monkeypatch):
             "result": {"seeds": [{"seed": s, "reward_gain": gain + s / 1e6} for s in payload["seeds"]]},
         }
 
-    monkeypatch.setattr(discover, "run_isolated", run)
+    monkeypatch.setattr(sandbox_module, "run_isolated", run)
     return asked
 
 
@@ -148,7 +149,7 @@ def test_every_proposal_knows_which_objectives_the_model_had_seen(tmp_path, sand
 
 
 def test_a_start_that_cannot_be_measured_ends_the_search_before_a_request(tmp_path, monkeypatch):
-    monkeypatch.setattr(discover, "run_isolated", lambda *_, **__: {"error": "no memory", "result": None})
+    monkeypatch.setattr(sandbox_module, "run_isolated", lambda *_, **__: {"error": "no memory", "result": None})
     with pytest.raises(TrainingError, match="no memory"):
         search(tmp_path, [GOOD])
     assert not (tmp_path / "run" / "replies.sqlite").exists()
