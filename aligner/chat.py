@@ -108,6 +108,14 @@ def encode_sft(tokenizer: PreTrainedTokenizerBase, row: Any, loss_on: LossOn = "
     return encoded
 
 
+def length_of(tokenizer: PreTrainedTokenizerBase, row: ConversationRow | CompletionRow) -> int:
+    """Return how many tokens `encode_sft` gives for a row, without asking which of them are trained."""
+    if has_template(tokenizer):
+        messages, tools, _ = _turns(row)
+        return len(Conversation(tokenizer, messages, tools, row.origin).ids())
+    return len(encode_sft(tokenizer, row).input_ids)
+
+
 def encode_pair(tokenizer: PreTrainedTokenizerBase, row: PreferenceRow) -> Pair:
     """Return prompt, chosen and rejected ids; both answers end with a stop token.
 

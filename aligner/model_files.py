@@ -17,6 +17,7 @@ from aligner.errors import RecipeError
 
 HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 ADAPTER_FILE = "adapter_config.json"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
 def check_model_path(model: Model, where: str = "model.name_or_path") -> None:
@@ -27,6 +28,20 @@ def check_model_path(model: Model, where: str = "model.name_or_path") -> None:
     _check_folder(model.name_or_path, where)
     if model.chat_template is not None:
         read_chat_template(model.chat_template)
+
+
+def check_tokenizer_path(model: Model, where: str) -> None:
+    """Refuse what `check_model_path` does, but for a folder that holds a tokenizer and no weights."""
+    if has_tokenizer(model.name_or_path):
+        if model.chat_template is not None:
+            read_chat_template(model.chat_template)
+    else:
+        check_model_path(model, where)
+
+
+def has_tokenizer(name: str) -> bool:
+    """Say whether a folder holds a tokenizer of its own."""
+    return any((Path(name).expanduser() / file).is_file() for file in TOKENIZER_FILES)
 
 
 def _check_folder(name: str, where: str) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from aligner.chat import stop_token_ids
 from aligner.config.schema import Lora, Model
 from aligner.errors import RecipeError
-from aligner.model_files import adapter_config, base_of, check_model_path, local_name, read_chat_template
+from aligner.model_files import adapter_config, base_of, check_model_path, has_tokenizer, local_name, read_chat_template
 
 if TYPE_CHECKING:
     import torch
@@ -26,12 +26,13 @@ if TYPE_CHECKING:
 
 PAD_NAMES = ("pad", "reserved", "unused")
 NEW_PAD_TOKEN = "<|pad|>"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 QUANTIZED = ("nf4", "fp4", "int8")
 
 
-def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
+def load_tokenizer(model: Model, *, needs_model: bool = True) -> PreTrainedTokenizerBase:
     """Load the tokenizer with the recipe's template, new tokens, stop and padding tokens.
+
+    Without `needs_model`, a folder may hold the tokenizer alone.
 
     A padding token that also ends answers is replaced by a reserved token, or a new one, so that padding can never be
     taken for an end. An adapter's folder without a tokenizer has its base's.
@@ -40,9 +41,10 @@ def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer
 
-    check_model_path(model)
+    if needs_model:
+        check_model_path(model)
     name, revision = model.name_or_path, model.revision
-    if not any((Path(name).expanduser() / file).is_file() for file in TOKENIZER_FILES):
+    if not has_tokenizer(name):
         name, revision = base_of(model)
     try:
         tokenizer = AutoTokenizer.from_pretrained(

@@ -222,8 +222,11 @@ def _gaps(series: Sequence[Series]) -> str:
     )
 
 
-def bar_chart(title: str, bars: Sequence[tuple[str, float]]) -> str:
-    """Horizontal bars with their values, in the order given. Scores between 0 and 1 are drawn on that whole scale."""
+def bar_chart(title: str, bars: Sequence[tuple[str, float]], *, last_stands_out: bool = True) -> str:
+    """Horizontal bars with their values, in the order given. Scores between 0 and 1 are drawn on that whole scale.
+
+    The last bar has a colour of its own where bars stand for what came after one another.
+    """
     finite = [value for _, value in bars if math.isfinite(value)]
     if not finite:
         return ""
@@ -235,7 +238,7 @@ def bar_chart(title: str, bars: Sequence[tuple[str, float]]) -> str:
     for index, (name, value) in enumerate(bars):
         share = abs(value) / span if math.isfinite(value) else 0.0
         start = (min(value, 0.0) - low) / span if math.isfinite(value) else 0.0
-        last = " last" if index == len(bars) - 1 else ""
+        last = " last" if last_stands_out and index == len(bars) - 1 else ""
         rows.append(
             f'<div class="bar{last}"><span>{escape(name)}</span><span class="track">'
             f'<i style="margin-left:{start:.2%};width:{share:.2%}"></i></span><b>{number(value)}</b></div>'

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import random
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -45,11 +46,27 @@ STEPS_WORTH_PACKING = 200
 
 @dataclass(frozen=True, slots=True)
 class Batching:
-    """How rows become batches: `packing`, `grouped` or neither, and why."""
+    """How rows become batches: `packing`, `grouped` or neither, and why.
+
+    Where each epoch has rows of its own, they follow one another in the data set, and `passes` holds their numbers; `steps`
+    is where training ends, if that is not their end.
+    """
 
     packing: bool
     grouped: bool
     reason: str
+    passes: list[int] | None = None
+    steps: int | None = None
+
+
+class Passes(Protocol):
+    """Training rows that are made anew for each epoch."""
+
+    def rows(self, number: int) -> list[Row]:
+        """Return the rows of a pass."""
+
+    def told(self) -> str:
+        """Say in a few words what was made of what."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,30 +79,80 @@ class Prepared:
 
 
 def prepare(
-    recipe: TrainRecipe, loaded: Loaded, tokenizer: PreTrainedTokenizerBase, folder: Path, on_event: OnEvent | None
+    recipe: TrainRecipe,
+    loaded: Loaded,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    on_event: OnEvent | None,
+    passes: Passes | None = None,
 ) -> Prepared:
     """Tokenise both splits, decide on batches, count everything in the ledger, and write the result to `folder`.
 
+    With `passes`, the training rows are those that they make for each epoch.
     Raises: DataError listing the rows that cannot be used: too long, or with nothing to train.
     """
     encode = _encoder(recipe, tokenizer)
     ledger = loaded.ledger
-    train = _tokenise(loaded.train, encode, recipe.data, ledger.split("train"), "train", on_event)
+    books = ledger.split("train")
+    if passes is None:
+        parts = [_tokenise(loaded.train, encode, recipe.data, books, "train", on_event)]
+    else:
+        parts = _tokenise_passes(recipe, passes, encode, books, on_event)
     held_out = (
         _tokenise(loaded.eval, encode, recipe.data, ledger.split("eval"), "eval", on_event) if loaded.eval else None
     )
-    batching = choose_batching(recipe, [int(n) for n in train["length"]])
+    batching = choose_batching(recipe, [int(n) for n in parts[0]["length"]])
     rows = recipe.trainer.get("per_device_train_batch_size", 8)
+    lengths = [length for part in parts for length in part["length"]]
     if batching.packing:
-        train = _pack(train, recipe.data.max_length, recipe.seed)
-        places = len(train) * recipe.data.max_length
-        ledger.split("train").count(sequences=len(train), packed_fill=ledger.split("train").tokens / places)
+        parts = [_pack(part, recipe.data.max_length, recipe.seed + number) for number, part in enumerate(parts)]
+        sequences = sum(len(part) for part in parts)
+        books.count(sequences=sequences, packed_fill=books.tokens / (sequences * recipe.data.max_length))
     else:
-        share = padding_share(train["length"], rows, recipe.seed, grouped=batching.grouped)
-        ledger.split("train").count(padding_share=share)
+        books.count(padding_share=padding_share(lengths, rows, recipe.seed, grouped=batching.grouped))
+    if passes is not None:
+        sizes = [len(part) for part in parts]
+        batching = replace(batching, passes=sizes, steps=_steps_of(recipe, sizes))
     ledger.check()
-    _write(folder, train, held_out, batching)
+    _write(folder, _joined(parts), held_out, batching)
     return load_prepared(folder)
+
+
+def _joined(parts: Sequence[Dataset]) -> Dataset:
+    from datasets import concatenate_datasets
+
+    return parts[0] if len(parts) == 1 else concatenate_datasets(list(parts))
+
+
+def _tokenise_passes(
+    recipe: TrainRecipe, passes: Passes, encode: Encode, ledger: SplitLedger, on_event: OnEvent | None
+) -> list[Dataset]:
+    """Tokenise as many passes as training takes, each made from the rows anew."""
+    parts: list[Dataset] = []
+    wanted = math.ceil(float(recipe.trainer.get("num_train_epochs", 3)))
+    max_steps = int(recipe.trainer.get("max_steps", -1))
+    while sum(map(len, parts)) < max_steps * rows_per_step(recipe) if max_steps > 0 else len(parts) < wanted:
+        rows = passes.rows(len(parts))
+        ledger.made = (ledger.made or 0) + len(rows)
+        parts.append(_tokenise(rows, encode, recipe.data, ledger, f"pass {len(parts) + 1}", on_event))
+    ledger.made_of = passes.told()
+    return parts
+
+
+def rows_per_step(recipe: TrainRecipe) -> int:
+    """Return the rows of an optimizer step over all processes."""
+    batch = int(recipe.trainer.get("per_device_train_batch_size", 8))
+    return batch * int(recipe.trainer.get("gradient_accumulation_steps", 1)) * recipe.launch.num_processes
+
+
+def _steps_of(recipe: TrainRecipe, sizes: Sequence[int]) -> int | None:
+    """Where training ends that does not end with a pass: `max_steps`, or so much of the last epoch."""
+    if (max_steps := int(recipe.trainer.get("max_steps", -1))) > 0:
+        return max_steps
+    rest = float(recipe.trainer.get("num_train_epochs", 3)) % 1.0
+    if not rest:
+        return None
+    return math.ceil((sum(sizes[:-1]) + rest * sizes[-1]) / rows_per_step(recipe))
 
 
 def load_prepared(folder: Path) -> Prepared:
@@ -253,7 +320,7 @@ def _count(ledger: SplitLedger, columns: dict[str, list[Any]], dropped: int) -> 
         too_long_dropped=dropped,
         truncated_rows=sum(cut > 0 for cut in columns["cut"]),
         truncated_tokens=sum(columns["cut"]),
-        lengths=quantiles(columns["length"]),
+        lengths=quantiles(columns["length"]),  # of a pass that is made anew: those of the last
     )
 
 
@@ -300,8 +367,7 @@ def choose_batching(recipe: TrainRecipe, lengths: Sequence[int]) -> Batching:
     if share < WORTHWHILE_PADDING:
         return Batching(False, False, f"random batches: only {share:.0%} of one is padding")
     if isinstance(recipe, SftRecipe) and recipe.sft.packing == "auto":
-        per_step = batch * recipe.trainer.get("gradient_accumulation_steps", 1) * recipe.launch.num_processes
-        steps = sum(lengths) // (recipe.data.max_length * per_step)
+        steps = sum(lengths) // (recipe.data.max_length * rows_per_step(recipe))
         if steps >= STEPS_WORTH_PACKING:
             return Batching(
                 True, False, f"packed: {share:.0%} of a random batch is padding, and packing leaves {steps:,} steps"

@@ -21,7 +21,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
@@ -55,6 +55,7 @@ FREE_KEYS = (
     "report",
     *(f"launch.{key}" for key in ("machine_rank", "main_process_ip", "main_process_port")),
     *(f"discover.{key}" for key in ("proposals", "minutes", "history", "timeout_minutes")),
+    *(f"mosaic.{key}" for key in ("workers", "batch_size")),
     *(f"endpoint.{key}" for key in ("budget", "base_url", "api_key_env", "timeout_s", "max_retries", "max_in_flight")),
     *(f"endpoint.{key}" for key in ("requests_per_minute", "tokens_per_minute", "record")),
     *(f"endpoint.usd_per_million_{kind}_tokens" for kind in ("prompt", "completion")),
@@ -65,7 +66,7 @@ RECORD_FILES = ("recipe.yaml", "resolved.json", "environment.json")
 FIRST_FILES = frozenset([*RECORD_FILES, "code.diff", LOCK_NAME])
 """What a run killed in its first moments may have left."""
 
-WORK = ("data.json", "metrics.jsonl", "checkpoints", "final", "archive", "manifest.json")
+WORK = ("data.json", "metrics.jsonl", "checkpoints", "final", "archive", "shards", "manifest.json")
 """A run that has none of these failed before its data was ready: it is begun again, since nothing would be lost."""
 
 _TEMPORARY = re.compile(r"^\..+\.\d+\.tmp$")
@@ -309,9 +310,14 @@ class Run:
         self.write_json("manifest.json", manifest)
         self.close()
 
-    def finish_without_training(self, results: Mapping[str, Any]) -> None:
-        """`manifest.json` of a run that trained no model of its own and wrote its report itself."""
-        self.write_json("manifest.json", self._manifest(results, []))
+    def finish_without_training(
+        self, results: Mapping[str, Any], parents: Sequence[dict[str, Any]] = (), files: Path | None = None
+    ) -> None:
+        """`manifest.json` of a run that trained no model of its own and wrote its report itself; `files` is what it made."""
+        manifest = self._manifest(results, list(parents))
+        if files is not None:
+            manifest["files"] = fingerprints(self.dir, files)
+        self.write_json("manifest.json", manifest)
         self.close()
 
     def _manifest(self, results: Mapping[str, Any], parents: list[dict[str, Any]]) -> dict[str, Any]:
@@ -380,6 +386,9 @@ def _what_is_in(folder: Path) -> str:
     if (folder / "archive").is_dir():
         tried = sum(1 for _ in (folder / "archive").glob("*/record.json"))
         return f"an unfinished {method} run that has tried {tried} objectives"
+    if (folder / "shards").is_dir():
+        built = sum(1 for _ in (folder / "shards").glob("*.done"))
+        return f"an unfinished {method} run that has built {built} parts"
     latest = run.latest_checkpoint()
     saved = f"saved up to step {checkpoint_step(latest)}" if latest else "with no checkpoint yet"
     return f"an unfinished {method} run, {saved}"

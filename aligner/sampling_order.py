@@ -21,7 +21,8 @@ class SeededSampler(Sampler[int]):
 
     `lengths` (N,) turns grouping on; `rows_per_step` is the number of rows of one optimizer step over all processes.
     The step with the longest row comes first, so that a step that does not fit into memory fails at once. Blank rows,
-    which follow the others in the data set and count for nothing, come last in every epoch.
+    which follow the others in the data set and count for nothing, come last in every epoch. With `passes`, the data set holds
+    so many rows after one another for each pass, and all passes are one epoch: they come in turn, each in an order of its own.
     """
 
     def __init__(
@@ -32,8 +33,11 @@ class SeededSampler(Sampler[int]):
         lengths: Sequence[int] | None = None,
         rows_per_step: int = 1,
         num_blank_rows: int = 0,
+        passes: Sequence[int] | None = None,
     ) -> None:
         assert lengths is None or len(lengths) == num_rows
+        assert passes is None or sum(passes) == num_rows
+        self.passes = passes
         self.num_rows, self.seed, self.lengths, self.rows_per_step = num_rows, seed, lengths, rows_per_step
         self.num_blank_rows = num_blank_rows
         self.epoch = 0
@@ -46,9 +50,18 @@ class SeededSampler(Sampler[int]):
         return self.num_rows + self.num_blank_rows
 
     def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        order = torch.randperm(self.num_rows, generator=generator).tolist()
-        order = order if self.lengths is None else self._grouped(order, generator)
+        order: list[int] = []
+        waiting: list[int] = []  # of a pass, what makes no whole step
+        start = 0
+        passes = self.passes or [self.num_rows]
+        for number, size in enumerate(passes):
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch + number)
+            rows = [*waiting, *(start + torch.randperm(size, generator=generator)).tolist()]
+            start += size
+            is_last = number == len(passes) - 1
+            whole = len(rows) if is_last else len(rows) // self.rows_per_step * self.rows_per_step
+            rows, waiting = rows[:whole], rows[whole:]
+            order += rows if self.lengths is None else self._grouped(rows, generator)
         return iter([*order, *range(self.num_rows, len(self))])
 
     def _grouped(self, order: list[int], generator: torch.Generator) -> list[int]:

@@ -105,6 +105,9 @@ class OrderedTrainer(Trainer):
     group_lengths: Sequence[int] | None = None
     """Lengths (N,) of the training rows, when batches are grouped by length."""
 
+    passes: Sequence[int] | None = None
+    """Numbers of rows of the passes that follow one another in the training rows, when each epoch has its own."""
+
     train_order: SeededSampler | None = None
 
     has_ended: bool = False
@@ -151,6 +154,7 @@ class OrderedTrainer(Trainer):
             lengths=self.group_lengths,
             rows_per_step=self.args.train_batch_size * self.args.gradient_accumulation_steps * world,
             num_blank_rows=self.num_blank_rows,
+            passes=self.passes,
         )
         return self.train_order
 
@@ -189,7 +193,7 @@ class Recorder(TrainerCallback):
         if state.is_world_process_zero:
             record = {
                 "step": state.global_step,
-                "epoch": round(float(logs.get("epoch", 0.0)), 4),
+                "epoch": round(float(logs.get("epoch", 0.0)) * len(self.trainer.passes or [1]), 4),
                 "split": split,
                 **values,
             }

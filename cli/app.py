@@ -11,10 +11,11 @@ from typing import Annotated, ClassVar
 
 import typer
 
-from . import discover, doctor, evaluate, generate, quickstart, recipes, runs, toy, train
+from . import discover, doctor, evaluate, generate, mosaic, quickstart, recipes, runs, toy, train
 from .boundary import Boundary
 from .quick import QuickCommand
 from .quiet import make_streams_safe, set_environment, silence_warnings
+from .recipe_help import ANY_KEY, RecipeCommand
 
 
 class Root(Boundary):
@@ -22,6 +23,7 @@ class Root(Boundary):
 
     sections: ClassVar[dict[str, tuple[str, ...]]] = {
         "Start here": ("quickstart", "toy", "recipes", "doctor"),
+        "Build data": ("mosaic",),
         "Train": ("sft", "dpo", "sapo"),
         "Search": ("discover",),
         "Use and measure": ("generate", "eval", "runs"),
@@ -74,10 +76,10 @@ app.command("toy", cls=QuickCommand)(toy.toy)
 app.add_typer(recipes.app, name="recipes")
 app.command("doctor", cls=QuickCommand)(doctor.doctor)
 train.add_commands(app)
-discover_settings = {"allow_extra_args": True, "ignore_unknown_options": True}
-app.command("discover", cls=discover.DiscoverCommand, help=discover.HELP, context_settings=discover_settings)(
-    discover.discover
+app.command("mosaic", cls=RecipeCommand, help=mosaic.HELP, short_help=mosaic.SHORT, context_settings=ANY_KEY)(
+    mosaic.mosaic
 )
+app.command("discover", cls=RecipeCommand, help=discover.HELP, context_settings=ANY_KEY)(discover.discover)
 app.command("generate", cls=QuickCommand)(generate.generate)
 app.command("eval", cls=QuickCommand)(evaluate.evaluate)
 app.add_typer(runs.app, name="runs")

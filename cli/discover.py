@@ -7,30 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .quick import QuickCommand
-
 if TYPE_CHECKING:
     from aligner.config.load import Resolved
 
 HELP = "Let a language model search for preference objectives."
-
-EXAMPLES = (
-    "aligner discover tiny/discover",
-    "aligner discover discover/bandit endpoint.base_url=http://127.0.0.1:8000/v1 endpoint.model=NAME",
-    "aligner discover recipe.yaml discover.proposals=50 endpoint.budget.usd=5",
-    "aligner discover recipe.yaml --resume",
-)
-
-
-class DiscoverCommand(QuickCommand):
-    """Help with examples first."""
-
-    def format_usage(self, ctx: Any, formatter: Any) -> None:
-        """Usage and examples."""
-        formatter.write_usage(ctx.command_path, "[RECIPE] [KEY=VALUE ...] [OPTIONS]")
-        with formatter.section("Examples"):
-            for example in EXAMPLES:
-                formatter.write(f"{'':>{formatter.current_indent}}{example}\n")
 
 
 def discover(

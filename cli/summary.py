@@ -15,7 +15,7 @@ SHOWN_ABOVE = ("method", "output_dir", "model.name_or_path")
 
 def summary_rows(resolved: Resolved) -> Rows:
     """The headline first, then every value that is not a default, with its origin."""
-    return [*headline(resolved), *_settings(resolved)]
+    return [*headline(resolved), *settings_rows(resolved)]
 
 
 def headline(resolved: Resolved) -> Rows:
@@ -24,14 +24,15 @@ def headline(resolved: Resolved) -> Rows:
     return [
         ("method", _method(recipe), ""),
         ("model", _model(recipe.model), resolved.origins.get("model.name_or_path", "")),
-        ("data", ", ".join(_source(source) for source in recipe.data.train), ""),
+        ("data", ", ".join(source_text(source) for source in recipe.data.train), ""),
         ("held out", _held_out(recipe), ""),
         ("batch", _batch(recipe), ""),
         ("output", recipe.output_dir, resolved.origins.get("output_dir", "")),
     ]
 
 
-def _settings(resolved: Resolved) -> Rows:
+def settings_rows(resolved: Resolved) -> Rows:
+    """Every value that is not a default, with its origin."""
     values = _flatten(resolved.recipe.model_dump(mode="json"))
     rows = []
     for key, origin in sorted(resolved.origins.items()):
@@ -75,7 +76,8 @@ def _model(model: Model) -> str:
     return ", ".join(parts)
 
 
-def _source(source: Source) -> str:
+def source_text(source: Source) -> str:
+    """A source in a line."""
     extra = [f"weight {source.weight:g}"] if source.weight != 1 else []
     extra += [f"at most {source.max_rows} rows"] if source.max_rows else []
     return f"{source.path} ({', '.join(extra)})" if extra else source.path
@@ -87,7 +89,7 @@ def _held_out(recipe: TrainRecipe) -> str:
         return "nothing"
     if isinstance(held_out, float):
         return f"{held_out:.1%} of the training rows"
-    return ", ".join(_source(source) for source in held_out)
+    return ", ".join(source_text(source) for source in held_out)
 
 
 def _batch(recipe: TrainRecipe) -> str:

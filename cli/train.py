@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .quick import QuickCommand
+from .recipe_help import ANY_KEY, RecipeCommand
 
 if TYPE_CHECKING:
     from aligner.config.load import Resolved
@@ -32,43 +32,14 @@ LONGER = {
 }
 """What the help of a method says beyond its one line."""
 
-EXAMPLES = {
-    "sft": (
-        "aligner sft tiny/sft",
-        "aligner sft recipe.yaml trainer.learning_rate=1e-5 data.max_length=4096",
-        "aligner sft --model Qwen/Qwen3-0.6B --data talks.jsonl --output runs/sft --use_peft",
-        "aligner sft recipe.yaml --num-processes 8 --resume",
-    ),
-    "dpo": (
-        "aligner dpo tiny/dpo",
-        "aligner dpo recipe.yaml dpo.beta=0.05 model.lora.r=32",
-        "aligner dpo --model runs/sft/final --data pairs.jsonl --output runs/dpo --beta 0.1",
-        "aligner dpo recipe.yaml --dry-run",
-        "aligner dpo --loss-table dpo.tau=0.2",
-    ),
-    "sapo": (
-        "aligner sapo tiny/sapo",
-        "aligner sapo recipe.yaml sapo.window=128 sapo.suffix=drop",
-        "aligner sapo --model runs/sft/final --data talks.jsonl --output runs/sapo --use_peft",
-        "aligner sapo recipe.yaml sapo.loss=orpo sapo.beta=0.05",
-    ),
-}
 
-
-class TrainCommand(QuickCommand):
+class TrainCommand(RecipeCommand):
     """Help with examples first and the flags that recipes accept last, by group."""
 
     def __init__(self, name: str | None, *, params: list[Any], **settings: Any) -> None:
         if name != "dpo":  # the others have no objectives to show
             params = [param for param in params if param.name not in ("loss_table", "loss_plot")]
         super().__init__(name, params=params, **settings)
-
-    def format_usage(self, ctx: Any, formatter: Any) -> None:
-        """Usage and examples."""
-        formatter.write_usage(ctx.command_path, "[RECIPE] [KEY=VALUE ...] [OPTIONS]")
-        with formatter.section("Examples"):
-            for example in EXAMPLES[self.name or ""]:
-                formatter.write(f"{'':>{formatter.current_indent}}{example}\n")
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         """Flags that stand for keys of the recipe, from the table that parses them."""
@@ -84,10 +55,9 @@ class TrainCommand(QuickCommand):
 
 def add_commands(app: typer.Typer) -> None:
     """One command per method."""
-    settings = {"allow_extra_args": True, "ignore_unknown_options": True}
     for method, text in METHODS.items():
         longer = LONGER.get(method, text)
-        app.command(method, cls=TrainCommand, help=longer, short_help=text, context_settings=settings)(_command(method))
+        app.command(method, cls=TrainCommand, help=longer, short_help=text, context_settings=ANY_KEY)(_command(method))
 
 
 def _command(method: str) -> Any:

@@ -131,7 +131,7 @@ def _explain(recipe_class: type[Recipe], path: KeyPath, error: Any, values: dict
     kind, context = error["type"], error.get("ctx", {})
     if kind == "missing":
         return Finding(path, _IS_MISSING, _MISSING.get(dotted(path), ""))
-    found = _at(values, path)
+    found = path[-1] if error["loc"][-1] == "[key]" else _at(values, path)
     if kind == "extra_forbidden":
         return Finding(
             path, "is not a key of a recipe" if len(path) == 1 else "unknown key", key_hint(recipe_class, path)
@@ -145,6 +145,9 @@ def _explain(recipe_class: type[Recipe], path: KeyPath, error: Any, values: dict
     if kind in _BOUNDS:
         name, words = _BOUNDS[kind]
         return Finding(path, f"{words} {context[name]}, found {show(found)}")
+    if kind in ("too_short", "too_long") and found:
+        number = context.get("min_length") or context["max_length"]
+        return Finding(path, f"expected {number} values, found {len(found)}")
     if kind == "too_short":
         return Finding(path, "is empty", "name at least one source")
     if kind in _EXPECTED:

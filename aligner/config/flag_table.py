@@ -121,6 +121,8 @@ DPO = (
     ),
 )
 
+MOSAIC = (Flag("tokenizer", "mosaic.tokenizer", "Hub id or folder of the model whose tokenizer counts lengths."),)
+
 LAUNCH = (
     Flag("num_processes", "launch.num_processes", "Processes, one for each GPU."),
     Flag("num_machines", "launch.num_machines", "Machines that take part."),
@@ -177,10 +179,12 @@ SHORT = {"c": "config", "o": "output"}
 OPTIONS = ("resume", "overwrite", "dry_run", "json", "debug", "help")
 """Options of the command itself; they set no key of the recipe."""
 
-METHOD_FLAGS: dict[str, tuple[Flag, ...]] = {"sft": SFT, "dpo": DPO}
+METHOD_FLAGS: dict[str, tuple[Flag, ...]] = {"sft": SFT, "dpo": DPO, "mosaic": MOSAIC}
 
 FLAGS: dict[str, Flag] = {
-    flag.name: flag for group in (RUN, MODEL, ADAPTERS, DATA, SFT, DPO, (WARMUP_RATIO,), LAUNCH) for flag in group
+    flag.name: flag
+    for group in (RUN, MODEL, ADAPTERS, DATA, SFT, DPO, MOSAIC, (WARMUP_RATIO,), LAUNCH)
+    for flag in group
 }
 
 ACCELERATE_CONFIGS = {

@@ -18,6 +18,7 @@ from aligner.config.choices import (
     WRITTEN,
 )
 from aligner.config.names import did_you_mean
+from aligner.config.schema import Strategies
 from aligner.config.view import Findings, Rule, View, finding
 from aligner.errors import RecipeError
 
@@ -203,10 +204,100 @@ def _endpoint_is_whole(view: View) -> Findings:
         )
 
 
+def _mosaic_of(prefix: str) -> Rule:
+    """Rules on how mosaics are drawn, for the section below a key."""
+
+    def rule(view: View) -> Findings:
+        if view[prefix] is None:
+            return
+        smallest, largest, low_high = (
+            view[f"{prefix}.min_members"],
+            view[f"{prefix}.max_members"],
+            view[f"{prefix}.mask_ratio"],
+        )
+        if smallest > largest:
+            yield finding(f"{prefix}.min_members", f"is above `max_members` ({largest})", "lower it")
+        if low_high[0] > low_high[1]:
+            yield finding(
+                f"{prefix}.mask_ratio", f"runs from {low_high[0]} down to {low_high[1]}", "the smaller one first"
+            )
+        strategies = {name: view[f"{prefix}.strategies.{name}"] for name in Strategies.model_fields}
+        if not any(strategies.values()):
+            yield finding(f"{prefix}.strategies", "all weights are 0", "give at least one strategy a weight above 0")
+        for key, strategy in (("permute_rules", "permute"), ("mask_rules", "maskout")):
+            if view[f"{prefix}.{key}"] == []:
+                yield finding(
+                    f"{prefix}.{key}", "is empty", f"leave it out for all rules, or give `{strategy}` the weight 0"
+                )
+            elif view.given(f"{prefix}.{key}") and not strategies[strategy]:
+                yield finding(f"{prefix}.{key}", f"has no effect: the weight of `{strategy}` is 0", "drop it")
+        if view[f"{prefix}.k_distribution"] in ("fix_max", "max_length") and view.given(f"{prefix}.min_members"):
+            name = view[f"{prefix}.k_distribution"]
+            yield finding(f"{prefix}.min_members", f"has no effect with `k_distribution: {name}`", "drop it")
+        if view[f"{prefix}.compat"] == "released":
+            for key in ("plain_fraction", "on_overlong", "min_members"):
+                if view.given(f"{prefix}.{key}"):
+                    yield finding(
+                        f"{prefix}.{key}",
+                        "has no effect with `compat: released`",
+                        "the authors' code has no such thing",
+                    )
+            if strategies["primary"]:
+                yield finding(
+                    f"{prefix}.strategies", "`primary` is not drawn with `compat: released`", "give it the weight 0"
+                )
+
+    return rule
+
+
+def _mosaic_in_sft(view: View) -> Findings:
+    """A training on mosaics is one run through all its passes, so there are no ends of epochs to act at."""
+    if view["data.mosaic"] is None:
+        return
+    for key in ("eval_strategy", "save_strategy", "logging_strategy"):
+        if view[f"trainer.{key}"] == "epoch":
+            yield finding(
+                f"trainer.{key}",
+                "cannot be `epoch` with `data.mosaic`",
+                "use `steps`; a value below 1 is a share of all",
+            )
+    yield from _single_turn_formats(view, "data.mosaic")
+
+
+def _only_sft_has_mosaics(view: View) -> Findings:
+    if view["data.mosaic"] is not None:
+        yield finding("data.mosaic", "only `aligner sft` trains on mosaics", "`aligner mosaic` writes them to files")
+
+
+def _single_turn_formats(view: View, what: str) -> Findings:
+    for path, source in [*view.sources("data.train"), *view.sources("data.eval")]:
+        found = source.get("format", "auto")
+        if found not in SINGLE_ANSWER_FORMATS:
+            yield Finding(
+                (*path, "format"), f"`{what}` cannot use `{found}` rows", "it needs questions with one answer each"
+            )
+
+
+def _mosaic_files(view: View) -> Findings:
+    yield from _single_turn_formats(view, "mosaic")
+    if view.given("data.on_too_long"):
+        yield finding("data.on_too_long", "has no effect on mosaics", "set `mosaic.on_overlong`")
+    if view["mosaic.chat_template"] is not None and view["mosaic.tokenizer"] is None:
+        yield finding("mosaic.chat_template", "has no effect without `mosaic.tokenizer`", "name the tokenizer")
+
+
 METHOD_RULES: dict[str, tuple[Rule, ...]] = {
-    "sft": (_packing_keeps_rows_whole, _packing_and_lengths, _sft_formats),
-    "dpo": (_preference_formats, _loss_exists, _weights_are_positive, _settings_of_other_losses, _reference),
-    "sapo": (_single_answers, _sapo_parts),
+    "sft": (_packing_keeps_rows_whole, _packing_and_lengths, _sft_formats, _mosaic_in_sft, _mosaic_of("data.mosaic")),
+    "dpo": (
+        _preference_formats,
+        _loss_exists,
+        _weights_are_positive,
+        _settings_of_other_losses,
+        _reference,
+        _only_sft_has_mosaics,
+    ),
+    "sapo": (_single_answers, _sapo_parts, _only_sft_has_mosaics),
     "discover": (_task_has_its_parts, _start_is_known, _endpoint_is_whole),
+    "mosaic": (_mosaic_files, _mosaic_of("mosaic"), _only_sft_has_mosaics),
 }
 """Rules of one method."""

@@ -27,7 +27,7 @@ INTRO = """\
 
 <!-- Generated from the schema: python -m aligner.config.reference > docs/recipe.md -->
 
-A recipe is a YAML file. `aligner sft RECIPE`, `aligner dpo RECIPE` and `aligner discover RECIPE` run it; `RECIPE` is a
+A recipe is a YAML file. `aligner sft RECIPE`, `aligner dpo RECIPE`, `aligner mosaic RECIPE` and so on run it; `RECIPE` is a
 file, or the name of a shipped one (`aligner recipes list`).
 
 ```yaml
@@ -66,13 +66,16 @@ def _sections() -> Iterator[str]:
     yield "## Top level\n\n" + _table(schema.TrainRecipe)
     yield (
         "`discover` trains nothing itself: it has `method`, `output_dir`, `seed`, `discover` and `endpoint` "
-        "(the language model that proposes) alone.\n"
+        "(the language model that proposes) alone. `mosaic` trains nothing either: it has `method`, `output_dir`, `seed`, "
+        "`data` and `mosaic`.\n"
     )
     titled: tuple[tuple[str, type[Section]], ...] = (
         ("model", schema.Model),
         ("model.lora", schema.Lora),
         ("data", schema.Data),
         ("data.train[] and data.eval[]: a source", schema.Source),
+        ("data.mosaic", schema.Mosaic),
+        ("data.mosaic.strategies and mosaic.strategies", schema.Strategies),
         *((key, section) for key, section in _method_sections()),
         ("early_stopping", schema.EarlyStopping),
         ("launch", schema.Launch),

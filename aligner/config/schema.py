@@ -13,6 +13,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 Format = Literal["auto", "messages", "prompt_completion", "preference", "sharegpt", "alpaca", "text", "prompt"]
+PermuteRule = Literal[
+    "explicit", "reverse", "alphabet_ascending", "alphabet_descending", "words_ascending", "words_descending",
+    "characters_ascending", "characters_descending", "odd_first", "even_first",
+]  # fmt: skip
+MaskRule = Literal["explicit", "longest", "shortest", "odd", "even"]
 LossOn = Literal["auto", "assistant", "last_assistant", "completion", "all"]
 
 
@@ -114,6 +119,72 @@ def _as_eval(value: Any) -> Any:
     return value if isinstance(value, int | float) else _as_sources(value)
 
 
+class Strategies(Section):
+    """Weights of the strategies of mosaics: what is asked for beside the instructions themselves."""
+
+    format: float = Field(1.0, ge=0.0)
+    """Answers with numbers, between tags, or both."""
+    permute: float = Field(1.0, ge=0.0)
+    """The same in another order, by a rule."""
+    maskout: float = Field(1.0, ge=0.0)
+    """The same with some answers left out, by a rule."""
+    primary: float = Field(0.0, ge=0.0)
+    """Nothing: instructions and answers are joined as they are."""
+
+
+class Mosaic(Section):
+    """How rows are glued into mosaics (Mosaic-IT, arXiv 2405.13326)."""
+
+    max_members: int = Field(10, ge=1, le=100)
+    """Most rows in a sample, the paper's K."""
+    min_members: int = Field(1, ge=1)
+    """Fewest rows that are drawn for a sample. What does not fit `max_tokens`, and the end of a pass, can be fewer."""
+    k_distribution: Literal["uniform", "exp", "pareto", "lognormal", "logistic2", "fix_max", "max_length"] = "uniform"
+    """How many rows a sample gets: uniform, mostly near `max_members`, always `max_members`, or as many as fit."""
+    strategies: Strategies = Strategies()
+    """How often each strategy is drawn."""
+    permute_rules: list[PermuteRule] | None = None
+    """Rules of order to draw from. Absent: all ten."""
+    mask_rules: list[MaskRule] | None = None
+    """Rules of leaving out to draw from. Absent: all five."""
+    mask_ratio: Annotated[list[Annotated[float, Field(gt=0.0, lt=1.0)]], Field(min_length=2, max_length=2)] = [0.1, 0.5]
+    """Share of the rows that is left out, drawn between these two, at least one row."""
+    plain_fraction: float = Field(0.1, ge=0.0, le=1.0)
+    """Share of samples that are one row alone, as it came. Without them a model may answer single prompts in mosaic style."""
+    max_tokens: int | None = Field(None, ge=2)
+    """Longest sample in tokens, chat template included. Absent: `data.max_length`."""
+    on_overlong: Literal["alone", "drop", "error"] = "alone"
+    """What happens to a row that is longer by itself: it stands alone, is dropped and counted, or is an error."""
+    multiturn: Literal["skip", "first_turn"] = "skip"
+    """Conversations of several rounds are left out and counted, or give their first round."""
+    group_by: str | None = None
+    """Column whose values are kept apart: only rows with the same one share a sample. System prompts are always kept apart."""
+    style_bank: str | None = None
+    """YAML file of wordings that are added to ours, or stand in their place."""
+    compat: Literal["robust", "released"] = "robust"
+    """`released`: draw as the authors' code does, with its faults (samples that contradict their instructions, dropped rows)."""
+
+
+class MosaicFiles(Mosaic):
+    """`aligner mosaic`: the mosaics, and the files they are written to."""
+
+    passes: int = Field(4, ge=1)
+    """How often every row is used. Train one epoch on the result: the passes stand for its epochs."""
+    tokenizer: str | None = None
+    """Hub id or folder of the model to be trained: lengths are counted with its tokenizer and chat template. Absent: lengths
+    are estimated as characters / 3.5, and the report says so."""
+    chat_template: str | None = None
+    """Another chat template than the tokenizer's own, as in `model.chat_template`."""
+    form: Literal["prompt_completion", "messages", "alpaca"] = "prompt_completion"
+    """Columns of the samples. The first trains on answers alone everywhere; `alpaca` puts a system prompt in `system`."""
+    file_type: Literal["jsonl", "parquet", "dataset"] = "jsonl"
+    """One JSONL file, one Parquet file, or a folder for `datasets.load_from_disk`."""
+    workers: int = Field(1, ge=1)
+    """Processes that build. The result does not depend on it."""
+    batch_size: int = Field(128, ge=1)
+    """Sequences of an optimizer step, for the report's table of costs."""
+
+
 class Data(Section):
     """Where the rows come from and what happens to them before training."""
 
@@ -129,6 +200,8 @@ class Data(Section):
     """What happens to a row that is broken: stop, or drop it, count it and list it in `data.json`."""
     deduplicate: bool = False
     """Remove exact duplicates, after mapping and before the split."""
+    mosaic: Mosaic | None = None
+    """Only `sft`: train on mosaics of the rows instead, drawn anew for each epoch, as `aligner mosaic` would write them."""
 
 
 class Sft(Section):
@@ -410,13 +483,31 @@ class DiscoverRecipe(Recipe):
     """What belongs to this method alone."""
 
 
+class MosaicRecipe(Recipe):
+    """`aligner mosaic`: glue rows into mosaics."""
+
+    method: Literal["mosaic"] = "mosaic"
+    """What to do."""
+    data: Data
+    """Where the rows come from; held-out rows are written as they are."""
+    mosaic: MosaicFiles = MosaicFiles()
+    """What belongs to this method alone."""
+
+
 RECIPES: dict[str, type[Recipe]] = {
     "sft": SftRecipe,
     "dpo": DpoRecipe,
     "sapo": SapoRecipe,
     "discover": DiscoverRecipe,
+    "mosaic": MosaicRecipe,
 }
 """Method name -> schema. A new training method adds one line here and one in `aligner.methods.METHODS`."""
 
-METHOD_SECTIONS: dict[str, str] = {"sft": "sft", "dpo": "dpo", "sapo": "sapo", "discover": "discover"}
+METHOD_SECTIONS: dict[str, str] = {
+    "sft": "sft",
+    "dpo": "dpo",
+    "sapo": "sapo",
+    "discover": "discover",
+    "mosaic": "mosaic",
+}
 """Method name -> the key of its own section."""

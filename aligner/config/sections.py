@@ -54,6 +54,16 @@ def type_at(recipe: type[Section], path: KeyPath) -> list[Any]:
     return members(section.model_fields[str(path[-1])].annotation)
 
 
+def _inside(kinds: list[Any]) -> list[Any]:
+    """What the items of a list may be, or the keys of a mapping."""
+    return [
+        inner
+        for kind in kinds
+        if typing.get_origin(kind) in (list, dict)
+        for inner in members(typing.get_args(kind)[0])
+    ]
+
+
 def is_text(recipe: type[Section], path: KeyPath) -> bool:
     """Whether a key holds text and nothing else, so that a value typed in a shell is taken as it stands."""
     kinds = [kind for kind in type_at(recipe, path) if kind is not type(None)]
@@ -70,8 +80,9 @@ def is_switch(recipe: type[Section], path: KeyPath) -> bool:
 
 
 def choices_at(recipe: type[Section], path: KeyPath) -> list[str]:
-    """The texts that a key offers, if it offers a choice."""
-    found = [kind for kind in type_at(recipe, path) if typing.get_origin(kind) is Literal]
+    """The texts that a key offers, if it offers a choice; so do the items of a list, and the keys of a mapping."""
+    kinds = type_at(recipe, path) or _inside(type_at(recipe, path[:-1]))
+    found = [kind for kind in kinds if typing.get_origin(kind) is Literal]
     return [str(choice) for kind in found for choice in typing.get_args(kind) if isinstance(choice, str)]
 
 

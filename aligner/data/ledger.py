@@ -100,6 +100,10 @@ class SplitLedger:
 
     rows_in: int = 0
     """Rows that the sources gave to this split."""
+    made: int | None = None
+    """Rows that were made of them, over all passes, where training is on such rows (mosaics)."""
+    made_of: str = ""
+    """What was made of what, in a few words."""
     rows: int = 0
     """Rows that were tokenised and kept."""
     too_long_dropped: int = 0
@@ -161,9 +165,8 @@ class SplitLedger:
         dropped = self.too_long_dropped + self.unusable
         if not self.rows and not dropped:
             return
-        assert self.rows + dropped == self.rows_in, (
-            f"{name}: {self.rows} rows kept and {dropped} dropped out of {self.rows_in}"
-        )
+        given = self.rows_in if self.made is None else self.made
+        assert self.rows + dropped == given, f"{name}: {self.rows} rows kept and {dropped} dropped out of {given}"
         assert self.trained_tokens + self.masked_tokens == self.tokens, (
             f"{name}: {self.trained_tokens} tokens trained and {self.masked_tokens} masked out of {self.tokens}"
         )
@@ -171,7 +174,9 @@ class SplitLedger:
     def table(self, name: str) -> list[tuple[str, str]]:
         """Lines for the screen."""
         lost = _lost(self.too_long_dropped, "too long, dropped") + _lost(self.unusable, "untrainable, dropped")
-        lines = [(name, f"{self.rows_in:,} rows{lost}")]
+        lines = [(name, f"{self.rows_in:,} rows{'' if self.made is not None else lost}")]
+        if self.made is not None:
+            lines.append((f"{name} mosaics", f"{self.made_of}{lost}"))
         if self.tokens:
             masked = self.masked_tokens / self.tokens
             cut = f", {self.truncated_tokens:,} cut off in {self.truncated_rows:,} rows" if self.truncated_rows else ""

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from aligner.config.schema import Data, Source
 from aligner.data.files import BLANK, Unreadable
 from aligner.data.formats import HEAD_ROWS, choose_form, unused_columns
 from aligner.data.ledger import LISTED, Ledger, SourceLedger
 from aligner.data.mapping import map_row
-from aligner.data.mixture import Pool, hold_out, name_pools, remove_duplicates, repeat, sample
+from aligner.data.mixture import Pool, hold_out, itself, name_pools, remove_duplicates, repeat, sample
 from aligner.data.reshape import UserFunction, apply_function, check_columns, load_function, move_columns
-from aligner.data.rows import Row, Task, prompt_text
+from aligner.data.rows import CompletionRow, ConversationRow, Row, Task, prompt_text
 from aligner.data.sources import open_source
 from aligner.data.turns import BadRow
 from aligner.errors import DataError, Problem
@@ -29,35 +29,58 @@ from aligner.errors import DataError, Problem
 OnBadRow = Literal["error", "drop"]
 
 
+class Store(Protocol):
+    """Where rows can be kept instead of in memory."""
+
+    def append(self, row: Row) -> int:
+        """Keep a row, and return its number."""
+
+    def flush(self) -> None:
+        """Make what was kept readable."""
+
+    def __getitem__(self, number: int) -> Row: ...
+
+
 @dataclass
 class Loaded:
-    """Typed rows of both splits, what became of all others, and a digest of everything that decided it."""
+    """Typed rows of both splits, what became of all others, and a digest of everything that decided it.
 
-    train: list[Row]
-    eval: list[Row]
+    Where the rows were kept in a store, these are their numbers in it.
+    """
+
+    train: list[Any]
+    eval: list[Any]
     ledger: Ledger
     fingerprint: str
 
 
-def load_rows(data: Data, task: Task, seed: int) -> Loaded:
-    """Read, map, mix and split the sources of a recipe's `data:` section."""
+def load_rows(data: Data, task: Task, seed: int, *, group_by: str | None = None, store: Store | None = None) -> Loaded:
+    """Read, map, mix and split the sources of a recipe's `data:` section.
+
+    `group_by` names a column whose value goes along as the rows' `group`. With a `store`, rows are kept there as they are
+    read, and memory holds their numbers.
+    """
     ledger = Ledger()
     eval_sources = data.eval if isinstance(data.eval, list) else []
-    pools = _read_pools(data.train, eval_sources, task, data.on_bad_row, ledger)
+    keep = itself if store is None else store.append
+    get = itself if store is None else store.__getitem__
+    pools = _read_pools(data.train, eval_sources, _Reader(task, ledger, group_by, keep), data.on_bad_row)
+    if store is not None:
+        store.flush()
     name_pools(pools)
     if data.deduplicate:
-        remove_duplicates(pools)
+        remove_duplicates(pools, get)
     for pool in pools:
         sample(pool, seed)
     train_pools = [pool for pool in pools if pool.entry.role == "train"]
     if isinstance(data.eval, float):
-        hold_out(train_pools, data.eval, seed)
+        hold_out(train_pools, data.eval, seed, get)
     loaded = Loaded([], [], ledger, fingerprint(data, task, seed, ledger))
     for pool in pools:
         _deliver(pool, loaded, seed)
     if eval_sources:
-        asked = {prompt_text(row) for row in loaded.train}
-        ledger.prompts_in_both = sum(prompt_text(row) in asked for row in loaded.eval)
+        asked = {prompt_text(get(row)) for row in loaded.train}
+        ledger.prompts_in_both = sum(prompt_text(get(row)) in asked for row in loaded.eval)
     _refuse_no_rows(data, loaded)
     ledger.check()
     return loaded
@@ -66,13 +89,13 @@ def load_rows(data: Data, task: Task, seed: int) -> Loaded:
 def read_source(source: Source, task: Task, on_bad_row: OnBadRow, ledger: Ledger) -> list[Row]:
     """All rows of one source, mapped; no sampling."""
     entry = ledger.source(source.path)
-    rows = _read(source, task, entry)
+    rows = _Reader(task, ledger).read(source, entry)
     _refuse_bad_rows([entry], on_bad_row)
     return rows
 
 
 def _read_pools(
-    train: Sequence[Source], held_out: Sequence[Source], task: Task, on_bad_row: OnBadRow, ledger: Ledger
+    train: Sequence[Source], held_out: Sequence[Source], reader: _Reader, on_bad_row: OnBadRow
 ) -> list[Pool]:
     """Read every source; what is wrong with any of them comes out in one error."""
     pools: list[Pool] = []
@@ -80,9 +103,9 @@ def _read_pools(
     roles: tuple[tuple[Literal["train", "eval"], Sequence[Source]], ...] = (("train", train), ("eval", held_out))
     for role, sources in roles:
         for source in sources:
-            entry = ledger.source(source.path, role)
+            entry = reader.ledger.source(source.path, role)
             try:
-                pools.append(Pool(source, entry, _read(source, task, entry)))
+                pools.append(Pool(source, entry, reader.read(source, entry)))
             except DataError as error:
                 errors.append(error)
     if len(errors) == 1:
@@ -94,26 +117,45 @@ def _read_pools(
     return pools
 
 
-def _read(source: Source, task: Task, entry: SourceLedger) -> list[Row]:
-    """The usable rows of a source; its losses go to the books."""
-    function = None if source.function is None else load_function(source.function)
-    stream = _raw_rows(source, function, entry)
-    head = list(islice(stream, HEAD_ROWS))
-    if not head:
-        if not entry.rows_read:
-            raise DataError(f"{source.path} holds no rows", "check the path, or remove the source")
-        return []
-    check_columns([row for _, row in head], source, task)
-    moved = [move_columns(row, source.columns) for _, row in head]
-    entry.format, entry.evidence = choose_form(moved, source, task)
-    entry.unused_columns = unused_columns(moved, entry.format, task)
-    rows: list[Row] = []
-    for origin, row in chain(head, stream):
-        try:
-            rows.append(map_row(move_columns(row, source.columns), entry.format, task, origin))
-        except BadRow as bad:
-            entry.note_bad(origin, str(bad))
-    return rows
+@dataclass(frozen=True)
+class _Reader:
+    """Reads sources for a task, and keeps each row in memory or elsewhere."""
+
+    task: Task
+    ledger: Ledger
+    group_by: str | None = None
+    keep: Callable[[Row], Any] = itself
+
+    def read(self, source: Source, entry: SourceLedger) -> list[Any]:
+        """The usable rows of a source; its losses go to the books."""
+        function = None if source.function is None else load_function(source.function)
+        stream = _raw_rows(source, function, entry)
+        head = list(islice(stream, HEAD_ROWS))
+        if not head:
+            if not entry.rows_read:
+                raise DataError(f"{source.path} holds no rows", "check the path, or remove the source")
+            return []
+        check_columns([row for _, row in head], source, self.task)
+        moved = [move_columns(row, source.columns) for _, row in head]
+        entry.format, entry.evidence = choose_form(moved, source, self.task)
+        entry.unused_columns = [
+            name for name in unused_columns(moved, entry.format, self.task) if name != self.group_by
+        ]
+        rows: list[Any] = []
+        for origin, row in chain(head, stream):
+            try:
+                rows.append(self.keep(self._map(move_columns(row, source.columns), entry.format, origin)))
+            except BadRow as bad:
+                entry.note_bad(origin, str(bad))
+        return rows
+
+    def _map(self, raw: dict[str, Any], form: str, origin: str) -> Row:
+        row = map_row(raw, form, self.task, origin)
+        if self.group_by is None or not isinstance(row, ConversationRow | CompletionRow):
+            return row
+        if raw.get(self.group_by) is None:
+            raise BadRow(f"`{self.group_by}`, the column to group by, is missing")
+        return replace(row, group=str(raw[self.group_by]))
 
 
 def _raw_rows(
@@ -191,7 +233,7 @@ def _refuse_no_rows(data: Data, loaded: Loaded) -> None:
 
 def fingerprint(data: Data, task: Task, seed: int, ledger: Ledger) -> str:
     """SHA-256 over the sources' bytes, the settings and the seed; where files lie does not count."""
-    settings = data.model_dump(exclude={"train", "eval"})
+    settings = data.model_dump(exclude={"train", "eval", *(() if data.mosaic else ("mosaic",))})
     settings["eval"] = data.eval if isinstance(data.eval, float) else None
     sources = [*data.train, *(data.eval if isinstance(data.eval, list) else [])]
     parts = [_source_settings(source, entry) for source, entry in zip(sources, ledger.sources, strict=True)]

@@ -12,14 +12,24 @@ import hashlib
 import json
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
+from typing import Any
 
 from aligner.config.schema import Source
 from aligner.data.ledger import SourceLedger
 from aligner.data.rows import Row, prompt_text
 from aligner.errors import DataError
+
+Get = Callable[[Any], Row]
+"""What stands in a pool for a row -> the row. Rows stand there themselves, or their numbers in a store on disk."""
+
+
+def itself(row: Any) -> Row:
+    """Return the row, which stands in the pool itself."""
+    kept: Row = row
+    return kept
 
 
 @dataclass
@@ -28,9 +38,9 @@ class Pool:
 
     source: Source
     entry: SourceLedger
-    rows: list[Row]
+    rows: list[Any]
     name: str = ""
-    eval_rows: list[Row] = field(default_factory=list)
+    eval_rows: list[Any] = field(default_factory=list)
 
 
 def name_pools(pools: Sequence[Pool]) -> None:
@@ -42,13 +52,13 @@ def name_pools(pools: Sequence[Pool]) -> None:
         pool.name = f"{pool.entry.role}:{content}:{seen[content]}"
 
 
-def remove_duplicates(pools: Sequence[Pool]) -> None:
+def remove_duplicates(pools: Sequence[Pool], get: Get = itself) -> None:
     """Keep the first of equal rows, over all sources; a training row that equals a held-out one goes."""
     seen: set[bytes] = set()
     for pool in sorted(pools, key=lambda pool: pool.entry.role != "eval"):
         kept = []
         for row in pool.rows:
-            key = content_key(row)
+            key = content_key(get(row))
             if key not in seen:
                 seen.add(key)
                 kept.append(row)
@@ -58,7 +68,7 @@ def remove_duplicates(pools: Sequence[Pool]) -> None:
 
 def content_key(row: Row) -> bytes:
     """A digest of all that the row says; where it came from does not count."""
-    parts = [type(row).__name__, *(getattr(row, name) for name in row.__slots__ if name != "origin")]
+    parts = [type(row).__name__, *(getattr(row, name) for name in row.__slots__ if name not in ("origin", "group"))]
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=repr)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
@@ -73,7 +83,7 @@ def sample(pool: Pool, seed: int) -> None:
     pool.entry.not_sampled = total - len(pool.rows)
 
 
-def repeat(pool: Pool, rows: list[Row], seed: int) -> list[Row]:
+def repeat(pool: Pool, rows: list[Any], seed: int) -> list[Any]:
     """Apply a `weight` above 1: whole copies, then a random part of one."""
     copies = int(pool.source.weight)
     if copies < 1:
@@ -84,7 +94,7 @@ def repeat(pool: Pool, rows: list[Row], seed: int) -> list[Row]:
     return repeated
 
 
-def draw(rows: list[Row], number: int, seed: str) -> list[Row]:
+def draw(rows: list[Any], number: int, seed: str) -> list[Any]:
     """So many rows at random, in their old order."""
     if number <= 0 or number >= len(rows):
         return rows if number > 0 else []
@@ -94,13 +104,13 @@ def draw(rows: list[Row], number: int, seed: str) -> list[Row]:
     return [rows[position] for position in sorted(chosen)]
 
 
-def hold_out(pools: Sequence[Pool], share: float, seed: int) -> None:
+def hold_out(pools: Sequence[Pool], share: float, seed: int, get: Get = itself) -> None:
     """Move a share of the rows to `eval_rows`, whole prompts at a time.
 
     Prompts are ranked by a keyed hash of their text, so that the same prompt is held out whatever else is in the
     mixture. A prompt with more rows than are still wanted is passed over.
     """
-    ranks = [[_prompt_rank(row, seed) for row in pool.rows] for pool in pools]
+    ranks = [[_prompt_rank(get(row), seed) for row in pool.rows] for pool in pools]
     held = _choose_prompts(Counter(chain.from_iterable(ranks)), share)
     for pool, ranks_of_pool in zip(pools, ranks):
         ranked = list(zip(pool.rows, ranks_of_pool))

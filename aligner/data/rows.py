@@ -24,6 +24,8 @@ class ConversationRow:
     messages: Messages
     tools: list[Any] | None = None
     origin: str = ""
+    group: str = ""
+    """Value of the column that mosaics are grouped by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,8 @@ class CompletionRow:
     prompt: str | Messages
     completion: str | Messages
     origin: str = ""
+    group: str = ""
+    """Value of the column that mosaics are grouped by."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,9 @@ def open_source(source: Source, files: list[FileRecord]) -> RawRows:
     if paths is None:
         yield from _hub_rows(source, files)
         return
+    if paths and paths[0].suffix == ".arrow":
+        yield from _saved_rows(paths, files)
+        return
     for path in paths:
         files.append(file_record(path))
         for number, row in read_file(path):
@@ -95,7 +98,39 @@ def _glob_files(source: Source) -> list[Path]:
     return files
 
 
+def _saved_rows(paths: list[Path], files: list[FileRecord]) -> RawRows:
+    """Rows of a folder that `save_to_disk` wrote, numbered through all of its files."""
+    import pyarrow
+    from datasets import load_from_disk
+
+    files.extend(file_record(path) for path in paths)
+    folder = paths[0].parent
+    try:
+        rows = load_from_disk(str(folder))
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise DataError(f"{folder} is broken as a saved data set: {error}", "write or copy it again") from error
+    for number, row in enumerate(rows, start=1):
+        yield f"{folder}:{number}", row
+
+
+def _saved_folder(folder: Path, source: Source) -> Path | None:
+    """The folder of a data set that `save_to_disk` wrote: this one, or that of the wanted split in it."""
+    if (folder / "state.json").is_file():
+        if source.split != "train":
+            raise DataError(f"{source.path} holds one data set and no splits", "remove `split`")
+        return folder
+    if not (folder / "dataset_dict.json").is_file():
+        return None
+    splits = sorted(path.parent.name for path in folder.glob("*/state.json"))
+    if source.split not in splits:
+        raise DataError(f"{source.path}: no split `{source.split}`", f"there are {', '.join(splits) or 'none'}")
+    return folder / source.split
+
+
 def _folder_files(folder: Path, source: Source) -> list[Path]:
+    saved = _saved_folder(folder, source)
+    if saved is not None:
+        return sorted(saved.glob("*.arrow"))
     files = [path for path in sorted(folder.rglob("*")) if _holds_rows(path, folder, source)]
     if not files:
         raise _no_files(folder, source)
@@ -128,7 +163,7 @@ def _holds_rows(path: Path, folder: Path, source: Source) -> bool:
 
 def _no_files(folder: Path, source: Source) -> DataError:
     if any(folder.rglob("*.arrow")):
-        hint = "it was made by `save_to_disk`; write Parquet instead: `dataset.to_parquet('train.parquet')`"
+        hint = "the files that `save_to_disk` writes beside them (state.json) are missing; copy the whole folder"
     elif any(folder.rglob("*.txt")):
         hint = "to train on the lines of its text files say `format: text`"
     else:

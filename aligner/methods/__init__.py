@@ -107,8 +107,25 @@ def run_recipe(
 
 
 def _load(recipe: TrainRecipe, on_event: OnEvent | None) -> Loaded:
+    group_by = None
+    if recipe.data.mosaic is not None:
+        from aligner.builders.mosaic.bank import load_bank
+
+        load_bank(recipe.data.mosaic.style_bank)  # what is wrong with it is told before anything is read
+        group_by = recipe.data.mosaic.group_by
     _tell(on_event, StageStarted("reading the data"))
-    return load_rows(recipe.data, TASKS[recipe.method], recipe.seed)
+    return load_rows(recipe.data, TASKS[recipe.method], recipe.seed, group_by=group_by)
+
+
+def _passes(recipe: TrainRecipe, loaded: Loaded, tokenizer: Any) -> Any:
+    """Return what makes the training rows of each epoch anew, where the recipe asks for that."""
+    if recipe.data.mosaic is None:
+        return None
+    from aligner.builders.mosaic.passes import MosaicPasses, mosaics_of
+
+    limit = recipe.data.max_length
+    mosaics = mosaics_of(loaded.train, recipe.data.mosaic, tokenizer=tokenizer, max_tokens=limit, seed=recipe.seed)
+    return MosaicPasses(mosaics, len(loaded.train))
 
 
 def _prepare(recipe: TrainRecipe, run: Run, loaded: Loaded, on_event: OnEvent | None) -> Job:
@@ -129,7 +146,8 @@ def _prepare(recipe: TrainRecipe, run: Run, loaded: Loaded, on_event: OnEvent | 
     if done:
         prepared = load_prepared(run.prepared_dir)
     else:
-        prepared = prepare(recipe, loaded, tokenizer, run.prepared_dir, on_event)
+        passes = _passes(recipe, loaded, tokenizer)
+        prepared = prepare(recipe, loaded, tokenizer, run.prepared_dir, on_event, passes)
         questions = questions_from(loaded.eval or loaded.train, recipe.report.num_prompts)
         run.write_json(QUESTIONS, [list(question) for question in questions])
         run.write_json("data.json", {**loaded.ledger.to_json(), "batching": prepared.batching.reason})
@@ -286,28 +304,39 @@ def _dry_run(resolved: Resolved, loaded: Loaded, on_event: OnEvent | None) -> Ou
     for remark in check_tokenizer(tokenizer):
         _tell(on_event, Warned(remark))
     with tempfile.TemporaryDirectory(prefix="aligner-dry-run-") as folder:
-        prepared = prepare(recipe, loaded, tokenizer, Path(folder) / "prepared", on_event)
-        sequences = len(prepared.train)
-        reason = prepared.batching.reason
+        passes = _passes(recipe, loaded, tokenizer)
+        prepared = prepare(recipe, loaded, tokenizer, Path(folder) / "prepared", on_event, passes)
+        batching, sequences = prepared.batching, len(prepared.train)
         del prepared
-    _tell(on_event, DataReady([*loaded.ledger.table(), ("batches", reason)]))
-    _tell(on_event, Plan(plan_rows(recipe, sequences)))
+    _tell(on_event, DataReady([*loaded.ledger.table(), ("batches", batching.reason)]))
+    _tell(on_event, Plan(plan_rows(recipe, sequences, batching.passes, batching.steps)))
     return Outcome(Path(recipe.output_dir))
 
 
-def plan_rows(recipe: TrainRecipe, sequences: int) -> list[tuple[str, str, str]]:
-    """Return the arithmetic of the training as rows (what, value, how)."""
-    trainer = recipe.trainer
-    batch = int(trainer.get("per_device_train_batch_size", 8))
-    accumulation = int(trainer.get("gradient_accumulation_steps", 1))
-    per_step = batch * accumulation * recipe.launch.num_processes
-    epochs = float(trainer.get("num_train_epochs", 3))
-    per_epoch = -(-sequences // per_step)
-    steps = int(trainer.get("max_steps", -1))
-    total = steps if steps > 0 else -(-int(per_epoch * epochs * 1000) // 1000)
+def plan_rows(
+    recipe: TrainRecipe, sequences: int, passes: list[int] | None = None, stop: int | None = None
+) -> list[tuple[str, str, str]]:
+    """Return the arithmetic of the training as rows (what, value, how).
+
+    With `passes`, `sequences` counts those of all epochs together, and `stop` is the step to stop at, if there is one.
+    """
+    from aligner.prepare import rows_per_step
+
+    trainer, per_step = recipe.trainer, rows_per_step(recipe)
+    all_steps = -(-sequences // per_step)
+    if passes is not None:
+        counted = (
+            "sequences",
+            f"{sequences:,}",
+            f"in {len(passes)} passes: {', '.join(f'{size:,}' for size in passes)}",
+        )
+        total, how = stop or all_steps, f"{sequences:,} / {per_step} a step"
+        return [counted, ("steps", f"{total:,}", how), ("recipe", recipe_hash(recipe)[:12], "hash")]
+    epochs, steps = float(trainer.get("num_train_epochs", 3)), int(trainer.get("max_steps", -1))
+    total = steps if steps > 0 else -(-int(all_steps * epochs * 1000) // 1000)
     return [
         ("sequences", f"{sequences:,}", ""),
-        ("steps an epoch", f"{per_epoch:,}", f"{sequences:,} / {per_step} a step"),
+        ("steps an epoch", f"{all_steps:,}", f"{sequences:,} / {per_step} a step"),
         ("steps", f"{total:,}", "trainer.max_steps" if steps > 0 else f"{epochs:g} epochs"),
         ("recipe", recipe_hash(recipe)[:12], "hash"),
     ]

@@ -64,6 +64,7 @@ def train(job: Job) -> Fitted:
     batching = job.prepared.batching
     model = load_policy(recipe.model, job.tokenizer, trainable=True)
     job.answer_before(model)
+    ours = {} if batching.passes is None else {"num_train_epochs": 1, "max_steps": batching.steps or -1}
     arguments = training_arguments(
         recipe,
         job.run,
@@ -72,6 +73,7 @@ def train(job: Job) -> Fitted:
         packing_strategy="bfd",
         max_length=recipe.data.max_length if batching.packing else None,
         dataset_kwargs={"skip_prepare_dataset": True},
+        **ours,
     )
     trainer = SeededSFTTrainer(
         model=model,
@@ -81,6 +83,7 @@ def train(job: Job) -> Fitted:
         processing_class=job.tokenizer,
     )
     trainer.group_lengths = lengths_of(job.prepared.train, batching.grouped)
+    trainer.passes = batching.passes
     _keep_adapters_in_float32(trainer.model)
     fitted = fit(trainer, recipe, job.run, job.on_event)
     job.answer_after(trainer)

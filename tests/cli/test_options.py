@@ -17,6 +17,7 @@ OPTIONS = {
     "sft": "--dry-run --resume --overwrite --num-processes --num_processes --json --debug",
     "dpo": "--dry-run --resume --overwrite --num-processes --num_processes --json --debug --loss-table --loss-plot",
     "sapo": "--dry-run --resume --overwrite --num-processes --num_processes --json --debug",
+    "mosaic": "--dry-run --resume --overwrite --json --debug",
     "discover": "--dry-run --resume --overwrite --json --debug",
     "generate": "MODEL PROMPTS --data --column --split --max-rows --max-new-tokens --temperature --top-p --top-k --min-p "
     "--repetition-penalty --num-samples -n --seed --batch-size --dtype --quantization --trust-remote-code --output -o --json",

@@ -30,6 +30,18 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {**EVERY, "trainer__train_sampling_strategy": "group_by_length", "trainer__gradient_accumulation_steps": 2},
     ),
     "sft packed": ("sft", {**EVERY, "sft__packing": True, "trainer__per_device_train_batch_size": 1}),
+    "sft on mosaics that are drawn anew for each epoch": (
+        "sft",
+        {
+            **EVERY,
+            "data__mosaic": {"max_members": 3},
+            "data__max_length": 400,
+            "trainer__num_train_epochs": 2.5,
+            "trainer__train_sampling_strategy": "group_by_length",
+            "trainer__gradient_accumulation_steps": 2,
+            "data__eval": 0.2,
+        },
+    ),
     "dpo with a computed reference": ("dpo", {**EVERY, "trainer__gradient_accumulation_steps": 2}),
     "dpo with LoRA and dropout": ("dpo", {**EVERY, "model__lora": LORA, "data__eval": 0.2, "trainer__eval_steps": 3}),
     "dpo that stops in the middle of an epoch": ("dpo", {"trainer__max_steps": 7, "trainer__save_steps": 3}),
@@ -113,6 +125,7 @@ def kill_and_resume(case: str, moment: str, world: Path, run: Path, count: int |
     ("case", "moment"),
     [
         ("sft grouped by length", "in the middle of an epoch"),
+        ("sft on mosaics that are drawn anew for each epoch", "in the middle of an epoch"),
         ("dpo with LoRA and dropout", "before a checkpoint is declared whole"),
     ],
 )

@@ -1,0 +1,1 @@
+"""Dataset builders: they turn rows into other rows, and train nothing."""

@@ -1,0 +1,313 @@
+"""The style bank: how a mosaic's numbers, tags, lists and meta-instructions may look, as data.
+
+Each text carries a label (`permute.reverse`, `maskout.longest`, ...) that says what it means, and belongs to a form: `one`
+speaks of a single instruction, `many` of several. Texts are one line each, and no line can be read as two different labels;
+so a finished sample can be read again without knowing how it was made. `bank_en.yaml` is ours. A user's file of the same form
+is added to it, or stands in its place with `extends: none` (for another language, say).
+
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from aligner.config.names import did_you_mean
+from aligner.errors import Problem, RecipeError
+
+OURS = Path(__file__).with_name("bank_en.yaml")
+
+PERMUTE_RULES = (
+    "explicit",
+    "reverse",
+    "alphabet_ascending",
+    "alphabet_descending",
+    "words_ascending",
+    "words_descending",
+    "characters_ascending",
+    "characters_descending",
+    "odd_first",
+    "even_first",
+)
+MASK_RULES = ("explicit", "longest", "shortest", "odd", "even")
+
+SLOTS: dict[str, dict[str, set[str]]] = {
+    "format.tags": {"one": {"begin", "end"}, "many": {"begin", "end"}},
+    "format.list": {"one": set(), "many": set()},
+    **{f"permute.{rule}": {"many": {"list"} if rule == "explicit" else set()} for rule in PERMUTE_RULES},
+    "maskout.explicit": {"one": {"list"}, "many": {"list"}},
+    "maskout.longest": {"one": set(), "many": {"count"}},
+    "maskout.shortest": {"one": set(), "many": {"count"}},
+    "maskout.odd": {"many": set()},
+    "maskout.even": {"many": set()},
+}
+"""Label -> form -> the slots that every text of it has, each once."""
+
+_SLOT = re.compile(r"\{(\w+)\}")
+_SAMPLES = {"begin": "<<a>>", "end": "<<b>>", "list": "[2, 1]", "count": "2"}
+PATTERNS = {
+    "begin": r"(?P<begin>\S.*?)",
+    "end": r"(?P<end>\S.*?)",
+    "list": r"(?P<list>[\W\d]*\d[\W\d]*)",
+    "count": r"(?P<count>\d+)",
+}
+"""What may stand in a slot of a finished text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A meta-instruction with its slots still open, what it means, and whether it speaks of one or of many."""
+
+    label: str
+    form: str
+    wording: str
+
+    def filled(self, **slots: str) -> str:
+        """Return the line as it stands in a sample."""
+        return _SLOT.sub(lambda slot: slots[slot[1]], self.wording)
+
+
+@dataclass(frozen=True, slots=True)
+class Meta:
+    """A meta-instruction that was read: its text in the bank, and what stood in the slots."""
+
+    text: Text
+    slots: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Everything that a style is drawn from."""
+
+    language: str
+    alphabet: str
+    words: bool
+    numbers: tuple[str, ...]
+    tag_words: tuple[tuple[str, str], ...]
+    tag_brackets: tuple[str, ...]
+    list_brackets: tuple[str, ...]
+    list_separators: tuple[str, ...]
+    stand_alone: tuple[str, ...]
+    texts: dict[str, dict[str, tuple[Text, ...]]]
+
+    @cached_property
+    def stands_alone(self) -> re.Pattern[str] | None:
+        """What a prompt that must not be combined matches."""
+        joined = "|".join(f"(?:{pattern})" for pattern in self.stand_alone)
+        return re.compile(joined, re.IGNORECASE | re.MULTILINE) if joined else None
+
+    @cached_property
+    def _by_opening(self) -> dict[str, list[tuple[Text, re.Pattern[str]]]]:
+        """Texts by what they begin with, up to the first slot, cut to `_SHORT` letters."""
+        found: dict[str, list[tuple[Text, re.Pattern[str]]]] = {}
+        for forms in self.texts.values():
+            for texts in forms.values():
+                for text in texts:
+                    found.setdefault(_opening(text.wording), []).append((text, _pattern(text.wording)))
+        return found
+
+    def read(self, line: str) -> list[Meta]:
+        """Return every text of the bank that this line can be."""
+        readings = []
+        for length in range(min(_SHORT, len(line)), -1, -1):
+            for text, pattern in self._by_opening.get(line[:length], ()):
+                if (match := pattern.fullmatch(line)) is not None:
+                    readings.append(Meta(text, match.groupdict()))
+        return readings
+
+
+_SHORT = 12
+
+
+def _opening(wording: str) -> str:
+    return _SLOT.split(wording, maxsplit=1)[0][:_SHORT]
+
+
+def _pattern(wording: str) -> re.Pattern[str]:
+    parts = _SLOT.split(wording)
+    return re.compile("".join(PATTERNS[part] if number % 2 else re.escape(part) for number, part in enumerate(parts)))
+
+
+# --- reading a bank ------------------------------------------------------------------------------------------------
+
+LISTS = ("numbers", "tag_words", "tag_brackets", "list_brackets", "list_separators", "stand_alone")
+_ONE_SLOT = {"numbers": "n", "tag_brackets": "tag", "list_brackets": "items"}
+_KNOWN = ("extends", "language", "alphabet", "words", *LISTS, "texts")
+
+
+def load_bank(path: str | None = None) -> Bank:
+    """Read our bank, and lay the user's file over it.
+
+    Raises: RecipeError naming every text and list of the file that cannot be used.
+    """
+    values = _read_yaml(OURS)
+    if path is not None:
+        theirs = _read_yaml(Path(path).expanduser())
+        _refuse_unknown(theirs, path)
+        values = theirs if theirs.get("extends") == "none" else _joined(values, theirs)
+    name = path or OURS.name
+    problems = list(_problems(values))
+    if problems:
+        raise RecipeError(f"{name} cannot be used as a style bank", "see docs/mosaic.md for its form", problems)
+    bank = _build(values)
+    _refuse_ambiguous(bank, name)
+    return bank
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"the style bank {path} cannot be read: {error.strerror}", "check `style_bank`") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"the style bank {path} is broken: {error}", "mend the file") from error
+    if not isinstance(values, dict):
+        raise RecipeError(f"the style bank {path} holds no `key: value` lines", "see docs/mosaic.md for its form")
+    return values
+
+
+def _refuse_unknown(values: dict[str, Any], path: str) -> None:
+    problems = [
+        Problem("unknown key", path, str(key), did_you_mean(str(key), _KNOWN)) for key in values if key not in _KNOWN
+    ]
+    texts = values.get("texts")
+    labels = list(texts) if isinstance(texts, dict) else []
+    for label in labels:
+        if label not in SLOTS:
+            problems.append(Problem("no such rule", path, f"texts.{label}", did_you_mean(str(label), SLOTS)))
+    if values.get("extends", "en") not in ("en", "none"):
+        problems.append(Problem("expected `en` or `none`", path, "extends"))
+    if problems:
+        raise RecipeError(f"{path} cannot be used as a style bank", "see docs/mosaic.md for its form", problems)
+
+
+def _joined(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
+    """Our bank with the user's lists behind ours; single values are replaced."""
+    joined: dict[str, Any] = {
+        **ours,
+        **{key: theirs[key] for key in ("language", "alphabet", "words") if key in theirs},
+    }
+    for key in LISTS:
+        joined[key] = _both(ours[key], theirs.get(key) or [])
+    texts = {label: {form: list(lines) for form, lines in forms.items()} for label, forms in ours["texts"].items()}
+    more = theirs.get("texts") or {}
+    for label, forms in more.items() if isinstance(more, dict) else ():
+        for form, lines in forms.items() if isinstance(forms, dict) else ():
+            texts[label][form] = _both(texts[label].get(form, []), lines or [])
+    joined["texts"] = texts if isinstance(more, dict) else more
+    return joined
+
+
+def _both(ours: list[Any], theirs: Any) -> Any:
+    return [*ours, *(line for line in theirs if line not in ours)] if isinstance(theirs, list) else theirs
+
+
+def _problems(values: dict[str, Any]) -> list[Problem]:
+    problems = [problem for key in LISTS for problem in _list_problems(key, values.get(key))]
+    if not isinstance(values.get("alphabet", ""), str) or not isinstance(values.get("words", True), bool):
+        problems.append(Problem("`alphabet` is a text of letters, `words` is true or false", key="alphabet"))
+    texts = values.get("texts")
+    if not isinstance(texts, dict):
+        return [*problems, Problem("is missing", key="texts")]
+    for label, forms in SLOTS.items():
+        given = texts.get(label)
+        for form, slots in forms.items():
+            lines = given.get(form) if isinstance(given, dict) else None
+            if not isinstance(lines, list) or not lines:
+                problems.append(Problem("needs at least one text", key=f"texts.{label}.{form}"))
+                continue
+            problems += [problem for line in lines for problem in _text_problems(label, form, line, slots)]
+        for form in given if isinstance(given, dict) else ():
+            if form not in forms:
+                problems.append(Problem(f"expected {' and '.join(forms)}", key=f"texts.{label}.{form}"))
+    return problems
+
+
+def _list_problems(key: str, values: Any) -> list[Problem]:
+    if not isinstance(values, list) or (not values and key != "stand_alone"):
+        return [Problem("needs a list with something in it", key=key)]
+    problems = []
+    for value in values:
+        if key == "tag_words":
+            if not (isinstance(value, list) and len(value) == 2 and all(_is_line(word) for word in value)):
+                problems.append(Problem(f"expected two words, found {value!r}", key=key))
+            elif value[0] == value[1]:
+                problems.append(Problem(f"both words are {value[0]!r}", key=key))
+        elif not isinstance(value, str) or "\n" in value or not value:
+            problems.append(Problem(f"expected a text of one line, found {value!r}", key=key))
+        elif key in _ONE_SLOT and _SLOT.findall(value) != [_ONE_SLOT[key]]:
+            problems.append(Problem(f"{value!r} needs {{{_ONE_SLOT[key]}}} once", key=key))
+        elif key == "numbers" and (value[value.index("{n}") + 3 :][:1].isdigit() or value == "{n}"):
+            problems.append(Problem(f"{value!r} does not mark a number off from a text", key=key))
+        elif key == "numbers" and value[: value.index("{n}")][-1:].isdigit():
+            problems.append(Problem(f"{value!r} has a digit before the number", key=key))
+        elif key in ("list_separators", "list_brackets") and re.search(r"\w", value.replace("{items}", "")):
+            problems.append(Problem(f"{value!r} has letters or digits, which belong in the texts", key=key))
+        elif key == "stand_alone" and (reason := _regex_problem(value)):
+            problems.append(Problem(f"{value!r} is no regular expression: {reason}", key=key))
+    return problems
+
+
+def _regex_problem(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        return str(error)
+    return ""
+
+
+def _is_line(value: Any) -> bool:
+    return isinstance(value, str) and value.strip() == value != "" and "\n" not in value
+
+
+def _text_problems(label: str, form: str, line: Any, slots: set[str]) -> list[Problem]:
+    key = f"texts.{label}.{form}"
+    if not _is_line(line):
+        return [Problem(f"expected a text of one line without blanks around it, found {line!r}", key=key)]
+    found = _SLOT.findall(line)
+    if sorted(found) != sorted(slots):
+        wanted = " and ".join(f"{{{slot}}}" for slot in sorted(slots)) or "no slot"
+        return [Problem(f"{line!r} needs {wanted}, each once", key=key)]
+    return []
+
+
+def _build(values: dict[str, Any]) -> Bank:
+    texts = {
+        label: {form: tuple(Text(label, form, line) for line in lines) for form, lines in forms.items()}
+        for label, forms in values["texts"].items()
+    }
+    return Bank(
+        language=str(values.get("language", "")),
+        alphabet=str(values.get("alphabet", "")),
+        words=bool(values.get("words", True)),
+        numbers=tuple(values["numbers"]),
+        tag_words=tuple((begin, end) for begin, end in values["tag_words"]),
+        tag_brackets=tuple(values["tag_brackets"]),
+        list_brackets=tuple(values["list_brackets"]),
+        list_separators=tuple(values["list_separators"]),
+        stand_alone=tuple(values.get("stand_alone") or ()),
+        texts=texts,
+    )
+
+
+def _refuse_ambiguous(bank: Bank, name: str) -> None:
+    """Refuse a bank in which one line could mean two things."""
+    problems = []
+    for label, forms in bank.texts.items():
+        for form, texts in forms.items():
+            for text in texts:
+                line = text.filled(**_SAMPLES)
+                others = {(meta.text.label, meta.text.form) for meta in bank.read(line)} - {(label, form)}
+                if others:
+                    meant = ", ".join(f"{other} ({kind})" for other, kind in sorted(others))
+                    problems.append(
+                        Problem(f"{text.wording!r} can also be read as {meant}", key=f"texts.{label}.{form}")
+                    )
+    if problems:
+        raise RecipeError(f"{name} cannot be used as a style bank", "change the wording", problems)

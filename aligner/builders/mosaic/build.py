@@ -1,0 +1,398 @@
+"""`aligner mosaic`: rows in files -> mosaics in files, in bounded memory, by one or several processes, resumable.
+
+Read downward. The rows are read once and kept on disk (`prepared/rows.bin`); memory holds some tens of bytes for each. Chunks
+are built in parts of `CHUNKS_IN_A_PART`, each part into files of its own below `shards/`, the last of which (`.done`) says that
+it is whole: a resumed run builds the missing ones. At the end the parts are joined, in their order, to
+
+    data/train.jsonl      the samples (or train.parquet, or a folder that `datasets.load_from_disk` reads)
+    data/eval.jsonl       held-out rows as they came, where `data.eval` holds some out
+    mosaics.jsonl         for each sample: its members, strategy, rule, order, what was left out, style, tokens, pass
+    mosaic.json           every number of the report
+    report.html           the report
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from aligner.builders.mosaic.bank import Bank, load_bank
+from aligner.builders.mosaic.engine import Chunk, Mosaics, Sample, Tally
+from aligner.builders.mosaic.files import as_written, join, write_data, write_held_out
+from aligner.builders.mosaic.lengths import EstimatedLengths
+from aligner.builders.mosaic.members import Members, RowStore
+from aligner.builders.mosaic.passes import lengths_for, mosaics_over
+from aligner.config.load import Resolved
+from aligner.config.schema import Model, MosaicFiles, MosaicRecipe
+from aligner.data import Loaded, load_rows
+from aligner.data.files import file_record
+from aligner.errors import DataError
+from aligner.events import DataReady, Finished, Notice, OnEvent, Plan, StageProgress, StageStarted, Warned
+from aligner.methods import Outcome, already_done
+from aligner.record import dumps, write_atomically
+from aligner.run import Run
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+CHUNKS_IN_A_PART = 16
+PROGRESS_EVERY = 1000
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some chunks of a pass that are built together: `number` counts the parts of all passes."""
+
+    number: int
+    pass_number: int
+    first: int
+    stop: int
+    members: int
+
+
+@dataclass
+class Workshop:
+    """What builds parts, here or in a process of its own: made from the run directory and the recipe alone."""
+
+    recipe: MosaicRecipe
+    run_dir: Path
+    _chunks: tuple[int, list[Chunk]] | None = None
+
+    @cached_property
+    def mosaics(self) -> Mosaics:
+        """The mosaics of the rows that were kept on disk."""
+        settings = self.recipe.mosaic
+        store = RowStore.open(self.run_dir / "prepared" / "rows.bin")
+        members = Members.load(self.run_dir / "prepared" / "members.bin", store.__getitem__)
+        return mosaics_over(
+            members,
+            settings,
+            load_bank(settings.style_bank),
+            load_tokenizer_of(settings),
+            max_tokens=self.recipe.data.max_length,
+            seed=self.recipe.seed,
+        )
+
+    def chunks(self, pass_number: int) -> list[Chunk]:
+        """The chunks of a pass; the latest pass is remembered."""
+        if self._chunks is None or self._chunks[0] != pass_number:
+            self._chunks = (pass_number, self.mosaics.chunks(pass_number))
+        return self._chunks[1]
+
+    def parts(self) -> Iterator[Part]:
+        """Every part of every pass, in order."""
+        number = 0
+        for pass_number in range(self.recipe.mosaic.passes):
+            chunks = self.chunks(pass_number)
+            for first in range(0, len(chunks), CHUNKS_IN_A_PART):
+                some = chunks[first : first + CHUNKS_IN_A_PART]
+                yield Part(number, pass_number, first, first + len(some), sum(len(chunk.members) for chunk in some))
+                number += 1
+
+    def build(self, part: Part) -> None:
+        """Build a part and write it; `.done` comes last."""
+        tally = Tally()
+        chunks = self.chunks(part.pass_number)[part.first : part.stop]
+        samples = [sample for chunk in chunks for sample in self.mosaics.samples(chunk, tally)]
+        place, kinds = part_file(self.run_dir, part.number), self.mosaics.members.kinds
+        lines = "".join(dumps(as_written(sample.row, self.recipe.mosaic.form, kinds)) + "\n" for sample in samples)
+        write_atomically(place.with_suffix(".rows"), lines)
+        write_atomically(place.with_suffix(".told"), "".join(dumps(sample.record()) + "\n" for sample in samples))
+        shown = (
+            [_example(sample) for sample in samples[:EXAMPLES_OF_A_PART]] if part.number < PARTS_WITH_EXAMPLES else []
+        )
+        done = {"counts": dict(tally.counts), "lengths": tally.lengths, "examples": shown}
+        write_atomically(place.with_suffix(".done"), dumps(done))
+
+
+EXAMPLES_OF_A_PART = 40
+PARTS_WITH_EXAMPLES = 4
+
+
+def part_file(run_dir: Path, number: int) -> Path:
+    """Return where a part is written, without its endings."""
+    return run_dir / "shards" / f"{number:06d}"
+
+
+def _example(sample: Sample) -> dict[str, Any]:
+    """A sample for the report: its texts, and where its members' own words stand in them."""
+    rendered = sample.rendered
+    return {
+        **sample.record(),
+        "prompt": rendered.prompt,
+        "completion": rendered.completion,
+        "asked": rendered.asked,
+        "answered": rendered.answered,
+        "lead": list(sample.row.prompt[:-1]) if not isinstance(sample.row.prompt, str) else [],
+    }
+
+
+# --- the run -------------------------------------------------------------------------------------------------------
+
+
+def run_mosaic(
+    resolved: Resolved,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    on_event: OnEvent | None = None,
+) -> Outcome:
+    """Build the mosaics of a recipe.
+
+    Raises: RecipeError, DataError and UsageError before anything is built; DataError for a row that is too long, where
+    `on_overlong` asks for it.
+    """
+    recipe = resolved.recipe
+    assert isinstance(recipe, MosaicRecipe)
+    bank = load_bank(recipe.mosaic.style_bank)
+    _check_tokenizer_path(recipe.mosaic)
+    if not dry_run:
+        Run.check_place(Path(recipe.output_dir), resume=resume, overwrite=overwrite)
+    else:
+        return _dry_run(recipe, bank, on_event)
+    run = Run.create(resolved, resume=resume, overwrite=overwrite)
+    if run.is_done:
+        return already_done(run, on_event)
+    for note in run.notes:
+        _tell(on_event, Warned(note))
+    _prepare(recipe, run, bank, on_event)
+    workshop = Workshop(recipe, run.dir)
+    parts = list(workshop.parts())
+    _build_parts(workshop, parts, on_event)
+    return _finish(workshop, run, parts, on_event)
+
+
+def load_tokenizer_of(settings: MosaicFiles) -> PreTrainedTokenizerBase | None:
+    """Return the tokenizer that lengths are counted with, or None where they are estimated."""
+    if settings.tokenizer is None:
+        return None
+    from aligner.models import load_tokenizer
+
+    return load_tokenizer(_as_model(settings.tokenizer, settings), needs_model=False)
+
+
+def _as_model(tokenizer: str, settings: MosaicFiles) -> Model:
+    return Model(name_or_path=tokenizer, chat_template=settings.chat_template)
+
+
+def _check_tokenizer_path(settings: MosaicFiles) -> None:
+    if settings.tokenizer is not None:
+        from aligner.model_files import check_tokenizer_path
+
+        check_tokenizer_path(_as_model(settings.tokenizer, settings), "mosaic.tokenizer")
+
+
+def _load(recipe: MosaicRecipe, store: RowStore | None, on_event: OnEvent | None) -> Loaded:
+    _tell(on_event, StageStarted("reading the data"))
+    return load_rows(recipe.data, "sft", recipe.seed, group_by=recipe.mosaic.group_by, store=store)
+
+
+def _prepare(recipe: MosaicRecipe, run: Run, bank: Bank, on_event: OnEvent | None) -> None:
+    """Keep the rows on disk and measure them, or find it done; refuse to go on with other data."""
+    tables = run.prepared_dir / "members.bin"
+    if tables.exists():
+        inputs = run.read_json("inputs.json")
+        _tell(on_event, StageStarted("looking whether the data are the same"))
+        now = {path: _digest(path, known) for path, known in inputs["sources"].items()}
+        run.check_data(inputs["fingerprint"], now)
+        return
+    shutil.rmtree(run.prepared_dir, ignore_errors=True)
+    run.prepared_dir.mkdir(parents=True)
+    store = RowStore(run.prepared_dir / "rows.bin")
+    loaded = _load(recipe, store, on_event)
+    sources = {record.path: record.sha256 for source in loaded.ledger.sources for record in source.files}
+    run.check_data(loaded.fingerprint, sources)
+    members = _measured(recipe, loaded.train, store, bank, on_event)
+    write_held_out(run.dir / "data" / "eval.jsonl", [store[number] for number in loaded.eval])
+    run.write_json("data.json", loaded.ledger.to_json())
+    _tell(on_event, DataReady([*loaded.ledger.table(), *_left_out_rows(members)]))
+    members.save(tables)
+    (run.dir / "shards").mkdir(exist_ok=True)
+
+
+def _digest(path: str, known: str) -> str:
+    """The digest of a source's file now; what is no file on this machine (a data set of the hub) is taken as it was."""
+    return file_record(Path(path)).sha256 if Path(path).exists() or not path.endswith("]") else known
+
+
+def _measured(
+    recipe: MosaicRecipe, rows: Sequence[Any], store: RowStore | None, bank: Bank, on_event: OnEvent | None
+) -> Members:
+    """Look at every training row once: whether it can be a member, and how long it is. With a store, rows are numbers in it."""
+    settings = recipe.mosaic
+    tokenizer = load_tokenizer_of(settings)
+    if tokenizer is None:
+        _tell(
+            on_event,
+            Warned("No mosaic.tokenizer is named: lengths are estimated as characters / 3.5, without a chat template."),
+        )
+    measure = lengths_for(tokenizer, bank).measure
+    members = Members(None if store is None else store.__getitem__, settings.multiturn)
+    for place, row in enumerate(rows):
+        if place % PROGRESS_EVERY == 0:
+            _tell(on_event, StageProgress("measuring rows", place, len(rows)))
+        number, row = (place, row) if store is None else (row, store[row])
+        members.add(number, row, bank, measure)
+    _tell(on_event, StageProgress("measuring rows", len(rows), len(rows)))
+    if not members:
+        reasons = ", ".join(f"{number:,} {reason}" for reason, number in members.left_out.most_common())
+        raise DataError(f"none of {len(rows):,} rows can be part of a mosaic: {reasons}", "see docs/mosaic.md")
+    return members
+
+
+def _left_out_rows(members: Members) -> list[tuple[str, str]]:
+    alone = sum(members.alone)
+    rows = [("members", f"{len(members):,} rows" + (f", {alone:,} of them always alone" if alone else ""))]
+    rows += [("not used", f"{number:,} rows: {reason}") for reason, number in members.left_out.most_common()]
+    return rows
+
+
+# --- parts ---------------------------------------------------------------------------------------------------------
+
+
+def _build_parts(workshop: Workshop, parts: Sequence[Part], on_event: OnEvent | None) -> None:
+    """Build what is missing, here or in several processes."""
+    total = sum(part.members for part in parts)
+    missing = [part for part in parts if not part_file(workshop.run_dir, part.number).with_suffix(".done").exists()]
+    done = total - sum(part.members for part in missing)
+    if missing and len(missing) < len(parts):
+        _tell(on_event, Notice(f"Going on: {len(parts) - len(missing)} of {len(parts)} parts are there already."))
+    _tell(on_event, StageProgress("building mosaics (rows used)", done, total))
+    workers = min(workshop.recipe.mosaic.workers, len(missing))
+    finished = _in_processes(workshop, missing, workers) if workers > 1 else _here(workshop, missing)
+    for part in finished:
+        done += part.members
+        _tell(on_event, StageProgress("building mosaics (rows used)", done, total))
+
+
+def _here(workshop: Workshop, parts: Sequence[Part]) -> Iterator[Part]:
+    for part in parts:
+        workshop.build(part)
+        yield part
+
+
+_WORKSHOP: Workshop | None = None
+"""Of a worker process."""
+
+
+def _open_workshop(recipe: dict[str, Any], run_dir: str, parent: int) -> None:
+    """Make a worker ready; it ends when its parent is gone, whatever became of that."""
+    global _WORKSHOP
+    _WORKSHOP = Workshop(MosaicRecipe.model_validate(recipe), Path(run_dir))
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _build_in_worker(part: Part) -> Part:
+    assert _WORKSHOP is not None
+    _WORKSHOP.build(part)
+    return part
+
+
+def _in_processes(workshop: Workshop, parts: Sequence[Part], workers: int) -> Iterator[Part]:
+    """Build parts in worker processes; a few wait in line, so that an error ends the work soon."""
+    recipe = workshop.recipe.model_dump(mode="json")
+    arguments = (recipe, str(workshop.run_dir), os.getpid())
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _open_workshop, arguments)
+    try:
+        waiting = iter(parts)
+        running: set[Future[Part]] = {pool.submit(_build_in_worker, part) for part in islice(waiting, 2 * workers)}
+        while running:
+            finished, running = wait(running, return_when=FIRST_COMPLETED)
+            running |= {pool.submit(_build_in_worker, part) for part in islice(waiting, len(finished))}
+            for future in finished:
+                yield future.result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+# --- the end -------------------------------------------------------------------------------------------------------
+
+
+def _finish(workshop: Workshop, run: Run, parts: Sequence[Part], on_event: OnEvent | None) -> Outcome:
+    """Join the parts, add up the numbers, write the report and the manifest."""
+    from aligner.builders.mosaic.report import results_of, summary_of, write_mosaic_report
+
+    _tell(on_event, StageStarted("writing the files"))
+    settings = workshop.recipe.mosaic
+    files = [part_file(run.dir, part.number) for part in parts]
+    write_data(run.dir, [file.with_suffix(".rows") for file in files], settings.file_type)
+    join([file.with_suffix(".told") for file in files], run.dir / "mosaics.jsonl")
+    tally, examples = _added_up(files)
+    violations = sum(number for key, number in tally.counts.items() if key.startswith("violation:"))
+    if violations:
+        _tell(
+            on_event,
+            Warned(f"{violations:,} samples failed their check and were not written; their rows stand alone instead."),
+        )
+    if isinstance(workshop.mosaics.lengths, EstimatedLengths):
+        _tell(on_event, Notice("Token counts of the report are estimates: no mosaic.tokenizer was named."))
+    summary = summary_of(workshop.mosaics, settings, tally)
+    run.write_json("mosaic.json", {**summary, "examples": examples})
+    report = write_mosaic_report(run.dir)
+    results = results_of(summary)
+    sources = run.read_json("inputs.json")["sources"]
+    parents = [{"kind": "data", "path": path, "fingerprint": digest} for path, digest in sources.items()]
+    shutil.rmtree(run.dir / "shards")
+    shutil.rmtree(run.prepared_dir)
+    run.finish_without_training(results, parents, run.dir / "data")
+    _tell(on_event, Finished(results, {"run": str(run.dir), "report": str(report)}))
+    return Outcome(run.dir, results, report)
+
+
+def _added_up(files: Iterable[Path]) -> tuple[Tally, list[dict[str, Any]]]:
+    tally, examples = Tally(), []
+    for file in files:
+        done = json.loads(file.with_suffix(".done").read_text(encoding="utf-8"))
+        tally.counts.update(done["counts"])
+        tally.lengths += done["lengths"]
+        examples += done["examples"]
+    return tally, examples
+
+
+# --- dry run -------------------------------------------------------------------------------------------------------
+
+
+def _dry_run(recipe: MosaicRecipe, bank: Bank, on_event: OnEvent | None) -> Outcome:
+    """Read and measure the rows, and say what would be built."""
+    loaded = _load(recipe, None, on_event)
+    members = _measured(recipe, loaded.train, None, bank, on_event)
+    _tell(on_event, DataReady([*loaded.ledger.table(), *_left_out_rows(members)]))
+    settings = recipe.mosaic
+    limit = settings.max_tokens or recipe.data.max_length
+    overlong = sum(tokens > limit for tokens in members.tokens)
+    lengths = EstimatedLengths()
+    draws = [
+        len(chunk.draws) or len(chunk.members)
+        for chunk in Mosaics(members, settings, bank, lengths, max_tokens=limit, seed=recipe.seed).chunks(0)
+    ]
+    plan = [
+        ("limit", f"{limit:,} tokens a sample", "mosaic.max_tokens" if settings.max_tokens else "data.max_length"),
+        ("too long alone", f"{overlong:,} rows", f"on_overlong: {settings.on_overlong}"),
+        ("a pass", f"about {sum(draws):,} samples of {len(members):,} rows", "more where the limit cuts them short"),
+        ("passes", f"{settings.passes}", ""),
+    ]
+    _tell(on_event, Plan(plan))
+    return Outcome(Path(recipe.output_dir))
+
+
+def _tell(on_event: OnEvent | None, event: Any) -> None:
+    if on_event is not None:
+        on_event(event)

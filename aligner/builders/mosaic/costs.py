@@ -1,0 +1,96 @@
+"""What a set of sequences costs to train on: sequences, steps, real tokens, trained tokens, and padded tokens.
+
+The paper's saving is one of sequences, under a trainer that pads every sequence to the longest length allowed. So a cost is
+never one number here: what falls, and by how much, depends on how batches are padded.
+"""
+
+from __future__ import annotations
+
+import bisect
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+DEVICE_BATCH = 8
+"""Sequences that are padded to their longest together."""
+
+NAMES = {
+    "sequences": "sequences",
+    "steps": "optimizer steps",
+    "real": "real tokens",
+    "trained": "tokens with a loss",
+    "to_max": "tokens padded to the limit",
+    "to_longest": "tokens padded to the longest of 8",
+    "packed": "tokens of packed sequences",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """The costs of one pass over some sequences."""
+
+    sequences: float
+    steps: float
+    real: float
+    trained: float
+    to_max: float
+    to_longest: float
+    packed: float
+
+
+def costs(lengths: Sequence[int], trained: float, *, max_tokens: int, batch_size: int, passes: int = 1) -> Costs:
+    """Count what sequences of these lengths cost, divided by the passes that they make up. Longer ones count as cut."""
+    cut = np.minimum(np.asarray(lengths, dtype=np.int64), max_tokens)
+    n = len(cut)
+    return Costs(
+        sequences=n / passes,
+        steps=-(-n // batch_size) / passes,
+        real=float(cut.sum()) / passes,
+        trained=trained / passes,
+        to_max=n * max_tokens / passes,
+        to_longest=_padded_to_longest(cut) / passes,
+        packed=_packed(cut, max_tokens) * max_tokens / passes,
+    )
+
+
+def _padded_to_longest(lengths: np.ndarray) -> int:
+    """Places of random batches that are padded to their longest sequence."""
+    order = lengths.tolist()
+    random.Random(0).shuffle(order)
+    batches = (order[start : start + DEVICE_BATCH] for start in range(0, len(order), DEVICE_BATCH))
+    return sum(max(batch) * len(batch) for batch in batches)
+
+
+def _packed(lengths: np.ndarray, size: int) -> int:
+    """Sequences that best-fit-decreasing packing fills, which is what `sft.packing` does."""
+    rooms: list[int] = []
+    """The different amounts of room that open sequences have, rising."""
+    open_with: Counter[int] = Counter()
+    packed = 0
+    for length in sorted(lengths.tolist(), reverse=True):
+        place = bisect.bisect_left(rooms, length)
+        if place == len(rooms):
+            packed += 1
+            room = size
+        else:
+            room = rooms[place]
+            open_with[room] -= 1
+            if not open_with[room]:
+                rooms.pop(place)
+        left = room - length
+        if not open_with[left]:
+            bisect.insort(rooms, left)
+        open_with[left] += 1
+    return packed
+
+
+def cost_rows(source: Costs, mosaics: Costs) -> list[tuple[str, float, float, float]]:
+    """Return (what, of an epoch over the rows, of a pass of mosaics, ratio) for every cost."""
+    rows = []
+    for name, label in NAMES.items():
+        before, after = getattr(source, name), getattr(mosaics, name)
+        rows.append((label, before, after, after / before if before else float("nan")))
+    return rows

@@ -1,0 +1,355 @@
+"""The corpus loop: from members to samples, pass by pass and chunk by chunk.
+
+In each pass every member is used once. The members of a group are shuffled, and numbers k are drawn until all are used up; a
+run of `CHUNK_DRAWS` such draws, with the members that they take, is a chunk. Chunks depend on the seed, the pass and the group
+alone, and each has a random generator of its own; so they can be built in any order, by any process, and again after a kill.
+
+Within a chunk: take k members, plan, render, measure, check. A sample that is too long loses its last member and is planned
+anew; what it lost goes back to the front of the queue. Two members with the same instruction never share a sample. A member
+that is too long by itself goes the way that `on_overlong` says.
+
+Lengths are added up from those of the members, which were measured one by one, and measured again on the finished sample
+wherever the sum comes near the limit (`NEAR`), and for every sixteenth sample besides, so that the sums can be trusted.
+
+Different from the authors' code (arXiv 2405.13326): their loop grows a sample one member at a time, draws everything afresh and
+tokenises at each step (`compat: released` does it their way, in `released.py`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from aligner.builders.mosaic.bank import Bank
+from aligner.builders.mosaic.check import Violation, check
+from aligner.builders.mosaic.counts import drawer
+from aligner.builders.mosaic.lengths import Lengths
+from aligner.builders.mosaic.members import Member, Members, finished_row
+from aligner.builders.mosaic.plan import Plan, Planner, plain_plan
+from aligner.builders.mosaic.render import Rendered, render
+from aligner.config.schema import Mosaic
+from aligner.data.rows import CompletionRow
+from aligner.errors import DataError
+
+CHUNK_DRAWS = 256
+CHUNK_MEMBERS = 1024
+"""Members of a chunk where no k is drawn (`max_length`), and of one whose members all stand alone."""
+NEAR = 0.8
+"""Share of the limit from which a sample is measured instead of added up."""
+MEASURE_EVERY = 16
+ALONE = 0
+"""A draw of a plain sample, in the list of k."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Members that are made into samples together, and the numbers k that were drawn for them (`ALONE`: a plain sample)."""
+
+    pass_number: int
+    number: int
+    seed: str
+    members: Sequence[int] | np.ndarray
+    draws: tuple[int, ...]
+    are_alone: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A finished sample, what was planned, and what it cost."""
+
+    name: str
+    row: CompletionRow
+    plan: Plan
+    rendered: Rendered
+    origins: tuple[str, ...]
+    tokens: int
+    trained: int
+    pass_number: int
+
+    def record(self) -> dict[str, Any]:
+        """Return what is told about the sample beside its texts."""
+        style = repr(self.plan.style).encode("utf-8", "surrogatepass")
+        return {
+            "mosaic_id": self.name,
+            "member_ids": list(self.origins),
+            "strategy": self.plan.strategy,
+            "rule": self.plan.rule,
+            "order": list(self.plan.order),
+            "dropped": list(self.plan.dropped),
+            "style_id": hashlib.sha256(style).hexdigest()[:12],
+            "n_tokens": self.tokens,
+            "pass": self.pass_number,
+        }
+
+
+@dataclass
+class Tally:
+    """What became of everything, as counts that add up over chunks."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    lengths: list[int] = field(default_factory=list)
+    """Tokens of every sample."""
+
+    def add(self, other: Tally) -> None:
+        """Add another's counts to this."""
+        self.counts.update(other.counts)
+        self.lengths += other.lengths
+
+
+class Mosaics:
+    """The mosaics of a data set under given settings and a given seed."""
+
+    def __init__(
+        self, members: Members, settings: Mosaic, bank: Bank, lengths: Lengths, *, max_tokens: int, seed: int
+    ) -> None:
+        self.members, self.settings, self.bank, self.lengths = members, settings, bank, lengths
+        self.max_tokens, self.seed = max_tokens, seed
+        self._around: dict[tuple[Any, ...], int] = {}
+
+    def around(self, member: Member) -> int:
+        """Return the tokens that template and system prompt take beside a question and its answer."""
+        key = (member.lead, member.is_text)
+        if key not in self._around:
+            tokens, trained = self.lengths.measure(finished_row(member, "x", "y", member.origin))
+            self._around[key] = max(0, tokens - trained - 1)
+        return self._around[key]
+
+    def chunks(self, pass_number: int) -> list[Chunk]:
+        """Return the chunks of a pass, in order."""
+        chunks: list[Chunk] = []
+        for group in sorted(self.members.groups):
+            numbers = np.asarray(self.members.groups[group], dtype=np.int64)
+            name = f"{self.seed}:{pass_number}:{group}"
+            order = numbers[shuffle(len(numbers), f"{name}:order")]
+            alone = np.asarray(self.members.alone, dtype=bool)[order]
+            for are_alone, part in ((False, order[~alone]), (True, order[alone])):
+                for draws, some in self._cut(part, are_alone, f"{name}:draws"):
+                    number = len(chunks)
+                    chunks.append(Chunk(pass_number, number, f"{name}:{are_alone}:{number}", some, draws, are_alone))
+        return chunks
+
+    def _cut(self, part: np.ndarray, are_alone: bool, seed: str) -> Iterator[tuple[tuple[int, ...], np.ndarray]]:
+        """Cut a shuffled group into chunks, by draws of k where k is drawn."""
+        if are_alone or self.settings.k_distribution == "max_length":
+            for start in range(0, len(part), CHUNK_MEMBERS):
+                yield (), part[start : start + CHUNK_MEMBERS]
+            return
+        rng = random.Random(seed)
+        draw = self._drawer()
+        start = stop = 0
+        draws: list[int] = []
+        while stop < len(part):
+            draws.append(draw(rng))
+            stop += draws[-1] or 1
+            if len(draws) == CHUNK_DRAWS or stop >= len(part):
+                yield tuple(draws), part[start:stop]
+                start, draws = stop, []
+
+    def _drawer(self) -> Any:
+        settings = self.settings
+        if settings.k_distribution == "max_length":
+            return lambda rng: ALONE if rng.random() < settings.plain_fraction else len(self.members)
+        draw = drawer(settings.k_distribution, settings.max_members, settings.min_members)
+        return lambda rng: ALONE if rng.random() < settings.plain_fraction else draw(rng)
+
+    def samples(self, chunk: Chunk, tally: Tally) -> Iterator[Sample]:
+        """Build the samples of a chunk, in order, and count everything in `tally`.
+
+        Raises: DataError for a row that is too long, where `on_overlong` asks for it.
+        """
+        return _Work(self, chunk, tally).samples()
+
+    def pass_samples(self, pass_number: int, tally: Tally) -> Iterator[Sample]:
+        """Build all samples of a pass."""
+        for chunk in self.chunks(pass_number):
+            yield from self.samples(chunk, tally)
+
+
+def shuffle(length: int, seed: str) -> np.ndarray:
+    """Return a random order of range(length) that depends on nothing but the seed."""
+    rng = random.Random(seed)
+    return np.argsort(np.fromiter((rng.random() for _ in range(length)), np.float64, length), kind="stable")
+
+
+class _Work:
+    """One chunk being made into samples."""
+
+    def __init__(self, mosaics: Mosaics, chunk: Chunk, tally: Tally) -> None:
+        self.mosaics, self.chunk, self.tally = mosaics, chunk, tally
+        self.rng = random.Random(chunk.seed)
+        self.planner = Planner(mosaics.settings, mosaics.bank, tally.counts)
+        self.draw = mosaics._drawer()
+        self.made = 0
+        self.is_wary = False
+        """A measured sample was clearly longer than its sum: all others are measured too."""
+
+    def samples(self) -> Iterator[Sample]:
+        members = self.mosaics.members
+        queue = deque((int(number), members[int(number)]) for number in self.chunk.members)
+        draws = deque(self.chunk.draws)
+        while queue:
+            k = ALONE if self.chunk.are_alone else draws.popleft() if draws else self.draw(self.rng)
+            if self._is_overlong(queue[0]):
+                yield from self._overlong(*queue.popleft())
+                continue
+            self.tally.counts[f"drawn:{k if k < len(members) else 'all'}"] += 1
+            taken, repeated = _take(queue, k or 1)
+            queue.extendleft(reversed(repeated))
+            if k == ALONE:
+                yield self._plain(*taken[0])
+                continue
+            made, left = self._mosaic(taken)
+            queue.extendleft(reversed(left))
+            yield from made
+
+    # -- one row ------------------------------------------------------------------------------------------------------
+
+    def _is_overlong(self, entry: tuple[int, Member]) -> bool:
+        return self.mosaics.members.tokens[entry[0]] > self.mosaics.max_tokens
+
+    def _overlong(self, number: int, member: Member) -> Iterator[Sample]:
+        tokens, limit = self.mosaics.members.tokens[number], self.mosaics.max_tokens
+        way = self.mosaics.settings.on_overlong
+        if way == "error":
+            raise DataError(
+                f"{member.origin}: this row alone has {tokens:,} tokens, more than the {limit:,} of a sample",
+                "raise mosaic.max_tokens (or data.max_length), or set mosaic.on_overlong to alone or drop",
+            )
+        self.tally.counts[f"overlong:{way}"] += 1
+        if way == "alone":
+            yield self._plain(number, member)
+
+    def _plain(self, number: int, member: Member) -> Sample:
+        plan = plain_plan(number)
+        tokens, trained = self.mosaics.members.tokens[number], self.mosaics.members.trained[number]
+        return self._finished(plan, [member], render(plan, [member]), tokens, trained)
+
+    # -- several ------------------------------------------------------------------------------------------------------
+
+    def _mosaic(self, taken: list[tuple[int, Member]]) -> tuple[list[Sample], list[tuple[int, Member]]]:
+        """Return a sample of the first of these members, as many as fit, and those that are left.
+
+        Should the check find fault with the sample, that is counted, and its members stand alone instead.
+        """
+        size = self._fitting([number for number, _ in taken])
+        while True:
+            some, left = taken[:size], taken[size:]
+            numbers, members = [number for number, _ in some], [member for _, member in some]
+            plan = self.planner.plan(numbers, members, self.rng)
+            rendered = render(plan, members)
+            tokens, trained = self._cost(plan, members, rendered)
+            if tokens <= self.mosaics.max_tokens:
+                break
+            self.tally.counts["rejected:too long, a row less"] += 1
+            if size == 1:  # it would fit as it came, but not with what is written around it
+                return [self._plain(*some[0])], left
+            size -= 1
+        if left:
+            self.tally.counts["shortened"] += 1
+        try:
+            self._check(plan, members, rendered)
+        except Violation as violation:
+            self.tally.counts[f"violation:{violation.kind}"] += 1
+            return [self._plain(*entry) for entry in some], left
+        return [self._finished(plan, members, rendered, tokens, trained)], left
+
+    def _fitting(self, numbers: Sequence[int]) -> int:
+        """How many of these members fit into a sample, by their own lengths alone; at least one."""
+        lengths, total = self.mosaics.members, 0
+        for size, number in enumerate(numbers):
+            total += lengths.trained[number]
+            if total > self.mosaics.max_tokens:
+                return max(1, size)
+        return len(numbers)
+
+    def _cost(self, plan: Plan, members: Sequence[Member], rendered: Rendered) -> tuple[int, int]:
+        """Tokens of the sample, and those that are trained: added up, or measured where it matters."""
+        tokens, trained = self._added_up(plan, members, rendered)
+        is_test = self.made % MEASURE_EVERY == 0
+        if not self.mosaics.lengths.is_exact or not (
+            is_test or self.is_wary or tokens > NEAR * self.mosaics.max_tokens
+        ):
+            return tokens, trained
+        row = finished_row(members[0], rendered.prompt, rendered.completion, "")
+        if not is_test:
+            return self.mosaics.lengths.total(row), trained
+        exact, exact_trained = self.mosaics.lengths.measure(row)
+        self.is_wary = self.is_wary or exact > tokens / (NEAR + 0.1)
+        counts = self.tally.counts
+        counts["measured:added"] += tokens
+        counts["measured:exact"] += exact
+        counts["measured:added trained"] += trained
+        counts["measured:exact trained"] += exact_trained
+        return exact, exact_trained
+
+    def _added_up(self, plan: Plan, members: Sequence[Member], rendered: Rendered) -> tuple[int, int]:
+        """The lengths of the members, and what is written around them by its characters; rather too much than too little."""
+        table, rate, around = (
+            self.mosaics.members,
+            self.mosaics.lengths.tokens_per_character,
+            self.mosaics.around(members[0]),
+        )
+        asked = around + sum(table.tokens[number] - table.trained[number] - around for number in plan.members)
+        answered = [place - 1 for place in plan.order]
+        asked_extra = len(rendered.prompt) - sum(len(member.instruction) for member in members)
+        answer_extra = len(rendered.completion) - sum(len(members[place].response) for place in answered)
+        trained = sum(table.trained[plan.members[place]] for place in answered) + int(answer_extra * rate)
+        return asked + int(asked_extra * rate) + 1 + trained, trained
+
+    def _check(self, plan: Plan, members: Sequence[Member], rendered: Rendered) -> None:
+        """Let the second implementation read the texts, and hold what it read against the plan."""
+        pairs = [(member.instruction, member.response) for member in members]
+        reading = check(rendered.prompt, rendered.completion, pairs, self.mosaics.bank)
+        planned = (plan.strategy, plan.rule, plan.order, plan.dropped)
+        read = (reading.strategy, reading.rule, reading.order, reading.dropped)
+        if planned != read:
+            raise Violation("plan", f"planned {planned}, but the text says {read}")
+
+    def _finished(self, plan: Plan, members: Sequence[Member], rendered: Rendered, tokens: int, trained: int) -> Sample:
+        chunk = self.chunk
+        name = f"p{chunk.pass_number}-c{chunk.number}-{self.made}"
+        self.made += 1
+        origins = tuple(member.origin for member in members)
+        row = finished_row(members[0], rendered.prompt, rendered.completion, f"mosaic {name} ({', '.join(origins)})")
+        sample = Sample(name, row, plan, rendered, origins, tokens, trained, chunk.pass_number)
+        count_sample(self.tally, sample, [self.mosaics.members.trained[number] for number in plan.members])
+        return sample
+
+
+def count_sample(tally: Tally, sample: Sample, trained_alone: Sequence[int]) -> None:
+    """Count a sample; `trained_alone` are the lengths of its members' answers."""
+    plan, counts = sample.plan, tally.counts
+    counts["samples"] += 1
+    counts["members"] += len(plan.members)
+    counts[f"strategy:{plan.strategy}"] += 1
+    counts[f"count:{len(plan.members)}"] += 1
+    if plan.rule is not None:
+        counts[f"rule:{plan.strategy}.{plan.rule}"] += 1
+    if plan.strategy == "maskout":
+        counts["maskout members"] += len(plan.members)
+    counts["masked members"] += len(plan.dropped)
+    counts["masked tokens"] += sum(trained_alone[place - 1] for place in plan.dropped)
+    counts["tokens"] += sample.tokens
+    counts["trained"] += sample.trained
+    tally.lengths.append(sample.tokens)
+
+
+def _take(queue: deque[tuple[int, Member]], k: int) -> tuple[list[tuple[int, Member]], list[tuple[int, Member]]]:
+    """Take up to k members with different instructions from the queue; return them, and those that were passed over."""
+    taken: list[tuple[int, Member]] = []
+    repeated: list[tuple[int, Member]] = []
+    seen: set[str] = set()
+    while queue and len(taken) < k:
+        entry = queue.popleft()
+        if entry[1].instruction in seen:
+            repeated.append(entry)
+        else:
+            seen.add(entry[1].instruction)
+            taken.append(entry)
+    return taken, repeated

@@ -1,0 +1,88 @@
+"""How long a row is, in tokens: under the chat template of the model to be trained, or estimated where none is named."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from aligner.builders.mosaic.bank import Bank
+from aligner.chat import encode_sft, length_of
+from aligner.data.rows import CompletionRow
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+CHARACTERS_PER_TOKEN = 3.5
+"""Of the estimate that stands in for a tokenizer."""
+MARKUP = 1.25
+"""Brackets and digits around texts take more tokens for each character than the wording of the bank does."""
+
+
+class Lengths(Protocol):
+    """What the engine asks about lengths."""
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether lengths are counted and not estimated."""
+
+    @property
+    def tokens_per_character(self) -> float:
+        """Tokens of meta-instructions and marks, taken on the safe side."""
+
+    def measure(self, row: CompletionRow) -> tuple[int, int]:
+        """Return the tokens of a row, and those of them that are trained."""
+
+    def total(self, row: CompletionRow) -> int:
+        """Return the tokens of a row."""
+
+
+@dataclass(frozen=True)
+class TokenizerLengths:
+    """Exact lengths: what `aligner sft` would train on with this tokenizer."""
+
+    tokenizer: PreTrainedTokenizerBase
+    tokens_per_character: float
+    is_exact: bool = True
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase, bank: Bank) -> TokenizerLengths:
+        """Learn from the bank's own wording how many tokens a character of it takes."""
+        lines = "\n".join(_lines(bank))
+        ids = tokenizer(lines, add_special_tokens=False, verbose=False)["input_ids"]
+        return cls(tokenizer, MARKUP * len(ids) / len(lines))
+
+    def measure(self, row: CompletionRow) -> tuple[int, int]:
+        """Return the tokens of a row, and those of them that are trained."""
+        encoded = encode_sft(self.tokenizer, row)
+        return len(encoded.input_ids), encoded.num_trained
+
+    def total(self, row: CompletionRow) -> int:
+        """Return the tokens of a row."""
+        return length_of(self.tokenizer, row)
+
+
+def _lines(bank: Bank) -> Iterable[str]:
+    return (text.wording for forms in bank.texts.values() for texts in forms.values() for text in texts)
+
+
+@dataclass(frozen=True)
+class EstimatedLengths:
+    """Characters over 3.5: for planning without a tokenizer. Nothing is counted for a chat template."""
+
+    tokens_per_character: float = 1.0 / CHARACTERS_PER_TOKEN
+    is_exact: bool = False
+
+    def measure(self, row: CompletionRow) -> tuple[int, int]:
+        """Return the estimated tokens of a row, and those of its answer."""
+        asked, answered = _characters(row.prompt), _characters(row.completion)
+        return math.ceil((asked + answered) / CHARACTERS_PER_TOKEN), math.ceil(answered / CHARACTERS_PER_TOKEN)
+
+    def total(self, row: CompletionRow) -> int:
+        """Return the estimated tokens of a row."""
+        return self.measure(row)[0]
+
+
+def _characters(value: str | list[dict[str, str]]) -> int:
+    return len(value) if isinstance(value, str) else sum(len(turn["content"]) for turn in value)

@@ -1,0 +1,206 @@
+"""What a mosaic is made of: rows of one question and one answer, and where they stand between memory and disk.
+
+A row can be a member when it is one instruction and one answer in plain text, with or without a system prompt before them.
+Of longer conversations the first round can be taken, if asked for; tool calls, plain text and turns that carry more than text
+are left out, each with its reason. Rows with different system prompts, or of different groups, never meet in a sample. A row
+that speaks of other messages ("ignore the previous instruction") is used, but always alone.
+"""
+
+from __future__ import annotations
+
+import array
+import hashlib
+import mmap
+import pickle
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from aligner.builders.mosaic.bank import Bank
+from aligner.data.rows import CompletionRow, ConversationRow, Messages, Row
+
+LEADS = ("system", "developer")
+PLAIN_KEYS = {"role", "content"}
+
+Measure = Callable[[CompletionRow], tuple[int, int]]
+"""A finished row -> its tokens, and those of them that are trained."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One instruction and its answer; `lead` are the turns before them, as (role, text)."""
+
+    instruction: str
+    response: str
+    lead: tuple[tuple[str, str], ...] = ()
+    group: str = ""
+    origin: str = ""
+    is_text: bool = False
+    """Prompt and completion came as plain strings, not as turns."""
+
+    def row(self) -> CompletionRow:
+        """Return the member by itself, as a sample would hold it."""
+        return finished_row(self, self.instruction, self.response, self.origin)
+
+
+def finished_row(like: Member, prompt: str, completion: str, origin: str) -> CompletionRow:
+    """Return prompt and completion in the form of the member: plain strings, or turns behind its system prompt."""
+    if like.is_text:
+        return CompletionRow(prompt, completion, origin, like.group)
+    lead = [{"role": role, "content": content} for role, content in like.lead]
+    return CompletionRow(
+        [*lead, {"role": "user", "content": prompt}], [{"role": "assistant", "content": completion}], origin, like.group
+    )
+
+
+def member_of(row: Row, multiturn: str = "skip") -> Member | str:
+    """Return the row as a member, or why it cannot be one. `multiturn` is `skip` or `first_turn`."""
+    if isinstance(row, CompletionRow) and isinstance(row.prompt, str) and isinstance(row.completion, str):
+        return Member(row.prompt, row.completion, (), row.group, row.origin, is_text=True)
+    if isinstance(row, ConversationRow):
+        turns, tools = row.messages, row.tools
+    elif isinstance(row, CompletionRow):
+        turns, tools = [*_turns(row.prompt, "user"), *_turns(row.completion, "assistant")], None
+    else:
+        return "plain text has no question"
+    if tools or any(turn.get("tool_calls") or turn["role"] == "tool" for turn in turns):
+        return "tool calls"
+    lead = tuple((turn["role"], turn["content"]) for turn in turns if turn["role"] in LEADS)
+    said = turns[len(lead) :]
+    if any(turn["role"] in LEADS for turn in said):
+        return "a system prompt after the first turn"
+    if len(said) > 2 and multiturn == "skip":
+        return "more than one round"
+    said = said[:2]
+    if [turn["role"] for turn in said] != ["user", "assistant"]:
+        return "not a question and its answer"
+    if any(not set(turn) <= PLAIN_KEYS for turn in said):
+        return "turns that carry more than text"
+    question, answer = said[0]["content"], said[1]["content"]
+    if not question.strip() or not answer.strip():
+        return "an empty turn"
+    return Member(question, answer, lead, row.group, row.origin)
+
+
+def _turns(value: str | Messages, role: str) -> Messages:
+    return [{"role": role, "content": value}] if isinstance(value, str) else value
+
+
+class RowStore:
+    """Rows in one file on disk, written once in order and then read at random: memory holds 8 bytes for each.
+
+    Written by `append` and `close`; `RowStore.open` reads. Pickles of our own typed rows, in our own run directory.
+    """
+
+    def __init__(self, path: Path, offsets: array.array | None = None) -> None:
+        self.path = path
+        self.offsets = array.array("Q", [0]) if offsets is None else offsets
+        self._writer: IO[bytes] | None = None
+        self._reader: mmap.mmap | None = None
+
+    @classmethod
+    def open(cls, path: Path) -> RowStore:
+        """Read a store that was closed."""
+        offsets = array.array("Q")
+        offsets.frombytes(path.with_suffix(".index").read_bytes())
+        return cls(path, offsets)
+
+    def append(self, row: Row) -> int:
+        """Write a row and return its number."""
+        if self._writer is None:
+            self._writer = self.path.open("wb")
+        record = pickle.dumps(row, 5)
+        self._writer.write(record)
+        self.offsets.append(self.offsets[-1] + len(record))
+        return len(self) - 1
+
+    def flush(self) -> None:
+        """Make what was written readable here, and leave the index for other processes."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+        self.path.touch()
+        self.path.with_suffix(".index").write_bytes(self.offsets.tobytes())
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, number: int) -> Row:
+        if self._reader is None:
+            with self.path.open("rb") as file:
+                self._reader = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        row: Row = pickle.loads(self._reader[self.offsets[number] : self.offsets[number + 1]])
+        return row
+
+
+class Members:
+    """All members of a data set, by number, with what the planning needs to know of each without reading it.
+
+    `tokens[i]` and `trained[i]` are the lengths of member i standing alone under the chat template; `alone[i]` says that it
+    may not be combined; `groups` maps a group's name to the numbers of its members, in their order. `left_out` counts the rows
+    that could not become members, by reason. With `read`, a member is read again by its row's number in `rows`.
+    """
+
+    def __init__(self, read: Callable[[int], Row] | None, multiturn: str) -> None:
+        self.tokens, self.trained, self.rows = array.array("L"), array.array("L"), array.array("L")
+        self.alone = array.array("b")
+        self.groups: dict[str, array.array] = {}
+        self.left_out: Counter[str] = Counter()
+        self.kinds: set[str] = set()
+        """`text` and `turns` for the forms in which members came, `lead` where one has a system prompt."""
+        self._read, self._multiturn = read, multiturn
+        self._kept: list[Member] = []
+
+    def add(self, number: int, row: Row, bank: Bank, measure: Measure) -> None:
+        """Take up a row, or count why it cannot be a member."""
+        member = member_of(row, self._multiturn)
+        if isinstance(member, str):
+            self.left_out[member] += 1
+            return
+        total, trained = measure(member.row())
+        self.kinds.add("text" if member.is_text else "turns")
+        if member.lead:
+            self.kinds.add("lead")
+        self.groups.setdefault(_group_name(member), array.array("L")).append(len(self))
+        self.tokens.append(total)
+        self.trained.append(trained)
+        self.rows.append(number)
+        self.alone.append(bank.stands_alone is not None and bank.stands_alone.search(member.instruction) is not None)
+        if self._read is None:
+            self._kept.append(member)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, number: int) -> Member:
+        if self._read is None:
+            return self._kept[number]
+        member = member_of(self._read(self.rows[number]), self._multiturn)
+        assert isinstance(member, Member), "a row that was a member once stays one"
+        return member
+
+    def save(self, path: Path) -> None:
+        """Write the tables, for other processes and for a resumed run."""
+        unfinished = path.with_name(f"{path.name}.unfinished")
+        with unfinished.open("wb") as file:
+            arrays = (self.tokens, self.trained, self.rows, self.alone, self.groups)
+            pickle.dump((*arrays, self.left_out, self.kinds, self._multiturn), file, 5)
+        unfinished.replace(path)
+
+    @classmethod
+    def load(cls, path: Path, read: Callable[[int], Row]) -> Members:
+        """Read what `save` wrote."""
+        with path.open("rb") as file:
+            tokens, trained, rows, alone, groups, left_out, kinds, multiturn = pickle.load(file)
+        members = cls(read, multiturn)
+        members.tokens, members.trained, members.rows, members.alone = tokens, trained, rows, alone
+        members.groups, members.left_out, members.kinds = groups, left_out, kinds
+        return members
+
+
+def _group_name(member: Member) -> str:
+    """A name that two members share exactly when they may stand in one sample."""
+    text = repr((member.is_text, member.lead, member.group))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]

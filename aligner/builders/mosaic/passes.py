@@ -1,0 +1,140 @@
+"""Mosaics without files: passes over rows in memory, and a data set with its numbers.
+
+`mosaics_of` is what everything else is made with, the files of `aligner mosaic` too; so equal rows, settings and seed give
+equal samples everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from aligner.builders.mosaic.bank import Bank, load_bank
+from aligner.builders.mosaic.costs import Costs, costs
+from aligner.builders.mosaic.engine import Mosaics, Sample, Tally
+from aligner.builders.mosaic.lengths import EstimatedLengths, Lengths, TokenizerLengths
+from aligner.builders.mosaic.members import Members
+from aligner.builders.mosaic.released import ReleasedMosaics
+from aligner.config.schema import Mosaic
+from aligner.data.rows import Row
+from aligner.errors import DataError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+MAX_TOKENS = 2048
+
+
+def lengths_for(tokenizer: PreTrainedTokenizerBase | None, bank: Bank) -> Lengths:
+    """Return exact lengths with a tokenizer, estimates without one."""
+    return EstimatedLengths() if tokenizer is None else TokenizerLengths.of(tokenizer, bank)
+
+
+def mosaics_over(
+    members: Members,
+    settings: Mosaic,
+    bank: Bank,
+    tokenizer: PreTrainedTokenizerBase | None,
+    *,
+    max_tokens: int,
+    seed: int,
+) -> Mosaics:
+    """Return the mosaics of members that are known already."""
+    if not members:
+        reasons = ", ".join(f"{number:,} {reason}" for reason, number in members.left_out.most_common())
+        raise DataError(f"no row can be part of a mosaic ({reasons or 'there are none'})", "see docs/mosaic.md")
+    lengths = lengths_for(tokenizer, bank)
+    limit = settings.max_tokens or max_tokens
+    if settings.compat == "robust":
+        return Mosaics(members, settings, bank, lengths, max_tokens=limit, seed=seed)
+    released = ReleasedMosaics(members, settings, bank, lengths, max_tokens=limit, seed=seed)
+    if tokenizer is not None:
+        released.count = lambda text: len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    return released
+
+
+def mosaics_of(
+    rows: Iterable[Row],
+    settings: Mosaic,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    max_tokens: int = MAX_TOKENS,
+    seed: int = 42,
+    on_progress: Callable[[int], None] | None = None,
+) -> Mosaics:
+    """Return the mosaics of rows in memory; `max_tokens` is the limit where the settings name none.
+
+    Raises: DataError when no row can be part of one; RecipeError when the style bank cannot be used.
+    """
+    bank = load_bank(settings.style_bank)
+    measure = lengths_for(tokenizer, bank).measure
+    members = Members(None, settings.multiturn)
+    for number, row in enumerate(rows):
+        members.add(number, row, bank, measure)
+        if on_progress is not None:
+            on_progress(number + 1)
+    return mosaics_over(members, settings, bank, tokenizer, max_tokens=max_tokens, seed=seed)
+
+
+class MosaicPasses:
+    """The mosaics of each epoch, for `aligner.prepare`: pass e holds the rows that `aligner mosaic` would write for it."""
+
+    def __init__(self, mosaics: Mosaics, given: int) -> None:
+        self.mosaics, self.given, self.passes, self.tally = mosaics, given, 0, Tally()
+
+    def rows(self, number: int) -> list[Row]:
+        """Return the mosaics of a pass."""
+        self.passes += 1
+        return [sample.row for sample in self.mosaics.pass_samples(number, self.tally)]
+
+    def told(self) -> str:
+        """Say how many mosaics were made of how many rows, and what was left out."""
+        members, counts = self.mosaics.members, self.tally.counts
+        text = f"{counts['samples']:,} samples in {self.passes} passes over {len(members):,} rows"
+        reasons = [f"{number:,} ({reason})" for reason, number in members.left_out.most_common()]
+        reasons += [f"{counts['overlong:drop'] // self.passes:,} (too long)"] if counts["overlong:drop"] else []
+        text += f"; of {self.given:,} rows not used: {', '.join(reasons)}" if reasons else ""
+        failed = sum(number for key, number in counts.items() if key.startswith("violation:"))
+        return text + (f"; {failed:,} failed their check and were not used" if failed else "")
+
+
+@dataclass(frozen=True)
+class Built:
+    """A data set of mosaics, and what there is to know of it."""
+
+    dataset: Dataset
+    tally: Tally
+    source: Costs
+    costs: Costs
+
+
+def build(
+    rows: Iterable[Row],
+    settings: Mosaic,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    max_tokens: int = MAX_TOKENS,
+    seed: int = 42,
+    passes: int = 4,
+    batch_size: int = 128,
+) -> Built:
+    """Return the mosaics of all passes as a data set with `prompt` and `completion`, and its costs for each pass."""
+    from datasets import Dataset
+
+    mosaics, tally = mosaics_of(rows, settings, tokenizer=tokenizer, max_tokens=max_tokens, seed=seed), Tally()
+    samples = [as_columns(sample) for number in range(passes) for sample in mosaics.pass_samples(number, tally)]
+    limit = mosaics.max_tokens
+    members = mosaics.members
+    return Built(
+        Dataset.from_list(samples),
+        tally,
+        costs(members.tokens, sum(members.trained), max_tokens=limit, batch_size=batch_size),
+        costs(tally.lengths, tally.counts["trained"], max_tokens=limit, batch_size=batch_size, passes=passes),
+    )
+
+
+def as_columns(sample: Sample) -> dict[str, Any]:
+    """Return a sample as TRL's prompt/completion row, with what is told about it."""
+    return {"prompt": sample.row.prompt, "completion": sample.row.completion, **sample.record()}

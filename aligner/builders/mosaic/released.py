@@ -1,0 +1,189 @@
+"""The corpus loop as the authors' code runs it, faults included, with our wording: `compat: released`.
+
+From the code of Mosaic-IT (arXiv 2405.13326), section 1.2 of our notes. One pass walks through a shuffled copy of the data. A
+sample grows one member at a time; at every step all choices are drawn afresh and the text is tokenised as instruction + output,
+without template and separator, and the last rendering that stayed *below* the limit is kept. A first member that is too long is
+dropped. Faults that are kept, since they decide what a model was trained on: rules on numbers for samples without numbers,
+samples without any mark between answers, sorting by whole strings (capitals first), ties in input order, texts in the plural
+for one instruction, tags that occur in the texts, k = K + 1 in half of the `pareto` draws, and a bias towards Maskout, which
+fits where others do not. Nothing is checked. Left out, since our wording has no such thing: concatenated and misspelled texts.
+
+A pass depends on the one random generator that runs through it, so it is one chunk.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+
+from aligner.builders.mosaic.bank import Bank
+from aligner.builders.mosaic.engine import Chunk, Mosaics, Sample, Tally, count_sample, shuffle
+from aligner.builders.mosaic.members import Member, finished_row
+from aligner.builders.mosaic.plan import SEPARATORS, Plan, Style, one_of
+from aligner.builders.mosaic.render import render
+from aligner.builders.mosaic.rules import MASK, PERMUTE, Choice, mask_count, shuffled
+
+SILENT_SHARE = 0.5
+
+CountTokens = Callable[[str], int]
+
+
+class ReleasedMosaics(Mosaics):
+    """The mosaics that the authors' loop gives. `count` counts the tokens of plain text."""
+
+    count: CountTokens = staticmethod(lambda text: math.ceil(len(text) / 3.5))
+
+    def chunks(self, pass_number: int) -> list[Chunk]:
+        """Return each group as one chunk: what comes later depends on what came before."""
+        chunks = []
+        for number, group in enumerate(sorted(self.members.groups)):
+            numbers = self.members.groups[group]
+            seed = f"{self.seed}:{pass_number}:{group}:released"
+            order = [numbers[int(place)] for place in shuffle(len(numbers), f"{seed}:order")]
+            chunks.append(Chunk(pass_number, number, seed, order, ()))
+        return chunks
+
+    def samples(self, chunk: Chunk, tally: Tally) -> Iterator[Sample]:
+        """Grow samples through the chunk."""
+        rng = random.Random(chunk.seed)
+        numbers = chunk.members
+        start = made = 0
+        while start < len(numbers):
+            k = self._released_k(rng, len(numbers) - start)
+            tally.counts[f"drawn:{min(k, len(numbers))}"] += 1
+            best: tuple[Plan, list[Member]] | None = None
+            grown: list[Member] = []
+            for stop in range(start + 1, min(start + k, len(numbers)) + 1):
+                grown = [*grown, self.members[int(numbers[stop - 1])]]
+                plan = self._redraw([int(n) for n in numbers[start:stop]], grown, rng)
+                rendered = render(plan, grown)
+                if self.count(rendered.prompt + rendered.completion) >= self.max_tokens:
+                    break
+                best = (plan, grown)
+            if best is None:
+                tally.counts["overlong:drop"] += 1
+                start += 1
+                continue
+            yield self._released_sample(chunk, made, *best, tally)
+            made += 1
+            start += len(best[1])
+
+    def _released_k(self, rng: random.Random, left: int) -> int:
+        largest, name = self.settings.max_members, self.settings.k_distribution
+        if name == "max_length":
+            return left
+        if name == "fix_max":
+            return largest
+        if name == "uniform":
+            return rng.randint(1, largest)
+        draw = {
+            "exp": lambda: rng.expovariate(1.0),
+            "pareto": lambda: rng.paretovariate(1.0) - 2.0,
+            "lognormal": lambda: rng.lognormvariate(0.0, 1.0),
+            "logistic2": lambda: _logistic(rng),
+        }[name]
+        while True:
+            x = draw()
+            if x < largest and (name != "logistic2" or x > 0):
+                return largest - math.floor(x)
+
+    def _redraw(self, numbers: list[int], members: Sequence[Member], rng: random.Random) -> Plan:
+        n = len(members)
+        weights_of = {name: weight for name, weight in self.settings.strategies if weight > 0 and name != "primary"}
+        strategy = rng.choices(list(weights_of), list(weights_of.values()))[0] if n > 1 else "format"
+        style = _released_style(self.bank, strategy, rng)
+        if strategy == "format":
+            return Plan(tuple(numbers), strategy, None, tuple(range(1, n + 1)), (), style())
+        rules: dict[str, Sequence[str]] = {
+            "permute": self.settings.permute_rules or tuple(PERMUTE),
+            "maskout": self.settings.mask_rules or tuple(MASK),
+        }
+        names = rules[strategy]
+        rule = rng.choice(names)
+        texts = [member.instruction for member in members]
+        choose = _permute if strategy == "permute" else _mask
+        low, high = self.settings.mask_ratio
+        choice = choose(rule, texts, rng, (low, high))
+        return Plan(tuple(numbers), strategy, rule, choice.order, choice.dropped, style(rule, choice))
+
+    def _released_sample(self, chunk: Chunk, made: int, plan: Plan, members: list[Member], tally: Tally) -> Sample:
+        rendered = render(plan, members)
+        name = f"p{chunk.pass_number}-c{chunk.number}-{made}"
+        origins = tuple(member.origin for member in members)
+        row = finished_row(members[0], rendered.prompt, rendered.completion, f"mosaic {name} ({', '.join(origins)})")
+        tokens, trained = self.lengths.measure(row)
+        sample = Sample(name, row, plan, rendered, origins, tokens, trained, chunk.pass_number)
+        count_sample(tally, sample, [self.members.trained[number] for number in plan.members])
+        return sample
+
+
+def _logistic(rng: random.Random) -> float:
+    u = rng.random() or 0.5
+    return 2.0 * math.log(u / (1.0 - u)) if u < 1.0 else 0.0
+
+
+def _released_style(bank: Bank, strategy: str, rng: random.Random) -> Callable[..., Style]:
+    """Draw everything about the look at once, whether or not it suits the rule."""
+    is_numbered, is_tagged = rng.random() < 0.9, rng.random() < 0.5
+    number = one_of(bank.numbers, rng) if is_numbered else ""
+    (begin, end), bracket = one_of(bank.tag_words, rng), one_of(bank.tag_brackets, rng)
+    if rng.random() < 0.5:
+        begin, end = begin.upper(), end.upper()
+    tags = (bracket.replace("{tag}", begin), bracket.replace("{tag}", end)) if is_tagged else ("", "")
+    line = ""
+    if is_tagged:
+        line = one_of(bank.texts["format.tags"]["many"], rng).filled(begin=tags[0], end=tags[1])
+    elif rng.random() >= SILENT_SHARE:
+        line = one_of(bank.texts["format.list"]["many"], rng).wording
+    places = [(rng.random() < 0.5, one_of(SEPARATORS, rng)) for _ in range(2)]
+    gap, separator = one_of((" ", "\n"), rng), one_of(SEPARATORS, rng)
+
+    def style(rule: str = "", choice: Choice | None = None) -> Style:
+        rule_line = "" if choice is None else _rule_line(bank, f"{strategy}.{rule}", choice, rng)
+        return Style(number, gap if number else "", *tags, separator, line, places[0], rule_line, places[1])
+
+    return style
+
+
+def _rule_line(bank: Bank, label: str, choice: Choice, rng: random.Random) -> str:
+    listed = one_of(bank.list_brackets, rng).replace(
+        "{items}", one_of(bank.list_separators, rng).join(map(str, choice.listed))
+    )
+    return one_of(bank.texts[label]["many"], rng).filled(list=listed, count=str(choice.count))
+
+
+def _permute(rule: str, texts: Sequence[str], rng: random.Random, ratio: tuple[float, float]) -> Choice:
+    """The order of a rule, with ties in input order and whole strings compared by their characters."""
+    places = range(1, len(texts) + 1)
+    if rule == "explicit":
+        order = shuffled(len(texts), rng)
+        return Choice(order, listed=order)
+    if rule == "reverse":
+        return Choice(tuple(reversed(places)))
+    if rule in ("odd_first", "even_first"):
+        first = rule == "odd_first"
+        return Choice(tuple(sorted(places, key=lambda place: (place % 2 == 1) != first)))
+    key: dict[str, Callable[[str], object]] = {
+        "alphabet": str,
+        "words": lambda text: len(text.split()),
+        "characters": len,
+    }
+    what, _, direction = rule.partition("_")
+    ordered = sorted(places, key=lambda place: key[what](texts[place - 1]), reverse=direction == "descending")  # type: ignore[arg-type,return-value]
+    return Choice(tuple(ordered))
+
+
+def _mask(rule: str, texts: Sequence[str], rng: random.Random, ratio: tuple[float, float]) -> Choice:
+    """What a rule leaves out, with ties in input order."""
+    n = len(texts)
+    places = range(1, n + 1)
+    if rule in ("odd", "even"):
+        dropped = [place for place in places if (place % 2 == 1) == (rule == "odd")]
+    elif rule == "explicit":
+        dropped = list(shuffled(n, rng)[: mask_count(n, rng, ratio)])
+    else:
+        ranked = sorted(places, key=lambda place: len(texts[place - 1].split()), reverse=rule == "longest")
+        dropped = ranked[: mask_count(n, rng, ratio)]
+    kept = tuple(place for place in places if place not in dropped)
+    return Choice(kept, tuple(sorted(dropped)), tuple(sorted(dropped)), len(dropped))

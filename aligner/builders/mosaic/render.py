@@ -1,0 +1,68 @@
+"""A plan and its members -> the two texts of a sample, and where each member stands in them. Nothing is decided here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from aligner.builders.mosaic.members import Member
+from aligner.builders.mosaic.plan import PLAIN, PRIMARY, REPLY_SEPARATOR, Place, Plan
+
+Span = tuple[int, int, int]
+"""1-based place of a member, and the half-open range of characters that its text takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """The texts of a sample, with the spans of the members' own words in each."""
+
+    prompt: str
+    completion: str
+    asked: tuple[Span, ...]
+    answered: tuple[Span, ...]
+
+
+def render(plan: Plan, members: Sequence[Member]) -> Rendered:
+    """Write a sample out: the block of instructions with its meta-instructions around it, and the answers in order."""
+    style = plan.style
+    if plan.strategy in (PLAIN, PRIMARY):
+        block, asked = _joined([("", member.instruction, "") for member in members], style.separator)
+        completion, answered = _joined([("", member.response, "") for member in members], style.separator)
+        return Rendered(block, completion, _numbered(asked, plan.order), _numbered(answered, plan.order))
+    places = range(1, len(members) + 1)
+    block, asked = _joined(
+        [(style.numbered(place), member.instruction, "") for place, member in zip(places, members)], style.separator
+    )
+    completion, answered = _joined(
+        [(style.numbered(place) + style.begin, members[place - 1].response, style.end) for place in plan.order],
+        REPLY_SEPARATOR,
+    )
+    prompt, shift = block, 0
+    for line, where in ((style.format_line, style.format_place), (style.rule_line, style.rule_place)):
+        prompt, added = _placed(line, where, prompt)
+        shift += added
+    moved = [(start + shift, stop + shift) for start, stop in asked]
+    return Rendered(prompt, completion, _numbered(moved, tuple(places)), _numbered(answered, plan.order))
+
+
+def _joined(parts: Sequence[tuple[str, str, str]], separator: str) -> tuple[str, list[tuple[int, int]]]:
+    """Join (before, text, after) and return where each text came to stand."""
+    spans, length, pieces = [], 0, []
+    for before, text, after in parts:
+        start = length + len(before)
+        spans.append((start, start + len(text)))
+        pieces.append(f"{before}{text}{after}")
+        length += len(pieces[-1]) + len(separator)
+    return separator.join(pieces), spans
+
+
+def _placed(line: str, place: Place, text: str) -> tuple[str, int]:
+    """Put a line above or below a text; return both, and how far the text has moved."""
+    if not line:
+        return text, 0
+    is_above, gap = place
+    return (f"{line}{gap}{text}", len(line) + len(gap)) if is_above else (f"{text}{gap}{line}", 0)
+
+
+def _numbered(spans: Sequence[tuple[int, int]], places: Sequence[int]) -> tuple[Span, ...]:
+    return tuple((place, start, stop) for place, (start, stop) in zip(places, spans))

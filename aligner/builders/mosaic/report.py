@@ -1,0 +1,249 @@
+"""What came of `aligner mosaic`: the numbers as a dict, and one HTML page with them and with samples to read.
+
+A cost is always shown as a table of all its kinds: sequences, steps, real tokens, tokens with a loss, and tokens padded in three
+ways. "80% cheaper" is true of one of these rows and false of others.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from aligner.builders.mosaic.costs import cost_rows, costs
+from aligner.builders.mosaic.engine import Mosaics, Tally
+from aligner.config.schema import MosaicFiles
+from aligner.plots import bar_chart, number
+from aligner.record import read_json, write_atomically
+from aligner.report import page
+
+SHOWN_EXAMPLES = 12
+TONES = 6
+
+
+def summary_of(mosaics: Mosaics, settings: MosaicFiles, tally: Tally) -> dict[str, Any]:
+    """Return every number there is to know of a build."""
+    members, counts = mosaics.members, tally.counts
+    exact = counts["measured:exact"] / counts["measured:added"] if counts["measured:added"] else 1.0
+    trained_exact = (
+        counts["measured:exact trained"] / counts["measured:added trained"] if counts["measured:added trained"] else 1.0
+    )
+    limit, batch, passes = mosaics.max_tokens, settings.batch_size, settings.passes
+    # Sums of parts are a little too long; the samples that were measured say by how much. Of released mosaics all are measured.
+    lengths = [round(length * exact) if length <= limit else length for length in tally.lengths]
+    source = costs(members.tokens, sum(members.trained), max_tokens=limit, batch_size=batch)
+    made = costs(lengths, counts["trained"] * trained_exact, max_tokens=limit, batch_size=batch, passes=passes)
+    used = counts["members"] + counts["overlong:drop"]
+    assert used == len(members) * passes, f"{used} rows were used where {len(members)} x {passes} should be"
+    return {
+        "samples": counts["samples"],
+        "passes": passes,
+        "members": len(members),
+        "always_alone": sum(members.alone),
+        "left_out": dict(members.left_out),
+        "drawn": _family(counts, "drawn"),
+        "count": _family(counts, "count"),
+        "strategies": _family(counts, "strategy"),
+        "rules": _family(counts, "rule"),
+        "rejected": _family(counts, "rejected"),
+        "overlong": _family(counts, "overlong"),
+        "shortened": counts["shortened"],
+        "violations": _family(counts, "violation"),
+        "masked_members": counts["masked members"],
+        "maskout_members": counts["maskout members"],
+        "masked_tokens": counts["masked tokens"],
+        "max_tokens": limit,
+        "batch_size": batch,
+        "token_counts": _how_counted(mosaics, counts, exact),
+        "costs": [[*row] for row in cost_rows(source, made)],
+    }
+
+
+def _how_counted(mosaics: Mosaics, counts: Counter[str], exact: float) -> str:
+    if not mosaics.lengths.is_exact:
+        return "estimated as characters / 3.5; name mosaic.tokenizer to count them"
+    if not counts["measured:added"]:
+        return "every sample was tokenised"
+    return f"sums over the members, scaled by {exact:.3f}, which every 16th sample showed when it was tokenised"
+
+
+def _family(counts: Mapping[str, int], name: str) -> dict[str, int]:
+    """The counts below a name, by what follows it; numbers in their order."""
+    found = {key.split(":", 1)[1]: value for key, value in counts.items() if key.startswith(f"{name}:")}
+    return dict(sorted(found.items(), key=lambda item: (int(item[0]) if item[0].isdigit() else 10**9, item[0])))
+
+
+def results_of(summary: Mapping[str, Any]) -> dict[str, float]:
+    """Return the few numbers that a screen shows."""
+    ratios = {label: ratio for label, _, _, ratio in summary["costs"]}
+    return {
+        "samples": float(summary["samples"]),
+        "rows used a pass": float(summary["members"]),
+        **{f"{label}, ratio to the rows": round(ratio, 4) for label, ratio in ratios.items()},
+        "failed checks": float(sum(summary["violations"].values())),
+    }
+
+
+# --- the page ------------------------------------------------------------------------------------------------------
+
+
+def write_mosaic_report(run_dir: Path) -> Path:
+    """Write `report.html` from `mosaic.json` and the recipe in the run directory."""
+    summary = read_json(run_dir, "mosaic.json")
+    recipe = read_json(run_dir, "resolved.json")["recipe"]
+    settings = recipe["mosaic"]
+    facts = [
+        ("rows", f"{summary['members']:,}"),
+        ("passes", f"{summary['passes']}"),
+        ("k", f"{settings['k_distribution']} up to {settings['max_members']}"),
+        ("limit", f"{summary['max_tokens']:,} tokens"),
+        ("tokenizer", settings["tokenizer"] or "none: lengths are estimates"),
+        ("seed", f"{recipe['seed']}"),
+    ]
+    if settings["compat"] == "released":
+        facts.append(("as", "the authors' code draws, unchecked"))
+    sections = (
+        ("costs", "What training on it costs", _costs(summary)),
+        ("shapes", "How many rows a sample has", _histograms(summary)),
+        ("shares", "Strategies and rules", _shares(summary)),
+        ("samples", "Samples", _examples(summary["examples"])),
+        ("losses", "What was put aside", _put_aside(summary)),
+    )
+    body = "".join(f'<section id="{anchor}"><h2>{title}</h2>{text}</section>' for anchor, title, text in sections)
+    failed = sum(summary["violations"].values())
+    warnings = [f"{failed:,} samples failed their check; their rows stand alone instead."] if failed else []
+    path = run_dir / "report.html"
+    html = page(run_dir.resolve().name, "mosaic", facts, body, tiles=_tiles(summary), warnings=warnings)
+    write_atomically(path, html)
+    return path
+
+
+def _tiles(summary: Mapping[str, Any]) -> list[dict[str, str]]:
+    rows = {label: (before, after, ratio) for label, before, after, ratio in summary["costs"]}
+    mean = summary["members"] * summary["passes"] / max(1, summary["samples"])
+    tiles = [{"label": "samples", "value": f"{summary['samples']:,}", "note": f"{mean:.2f} rows in each, on average"}]
+    for label in ("sequences", "real tokens", "tokens of packed sequences"):
+        before, after, ratio = rows[label]
+        note = f"of an epoch over the rows: {after:,.0f} a pass instead of {before:,.0f}"
+        tiles.append({"label": label, "value": f"{ratio:.3f}", "note": note})
+    return tiles
+
+
+def _costs(summary: Mapping[str, Any]) -> str:
+    rows = "".join(
+        f"<tr><td>{escape(label)}</td><td class=n>{before:,.0f}</td><td class=n>{after:,.0f}</td><td class=n>{ratio:.3f}</td></tr>"
+        for label, before, after, ratio in summary["costs"]
+    )
+    head = "<th></th><th class=n>an epoch over the rows</th><th class=n>a pass of mosaics</th><th class=n>ratio</th>"
+    note = (
+        "Sequences and steps fall by the mean number of rows in a sample; so does the time of a trainer that pads every sequence "
+        "to the limit. Real tokens fall only by the answers that are left out and by the templates of the rows, and rise by what "
+        "is written around them, so against packed rows little or nothing is saved. "
+        f"Steps are of {summary['batch_size']} sequences: a step of mosaics holds several times as many tokens, which changes the "
+        f"training. Token counts: {summary['token_counts']}."
+    )
+    return _table(head, rows) + f'<p class="soft small">{escape(note)}</p>'
+
+
+def _table(head: str, rows: str) -> str:
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+
+
+def _histograms(summary: Mapping[str, Any]) -> str:
+    names = {"0": "plain"}
+    drawn = [(names.get(key, key), float(value)) for key, value in summary["drawn"].items()]
+    count = [(key, float(value)) for key, value in summary["count"].items()]
+    charts = _bars("k as drawn", drawn) + _bars("rows in a sample", count)
+    short = f"{summary['shortened']:,} samples lost rows to the limit; what they lost came in others."
+    return f'<div class="grid">{charts}</div><p class="soft small">{short}</p>'
+
+
+def _shares(summary: Mapping[str, Any]) -> str:
+    strategies = [(key, float(value)) for key, value in summary["strategies"].items()]
+    rules: dict[str, list[tuple[str, float]]] = {"permute": [], "maskout": []}
+    for key, value in summary["rules"].items():
+        strategy, _, rule = key.partition(".")
+        rules[strategy].append((rule.replace("_", " "), float(value)))
+    charts = _bars("samples by strategy", strategies) + "".join(
+        _bars(f"{strategy} samples by rule", bars) for strategy, bars in rules.items()
+    )
+    masked = ""
+    if summary["maskout_members"]:
+        share = summary["masked_members"] / summary["maskout_members"]
+        overall = summary["masked_members"] / (summary["members"] * summary["passes"])
+        masked = (
+            f'<p class="soft small">{summary["masked_members"]:,} rows were left out: {share:.1%} of those in Maskout samples, '
+            f"{overall:.1%} of all ({summary['masked_tokens']:,} tokens of answers without a loss).</p>"
+        )
+    return f'<div class="grid">{charts}</div>{masked}'
+
+
+def _bars(title: str, bars: Sequence[tuple[str, float]]) -> str:
+    return bar_chart(title, bars, last_stands_out=False)
+
+
+def _put_aside(summary: Mapping[str, Any]) -> str:
+    ways = {"alone": "too long for a sample, written alone", "drop": "too long for a sample, dropped"}
+    rows = [
+        *((f"row left out: {reason}", count) for reason, count in summary["left_out"].items()),
+        ("row always alone: it speaks of other messages", summary["always_alone"]),
+        *((f"row {ways[way]}", count) for way, count in summary["overlong"].items()),
+        *((f"redrawn: {reason}", count) for reason, count in summary["rejected"].items()),
+        *((f"failed check: {kind}", count) for kind, count in summary["violations"].items()),
+    ]
+    body = "".join(f"<tr><td>{escape(what)}</td><td class=n>{count:,}</td></tr>" for what, count in rows if count)
+    return _table("<th>what</th><th class=n>how often</th>", body) if body else "<p>Nothing.</p>"
+
+
+# --- samples -------------------------------------------------------------------------------------------------------
+
+
+def _examples(examples: Sequence[Mapping[str, Any]]) -> str:
+    """Some of each strategy, with the words of each member in a colour of their own, in prompt and completion alike."""
+    chosen: list[Mapping[str, Any]] = []
+    by_rule: dict[tuple[str, str | None], list[Mapping[str, Any]]] = {}
+    for example in examples:
+        by_rule.setdefault((example["strategy"], example["rule"]), []).append(example)
+    while len(chosen) < SHOWN_EXAMPLES and any(by_rule.values()):
+        for group in by_rule.values():
+            if group and len(chosen) < SHOWN_EXAMPLES:
+                chosen.append(group.pop(0))
+    style = "<style>" + "".join(_tone(tone) for tone in range(1, TONES + 1)) + _SAMPLE_STYLE + "</style>"
+    return style + "".join(_example(example) for example in chosen)
+
+
+_SAMPLE_STYLE = (
+    ".mosaic pre{white-space:pre-wrap;overflow-wrap:anywhere}.mosaic mark{background:none;color:inherit;border-radius:3px;"
+    "padding:1px 2px;box-decoration-break:clone;-webkit-box-decoration-break:clone}"
+)
+
+
+def _tone(tone: int) -> str:
+    return f".mosaic mark.m{tone}{{background:color-mix(in srgb,var(--t{tone}) 22%,transparent)}}"
+
+
+def _example(example: Mapping[str, Any]) -> str:
+    rule = f" · {example['rule']}" if example["rule"] else ""
+    dropped = f" · left out: {', '.join(map(str, example['dropped']))}" if example["dropped"] else ""
+    order = " → ".join(map(str, example["order"]))
+    head = f"{example['strategy']}{rule} · {number(len(example['member_ids']))} rows · answers {order}{dropped}"
+    lead = "".join(f"<pre>{escape(turn['role'])}: {escape(turn['content'])}</pre>" for turn in example["lead"])
+    prompt, completion = (
+        _coloured(example["prompt"], example["asked"]),
+        _coloured(example["completion"], example["answered"]),
+    )
+    return (
+        f'<details class="mosaic" open><summary>{escape(head)}</summary>{lead}<p class="soft small">prompt</p><pre>{prompt}</pre>'
+        f'<p class="soft small">completion</p><pre>{completion}</pre></details>'
+    )
+
+
+def _coloured(text: str, spans: Sequence[Sequence[int]]) -> str:
+    parts, place = [], 0
+    for member, start, stop in spans:
+        parts.append(escape(text[place:start]))
+        parts.append(f'<mark class="m{(member - 1) % TONES + 1}">{escape(text[start:stop])}</mark>')
+        place = stop
+    return "".join([*parts, escape(text[place:])])

@@ -1,0 +1,282 @@
+"""Mosaic-IT against plain SFT in the toy world: rules followed, single prompts answered, and what each costs.
+
+    python benchmarks/effects/mosaic.py [--seeds N] [--write]
+
+Every arm trains the base model on the same 4,000 right answers for four passes, eight sequences a step: plain rows, or mosaics of
+up to three rows drawn anew for each pass, with 10% plain samples and with none. The wording is `mosaic_bank.yaml`, short enough
+for a model that reads letters, and the rules are those that such a model can hope to learn (`RULES`). Rules are followed when the greedy answer to a mosaic of held-out exercises, read without regard to
+what the answers say, has the right numbers in the right order, every tag in its place and nothing else. A seed changes the
+world, the base, the mosaics, the order of rows and the sampling. With `--write` the tables go into `benchmarks/RESULTS.md`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from aligner.builders.mosaic import Sample, Tally, Violation, mosaics_of, parse
+from aligner.config.load import load_recipe
+from aligner.config.schema import Data, Model, Mosaic, Source
+from aligner.data import load_rows
+from aligner.data.rows import CompletionRow
+from aligner.evaluation.answers import evaluate_prompts
+from aligner.generation import Sampling, generate
+from aligner.methods import run_recipe
+from aligner.models import load_policy, load_tokenizer
+from aligner.reward_models import load_scorer
+from aligner.toy import write_world
+from aligner.toy.tasks import draw, gold_score
+
+RESULTS = Path(__file__).parents[1] / "RESULTS.md"
+BANK = str(Path(__file__).with_name("mosaic_bank.yaml"))
+PASSES = 4
+ROWS = 4000
+BATCH = 8
+LIMIT = 320
+MEMBERS = 3
+CHECKPOINTS = 8
+EXTRA: list[str] = []
+ARMS: dict[str, float | None] = {"plain SFT": None, "mosaics, 10% plain": 0.1, "mosaics, none plain": 0.0}
+RULES = {"permute_rules": ["explicit", "reverse", "even_first"], "mask_rules": ["explicit", "odd", "even"]}
+STRATEGIES = ("format", "permute", "maskout")
+
+
+@dataclass(frozen=True)
+class Point:
+    """A checkpoint of an arm: what it has cost so far, and how well it answers single prompts."""
+
+    steps: int
+    padded: float
+    """Tokens, with every sequence padded to the limit."""
+    packed: float
+    """Tokens, without padding."""
+    single: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an arm came to with one seed."""
+
+    single: float
+    followed: dict[str, float]
+    right: dict[str, float]
+    by_rule: dict[str, list[float]]
+    points: list[Point]
+
+
+def write_rows(world: Path, seed: int) -> None:
+    """Right answers to exercises of which none is held out, one a row."""
+    held_out = {
+        one["prompt"][0]["content"] for one in map(json.loads, (world / "heldout.jsonl").open(encoding="utf-8"))
+    }
+    rng, prompts = random.Random(f"mosaic {seed}"), {}
+    while len(prompts) < ROWS:
+        exercise = draw(rng)
+        if exercise.prompt not in held_out:
+            prompts[exercise.prompt] = exercise.answer
+    turns = (
+        [{"role": "user", "content": asked}, {"role": "assistant", "content": said}] for asked, said in prompts.items()
+    )
+    (world / "single.jsonl").write_text(
+        "".join(json.dumps({"messages": talk}) + "\n" for talk in turns), encoding="utf-8"
+    )
+
+
+def train(world: Path, seed: int, name: str, plain: float | None) -> Path:
+    """Train an arm from the base, and return its run directory."""
+    mosaic = json.dumps({"max_members": MEMBERS, "plain_fraction": plain, "style_bank": BANK, **RULES})
+    overrides = [
+        f"model.name_or_path={world / 'model'}",
+        f"data.train={world / 'single.jsonl'}",
+        f"data.max_length={LIMIT}",
+        "data.eval=null",
+        f"seed={seed}",
+        f"output_dir={world / 'runs' / name.replace(' ', '-')}",
+        "report.num_prompts=0",
+        f"trainer.num_train_epochs={PASSES}",
+        f"trainer.per_device_train_batch_size={BATCH}",
+        "trainer.logging_steps=1",
+        f"trainer.save_steps={1 / CHECKPOINTS}",
+        "trainer.save_total_limit=100",
+        *EXTRA,
+        *([] if plain is None else [f"data.mosaic={mosaic}"]),
+    ]
+    return run_recipe(load_recipe("sft", "tiny/sft", overrides)).run_dir
+
+
+def held_out_mosaics(world: Path, seed: int) -> list[Sample]:
+    """Mosaics of two or three exercises that no training has seen."""
+    rows = load_rows(Data(train=[Source(path=str(world / "heldout.jsonl"))]), "prompts", 0).train
+    members = [CompletionRow(row.prompt, [{"role": "assistant", "content": row.answer}], row.origin) for row in rows]
+    settings = Mosaic(max_members=MEMBERS, min_members=2, plain_fraction=0.0, style_bank=BANK, **RULES)
+    made = mosaics_of(members, settings, tokenizer=load_tokenizer(Model(name_or_path=str(world / "model"))), seed=seed)
+    samples = [sample for number in range(2) for sample in made.pass_samples(number, Tally())]
+    return [sample for sample in samples if len(sample.plan.members) > 1]
+
+
+def outcome(world: Path, run: Path, seed: int, samples: list[Sample]) -> Outcome:
+    """Measure the result of an arm."""
+    tokenizer = load_tokenizer(Model(name_or_path=str(run / "final")))
+    model = load_policy(Model(name_or_path=str(run / "final")), tokenizer, trainable=False)
+    greedy = Sampling(max_new_tokens=120, temperature=0.0)
+    prompts = [sample.row.prompt for sample in samples]
+    answers = [one[0].text for one in generate(model, tokenizer, prompts, greedy, batch_size=100)]
+    followed, right, by_rule = defaultdict(list), defaultdict(list), defaultdict(list)
+    for sample, answer in zip(samples, answers):
+        does, share = judge(sample, answer)
+        followed[sample.plan.strategy].append(does)
+        right[sample.plan.strategy].append(share)
+        if sample.plan.rule:
+            by_rule[f"{sample.plan.strategy}.{sample.plan.rule}"].append(does)
+    means = [{key: statistics.fmean(found[key]) for key in STRATEGIES} for found in (followed, right)]
+    points = list(curve(world, run, seed))
+    return Outcome(single(world, run / "final", seed), means[0], means[1], dict(by_rule), points)
+
+
+def judge(sample: Sample, answer: str) -> tuple[float, float]:
+    """Whether the answer has the form that was asked for; and if so, the mean gold score of its parts, else 0."""
+    style = sample.plan.style
+    try:
+        parts = parse(answer, begin=style.begin, end=style.end, number=style.number, gap=style.gap)
+    except Violation:
+        return 0.0, 0.0
+    wanted = list(sample.plan.order)
+    found = [index for index, _ in parts]
+    if (style.number and found != wanted) or len(parts) != len(wanted):
+        return 0.0, 0.0
+    texts = [sample.rendered.prompt[start:stop] for _, start, stop in sample.rendered.asked]
+    scores = [gold_score(texts[place - 1], text) for place, (_, text) in zip(wanted, parts)]
+    return 1.0, statistics.fmean(scores)
+
+
+def single(world: Path, result: Path, seed: int) -> float:
+    """Gold score of one sampled answer to each held-out prompt."""
+    tokenizer = load_tokenizer(Model(name_or_path=str(result)))
+    model = load_policy(Model(name_or_path=str(result)), tokenizer, trainable=False)
+    rows = load_rows(Data(train=[Source(path=str(world / "heldout.jsonl"))]), "prompts", 0).train
+    sampling = Sampling(max_new_tokens=32, temperature=1.0, seed=seed)
+    found = evaluate_prompts(model, tokenizer, rows, scorer=load_scorer("toy"), sampling=sampling, batch_size=100)
+    return float(found[0]["score"])
+
+
+def curve(world: Path, run: Path, seed: int) -> Iterator[Point]:
+    """Cost and score at every checkpoint; tokens are those that went through the model, padding not counted."""
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    tokens = {line["step"]: line["num_tokens"] for line in metrics}
+    for checkpoint in sorted((run / "checkpoints").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1])):
+        steps = int(checkpoint.name.split("-")[1])
+        yield Point(steps, steps * BATCH * LIMIT, tokens[steps], single(world, checkpoint, seed))
+
+
+def first_reaching(points: list[Point], score: float) -> Point | None:
+    """The first checkpoint that answers single prompts this well."""
+    return next((point for point in points if point.single >= score), None)
+
+
+def tables(found: dict[str, list[Outcome]], base: list[float]) -> dict[str, list[str]]:
+    """The tables of RESULTS.md by mark."""
+    seeds = len(base)
+    head = [
+        "| | " + " | ".join(f"seed {seed}" for seed in range(seeds)) + " | mean |",
+        "| --- |" + " --- |" * (seeds + 1),
+    ]
+
+    def row(name: str, values: list[float]) -> str:
+        return f"| {name} | " + " | ".join(f"{value:.3f}" for value in [*values, statistics.fmean(values)]) + " |"
+
+    singles = [*head, row("base model", base)]
+    singles += [row(name, [one.single for one in outcomes]) for name, outcomes in found.items()]
+    rules = [
+        "| | " + " | ".join(f"{strategy}: followed (right)" for strategy in STRATEGIES) + " |",
+        "| --- |" + " --- |" * 3,
+    ]
+    for name, outcomes in found.items():
+        cells = []
+        for key in STRATEGIES:
+            seen = ", ".join(f"{one.followed[key]:.2f}" for one in outcomes)
+            cells.append(f"{seen} ({statistics.fmean(one.right[key] for one in outcomes):.2f})")
+        rules.append(f"| {name} | " + " | ".join(cells) + " |")
+    return {"mosaic-single": singles, "mosaic-rules": rules, "mosaic-each": _each(found), "mosaic-cost": _cost(found)}
+
+
+def _each(found: dict[str, list[Outcome]]) -> list[str]:
+    names = sorted({rule for outcomes in found.values() for one in outcomes for rule in one.by_rule})
+    lines = ["| rule | " + " | ".join(found) + " |", "| --- |" + " --- |" * len(found)]
+    for rule in names:
+        cells = [
+            statistics.fmean(value for one in outcomes for value in one.by_rule.get(rule, []))
+            for outcomes in found.values()
+        ]
+        lines.append(f"| {rule} | " + " | ".join(f"{cell:.2f}" for cell in cells) + " |")
+    return lines
+
+
+def _cost(found: dict[str, list[Outcome]]) -> list[str]:
+    """Steps, padded and packed tokens up to the single-prompt score that plain SFT ends with, as ratios to plain SFT's own."""
+    lines = [
+        "| to plain SFT's last score | seed | steps | padded to the limit | packed |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    plain = found["plain SFT"]
+    for name, outcomes in found.items():
+        for seed, (one, reference) in enumerate(zip(outcomes, plain)):
+            target = reference.points[-1].single
+            own, other = first_reaching(reference.points, target), first_reaching(one.points, target)
+            assert own is not None
+            if other is None:
+                best = max(point.single for point in one.points)
+                lines.append(f"| {name} | {seed} | not reached (best {best:.3f} of {target:.3f}) | | |")
+                continue
+            ratios = (other.steps / own.steps, other.padded / own.padded, other.packed / own.packed)
+            lines.append(f"| {name} | {seed} | {other.steps} | {ratios[1]:.2f} | {ratios[2]:.2f} |")
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--write", action="store_true", help="write the tables into benchmarks/RESULTS.md")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    found: dict[str, list[Outcome]] = {name: [] for name in ARMS}
+    base = []
+    with tempfile.TemporaryDirectory() as name:
+        for seed in range(options.seeds):
+            world = Path(name) / str(seed)
+            write_world(world, seed=seed)
+            write_rows(world, seed)
+            base.append(single(world, world / "model", seed))
+            samples = held_out_mosaics(world, seed)
+            for arm, plain in ARMS.items():
+                run = train(world, seed, arm, plain)
+                found[arm].append(outcome(world, run, seed, samples))
+                print(seed, arm, _shown(found[arm][-1]), flush=True)
+    for mark, lines in tables(found, base).items():
+        print("\n".join(lines), flush=True)
+        if options.write:
+            write(mark, "\n".join(lines))
+
+
+def _shown(one: Outcome) -> dict[str, Any]:
+    return {"single": one.single, "followed": one.followed, "right": one.right, "points": one.points}
+
+
+def write(mark: str, text: str) -> None:
+    """Replace the part of RESULTS.md between two marks."""
+    begin, end = f"<!-- {mark}: begin -->", f"<!-- {mark}: end -->"
+    head, rest = RESULTS.read_text(encoding="utf-8").split(begin)
+    RESULTS.write_text(f"{head}{begin}\n{text}\n{end}{rest.split(end)[1]}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""`aligner sft` on mosaics: what is trained, how it is counted, and that it is what the files hold."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import load_from_disk
+from fakes import small_recipe
+
+from aligner import events
+from aligner.builders.mosaic import Tally, mosaics_of
+from aligner.builders.mosaic.build import run_mosaic
+from aligner.builders.mosaic.iterable import MosaicIterable
+from aligner.chat import IGNORED, encode_sft
+from aligner.config.load import load_recipe
+from aligner.config.schema import Data, Mosaic, Source
+from aligner.data import load_rows
+from aligner.errors import RecipeError
+from aligner.methods import run_recipe
+from aligner.models import load_tokenizer
+from aligner.record import read_metrics
+from aligner.sampling_order import SeededSampler
+
+MOSAIC = {"max_members": 3}
+
+
+def trained(world: Path, output: Path, *overrides: str, **flags: Any) -> Path:
+    settings = {"data__mosaic": MOSAIC, "data__max_length": 400, "trainer__max_steps": -1, **flags}
+    return run_recipe(small_recipe("sft", world, output, *overrides, **settings)).run_dir
+
+
+def test_each_epoch_trains_on_the_mosaics_that_the_files_hold(small_world: Path, tmp_path: Path) -> None:
+    run = trained(small_world, tmp_path / "run", trainer__num_train_epochs=2)
+    flags = {
+        "data.train": str(small_world / "sft.jsonl"),
+        "output_dir": str(tmp_path / "files"),
+        "data.max_length": 400,
+    }
+    tokenizer = str(small_world / "model")
+    recipe = load_recipe(
+        "mosaic", None, [], {**flags, "mosaic.max_members": 3, "mosaic.passes": 2, "mosaic.tokenizer": tokenizer}
+    )
+    files = run_mosaic(recipe).run_dir
+    rows = load_rows(Data(train=[Source(path=str(files / "data"))]), "sft", 0).train
+    from aligner.config.schema import Model
+
+    encoded = [encode_sft(load_tokenizer(Model(name_or_path=tokenizer)), row) for row in rows]
+    prepared = load_from_disk(str(run / "prepared/train"))
+    assert [list(ids) for ids in prepared["input_ids"]] == [one.input_ids for one in encoded]
+    assert [list(ids) for ids in prepared["labels"]] == [[IGNORED, *one.labels[1:]] for one in encoded]
+    steps = [line["step"] for line in read_metrics(run) if line["split"] == "train"]
+    assert max(steps) == -(-len(rows) // 4)
+
+
+def test_the_books_say_what_was_made_of_the_rows(small_world: Path, tmp_path: Path) -> None:
+    told: list[Any] = []
+    recipe = small_recipe(
+        "sft", small_world, tmp_path / "run", data__mosaic=MOSAIC, data__max_length=400, trainer__max_steps=-1,
+        trainer__num_train_epochs=2, data__eval=0.25,
+    )  # fmt: skip
+    run = run_recipe(recipe, on_event=told.append).run_dir
+    split = json.loads((run / "data.json").read_text())["splits"]["train"]
+    assert split["rows_in"] == 36
+    assert split["rows"] == split["made"]
+    lines = dict(next(event.table for event in told if isinstance(event, events.DataReady)))
+    assert lines["train mosaics"] == f"{split['made']} samples in 2 passes over 36 rows"
+    assert max(line["epoch"] for line in read_metrics(run)) == 2.0
+
+
+def test_half_an_epoch_ends_in_the_middle_of_a_pass(small_world: Path, tmp_path: Path) -> None:
+    run = trained(small_world, tmp_path / "run", trainer__num_train_epochs=1.5)
+    first, second = json.loads((run / "prepared/batching.json").read_text())["passes"]
+    assert read_metrics(run)[-1]["step"] == -(-(first + second / 2) // 4)
+
+
+def test_as_many_passes_are_made_as_the_steps_take(small_world: Path, tmp_path: Path) -> None:
+    run = trained(small_world, tmp_path / "run", trainer__max_steps=23)
+    passes = json.loads((run / "prepared/batching.json").read_text())["passes"]
+    assert sum(passes[:-1]) < 23 * 4 <= sum(passes)
+    assert read_metrics(run)[-1]["step"] == 23
+
+
+def test_mosaics_can_be_packed(small_world: Path, tmp_path: Path) -> None:
+    run = trained(small_world, tmp_path / "run", sft__packing=True, trainer__num_train_epochs=2)
+    batching = json.loads((run / "prepared/batching.json").read_text())
+    assert batching["packing"]
+    assert len(load_from_disk(str(run / "prepared/train"))) == sum(batching["passes"])
+
+
+def test_a_dry_run_counts_the_sequences_of_all_passes(small_world: Path, tmp_path: Path) -> None:
+    told: list[Any] = []
+    recipe = small_recipe(
+        "sft", small_world, tmp_path / "run", data__mosaic=MOSAIC, data__max_length=400, trainer__max_steps=-1,
+        trainer__num_train_epochs=3,
+    )  # fmt: skip
+    run_recipe(recipe, dry_run=True, on_event=told.append)
+    plan = {
+        what: (value, how) for what, value, how in next(event.rows for event in told if isinstance(event, events.Plan))
+    }
+    total, how = plan["sequences"]
+    assert how.startswith("in 3 passes: ")
+    assert sum(int(size) for size in how.removeprefix("in 3 passes: ").split(", ")) == int(total)
+    assert int(plan["steps"][0]) == -(-int(total) // 4)
+
+
+def test_a_wrong_style_bank_is_told_before_the_rows_are_read(small_world: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"nowhere\.yaml cannot be read"):
+        trained(small_world, tmp_path / "run", data__mosaic={"style_bank": str(tmp_path / "nowhere.yaml")})
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("key", ["eval_strategy", "save_strategy", "logging_strategy"])
+def test_ends_of_epochs_are_no_moments_where_all_passes_are_one_run(
+    small_world: Path, tmp_path: Path, key: str
+) -> None:
+    with pytest.raises(RecipeError, match=r"cannot be `epoch` with `data\.mosaic`"):
+        trained(small_world, tmp_path / "run", data__eval=0.2, **{f"trainer__{key}": "epoch"})
+
+
+@pytest.mark.parametrize("lengths", [None, list(range(37))])
+def test_passes_come_in_turn_and_every_row_once(lengths: list[int] | None) -> None:
+    order = list(SeededSampler(37, 5, lengths=lengths, rows_per_step=4, passes=[10, 13, 14]))
+    assert sorted(order) == list(range(37))
+    # Only what makes no whole step of its own pass comes with the next one.
+    assert all(row < 10 for row in order[:8])
+    assert all(row < 23 for row in order[8:20])
+    assert all(row >= 10 for row in order[20:])
+
+
+def test_a_loop_of_ones_own_gets_the_same_mosaics_shared_among_workers_and_ranks(small_world: Path) -> None:
+    from torch.utils.data import DataLoader
+
+    rows = load_rows(Data(train=[Source(path=str(small_world / "sft.jsonl"))]), "sft", 42).train
+    mosaics = mosaics_of(rows, Mosaic(max_members=3), seed=7)
+    whole = MosaicIterable(mosaics)
+    whole.set_epoch(1)
+    samples = list(whole)
+    assert [one["prompt"] for one in samples] == [sample.row.prompt for sample in mosaics.pass_samples(1, Tally())]
+    shares = [MosaicIterable(mosaics, rank=rank, world_size=2) for rank in range(2)]
+    for share in shares:
+        share.set_epoch(1)
+    assert sorted(map(str, samples)) == sorted(str(one) for share in shares for one in share)
+    loaded = list(DataLoader(whole, batch_size=None, num_workers=2))
+    assert sorted(map(str, loaded)) == sorted(map(str, samples))
