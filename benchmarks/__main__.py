@@ -11,9 +11,11 @@ SCRIPTS = (
     "speed/compare.py",
     "speed/sapo.py",
     "speed/endpoints.py",
+    "speed/mosaic.py",
     "effects/quickstart.py",
     "effects/discopop.py",
     "effects/sapo.py",
+    "effects/mosaic.py",
 )
 
 for script in SCRIPTS:

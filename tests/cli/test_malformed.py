@@ -115,6 +115,29 @@ RECIPES = {
     "a tau that nothing reads": Case(
         "dpo r.yaml", RECIPE, ("dpo.tau", "discopop"), DPO + "dpo: {loss: sigmoid, tau: 0.2}\n", PAIR
     ),
+    "mosaics: a mistyped key": Case(
+        "mosaic --data rows.jsonl --output out mosaic.max_member=3", RECIPE, ("max_member", "mosaic.max_members")
+    ),
+    "mosaics: a missing file": Case("mosaic --data rowz.jsonl --output out", DATA, ("rowz.jsonl", "did you mean")),
+    "mosaics: pairs": Case("mosaic --data rows.jsonl --output out", DATA, ("rows.jsonl", "chosen"), rows=PAIR),
+    "mosaics: a broken row": Case(
+        "mosaic --data rows.jsonl --output out", DATA, ("rows.jsonl:2", "broken JSON"), rows=SFT_ROW + "\n{"
+    ),
+    "mosaics: a style bank that is not there": Case(
+        "mosaic --data rows.jsonl --output out mosaic.style_bank=bank.yaml", RECIPE, ("bank.yaml", "cannot be read")
+    ),
+    "mosaics: no such tokenizer": Case(
+        "mosaic --data rows.jsonl --output out --tokenizer ./nowhere", RECIPE, ("mosaic.tokenizer", "nowhere")
+    ),
+    "mosaics in a method that has none": Case(
+        "dpo r.yaml", RECIPE, ("data.mosaic", "aligner sft"), DPO.replace("rows.jsonl", "rows.jsonl, mosaic: {}"), PAIR
+    ),
+    "mosaics in sft with a weight below zero": Case(
+        "sft r.yaml",
+        RECIPE,
+        ("data.mosaic.strategies.permute", "at least 0"),
+        edited("rows.jsonl", "rows.jsonl, mosaic: {strategies: {permute: -1}}"),
+    ),
     "a mistyped section of a search": Case(
         "discover r.yaml", RECIPE, ("r.yaml:1", "endpiont", "endpoint"), "endpiont: {model: m}\noutput_dir: out\n"
     ),

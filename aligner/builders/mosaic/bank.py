@@ -97,10 +97,12 @@ class Bank:
     texts: dict[str, dict[str, tuple[Text, ...]]]
 
     @cached_property
-    def stands_alone(self) -> re.Pattern[str] | None:
-        """What a prompt that must not be combined matches."""
-        joined = "|".join(f"(?:{pattern})" for pattern in self.stand_alone)
-        return re.compile(joined, re.IGNORECASE | re.MULTILINE) if joined else None
+    def _alone(self) -> list[re.Pattern[str]]:
+        return [re.compile(pattern, re.IGNORECASE | re.MULTILINE) for pattern in self.stand_alone]
+
+    def stands_alone(self, prompt: str) -> bool:
+        """Say whether a prompt speaks of other messages, and must not be combined."""
+        return any(pattern.search(prompt) for pattern in self._alone)
 
     @cached_property
     def _by_opening(self) -> dict[str, list[tuple[Text, re.Pattern[str]]]]:
@@ -198,7 +200,10 @@ def _joined(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
     texts = {label: {form: list(lines) for form, lines in forms.items()} for label, forms in ours["texts"].items()}
     more = theirs.get("texts") or {}
     for label, forms in more.items() if isinstance(more, dict) else ():
-        for form, lines in forms.items() if isinstance(forms, dict) else ():
+        if not isinstance(forms, dict):
+            texts[label] = forms  # told as a problem
+            continue
+        for form, lines in forms.items():
             texts[label][form] = _both(texts[label].get(form, []), lines or [])
     joined["texts"] = texts if isinstance(more, dict) else more
     return joined
@@ -217,13 +222,16 @@ def _problems(values: dict[str, Any]) -> list[Problem]:
         return [*problems, Problem("is missing", key="texts")]
     for label, forms in SLOTS.items():
         given = texts.get(label)
+        if not isinstance(given, dict):
+            problems.append(Problem(f"expected {' and '.join(forms)}, each with a list of texts", key=f"texts.{label}"))
+            continue
         for form, slots in forms.items():
-            lines = given.get(form) if isinstance(given, dict) else None
+            lines = given.get(form)
             if not isinstance(lines, list) or not lines:
                 problems.append(Problem("needs at least one text", key=f"texts.{label}.{form}"))
                 continue
             problems += [problem for line in lines for problem in _text_problems(label, form, line, slots)]
-        for form in given if isinstance(given, dict) else ():
+        for form in given:
             if form not in forms:
                 problems.append(Problem(f"expected {' and '.join(forms)}", key=f"texts.{label}.{form}"))
     return problems
@@ -241,6 +249,8 @@ def _list_problems(key: str, values: Any) -> list[Problem]:
                 problems.append(Problem(f"both words are {value[0]!r}", key=key))
         elif not isinstance(value, str) or "\n" in value or not value:
             problems.append(Problem(f"expected a text of one line, found {value!r}", key=key))
+        elif key == "tag_brackets" and value[0].isspace():
+            problems.append(Problem(f"{value!r} begins with a blank", key=key))
         elif key in _ONE_SLOT and _SLOT.findall(value) != [_ONE_SLOT[key]]:
             problems.append(Problem(f"{value!r} needs {{{_ONE_SLOT[key]}}} once", key=key))
         elif key == "numbers" and (value[value.index("{n}") + 3 :][:1].isdigit() or value == "{n}"):

@@ -37,7 +37,7 @@ from aligner.config.load import Resolved
 from aligner.config.schema import Model, MosaicFiles, MosaicRecipe
 from aligner.data import Loaded, load_rows
 from aligner.data.files import file_record
-from aligner.errors import DataError
+from aligner.errors import AlignerError, DataError
 from aligner.events import DataReady, Finished, Notice, OnEvent, Plan, StageProgress, StageStarted, Warned
 from aligner.methods import Outcome, already_done
 from aligner.record import dumps, write_atomically
@@ -162,12 +162,19 @@ def run_mosaic(
         Run.check_place(Path(recipe.output_dir), resume=resume, overwrite=overwrite)
     else:
         return _dry_run(recipe, bank, on_event)
+    was_there = Path(recipe.output_dir).exists()
     run = Run.create(resolved, resume=resume, overwrite=overwrite)
     if run.is_done:
         return already_done(run, on_event)
     for note in run.notes:
         _tell(on_event, Warned(note))
-    _prepare(recipe, run, bank, on_event)
+    try:
+        _prepare(recipe, run, bank, on_event)
+    except AlignerError:
+        run.close()
+        if not was_there:
+            shutil.rmtree(run.dir)  # nothing is in it but what was begun a moment ago
+        raise
     workshop = Workshop(recipe, run.dir)
     parts = list(workshop.parts())
     _build_parts(workshop, parts, on_event)

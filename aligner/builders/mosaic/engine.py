@@ -9,7 +9,7 @@ anew; what it lost goes back to the front of the queue. Two members with the sam
 that is too long by itself goes the way that `on_overlong` says.
 
 Lengths are added up from those of the members, which were measured one by one, and measured again on the finished sample
-wherever the sum comes near the limit (`NEAR`), and for every sixteenth sample besides, so that the sums can be trusted.
+wherever the sum comes near the limit (`NEAR`), and for every 64th sample of a chunk besides, so that the sums can be trusted.
 
 Different from the authors' code (arXiv 2405.13326): their loop grows a sample one member at a time, draws everything afresh and
 tokenises at each step (`compat: released` does it their way, in `released.py`).
@@ -42,7 +42,7 @@ CHUNK_MEMBERS = 1024
 """Members of a chunk where no k is drawn (`max_length`), and of one whose members all stand alone."""
 NEAR = 0.8
 """Share of the limit from which a sample is measured instead of added up."""
-MEASURE_EVERY = 16
+MEASURE_EVERY = 64
 ALONE = 0
 """A draw of a plain sample, in the list of k."""
 
@@ -191,13 +191,14 @@ class _Work:
 
     def samples(self) -> Iterator[Sample]:
         members = self.mosaics.members
-        queue = deque((int(number), members[int(number)]) for number in self.chunk.members)
+        entries = [(int(number), members[int(number)]) for number in self.chunk.members]
+        for entry in entries:
+            if self._is_overlong(entry):
+                yield from self._overlong(*entry)
+        queue = deque(entry for entry in entries if not self._is_overlong(entry))
         draws = deque(self.chunk.draws)
         while queue:
             k = ALONE if self.chunk.are_alone else draws.popleft() if draws else self.draw(self.rng)
-            if self._is_overlong(queue[0]):
-                yield from self._overlong(*queue.popleft())
-                continue
             self.tally.counts[f"drawn:{k if k < len(members) else 'all'}"] += 1
             taken, repeated = _take(queue, k or 1)
             queue.extendleft(reversed(repeated))
@@ -238,10 +239,12 @@ class _Work:
         Should the check find fault with the sample, that is counted, and its members stand alone instead.
         """
         size = self._fitting([number for number, _ in taken])
+        # What were drawn anew for fewer members would often be what leaves most out, and so fits.
+        strategy, seed = self.planner.strategy(self.rng), self.rng.random()
         while True:
             some, left = taken[:size], taken[size:]
             numbers, members = [number for number, _ in some], [member for _, member in some]
-            plan = self.planner.plan(numbers, members, self.rng)
+            plan = self.planner.plan(numbers, members, random.Random(seed), strategy)
             rendered = render(plan, members)
             tokens, trained = self._cost(plan, members, rendered)
             if tokens <= self.mosaics.max_tokens:
@@ -270,11 +273,10 @@ class _Work:
 
     def _cost(self, plan: Plan, members: Sequence[Member], rendered: Rendered) -> tuple[int, int]:
         """Tokens of the sample, and those that are trained: added up, or measured where it matters."""
-        tokens, trained = self._added_up(plan, members, rendered)
+        tokens, trained, around = self._added_up(plan, members, rendered)
         is_test = self.made % MEASURE_EVERY == 0
-        if not self.mosaics.lengths.is_exact or not (
-            is_test or self.is_wary or tokens > NEAR * self.mosaics.max_tokens
-        ):
+        is_near = tokens + around > NEAR * self.mosaics.max_tokens
+        if not self.mosaics.lengths.is_exact or not (is_test or is_near or self.is_wary):
             return tokens, trained
         row = finished_row(members[0], rendered.prompt, rendered.completion, "")
         if not is_test:
@@ -288,19 +290,23 @@ class _Work:
         counts["measured:exact trained"] += exact_trained
         return exact, exact_trained
 
-    def _added_up(self, plan: Plan, members: Sequence[Member], rendered: Rendered) -> tuple[int, int]:
-        """The lengths of the members, and what is written around them by its characters; rather too much than too little."""
-        table, rate, around = (
+    def _added_up(self, plan: Plan, members: Sequence[Member], rendered: Rendered) -> tuple[int, int, int]:
+        """Tokens and trained tokens, added up from the members' own, and how many of them are for what is written around these.
+
+        That part is reckoned by characters, and is the least certain.
+        """
+        table, rate, template = (
             self.mosaics.members,
             self.mosaics.lengths.tokens_per_character,
             self.mosaics.around(members[0]),
         )
-        asked = around + sum(table.tokens[number] - table.trained[number] - around for number in plan.members)
+        asked = template + sum(table.tokens[number] - table.trained[number] - template for number in plan.members)
         answered = [place - 1 for place in plan.order]
         asked_extra = len(rendered.prompt) - sum(len(member.instruction) for member in members)
         answer_extra = len(rendered.completion) - sum(len(members[place].response) for place in answered)
-        trained = sum(table.trained[plan.members[place]] for place in answered) + int(answer_extra * rate)
-        return asked + int(asked_extra * rate) + 1 + trained, trained
+        around_asked, around_answered = int(asked_extra * rate) + 1, int(answer_extra * rate)
+        trained = sum(table.trained[plan.members[place]] for place in answered) + around_answered
+        return asked + around_asked + trained, trained, around_asked + around_answered
 
     def _check(self, plan: Plan, members: Sequence[Member], rendered: Rendered) -> None:
         """Let the second implementation read the texts, and hold what it read against the plan."""

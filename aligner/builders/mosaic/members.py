@@ -58,6 +58,8 @@ def finished_row(like: Member, prompt: str, completion: str, origin: str) -> Com
 def member_of(row: Row, multiturn: str = "skip") -> Member | str:
     """Return the row as a member, or why it cannot be one. `multiturn` is `skip` or `first_turn`."""
     if isinstance(row, CompletionRow) and isinstance(row.prompt, str) and isinstance(row.completion, str):
+        if not row.prompt.strip() or not row.completion.strip():
+            return "an empty turn"
         return Member(row.prompt, row.completion, (), row.group, row.origin, is_text=True)
     if isinstance(row, ConversationRow):
         turns, tools = row.messages, row.tools
@@ -167,7 +169,7 @@ class Members:
         self.tokens.append(total)
         self.trained.append(trained)
         self.rows.append(number)
-        self.alone.append(bank.stands_alone is not None and bank.stands_alone.search(member.instruction) is not None)
+        self.alone.append(bank.stands_alone(member.instruction))
         if self._read is None:
             self._kept.append(member)
 

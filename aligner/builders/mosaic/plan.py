@@ -93,9 +93,11 @@ class Planner:
         low, high = settings.mask_ratio
         self.mask_ratio = (float(low), float(high))
 
-    def plan(self, numbers: Sequence[int], members: Sequence[Member], rng: random.Random) -> Plan:
-        """Return a plan for these members (their numbers, and themselves)."""
-        strategy = self._strategy(len(members), rng)
+    def plan(
+        self, numbers: Sequence[int], members: Sequence[Member], rng: random.Random, strategy: str | None = None
+    ) -> Plan:
+        """Return a plan for these members (their numbers, and themselves), of a strategy that was drawn before if one was."""
+        strategy = "format" if len(members) == 1 else strategy or self.strategy(rng)
         if strategy == PRIMARY:
             separator = _first_free(PRIMARY_SEPARATORS, members, rng)
             return Plan(
@@ -110,11 +112,9 @@ class Planner:
         style = self._style(strategy, rule, choice, is_numbered, is_tagged, members, rng)
         return Plan(tuple(numbers), strategy, rule.name if rule else None, choice.order, choice.dropped, style)
 
-    def _strategy(self, n: int, rng: random.Random) -> str:
-        """One by the weights of the recipe; a single member has no order and nothing to leave out."""
+    def strategy(self, rng: random.Random) -> str:
+        """Draw a strategy by the weights of the recipe."""
         u = rng.random() * sum(self.strategies.values())
-        if n == 1:
-            return "format"
         for name, weight in self.strategies.items():
             u -= weight
             if u < 0:

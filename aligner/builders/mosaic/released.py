@@ -91,6 +91,7 @@ class ReleasedMosaics(Mosaics):
     def _redraw(self, numbers: list[int], members: Sequence[Member], rng: random.Random) -> Plan:
         n = len(members)
         weights_of = {name: weight for name, weight in self.settings.strategies if weight > 0 and name != "primary"}
+        weights_of = weights_of or {"format": 1.0}
         strategy = rng.choices(list(weights_of), list(weights_of.values()))[0] if n > 1 else "format"
         style = _released_style(self.bank, strategy, rng)
         if strategy == "format":

@@ -66,7 +66,7 @@ def _how_counted(mosaics: Mosaics, counts: Counter[str], exact: float) -> str:
         return "estimated as characters / 3.5; name mosaic.tokenizer to count them"
     if not counts["measured:added"]:
         return "every sample was tokenised"
-    return f"sums over the members, scaled by {exact:.3f}, which every 16th sample showed when it was tokenised"
+    return f"sums over the members, scaled by {exact:.3f}, which every 64th sample showed when it was tokenised"
 
 
 def _family(counts: Mapping[str, int], name: str) -> dict[str, int]:

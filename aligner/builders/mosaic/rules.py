@@ -35,7 +35,7 @@ Key = Callable[[str, Bank], float | None]
 def first_letter(text: str, bank: Bank) -> float | None:
     """Return the place in the alphabet of the first letter of a text; None where that letter is none of the alphabet's."""
     letter = next((letter for letter in text if letter.isalpha()), "").casefold()
-    place = bank.alphabet.find(letter) if letter else -1
+    place = bank.alphabet.find(letter) if len(letter) == 1 else -1  # a ligature is several letters
     return None if place < 0 else float(place)
 
 
