@@ -70,12 +70,16 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _process_began(pid: int) -> str:
-    """A mark that tells a process from a later one with the same number; empty where the system has none to give."""
+    """A mark that tells a process from a later one with the same number; empty where the system has none to give.
+
+    A process that has ended and waits for its parent to take notice (a zombie) has another mark than when it lived.
+    """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return ""
-    return stat.rpartition(")")[2].split()[19]
+    fields = stat.rpartition(")")[2].split()
+    return "ended" if fields[0] == "Z" else fields[19]
 
 
 def _may_be_alive(holder: dict[str, Any]) -> bool:

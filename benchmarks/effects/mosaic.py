@@ -1,12 +1,14 @@
 """Mosaic-IT against plain SFT in the toy world: rules followed, single prompts answered, and what each costs.
 
-    python benchmarks/effects/mosaic.py [--seeds N] [--write]
+    python benchmarks/effects/mosaic.py [--seeds N] [--workers N] [--write]
 
-Every arm trains the base model on the same 4,000 right answers for four passes, eight sequences a step: plain rows, or mosaics of
-up to three rows drawn anew for each pass, with 10% plain samples and with none. The wording is `mosaic_bank.yaml`, short enough
-for a model that reads letters, and the rules are those that such a model can hope to learn (`RULES`). Rules are followed when the greedy answer to a mosaic of held-out exercises, read without regard to
-what the answers say, has the right numbers in the right order, every tag in its place and nothing else. A seed changes the
-world, the base, the mosaics, the order of rows and the sampling. With `--write` the tables go into `benchmarks/RESULTS.md`.
+Every arm trains the base model on the same 4,000 right answers for 14 passes, eight sequences a step: plain rows, or mosaics of up
+to two rows drawn anew for each pass, with 10% plain samples and with none. The wording is `mosaic_bank.yaml`, short enough for a
+model of half a million weights that reads letters, and the rules are those that it can hope to learn (`RULES`); with three rows in
+a sample it would need several times the training. A rule is followed when the greedy answer to a mosaic of held-out exercises,
+read without regard to what the answers say, has the right numbers in the right order, every tag in its place and nothing else. A
+seed changes the world, the base, the mosaics, the order of rows and the sampling. With `--write` the tables go into
+`benchmarks/RESULTS.md`.
 """
 
 from __future__ import annotations
@@ -18,9 +20,10 @@ import statistics
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -39,13 +42,13 @@ from aligner.toy.tasks import draw, gold_score
 
 RESULTS = Path(__file__).parents[1] / "RESULTS.md"
 BANK = str(Path(__file__).with_name("mosaic_bank.yaml"))
-PASSES = 4
+PASSES = 14
 ROWS = 4000
 BATCH = 8
 LIMIT = 320
-MEMBERS = 3
+MEMBERS = 2
+LEARNING_RATE = 1.5e-3
 CHECKPOINTS = 8
-EXTRA: list[str] = []
 ARMS: dict[str, float | None] = {"plain SFT": None, "mosaics, 10% plain": 0.1, "mosaics, none plain": 0.0}
 RULES = {"permute_rules": ["explicit", "reverse", "even_first"], "mask_rules": ["explicit", "odd", "even"]}
 STRATEGIES = ("format", "permute", "maskout")
@@ -105,17 +108,17 @@ def train(world: Path, seed: int, name: str, plain: float | None) -> Path:
         "report.num_prompts=0",
         f"trainer.num_train_epochs={PASSES}",
         f"trainer.per_device_train_batch_size={BATCH}",
+        f"trainer.learning_rate={LEARNING_RATE}",
         "trainer.logging_steps=1",
         f"trainer.save_steps={1 / CHECKPOINTS}",
         "trainer.save_total_limit=100",
-        *EXTRA,
         *([] if plain is None else [f"data.mosaic={mosaic}"]),
     ]
     return run_recipe(load_recipe("sft", "tiny/sft", overrides)).run_dir
 
 
 def held_out_mosaics(world: Path, seed: int) -> list[Sample]:
-    """Mosaics of two or three exercises that no training has seen."""
+    """Mosaics of two exercises that no training has seen."""
     rows = load_rows(Data(train=[Source(path=str(world / "heldout.jsonl"))]), "prompts", 0).train
     members = [CompletionRow(row.prompt, [{"role": "assistant", "content": row.answer}], row.origin) for row in rows]
     settings = Mosaic(max_members=MEMBERS, min_members=2, plain_fraction=0.0, style_bank=BANK, **RULES)
@@ -242,33 +245,37 @@ def _cost(found: dict[str, list[Outcome]]) -> list[str]:
     return lines
 
 
+def prepare(world: Path, seed: int) -> float:
+    """Write a world, and return how well its base model answers."""
+    torch.set_num_threads(1)
+    write_world(world, seed=seed)
+    write_rows(world, seed)
+    return single(world, world / "model", seed)
+
+
+def run_arm(world: Path, seed: int, arm: str) -> Outcome:
+    """Train an arm and measure it."""
+    torch.set_num_threads(1)
+    found = outcome(world, train(world, seed, arm, ARMS[arm]), seed, held_out_mosaics(world, seed))
+    print(seed, arm, found.single, found.followed, found.right, [point.single for point in found.points], flush=True)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=1, help="arms that are trained side by side")
     parser.add_argument("--write", action="store_true", help="write the tables into benchmarks/RESULTS.md")
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    found: dict[str, list[Outcome]] = {name: [] for name in ARMS}
-    base = []
-    with tempfile.TemporaryDirectory() as name:
-        for seed in range(options.seeds):
-            world = Path(name) / str(seed)
-            write_world(world, seed=seed)
-            write_rows(world, seed)
-            base.append(single(world, world / "model", seed))
-            samples = held_out_mosaics(world, seed)
-            for arm, plain in ARMS.items():
-                run = train(world, seed, arm, plain)
-                found[arm].append(outcome(world, run, seed, samples))
-                print(seed, arm, _shown(found[arm][-1]), flush=True)
+    with tempfile.TemporaryDirectory() as name, ProcessPoolExecutor(options.workers, get_context("spawn")) as pool:
+        worlds = [Path(name) / str(seed) for seed in range(options.seeds)]
+        base = list(pool.map(prepare, worlds, range(options.seeds)))
+        jobs = {arm: [pool.submit(run_arm, world, seed, arm) for seed, world in enumerate(worlds)] for arm in ARMS}
+        found = {arm: [job.result() for job in waiting] for arm, waiting in jobs.items()}
     for mark, lines in tables(found, base).items():
         print("\n".join(lines), flush=True)
         if options.write:
             write(mark, "\n".join(lines))
-
-
-def _shown(one: Outcome) -> dict[str, Any]:
-    return {"single": one.single, "followed": one.followed, "right": one.right, "points": one.points}
 
 
 def write(mark: str, text: str) -> None:

@@ -28,6 +28,13 @@ def test_the_library_example_runs(tmp_path: Path) -> None:
     assert "gold score" in done.stdout.splitlines()[-1]
 
 
+def test_the_mosaic_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(str(ROOT / "examples" / "mosaic.py"), run_name="__main__")
+    said = capsys.readouterr().out
+    assert "sequences: 6 rows become 2 samples a pass" in said
+    assert "read again: Reading(strategy=" in said
+
+
 @pytest.mark.parametrize("method", ["sft", "dpo"])
 def test_the_recipes_of_the_walk_through_resolve(method: str) -> None:
     resolved = load_recipe(method, GSM8K / f"{method}.yaml")

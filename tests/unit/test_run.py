@@ -329,6 +329,26 @@ def test_a_lock_whose_process_number_was_given_to_another_is_stale(run_dir: Path
     Run.create(resolved(run_dir), resume=True).close()
 
 
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc to tell processes apart")
+def test_the_lock_of_a_process_that_ended_and_was_not_waited_for_is_stale(run_dir: Path) -> None:
+    begin(run_dir)
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    began = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[19]
+    holder = {"pid": child.pid, "host": platform.node(), "process_began": began}
+    (run_dir / LOCK_NAME).write_text(json.dumps(holder))
+    with pytest.raises(UsageError, match="in use"):
+        Run.create(resolved(run_dir), resume=True)
+    child.kill()
+    deadline = time.monotonic() + 20
+    while "Z" not in Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[0]:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    run = Run.create(resolved(run_dir), resume=True)
+    assert "no longer runs" in run.notes[0]
+    run.close()
+    child.communicate()
+
+
 def test_an_empty_lock_is_stale(run_dir: Path) -> None:
     begin(run_dir)
     (run_dir / LOCK_NAME).write_text("")
