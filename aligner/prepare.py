@@ -94,21 +94,15 @@ def prepare(
     encode = _encoder(recipe, tokenizer)
     ledger = loaded.ledger
     books = ledger.split("train")
-    if passes is None:
-        parts = [_tokenise(loaded.train, encode, recipe.data, books, "train", on_event)]
-    else:
-        parts = _tokenise_passes(recipe, passes, encode, books, on_event)
+    parts, lengths, batching = _training_parts(recipe, loaded, passes, encode, books, on_event)
     held_out = (
         _tokenise(loaded.eval, encode, recipe.data, ledger.split("eval"), "eval", on_event) if loaded.eval else None
     )
-    batching = choose_batching(recipe, [int(n) for n in parts[0]["length"]])
-    rows = recipe.trainer.get("per_device_train_batch_size", 8)
-    lengths = [length for part in parts for length in part["length"]]
+    sequences = sum(map(len, parts))
     if batching.packing:
-        parts = [_pack(part, recipe.data.max_length, recipe.seed + number) for number, part in enumerate(parts)]
-        sequences = sum(len(part) for part in parts)
         books.count(sequences=sequences, packed_fill=books.tokens / (sequences * recipe.data.max_length))
     else:
+        rows = recipe.trainer.get("per_device_train_batch_size", 8)
         books.count(padding_share=padding_share(lengths, rows, recipe.seed, grouped=batching.grouped))
     if passes is not None:
         sizes = [len(part) for part in parts]
@@ -118,25 +112,47 @@ def prepare(
     return load_prepared(folder)
 
 
+def _training_parts(
+    recipe: TrainRecipe,
+    loaded: Loaded,
+    passes: Passes | None,
+    encode: Encode,
+    books: SplitLedger,
+    on_event: OnEvent | None,
+) -> tuple[list[Dataset], list[int], Batching]:
+    """Tokenise the training rows, or as many passes of made ones as training takes; pack them where that is decided.
+
+    Returns the parts, the lengths of all rows, and how they are batched, which the first part decides.
+    """
+    parts: list[Dataset] = []
+    lengths: list[int] = []
+    batching: Batching | None = None
+    while batching is None or (passes is not None and _wants_more(recipe, parts)):
+        rows, name = loaded.train, "train"
+        if passes is not None:
+            rows, name = passes.rows(len(parts)), f"pass {len(parts) + 1}"
+            books.made = (books.made or 0) + len(rows)
+        part = _tokenise(rows, encode, recipe.data, books, name, on_event)
+        lengths += part["length"]
+        batching = batching or choose_batching(recipe, [int(n) for n in part["length"]])
+        parts.append(_pack(part, recipe.data.max_length, recipe.seed + len(parts)) if batching.packing else part)
+    if passes is not None:
+        books.made_of = passes.told()
+    return parts, lengths, batching
+
+
+def _wants_more(recipe: TrainRecipe, parts: Sequence[Dataset]) -> bool:
+    """Say whether training goes on after these passes."""
+    max_steps = int(recipe.trainer.get("max_steps", -1))
+    if max_steps > 0:
+        return sum(map(len, parts)) < max_steps * rows_per_step(recipe)
+    return len(parts) < float(recipe.trainer.get("num_train_epochs", 3))
+
+
 def _joined(parts: Sequence[Dataset]) -> Dataset:
     from datasets import concatenate_datasets
 
     return parts[0] if len(parts) == 1 else concatenate_datasets(list(parts))
-
-
-def _tokenise_passes(
-    recipe: TrainRecipe, passes: Passes, encode: Encode, ledger: SplitLedger, on_event: OnEvent | None
-) -> list[Dataset]:
-    """Tokenise as many passes as training takes, each made from the rows anew."""
-    parts: list[Dataset] = []
-    wanted = math.ceil(float(recipe.trainer.get("num_train_epochs", 3)))
-    max_steps = int(recipe.trainer.get("max_steps", -1))
-    while sum(map(len, parts)) < max_steps * rows_per_step(recipe) if max_steps > 0 else len(parts) < wanted:
-        rows = passes.rows(len(parts))
-        ledger.made = (ledger.made or 0) + len(rows)
-        parts.append(_tokenise(rows, encode, recipe.data, ledger, f"pass {len(parts) + 1}", on_event))
-    ledger.made_of = passes.told()
-    return parts
 
 
 def rows_per_step(recipe: TrainRecipe) -> int:

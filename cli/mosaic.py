@@ -49,7 +49,7 @@ def mosaic(
 
 
 def _run(resolved: Resolved, screen: Any, **options: bool) -> Any:
-    from aligner.builders.mosaic.build import run_mosaic
+    from aligner.builders.mosaic.building import run_mosaic
 
     try:
         return run_mosaic(resolved, on_event=screen.on_event, **options)

@@ -145,7 +145,7 @@ def _explain(recipe_class: type[Recipe], path: KeyPath, error: Any, values: dict
     if kind in _BOUNDS:
         name, words = _BOUNDS[kind]
         return Finding(path, f"{words} {context[name]}, found {show(found)}")
-    if kind in ("too_short", "too_long") and found:
+    if kind in ("too_short", "too_long") and isinstance(found, list) and found:
         number = context.get("min_length") or context["max_length"]
         return Finding(path, f"expected {number} values, found {len(found)}")
     if kind == "too_short":

@@ -261,6 +261,16 @@ def _mosaic_in_sft(view: View) -> Findings:
                 "cannot be `epoch` with `data.mosaic`",
                 "use `steps`; a value below 1 is a share of all",
             )
+    epochs, steps = view["trainer.num_train_epochs"], view["trainer.max_steps"]
+    if epochs is not None and epochs <= 0 and not (steps or 0) > 0:
+        yield finding(
+            "trainer.num_train_epochs", f"is {epochs:g}, so no mosaics would be made", "at least a part of one"
+        )
+    limit, longest = view["data.mosaic.max_tokens"], view["data.max_length"]
+    if limit is not None and limit > longest:
+        yield finding(
+            "data.mosaic.max_tokens", f"is above `data.max_length` ({longest})", "no row may be longer than that"
+        )
     yield from _single_turn_formats(view, "data.mosaic")
 
 

@@ -144,14 +144,14 @@ class _Reader:
         rows: list[Any] = []
         for origin, row in chain(head, stream):
             try:
-                rows.append(self.keep(self._map(move_columns(row, source.columns), entry.format, origin)))
+                rows.append(self.keep(self._map(move_columns(row, source.columns), entry, origin)))
             except BadRow as bad:
                 entry.note_bad(origin, str(bad))
         return rows
 
-    def _map(self, raw: dict[str, Any], form: str, origin: str) -> Row:
-        row = map_row(raw, form, self.task, origin)
-        if self.group_by is None or not isinstance(row, ConversationRow | CompletionRow):
+    def _map(self, raw: dict[str, Any], entry: SourceLedger, origin: str) -> Row:
+        row = map_row(raw, entry.format, self.task, origin)
+        if self.group_by is None or entry.role == "eval" or not isinstance(row, ConversationRow | CompletionRow):
             return row
         if raw.get(self.group_by) is None:
             raise BadRow(f"`{self.group_by}`, the column to group by, is missing")

@@ -68,7 +68,7 @@ def remove_duplicates(pools: Sequence[Pool], get: Get = itself) -> None:
 
 def content_key(row: Row) -> bytes:
     """A digest of all that the row says; where it came from does not count."""
-    parts = [type(row).__name__, *(getattr(row, name) for name in row.__slots__ if name not in ("origin", "group"))]
+    parts = [type(row).__name__, *(getattr(row, name) for name in row.__slots__ if name != "origin")]
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=repr)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 

@@ -25,7 +25,7 @@ from aligner.config.schema import TrainRecipe
 from aligner.data import Loaded, load_rows
 from aligner.data.rows import Task
 from aligner.errors import TrainingError
-from aligner.events import DataReady, Finished, Notice, OnEvent, Plan, StageStarted, Warned
+from aligner.events import DataReady, Finished, Notice, OnEvent, Plan, StageProgress, StageStarted, Warned
 from aligner.launch import launch_line, run_ranks, use_one_gpu, world
 from aligner.run import Run
 
@@ -117,14 +117,27 @@ def _load(recipe: TrainRecipe, on_event: OnEvent | None) -> Loaded:
     return load_rows(recipe.data, TASKS[recipe.method], recipe.seed, group_by=group_by)
 
 
-def _passes(recipe: TrainRecipe, loaded: Loaded, tokenizer: Any) -> Any:
+def _passes(recipe: TrainRecipe, loaded: Loaded, tokenizer: Any, on_event: OnEvent | None) -> Any:
     """Return what makes the training rows of each epoch anew, where the recipe asks for that."""
     if recipe.data.mosaic is None:
         return None
     from aligner.builders.mosaic.passes import MosaicPasses, mosaics_of
 
-    limit = recipe.data.max_length
-    mosaics = mosaics_of(loaded.train, recipe.data.mosaic, tokenizer=tokenizer, max_tokens=limit, seed=recipe.seed)
+    total = len(loaded.train)
+
+    def tell(done: int) -> None:
+        if done % 1000 == 0 or done == total:
+            _tell(on_event, StageProgress("measuring rows for mosaics", done, total))
+
+    mosaics = mosaics_of(
+        loaded.train,
+        recipe.data.mosaic,
+        tokenizer=tokenizer,
+        max_tokens=recipe.data.max_length,
+        seed=recipe.seed,
+        on_bad_row=recipe.data.on_bad_row,
+        on_progress=tell,
+    )
     return MosaicPasses(mosaics, len(loaded.train))
 
 
@@ -146,7 +159,7 @@ def _prepare(recipe: TrainRecipe, run: Run, loaded: Loaded, on_event: OnEvent | 
     if done:
         prepared = load_prepared(run.prepared_dir)
     else:
-        passes = _passes(recipe, loaded, tokenizer)
+        passes = _passes(recipe, loaded, tokenizer, on_event)
         prepared = prepare(recipe, loaded, tokenizer, run.prepared_dir, on_event, passes)
         questions = questions_from(loaded.eval or loaded.train, recipe.report.num_prompts)
         run.write_json(QUESTIONS, [list(question) for question in questions])
@@ -304,7 +317,7 @@ def _dry_run(resolved: Resolved, loaded: Loaded, on_event: OnEvent | None) -> Ou
     for remark in check_tokenizer(tokenizer):
         _tell(on_event, Warned(remark))
     with tempfile.TemporaryDirectory(prefix="aligner-dry-run-") as folder:
-        passes = _passes(recipe, loaded, tokenizer)
+        passes = _passes(recipe, loaded, tokenizer, on_event)
         prepared = prepare(recipe, loaded, tokenizer, Path(folder) / "prepared", on_event, passes)
         batching, sequences = prepared.batching, len(prepared.train)
         del prepared

@@ -120,7 +120,7 @@ def _build(folder: str, number: int, answers: Any) -> None:
     """Build the mosaics of a file, and say how long it took and how much memory it needed."""
     os.chdir(folder)
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
-    from aligner.builders.mosaic.build import run_mosaic
+    from aligner.builders.mosaic.building import run_mosaic
     from aligner.config.load import load_recipe
     from aligner.config.schema import Model
     from aligner.models import load_tokenizer

@@ -12,7 +12,7 @@ from fakes import small_recipe
 
 from aligner import events
 from aligner.builders.mosaic import Tally, mosaics_of
-from aligner.builders.mosaic.build import run_mosaic
+from aligner.builders.mosaic.building import run_mosaic
 from aligner.builders.mosaic.iterable import MosaicIterable
 from aligner.chat import IGNORED, encode_sft
 from aligner.config.load import load_recipe
@@ -90,6 +90,39 @@ def test_mosaics_can_be_packed(small_world: Path, tmp_path: Path) -> None:
     assert len(load_from_disk(str(run / "prepared/train"))) == sum(batching["passes"])
 
 
+def test_packed_mosaics_are_drawn_anew_too_until_the_steps_are_full(small_world: Path, tmp_path: Path) -> None:
+    run = trained(small_world, tmp_path / "run", sft__packing=True, trainer__max_steps=20)
+    passes = json.loads((run / "prepared/batching.json").read_text())["passes"]
+    assert len(passes) > 2
+    assert sum(passes[:-1]) < 20 * 4 <= sum(passes)
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ({"trainer__num_train_epochs": 0}, "no mosaics would be made"),
+        ({"data__mosaic": {"max_tokens": 500}}, "is above `data.max_length`"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_with_the_recipe(
+    small_world: Path, tmp_path: Path, flags: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(RecipeError, match=told):
+        trained(small_world, tmp_path / "run", **flags)
+
+
+@pytest.mark.parametrize("recipe", ["mosaic", "sft-mosaic"])
+def test_the_tiny_recipes_run_in_the_toy_world(toy_world: Path, tmp_path: Path, recipe: str, monkeypatch: Any) -> None:
+    monkeypatch.chdir(toy_world)
+    if recipe == "mosaic":
+        run = run_mosaic(load_recipe("mosaic", "tiny/mosaic", [f"output_dir={tmp_path / 'run'}"])).run_dir
+        assert (run / "data/train.jsonl").is_file()
+    else:
+        overrides = [f"output_dir={tmp_path / 'run'}", "trainer.max_steps=2", "report.num_prompts=0"]
+        run = run_recipe(load_recipe("sft", "tiny/sft-mosaic", overrides)).run_dir
+        assert (run / "final/model.safetensors").is_file()
+
+
 def test_a_dry_run_counts_the_sequences_of_all_passes(small_world: Path, tmp_path: Path) -> None:
     told: list[Any] = []
     recipe = small_recipe(
@@ -139,9 +172,12 @@ def test_a_loop_of_ones_own_gets_the_same_mosaics_shared_among_workers_and_ranks
     whole.set_epoch(1)
     samples = list(whole)
     assert [one["prompt"] for one in samples] == [sample.row.prompt for sample in mosaics.pass_samples(1, Tally())]
-    shares = [MosaicIterable(mosaics, rank=rank, world_size=2) for rank in range(2)]
+    shares = [MosaicIterable(mosaics, rank=rank, world_size=3) for rank in range(3)]
     for share in shares:
         share.set_epoch(1)
-    assert sorted(map(str, samples)) == sorted(str(one) for share in shares for one in share)
+    given = [list(share) for share in shares]
+    assert {len(share) for share in given} == {len(samples) // 3}
+    whole_rounds = samples[: len(samples) // 3 * 3]
+    assert sorted(map(str, whole_rounds)) == sorted(str(one) for share in given for one in share)
     loaded = list(DataLoader(whole, batch_size=None, num_workers=2))
     assert sorted(map(str, loaded)) == sorted(map(str, samples))

@@ -157,7 +157,9 @@ def test_tags_and_numbers_are_many_and_different() -> None:
     assert len(BANK.tag_words) >= 17
     assert len(BANK.tag_brackets) >= 20
     assert len(BANK.list_brackets) >= 8
-    assert len(BANK.list_separators) >= 7
+    assert len(BANK.list_separators) >= 4
+    assert len(BANK.separators("permute.explicit")) >= 7
+    assert not any(mark in "".join(BANK.separators("maskout.explicit")) for mark in "-/>|")  # 1 - 5 is a range
     for values in (BANK.numbers, BANK.tag_words, BANK.tag_brackets, BANK.list_brackets, BANK.list_separators):
         assert len(set(values)) == len(values)
 
@@ -432,4 +434,25 @@ def test_the_above_is_another_message(instruction: str) -> None:
 
 def test_our_file_is_found_and_holds_no_key_that_a_users_may_not() -> None:
     ours = yaml.safe_load(OURS.read_text(encoding="utf-8"))
-    assert set(ours) == {key for key in whole_bank() if key != "extends"}
+    assert set(ours) == {key for key in whole_bank() if key != "extends"} | {"order_separators"}
+
+
+def test_a_bank_of_ones_own_may_leave_out_what_can_be_empty(write: Write) -> None:
+    values = {key: value for key, value in whole_bank().items() if key != "stand_alone"}
+    assert load_bank(write(values)).stand_alone == ()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "is_alone"),
+    [
+        ("Translate the text above.", True),
+        ("Ignore everything I said before", True),
+        ("What did I ask you first?", True),
+        ("Do not answer any other question.", True),
+        ("Don't forget to follow the rules of haiku", False),
+        ("Override the default task priority in Celery", False),
+        ("The table shows sales.\n\n1 2 3\n\nUsing the table above, compute the mean.", False),
+    ],
+)
+def test_what_speaks_of_other_messages_is_told_from_what_does_not(prompt: str, is_alone: bool) -> None:
+    assert stands_alone(prompt) == is_alone

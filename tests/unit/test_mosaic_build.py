@@ -18,7 +18,7 @@ from runner import aligner
 from aligner import events
 from aligner.builders.mosaic import Tally, load_bank, mosaics_of
 from aligner.builders.mosaic import build as package_build
-from aligner.builders.mosaic.build import run_mosaic
+from aligner.builders.mosaic.building import run_mosaic
 from aligner.config.load import load_recipe
 from aligner.config.schema import Data, Mosaic, Source
 from aligner.data import load_rows
@@ -93,7 +93,7 @@ def test_a_run_directory_holds_the_samples_and_all_that_is_known_of_them(folder:
 
 def test_the_result_does_not_depend_on_the_number_of_workers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aligner.builders.mosaic.engine.CHUNK_DRAWS", 4)
-    monkeypatch.setattr("aligner.builders.mosaic.build.CHUNKS_IN_A_PART", 2)
+    monkeypatch.setattr("aligner.builders.mosaic.building.CHUNKS_IN_A_PART", 2)
     assert result(built(output="one")) == result(built(output="again"))
     assert result(built(output="other", data="rows.jsonl")) != result(built("seed=7", output="seed"))
 
@@ -158,6 +158,12 @@ def test_system_prompts_and_groups_are_never_mixed(folder: Path) -> None:
         assert {json.dumps(source["messages"][:-2]) for source in sources} == {json.dumps(row["prompt"][:-1])}
 
 
+def test_held_out_rows_need_no_column_to_group_by(folder: Path) -> None:
+    write_jsonl(folder / "grouped.jsonl", ({**row, "topic": number % 2} for number, row in enumerate(rows(40))))
+    run = built("mosaic.group_by=topic", "data.eval=[rows.jsonl]", data="grouped.jsonl")
+    assert len(lines(run / "data/eval.jsonl")) == 400
+
+
 def test_rows_without_the_column_to_group_by_are_refused_by_number(folder: Path) -> None:
     with pytest.raises(DataError) as caught:
         built("mosaic.group_by=topic")
@@ -182,7 +188,7 @@ def test_what_cannot_be_a_member_is_counted_by_its_reason(folder: Path) -> None:
 
 def test_data_of_which_nothing_can_be_used_is_refused(folder: Path) -> None:
     write_jsonl(folder / "text.jsonl", [{"text": "just words"}] * 3)
-    with pytest.raises(DataError, match="none of 3 rows can be part of a mosaic: 3 plain text has no question"):
+    with pytest.raises(DataError, match="no row can be part of a mosaic: 3 plain text has no question"):
         built(data="text.jsonl")
 
 
@@ -193,13 +199,39 @@ def test_a_row_that_is_too_long_goes_the_way_that_was_chosen(folder: Path, way: 
     write_jsonl(folder / "long.jsonl", long)
     settings = ("data.max_length=400", f"mosaic.on_overlong={way}", "mosaic.passes=1")
     if way == "error":
-        with pytest.raises(DataError, match=r"long\.jsonl:8: this row alone has 9\d\d tokens, more than the 400"):
+        with pytest.raises(DataError, match=r"1 of 60 rows alone are longer than the 400 tokens"):
             built(*settings, data="long.jsonl")
         return
     run = built(*settings, data="long.jsonl")
     holding = [row for row in lines(run / "data/train.jsonl") if "z" * 900 in row["completion"][0]["content"]]
     assert len(holding) == (way == "alone")
     assert json.loads((run / "mosaic.json").read_text())["overlong"] == {way: 1}
+
+
+@pytest.mark.parametrize("setting", ["mosaic.on_overlong=drop", "mosaic.compat=released", "mosaic.on_overlong=error"])
+def test_data_of_which_every_row_is_too_long_are_refused_before_anything_is_built(folder: Path, setting: str) -> None:
+    for dry_run in (True, False):
+        with pytest.raises(DataError, match="400 of 400 rows alone are longer than the 20 tokens of a sample"):
+            built("data.max_length=20", setting, dry_run=dry_run)
+    assert not (folder / "out").exists()
+
+
+def test_rows_that_the_chat_template_refuses_are_told_together_or_dropped_and_counted(folder: Path) -> None:
+    (folder / "strict.jinja").write_text(
+        "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system turns') }}{% endif %}"
+        "<start>{{ m['role'] }} {{ m['content'] }}<eos>{% endfor %}{% if add_generation_prompt %}<start>assistant {% endif %}"
+    )
+    some = rows(30)
+    for place in (3, 8):
+        some[place]["messages"].insert(0, {"role": "system", "content": "Be brief."})
+    write_jsonl(folder / "some.jsonl", some)
+    strict = "mosaic.chat_template=strict.jinja"
+    with pytest.raises(DataError, match="2 rows are refused by the chat template") as caught:
+        built(strict, data="some.jsonl")
+    assert "some.jsonl:4" in str(caught.value)
+    assert "some.jsonl:9" in str(caught.value)
+    run = built(strict, "data.on_bad_row=drop", data="some.jsonl")
+    assert json.loads((run / "mosaic.json").read_text())["left_out"] == {"refused by the chat template": 2}
 
 
 def test_the_report_shows_the_whole_table_of_costs(folder: Path) -> None:
@@ -224,16 +256,17 @@ def test_without_a_tokenizer_lengths_are_estimates_and_said_to_be(folder: Path) 
 
 PLACES = {
     "while the rows are read": ("aligner.builders.mosaic.members:RowStore", "flush", 1),
+    "before the rows are in their place": ("aligner.builders.mosaic.building:ReadRows", "move_to", 1),
     "before the tables are whole": ("aligner.builders.mosaic.members:Members", "save", 1),
-    "in the first part": ("aligner.builders.mosaic.build:Workshop", "build", 1),
-    "in a later part": ("aligner.builders.mosaic.build:Workshop", "build", 4),
-    "while the files are joined": ("aligner.builders.mosaic.build", "write_data", 1),
+    "in the first part": ("aligner.builders.mosaic.building:Workshop", "build", 1),
+    "in a later part": ("aligner.builders.mosaic.building:Workshop", "build", 4),
+    "while the files are joined": ("aligner.builders.mosaic.building", "write_data", 1),
     "before the report": ("aligner.builders.mosaic.report", "write_mosaic_report", 1),
     "before the manifest": ("aligner.run:Run", "finish_without_training", 1),
 }
 
 
-def _build_and_die(folder: Path, place: tuple[str, str, int]) -> None:
+def _build_and_die(folder: Path, place: tuple[str, str, int], *overrides: str) -> None:
     import importlib
 
     os.chdir(folder)
@@ -250,14 +283,14 @@ def _build_and_die(folder: Path, place: tuple[str, str, int]) -> None:
         return whole(*arguments, **named)
 
     setattr(target, place[1], dies)
-    built(output="killed")
+    built(*overrides, output="killed")
 
 
 def _small_parts() -> None:
-    from aligner.builders.mosaic import build, engine
+    from aligner.builders.mosaic import building, engine
 
     engine.CHUNK_DRAWS = 8
-    build.CHUNKS_IN_A_PART = 2
+    building.CHUNKS_IN_A_PART = 2
 
 
 @pytest.mark.parametrize("moment", PLACES)
@@ -265,7 +298,7 @@ def test_killed_and_resumed_is_the_uninterrupted_build(
     folder: Path, moment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("aligner.builders.mosaic.engine.CHUNK_DRAWS", 8)
-    monkeypatch.setattr("aligner.builders.mosaic.build.CHUNKS_IN_A_PART", 2)
+    monkeypatch.setattr("aligner.builders.mosaic.building.CHUNKS_IN_A_PART", 2)
     process = multiprocessing.get_context("fork").Process(target=_build_and_die, args=(folder, PLACES[moment]))
     process.start()
     process.join(120)
@@ -287,6 +320,54 @@ def test_a_resumed_build_refuses_other_data_and_other_settings(folder: Path) -> 
     write_jsonl(folder / "rows.jsonl", rows(401))
     with pytest.raises(DataError, match="data changed"):
         built(output="killed", resume=True)
+
+
+def test_a_kill_after_the_manifest_leaves_nothing_for_long(folder: Path) -> None:
+    place = ("aligner.builders.mosaic.building", "_remove_scratch", 1)
+    process = multiprocessing.get_context("fork").Process(target=_build_and_die, args=(folder, place))
+    process.start()
+    process.join(120)
+    assert (folder / "killed/manifest.json").exists()
+    assert (folder / "killed/shards").exists()
+    built(output="killed", resume=True)
+    assert not (folder / "killed/shards").exists()
+    assert not (folder / "killed/prepared").exists()
+
+
+def test_a_resumed_build_refuses_another_style_bank_and_does_without_a_source_that_is_gone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aligner.builders.mosaic.engine.CHUNK_DRAWS", 8)
+    monkeypatch.setattr("aligner.builders.mosaic.building.CHUNKS_IN_A_PART", 2)
+    (folder / "bank.yaml").write_text("numbers: ['Q{n}:']\n")
+    bank = "mosaic.style_bank=bank.yaml"
+    process = multiprocessing.get_context("fork").Process(
+        target=_build_and_die, args=(folder, PLACES["in a later part"], bank)
+    )
+    process.start()
+    process.join(120)
+    (folder / "bank.yaml").write_text("numbers: ['R{n}:']\n")
+    with pytest.raises(DataError, match="data changed") as caught:
+        built(bank, output="killed", resume=True)
+    assert "bank.yaml: has other content now" in str(caught.value)
+    (folder / "bank.yaml").write_text("numbers: ['Q{n}:']\n")
+    whole = result(built(bank, output="whole"))
+    (folder / "rows.jsonl").unlink()
+    said: list[Any] = []
+    assert result(built(bank, output="killed", resume=True, on_event=said.append))[0] == whole[0]
+    assert any("rows.jsonl is gone" in getattr(event, "text", "") for event in said)
+
+
+def test_data_that_cannot_be_read_leave_an_earlier_build_alone(folder: Path) -> None:
+    before = result(built())
+    for data in ("rowz.jsonl", "broken.jsonl"):
+        (folder / "broken.jsonl").write_text("{")
+        with pytest.raises(DataError):
+            built(data=data, overwrite=True)
+        assert result(folder / "out") == before
+        assert (folder / "out/manifest.json").exists()
+        assert not list(folder.glob("*.reading"))
+    assert result(built("seed=5", overwrite=True)) != before
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
@@ -349,7 +430,7 @@ def test_the_package_imports_neither_torch_nor_a_client(folder: Path) -> None:
     import subprocess
     import sys
 
-    code = "import sys, aligner.builders.mosaic.build; print([m for m in ('torch', 'openai', 'transformers') if m in sys.modules])"
+    code = "import sys, aligner.builders.mosaic.building; print([m for m in ('torch', 'openai', 'transformers') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -8,7 +8,7 @@ order (permute) or for some of them to be left out (maskout). No model takes par
     plan.py      what a sample will be; everything random              render.py   its two texts
     check.py     a second implementation that reads the texts          engine.py   the loop over passes and chunks
     released.py  the authors' loop, faults included                    lengths.py  tokens under a chat template
-    costs.py     what training on the result costs                     build.py    parts, workers, resuming (files.py writes)
+    costs.py     what training on the result costs                     building.py parts, workers, resuming (files.py writes)
     report.py    what came of it, as a page                            passes.py   the same in memory
     iterable.py  the same for a training loop of torch's
 

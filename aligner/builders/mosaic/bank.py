@@ -93,12 +93,18 @@ class Bank:
     tag_brackets: tuple[str, ...]
     list_brackets: tuple[str, ...]
     list_separators: tuple[str, ...]
+    order_separators: tuple[str, ...]
+    """Further ones for a list whose order matters: in a set, `1 - 5` would be read as a range."""
     stand_alone: tuple[str, ...]
     texts: dict[str, dict[str, tuple[Text, ...]]]
 
     @cached_property
     def _alone(self) -> list[re.Pattern[str]]:
         return [re.compile(pattern, re.IGNORECASE | re.MULTILINE) for pattern in self.stand_alone]
+
+    def separators(self, label: str) -> tuple[str, ...]:
+        """Return what may stand between the numbers of a list in a text of this label."""
+        return (*self.list_separators, *self.order_separators) if label == "permute.explicit" else self.list_separators
 
     def stands_alone(self, prompt: str) -> bool:
         """Say whether a prompt speaks of other messages, and must not be combined."""
@@ -138,7 +144,8 @@ def _pattern(wording: str) -> re.Pattern[str]:
 
 # --- reading a bank ------------------------------------------------------------------------------------------------
 
-LISTS = ("numbers", "tag_words", "tag_brackets", "list_brackets", "list_separators", "stand_alone")
+LISTS = ("numbers", "tag_words", "tag_brackets", "list_brackets", "list_separators", "order_separators", "stand_alone")
+MAY_BE_ABSENT = ("order_separators", "stand_alone")
 _ONE_SLOT = {"numbers": "n", "tag_brackets": "tag", "list_brackets": "items"}
 _KNOWN = ("extends", "language", "alphabet", "words", *LISTS, "texts")
 
@@ -238,7 +245,9 @@ def _problems(values: dict[str, Any]) -> list[Problem]:
 
 
 def _list_problems(key: str, values: Any) -> list[Problem]:
-    if not isinstance(values, list) or (not values and key != "stand_alone"):
+    if key in MAY_BE_ABSENT and not values:
+        return []
+    if not isinstance(values, list) or not values:
         return [Problem("needs a list with something in it", key=key)]
     problems = []
     for value in values:
@@ -257,7 +266,9 @@ def _list_problems(key: str, values: Any) -> list[Problem]:
             problems.append(Problem(f"{value!r} does not mark a number off from a text", key=key))
         elif key == "numbers" and value[: value.index("{n}")][-1:].isdigit():
             problems.append(Problem(f"{value!r} has a digit before the number", key=key))
-        elif key in ("list_separators", "list_brackets") and re.search(r"\w", value.replace("{items}", "")):
+        elif key in ("list_separators", "order_separators", "list_brackets") and re.search(
+            r"\w", value.replace("{items}", "")
+        ):
             problems.append(Problem(f"{value!r} has letters or digits, which belong in the texts", key=key))
         elif key == "stand_alone" and (reason := _regex_problem(value)):
             problems.append(Problem(f"{value!r} is no regular expression: {reason}", key=key))
@@ -301,6 +312,7 @@ def _build(values: dict[str, Any]) -> Bank:
         tag_brackets=tuple(values["tag_brackets"]),
         list_brackets=tuple(values["list_brackets"]),
         list_separators=tuple(values["list_separators"]),
+        order_separators=tuple(values.get("order_separators") or ()),
         stand_alone=tuple(values.get("stand_alone") or ()),
         texts=texts,
     )

@@ -514,7 +514,7 @@ def _listed(sample: _Sample, rule: Meta) -> tuple[int, ...]:
         found = _INTEGER.findall(items)
         if not names.keys() >= set(found) or len(set(found)) < len(found):
             continue
-        if any(items == separator.join(found) for separator in sample.bank.list_separators):
+        if any(items == separator.join(found) for separator in sample.bank.separators(rule.text.label)):
             return tuple(names[integer] for integer in found)
     raise Violation("list", f"{rule.slots['list']!r} does not list instructions, each once, in a way of the style bank")
 

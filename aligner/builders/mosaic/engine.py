@@ -8,8 +8,9 @@ Within a chunk: take k members, plan, render, measure, check. A sample that is t
 anew; what it lost goes back to the front of the queue. Two members with the same instruction never share a sample. A member
 that is too long by itself goes the way that `on_overlong` says.
 
-Lengths are added up from those of the members, which were measured one by one, and measured again on the finished sample
-wherever the sum comes near the limit (`NEAR`), and for every 64th sample of a chunk besides, so that the sums can be trusted.
+Lengths are added up from those of the members, which were measured one by one. The finished sample is measured wherever it could
+be too long if every byte of what is written around the members were a token; and every 64th besides, so that sums can be brought
+to scale.
 
 Different from the authors' code (arXiv 2405.13326): their loop grows a sample one member at a time, draws everything afresh and
 tokenises at each step (`compat: released` does it their way, in `released.py`).
@@ -35,13 +36,12 @@ from aligner.builders.mosaic.plan import Plan, Planner, plain_plan
 from aligner.builders.mosaic.render import Rendered, render
 from aligner.config.schema import Mosaic
 from aligner.data.rows import CompletionRow
-from aligner.errors import DataError
 
 CHUNK_DRAWS = 256
 CHUNK_MEMBERS = 1024
 """Members of a chunk where no k is drawn (`max_length`), and of one whose members all stand alone."""
-NEAR = 0.8
-"""Share of the limit from which a sample is measured instead of added up."""
+SEAM = 3
+"""Tokens by which a text can grow where it is put next to another."""
 MEASURE_EVERY = 64
 ALONE = 0
 """A draw of a plain sample, in the list of k."""
@@ -69,8 +69,9 @@ class Sample:
     rendered: Rendered
     origins: tuple[str, ...]
     tokens: int
-    trained: int
     pass_number: int
+    is_measured: bool = True
+    """Whether `tokens` were counted on the finished text, not added up from its members'."""
 
     def record(self) -> dict[str, Any]:
         """Return what is told about the sample beside its texts."""
@@ -88,18 +89,39 @@ class Sample:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Tokens of a sample, and those of them with a loss; each counted on the finished text, or added up."""
+
+    tokens: int
+    trained: int
+    total_is_exact: bool = True
+    trained_is_exact: bool = True
+
+
 @dataclass
 class Tally:
     """What became of everything, as counts that add up over chunks."""
 
     counts: Counter[str] = field(default_factory=Counter)
-    lengths: list[int] = field(default_factory=list)
-    """Tokens of every sample."""
+    measured: list[int] = field(default_factory=list)
+    """Tokens of the samples that were tokenised whole, or stand alone."""
+    added_up: list[int] = field(default_factory=list)
+    """Tokens of the others, added up."""
 
-    def add(self, other: Tally) -> None:
-        """Add another's counts to this."""
-        self.counts.update(other.counts)
-        self.lengths += other.lengths
+    def scale(self, what: str = "") -> float:
+        """Return what sums have to be multiplied with, by the samples that were added up and tokenised both (`" trained"`)."""
+        added = self.counts[f"measured:added{what}"]
+        return self.counts[f"measured:exact{what}"] / added if added else 1.0
+
+    def lengths(self) -> list[int]:
+        """Return the tokens of every sample, sums brought to scale."""
+        scale = self.scale()
+        return [*self.measured, *(round(length * scale) for length in self.added_up)]
+
+    def trained(self) -> float:
+        """Return the tokens with a loss, sums brought to scale."""
+        return self.counts["trained"] + self.counts["trained, added up"] * self.scale(" trained")
 
 
 class Mosaics:
@@ -159,10 +181,7 @@ class Mosaics:
         return lambda rng: ALONE if rng.random() < settings.plain_fraction else draw(rng)
 
     def samples(self, chunk: Chunk, tally: Tally) -> Iterator[Sample]:
-        """Build the samples of a chunk, in order, and count everything in `tally`.
-
-        Raises: DataError for a row that is too long, where `on_overlong` asks for it.
-        """
+        """Build the samples of a chunk, in order, and count everything in `tally`."""
         return _Work(self, chunk, tally).samples()
 
     def pass_samples(self, pass_number: int, tally: Tally) -> Iterator[Sample]:
@@ -185,9 +204,7 @@ class _Work:
         self.rng = random.Random(chunk.seed)
         self.planner = Planner(mosaics.settings, mosaics.bank, tally.counts)
         self.draw = mosaics._drawer()
-        self.made = 0
-        self.is_wary = False
-        """A measured sample was clearly longer than its sum: all others are measured too."""
+        self.made = self.reckoned = 0
 
     def samples(self) -> Iterator[Sample]:
         members = self.mosaics.members
@@ -215,21 +232,16 @@ class _Work:
         return self.mosaics.members.tokens[entry[0]] > self.mosaics.max_tokens
 
     def _overlong(self, number: int, member: Member) -> Iterator[Sample]:
-        tokens, limit = self.mosaics.members.tokens[number], self.mosaics.max_tokens
         way = self.mosaics.settings.on_overlong
-        if way == "error":
-            raise DataError(
-                f"{member.origin}: this row alone has {tokens:,} tokens, more than the {limit:,} of a sample",
-                "raise mosaic.max_tokens (or data.max_length), or set mosaic.on_overlong to alone or drop",
-            )
+        assert way != "error", "such rows were refused when they were measured"
         self.tally.counts[f"overlong:{way}"] += 1
         if way == "alone":
             yield self._plain(number, member)
 
     def _plain(self, number: int, member: Member) -> Sample:
         plan = plain_plan(number)
-        tokens, trained = self.mosaics.members.tokens[number], self.mosaics.members.trained[number]
-        return self._finished(plan, [member], render(plan, [member]), tokens, trained)
+        cost = Cost(self.mosaics.members.tokens[number], self.mosaics.members.trained[number])
+        return self._finished(plan, [member], render(plan, [member]), cost)
 
     # -- several ------------------------------------------------------------------------------------------------------
 
@@ -238,7 +250,7 @@ class _Work:
 
         Should the check find fault with the sample, that is counted, and its members stand alone instead.
         """
-        size = self._fitting([number for number, _ in taken])
+        size = self._fitting(taken)
         # What were drawn anew for fewer members would often be what leaves most out, and so fits.
         strategy, seed = self.planner.strategy(self.rng), self.rng.random()
         while True:
@@ -246,13 +258,13 @@ class _Work:
             numbers, members = [number for number, _ in some], [member for _, member in some]
             plan = self.planner.plan(numbers, members, random.Random(seed), strategy)
             rendered = render(plan, members)
-            tokens, trained = self._cost(plan, members, rendered)
-            if tokens <= self.mosaics.max_tokens:
+            cost = self._cost(plan, members, rendered)
+            if cost.tokens <= self.mosaics.max_tokens:
                 break
             self.tally.counts["rejected:too long, a row less"] += 1
             if size == 1:  # it would fit as it came, but not with what is written around it
                 return [self._plain(*some[0])], left
-            size -= 1
+            size = min(size - 1, max(1, size * self.mosaics.max_tokens // cost.tokens))
         if left:
             self.tally.counts["shortened"] += 1
         try:
@@ -260,53 +272,51 @@ class _Work:
         except Violation as violation:
             self.tally.counts[f"violation:{violation.kind}"] += 1
             return [self._plain(*entry) for entry in some], left
-        return [self._finished(plan, members, rendered, tokens, trained)], left
+        return [self._finished(plan, members, rendered, cost)], left
 
-    def _fitting(self, numbers: Sequence[int]) -> int:
+    def _fitting(self, taken: Sequence[tuple[int, Member]]) -> int:
         """How many of these members fit into a sample, by their own lengths alone; at least one."""
-        lengths, total = self.mosaics.members, 0
-        for size, number in enumerate(numbers):
-            total += lengths.trained[number]
+        table, template = self.mosaics.members, self.mosaics.around(taken[0][1])
+        total = template
+        for size, (number, _) in enumerate(taken):
+            total += table.tokens[number] - template
             if total > self.mosaics.max_tokens:
                 return max(1, size)
-        return len(numbers)
+        return len(taken)
 
-    def _cost(self, plan: Plan, members: Sequence[Member], rendered: Rendered) -> tuple[int, int]:
-        """Tokens of the sample, and those that are trained: added up, or measured where it matters."""
-        tokens, trained, around = self._added_up(plan, members, rendered)
-        is_test = self.made % MEASURE_EVERY == 0
-        is_near = tokens + around > NEAR * self.mosaics.max_tokens
-        if not self.mosaics.lengths.is_exact or not (is_test or is_near or self.is_wary):
-            return tokens, trained
+    def _cost(self, plan: Plan, members: Sequence[Member], rendered: Rendered) -> Cost:
+        """What the sample costs: added up, or measured where it matters."""
+        tokens, trained, most = self._added_up(plan, members, rendered)
+        is_test = self.reckoned % MEASURE_EVERY == 0
+        self.reckoned += 1
+        if not self.mosaics.lengths.is_exact or not (is_test or most > self.mosaics.max_tokens):
+            return Cost(tokens, trained, total_is_exact=False, trained_is_exact=False)
         row = finished_row(members[0], rendered.prompt, rendered.completion, "")
         if not is_test:
-            return self.mosaics.lengths.total(row), trained
+            return Cost(self.mosaics.lengths.total(row), trained, trained_is_exact=False)
         exact, exact_trained = self.mosaics.lengths.measure(row)
-        self.is_wary = self.is_wary or exact > tokens / (NEAR + 0.1)
         counts = self.tally.counts
         counts["measured:added"] += tokens
         counts["measured:exact"] += exact
         counts["measured:added trained"] += trained
         counts["measured:exact trained"] += exact_trained
-        return exact, exact_trained
+        return Cost(exact, exact_trained)
 
     def _added_up(self, plan: Plan, members: Sequence[Member], rendered: Rendered) -> tuple[int, int, int]:
-        """Tokens and trained tokens, added up from the members' own, and how many of them are for what is written around these.
+        """Tokens and trained tokens, added up from the members' own, and the most tokens that it could be.
 
-        That part is reckoned by characters, and is the least certain.
+        What is written around the members is reckoned by its characters; at most each of its bytes is a token.
         """
-        table, rate, template = (
-            self.mosaics.members,
-            self.mosaics.lengths.tokens_per_character,
-            self.mosaics.around(members[0]),
-        )
-        asked = template + sum(table.tokens[number] - table.trained[number] - template for number in plan.members)
+        table, rate = self.mosaics.members, self.mosaics.lengths.tokens_per_character
+        template = self.mosaics.around(members[0])
         answered = [place - 1 for place in plan.order]
-        asked_extra = len(rendered.prompt) - sum(len(member.instruction) for member in members)
-        answer_extra = len(rendered.completion) - sum(len(members[place].response) for place in answered)
-        around_asked, around_answered = int(asked_extra * rate) + 1, int(answer_extra * rate)
-        trained = sum(table.trained[plan.members[place]] for place in answered) + around_answered
-        return asked + around_asked + trained, trained, around_asked + around_answered
+        asked = template + sum(table.tokens[number] - table.trained[number] - template for number in plan.members)
+        said = sum(table.trained[plan.members[place]] for place in answered)
+        asked_extra = _bytes(rendered.prompt) - sum(_bytes(member.instruction) for member in members)
+        answer_extra = _bytes(rendered.completion) - sum(_bytes(members[place].response) for place in answered)
+        trained = said + int(answer_extra * rate)
+        most = asked + said + asked_extra + answer_extra + SEAM * (len(members) + len(answered))
+        return asked + int(asked_extra * rate) + 1 + trained, trained, most
 
     def _check(self, plan: Plan, members: Sequence[Member], rendered: Rendered) -> None:
         """Let the second implementation read the texts, and hold what it read against the plan."""
@@ -317,18 +327,24 @@ class _Work:
         if planned != read:
             raise Violation("plan", f"planned {planned}, but the text says {read}")
 
-    def _finished(self, plan: Plan, members: Sequence[Member], rendered: Rendered, tokens: int, trained: int) -> Sample:
+    def _finished(self, plan: Plan, members: Sequence[Member], rendered: Rendered, cost: Cost) -> Sample:
         chunk = self.chunk
         name = f"p{chunk.pass_number}-c{chunk.number}-{self.made}"
         self.made += 1
         origins = tuple(member.origin for member in members)
-        row = finished_row(members[0], rendered.prompt, rendered.completion, f"mosaic {name} ({', '.join(origins)})")
-        sample = Sample(name, row, plan, rendered, origins, tokens, trained, chunk.pass_number)
-        count_sample(self.tally, sample, [self.mosaics.members.trained[number] for number in plan.members])
+        row = finished_row(members[0], rendered.prompt, rendered.completion, origin_of(name, origins))
+        sample = Sample(name, row, plan, rendered, origins, cost.tokens, chunk.pass_number, cost.total_is_exact)
+        count_sample(self.tally, sample, cost, [self.mosaics.members.trained[number] for number in plan.members])
         return sample
 
 
-def count_sample(tally: Tally, sample: Sample, trained_alone: Sequence[int]) -> None:
+def origin_of(name: str, origins: Sequence[str]) -> str:
+    """Return how a message names a sample: with the first of its members."""
+    more = ", ..." if len(origins) > 3 else ""
+    return f"mosaic {name} ({', '.join(origins[:3])}{more})"
+
+
+def count_sample(tally: Tally, sample: Sample, cost: Cost, trained_alone: Sequence[int]) -> None:
     """Count a sample; `trained_alone` are the lengths of its members' answers."""
     plan, counts = sample.plan, tally.counts
     counts["samples"] += 1
@@ -341,9 +357,12 @@ def count_sample(tally: Tally, sample: Sample, trained_alone: Sequence[int]) -> 
         counts["maskout members"] += len(plan.members)
     counts["masked members"] += len(plan.dropped)
     counts["masked tokens"] += sum(trained_alone[place - 1] for place in plan.dropped)
-    counts["tokens"] += sample.tokens
-    counts["trained"] += sample.trained
-    tally.lengths.append(sample.tokens)
+    counts["trained" if cost.trained_is_exact else "trained, added up"] += cost.trained
+    (tally.measured if cost.total_is_exact else tally.added_up).append(cost.tokens)
+
+
+def _bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
 def _take(queue: deque[tuple[int, Member]], k: int) -> tuple[list[tuple[int, Member]], list[tuple[int, Member]]]:
@@ -351,7 +370,7 @@ def _take(queue: deque[tuple[int, Member]], k: int) -> tuple[list[tuple[int, Mem
     taken: list[tuple[int, Member]] = []
     repeated: list[tuple[int, Member]] = []
     seen: set[str] = set()
-    while queue and len(taken) < k:
+    while queue and len(taken) < k and len(repeated) <= k:
         entry = queue.popleft()
         if entry[1].instruction in seen:
             repeated.append(entry)

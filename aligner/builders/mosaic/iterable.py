@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import count, islice
 from typing import Any
 
 from torch.utils.data import IterableDataset, get_worker_info
@@ -13,7 +14,9 @@ from aligner.builders.mosaic.engine import Mosaics, Tally
 class MosaicIterable(IterableDataset):
     """Prompt/completion rows of one pass; `set_epoch` chooses which.
 
-    Each of several data-loading workers gives every n-th chunk; `rank` and `world_size` share a pass among processes.
+    `rank` and `world_size` share a pass among processes, the same number of rows for each: what is left over at its end (fewer
+    than `world_size` rows) is not given. Several data-loading workers share the rows of their process. Each of them makes all
+    samples and hands on its own, so nothing has to be divided beforehand.
     """
 
     def __init__(self, mosaics: Mosaics, *, rank: int = 0, world_size: int = 1) -> None:
@@ -27,7 +30,11 @@ class MosaicIterable(IterableDataset):
     def __iter__(self) -> Iterator[dict[str, Any]]:
         info = get_worker_info()
         worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
-        first, step = self.rank * workers + worker, self.world_size * workers
-        for chunk in self.mosaics.chunks(self.epoch)[first::step]:
-            for sample in self.mosaics.samples(chunk, Tally()):
-                yield {"prompt": sample.row.prompt, "completion": sample.row.completion}
+        samples = self.mosaics.pass_samples(self.epoch, Tally())
+        for number in count():
+            together = list(islice(samples, self.world_size))
+            if len(together) < self.world_size:
+                return
+            if number % workers == worker:
+                row = together[self.rank].row
+                yield {"prompt": row.prompt, "completion": row.completion}

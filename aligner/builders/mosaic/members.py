@@ -155,12 +155,15 @@ class Members:
         self._read, self._multiturn = read, multiturn
         self._kept: list[Member] = []
 
-    def add(self, number: int, row: Row, bank: Bank, measure: Measure) -> None:
-        """Take up a row, or count why it cannot be a member."""
+    def add(self, number: int, row: Row, bank: Bank, measure: Measure) -> bool:
+        """Take up a row, or count why it cannot be a member; return whether it is one.
+
+        Raises: DataError when the chat template refuses it.
+        """
         member = member_of(row, self._multiturn)
         if isinstance(member, str):
             self.left_out[member] += 1
-            return
+            return False
         total, trained = measure(member.row())
         self.kinds.add("text" if member.is_text else "turns")
         if member.lead:
@@ -172,6 +175,7 @@ class Members:
         self.alone.append(bank.stands_alone(member.instruction))
         if self._read is None:
             self._kept.append(member)
+        return True
 
     def __len__(self) -> int:
         return len(self.rows)

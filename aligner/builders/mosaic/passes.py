@@ -17,8 +17,10 @@ from aligner.builders.mosaic.lengths import EstimatedLengths, Lengths, Tokenizer
 from aligner.builders.mosaic.members import Members
 from aligner.builders.mosaic.released import ReleasedMosaics
 from aligner.config.schema import Mosaic
+from aligner.data.ledger import LISTED
 from aligner.data.rows import Row
-from aligner.errors import DataError
+from aligner.errors import DataError, Problem, RecipeError
+from aligner.template import has_template
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -28,7 +30,15 @@ MAX_TOKENS = 2048
 
 
 def lengths_for(tokenizer: PreTrainedTokenizerBase | None, bank: Bank) -> Lengths:
-    """Return exact lengths with a tokenizer, estimates without one."""
+    """Return exact lengths with a tokenizer, estimates without one.
+
+    Raises: RecipeError for a tokenizer without a chat template: joined as plain text, a prompt would run into its answer.
+    """
+    if tokenizer is not None and not has_template(tokenizer):
+        raise RecipeError(
+            "mosaics need a chat template, and the tokenizer has none",
+            "name one with model.chat_template (mosaic.chat_template for files): a Jinja file, or a name such as qwen3",
+        )
     return EstimatedLengths() if tokenizer is None else TokenizerLengths.of(tokenizer, bank)
 
 
@@ -42,9 +52,6 @@ def mosaics_over(
     seed: int,
 ) -> Mosaics:
     """Return the mosaics of members that are known already."""
-    if not members:
-        reasons = ", ".join(f"{number:,} {reason}" for reason, number in members.left_out.most_common())
-        raise DataError(f"no row can be part of a mosaic ({reasons or 'there are none'})", "see docs/mosaic.md")
     lengths = lengths_for(tokenizer, bank)
     limit = settings.max_tokens or max_tokens
     if settings.compat == "robust":
@@ -55,6 +62,60 @@ def mosaics_over(
     return released
 
 
+def members_of(
+    rows: Iterable[tuple[int, Row]],
+    settings: Mosaic,
+    bank: Bank,
+    lengths: Lengths,
+    *,
+    limit: int,
+    read: Callable[[int], Row] | None = None,
+    on_bad_row: str = "error",
+    on_progress: Callable[[int], None] | None = None,
+) -> Members:
+    """Look at every row, given with its number, once: whether it can be a member, and how long it is.
+
+    Raises: DataError with the first of the rows that the chat template refuses, or that are too long where `on_overlong` makes
+    that an error; and when no row is left.
+    """
+    members = Members(read, settings.multiturn)
+    refused: list[Problem] = []
+    overlong: list[Problem] = []
+    for done, (number, row) in enumerate(rows, start=1):
+        try:
+            is_member = members.add(number, row, bank, lengths.measure)
+        except DataError as error:
+            members.left_out["refused by the chat template"] += 1
+            refused.append(Problem(error.message, hint=error.hint.replace("model.chat_template", "the chat template")))
+            continue
+        if is_member and members.tokens[-1] > limit:
+            overlong.append(Problem(f"{members.tokens[-1]:,} tokens", where=row.origin))
+        if on_progress is not None:
+            on_progress(done)
+    if refused and on_bad_row == "error":
+        hint = "mend them, choose another chat template, or set data.on_bad_row=drop (they are counted)"
+        raise DataError(f"{len(refused):,} rows are refused by the chat template", hint, refused[:LISTED])
+    _refuse_overlong(members, settings, limit, overlong)
+    return members
+
+
+def _refuse_overlong(members: Members, settings: Mosaic, limit: int, overlong: list[Problem]) -> None:
+    """Raise where too long rows are an error, or where nothing else is there."""
+    if not members:
+        reasons = ", ".join(f"{number:,} {reason}" for reason, number in members.left_out.most_common())
+        raise DataError(f"no row can be part of a mosaic: {reasons or 'there are none'}", "see docs/mosaic.md")
+    if not overlong:
+        return
+    is_dropped = settings.compat == "released" or settings.on_overlong == "drop"
+    if settings.on_overlong == "error" or (is_dropped and len(overlong) == len(members)):
+        raise DataError(
+            f"{len(overlong):,} of {len(members):,} rows alone are longer than the {limit:,} tokens of a sample "
+            f"(the longest has {max(members.tokens):,})",
+            "raise mosaic.max_tokens (or data.max_length), or set mosaic.on_overlong to alone or drop",
+            overlong[:LISTED],
+        )
+
+
 def mosaics_of(
     rows: Iterable[Row],
     settings: Mosaic,
@@ -62,19 +123,23 @@ def mosaics_of(
     tokenizer: PreTrainedTokenizerBase | None = None,
     max_tokens: int = MAX_TOKENS,
     seed: int = 42,
+    on_bad_row: str = "error",
     on_progress: Callable[[int], None] | None = None,
 ) -> Mosaics:
     """Return the mosaics of rows in memory; `max_tokens` is the limit where the settings name none.
 
-    Raises: DataError when no row can be part of one; RecipeError when the style bank cannot be used.
+    Raises: DataError when rows cannot be used; RecipeError when the style bank or the tokenizer cannot.
     """
     bank = load_bank(settings.style_bank)
-    measure = lengths_for(tokenizer, bank).measure
-    members = Members(None, settings.multiturn)
-    for number, row in enumerate(rows):
-        members.add(number, row, bank, measure)
-        if on_progress is not None:
-            on_progress(number + 1)
+    members = members_of(
+        enumerate(rows),
+        settings,
+        bank,
+        lengths_for(tokenizer, bank),
+        limit=settings.max_tokens or max_tokens,
+        on_bad_row=on_bad_row,
+        on_progress=on_progress,
+    )
     return mosaics_over(members, settings, bank, tokenizer, max_tokens=max_tokens, seed=seed)
 
 
@@ -97,7 +162,7 @@ class MosaicPasses:
         reasons += [f"{counts['overlong:drop'] // self.passes:,} (too long)"] if counts["overlong:drop"] else []
         text += f"; of {self.given:,} rows not used: {', '.join(reasons)}" if reasons else ""
         failed = sum(number for key, number in counts.items() if key.startswith("violation:"))
-        return text + (f"; {failed:,} failed their check and were not used" if failed else "")
+        return text + (f"; {failed:,} failed their check, and their rows stand alone" if failed else "")
 
 
 @dataclass(frozen=True)
@@ -131,7 +196,7 @@ def build(
         Dataset.from_list(samples),
         tally,
         costs(members.tokens, sum(members.trained), max_tokens=limit, batch_size=batch_size),
-        costs(tally.lengths, tally.counts["trained"], max_tokens=limit, batch_size=batch_size, passes=passes),
+        costs(tally.lengths(), tally.trained(), max_tokens=limit, batch_size=batch_size, passes=passes),
     )
 
 

@@ -97,7 +97,11 @@ class Planner:
         self, numbers: Sequence[int], members: Sequence[Member], rng: random.Random, strategy: str | None = None
     ) -> Plan:
         """Return a plan for these members (their numbers, and themselves), of a strategy that was drawn before if one was."""
-        strategy = "format" if len(members) == 1 else strategy or self.strategy(rng)
+        strategy = strategy or self.strategy(rng)
+        if len(members) == 1:
+            if strategy == PRIMARY:
+                return plain_plan(numbers[0])
+            strategy = "format"
         if strategy == PRIMARY:
             separator = _first_free(PRIMARY_SEPARATORS, members, rng)
             return Plan(
@@ -150,12 +154,13 @@ class Planner:
         is_tagged = is_tagged or not is_numbered
         if not is_numbered:
             separator = "\n\n"
-            is_numbered = any("\n\n" in f"{member.instruction}\n" for member in members[:-1])
+            is_numbered = any("\n\n" in f"{member.instruction}\n" for member in members)
         number = self._number(members, is_tagged, rng) if is_numbered else ""
         begin, end = self._tags(members, number, rng) if is_tagged else ("", "")
-        slots = {"begin": begin, "end": end, "list": self._list(choice.listed, rng), "count": str(choice.count)}
+        label = f"{strategy}.{rule.name}" if rule else ""
+        slots = {"begin": begin, "end": end, "list": self._list(label, choice.listed, rng), "count": str(choice.count)}
         format_line = self._format_line(is_tagged, rule, len(members), slots, rng)
-        rule_line = self._line(f"{strategy}.{rule.name}", len(choice.dropped) == 1, slots, rng) if rule else ""
+        rule_line = self._line(label, len(choice.dropped) == 1, slots, rng) if label else ""
         places = [(rng.random() < 0.5, one_of(SEPARATORS, rng)) for _ in range(2)]
         return Style(number, gap if number else "", begin, end, separator, format_line, places[0], rule_line, places[1])
 
@@ -174,8 +179,8 @@ class Planner:
         text: Text = one_of(forms["one" if is_one and "one" in forms else "many"], rng)
         return text.filled(**slots)
 
-    def _list(self, numbers: Sequence[int], rng: random.Random) -> str:
-        brackets, separator = one_of(self.bank.list_brackets, rng), one_of(self.bank.list_separators, rng)
+    def _list(self, label: str, numbers: Sequence[int], rng: random.Random) -> str:
+        brackets, separator = one_of(self.bank.list_brackets, rng), one_of(self.bank.separators(label), rng)
         return brackets.replace("{items}", separator.join(map(str, numbers)))
 
     # -- marks --------------------------------------------------------------------------------------------------------

@@ -8,7 +8,8 @@ samples without any mark between answers, sorting by whole strings (capitals fir
 for one instruction, tags that occur in the texts, k = K + 1 in half of the `pareto` draws, and a bias towards Maskout, which
 fits where others do not. Nothing is checked. Left out, since our wording has no such thing: concatenated and misspelled texts.
 
-A pass depends on the one random generator that runs through it, so it is one chunk.
+A pass depends on the one random generator that runs through it, so it is one chunk: built by one process, in memory, and again
+from its beginning after a kill.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 
 from aligner.builders.mosaic.bank import Bank
-from aligner.builders.mosaic.engine import Chunk, Mosaics, Sample, Tally, count_sample, shuffle
+from aligner.builders.mosaic.engine import Chunk, Cost, Mosaics, Sample, Tally, count_sample, origin_of, shuffle
 from aligner.builders.mosaic.members import Member, finished_row
 from aligner.builders.mosaic.plan import SEPARATORS, Plan, Style, one_of
 from aligner.builders.mosaic.render import render
@@ -112,10 +113,10 @@ class ReleasedMosaics(Mosaics):
         rendered = render(plan, members)
         name = f"p{chunk.pass_number}-c{chunk.number}-{made}"
         origins = tuple(member.origin for member in members)
-        row = finished_row(members[0], rendered.prompt, rendered.completion, f"mosaic {name} ({', '.join(origins)})")
+        row = finished_row(members[0], rendered.prompt, rendered.completion, origin_of(name, origins))
         tokens, trained = self.lengths.measure(row)
-        sample = Sample(name, row, plan, rendered, origins, tokens, trained, chunk.pass_number)
-        count_sample(tally, sample, [self.members.trained[number] for number in plan.members])
+        sample = Sample(name, row, plan, rendered, origins, tokens, chunk.pass_number)
+        count_sample(tally, sample, Cost(tokens, trained), [self.members.trained[number] for number in plan.members])
         return sample
 
 
@@ -149,7 +150,7 @@ def _released_style(bank: Bank, strategy: str, rng: random.Random) -> Callable[.
 
 def _rule_line(bank: Bank, label: str, choice: Choice, rng: random.Random) -> str:
     listed = one_of(bank.list_brackets, rng).replace(
-        "{items}", one_of(bank.list_separators, rng).join(map(str, choice.listed))
+        "{items}", one_of(bank.separators(label), rng).join(map(str, choice.listed))
     )
     return one_of(bank.texts[label]["many"], rng).filled(list=listed, count=str(choice.count))
 

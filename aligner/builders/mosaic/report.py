@@ -6,7 +6,6 @@ ways. "80% cheaper" is true of one of these rows and false of others.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -26,15 +25,9 @@ TONES = 6
 def summary_of(mosaics: Mosaics, settings: MosaicFiles, tally: Tally) -> dict[str, Any]:
     """Return every number there is to know of a build."""
     members, counts = mosaics.members, tally.counts
-    exact = counts["measured:exact"] / counts["measured:added"] if counts["measured:added"] else 1.0
-    trained_exact = (
-        counts["measured:exact trained"] / counts["measured:added trained"] if counts["measured:added trained"] else 1.0
-    )
     limit, batch, passes = mosaics.max_tokens, settings.batch_size, settings.passes
-    # Sums of parts are a little too long; the samples that were measured say by how much. Of released mosaics all are measured.
-    lengths = [round(length * exact) if length <= limit else length for length in tally.lengths]
     source = costs(members.tokens, sum(members.trained), max_tokens=limit, batch_size=batch)
-    made = costs(lengths, counts["trained"] * trained_exact, max_tokens=limit, batch_size=batch, passes=passes)
+    made = costs(tally.lengths(), tally.trained(), max_tokens=limit, batch_size=batch, passes=passes)
     used = counts["members"] + counts["overlong:drop"]
     assert used == len(members) * passes, f"{used} rows were used where {len(members)} x {passes} should be"
     return {
@@ -56,17 +49,21 @@ def summary_of(mosaics: Mosaics, settings: MosaicFiles, tally: Tally) -> dict[st
         "masked_tokens": counts["masked tokens"],
         "max_tokens": limit,
         "batch_size": batch,
-        "token_counts": _how_counted(mosaics, counts, exact),
+        "token_counts": _how_counted(mosaics, tally),
         "costs": [[*row] for row in cost_rows(source, made)],
     }
 
 
-def _how_counted(mosaics: Mosaics, counts: Counter[str], exact: float) -> str:
+def _how_counted(mosaics: Mosaics, tally: Tally) -> str:
     if not mosaics.lengths.is_exact:
         return "estimated as characters / 3.5; name mosaic.tokenizer to count them"
-    if not counts["measured:added"]:
+    if not tally.added_up:
         return "every sample was tokenised"
-    return f"sums over the members, scaled by {exact:.3f}, which every 64th sample showed when it was tokenised"
+    share = len(tally.measured) / (len(tally.measured) + len(tally.added_up))
+    return (
+        f"{share:.0%} of the samples were tokenised, those near the limit among them; the others are sums over their members, scaled "
+        f"by {tally.scale():.3f}, which every 64th showed when it was tokenised too"
+    )
 
 
 def _family(counts: Mapping[str, int], name: str) -> dict[str, int]:

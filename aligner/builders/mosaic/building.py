@@ -28,18 +28,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aligner.builders.mosaic.bank import Bank, load_bank
+from aligner.builders.mosaic.counts import probabilities
 from aligner.builders.mosaic.engine import Chunk, Mosaics, Sample, Tally
 from aligner.builders.mosaic.files import as_written, join, write_data, write_held_out
 from aligner.builders.mosaic.lengths import EstimatedLengths
 from aligner.builders.mosaic.members import Members, RowStore
-from aligner.builders.mosaic.passes import lengths_for, mosaics_over
+from aligner.builders.mosaic.passes import lengths_for, members_of, mosaics_over
 from aligner.config.load import Resolved
 from aligner.config.schema import Model, MosaicFiles, MosaicRecipe
 from aligner.data import Loaded, load_rows
 from aligner.data.files import file_record
-from aligner.errors import AlignerError, DataError
 from aligner.events import DataReady, Finished, Notice, OnEvent, Plan, StageProgress, StageStarted, Warned
+from aligner.lock import acquire_lock, release_lock
 from aligner.methods import Outcome, already_done
+from aligner.model_files import TOKENIZER_FILES, check_tokenizer_path
 from aligner.record import dumps, write_atomically
 from aligner.run import Run
 
@@ -47,6 +49,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 CHUNKS_IN_A_PART = 16
+TABLES = "prepared/members.bin"
+"""Present when the rows are read, and all that is known of them is there."""
 PROGRESS_EVERY = 1000
 
 
@@ -112,7 +116,7 @@ class Workshop:
         shown = (
             [_example(sample) for sample in samples[:EXAMPLES_OF_A_PART]] if part.number < PARTS_WITH_EXAMPLES else []
         )
-        done = {"counts": dict(tally.counts), "lengths": tally.lengths, "examples": shown}
+        done = {"counts": dict(tally.counts), "measured": tally.measured, "added_up": tally.added_up, "examples": shown}
         write_atomically(place.with_suffix(".done"), dumps(done))
 
 
@@ -151,30 +155,30 @@ def run_mosaic(
 ) -> Outcome:
     """Build the mosaics of a recipe.
 
-    Raises: RecipeError, DataError and UsageError before anything is built; DataError for a row that is too long, where
-    `on_overlong` asks for it.
+    Raises: RecipeError, DataError and UsageError, before anything that is there is touched.
     """
     recipe = resolved.recipe
     assert isinstance(recipe, MosaicRecipe)
     bank = load_bank(recipe.mosaic.style_bank)
     _check_tokenizer_path(recipe.mosaic)
-    if not dry_run:
-        Run.check_place(Path(recipe.output_dir), resume=resume, overwrite=overwrite)
-    else:
+    if dry_run:
         return _dry_run(recipe, bank, on_event)
-    was_there = Path(recipe.output_dir).exists()
+    folder = Path(recipe.output_dir)
+    Run.check_place(folder, resume=resume, overwrite=overwrite)
+    is_finished = resume and (folder / "manifest.json").exists()
+    is_read = resume and (folder / TABLES).exists()
+    rows = None if is_finished or is_read else _read_rows(recipe, folder, bank, on_event)
     run = Run.create(resolved, resume=resume, overwrite=overwrite)
     if run.is_done:
+        _remove_scratch(run)
         return already_done(run, on_event)
     for note in run.notes:
         _tell(on_event, Warned(note))
-    try:
-        _prepare(recipe, run, bank, on_event)
-    except AlignerError:
-        run.close()
-        if not was_there:
-            shutil.rmtree(run.dir)  # nothing is in it but what was begun a moment ago
-        raise
+    if rows is None:
+        _check_inputs(run, on_event)
+    else:
+        rows.move_to(run)
+    (run.dir / "shards").mkdir(exist_ok=True)
     workshop = Workshop(recipe, run.dir)
     parts = list(workshop.parts())
     _build_parts(workshop, parts, on_event)
@@ -196,8 +200,6 @@ def _as_model(tokenizer: str, settings: MosaicFiles) -> Model:
 
 def _check_tokenizer_path(settings: MosaicFiles) -> None:
     if settings.tokenizer is not None:
-        from aligner.model_files import check_tokenizer_path
-
         check_tokenizer_path(_as_model(settings.tokenizer, settings), "mosaic.tokenizer")
 
 
@@ -206,57 +208,95 @@ def _load(recipe: MosaicRecipe, store: RowStore | None, on_event: OnEvent | None
     return load_rows(recipe.data, "sft", recipe.seed, group_by=recipe.mosaic.group_by, store=store)
 
 
-def _prepare(recipe: MosaicRecipe, run: Run, bank: Bank, on_event: OnEvent | None) -> None:
-    """Keep the rows on disk and measure them, or find it done; refuse to go on with other data."""
-    tables = run.prepared_dir / "members.bin"
-    if tables.exists():
-        inputs = run.read_json("inputs.json")
-        _tell(on_event, StageStarted("looking whether the data are the same"))
-        now = {path: _digest(path, known) for path, known in inputs["sources"].items()}
-        run.check_data(inputs["fingerprint"], now)
-        return
-    shutil.rmtree(run.prepared_dir, ignore_errors=True)
-    run.prepared_dir.mkdir(parents=True)
-    store = RowStore(run.prepared_dir / "rows.bin")
-    loaded = _load(recipe, store, on_event)
-    sources = {record.path: record.sha256 for source in loaded.ledger.sources for record in source.files}
-    run.check_data(loaded.fingerprint, sources)
-    members = _measured(recipe, loaded.train, store, bank, on_event)
-    write_held_out(run.dir / "data" / "eval.jsonl", [store[number] for number in loaded.eval])
-    run.write_json("data.json", loaded.ledger.to_json())
+@dataclass(frozen=True)
+class ReadRows:
+    """Rows that were read and measured into a folder beside the run directory, before anything in there is touched."""
+
+    folder: Path
+    fingerprint: str
+    inputs: dict[str, str]
+    ledger: dict[str, Any]
+
+    def move_to(self, run: Run) -> None:
+        """Put everything into its place; the tables come last, and say that the rows are there."""
+        run.check_data(self.fingerprint, self.inputs)
+        run.write_json("data.json", self.ledger)
+        run.prepared_dir.mkdir(exist_ok=True)
+        if (self.folder / "eval.jsonl").exists():
+            (run.dir / "data").mkdir(exist_ok=True)
+            shutil.move(self.folder / "eval.jsonl", run.dir / "data" / "eval.jsonl")
+        for name in ("rows.bin", "rows.index", "members.bin"):
+            shutil.move(self.folder / name, run.prepared_dir / name)
+        release_lock(self.folder)
+        shutil.rmtree(self.folder)
+
+
+def _read_rows(recipe: MosaicRecipe, output: Path, bank: Bank, on_event: OnEvent | None) -> ReadRows:
+    """Read and measure all rows, in bounded memory; what is wrong with them leaves an existing run as it was."""
+    folder = output.with_name(f"{output.name}.reading")
+    folder.mkdir(parents=True, exist_ok=True)
+    acquire_lock(folder)
+    try:
+        store = RowStore(folder / "rows.bin")
+        loaded = _load(recipe, store, on_event)
+        members = _measured(recipe, loaded.train, store, bank, on_event)
+        write_held_out(folder / "eval.jsonl", [store[number] for number in loaded.eval])
+    except BaseException:
+        release_lock(folder)
+        shutil.rmtree(folder)
+        raise
     _tell(on_event, DataReady([*loaded.ledger.table(), *_left_out_rows(members)]))
-    members.save(tables)
-    (run.dir / "shards").mkdir(exist_ok=True)
+    members.save(folder / "members.bin")
+    sources = {record.path: record.sha256 for source in loaded.ledger.sources for record in source.files}
+    return ReadRows(folder, loaded.fingerprint, {**sources, **_settings_files(recipe.mosaic)}, loaded.ledger.to_json())
 
 
-def _digest(path: str, known: str) -> str:
-    """The digest of a source's file now; what is no file on this machine (a data set of the hub) is taken as it was."""
-    return file_record(Path(path)).sha256 if Path(path).exists() or not path.endswith("]") else known
+def _settings_files(settings: MosaicFiles) -> dict[str, str]:
+    """Files that decide over the samples beside the rows, with their digests."""
+    named = [settings.style_bank, settings.chat_template]
+    if settings.tokenizer is not None:
+        named += [str(Path(settings.tokenizer) / name) for name in TOKENIZER_FILES]
+    return {name: file_record(Path(name)).sha256 for name in named if name is not None and Path(name).is_file()}
+
+
+def _check_inputs(run: Run, on_event: OnEvent | None) -> None:
+    """Refuse to go on with other data, or with another style bank or tokenizer."""
+    _tell(on_event, StageStarted("looking whether the data are the same"))
+    inputs = run.read_json("inputs.json")
+    now = dict(inputs["sources"])
+    for path in now:
+        if Path(path).is_file():
+            now[path] = file_record(Path(path)).sha256
+        elif not path.endswith("]"):  # else a data set of the hub
+            _tell(on_event, Warned(f"{path} is gone; the rows that were read from it are used."))
+    run.check_data(inputs["fingerprint"], now)
 
 
 def _measured(
     recipe: MosaicRecipe, rows: Sequence[Any], store: RowStore | None, bank: Bank, on_event: OnEvent | None
 ) -> Members:
-    """Look at every training row once: whether it can be a member, and how long it is. With a store, rows are numbers in it."""
-    settings = recipe.mosaic
-    tokenizer = load_tokenizer_of(settings)
+    """Measure the training rows. With a store, rows are numbers in it."""
+    tokenizer = load_tokenizer_of(recipe.mosaic)
     if tokenizer is None:
         _tell(
             on_event,
             Warned("No mosaic.tokenizer is named: lengths are estimated as characters / 3.5, without a chat template."),
         )
-    measure = lengths_for(tokenizer, bank).measure
-    members = Members(None if store is None else store.__getitem__, settings.multiturn)
-    for place, row in enumerate(rows):
-        if place % PROGRESS_EVERY == 0:
-            _tell(on_event, StageProgress("measuring rows", place, len(rows)))
-        number, row = (place, row) if store is None else (row, store[row])
-        members.add(number, row, bank, measure)
-    _tell(on_event, StageProgress("measuring rows", len(rows), len(rows)))
-    if not members:
-        reasons = ", ".join(f"{number:,} {reason}" for reason, number in members.left_out.most_common())
-        raise DataError(f"none of {len(rows):,} rows can be part of a mosaic: {reasons}", "see docs/mosaic.md")
-    return members
+
+    def tell(done: int) -> None:
+        if done % PROGRESS_EVERY == 0 or done == len(rows):
+            _tell(on_event, StageProgress("measuring rows", done, len(rows)))
+
+    return members_of(
+        enumerate(rows) if store is None else ((number, store[number]) for number in rows),
+        recipe.mosaic,
+        bank,
+        lengths_for(tokenizer, bank),
+        limit=recipe.mosaic.max_tokens or recipe.data.max_length,
+        read=None if store is None else store.__getitem__,
+        on_bad_row=recipe.data.on_bad_row,
+        on_progress=tell,
+    )
 
 
 def _left_out_rows(members: Members) -> list[tuple[str, str]]:
@@ -355,13 +395,20 @@ def _finish(workshop: Workshop, run: Run, parts: Sequence[Part], on_event: OnEve
     run.write_json("mosaic.json", {**summary, "examples": examples})
     report = write_mosaic_report(run.dir)
     results = results_of(summary)
-    sources = run.read_json("inputs.json")["sources"]
-    parents = [{"kind": "data", "path": path, "fingerprint": digest} for path, digest in sources.items()]
-    shutil.rmtree(run.dir / "shards")
-    shutil.rmtree(run.prepared_dir)
+    files_read = [file for source in run.read_json("data.json")["sources"] for file in source["files"]]
+    parents = [{"kind": "data", "path": file["path"], "fingerprint": file["sha256"]} for file in files_read]
+    for leftover in (run.dir / "data").glob(".*.tmp"):
+        leftover.unlink()
     run.finish_without_training(results, parents, run.dir / "data")
+    _remove_scratch(run)
     _tell(on_event, Finished(results, {"run": str(run.dir), "report": str(report)}))
     return Outcome(run.dir, results, report)
+
+
+def _remove_scratch(run: Run) -> None:
+    """Remove what only the building needed; a kill may have left it beside the manifest."""
+    shutil.rmtree(run.dir / "shards", ignore_errors=True)
+    shutil.rmtree(run.prepared_dir, ignore_errors=True)
 
 
 def _added_up(files: Iterable[Path]) -> tuple[Tally, list[dict[str, Any]]]:
@@ -369,7 +416,8 @@ def _added_up(files: Iterable[Path]) -> tuple[Tally, list[dict[str, Any]]]:
     for file in files:
         done = json.loads(file.with_suffix(".done").read_text(encoding="utf-8"))
         tally.counts.update(done["counts"])
-        tally.lengths += done["lengths"]
+        tally.measured += done["measured"]
+        tally.added_up += done["added_up"]
         examples += done["examples"]
     return tally, examples
 
@@ -385,19 +433,31 @@ def _dry_run(recipe: MosaicRecipe, bank: Bank, on_event: OnEvent | None) -> Outc
     settings = recipe.mosaic
     limit = settings.max_tokens or recipe.data.max_length
     overlong = sum(tokens > limit for tokens in members.tokens)
-    lengths = EstimatedLengths()
-    draws = [
-        len(chunk.draws) or len(chunk.members)
-        for chunk in Mosaics(members, settings, bank, lengths, max_tokens=limit, seed=recipe.seed).chunks(0)
-    ]
+    way = "drop" if settings.compat == "released" else settings.on_overlong
     plan = [
         ("limit", f"{limit:,} tokens a sample", "mosaic.max_tokens" if settings.max_tokens else "data.max_length"),
-        ("too long alone", f"{overlong:,} rows", f"on_overlong: {settings.on_overlong}"),
-        ("a pass", f"about {sum(draws):,} samples of {len(members):,} rows", "more where the limit cuts them short"),
+        ("too long alone", f"{overlong:,} rows", f"on_overlong: {way}"),
+        (
+            "a pass",
+            f"about {_expected(members, settings, limit):,} samples of {len(members):,} rows",
+            "more where few fit",
+        ),
         ("passes", f"{settings.passes}", ""),
     ]
     _tell(on_event, Plan(plan))
     return Outcome(Path(recipe.output_dir))
+
+
+def _expected(members: Members, settings: MosaicFiles, limit: int) -> int:
+    """About how many samples a pass has, by the numbers drawn and by the room there is."""
+    plain = 0.0 if settings.compat == "released" else settings.plain_fraction
+    room = limit / max(1.0, sum(members.tokens) / len(members))
+    if settings.k_distribution == "max_length":
+        mean = max(1.0, room)
+    else:
+        table = probabilities(settings.k_distribution, settings.max_members, settings.min_members)
+        mean = sum(max(1.0, min(k, room)) * share for k, share in table.items())
+    return round(len(members) / (plain + (1.0 - plain) * mean))
 
 
 def _tell(on_event: OnEvent | None, event: Any) -> None:
