@@ -456,3 +456,29 @@ def test_a_bank_of_ones_own_may_leave_out_what_can_be_empty(write: Write) -> Non
 )
 def test_what_speaks_of_other_messages_is_told_from_what_does_not(prompt: str, is_alone: bool) -> None:
     assert stands_alone(prompt) == is_alone
+
+
+# --- docs/mosaic.md --------------------------------------------------------------------------------------------------
+
+PAGE = (Path(__file__).parents[2] / "docs" / "mosaic.md").read_text(encoding="utf-8")
+
+
+def test_the_bank_of_the_page_can_be_used(write: Write) -> None:
+    (block,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+    bank = load_bank(write(yaml.safe_load(block)))
+    assert "Task {n}:" in bank.numbers
+    assert stands_alone("As in my last mail: hello", bank)
+
+
+def test_the_program_of_the_page_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from fakes import byte_tokenizer, write_jsonl
+
+    (block,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    write_jsonl(tmp_path / "rows.jsonl", ({"prompt": f"Say {n}", "completion": f"{n}"} for n in range(40)))
+    names = {"tokenizer": byte_tokenizer()}
+    exec(block, names)
+    assert "Say 7" in capsys.readouterr().out
+    assert names["built"].costs.sequences > 0

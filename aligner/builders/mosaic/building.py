@@ -38,6 +38,7 @@ from aligner.config.load import Resolved
 from aligner.config.schema import Model, MosaicFiles, MosaicRecipe
 from aligner.data import Loaded, load_rows
 from aligner.data.files import file_record
+from aligner.errors import AlignerError
 from aligner.events import DataReady, Finished, Notice, OnEvent, Plan, StageProgress, StageStarted, Warned
 from aligner.lock import acquire_lock, release_lock
 from aligner.methods import Outcome, already_done
@@ -168,7 +169,12 @@ def run_mosaic(
     is_finished = resume and (folder / "manifest.json").exists()
     is_read = resume and (folder / TABLES).exists()
     rows = None if is_finished or is_read else _read_rows(recipe, folder, bank, on_event)
-    run = Run.create(resolved, resume=resume, overwrite=overwrite)
+    try:
+        run = Run.create(resolved, resume=resume, overwrite=overwrite)
+    except AlignerError:
+        if rows is not None:
+            rows.discard()
+        raise
     if run.is_done:
         _remove_scratch(run)
         return already_done(run, on_event)
@@ -227,6 +233,10 @@ class ReadRows:
             shutil.move(self.folder / "eval.jsonl", run.dir / "data" / "eval.jsonl")
         for name in ("rows.bin", "rows.index", "members.bin"):
             shutil.move(self.folder / name, run.prepared_dir / name)
+        self.discard()
+
+    def discard(self) -> None:
+        """Remove the folder with all that is still in it."""
         release_lock(self.folder)
         shutil.rmtree(self.folder)
 
