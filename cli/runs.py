@@ -58,12 +58,24 @@ def show(run: RunDir, as_json: Json = False) -> None:
     result_table(record["results"], {name: run / name for name in record["files"]})
 
 
+REPORTS = {
+    "discover": "aligner.methods.discovery_report:write_discovery_report",
+    "mosaic": "aligner.builders.mosaic.report:write_mosaic_report",
+}
+"""Methods whose reports are not those of a training -> what writes them."""
+
+
 @app.command("report", cls=QuickCommand)
 def report(run: RunDir) -> None:
     """Write the HTML report of a run again, from its record."""
-    from aligner.report import write_report
+    from importlib import import_module
 
-    typer.echo(f"wrote {write_report(_checked(run))}")
+    from aligner.record import read_json
+
+    folder = _checked(run)
+    method = ((read_json(folder, "resolved.json") or {}).get("recipe") or {}).get("method")
+    module, _, function = REPORTS.get(method, "aligner.report:write_report").partition(":")
+    typer.echo(f"wrote {getattr(import_module(module), function)(folder)}")
 
 
 def _checked(run: Path) -> Path:

@@ -143,6 +143,17 @@ def test_the_best_is_the_one_with_the_highest_mean_fitness(tmp_path, sandbox):
     assert read_json(tmp_path / "run", "usage.json")["calls"] == 2
 
 
+def test_the_report_of_a_search_can_be_written_again(tmp_path, sandbox):
+    from runner import aligner
+
+    _, _, outcome = search(tmp_path, [reply("one", code("one", "logsigmoid(beta * rho)"))])
+    before = outcome.report.read_bytes()
+    outcome.report.unlink()
+    done = aligner("runs", "report", outcome.run_dir)
+    assert done.exit_code == 0, done.output
+    assert outcome.report.read_bytes() == before
+
+
 def test_every_proposal_knows_which_objectives_the_model_had_seen(tmp_path, sandbox):
     archive, _, _ = search(tmp_path, [OTHER, GOOD])
     assert [record.parents for record in archive.records] == [[], [0], [0, 1]]

@@ -383,6 +383,17 @@ def test_the_command_builds_from_flags_and_says_how_to_train(folder: Path) -> No
     assert "exists already: a finished mosaic run" in again.stderr
 
 
+def test_the_report_can_be_written_again(folder: Path) -> None:
+    run = built()
+    before = (run / "report.html").read_bytes()
+    (run / "report.html").unlink()
+    done = aligner("runs", "report", run)
+    assert done.exit_code == 0, done.output
+    assert (run / "report.html").read_bytes() == before
+    (run / "mosaic.json").unlink()
+    assert "is not finished" in aligner("runs", "report", run).stderr
+
+
 def test_a_dry_run_builds_nothing_and_says_what_would_be_built(folder: Path) -> None:
     done = aligner("mosaic", "--data", "rows.jsonl", "--output", "made", "--tokenizer", "tokenizer", "--dry-run")
     assert done.exit_code == 0, done.output

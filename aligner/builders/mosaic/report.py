@@ -14,6 +14,7 @@ from typing import Any
 from aligner.builders.mosaic.costs import cost_rows, costs
 from aligner.builders.mosaic.engine import Mosaics, Tally
 from aligner.config.schema import MosaicFiles
+from aligner.errors import UsageError
 from aligner.plots import bar_chart, number
 from aligner.record import read_json, write_atomically
 from aligner.report import page
@@ -89,6 +90,8 @@ def results_of(summary: Mapping[str, Any]) -> dict[str, float]:
 def write_mosaic_report(run_dir: Path) -> Path:
     """Write `report.html` from `mosaic.json` and the recipe in the run directory."""
     summary = read_json(run_dir, "mosaic.json")
+    if summary is None:
+        raise UsageError(f"{run_dir} is not finished, so there is nothing to report yet", "--resume goes on with it")
     recipe = read_json(run_dir, "resolved.json")["recipe"]
     settings = recipe["mosaic"]
     facts = [
