@@ -6,17 +6,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-HERE = Path(__file__).parent
+ROOT = Path(__file__).parents[1]
 SCRIPTS = (
-    "speed/compare.py",
-    "speed/sapo.py",
-    "speed/endpoints.py",
-    "speed/mosaic.py",
-    "effects/quickstart.py",
-    "effects/discopop.py",
-    "effects/sapo.py",
-    "effects/mosaic.py",
+    "speed.compare",
+    "speed.sapo",
+    "speed.endpoints",
+    "speed.mosaic",
+    "effects.quickstart",
+    "effects.discopop",
+    "effects.sapo",
+    "effects.mosaic",
 )
 
 for script in SCRIPTS:
-    subprocess.run([sys.executable, str(HERE / script), "--write"], check=True)
+    subprocess.run([sys.executable, "-m", f"benchmarks.{script}", "--write"], check=True, cwd=ROOT)

@@ -1,6 +1,6 @@
 """Reward against KL over a grid of beta: DPO, DiscoPOP's LRML with two tau and with warm-up, and PADLL.
 
-    python benchmarks/effects/discopop.py [--part bandit|toy|controls] [--seeds N] [--write]
+    python -m benchmarks.effects.discopop [--part bandit|toy|controls] [--seeds N] [--write]
 
 * `bandit`: the contextual bandit of `aligner discover` (known reward, exact KL).
 * `toy`: DPO in the toy world from its base model, without a next-token term, learning rate 1e-4; gold score of sampled
@@ -34,8 +34,8 @@ from aligner.objectives import OBJECTIVES, Objective, PairLogps, Settings
 from aligner.objectives.bandit import run_bandit
 from aligner.reward_models import load_scorer
 from aligner.toy import write_world
+from benchmarks.results import write
 
-RESULTS = Path(__file__).parents[1] / "RESULTS.md"
 BETAS = {"bandit": (0.05, 0.1, 0.5, 1.0), "toy": (0.05, 0.1, 0.5, 1.0)}
 WARM_UP = {"bandit": 100, "toy": 70}
 
@@ -175,13 +175,6 @@ def worlds_once(seeds: int, folder: Path) -> dict[int, Path]:
     """The worlds, written by whichever part comes first."""
     there = {seed: folder / str(seed) for seed in range(seeds)}
     return there if all(path.exists() for path in there.values()) else worlds(seeds, folder)
-
-
-def write(mark: str, text: str) -> None:
-    """Replace the part of RESULTS.md between two marks."""
-    begin, end = f"<!-- {mark}: begin -->", f"<!-- {mark}: end -->"
-    head, rest = RESULTS.read_text(encoding="utf-8").split(begin)
-    RESULTS.write_text(f"{head}{begin}\n{text}\n{end}{rest.split(end)[1]}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Mosaic-IT against plain SFT in the toy world: rules followed, single prompts answered, and what each costs.
 
-    python benchmarks/effects/mosaic.py [--seeds N] [--workers N] [--write]
+    python -m benchmarks.effects.mosaic [--seeds N] [--workers N] [--write]
 
 Every arm trains the base model on the same 4,000 right answers for 14 passes, eight sequences a step: plain rows, or mosaics of up
 to two rows drawn anew for each pass, with 10% plain samples and with none. The wording is `mosaic_bank.yaml`, short enough for a
@@ -39,8 +39,8 @@ from aligner.models import load_policy, load_tokenizer
 from aligner.reward_models import load_scorer
 from aligner.toy import write_world
 from aligner.toy.tasks import draw, gold_score
+from benchmarks.results import write
 
-RESULTS = Path(__file__).parents[1] / "RESULTS.md"
 BANK = str(Path(__file__).with_name("mosaic_bank.yaml"))
 PASSES = 14
 ROWS = 4000
@@ -276,13 +276,6 @@ def main() -> None:
         print("\n".join(lines), flush=True)
         if options.write:
             write(mark, "\n".join(lines))
-
-
-def write(mark: str, text: str) -> None:
-    """Replace the part of RESULTS.md between two marks."""
-    begin, end = f"<!-- {mark}: begin -->", f"<!-- {mark}: end -->"
-    head, rest = RESULTS.read_text(encoding="utf-8").split(begin)
-    RESULTS.write_text(f"{head}{begin}\n{text}\n{end}{rest.split(end)[1]}", encoding="utf-8")
 
 
 if __name__ == "__main__":

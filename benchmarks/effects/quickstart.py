@@ -1,4 +1,4 @@
-"""Does SFT improve the toy world's base model, and DPO the result of SFT? `python benchmarks/effects/quickstart.py`.
+"""Does SFT improve the toy world's base model, and DPO the result of SFT? `python -m benchmarks.effects.quickstart`.
 
 One row for each seed: a new world (tasks, base model, data), the shipped recipes with that seed, and the gold score of
 one sampled answer (temperature 1) to each held-out prompt. With `--write` the table goes into `benchmarks/RESULTS.md`.
@@ -21,9 +21,8 @@ from aligner.methods import run_recipe
 from aligner.models import load_policy, load_tokenizer
 from aligner.reward_models import load_scorer
 from aligner.toy import write_world
+from benchmarks.results import write
 
-RESULTS = Path(__file__).parents[1] / "RESULTS.md"
-MARKS = ("<!-- quickstart: begin -->", "<!-- quickstart: end -->")
 MODELS = {"base": "model", "SFT": "runs/sft/final", "DPO": "runs/dpo/final"}
 
 
@@ -71,9 +70,7 @@ def main() -> None:
     text = "\n".join(lines)
     print(text)
     if options.write:
-        head, rest = RESULTS.read_text(encoding="utf-8").split(MARKS[0])
-        tail = rest.split(MARKS[1])[1]
-        RESULTS.write_text(f"{head}{MARKS[0]}\n{text}\n{MARKS[1]}{tail}", encoding="utf-8")
+        write("quickstart", text)
 
 
 if __name__ == "__main__":

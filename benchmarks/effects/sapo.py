@@ -1,6 +1,6 @@
 """SAPO against its own start and against what else can be done with single good answers, in the toy world.
 
-    python benchmarks/effects/sapo.py [--part baselines|ablations] [--seeds N] [--write]
+    python -m benchmarks.effects.sapo [--part baselines|ablations] [--seeds N] [--write]
 
 One half of the SFT rows (A) trains the start by `tiny/sft`; the other half (B), which it has not seen, is what all others
 train on, from that start, for the same number of steps. Cells: gold score of one sampled answer (temperature 1) to each
@@ -30,8 +30,8 @@ from aligner.methods import run_recipe
 from aligner.models import load_policy, load_tokenizer
 from aligner.reward_models import load_scorer
 from aligner.toy import write_world
+from benchmarks.results import write
 
-RESULTS = Path(__file__).parents[1] / "RESULTS.md"
 STEPS = 100
 BATCH = 32
 
@@ -154,13 +154,6 @@ def main() -> None:
             print(text, flush=True)
             if options.write:
                 write(f"sapo-{part}", text)
-
-
-def write(mark: str, text: str) -> None:
-    """Replace the part of RESULTS.md between two marks."""
-    begin, end = f"<!-- {mark}: begin -->", f"<!-- {mark}: end -->"
-    head, rest = RESULTS.read_text(encoding="utf-8").split(begin)
-    RESULTS.write_text(f"{head}{begin}\n{text}\n{end}{rest.split(end)[1]}", encoding="utf-8")
 
 
 if __name__ == "__main__":

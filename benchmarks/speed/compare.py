@@ -1,4 +1,4 @@
-"""Us against TRL on the same work in the same run, as ratios: `python benchmarks/speed/compare.py [--rows N] [--rounds N]`.
+"""Us against TRL on the same work in the same run, as ratios: `python -m benchmarks.speed.compare [--rows N] [--rounds N]`.
 
 Every figure is the median over rounds in which the two tools take turns, each in a process of its own on one thread.
 
@@ -29,11 +29,10 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from workload import write_workload
+from benchmarks.results import read, write
+from benchmarks.speed.workload import write_workload
 
 HERE = Path(__file__).parent
-RESULTS = HERE.parent / "RESULTS.md"
-MARKS = ("<!-- speed: begin -->", "<!-- speed: end -->")
 TOOLS = ("trl", "aligner")
 PARTS = ("first", "sft", "dpo")
 HEAD = ("| what | TRL | aligner | ratio |", "| --- | --- | --- | --- |")
@@ -117,14 +116,12 @@ def main() -> None:
         folder = Path(name)
         write_workload(folder, options.rows)
         rows = dict(_rows(folder, options.rounds, [options.only] if options.only else PARTS))
-    head, rest = RESULTS.read_text(encoding="utf-8").split(MARKS[0])
-    before, tail = rest.split(MARKS[1])
     if options.only:
-        rows = dict(_rows_of(before)) | rows
+        rows = dict(_rows_of(read("speed"))) | rows
     text = "\n".join([_setting(options), "", *HEAD, *(f"| {what} | {figures} |" for what, figures in rows.items())])
     print(text)
     if options.write:
-        RESULTS.write_text(f"{head}{MARKS[0]}\n{text}\n{MARKS[1]}{tail}", encoding="utf-8")
+        write("speed", text)
 
 
 def _rows(folder: Path, rounds: int, parts: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -1,6 +1,6 @@
 """What a request to a language model costs: CPU time of the client, and throughput with many in flight.
 
-    python benchmarks/speed/endpoints.py [--write]
+    python -m benchmarks.speed.endpoints [--write]
 
 A server on this machine, in a process of its own, answers every request after a tenth of a second. Compared with the
 `openai` package by itself, as it is used by default. With `--write` the line goes into `benchmarks/RESULTS.md`.
@@ -14,9 +14,9 @@ import json
 import multiprocessing
 import socket
 import time
-from pathlib import Path
 
-RESULTS = Path(__file__).parents[1] / "RESULTS.md"
+from benchmarks.results import write
+
 REQUESTS, IN_FLIGHT, DELAY_S = 1500, 64, 0.1
 CHOICES = [{"message": {"role": "assistant", "content": "hello"}, "finish_reason": "stop"}]
 BODY = json.dumps(
@@ -116,9 +116,7 @@ def main() -> None:
     text = measure()
     print(text)
     if options.write:
-        begin, end = "<!-- endpoints: begin -->", "<!-- endpoints: end -->"
-        head, rest = RESULTS.read_text(encoding="utf-8").split(begin)
-        RESULTS.write_text(f"{head}{begin}\n{text}\n{end}{rest.split(end)[1]}", encoding="utf-8")
+        write("endpoints", text)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How fast mosaics are made: against drawing and tokenising at every step of growth, and by the number of rows.
 
-    python benchmarks/speed/mosaic.py [--rows N] [--largest N] [--write]
+    python -m benchmarks.speed.mosaic [--rows N] [--largest N] [--write]
 
 The peer is the straightforward loop: a sample grows one member at a time; at each step its look and rule are drawn afresh, it is
 rendered and tokenised, and the last rendering that fits is kept. It makes samples of the same members as ours, on one core, with
@@ -27,7 +27,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parents[1] / "RESULTS.md"
+from benchmarks.results import write
+
 WORDS = 4000
 MEAN_TOKENS = 190
 ROUNDS = 3
@@ -177,13 +178,6 @@ def main() -> None:
             text += f"{line}\n"
     if options.write:
         write("mosaic-speed", text.rstrip())
-
-
-def write(mark: str, text: str) -> None:
-    """Replace the part of RESULTS.md between two marks."""
-    begin, end = f"<!-- {mark}: begin -->", f"<!-- {mark}: end -->"
-    head, rest = RESULTS.read_text(encoding="utf-8").split(begin)
-    RESULTS.write_text(f"{head}{begin}\n{text}\n{end}{rest.split(end)[1]}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What SAPO costs beside DPO: memory of LoRA SAPO and LoRA DPO, and the share of a step that is spent on writing.
 
-    python benchmarks/speed/sapo.py [--write]
+    python -m benchmarks.speed.sapo [--write]
 
 A Llama with random weights (6 layers, width 384) and the chats of the speed workload; each run in a process of its own,
 on one thread. Memory is the peak of the process less what it holds before the
@@ -25,9 +25,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
-RESULTS = HERE.parent / "RESULTS.md"
-sys.path.insert(0, str(HERE))
+from benchmarks.results import write
+
+ROOT = Path(__file__).parents[2]
 ROWS, BATCH, STEPS, WINDOW = 64, 4, 4, 64
 
 COMMON = [
@@ -55,7 +55,8 @@ def write_model(folder: Path) -> None:
     """A larger model than the workload's own, so that its weights show beside the libraries."""
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-    from workload import write_workload
+
+    from benchmarks.speed.workload import write_workload
 
     write_workload(folder, ROWS)
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
@@ -119,8 +120,8 @@ def write_alone(folder: Path, rows: int) -> tuple[float, float]:
 def run(name: str, folder: Path) -> dict[str, Any]:
     """The same in a process of its own."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ALIGNER_CACHE": str(folder / "cache")}
-    command = [sys.executable, __file__, "--work", name, "--folder", str(folder)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    command = [sys.executable, "-m", "benchmarks.speed.sapo", "--work", name, "--folder", str(folder)]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -170,9 +171,7 @@ def main() -> None:
         text = "\n".join(table(Path(name)))
     print(text)
     if options.write:
-        begin, end = "<!-- sapo-cost: begin -->", "<!-- sapo-cost: end -->"
-        head, rest = RESULTS.read_text(encoding="utf-8").split(begin)
-        RESULTS.write_text(f"{head}{begin}\n{text}\n{end}{rest.split(end)[1]}", encoding="utf-8")
+        write("sapo-cost", text)
 
 
 if __name__ == "__main__":
