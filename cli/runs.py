@@ -74,7 +74,7 @@ def report(run: RunDir) -> None:
 
     folder = _checked(run)
     method = ((read_json(folder, "resolved.json") or {}).get("recipe") or {}).get("method")
-    module, _, function = REPORTS.get(method, "aligner.report:write_report").partition(":")
+    module, _, function = REPORTS.get(str(method), "aligner.report:write_report").partition(":")
     typer.echo(f"wrote {getattr(import_module(module), function)(folder)}")
 
 
