@@ -234,7 +234,9 @@ def test_the_exit_code_of_a_rank_is_ours_and_a_killed_rank_is_a_training_error(t
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_no_rank_outlives_the_process_that_started_it(tmp_path, number) -> None:
-    program = "import sys; from aligner.launch import run_ranks; run_ranks(sys.argv[1:], gpus=0)"
+    # A shell starts what it puts into the background with Ctrl-C ignored, and the tests may be among that.
+    heard = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    program = f"{heard}; from aligner.launch import run_ranks; run_ranks(sys.argv[1:], gpus=0)"
     starter = subprocess.Popen(
         [sys.executable, "-c", program, *rank_line(tmp_path, "sleep")],
         env={**os.environ, "TMPDIR": str(tmp_path)},
