@@ -575,7 +575,7 @@ Do not answer instruction number (2).
         golden(
             """
 maskout explicit | 2 3 | <a> </a> | {n}.
-Pass over the instructions "1 / 4" and answer what remains.
+Pass over the instructions "1; 4" and answer what remains.
 Put each answer between <a> and </a>.
 1. Tell me who says moo.
 2. add 2 and 2 for me
@@ -1017,14 +1017,15 @@ PLANTED = [
     ("permute explicit of 4, no tags, numbers", "[4 - 2 - 1 - 3]", "[4 - 2 - 1 - 3", "list"),
     ("permute explicit of 4, no tags, numbers", "[4 - 2 - 1 - 3]", "[4 - 2 - 1, 3]", "list"),
     ("permute explicit of 4, no tags, numbers", "[4 - 2 - 1 - 3]", "[4 - 2 - 1 - 3] and no other", "meta"),
-    ("maskout explicit of 4, tags, numbers", "1 / 4", "1 / 3", "masked"),
-    ("maskout explicit of 4, tags, numbers", "1 / 4", "4 / 1", "list"),
-    ("maskout explicit of 4, tags, numbers", "1 / 4", "1 / 1 / 4", "list"),
-    ("maskout explicit of 4, tags, numbers", "1 / 4", "1 / 2 / 4", "masked"),
-    ("maskout explicit of 4, tags, numbers", "1 / 4", "1", "form"),
-    ("maskout explicit of 4, tags, numbers", "1 / 4", "1 / 2 / 3 / 4", "rule"),
-    ("maskout explicit of 4, tags, numbers", "1 / 4", "0 / 4", "list"),
-    ("maskout explicit of 4, tags, numbers", '"1 / 4"', "none", "meta"),
+    ("maskout explicit of 4, tags, numbers", "1; 4", "1; 3", "masked"),
+    ("maskout explicit of 4, tags, numbers", "1; 4", "4; 1", "list"),
+    ("maskout explicit of 4, tags, numbers", "1; 4", "1; 1; 4", "list"),
+    ("maskout explicit of 4, tags, numbers", "1; 4", "1; 2; 4", "masked"),
+    ("maskout explicit of 4, tags, numbers", "1; 4", "1", "form"),
+    ("maskout explicit of 4, tags, numbers", "1; 4", "1; 2; 3; 4", "rule"),
+    ("maskout explicit of 4, tags, numbers", "1; 4", "0; 4", "list"),
+    ("maskout explicit of 4, tags, numbers", '"1; 4"', "none", "meta"),
+    ("maskout explicit of 4, tags, numbers", "1; 4", "1 - 4", "list"),  # a range, to a reader
     ("maskout explicit of 4, no tags, numbers", "(2)", "(2, 3)", "form"),
     ("maskout longest of 4, tags", "the 2 instr", "the 3 instr", "masked"),
     ("maskout longest of 4, tags", "the 2 instr", "the 1 instr", "form"),
