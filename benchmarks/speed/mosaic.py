@@ -142,8 +142,10 @@ def by_rows(folder: Path, largest: int) -> Iterator[tuple[int, float, float]]:
         answers = context.Queue()
         process = context.Process(target=_build, args=(str(folder), number, answers))
         process.start()
-        seconds, memory = answers.get()
         process.join()
+        if process.exitcode != 0:
+            raise SystemExit(f"the build of {number:,} rows ended with exit code {process.exitcode}")
+        seconds, memory = answers.get()
         yield number, seconds, memory
         (folder / f"{number}.jsonl").unlink()
         number *= 10

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import array
 import hashlib
-import mmap
 import pickle
 from collections import Counter
 from collections.abc import Callable
@@ -93,18 +92,18 @@ def _turns(value: str | Messages, role: str) -> Messages:
 class RowStore:
     """Rows in one file on disk, written once in order and then read at random: memory holds 8 bytes for each.
 
-    Written by `append` and `close`; `RowStore.open` reads. Pickles of our own typed rows, in our own run directory.
+    Written by `append` and `flush`; `RowStore.open` reads. Pickles of our own typed rows, in our own run directory.
     """
 
     def __init__(self, path: Path, offsets: array.array | None = None) -> None:
         self.path = path
         self.offsets = array.array("Q", [0]) if offsets is None else offsets
         self._writer: IO[bytes] | None = None
-        self._reader: mmap.mmap | None = None
+        self._reader: IO[bytes] | None = None
 
     @classmethod
     def open(cls, path: Path) -> RowStore:
-        """Read a store that was closed."""
+        """Read a store that was written whole."""
         offsets = array.array("Q")
         offsets.frombytes(path.with_suffix(".index").read_bytes())
         return cls(path, offsets)
@@ -131,9 +130,10 @@ class RowStore:
 
     def __getitem__(self, number: int) -> Row:
         if self._reader is None:
-            with self.path.open("rb") as file:
-                self._reader = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        row: Row = pickle.loads(self._reader[self.offsets[number] : self.offsets[number + 1]])
+            self._reader = open(self.path, "rb", buffering=0)  # noqa: SIM115 (kept open; a mapping would count as memory)
+        start, stop = self.offsets[number], self.offsets[number + 1]
+        self._reader.seek(start)
+        row: Row = pickle.loads(self._reader.read(stop - start))
         return row
 
 
