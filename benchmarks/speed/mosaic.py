@@ -17,7 +17,6 @@ import json
 import multiprocessing
 import os
 import random
-import resource
 import statistics
 import sys
 import tempfile
@@ -125,12 +124,17 @@ def _build(folder: str, number: int, answers: Any) -> None:
     from aligner.builders.mosaic.building import run_mosaic
     from aligner.config.load import load_recipe
 
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = memory_kib("VmRSS")
     settings = {"data.train": f"{number}.jsonl", "output_dir": f"out-{number}", "data.max_length": LIMIT}
     started = time.process_time()
     run_mosaic(load_recipe("mosaic", None, ["mosaic.passes=1"], settings))
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    answers.put((time.process_time() - started, (after - before) / 1024))
+    answers.put((time.process_time() - started, (memory_kib("VmHWM") - before) / 1024))
+
+
+def memory_kib(name: str) -> int:
+    """Memory of this process now (`VmRSS`) or at its peak (`VmHWM`); getrusage would count what the parent held."""
+    status = Path("/proc/self/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith(name)).split()[1])
 
 
 def by_rows(folder: Path, largest: int) -> Iterator[tuple[int, float, float]]:
