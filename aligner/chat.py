@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from aligner.data.rows import CompletionRow, ConversationRow, Messages, PreferenceRow, TextRow
+from aligner.data.rows import CompletionRow, ConversationRow, Messages, PreferenceRow, TextRow, as_turns
 from aligner.errors import DataError, RecipeError
 from aligner.template import (
     NO_STOP_HINT,
@@ -78,7 +78,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | Messages, to
     """
     if not has_template(tokenizer):
         return _plain_ids(tokenizer, _as_text(prompt))
-    return Conversation(tokenizer, _as_messages(prompt, "user"), tools).ids(opened=True)
+    return Conversation(tokenizer, as_turns(prompt, "user"), tools).ids(opened=True)
 
 
 def encode_sft(tokenizer: PreTrainedTokenizerBase, row: Any, loss_on: LossOn = "auto") -> Encoded:
@@ -210,8 +210,8 @@ def _turns(row: ConversationRow | CompletionRow) -> tuple[Messages, list | None,
     """Return the whole conversation, its tools, and the number of messages that belong to the prompt."""
     if isinstance(row, ConversationRow):
         return row.messages, row.tools, 0
-    prompt = _as_messages(row.prompt, "user")
-    return [*prompt, *_as_messages(row.completion, "assistant")], None, len(prompt)
+    prompt = as_turns(row.prompt, "user")
+    return [*prompt, *as_turns(row.completion, "assistant")], None, len(prompt)
 
 
 def _wanted_turns(messages: Messages, first: int, row: ConversationRow | CompletionRow, loss_on: LossOn) -> list[int]:
@@ -232,11 +232,11 @@ def _wanted_turns(messages: Messages, first: int, row: ConversationRow | Complet
 
 
 def _encode_template_pair(tokenizer: PreTrainedTokenizerBase, row: PreferenceRow) -> Pair:
-    prompt = _as_messages(row.prompt, "user")
+    prompt = as_turns(row.prompt, "user")
     opened = Conversation(tokenizer, prompt, None, row.origin).text(prompt, opened=True)
     sides, spans = [], []
     for answer in (row.chosen, row.rejected):
-        turns = _as_messages(answer, "assistant")
+        turns = as_turns(answer, "assistant")
         if len(turns) != 1:
             raise DataError(
                 f"{row.origin}: an answer has {len(turns)} turns, and the tokens between them would be compared too",
@@ -332,7 +332,7 @@ def _remarks(tokenizer: PreTrainedTokenizerBase) -> Iterable[str]:
         yield "The tokenizer has no chat template: prompts and answers are joined as plain text."
         return
     plain, bos = _plain_ids(tokenizer, QUESTION), tokenizer.bos_token_id
-    rendered = Conversation(tokenizer, _as_messages(QUESTION, "user")).ids()
+    rendered = Conversation(tokenizer, as_turns(QUESTION, "user")).ids()
     if bos is not None and plain[:1] == [bos] and bos not in rendered:
         yield f"The chat template writes no {tokenizer.bos_token}, which the tokenizer puts before plain text."
     facts = facts_of(tokenizer)
@@ -343,10 +343,6 @@ def _remarks(tokenizer: PreTrainedTokenizerBase) -> Iterable[str]:
         )
     if "strftime_now" in str(tokenizer.chat_template):
         yield "The chat template writes today's date: rows tokenised on another day are other tokens."
-
-
-def _as_messages(value: str | Messages, role: str) -> Messages:
-    return [{"role": role, "content": value}] if isinstance(value, str) else value
 
 
 def _as_text(value: str | Messages) -> str:

@@ -87,3 +87,9 @@ class Finished:
 
 Event = StageStarted | StageProgress | Notice | Warned | Plan | DataReady | Metrics | Candidate | Finished
 OnEvent = Callable[[Event], None]
+
+
+def tell(on_event: OnEvent | None, event: Event) -> None:
+    """Hand an event to the listener, if there is one."""
+    if on_event is not None:
+        on_event(event)

@@ -15,7 +15,7 @@ from . import discover, doctor, evaluate, generate, mosaic, quickstart, recipes,
 from .boundary import Boundary
 from .quick import QuickCommand
 from .quiet import make_streams_safe, set_environment, silence_warnings
-from .recipe_help import ANY_KEY, RecipeCommand
+from .recipe_command import ANY_KEY, RecipeCommand
 
 
 class Root(Boundary):

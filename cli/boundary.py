@@ -12,7 +12,8 @@ import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,6 +27,16 @@ MAX_PROBLEMS = 15  # with the message and the hint, one screen
 PIPE_EXIT_CODE = 141
 INTERRUPTED_EXIT_CODE = 130
 ENVIRONMENT_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG)
+
+
+@contextmanager
+def resumable(goes_on: str) -> Iterator[None]:
+    """Let Ctrl-C say how to go on: "the same command with --resume ..."."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        typer.echo(f"interrupted: the same command with --resume {goes_on}", err=True)
+        raise typer.Exit(INTERRUPTED_EXIT_CODE) from error
 
 
 class Boundary(QuickGroup):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from .recipe_command import carry_out
 
 if TYPE_CHECKING:
     from aligner.config.load import Resolved
@@ -22,44 +23,37 @@ def discover(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
     """Run the search with its table on the screen."""
-    from aligner.record import read_json
-
-    from .render import Screen, result_table
-    from .train import resolve
-
-    context.meta["debug"] = debug or context.meta.get("debug", False)
-    resolved, notes, said = resolve("discover", context.args)
-    with Screen() as screen:
-        screen.summary(headline(resolved))
-        for note in notes:
-            screen.line(note)
-        outcome = _run(
-            resolved, screen, resume=resume or said.get("resume", False), overwrite=overwrite, dry_run=dry_run
-        )
-    if as_json:
-        result = {"run_dir": str(outcome.run_dir), "results": outcome.results, "dry_run": dry_run}
-        typer.echo(json.dumps(result, indent=2))
-    elif dry_run:
-        typer.echo("dry run: everything checks out; nothing was asked and nothing was trained")
-    else:
-        found = read_json(outcome.run_dir, "search.json")["found"]
-        use = found and f"aligner dpo RECIPE dpo.loss={outcome.run_dir / found}"
-        result_table(outcome.results, {"run": outcome.run_dir, "report": outcome.report, "use it": use})
+    carry_out(
+        context,
+        "discover",
+        headline,
+        _search,
+        goes_on="goes on with the search",
+        untouched="nothing was asked and nothing was trained",
+        paths=_paths,
+        resume=resume,
+        overwrite=overwrite,
+        dry_run=dry_run,
+        as_json=as_json,
+        debug=debug,
+    )
 
 
-def _run(resolved: Resolved, screen: Any, **options: bool) -> Any:
+def _search(resolved: Resolved, **options: Any) -> Any:
     from aligner.endpoints import check_endpoint
 
     check_endpoint(resolved.recipe.endpoint)  # before torch is loaded
     from aligner.methods.discover import run_discovery
 
-    try:
-        return run_discovery(resolved, on_event=screen.on_event, **options)
-    except KeyboardInterrupt as error:
-        from .boundary import INTERRUPTED_EXIT_CODE
+    return run_discovery(resolved, **options)
 
-        typer.echo("interrupted: the same command with --resume goes on with the search", err=True)
-        raise typer.Exit(INTERRUPTED_EXIT_CODE) from error
+
+def _paths(outcome: Any) -> dict[str, object]:
+    from aligner.record import read_json
+
+    found = read_json(outcome.run_dir, "search.json")["found"]
+    use = found and f"aligner dpo RECIPE dpo.loss={outcome.run_dir / found}"
+    return {"run": outcome.run_dir, "report": outcome.report, "use it": use}
 
 
 def headline(resolved: Resolved) -> list[tuple[str, str, str]]:

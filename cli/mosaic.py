@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from .recipe_command import carry_out
 
 if TYPE_CHECKING:
     from aligner.config.load import Resolved
@@ -26,38 +27,32 @@ def mosaic(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
     """Build with progress on stderr and the result on stdout."""
-    from .render import Screen, result_table
-    from .train import resolve
-
-    context.meta["debug"] = debug or context.meta.get("debug", False)
-    resolved, notes, said = resolve("mosaic", context.args)
-    with Screen() as screen:
-        screen.summary(headline(resolved))
-        for note in notes:
-            screen.line(note)
-        resume = resume or said.get("resume", False)
-        outcome = _run(resolved, screen, resume=resume, overwrite=overwrite, dry_run=dry_run)
-    if as_json:
-        result = {"run_dir": str(outcome.run_dir), "results": outcome.results, "dry_run": dry_run}
-        typer.echo(json.dumps(result, indent=2))
-    elif dry_run:
-        typer.echo("dry run: everything checks out; nothing was built")
-    else:
-        data = outcome.run_dir / "data"
-        use = f"aligner sft RECIPE data.train={data} trainer.num_train_epochs=1"
-        result_table(outcome.results, {"data": data, "report": outcome.report, "train": use})
+    carry_out(
+        context,
+        "mosaic",
+        headline,
+        _build,
+        goes_on="goes on",
+        untouched="nothing was built",
+        paths=_paths,
+        resume=resume,
+        overwrite=overwrite,
+        dry_run=dry_run,
+        as_json=as_json,
+        debug=debug,
+    )
 
 
-def _run(resolved: Resolved, screen: Any, **options: bool) -> Any:
+def _build(resolved: Resolved, **options: Any) -> Any:
     from aligner.builders.mosaic.building import run_mosaic
 
-    try:
-        return run_mosaic(resolved, on_event=screen.on_event, **options)
-    except KeyboardInterrupt as error:
-        from .boundary import INTERRUPTED_EXIT_CODE
+    return run_mosaic(resolved, **options)
 
-        typer.echo("interrupted: the same command with --resume goes on", err=True)
-        raise typer.Exit(INTERRUPTED_EXIT_CODE) from error
+
+def _paths(outcome: Any) -> dict[str, object]:
+    data = outcome.run_dir / "data"
+    use = f"aligner sft RECIPE data.train={data} trainer.num_train_epochs=1"
+    return {"data": data, "report": outcome.report, "train": use}
 
 
 def headline(resolved: Resolved) -> list[tuple[str, str, str]]:

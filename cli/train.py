@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .recipe_help import ANY_KEY, RecipeCommand
+from .boundary import resumable
+from .recipe_command import ANY_KEY, RecipeCommand
 
 if TYPE_CHECKING:
     from aligner.config.load import Resolved
@@ -139,13 +140,8 @@ def run(resolved: Resolved, screen: Any, **options: bool) -> Any:
     """`run_recipe` with its events on the screen; Ctrl-C says how to go on."""
     from aligner.methods import run_recipe
 
-    try:
+    with resumable("goes on from the last checkpoint"):
         return run_recipe(resolved, on_event=screen.on_event, **options)
-    except KeyboardInterrupt as error:
-        from .boundary import INTERRUPTED_EXIT_CODE
-
-        typer.echo("interrupted: the same command with --resume goes on from the last checkpoint", err=True)
-        raise typer.Exit(INTERRUPTED_EXIT_CODE) from error
 
 
 def _as_json(resolved: Resolved, outcome: Any, dry_run: bool) -> dict[str, Any]:

@@ -44,11 +44,11 @@ def _preference_formats(view: View) -> Findings:
     )
 
 
-def _formats(view: View, usable: tuple[str, ...], method: str, hint: str) -> Findings:
+def _formats(view: View, usable: tuple[str, ...], method: str, hint: str, verb: str = "train on") -> Findings:
     for path, source in [*view.sources("data.train"), *view.sources("data.eval")]:
         found = source.get("format", "auto")
         if found not in usable:
-            yield Finding((*path, "format"), f"`{method}` cannot train on `{found}` rows", hint)
+            yield Finding((*path, "format"), f"`{method}` cannot {verb} `{found}` rows", hint)
 
 
 def _losses(view: View) -> list[str]:
@@ -280,12 +280,7 @@ def _only_sft_has_mosaics(view: View) -> Findings:
 
 
 def _single_turn_formats(view: View, what: str) -> Findings:
-    for path, source in [*view.sources("data.train"), *view.sources("data.eval")]:
-        found = source.get("format", "auto")
-        if found not in SINGLE_ANSWER_FORMATS:
-            yield Finding(
-                (*path, "format"), f"`{what}` cannot use `{found}` rows", "it needs questions with one answer each"
-            )
+    yield from _formats(view, SINGLE_ANSWER_FORMATS, what, "it needs questions with one answer each", "use")
 
 
 def _mosaic_files(view: View) -> Findings:

@@ -23,6 +23,7 @@ from aligner.data.rows import (
     Row,
     Task,
     TextRow,
+    as_turns,
 )
 from aligner.data.turns import BadRow, answer, conversation, kind, messages, question, sharegpt, text
 
@@ -120,12 +121,8 @@ def _completion(raw: Raw, origin: str) -> CompletionRow:
     prompt, value = _prompt(_need(raw, "prompt")), _need(raw, "completion")
     if isinstance(prompt, str) and not isinstance(value, list):
         return CompletionRow(prompt, text(value, "completion"), origin)
-    prompt = _as_turns(prompt, "user")
+    prompt = as_turns(prompt, "user")
     return CompletionRow(prompt, _answer_turns(value, "completion", prompt), origin)
-
-
-def _as_turns(value: str | Messages, role: str) -> Messages:
-    return [{"role": role, "content": value}] if isinstance(value, str) else value
 
 
 def _answer_turns(value: Any, name: str, prompt: Messages) -> Messages:
@@ -187,7 +184,7 @@ def _conversational_pair(value: Any, chosen: Any, rejected: Any) -> tuple[Messag
     if chosen == rejected:
         raise BadRow("chosen and rejected are the same")
     if isinstance(value, list) or (isinstance(value, str) and chosen[0]["role"] == "assistant"):
-        prompt = _as_turns(_prompt(value), "user")
+        prompt = as_turns(_prompt(value), "user")
     else:
         prompt = _shared_turns(chosen, rejected)
         if value is not None and text(value, "prompt").strip() not in _asked(prompt):

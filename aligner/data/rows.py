@@ -68,6 +68,11 @@ class PromptRow:
     origin: str = ""
 
 
+def as_turns(value: str | Messages, role: str) -> Messages:
+    """Return a plain string as the one turn of a role; turns as they are."""
+    return [{"role": role, "content": value}] if isinstance(value, str) else value
+
+
 Row = ConversationRow | CompletionRow | TextRow | PreferenceRow | PromptRow
 
 

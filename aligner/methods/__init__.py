@@ -25,7 +25,7 @@ from aligner.config.schema import TrainRecipe
 from aligner.data import Loaded, load_rows
 from aligner.data.rows import Task
 from aligner.errors import TrainingError
-from aligner.events import DataReady, Finished, Notice, OnEvent, Plan, StageProgress, StageStarted, Warned
+from aligner.events import DataReady, Finished, Notice, OnEvent, Plan, StageProgress, StageStarted, Warned, tell
 from aligner.launch import launch_line, run_ranks, use_one_gpu, world
 from aligner.run import Run
 
@@ -94,11 +94,11 @@ def run_recipe(
     if run.is_done:
         return already_done(run, on_event)
     for note in run.notes:
-        _tell(on_event, Warned(note))
+        tell(on_event, Warned(note))
     if resolved.recipe.launch.num_processes > 1:
         return _run_ranks(resolved, run, loaded, on_event)
     if (remark := use_one_gpu()) is not None:
-        _tell(on_event, Notice(remark))
+        tell(on_event, Notice(remark))
     job = _prepare(resolved.recipe, run, loaded, on_event)
     return _train_and_finish(job)
 
@@ -113,7 +113,7 @@ def _load(recipe: TrainRecipe, on_event: OnEvent | None) -> Loaded:
 
         load_bank(recipe.data.mosaic.style_bank)  # what is wrong with it is told before anything is read
         group_by = recipe.data.mosaic.group_by
-    _tell(on_event, StageStarted("reading the data"))
+    tell(on_event, StageStarted("reading the data"))
     return load_rows(recipe.data, TASKS[recipe.method], recipe.seed, group_by=group_by)
 
 
@@ -125,9 +125,9 @@ def _passes(recipe: TrainRecipe, loaded: Loaded, tokenizer: Any, on_event: OnEve
 
     total = len(loaded.train)
 
-    def tell(done: int) -> None:
+    def count(done: int) -> None:
         if done % 1000 == 0 or done == total:
-            _tell(on_event, StageProgress("measuring rows for mosaics", done, total))
+            tell(on_event, StageProgress("measuring rows for mosaics", done, total))
 
     mosaics = mosaics_of(
         loaded.train,
@@ -136,7 +136,7 @@ def _passes(recipe: TrainRecipe, loaded: Loaded, tokenizer: Any, on_event: OnEve
         max_tokens=recipe.data.max_length,
         seed=recipe.seed,
         on_bad_row=recipe.data.on_bad_row,
-        on_progress=tell,
+        on_progress=count,
     )
     return MosaicPasses(mosaics, len(loaded.train))
 
@@ -144,9 +144,9 @@ def _passes(recipe: TrainRecipe, loaded: Loaded, tokenizer: Any, on_event: OnEve
 def _prepare(recipe: TrainRecipe, run: Run, loaded: Loaded, on_event: OnEvent | None) -> Job:
     """Tokenise, or find it done by an earlier attempt at this run, and write the ledger."""
     run.check_data(loaded.fingerprint, _files_of(loaded))
-    _tell(on_event, StageStarted("loading torch, transformers and TRL"))
+    tell(on_event, StageStarted("loading torch, transformers and TRL"))
     _import_method(recipe.method)
-    _tell(on_event, StageStarted("tokenising"))
+    tell(on_event, StageStarted("tokenising"))
     from aligner.chat import check_tokenizer
     from aligner.methods.job import questions_from
     from aligner.models import load_tokenizer
@@ -154,7 +154,7 @@ def _prepare(recipe: TrainRecipe, run: Run, loaded: Loaded, on_event: OnEvent | 
 
     tokenizer = load_tokenizer(recipe.model)
     for remark in check_tokenizer(tokenizer):
-        _tell(on_event, Warned(remark))
+        tell(on_event, Warned(remark))
     done = run.prepared_dir.is_dir() and run.read_json("data.json") is not None
     if done:
         prepared = load_prepared(run.prepared_dir)
@@ -164,7 +164,7 @@ def _prepare(recipe: TrainRecipe, run: Run, loaded: Loaded, on_event: OnEvent | 
         questions = questions_from(loaded.eval or loaded.train, recipe.report.num_prompts)
         run.write_json(QUESTIONS, [list(question) for question in questions])
         run.write_json("data.json", {**loaded.ledger.to_json(), "batching": prepared.batching.reason})
-        _tell(on_event, DataReady([*loaded.ledger.table(), ("batches", prepared.batching.reason)]))
+        tell(on_event, DataReady([*loaded.ledger.table(), ("batches", prepared.batching.reason)]))
     return _job(recipe, run, tokenizer, prepared, on_event)
 
 
@@ -189,7 +189,7 @@ def _train_and_finish(job: Job) -> Outcome:
         job.say("writing the report")
         job.run.finish(fitted.results, _parents(job.recipe, job.run))
         report = job.run.dir / "report.html"
-        _tell(job.on_event, Finished(fitted.results, {"run": str(job.run.dir), "report": str(report)}))
+        tell(job.on_event, Finished(fitted.results, {"run": str(job.run.dir), "report": str(report)}))
     return Outcome(job.run.dir, fitted.results, job.run.dir / "report.html")
 
 
@@ -220,7 +220,7 @@ def _import_method(method: str) -> ModuleType:
 
 def already_done(run: Run, on_event: OnEvent | None) -> Outcome:
     """Say that there is nothing left to do, and return what the run gave."""
-    _tell(on_event, Notice(f"{run.dir} is finished already; --overwrite starts it again from nothing."))
+    tell(on_event, Notice(f"{run.dir} is finished already; --overwrite starts it again from nothing."))
     return Outcome(run.dir, run.read_json("manifest.json")["results"], run.dir / "report.html")
 
 
@@ -259,7 +259,7 @@ def _run_machine(resolved: Resolved, resume: bool, overwrite: bool, on_event: On
 
 
 def _launch(line: list[str], on_event: OnEvent | None) -> None:
-    code = run_ranks(line, on_line=lambda text: _tell(on_event, Notice(f"Launching: {text}")))
+    code = run_ranks(line, on_line=lambda text: tell(on_event, Notice(f"Launching: {text}")))
     if code != 0:
         raise TrainingError(
             f"the processes ended with exit code {code} before the run was finished",
@@ -315,14 +315,14 @@ def _dry_run(resolved: Resolved, loaded: Loaded, on_event: OnEvent | None) -> Ou
     recipe = resolved.recipe
     tokenizer = load_tokenizer(recipe.model)
     for remark in check_tokenizer(tokenizer):
-        _tell(on_event, Warned(remark))
+        tell(on_event, Warned(remark))
     with tempfile.TemporaryDirectory(prefix="aligner-dry-run-") as folder:
         passes = _passes(recipe, loaded, tokenizer, on_event)
         prepared = prepare(recipe, loaded, tokenizer, Path(folder) / "prepared", on_event, passes)
         batching, sequences = prepared.batching, len(prepared.train)
         del prepared
-    _tell(on_event, DataReady([*loaded.ledger.table(), ("batches", batching.reason)]))
-    _tell(on_event, Plan(plan_rows(recipe, sequences, batching.passes, batching.steps)))
+    tell(on_event, DataReady([*loaded.ledger.table(), ("batches", batching.reason)]))
+    tell(on_event, Plan(plan_rows(recipe, sequences, batching.passes, batching.steps)))
     return Outcome(Path(recipe.output_dir))
 
 
@@ -381,8 +381,3 @@ def _record_devices(run: Run) -> None:
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     run.record_devices({"gpus": gpus, "cpu_threads": torch.get_num_threads(), "processes": world()[1]})
-
-
-def _tell(on_event: OnEvent | None, event: Any) -> None:
-    if on_event is not None:
-        on_event(event)

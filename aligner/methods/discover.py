@@ -25,7 +25,7 @@ from aligner.config.schema import DiscoverRecipe
 from aligner.endpoints import LLMError, check_endpoint
 from aligner.environment import now
 from aligner.errors import AlignerError, TrainingError
-from aligner.events import Candidate, Finished, Notice, OnEvent, Plan, StageStarted, Warned
+from aligner.events import Candidate, Finished, Notice, OnEvent, Plan, StageStarted, Warned, tell
 from aligner.methods import Outcome, already_done, fitness
 from aligner.methods.archive import Archive, Record, mean_and_error, shown
 from aligner.methods.proposals import ReplyError, clean, read_reply
@@ -49,8 +49,7 @@ class Search:
 
     def tell(self, event: Any) -> None:
         """Hand an event to the listener."""
-        if self.on_event is not None:
-            self.on_event(event)
+        tell(self.on_event, event)
 
 
 def run_discovery(

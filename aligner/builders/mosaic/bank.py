@@ -14,28 +14,18 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
 from aligner.config.names import did_you_mean
+from aligner.config.schema import MaskRule, PermuteRule
 from aligner.errors import Problem, RecipeError
 
 OURS = Path(__file__).with_name("bank_en.yaml")
 
-PERMUTE_RULES = (
-    "explicit",
-    "reverse",
-    "alphabet_ascending",
-    "alphabet_descending",
-    "words_ascending",
-    "words_descending",
-    "characters_ascending",
-    "characters_descending",
-    "odd_first",
-    "even_first",
-)
-MASK_RULES = ("explicit", "longest", "shortest", "odd", "even")
+PERMUTE_RULES: tuple[str, ...] = get_args(PermuteRule)
+MASK_RULES: tuple[str, ...] = get_args(MaskRule)
 
 SLOTS: dict[str, dict[str, set[str]]] = {
     "format.tags": {"one": {"begin", "end"}, "many": {"begin", "end"}},

@@ -39,7 +39,7 @@ from aligner.config.schema import Model, MosaicFiles, MosaicRecipe
 from aligner.data import Loaded, load_rows
 from aligner.data.files import file_record
 from aligner.errors import AlignerError
-from aligner.events import DataReady, Finished, Notice, OnEvent, Plan, StageProgress, StageStarted, Warned
+from aligner.events import DataReady, Finished, Notice, OnEvent, Plan, StageProgress, StageStarted, Warned, tell
 from aligner.lock import acquire_lock, release_lock
 from aligner.methods import Outcome, already_done
 from aligner.model_files import TOKENIZER_FILES, check_tokenizer_path
@@ -179,7 +179,7 @@ def run_mosaic(
         _remove_scratch(run)
         return already_done(run, on_event)
     for note in run.notes:
-        _tell(on_event, Warned(note))
+        tell(on_event, Warned(note))
     if rows is None:
         _check_inputs(run, on_event)
     else:
@@ -210,7 +210,7 @@ def _check_tokenizer_path(settings: MosaicFiles) -> None:
 
 
 def _load(recipe: MosaicRecipe, store: RowStore | None, on_event: OnEvent | None) -> Loaded:
-    _tell(on_event, StageStarted("reading the data"))
+    tell(on_event, StageStarted("reading the data"))
     return load_rows(recipe.data, "sft", recipe.seed, group_by=recipe.mosaic.group_by, store=store)
 
 
@@ -255,7 +255,7 @@ def _read_rows(recipe: MosaicRecipe, output: Path, bank: Bank, on_event: OnEvent
         release_lock(folder)
         shutil.rmtree(folder)
         raise
-    _tell(on_event, DataReady([*loaded.ledger.table(), *_left_out_rows(members)]))
+    tell(on_event, DataReady([*loaded.ledger.table(), *_left_out_rows(members)]))
     members.save(folder / "members.bin")
     sources = {record.path: record.sha256 for source in loaded.ledger.sources for record in source.files}
     return ReadRows(folder, loaded.fingerprint, {**sources, **_settings_files(recipe.mosaic)}, loaded.ledger.to_json())
@@ -271,14 +271,14 @@ def _settings_files(settings: MosaicFiles) -> dict[str, str]:
 
 def _check_inputs(run: Run, on_event: OnEvent | None) -> None:
     """Refuse to go on with other data, or with another style bank or tokenizer."""
-    _tell(on_event, StageStarted("looking whether the data are the same"))
+    tell(on_event, StageStarted("looking whether the data are the same"))
     inputs = run.read_json("inputs.json")
     now = dict(inputs["sources"])
     for path in now:
         if Path(path).is_file():
             now[path] = file_record(Path(path)).sha256
         elif not path.endswith("]"):  # else a data set of the hub
-            _tell(on_event, Warned(f"{path} is gone; the rows that were read from it are used."))
+            tell(on_event, Warned(f"{path} is gone; the rows that were read from it are used."))
     run.check_data(inputs["fingerprint"], now)
 
 
@@ -288,14 +288,14 @@ def _measured(
     """Measure the training rows. With a store, rows are numbers in it."""
     tokenizer = load_tokenizer_of(recipe.mosaic)
     if tokenizer is None:
-        _tell(
+        tell(
             on_event,
             Warned("No mosaic.tokenizer is named: lengths are estimated as characters / 3.5, without a chat template."),
         )
 
-    def tell(done: int) -> None:
+    def count(done: int) -> None:
         if done % PROGRESS_EVERY == 0 or done == len(rows):
-            _tell(on_event, StageProgress("measuring rows", done, len(rows)))
+            tell(on_event, StageProgress("measuring rows", done, len(rows)))
 
     return members_of(
         enumerate(rows) if store is None else ((number, store[number]) for number in rows),
@@ -305,7 +305,7 @@ def _measured(
         limit=recipe.mosaic.max_tokens or recipe.data.max_length,
         read=None if store is None else store.__getitem__,
         on_bad_row=recipe.data.on_bad_row,
-        on_progress=tell,
+        on_progress=count,
     )
 
 
@@ -325,13 +325,13 @@ def _build_parts(workshop: Workshop, parts: Sequence[Part], on_event: OnEvent | 
     missing = [part for part in parts if not part_file(workshop.run_dir, part.number).with_suffix(".done").exists()]
     done = total - sum(part.members for part in missing)
     if missing and len(missing) < len(parts):
-        _tell(on_event, Notice(f"Going on: {len(parts) - len(missing)} of {len(parts)} parts are there already."))
-    _tell(on_event, StageProgress("building mosaics (rows used)", done, total))
+        tell(on_event, Notice(f"Going on: {len(parts) - len(missing)} of {len(parts)} parts are there already."))
+    tell(on_event, StageProgress("building mosaics (rows used)", done, total))
     workers = min(workshop.recipe.mosaic.workers, len(missing))
     finished = _in_processes(workshop, missing, workers) if workers > 1 else _here(workshop, missing)
     for part in finished:
         done += part.members
-        _tell(on_event, StageProgress("building mosaics (rows used)", done, total))
+        tell(on_event, StageProgress("building mosaics (rows used)", done, total))
 
 
 def _here(workshop: Workshop, parts: Sequence[Part]) -> Iterator[Part]:
@@ -387,7 +387,7 @@ def _finish(workshop: Workshop, run: Run, parts: Sequence[Part], on_event: OnEve
     """Join the parts, add up the numbers, write the report and the manifest."""
     from aligner.builders.mosaic.report import results_of, summary_of, write_mosaic_report
 
-    _tell(on_event, StageStarted("writing the files"))
+    tell(on_event, StageStarted("writing the files"))
     settings = workshop.recipe.mosaic
     files = [part_file(run.dir, part.number) for part in parts]
     write_data(run.dir, [file.with_suffix(".rows") for file in files], settings.file_type)
@@ -395,12 +395,12 @@ def _finish(workshop: Workshop, run: Run, parts: Sequence[Part], on_event: OnEve
     tally, examples = _added_up(files)
     violations = sum(number for key, number in tally.counts.items() if key.startswith("violation:"))
     if violations:
-        _tell(
+        tell(
             on_event,
             Warned(f"{violations:,} samples failed their check and were not written; their rows stand alone instead."),
         )
     if isinstance(workshop.mosaics.lengths, EstimatedLengths):
-        _tell(on_event, Notice("Token counts of the report are estimates: no mosaic.tokenizer was named."))
+        tell(on_event, Notice("Token counts of the report are estimates: no mosaic.tokenizer was named."))
     summary = summary_of(workshop.mosaics, settings, tally)
     run.write_json("mosaic.json", {**summary, "examples": examples})
     report = write_mosaic_report(run.dir)
@@ -411,7 +411,7 @@ def _finish(workshop: Workshop, run: Run, parts: Sequence[Part], on_event: OnEve
         leftover.unlink()
     run.finish_without_training(results, parents, run.dir / "data")
     _remove_scratch(run)
-    _tell(on_event, Finished(results, {"run": str(run.dir), "report": str(report)}))
+    tell(on_event, Finished(results, {"run": str(run.dir), "report": str(report)}))
     return Outcome(run.dir, results, report)
 
 
@@ -439,7 +439,7 @@ def _dry_run(recipe: MosaicRecipe, bank: Bank, on_event: OnEvent | None) -> Outc
     """Read and measure the rows, and say what would be built."""
     loaded = _load(recipe, None, on_event)
     members = _measured(recipe, loaded.train, None, bank, on_event)
-    _tell(on_event, DataReady([*loaded.ledger.table(), *_left_out_rows(members)]))
+    tell(on_event, DataReady([*loaded.ledger.table(), *_left_out_rows(members)]))
     settings = recipe.mosaic
     limit = settings.max_tokens or recipe.data.max_length
     overlong = sum(tokens > limit for tokens in members.tokens)
@@ -454,7 +454,7 @@ def _dry_run(recipe: MosaicRecipe, bank: Bank, on_event: OnEvent | None) -> Outc
         ),
         ("passes", f"{settings.passes}", ""),
     ]
-    _tell(on_event, Plan(plan))
+    tell(on_event, Plan(plan))
     return Outcome(Path(recipe.output_dir))
 
 
@@ -468,8 +468,3 @@ def _expected(members: Members, settings: MosaicFiles, limit: int) -> int:
         table = probabilities(settings.k_distribution, settings.max_members, settings.min_members)
         mean = sum(max(1.0, min(k, room)) * share for k, share in table.items())
     return round(len(members) / (plain + (1.0 - plain) * mean))
-
-
-def _tell(on_event: OnEvent | None, event: Any) -> None:
-    if on_event is not None:
-        on_event(event)

@@ -21,7 +21,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -163,7 +163,7 @@ class Mosaics:
                 yield (), part[start : start + CHUNK_MEMBERS]
             return
         rng = random.Random(seed)
-        draw = self._drawer()
+        draw = self.k_drawer()
         start = stop = 0
         draws: list[int] = []
         while stop < len(part):
@@ -173,7 +173,8 @@ class Mosaics:
                 yield tuple(draws), part[start:stop]
                 start, draws = stop, []
 
-    def _drawer(self) -> Any:
+    def k_drawer(self) -> Callable[[random.Random], int]:
+        """Return what draws how many members a sample gets; `ALONE` stands for a plain sample."""
         settings = self.settings
         if settings.k_distribution == "max_length":
             return lambda rng: ALONE if rng.random() < settings.plain_fraction else len(self.members)
@@ -203,7 +204,7 @@ class _Work:
         self.mosaics, self.chunk, self.tally = mosaics, chunk, tally
         self.rng = random.Random(chunk.seed)
         self.planner = Planner(mosaics.settings, mosaics.bank, tally.counts)
-        self.draw = mosaics._drawer()
+        self.draw = mosaics.k_drawer()
         self.made = self.reckoned = 0
 
     def samples(self) -> Iterator[Sample]:

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from aligner.data.rows import CompletionRow, Messages, Row
+from aligner.data.rows import CompletionRow, Messages, Row, as_turns
 from aligner.record import dumps, write_atomically
 
 
@@ -83,9 +83,7 @@ def as_written(row: CompletionRow, form: str, kinds: Collection[str]) -> dict[st
 def _as_turns(row: Row) -> Messages:
     if not isinstance(row, CompletionRow):
         return list(getattr(row, "messages", []))
-    asked = [{"role": "user", "content": row.prompt}] if isinstance(row.prompt, str) else row.prompt
-    said = [{"role": "assistant", "content": row.completion}] if isinstance(row.completion, str) else row.completion
-    return [*asked, *said]
+    return [*as_turns(row.prompt, "user"), *as_turns(row.completion, "assistant")]
 
 
 def write_held_out(target: Path, rows: Sequence[Row]) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO
 
 from aligner.builders.mosaic.bank import Bank
-from aligner.data.rows import CompletionRow, ConversationRow, Messages, Row
+from aligner.data.rows import CompletionRow, ConversationRow, Row, as_turns
 
 LEADS = ("system", "developer")
 PLAIN_KEYS = {"role", "content"}
@@ -63,7 +63,7 @@ def member_of(row: Row, multiturn: str = "skip") -> Member | str:
     if isinstance(row, ConversationRow):
         turns, tools = row.messages, row.tools
     elif isinstance(row, CompletionRow):
-        turns, tools = [*_turns(row.prompt, "user"), *_turns(row.completion, "assistant")], None
+        turns, tools = [*as_turns(row.prompt, "user"), *as_turns(row.completion, "assistant")], None
     else:
         return "plain text has no question"
     if tools or any(turn.get("tool_calls") or turn["role"] == "tool" for turn in turns):
@@ -83,10 +83,6 @@ def member_of(row: Row, multiturn: str = "skip") -> Member | str:
     if not question.strip() or not answer.strip():
         return "an empty turn"
     return Member(question, answer, lead, row.group, row.origin)
-
-
-def _turns(value: str | Messages, role: str) -> Messages:
-    return [{"role": role, "content": value}] if isinstance(value, str) else value
 
 
 class RowStore:

@@ -20,12 +20,11 @@ from collections.abc import Callable, Iterator, Sequence
 
 from aligner.builders.mosaic.bank import Bank
 from aligner.builders.mosaic.engine import Chunk, Cost, Mosaics, Sample, Tally, count_sample, origin_of, shuffle
+from aligner.builders.mosaic.lengths import CHARACTERS_PER_TOKEN
 from aligner.builders.mosaic.members import Member, finished_row
-from aligner.builders.mosaic.plan import SEPARATORS, Plan, Style, one_of
+from aligner.builders.mosaic.plan import NUMBERED_SHARE, SEPARATORS, SILENT_SHARE, TAGGED_SHARE, Plan, Style, one_of
 from aligner.builders.mosaic.render import render
 from aligner.builders.mosaic.rules import MASK, PERMUTE, Choice, mask_count, shuffled
-
-SILENT_SHARE = 0.5
 
 CountTokens = Callable[[str], int]
 
@@ -33,7 +32,7 @@ CountTokens = Callable[[str], int]
 class ReleasedMosaics(Mosaics):
     """The mosaics that the authors' loop gives. `count` counts the tokens of plain text."""
 
-    count: CountTokens = staticmethod(lambda text: math.ceil(len(text) / 3.5))
+    count: CountTokens = staticmethod(lambda text: math.ceil(len(text) / CHARACTERS_PER_TOKEN))
 
     def chunks(self, pass_number: int) -> list[Chunk]:
         """Return each group as one chunk: what comes later depends on what came before."""
@@ -127,7 +126,7 @@ def _logistic(rng: random.Random) -> float:
 
 def _released_style(bank: Bank, strategy: str, rng: random.Random) -> Callable[..., Style]:
     """Draw everything about the look at once, whether or not it suits the rule."""
-    is_numbered, is_tagged = rng.random() < 0.9, rng.random() < 0.5
+    is_numbered, is_tagged = rng.random() < NUMBERED_SHARE, rng.random() < TAGGED_SHARE
     number = one_of(bank.numbers, rng) if is_numbered else ""
     (begin, end), bracket = one_of(bank.tag_words, rng), one_of(bank.tag_brackets, rng)
     if rng.random() < 0.5:

@@ -1,10 +1,18 @@
-"""Help of the commands that take a recipe: usage, then examples; one table of them for all."""
+"""What the commands that take a recipe share: help with examples, and the course of those that train nothing themselves."""
 
 from __future__ import annotations
 
-from typing import Any
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
+import typer
+
+from .boundary import resumable
 from .quick import QuickCommand
+
+if TYPE_CHECKING:
+    from aligner.config.load import Resolved
 
 EXAMPLES = {
     "sft": (
@@ -54,3 +62,43 @@ class RecipeCommand(QuickCommand):
         with formatter.section("Examples"):
             for example in EXAMPLES[self.name or ""]:
                 formatter.write(f"{'':>{formatter.current_indent}}{example}\n")
+
+
+def carry_out(
+    context: typer.Context,
+    method: str,
+    headline: Callable[[Resolved], list[tuple[str, str, str]]],
+    work: Callable[..., Any],
+    *,
+    goes_on: str,
+    untouched: str,
+    paths: Callable[[Any], dict[str, object]],
+    resume: bool,
+    overwrite: bool,
+    dry_run: bool,
+    as_json: bool,
+    debug: bool,
+) -> None:
+    """Resolve the recipe and let `work` do it, with progress on stderr and the result on stdout.
+
+    `goes_on` ends the sentence after Ctrl-C, `untouched` the one after a dry run; `paths` says where to look at an outcome.
+    """
+    from .render import Screen, result_table
+    from .train import resolve
+
+    context.meta["debug"] = debug or context.meta.get("debug", False)
+    resolved, notes, said = resolve(method, context.args)
+    with Screen() as screen:
+        screen.summary(headline(resolved))
+        for note in notes:
+            screen.line(note)
+        options = {"resume": resume or said.get("resume", False), "overwrite": overwrite, "dry_run": dry_run}
+        with resumable(goes_on):
+            outcome = work(resolved, on_event=screen.on_event, **options)
+    if as_json:
+        result = {"run_dir": str(outcome.run_dir), "results": outcome.results, "dry_run": dry_run}
+        typer.echo(json.dumps(result, indent=2))
+    elif dry_run:
+        typer.echo(f"dry run: everything checks out; {untouched}")
+    else:
+        result_table(outcome.results, paths(outcome))
