@@ -388,7 +388,7 @@ def _what_is_in(folder: Path) -> str:
         return f"an unfinished {method} run that has tried {tried} objectives"
     if (folder / "shards").is_dir():
         built = sum(1 for _ in (folder / "shards").glob("*.done"))
-        return f"an unfinished {method} run that has built {built} parts"
+        return f"an unfinished {method} run that has built {built} part{'' if built == 1 else 's'}"
     latest = run.latest_checkpoint()
     saved = f"saved up to step {checkpoint_step(latest)}" if latest else "with no checkpoint yet"
     return f"an unfinished {method} run, {saved}"

@@ -50,8 +50,10 @@ def _build(resolved: Resolved, **options: Any) -> Any:
 
 
 def _paths(outcome: Any) -> dict[str, object]:
-    data = outcome.run_dir / "data"
-    use = f"aligner sft RECIPE data.train={data} trainer.num_train_epochs=1"
+    from aligner.record import read_json
+
+    data, longest = outcome.run_dir / "data", read_json(outcome.run_dir, "mosaic.json")["max_tokens"]
+    use = f"aligner sft RECIPE data.train={data} trainer.num_train_epochs=1 data.max_length={longest}"
     return {"data": data, "report": outcome.report, "train": use}
 
 

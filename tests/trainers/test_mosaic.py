@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from aligner.builders.mosaic import Tally, mosaics_of
 from aligner.builders.mosaic.building import run_mosaic
 from aligner.builders.mosaic.iterable import MosaicIterable
 from aligner.chat import IGNORED, encode_sft
+from aligner.config.catalogue import recipe_text
 from aligner.config.load import load_recipe
 from aligner.config.schema import Data, Mosaic, Source
 from aligner.data import load_rows
@@ -121,6 +123,17 @@ def test_the_tiny_recipes_run_in_the_toy_world(toy_world: Path, tmp_path: Path, 
         overrides = [f"output_dir={tmp_path / 'run'}", "trainer.max_steps=2", "report.num_prompts=0"]
         run = run_recipe(load_recipe("sft", "tiny/sft-mosaic", overrides)).run_dir
         assert (run / "final/model.safetensors").is_file()
+
+
+def test_what_the_recipe_says_to_do_next_works(toy_world: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    # was wrong once: tiny/sft takes shorter rows than tiny/mosaic makes
+    monkeypatch.chdir(toy_world)
+    run = run_mosaic(load_recipe("mosaic", "tiny/mosaic", [f"output_dir={tmp_path / 'run'}"])).run_dir
+    (line,) = re.findall(r"^# Next +aligner sft tiny/sft (.+)$", recipe_text("tiny/mosaic"), re.MULTILINE)
+    overrides = line.replace("runs/mosaic", str(run)).split()
+    told: list[Any] = []
+    run_recipe(load_recipe("sft", "tiny/sft", overrides), dry_run=True, on_event=told.append)
+    assert any(isinstance(event, events.Plan) for event in told)
 
 
 def test_a_dry_run_counts_the_sequences_of_all_passes(small_world: Path, tmp_path: Path) -> None:
