@@ -1,18 +1,60 @@
-"""What it means to hand out scores: the protocol that every resident of this folder follows.
+"""What it means to hand out scores: the protocols that every resident of this folder follows.
 
-A scorer is any object with a `name` and a `score` method. It sees text only, never token ids, so the same scorer judges
-a policy of ours, a served model and a file of answers. Imports no torch.
+A scorer is any object with a `name`, a `range` and a `score` method. It sees text only, never token ids, so the same
+scorer judges a policy of ours, a served model and a file of answers. One that compares answers rather than scoring them
+has `prefer` too; `preferences` asks either kind which of two answers is better. Imports no torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from aligner.errors import DataError
 
 Prompt = str | list[dict[str, Any]]
 """A plain prompt, or the turns of a conversation up to the answer."""
+
+Range = tuple[float, float]
+"""Smallest and largest score, infinite where there is no bound."""
+
+UNBOUNDED: Range = (-math.inf, math.inf)
+SHARE: Range = (0.0, 1.0)
+
+
+class Scores(list[float]):
+    """Scores of n answers, in the order of the answers: a list of n finite floats, and what else is known of them.
+
+    `attributes`: further numbers, name -> n floats (the heads of a regression, the members of an ensemble).
+    `remarks`: row, counted from 0 -> what happened to it ("ran longer than 5 s", "the prompt was cut by 12 tokens").
+    """
+
+    def __init__(
+        self,
+        values: Iterable[float] = (),
+        attributes: Mapping[str, Sequence[float]] | None = None,
+        remarks: Mapping[int, str] | None = None,
+    ) -> None:
+        super().__init__(values)
+        self.attributes: dict[str, list[float]] = {name: list(found) for name, found in (attributes or {}).items()}
+        self.remarks: dict[int, str] = dict(remarks or {})
+        assert all(len(found) == len(self) for found in self.attributes.values()), "one number a row"
+
+
+class Preferences(list[float]):
+    """How likely each first answer is better than the second, as n numbers in [0, 1]; 0.5 is a tie.
+
+    `flips`: rows, counted from 0, where a scorer that is asked in both orders named another answer when the order changed.
+    `remarks`: as in `Scores`.
+    """
+
+    def __init__(
+        self, values: Iterable[float] = (), flips: Sequence[int] = (), remarks: Mapping[int, str] | None = None
+    ) -> None:
+        super().__init__(values)
+        self.flips: list[int] = list(flips)
+        self.remarks: dict[int, str] = dict(remarks or {})
 
 
 @runtime_checkable
@@ -21,7 +63,12 @@ class Scorer(Protocol):
 
     @property
     def name(self) -> str:
-        """What reports and manifests call it: the text that `load_scorer` was given."""
+        """What reports and manifests call it: the text that `load_scorer` was given, or the name of its card."""
+        ...
+
+    @property
+    def range(self) -> Range:
+        """Smallest and largest score that it can give."""
         ...
 
     def score(
@@ -29,18 +76,63 @@ class Scorer(Protocol):
         prompts: Sequence[Prompt],
         completions: Sequence[str],
         references: Sequence[str | None] | None = None,
-    ) -> list[float]:
+    ) -> Scores:
         """Score `completions[i]` as an answer to `prompts[i]`, knowing `references[i]`.
 
         Shapes: the sequences have the same length n (n = 0 is fine) and so has the result. `references` holds right
         answers, one for each row, where the scorer compares with them; others ignore it.
-        Range: finite floats. The gold score and the verifiers stay within [0, 1]; a user's function may return anything
-        finite, and so may a reward model, whose numbers are comparable within one prompt only.
+        Range: finite floats within `range`. Gold score and verifiers stay within [0, 1] (a user's function may return
+        anything finite). The numbers of a reward model are comparable within one prompt only.
         Errors: a row that cannot be judged (no reference, no number in it, no exercise in the prompt) raises
         `DataError` that names the row, counted from 1. Whatever a completion says is never an error: it gets a score.
-        Scores do not depend on the order of the rows or on which other rows are there.
+        Scores do not depend on the order of the rows, and (but for `pairwise`, which compares the answers to one
+        prompt with one another) not on which other rows are there.
         """
         ...
+
+    def fingerprint(self) -> str:
+        """What decides its scores, as one short text: the same text, the same scores. For caches."""
+        ...
+
+
+@runtime_checkable
+class Comparer(Scorer, Protocol):
+    """A scorer that reads two answers side by side."""
+
+    def prefer(self, prompts: Sequence[Prompt], first: Sequence[str], second: Sequence[str]) -> Preferences:
+        """Say for each row how likely `first[i]` is a better answer to `prompts[i]` than `second[i]`."""
+        ...
+
+
+def preferences(
+    scorer: Scorer,
+    prompts: Sequence[Prompt],
+    first: Sequence[str],
+    second: Sequence[str],
+    references: Sequence[str | None] | None = None,
+) -> Preferences:
+    """Say how likely each first answer is better: what the scorer says, or the sigmoid of the difference of two scores.
+
+    The sigmoid is Bradley and Terry's model, so for a reward model trained with that loss it is a probability; for
+    others it only says which answer is better, and 0.5 is a tie.
+    """
+    if isinstance(scorer, Comparer):
+        return scorer.prefer(prompts, first, second)
+    twice = None if references is None else [*references, *references]
+    scores = scorer.score([*prompts, *prompts], [*first, *second], twice)
+    count = len(prompts)
+    remarks: dict[int, str] = {}
+    for row, said in scores.remarks.items():
+        remarks.setdefault(row % count, said)
+    return Preferences([sigmoid(a - b) for a, b in zip(scores[:count], scores[count:])], remarks=remarks)
+
+
+def sigmoid(value: float) -> float:
+    """1 / (1 + exp(-value)), without overflow."""
+    if value >= 0:
+        return 1.0 / (1.0 + math.exp(-value))
+    small = math.exp(value)
+    return small / (1.0 + small)
 
 
 def check_lengths(

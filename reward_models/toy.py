@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from aligner.errors import DataError, Problem, RecipeError
+from aligner.errors import DataError, Problem
 from aligner.toy.tasks import gold_score
 
-from .base import Prompt, Scorer, check_lengths
+from .base import SHARE, Prompt, Range, Scorer, Scores, check_lengths
+from .card import Card
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,13 +17,14 @@ class ToyScorer:
     """`aligner.toy.gold_score`, row by row, in [0, 1]."""
 
     name: str = "toy"
+    range: Range = SHARE
 
     def score(
         self,
         prompts: Sequence[Prompt],
         completions: Sequence[str],
         references: Sequence[str | None] | None = None,
-    ) -> list[float]:
+    ) -> Scores:
         check_lengths(prompts, completions, references)
         scores: list[float] = []
         problems: list[Problem] = []
@@ -37,11 +39,13 @@ class ToyScorer:
                 "Use a `verifier:...` for your own data.",
                 problems[:10],
             )
-        return scores
+        return Scores(scores)
+
+    def fingerprint(self) -> str:
+        """Its name: the score is fixed."""
+        return self.name
 
 
-def make(argument: str) -> Scorer:
-    """Factory of the kind `toy`, which takes no argument."""
-    if argument:
-        raise RecipeError(f"the scorer `toy` takes no argument, found {argument!r}", "Write just `toy`.")
+def make(card: Card) -> Scorer:
+    """The scorer of a card of the kind `toy`, which has nothing to say."""
     return ToyScorer()

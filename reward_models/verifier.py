@@ -29,7 +29,8 @@ from types import ModuleType
 
 from aligner.errors import DataError, RecipeError
 
-from .base import Prompt, Scorer, check_lengths, required_references
+from .base import SHARE, UNBOUNDED, Prompt, Range, Scorer, Scores, check_lengths, required_references
+from .card import Card
 
 TOLERANCE = Decimal("1e-6")
 
@@ -59,16 +60,21 @@ class ExactVerifier:
     """1 when the answer is the reference, blanks aside; else 0."""
 
     name: str = "verifier:exact"
+    range: Range = SHARE
 
     def score(
         self,
         prompts: Sequence[Prompt],
         completions: Sequence[str],
         references: Sequence[str | None] | None = None,
-    ) -> list[float]:
+    ) -> Scores:
         check_lengths(prompts, completions, references)
         right = required_references(self.name, references, len(prompts))
-        return [float(same_text(answer) == same_text(reference)) for answer, reference in zip(completions, right)]
+        return Scores(float(same_text(answer) == same_text(reference)) for answer, reference in zip(completions, right))
+
+    def fingerprint(self) -> str:
+        """Its name: the rule is fixed."""
+        return self.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +82,14 @@ class NumberVerifier:
     """1 when the answer's number equals the reference's; else 0. A reference without a number is an error."""
 
     name: str = "verifier:number"
+    range: Range = SHARE
 
     def score(
         self,
         prompts: Sequence[Prompt],
         completions: Sequence[str],
         references: Sequence[str | None] | None = None,
-    ) -> list[float]:
+    ) -> Scores:
         check_lengths(prompts, completions, references)
         right = required_references(self.name, references, len(prompts))
         targets = [number_in(reference) for reference in right]
@@ -92,7 +99,11 @@ class NumberVerifier:
                     f"row {row}: {self.name} finds no number in the right answer {reference[:60]!r}",
                     "Use `verifier:exact` for answers that are words.",
                 )
-        return [float(_equal(number_in(answer), target)) for answer, target in zip(completions, targets)]
+        return Scores(float(_equal(number_in(answer), target)) for answer, target in zip(completions, targets))
+
+    def fingerprint(self) -> str:
+        """Its name: the rule is fixed."""
+        return self.name
 
 
 def _equal(found: Decimal | None, target: Decimal | None) -> bool:
@@ -106,6 +117,7 @@ class RegexVerifier:
     """The pattern's last match decides: found or not, or its one group compared with the reference, blanks aside."""
 
     pattern: re.Pattern[str]
+    range: Range = SHARE
 
     @property
     def name(self) -> str:
@@ -116,14 +128,18 @@ class RegexVerifier:
         prompts: Sequence[Prompt],
         completions: Sequence[str],
         references: Sequence[str | None] | None = None,
-    ) -> list[float]:
+    ) -> Scores:
         check_lengths(prompts, completions, references)
         if not self.pattern.groups:
-            return [float(self.pattern.search(answer) is not None) for answer in completions]
+            return Scores(float(self.pattern.search(answer) is not None) for answer in completions)
         right = required_references(self.name, references, len(prompts))
-        return [
+        return Scores(
             float(self._last_group(answer) == same_text(reference)) for answer, reference in zip(completions, right)
-        ]
+        )
+
+    def fingerprint(self) -> str:
+        """Its name, which holds the pattern."""
+        return self.name
 
     def _last_group(self, answer: str) -> str | None:
         groups = [match.group(1) for match in self.pattern.finditer(answer)]
@@ -136,17 +152,22 @@ class FunctionVerifier:
 
     name: str
     function: UserFunction
+    range: Range = UNBOUNDED
 
     def score(
         self,
         prompts: Sequence[Prompt],
         completions: Sequence[str],
         references: Sequence[str | None] | None = None,
-    ) -> list[float]:
+    ) -> Scores:
         check_lengths(prompts, completions, references)
         known: Sequence[str | None] = [None] * len(prompts) if references is None else references
         rows = enumerate(zip(prompts, completions, known), start=1)
-        return [self._one(row, *values) for row, values in rows]
+        return Scores(self._one(row, *values) for row, values in rows)
+
+    def fingerprint(self) -> str:
+        """Its name; what the function does is not looked at."""
+        return self.name
 
     def _one(self, row: int, prompt: Prompt, completion: str, reference: str | None) -> float:
         try:
@@ -164,8 +185,9 @@ class FunctionVerifier:
         return float(value)
 
 
-def make(argument: str) -> Scorer:
-    """Factory of the kind `verifier`: what stands after `verifier:`."""
+def make(card: Card) -> Scorer:
+    """The scorer of a card of the kind `verifier`."""
+    argument = card.verifier or ""
     if argument == "exact":
         return ExactVerifier()
     if argument == "number":

@@ -1,0 +1,240 @@
+"""Cards: a YAML file that says which reward model it is, how it is loaded and what its scores mean. Imports no torch.
+
+A card stands in `cards/` (shipped, named without folder and ending), anywhere else as a file, or as `reward_model.yaml`
+in the folder of a trained reward model: `final/` of `aligner reward`, or the run directory above it. A path in a card that begins with a
+dot is taken from the card's folder, so that a folder can be moved; others are taken from the working directory.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError
+
+from aligner.config.names import did_you_mean
+from aligner.config.schema import Endpoint, Section
+from aligner.config.yaml_lines import dotted, read_document
+from aligner.errors import Problem, RecipeError
+
+from .base import UNBOUNDED, Range
+
+CARD_FILE = "reward_model.yaml"
+"""Name of the card in the folder of a model."""
+
+Kind = Literal["bradley_terry", "regression", "pairwise", "segment", "judge", "verifier", "toy", "ensemble"]
+
+
+class Segments(Section):
+    """How an answer is cut into segments (arXiv 2501.02790): before each token that a reference model finds hard to foresee."""
+
+    rule: Literal["entropy", "token", "sentence", "whole"] = "entropy"
+    """`entropy`: where the reference's entropy is above `cutoff`; `token`: every token; `sentence`: after `.`, `!`, `?` and line
+    ends; `whole`: the answer is one segment, which is a Bradley-Terry model."""
+    cutoff: float = Field(1.75, ge=0.0)
+    """Entropy in nats above which a token opens a segment; 1.75 and 2.0 in the paper."""
+    reference: str | None = None
+    """Hub id or folder of the reference model, with the same tokenizer."""
+
+
+class Card(Section):
+    """What a card may say. Which keys a kind needs stands in `NEEDED`."""
+
+    kind: Kind
+    """How it scores."""
+    name: str = ""
+    """What reports call it. Absent: the name of the file or folder."""
+    description: str = ""
+    """What it was trained on and for, in a sentence."""
+    license: str = ""
+    """Licence of the weights."""
+    url: str = ""
+    """Where it comes from."""
+    model: str | None = None
+    """Hub id or folder of the weights."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Data type of the weights; the head is computed in float32 in every case."""
+    quantization: Literal["none", "nf4", "fp4", "int8"] = "none"
+    """Load the weights with bitsandbytes in 4 or 8 bits."""
+    attn_implementation: str | None = None
+    """`sdpa`, `eager`, `flash_attention_2`, ..."""
+    trust_remote_code: bool = False
+    """Run code that ships with the model."""
+    chat_template: str | None = None
+    """A Jinja file, or the name of a template that TRL ships. Absent: the tokenizer's own."""
+    pad_token: str | None = None
+    """Padding token; never one that ends an answer."""
+    max_length: int = Field(4096, ge=2)
+    """Longest conversation in tokens. Of a longer one the beginning is cut off, and the score says so."""
+    read_at: Literal["stop", "end"] = "stop"
+    """Where the score is read: at the token that ends the answer, or at what the chat template writes behind it. Only matters for
+    templates that write something there (`<|im_end|>` and a newline); the models of other tools mostly want `end`."""
+    batch_tokens: int = Field(16384, ge=1)
+    """Tokens of a batch, padding included."""
+    attributes: list[str] = []
+    """`regression`: names of its outputs, in order."""
+    weights: dict[str, float] = {}
+    """`regression`: weight of each attribute in the score. Absent: all the same."""
+    segments: Segments | None = None
+    """`segment`: how answers are cut."""
+    members: list[str] = []
+    """`ensemble`: its members, each a card or `kind:argument`."""
+    combine: Literal["mean", "min", "lower_bound"] = "mean"
+    """`ensemble`: mean, worst member, or mean minus `spread_weight` standard deviations."""
+    spread_weight: float = Field(1.0, ge=0.0)
+    """`ensemble`, `lower_bound`: how many standard deviations between members are taken off."""
+    standardize: bool = False
+    """`ensemble`: bring the members to one scale first: each score is divided by the member's spread over the rows scored together."""
+    verifier: str | None = None
+    """`verifier`: what stands after `verifier:` elsewhere, `number` for example."""
+    endpoint: Endpoint | None = None
+    """`judge`: the language model that judges."""
+    rubric: str | None = None
+    """`judge`: a text file with what is to be judged, in place of ours."""
+    scale: Annotated[list[float], Field(min_length=2, max_length=2)] = [1.0, 10.0]
+    """`judge`: worst and best grade."""
+    range: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None
+    """Smallest and largest score, where there are such."""
+    accuracy: float | None = None
+    """Share of held-out pairs that it ranks rightly, as measured when it was made."""
+    fingerprint: str = ""
+    """Hash of the recipe and data that made it."""
+
+
+NEEDED: dict[str, tuple[str, ...]] = {
+    "bradley_terry": ("model",),
+    "regression": ("model", "attributes"),
+    "pairwise": ("model",),
+    "segment": ("model", "segments"),
+    "judge": ("endpoint",),
+    "verifier": ("verifier",),
+    "toy": (),
+    "ensemble": ("members",),
+}
+"""Kind -> the keys that its card must have."""
+
+ABOUT = {"kind", "name", "description", "license", "url", "range", "accuracy", "fingerprint"}
+"""Keys that say what a reward model is; they go with every kind."""
+
+OF_MODELS = {
+    "model",
+    "revision",
+    "dtype",
+    "quantization",
+    "attn_implementation",
+    "trust_remote_code",
+    "chat_template",
+    "pad_token",
+    "max_length",
+    "batch_tokens",
+}
+
+ALLOWED: dict[str, set[str]] = {
+    "bradley_terry": OF_MODELS | {"read_at"},
+    "regression": OF_MODELS | {"read_at", "attributes", "weights"},
+    "pairwise": OF_MODELS,
+    "segment": OF_MODELS | {"segments"},
+    "judge": {"endpoint", "rubric", "scale"},
+    "verifier": {"verifier"},
+    "toy": set(),
+    "ensemble": {"members", "combine", "spread_weight", "standardize"},
+}
+"""Kind -> the keys that mean something for it, beside `ABOUT`."""
+
+
+def range_of(card: Card) -> Range:
+    """The card's range, or none."""
+    return UNBOUNDED if card.range is None else (card.range[0], card.range[1])
+
+
+def shipped_cards() -> dict[str, str]:
+    """Name -> text of the cards in `cards/`."""
+    folder = resources.files("aligner.reward_models").joinpath("cards")
+    found = {item.name: item.read_text("utf-8") for item in folder.iterdir() if item.name.endswith(".yaml")}
+    return {name.removesuffix(".yaml"): found[name] for name in sorted(found)}
+
+
+def find_card(spec: str) -> Card | None:
+    """The card that a text names, or None when it names none. Raises RecipeError for one that cannot be read."""
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        for file in (path / CARD_FILE, path / "final" / CARD_FILE):
+            if file.is_file():
+                return read_card(file)
+        return None
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise RecipeError(f"there is no reward model card {spec}", "The path is taken from the working directory.")
+        return read_card(path)
+    text = shipped_cards().get(spec)
+    return None if text is None else parse_card(text, f"{spec}.yaml", spec, None)
+
+
+def read_card(path: Path) -> Card:
+    """Read the card in a file."""
+    name = path.stem
+    if path.name == CARD_FILE:
+        folder = path.resolve().parent
+        name = folder.parent.name if folder.name == "final" else folder.name
+    return parse_card(path.read_text("utf-8"), str(path), name, path.parent)
+
+
+def parse_card(text: str, where: str, name: str, folder: Path | None) -> Card:
+    """Read a card; RecipeError lists everything that is wrong with it, with its lines."""
+    document = read_document(text, where)
+    values, problems = document.values, list(document.problems)
+
+    def note(path: tuple[Any, ...], message: str, hint: str = "") -> None:
+        line = next((document.lines[path[:end]] for end in range(len(path), 0, -1) if path[:end] in document.lines), 1)
+        problems.append(Problem(message, f"{where}:{line}", dotted(path), hint))
+
+    card: Card | None = None
+    try:
+        card = Card.model_validate_json(json.dumps(values, default=str), strict=True)
+    except ValidationError as error:
+        for item in error.errors(include_url=False):
+            path = tuple(item["loc"])
+            if item["type"] == "extra_forbidden":
+                note(path, "is not a key of a card", did_you_mean(str(path[-1]), Card.model_fields))
+            else:
+                note(path, item["msg"][0].lower() + item["msg"][1:])
+    if card is not None:
+        for key in NEEDED[card.kind]:
+            if not getattr(card, key):
+                note((key,), f"is missing, and the kind `{card.kind}` needs it")
+        for key in card.model_fields_set - ABOUT - ALLOWED[card.kind]:
+            note((key,), f"has no effect for the kind `{card.kind}`", "drop it")
+        for key in card.weights:
+            if key not in card.attributes:
+                note(("weights", key), "is none of the attributes", did_you_mean(key, card.attributes))
+        for key in ("range", "scale"):
+            ends = getattr(card, key)
+            if ends is not None and not ends[0] < ends[1]:
+                note((key,), f"runs from {ends[0]:g} to {ends[1]:g}", "the smaller number first")
+    if problems or card is None:
+        raise RecipeError(f"{where} is no card of a reward model", "See reward_models/README.md.", problems)
+    placed = {key: _placed(getattr(card, key), folder) for key in ("model", "chat_template", "rubric")}
+    members = [str(_placed(member, folder)) for member in card.members]
+    if card.segments is not None:
+        placed["segments"] = card.segments.model_copy(update={"reference": _placed(card.segments.reference, folder)})
+    return card.model_copy(update={"name": card.name or name, **placed, "members": members})
+
+
+def _placed(path: str | None, folder: Path | None) -> str | None:
+    """A path that begins with a dot, from the card's folder."""
+    if path is None or folder is None or not path.startswith("."):
+        return path
+    return str(folder / path)
+
+
+def card_text(card: Card) -> str:
+    """The card as YAML, without what is left at its default."""
+    values = card.model_dump(mode="json", exclude_defaults=True)
+    assert all(not isinstance(value, float) or math.isfinite(value) for value in values.values())
+    return yaml.safe_dump({"kind": card.kind, **values}, sort_keys=False, allow_unicode=True)
