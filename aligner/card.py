@@ -22,6 +22,7 @@ METHOD_NAMES = {
     "sft": "supervised fine-tuning",
     "dpo": "direct preference optimization",
     "sapo": "Self-Augmented Preference Optimization (arXiv 2405.20830)",
+    "reward": "reward modelling",
 }
 HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 LOSSES = (
@@ -43,7 +44,7 @@ def write_model_card(run_dir: Path, manifest: Record) -> None:
     sections = [
         f"# {folder.resolve().name}",
         _opening(recipe, manifest, adapter),
-        _use(folder, adapter),
+        _use_as_scorer() if recipe.get("method") == "reward" else _use(folder, adapter),
         _data(read_json(folder, "data.json")),
         _training(recipe),
         _results(manifest, read_json(folder, "evaluation.json")),
@@ -58,7 +59,8 @@ def write_model_card(run_dir: Path, manifest: Record) -> None:
 def _front_matter(recipe: Record, ancestors: list[Record], start: str, adapter: bool) -> str:
     """Metadata as the hub reads it. A base model on a local disk has no name there, so it is left out."""
     method = recipe.get("method")
-    content: Record = {"library_name": "peft" if adapter else "transformers", "pipeline_tag": "text-generation"}
+    task = "text-classification" if has_head(recipe) else "text-generation"
+    content: Record = {"library_name": "peft" if adapter else "transformers", "pipeline_tag": task}
     base = ancestors[-1]["path"] if ancestors[-1]["kind"] == "model" else ""
     if HUB_ID.match(base) and not (Path(start) / base).exists():
         content |= {"base_model": base, "base_model_relation": "adapter" if adapter else "finetune"}
@@ -71,10 +73,27 @@ def _opening(recipe: Record, manifest: Record, adapter: bool) -> str:
     model = recipe.get("model", {})
     kind = "A LoRA adapter for" if adapter else "A fine-tuned version of"
     loss = f" (`{recipe[method]['loss']}` loss)" if method in ("dpo", "sapo") else ""
+    if method == "reward":
+        loss = f" (`{recipe[method]['kind']}`, `{recipe[method]['loss']}` loss)"
     name = METHOD_NAMES.get(method, method)
     return (
         f"{kind} {_code(model.get('name_or_path'))}, made with aligner {manifest['aligner']} by {name}{loss}. "
         "The whole record, with curves and sample answers, is `report.html` in the run directory."
+    )
+
+
+def has_head(recipe: Record) -> bool:
+    """Say whether the result of a recipe gives numbers in place of text."""
+    return recipe.get("method") == "reward" and recipe["reward"]["kind"] != "pairwise"
+
+
+def _use_as_scorer() -> str:
+    return (
+        "## How to use\n\n```python\nfrom aligner.reward_models import load_scorer\n\n"
+        'scorer = load_scorer("path/to/this/folder")\n'
+        'print(scorer.score(["a prompt"] * 2, ["an answer", "another answer"]))\n```\n\n'
+        "or, in a terminal, `aligner score --reward-model path/to/this/folder --data rows.jsonl`. What the numbers mean stands in "
+        "`reward_model.yaml`."
     )
 
 

@@ -138,6 +138,30 @@ def encode_pair(tokenizer: PreTrainedTokenizerBase, row: PreferenceRow) -> Pair:
     return pair
 
 
+def encode_answer(
+    tokenizer: PreTrainedTokenizerBase, prompt: str | Messages, answer: str, origin: str = "", *, tail: bool = False
+) -> tuple[list[int], list[int]]:
+    """Return the ids of a prompt and those of an answer to it, which end with a stop token, as `encode_pair` gives them.
+
+    With `tail`, what the chat template writes behind the stop token belongs to the answer too. An empty answer is its stop token
+    alone.
+    """
+    if has_template(tokenizer):
+        _refuse_unfit(facts_of(tokenizer))
+        turns = as_turns(prompt, "user")
+
+        def encode() -> tuple[list[int], Span, int]:
+            opened = Conversation(tokenizer, turns, None, origin).text(turns, opened=True)
+            chat = Conversation(tokenizer, [*turns, *as_turns(answer, "assistant")], None, origin)
+            whole = chat.whole()
+            return whole.ids, answer_span(chat, whole, len(turns), opened), len(whole.ids)
+
+        ids, (start, stop), end = _steadily(origin, encode)
+        return ids[:start], ids[start : end if tail else stop]
+    prompt_ids = _plain_ids(tokenizer, _as_text(prompt))
+    return prompt_ids, _answer_ids(tokenizer, _as_text(prompt), prompt_ids, answer)
+
+
 def stop_token_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | None = None) -> list[int]:
     """Return every id that ends an answer: the tokenizer's, the one its template ends a turn with, the model's."""
     ids = [tokenizer.eos_token_id, facts_of(tokenizer).stop if has_template(tokenizer) else None]

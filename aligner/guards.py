@@ -46,30 +46,41 @@ def wrong_start(objective: Objective, settings: Settings, length: float = 1.0) -
 class AccuracyAlarm(TrainerCallback):
     """Tell, or stop, when the share of pairs ranked rightly has stayed below a half for the first `steps` steps.
 
-    They are counted from step `after`: those of a warm-up, which trains another objective, say nothing.
+    They are counted from step `after`: those of a warm-up, which trains another objective, say nothing. `metric` is the share
+    that is looked at: against the labels (`rewards/accuracies`), or against reward models (`distill/accuracies`).
 
     It reads the trainer's own history, which checkpoints carry over a resumption.
     """
 
-    def __init__(self, steps: int, stop: bool, tell: Callable[[str], None], after: int = 0) -> None:
-        self.steps, self.stop, self.tell, self.after = steps, stop, tell, after
+    def __init__(
+        self,
+        steps: int,
+        stop: bool,
+        tell: Callable[[str], None],
+        after: int = 0,
+        metric: str = "rewards/accuracies",
+    ) -> None:
+        self.steps, self.stop, self.tell, self.after, self.metric = steps, stop, tell, after, metric
 
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Look once, at the first log at or after the step."""
-        logs = [entry for entry in state.log_history if "rewards/accuracies" in entry and entry["step"] > self.after]
+        logs = [entry for entry in state.log_history if self.metric in entry and entry["step"] > self.after]
         if not self._is_now([entry["step"] for entry in logs]) or state.log_history[-1] is not logs[-1]:
             return
-        best = max(entry["rewards/accuracies"] for entry in logs)
+        best = max(entry[self.metric] for entry in logs)
         if best >= 0.5:
             return
         found = (
-            f"after {logs[-1]['step']} steps the share of pairs ranked rightly (rewards/accuracies) has never reached 0.5"
+            f"after {logs[-1]['step']} steps the share of pairs ranked rightly ({self.metric}) has never reached 0.5"
             f"{f' since the warm-up of {self.after}' if self.after else ''}; "
             f"the highest was {best:.3f}"
         )
         cure = (
             "look whether chosen and rejected are swapped; raise trainer.learning_rate or dpo.beta; with an objective that "
             "starts on a wrong slope set dpo.warmup_steps_dpo=100 or a larger dpo.tau"
+            if self.metric == "rewards/accuracies"
+            else "raise trainer.learning_rate or dpo.beta, lower dpo.forward_kl, or look at distill/target_gap: where it is "
+            "small, raise dpo.reward_scale"
         )
         if self.stop:
             raise TrainingError(found[0].upper() + found[1:] + ".", cure + " (dpo.on_alarm=warn goes on).")

@@ -114,6 +114,34 @@ def adapter_config(name: str) -> dict[str, Any] | None:
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
+def saved_outputs(name: str) -> int | None:
+    """Return how many outputs the reward head of a folder has; None for a folder without one, and for a hub id."""
+    path = Path(name).expanduser()
+    adapter = adapter_config(name)
+    if adapter is not None:
+        if adapter.get("task_type") != "SEQ_CLS":
+            return None
+        return _rows_of_head(path)
+    if not (path / "config.json").is_file():
+        return None
+    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    if not any("ForSequenceClassification" in name for name in config.get("architectures") or ()):
+        return None
+    return int(config.get("num_labels") or len(config.get("id2label") or {}) or 2)
+
+
+def _rows_of_head(folder: Path) -> int | None:
+    """The outputs of the head in an adapter's file, from the header that safetensors begins with."""
+    for file in folder.glob("*.safetensors"):
+        with file.open("rb") as stream:
+            size = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(size))
+        for key, value in header.items():
+            if key.split(".")[-2:] in (["score", "weight"], ["classifier", "weight"]):
+                return int(value["shape"][0])
+    return None
+
+
 def base_of(model: Model) -> tuple[str, str | None]:
     """Return name and revision of the model itself, or of the base that its adapter names."""
     adapter = adapter_config(model.name_or_path)

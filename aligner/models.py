@@ -10,7 +10,10 @@ Only safetensors are read and written, and code that ships with a model runs onl
 from __future__ import annotations
 
 import json
+import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +21,15 @@ from typing import TYPE_CHECKING, Any
 from aligner.chat import stop_token_ids
 from aligner.config.schema import Lora, Model
 from aligner.errors import RecipeError
-from aligner.model_files import adapter_config, base_of, check_model_path, has_tokenizer, local_name, read_chat_template
+from aligner.model_files import (
+    adapter_config,
+    base_of,
+    check_model_path,
+    has_tokenizer,
+    local_name,
+    read_chat_template,
+    saved_outputs,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -125,30 +136,97 @@ def load_policy(model: Model, tokenizer: PreTrainedTokenizerBase, *, trainable: 
     return policy
 
 
+def load_reward_model(
+    model: Model, tokenizer: PreTrainedTokenizerBase, *, outputs: int | None, trainable: bool, seed: int = 0
+) -> PreTrainedModel:
+    """Load a model with a head that gives numbers in place of one that writes: a sequence classification model.
+
+    `outputs` is the number of outputs that its head gets, drawn at random with `seed`, where the weights have none yet; None
+    takes what is there. A trained head is kept as it is, however many outputs it has. With `trainable=False` the result
+    is merged, in eval mode, on the best device, and its head computes in float32.
+
+    Raises: RecipeError when it cannot be loaded, or has no head and none was asked for.
+    """
+    from aligner.heads import draw_head, keep_in_float32
+
+    adapter = adapter_config(model.name_or_path)
+    saved = saved_outputs(model.name_or_path)
+    if saved is None and outputs is None and local_name(model.name_or_path) != model.name_or_path:
+        raise RecipeError(
+            f"model.name_or_path: {model.name_or_path} has no reward head",
+            "train one with `aligner reward`, or check the folder",
+        )
+    wanted = saved if saved is not None else outputs
+    policy, absent = _load_classifier(model, trainable, wanted)
+    grow_embeddings(policy, tokenizer)
+    if absent and not adapter:
+        if outputs is None:
+            raise RecipeError(
+                f"model.name_or_path: {model.name_or_path!r} has no reward head ({absent[0]} is missing)",
+                "name a reward model; a model that writes text becomes one with `aligner reward`",
+            )
+        draw_head(policy, seed)
+    if adapter:
+        if saved is None:
+            raise RecipeError(
+                f"model.name_or_path: the adapter in {model.name_or_path} belongs to a model that writes text",
+                "merge it into its base first, and train the reward model from the result",
+            )
+        policy = _with_saved_adapter(policy, model, adapter, tokenizer, trainable)
+    elif trainable and model.lora is not None:
+        policy = _with_new_adapter(policy, model.lora, model, tokenizer, task="SEQ_CLS")
+    _mirror_special_tokens(policy, tokenizer)
+    if not trainable:
+        policy = policy.eval() if model.quantization in QUANTIZED else policy.to(best_device()).eval()
+    keep_in_float32(policy)
+    return policy
+
+
+def _load_classifier(model: Model, trainable: bool, outputs: int | None) -> tuple[PreTrainedModel, list[str]]:
+    """Return the base as a sequence classification model, and the names of the head's weights that it lacks."""
+    from transformers import AutoModelForSequenceClassification
+
+    from aligner.heads import HEADS
+
+    further = {} if outputs is None else {"num_labels": outputs}
+    return _from_pretrained(model, trainable, AutoModelForSequenceClassification, may_lack=HEADS, **further)
+
+
 def _load_base(model: Model, trainable: bool) -> PreTrainedModel:
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
+    return _from_pretrained(model, trainable, AutoModelForCausalLM)[0]
+
+
+def _from_pretrained(
+    model: Model, trainable: bool, auto_class: Any, *, may_lack: tuple[str, ...] = (), **further: Any
+) -> tuple[PreTrainedModel, list[str]]:
+    """Load the base of a model, refusing one of which more is missing than a part named in `may_lack`."""
+    from safetensors import SafetensorError
+
     name, revision = base_of(model)
-    options: dict[str, Any] = {"dtype": resolve_dtype(model, trainable)}
+    options: dict[str, Any] = {"dtype": resolve_dtype(model, trainable), **further}
     if model.attn_implementation:
         options["attn_implementation"] = model.attn_implementation
     if model.quantization in QUANTIZED:
-        options["quantization_config"] = _quantization_config(model)
+        options["quantization_config"] = _quantization_config(model, may_lack)
         options["device_map"] = {"": _rank_device()}
     try:
-        policy, loaded = AutoModelForCausalLM.from_pretrained(
-            local_name(name),
-            revision=revision,
-            trust_remote_code=model.trust_remote_code,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,  # told below, by name
-            output_loading_info=True,
-            **options,
-        )
+        with _without_report():
+            policy, loaded = auto_class.from_pretrained(
+                local_name(name),
+                revision=revision,
+                trust_remote_code=model.trust_remote_code,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,  # told below, by name
+                output_loading_info=True,
+                **options,
+            )
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         raise _cannot_load(name, "model", error) from error
-    absent = sorted([*loaded["missing_keys"], *(key for key, *_ in loaded["mismatched_keys"])])
+    every = sorted([*loaded["missing_keys"], *(key for key, *_ in loaded["mismatched_keys"])])
+    heads = [key for key in loaded["missing_keys"] if key.split(".")[0] in may_lack]
+    absent = [key for key in every if key not in heads]
     if absent:
         raise RecipeError(
             f"model.name_or_path: {len(absent)} weights of {name!r} are missing or have another shape than its config.json "
@@ -160,15 +238,35 @@ def _load_base(model: Model, trainable: bool) -> PreTrainedModel:
             f"model.name_or_path: {name!r} is an adapter on the hub",
             f"download it first: hf download {name} --local-dir DIR",
         )
-    return policy
+    return policy, heads
 
 
-def _quantization_config(model: Model) -> Any:
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """Keep transformers from printing a table of weights that are missing or left over: what matters of it is told by us."""
+    loggers = [logging.getLogger(f"transformers.{name}") for name in ("modeling_utils", "utils.loading_report")]
+
+    def wanted(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    for logger in loggers:
+        logger.addFilter(wanted)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(wanted)
+
+
+def _quantization_config(model: Model, heads: tuple[str, ...] = ()) -> Any:
+    """`heads` are left as they are: they are trained whole."""
     from transformers import BitsAndBytesConfig
 
+    skipped = list(heads) or None
     if model.quantization == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)
     return BitsAndBytesConfig(
+        llm_int8_skip_modules=skipped,
         load_in_4bit=True,
         bnb_4bit_quant_type=model.quantization,
         bnb_4bit_use_double_quant=model.double_quant,
@@ -200,6 +298,10 @@ def _refuse_other_settings(lora: Lora, adapter: dict[str, Any], folder: str) -> 
         found = adapter.get(key)
         if key == "init_lora_weights" or (key == "target_modules" and isinstance(wanted, str)):
             continue  # the first has had its effect; PEFT stores names for the second
+        if key == "modules_to_save" and adapter.get("task_type") == "SEQ_CLS":
+            found = [
+                name for name in found or [] if name not in ("classifier", "score")
+            ]  # PEFT adds the head by itself
         if isinstance(wanted, list) or isinstance(found, list):
             wanted, found = sorted(wanted or []), sorted(found or [])
         if wanted != found:
@@ -221,8 +323,10 @@ def _refuse_new_rows(model: Model, adapter: dict[str, Any], tokenizer: PreTraine
         )
 
 
-def _with_new_adapter(policy: PreTrainedModel, lora: Lora, model: Model, tokenizer: PreTrainedTokenizerBase) -> Any:
-    """Freeze the model under a fresh adapter.
+def _with_new_adapter(
+    policy: PreTrainedModel, lora: Lora, model: Model, tokenizer: PreTrainedTokenizerBase, task: str = "CAUSAL_LM"
+) -> Any:
+    """Freeze the model under a fresh adapter; the head of a reward model (`task` SEQ_CLS) is trained whole.
 
     A quantized base stays in the data type that it was loaded in. PEFT's `prepare_model_for_kbit_training` would turn
     everything that is not quantized into float32: for an 8B Llama 2 GB more, and logits in float32. The adapter itself
@@ -231,14 +335,15 @@ def _with_new_adapter(policy: PreTrainedModel, lora: Lora, model: Model, tokeniz
     from peft import LoraConfig, get_peft_model
 
     _check_modules(policy, lora)
-    tied = policy.config.get_text_config().tie_word_embeddings
-    heads = [_name_of(policy, part) for part in (policy.get_input_embeddings(), policy.get_output_embeddings())]
+    ends = (policy.get_input_embeddings(), policy.get_output_embeddings())
+    tied = policy.config.get_text_config().tie_word_embeddings and ends[1] is not None
+    heads = [_name_of(policy, part) for part in ends if part is not None]
     whole = [name for name in heads if name in (lora.modules_to_save or [])]
     rows = [name for name in heads[: 1 if tied else 2] if name not in whole and not (tied and whole)]
     new_ids = tokenizer.convert_tokens_to_ids(model.new_tokens)
     try:
         config = LoraConfig(
-            task_type="CAUSAL_LM",
+            task_type=task,
             # A new token must be read and written, so its row is trained in the embeddings and in the head.
             trainable_token_indices=dict.fromkeys(rows, new_ids) if new_ids and rows else None,
             ensure_weight_tying=bool(tied and whole),
@@ -256,7 +361,7 @@ def _with_new_adapter(policy: PreTrainedModel, lora: Lora, model: Model, tokeniz
 def _show_bias(policy: Any) -> None:
     """Let a head with trained rows hand out its bias, as it does its weight: TRL's fused head reads both."""
     head = policy.get_output_embeddings()
-    if hasattr(head, "token_adapter"):
+    if head is not None and hasattr(head, "token_adapter"):
         object.__setattr__(head, "bias", head.original_module.bias)
 
 
@@ -267,14 +372,17 @@ def _name_of(policy: PreTrainedModel, part: Any) -> str:
 def _check_modules(policy: PreTrainedModel, lora: Lora) -> None:
     """Refuse modules that are not there, which PEFT would pass over, and an adapter that no loss would reach."""
     names = {name.rpartition(".")[2] for name, _ in policy.named_modules()}
+    ends = (policy.get_output_embeddings(), policy.get_input_embeddings())
     for name in lora.modules_to_save or []:
         if name.rpartition(".")[2] not in names:
             raise RecipeError(
                 f"model.lora.modules_to_save: the model has no module {name!r}",
-                f"its head is {_name_of(policy, policy.get_output_embeddings())!r}, "
-                f"its embeddings {_name_of(policy, policy.get_input_embeddings())!r}",
+                "its head and embeddings: "
+                + ", ".join(repr(_name_of(policy, part)) for part in ends if part is not None),
             )
-    head = _name_of(policy, policy.get_output_embeddings())
+    if ends[0] is None:
+        return
+    head = _name_of(policy, ends[0])
     if isinstance(lora.target_modules, list) and head in lora.target_modules:
         raise RecipeError(
             f"model.lora.target_modules: an adapter on the head ({head}) would not be trained, since the loss is "
@@ -294,7 +402,7 @@ def _mirror_special_tokens(policy: PreTrainedModel, tokenizer: PreTrainedTokeniz
     config = policy.config.get_text_config()
     config.pad_token_id = tokenizer.pad_token_id
     config.eos_token_id = tokenizer.eos_token_id
-    generation = policy.generation_config
+    generation = getattr(policy, "generation_config", None)
     if generation is not None:
         generation.pad_token_id = tokenizer.pad_token_id
         generation.eos_token_id = stop_token_ids(tokenizer, policy)

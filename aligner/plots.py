@@ -1,4 +1,4 @@
-"""Charts as inline SVG text: lines over steps, bars, and one bar split into parts.
+"""Charts as inline SVG text: lines over steps, points, bars, and one bar split into parts.
 
 No plotting library: the charts take their colours from the page's style sheet, so they follow light and dark, stay
 sharp in print, and cost a few kilobytes each. Long series are thinned so that every peak and dip remains; a noisy
@@ -135,7 +135,7 @@ def _scale(points: Sequence[Point], bounds: tuple[float, float] | None) -> _Scal
     return _Scale(x_low, x_high, y_low, y_high)
 
 
-def _axes(scale: _Scale) -> str:
+def _axes(scale: _Scale, *, whole_steps: bool = True) -> str:
     lines = []
     rows = ticks(scale.y_low, scale.y_high)
     spacing = rows[1] - rows[0] if len(rows) > 1 else scale.y_high - scale.y_low
@@ -144,10 +144,13 @@ def _axes(scale: _Scale) -> str:
         kind = "zero" if value == 0 else "grid"
         lines.append(f'<line class="{kind}" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         lines.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{_tick(value, spacing)}</text>')
-    columns = [step for step in ticks(scale.x_low, scale.x_high) if float(step).is_integer()]
+    columns = ticks(scale.x_low, scale.x_high)
+    apart = columns[1] - columns[0] if len(columns) > 1 else scale.x_high - scale.x_low
     for step in columns:
-        x = scale.x(step)
-        lines.append(f'<text x="{x:.1f}" y="{HEIGHT - 8}" text-anchor="middle">{step:,.0f}</text>')
+        if whole_steps and not float(step).is_integer():
+            continue
+        label = f"{step:,.0f}" if whole_steps else _tick(step, apart)
+        lines.append(f'<text x="{scale.x(step):.1f}" y="{HEIGHT - 8}" text-anchor="middle">{label}</text>')
     return "".join(lines)
 
 
@@ -222,14 +225,56 @@ def _gaps(series: Sequence[Series]) -> str:
     )
 
 
-def bar_chart(title: str, bars: Sequence[tuple[str, float]], *, last_stands_out: bool = True) -> str:
+def point_chart(
+    title: str,
+    series: Sequence[Series],
+    *,
+    x_bounds: tuple[float, float] | None = None,
+    bounds: tuple[float, float] | None = None,
+    joined: bool = False,
+    diagonal: bool = False,
+) -> str:
+    """Points that are not steps of a run: a cloud, or `joined` a curve through them. `diagonal` shows where both axes
+    are equal. Empty where there is no point."""
+    drawn = [line for line in series if line.finite]
+    if not drawn:
+        return ""
+    points = [point for line in drawn for point in line.finite]
+    across = _scale([(y, x) for x, y in points], x_bounds)
+    upright = _scale(points, bounds)
+    scale = _Scale(across.y_low, across.y_high, upright.y_low, upright.y_high)
+    body = _axes(scale, whole_steps=False)
+    if diagonal:
+        ends = max(scale.x_low, scale.y_low), min(scale.x_high, scale.y_high)
+        body += f'<path class="ideal" d="{scale.path([(end, end) for end in ends])}"/>'
+    for line in drawn:
+        dots = "".join(f'<circle cx="{scale.x(x):.1f}" cy="{scale.y(y):.1f}" r="2.6"/>' for x, y in line.finite)
+        curve = f'<path class="line t{line.tone}" d="{scale.path(line.finite)}"/>' if joined else ""
+        body += f'{curve}<g class="{"dot" if joined else "cloud"} t{line.tone}">{dots}</g>'
+    keys = "".join(f'<span class="key"><i class="t{line.tone}"></i>{escape(line.name)}</span>' for line in drawn)
+    return (
+        f'<figure class="chart"><figcaption><b>{escape(title)}</b><span class="legend">{keys}</span></figcaption>'
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{body}</svg></figure>'
+    )
+
+
+def bar_chart(
+    title: str,
+    bars: Sequence[tuple[str, float]],
+    *,
+    last_stands_out: bool = True,
+    spans: Sequence[tuple[float, float] | None] = (),
+) -> str:
     """Horizontal bars with their values, in the order given. Scores between 0 and 1 are drawn on that whole scale.
 
-    The last bar has a colour of its own where bars stand for what came after one another.
+    The last bar has a colour of its own where bars stand for what came after one another. `spans` holds an interval for
+    each bar, or None.
     """
+    assert not spans or len(spans) == len(bars), f"{len(spans)} intervals for {len(bars)} bars"
     finite = [value for _, value in bars if math.isfinite(value)]
     if not finite:
         return ""
+    finite += [end for span in spans if span is not None for end in span]
     low, high = min(0.0, *finite), max(0.0, *finite)
     if low == 0 and high <= 1:
         high = 1.0
@@ -239,11 +284,19 @@ def bar_chart(title: str, bars: Sequence[tuple[str, float]], *, last_stands_out:
         share = abs(value) / span if math.isfinite(value) else 0.0
         start = (min(value, 0.0) - low) / span if math.isfinite(value) else 0.0
         last = " last" if last_stands_out and index == len(bars) - 1 else ""
+        between = spans[index] if spans else None
         rows.append(
             f'<div class="bar{last}"><span>{escape(name)}</span><span class="track">'
-            f'<i style="margin-left:{start:.2%};width:{share:.2%}"></i></span><b>{number(value)}</b></div>'
+            f'<i style="margin-left:{start:.2%};width:{share:.2%}"></i>{_span(between, low, span)}</span>'
+            f"<b>{number(value)}</b></div>"
         )
     return f'<figure class="bars"><figcaption><b>{escape(title)}</b></figcaption>{"".join(rows)}</figure>'
+
+
+def _span(ends: tuple[float, float] | None, low: float, whole: float) -> str:
+    if ends is None:
+        return ""
+    return f'<em style="left:{(ends[0] - low) / whole:.2%};width:{(ends[1] - ends[0]) / whole:.2%}"></em>'
 
 
 def split_bar(parts: Sequence[tuple[str, int, int]]) -> str:

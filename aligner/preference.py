@@ -11,17 +11,23 @@ short. `nll_weight` adds the length-averaged negative log-likelihood of the chos
 reference is the base under the adapter (`adapter_off`), or two columns of the data set, computed once
 (`aligner.reference`), or nothing where the objective reads none. Metrics carry TRL's names.
 
+Two things come with columns of the data set. `reward_gaps` holds what reward models think of each pair, for the objective
+that distils them (`aligner.distillation`). `sample_ids` and `reference_sample` hold an answer that the reference wrote and
+its log-probability (`aligner.samples`): `forward_kl` weighs the forward KL to the reference, log pi_ref(y|x) - log pi(y|x)
+averaged over such answers, in nats per answer.
+
 Objectives with a statistic over the batch get it over the micro-batch of all ranks together, so ranks change nothing and
 accumulation does: 8 x 1 and 1 x 8 are then different trainings.
 
-Legend: B pairs, T tokens. A batch holds 2B sequences: the chosen ones, then the rejected ones.
+Legend: B pairs, T tokens, K reward models. A batch holds 2B sequences: the chosen ones, then the rejected ones; with
+answers of the reference 3B, and these are the last.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -32,6 +38,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from aligner.chat import IGNORED
 from aligner.objectives import OBJECTIVES, Objective, PairLogps, Settings
+from aligner.objectives.distilled import Combine, aim
 from aligner.training import OrderedTrainer
 
 METRICS = (
@@ -46,10 +53,13 @@ METRICS = (
 """Logged as means over pairs: rewards are beta times the log-ratio to the reference, in nats, or beta times the
 log-probability per token for objectives without a reference; TRL's names."""
 
+NUMBERS = ("weight", "reference_chosen", "reference_rejected", "reference_sample", "reward_gaps")
+"""Columns that become tensors as they are."""
+
 
 @dataclass(frozen=True, slots=True)
 class PairCollator:
-    """Stack pairs into one right-padded batch of 2B rows: chosen first, then rejected.
+    """Stack pairs into one right-padded batch of 2B rows: chosen first, then rejected, then samples where there are any.
 
     Padding is marked by the attention mask and the labels, never by comparing ids with the padding id.
     """
@@ -57,8 +67,14 @@ class PairCollator:
     pad_token_id: int
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        """Return `input_ids`, `attention_mask`, `labels` (2B, T), and `weight` and reference log-probabilities (B,)."""
-        sides = [(row["prompt_ids"], row[f"{side}_ids"]) for side in ("chosen", "rejected") for row in rows]
+        """Return `input_ids`, `attention_mask`, `labels` (2B, T), and the rows' numbers (B,), `reward_gaps` (B, K)."""
+        names = ("chosen", "rejected", "sample") if "sample_ids" in rows[0] else ("chosen", "rejected")
+        return self.stack([(row["prompt_ids"], row[f"{name}_ids"]) for name in names for row in rows]) | {
+            key: torch.tensor([row[key] for row in rows], dtype=torch.float32) for key in NUMBERS if key in rows[0]
+        }
+
+    def stack(self, sides: Sequence[tuple[Sequence[int], Sequence[int]]]) -> dict[str, Tensor]:
+        """Return `input_ids`, `attention_mask` and `labels` (N, T) of N prompts with their answers."""
         width = max(len(prompt) + len(answer) for prompt, answer in sides)
         input_ids = torch.full((len(sides), width), self.pad_token_id)
         attention_mask = torch.zeros((len(sides), width), dtype=torch.long)
@@ -68,15 +84,11 @@ class PairCollator:
             input_ids[i, :stop] = torch.tensor([*prompt, *answer])
             attention_mask[i, :stop] = 1
             labels[i, start:stop] = torch.tensor(answer)
-        batch = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
-        for key in ("weight", "reference_chosen", "reference_rejected"):
-            if key in rows[0]:
-                batch[key] = torch.tensor([row[key] for row in rows], dtype=torch.float32)
-        return batch
+        return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
 
 
 def answer_logps(model: torch.nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Return summed log-probabilities of the answers (2B,), in float32, and their lengths in tokens (2B,)."""
+    """Return summed log-probabilities of the N answers of a batch (N,), in float32, and their lengths in tokens (N,)."""
     outputs = model(
         input_ids=batch["input_ids"],
         attention_mask=batch["attention_mask"],
@@ -114,6 +126,8 @@ class PreferenceTrainer(OrderedTrainer):
         nll_weight: weight of the chosen answer's length-averaged negative log-likelihood, in nats per token.
         warmup_steps_dpo: optimizer steps that train DPO's loss before the objective takes over.
         needs_reference: whether the objective reads the reference; if not, it sees zeros there.
+        reward_combine: how the rewards of several reward models, in the column `reward_gaps`, become one target.
+        forward_kl: weight of the forward KL to the reference; needs the columns `sample_ids` and `reference_sample`.
     The data set holds the columns of `aligner.prepare`; with `reference_chosen` and `reference_rejected` (summed
     log-probabilities) the reference is not computed again, and without them the policy must be a PEFT model whose base
     is the reference.
@@ -131,9 +145,13 @@ class PreferenceTrainer(OrderedTrainer):
         nll_weight: float = 0.0,
         warmup_steps_dpo: int = 0,
         needs_reference: bool = True,
+        reward_combine: Combine = "mean",
+        forward_kl: float = 0.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        self.reward_combine, self.forward_kl = reward_combine, forward_kl
+        self._shares: dict[str, dict[str, Tensor]] = {"train": {}, "eval": {}}
         self.objective, self.settings, self.nll_weight = objective, settings, nll_weight
         self.warmup_steps_dpo, self.needs_reference = warmup_steps_dpo, needs_reference
         self._sums: dict[str, Tensor | None] = {"train": None, "eval": None}
@@ -161,8 +179,8 @@ class PreferenceTrainer(OrderedTrainer):
     ) -> Any:
         """Return this micro-batch's share of the step's loss; summed over micro-batches and ranks it is the mean."""
         logps, lengths = answer_logps(model, inputs)
-        chosen, rejected = logps.chunk(2)
-        chosen_lengths, rejected_lengths = lengths.chunk(2)
+        chosen, rejected, *samples = logps.split(len(inputs["weight"]))
+        chosen_lengths, rejected_lengths, *_ = lengths.split(len(inputs["weight"]))
         reference_chosen, reference_rejected = self._reference(inputs)
         pairs = PairLogps(
             chosen,
@@ -173,8 +191,14 @@ class PreferenceTrainer(OrderedTrainer):
             rejected_lengths,
             self._gather(inputs["weight"]),
         )
+        if "reward_gaps" in inputs:
+            pairs = self._aimed(pairs, inputs)
         nll = -pairs.chosen_mean
         losses = self._objective_now()(pairs, self.settings) + self.nll_weight * nll
+        if samples:
+            kl = inputs["reference_sample"] - samples[0]
+            losses = losses + self.forward_kl * kl
+            self._add_shares(inputs["weight"] > 0, {"forward_kl": kl})
         assert losses.shape == chosen.shape, "an objective gives one loss per pair"
         self._add_metrics(pairs, nll, losses, inputs["weight"])
         weighted = (inputs["weight"] * losses).sum()
@@ -184,6 +208,26 @@ class PreferenceTrainer(OrderedTrainer):
             # Ranks average their gradients, so the division by all ranks' weights is undone by their number.
             loss = weighted * self.accelerator.num_processes / num_items_in_batch
         return (loss, None) if return_outputs else loss
+
+    def _aimed(self, pairs: PairLogps, inputs: dict[str, Tensor]) -> PairLogps:
+        """Return the pairs with their targets, and note how far from them the implicit rewards are.
+
+        Gaps are noted as the reward model sees them, from the answer that it finds better, whatever the label says.
+        """
+        gaps, real = inputs["reward_gaps"], inputs["weight"] > 0
+        target, member = aim(pairs, gaps, inputs["weight"], self.settings, self.reward_combine)
+        z, sign = self.settings.beta * pairs.rho.detach(), target.sign()
+        seen = {
+            "distill/error": (target - z) ** 2,
+            "distill/target_gap": target.abs(),
+            "distill/implicit_gap": z * sign,
+        }
+        self._add_shares(real, seen)
+        self._add_shares(real & (target != 0), {"distill/accuracies": (z * sign > 0).float()})
+        if member is not None:
+            chosen = torch.nn.functional.one_hot(member, gaps.shape[1]).float()
+            self._add_shares(real, {f"distill/active/{k + 1}": chosen[k].expand(len(z)) for k in range(len(chosen))})
+        return replace(pairs, target=target)
 
     def _objective_now(self) -> Objective:
         """DPO's loss while training warms up, else the objective."""
@@ -208,8 +252,9 @@ class PreferenceTrainer(OrderedTrainer):
         if "reference_chosen" in inputs:
             return inputs["reference_chosen"], inputs["reference_rejected"]
         policy = self.accelerator.unwrap_model(self.model)
+        answers = {key: inputs[key][: 2 * len(inputs["weight"])] for key in ("input_ids", "attention_mask", "labels")}
         with torch.no_grad(), policy.disable_adapter(), self.compute_loss_context_manager():
-            chosen, rejected = answer_logps(policy, inputs)[0].chunk(2)
+            chosen, rejected = answer_logps(policy, answers)[0].chunk(2)
         return chosen, rejected
 
     def prediction_step(
@@ -235,6 +280,13 @@ class PreferenceTrainer(OrderedTrainer):
         split = "train" if self.model.training else "eval"
         self._sums[split] = sums if (old := self._sums[split]) is None else old + sums
 
+    def _add_shares(self, counted: Tensor, values: dict[str, Tensor]) -> None:
+        """Add to the sums of values (B,) of which only those that are `counted` (B,) are averaged."""
+        sums = self._shares["train" if self.model.training else "eval"]
+        for name, found in values.items():
+            added = torch.stack([torch.where(counted, found.detach(), 0.0).sum(), counted.sum().float()])
+            sums[name] = sums[name] + added if name in sums else added
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the means over all pairs since the last log, over all ranks."""
         split = "eval" if any(key.startswith("eval_") for key in logs) else "train"
@@ -245,6 +297,10 @@ class PreferenceTrainer(OrderedTrainer):
             if split == "eval":  # transformers' mean over batches would depend on how the weights fall into them
                 logs["eval_loss"] = totals[-3] / totals[-2]
             self._sums[split] = None
+            if shares := self._shares[split]:
+                totals = self.accelerator.reduce(torch.stack(list(shares.values())), reduction="sum").tolist()
+                logs |= {f"{prefix}{name}": total / n for name, (total, n) in zip(shares, totals) if n}
+                shares.clear()
         super().log(logs, start_time)
 
 
@@ -258,6 +314,7 @@ def reference_logps(
     device, autocast = options.get("device", "cpu"), options.get("autocast") or contextlib.nullcontext()
     on_progress = options.get("on_progress")
     lengths = list(rows["length"])
+    rows = rows.select_columns(["prompt_ids", "chosen_ids", "rejected_ids"])
     order = sorted(range(len(rows)), key=lambda i: -lengths[i])
     chosen, rejected = torch.empty(len(rows)), torch.empty(len(rows))
     was_training = model.training

@@ -5,8 +5,8 @@ ranks, and a resumed run, never tokenise again. How rows become batches is decid
 their lengths: packed, grouped by length, or neither, and the decision comes with its reason.
 
 Columns. SFT: `input_ids`, `labels`, `length`; packed: `input_ids`, `labels`, `seq_lengths`. Pairs: `prompt_ids`,
-`chosen_ids`, `rejected_ids`, `weight`, `length`. Single answers: `row`, `prompt_ids`, `chosen_ids`, `prompt`, `answer`,
-`weight`, `length`.
+`chosen_ids`, `rejected_ids`, `weight`, `length`, and `text` where reward models will read it. Single answers: `row`,
+`prompt_ids`, `chosen_ids`, `prompt`, `answer`, `weight`, `length`. Reward models: see `aligner.reward_rows`.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from aligner.chat import IGNORED, Encoded, Pair, encode_pair, encode_sft
-from aligner.config.schema import Data, LossOn, SapoRecipe, SftRecipe, TrainRecipe
+from aligner.config.schema import Data, DpoRecipe, LossOn, RewardRecipe, SapoRecipe, SftRecipe, TrainRecipe
 from aligner.data import Loaded
 from aligner.data.ledger import LISTED, SplitLedger
-from aligner.data.rows import ConversationRow, Row, TextRow, question_of
+from aligner.data.rows import ConversationRow, PreferenceRow, Row, TextRow, question_of
 from aligner.errors import DataError, Problem
 from aligner.events import OnEvent, StageProgress
 from aligner.record import dumps, write_atomically
+from aligner.reward_rows import reward_encoder
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -203,6 +204,10 @@ Encode = Callable[[Row, int | None], dict[str, Any] | str]
 def _encoder(recipe: TrainRecipe, tokenizer: PreTrainedTokenizerBase) -> Encode:
     if isinstance(recipe, SftRecipe):
         return _encode_sft_row(tokenizer, recipe)
+    if isinstance(recipe, RewardRecipe):
+        return reward_encoder(recipe, tokenizer)
+    if isinstance(recipe, DpoRecipe) and recipe.dpo.reward_models:
+        return _with_text(_encode_pair_row(tokenizer))
     return _encode_answer_row(tokenizer) if isinstance(recipe, SapoRecipe) else _encode_pair_row(tokenizer)
 
 
@@ -248,6 +253,28 @@ def _encode_pair_row(tokenizer: PreTrainedTokenizerBase) -> Encode:
             "whole": len(prompt) + longest,
             "cut": len(whole.chosen_ids) + len(whole.rejected_ids) - answers,
         }
+
+    return encode
+
+
+def _with_text(encode_pair_row: Encode) -> Encode:
+    """Add a pair's `prompt`, `chosen`, `rejected`, `answer` (the right one, or null) and `origin`, as JSON."""
+
+    def encode(row: Row, limit: int | None) -> dict[str, Any] | str:
+        encoded = encode_pair_row(row, limit)
+        assert isinstance(row, PreferenceRow)
+        chosen, rejected = question_of(row), question_of(replace(row, chosen=row.rejected))
+        assert chosen is not None, "a pair asks something"
+        assert rejected is not None, "a pair asks something"
+        right = row.extra.get("answer")
+        text = {
+            "prompt": row.prompt,
+            "chosen": chosen[1],
+            "rejected": rejected[1],
+            "answer": None if right is None else str(right),
+            "origin": row.origin,
+        }
+        return encoded if isinstance(encoded, str) else {**encoded, "text": json.dumps(text)}
 
     return encode
 

@@ -12,6 +12,7 @@ before the ranks start, and they find the cache filled.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -73,13 +74,14 @@ def with_reference(rows: Dataset, scorer: Scorer, name: str) -> Dataset:
     return rows
 
 
-def cache_folder() -> Path:
-    """Return where reference log-probabilities are kept."""
+def cache_folder(name: str = "reference") -> Path:
+    """Return where reference log-probabilities are kept, or other things that were computed once."""
     root = os.environ.get("ALIGNER_CACHE")
-    return (Path(root) if root else Path.home() / ".cache" / "aligner") / "reference"
+    return (Path(root) if root else Path.home() / ".cache" / "aligner") / name
 
 
-def _compute(rows: Dataset, scorer: Scorer, section: Model, name: str) -> dict[str, torch.Tensor]:
+def load_reference(scorer: Scorer, section: Model) -> tuple[Any, str, Any]:
+    """Return the reference as a model with a fused head, its device, and the autocast to compute under, or None."""
     model = scorer.policy
     if model is None or scorer.recipe.dpo.reference_model is not None:
         model = load_policy(section, scorer.tokenizer, trainable=False)
@@ -87,6 +89,12 @@ def _compute(rows: Dataset, scorer: Scorer, section: Model, name: str) -> dict[s
     device = best_device() if section.quantization == "none" else str(model.device)
     if section.quantization == "none":
         model.to(device)
+    autocast = torch.autocast(torch.device(device).type, dtype=torch.bfloat16) if scorer.bf16 else None
+    return model, device, autocast
+
+
+def _compute(rows: Dataset, scorer: Scorer, section: Model, name: str) -> dict[str, torch.Tensor]:
+    model, device, autocast = load_reference(scorer, section)
     state = PartialState()
     mine = range(state.process_index, len(rows), state.num_processes)
 
@@ -100,7 +108,7 @@ def _compute(rows: Dataset, scorer: Scorer, section: Model, name: str) -> dict[s
         PairCollator(scorer.tokenizer.pad_token_id),
         scorer.batch_size,
         device=device,
-        autocast=torch.autocast(torch.device(device).type, dtype=torch.bfloat16) if scorer.bf16 else None,
+        autocast=autocast,
         on_progress=on_progress,
     )
     parts = list(zip(mine, chosen.tolist(), rejected.tolist()))
@@ -113,12 +121,19 @@ def _compute(rows: Dataset, scorer: Scorer, section: Model, name: str) -> dict[s
 
 
 def _key(recipe: DpoRecipe, section: Model, rows: Dataset, bf16: bool) -> str:
-    digest = sha256(f"{VERSION} {bf16} {section.attn_implementation} {model_fingerprint(section)}".encode())
+    return content_key(VERSION, recipe, section, bf16, rows, PAIR_COLUMNS)
+
+
+def content_key(
+    version: str, recipe: DpoRecipe, section: Model, bf16: bool, rows: Dataset, columns: Sequence[str]
+) -> str:
+    """Return a hash of a model, how it is loaded, and the token ids in some columns."""
+    digest = sha256(f"{version} {bf16} {section.attn_implementation} {model_fingerprint(section)}".encode())
     if (
         section.lora is not None and section.lora.init_lora_weights is False
     ):  # the start is random, and so the reference
         digest.update(f"{recipe.seed} {section.lora.model_dump()}".encode())
-    for column in PAIR_COLUMNS:
+    for column in columns:
         for ids in rows.with_format("numpy")[column]:
             digest.update(len(ids).to_bytes(4, "little"))
             digest.update(ids.astype("<i4").tobytes())

@@ -40,6 +40,13 @@ Rows = list[tuple[str, str]]
 CHARTS: list[tuple[str, list[tuple[str, str, str]]]] = [
     ("Loss", [("train", "loss", "train"), ("eval", "loss", "held out")]),
     ("Reward accuracy", [("train", "rewards/accuracies", "train"), ("eval", "rewards/accuracies", "held out")]),
+    ("Accuracy", [("train", "accuracy", "train"), ("eval", "accuracy", "held out")]),
+    ("Margin", [("train", "margin", "train"), ("eval", "margin", "held out")]),
+    ("Squared error", [("train", "mse", "train"), ("eval", "mse", "held out")]),
+    (
+        "Correlation of reward and length",
+        [("train", "length_correlation", "train"), ("eval", "length_correlation", "held out")],
+    ),
     ("Reward margin", [("train", "rewards/margins", "train"), ("eval", "rewards/margins", "held out")]),
     ("Rewards", [("train", "rewards/chosen", "chosen"), ("train", "rewards/rejected", "rejected")]),
     ("Log-probabilities", [("train", "logps/chosen", "chosen"), ("train", "logps/rejected", "rejected")]),
@@ -53,9 +60,12 @@ HEADLINES = (
     ("loss", "loss"),
     ("rewards/accuracies", "reward accuracy"),
     ("rewards/margins", "reward margin"),
+    ("accuracy", "accuracy"),
+    ("margin", "margin"),
+    ("mean_absolute_error", "mean absolute error"),
     ("mean_token_accuracy", "token accuracy"),
 )
-SHARES = ("rewards/accuracies", "mean_token_accuracy")
+SHARES = ("rewards/accuracies", "accuracy", "mean_token_accuracy")
 EXACT = ("learning_rate", "num_tokens")
 """Curves without noise, which get no running mean."""
 NOT_CURVES = frozenset(["step", "epoch", "split", "time_s", "num_input_tokens_seen", "total_flos", "train_loss"])
@@ -153,6 +163,7 @@ def _content(folder: Path, manifest: Record | None) -> Record:
         "samples": [sample_part(sample) for sample in samples],
         "no_samples": _no_samples(recipe, manifest),
         "pairs": read_json(folder, "pairs.json") or [],
+        "scored": read_json(folder, "scored.json") or [],
         "ledger": ledger_part(data),
         "recipe_text": _text(folder / "recipe.yaml"),
         "resolved": resolved_part(resolved),
@@ -171,6 +182,7 @@ def _sections(content: Record) -> Rows:
         ("evaluation", "Evaluation"),
         ("curves", "Curves"),
         ("samples", "Before and after"),
+        ("scored", "Scores"),
         ("pairs", "Rewritten answers"),
         ("data", "Data"),
         ("recipe", "Recipe"),
@@ -178,7 +190,13 @@ def _sections(content: Record) -> Rows:
         ("environment", "Environment"),
         ("files", "Results and files"),
     ]
-    return [(anchor, title) for anchor, title in titles if anchor not in ("evaluation", "pairs") or content[anchor]]
+    optional = ("evaluation", "pairs", "scored")
+    hidden = ("samples",) if content["method"] == "reward" else ()
+    return [
+        (anchor, title)
+        for anchor, title in titles
+        if anchor not in hidden and (anchor not in optional or content[anchor])
+    ]
 
 
 def _text(path: Path) -> str:

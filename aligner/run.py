@@ -66,7 +66,7 @@ RECORD_FILES = ("recipe.yaml", "resolved.json", "environment.json")
 FIRST_FILES = frozenset([*RECORD_FILES, "code.diff", LOCK_NAME])
 """What a run killed in its first moments may have left."""
 
-WORK = ("data.json", "metrics.jsonl", "checkpoints", "final", "archive", "shards", "manifest.json")
+WORK = ("data.json", "metrics.jsonl", "checkpoints", "final", "archive", "shards", "journal", "manifest.json")
 """A run that has none of these failed before its data was ready: it is begun again, since nothing would be lost."""
 
 _TEMPORARY = re.compile(r"^\..+\.\d+\.tmp$")
@@ -389,6 +389,8 @@ def _what_is_in(folder: Path) -> str:
     if (folder / "shards").is_dir():
         built = sum(1 for _ in (folder / "shards").glob("*.done"))
         return f"an unfinished {method} run that has built {built} part{'' if built == 1 else 's'}"
+    if (folder / "journal").is_dir():
+        return f"an unfinished {method} run, parts of which are done"
     latest = run.latest_checkpoint()
     saved = f"saved up to step {checkpoint_step(latest)}" if latest else "with no checkpoint yet"
     return f"an unfinished {method} run, {saved}"

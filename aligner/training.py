@@ -13,7 +13,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,6 +112,9 @@ class OrderedTrainer(Trainer):
 
     has_ended: bool = False
     """Set when the checkpoint to go on from is the last one: training is over, and only the end is left to do."""
+
+    def before_result(self) -> None:
+        """Whatever is to be done to the model between training and saving it."""
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """Train no further than the end: transformers resumes a finished epoch's middle with one more step."""
@@ -251,10 +254,12 @@ def fit(
     run: Run,
     on_event: OnEvent | None,
     guards: Sequence[TrainerCallback] = (),
+    finish: Callable[[Path], None] | None = None,
 ) -> Fitted:
     """Train, from the last complete checkpoint if there is one, and save the result to `final/`.
 
-    `guards` hear of every log after it was recorded, and may end the training with an error.
+    `finish` may add files to the folder of the result before it takes its name. `guards` hear of every log after it was
+    recorded, and may end the training with an error.
     Raises: TrainingError when the loss is no number or memory runs out.
     """
     keep = int(recipe.trainer.get("save_total_limit") or KEPT_CHECKPOINTS)
@@ -281,7 +286,8 @@ def fit(
             "trainer.gradient_checkpointing=true, lower data.max_length, or use model.lora with model.quantization=nf4.",
         ) from error
     refuse_broken_weights(trainer)
-    save_final(trainer, run)
+    trainer.before_result()
+    save_final(trainer, run, finish)
     return Fitted(_results(trainer))
 
 
@@ -299,13 +305,15 @@ def _announce(checkpoint: Path | None, run: Run, on_event: OnEvent | None) -> No
         on_event(Notice(f"Going on from {checkpoint} (weights, optimizer, schedule, random state, place in the data)."))
 
 
-def save_final(trainer: OrderedTrainer, run: Run) -> None:
+def save_final(trainer: OrderedTrainer, run: Run, finish: Callable[[Path], None] | None = None) -> None:
     """Save the model to `final/` under a temporary name first, so that a `final/` is always whole."""
     unfinished = run.dir / "final.unfinished"
     trainer.save_model(str(unfinished))
     if trainer.is_world_process_zero():
         (unfinished / "training_args.bin").unlink(missing_ok=True)  # a pickle; the recipe says it all
         (unfinished / "README.md").unlink(missing_ok=True)
+        if finish is not None:
+            finish(unfinished)
         if run.final_dir.exists():
             shutil.rmtree(run.final_dir)
         os.replace(unfinished, run.final_dir)

@@ -15,7 +15,10 @@ SCRIPTS = (
     "effects.quickstart",
     "effects.discopop",
     "effects.sapo",
+    "effects.reward_models",
+    "effects.reward_distill",
     "effects.mosaic",
+    "effects.active_labels",
 )
 
 for script in SCRIPTS:

@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar
 
 import typer
 
-from . import discover, doctor, evaluate, generate, mosaic, quickstart, recipes, runs, toy, train
+from . import data, discover, doctor, evaluate, generate, mosaic, quickstart, recipes, runs, score, toy, train
 from .boundary import Boundary
 from .quick import QuickCommand
 from .quiet import make_streams_safe, set_environment, silence_warnings
@@ -23,10 +23,10 @@ class Root(Boundary):
 
     sections: ClassVar[dict[str, tuple[str, ...]]] = {
         "Start here": ("quickstart", "toy", "recipes", "doctor"),
-        "Build data": ("mosaic",),
-        "Train": ("sft", "dpo", "sapo"),
+        "Build data": ("mosaic", "data"),
+        "Train": ("sft", "dpo", "sapo", "reward"),
         "Search": ("discover",),
-        "Use and measure": ("generate", "eval", "runs"),
+        "Use and measure": ("generate", "eval", "score", "runs"),
     }
 
 
@@ -79,9 +79,11 @@ train.add_commands(app)
 app.command("mosaic", cls=RecipeCommand, help=mosaic.HELP, short_help=mosaic.SHORT, context_settings=ANY_KEY)(
     mosaic.mosaic
 )
+app.add_typer(data.app, name="data")
 app.command("discover", cls=RecipeCommand, help=discover.HELP, context_settings=ANY_KEY)(discover.discover)
 app.command("generate", cls=QuickCommand)(generate.generate)
 app.command("eval", cls=QuickCommand)(evaluate.evaluate)
+app.command("score", cls=QuickCommand)(score.score)
 app.add_typer(runs.app, name="runs")
 
 

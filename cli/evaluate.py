@@ -1,4 +1,4 @@
-"""`aligner eval MODEL`: what turns a model into numbers, from the command line."""
+"""`aligner eval`: what turns a model, or a reward model, into numbers, from the command line."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from .models import (
     DtypeOption,
     MaxNewTokens,
     MaxRows,
-    ModelName,
     NumSamples,
+    OnBadRow,
     QuantizationOption,
     Seed,
     Split,
@@ -36,18 +36,55 @@ if TYPE_CHECKING:
     from aligner.reward_models import Scorer
 
 
+OF_MODELS = (
+    "task",
+    "scorer",
+    "reference",
+    "max_new_tokens",
+    "temperature",
+    "num_samples",
+    "batch_size",
+    "dtype",
+    "quantization",
+    "trust_remote_code",
+)
+"""Parameters that mean nothing for a reward model, whose card says how it is loaded."""
+
+OF_REWARD_MODELS = ("category", "plot", "resamples")
+
+
 def evaluate(
-    model: ModelName,
+    context: typer.Context,
     data: Annotated[str, typer.Option("--data", help="Rows to measure on: file, folder, glob or hub id.")],
+    model: Annotated[
+        str | None, typer.Argument(metavar="MODEL", help="Folder (a run's final/, also an adapter) or hub id.")
+    ] = None,
+    reward_model: Annotated[
+        list[str] | None,
+        typer.Option("--reward-model", metavar="CARD", help="In place of MODEL; twice: compare two."),
+    ] = None,
     task: Annotated[
         Literal["auto", "sft", "preference", "prompts"],
         typer.Option("--task", help="What to measure; auto: see above."),
     ] = "auto",
     scorer: Annotated[str | None, typer.Option("--scorer", help="toy, verifier:exact, verifier:number, ...")] = None,
     reference: Annotated[str | None, typer.Option("--reference", help="Reference model, for preferences.")] = None,
+    category: Annotated[
+        str | None,
+        typer.Option("--category", help="Reward model: column to divide by; else category, subset or source."),
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="Reward model: draw everything into this HTML file.")
+    ] = None,
+    resamples: Annotated[
+        int, typer.Option("--resamples", min=0, help="Reward model: draws for the intervals; 0: none.")
+    ] = 1000,
     column: Column = None,
     split: Split = "train",
     max_rows: MaxRows = None,
+    on_bad_row: Annotated[
+        OnBadRow, typer.Option("--on-bad-row", help="Stop at broken rows, or leave them out.")
+    ] = "error",
     max_new_tokens: MaxNewTokens = 256,
     temperature: Temperature = 0.0,
     num_samples: NumSamples = 1,
@@ -59,17 +96,26 @@ def evaluate(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write JSON to this file.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a model: loss, answers, preferences.
+    """Measure a model (loss, answers, preferences) or a reward model.
 
     The task is `prompts` with a scorer; otherwise the rows decide: pairs are compared (`preference`), rows with answers
     give loss and perplexity (`sft`), prompts alone are answered (`prompts`).
+
+    A reward model (a card, a run's folder, bradley_terry:FOLDER, ...) is measured on pairs: accuracy, also by category,
+    by length and as RewardBench averages it, bias for length, calibration, and agreement with a second one.
     """
+    _check_kind(context, model, reward_model)
+    if reward_model:
+        source = source_section(data, column, split, max_rows)
+        _evaluate_rewards(reward_model, source, category, on_bad_row, resamples, seed, plot, output, as_json)
+        return
+    assert model is not None
     check_sampling(temperature, top_p=1.0)
     source = source_section(data, column, split, max_rows)
     judge = _scorer(scorer)
     chosen = _task(source, scorer) if task == "auto" else task
     _check_task(chosen, scorer, reference)
-    rows = read_rows(source, chosen, seed)
+    rows = read_rows(source, chosen, seed, on_bad_row)
     section = model_section(model, dtype, quantization, trust_remote_code)
     check_paths(section, reference)
 
@@ -103,6 +149,57 @@ def evaluate(
     shown = {name: value for name, value in numbers.items() if not name.endswith("_stderr")}
     errors = {name: f"+/- {number(numbers[f'{name}_stderr'])}" if f"{name}_stderr" in numbers else "" for name in shown}
     columns((chosen, "value", ""), [(name, number(value), errors[name]) for name, value in shown.items()])
+
+
+def _check_kind(context: typer.Context, model: str | None, reward_models: list[str] | None) -> None:
+    """One of the two is measured, and an option that would do nothing is a mistake."""
+    from aligner.errors import UsageError
+
+    if (model is None) == (not reward_models):
+        found = "nothing to measure" if model is None else "both MODEL and --reward-model"
+        raise UsageError(f"{found}", "name a MODEL, or a reward model with --reward-model")
+    idle, what = (OF_MODELS, "reward models") if reward_models else (OF_REWARD_MODELS, "models")
+    given = [name for name in idle if _is_given(context, name)]
+    if given:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise UsageError(f"{flags} {'has' if len(given) == 1 else 'have'} no effect for {what}", "leave it out")
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _evaluate_rewards(
+    specs: list[str],
+    source: Source,
+    category: str | None,
+    on_bad_row: OnBadRow,
+    resamples: int,
+    seed: int,
+    plot: Path | None,
+    output: Path | None,
+    as_json: bool,
+) -> None:
+    from .evaluate_rewards import draw, evaluate_rewards, show
+
+    found = evaluate_rewards(
+        specs,
+        source,
+        category=category,
+        on_bad_row=on_bad_row,
+        resamples=resamples,
+        seed=seed,
+        outputs=(plot, output),
+    )
+    if output is not None:
+        write_file(output, _dumps(found.record) + "\n")
+    if plot is not None:
+        draw(found, plot)
+    if as_json:
+        typer.echo(_dumps(found.record))
+    else:
+        show(found.record)
 
 
 def _dumps(record: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from aligner.config.choices import LOSSES
+from aligner.config.choices import LOSSES, REWARD_LOSSES
 
 if TYPE_CHECKING:
     from aligner.objectives.table import Row, Shape
@@ -43,7 +43,9 @@ def show_losses(arguments: Sequence[str], plot: Path | None) -> None:
             for row in rows
         ],
     )
-    typer.echo("")
+    typer.echo(
+        f"\n{', '.join(REWARD_LOSSES)}: drawn for a pair whose rewards differ by 1; the minimum is where they say.\n"
+    )
     width = max(map(len, LOSSES))
     for name, text in LOSSES.items():
         typer.echo(f"{name.ljust(width)}  {text}")
@@ -59,6 +61,8 @@ def _numbers(arguments: Sequence[str]) -> tuple[float, float]:
     from .train import resolve
 
     others = ["dpo.loss=discopop", "model.name_or_path=unread", "data.train=unread"]
+    # What a recipe says of rewards goes with another objective; the forward KL, with any.
+    others += ["dpo.reward_models=[]", "dpo.reward_scale=1.0", "dpo.reward_combine=mean", "dpo.forward_kl=0.0"]
     dpo = resolve("dpo", [*arguments, *others])[0].recipe.dpo
     return dpo.beta, dpo.tau
 

@@ -10,10 +10,12 @@ import typer
 
 if TYPE_CHECKING:
     from aligner.config.schema import Model, Source
+    from aligner.data.ledger import Ledger
     from aligner.data.rows import Task
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["none", "nf4", "fp4", "int8"]
+OnBadRow = Literal["error", "drop"]
 
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="Folder (a run's final/, also an adapter) or hub id.")]
 Column = Annotated[list[str] | None, typer.Option("--column", help="Which column holds what: prompt=question.")]
@@ -43,11 +45,24 @@ def source_section(path: str, column: list[str] | None, split: str, max_rows: in
     return Source(path=path, columns=columns, split=split, max_rows=max_rows)
 
 
-def read_rows(source: Source, task: Task, seed: int) -> list[Any]:
+def read_rows(source: Source, task: Task, seed: int, on_bad_row: OnBadRow = "error") -> list[Any]:
     from aligner.config.schema import Data
     from aligner.data import load_rows
 
-    return list(load_rows(Data(train=[source]), task, seed).train)
+    loaded = load_rows(Data(train=[source], on_bad_row=on_bad_row), task, seed)
+    dropped_rows(loaded.ledger)
+    return list(loaded.train)
+
+
+def dropped_rows(ledger: Ledger) -> int:
+    """How many broken rows were left out; if there are any, stderr gets the number and the first of them."""
+    broken = [row for entry in ledger.sources for row in entry.bad_rows]
+    count = sum(entry.bad for entry in ledger.sources)
+    if count:
+        rows = "row is" if count == 1 else "rows are"
+        text = f"warning: {count:,} broken {rows} left out, the first {broken[0].where}: {broken[0].reason}"
+        typer.echo(text, err=True)
+    return count
 
 
 def check_sampling(temperature: float, top_p: float) -> None:

@@ -35,11 +35,25 @@ EXAMPLES = {
         "aligner sapo --model runs/sft/final --data talks.jsonl --output runs/sapo --use_peft",
         "aligner sapo recipe.yaml sapo.loss=orpo sapo.beta=0.05",
     ),
+    "reward": (
+        "aligner reward tiny/reward",
+        "aligner reward --model runs/sft/final --data pairs.jsonl --output runs/reward",
+        "aligner reward recipe.yaml reward.loss=scaled reward.center_rewards_coefficient=0.01",
+        "aligner reward recipe.yaml reward.kind=regression 'reward.attributes=[helpfulness, correctness]'",
+        "aligner eval --reward-model runs/reward --data pairs.jsonl",
+    ),
     "mosaic": (
         "aligner mosaic tiny/mosaic",
         "aligner mosaic --data rows.jsonl --output data/mosaic --tokenizer Qwen/Qwen3-0.6B",
         "aligner mosaic recipe.yaml mosaic.max_members=6 mosaic.passes=3 mosaic.workers=8",
         "aligner mosaic recipe.yaml --resume",
+    ),
+    "select": (
+        "aligner data select tiny/select",
+        "aligner data select --model runs/sft/final --data prompts.jsonl --reward_models runs/reward --output runs/select",
+        "aligner data select recipe.yaml select.budget=500 select.strategy=uncertainty",
+        "aligner data select runs/select --labels to_label.jsonl",
+        "aligner data select runs/select --oracle judge.yaml",
     ),
     "discover": (
         "aligner discover tiny/discover",

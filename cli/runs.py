@@ -61,6 +61,7 @@ def show(run: RunDir, as_json: Json = False) -> None:
 REPORTS = {
     "discover": "aligner.methods.discovery_report:write_discovery_report",
     "mosaic": "aligner.builders.mosaic.report:write_mosaic_report",
+    "select": "aligner.builders.selection.report:write_select_report",
 }
 """Methods whose reports are not those of a training -> what writes them."""
 

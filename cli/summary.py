@@ -60,6 +60,9 @@ def _method(recipe: TrainRecipe) -> str:
     section = getattr(recipe, recipe.method)
     if recipe.method == "sft":
         return f"sft (loss on {section.loss_on})"
+    if recipe.method == "reward":
+        loss = f", {section.loss} loss" if section.loss != "plain" else ""
+        return f"reward ({section.kind.replace('_', '-')}{loss})"
     loss = (
         section.loss
         if isinstance(section.loss, str)

@@ -1,4 +1,4 @@
-"""`aligner sft`, `dpo` and `sapo`: one command, written once.
+"""`aligner sft`, `dpo`, `sapo` and `reward`: one command, written once.
 
     aligner dpo [RECIPE] [key=value ...] [--flags]
 
@@ -24,12 +24,16 @@ METHODS = {
     "sft": "Supervised fine-tuning on conversations, completions or text.",
     "dpo": "Direct preference optimization, on pairs of answers.",
     "sapo": "Self-Augmented Preference Optimization, on single good answers.",
+    "reward": "Train a reward model, on pairs of answers or on ratings.",
 }
 
 LONGER = {
     "sapo": "Self-Augmented Preference Optimization (arXiv 2405.20830): a moving average of the policy rewrites a window of each "
     "good answer, and the policy is trained to prefer the answer. Not to be confused with the GRPO loss `sapo` (Soft Adaptive "
     "Policy Optimization) of other tools.",
+    "reward": "Train a reward model: Bradley-Terry on pairs (plain, with a margin, or scaled by the strength of a preference), a "
+    "regression on ratings, a pairwise model that is asked A or B, values at the ends of segments, or ODIN, which keeps length "
+    "out of the score. The result holds a card that `aligner score` and `aligner eval --reward-model` load.",
 }
 """What the help of a method says beyond its one line."""
 

@@ -89,4 +89,4 @@ def _card_of(kind: str, argument: str, spec: str) -> Card:
     if not argument:
         raise RecipeError(f"{spec!r} names no model", f"Write {kind}:HUB_ID or {kind}:FOLDER.")
     # What other tools have trained reads its score behind the last token that the chat template writes.
-    return Card(kind=kind, name=spec, model=argument, **({"read_at": "end"} if kind == "bradley_terry" else {}))  # type: ignore[arg-type]
+    return Card(kind=kind, name=spec, model=argument, **({"read_at": "end"} if kind == "bradley_terry" else {}))

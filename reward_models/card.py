@@ -62,6 +62,8 @@ class Card(Section):
     """Data type of the weights; the head is computed in float32 in every case."""
     quantization: Literal["none", "nf4", "fp4", "int8"] = "none"
     """Load the weights with bitsandbytes in 4 or 8 bits."""
+    double_quant: bool = True
+    """Quantize the quantization constants too; only for `nf4` and `fp4`."""
     attn_implementation: str | None = None
     """`sdpa`, `eager`, `flash_attention_2`, ..."""
     trust_remote_code: bool = False
@@ -127,6 +129,7 @@ OF_MODELS = {
     "revision",
     "dtype",
     "quantization",
+    "double_quant",
     "attn_implementation",
     "trust_remote_code",
     "chat_template",
@@ -219,7 +222,7 @@ def parse_card(text: str, where: str, name: str, folder: Path | None) -> Card:
                 note((key,), f"runs from {ends[0]:g} to {ends[1]:g}", "the smaller number first")
     if problems or card is None:
         raise RecipeError(f"{where} is no card of a reward model", "See reward_models/README.md.", problems)
-    placed = {key: _placed(getattr(card, key), folder) for key in ("model", "chat_template", "rubric")}
+    placed: dict[str, Any] = {key: _placed(getattr(card, key), folder) for key in ("model", "chat_template", "rubric")}
     members = [str(_placed(member, folder)) for member in card.members]
     if card.segments is not None:
         placed["segments"] = card.segments.model_copy(update={"reference": _placed(card.segments.reference, folder)})
@@ -236,5 +239,7 @@ def _placed(path: str | None, folder: Path | None) -> str | None:
 def card_text(card: Card) -> str:
     """The card as YAML, without what is left at its default."""
     values = card.model_dump(mode="json", exclude_defaults=True)
+    if card.segments is not None:
+        values["segments"] = card.segments.model_dump(mode="json", exclude_none=True)
     assert all(not isinstance(value, float) or math.isfinite(value) for value in values.values())
     return yaml.safe_dump({"kind": card.kind, **values}, sort_keys=False, allow_unicode=True)

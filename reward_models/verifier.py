@@ -3,9 +3,21 @@
     verifier:exact             1 when the answer is the reference, blanks aside
     verifier:number            1 when the answer's number is the reference's number
     verifier:regex=PATTERN     1 when the pattern is found; with a group, when the group is the reference
+    verifier:json              1 when the answer is JSON; with a reference, when it is the same value
+    verifier:json=FILE.json    1 when the answer is JSON that is valid against the schema in the file
+    verifier:tests             1 when the answer's Python program passes the reference's unit tests (`TestsVerifier`)
+    verifier:tests=share       the share of the tests that it passes
     verifier:FILE.py:FUNCTION  a function of yours: (prompt, completion, reference) -> number
 
+The last four kinds and `regex` run in processes that are stopped when they take too long or too much
+(`verifiers_isolated.py`); such a row is scored as failed and has a remark. Limits stand behind the name, as in
+`verifier:tests,timeout_s=5,memory_mb=512,processes=0`; a function takes `network=yes` too. `regex` takes none, for all
+that follows is its pattern.
+
 Blanks: runs of white space count as one space, and those at the ends do not count.
+
+JSON. Read is the answer's last ```json block, else the whole answer; `json_answers.py` says what counts as JSON. A
+reference that is not JSON is an error of the data; with a schema, references are not looked at.
 
 Numbers. The number of a text is the one after its last answer mark (`#### 42`, `A: 42`, `Answer: 42`, `answer is 42`,
 `\\boxed{42}`), else the last number in it. Read are signs (a minus sign between two numbers, as in `7-2`, is no sign),
@@ -16,31 +28,33 @@ Two numbers are equal when they differ by at most `TOLERANCE` times the referenc
 
 from __future__ import annotations
 
-import difflib
-import importlib.util
-import inspect
-import math
+import decimal
 import re
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from types import ModuleType
 
+from aligner.config.names import closest
 from aligner.errors import DataError, RecipeError
 
-from .base import SHARE, UNBOUNDED, Prompt, Range, Scorer, Scores, check_lengths, required_references
-from .card import Card
+from .base import SHARE, Prompt, Range, Scorer, Scores, check_lengths, required_references
+from .card import Card, range_of
+from .json_answers import INVALID, read_answer, read_json, same_value
+from .verifier_options import Options, read_options, split_options
+from .verifiers_isolated import FunctionVerifier, RegexVerifier, SchemaVerifier, TestsVerifier
 
 TOLERANCE = Decimal("1e-6")
 
-UserFunction = Callable[[Prompt, str, "str | None"], float]
+_WIDE = decimal.Context(prec=40, Emax=decimal.MAX_EMAX, Emin=decimal.MIN_EMIN)
+"""For numbers of any length: beyond the usual context's exponents, subtracting them would raise."""
 
-_DIGITS = r"(?:(?:\d{1,3}(?:,\d{3})+(?![\d,])|\d+)(?:\.\d+)?|(?<!\d)\.\d+)"
+_DIGITS = r"(?:(?:\d{1,3}(?:,\d{3}){1,30}(?![\d,])|\d+)(?:\.\d+)?|(?<!\d)\.\d+)"
 _NUMBER = rf"(?:(?<![\w.)])[-+][$€£¥]?)?{_DIGITS}(?:[eE][-+]?\d{{1,3}}\b)?"
 _ANY_NUMBER = re.compile(_NUMBER, re.ASCII)
 _MARK = r"(?:####|\bA:|\banswer:|\banswer is:?|\\boxed\{)"
-_MARKED = re.compile(_MARK + rf"\s*[*$€£¥(]*\s*({_NUMBER})", re.ASCII | re.IGNORECASE)
+_MARKED = re.compile(_MARK + rf"[\s*$€£¥(]*({_NUMBER})", re.ASCII | re.IGNORECASE)
 
 
 def same_text(text: str) -> str:
@@ -51,8 +65,14 @@ def same_text(text: str) -> str:
 def number_in(text: str) -> Decimal | None:
     """The number that a text answers with, or None."""
     text = text.replace("\u2212", "-")
-    found = _MARKED.findall(text) or _ANY_NUMBER.findall(text)
-    return Decimal(re.sub(r"[,$€£¥]", "", found[-1])) if found else None
+    found = _last(_MARKED, text) or _last(_ANY_NUMBER, text)
+    return Decimal(re.sub(r"[,$€£¥]", "", found)) if found else None
+
+
+def _last(pattern: re.Pattern[str], text: str) -> str:
+    """The last match, or its group; nothing is kept of the others, of which a long answer may have millions."""
+    matches = deque(pattern.finditer(text), maxlen=1)
+    return str(matches[0][pattern.groups]) if matches else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +93,8 @@ class ExactVerifier:
         return Scores(float(same_text(answer) == same_text(reference)) for answer, reference in zip(completions, right))
 
     def fingerprint(self) -> str:
-        """Its name: the rule is fixed."""
-        return self.name
+        """The rule, which is fixed."""
+        return "verifier:exact"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,27 +122,24 @@ class NumberVerifier:
         return Scores(float(_equal(number_in(answer), target)) for answer, target in zip(completions, targets))
 
     def fingerprint(self) -> str:
-        """Its name: the rule is fixed."""
-        return self.name
+        """The rule, which is fixed."""
+        return "verifier:number, rule 2"
 
 
 def _equal(found: Decimal | None, target: Decimal | None) -> bool:
     if found is None or target is None:
         return False
-    return abs(found - target) <= TOLERANCE * max(Decimal(1), abs(target))
+    with decimal.localcontext(_WIDE):
+        return abs(found - target) <= TOLERANCE * max(Decimal(1), abs(target))
 
 
 @dataclass(frozen=True, slots=True)
-class RegexVerifier:
-    """The pattern's last match decides: found or not, or its one group compared with the reference, blanks aside."""
+class JsonVerifier:
+    """1 when the answer is JSON and, in a row with a reference, has the reference's value; else 0."""
 
-    pattern: re.Pattern[str]
+    name: str = "verifier:json"
     range: Range = SHARE
 
-    @property
-    def name(self) -> str:
-        return f"verifier:regex={self.pattern.pattern}"
-
     def score(
         self,
         prompts: Sequence[Prompt],
@@ -130,84 +147,80 @@ class RegexVerifier:
         references: Sequence[str | None] | None = None,
     ) -> Scores:
         check_lengths(prompts, completions, references)
-        if not self.pattern.groups:
-            return Scores(float(self.pattern.search(answer) is not None) for answer in completions)
-        right = required_references(self.name, references, len(prompts))
-        return Scores(
-            float(self._last_group(answer) == same_text(reference)) for answer, reference in zip(completions, right)
-        )
+        targets = [None] * len(prompts) if references is None else list(map(read_reference, references))
+        for row, target in enumerate(targets, start=1):
+            if target is not None and target[0] is INVALID:
+                assert references is not None
+                raise DataError(
+                    f"row {row}: {self.name} finds no JSON in the right answer {str(references[row - 1])[:60]!r}",
+                    "Give JSON, or no `answer` at all where any JSON will do.",
+                )
+        return Scores(_json_score(read_answer(answer), target) for answer, target in zip(completions, targets))
 
     def fingerprint(self) -> str:
-        """Its name, which holds the pattern."""
-        return self.name
-
-    def _last_group(self, answer: str) -> str | None:
-        groups = [match.group(1) for match in self.pattern.finditer(answer)]
-        return same_text(groups[-1]) if groups and groups[-1] is not None else None
+        """The rule, which is fixed."""
+        return "verifier:json"
 
 
-@dataclass(frozen=True, slots=True)
-class FunctionVerifier:
-    """A user's function, called once for each row."""
+def read_reference(text: str | None) -> tuple[object] | None:
+    """The JSON value of a reference, wrapped, since a value may be None as well."""
+    return None if text is None else (read_json(text),)
 
-    name: str
-    function: UserFunction
-    range: Range = UNBOUNDED
 
-    def score(
-        self,
-        prompts: Sequence[Prompt],
-        completions: Sequence[str],
-        references: Sequence[str | None] | None = None,
-    ) -> Scores:
-        check_lengths(prompts, completions, references)
-        known: Sequence[str | None] = [None] * len(prompts) if references is None else references
-        rows = enumerate(zip(prompts, completions, known), start=1)
-        return Scores(self._one(row, *values) for row, values in rows)
-
-    def fingerprint(self) -> str:
-        """Its name; what the function does is not looked at."""
-        return self.name
-
-    def _one(self, row: int, prompt: Prompt, completion: str, reference: str | None) -> float:
-        try:
-            value = self.function(prompt, completion, reference)
-        except Exception as error:  # the user's code may raise anything
-            raise DataError(
-                f"row {row}: {self.name} raised {type(error).__name__}: {error}",
-                f"Make the function give a score to every answer; this one was {completion[:60]!r}.",
-            ) from error
-        if not isinstance(value, int | float) or not math.isfinite(value):
-            raise DataError(
-                f"row {row}: {self.name} returned {value!r}, which is no finite number",
-                "Return a float; higher is better.",
-            )
-        return float(value)
+def _json_score(value: object, target: tuple[object] | None) -> float:
+    return float(value is not INVALID and (target is None or same_value(value, target[0])))
 
 
 def make(card: Card) -> Scorer:
     """The scorer of a card of the kind `verifier`."""
     argument = card.verifier or ""
-    if argument == "exact":
-        return ExactVerifier()
-    if argument == "number":
-        return NumberVerifier()
+    name = card.name or f"verifier:{argument}"
     if argument.startswith("regex="):
-        return _make_regex(argument.removeprefix("regex="))
-    path, colon, function = argument.rpartition(":")
-    if colon and path.endswith(".py"):
-        return FunctionVerifier(f"verifier:{argument}", _load_function(Path(path), function))
-    close = difflib.get_close_matches(argument, ["exact", "number", "regex=PATTERN"], n=1)
+        scorer: Scorer = _make_regex(name, argument.removeprefix("regex="))
+    else:
+        kind, written = split_options(argument)
+        path, colon, function = kind.rpartition(":")
+        if colon and path.endswith(".py"):
+            options = read_options(name, written, ("timeout_s", "memory_mb", "processes", "network"))
+            return FunctionVerifier(name, Path(path).expanduser(), function, options, range_of(card))
+        scorer = _make_ready(name, kind, written)
+    if card.range is not None and tuple(card.range) != SHARE:
+        raise RecipeError(
+            f"the card {name} says a range from {card.range[0]:g} to {card.range[1]:g}, and verifier:{argument} has 0 to 1",
+            "Drop `range`; it is for functions of your own.",
+        )
+    return scorer
+
+
+def _make_ready(name: str, kind: str, written: dict[str, str]) -> Scorer:
+    if kind in ("exact", "number", "json"):
+        read_options(name, written, ())
+        ready: dict[str, Callable[[str], Scorer]] = {
+            "exact": ExactVerifier,
+            "number": NumberVerifier,
+            "json": JsonVerifier,
+        }
+        return ready[kind](name)
+    if kind.startswith("json="):
+        options = read_options(name, written, ("timeout_s", "memory_mb"))
+        return SchemaVerifier(name, Path(kind.removeprefix("json=")).expanduser(), options)
+    if kind in ("tests", "tests=share"):
+        options = read_options(name, written, ("timeout_s", "memory_mb", "processes"))
+        return TestsVerifier(name, options, share=kind == "tests=share")
+    close = closest(kind, READY)
     raise RecipeError(
-        f"there is no verifier {argument!r}" + (f"; did you mean {close[0]!r}?" if close else ""),
-        "Write verifier:exact, verifier:number, verifier:regex=PATTERN or verifier:path/to/file.py:function.",
+        f"there is no verifier {kind!r}" + (f"; did you mean {close!r}?" if close else ""),
+        f"Write verifier: and one of {', '.join(READY)}, or verifier:path/to/file.py:function.",
     )
 
 
-def _make_regex(text: str) -> RegexVerifier:
+READY = ("exact", "number", "regex=PATTERN", "json", "json=FILE.json", "tests", "tests=share")
+
+
+def _make_regex(name: str, text: str) -> RegexVerifier:
     try:
         pattern = re.compile(text)
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise RecipeError(
             f"verifier:regex={text} is no regular expression: {error}", "Python's `re` syntax."
         ) from error
@@ -216,40 +229,4 @@ def _make_regex(text: str) -> RegexVerifier:
             f"verifier:regex={text} needs a pattern with at most one group, found {pattern.groups} groups",
             "Use (?:...) for groups that are not the answer.",
         )
-    return RegexVerifier(pattern)
-
-
-def _load_function(path: Path, name: str) -> UserFunction:
-    where = f"verifier:{path}:{name}"
-    functions = {key: value for key, value in vars(_import_file(path, where)).items() if inspect.isroutine(value)}
-    if name not in functions:
-        close = difflib.get_close_matches(name, functions, n=1)
-        raise RecipeError(
-            f"{path} has no function {name!r}" + (f"; did you mean {close[0]!r}?" if close else ""),
-            f"It has: {', '.join(sorted(functions)) or 'no function at all'}.",
-        )
-    try:
-        inspect.signature(functions[name]).bind("prompt", "completion", "reference")
-    except TypeError as error:
-        raise RecipeError(
-            f"{where} cannot be called with three values: {error}",
-            f"Define it as def {name}(prompt, completion, reference).",
-        ) from error
-    return functions[name]
-
-
-def _import_file(path: Path, where: str) -> ModuleType:
-    if not path.is_file():
-        raise RecipeError(f"{where}: there is no file {path}", "The path is taken from the working directory.")
-    spec = importlib.util.spec_from_file_location(f"aligner_user_{path.stem}", path)
-    assert spec is not None, path
-    assert spec.loader is not None, path
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # the user's code may raise anything
-        raise RecipeError(
-            f"{where}: importing {path} raised {type(error).__name__}: {error}",
-            "Import the file with python to see more.",
-        ) from error
-    return module
+    return RegexVerifier(name, pattern, Options())

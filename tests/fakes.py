@@ -92,6 +92,23 @@ def save_model(folder: Path, seed: int = 0, **settings: Any) -> Path:
     return folder
 
 
+def save_reward_model(folder: Path, outputs: int = 1, seed: int = 0, card: str | None = None) -> Path:
+    """A random sequence classification model with its tokenizer and card."""
+    import torch
+    from transformers import LlamaForSequenceClassification
+
+    tokenizer = byte_tokenizer()
+    torch.manual_seed(seed)
+    config = tiny_llama(tokenizer, seed).config
+    config.num_labels = outputs
+    config.pad_token_id = tokenizer.pad_token_id
+    model = LlamaForSequenceClassification(config)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "reward_model.yaml").write_text(card or "kind: bradley_terry\nmodel: .\n")
+    return folder
+
+
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
     """Write rows, one a line, and return the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -140,7 +157,7 @@ def small_recipe(method: str, world: Path, output_dir: Path, *overrides: str, **
     """A resolved recipe for a small world. `flags`: dotted keys with `__` for the dot."""
     from aligner.config.load import load_recipe
 
-    data = {"sft": "sft.jsonl", "dpo": "pairs.jsonl", "sapo": "sft.jsonl"}[method]
+    data = {"sft": "sft.jsonl", "dpo": "pairs.jsonl", "sapo": "sft.jsonl", "reward": "pairs.jsonl"}[method]
     settings = {
         "model.name_or_path": str(world / "model"),
         "data.train": str(world / data),

@@ -25,6 +25,8 @@ MOMENTS: dict[str, Place] = {
     "before the tokenised rows have their books": ("aligner.prepare", "_write", False),
     "while the model is loaded": ("aligner.methods.{method}", "load_policy", True),
     "while the reference is computed": ("aligner.reference", "_save", True),
+    "while rewards are kept": ("aligner.distillation", "write_atomically", True),
+    "while answers of the reference are kept": ("aligner.samples", "_save", True),
     "in the middle of an epoch": ("transformers:Trainer", "training_step", True),
     "while a checkpoint is written": ("transformers:Trainer", "_save_optimizer_and_scheduler", True),
     "before a checkpoint is declared whole": ("aligner.run:Run", "complete_checkpoint", True),

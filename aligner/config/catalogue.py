@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aligner.config.names import did_you_mean
+from aligner.config.schema import command_of
 from aligner.errors import RecipeError
 
 
@@ -58,7 +59,7 @@ def recipe_text(name: str) -> str:
 def markdown_table() -> str:
     """The table of `recipes/README.md`; a test compares it with the folder."""
     rows = [
-        f"| [`{recipe.name}`]({recipe.name}.yaml) | `{recipe.method}` | {recipe.summary} |"
+        f"| [`{recipe.name}`]({recipe.name}.yaml) | `{command_of(recipe.method)}` | {recipe.summary} |"
         for recipe in shipped_recipes()
     ]
     return "\n".join(["| Recipe | Command | What it does |", "| --- | --- | --- |", *rows])

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from aligner.config import names, trainer_keys
 from aligner.config.flag_table import FLAGS
-from aligner.config.schema import METHOD_SECTIONS, RECIPES, Recipe
+from aligner.config.schema import METHOD_SECTIONS, RECIPES, Recipe, command_of
 from aligner.config.sections import choices_at, dotted_keys, section_at
 from aligner.config.yaml_lines import KeyPath, dotted
 from aligner.errors import Problem
@@ -209,7 +209,7 @@ def place_of(recipe_class: type[Recipe], name: str) -> str:
         return names.GONE[name]
     for other, section in METHOD_SECTIONS.items():
         if name == section and other != method:
-            return f"that section belongs to `aligner {other}`"
+            return f"that section belongs to `aligner {command_of(other)}`"
     if name in FLAGS and FLAGS[name].key:
         return _place(recipe_class, FLAGS[name].write or FLAGS[name].key)
     if name in trainer_keys.RESERVED and name in trainer_keys.fields(method):
@@ -226,7 +226,7 @@ def _place(recipe_class: type[Recipe], key: str) -> str:
     section = key.split(".", 1)[0].split(":")[0]
     for method, own in METHOD_SECTIONS.items():
         if section == own and method != _method(recipe_class):
-            return f"a setting of `aligner {method}`: `{key}`"
+            return f"a setting of `aligner {command_of(method)}`: `{key}`"
     return f"set `{key}`"
 
 

@@ -29,6 +29,7 @@ LOSSES: dict[str, str] = {
     "aqfl": "discovered: adaptive quantile feedback loss (arXiv 2406.08414); reads batch statistics",
     "cell": "discovered: combined exponential and logistic loss (arXiv 2406.08414)",
     "pfl": "discovered: policy focused loss (arXiv 2406.08414)",
+    "reward_distill": "reward distillation: margins follow reward models (arXiv 2405.19316); needs `reward_models`, reads no labels",
 }
 """Objective of `aligner dpo` -> one line about it."""
 
@@ -41,6 +42,12 @@ TAU_LOSSES = ("discopop", "dbaql", "aql", "aqfl", "pfl")
 REFERENCE_FREE_LOSSES = ("orpo", "simpo", "sft")
 """Objectives that never read the reference, which is then not computed."""
 
+REWARD_LOSSES = ("reward_distill",)
+"""Objectives that follow reward models and not the labels."""
+
+DISTILL_FORWARD_KL = 0.1
+"""Weight of the forward KL with such an objective, where `dpo.forward_kl` is left out."""
+
 OTHER_LOSS_NAMES = {
     "dpo": "sigmoid",
     "lrml": "discopop",
@@ -50,6 +57,10 @@ OTHER_LOSS_NAMES = {
     "rdpo": "robust",
     "kto": "kto_pair",
     "nll": "sft",
+    "distill": "reward_distill",
+    "ddpo": "reward_distill",
+    "d-dpo": "reward_distill",
+    "e-dpo": "reward_distill",
 }
 """Names that people know an objective by -> its name here."""
 
@@ -75,7 +86,7 @@ PREFERENCE_FORMATS = ("auto", "preference")
 SINGLE_ANSWER_FORMATS = ("auto", "messages", "prompt_completion", "sharegpt", "alpaca")
 """`data.train[].format` that `sapo` can use."""
 
-SAPO_LOSSES = tuple(name for name in LOSSES if name not in ("exo_pair", "sft"))
+SAPO_LOSSES = tuple(name for name in LOSSES if name not in ("exo_pair", "sft", *REWARD_LOSSES))
 """Objectives that `sapo.loss` may name: those that compare, and need no setting of their own."""
 
 SFT_FORMATS = ("auto", "messages", "prompt_completion", "sharegpt", "alpaca", "text")

@@ -123,6 +123,12 @@ DPO = (
 
 MOSAIC = (Flag("tokenizer", "mosaic.tokenizer", "Hub id or folder of the model whose tokenizer counts lengths."),)
 
+SELECT = (
+    Flag("candidates", "select.candidates", "File of prompts with their answers, in place of --model."),
+    Flag("reward_models", "select.reward_models", "Reward models whose doubts decide.", many=True),
+    Flag("labelled", "select.labelled", "Files, or earlier selections, of labelled pairs.", many=True),
+)
+
 LAUNCH = (
     Flag("num_processes", "launch.num_processes", "Processes, one for each GPU."),
     Flag("num_machines", "launch.num_machines", "Machines that take part."),
@@ -179,13 +185,16 @@ SHORT = {"c": "config", "o": "output"}
 OPTIONS = ("resume", "overwrite", "dry_run", "json", "debug", "help")
 """Options of the command itself; they set no key of the recipe."""
 
-METHOD_FLAGS: dict[str, tuple[Flag, ...]] = {"sft": SFT, "dpo": DPO, "mosaic": MOSAIC}
+METHOD_FLAGS: dict[str, tuple[Flag, ...]] = {"sft": SFT, "dpo": DPO, "mosaic": MOSAIC, "select": SELECT}
 
 FLAGS: dict[str, Flag] = {
     flag.name: flag
-    for group in (RUN, MODEL, ADAPTERS, DATA, SFT, DPO, MOSAIC, (WARMUP_RATIO,), LAUNCH)
+    for group in (RUN, MODEL, ADAPTERS, DATA, SFT, DPO, MOSAIC, SELECT, (WARMUP_RATIO,), LAUNCH)
     for flag in group
 }
+
+MODEL_SECTIONS = {"select": "select.policy"}
+"""Methods whose model stands in another section than `model`: the flags of models set its keys."""
 
 ACCELERATE_CONFIGS = {
     "zero1": "zero1",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import yaml
@@ -113,7 +113,12 @@ class _Parser:
     def _own(self, name: str) -> Flag | None:
         """The flag of that name, unless it belongs to another method (`--loss_type` is the objective of `dpo` only)."""
         others = [flags for other, flags in flag_table.METHOD_FLAGS.items() if other != self.method]
-        return None if any(flag.name == name for flags in others for flag in flags) else FLAGS.get(name)
+        if any(flag.name == name for flags in others for flag in flags):
+            return None
+        flag, section = FLAGS.get(name), flag_table.MODEL_SECTIONS.get(self.method)
+        if flag is None or section is None or not flag.key.startswith("model."):
+            return flag
+        return replace(flag, key=f"{section}{flag.key.removeprefix('model')}")
 
     def _is_trainer_switch(self, name: str) -> bool:
         return "bool" in trainer_keys.fields(self.method)[name]["type"].split(" | ")

@@ -22,7 +22,7 @@ from aligner.config.check import build, check_trainer
 from aligner.config.names import did_you_mean
 from aligner.config.overrides import Assignment, Draft, FlagValue, lay_over, split_override
 from aligner.config.rules import check_rules
-from aligner.config.schema import RECIPES, Recipe
+from aligner.config.schema import RECIPES, Recipe, command_of
 from aligner.config.yaml_lines import KeyPath, dotted, read_document
 from aligner.errors import Problem, RecipeError
 
@@ -141,7 +141,8 @@ def _settle_method(draft: Draft, method: str) -> list[Problem]:
     if found == method:
         return []
     if found in RECIPES:
-        message, hint = f"the recipe is for `{found}`, the command is `{method}`", f"run `aligner {found}` with it"
+        message = f"the recipe is for `{found}`, the command is `{command_of(method)}`"
+        hint = f"run `aligner {command_of(found)}` with it"
     else:
         message, hint = (
             f"no method is called `{found}`",
@@ -175,7 +176,7 @@ def _validate(recipe_class: type[Recipe], draft: Draft) -> tuple[Recipe | None, 
 
 def _error(name: str, method: str, ref: str | Path | None, problems: list[Problem]) -> RecipeError:
     count = "a problem" if len(problems) == 1 else f"{len(problems)} problems"
-    hint = "" if ref else f"give a recipe (`aligner {method} RECIPE`), or at least `--model` and `--data`"
+    hint = "" if ref else f"give a recipe (`aligner {command_of(method)} RECIPE`), or at least `--model` and `--data`"
     is_empty = any(problem.key == "model" for problem in problems) and any(
         problem.key == "data" for problem in problems
     )

@@ -11,6 +11,7 @@ from aligner.config.choices import (
     OTHER_LOSS_NAMES,
     PREFERENCE_FORMATS,
     REFERENCE_FREE_LOSSES,
+    REWARD_LOSSES,
     SAPO_LOSSES,
     SFT_FORMATS,
     SINGLE_ANSWER_FORMATS,
@@ -113,6 +114,45 @@ def _settings_of_other_losses(view: View) -> Findings:
         yield finding("dpo.reference_model", f"is not read by `{shown}`", "drop it: the objective needs no reference")
 
 
+def _distillation(view: View) -> Findings:
+    losses, models, several = _losses(view), view["dpo.reward_models"], isinstance(view["dpo.loss"], dict)
+    distilled = [name for name in losses if name in REWARD_LOSSES]
+    for name in distilled if several else ():
+        message = f"`{name}` cannot stand in a mixture: its loss is in units of a reward"
+        yield finding("dpo.loss", message, "write it alone; `nll_weight` and `forward_kl` may be added to it")
+    if distilled and not models:
+        hint = "a list of scorers: `[toy]`, or the folder of a reward model that `aligner reward` has trained"
+        yield finding("dpo.reward_models", f"is missing, and `{distilled[0]}` needs it", hint)
+    if not distilled:
+        for key, default in (("reward_models", []), ("reward_scale", 1.0), ("reward_combine", "mean")):
+            if view[f"dpo.{key}"] != default:
+                hint = f"it is read by {', '.join(REWARD_LOSSES)}"
+                yield finding(f"dpo.{key}", f"has no effect on `{', '.join(losses)}`", hint)
+        return
+    yield from _family(view, models)
+    if view["data.on_too_long"] == "truncate":
+        message = "would cut answers whose rewards are those of the whole answers"
+        yield finding("data.on_too_long", message, "use drop, or a larger data.max_length")
+    if view["dpo.warmup_steps_dpo"]:
+        message = f"trains on the labels, which `{distilled[0]}` does not read"
+        yield finding("dpo.warmup_steps_dpo", message, "drop it: the slope at the start is right")
+
+
+def _family(view: View, models: list[str]) -> Findings:
+    for name in sorted({name for name in models if models.count(name) > 1}):
+        yield finding("dpo.reward_models", f"names {show(name)} more than once", "name each reward model once")
+    if view["dpo.reward_combine"] == "min" and len(models) == 1:
+        yield finding("dpo.reward_combine", "`min` chooses among several reward models, and there is one", "name more")
+
+
+def _forward_kl(view: View) -> Findings:
+    losses, weight = _losses(view), view["dpo.forward_kl"]
+    if weight and set(losses) <= set(REFERENCE_FREE_LOSSES):
+        yield finding("dpo.forward_kl", f"pulls towards a reference, and `{', '.join(losses)}` has none", "drop it")
+    if weight is None and not set(losses) & set(REWARD_LOSSES) and view.given("dpo.forward_kl_tokens"):
+        yield finding("dpo.forward_kl_tokens", "has no effect without `forward_kl`", "set dpo.forward_kl above 0")
+
+
 def _reference(view: View) -> Findings:
     if view["dpo.reference"] != "adapter_off":
         return
@@ -156,6 +196,56 @@ def _sapo_parts(view: View) -> Findings:
     if view["data.on_too_long"] == "truncate":
         message = "would cut the end off good answers, and training would then prefer answers that do not stop"
         yield finding("data.on_too_long", message, "use drop")
+
+
+def _reward_formats(view: View) -> Findings:
+    if view["reward.kind"] == "regression":
+        yield from _formats(
+            view, SINGLE_ANSWER_FORMATS, "reward.kind=regression", "it needs prompts with one rated answer each"
+        )
+    else:
+        yield from _formats(view, PREFERENCE_FORMATS, "reward", "it needs `chosen` and `rejected`")
+
+
+_OF_REWARD_KIND: dict[str, tuple[str, ...]] = {
+    "loss": ("bradley_terry", "odin", "segment"),
+    "strength": ("bradley_terry", "odin", "segment", "pairwise"),
+    "label_smoothing": ("bradley_terry", "odin", "segment"),
+    "center_rewards_coefficient": ("bradley_terry", "odin", "segment"),
+    "attributes": ("regression",),
+    "attribute_weights": ("regression", "bradley_terry", "odin", "segment"),
+    "length_weight": ("odin",),
+    "orthogonality_weight": ("odin",),
+    "segments": ("segment",),
+}
+"""Key of `reward` -> the kinds that read it."""
+
+
+def _reward_parts(view: View) -> Findings:
+    kind, attributes = view["reward.kind"], view["reward.attributes"]
+    for key, kinds in _OF_REWARD_KIND.items():
+        if view.given(f"reward.{key}") and kind not in kinds:
+            yield finding(f"reward.{key}", f"has no effect with `kind: {kind}`", f"it belongs to {' and '.join(kinds)}")
+    if kind == "regression":
+        if not attributes:
+            yield finding(
+                "reward.attributes", "is missing", "the columns that hold ratings: [helpfulness, correctness]"
+            )
+        for name in sorted({name for name in attributes if attributes.count(name) > 1}):
+            yield finding("reward.attributes", f"names {show(name)} twice", "drop one")
+        for name in view["reward.attribute_weights"]:
+            if name not in attributes:
+                hint = did_you_mean(name, attributes) or f"they are {', '.join(attributes)}"
+                yield finding(f"reward.attribute_weights.{name}", "is none of `reward.attributes`", hint)
+    segments = view["reward.segments"] or {}
+    if isinstance(segments, dict) and segments.get("rule", "entropy") != "entropy":
+        for key in ("cutoff", "reference"):
+            if segments.get(key) is not None:
+                yield finding(f"reward.segments.{key}", "has no effect without `rule: entropy`", "drop it")
+    strategy = view["launch.strategy"]
+    if kind == "odin" and strategy in ("fsdp", "fsdp1", "fsdp2", "zero3"):
+        message = f"`{strategy}` splits the two heads, and at the end one of them is taken out"
+        yield finding("launch.strategy", message, "use `ddp`, `zero1` or `zero2`")
 
 
 def _task_has_its_parts(view: View) -> Findings:
@@ -291,6 +381,63 @@ def _mosaic_files(view: View) -> Findings:
         yield finding("mosaic.chat_template", "has no effect without `mosaic.tokenizer`", "name the tokenizer")
 
 
+_OF_SAMPLING = ("num_samples", "max_new_tokens", "temperature", "top_p", "top_k")
+
+
+def _select_candidates(view: View) -> Findings:
+    """Answers come from a policy or from a file."""
+    candidates, policy, data = view["select.candidates"], view["select.policy"], view["data"]
+    if candidates is not None:
+        if data is not None:
+            yield finding(
+                "data", "has no effect with `select.candidates`, which has its own prompts", "drop one of them"
+            )
+        for key in _OF_SAMPLING:
+            if view.given(f"select.{key}"):
+                yield finding(
+                    f"select.{key}", "has no effect with `select.candidates`: the answers are there", "drop it"
+                )
+        if policy is not None and view["select.embedding"] != "policy":
+            yield finding("select.policy", "has no effect with `select.candidates`", "drop it, or `embedding: policy`")
+    elif data is None:
+        yield finding(
+            "data", "is missing", "give `data.train` (`--data`): prompts; or `select.candidates`: answers too"
+        )
+    elif policy is None:
+        hint = "name it (`--model`), or give `select.candidates`: prompts with their answers"
+        yield finding("select.policy", "is missing: the model whose answers are labelled", hint)
+    if candidates is not None and policy is None and view["select.embedding"] == "policy":
+        yield finding("select.embedding", "`policy` needs `select.policy`", "name it, or use ngrams")
+    if isinstance(policy, dict) and policy.get("lora") is not None:
+        yield finding("select.policy.lora", "has no effect: nothing is trained", "drop it")
+
+
+def _select_data(view: View) -> Findings:
+    if view["data.eval"] is not None:
+        yield finding("data.eval", "has no effect on a selection", "drop it")
+    if view["data.on_too_long"] == "truncate":
+        yield finding("data.on_too_long", "a prompt that is cut asks something else", "use drop")
+
+
+def _select_strategy(view: View) -> Findings:
+    strategy, models = view["select.strategy"], view["select.reward_models"]
+    spreads = strategy in ("diversity", "both")
+    if strategy in ("uncertainty", "both") and not models:
+        hint = "name one (`--reward_models`), or use `strategy: diversity`, which needs none"
+        yield finding("select.reward_models", f"is missing, and `strategy: {strategy}` asks them", hint)
+    if view["select.pair"] in ("max_min", "most_uncertain") and not models:
+        yield finding("select.pair", f"`{view['select.pair']}` needs `select.reward_models`", "name one, or use random")
+    if view.given("select.uncertainty") and not models:
+        yield finding("select.uncertainty", "has no effect without `select.reward_models`", "drop it")
+    if view.given("select.pool_factor") and strategy != "both":
+        yield finding("select.pool_factor", f"has no effect with `strategy: {strategy}`", "it belongs to `both`")
+    for key in ("spread", "embedding"):
+        if view.given(f"select.{key}") and not spreads:
+            yield finding(
+                f"select.{key}", f"has no effect with `strategy: {strategy}`", "it belongs to diversity and both"
+            )
+
+
 METHOD_RULES: dict[str, tuple[Rule, ...]] = {
     "sft": (_packing_keeps_rows_whole, _packing_and_lengths, _sft_formats, _mosaic_in_sft, _mosaic_of("data.mosaic")),
     "dpo": (
@@ -298,11 +445,15 @@ METHOD_RULES: dict[str, tuple[Rule, ...]] = {
         _loss_exists,
         _weights_are_positive,
         _settings_of_other_losses,
+        _distillation,
+        _forward_kl,
         _reference,
         _only_sft_has_mosaics,
     ),
     "sapo": (_single_answers, _sapo_parts, _only_sft_has_mosaics),
+    "reward": (_reward_formats, _reward_parts, _only_sft_has_mosaics),
     "discover": (_task_has_its_parts, _start_is_known, _endpoint_is_whole),
     "mosaic": (_mosaic_files, _mosaic_of("mosaic"), _only_sft_has_mosaics),
+    "select": (_select_candidates, _select_data, _select_strategy, _only_sft_has_mosaics),
 }
 """Rules of one method."""

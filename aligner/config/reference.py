@@ -67,7 +67,8 @@ def _sections() -> Iterator[str]:
     yield (
         "`discover` trains nothing itself: it has `method`, `output_dir`, `seed`, `discover` and `endpoint` "
         "(the language model that proposes) alone. `mosaic` trains nothing either: it has `method`, `output_dir`, `seed`, "
-        "`data` and `mosaic`.\n"
+        "`data` and `mosaic`; `select` (`aligner data select`) likewise, with `select` in its place, and `data` only where a policy "
+        "answers prompts.\n"
     )
     titled: tuple[tuple[str, type[Section]], ...] = (
         ("model", schema.Model),

@@ -236,6 +236,18 @@ class Dpo(Section):
     """What happens then."""
     nll_weight: float = Field(0.0, ge=0.0)
     """Weight of a next-token loss on the chosen answer, added to the objective (RPO, arXiv 2404.19733)."""
+    reward_models: list[str] = []
+    """`reward_distill`: the scorers whose rewards are followed (arXiv 2405.19316), each a card or `kind:argument`."""
+    reward_scale: Annotated[float, Field(gt=0.0)] | Literal["std"] = 1.0
+    """`reward_distill`: what rewards are multiplied by; `std` divides each model's differences by their standard deviation."""
+    reward_combine: Literal["mean", "min"] = "mean"
+    """`reward_distill`: follow the mean of several reward models, or, pessimistically, the one whose loss over the batch is
+    smallest."""
+    forward_kl: float | None = Field(None, ge=0.0)
+    """Weight of the forward KL to the reference, in nats per answer, estimated on one answer that the reference writes to each
+    prompt before training. Absent: 0.1 with `reward_distill`, else 0. With `sigmoid` it makes DPO pessimistic."""
+    forward_kl_tokens: int = Field(256, ge=1)
+    """Longest such answer, in tokens; `data.max_length` bounds it too."""
     reference: Literal["auto", "adapter_off", "precomputed"] = "auto"
     """Where the reference log-probabilities come from: the base under the adapter, or computed once and cached.
     `auto`: the first for a fresh LoRA adapter, the second otherwise."""
@@ -290,6 +302,45 @@ class Sapo(Section):
     """Which weights become the result: those that were trained, or their moving average."""
     offload: bool = False
     """Keep average and reference on the CPU, for full fine-tuning where GPU memory is short."""
+
+
+class RewardSegments(Section):
+    """How answers are cut into segments for `kind: segment` (arXiv 2501.02790)."""
+
+    rule: Literal["entropy", "token", "sentence", "whole"] = "entropy"
+    """`entropy`: before each token that the reference could hardly foresee; `token`: after every token; `sentence`: after `.`,
+    `!`, `?` and line ends; `whole`: not at all."""
+    cutoff: float = Field(1.75, ge=0.0)
+    """Entropy in nats above which a token opens a segment; 1.75 and 2.0 in the paper."""
+    reference: str | None = None
+    """Model whose entropies are taken; it must have the same tokenizer. Absent: the model that training starts from."""
+
+
+class Reward(Section):
+    """Training a reward model."""
+
+    kind: Literal["bradley_terry", "regression", "pairwise", "segment", "odin"] = "bradley_terry"
+    """`bradley_terry`: one score, from pairs; `regression`: ratings by attribute; `pairwise`: a language model that is asked
+    A or B; `segment`: a value at every token, averaged over segments; `odin`: Bradley-Terry without the length (arXiv
+    2402.07319)."""
+    loss: Literal["plain", "margin", "scaled"] = "plain"
+    """How pairs with a strength count: all the same, as a margin (arXiv 2307.09288), or as a weight (arXiv 2410.01257)."""
+    strength: str = "strength"
+    """Column with the strength of each preference, above 0; a pair with 0 is a tie, which is left out and counted."""
+    label_smoothing: float = Field(0.0, ge=0.0, lt=0.5)
+    """Assumed share of flipped labels."""
+    center_rewards_coefficient: float = Field(0.0, ge=0.0)
+    """Weight of a term that keeps the rewards of a pair around 0; 0.01 is common. TRL's name."""
+    attributes: list[str] = []
+    """For `regression`: columns with the ratings. A missing rating (null, NaN) counts for nothing."""
+    attribute_weights: dict[str, float] = {}
+    """Weight of each attribute in the score. Absent: all the same."""
+    length_weight: float = Field(1.0, ge=0.0)
+    """For `odin`: weight of the terms that keep length out of the one head and in the other."""
+    orthogonality_weight: float = Field(1.0, ge=0.0)
+    """For `odin`: weight of the term that keeps the two heads apart."""
+    segments: RewardSegments | None = None
+    """For `segment`: how answers are cut. Absent: by entropy."""
 
 
 class EarlyStopping(Section):
@@ -417,6 +468,61 @@ class Discover(Section):
     """For `toy` and `recipe`: longest answer, in tokens."""
 
 
+def _as_model(value: Any) -> Any:
+    """Allow `policy: runs/sft/final` for the everyday case."""
+    return {"name_or_path": value} if isinstance(value, str) else value
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+class Select(Section):
+    """Active labelling (arXiv 2407.02119): which pairs of answers are worth an expert's label."""
+
+    policy: Annotated[Model, BeforeValidator(_as_model)] | None = None
+    """The model whose answers are labelled: a hub id or folder, or a section with the keys of `model`. It answers the prompts of
+    `data.train`."""
+    candidates: str | None = None
+    """In place of a policy: file, folder, glob or hub id of prompts with their answers (`responses`, or preference pairs)."""
+    reward_models: Annotated[list[str], BeforeValidator(_as_list)] = []
+    """Reward models whose doubts decide: cards, or `kind:argument`. The members of an ensemble's card count one by one."""
+    labelled: Annotated[list[str], BeforeValidator(_as_list)] = []
+    """What is labelled already: files of preference rows, or run directories of earlier selections. Never picked again; picks
+    are spread away from it."""
+    budget: int = Field(200, ge=1)
+    """Pairs to be labelled."""
+    strategy: Literal["random", "uncertainty", "diversity", "both"] = "both"
+    """`uncertainty`: the pairs that the reward models are least sure of; `diversity`: pairs spread over all there are; `both`: spread
+    over the most uncertain ones; `random`: any, to compare with."""
+    pool_factor: float = Field(4.0, ge=1.0)
+    """For `both`: picks are spread over so many times `budget` of the most uncertain pairs."""
+    uncertainty: Literal["auto", "entropy", "variance", "bald"] = "auto"
+    """Entropy of the preference, variance of it between models, or the mutual information of label and model (BALD, arXiv 1112.5745).
+    `auto`: `bald` with several reward models, `entropy` with one."""
+    pair: Literal["auto", "max_min", "most_uncertain", "random"] = "auto"
+    """Which pair of a prompt's answers: the best and the worst by the reward models, the most uncertain, or any. `auto`: `max_min`
+    with a reward model, `random` without."""
+    spread: Literal["k_center", "k_means"] = "k_center"
+    """For `diversity` and `both`: greedy k-centre (arXiv 1708.00489), or the seeding of k-means++ (as in arXiv 1906.03671)."""
+    embedding: Literal["ngrams", "policy"] = "ngrams"
+    """For `diversity` and `both`: what tells pairs apart, n-grams of their texts (TF-IDF) or mean hidden states of `policy`."""
+    num_samples: int = Field(4, ge=2)
+    """Answers of the policy to each prompt."""
+    max_new_tokens: int = Field(256, ge=1)
+    """Longest such answer, in tokens."""
+    temperature: float = Field(1.0, gt=0.0)
+    """Sampling temperature."""
+    top_p: float = Field(1.0, gt=0.0, le=1.0)
+    """Sample from the likeliest tokens that hold this share."""
+    top_k: int = Field(0, ge=0)
+    """Sample from the k likeliest tokens; 0: from all."""
+    keep_unfinished: bool = False
+    """Also ask about answers that were cut off at the longest length. Trained on, they would teach to stop there."""
+    batch_size: int = Field(16, ge=1)
+    """Answers decoded together."""
+
+
 class Recipe(Section):
     """What every recipe has."""
 
@@ -472,6 +578,15 @@ class SapoRecipe(TrainRecipe):
     """What belongs to this method alone."""
 
 
+class RewardRecipe(TrainRecipe):
+    """`aligner reward`: training a reward model."""
+
+    method: Literal["reward"] = "reward"
+    """What to do."""
+    reward: Reward = Reward()
+    """What belongs to this method alone."""
+
+
 class DiscoverRecipe(Recipe):
     """`aligner discover`: search for preference objectives."""
 
@@ -494,12 +609,25 @@ class MosaicRecipe(Recipe):
     """What belongs to this method alone."""
 
 
+class SelectRecipe(Recipe):
+    """`aligner data select`: choose the pairs that are worth a label."""
+
+    method: Literal["select"] = "select"
+    """What to do."""
+    data: Data | None = None
+    """Where the prompts come from. Absent with `select.candidates`."""
+    select: Select = Select()
+    """What belongs to this method alone."""
+
+
 RECIPES: dict[str, type[Recipe]] = {
     "sft": SftRecipe,
     "dpo": DpoRecipe,
     "sapo": SapoRecipe,
+    "reward": RewardRecipe,
     "discover": DiscoverRecipe,
     "mosaic": MosaicRecipe,
+    "select": SelectRecipe,
 }
 """Method name -> schema. A new training method adds one line here and one in `aligner.methods.METHODS`."""
 
@@ -507,7 +635,17 @@ METHOD_SECTIONS: dict[str, str] = {
     "sft": "sft",
     "dpo": "dpo",
     "sapo": "sapo",
+    "reward": "reward",
     "discover": "discover",
     "mosaic": "mosaic",
+    "select": "select",
 }
 """Method name -> the key of its own section."""
+
+COMMANDS: dict[str, str] = {"select": "data select"}
+"""Method name -> its command, where that has another name."""
+
+
+def command_of(method: str) -> str:
+    """Return what follows `aligner` for a method."""
+    return COMMANDS.get(method, method)

@@ -22,6 +22,7 @@ CLASSES = {
     "sft": "trl.SFTConfig",
     "dpo": "transformers.TrainingArguments",
     "sapo": "transformers.TrainingArguments",
+    "reward": "trl.RewardConfig",
 }
 """Method -> the class that its trainer is configured with. Our preference trainer sits on transformers' Trainer."""
 
@@ -56,6 +57,7 @@ RESERVED: dict[str, str] = {
     "dataset_text_field": "name the column in its source: `columns: {text: your_column}`",
     "dataset_kwargs": "rows are turned into tokens before the trainer sees them",
     "dataset_num_proc": "rows are turned into tokens once, in one process, and kept for later runs",
+    "center_rewards_coefficient": "set `reward.center_rewards_coefficient`",
     "shuffle_dataset": "training rows are always drawn in a random order that `seed` fixes",
     "remove_unused_columns": "the trainer gets exactly the columns that it reads",
     "label_names": "the trainer gets exactly the columns that it reads",

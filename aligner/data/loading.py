@@ -21,7 +21,7 @@ from aligner.data.ledger import LISTED, Ledger, SourceLedger
 from aligner.data.mapping import map_row
 from aligner.data.mixture import Pool, hold_out, itself, name_pools, remove_duplicates, repeat, sample
 from aligner.data.reshape import UserFunction, apply_function, check_columns, load_function, move_columns
-from aligner.data.rows import CompletionRow, ConversationRow, Row, Task, prompt_text
+from aligner.data.rows import CompletionRow, ConversationRow, PreferenceRow, Row, Task, prompt_text
 from aligner.data.sources import open_source
 from aligner.data.turns import BadRow
 from aligner.errors import DataError, Problem
@@ -54,17 +54,25 @@ class Loaded:
     fingerprint: str
 
 
-def load_rows(data: Data, task: Task, seed: int, *, group_by: str | None = None, store: Store | None = None) -> Loaded:
+def load_rows(
+    data: Data,
+    task: Task,
+    seed: int,
+    *,
+    group_by: str | None = None,
+    keep: Sequence[str] = (),
+    store: Store | None = None,
+) -> Loaded:
     """Read, map, mix and split the sources of a recipe's `data:` section.
 
-    `group_by` names a column whose value goes along as the rows' `group`. With a `store`, rows are kept there as they are
-    read, and memory holds their numbers.
+    `group_by` names a column whose value goes along as the rows' `group`; the columns in `keep` go along, as they came,
+    in the rows' `extra`. With a `store`, rows are kept there as they are read, and memory holds their numbers.
     """
     ledger = Ledger()
     eval_sources = data.eval if isinstance(data.eval, list) else []
-    keep = itself if store is None else store.append
+    put = itself if store is None else store.append
     get = itself if store is None else store.__getitem__
-    pools = _read_pools(data.train, eval_sources, _Reader(task, ledger, group_by, keep), data.on_bad_row)
+    pools = _read_pools(data.train, eval_sources, _Reader(task, ledger, group_by, tuple(keep), put), data.on_bad_row)
     if store is not None:
         store.flush()
     name_pools(pools)
@@ -86,10 +94,12 @@ def load_rows(data: Data, task: Task, seed: int, *, group_by: str | None = None,
     return loaded
 
 
-def read_source(source: Source, task: Task, on_bad_row: OnBadRow, ledger: Ledger) -> list[Row]:
-    """All rows of one source, mapped; no sampling."""
+def read_source(
+    source: Source, task: Task, on_bad_row: OnBadRow, ledger: Ledger, keep: Sequence[str] = ()
+) -> list[Row]:
+    """All rows of one source, mapped, with the columns in `keep`; no sampling."""
     entry = ledger.source(source.path)
-    rows = _Reader(task, ledger).read(source, entry)
+    rows = _Reader(task, ledger, keep=tuple(keep)).read(source, entry)
     _refuse_bad_rows([entry], on_bad_row)
     return rows
 
@@ -119,12 +129,13 @@ def _read_pools(
 
 @dataclass(frozen=True)
 class _Reader:
-    """Reads sources for a task, and keeps each row in memory or elsewhere."""
+    """Reads sources for a task, and puts each row into memory or elsewhere."""
 
     task: Task
     ledger: Ledger
     group_by: str | None = None
-    keep: Callable[[Row], Any] = itself
+    keep: tuple[str, ...] = ()
+    put: Callable[[Row], Any] = itself
 
     def read(self, source: Source, entry: SourceLedger) -> list[Any]:
         """The usable rows of a source; its losses go to the books."""
@@ -135,22 +146,26 @@ class _Reader:
             if not entry.rows_read:
                 raise DataError(f"{source.path} holds no rows", "check the path, or remove the source")
             return []
-        check_columns([row for _, row in head], source, self.task)
+        check_columns([row for _, row in head], source, self.task, self.keep)
         moved = [move_columns(row, source.columns) for _, row in head]
         entry.format, entry.evidence = choose_form(moved, source, self.task)
         entry.unused_columns = [
-            name for name in unused_columns(moved, entry.format, self.task) if name != self.group_by
+            name
+            for name in unused_columns(moved, entry.format, self.task)
+            if name != self.group_by and name not in self.keep
         ]
         rows: list[Any] = []
         for origin, row in chain(head, stream):
             try:
-                rows.append(self.keep(self._map(move_columns(row, source.columns), entry, origin)))
+                rows.append(self.put(self._map(move_columns(row, source.columns), entry, origin)))
             except BadRow as bad:
                 entry.note_bad(origin, str(bad))
         return rows
 
     def _map(self, raw: dict[str, Any], entry: SourceLedger, origin: str) -> Row:
         row = map_row(raw, entry.format, self.task, origin)
+        if self.keep and isinstance(row, ConversationRow | CompletionRow | PreferenceRow):
+            row = replace(row, extra={name: raw[name] for name in self.keep if name in raw})
         if self.group_by is None or entry.role == "eval" or not isinstance(row, ConversationRow | CompletionRow):
             return row
         if raw.get(self.group_by) is None:

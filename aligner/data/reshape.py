@@ -113,14 +113,15 @@ def _reach(value: Any, path: str) -> Any:
     return value
 
 
-def check_columns(head: Sequence[dict[str, Any]], source: Source, task: Task) -> None:
-    """Refuse targets that no form knows, and sources that no row has."""
+def check_columns(head: Sequence[dict[str, Any]], source: Source, task: Task, further: Sequence[str] = ()) -> None:
+    """Refuse targets that no form knows and nobody asked for (`further`), and sources that no row has."""
+    known = [*KNOWN_COLUMNS, *further]
     for target, column in source.columns.items():
-        if task != "prompts" and target not in KNOWN_COLUMNS:
-            near = difflib.get_close_matches(target, KNOWN_COLUMNS, n=1)
+        if task != "prompts" and target not in known:
+            near = difflib.get_close_matches(target, known, n=1)
             raise DataError(
                 f"{source.path}: columns: {target!r} is no name that a form uses (the target comes first)",
-                f"did you mean `{near[0]}`?" if near else f"names in use: {', '.join(KNOWN_COLUMNS)}",
+                f"did you mean `{near[0]}`?" if near else f"names in use: {', '.join(known)}",
             )
         if all(_reach(row, column) is _ABSENT for row in head):
             have = list(dict.fromkeys(name for row in head for name in _paths(row)))

@@ -26,6 +26,8 @@ class ConversationRow:
     origin: str = ""
     group: str = ""
     """Value of the column that mosaics are grouped by."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Further columns that were asked for (`keep` of `load_rows`), as they came."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,8 @@ class CompletionRow:
     origin: str = ""
     group: str = ""
     """Value of the column that mosaics are grouped by."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Further columns that were asked for (`keep` of `load_rows`), as they came."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +60,8 @@ class PreferenceRow:
     rejected: str | Messages
     weight: float = 1.0
     origin: str = ""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Further columns that were asked for (`keep` of `load_rows`), as they came."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,9 @@
 Each has a function of its own, for a program that wants the rows' numbers; `evaluate` chooses among them. A share or a
 mean over rows comes with its standard error under `..._stderr`. Batches are padded, and the numbers do not depend on
 their size but for rounding. Benchmarks with names (MMLU, IFEval, ...) are the business of other tools.
+
+Reward models are measured on pairs by `reward_accuracy.py`, from what `judged_pairs.py` has them say; of benchmarks with
+names, `rewardbench.py` holds the one average.
 """
 
 from __future__ import annotations

@@ -21,12 +21,13 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from aligner.config.load import Resolved, recipe_hash
-from aligner.config.schema import TrainRecipe
+from aligner.config.schema import DpoRecipe, RewardRecipe, TrainRecipe
 from aligner.data import Loaded, load_rows
 from aligner.data.rows import Task
 from aligner.errors import TrainingError
 from aligner.events import DataReady, Finished, Notice, OnEvent, Plan, StageProgress, StageStarted, Warned, tell
 from aligner.launch import launch_line, run_ranks, use_one_gpu, world
+from aligner.reward_models import read_spec
 from aligner.run import Run
 
 if TYPE_CHECKING:
@@ -36,11 +37,12 @@ METHODS: dict[str, str] = {
     "sft": "aligner.methods.sft:train",
     "dpo": "aligner.methods.dpo:train",
     "sapo": "aligner.methods.sapo:train",
+    "reward": "aligner.methods.reward:train",
 }
 """Method name -> "module:function". The function takes a `Job`, trains, saves, and returns `Fitted`."""
 
-TASKS: dict[str, Task] = {"sft": "sft", "dpo": "preference", "sapo": "sft"}
-"""Method name -> the kind of rows that it trains on."""
+TASKS: dict[str, Task] = {"sft": "sft", "dpo": "preference", "sapo": "sft", "reward": "preference"}
+"""Method name -> the kind of rows that it trains on; see `task_of`."""
 
 PREPARED_RUN = "ALIGNER_PREPARED_RUN"
 """Environment variable: the run directory that the launching process has prepared for its ranks."""
@@ -113,8 +115,27 @@ def _load(recipe: TrainRecipe, on_event: OnEvent | None) -> Loaded:
 
         load_bank(recipe.data.mosaic.style_bank)  # what is wrong with it is told before anything is read
         group_by = recipe.data.mosaic.group_by
+    scorers = recipe.dpo.reward_models if isinstance(recipe, DpoRecipe) else []
+    for scorer in scorers:
+        read_spec(scorer)  # that there is such a one, too
     tell(on_event, StageStarted("reading the data"))
-    return load_rows(recipe.data, TASKS[recipe.method], recipe.seed, group_by=group_by)
+    return load_rows(recipe.data, task_of(recipe), recipe.seed, group_by=group_by, keep=_further_columns(recipe))
+
+
+def task_of(recipe: TrainRecipe) -> Task:
+    """Return the kind of rows that a recipe trains on."""
+    if isinstance(recipe, RewardRecipe) and recipe.reward.kind == "regression":
+        return "sft"  # single answers, with their ratings
+    return TASKS[recipe.method]
+
+
+def _further_columns(recipe: TrainRecipe) -> tuple[str, ...]:
+    """Return the columns that are read beside prompts and answers."""
+    if isinstance(recipe, DpoRecipe) and recipe.dpo.reward_models:
+        return ("answer",)
+    if isinstance(recipe, RewardRecipe):
+        return tuple(recipe.reward.attributes) if recipe.reward.kind == "regression" else (recipe.reward.strength,)
+    return ()
 
 
 def _passes(recipe: TrainRecipe, loaded: Loaded, tokenizer: Any, on_event: OnEvent | None) -> Any:

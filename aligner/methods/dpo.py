@@ -4,18 +4,22 @@ The trainer is `aligner.preference.PreferenceTrainer`; this file chooses the ref
 A fresh LoRA adapter that starts as a no-op has its reference below it (the base, adapter off). Anything else, full
 fine-tuning, an adapter that is trained further, or one that takes a part of the base with it (PiSSA, biases), gets the
 reference's log-probabilities once, before training (`aligner.reference`), so no second model is in memory while training.
+So it is with the rewards that `reward_distill` follows (`aligner.distillation`), scored before the policy is loaded, and
+with the answers of the reference on which `dpo.forward_kl` is estimated (`aligner.samples`).
 """
 
 from __future__ import annotations
 
 import statistics
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from transformers import TrainingArguments
 
-from aligner.config.choices import REFERENCE_FREE_LOSSES
+from aligner.config.choices import DISTILL_FORWARD_KL, REFERENCE_FREE_LOSSES, REWARD_LOSSES
 from aligner.config.schema import DpoRecipe
+from aligner.distillation import with_reward_gaps
 from aligner.errors import RecipeError, UsageError
 from aligner.guards import AccuracyAlarm, wrong_start
 from aligner.launch import world
@@ -24,7 +28,9 @@ from aligner.model_files import ADAPTER_FILE
 from aligner.models import load_policy
 from aligner.objectives import BATCH_DEPENDENT, Objective, Settings, check_file, load_objective
 from aligner.preference import PairCollator, PreferenceTrainer
+from aligner.prepare import Prepared
 from aligner.reference import Scorer, with_reference
+from aligner.samples import with_samples
 from aligner.training import Fitted, fit, lengths_of, training_arguments
 
 if TYPE_CHECKING:
@@ -38,6 +44,7 @@ def train(job: Job) -> Fitted:
     """Optimise the policy of the recipe on its tokenised pairs, and save it."""
     recipe = job.recipe
     assert isinstance(recipe, DpoRecipe)
+    job = replace(job, prepared=add_rewards(job))
     model = load_policy(recipe.model, job.tokenizer, trainable=True)
     job.answer_before(model)
     arguments = _arguments(job, recipe)
@@ -53,14 +60,17 @@ def train(job: Job) -> Fitted:
         nll_weight=recipe.dpo.nll_weight,
         warmup_steps_dpo=recipe.dpo.warmup_steps_dpo,
         needs_reference=needs_reference(recipe),
+        reward_combine=recipe.dpo.reward_combine,
+        forward_kl=forward_kl_weight(recipe),
     )
     if recipe.model.lora is not None and arguments.gradient_checkpointing:
         model.enable_input_require_grads()
+    scorer = Scorer(recipe, job.tokenizer, model, arguments.per_device_eval_batch_size, arguments.bf16, job.on_event)
     if needs_reference(recipe) and not uses_adapter_off(recipe):
-        scorer = Scorer(
-            recipe, job.tokenizer, model, arguments.per_device_eval_batch_size, arguments.bf16, job.on_event
-        )
         trainer.train_dataset, trainer.eval_dataset = add_reference(job, scorer)
+    if forward_kl_weight(recipe):
+        splits = trainer.train_dataset, trainer.eval_dataset
+        trainer.train_dataset, trainer.eval_dataset = add_samples(splits, scorer)
     trainer.group_lengths = lengths_of(job.prepared.train, job.prepared.batching.grouped)
     fitted = fit(trainer, recipe, job.run, job.on_event, _guards(job, recipe))
     job.answer_after(trainer)
@@ -68,13 +78,18 @@ def train(job: Job) -> Fitted:
 
 
 def before_ranks(job: Job) -> None:
-    """Score the reference in the launching process where ranks could not: when they hold only shards of the policy."""
+    """Score and write in the launching process what ranks could not: they hold only shards of the policy, or would wait."""
     recipe = job.recipe
     assert isinstance(recipe, DpoRecipe)
-    if recipe.launch.strategy in SHARDED and needs_reference(recipe) and not uses_adapter_off(recipe):
-        arguments = _arguments(job, recipe)
-        scorer = Scorer(recipe, job.tokenizer, None, arguments.per_device_eval_batch_size, arguments.bf16, job.on_event)
+    add_rewards(job)
+    if recipe.launch.strategy not in SHARDED:
+        return
+    arguments = _arguments(job, recipe)
+    scorer = Scorer(recipe, job.tokenizer, None, arguments.per_device_eval_batch_size, arguments.bf16, job.on_event)
+    if needs_reference(recipe) and not uses_adapter_off(recipe):
         add_reference(job, scorer)
+    if forward_kl_weight(recipe):
+        add_samples((job.prepared.train, job.prepared.eval), scorer)
 
 
 def _objective(job: Job, recipe: DpoRecipe) -> Objective:
@@ -85,6 +100,9 @@ def _objective(job: Job, recipe: DpoRecipe) -> Objective:
         job.say(f"trying the objective {path}")
         _keep_source(job, f"objectives/{number}-{path.name}", path, check_file(path, dpo.beta))
     objective, settings = load_objective(dpo.loss), objective_settings(recipe)
+    if distils(recipe):
+        _note_choice(job, recipe)
+        return objective
     if wrong := wrong_start(objective, settings, _typical_length(job)):
         if dpo.warmup_steps_dpo:
             first = f"The first {dpo.warmup_steps_dpo} steps train DPO's loss: {wrong}"
@@ -92,19 +110,34 @@ def _objective(job: Job, recipe: DpoRecipe) -> Objective:
         else:
             job.warn(f"{wrong}. Set dpo.warmup_steps_dpo=100, or for the DiscoPOP objective a dpo.tau above 0.1023")
     if batchwise := sorted(losses_of(recipe) & set(BATCH_DEPENDENT)):
-        rows = int(recipe.trainer.get("per_device_train_batch_size", 8)) * recipe.launch.num_processes
+        rows = _pairs_together(recipe)
         job.note(f"{', '.join(batchwise)} reads statistics over {rows} pairs: batch x processes, without accumulation.")
     if "simpo" in losses_of(recipe) and dpo.beta < 1:
         job.note(f"dpo.beta is {dpo.beta:g}; simpo was published with 2 to 2.5, since its rewards are per token.")
     return objective
 
 
+def _pairs_together(recipe: DpoRecipe) -> int:
+    """The pairs of a micro-batch over all processes."""
+    return int(recipe.trainer.get("per_device_train_batch_size", 8)) * recipe.launch.num_processes
+
+
+def _note_choice(job: Job, recipe: DpoRecipe) -> None:
+    if recipe.dpo.reward_combine == "min":
+        rows = _pairs_together(recipe)
+        job.note(f"The reward model to follow is chosen by {rows} pairs: batch x processes, without accumulation.")
+
+
 def _guards(job: Job, recipe: DpoRecipe) -> list[AccuracyAlarm]:
-    """The alarm; without a reference a reward is no comparison with the start, and may well rank pairs wrongly there."""
+    """The alarm; without a reference a reward is no comparison with the start, and may well rank pairs wrongly there.
+
+    Where rewards are distilled, they say which answer is better, and not the labels.
+    """
     dpo = recipe.dpo
     if not dpo.alarm_steps or not needs_reference(recipe):
         return []
-    return [AccuracyAlarm(dpo.alarm_steps, dpo.on_alarm == "stop", job.warn, after=dpo.warmup_steps_dpo)]
+    metric = "distill/accuracies" if distils(recipe) else "rewards/accuracies"
+    return [AccuracyAlarm(dpo.alarm_steps, dpo.on_alarm == "stop", job.warn, after=dpo.warmup_steps_dpo, metric=metric)]
 
 
 def _typical_length(job: Job) -> float:
@@ -134,6 +167,40 @@ def losses_of(recipe: DpoRecipe) -> set[str]:
 def needs_reference(recipe: DpoRecipe) -> bool:
     """Say whether any objective of the recipe reads the reference."""
     return not losses_of(recipe) <= set(REFERENCE_FREE_LOSSES)
+
+
+def distils(recipe: DpoRecipe) -> bool:
+    """Say whether the objective follows reward models."""
+    return bool(losses_of(recipe) & set(REWARD_LOSSES))
+
+
+def forward_kl_weight(recipe: DpoRecipe) -> float:
+    """Return the weight of the forward KL to the reference."""
+    given = recipe.dpo.forward_kl
+    return given if given is not None else DISTILL_FORWARD_KL if distils(recipe) else 0.0
+
+
+def add_rewards(job: Job) -> Prepared:
+    """Return both splits with the gaps of the reward models that are followed, and record what is known of these."""
+    recipe = job.recipe
+    assert isinstance(recipe, DpoRecipe)
+    if not distils(recipe):
+        return job.prepared
+    prepared, members = with_reward_gaps(job.prepared, recipe.dpo, job.note, job.say)
+    if world()[0] == 0:
+        job.run.write_json(
+            "rewards.json", {"combine": recipe.dpo.reward_combine, "members": list(map(asdict, members))}
+        )
+    return prepared
+
+
+def add_samples(splits: tuple[Dataset, Dataset | None], scorer: Scorer) -> tuple[Dataset, Dataset | None]:
+    """Return both splits with an answer of the reference to each prompt."""
+    train, held_out = splits
+    return (
+        with_samples(train, scorer, "training"),
+        with_samples(held_out, scorer, "held-out") if held_out is not None else None,
+    )
 
 
 def add_reference(job: Job, scorer: Scorer) -> tuple[Dataset, Dataset | None]:

@@ -1,6 +1,7 @@
 """The catalogue of preference objectives: pure functions of the log-probabilities of pairs, one loss for each pair.
 
-`designed` holds those that people thought up, `discovered` those that a search found; `load_objective` takes a name, a
+`designed` holds those that people thought up, `discovered` those that a search found, `distilled` the one that takes its
+targets from reward models; `load_objective` takes a name, a
 file with a proposed objective, or a weighted mixture of them. What each needs of its surroundings (a reference, a batch,
 lengths) stands in small tables, held true by tests. `bandit`, `behaviour` and `sandbox` try objectives that a language
 model wrote; `table` describes any of them.
@@ -14,12 +15,13 @@ from pathlib import Path
 from torch import Tensor
 
 from aligner.errors import RecipeError
-from aligner.objectives import designed, discovered
+from aligner.objectives import designed, discovered, distilled
 from aligner.objectives.pairs import Objective, PairLogps, Settings
 
 __all__ = [
     "BATCH_DEPENDENT",
     "OBJECTIVES",
+    "REWARD_OBJECTIVES",
     "Objective",
     "PairLogps",
     "Settings",
@@ -55,6 +57,9 @@ OBJECTIVES: dict[str, Objective] = {
 }
 """Name -> objective. The legal names without torch stand in `aligner.config.choices`; a test keeps the two equal."""
 
+REWARD_OBJECTIVES: dict[str, Objective] = {"reward_distill": distilled.reward_distill}
+"""Objectives that need more than log-probabilities: a target for each pair, which reward models give (`aligner.distillation`)."""
+
 BATCH_DEPENDENT = ("kto_pair", "dbaql", "aql", "aqfl")
 """Objectives with a statistic over the micro-batch: their results change with the batch size of a device."""
 
@@ -66,7 +71,9 @@ def load_objective(loss: str | Mapping[str, float]) -> Objective:
     """
     if isinstance(loss, Mapping):
         return mixture({load_objective(name): weight for name, weight in loss.items()})
-    return _from_file(Path(loss).expanduser()) if loss.endswith(".py") else OBJECTIVES[loss]
+    if loss.endswith(".py"):
+        return _from_file(Path(loss).expanduser())
+    return REWARD_OBJECTIVES[loss] if loss in REWARD_OBJECTIVES else OBJECTIVES[loss]
 
 
 def mixture(parts: Mapping[Objective, float]) -> Objective:

@@ -22,7 +22,8 @@ class PairLogps:
 
     Log-probabilities are sums over the answer's tokens, in nats; lengths are numbers of answer tokens. `gather`, where
     several processes train, turns the values (B,) of this one into those of all pairs of the micro-batch on all of
-    them, and lets gradients back; without it a batch is this process's own.
+    them, and lets gradients back; without it a batch is this process's own. `target`, where rewards are distilled, is
+    what z is to become.
     """
 
     chosen: Tensor
@@ -32,6 +33,7 @@ class PairLogps:
     chosen_lengths: Tensor
     rejected_lengths: Tensor
     gather: Callable[[Tensor], Tensor] | None = None
+    target: Tensor | None = None
 
     @property
     def chosen_ratio(self) -> Tensor:

@@ -1,7 +1,7 @@
 """Every objective of the catalogue as a row and as a curve: `aligner dpo --loss-table`.
 
 An objective is drawn along the path of `aligner.objectives.shape`; for one that reads more than z that is one cut
-through it.
+through it. One that follows reward models is drawn for a pair whose rewards differ by 1.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from aligner.config.choices import REFERENCE_FREE_LOSSES
-from aligner.objectives import BATCH_DEPENDENT, OBJECTIVES
-from aligner.objectives.pairs import Objective, Settings
+from aligner.objectives import BATCH_DEPENDENT, OBJECTIVES, REWARD_OBJECTIVES
+from aligner.objectives.pairs import Objective, PairLogps, Settings
 from aligner.objectives.shape import Jump, Turn, jumps, run_over, turns
 
 END = 6.0
@@ -55,6 +56,7 @@ def shape_of(objective: Objective, settings: Settings, reads_batch: bool = True)
 def loss_table(settings: Settings) -> list[Row]:
     """Describe every objective of the catalogue; `exo_pair`, which needs soft labels, with a smoothing of 0.001."""
     soft = replace(settings, label_smoothing=settings.label_smoothing or 0.001)
+    rewarded = {name: _at_a_gap_of_one(objective) for name, objective in REWARD_OBJECTIVES.items()}
     return [
         Row(
             name,
@@ -62,5 +64,12 @@ def loss_table(settings: Settings) -> list[Row]:
             name in BATCH_DEPENDENT,
             name not in REFERENCE_FREE_LOSSES,
         )
-        for name, objective in OBJECTIVES.items()
+        for name, objective in {**OBJECTIVES, **rewarded}.items()
     ]
+
+
+def _at_a_gap_of_one(objective: Objective) -> Objective:
+    def drawn(pairs: PairLogps, settings: Settings) -> Tensor:
+        return objective(replace(pairs, target=torch.ones_like(pairs.chosen)), settings)
+
+    return drawn

@@ -3,6 +3,7 @@
     model/              the base: tokenizer, chat template, a tiny Llama in safetensors
     sft.jsonl           `messages`: right answers, some of them in conversations of two turns
     preferences.jsonl   `prompt`, `chosen` (right), `rejected` (what the base said where it was wrong, or a slip)
+    rated.jsonl         `prompt`, `completion`, `right`, `brief`: both answers of every pair, rated from 0 to 4; some ratings are missing
     prompts.jsonl       `prompt`, `answer`: more prompts, for methods that write their own answers
     heldout.jsonl       the same, to measure on; no prompt of it occurs anywhere else, pretraining included
     recipes/            copies of the recipes in `tiny/`, to be run from inside the folder
@@ -38,6 +39,8 @@ TWO_TURNS_SHARE = 0.2
 """Share of the rows of `sft.jsonl` that hold two exercises."""
 FROM_BASE_SHARE = 0.5
 """Share of the preference prompts that the base is asked; where it is right, or raves, the rejected answer is a slip."""
+UNRATED_SHARE = 0.25
+"""Share of the answers in `rated.jsonl` that nobody has rated for being brief."""
 LONGEST_ANSWER_TOKENS = 32
 KIND = "aligner toy world"
 UNFINISHED = "unfinished"
@@ -58,7 +61,7 @@ class World:
         return self.dir / "model"
 
     def data(self, name: str) -> Path:
-        """The file of a split: `sft`, `preferences`, `prompts` or `heldout`."""
+        """The file of a split: `sft`, `preferences`, `rated`, `prompts` or `heldout`."""
         return self.dir / f"{name}.jsonl"
 
 
@@ -233,6 +236,9 @@ def _write_rows(folder: Path, splits: dict[str, list[Exercise]], said: list[str]
         "preferences": [_pair(exercise, text, rng) for exercise, text in zip_longest(splits["preferences"], said)],
         **{name: [_question(exercise) for exercise in splits[name]] for name in ("prompts", "heldout")},
     }
+    rows["rated"] = [
+        rated for pair in rows["preferences"] for rated in _rated(pair, random.Random(f"rated {seed} {pair['prompt']}"))
+    ]
     for name, lines in rows.items():
         write_atomically(folder / f"{name}.jsonl", "".join(dumps(line) + "\n" for line in lines))
 
@@ -261,6 +267,22 @@ def _conversations(exercises: list[Exercise], rng: random.Random) -> list[Row]:
 def _pair(exercise: Exercise, said: str | None, rng: random.Random) -> Row:
     rejected = said if said is not None and _plausibly_wrong(exercise, said) else corrupt(exercise, rng)
     return {"prompt": _user(exercise), "chosen": _assistant(exercise.answer), "rejected": _assistant(rejected)}
+
+
+def _rated(pair: Row, rng: random.Random) -> list[Row]:
+    """Both answers of a pair with ratings from 0 to 4: how right each is, and how brief; every fourth is not rated for that."""
+    right = pair["chosen"][0]["content"]
+    rows: list[Row] = []
+    for side in ("chosen", "rejected"):
+        text = pair[side][0]["content"]
+        brief = 4.0 * min(1.0, len(right) / max(1, len(text)))
+        ratings = {
+            "right": 4.0 * gold_score(pair["prompt"], text),
+            "brief": None if rng.random() < UNRATED_SHARE else round(brief, 2),
+        }
+        rows.append({"prompt": pair["prompt"], "completion": pair[side], **ratings})
+    rng.shuffle(rows)
+    return rows
 
 
 def _plausibly_wrong(exercise: Exercise, said: str) -> bool:

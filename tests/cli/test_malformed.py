@@ -138,6 +138,46 @@ RECIPES = {
         ("data.mosaic.strategies.permute", "at least 0"),
         edited("rows.jsonl", "rows.jsonl, mosaic: {strategies: {permute: -1}}"),
     ),
+    "a selection of nothing": Case(
+        "data select --output out", RECIPE, ("select.candidates", "select.reward_models", "diversity")
+    ),
+    "a selection without a policy": Case(
+        "data select --data rows.jsonl --output out select.strategy=random", RECIPE, ("select.policy", "--model")
+    ),
+    "a selection with a mistyped strategy": Case(
+        "data select --candidates rows.jsonl --output out select.strategy=uncertainity",
+        RECIPE,
+        ("did you mean", "uncertainty"),
+    ),
+    "a selection with a reward model that is not there": Case(
+        "data select --candidates rows.jsonl --output out --reward_models runs/reward",
+        RECIPE,
+        ("there is no scorer", "runs/reward"),
+    ),
+    "a selection by the disagreement of one": Case(
+        "data select --candidates rows.jsonl --output out --reward_models toy select.uncertainty=bald",
+        RECIPE,
+        ("select.uncertainty", "there is one"),
+    ),
+    "a selection with a policy that is not there": Case(
+        "data select --data rows.jsonl --model no/such/model --output out select.strategy=random",
+        RECIPE,
+        ("select.policy", "no/such/model"),
+    ),
+    "a selection from rows without answers": Case(
+        "data select --candidates rows.jsonl --output out select.strategy=random",
+        DATA,
+        ("rows.jsonl:1", "responses"),
+        rows='{"prompt": "a"}',
+    ),
+    "labels for a selection that is not there": Case(
+        "data select --candidates rows.jsonl --output out select.strategy=random --labels rows.jsonl",
+        RECIPE,
+        ("out", "not the run directory of a selection"),
+    ),
+    "labels from a file and from an oracle": Case(
+        "data select out --labels rows.jsonl --oracle toy", RECIPE, ("--labels", "--oracle")
+    ),
     "a mistyped section of a search": Case(
         "discover r.yaml", RECIPE, ("r.yaml:1", "endpiont", "endpoint"), "endpiont: {model: m}\noutput_dir: out\n"
     ),
@@ -173,6 +213,52 @@ RECIPES = {
         RECIPE,
         ("sigmod", "sigmoid"),
         "output_dir: out\nendpoint: {model: m}\ndiscover: {start: [sigmod]}\n",
+    ),
+    "scores: a mistyped reward model": Case(
+        "score --data rows.jsonl --reward-model verifer:exact", RECIPE, ("verifer:exact", "did you mean 'verifier'")
+    ),
+    "scores: a card that is not there": Case(
+        "score --data rows.jsonl --reward-model cards/mine.yaml", RECIPE, ("cards/mine.yaml",)
+    ),
+    "scores: a mistyped key of a card": Case(
+        "score --data rows.jsonl --reward-model r.yaml",
+        RECIPE,
+        ("r.yaml:2", "modle", "model"),
+        "kind: judge\nmodle: m\n",
+    ),
+    "scores: a card without what its kind needs": Case(
+        "score --data rows.jsonl --reward-model r.yaml", RECIPE, ("endpoint", "`judge` needs it"), "kind: judge\n"
+    ),
+    "scores: a judge without a model": Case(
+        "score --data rows.jsonl --reward-model r.yaml",
+        RECIPE,
+        ("endpoint", "needs model"),
+        "kind: judge\nendpoint: {base_url: 'http://127.0.0.1:1/v1'}\n",
+    ),
+    "scores: a rubric that is not there": Case(
+        "score --data rows.jsonl --reward-model r.yaml",
+        RECIPE,
+        ("rubric", "mine.txt"),
+        "kind: judge\nrubric: mine.txt\nendpoint: {model: m, base_url: 'http://127.0.0.1:1/v1'}\n",
+    ),
+    "scores: an ensemble that holds itself": Case(
+        "score --data rows.jsonl --reward-model r.yaml",
+        RECIPE,
+        ("member of itself",),
+        "kind: ensemble\nmembers: [toy, ./r.yaml]\n",
+    ),
+    "scores: no such file": Case("score --data rowz.jsonl --reward-model toy", DATA, ("rowz.jsonl", "rows.jsonl")),
+    "scores: rows without an answer": Case(
+        "score --data rows.jsonl --reward-model toy", DATA, ("rows.jsonl", "completion"), rows='{"prompt": "a"}'
+    ),
+    "scores: a column that is taken": Case(
+        "score --data rows.jsonl --reward-model toy",
+        DATA,
+        ("rows.jsonl:1", "`score`", "--prefix"),
+        rows='{"prompt": "a", "completion": "b", "score": 1}',
+    ),
+    "scores: a rule without its right answer": Case(
+        "score --data rows.jsonl --reward-model verifier:exact", DATA, ("verifier:exact", "right answer")
     ),
     "several at once": Case(
         "sft r.yaml",

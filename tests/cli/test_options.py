@@ -17,12 +17,17 @@ OPTIONS = {
     "sft": "--dry-run --resume --overwrite --num-processes --num_processes --json --debug",
     "dpo": "--dry-run --resume --overwrite --num-processes --num_processes --json --debug --loss-table --loss-plot",
     "sapo": "--dry-run --resume --overwrite --num-processes --num_processes --json --debug",
+    "reward": "--dry-run --resume --overwrite --num-processes --num_processes --json --debug",
     "mosaic": "--dry-run --resume --overwrite --json --debug",
+    "data select": "--labels --oracle --dry-run --resume --overwrite --json --debug",
     "discover": "--dry-run --resume --overwrite --json --debug",
     "generate": "MODEL PROMPTS --data --column --split --max-rows --max-new-tokens --temperature --top-p --top-k --min-p "
     "--repetition-penalty --num-samples -n --seed --batch-size --dtype --quantization --trust-remote-code --output -o --json",
-    "eval": "MODEL --data --task --scorer --reference --column --split --max-rows --max-new-tokens --temperature "
-    "--num-samples -n --seed --batch-size --dtype --quantization --trust-remote-code --output -o --json",
+    "eval": "--data MODEL --reward-model --task --scorer --reference --category --plot --resamples --column --split "
+    "--max-rows --on-bad-row --max-new-tokens --temperature --num-samples -n --seed --batch-size --dtype --quantization "
+    "--trust-remote-code --output -o --json",
+    "score": "--data --reward-model --output -o --column --split --max-rows --seed --prefix --keep-failed --resume "
+    "--overwrite --json",
     "runs list": "DIR --json",
     "runs show": "RUN --json",
     "runs report": "RUN",

@@ -45,6 +45,19 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "dpo with a computed reference": ("dpo", {**EVERY, "trainer__gradient_accumulation_steps": 2}),
     "dpo with LoRA and dropout": ("dpo", {**EVERY, "model__lora": LORA, "data__eval": 0.2, "trainer__eval_steps": 3}),
     "dpo that stops in the middle of an epoch": ("dpo", {"trainer__max_steps": 7, "trainer__save_steps": 3}),
+    "dpo that distils rewards": (
+        "dpo",
+        {
+            **EVERY,
+            "dpo__loss": "reward_distill",
+            "dpo__reward_models": ["toy", "verifier:regex=^a"],
+            "dpo__reward_combine": "min",
+            "dpo__forward_kl_tokens": 8,
+            "data__eval": 0.2,
+            "trainer__gradient_accumulation_steps": 2,
+            "trainer__eval_steps": 3,
+        },
+    ),
     "sapo": (
         "sapo",
         {**EVERY, "sapo__window": 3, "sapo__reference_every": 5, "trainer__gradient_accumulation_steps": 2},
@@ -59,6 +72,14 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "data__eval": 0.2,
             "trainer__eval_steps": 3,
         },
+    ),
+    "reward with LoRA, dropout and held-out pairs": (
+        "reward",
+        {**EVERY, "model__lora": LORA, "data__eval": 0.2, "trainer__eval_steps": 3, "trainer__disable_dropout": False},
+    ),
+    "reward of two heads of which one is kept": (
+        "reward",
+        {**EVERY, "reward__kind": "odin", "trainer__gradient_accumulation_steps": 2},
     ),
     "sft that stops early": (
         "sft",
@@ -127,6 +148,8 @@ def kill_and_resume(case: str, moment: str, world: Path, run: Path, count: int |
         ("sft grouped by length", "in the middle of an epoch"),
         ("sft on mosaics that are drawn anew for each epoch", "in the middle of an epoch"),
         ("dpo with LoRA and dropout", "before a checkpoint is declared whole"),
+        ("reward of two heads of which one is kept", "in the middle of an epoch"),
+        ("dpo that distils rewards", "in the middle of an epoch"),
     ],
 )
 def test_killed_and_resumed_equals_uninterrupted(uninterrupted, small_world, tmp_path, own_cache, case, moment):
@@ -142,6 +165,8 @@ def test_killed_at_any_moment_and_resumed_equals_uninterrupted(
 ):
     if moment == "while the reference is computed" and ("dpo" not in case or "LoRA" in case):
         pytest.skip("this run computes no reference")
+    if ("rewards" in moment or "answers" in moment) and "distils" not in case:
+        pytest.skip("this run needs no rewards and no answers of the reference")
     kill_and_resume(case, moment, small_world, tmp_path / "run")
     assert_same(tmp_path / "run", uninterrupted(case))
 

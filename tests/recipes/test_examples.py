@@ -35,6 +35,13 @@ def test_the_mosaic_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert "read again: Reading(strategy=" in said
 
 
+def test_rows_of_helpsteer2_become_pairs_with_a_strength() -> None:
+    pair = runpy.run_path(str(ROOT / "examples" / "helpsteer2.py"))["pair"]
+    row = {"prompt": "p", "response_1": "one", "response_2": "two"}
+    sides = {strength: pair({**row, "preference_strength": strength}) for strength in (-3, 0, 1)}
+    assert [(made["chosen"], made["strength"]) for made in sides.values()] == [("one", 3), ("one", 0), ("two", 1)]
+
+
 @pytest.mark.parametrize("method", ["sft", "dpo"])
 def test_the_recipes_of_the_walk_through_resolve(method: str) -> None:
     resolved = load_recipe(method, GSM8K / f"{method}.yaml")

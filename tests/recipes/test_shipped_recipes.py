@@ -11,7 +11,7 @@ import pytest
 from aligner.config.catalogue import find_shipped, markdown_table, recipe_text, shipped_recipes
 from aligner.config.flags import parse_arguments
 from aligner.config.load import Resolved, load_recipe
-from aligner.config.schema import TrainRecipe
+from aligner.config.schema import TrainRecipe, command_of
 from aligner.errors import RecipeError
 
 FOLDER = Path(__file__).parents[2] / "recipes"
@@ -23,6 +23,8 @@ def run(line: str) -> Resolved:
     """Resolve a command line such as `aligner dpo tiny/dpo dpo.beta=0.05`."""
     program, method, *rest = shlex.split(line)
     assert program == "aligner"
+    if method == "data":  # a group of commands, which the method is one of
+        method, *rest = rest
     parsed = parse_arguments(rest, method)
     return load_recipe(method, parsed.ref, parsed.overrides, parsed.flags)
 
@@ -55,7 +57,7 @@ def test_a_recipe_says_what_it_is_for_and_how_it_is_run(name: str) -> None:
     assert recipe.summary.endswith(".")
     lines = header(name)
     assert lines["Hardware"]
-    assert lines["Run"] == f"aligner {recipe.method} {name}"
+    assert lines["Run"] == f"aligner {command_of(recipe.method)} {name}"
     assert lines["Change"].startswith(f"{lines['Run']} ")
 
 

@@ -25,7 +25,7 @@ trainer:
   {{learning_rate: 0.01, num_train_epochs: 1, per_device_train_batch_size: 8, logging_steps: 1, lr_scheduler_type: constant}}
 report: {{num_prompts: 0}}
 """
-DATA = {"sft": "talks.jsonl", "dpo": "pairs.jsonl", "sapo": "talks.jsonl"}
+DATA = {"sft": "talks.jsonl", "dpo": "pairs.jsonl", "sapo": "talks.jsonl", "reward": "pairs.jsonl"}
 LORA = ", lora: {r: 4}"
 
 
@@ -111,6 +111,49 @@ def test_a_batch_statistic_is_over_the_pairs_of_both_processes(folder, loss: str
         found, expected = ([line[name] for line in log if line["split"] == "eval"] for log in (two, one))
         assert expected
         assert found == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["bradley_terry", "odin", "pairwise", "segment"])
+def test_two_processes_train_the_same_reward_model_as_one(folder, kind: str) -> None:
+    """Also where the last batch is short; the correlations of odin are over the answers of both."""
+    arguments = (
+        "data.train=[{path: pairs.jsonl, max_rows: 13}]",
+        "data.eval=[{path: pairs.jsonl, max_rows: 5}]",
+        f"reward.kind={kind}",
+        "trainer.learning_rate=0.001",
+        "trainer.eval_steps=1",
+    )
+    train(folder, "reward", f"{kind}-one", *arguments, "trainer.per_device_eval_batch_size=8")
+    train(folder, "reward", f"{kind}-two", *arguments, *HALVED, "trainer.per_device_eval_batch_size=4")
+    assert_same(folder, f"{kind}-one", f"{kind}-two")
+    one, two = (read_metrics(folder / f"{kind}-{number}") for number in ("one", "two"))
+    for key in ("accuracy", "margin"):
+        assert [line[key] for line in two] == pytest.approx([line[key] for line in one], abs=1e-4), key
+
+
+@pytest.mark.parametrize("lora", ["", LORA])
+def test_two_processes_follow_the_same_reward_model_as_one(folder, lora: str) -> None:
+    """The choice is over the pairs of both; rewards are scored once, and answers of the reference are the same."""
+    arguments = (
+        "data.train=[{path: pairs.jsonl, max_rows: 13}]",
+        "data.eval=[{path: pairs.jsonl, max_rows: 5}]",
+        "dpo.loss=reward_distill",
+        "dpo.reward_models=['verifier:regex=^0', 'verifier:regex=7|no no no no']",
+        "dpo.reward_combine=min",
+        "dpo.forward_kl_tokens=8",
+        "trainer.learning_rate=0.001",
+        "trainer.eval_steps=1",
+    )
+    name = f"distilled{len(lora)}"
+    train(folder, "dpo", f"{name}-one", *arguments, "trainer.per_device_eval_batch_size=8", lora=lora)
+    train(folder, "dpo", f"{name}-two", *arguments, *HALVED, "trainer.per_device_eval_batch_size=4", lora=lora)
+    assert_same(folder, f"{name}-one", f"{name}-two")
+    one, two = (read_metrics(folder / f"{name}-{number}") for number in ("one", "two"))
+    names = [key for key in one[0] if key.startswith("distill/")]
+    assert "distill/active/2" in names
+    for key in (*names, "forward_kl"):
+        found, expected = ([line[key] for line in log] for log in (two, one))
+        assert found == pytest.approx(expected, abs=1e-4), key
 
 
 @pytest.mark.parametrize("lora", ["", LORA])

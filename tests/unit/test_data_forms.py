@@ -170,7 +170,7 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def without_origin(row: Any) -> list[Any]:
     assert row.origin == "x.jsonl:1" or not row.origin
-    return [getattr(row, name) for name in row.__slots__ if name not in ("origin", "group")]
+    return [getattr(row, name) for name in row.__slots__ if name not in ("origin", "group", "extra")]
 
 
 @pytest.mark.parametrize(("raw", "expected", "form"), SFT)

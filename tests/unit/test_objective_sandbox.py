@@ -189,7 +189,7 @@ def test_what_a_job_prints_is_not_its_answer_and_its_folder_and_environment_are_
     assert not Path(found["cwd"]).exists()
     assert found["environment"]["HOME"] == found["cwd"]
     assert not set(found["environment"]) - {
-        *("HOME", "TMPDIR", "LANG", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH"),
+        *("HOME", "TMPDIR", "LANG", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH", "PYTHONHASHSEED"),
         *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"),
     }
 
@@ -265,7 +265,8 @@ def test_a_proposal_is_checked_in_isolation() -> None:
     assert answer["result"]["ok"]
     assert answer["result"]["name"] == "proposed"
     assert answer["result"]["facts"]["slope_at_zero"] == pytest.approx(-0.5)
-    assert set(answer["isolation"]) == {"network", "user", "memory", "cpu", "files", "core", "processes"}
+    walls = {"network", "descendants", "user", "memory", "cpu", "files", "core", "processes", "writing"}
+    assert set(answer["isolation"]) == walls
 
 
 @pytest.mark.parametrize(

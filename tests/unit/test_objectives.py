@@ -8,9 +8,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from aligner.config.choices import LABEL_SMOOTHING_LOSSES, LOSSES, REFERENCE_FREE_LOSSES, TAU_LOSSES, WRITTEN
+from aligner.config.choices import (
+    LABEL_SMOOTHING_LOSSES,
+    LOSSES,
+    REFERENCE_FREE_LOSSES,
+    REWARD_LOSSES,
+    TAU_LOSSES,
+    WRITTEN,
+)
 from aligner.objective_source import parse_objective
-from aligner.objectives import BATCH_DEPENDENT, OBJECTIVES, PairLogps, Settings, load_objective
+from aligner.objectives import BATCH_DEPENDENT, OBJECTIVES, REWARD_OBJECTIVES, PairLogps, Settings, load_objective
 from aligner.objectives.interpreter import as_objective
 from aligner.objectives.shape import run_over
 from aligner.objectives.written import WRITTEN_SOURCES
@@ -114,7 +121,8 @@ RANDOM = [
 
 
 def test_the_names_are_those_that_a_recipe_may_give():
-    assert list(OBJECTIVES) == list(LOSSES)
+    assert [*OBJECTIVES, *REWARD_OBJECTIVES] == list(LOSSES)
+    assert set(REWARD_OBJECTIVES) == set(REWARD_LOSSES)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

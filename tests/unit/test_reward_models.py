@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from decimal import Decimal
 from pathlib import Path
 
@@ -71,6 +72,8 @@ def test_a_verifier_gives_one_to_the_right_answer_and_zero_to_others(
         ("1,234,567 people", "1234567"),
         ("between 2,3", "3"),
         ("The answer is **17**, not 18", "17"),
+        ("#### **$ 1,000**, or 12", "1000"),
+        ("1,234,567,", "567"),
         (r"\boxed{8} of 9", "8"),
         ("1.5e-3 m", "0.0015"),
         ("one half", None),
@@ -78,6 +81,27 @@ def test_a_verifier_gives_one_to_the_right_answer_and_zero_to_others(
 )
 def test_the_number_of_a_text(text: str, number: str | None) -> None:
     assert number_in(text) == (None if number is None else Decimal(number))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *("#### " + " " * 200_000, "A: " + "* " * 100_000, "#### " * 40_000, "1" + ",234" * 50_000 + ","),
+        *("1." * 100_000, "-" * 200_000, "1 " * 100_000, "-$" * 100_000, "\\boxed{" * 30_000, "\ud800" * 100_000),
+    ],
+)
+def test_no_answer_keeps_the_search_for_a_number_busy(answer: str) -> None:
+    begun = time.process_time()
+    assert score("verifier:number", answer, "12345") == 0.0
+    assert score("verifier:exact", answer, "12345") == 0.0
+    assert time.process_time() - begun < 5.0  # a search that looks at each place twice would take minutes
+
+
+def test_numbers_of_any_length_are_compared() -> None:
+    long = "1" * 1_500_000
+    assert score("verifier:number", long, long) == 1.0
+    assert score("verifier:number", long, "1") == 0.0
+    assert score("verifier:number", "1e999", "1e-999") == 0.0
 
 
 def test_the_toy_scorer_needs_no_reference_and_names_prompts_that_are_no_exercise() -> None:

@@ -1,0 +1,249 @@
+"""Preference pairs as text, and what a scorer says of them.
+
+A scorer of single answers is asked once for every different answer to a prompt, however many pairs it stands in; one
+that compares is asked for every pair. It is asked for some hundred answers at a time, all answers to one prompt
+together, so that there is progress to report and nothing depends on where the cuts are.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from aligner.data.rows import Messages, PreferenceRow, as_turns, prompt_text
+from aligner.errors import DataError, Problem
+from aligner.evaluation.bootstrap import Floats, Integers
+from aligner.reward_models import Comparer, Preferences, Prompt, Scorer, preferences
+from aligner.reward_models.base import sigmoid
+from aligner.reward_models.judge import NoVerdict
+
+Progress = Callable[[int, int], None]
+
+AT_ONCE = 256
+"""Answers, or pairs, that a scorer is given in one call; more where a prompt has more answers."""
+
+LISTED = 20
+"""Pairs without a verdict that an error lists."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A prompt with a better and a worse answer as plain text, and where they come from."""
+
+    prompt: Prompt
+    chosen: str
+    rejected: str
+    reference: str | None
+    origin: str
+    extra: dict[str, Any]
+    question: str
+    """What the user asked: pairs with the same question are not independent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Every different answer to every prompt, those of one prompt next to one another."""
+
+    prompts: list[Prompt]
+    texts: list[str]
+    references: list[str | None]
+    origins: list[str]
+    groups: Integers
+    """Number of each answer's prompt: scores are comparable within a group."""
+    chosen: Integers
+    """Which answer is the chosen one of each pair."""
+    rejected: Integers
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What a scorer says of pairs.
+
+    `margins`: above 0 where it picks the chosen answer, 0 for a tie: the difference of two scores or, of a comparer, its
+    probability less a half. `scores`: of each of the `Answers`; none where it only compares. `flips`: pairs for which a
+    comparer named another answer when the order changed; None where nothing was asked in two orders. `remarks`: (where
+    from, what the scorer said of it).
+    """
+
+    margins: Floats
+    probabilities: Floats
+    scores: Floats | None
+    flips: int | None
+    remarks: list[tuple[str, str]]
+
+    @property
+    def wins(self) -> Floats:
+        """1 where the chosen answer wins, 0.5 for a tie, else 0."""
+        wins: Floats = (np.sign(self.margins) + 1.0) / 2.0
+        return wins
+
+
+def as_pairs(rows: Sequence[PreferenceRow]) -> list[Pair]:
+    """Pairs as a scorer can read them. DataError for answers of several turns, which have no one text."""
+    pairs = []
+    for row in rows:
+        reference = row.extra.get("answer")
+        pairs.append(
+            Pair(
+                row.prompt,
+                _text(row.chosen, row.origin),
+                _text(row.rejected, row.origin),
+                None if reference is None else str(reference),
+                row.origin,
+                row.extra,
+                prompt_text(row),
+            )
+        )
+    return pairs
+
+
+def _text(answer: str | Messages, origin: str) -> str:
+    turns = as_turns(answer, "assistant")
+    if len(turns) != 1:
+        raise DataError(
+            f"{origin}: an answer has {len(turns)} turns, and a scorer reads the text of one",
+            "Put the turns that both answers share into the prompt, or leave the row out.",
+        )
+    return str(turns[0]["content"])
+
+
+def numbered(keys: Sequence[Any]) -> Integers:
+    """Equal keys as equal numbers, from 0 on in the order of their first appearance."""
+    numbers: dict[Any, int] = {}
+    return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
+
+
+def answers_of(pairs: Sequence[Pair]) -> Answers:
+    """The different answers of the pairs, prompt by prompt in the order of the prompts' first appearance."""
+    members: dict[str, dict[tuple[str, str | None], Pair]] = {}
+    for pair in pairs:
+        held = members.setdefault(_key(pair.prompt), {})
+        for text in (pair.chosen, pair.rejected):
+            held.setdefault((text, pair.reference), pair)
+    found = [(key, text, pair) for key, held in members.items() for (text, _), pair in held.items()]
+    places = {(key, text, pair.reference): index for index, (key, text, pair) in enumerate(found)}
+
+    def place(pair: Pair, text: str) -> int:
+        return places[_key(pair.prompt), text, pair.reference]
+
+    return Answers(
+        prompts=[pair.prompt for _, _, pair in found],
+        texts=[text for _, text, _ in found],
+        references=[pair.reference for _, _, pair in found],
+        origins=[pair.origin for _, _, pair in found],
+        groups=numbered([key for key, _, _ in found]),
+        chosen=np.array([place(pair, pair.chosen) for pair in pairs], dtype=np.int64),
+        rejected=np.array([place(pair, pair.rejected) for pair in pairs], dtype=np.int64),
+    )
+
+
+def _key(prompt: Prompt) -> str:
+    return json.dumps(prompt, sort_keys=True, default=str)
+
+
+def judge(
+    scorer: Scorer,
+    pairs: Sequence[Pair],
+    answers: Answers,
+    *,
+    on_progress: Progress | None = None,
+    at_once: int | None = AT_ONCE,
+) -> Judged:
+    """Ask the scorer about every pair. `at_once=None` asks in one call, for scores that depend on what else is scored
+    (`reward_models.ensemble.scored_together`)."""
+    if isinstance(scorer, Comparer):
+        return _compare(scorer, pairs, on_progress, at_once)
+    return _score(scorer, answers, on_progress, at_once)
+
+
+def _score(scorer: Scorer, answers: Answers, on_progress: Progress | None, at_once: int | None) -> Judged:
+    scores: list[float] = []
+    remarks: list[tuple[str, str]] = []
+    for start, end in _stretches(answers.groups, at_once):
+        part = slice(start, end)
+        try:
+            found = scorer.score(answers.prompts[part], answers.texts[part], answers.references[part])
+        except DataError as error:
+            raise _placed(error, answers.origins[part], "different answers") from error
+        assert len(found) == end - start, f"{scorer.name} gave {len(found)} scores for {end - start} answers"
+        remarks += [(answers.origins[start + row], said) for row, said in sorted(found.remarks.items())]
+        scores += found
+        if on_progress is not None:
+            on_progress(end, len(answers.texts))
+    assert all(map(math.isfinite, scores)), f"{scorer.name} gave a score that is not finite"
+    values = np.array(scores, dtype=np.float64)
+    margins = values[answers.chosen] - values[answers.rejected]
+    return Judged(margins, np.array([sigmoid(float(margin)) for margin in margins]), values, None, remarks)
+
+
+def _stretches(groups: Integers, at_once: int | None) -> Iterator[tuple[int, int]]:
+    """Cuts between groups, each stretch as short as it can be with at least `at_once` answers."""
+    ends = [*(int(end) for end in np.flatnonzero(np.diff(groups)) + 1), len(groups)] if len(groups) else []
+    start = 0
+    for end in ends:
+        if end == len(groups) or (at_once is not None and end - start >= at_once):
+            yield start, end
+            start = end
+
+
+def _placed(error: DataError, origins: Sequence[str], what: str) -> DataError:
+    """The same error with the file's rows in place of the call's, where a problem names one."""
+    problems = []
+    for problem in error.problems:
+        row = re.fullmatch(r"row (\d+)", problem.where)
+        where = origins[int(row[1]) - 1] if row and 0 < int(row[1]) <= len(origins) else problem.where
+        problems.append(replace(problem, where=where))
+    message = f"{error.message} (rows are counted over the {len(origins):,} {what} from {origins[0]} on)"
+    return DataError(message, error.hint, problems)
+
+
+def _compare(scorer: Comparer, pairs: Sequence[Pair], on_progress: Progress | None, at_once: int | None) -> Judged:
+    """Every pair is asked about, also after a judge had no usable verdict on one: what it says is in its cache then."""
+    chances: list[float] = []
+    remarks: list[tuple[str, str]] = []
+    silent: dict[int, str] = {}
+    flips = 0
+    step = at_once or max(1, len(pairs))
+    for start in range(0, len(pairs), step):
+        part = pairs[start : start + step]
+        try:
+            found = _preferences(scorer, part)
+            remarks += [(part[row].origin, said) for row, said in sorted(found.remarks.items())]
+            flips += len(found.flips)
+            chances += found
+        except NoVerdict as error:
+            silent |= {start + row: reason for row, reason in error.rows.items()}
+        if on_progress is not None:
+            on_progress(start + len(part), len(pairs))
+    if silent:
+        raise _no_verdict(scorer.name, pairs, silent)
+    assert all(0.0 <= chance <= 1.0 for chance in chances), f"{scorer.name} gave a preference outside [0, 1]"
+    probabilities = np.array(chances, dtype=np.float64)
+    return Judged(probabilities - 0.5, probabilities, None, flips, remarks)
+
+
+def _preferences(scorer: Comparer, part: Sequence[Pair]) -> Preferences:
+    asked = [pair.prompt for pair in part], [pair.chosen for pair in part], [pair.rejected for pair in part]
+    try:
+        found = preferences(scorer, *asked, [pair.reference for pair in part])
+    except NoVerdict:
+        raise
+    except DataError as error:
+        raise _placed(error, [pair.origin for pair in part], "pairs") from error
+    assert len(found) == len(part), f"{scorer.name} gave {len(found)} preferences for {len(part)} pairs"
+    return found
+
+
+def _no_verdict(name: str, pairs: Sequence[Pair], silent: dict[int, str]) -> DataError:
+    problems = [Problem(reason, where=pairs[row].origin) for row, reason in sorted(silent.items())]
+    return DataError(
+        f"{name} gave no verdict on {len(silent):,} of {len(pairs):,} pairs; those on the others are kept",
+        "The same command asks about these pairs again; or leave their rows out.",
+        problems[:LISTED],
+    )

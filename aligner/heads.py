@@ -1,0 +1,101 @@
+"""The head of a reward model: a linear map from the hidden state after a token to one number or several.
+
+Models are Hugging Face's for sequence classification, so that they load anywhere and public ones load here. Such a model
+reads the head at the last token that is no padding; `give_values` makes it hand out the numbers of every token instead,
+for segments. The head computes in float32 whatever the rest does: in bfloat16, scores between 8 and 16 come in steps of
+1/16.
+
+Legend: B sequences, T tokens, K outputs, D hidden size.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+HEADS = ("score", "classifier")
+"""Names of the head in the sequence classification models of transformers."""
+
+
+class Float32Linear(nn.Linear):
+    """A linear map that computes in float32, also within autocast."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(..., D) -> (..., K)."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            bias = None if self.bias is None else self.bias.float()
+            return nn.functional.linear(hidden.float(), self.weight.float(), bias)
+
+
+def head_of(model: Any) -> tuple[Any, str, nn.Linear]:
+    """Return the module that holds the head, the head's name there, and the head that is in use (an adapter has its own).
+
+    Raises: AssertionError for a model without a linear head.
+    """
+    base = model.get_base_model() if hasattr(model, "peft_config") else model
+    name = next((name for name in HEADS if hasattr(base, name)), "")
+    assert name, f"{type(base).__name__} has no head that we know"
+    head = getattr(base, name)
+    if hasattr(head, "modules_to_save"):  # PEFT's wrapper around a module that is trained whole
+        return head.modules_to_save, head.active_adapters[0], head.modules_to_save[head.active_adapters[0]]
+    return base, name, head
+
+
+def keep_in_float32(model: Any) -> None:
+    """Let the head compute in float32, with weights in float32."""
+    base = model.get_base_model() if hasattr(model, "peft_config") else model
+    if not any(isinstance(getattr(base, name, None), nn.Module) for name in HEADS):
+        return  # code that ships with a model may call its head anything
+    head = head_of(model)[2]
+    if type(head) is nn.Linear:
+        head.float()
+        head.__class__ = Float32Linear
+
+
+def draw_head(model: Any, seed: int) -> None:
+    """Draw a fresh head: N(0, 1/(D+1)), so that rewards begin near 0; as the authors of arXiv 2501.02790 do."""
+    head = head_of(model)[2]
+    generator = torch.Generator().manual_seed(seed)
+    weights = torch.randn(head.weight.shape, generator=generator) / (head.weight.shape[1] + 1)
+    with torch.no_grad():
+        head.weight.copy_(weights)
+        if head.bias is not None:
+            head.bias.zero_()
+
+
+def join_outputs(model: Any, weights: Sequence[float]) -> None:
+    """Make one output of several: their weighted sum. A regression on attributes becomes a model with one score."""
+    holder, name, head = head_of(model)
+    assert len(weights) == head.weight.shape[0], f"{len(weights)} weights for {head.weight.shape[0]} outputs"
+    factors = torch.tensor(weights, dtype=head.weight.dtype, device=head.weight.device)
+    joined = type(head)(head.in_features, 1, bias=head.bias is not None).to(head.weight)
+    with torch.no_grad():
+        joined.weight.copy_((factors @ head.weight)[None])
+        if head.bias is not None:
+            joined.bias.copy_((factors * head.bias).sum())
+    joined.requires_grad_(head.weight.requires_grad)
+    if isinstance(holder, nn.ModuleDict):
+        holder[name] = joined
+    else:
+        setattr(holder, name, joined)
+    base = model.get_base_model() if hasattr(model, "peft_config") else model
+    base.config.num_labels = 1
+    base.num_labels = 1
+
+
+def give_values(model: Any) -> None:
+    """Let a sequence classification model return the numbers of every token (B, T, K) as its `logits`."""
+    base = model.get_base_model() if hasattr(model, "peft_config") else model
+    base.forward = types.MethodType(_values, base)
+
+
+def _values(self: Any, input_ids: Tensor, attention_mask: Tensor, **_: Any) -> SequenceClassifierOutput:
+    backbone = getattr(self, self.base_model_prefix)
+    hidden = backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+    name = next(name for name in HEADS if hasattr(self, name))
+    return SequenceClassifierOutput(logits=getattr(self, name)(hidden))

@@ -1,0 +1,72 @@
+"""Reading many sequences with a model: sorted by length, in batches of about so many tokens, each sequence once.
+
+What comes out does not depend on the order of the sequences, nor (but for rounding) on which others share a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+Read = Callable[[dict[str, torch.Tensor], Sequence[int]], Sequence[T]]
+"""A padded batch (`input_ids`, `attention_mask`, `position_ids`) and the numbers of its sequences -> what is read of each."""
+
+
+def in_batches(
+    sequences: Sequence[Sequence[int]],
+    read: Read[T],
+    pad_token_id: int,
+    batch_tokens: int,
+    device: Any,
+    *,
+    left: bool = False,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[T]:
+    """Return what `read` finds in each sequence, in their order; equal sequences are read once.
+
+    Padding is on the right, or on the `left` for who reads the last place of all rows. `on_progress(done, total)` counts
+    different sequences.
+    """
+    places: dict[tuple[int, ...], list[int]] = {}
+    for place, ids in enumerate(sequences):
+        places.setdefault(tuple(ids), []).append(place)
+    found: list[Any] = [None] * len(sequences)
+    done = 0
+    for batch in _batches(sorted(places, key=lambda ids: (-len(ids), ids)), batch_tokens):
+        tensors = {key: value.to(device) for key, value in pad(batch, pad_token_id, left=left).items()}
+        for ids, value in zip(batch, read(tensors, [places[ids][0] for ids in batch])):
+            for place in places[ids]:
+                found[place] = value
+        done += len(batch)
+        if on_progress:
+            on_progress(done, len(places))
+    return found
+
+
+def _batches(ordered: Sequence[tuple[int, ...]], batch_tokens: int) -> Iterator[list[tuple[int, ...]]]:
+    """Longest first, so that what does not fit into memory is known at once."""
+    start = 0
+    while start < len(ordered):
+        rows = max(1, batch_tokens // max(1, len(ordered[start])))
+        yield list(ordered[start : start + rows])
+        start += rows
+
+
+def pad(sequences: Sequence[Sequence[int]], pad_token_id: int, *, left: bool = False) -> dict[str, torch.Tensor]:
+    """Stack sequences into `input_ids`, `attention_mask` and `position_ids`, each (B, T), T the longest.
+
+    Padding is known by the mask, never by its id.
+    """
+    width = max(map(len, sequences))
+    input_ids = torch.full((len(sequences), width), pad_token_id)
+    attention_mask = torch.zeros((len(sequences), width), dtype=torch.long)
+    for i, ids in enumerate(sequences):
+        where = slice(width - len(ids), width) if left else slice(0, len(ids))
+        input_ids[i, where] = torch.tensor(list(ids), dtype=torch.long)
+        attention_mask[i, where] = 1
+    position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)
+    return {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}

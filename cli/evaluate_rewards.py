@@ -1,0 +1,246 @@
+"""`aligner eval --reward-model CARD`: what a reward model's choices are worth, from the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from .models import OnBadRow, dropped_rows
+
+if TYPE_CHECKING:
+    from aligner.config.schema import Source
+    from aligner.evaluation.judged_pairs import Answers, Judged, Pair
+
+    from .render import Screen
+
+Record = dict[str, Any]
+Cells = list[tuple[str, ...]]
+
+MOST_SHOWN = 40
+"""Categories on the screen; all of them are in the JSON."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What `--json` prints, and what it was computed from."""
+
+    record: Record
+    judged: list[Judged]
+    pairs: list[Pair]
+    answers: Answers
+
+
+def evaluate_rewards(
+    specs: Sequence[str],
+    source: Source,
+    *,
+    category: str | None,
+    on_bad_row: OnBadRow,
+    resamples: int,
+    seed: int,
+    outputs: Sequence[Path | None],
+) -> Found:
+    """Judge the pairs of a source with one reward model or two, and measure. `outputs` are looked at, not written."""
+    from aligner.errors import UsageError
+    from aligner.reward_models import read_spec
+
+    if len(specs) > 2:
+        raise UsageError(f"--reward-model is given {len(specs)} times", "name one, or two to compare")
+    for spec in specs:
+        read_spec(spec)
+    for path in outputs:
+        _check_output(path)
+    pairs, column, dropped = _read(source, category, on_bad_row, seed)
+
+    from aligner.evaluation.judged_pairs import answers_of
+    from aligner.evaluation.reward_accuracy import agreement, measure
+
+    from .render import Screen
+
+    answers = answers_of(pairs)
+    draws: dict[str, int] = {"resamples": resamples, "seed": seed}
+    with Screen() as screen:
+        judged = [_judge(spec, pairs, answers, screen) for spec in specs]
+        screen.start("computing the numbers and their intervals")
+        found = [measure(one, pairs, answers, column, **draws) for one, _ in judged]
+        both = agreement(judged[0][0], judged[1][0], pairs, **draws) if len(judged) == 2 else None
+    record = {
+        "reward_models": list(specs),
+        "data": source.path,
+        "rows_dropped": dropped,
+        "category_column": column,
+        "bootstrap": {**draws, "interval": 0.95},
+        "results": [
+            {"reward_model": spec, "fingerprint": print_, **numbers}
+            for spec, (_, print_), numbers in zip(specs, judged, found)
+        ],
+        "agreement": both,
+    }
+    return Found(record, [one for one, _ in judged], pairs, answers)
+
+
+def draw(found: Found, path: Path) -> None:
+    """Write the picture."""
+    from aligner.evaluation.reward_picture import Shown, write_picture
+
+    results = found.record["results"]
+    shown = [Shown(result["reward_model"], result, judged) for result, judged in zip(results, found.judged)]
+    write_picture(shown, found.pairs, found.answers, found.record, path)
+
+
+def _check_output(path: Path | None) -> None:
+    """Find out before the scoring whether there is a place for what it gives."""
+    from aligner.errors import UsageError
+
+    if path is not None and path.is_dir():
+        raise UsageError(f"{path} is a folder", "name a file")
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _read(source: Source, category: str | None, on_bad_row: OnBadRow, seed: int) -> tuple[list[Pair], str | None, int]:
+    """The pairs, the column that divides them, and how many broken rows were left out."""
+    from aligner.config.schema import Data
+    from aligner.data import load_rows
+    from aligner.errors import DataError
+    from aligner.evaluation.divisions import CATEGORY_COLUMNS, category_column
+    from aligner.evaluation.judged_pairs import as_pairs
+
+    keep = dict.fromkeys([*CATEGORY_COLUMNS, "answer", *([category] if category else [])])
+    loaded = load_rows(Data(train=[source], on_bad_row=on_bad_row), "preference", seed, keep=list(keep))
+    pairs = as_pairs(loaded.train)
+    if category is not None and not any(category in pair.extra for pair in pairs):
+        unused = sorted({name for entry in loaded.ledger.sources for name in entry.unused_columns})
+        further = f"further columns are {', '.join(unused)}" if unused else "there are no further columns"
+        raise DataError(f"no row of {source.path} has the column `{category}` that --category names", further)
+    return pairs, category or category_column(pairs), dropped_rows(loaded.ledger)
+
+
+def _judge(spec: str, pairs: list[Pair], answers: Answers, screen: Screen) -> tuple[Judged, str]:
+    """What one reward model says, and its fingerprint; it is gone from memory before the next is loaded."""
+    from aligner.evaluation.judged_pairs import AT_ONCE, judge
+    from aligner.reward_models import load_scorer, read_spec
+    from aligner.reward_models.ensemble import scored_together
+
+    screen.start(f"loading {spec}")
+    scorer = load_scorer(spec)
+    at_once = None if scored_together(read_spec(spec)) else AT_ONCE
+    judged = judge(scorer, pairs, answers, on_progress=screen.counter(f"judging with {spec}"), at_once=at_once)
+    return judged, scorer.fingerprint()
+
+
+def show(record: Record) -> None:
+    """Everything as tables on stdout."""
+    from .render import columns
+
+    for result in record["results"]:
+        typer.echo(typer.style(f"{result['reward_model']}  ({result['kind']})", bold=True))
+        typer.echo(f"{result['pairs']:,} pairs of {result['prompts']:,} prompts\n")
+        columns(("", "value", "95% interval", "pairs"), [*_measures(result), *_lengths(result)])
+        if result["categories"]:
+            typer.echo("")
+            columns((record["category_column"], "accuracy", "95% interval", "pairs", "ties"), _categories(result))
+            _say_more(len(result["categories"]))
+        typer.echo("")
+        columns(("sure", "right", "pairs"), _curve(result))
+        for text in _notes(result):
+            typer.echo(f"\n{text}")
+        typer.echo("")
+    if record["agreement"] is not None:
+        columns(("agreement", "value", "95% interval"), _agreement(record["agreement"]))
+
+
+def _figure(name: str, figure: Record, *more: object) -> tuple[str, ...]:
+    from .render import number
+
+    ends = "" if figure["low"] is None else f"{number(figure['low'])} to {number(figure['high'])}"
+    error = f" (+/- {number(figure['stderr'])})" if "stderr" in figure else ""
+    return (name, _value(figure["value"]), ends + error, *(str(item) for item in more))
+
+
+def _value(value: float | None) -> str:
+    from .render import number
+
+    return "-" if value is None else number(value)
+
+
+def _measures(result: Record) -> Cells:
+    total, ties = result["pairs"], result["ties"]
+    rows = [_figure("accuracy", result["accuracy"], f"{total:,}")]
+    if ties:
+        rows.append(_figure("accuracy without ties", result["accuracy_without_ties"], f"{total - ties:,}"))
+    rows.append(_figure("calibration error (ECE)", result["calibration"]["ece"], f"{total:,}"))
+    flips = result["order_flips"]
+    if flips is not None:
+        rows.append(("changes its mind with the order", _value(flips["share"]), "", f"{total:,}"))
+    bench = result["rewardbench"]
+    if bench is not None:
+        rows.append(_figure("RewardBench", bench["overall"], f"{total:,}"))
+        rows += [_figure(f"RewardBench, {name}", figure, "") for name, figure in bench["sections"].items()]
+    return rows
+
+
+def _lengths(result: Record) -> Cells:
+    length = result["length"]
+    rows = [
+        _figure(f"accuracy, chosen answer {row['name']}", row["accuracy"], f"{row['pairs']:,}")
+        for row in length["chosen_is"]
+    ]
+    rows += [
+        _figure(f"accuracy, {_span(row)} characters", row["accuracy"], f"{row['pairs']:,}") for row in length["buckets"]
+    ]
+    for kind, found in (length["correlation"] or {}).items():
+        for name in ("pearson", "spearman") if found.get("prompts", 1) else ():
+            label = f"score and length, {kind.replace('_', ' ')} ({name.capitalize()})"
+            rows.append((label, _value(found[name]), "", ""))
+    return rows
+
+
+def _span(row: Record) -> str:
+    """Chosen less rejected answer: `-13 to -6`."""
+    low, high = (f"{row[end]:+,}" if row[end] else "0" for end in ("from", "to"))
+    return low if low == high else f"{low} to {high}"
+
+
+def _categories(result: Record) -> Cells:
+    return [
+        _figure(row["name"], row["accuracy"], f"{row['pairs']:,}", f"{row['ties']:,}")
+        for row in result["categories"][:MOST_SHOWN]
+    ]
+
+
+def _say_more(count: int) -> None:
+    if count > MOST_SHOWN:
+        typer.echo(f"and {count - MOST_SHOWN:,} more, which --json and --output list")
+
+
+def _curve(result: Record) -> Cells:
+    return [
+        (f"{row['from']:.2f} to {row['to']:.2f}", _value(row["accuracy"]), f"{row['pairs']:,}")
+        for row in result["calibration"]["curve"]
+    ]
+
+
+def _notes(result: Record) -> list[str]:
+    notes = [f"Left out. {text}" for text in result["left_out"]]
+    remarks = result["remarks"]
+    if remarks["count"]:
+        first = "".join(f"\n  {one['row']}: {one['said']}" for one in remarks["first"])
+        notes.append(f"{remarks['count']:,} remarks of the scorer, the first:{first}")
+    return notes
+
+
+def _agreement(found: Record) -> Cells:
+    rows = [
+        _figure("same choice", found["same_choice"]),
+        _figure("Cohen's kappa", found["kappa"]),
+        _figure("accuracy, first less second", found["accuracy_difference"]),
+        ("score differences (Spearman)", _value(found["spearman"]), ""),
+    ]
+    for who in ("both", "only_first", "only_second", "neither"):
+        rows.append((f"{who.replace('_', ' ')} right", f"{found[f'{who}_right']:,}", ""))
+    return rows

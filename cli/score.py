@@ -1,0 +1,163 @@
+"""`aligner score`: what a reward model, a judge or a rule says of the answers in a file."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .boundary import resumable
+from .models import AsJson, Column, MaxRows, Split, source_section
+
+if TYPE_CHECKING:
+    from aligner.config.schema import Source
+    from aligner.evaluation.answer_rows import AnswerRows, Scored
+    from aligner.evaluation.score_store import ScoreStore
+    from aligner.reward_models import Scorer
+
+NUMBERS = ("n", "mean", "std", "min", "median", "max")
+
+
+def score(
+    data: Annotated[str, typer.Option("--data", help="Rows with answers: file, folder, glob or hub id.")],
+    reward_model: Annotated[
+        str, typer.Option("--reward-model", metavar="CARD", help="Card (file, run, shipped name) or toy, verifier:...")
+    ],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the scored rows as JSON lines.")] = None,
+    column: Column = None,
+    split: Split = "train",
+    max_rows: MaxRows = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Which sample --max-rows takes.")] = 0,
+    prefix: Annotated[str, typer.Option("--prefix", help="Put before the names of the new columns.")] = "",
+    keep_failed: Annotated[
+        bool, typer.Option("--keep-failed", help="Write rows without a score too, with why.")
+    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where the scoring was stopped.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Score answers with a reward model, a judge or a rule.
+
+    Rows hold one answer (`score`), a list of them (`scores`) or a pair (`score_chosen`, `score_rejected`); the names of the new
+    columns stand in brackets. A column `answer` holds the right answer for rules that compare with one.
+    """
+    from aligner.errors import UsageError
+    from aligner.evaluation.answer_rows import read_answers, refuse_taken_columns
+    from aligner.evaluation.score_store import check_output
+    from aligner.reward_models import load_scorer, read_spec
+    from aligner.reward_models.ensemble import scored_together
+
+    if output is not None:
+        check_output(output, data, resume=resume, overwrite=overwrite)
+    elif resume or overwrite:
+        raise UsageError("--resume and --overwrite are about an output, and there is none", "Add --output.")
+    card = read_spec(reward_model)
+    source = source_section(data, column, split, max_rows)
+    rows = read_answers(source, seed)
+    refuse_taken_columns(source, rows.form, prefix)
+
+    from .render import Screen
+
+    with Screen() as screen, resumable("goes on" if output is not None else "needs --output to go on"):
+        screen.start("loading the reward model")
+        scorer = load_scorer(reward_model)
+        options: dict[str, Any] = {"keep_failed": keep_failed, "on_progress": screen.counter("scoring")}
+        if scored_together(card):
+            options["at_once"] = None
+        if output is None:
+            scored = _score(scorer, rows, **options)
+        else:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            with _store(scorer, rows, output, overwrite) as store:
+                scored = _score(scorer, rows, store=store, **options)
+                store.finish(_with_scores(source, rows, scored, prefix))
+    record = _record(scorer, rows, scored, data, output)
+    if as_json:
+        _print_json(record, None if output is not None else _with_scores(source, rows, scored, prefix))
+    else:
+        _print_summary(record)
+
+
+def _score(scorer: Scorer, rows: AnswerRows, **options: Any) -> list[Scored]:
+    from aligner.evaluation.scoring import score_answers
+
+    return score_answers(scorer, rows, **options)
+
+
+def _with_scores(source: Source, rows: AnswerRows, scored: list[Scored], prefix: str) -> Any:
+    from aligner.evaluation.answer_rows import with_scores
+
+    return with_scores(source, rows, scored, prefix)
+
+
+def _store(scorer: Scorer, rows: AnswerRows, output: Path, overwrite: bool) -> ScoreStore:
+    """The unfinished output. Judges go on with the accounts of their budget under its name."""
+    from aligner.evaluation.score_store import open_store
+    from aligner.reward_models.ensemble import leaves
+    from aligner.reward_models.judge import Judge
+
+    header = {"data": rows.fingerprint, "reward_model": scorer.fingerprint(), "answers": len(rows.answers)}
+    account = hashlib.sha256(f"{output.resolve()} {header}".encode()).hexdigest()[:16]
+    for judge in leaves(scorer):
+        if isinstance(judge, Judge):
+            judge.account = f"score:{account}"
+    return open_store(output, header, overwrite=overwrite)
+
+
+def _record(scorer: Scorer, rows: AnswerRows, scored: list[Scored], data: str, output: Path | None) -> dict[str, Any]:
+    from aligner.evaluation.scoring import summary
+    from aligner.reward_models.ensemble import leaves
+    from aligner.reward_models.judge import Judge
+
+    usage = {judge.name: judge.usage() for judge in leaves(scorer) if isinstance(judge, Judge)}
+    return {
+        "reward_model": scorer.name,
+        "fingerprint": scorer.fingerprint(),
+        "data": data,
+        "form": rows.form,
+        "output": None if output is None else str(output),
+        "summary": summary(rows, scored),
+        **({"usage": usage} if usage else {}),
+    }
+
+
+def _print_json(record: dict[str, Any], rows: Any) -> None:
+    from aligner.record import dumps
+
+    typer.echo(dumps({**record, **({} if rows is None else {"rows": list(rows)})}, indent=2))
+
+
+def _print_summary(record: dict[str, Any]) -> None:
+    """A line of numbers for the scores and for each attribute; then what else there is to know."""
+    from .render import columns, number
+
+    summary = record["summary"]
+    lines = {"score": summary["score"]}
+    lines |= {name: summary[name] for name in ("chosen", "rejected") if name in summary}
+    lines |= summary["attributes"]
+    shown = [
+        (name, *("-" if values[key] is None else number(values[key]) for key in NUMBERS))
+        for name, values in lines.items()
+    ]
+    columns((record["reward_model"], *NUMBERS), shown)
+    notes = [f"accuracy: {number(summary['accuracy'])} of the pairs"] if summary.get("accuracy") is not None else []
+    if summary["failed"]:
+        notes.append(f"without a score: {summary['failed']}")
+    if summary["remarks"]:
+        notes.append(f"remarks: {summary['remarks']}, the first of them:")
+        notes += [f"  {remark}" for remark in summary["first_remarks"]]
+    notes += [_spent(name, used) for name, used in record.get("usage", {}).items() if used]
+    if record["output"] is not None:
+        notes.append(f"wrote {summary['rows']} rows to {record['output']}")
+    if notes:
+        typer.echo("")
+    for note in notes:
+        typer.echo(note)
+
+
+def _spent(name: str, used: dict[str, Any]) -> str:
+    tokens = used["prompt_tokens"] + used["completion_tokens"]
+    money = "" if used["usd"] is None else f", {used['usd']:.2f} US dollars"
+    return f"{name}: {used['calls']:,} requests ({used['cached']:,} more from the cache), {tokens:,} tokens{money}"

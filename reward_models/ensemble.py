@@ -1,0 +1,249 @@
+"""The kind `ensemble`: several scorers whose opinions become one.
+
+    kind: ensemble
+    members: [runs/rm-seed0, runs/rm-seed1, skywork-v2-qwen3-0.6b]
+    combine: lower_bound        # mean | min | lower_bound: mean - spread_weight * standard deviation over the members
+    spread_weight: 1.0
+    standardize: true
+
+A policy that is trained against one reward model finds its mistakes; members that differ (in seed, data or kind) rarely
+make the same ones. `min` and `lower_bound` believe a score only as far as the members agree on it. Standard deviations
+are those of a sample (n - 1). `attributes` hold what each member said, under its name, and `spread`, the standard
+deviation over the members.
+
+Members on different scales need `standardize`: every score is divided by the standard deviation of that member's scores
+over the rows of the call. So the scores depend on which rows are scored together: only those of one call are comparable,
+and a call needs members that tell its rows apart. A member that gives them all the same score has no scale to be
+brought to, and that is a DataError and no guess. Nothing is subtracted, since a reward means something only up to a
+constant for each prompt.
+
+Comparisons. An ensemble that holds a member which compares answers compares them too. Each member gives a probability
+that the first answer is better (a scorer of single answers by the sigmoid of its difference), and with p the mean,
+`mean` is p; `min` is that of the least certain member, the one nearest to 0.5, and 0.5 where members disagree on
+which answer is better; `lower_bound` moves p towards 0.5 by `spread_weight` standard deviations, at most onto it. All
+three are the same whichever answer comes first.
+
+All members are loaded at once. Not here: weights for members (name one ensemble as a member of another), and training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from aligner.errors import DataError, RecipeError
+
+from . import load_scorer, read_spec
+from .base import UNBOUNDED, Comparer, Preferences, Prompt, Range, Scorer, Scores, check_lengths, sigmoid
+from .card import Card, range_of
+
+SPREAD = "spread"
+SAME = 1e-9
+"""Scores that differ by less than this share of their size are the same."""
+
+Combine = Callable[[Sequence[float], float], float]
+
+
+def _mean(values: Sequence[float], weight: float) -> float:
+    return statistics.fmean(values)
+
+
+def _min(values: Sequence[float], weight: float) -> float:
+    return min(values)
+
+
+def _lower_bound(values: Sequence[float], weight: float) -> float:
+    return statistics.fmean(values) - weight * spread(values)
+
+
+SCORES: dict[str, Combine] = {"mean": _mean, "min": _min, "lower_bound": _lower_bound}
+"""Members' scores of one answer, and `spread_weight` -> the score."""
+
+
+def _least_certain(chances: Sequence[float], weight: float) -> float:
+    agree = all(chance >= 0.5 for chance in chances) or all(chance <= 0.5 for chance in chances)
+    return min(chances, key=lambda chance: abs(chance - 0.5)) if agree else 0.5
+
+
+def _shrunk(chances: Sequence[float], weight: float) -> float:
+    margin = statistics.fmean(chances) - 0.5
+    return 0.5 + math.copysign(max(0.0, abs(margin) - weight * spread(chances)), margin)
+
+
+CHANCES: dict[str, Combine] = {"mean": _mean, "min": _least_certain, "lower_bound": _shrunk}
+"""Members' probabilities that the first answer is better, and `spread_weight` -> the probability."""
+
+
+def spread(values: Sequence[float]) -> float:
+    """Standard deviation of a sample; 0 for a single value."""
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+class Ensemble:
+    """Scores with each of its members and combines what they say."""
+
+    def __init__(self, card: Card, members: Sequence[Scorer]) -> None:
+        assert members, "a card without members is refused when it is read"
+        self.card = card
+        self.members = list(members)
+        self.names = _names(card, self.members)
+
+    @property
+    def name(self) -> str:
+        """The name of its card."""
+        return self.card.name
+
+    @property
+    def range(self) -> Range:
+        """What follows from the members' ranges; none once they are brought to one scale."""
+        if self.card.range is not None:
+            return range_of(self.card)
+        if self.card.standardize:
+            return UNBOUNDED
+        return _range(self.card, [member.range for member in self.members])
+
+    def score(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[str],
+        references: Sequence[str | None] | None = None,
+    ) -> Scores:
+        """Score with every member, and combine."""
+        check_lengths(prompts, completions, references)
+        said = [member.score(prompts, completions, references) for member in self.members]
+        columns = [self._to_scale(found, name) for found, name in zip(said, self.names)]
+        rows = list(zip(*columns))
+        attributes = {name: list(found) for name, found in zip(self.names, said)}
+        if len(self.members) > 1:
+            attributes[SPREAD] = [spread(row) for row in rows]
+        combine = SCORES[self.card.combine]
+        remarks = _joined([found.remarks for found in said], self.names)
+        return Scores([combine(row, self.card.spread_weight) for row in rows], attributes, remarks)
+
+    def fingerprint(self) -> str:
+        """The members' fingerprints, and how they are combined."""
+        how = [self.card.combine, self.card.spread_weight, self.card.standardize]
+        text = json.dumps([how, [member.fingerprint() for member in self.members]])
+        return f"ensemble:{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+    def _to_scale(self, scores: Sequence[float], name: str) -> list[float]:
+        """One member's scores, divided by their spread where the card says so."""
+        if not self.card.standardize or not scores:
+            return list(scores)
+        size = spread(scores)
+        if size <= SAME * max(1.0, max(map(abs, scores))):
+            raise DataError(
+                f"{self.name}: {name} gives {_all_rows(len(scores))} the same score, {scores[0]:g}, so it has no spread "
+                "to be divided by",
+                "Score more rows in one call, or set `standardize: false` for members that are on one scale already.",
+            )
+        return [score / size for score in scores]
+
+
+class ComparingEnsemble(Ensemble):
+    """An ensemble with a member that compares answers."""
+
+    def prefer(self, prompts: Sequence[Prompt], first: Sequence[str], second: Sequence[str]) -> Preferences:
+        """Ask every member which answer is better, and combine the probabilities."""
+        said = [self._prefer(*pair, prompts, first, second) for pair in zip(self.members, self.names)]
+        combine = CHANCES[self.card.combine]
+        flips = sorted({row for found in said for row in found.flips})
+        remarks = _joined([found.remarks for found in said], self.names)
+        return Preferences([combine(row, self.card.spread_weight) for row in zip(*said)], flips, remarks)
+
+    def _prefer(
+        self, member: Scorer, name: str, prompts: Sequence[Prompt], first: Sequence[str], second: Sequence[str]
+    ) -> Preferences:
+        if isinstance(member, Comparer):
+            return member.prefer(prompts, first, second)
+        found = member.score([*prompts, *prompts], [*first, *second])
+        scores, count = self._to_scale(found, name), len(prompts)
+        remarks = [
+            {row % count: said for row, said in found.remarks.items() if row // count == half} for half in (1, 0)
+        ]
+        return Preferences(
+            [sigmoid(a - b) for a, b in zip(scores[:count], scores[count:])], remarks={**remarks[0], **remarks[1]}
+        )
+
+
+def make(card: Card) -> Scorer:
+    """The scorer of a card of the kind `ensemble`, with its members loaded."""
+    if len(card.members) < 2 and card.combine == "lower_bound":
+        raise RecipeError(
+            f"{card.name}: lower_bound needs two members or more, found {len(card.members)}",
+            "Add members, or set `combine: mean`.",
+        )
+    twice = sorted({member for member in card.members if card.members.count(member) > 1})
+    if twice:
+        raise RecipeError(f"{card.name} names the member {twice[0]} twice", "Name each member once.")
+    _refuse_cycles(card, ())
+    members = [load_scorer(member) for member in card.members]
+    kind = ComparingEnsemble if any(isinstance(member, Comparer) for member in members) else Ensemble
+    return kind(card, members)
+
+
+def leaves(scorer: Scorer) -> Iterator[Scorer]:
+    """The scorer itself, or the members of an ensemble down to those that are none."""
+    if not isinstance(scorer, Ensemble):
+        yield scorer
+        return
+    for member in scorer.members:
+        yield from leaves(member)
+
+
+def scored_together(card: Card) -> bool:
+    """Whether a score depends on all the rows of its call, and not only on those of its prompt."""
+    return card.standardize or any(scored_together(read_spec(member)) for member in card.members)
+
+
+def _refuse_cycles(card: Card, above: tuple[Card, ...]) -> None:
+    """Follow the members' cards down; one that stands above itself would be loaded for ever."""
+    placed = card.model_copy(update={"members": [_one_spelling(member) for member in card.members]})
+    if placed in above:
+        names = " -> ".join([*(outer.name for outer in above[above.index(placed) :]), card.name])
+        raise RecipeError(f"the ensemble {card.name} is a member of itself: {names}", "Take it out of `members`.")
+    for member in card.members:
+        inner = read_spec(member)
+        if inner.kind == "ensemble":
+            _refuse_cycles(inner, (*above, placed))
+
+
+def _one_spelling(member: str) -> str:
+    """A path as itself, however it was written; anything else as it is."""
+    return os.path.realpath(member) if Path(member).exists() else member
+
+
+def _names(card: Card, members: Sequence[Scorer]) -> list[str]:
+    """The members' names, or what the card calls them where two have the same."""
+    names = [member.name for member in members]
+    return names if len({*names, SPREAD}) == len(names) + 1 else list(card.members)
+
+
+def _range(card: Card, ranges: Sequence[Range]) -> Range:
+    """Bounds that no combined score leaves; those of `lower_bound` are not always reached."""
+    lows, highs = [low for low, _ in ranges], [high for _, high in ranges]
+    if card.combine == "min":
+        return min(lows), min(highs)
+    low, high = statistics.fmean(lows), statistics.fmean(highs)
+    if card.combine == "lower_bound" and card.spread_weight:
+        if not all(map(math.isfinite, (*lows, *highs))):
+            return -math.inf, high
+        # Values between two bounds have at most half their distance as standard deviation (Popoviciu).
+        widest = (max(highs) - min(lows)) / 2.0 * math.sqrt(len(ranges) / (len(ranges) - 1))
+        low -= card.spread_weight * widest
+    return low, high
+
+
+def _joined(remarks: Sequence[dict[int, str]], names: Sequence[str]) -> dict[int, str]:
+    """Each row's remarks, with the name of the member that made them."""
+    rows = sorted({row for said in remarks for row in said})
+    return {row: "; ".join(f"{name}: {said[row]}" for name, said in zip(names, remarks) if row in said) for row in rows}
+
+
+def _all_rows(count: int) -> str:
+    return "the only row" if count == 1 else f"all {count} rows"

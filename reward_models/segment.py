@@ -1,0 +1,155 @@
+"""Reward models with a value at every token (`segment`): an answer's score is the mean of the values at its segments' ends.
+
+That is how such a model is trained (arXiv 2501.02790), so it is how it is read here; `values` gives the numbers themselves,
+which segment-level RLHF is made of. A value alone has an arbitrary level that drifts along the answer: do not read it as
+quality.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+import torch
+
+from aligner.chat import stop_token_ids
+from aligner.config.schema import Model
+from aligner.errors import RecipeError
+from aligner.heads import give_values
+from aligner.models import load_policy, load_reward_model, load_tokenizer, model_fingerprint
+from aligner.padded import in_batches
+from aligner.segments import answer_entropies, segment_ends
+
+from .base import Prompt, Range, Scorer, Scores, check_lengths
+from .card import Card, Segments, range_of
+from .heads import Conversations, OnProgress, fingerprint_of, refuse_no_numbers, section_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True)
+class Valued:
+    """One answer: the value after each of its tokens (T,), and the places of its segments' last tokens, ascending."""
+
+    token_ids: list[int]
+    values: list[float]
+    ends: list[int]
+
+
+@dataclass(frozen=True)
+class SegmentScorer:
+    """e(x, y) = (1/K) sum_j r_end(j), over the K segments of an answer."""
+
+    card: Card
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    reference: PreTrainedModel | None
+    _print: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """The card's name."""
+        return self.card.name
+
+    @property
+    def range(self) -> Range:
+        """What the card says."""
+        return range_of(self.card)
+
+    def score(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[str],
+        references: Sequence[str | None] | None = None,
+        *,
+        finished: Sequence[bool] | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Scores:
+        """Score answers by the mean over their segments; `segments` in the attributes counts these."""
+        found, remarks = self.values(prompts, completions, finished=finished, on_progress=on_progress)
+        means = [fmean(one.values[end] for end in one.ends) for one in found]
+        return Scores(means, {"segments": [float(len(one.ends)) for one in found]}, remarks)
+
+    def values(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[str],
+        *,
+        finished: Sequence[bool] | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> tuple[list[Valued], dict[int, str]]:
+        """Return the values of n answers, and remarks on the rows that were cut."""
+        check_lengths(prompts, completions, None)
+        encoded = Conversations(self.card, self.tokenizer, prompts, completions, finished)
+
+        def read(batch: dict[str, torch.Tensor], rows: Sequence[int]) -> list[list[float]]:
+            logits = self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[..., 0]
+            return [logits[i, : len(encoded.sequences[row])].tolist() for i, row in enumerate(rows)]
+
+        with torch.no_grad():
+            rows = in_batches(
+                encoded.sequences,
+                read,
+                encoded.pad_id,
+                self.card.batch_tokens,
+                self.model.device,
+                on_progress=on_progress,
+            )
+        parts = [(ids[:start], ids[start:]) for ids, start in zip(encoded.sequences, encoded.starts)]
+        parts = [(ids[:-1], ids[-1:]) if not answer else (ids, answer) for ids, answer in parts]
+        found = [
+            Valued(answer, values[len(prompt) :], ends)
+            for (prompt, answer), values, ends in zip(parts, rows, self._ends(parts, encoded.pad_id))
+        ]
+        refuse_no_numbers(self.name, [one.values for one in found])
+        return found, encoded.remarks
+
+    def _ends(self, parts: Sequence[tuple[list[int], list[int]]], pad_id: int) -> list[list[int]]:
+        """The places of the segments' ends of each answer."""
+        segments, stops = _segments(self.card), stop_token_ids(self.tokenizer)
+        entropies: Sequence[list[float] | None] = [None] * len(parts)
+        if self.reference is not None:
+            entropies = answer_entropies(
+                self.reference, parts, pad_token_id=pad_id, batch_tokens=self.card.batch_tokens
+            )
+        return [
+            segment_ends(segments.rule, answer, self.tokenizer, entropies=found, cutoff=segments.cutoff, stop_ids=stops)
+            for (_, answer), found in zip(parts, entropies)
+        ]
+
+    def fingerprint(self) -> str:
+        """A hash of the weights of both models, and of how text becomes ids."""
+        if not self._print:
+            own, reference = fingerprint_of(self.card, self.tokenizer), _segments(self.card).reference
+            other = "" if self.reference is None else model_fingerprint(Model(name_or_path=str(reference)))
+            self._print.append(sha256(f"{own} {other}".encode()).hexdigest())
+        return self._print[0]
+
+
+def _segments(card: Card) -> Segments:
+    assert card.segments is not None, "NEEDED sees to it"
+    return card.segments
+
+
+def make(card: Card) -> Scorer:
+    """Load the model of a card of the kind `segment`, and the reference where its rule asks for one."""
+    section, segments = section_of(card), _segments(card)
+    if segments.rule == "entropy" and segments.reference is None:
+        raise RecipeError(
+            f"the card {card.name} cuts by entropy and names no reference model",
+            "add `reference:` under `segments:`, the model whose entropies decided the segments in training",
+        )
+    tokenizer = load_tokenizer(section)
+    model = load_reward_model(section, tokenizer, outputs=None, trainable=False)
+    if model.config.num_labels != 1:
+        raise RecipeError(f"{card.model} has {model.config.num_labels} outputs", "a segment reward model has one")
+    give_values(model)
+    reference = None
+    if segments.rule == "entropy":
+        other = Model(name_or_path=str(segments.reference), dtype=card.dtype, trust_remote_code=card.trust_remote_code)
+        reference = load_policy(other, load_tokenizer(other), trainable=False)
+    return SegmentScorer(card, model, tokenizer, reference)

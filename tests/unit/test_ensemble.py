@@ -1,0 +1,253 @@
+"""Ensembles: what becomes of several opinions, worked out by hand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aligner.errors import DataError, RecipeError
+from aligner.reward_models import Card, Comparer, Preferences, Prompt, Scorer, Scores, load_scorer, preferences
+from aligner.reward_models.base import UNBOUNDED, Range, sigmoid
+from aligner.reward_models.card import read_card
+from aligner.reward_models.ensemble import ComparingEnsemble, Ensemble, leaves, make, scored_together
+
+
+class Table:
+    """A scorer with a number for each answer."""
+
+    def __init__(self, name: str, numbers: dict[str, float], bounds: Range = UNBOUNDED) -> None:
+        self.name, self.numbers, self.range = name, numbers, bounds
+
+    def score(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[str],
+        references: Sequence[str | None] | None = None,
+    ) -> Scores:
+        remarks = {row: "odd" for row, text in enumerate(completions) if text == "odd"}
+        return Scores([self.numbers[text] for text in completions], remarks=remarks)
+
+    def fingerprint(self) -> str:
+        return f"table:{self.name}:{self.numbers}"
+
+
+class Chooser(Table):
+    """One that compares: the numbers are chances."""
+
+    def prefer(self, prompts: Sequence[Prompt], first: Sequence[str], second: Sequence[str]) -> Preferences:
+        return Preferences([self.numbers[text] for text in first], flips=[0], remarks={0: "turned"})
+
+
+def ensemble(*members: Scorer, **settings: Any) -> Ensemble:
+    card = Card(kind="ensemble", name="all", members=[member.name for member in members], **settings)
+    comparing = any(isinstance(member, Comparer) for member in members)
+    return (ComparingEnsemble if comparing else Ensemble)(card, members)
+
+
+ONE = Table("one", {"a": 1.0, "b": 2.0, "odd": 0.0})
+TWO = Table("two", {"a": 3.0, "b": 2.0, "odd": 6.0})
+THREE = Table("three", {"a": 2.0, "b": 5.0, "odd": 0.0})
+ROWS = (["p", "p", "p"], ["a", "b", "odd"])
+
+
+def test_the_mean_the_worst_and_the_lower_bound() -> None:
+    # a: 1, 3, 2: mean 2, deviation 1. b: 2, 2, 5: mean 3, deviation sqrt(3). odd: 0, 6, 0: mean 2, deviation sqrt(12).
+    deviations = [1.0, math.sqrt(3.0), math.sqrt(12.0)]
+    means = [2.0, 3.0, 2.0]
+    assert ensemble(ONE, TWO, THREE).score(*ROWS) == pytest.approx(means)
+    assert ensemble(ONE, TWO, THREE, combine="min").score(*ROWS) == [1.0, 2.0, 0.0]
+    bound = ensemble(ONE, TWO, THREE, combine="lower_bound", spread_weight=2.0).score(*ROWS)
+    assert bound == pytest.approx([mean - 2.0 * size for mean, size in zip(means, deviations)])
+    assert bound.attributes["spread"] == pytest.approx(deviations)
+
+
+def test_attributes_and_remarks_say_which_member_it_was() -> None:
+    scores = ensemble(ONE, TWO).score(*ROWS)
+    assert scores.attributes["one"] == [1.0, 2.0, 0.0]
+    assert scores.attributes["two"] == [3.0, 2.0, 6.0]
+    assert scores.remarks == {2: "one: odd; two: odd"}
+
+
+def test_standardized_members_weigh_the_same_and_nothing_is_subtracted() -> None:
+    # over the rows: one has 1, 2, 0 (deviation 1), and ten times that counts the same
+    tenfold = Table("tenfold", {"a": 10.0, "b": 20.0, "odd": 0.0})
+    scores = ensemble(ONE, tenfold, standardize=True).score(*ROWS)
+    assert scores == pytest.approx([1.0, 2.0, 0.0])
+    assert scores.attributes["tenfold"] == [10.0, 20.0, 0.0]
+    assert scores.attributes["spread"] == pytest.approx([0.0, 0.0, 0.0], abs=1e-12)
+    assert ensemble(ONE, tenfold, standardize=True).score(["p", "p"], ["a", "b"]) == pytest.approx(
+        [math.sqrt(2.0), 2.0 * math.sqrt(2.0)]
+    )
+
+
+def test_a_member_that_cannot_tell_the_rows_apart_has_no_scale() -> None:
+    constant = Table("constant", {"a": 3.0, "b": 3.0})
+    with pytest.raises(DataError, match="constant gives all 2 rows the same score, 3"):
+        ensemble(ONE, constant, standardize=True).score(["p", "p"], ["a", "b"])
+    both = ensemble(ONE, TWO, standardize=True)
+    with pytest.raises(DataError, match="the only row"):
+        both.score(["p"], ["a"])
+    assert both.score([], []) == []
+
+
+def test_a_member_that_differs_by_rounding_only_has_no_scale_either() -> None:
+    noise = Table("noise", {"a": 1e6, "b": 1e6 + 1e-7})
+    with pytest.raises(DataError, match="noise gives"):
+        ensemble(ONE, noise, standardize=True).score(["p", "p"], ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("combine", "expected"),
+    [("mean", (0.5, 1.5)), ("min", (0.0, 1.0)), ("lower_bound", (0.5 - 2.0 * 1.0 * math.sqrt(2.0), 1.5))],
+)
+def test_the_range_follows_from_the_members(combine: str, expected: Range) -> None:
+    members = Table("x", {}, (0.0, 1.0)), Table("y", {}, (1.0, 2.0))
+    assert ensemble(*members, combine=combine, spread_weight=2.0).range == pytest.approx(expected)
+
+
+def test_no_score_leaves_the_range() -> None:
+    corners = (
+        [Table("x", {"a": x}, (0.0, 1.0)) for x in (0.0, 1.0)],
+        [Table("y", {"a": y}, (-1.0, 3.0)) for y in (-1.0, 3.0)],
+    )
+    for combine in ("mean", "min", "lower_bound"):
+        for first in corners[0]:
+            for second in corners[1]:
+                scorer = ensemble(first, second, combine=combine, spread_weight=1.5)
+                (score,) = scorer.score(["p"], ["a"])
+                assert scorer.range[0] <= score <= scorer.range[1]
+
+
+def test_members_without_bounds_have_none_together() -> None:
+    bounded = Table("x", {}, (0.0, 1.0))
+    assert ensemble(ONE, bounded).range == UNBOUNDED
+    assert ensemble(ONE, bounded, combine="min").range == (-math.inf, 1.0)
+    assert ensemble(ONE, bounded, combine="lower_bound").range == UNBOUNDED
+    assert ensemble(bounded, Table("y", {}, (0.0, 1.0)), standardize=True).range == UNBOUNDED
+
+
+def chooser(name: str, chance: float) -> Chooser:
+    return Chooser(name, {"a": chance, "b": 1.0 - chance})
+
+
+@pytest.mark.parametrize(
+    ("combine", "chances", "expected"),
+    [
+        ("mean", (0.9, 0.6), 0.75),
+        ("min", (0.9, 0.6), 0.6),
+        ("min", (0.1, 0.4), 0.4),
+        ("min", (0.9, 0.4), 0.5),
+        ("min", (0.9, 0.5), 0.5),
+        # mean 0.8, deviation 0.1 * sqrt(2)
+        ("lower_bound", (0.9, 0.7), 0.8 - 0.1 * math.sqrt(2.0)),
+        ("lower_bound", (0.9, 0.3), 0.5),
+    ],
+)
+def test_comparisons_are_combined_alike_for_both_orders(
+    combine: str, chances: tuple[float, float], expected: float
+) -> None:
+    scorer = ensemble(chooser("x", chances[0]), chooser("y", chances[1]), combine=combine)
+    found = scorer.prefer(["p", "p"], ["a", "b"], ["b", "a"])
+    assert found == pytest.approx([expected, 1.0 - expected])
+    assert (found.flips, found.remarks) == ([0], {0: "x: turned; y: turned"})
+
+
+def test_scorers_of_single_answers_take_part_by_the_sigmoid_of_their_difference() -> None:
+    scorer = ensemble(chooser("x", 0.8), ONE)
+    assert isinstance(scorer, Comparer)
+    assert scorer.prefer(["p"], ["a"], ["b"]) == pytest.approx([(0.8 + sigmoid(-1.0)) / 2])
+    assert preferences(scorer, ["p"], ["a"], ["b"]) == scorer.prefer(["p"], ["a"], ["b"])
+    scaled = ensemble(chooser("x", 0.8), ONE, standardize=True)
+    assert scaled.prefer(["p"], ["a"], ["b"]) == pytest.approx([(0.8 + sigmoid(-1.0 / math.sqrt(0.5))) / 2])
+
+
+def test_without_a_member_that_compares_scores_are_compared() -> None:
+    scorer = ensemble(ONE, TWO)
+    assert not isinstance(scorer, Comparer)
+    assert preferences(scorer, ["p"], ["odd"], ["b"]) == pytest.approx([sigmoid(3.0 - 2.0)])
+
+
+def test_the_fingerprint_follows_members_and_settings() -> None:
+    prints = {
+        ensemble(ONE, TWO).fingerprint(),
+        ensemble(ONE, THREE).fingerprint(),
+        ensemble(ONE, TWO, combine="min").fingerprint(),
+        ensemble(ONE, TWO, combine="lower_bound").fingerprint(),
+        ensemble(ONE, TWO, combine="lower_bound", spread_weight=2.0).fingerprint(),
+        ensemble(ONE, TWO, standardize=True).fingerprint(),
+    }
+    assert len(prints) == 6
+    assert ensemble(ONE, TWO).fingerprint() == ensemble(ONE, TWO).fingerprint()
+
+
+def test_members_of_one_name_are_told_apart() -> None:
+    card = Card(kind="ensemble", name="all", members=["first/rm", "second/rm"])
+    scores = Ensemble(card, [Table("rm", {"a": 1.0}), Table("rm", {"a": 3.0})]).score(["p"], ["a"])
+    assert scores.attributes == {"first/rm": [1.0], "second/rm": [3.0], "spread": [math.sqrt(2.0)]}
+
+
+def write(folder: Path, name: str, **values: Any) -> Path:
+    lines = [f"{key}: {value}" for key, value in {"kind": "ensemble", **values}.items()]
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_a_card_brings_its_members_along(tmp_path: Path) -> None:
+    write(tmp_path, "inner.yaml", members="[toy]")
+    card = write(tmp_path, "outer.yaml", members="[./inner.yaml, 'verifier:exact']", combine="min")
+    scorer = load_scorer(str(card))
+    assert isinstance(scorer, Scorer)
+    assert (scorer.name, scorer.range) == ("outer", (0.0, 1.0))
+    scores = scorer.score(["sort: cba"] * 2, ["abc", "abc"], ["abc", "cba"])
+    assert scores == [1.0, 0.0]
+    assert [leaf.name for leaf in leaves(scorer)] == ["toy", "verifier:exact"]
+    with pytest.raises(DataError, match="verifier:exact compares with a right answer"):
+        scorer.score(["sort: cba"], ["abc"])
+
+
+def test_an_ensemble_that_holds_itself_is_refused(tmp_path: Path) -> None:
+    alone = write(tmp_path, "alone.yaml", members="[toy, ./alone.yaml]")
+    with pytest.raises(RecipeError, match="alone is a member of itself: alone -> alone"):
+        load_scorer(str(alone))
+    write(tmp_path, "sub/b.yaml", members="[toy, ../a.yaml]")
+    first = write(tmp_path, "a.yaml", members="[toy, ./sub/b.yaml]")
+    with pytest.raises(RecipeError, match="a is a member of itself: a -> b -> a"):
+        load_scorer(str(first))
+
+
+def test_the_same_member_may_stand_in_two_branches(tmp_path: Path) -> None:
+    write(tmp_path, "x.yaml", members="[toy]")
+    write(tmp_path, "y.yaml", members="[toy, ./x.yaml]")
+    top = write(tmp_path, "top.yaml", members="[./x.yaml, ./y.yaml]")
+    assert load_scorer(str(top)).score(["sort: ba"], ["ab"]) == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"members": ["toy"], "combine": "lower_bound"}, "needs two members or more, found 1"),
+        ({"members": ["toy", "verifier:exact", "toy"]}, "names the member toy twice"),
+        ({"members": ["toy", "toi"]}, "did you mean 'toy'"),
+    ],
+)
+def test_a_card_that_cannot_be_combined_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        make(Card(kind="ensemble", name="all", **settings))
+
+
+def test_one_member_is_itself() -> None:
+    scores = make(Card(kind="ensemble", name="all", members=["toy"])).score(["sort: ba"], ["ab"])
+    assert (scores, scores.attributes) == ([1.0], {"toy": [1.0]})
+
+
+def test_it_is_known_which_ensembles_need_all_rows_at_once(tmp_path: Path) -> None:
+    write(tmp_path, "inner.yaml", members="[toy, 'verifier:exact']", standardize="true")
+    outer = write(tmp_path, "outer.yaml", members="[toy, ./inner.yaml]")
+    assert scored_together(read_card(outer))
+    assert not scored_together(Card(kind="ensemble", name="all", members=["toy", "verifier:exact"]))
