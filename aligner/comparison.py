@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from aligner.chat import encode_pair
 from aligner.data.rows import Messages, PreferenceRow, as_turns
 from aligner.errors import RecipeError
+from aligner.template import has_template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -42,8 +43,13 @@ def encode_question(
 ) -> Question:
     """Return the question as token ids, with the letters as they are written at that place ("A" and " A" differ).
 
-    Raises: RecipeError when the letters are the same token to this tokenizer.
+    Raises: RecipeError when the letters are the same token to this tokenizer, or when it has no chat template to ask in.
     """
+    if not has_template(tokenizer):
+        raise RecipeError(
+            "a pairwise model is asked in a turn of a chat, and the tokenizer has no chat template",
+            "name one with model.chat_template (a Jinja file, or a name such as qwen3)",
+        )
     asked: Messages = [{"role": "user", "content": question_text(prompt, first, second)}]
     letters: list[Messages] = [[{"role": "assistant", "content": letter}] for letter in "AB"]
     pair = encode_pair(tokenizer, PreferenceRow(asked, letters[0], letters[1], origin=origin))
@@ -51,6 +57,11 @@ def encode_question(
         if a != b:
             return Question([*pair.prompt_ids, *pair.chosen_ids[:place]], a, b)
     raise RecipeError("the tokenizer writes A and B as the same token", "a pairwise model needs another tokenizer")
+
+
+def length_of_answers(tokenizer: PreTrainedTokenizerBase, first: str, second: str) -> int:
+    """Return the tokens of a question that asks about nothing: what a cut must leave for both answers to be whole."""
+    return len(encode_question(tokenizer, "", first, second).input_ids)
 
 
 def _plain(text: str) -> str:

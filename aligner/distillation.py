@@ -7,7 +7,8 @@ because its order means nothing here. That is the root of the mean of their squa
 
 A `pairwise` model, which only compares, has no rewards of its own; its gap is the logit of the probability that the chosen
 answer is better, which is that difference under Bradley and Terry's model. A probability within `SUREST` of 0 or 1 counts as
-that. So it is with an ensemble that has such a member. A judge gives grades, and they are its rewards.
+that. So it is with an ensemble that has such a member. A judge gives grades, and they are its rewards. An ensemble that
+brings its members to one scale over the rows of a call gets the pairs of both splits in one, so that its gaps are on one.
 
 Scores are kept on disk under a hash of the scorer's fingerprint and of all texts. One process scores, the others are told;
 models are loaded one after the other. A model that gives both answers of every pair the same reward is refused: a policy
@@ -24,6 +25,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from aligner.config.schema import Dpo
@@ -32,13 +34,14 @@ from aligner.errors import DataError, Problem
 from aligner.prepare import Prepared
 from aligner.record import dumps, write_atomically
 from aligner.reference import cache_folder
-from aligner.reward_models import Comparer, Scorer, load_scorer, read_spec
+from aligner.reward_models import Comparer, Scorer, load_scorer, preferences, read_spec
+from aligner.reward_models.ensemble import NoScale, scored_together
 from aligner.samples import agreed
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-VERSION = "1"
+VERSION = "2"
 """Changed when the way the numbers are computed changes, so that old ones are not used."""
 
 SUREST = 1e-6
@@ -103,7 +106,7 @@ def _score_all(
         scorer = load_scorer(spec)
         assert isinstance(scorer, Comparer) or not only_compares(spec)
         ask = _compared if only_compares(spec) else _scored
-        gaps = {name: _gaps(scorer, ask, rows, name, tell, say) for name, rows in texts.items()}
+        gaps = _of_splits(scorer, ask, texts, together(spec), tell, say)
         member = _described(scorer, gaps["training"], dpo)
         tell(_sentence(member))
         found.append((asdict(member), gaps))
@@ -111,6 +114,22 @@ def _score_all(
         _free()
     _compare_sizes([facts["spread"] * facts["scale"] for facts, _ in found], tell)
     return found
+
+
+def together(spec: str) -> bool:
+    """Say whether a reward model's scores are comparable only within one call."""
+    return scored_together(read_spec(spec))
+
+
+def _of_splits(
+    scorer: Scorer, ask: Ask, texts: dict[str, list[dict[str, Any]]], in_one: bool, tell: Tell, say: Tell
+) -> dict[str, list[float]]:
+    """Gaps of each split: asked for split by split, or `in_one` call and cut afterwards."""
+    if not in_one:
+        return {name: _gaps(scorer, ask, rows, name, tell, say) for name, rows in texts.items()}
+    every = [row for rows in texts.values() for row in rows]
+    left = iter(_gaps(scorer, ask, every, " and ".join(texts), tell, say))
+    return {name: list(islice(left, len(rows))) for name, rows in texts.items()}
 
 
 def _described(scorer: Scorer, gaps: Sequence[float], dpo: Dpo) -> Member:
@@ -185,7 +204,7 @@ def _gaps(scorer: Scorer, ask: Ask, rows: Sequence[dict[str, Any]], name: str, t
     say(f"scoring the {name} pairs with {scorer.name}")
     try:
         gaps, remarks = ask(scorer, rows)
-    except PlacedError:
+    except (PlacedError, NoScale):
         raise
     except DataError as error:
         raise _located(scorer, ask, rows, error) from error
@@ -206,8 +225,10 @@ def _gaps(scorer: Scorer, ask: Ask, rows: Sequence[dict[str, Any]], name: str, t
 
 def _compared(scorer: Comparer, rows: Sequence[dict[str, Any]]) -> tuple[list[float], dict[int, str]]:
     """Logits of the probabilities that the chosen answers are better."""
-    columns = [[row[key] for row in rows] for key in ("prompt", "chosen", "rejected")]
-    shares = scorer.prefer(*columns)
+    prompts, chosen, rejected, answers = (
+        [row[key] for row in rows] for key in ("prompt", "chosen", "rejected", "answer")
+    )
+    shares = preferences(scorer, prompts, chosen, rejected, answers)
     return [_logit(share) for share in shares], shares.remarks
 
 
@@ -254,17 +275,25 @@ def _placed(error: DataError, rows: dict[int, str], origins: Sequence[str]) -> P
 
 
 def _located(scorer: Scorer, ask: Ask, rows: Sequence[dict[str, Any]], error: DataError) -> DataError:
-    """The error of the first row that cannot be scored, with the place that the row came from; found by halving."""
+    """The error of the first row that cannot be scored, with the place that the row came from; found by halving.
+
+    An error that no single row causes stays as it is.
+    """
     while len(rows) > 1:
         half = len(rows) // 2
         rows = rows[:half] if _refused(scorer, ask, rows[:half]) else rows[half:]
-    error = _refused(scorer, ask, rows) or error
+    refused = _refused(scorer, ask, rows)
+    if refused is None:
+        return error
+    error = refused
     return DataError(f"{rows[0]['origin']}: {error.message}", error.hint, error.problems)
 
 
 def _refused(scorer: Scorer, ask: Ask, rows: Sequence[dict[str, Any]]) -> DataError | None:
     try:
         ask(scorer, rows)
+    except NoScale:  # few rows may well have the same score
+        return None
     except DataError as error:
         return error
     return None

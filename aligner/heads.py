@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import types
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 
@@ -30,6 +32,15 @@ class Float32Linear(nn.Linear):
         with torch.autocast(hidden.device.type, enabled=False):
             bias = None if self.bias is None else self.bias.float()
             return nn.functional.linear(hidden.float(), self.weight.float(), bias)
+
+
+def has_head(model: Any) -> bool:
+    """Say whether a model has a linear head under a name that we know; code that ships with a model may call it anything."""
+    base = model.get_base_model() if hasattr(model, "peft_config") else model
+    return any(
+        isinstance(getattr(base, name, None), nn.Linear) or hasattr(getattr(base, name, None), "modules_to_save")
+        for name in HEADS
+    )
 
 
 def head_of(model: Any) -> tuple[Any, str, nn.Linear]:
@@ -48,13 +59,24 @@ def head_of(model: Any) -> tuple[Any, str, nn.Linear]:
 
 def keep_in_float32(model: Any) -> None:
     """Let the head compute in float32, with weights in float32."""
-    base = model.get_base_model() if hasattr(model, "peft_config") else model
-    if not any(isinstance(getattr(base, name, None), nn.Module) for name in HEADS):
-        return  # code that ships with a model may call its head anything
+    if not has_head(model):
+        return
     head = head_of(model)[2]
     if type(head) is nn.Linear:
         head.float()
         head.__class__ = Float32Linear
+
+
+def read_head_again(model: Any, folder: str) -> None:
+    """Take the head from its file in the precision that it was saved in; it was loaded in that of the other weights."""
+    if not has_head(model):
+        return
+    head = head_of(model)[2]
+    for file in sorted(Path(folder).expanduser().glob("*.safetensors")):
+        with safe_open(str(file), "pt") as stored:
+            for key in stored.keys():  # noqa: SIM118 - it is no mapping
+                if key.rpartition(".")[0] in HEADS and (value := stored.get_tensor(key)).is_floating_point():
+                    getattr(head, key.rpartition(".")[2]).data.copy_(value)
 
 
 def draw_head(model: Any, seed: int) -> None:

@@ -1,9 +1,10 @@
-"""Calling a function in a process of its own that can be stopped: time, memory, processes, files, network are limited.
+"""Calling a function in a process of its own that can be stopped: time, memory, processes, disk, network are limited.
 
 A `Worker` opens one function in a fresh interpreter ("module:function" or "/path/to/file.py:function", called once with
 the setup) and calls what that returns with one JSON value after the other. A call that takes too long, needs too much,
-starts too many processes or dies costs its worker and nothing else: the outcome says in a sentence what happened, and
-the next call starts a new one. Nothing that a call does reaches this process but one line of JSON of bounded size.
+starts too many processes, fills its folder or dies costs its worker and nothing else: the outcome says in a sentence
+what happened, and the next call starts a new one. Nothing that a call does reaches this process but one line of JSON of
+bounded size.
 
 What it is not: a defence against a hole in the kernel. Which walls this machine could build is in `Worker.isolation`, and
 how they are built in `isolated_child.py`. No process, and no folder, outlives its worker, also when this process is
@@ -33,6 +34,7 @@ from aligner import isolated_child
 
 START_TIMEOUT_S = 180.0
 END_TIMEOUT_S = 20.0
+LOOK_EVERY_S = 0.1
 MAX_ANSWER_BYTES = 1_000_000
 MAX_ERROR_CHARACTERS = isolated_child.MAX_ERROR_CHARACTERS
 
@@ -53,6 +55,10 @@ class Limits:
     """Processes and threads beside the worker."""
     file_bytes: int = 1_000_000
     """Size of a file."""
+    folder_bytes: int = 64 * 2**20
+    """What the temporary folder may hold on the disk, and `folder_files` how many; looked at every `LOOK_EVERY_S` of a
+    call. Files that are deleted and still open are not seen. With `user_files`, which can be anywhere, nobody looks."""
+    folder_files: int = 2_000
     network: bool = False
     """Leave the network in reach."""
     user_files: bool = False
@@ -148,10 +154,10 @@ class Worker:
             child = None
         if child is None:
             self.isolation = {}
-            child = _Child(self._request(), self._start)
+            child = _Child(self._request(), self._start, self._limits)
             self._child = child
             try:
-                self.isolation = child.open(self._limits.cpu_s)
+                self.isolation = child.open()
             except BaseException as error:
                 self.isolation = child.isolation
                 self._end()
@@ -234,10 +240,10 @@ class _Said:
 class _Child:
     """A started process with its pipes: this side of the protocol."""
 
-    def __init__(self, request: dict[str, Any], start: _Start) -> None:
+    def __init__(self, request: dict[str, Any], start: _Start, limits: Limits) -> None:
         self.owner = os.getpid()
         self.isolation: dict[str, str] = {}
-        self._cpu_s: float | None = None
+        self._limits = limits
         temporary = tempfile.TemporaryDirectory(prefix="aligner-", ignore_cleanup_errors=True)
         self._handles = _Handles(self.owner, temporary)
         self._finalizer = weakref.finalize(self, self._handles.clear)
@@ -273,9 +279,8 @@ class _Child:
         self._selector.register(process.stderr, selectors.EVENT_READ, "complaints")  # type: ignore[arg-type]
         return process
 
-    def open(self, cpu_s: float | None) -> dict[str, str]:
+    def open(self) -> dict[str, str]:
         """Wait until the function is open; the walls that stand."""
-        self._cpu_s = cpu_s
         deadline = time.monotonic() + START_TIMEOUT_S
         late = f"it did not start in {START_TIMEOUT_S:g} s and was stopped"
         line, said = self._exchange(self._request, deadline, late)
@@ -289,7 +294,9 @@ class _Child:
         answer = json.loads(line)
         if "failure" in answer:
             raise StartError(answer["failure"])
-        self.isolation = answer["isolation"]
+        unseen = "" if self._limits.user_files else _too_full(self._handles.folder.name, self._limits)
+        disk = "not asked for" if self._limits.user_files else unseen or "yes"
+        self.isolation = {**answer["isolation"], "disk": disk}
         return self.isolation
 
     def call(self, payload: Any, timeout_s: float) -> tuple[Outcome, bool]:
@@ -328,7 +335,10 @@ class _Child:
             left = deadline - time.monotonic()
             if left <= 0:
                 return None, late
-            self._listen(left)
+            is_watched = self.isolation.get("disk") == "yes"
+            if is_watched and (full := _too_full(self._handles.folder.name, self._limits)):
+                return None, f"{full} and was stopped"
+            self._listen(min(left, LOOK_EVERY_S) if is_watched else left)
 
     def _listen(self, seconds: float) -> None:
         for key, _ in self._selector.select(seconds):
@@ -365,8 +375,8 @@ class _Child:
         except subprocess.TimeoutExpired:
             return "it closed its output and went on without an answer"
         self._read_last_complaints()
-        if -status == signal.SIGXCPU and self._cpu_s is not None:
-            return f"it used more than {self._cpu_s:g} s of processor time and was stopped"
+        if -status == signal.SIGXCPU and self._limits.cpu_s is not None:
+            return f"it used more than {self._limits.cpu_s:g} s of processor time and was stopped"
         text = " ".join(self._said.complaints.decode(errors="replace").split())
         last = f"; it said last: {text[-200:]}" if text else ""
         if status < 0:
@@ -380,6 +390,29 @@ class _Child:
                 self._said.complaints = (self._said.complaints + chunk)[-MAX_ERROR_CHARACTERS:]
         except BlockingIOError:
             return
+
+
+def _too_full(folder: str, limits: Limits) -> str:
+    """ "" or what is wrong with a folder: it holds more than it may, or a call has closed a part of it to this process."""
+    folders, held, count = [folder], 0, 0
+    while folders:
+        try:
+            with os.scandir(folders.pop()) as entries:
+                for entry in entries:
+                    with suppress(FileNotFoundError):  # deleted in the meantime
+                        held += entry.stat(follow_symlinks=False).st_blocks * 512
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(entry.path)
+                    count += 1
+                    if held > limits.folder_bytes:
+                        return f"it wrote more than {limits.folder_bytes / 2**20:.0f} MiB"
+                    if count > limits.folder_files:
+                        return f"it made more than {limits.folder_files} files"
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            return f"nobody can see how much it wrote ({error.strerror})"
+    return ""
 
 
 def _read_answer(line: bytes, number: str) -> dict[str, Any] | None:

@@ -124,6 +124,11 @@ def load_policy(model: Model, tokenizer: PreTrainedTokenizerBase, *, trainable: 
     Raises: RecipeError when it cannot be loaded, with transformers' reason.
     """
     adapter = adapter_config(model.name_or_path)
+    if adapter and adapter.get("task_type") == "SEQ_CLS":
+        raise RecipeError(
+            f"model.name_or_path: the adapter in {model.name_or_path} belongs to a reward model, which writes no text",
+            "name the model that it was made from, or another one",
+        )
     policy = _load_base(model, trainable)
     grow_embeddings(policy, tokenizer)
     if adapter:
@@ -147,7 +152,9 @@ def load_reward_model(
 
     Raises: RecipeError when it cannot be loaded, or has no head and none was asked for.
     """
-    from aligner.heads import draw_head, keep_in_float32
+    import torch
+
+    from aligner.heads import draw_head, keep_in_float32, read_head_again
 
     adapter = adapter_config(model.name_or_path)
     saved = saved_outputs(model.name_or_path)
@@ -158,7 +165,10 @@ def load_reward_model(
         )
     wanted = saved if saved is not None else outputs
     policy, absent = _load_classifier(model, trainable, wanted)
+    keep_in_float32(policy)
     grow_embeddings(policy, tokenizer)
+    if not absent and not adapter:
+        read_head_again(policy, model.name_or_path)
     if absent and not adapter:
         if outputs is None:
             raise RecipeError(
@@ -172,7 +182,8 @@ def load_reward_model(
                 f"model.name_or_path: the adapter in {model.name_or_path} belongs to a model that writes text",
                 "merge it into its base first, and train the reward model from the result",
             )
-        policy = _with_saved_adapter(policy, model, adapter, tokenizer, trainable)
+        exact = policy.dtype == torch.float32  # below that, merging would round the sum of base and adapter once more
+        policy = _with_saved_adapter(policy, model, adapter, tokenizer, trainable, merge=trainable or exact)
     elif trainable and model.lora is not None:
         policy = _with_new_adapter(policy, model.lora, model, tokenizer, task="SEQ_CLS")
     _mirror_special_tokens(policy, tokenizer)
@@ -275,9 +286,15 @@ def _quantization_config(model: Model, heads: tuple[str, ...] = ()) -> Any:
 
 
 def _with_saved_adapter(
-    policy: PreTrainedModel, model: Model, adapter: dict[str, Any], tokenizer: PreTrainedTokenizerBase, trainable: bool
+    policy: PreTrainedModel,
+    model: Model,
+    adapter: dict[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    trainable: bool,
+    *,
+    merge: bool = True,
 ) -> Any:
-    """Put the adapter of a folder onto its base: trained further under `model.lora`, merged otherwise."""
+    """Put the adapter of a folder onto its base: trained further under `model.lora`, merged otherwise if it may be."""
     from peft import PeftModel
 
     further = trainable and model.lora is not None
@@ -287,7 +304,7 @@ def _with_saved_adapter(
         _refuse_new_rows(model, adapter, tokenizer)
     policy = PeftModel.from_pretrained(policy, local_name(model.name_or_path), is_trainable=further)
     _show_bias(policy)
-    if further or model.quantization in QUANTIZED:
+    if further or model.quantization in QUANTIZED or not merge:
         return policy
     return policy.merge_and_unload().requires_grad_(True)  # PEFT has frozen the base; now it is an ordinary model
 

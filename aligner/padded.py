@@ -24,22 +24,24 @@ def in_batches(
     device: Any,
     *,
     left: bool = False,
+    starts: Sequence[int] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[T]:
-    """Return what `read` finds in each sequence, in their order; equal sequences are read once.
+    """Return what `read` finds in each sequence, in their order; equal sequences (with equal `starts`) are read once.
 
     Padding is on the right, or on the `left` for who reads the last place of all rows. `on_progress(done, total)` counts
     different sequences.
     """
     places: dict[tuple[int, ...], list[int]] = {}
     for place, ids in enumerate(sequences):
-        places.setdefault(tuple(ids), []).append(place)
+        places.setdefault((*ids, -1 if starts is None else starts[place]), []).append(place)
     found: list[Any] = [None] * len(sequences)
     done = 0
-    for batch in _batches(sorted(places, key=lambda ids: (-len(ids), ids)), batch_tokens):
-        tensors = {key: value.to(device) for key, value in pad(batch, pad_token_id, left=left).items()}
-        for ids, value in zip(batch, read(tensors, [places[ids][0] for ids in batch])):
-            for place in places[ids]:
+    for batch in _batches(sorted(places, key=lambda key: (-len(key), key)), batch_tokens):
+        tensors = pad([key[:-1] for key in batch], pad_token_id, left=left)
+        tensors = {name: value.to(device) for name, value in tensors.items()}
+        for key, value in zip(batch, read(tensors, [places[key][0] for key in batch])):
+            for place in places[key]:
                 found[place] = value
         done += len(batch)
         if on_progress:
@@ -48,10 +50,10 @@ def in_batches(
 
 
 def _batches(ordered: Sequence[tuple[int, ...]], batch_tokens: int) -> Iterator[list[tuple[int, ...]]]:
-    """Longest first, so that what does not fit into memory is known at once."""
+    """Sequences with their start behind them: longest first, so that what does not fit into memory is known at once."""
     start = 0
     while start < len(ordered):
-        rows = max(1, batch_tokens // max(1, len(ordered[start])))
+        rows = max(1, batch_tokens // max(1, len(ordered[start]) - 1))
         yield list(ordered[start : start + rows])
         start += rows
 

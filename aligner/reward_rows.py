@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from aligner.chat import encode_answer, encode_pair
-from aligner.comparison import encode_question
+from aligner.comparison import encode_question, length_of_answers
 from aligner.config.schema import Reward, RewardRecipe
 from aligner.data.rows import PreferenceRow, Row, TextRow, question_of
 from aligner.errors import DataError
@@ -44,21 +44,23 @@ def _pairs(reward: Reward, tokenizer: PreTrainedTokenizerBase) -> Encode:
             return "a tie: the strength of the preference is 0"
         pair = encode_pair(tokenizer, row)
         sides = (pair.chosen_ids, pair.rejected_ids)
-        longest = max(map(len, sides))
-        prompt, cut = _shortened(pair.prompt_ids, longest, limit)
-        if prompt is None:
+        longest, shortest = max(map(len, sides)), min(map(len, sides))
+        if limit is not None and longest > limit:
             return f"the longer answer alone has {longest:,} tokens, more than {limit}, and answers are not cut"
+        prompt, cut = _shortened(pair.prompt_ids, shortest, limit)  # what an answer has no room for, its batch cuts off
+        assert prompt is not None, "the shorter answer fits as well"
+        length = len(prompt) + longest if limit is None else min(limit, len(prompt) + longest)
         return {
             "prompt_ids": np.asarray(prompt, dtype=np.int32),
             "chosen_ids": np.asarray(pair.chosen_ids, dtype=np.int32),
             "rejected_ids": np.asarray(pair.rejected_ids, dtype=np.int32),
             "strength": strength,
             "weight": row.weight * (strength if reward.loss == "scaled" else 1.0),
-            "length": len(prompt) + longest,
-            "tokens": 2 * len(prompt) + sum(map(len, sides)),
+            "length": length,
+            "tokens": sum(length - longest + len(side) for side in sides),
             "trained": sum(map(len, sides)),
             "whole": len(pair.prompt_ids) + longest,
-            "cut": cut,
+            "cut": cut or max(0, len(prompt) + longest - length),
         }
 
     return encode
@@ -138,6 +140,8 @@ def _questions(recipe: RewardRecipe, tokenizer: PreTrainedTokenizerBase) -> Enco
         asked = encode_question(tokenizer, row.prompt, first, second, row.origin)
         letters = [asked.second_id, asked.first_id] if swapped else [asked.first_id, asked.second_id]
         cut = 0 if limit is None else max(0, len(asked.input_ids) - limit)
+        if limit is not None and cut and (needed := length_of_answers(tokenizer, first, second)) > limit:
+            return f"both answers alone have {needed:,} tokens, more than {limit}, and answers are not cut"
         return {
             "input_ids": np.asarray(asked.input_ids[cut:], dtype=np.int32),
             "letter_ids": np.asarray(letters, dtype=np.int32),

@@ -151,16 +151,27 @@ def _pearson(total: dict[str, float]) -> float:
 
 @dataclass(frozen=True, slots=True)
 class PairCollator:
-    """Stack pairs into one right-padded batch of N = 2B rows: chosen first, then rejected."""
+    """Stack pairs into one right-padded batch of N = 2B rows: chosen first, then rejected.
+
+    Each row loses as much of the beginning of its prompt as `max_length` asks for, as it does when it is scored alone.
+    """
 
     pad_token_id: int
+    max_length: int
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         """Return `input_ids`, `attention_mask` (N, T), `answer_lengths` (N,), `weight` and `strength` (B,).
 
         With segments, also `ends` (N, S): places of their last tokens, filled with -1.
         """
-        sides = [(row["prompt_ids"], row[f"{side}_ids"]) for side in ("chosen", "rejected") for row in rows]
+        sides = [
+            (
+                row["prompt_ids"][max(0, len(row["prompt_ids"]) + len(row[f"{side}_ids"]) - self.max_length) :],
+                row[f"{side}_ids"],
+            )
+            for side in ("chosen", "rejected")
+            for row in rows
+        ]
         batch = pad([[*prompt, *answer] for prompt, answer in sides], self.pad_token_id)
         del batch["position_ids"]
         batch["answer_lengths"] = torch.tensor([len(answer) for _, answer in sides], dtype=torch.float32)
@@ -284,6 +295,7 @@ class RatingCollator:
     """Stack rated answers into one right-padded batch."""
 
     pad_token_id: int
+    max_length: int
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         """Return `input_ids`, `attention_mask` (N, T), `ratings` (N, K) and `weight` (N,)."""
@@ -314,6 +326,7 @@ class QuestionCollator:
     """Stack questions into one left-padded batch, so that the letter is predicted at the last place of every row."""
 
     pad_token_id: int
+    max_length: int
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         """Return `input_ids`, `attention_mask`, `position_ids` (B, T), `letter_ids` (B, 2) and `weight` (B,)."""

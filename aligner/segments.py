@@ -81,9 +81,9 @@ def answer_entropies(
             for i, (start, stop) in enumerate(zip(starts, stops))
         ]
 
-    whole = [[*prompt, *answer] for prompt, answer in sequences]
+    whole, starts = [[*prompt, *answer] for prompt, answer in sequences], [len(prompt) for prompt, _ in sequences]
     with torch.no_grad():
-        return in_batches(whole, read, pad_token_id, batch_tokens, model.device, on_progress=on_progress)
+        return in_batches(whole, read, pad_token_id, batch_tokens, model.device, starts=starts, on_progress=on_progress)
 
 
 def _entropies(logits: Any) -> list[float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -95,14 +94,10 @@ def _with_scores(source: Source, rows: AnswerRows, scored: list[Scored], prefix:
 def _store(scorer: Scorer, rows: AnswerRows, output: Path, overwrite: bool) -> ScoreStore:
     """The unfinished output. Judges go on with the accounts of their budget under its name."""
     from aligner.evaluation.score_store import open_store
-    from aligner.reward_models.ensemble import leaves
-    from aligner.reward_models.judge import Judge
+    from aligner.reward_models.ensemble import go_on_with_account
 
     header = {"data": rows.fingerprint, "reward_model": scorer.fingerprint(), "answers": len(rows.answers)}
-    account = hashlib.sha256(f"{output.resolve()} {header}".encode()).hexdigest()[:16]
-    for judge in leaves(scorer):
-        if isinstance(judge, Judge):
-            judge.account = f"score:{account}"
+    go_on_with_account(scorer, output, str(header))
     return open_store(output, header, overwrite=overwrite)
 
 

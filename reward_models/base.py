@@ -8,7 +8,9 @@ has `prefer` too; `preferences` asks either kind which of two answers is better.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 from aligner.errors import DataError
@@ -104,6 +106,23 @@ class Comparer(Scorer, Protocol):
         ...
 
 
+@runtime_checkable
+class InformedComparer(Comparer, Protocol):
+    """A comparer that has a use for right answers, as an ensemble with rules among its members does."""
+
+    takes_references: bool
+
+    def prefer(
+        self,
+        prompts: Sequence[Prompt],
+        first: Sequence[str],
+        second: Sequence[str],
+        references: Sequence[str | None] | None = None,
+    ) -> Preferences:
+        """As `Comparer.prefer`, knowing `references[i]`."""
+        ...
+
+
 def preferences(
     scorer: Scorer,
     prompts: Sequence[Prompt],
@@ -114,8 +133,11 @@ def preferences(
     """Say how likely each first answer is better: what the scorer says, or the sigmoid of the difference of two scores.
 
     The sigmoid is Bradley and Terry's model, so for a reward model trained with that loss it is a probability; for
-    others it only says which answer is better, and 0.5 is a tie.
+    others it only says which answer is better, and 0.5 is a tie. A comparer without a use for `references` is not given
+    them.
     """
+    if isinstance(scorer, InformedComparer) and scorer.takes_references:
+        return scorer.prefer(prompts, first, second, references)
     if isinstance(scorer, Comparer):
         return scorer.prefer(prompts, first, second)
     twice = None if references is None else [*references, *references]
@@ -143,6 +165,17 @@ def check_lengths(
     assert references is None or len(references) == len(prompts), (
         f"{len(prompts)} prompts, {len(references)} references"
     )
+
+
+def placed(error: DataError, places: Sequence[str], what: str) -> DataError:
+    """The same error with the places of the call's rows (`data.jsonl:7`); its message says what its numbers count."""
+    message = f"{error.message} (rows are counted over the {len(places):,} {what} from {places[0]} on)"
+    problems = []
+    for problem in error.problems:
+        row = re.fullmatch(r"row (\d+)", problem.where)
+        where = places[int(row[1]) - 1] if row and 0 < int(row[1]) <= len(places) else problem.where
+        problems.append(replace(problem, where=where))
+    return DataError(message, error.hint, problems)
 
 
 def required_references(name: str, references: Sequence[str | None] | None, count: int) -> list[str]:

@@ -39,6 +39,8 @@ class Segments(Section):
     """Entropy in nats above which a token opens a segment; 1.75 and 2.0 in the paper."""
     reference: str | None = None
     """Hub id or folder of the reference model, with the same tokenizer."""
+    revision: str | None = None
+    """Its branch, tag or commit on the hub."""
 
 
 class Card(Section):

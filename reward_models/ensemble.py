@@ -21,7 +21,7 @@ Comparisons. An ensemble that holds a member which compares answers compares the
 that the first answer is better (a scorer of single answers by the sigmoid of its difference), and with p the mean,
 `mean` is p; `min` is that of the least certain member, the one nearest to 0.5, and 0.5 where members disagree on
 which answer is better; `lower_bound` moves p towards 0.5 by `spread_weight` standard deviations, at most onto it. All
-three are the same whichever answer comes first.
+three are the same whichever answer comes first. Right answers reach the members that score, and not those that compare.
 
 All members are loaded at once. Not here: weights for members (name one ensemble as a member of another), and training.
 """
@@ -39,12 +39,29 @@ from pathlib import Path
 from aligner.errors import DataError, RecipeError
 
 from . import load_scorer, read_spec
-from .base import UNBOUNDED, Comparer, Preferences, Prompt, Range, Scorer, Scores, check_lengths, sigmoid
+from .base import (
+    UNBOUNDED,
+    Comparer,
+    Preferences,
+    Prompt,
+    Range,
+    Scorer,
+    Scores,
+    check_lengths,
+    preferences,
+    sigmoid,
+)
 from .card import Card, range_of
+from .judge import Judge
 
 SPREAD = "spread"
 SAME = 1e-9
 """Scores that differ by less than this share of their size are the same."""
+
+
+class NoScale(DataError):
+    """A member gives all rows of a call the same score, so that it cannot be brought to one scale with others."""
+
 
 Combine = Callable[[Sequence[float], float], float]
 
@@ -136,8 +153,8 @@ class Ensemble:
         if not self.card.standardize or not scores:
             return list(scores)
         size = spread(scores)
-        if size <= SAME * max(1.0, max(map(abs, scores))):
-            raise DataError(
+        if size <= SAME * max(map(abs, scores)):
+            raise NoScale(
                 f"{self.name}: {name} gives {_all_rows(len(scores))} the same score, {scores[0]:g}, so it has no spread "
                 "to be divided by",
                 "Score more rows in one call, or set `standardize: false` for members that are on one scale already.",
@@ -148,20 +165,36 @@ class Ensemble:
 class ComparingEnsemble(Ensemble):
     """An ensemble with a member that compares answers."""
 
-    def prefer(self, prompts: Sequence[Prompt], first: Sequence[str], second: Sequence[str]) -> Preferences:
+    takes_references = True
+
+    def prefer(
+        self,
+        prompts: Sequence[Prompt],
+        first: Sequence[str],
+        second: Sequence[str],
+        references: Sequence[str | None] | None = None,
+    ) -> Preferences:
         """Ask every member which answer is better, and combine the probabilities."""
-        said = [self._prefer(*pair, prompts, first, second) for pair in zip(self.members, self.names)]
+        check_lengths(prompts, first, references)
+        said = [self._prefer(*pair, prompts, first, second, references) for pair in zip(self.members, self.names)]
         combine = CHANCES[self.card.combine]
         flips = sorted({row for found in said for row in found.flips})
         remarks = _joined([found.remarks for found in said], self.names)
         return Preferences([combine(row, self.card.spread_weight) for row in zip(*said)], flips, remarks)
 
     def _prefer(
-        self, member: Scorer, name: str, prompts: Sequence[Prompt], first: Sequence[str], second: Sequence[str]
+        self,
+        member: Scorer,
+        name: str,
+        prompts: Sequence[Prompt],
+        first: Sequence[str],
+        second: Sequence[str],
+        references: Sequence[str | None] | None,
     ) -> Preferences:
         if isinstance(member, Comparer):
-            return member.prefer(prompts, first, second)
-        found = member.score([*prompts, *prompts], [*first, *second])
+            return preferences(member, prompts, first, second, references)
+        twice = None if references is None else [*references, *references]
+        found = member.score([*prompts, *prompts], [*first, *second], twice)
         scores, count = self._to_scale(found, name), len(prompts)
         remarks = [
             {row % count: said for row, said in found.remarks.items() if row // count == half} for half in (1, 0)
@@ -181,7 +214,7 @@ def make(card: Card) -> Scorer:
     twice = sorted({member for member in card.members if card.members.count(member) > 1})
     if twice:
         raise RecipeError(f"{card.name} names the member {twice[0]} twice", "Name each member once.")
-    _refuse_cycles(card, ())
+    refuse_cycles(card)
     members = [load_scorer(member) for member in card.members]
     kind = ComparingEnsemble if any(isinstance(member, Comparer) for member in members) else Ensemble
     return kind(card, members)
@@ -196,13 +229,28 @@ def leaves(scorer: Scorer) -> Iterator[Scorer]:
         yield from leaves(member)
 
 
+def go_on_with_account(scorer: Scorer, path: Path, what: str = "") -> None:
+    """Let the budgets of judges, also of those in an ensemble, go on when the program that writes `path` is started again.
+
+    Call it before the first question. With another scorer, or another `what` (the data, say), budgets begin anew.
+    """
+    text = f"{path.expanduser().resolve()} {scorer.fingerprint()} {what}"
+    account = hashlib.sha256(text.encode()).hexdigest()[:16]
+    for judge in leaves(scorer):
+        if isinstance(judge, Judge):
+            judge.account = f"output:{account}"
+
+
 def scored_together(card: Card) -> bool:
     """Whether a score depends on all the rows of its call, and not only on those of its prompt."""
     return card.standardize or any(scored_together(read_spec(member)) for member in card.members)
 
 
-def _refuse_cycles(card: Card, above: tuple[Card, ...]) -> None:
-    """Follow the members' cards down; one that stands above itself would be loaded for ever."""
+def refuse_cycles(card: Card, above: tuple[Card, ...] = ()) -> None:
+    """Follow the members' cards down; one that stands above itself would be loaded for ever.
+
+    Raises: RecipeError for such a one, and for a member that there is not. A card without members passes.
+    """
     placed = card.model_copy(update={"members": [_one_spelling(member) for member in card.members]})
     if placed in above:
         names = " -> ".join([*(outer.name for outer in above[above.index(placed) :]), card.name])
@@ -210,7 +258,7 @@ def _refuse_cycles(card: Card, above: tuple[Card, ...]) -> None:
     for member in card.members:
         inner = read_spec(member)
         if inner.kind == "ensemble":
-            _refuse_cycles(inner, (*above, placed))
+            refuse_cycles(inner, (*above, placed))
 
 
 def _one_spelling(member: str) -> str:

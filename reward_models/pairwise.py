@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from aligner.comparison import Question, encode_question
+from aligner.comparison import Question, encode_question, length_of_answers
 from aligner.data.rows import Messages
 from aligner.errors import DataError, Problem
 from aligner.models import load_policy, load_tokenizer
@@ -68,11 +68,18 @@ class PairScorer:
                 questions.append(asked)
                 cut = len(asked.input_ids) - self.card.max_length
                 if cut > 0:
-                    remarks[row] = f"longer than {self.card.max_length} tokens: read without {cut} from its beginning"
+                    remarks[row] = self._told(cut, one[row], other[row])
         chances = self._ask(questions, on_progress)
         forward, backward = chances[:count], [1.0 - chance for chance in chances[count:]]
         flips = [row for row in range(count) if (forward[row] - 0.5) * (backward[row] - 0.5) < 0]
         return Preferences(((a + b) / 2 for a, b in zip(forward, backward)), flips, remarks)
+
+    def _told(self, cut: int, first: str, second: str) -> str:
+        longest = self.card.max_length
+        rest = ""
+        if length_of_answers(self.tokenizer, first, second) > longest:
+            rest = ", a part of the answers among them"
+        return f"longer than {longest} tokens: it was read without {cut} tokens from its beginning{rest}"
 
     def _ask(self, questions: Sequence[Question], on_progress: OnProgress | None) -> list[float]:
         """P(A) of each question, read at the last place of rows that are padded on the left."""

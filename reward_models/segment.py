@@ -124,8 +124,8 @@ class SegmentScorer:
     def fingerprint(self) -> str:
         """A hash of the weights of both models, and of how text becomes ids."""
         if not self._print:
-            own, reference = fingerprint_of(self.card, self.tokenizer), _segments(self.card).reference
-            other = "" if self.reference is None else model_fingerprint(Model(name_or_path=str(reference)))
+            own = fingerprint_of(self.card, self.tokenizer)
+            other = "" if self.reference is None else model_fingerprint(_reference_section(self.card))
             self._print.append(sha256(f"{own} {other}".encode()).hexdigest())
         return self._print[0]
 
@@ -133,6 +133,16 @@ class SegmentScorer:
 def _segments(card: Card) -> Segments:
     assert card.segments is not None, "NEEDED sees to it"
     return card.segments
+
+
+def _reference_section(card: Card) -> Model:
+    segments = _segments(card)
+    return Model(
+        name_or_path=str(segments.reference),
+        revision=segments.revision,
+        dtype=card.dtype,
+        trust_remote_code=card.trust_remote_code,
+    )
 
 
 def make(card: Card) -> Scorer:
@@ -150,6 +160,6 @@ def make(card: Card) -> Scorer:
     give_values(model)
     reference = None
     if segments.rule == "entropy":
-        other = Model(name_or_path=str(segments.reference), dtype=card.dtype, trust_remote_code=card.trust_remote_code)
+        other = _reference_section(card)
         reference = load_policy(other, load_tokenizer(other), trainable=False)
     return SegmentScorer(card, model, tokenizer, reference)

@@ -20,7 +20,8 @@ JSON. Read is the answer's last ```json block, else the whole answer; `json_answ
 reference that is not JSON is an error of the data; with a schema, references are not looked at.
 
 Numbers. The number of a text is the one after its last answer mark (`#### 42`, `A: 42`, `Answer: 42`, `answer is 42`,
-`\\boxed{42}`), else the last number in it. Read are signs (a minus sign between two numbers, as in `7-2`, is no sign),
+`\\boxed{42}`), else the last number in it. Read are signs (a minus sign between two numbers, as in `7-2`, is no sign; one
+that is followed by blanks, as in `- 3`, is a sign only behind an answer mark in its line or at the start of the text),
 decimals, exponents and thousands separators (`1,234.50`); currency signs, units and percent signs around the number are
 passed over, so `50%` equals `50`. Not read: number words, fractions (`1/2` ends in the number 2), decimal commas.
 Two numbers are equal when they differ by at most `TOLERANCE` times the reference, or `TOLERANCE` near zero.
@@ -51,10 +52,16 @@ _WIDE = decimal.Context(prec=40, Emax=decimal.MAX_EMAX, Emin=decimal.MIN_EMIN)
 """For numbers of any length: beyond the usual context's exponents, subtracting them would raise."""
 
 _DIGITS = r"(?:(?:\d{1,3}(?:,\d{3}){1,30}(?![\d,])|\d+)(?:\.\d+)?|(?<!\d)\.\d+)"
-_NUMBER = rf"(?:(?<![\w.)])[-+][$€£¥]?)?{_DIGITS}(?:[eE][-+]?\d{{1,3}}\b)?"
-_ANY_NUMBER = re.compile(_NUMBER, re.ASCII)
+_UNSIGNED = rf"{_DIGITS}(?:[eE][-+]?\d{{1,3}}\b)?"
+_NUMBER = rf"(?:(?<![\w.)])[-+][$€£¥]?)?{_UNSIGNED}"
+_SPACED = rf"[-+][ \t]{{1,8}}[$€£¥]?{_UNSIGNED}"
+_ANY_NUMBER = re.compile(rf"\A\s*({_SPACED})|{_NUMBER}", re.ASCII)
 _MARK = r"(?:####|\bA:|\banswer:|\banswer is:?|\\boxed\{)"
-_MARKED = re.compile(_MARK + rf"[\s*$€£¥(]*({_NUMBER})", re.ASCII | re.IGNORECASE)
+_MARKED = re.compile(
+    _MARK
+    + rf"(?:[ \t*$€£¥(]*({_SPACED})|[\s*$€£¥(]*({_NUMBER}))",  # at the start of a line, `- 3` is an item of a list
+    re.ASCII | re.IGNORECASE,
+)
 
 
 def same_text(text: str) -> str:
@@ -66,13 +73,13 @@ def number_in(text: str) -> Decimal | None:
     """The number that a text answers with, or None."""
     text = text.replace("\u2212", "-")
     found = _last(_MARKED, text) or _last(_ANY_NUMBER, text)
-    return Decimal(re.sub(r"[,$€£¥]", "", found)) if found else None
+    return Decimal(re.sub(r"[,$€£¥ \t]", "", found)) if found else None
 
 
 def _last(pattern: re.Pattern[str], text: str) -> str:
-    """The last match, or its group; nothing is kept of the others, of which a long answer may have millions."""
+    """The last match, or the group that it has; nothing is kept of the others, of which a long answer may have millions."""
     matches = deque(pattern.finditer(text), maxlen=1)
-    return str(matches[0][pattern.groups]) if matches else ""
+    return str(matches[0][matches[0].lastindex or 0]) if matches else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +130,7 @@ class NumberVerifier:
 
     def fingerprint(self) -> str:
         """The rule, which is fixed."""
-        return "verifier:number, rule 2"
+        return "verifier:number, rule 3"
 
 
 def _equal(found: Decimal | None, target: Decimal | None) -> bool:

@@ -23,6 +23,9 @@ from typing import Any
 PROGRAM = "solution"
 """The name under which tests can import the program."""
 
+TESTS = "tests"
+"""The name of the module that tests run as."""
+
 
 class Refused(Exception):
     """What is wrong with the user's file, in a sentence; the hint stands in the next line."""
@@ -124,21 +127,20 @@ def open_tests(setup: dict[str, Any]) -> Callable[[dict[str, Any]], int]:
 
     def judge(row: dict[str, Any]) -> int:
         random.seed(0)
-        tests = ast.parse(row["tests"])
-        module = ModuleType(PROGRAM)
-        sys.modules[PROGRAM] = module
-        names = vars(module)
-        built_in = vars(builtins)
-        untouched = dict(built_in)
-        if not _passes(lambda: exec(compile(row["program"], "<program>", "exec", dont_inherit=True), names)):
+        tests = tuple(list_tests(ast.parse(row["tests"])))  # compiled before the program can change what compiles
+        program = sys.modules[PROGRAM] = ModuleType(PROGRAM)
+        untouched = _Interpreter()
+        read: list[tuple[CodeType, set[str]]] = []
+        if not _passes(lambda: read.append(_read(row["program"]))):
             return 0
-        built_in.clear()
-        built_in.update(untouched)
-        for name in [name for name in sys.modules if name.partition(".")[0] == "unittest"]:
-            del sys.modules[name]
+        code, defined = read[0]
+        if not _passes(lambda: exec(code, vars(program))):
+            return 0
+        untouched.restore()
+        names = _names_of_tests(vars(program), defined, untouched.built_in)
         passed = 0
-        for test in list_tests(tests, names):
-            result = _passes(test.run)
+        for test in tests:
+            result = _passes(lambda: test.run(names))  # noqa: B023  (called at once)
             passed += result and test.counts
             if not result and (stops_early or not test.counts):
                 break
@@ -147,14 +149,66 @@ def open_tests(setup: dict[str, Any]) -> Callable[[dict[str, Any]], int]:
     return judge
 
 
+def _read(program: str) -> tuple[CodeType, set[str]]:
+    """A program compiled, and the names that it defines by `def` or `class` at its top."""
+    tops = ast.parse(program).body
+    defined = {node.name for node in tops if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)}
+    return compile(program, "<program>", "exec", dont_inherit=True), defined
+
+
+class _Interpreter:
+    """What tests rely on, as it is before a program runs: the builtins, and how modules are found."""
+
+    def __init__(self) -> None:
+        self.built_in = dict(vars(builtins))
+        self._path, self._finders, self._hooks = list(sys.path), list(sys.meta_path), list(sys.path_hooks)
+        self._importers = dict(sys.path_importer_cache)
+
+    def restore(self) -> None:
+        """As it was; unittest will be loaded anew, and nothing of the program's watches what runs from here on."""
+        built_in = vars(builtins)
+        built_in.clear()
+        built_in.update(self.built_in)
+        sys.settrace(None)
+        sys.setprofile(None)
+        sys.path, sys.meta_path, sys.path_hooks = self._path, self._finders, self._hooks
+        sys.path_importer_cache = self._importers
+        for name in [name for name in sys.modules if name.partition(".")[0] == "unittest"]:
+            del sys.modules[name]
+
+
+class _Beneath(dict[str, Any]):
+    """Stands in for the builtins of the tests: the real ones, and the program's names where there is no builtin.
+
+    The tests' own names come first, as everywhere. The program's are looked up at the time, so that tests see what its
+    functions change; a function that tests call cannot put a name over a builtin, either.
+    """
+
+    def __init__(self, built_in: dict[str, Any], program: dict[str, Any]) -> None:
+        super().__init__(built_in)
+        self.program = program
+
+    def __missing__(self, name: str) -> Any:
+        return self.program[name]
+
+
+def _names_of_tests(program: dict[str, Any], defined: set[str], built_in: dict[str, Any]) -> dict[str, Any]:
+    """The globals in which tests run. Of the program's names that hide builtins, those that it defines are kept."""
+    module = sys.modules[TESTS] = ModuleType(TESTS)
+    names = vars(module)
+    names["__builtins__"] = _Beneath(built_in, program)
+    names.update({name: program[name] for name in defined & set(built_in) & set(program)})
+    return names
+
+
 class Test:
     """A piece of the reference that is run: a test (`counts`), or what stands between the tests."""
 
-    def __init__(self, run: Callable[[], Any], counts: bool) -> None:
+    def __init__(self, run: Callable[[dict[str, Any]], Any], counts: bool) -> None:
         self.run, self.counts = run, counts
 
 
-def list_tests(tree: ast.Module, names: dict[str, Any]) -> list[Test]:
+def list_tests(tree: ast.Module) -> list[Test]:
     """The statements of the reference in order, and then its test functions and test methods.
 
     A test is an `assert` or a call of a function that the reference itself defines (`check(candidate)`), at the top
@@ -162,18 +216,18 @@ def list_tests(tree: ast.Module, names: dict[str, Any]) -> list[Test]:
     """
     own = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
     called = {_called(node) for node in tree.body}
-    found = [Test(_executing(node, names), isinstance(node, ast.Assert) or _called(node) in own) for node in tree.body]
+    found = [Test(_executing(node), isinstance(node, ast.Assert) or _called(node) in own) for node in tree.body]
     for node in tree.body:
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test_") and node.name not in called:
-            found.append(Test(_calling(names, node.name), True))
+            found.append(Test(_calling(node.name), True))
         if isinstance(node, ast.ClassDef):
-            found += [Test(_running(names, node.name, method), True) for method in _methods(node)]
+            found += [Test(_running(node.name, method), True) for method in _methods(node)]
     return found
 
 
 def count_tests(tree: ast.Module) -> int:
     """How many tests a reference holds."""
-    return sum(test.counts for test in list_tests(tree, {}))
+    return sum(test.counts for test in list_tests(tree))
 
 
 def _called(node: ast.stmt) -> str | None:
@@ -190,22 +244,19 @@ def _methods(node: ast.ClassDef) -> list[str]:
     return [item.name for item in node.body if isinstance(item, ast.FunctionDef) and item.name.startswith("test")]
 
 
-def _executing(node: ast.stmt, names: dict[str, Any]) -> Callable[[], Any]:
-    return lambda: exec(_code(node), names)
+def _executing(node: ast.stmt) -> Callable[[dict[str, Any]], Any]:
+    code = compile(ast.Module([node], []), "<tests>", "exec", dont_inherit=True)
+    return lambda names: exec(code, names)
 
 
-def _code(node: ast.stmt) -> CodeType:
-    return compile(ast.Module([node], []), "<tests>", "exec", dont_inherit=True)
+def _calling(function: str) -> Callable[[dict[str, Any]], Any]:
+    return lambda names: names[function]()
 
 
-def _calling(names: dict[str, Any], function: str) -> Callable[[], Any]:
-    return lambda: names[function]()
-
-
-def _running(names: dict[str, Any], case: str, method: str) -> Callable[[], Any]:
+def _running(case: str, method: str) -> Callable[[dict[str, Any]], Any]:
     """Runs one method with what is set up for it and its class, and raises what it raised."""
 
-    def run() -> None:
+    def run(names: dict[str, Any]) -> None:
         from unittest import TestSuite
 
         TestSuite([names[case](method)]).debug()

@@ -305,17 +305,26 @@ class TestsVerifier:
 
     The program is the answer's last ```python block (also `py`, `python3`), else the whole answer. It runs as a module
     named `solution`, so a part under `if __name__ == "__main__":` does not. The reference is Python code that runs after
-    it with the program's names (`from solution import f` works too). Its tests are: each `assert`, and each call of a
-    function that the reference itself defines (`check(candidate)`), at the top level; each function `test_...` without
-    parameters that is not called there; each method `test...` of a `unittest.TestCase`. Pytest's fixtures and async
-    tests are not supported. When something else at the top level raises (an import, say), the rest counts as failed. A
-    reference that is no Python, or holds no test, is an error of the data.
+    it, as a module of its own that sees the program's names (`from solution import f` works too). Its tests are: each
+    `assert`, and each call of a function that the reference itself defines (`check(candidate)`), at the top level; each
+    function `test_...` without parameters that is not called there; each method `test...` of a `unittest.TestCase`.
+    Pytest's fixtures and async tests are not supported. When something else at the top level raises (an import, say),
+    the rest counts as failed. A reference that is no Python, or holds no test, is an error of the data. What it assigns
+    is not seen by the program's functions, but for `solution.name = value` after `import solution`.
+
+    Names that hide builtins: one that the program defines by `def` or `class` at its top is the tests' too, since it may
+    be what is asked for (`def sum(a, b)`). Where it is made in another way (`all = lambda values: True`), tests get the
+    builtin, unless they import the program's; the program's own functions get what it has made.
 
     What a program cannot do: leave early and count as passed, print its result, end other processes, outlive its row,
-    reach the network, or hide names of `builtins` or `unittest` from the tests by replacing what is in them. What it
-    can, because it shares an interpreter with its tests: return objects that are equal to everything, replace
-    functions of other modules that the tests use, or search this interpreter's memory for the number under which the
-    result has to be reported. Read what a policy writes when its score rises suddenly.
+    fill the disk, reach the network, or, in the ways that Python offers for it, change what the tests mean by a builtin or by
+    `unittest` (assigned names, `__builtins__`, the modules' contents, `sys.path`, import hooks, a trace function).
+
+    What it can do, because it shares an interpreter with its tests: define a function `all` that agrees to everything
+    (`from builtins import all` in the tests cures that), return objects that are equal to everything, replace
+    functions of other modules that the tests use, `importlib` and what `unittest` is made of included, walk the frames
+    from `sys._getframe()` or search this interpreter's memory, and so replace what runs the tests or report a result
+    of its own. Read what a policy writes when its score rises suddenly.
     """
 
     __test__ = False  # pytest takes a class of this name for tests
@@ -345,9 +354,9 @@ class TestsVerifier:
         return judged.scores()
 
     def fingerprint(self) -> str:
-        """What is counted, the limits, and the Python that runs it."""
+        """What is counted, the rule, the limits, and the Python that runs it."""
         version = ".".join(map(str, sys.version_info[:2]))
-        return f"verifier:tests{'=share' if self.share else ''} {self.options.text()} python{version}"
+        return f"verifier:tests{'=share' if self.share else ''}, rule 2, {self.options.text()} python{version}"
 
     def _count(self, row: int, reference: str) -> int:
         try:

@@ -226,6 +226,9 @@ def _reward_parts(view: View) -> Findings:
     for key, kinds in _OF_REWARD_KIND.items():
         if view.given(f"reward.{key}") and kind not in kinds:
             yield finding(f"reward.{key}", f"has no effect with `kind: {kind}`", f"it belongs to {' and '.join(kinds)}")
+    if view["reward.strength"] == "weight":
+        hint = "it scales a pair's loss as it is; drop it, or name another column"
+        yield finding("reward.strength", "`weight` is read as the weight of a pair already", hint)
     if kind == "regression":
         if not attributes:
             yield finding(

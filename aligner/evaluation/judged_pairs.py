@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from aligner.data.rows import Messages, PreferenceRow, as_turns, prompt_text
 from aligner.errors import DataError, Problem
 from aligner.evaluation.bootstrap import Floats, Integers
 from aligner.reward_models import Comparer, Preferences, Prompt, Scorer, preferences
-from aligner.reward_models.base import sigmoid
+from aligner.reward_models.base import placed, sigmoid
 from aligner.reward_models.judge import NoVerdict
 
 Progress = Callable[[int, int], None]
@@ -170,7 +169,7 @@ def _score(scorer: Scorer, answers: Answers, on_progress: Progress | None, at_on
         try:
             found = scorer.score(answers.prompts[part], answers.texts[part], answers.references[part])
         except DataError as error:
-            raise _placed(error, answers.origins[part], "different answers") from error
+            raise placed(error, answers.origins[part], "different answers") from error
         assert len(found) == end - start, f"{scorer.name} gave {len(found)} scores for {end - start} answers"
         remarks += [(answers.origins[start + row], said) for row, said in sorted(found.remarks.items())]
         scores += found
@@ -190,17 +189,6 @@ def _stretches(groups: Integers, at_once: int | None) -> Iterator[tuple[int, int
         if end == len(groups) or (at_once is not None and end - start >= at_once):
             yield start, end
             start = end
-
-
-def _placed(error: DataError, origins: Sequence[str], what: str) -> DataError:
-    """The same error with the file's rows in place of the call's, where a problem names one."""
-    problems = []
-    for problem in error.problems:
-        row = re.fullmatch(r"row (\d+)", problem.where)
-        where = origins[int(row[1]) - 1] if row and 0 < int(row[1]) <= len(origins) else problem.where
-        problems.append(replace(problem, where=where))
-    message = f"{error.message} (rows are counted over the {len(origins):,} {what} from {origins[0]} on)"
-    return DataError(message, error.hint, problems)
 
 
 def _compare(scorer: Comparer, pairs: Sequence[Pair], on_progress: Progress | None, at_once: int | None) -> Judged:
@@ -235,7 +223,7 @@ def _preferences(scorer: Comparer, part: Sequence[Pair]) -> Preferences:
     except NoVerdict:
         raise
     except DataError as error:
-        raise _placed(error, [pair.origin for pair in part], "pairs") from error
+        raise placed(error, [pair.origin for pair in part], "pairs") from error
     assert len(found) == len(part), f"{scorer.name} gave {len(found)} preferences for {len(part)} pairs"
     return found
 

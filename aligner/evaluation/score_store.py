@@ -1,11 +1,12 @@
 """Where scores are kept until all of them are there: a folder `OUTPUT.part` beside the file that they will be in.
 
     header.json    what is scored with what; written first
-    scores.jsonl   a line for each answer, appended part by part and flushed to disk
+    scores.jsonl   a line for each answer, appended part by part and flushed to disk; behind each part `{"end": answers}`
     lock           the process that writes
 
-A line that a kill cut short is taken off when the folder is opened again. Scores of other data, or of another reward
-model, are never mixed in: `open_store` refuses them and says what changed. The finished file is written under a
+A part that a kill cut short has no such end, and is taken off when the folder is opened again: its scores may belong
+together. Scores of other data, or of another reward model, are never mixed in: opening refuses them and says what
+changed. Nothing is removed, also to begin again, before the lock is held. The finished file is written under a
 temporary name and renamed, and then the folder is gone.
 """
 
@@ -20,11 +21,13 @@ from typing import Any
 
 from aligner.errors import DataError, UsageError
 from aligner.evaluation.answer_rows import Scored
-from aligner.lock import acquire_lock, release_lock
+from aligner.lock import LOCK_NAME, acquire_lock, release_lock
 from aligner.record import dumps, plain, sync_folder, write_atomically
 
 HEADER = "header.json"
 SCORES = "scores.jsonl"
+END = "end"
+"""Key of the line behind a part: how many answers it holds."""
 
 NAMES = {"data": "the data", "reward_model": "the reward model", "answers": "the number of answers"}
 """Keys of the header, in words."""
@@ -50,7 +53,7 @@ def check_output(output: Path, data: str, *, resume: bool, overwrite: bool) -> N
         where = "in the folder of the data" if Path(data).expanduser().is_dir() else "the data itself"
         raise UsageError(f"{output} is {where}", "Write the scored rows to another place.")
     part = part_folder(output)
-    if part.exists() and not (part / HEADER).is_file() and any(part.iterdir() if part.is_dir() else [part]):
+    if part.exists() and not _is_ours(part):
         raise UsageError(f"{part} is in the way, and no scoring made it", "Move it away, or name another output.")
     if overwrite:
         return
@@ -61,11 +64,20 @@ def check_output(output: Path, data: str, *, resume: bool, overwrite: bool) -> N
         raise UsageError(f"{output} exists", hint)
 
 
+def _is_ours(part: Path) -> bool:
+    """Whether a scoring made it; one that was killed at once left a lock and perhaps a temporary file."""
+    if not part.is_dir():
+        return False
+    names = [item.name for item in part.iterdir()]
+    return HEADER in names or all(name == LOCK_NAME or (name[0] == "." and name.endswith(".tmp")) for name in names)
+
+
 class ScoreStore:
     """The folder of an unfinished output; used as `with open_store(...) as store:`, which holds its lock."""
 
-    def __init__(self, output: Path, header: Mapping[str, Any]) -> None:
+    def __init__(self, output: Path, header: Mapping[str, Any], *, overwrite: bool = False) -> None:
         self.output = output
+        self.overwrite = overwrite
         self.folder = part_folder(output)
         self.header = dict(header)
         self.done: dict[int, Scored] = {}
@@ -85,6 +97,9 @@ class ScoreStore:
 
     def _open(self) -> None:
         path = self.folder / HEADER
+        if self.overwrite:
+            self.clear()
+            path.unlink(missing_ok=True)
         if not path.exists():
             write_atomically(path, dumps(self.header, indent=2))
             return
@@ -102,25 +117,37 @@ class ScoreStore:
         if not path.exists():
             return
         data = path.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
+        whole = _whole_parts(data)
         if len(whole) < len(data):
             os.truncate(path, len(whole))
+        part: dict[int, Scored] = {}
         for number, line in enumerate(whole.splitlines(), start=1):
             try:
                 record = json.loads(line)
-                answer = int(record.pop("answer"))
-                self.done[answer] = Scored(**record)
+                if END not in record:
+                    answer = int(record.pop("answer"))
+                    part[answer] = Scored(**record)
+                    continue
+                if record != {END: len(part)}:
+                    raise ValueError(f"a part of {len(part)} answers")
             except (ValueError, TypeError, KeyError, AttributeError) as error:
                 raise DataError(f"{path}:{number} is no score", "Begin again with --overwrite.") from error
+            self.done.update(part)
+            part = {}
+
+    def clear(self) -> None:
+        """Forget all scores."""
+        (self.folder / SCORES).unlink(missing_ok=True)
+        self.done.clear()
 
     def add(self, scored: Mapping[int, Scored]) -> None:
-        """Keep the scores of some answers, on disk before this returns."""
+        """Keep the scores of some answers, all of them or none, on disk before this returns."""
         lines = [
             {"answer": answer, "score": found.score, "attributes": found.attributes, "remark": found.remark}
             for answer, found in scored.items()
         ]
         with open(self.folder / SCORES, "a", encoding="utf-8", newline="\n") as file:
-            file.write("".join(dumps(line) + "\n" for line in lines))
+            file.write("".join(dumps(line) + "\n" for line in [*lines, {END: len(lines)}]))
             file.flush()
             os.fsync(file.fileno())
         self.done.update(scored)
@@ -141,6 +168,14 @@ class ScoreStore:
         shutil.rmtree(self.folder)
 
 
+def _whole_parts(data: bytes) -> bytes:
+    """The bytes up to the last line that ends a part."""
+    lines = data[: data.rfind(b"\n") + 1].splitlines(keepends=True)
+    mark = f'{{"{END}":'.encode()
+    last = max((place for place, line in enumerate(lines, start=1) if line.startswith(mark)), default=0)
+    return b"".join(lines[:last])
+
+
 def _line(row: Mapping[str, Any]) -> str:
     """The row as strict JSON; half a surrogate pair in a column that nobody reads stays as it is, escaped."""
     line = json.dumps(plain(row), ensure_ascii=False, allow_nan=False, default=str) + "\n"
@@ -153,6 +188,4 @@ def _line(row: Mapping[str, Any]) -> str:
 
 def open_store(output: Path, header: Mapping[str, Any], *, overwrite: bool) -> ScoreStore:
     """The store of an output; `check_output` has been asked before."""
-    if overwrite and part_folder(output).exists():
-        shutil.rmtree(part_folder(output))
-    return ScoreStore(output, header)
+    return ScoreStore(output, header, overwrite=overwrite)

@@ -2,23 +2,23 @@
 
 A part holds some hundred answers, and all answers to a prompt, since a model that compares answers scores them beside
 one another. An ensemble that brings its members to one scale over the rows of a call is given all of them in one
-(`at_once=None`). A row that a judge has no usable verdict on costs no other row its score: the rest of the part is
-scored without it, and every part after it too, before anything is said about it.
+(`at_once=None`), and only whole calls of it are kept. A row that a judge has no usable verdict on costs no other row its
+score: the rest of the part is scored without it, and every part after it too, before anything is said about it. Its
+prompt's answers are not kept in the store, since they were scored without it beside them; the judge keeps its replies.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 from aligner.errors import DataError, Problem
 from aligner.evaluation.answer_rows import SIDES, AnswerRows, Scored
 from aligner.evaluation.score_store import ScoreStore
 from aligner.reward_models import Scorer
+from aligner.reward_models.base import placed
 from aligner.reward_models.judge import NoVerdict
 
 AT_ONCE = 256
@@ -44,16 +44,17 @@ def score_answers(
     Raises: DataError that lists the answers which got no score, after all others are in the store; with `keep_failed`
     they come out with an `error` instead.
     """
+    if store is not None and at_once is None and len(store.done) < len(rows.answers):
+        store.clear()
     done = {} if store is None else store.done
     failed: dict[int, str] = {}
     finished = len(done)
     for part in _parts(rows, done, at_once):
         scored, missing = _score_part(scorer, rows, part)
         failed |= missing
-        if store is not None and (at_once is not None or not missing or keep_failed):
-            store.add(scored)
-        else:
-            done.update(scored)
+        if store is not None and (whole := _whole(rows, scored, missing, at_once)):
+            store.add(whole)
+        done.update(scored)
         finished += len(part)
         if on_progress is not None:
             on_progress(finished, len(rows.answers))
@@ -68,7 +69,7 @@ def _parts(rows: AnswerRows, done: dict[int, Scored], at_once: int | None) -> It
     groups: dict[str, list[int]] = {}
     for number, answer in enumerate(rows.answers):
         if number not in done:
-            groups.setdefault(json.dumps(answer.prompt, sort_keys=True, default=str), []).append(number)
+            groups.setdefault(_key(answer.prompt), []).append(number)
     part: list[int] = []
     for group in groups.values():
         part += group
@@ -77,6 +78,20 @@ def _parts(rows: AnswerRows, done: dict[int, Scored], at_once: int | None) -> It
             part = []
     if part:
         yield part
+
+
+def _key(prompt: Any) -> str:
+    return json.dumps(prompt, sort_keys=True, default=str)
+
+
+def _whole(
+    rows: AnswerRows, scored: dict[int, Scored], missing: dict[int, str], at_once: int | None
+) -> dict[int, Scored]:
+    """The scores that no missing one could have changed: of other prompts, and none where all were scored together."""
+    if at_once is None and missing:
+        return {}
+    prompts = {_key(rows.answers[number].prompt) for number in missing}
+    return {number: found for number, found in scored.items() if _key(rows.answers[number].prompt) not in prompts}
 
 
 def _score_part(scorer: Scorer, rows: AnswerRows, part: Sequence[int]) -> tuple[dict[int, Scored], dict[int, str]]:
@@ -96,7 +111,7 @@ def _score_part(scorer: Scorer, rows: AnswerRows, part: Sequence[int]) -> tuple[
             failed |= {left[row]: reason for row, reason in error.rows.items()}
             left = [number for row, number in enumerate(left) if row not in error.rows]
         except DataError as error:
-            raise _placed(error, rows, left) from error
+            raise placed(error, [rows.place(number) for number in left], "answers") from error
     assert len(found) == len(left), f"{scorer.name} gave {len(found)} scores for {len(left)} answers"
     scored = {
         number: Scored(
@@ -105,17 +120,6 @@ def _score_part(scorer: Scorer, rows: AnswerRows, part: Sequence[int]) -> tuple[
         for row, (number, score) in enumerate(zip(left, found))
     }
     return scored, failed
-
-
-def _placed(error: DataError, rows: AnswerRows, part: Sequence[int]) -> DataError:
-    """The same error with the file's rows in place of the call's, where a problem names one."""
-    problems = []
-    for problem in error.problems:
-        row = re.fullmatch(r"row (\d+)", problem.where)
-        known = row is not None and 0 < int(row[1]) <= len(part)
-        problems.append(replace(problem, where=rows.place(part[int(row[1]) - 1])) if row and known else problem)
-    message = f"{error.message} (rows are counted over the {len(part):,} answers from {rows.place(part[0])} on)"
-    return DataError(message, error.hint, problems)
 
 
 def _no_score(name: str, rows: AnswerRows, failed: dict[int, str]) -> DataError:

@@ -44,6 +44,9 @@ METHODS: dict[str, str] = {
 TASKS: dict[str, Task] = {"sft": "sft", "dpo": "preference", "sapo": "sft", "reward": "preference"}
 """Method name -> the kind of rows that it trains on; see `task_of`."""
 
+EPOCHS: dict[str, float] = {"reward": 1.0}
+"""Method name -> epochs without a word in the recipe, where they are not transformers' 3."""
+
 PREPARED_RUN = "ALIGNER_PREPARED_RUN"
 """Environment variable: the run directory that the launching process has prepared for its ranks."""
 
@@ -116,8 +119,15 @@ def _load(recipe: TrainRecipe, on_event: OnEvent | None) -> Loaded:
         load_bank(recipe.data.mosaic.style_bank)  # what is wrong with it is told before anything is read
         group_by = recipe.data.mosaic.group_by
     scorers = recipe.dpo.reward_models if isinstance(recipe, DpoRecipe) else []
-    for scorer in scorers:
-        read_spec(scorer)  # that there is such a one, too
+    if scorers:
+        from aligner.reward_models.ensemble import refuse_cycles
+
+        for scorer in scorers:
+            refuse_cycles(read_spec(scorer))  # that there is such a one, and such members, too
+    if isinstance(recipe, RewardRecipe):
+        from aligner.methods.reward_start import check_start
+
+        check_start(recipe)
     tell(on_event, StageStarted("reading the data"))
     return load_rows(recipe.data, task_of(recipe), recipe.seed, group_by=group_by, keep=_further_columns(recipe))
 
@@ -366,7 +376,8 @@ def plan_rows(
         )
         total, how = stop or all_steps, f"{sequences:,} / {per_step} a step"
         return [counted, ("steps", f"{total:,}", how), ("recipe", recipe_hash(recipe)[:12], "hash")]
-    epochs, steps = float(trainer.get("num_train_epochs", 3)), int(trainer.get("max_steps", -1))
+    epochs = float(trainer.get("num_train_epochs", EPOCHS.get(recipe.method, 3.0)))
+    steps = int(trainer.get("max_steps", -1))
     total = steps if steps > 0 else -(-int(all_steps * epochs * 1000) // 1000)
     return [
         ("sequences", f"{sequences:,}", ""),
@@ -384,7 +395,7 @@ def _files_of(loaded: Loaded) -> dict[str, str]:
 
 
 def _parents(recipe: TrainRecipe, run: Run) -> list[dict[str, Any]]:
-    """Return where this run came from: its model and its data files, with their fingerprints."""
+    """Return where this run came from: its model, its reward models and its data files, with their fingerprints."""
     from aligner.models import model_fingerprint
 
     model = {"kind": "model", "path": recipe.model.name_or_path, "fingerprint": model_fingerprint(recipe.model)}
@@ -392,7 +403,11 @@ def _parents(recipe: TrainRecipe, run: Run) -> list[dict[str, Any]]:
         {"kind": "data", "path": path, "fingerprint": digest}
         for path, digest in run.read_json("inputs.json")["sources"].items()
     ]
-    return [model, *data]
+    rewards = [
+        {"kind": "reward_model", "path": member["name"], "fingerprint": member["fingerprint"]}
+        for member in (run.read_json("rewards.json") or {}).get("members", [])
+    ]
+    return [model, *rewards, *data]
 
 
 def _record_devices(run: Run) -> None:

@@ -16,24 +16,27 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
+from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from trl import RewardConfig
 
 from aligner.chat import stop_token_ids
 from aligner.config.load import recipe_hash
-from aligner.config.schema import RewardRecipe, RewardSegments
+from aligner.config.schema import Model, RewardRecipe, RewardSegments
 from aligner.errors import RecipeError
 from aligner.events import StageProgress
 from aligner.heads import join_outputs
 from aligner.launch import world
+from aligner.methods import EPOCHS
 from aligner.methods.job import SHARDED, Job
-from aligner.model_files import ADAPTER_FILE, saved_outputs
+from aligner.model_files import saved_outputs
 from aligner.models import load_policy, load_reward_model, load_tokenizer, resolve_dtype
 from aligner.record import dumps, write_atomically
 from aligner.reward_models.card import CARD_FILE, Card, Segments, card_text, find_card
@@ -67,8 +70,8 @@ TRAINERS: dict[str, tuple[type[RewardSteps], Any]] = {
 LEARNING_RATE = 1e-5
 """Our default for full fine-tuning; TRL's 1e-4 is meant for LoRA, and published 8B models used 2e-6."""
 LORA_LEARNING_RATE = 1e-4
-EPOCHS = 1
-"""Our default, as of all published reward models; more usually overfits. TRL's is 3."""
+PART = 2000
+"""Rows that are looked at together."""
 LONGER_WINS = 0.6
 """Share of pairs whose longer answer is the chosen one, above which a word is said about it."""
 
@@ -78,6 +81,7 @@ def train(job: Job) -> Fitted:
     recipe = job.recipe
     assert isinstance(recipe, RewardRecipe)
     splits = _with_segments(job) if recipe.reward.kind == "segment" else (job.prepared.train, job.prepared.eval)
+    _refuse_unrated(recipe, splits[0])
     _tell_facts(job, splits[0])
     model = _load(job, recipe)
     kind, collator = TRAINERS[recipe.reward.kind]
@@ -87,7 +91,7 @@ def train(job: Job) -> Fitted:
     trainer = kind(
         model=model,
         args=arguments,
-        data_collator=collator(job.tokenizer.pad_token_id),
+        data_collator=collator(job.tokenizer.pad_token_id, recipe.data.max_length),
         train_dataset=splits[0],
         eval_dataset=splits[1],
         processing_class=job.tokenizer,
@@ -114,7 +118,7 @@ def before_ranks(job: Job) -> None:
 def _arguments(job: Job, recipe: RewardRecipe) -> Any:
     ours = {
         "learning_rate": LEARNING_RATE if recipe.model.lora is None else LORA_LEARNING_RATE,
-        "num_train_epochs": EPOCHS,
+        "num_train_epochs": EPOCHS["reward"],  # as of all published reward models; more usually overfits
     }
     filled = recipe.model_copy(update={"trainer": {**ours, **recipe.trainer}})
     return training_arguments(
@@ -132,39 +136,12 @@ def _load(job: Job, recipe: RewardRecipe) -> Any:
         return load_policy(section, job.tokenizer, trainable=True)
     wanted = {"regression": len(recipe.reward.attributes), "odin": 2}.get(kind, 1)
     saved = saved_outputs(section.name_or_path)
-    if saved is not None:
-        _refuse_other_head(recipe, saved)
     model = load_reward_model(section, job.tokenizer, outputs=wanted, trainable=True, seed=recipe.seed)
     if saved is not None and saved != wanted:
         weights = _weights_of_start(recipe, saved)
         join_outputs(model, weights)
         job.note(f"The head starts as the sum of {saved} ratings, weighted {', '.join(f'{w:g}' for w in weights)}.")
     return model
-
-
-def _refuse_other_head(recipe: RewardRecipe, saved: int) -> None:
-    """Refuse a start whose head means something else than the outputs of this kind."""
-    start, kind = recipe.model.name_or_path, recipe.reward.kind
-    if kind == "odin":
-        raise RecipeError(
-            f"model.name_or_path: {start} is a reward model already, and odin trains two new outputs",
-            "start from a model that writes text",
-        )
-    if kind == "regression":
-        card = find_card(start)
-        rated = card.attributes if card is not None else []
-        if saved != len(recipe.reward.attributes) or (rated and rated != recipe.reward.attributes):
-            raise RecipeError(
-                f"model.name_or_path: {start} rates {', '.join(rated) or f'{saved} attributes'}, reward.attributes are "
-                f"{', '.join(recipe.reward.attributes)}",
-                "give the same attributes in the same order, or start from a model that writes text",
-            )
-    is_adapter = (Path(start).expanduser() / ADAPTER_FILE).is_file()
-    if kind != "regression" and saved != 1 and is_adapter and recipe.model.lora is not None:
-        raise RecipeError(
-            f"model.name_or_path: the adapter in {start} has {saved} outputs, and {kind} has one",
-            "leave out model.lora to train the merged model",
-        )
 
 
 def _weights_of_start(recipe: RewardRecipe, outputs: int) -> list[float]:
@@ -216,64 +193,80 @@ def _ends(job: Job, rows: Dataset, name: str) -> dict[str, list[list[int]]]:
     recipe = job.recipe
     assert isinstance(recipe, RewardRecipe)
     segments, stops = recipe.reward.segments or RewardSegments(), stop_token_ids(job.tokenizer)
-    sides = {side: list(zip(rows["prompt_ids"], rows[f"{side}_ids"])) for side in ("chosen", "rejected")}
-    entropies: dict[str, Sequence[Any]] = {side: [None] * len(rows) for side in sides}
-    if segments.rule == "entropy":
-        entropies = _entropies(job, recipe, segments, sides, name)
-    return {
-        side: [
-            segment_ends(segments.rule, answer, job.tokenizer, entropies=known, cutoff=segments.cutoff, stop_ids=stops)
-            for (_, answer), known in zip(sides[side], entropies[side])
-        ]
-        for side in sides
-    }
+    reference = _reference(job, recipe, segments) if segments.rule == "entropy" else None
+    found: dict[str, list[list[int]]] = {"chosen": [], "rejected": []}
+    for start in range(0, len(rows), PART):
+        if job.on_event:
+            job.on_event(StageProgress(f"cutting {name} answers into segments", start, len(rows)))
+        part = rows[start : start + PART]
+        for side, ends in found.items():
+            answers = [
+                (prompt[max(0, len(prompt) + len(answer) - recipe.data.max_length) :], answer)
+                for prompt, answer in zip(part["prompt_ids"], part[f"{side}_ids"])
+            ]
+            entropies: Sequence[Any] = [None] * len(answers)
+            if reference is not None:
+                entropies = answer_entropies(reference, answers, pad_token_id=job.tokenizer.pad_token_id)
+            ends += [
+                segment_ends(
+                    segments.rule, answer, job.tokenizer, entropies=known, cutoff=segments.cutoff, stop_ids=stops
+                )
+                for (_, answer), known in zip(answers, entropies)
+            ]
+    return found
 
 
-def _entropies(
-    job: Job, recipe: RewardRecipe, segments: RewardSegments, sides: dict[str, list[Any]], name: str
-) -> dict[str, Sequence[Any]]:
+def _reference(job: Job, recipe: RewardRecipe, segments: RewardSegments) -> Any:
+    """Load the model whose entropies cut the answers.
+
+    Raises: RecipeError when it has another tokenizer.
+    """
     section = reference_section(recipe, segments)
-    if saved_outputs(section.name_or_path) is not None:
-        raise RecipeError(
-            "reward.segments.reference is missing: training starts from a reward model, which foresees no tokens",
-            "name the model whose entropies cut the answers",
-        )
-    tokenizer = load_tokenizer(section)
-    if tokenizer.get_vocab() != job.tokenizer.get_vocab():
+    if load_tokenizer(section).get_vocab() != job.tokenizer.get_vocab():
         raise RecipeError(
             f"reward.segments.reference: {section.name_or_path} has another tokenizer than {recipe.model.name_or_path}",
             "segments are places between tokens, so both models must have the same ones",
         )
-    reference = load_policy(section, job.tokenizer, trainable=False)
+    return load_policy(section, job.tokenizer, trainable=False)
 
-    def tell(done: int, total: int) -> None:
-        if job.on_event:
-            job.on_event(StageProgress(f"cutting {name} answers into segments", done, total))
 
-    both = answer_entropies(
-        reference, [*sides["chosen"], *sides["rejected"]], pad_token_id=job.tokenizer.pad_token_id, on_progress=tell
+def reference_section(recipe: RewardRecipe, segments: RewardSegments) -> Model:
+    """Return the model section of the reference that cuts answers: as the card has it loaded again, never quantized."""
+    own = segments.reference is None
+    return Model(
+        name_or_path=segments.reference or recipe.model.name_or_path,
+        revision=recipe.model.revision if own else None,
+        dtype=_dtype(recipe),
+        trust_remote_code=recipe.model.trust_remote_code,
     )
-    count = len(sides["chosen"])
-    return {"chosen": both[:count], "rejected": both[count:]}
 
 
-def reference_section(recipe: RewardRecipe, segments: RewardSegments) -> Any:
-    """Return the model section of the reference that cuts answers."""
-    if segments.reference is None:
-        return recipe.model.model_copy(update={"lora": None})
-    return recipe.model.model_copy(
-        update={"name_or_path": segments.reference, "revision": None, "lora": None, "quantization": "none"}
-    )
+def _dtype(recipe: RewardRecipe) -> Any:
+    return str(resolve_dtype(recipe.model, trainable=True)).removeprefix("torch.")
 
 
 # --- what is told, and the card ------------------------------------------------------------------------------------
+
+
+def _refuse_unrated(recipe: RewardRecipe, rows: Dataset) -> None:
+    """Refuse an attribute that no row has a rating for: its output would stay random, and be a part of the score."""
+    if recipe.reward.kind != "regression":
+        return
+    ratings = np.asarray(rows.with_format("numpy")["ratings"])
+    for place, name in enumerate(recipe.reward.attributes):
+        if bool(np.isnan(ratings[:, place]).all()):
+            raise RecipeError(
+                f"reward.attributes: no training row has a rating `{name}`",
+                "is the column called otherwise? Drop it, or map it",
+            )
 
 
 def _tell_facts(job: Job, rows: Dataset) -> None:
     """Say what a reward model could learn in place of quality: length, and labels that contradict one another."""
     if "chosen_ids" not in rows.column_names or world()[0] != 0:
         return
-    chosen, rejected = (list(map(len, rows[f"{side}_ids"])) for side in ("chosen", "rejected"))
+    lengths = [len(answer) for side in ("chosen", "rejected") for answer in _arrays(rows, f"{side}_ids")]
+    chosen, rejected = lengths[: len(rows)], lengths[len(rows) :]
     longer, differing = sum(a > b for a, b in zip(chosen, rejected)), sum(a != b for a, b in zip(chosen, rejected))
     mean = sum(chosen) / len(chosen), sum(rejected) / len(rejected)
     told = f"Chosen answers have {mean[0]:.0f} tokens and rejected ones {mean[1]:.0f} in the mean"
@@ -285,14 +278,23 @@ def _tell_facts(job: Job, rows: Dataset) -> None:
             "length_correlation, and at accuracy on pairs whose shorter answer is better (aligner eval --reward-model); "
             "reward.kind=odin keeps length out of the score."
         )
-    seen = Counter(_contents(row) for row in rows)
+    seen = Counter(_contents(rows))
     both = sum(min(count, seen[(prompt, b, a)]) for (prompt, a, b), count in seen.items()) // 2
     if both:
         job.warn(f"{both} pairs of answers are there with both labels: no model can rank these rightly.")
 
 
-def _contents(row: dict[str, Any]) -> tuple[tuple[int, ...], ...]:
-    return tuple(tuple(row[key]) for key in ("prompt_ids", "chosen_ids", "rejected_ids"))
+def _arrays(rows: Dataset, column: str) -> Iterator[Any]:
+    """The values of a column as arrays, a part at a time: as Python's numbers they would take ten times the memory."""
+    for part in rows.select_columns([column]).with_format("numpy").iter(batch_size=PART):
+        yield from part[column]
+
+
+def _contents(rows: Dataset) -> Iterator[tuple[bytes, ...]]:
+    """Short hashes of each pair's prompt and answers."""
+    columns = [_arrays(rows, key) for key in ("prompt_ids", "chosen_ids", "rejected_ids")]
+    for parts in zip(*columns):
+        yield tuple(blake2b(np.ascontiguousarray(part).tobytes(), digest_size=12).digest() for part in parts)
 
 
 def _show_scores(job: Job, recipe: RewardRecipe, trainer: RewardSteps, rows: Dataset) -> None:
@@ -331,15 +333,23 @@ SHOWN = {"regression": ("answer",), "pairwise": ("P(right)",)}
 """Kind -> the answers of a row, as the report names them."""
 
 
+def _held_out_accuracy(trainer: RewardSteps) -> float | None:
+    """The accuracy on held-out pairs of the weights that are saved: the best checkpoint's, where that was put back."""
+    state = trainer.state
+    found = {logs["step"]: logs["eval_accuracy"] for logs in state.log_history if "eval_accuracy" in logs}
+    if trainer.args.load_best_model_at_end and state.best_model_checkpoint:
+        return found.get(int(Path(state.best_model_checkpoint).name.rpartition("-")[2]))
+    return list(found.values())[-1] if found else None
+
+
 def _write_card(job: Job, recipe: RewardRecipe, trainer: RewardSteps, folder: Path) -> None:
     reward, section = recipe.reward, recipe.model
-    held_out = [logs["eval_accuracy"] for logs in trainer.state.log_history if "eval_accuracy" in logs]
     kind: Any = "bradley_terry" if reward.kind == "odin" else reward.kind
     values: dict[str, Any] = {
         "name": job.run.dir.resolve().name,
         "description": f"Trained by aligner reward ({reward.kind}, {reward.loss} loss) from {section.name_or_path}.",
         "model": ".",
-        "dtype": str(resolve_dtype(section, trainable=True)).removeprefix("torch."),
+        "dtype": _dtype(recipe),
         "quantization": section.quantization,
         "attn_implementation": section.attn_implementation,
         "trust_remote_code": section.trust_remote_code,
@@ -348,17 +358,19 @@ def _write_card(job: Job, recipe: RewardRecipe, trainer: RewardSteps, folder: Pa
     }
     if section.quantization in ("nf4", "fp4"):
         values["double_quant"] = section.double_quant
-    if held_out:
-        values["accuracy"] = round(held_out[-1], 4)
+    if (accuracy := _held_out_accuracy(trainer)) is not None:
+        values["accuracy"] = round(accuracy, 4)
     if kind == "regression":
         values |= {"attributes": reward.attributes, "weights": reward.attribute_weights}
     if kind == "segment":
         segments = reward.segments or RewardSegments()
         if segments.rule == "entropy":
-            reference = reference_section(recipe, segments).name_or_path
-            path = Path(reference).expanduser()
+            reference = reference_section(recipe, segments)
+            path = Path(reference.name_or_path).expanduser()
             values["segments"] = Segments(
-                cutoff=segments.cutoff, reference=str(path.resolve()) if path.is_dir() else reference
+                cutoff=segments.cutoff,
+                reference=str(path.resolve()) if path.is_dir() else reference.name_or_path,
+                revision=reference.revision,
             )
         else:
             values["segments"] = Segments(rule=segments.rule)

@@ -13,7 +13,7 @@ has the higher gold score. Three data sets, each with a way in which labels go w
 * *length*: blanks are put before the answers, which change no gold score; in 40% of the pairs the longer answer is labelled
   the better one whatever it says.
 
-Accuracy is on 600 held-out pairs with true labels, a tie counting a half; for *length* their blanks are drawn as in training. The
+Accuracy is on 1,000 held-out pairs with true labels, a tie counting a half; for *length* their blanks are drawn as in training. The
 correlation with length is Pearson's, over the held-out answers, of score and tokens after the mean of each pair is taken off both. A
 seed changes the world, the base, the pairs, the flips, the head and the order.
 """
@@ -40,8 +40,8 @@ from aligner.toy import write_world
 from aligner.toy.tasks import Exercise, corrupt, draw, gold_score
 from benchmarks.results import write
 
-PAIRS = 4000
-HELD_OUT = 600
+PAIRS = 3000
+HELD_OUT = 1000
 NOISE = 0.25
 FLIPS = {1: 0.5, 2: 0.25, 3: 0.0}
 LONGER_WINS = 0.4
@@ -50,7 +50,7 @@ SETTINGS = (
     "data.max_length=256",
     "report.num_prompts=0",
     "trainer.learning_rate=1e-3",
-    "trainer.num_train_epochs=4",
+    "trainer.num_train_epochs=3",
     "trainer.per_device_train_batch_size=32",
     "trainer.logging_steps=10",
     "trainer.save_strategy=no",

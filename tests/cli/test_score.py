@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from fakes import write_jsonl
 from runner import aligner
 
 from aligner.evaluation import scoring
+from aligner.evaluation.score_store import ScoreStore
 
 GRADER = """
 import json, pathlib
@@ -230,12 +232,143 @@ def test_a_scoring_that_was_stopped_goes_on_where_it_was(tmp_path: Path, grader:
     grader.with_name("mended").touch()
     before = len(calls(grader))
     with (tmp_path / "scored.jsonl.part" / "scores.jsonl").open("a") as file:
-        file.write('{"answer": 8, "sco')  # a kill in the middle of a line
+        file.write(
+            '{"answer": 8, "score": 1.0, "attributes": {}, "remark": ""}\n{"answer": 9, "sco'
+        )  # a kill in a part
     result = aligner(*command, "--resume")
     assert result.exit_code == 0, result.output
     assert len(calls(grader)) - before == 14 - 8
     assert [row["score"] for row in lines(output)] == [float(number) for number in range(1, 15)]
     assert not (tmp_path / "scored.jsonl.part").exists()
+
+
+def kill_at_the_end(data: Path, card: object, output: Path, monkeypatch: pytest.MonkeyPatch, *more: str) -> Path:
+    """The scores of a scoring that is killed after the last of them is kept, and before the output is written."""
+
+    def dies(self: ScoreStore, rows: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ScoreStore, "finish", dies)
+        result = aligner("score", "--data", data, "--reward-model", card, "--output", output, *more)
+        assert result.exit_code == 130, result.output
+    return output.with_name(f"{output.name}.part") / "scores.jsonl"
+
+
+def test_scores_that_belong_together_are_kept_all_or_none(
+    tmp_path: Path, grader: Path, both: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of a call's scores with the other half of another call would stand on two scales."""
+    both.write_text(f"kind: ensemble\nmembers: ['verifier:{grader}:length', toy]\nstandardize: true\n")
+    rows = [{"prompt": "sort: ba", "completion": text} for text in ["ab", "a", "b", "x", "abc", "y"]]
+    data, output = write_jsonl(tmp_path / "rows.jsonl", rows), tmp_path / "again.jsonl"
+    kept = kill_at_the_end(data, both, output, monkeypatch)
+    torn = kept.read_bytes().splitlines(keepends=True)
+    assert torn[-1] == b'{"end": 6}\n'
+    kept.write_bytes(b"".join(torn[:3]) + torn[3][:9])
+    result = aligner("score", "--data", data, "--reward-model", both, "--output", output, "--resume")
+    assert result.exit_code == 0, result.output
+    assert lines(output) == scored(data, "--reward-model", both)
+
+
+def test_a_call_that_is_not_whole_is_begun_again_also_where_its_part_has_an_end(
+    tmp_path: Path, grader: Path, both: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both.write_text(f"kind: ensemble\nmembers: ['verifier:{grader}:length', toy]\nstandardize: true\n")
+    rows = [{"prompt": "sort: ba", "completion": text} for text in ["ab", "a", "b", "x", "abc", "y"]]
+    data, output = write_jsonl(tmp_path / "rows.jsonl", rows), tmp_path / "again.jsonl"
+    kept = kill_at_the_end(data, both, output, monkeypatch)
+    kept.write_bytes(b"".join(kept.read_bytes().splitlines(keepends=True)[:3]) + b'{"end": 3}\n')
+    before = len(calls(grader))
+    result = aligner("score", "--data", data, "--reward-model", both, "--output", output, "--resume")
+    assert result.exit_code == 0, result.output
+    assert len(calls(grader)) - before == 6
+    assert lines(output) == scored(data, "--reward-model", both)
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_a_call_with_an_answer_that_has_no_score_is_not_kept(
+    tmp_path: Path, grader: Path, both: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openai")
+    data, output = write_jsonl(tmp_path / "rows.jsonl", WORDS), tmp_path / "again.jsonl"
+    with FakeEndpoint(grades({"mute": "no comment", "good": "Grade: 9"})) as server:
+        grader.write_text(
+            GRADER + "\ndef first(prompt, completion, reference):\n    return float(ord(completion[0]))\n"
+        )
+        members = f"[{judge_card(tmp_path, server)}, 'verifier:{grader}:first']"
+        both.write_text(f"kind: ensemble\nmembers: {members}\nstandardize: true\n")
+        kept = kill_at_the_end(data, both, output, monkeypatch, "--keep-failed")
+        assert not kept.exists()
+        server.answers = grades({"mute": "Grade: 2", "good": "Grade: 9"})
+        result = aligner("score", "--data", data, "--reward-model", both, "--output", output, "--resume")
+        assert result.exit_code == 0, result.output
+        assert lines(output) == scored(data, "--reward-model", both)
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_answers_beside_one_without_a_score_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that compares answers scored them without it."""
+    pytest.importorskip("openai")
+    rows = [{"prompt": "p", "completion": "other"}, *WORDS]
+    data, output = write_jsonl(tmp_path / "rows.jsonl", rows), tmp_path / "again.jsonl"
+    with FakeEndpoint(grades({"mute": "no comment"})) as server:
+        kept = kill_at_the_end(data, judge_card(tmp_path, server), output, monkeypatch, "--keep-failed")
+    assert [json.loads(line).get("answer") for line in kept.read_text().splitlines()] == [0, None]
+
+
+def test_scores_that_are_broken_inside_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, output = write_jsonl(tmp_path / "rows.jsonl", numbered(3)), tmp_path / "scored.jsonl"
+    grader = tmp_path / "grader.py"
+    grader.write_text(GRADER)
+    card = f"verifier:{grader}:length"
+    kept = kill_at_the_end(data, card, output, monkeypatch)
+    whole = kept.read_bytes().splitlines(keepends=True)
+    for broken, line in ((whole[1:], 3), ([*whole[:1], b"\0\n", *whole[2:]], 2)):
+        kept.write_bytes(b"".join(broken))
+        result = aligner("score", "--data", data, "--reward-model", card, "--output", output, "--resume")
+        assert result.exit_code == 3
+        assert f"scores.jsonl:{line} is no score" in result.stderr
+
+
+def test_an_output_that_another_process_writes_is_not_overwritten(tmp_path: Path) -> None:
+    data, output = write_jsonl(tmp_path / "rows.jsonl", numbered(3)), tmp_path / "scored.jsonl"
+    part = tmp_path / "scored.jsonl.part"
+    part.mkdir()
+    holder = {"pid": 1, "host": "elsewhere", "process_began": ""}
+    for name, text in (("header.json", "{}"), ("scores.jsonl", ""), ("lock", json.dumps(holder))):
+        (part / name).write_text(text)
+    before = {item.name: item.read_text() for item in part.iterdir()}
+    result = aligner("score", "--data", data, "--reward-model", "verifier:exact", "--output", output, "--overwrite")
+    assert (result.exit_code, "is in use by process 1 on elsewhere" in result.stderr) == (2, True)
+    assert {item.name: item.read_text() for item in part.iterdir()} == before
+
+
+def test_overwriting_begins_again_whatever_was_begun_before(
+    tmp_path: Path, grader: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, output = write_jsonl(tmp_path / "rows.jsonl", numbered(3)), tmp_path / "scored.jsonl"
+    kill_at_the_end(data, f"verifier:{grader}:length", output, monkeypatch)
+    write_jsonl(data, numbered(2))
+    assert [row["score"] for row in scored(data, "--reward-model", f"verifier:{grader}:length", "--overwrite")] == [
+        1,
+        2,
+    ]
+    assert len(calls(grader)) == 5
+
+
+@pytest.mark.parametrize("option", ["--resume", "--overwrite"])
+def test_a_scoring_that_was_killed_before_its_header_can_be_gone_on_with(
+    tmp_path: Path, grader: Path, option: str
+) -> None:
+    data = write_jsonl(tmp_path / "rows.jsonl", numbered(3))
+    part = tmp_path / "scored.jsonl.part"
+    part.mkdir()
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    (part / "lock").write_text(json.dumps({"pid": gone.pid, "host": platform.node(), "process_began": "1"}))
+    (part / f".header.json.{gone.pid}.tmp").write_text('{"da')
+    assert len(scored(data, "--reward-model", f"verifier:{grader}:length", option)) == 3
 
 
 @pytest.mark.usefixtures("small_parts")
@@ -415,7 +548,7 @@ def test_a_scoring_that_is_killed_goes_on_with_the_same_result(tmp_path: Path, g
     arguments = ["score", "--data", data, "--reward-model", f"verifier:{grader}:slow", "--output", output]
     process = subprocess.Popen([sys.executable, "-m", "aligner", *map(str, arguments)], stderr=subprocess.DEVNULL)
     kept = tmp_path / "scored.jsonl.part" / "scores.jsonl"
-    while not kept.exists():
+    while not (kept.exists() and '{"end"' in kept.read_text()):
         assert process.poll() is None
         time.sleep(0.05)
     process.kill()

@@ -264,6 +264,91 @@ def test_rows_that_are_too_long_are_counted_and_answers_are_never_cut(small_worl
         books(small_world, tmp_path / "c", [long_prompt], "data.max_length=64")
 
 
+def test_questions_are_cut_in_their_context_alone(small_world: Path, tmp_path: Path) -> None:
+    rows = [{**row("yes", "no"), "prompt": "p" * 300}, row("y" * 300, "no")]
+    settings = ("reward.kind=pairwise", "data.max_length=130", "data.on_too_long=truncate")
+    found = books(small_world, tmp_path, rows, *settings)
+    assert (found["rows"], found["truncated_rows"]) == (5, 1)
+    assert "both answers alone have" in found["all"]
+
+
+def test_each_answer_is_cut_as_it_is_when_it_is_scored_alone(small_world: Path, tmp_path: Path) -> None:
+    rows = [{**row("yes" * (1 + n), "no"), "prompt": "p" * (30 + n)} for n in range(8)]
+    data = write_jsonl(tmp_path / "rows.jsonl", rows)
+    settings = ("data.max_length=40", "data.on_too_long=truncate")
+    run, _ = train(small_world, tmp_path / "run", f"data.train={data}", f"data.eval={data}", *settings)
+    prompts = [one["prompt"] for one in rows]
+    last = [line for line in read_metrics(run) if line["split"] == "eval"][-1]
+    for side in ("chosen", "rejected"):
+        scores = load_scorer(str(run)).score(prompts, [one[side] for one in rows])
+        assert last[f"rewards/{side}"] == pytest.approx(sum(scores) / len(rows), abs=1e-5)
+
+
+def test_an_attribute_that_nobody_has_rated_is_refused(small_world: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="no training row has a rating `shrot`"):
+        train(
+            small_world,
+            tmp_path / "run",
+            "reward.kind=regression",
+            "reward.attributes=[good, shrot]",
+            f"data.train={rated(small_world, tmp_path)}",
+        )
+
+
+def test_the_card_tells_the_accuracy_of_the_weights_that_are_saved(small_world: Path, tmp_path: Path) -> None:
+    held_out = write_jsonl(tmp_path / "eval.jsonl", pairs_of(small_world)[:10])
+    run, _ = train(
+        small_world,
+        tmp_path / "run",
+        f"data.eval={held_out}",
+        "early_stopping={patience: 2}",
+        "trainer.learning_rate=0.3",
+        "trainer.eval_steps=2",
+    )
+    rows = pairs_of(small_world)[:10]
+    texts = [[one[side][0]["content"] for one in rows] for side in ("chosen", "rejected")]
+    found = preferences(load_scorer(str(run)), [one["prompt"] for one in rows], *texts)
+    card = (run / "final" / "reward_model.yaml").read_text()
+    share = sum(chance > 0.5 for chance in found) / 10 + sum(chance == 0.5 for chance in found) / 20
+    assert f"accuracy: {share:g}" in card or f"accuracy: {share:.1f}" in card
+
+
+def test_segments_are_cut_alike_in_training_and_in_scoring_over_a_quantized_base(
+    small_world: Path, tmp_path: Path
+) -> None:
+    held_out = write_jsonl(tmp_path / "eval.jsonl", pairs_of(small_world)[:10])
+    run, _ = train(
+        small_world,
+        tmp_path / "run",
+        "reward.kind=segment",
+        "reward.segments={cutoff: 5.5544}",
+        f"data.eval={held_out}",
+        model__lora={"r": 4},
+        model__quantization="nf4",
+    )
+    rows = pairs_of(small_world)[:10]
+    scorer: Any = load_scorer(str(run))
+    stored = read_json(run, "prepared/segments-eval.json")
+    for side in ("chosen", "rejected"):
+        found, _ = scorer.values([one["prompt"] for one in rows], [one[side][0]["content"] for one in rows])
+        assert [one.ends for one in found] == stored[side]
+
+
+def test_a_start_that_cannot_be_is_refused_before_a_row_is_read(small_world: Path, tmp_path: Path) -> None:
+    first, _ = train(small_world, tmp_path / "first", model__lora={"r": 4})
+    start, missing = f"model.name_or_path={first / 'final'}", "data.train=nowhere.jsonl"
+    with pytest.raises(RecipeError, match="odin trains two new outputs"):
+        train(small_world, tmp_path / "a", start, missing, "reward.kind=odin")
+    with pytest.raises(RecipeError, match="asks a model that writes text"):
+        train(small_world, tmp_path / "b", start, missing, "reward.kind=pairwise")
+    with pytest.raises(RecipeError, match=r"reward\.segments\.reference: there is no folder"):
+        train(small_world, tmp_path / "c", missing, "reward.kind=segment", "reward.segments={reference: /nowhere/x}")
+    with pytest.raises(RecipeError, match="is missing, and training starts from a reward model"):
+        train(small_world, tmp_path / "d", start, missing, "reward.kind=segment")
+    with pytest.raises(RecipeError, match="belongs to a reward model"):
+        run_recipe(small_recipe("sft", small_world, tmp_path / "e", start))
+
+
 def test_a_strength_that_is_needed_and_not_there_names_its_row(small_world: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         train(small_world, tmp_path, "reward.loss=scaled")
@@ -327,6 +412,7 @@ def test_pairs_with_both_labels_and_a_liking_for_length_are_told(small_world: Pa
         ),
         (("reward.kind=regression", "reward.attributes=[a, a]"), "twice"),
         (("reward.kind=odin", "launch.strategy=fsdp"), "splits the two heads"),
+        (("reward.strength=weight", "reward.loss=scaled"), "is read as the weight of a pair already"),
         (("reward.kind=bradley_tery",), "did you mean `bradley_terry`?"),
         (("trainer.center_rewards_coefficient=0.1",), "set `reward.center_rewards_coefficient`"),
         (("trainer.max_length=512",), "set `data.max_length`"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable
@@ -25,7 +26,8 @@ from aligner.models import load_policy
 from aligner.preference import PairCollator, fuse_head, reference_logps
 from aligner.prepare import Batching, Prepared
 from aligner.reference import Scorer
-from aligner.reward_models import Preferences, Scores
+from aligner.reward_models import Card, Preferences, Scores
+from aligner.reward_models.ensemble import ComparingEnsemble
 from aligner.samples import with_samples
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -84,6 +86,7 @@ def scored(monkeypatch):
         known = {scorer.name: scorer for scorer in scorers}
         monkeypatch.setattr(distillation, "load_scorer", known.__getitem__)
         monkeypatch.setattr(distillation, "only_compares", lambda spec: isinstance(known[spec], Comparing))
+        monkeypatch.setattr(distillation, "together", lambda spec: False)
         settings = Dpo(loss="reward_distill", reward_models=list(known), **dpo)
         told: list[str] = []
         prepared = Prepared(train, held_out, Batching(False, False, ""))
@@ -224,6 +227,85 @@ def test_what_a_scorer_remarks_is_told(scored):
     judge = Judge(remarks={1: "the prompt was cut by 12 tokens"})
     _, _, _, told = scored(judge, train=split_of(("aaa", "a")))
     assert any("cut by 12 tokens" in text for text in told)
+
+
+LENGTHS = """
+def longer(prompt, completion, reference):
+    return float(len(completion))
+
+def half(prompt, completion, reference):
+    return 0.5 * len(completion)
+
+def once(prompt, completion, reference):
+    if completion == "unjudged":
+        raise ValueError("no")
+    return float(len(completion))
+
+def same(prompt, completion, reference):
+    return 3.0
+"""
+
+
+def on_one_scale(folder: Path, *rules: str) -> str:
+    (folder / "lengths.py").write_text(LENGTHS)
+    members = ", ".join(f"'verifier:{folder}/lengths.py:{rule}'" for rule in rules)
+    (folder / "all.yaml").write_text(f"kind: ensemble\nmembers: [{members}]\nstandardize: true\n")
+    return str(folder / "all.yaml")
+
+
+def gaps_of(spec: str, train: Dataset, held_out: Dataset) -> tuple[list[list[float]], list[list[float]], list[str]]:
+    told: list[str] = []
+    settings = Dpo(loss="reward_distill", reward_models=[spec], reward_scale=1.0)
+    prepared = Prepared(train, held_out, Batching(False, False, ""))
+    found, _ = with_reward_gaps(prepared, settings, told.append, lambda text: None)
+    assert found.eval is not None
+    return found.train["reward_gaps"][:], found.eval["reward_gaps"][:], told
+
+
+def test_an_ensemble_on_one_scale_has_the_same_gap_for_a_pair_in_either_split(tmp_path):
+    spec = on_one_scale(tmp_path, "longer", "half")
+    train = split_of(("aaaaaaaaa", "a"), ("bb", "b" * 7), ("xx", "x"))
+    held_out = split_of(("xx", "x"), ("c", "ccc"))
+    gaps, others, _ = gaps_of(spec, train, held_out)
+    # lengths 9 1 2 7 2 1 1 3: each answer once, so that both members are divided by this deviation (halves by its half)
+    size = statistics.stdev([9, 1, 2, 7, 2, 1, 1, 3])
+    assert [gap for (gap,) in gaps] == pytest.approx([8 / size, -5 / size, 1 / size])
+    assert [gap for (gap,) in others] == pytest.approx([1 / size, -2 / size])
+
+
+def test_other_held_out_pairs_change_the_scale_and_are_not_taken_from_the_cache(tmp_path):
+    spec = on_one_scale(tmp_path, "longer", "half")
+    train = split_of(("aaaaaaaaa", "a"), ("bb", "b" * 7))
+    first, _, _ = gaps_of(spec, train, split_of(("c", "ccc")))
+    other, _, told = gaps_of(spec, train, split_of(("c", "c" * 50)))
+    assert not any("from the cache" in text for text in told)
+    assert other != first
+    again, _, told = gaps_of(spec, train, split_of(("c", "ccc")))
+    assert any("from the cache" in text for text in told)
+    assert again == first
+
+
+def test_a_member_without_a_scale_is_nobodys_row_and_a_broken_row_is_still_found(tmp_path):
+    train = split_of(("aaaaaaaaa", "a"), ("bb", "b" * 7))
+    with pytest.raises(DataError, match=r"same gives all 6 rows the same score") as caught:
+        gaps_of(on_one_scale(tmp_path, "longer", "same"), train, split_of(("c", "ccc")))
+    assert "pairs.jsonl" not in str(caught.value)
+    broken = split_of(("aaaaaaaaa", "a"), ("bb", "b" * 7), ("x", "y"), ("unjudged", "a"))
+    with pytest.raises(DataError, match=r"pairs\.jsonl:4: .*raised ValueError: no"):
+        gaps_of(on_one_scale(tmp_path, "longer", "once"), broken, split_of(("c", "ccc")))
+
+
+def test_right_answers_reach_an_ensemble_that_compares():
+    @dataclass
+    class Exact(Judge):
+        def score(self, prompts: Any, completions: Any, references: Any = None) -> Scores:
+            return Scores([float(text == known) for text, known in zip(completions, references)])
+
+    card = Card(kind="ensemble", name="all", members=["even", "exact"])
+    scorer = ComparingEnsemble(card, [Comparing("even", shares=[0.5, 0.5]), Exact("exact")])
+    rows = [{"prompt": "p", "chosen": "a", "rejected": "b", "answer": answer} for answer in ("a", "b")]
+    ahead, behind = distillation._compared(scorer, rows)[0]
+    assert (ahead > 0, behind) == (True, pytest.approx(-ahead))
 
 
 def test_the_text_of_a_pair_goes_along_with_its_right_answer(small_world, tmp_path, monkeypatch):
@@ -368,6 +450,15 @@ def test_a_reward_model_that_is_not_there_is_told_before_anything_is_read(small_
     recipe = small_recipe("dpo", small_world, tmp_path / "run", DISTILL[0], "dpo.reward_models=[toys]")
     with pytest.raises(RecipeError, match="did you mean 'toy'"):
         run_recipe(recipe)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_ensemble_that_holds_itself_is_told_before_anything_is_read(small_world, tmp_path):
+    (tmp_path / "a.yaml").write_text("kind: ensemble\nmembers: [./b.yaml]\n")
+    (tmp_path / "b.yaml").write_text("kind: ensemble\nmembers: [./a.yaml]\n")
+    spec = f"dpo.reward_models=[{tmp_path}/a.yaml]"
+    with pytest.raises(RecipeError, match="a -> b -> a"):
+        run_recipe(small_recipe("dpo", small_world, tmp_path / "run", DISTILL[0], spec), dry_run=True)
     assert not (tmp_path / "run").exists()
 
 

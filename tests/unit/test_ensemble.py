@@ -13,7 +13,16 @@ from aligner.errors import DataError, RecipeError
 from aligner.reward_models import Card, Comparer, Preferences, Prompt, Scorer, Scores, load_scorer, preferences
 from aligner.reward_models.base import UNBOUNDED, Range, sigmoid
 from aligner.reward_models.card import read_card
-from aligner.reward_models.ensemble import ComparingEnsemble, Ensemble, leaves, make, scored_together
+from aligner.reward_models.ensemble import (
+    ComparingEnsemble,
+    Ensemble,
+    go_on_with_account,
+    leaves,
+    make,
+    refuse_cycles,
+    scored_together,
+)
+from aligner.reward_models.judge import Judge
 
 
 class Table:
@@ -94,6 +103,15 @@ def test_a_member_that_cannot_tell_the_rows_apart_has_no_scale() -> None:
     assert both.score([], []) == []
 
 
+def test_small_scores_have_a_scale_too() -> None:
+    tiny = Table("tiny", {"a": 1e-12, "b": 3e-12})
+    # 1 and 3 times 1e-12 divided by their deviation sqrt(2) * 1e-12; 1 and 2 by sqrt(0.5)
+    found = ensemble(ONE, tiny, standardize=True).score(["p", "p"], ["a", "b"])
+    assert found == pytest.approx([(2**0.5 + 0.5**0.5) / 2, (2 * 2**0.5 + 3 * 0.5**0.5) / 2])
+    with pytest.raises(DataError, match="zero gives all 2 rows the same score, 0"):
+        ensemble(ONE, Table("zero", {"a": 0.0, "b": 0.0}), standardize=True).score(["p", "p"], ["a", "b"])
+
+
 def test_a_member_that_differs_by_rounding_only_has_no_scale_either() -> None:
     noise = Table("noise", {"a": 1e6, "b": 1e6 + 1e-7})
     with pytest.raises(DataError, match="noise gives"):
@@ -165,6 +183,26 @@ def test_scorers_of_single_answers_take_part_by_the_sigmoid_of_their_difference(
     assert scaled.prefer(["p"], ["a"], ["b"]) == pytest.approx([(0.8 + sigmoid(-1.0 / math.sqrt(0.5))) / 2])
 
 
+class Exact(Table):
+    """One that needs a right answer."""
+
+    def score(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[str],
+        references: Sequence[str | None] | None = None,
+    ) -> Scores:
+        return Scores([float(text == known) for text, known in zip(completions, references or [])])
+
+
+def test_right_answers_reach_members_that_score_also_in_an_ensemble_that_compares() -> None:
+    inner = ensemble(chooser("x", 0.5), Exact("exact", {}))
+    for scorer in (inner, ensemble(inner, chooser("y", 0.5))):
+        found = preferences(scorer, ["p"] * 3, ["a", "b", "a"], ["b", "a", "b"], ["a", "a", None])
+        weight = 2 if scorer is inner else 4
+        assert found == pytest.approx([0.5 + (sigmoid(side) - 0.5) / weight for side in (1.0, -1.0, 0.0)])
+
+
 def test_without_a_member_that_compares_scores_are_compared() -> None:
     scorer = ensemble(ONE, TWO)
     assert not isinstance(scorer, Comparer)
@@ -219,6 +257,35 @@ def test_an_ensemble_that_holds_itself_is_refused(tmp_path: Path) -> None:
     first = write(tmp_path, "a.yaml", members="[toy, ./sub/b.yaml]")
     with pytest.raises(RecipeError, match="a is a member of itself: a -> b -> a"):
         load_scorer(str(first))
+
+
+def test_a_card_is_looked_through_for_cycles_without_loading_anything(tmp_path: Path) -> None:
+    write(tmp_path, "b.yaml", members="[./a.yaml]")
+    cyclic = write(tmp_path, "a.yaml", members="[toy, ./b.yaml]")
+    with pytest.raises(RecipeError, match="a -> b -> a"):
+        refuse_cycles(read_card(cyclic))
+    refuse_cycles(read_card(write(tmp_path, "c.yaml", members="[toy, 'bradley_terry:no/such/weights']")))
+    refuse_cycles(Card(kind="toy", name="toy"))
+
+
+def test_the_budgets_of_judges_go_on_under_the_name_of_what_is_written(tmp_path: Path) -> None:
+    judge = "kind: judge\nendpoint: {model: m, base_url: 'http://127.0.0.1:9'}"
+    (tmp_path / "judge.yaml").write_text(judge)
+    write(tmp_path, "inner.yaml", members="[./judge.yaml, toy]")
+    outer = write(tmp_path, "outer.yaml", members="[./inner.yaml, toy]")
+
+    def account(path: Path, what: str = "", card: Path = outer) -> str:
+        scorer = load_scorer(str(card))
+        go_on_with_account(scorer, path, what)
+        (found,) = [leaf.account for leaf in leaves(scorer) if isinstance(leaf, Judge)]
+        assert found
+        return found
+
+    here = account(tmp_path / "out.jsonl", "data")
+    assert here == account(tmp_path / "sub" / ".." / "out.jsonl", "data")
+    others = [account(tmp_path / "out.jsonl"), account(tmp_path / "b.jsonl", "data")]
+    others.append(account(tmp_path / "out.jsonl", "data", tmp_path / "judge.yaml"))
+    assert len({here, *others}) == 4
 
 
 def test_the_same_member_may_stand_in_two_branches(tmp_path: Path) -> None:

@@ -77,6 +77,20 @@ def test_a_verifier_gives_one_to_the_right_answer_and_zero_to_others(
         (r"\boxed{8} of 9", "8"),
         ("1.5e-3 m", "0.0015"),
         ("one half", None),
+        (r"\boxed{ - 3 }", "-3"),
+        ("Answer: - $1,000.50 in all, after 2 weeks", "-1000.50"),
+        ("**Answer:** \N{MINUS SIGN} 3", "-3"),
+        ("the answer is - .5", "-0.5"),
+        ("#### + 5", "5"),
+        ("- 5", "-5"),
+        ("\n  - 5 degrees", "-5"),
+        ("7 - 2", "2"),
+        ("- 7 - 2", "2"),
+        ("Answer: 7 - 2", "7"),
+        ("x - 5", "5"),
+        ("so it is\n- 5", "5"),
+        ("Answer:\n- 5 apples", "5"),
+        ("Answer:\n-5", "-5"),
     ],
 )
 def test_the_number_of_a_text(text: str, number: str | None) -> None:
@@ -88,6 +102,7 @@ def test_the_number_of_a_text(text: str, number: str | None) -> None:
     [
         *("#### " + " " * 200_000, "A: " + "* " * 100_000, "#### " * 40_000, "1" + ",234" * 50_000 + ","),
         *("1." * 100_000, "-" * 200_000, "1 " * 100_000, "-$" * 100_000, "\\boxed{" * 30_000, "\ud800" * 100_000),
+        *("A: - " * 50_000, "A: -" + " " * 200_000, "\n" * 200_000 + "- x"),
     ],
 )
 def test_no_answer_keeps_the_search_for_a_number_busy(answer: str) -> None:

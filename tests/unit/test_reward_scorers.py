@@ -51,8 +51,9 @@ def test_padding_on_the_left_gives_the_same_score(folder: Path) -> None:
     scorer: Any = load_scorer(str(folder))
     ids = [[i for part in encode_answer(scorer.tokenizer, *row) for i in part] for row in zip(PROMPTS, ANSWERS)]
     batch = pad(ids, scorer.tokenizer.pad_token_id, left=True)
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     with torch.no_grad():
-        logits = scorer.model(**batch).logits[:, 0].tolist()
+        logits = model(**batch).logits[:, 0].tolist()
     assert list(scorer.score(PROMPTS, ANSWERS)) == pytest.approx(logits, abs=1e-5)
 
 
@@ -109,6 +110,20 @@ def test_what_is_too_long_loses_its_beginning_and_says_so(tmp_path: Path) -> Non
     assert 1 not in scores.remarks
 
 
+def test_text_that_reads_like_padding_is_read_as_what_it_is(folder: Path) -> None:
+    scorer: Any = load_scorer(str(folder))
+    plain, odd = scorer.score(["p", "p"], ["x", "x<pad>"], finished=[False, False])
+    assert plain != odd
+
+
+def test_a_head_is_as_exact_as_it_was_saved_whatever_the_rest_is(tmp_path: Path) -> None:
+    save_reward_model(tmp_path, card="kind: bradley_terry\nmodel: .\ndtype: bfloat16\n")
+    scorer: Any = load_scorer(str(tmp_path))
+    saved = AutoModelForSequenceClassification.from_pretrained(tmp_path, dtype=torch.float32).score.weight
+    assert scorer.model.dtype == torch.bfloat16
+    assert torch.equal(head_of(scorer.model)[2].weight, saved)
+
+
 def test_a_score_that_is_no_number_names_its_row(tmp_path: Path) -> None:
     save_reward_model(tmp_path)
     scorer: Any = load_scorer(str(tmp_path))
@@ -130,7 +145,8 @@ def test_a_regression_gives_each_attribute_and_their_weighted_sum(tmp_path: Path
     assert head_of(model.model)[2].weight.shape[0] == 1
     with torch.no_grad():
         ids = torch.tensor([[i for part in encode_answer(model.tokenizer, PROMPTS[0], ANSWERS[0]) for i in part]])
-        assert model.model(ids).logits.item() == pytest.approx(scores[0], abs=1e-5)
+        logits = model.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+        assert logits[0, -1].item() == pytest.approx(scores[0], abs=1e-5)
 
 
 def test_a_card_that_says_another_number_of_outputs_is_refused(tmp_path: Path) -> None:
@@ -236,6 +252,15 @@ def test_entropies_are_those_of_the_distributions_that_the_answer_was_drawn_from
         assert entropies == pytest.approx(slow, abs=1e-4)
 
 
+def test_equal_tokens_with_another_boundary_have_entropies_of_their_own() -> None:
+    tokenizer = byte_tokenizer()
+    model = tiny_llama(tokenizer).eval()
+    parts = [([1, 9, 8], [5, 6]), ([1, 9], [8, 5, 6])]
+    found = answer_entropies(model, parts, pad_token_id=tokenizer.pad_token_id)
+    assert [len(one) for one in found] == [2, 3]
+    assert found[0] == pytest.approx(found[1][1:], abs=1e-5)
+
+
 def test_a_segment_models_score_is_the_mean_of_its_values_at_the_ends(tmp_path: Path) -> None:
     save_reward_model(tmp_path, card="kind: segment\nmodel: .\nsegments: {rule: token}\n")
     scorer: Any = load_scorer(str(tmp_path))
@@ -296,6 +321,20 @@ def test_an_answer_is_scored_by_how_often_it_wins_against_the_others_to_its_prom
     assert pairwise.score(prompts, ["good", "bad", "bad", "good", "middling"]) == [1.0, 0.0, 0.0, 1.0, 0.5]
     with pytest.raises(DataError, match="1 prompts have only one"):
         pairwise.score(["p", "p", "q"], ["a", "b", "c"])
+
+
+def test_a_cut_that_reaches_the_answers_is_told(tmp_path: Path) -> None:
+    save_model(tmp_path)
+    (tmp_path / "reward_model.yaml").write_text("kind: pairwise\nmodel: .\nmax_length: 110\n")
+    scorer: Any = load_scorer(str(tmp_path))
+    found = scorer.prefer(["p" * 40, "p" * 40, "p"], ["a", "a" * 60, "a"], ["b", "b", "b"])
+    assert "a part of the answers" not in found.remarks[0]
+    assert "a part of the answers" in found.remarks[1]
+
+
+def test_a_pairwise_model_needs_a_chat_template() -> None:
+    with pytest.raises(RecipeError, match="has no chat template"):
+        encode_question(byte_tokenizer(None), "p", "a", "b")
 
 
 def test_the_letters_are_read_at_the_place_where_they_are_written() -> None:

@@ -292,11 +292,31 @@ def test_the_choice_is_the_same_again_and_another_with_another_seed(strategy: st
     assert len(set(chosen(1))) == 10
 
 
-@pytest.mark.parametrize("strategy", ["random", "uncertainty"])
-def test_the_order_of_the_rows_does_not_matter(strategy: str) -> None:
-    forward = select(PROMPTS, ANSWERS, 4, beliefs=BELIEFS, strategy=strategy)
-    backward = select(PROMPTS[::-1], ANSWERS, 4, beliefs=BELIEFS[::-1], strategy=strategy)
+@pytest.mark.parametrize("spread", ["k_center", "k_means"])
+@pytest.mark.parametrize("strategy", ["random", "uncertainty", "diversity", "both"])
+def test_the_order_of_the_rows_does_not_matter(strategy: str, spread: str) -> None:
+    prompts = [f"question {number} about {'tea' if number % 3 else 'coffee'}" for number in range(40)]
+    answers = [[f"a{number}", f"b{number * 7 % 40}"] for number in range(40)]
+    beliefs = [belief(0.5 + number / 100) for number in range(40)]
+    forward = select(prompts, answers, 10, beliefs=beliefs, strategy=strategy, spread=spread)
+    backward = select(prompts[::-1], answers[::-1], 10, beliefs=beliefs[::-1], strategy=strategy, spread=spread)
     assert ids(forward) == ids(backward)
+
+
+def test_pairs_without_a_verdict_are_never_picked_and_count_for_no_win_rate() -> None:
+    nan = float("nan")
+    one = np.array([[0.5, 0.9, nan], [0.1, 0.5, 0.2], [nan, 0.8, 0.5]])
+    assert win_rates(one[None], [0, 1, 2]).tolist() == pytest.approx([0.9, 0.15, 0.8])
+    answers = [["a", "b", "c"], ["d", "e"]]
+    beliefs = [np.stack([one, np.full((3, 3), 0.5)]), belief(nan, 0.4)]
+    for pair in ("max_min", "most_uncertain", "random"):
+        for seed in range(8):
+            found = select(["p", "q"], answers, 9, beliefs=beliefs, strategy="uncertainty", pair=pair, seed=seed)
+            (picked,) = found.picked
+            assert {picked.a, picked.b} in ({"a", "b"}, {"b", "c"})
+            assert picked.uncertainty is not None
+            assert math.isfinite(picked.uncertainty)
+            assert found.counts == {"pairs without a verdict": 2, "prompts without a verdict on any pair": 1}
 
 
 # --- hostile input -------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_endpoint import Answer, FakeEndpoint
 from fakes import save_model, write_jsonl
 
 from aligner import events
@@ -22,7 +23,7 @@ from aligner.builders.selection.labels import ask_oracle, counts_of, known_label
 from aligner.config.load import load_recipe
 from aligner.config.schema import Data, Source
 from aligner.data import load_rows
-from aligner.errors import DataError, RecipeError, UsageError
+from aligner.errors import DataError, EndpointError, RecipeError, UsageError
 
 SCORERS = """
 def longer(prompt, completion, reference):
@@ -180,6 +181,29 @@ def test_an_ensemble_counts_as_its_members(folder: Path) -> None:
     assert json.loads((run / "picked.json").read_text())["models"] == [LONGER, SHORTER]
     with pytest.raises(RecipeError, match="there is one"):
         chosen("select.uncertainty=variance", output="one")
+
+
+def test_a_reward_model_counts_once(folder: Path) -> None:
+    with pytest.raises(RecipeError, match=rf"counts {LONGER} twice"):
+        chosen(f"select.reward_models=['{LONGER}', '{LONGER}']")
+    (folder / "both.yaml").write_text(f"kind: ensemble\nmembers: ['{LONGER}', '{SHORTER}']\n")
+    with pytest.raises(RecipeError, match=rf"counts {LONGER} twice"):
+        chosen(f"select.reward_models=['both.yaml', '{LONGER}']")
+    (folder / "cards").mkdir()
+    (folder / "cards" / "mine.yaml").write_text("kind: verifier\nverifier: 'scorers.py:longer'\n")
+    with pytest.raises(RecipeError, match=rf"counts cards/mine.yaml twice, also as {LONGER}"):
+        chosen(f"select.reward_models=['{LONGER}', 'cards/mine.yaml']")
+    assert not (folder / "out").exists()
+
+
+def test_an_ensemble_that_is_its_own_member_is_refused(folder: Path) -> None:
+    (folder / "one.yaml").write_text("kind: ensemble\nmembers: [./two.yaml]\n")
+    (folder / "two.yaml").write_text("kind: ensemble\nmembers: [./one.yaml]\n")
+    with pytest.raises(RecipeError, match="is a member of itself: one -> two -> one"):
+        chosen("select.reward_models=one.yaml")
+    run = chosen()
+    with pytest.raises(RecipeError, match="is a member of itself"):
+        ask_oracle(run, "one.yaml")
 
 
 def test_a_dry_run_reads_everything_and_writes_nothing(folder: Path) -> None:
@@ -448,6 +472,39 @@ def test_labels_are_read_from_csv_too(folder: Path) -> None:
     assert known_labels(run)[one] == {"label": "a", "strength": 3}
 
 
+def test_what_spreadsheets_make_of_labels_and_strengths_is_read(folder: Path) -> None:
+    run = chosen()
+    one, two, three, four, five = (row["id"] for row in asked(run))
+    table = f"id,label,strength\n{one},A,2.0\n{two},b,\n{three}, Tie ,\n{four},B,1.00\n{five},SKIP,\n"
+    (folder / "labels.csv").write_text(table)
+    read_labels(run, folder / "labels.csv")
+    assert known_labels(run) == {
+        one: {"label": "a", "strength": 2},
+        two: {"label": "b"},
+        three: {"label": "tie"},
+        four: {"label": "b", "strength": 1},
+        five: {"label": "skip"},
+    }
+    for bad in ("2.5", "4.0", "1e0", "-1", "20", "nan"):
+        (folder / "bad.csv").write_text(f"id,label,strength\n{one},a,{bad}\n")
+        with pytest.raises(DataError, match=rf"the strength is '{bad}'"):
+            read_labels(run, folder / "bad.csv")
+
+
+def test_exchanged_answers_that_differ_in_blanks_alone_are_noticed(folder: Path) -> None:
+    code = "if x:\n  y\nz"
+    write_jsonl(folder / "candidates.jsonl", [{"prompt": "p", "responses": [code, code.replace("z", "  z")]}])
+    run = chosen("select.strategy=random")
+    (row,) = asked(run)
+    for one, other in (("a", "b"), ("b", "a")):
+        exchanged = {"id": row["id"], "label": "a", one: row[other].replace("\n", "\r\n")}
+        write_jsonl(folder / "labels.jsonl", [exchanged])
+        with pytest.raises(DataError, match=f"`{one}` is not the answer(.|\n)*exchanged"):
+            read_labels(run, folder / "labels.jsonl")
+    write_jsonl(folder / "labels.jsonl", [{**row, "a": row["a"].replace("\n", "\r\n") + " ", "label": "a"}])
+    assert read_labels(run, folder / "labels.jsonl").results["labelled"] == 1
+
+
 def test_labels_of_several_files_are_joined(folder: Path) -> None:
     run = chosen()
     names = [row["id"] for row in asked(run)]
@@ -472,7 +529,7 @@ def test_everything_wrong_with_a_file_is_told_at_once_and_nothing_is_taken(folde
     bad = [
         {"id": names[1], "label": "a"},
         {"id": "unknown", "label": "a"},
-        {"id": names[2], "label": "A"},
+        {"id": names[2], "label": "first"},
         {"id": names[1], "label": "b"},
         {"label": "a"},
         {"id": names[3], "label": "a", "strength": 4},
@@ -491,7 +548,15 @@ def test_everything_wrong_with_a_file_is_told_at_once_and_nothing_is_taken(folde
     expected = [f"{folder / 'bad.jsonl'}:{line}" for line in [*range(2, 14), 15, 16]]
     assert [problem.where for problem in caught.value.problems] == expected
     text = str(caught.value)
-    for part in ("'unknown'", "'A'", "bad.jsonl:1", "in labels.jsonl", "exchanged?", "strength is 4", "no preference"):
+    for part in (
+        "'unknown'",
+        "'first'",
+        "bad.jsonl:1",
+        "in labels.jsonl",
+        "exchanged?",
+        "strength is 4",
+        "no preference",
+    ):
         assert part in text
     assert ((run / "labels.jsonl").read_bytes(), (run / "labelled.jsonl").read_bytes()) == kept
 
@@ -602,3 +667,173 @@ def test_the_reward_models_are_held_against_the_labels(folder: Path) -> None:
     other = chosen(output="other")
     ask_oracle(other, SHORTER)
     assert counts_of(other)["ranked rightly by the reward models"] == 0.0
+
+
+def test_a_label_that_an_expert_gives_while_the_oracle_is_loaded_stays(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from aligner.builders.selection import labels
+
+    run = chosen()
+    first = asked(run)[0]
+    shorter = "a" if len(first["a"]) < len(first["b"]) else "b"
+    write_jsonl(folder / "mine.jsonl", [{"id": first["id"], "label": shorter}])
+    real = labels.load_scorer
+
+    def meanwhile(spec: str) -> Any:
+        read_labels(run, folder / "mine.jsonl")
+        return real(spec)
+
+    monkeypatch.setattr(labels, "load_scorer", meanwhile)
+    ask_oracle(run, LONGER)
+    assert known_labels(run)[first["id"]] == {"label": shorter}
+    assert counts_of(run)["not labelled yet"] == 0
+
+
+def test_what_is_written_into_the_labels_while_the_oracle_works_stays(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from aligner.builders.selection import labels
+
+    run = chosen()
+    last = asked(run)[-1]["id"]
+    monkeypatch.setattr(labels, "ASKED_TOGETHER", 3)
+    real = labels._preferred
+
+    def meanwhile(scorer: Any, pairs: Any) -> Any:
+        with (run / "labels.jsonl").open("a") as file:
+            if len(pairs) == 2:
+                file.write(json.dumps({"id": last, "label": "skip"}) + "\n")
+        return real(scorer, pairs)
+
+    monkeypatch.setattr(labels, "_preferred", meanwhile)
+    ask_oracle(run, LONGER)
+    assert known_labels(run)[last] == {"label": "skip"}
+    assert len(known_labels(run)) == 5
+
+
+def test_an_ensemble_on_one_scale_labels_alike_however_the_work_is_cut(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from aligner.builders.selection import labels
+
+    bees = "\ndef bees(prompt, completion, reference):\n    return -1.9 * completion.count('b')\n"
+    (folder / "scorers.py").write_text(SCORERS + bees)
+    (folder / "scaled.yaml").write_text(
+        f"kind: ensemble\nmembers: ['{LONGER}', 'verifier:scorers.py:bees']\nstandardize: true\n"
+    )
+    texts = ["".join("ab"[(n * k) % 7 % 2] for k in range(1, 3 + n * 5 % 11)) for n in range(1, 81)]
+    rows = [{"prompt": f"word {n}", "responses": texts[2 * n : 2 * n + 2]} for n in range(40)]
+    write_jsonl(folder / "candidates.jsonl", rows)
+    run = chosen("select.strategy=random", "select.budget=40")
+    monkeypatch.setattr(labels, "ASKED_TOGETHER", 4)
+    ask_oracle(run, "scaled.yaml")
+    whole = known_labels(run)
+    kept = (run / "labels.jsonl").read_text().splitlines(keepends=True)[::3]
+    (run / "labels.jsonl").write_text("".join(kept))
+    ask_oracle(run, "scaled.yaml")
+    assert known_labels(run) == whole
+    monkeypatch.setattr(labels, "scored_together", lambda card: False)
+    (run / "labels.jsonl").unlink()
+    ask_oracle(run, "scaled.yaml")
+    assert known_labels(run) != whole, "the data must be such that the parts matter"
+
+
+# --- judges --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def judge(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A judge whose card is `judge.yaml`; `mute` holds what it has no opinion about."""
+    monkeypatch.setenv("ALIGNER_CACHE", str(folder / "cache"))
+    mute: set[str] = set()
+
+    def reply(body: dict[str, Any]) -> Answer:
+        text = json.dumps(body["messages"])
+        return Answer(text="no idea" if any(word in text for word in mute) else "Better: A")
+
+    rows = ({"prompt": f"word {n}.", "responses": ["a" * (n + 1), "b"]} for n in range(20))
+    write_jsonl(folder / "candidates.jsonl", rows)
+    with FakeEndpoint(reply) as server:
+        server.mute = mute  # type: ignore[attr-defined]
+        yield server
+
+
+def write_judge(server: FakeEndpoint, calls: int | None = None) -> None:
+    budget = "" if calls is None else f", budget: {{calls: {calls}}}"
+    endpoint = f"{{model: toy, base_url: '{server.base_url}', max_retries: 0{budget}}}"
+    Path("judge.yaml").write_text(f"kind: judge\nendpoint: {endpoint}\n")
+
+
+def test_a_pair_without_a_verdict_costs_no_other_one_its_label(judge: Any, folder: Path) -> None:
+    write_judge(judge)
+    run = chosen("select.strategy=random", "select.budget=20")
+    judge.mute.update({"word 7.", "word 12."})
+    silent = {row["id"] for row in asked(run) if row["prompt"] in judge.mute}
+    with pytest.raises(DataError, match="no verdict on 2 of 20 pairs") as caught:
+        ask_oracle(run, "judge.yaml")
+    assert {problem.where for problem in caught.value.problems} == {f"pair {name}" for name in silent}
+    assert {row["id"] for row in asked(run)} - set(known_labels(run)) == silent
+    assert "None yet" not in (run / "report.html").read_text(encoding="utf-8")
+    judge.mute.clear()
+    count = len(judge.bodies)
+    ask_oracle(run, "judge.yaml")
+    assert counts_of(run)["not labelled yet"] == 0
+    assert len(judge.bodies) - count == 4, "two pairs, in both orders"
+
+
+def test_a_pair_without_a_verdict_is_left_out_of_a_selection(judge: Any, folder: Path) -> None:
+    write_judge(judge)
+    judge.mute.update({"word 7.", "ccc"})
+    rows = [{"prompt": f"word {n}.", "responses": ["a", "b"]} for n in range(19)]
+    write_jsonl(folder / "candidates.jsonl", [*rows, {"prompt": "three", "responses": ["a", "b", "ccc"]}])
+    said: list[events.Event] = []
+    run = chosen("select.reward_models=judge.yaml", "select.budget=20", on_event=said.append)
+    picked = {row["prompt"]: {row["a"], row["b"]} for row in asked(run)}
+    assert len(picked) == 19
+    assert "word 7." not in picked
+    assert picked["three"] == {"a", "b"}
+    left_out = json.loads((run / "picked.json").read_text())["left_out"]
+    assert left_out["pairs without a verdict"] == 3
+    assert left_out["prompts without a verdict on any pair"] == 1
+    warned = [event.text for event in said if isinstance(event, events.Warned)]
+    assert any("no verdict on 3 pairs" in text and "candidates.jsonl:8: " in text for text in warned)
+    assert "pairs without a verdict" in (run / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_budget_of_a_judge_goes_on_with_the_selection(judge: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from aligner.builders.selection import building
+
+    monkeypatch.setattr(building, "JUDGED_TOGETHER", 5)
+    write_judge(judge, calls=25)
+    for attempt in range(3):
+        with pytest.raises(EndpointError, match="the budget is spent"):
+            chosen("select.reward_models=judge.yaml", resume=attempt > 0)
+        assert len(judge.bodies) == 25
+    write_judge(judge, calls=40)
+    chosen("select.reward_models=judge.yaml", resume=True)
+    assert len(judge.bodies) == 40
+
+
+def test_the_budget_of_a_judge_goes_on_with_the_oracle_and_not_with_another_selection(judge: Any, folder: Path) -> None:
+    run = chosen("select.strategy=random", "select.budget=20")
+    write_judge(judge, calls=36)
+    for _ in range(3):
+        with pytest.raises(EndpointError, match="the budget is spent"):
+            ask_oracle(run, "judge.yaml")
+        assert len(judge.bodies) == 36
+    assert len(known_labels(run)) == 16
+    other = chosen("select.strategy=random", "select.budget=20", output="other")
+    ask_oracle(other, "judge.yaml")
+    assert len(judge.bodies) == 40
+
+
+def test_an_error_of_a_scorer_names_the_pair_or_the_row_of_the_file(folder: Path) -> None:
+    rows = [{"prompt": f"word {n}", "responses": ["1", "2"], "answer": "1" if n != 17 else "x"} for n in range(20)]
+    write_jsonl(folder / "candidates.jsonl", rows)
+    run = chosen("select.strategy=random", "select.budget=20")
+    (broken,) = (row["id"] for row in asked(run) if row["prompt"] == "word 17")
+    with pytest.raises(DataError, match=f"pair {broken}: verifier:number finds no number"):
+        ask_oracle(run, "verifier:number")
+    with pytest.raises(DataError, match=r"candidates\.jsonl:18: verifier:number finds no number"):
+        chosen("select.reward_models=verifier:number", output="other")

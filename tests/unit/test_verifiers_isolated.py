@@ -449,7 +449,66 @@ CHEATS = {
     ),
     "defines the tests itself": "def test_add(): pass\ndef add(a, b): return 0",
     "ends when a copy of it is judged": "import os\ndef add(a, b): return 3 if os.fork() == 0 else 0",
+    "hides a builtin": "def add(a, b): return 0\nall = lambda values: True",
+    "hides a builtin with another": "def add(a, b): return 0\nall = any\nrange = lambda *values: []",
+    "hides a builtin while it is tested": "def add(a, b):\n    globals()['all'] = lambda values: True\n    return 0",
+    "has builtins of its own": (
+        "import builtins\n__builtins__ = {**vars(builtins), 'all': lambda values: True}\ndef add(a, b): return 0"
+    ),
+    "replaces a builtin while it is tested": (
+        "def add(a, b):\n    import builtins\n    builtins.all = lambda values: True\n    return 0"
+    ),
+    "serves another unittest from a file": (
+        "import os, sys\nsys.path.insert(0, os.getcwd())\n"
+        "open('unittest.py', 'w').write('class TestCase:\\n    def __init__(self, name): pass\\n'\n"
+        "    '    assertEqual = lambda *values: None\\nclass TestSuite:\\n    def __init__(self, cases): pass\\n'\n"
+        "    '    def debug(self): pass\\n')\ndef add(a, b): return 0"
+    ),
+    "replaces how tests are read": (
+        "import ast\nread = ast.parse\nast.parse = lambda *values: read('assert True')\n"
+        "ast.Assert.test = property(lambda node: ast.Constant(True, lineno=1, col_offset=0))\ndef add(a, b): return 0"
+    ),
 }
+
+FINDERS = """
+import importlib.machinery, sys
+def add(a, b): return 0
+class TestCase:
+    def __init__(self, name): pass
+    def assertEqual(self, *values): pass
+class TestSuite:
+    def __init__(self, cases): pass
+    def debug(self): pass
+class Finder:
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return importlib.machinery.ModuleSpec(name, cls) if name == "unittest" else None
+    @staticmethod
+    def create_module(spec): return None
+    @staticmethod
+    def exec_module(module): module.TestCase, module.TestSuite = TestCase, TestSuite
+"""
+CHEATS["puts a finder first"] = FINDERS + "sys.meta_path.insert(0, Finder)"
+CHEATS["has a list of finders of its own"] = FINDERS + "sys.meta_path = [Finder, *sys.meta_path]"
+CHEATS["puts a hook first"] = (
+    FINDERS + "sys.path_hooks.insert(0, lambda entry: Finder)\nsys.path_importer_cache.clear()"
+)
+CHEATS["puts a finder behind a folder"] = FINDERS + "sys.path_importer_cache.update(dict.fromkeys(sys.path, Finder))"
+CHEATS["jumps over what is tested"] = """
+import sys
+def add(a, b): return 0
+def watch(frame, event, value):
+    if event == "line" and frame.f_code.co_name == "test_add":
+        frame.f_trace_lines = False
+        for line in sorted({line for *_, line in frame.f_code.co_lines() if line}, reverse=True):
+            try:
+                frame.f_lineno = line + 0
+                break
+            except ValueError:
+                pass
+    return watch
+sys.settrace(watch)
+"""
 
 
 @pytest.mark.parametrize("how", CHEATS)
@@ -460,7 +519,75 @@ def test_the_usual_ways_to_fake_a_pass_do_not_work(how: str) -> None:
         "class Adding(unittest.TestCase):\n    def test_add(self): self.assertEqual(add(1, 2), 3)\n"
     )
     assert passing(CHEATS[how], tests) == [0.0]
+    assert passing(CHEATS[how], tests, "verifier:tests=share") == [0.0]
     assert passing(ADD, tests) == [1.0]
+
+
+@pytest.mark.parametrize("loop", ["def check(c):\n    for i in range(1, 9): assert c(i, i) == 2 * i\ncheck(add)"])
+@pytest.mark.parametrize("hidden", ["range = lambda *values: []", "__builtins__ = {'range': lambda *values: []}"])
+def test_a_loop_of_checks_runs_whatever_the_program_calls_range(loop: str, hidden: str) -> None:
+    assert passing(f"def add(a, b): return 0\n{hidden}", loop) == [0.0]
+    assert passing(f"{ADD}\n{hidden}", loop) == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("program", "tests", "expected"),
+    [
+        ("def sum(a, b): return a + b", "assert sum(1, 2) == 3", 1.0),
+        ("def sum(a, b): return a - b", "assert sum(1, 2) == 3", 0.0),
+        ("class set:\n    size = 3", "class Mine(set):\n    twice = 2 * set.size\nassert Mine.twice == 6", 1.0),
+        ("sum = lambda a, b: a + b", "assert sum(1, 2) == 3", 0.0),
+        ("sum = lambda a, b: a + b", "from solution import sum\nassert sum(1, 2) == 3", 1.0),
+        ("def all(values): return True", "from builtins import all\nassert all([False])", 0.0),
+        ("max = 3\nlist = [1]\ndef f(): return max + list[0]", "assert f() == 4\nassert max(list((1, 2))) == 2", 1.0),
+    ],
+)
+def test_a_name_that_hides_a_builtin_is_the_tests_too_where_the_program_defines_it(
+    program: str, tests: str, expected: float
+) -> None:
+    assert passing(program, tests) == [expected]
+
+
+def test_tests_see_what_the_program_changes_in_its_names_and_keep_their_own() -> None:
+    program = "count = 0\ndef more():\n    global count\n    count += 1\n    return count\ndef named(): return name\nname = 'a'"
+    tests = (
+        "more()\nassert count == 1\ndef check(value):\n    more()\n    assert count == value\n"
+        "class Holds:\n    value = count\nassert Holds.value == 1\ncheck(2)\n"
+        "name = 'b'\nassert (name, named()) == ('b', 'a')\n"
+        "import solution\nsolution.name = 'c'\nassert (name, named()) == ('b', 'c')\n"
+        "import pickle\nassert type(pickle.loads(pickle.dumps(Holds()))) is Holds\n"
+        "try:\n    nothing_of_that_name\nexcept NameError as error:\n    found = str(error)\n"
+        "assert found == \"name 'nothing_of_that_name' is not defined\"\n"
+    )
+    found = passing(program, tests, "verifier:tests=share")
+    assert (found, found.remarks) == ([1.0], {})
+
+
+FILLS = {
+    "with files": (
+        "while True:\n    made += 1\n    open(str(made), 'wb').write(bytes(10**7))",
+        "it wrote more than 64 MiB",
+    ),
+    "with folders": ("while True:\n    made += 1\n    os.makedirs(f'{made}/a/b/c')", "it made more than 2000 files"),
+    "out of sight": (
+        "os.mkdir('a')\nopen('a/b', 'w').write('x')\nos.chmod('a', 0)\nimport time\ntime.sleep(1000)",
+        "nobody can see how much it wrote",
+    ),
+}
+
+
+@pytest.mark.parametrize("how", FILLS)
+def test_a_program_that_fills_the_disk_is_stopped(how: str) -> None:
+    program, says = FILLS[how]
+    if how == "out of sight" and os.geteuid() == 0:
+        pytest.skip("nothing is out of a superuser's sight")
+    scorer = load_scorer("verifier:tests,timeout_s=60")
+    begun = time.monotonic()
+    scores = scorer.score(["p"] * 2, [f"import os\nmade = 0\n{program}", "made = 1"], ["assert made"] * 2)
+    assert scores == [0.0, 1.0]
+    assert scores.remarks == {0: f"scored as failed: {says} and was stopped"} or how == "out of sight"
+    assert says in scores.remarks[0]
+    assert time.monotonic() - begun < 50
 
 
 def test_a_program_cannot_reach_the_files_the_environment_or_the_network(
@@ -521,6 +648,7 @@ def test_many_rows_keep_their_order_and_equal_ones_run_once() -> None:
         ("def test_(:", "row 2: the right answer is no Python code"),
         ("x = 3", "row 2: the right answer holds no test: 'x = 3'"),
         ("\0", "row 2: the right answer is no Python code"),
+        ("assert 1\nreturn 2", "row 2: the right answer is no Python code: 'return' outside function"),
         ("", "row 2: the right answer holds no test"),
     ],
 )

@@ -9,6 +9,7 @@ This package is the choosing and the reading back; `aligner reward` trains.
     picking.py     from vectors and uncertainties to the pairs that are asked  choosing.py  `select`: all of it, on plain lists
     journal.py     work that can be killed                                     building.py  `aligner data select`
     labels.py      labels read back, or asked of a scorer                      report.py    the page
+    asking.py      a scorer asked about many rows, some without a verdict
 
 From the paper: on-policy pairs, a budget, the choice by uncertainty or by coverage. Not from it: uncertainty is that of a
 reward model's preference (entropy, or disagreement of several), where the paper works on an evaluator that writes; and `both`,

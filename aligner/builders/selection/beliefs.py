@@ -14,6 +14,9 @@ Measures of uncertainty, of the M probabilities p of one pair (in nats where the
 An entropy cannot tell a pair that is a tie from one that the model has not understood; disagreement can, if the models differ.
 For a scorer whose numbers are no logits (a judge's grades, a verifier) the sigmoid only orders pairs.
 
+A pair that a judge has no usable verdict on is NaN in its belief, and no pair to choose; the win rates are those over the other
+pairs.
+
 Legend: M models, n answers to a prompt.
 """
 
@@ -23,8 +26,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from aligner.builders.selection.asking import Ask, ask_about
 from aligner.errors import DataError
-from aligner.reward_models import Comparer, Prompt, Scorer
+from aligner.reward_models import Comparer, Prompt, Scorer, preferences
 
 Array = np.ndarray
 
@@ -39,6 +43,8 @@ def judge(
 
     `references`: a right answer for each prompt, for scorers that compare with one.
 
+    NaN stands for a pair without a verdict.
+
     Raises: DataError when a scorer gives something else than a finite number.
     """
     by_model = [win_probabilities(scorer, prompts, responses, references) for scorer in scorers]
@@ -51,39 +57,92 @@ def win_probabilities(
     responses: Sequence[Sequence[str]],
     references: Sequence[str | None] | None = None,
     remarks: list[str] | None = None,
+    names: Sequence[str] | None = None,
+    unjudged: dict[int, str] | None = None,
 ) -> list[Array]:
     """Return for each prompt how likely each answer is better than each other one: shape (n_i, n_i), 0.5 on the diagonal.
 
-    What the scorer has to say about single rows is added to `remarks`.
+    What the scorer has to say about single rows is added to `remarks`. `names`: what errors call the prompts. A pair without a
+    verdict is NaN, and why goes to `unjudged`, by the prompt's place (one reason each).
     """
     remarks = [] if remarks is None else remarks
+    unjudged = {} if unjudged is None else unjudged
+    names = [f"the prompt {str(prompt)[:80]!r}" for prompt in prompts] if names is None else names
     if isinstance(scorer, Comparer):
-        return _compared(scorer, prompts, responses, remarks)
+        return _compared(scorer, prompts, responses, references, remarks, names, unjudged)
+    return _scored(scorer, prompts, responses, references, remarks, names, unjudged)
+
+
+def _scored(
+    scorer: Scorer,
+    prompts: Sequence[Prompt],
+    responses: Sequence[Sequence[str]],
+    references: Sequence[str | None] | None,
+    remarks: list[str],
+    names: Sequence[str],
+    unjudged: dict[int, str],
+) -> list[Array]:
+    """Score all answers in one call; an answer without a score has no pair."""
     rows = [row for row, answers in enumerate(responses) for _ in answers]
     flat = [answer for answers in responses for answer in answers]
-    known = None if references is None else [references[row] for row in rows]
-    said = scorer.score([prompts[row] for row in rows], flat, known)
-    remarks += said.remarks.values()
-    scores = np.asarray(said, dtype=np.float64)
-    _refuse_unusable(scorer, scores, [prompts[row] for row in rows])
+
+    def ask(places: list[int]) -> Sequence[float]:
+        known = None if references is None else [references[rows[place]] for place in places]
+        said = scorer.score([prompts[rows[place]] for place in places], [flat[place] for place in places], known)
+        remarks.extend(said.remarks.values())
+        return said
+
+    scores = _numbers(scorer, ask, rows, prompts, names, unjudged)
     ends = np.cumsum([len(answers) for answers in responses])
-    return [sigmoid(part[:, None] - part[None, :]) for part in np.split(scores, ends[:-1])] if len(prompts) else []
+    found = [sigmoid(part[:, None] - part[None, :]) for part in np.split(scores, ends[:-1])] if len(prompts) else []
+    for one in found:
+        np.fill_diagonal(one, 0.5)
+    return found
 
 
 def _compared(
-    scorer: Comparer, prompts: Sequence[Prompt], responses: Sequence[Sequence[str]], remarks: list[str]
+    scorer: Comparer,
+    prompts: Sequence[Prompt],
+    responses: Sequence[Sequence[str]],
+    references: Sequence[str | None] | None,
+    remarks: list[str],
+    names: Sequence[str],
+    unjudged: dict[int, str],
 ) -> list[Array]:
     """Ask for every pair once; the other direction is what is left to 1."""
     asked = [(row, *pair) for row, answers in enumerate(responses) for pair in pairs_of(len(answers))]
-    texts = [(prompts[row], responses[row][j], responses[row][k]) for row, j, k in asked]
-    answers = scorer.prefer([text[0] for text in texts], [text[1] for text in texts], [text[2] for text in texts])
-    remarks += answers.remarks.values()
-    said = np.asarray(answers, dtype=np.float64)
-    _refuse_unusable(scorer, said, [text[0] for text in texts])
+
+    def ask(places: list[int]) -> Sequence[float]:
+        rows = [asked[place][0] for place in places]
+        first, second = ([responses[asked[place][0]][asked[place][side]] for place in places] for side in (1, 2))
+        known = None if references is None else [references[row] for row in rows]
+        said = preferences(scorer, [prompts[row] for row in rows], first, second, known)
+        remarks.extend(said.remarks.values())
+        return said
+
+    said = _numbers(scorer, ask, [row for row, _, _ in asked], prompts, names, unjudged)
     found = [np.full((len(few), len(few)), 0.5) for few in responses]
     for (row, j, k), value in zip(asked, said):
         found[row][j, k], found[row][k, j] = value, 1.0 - value
     return found
+
+
+def _numbers(
+    scorer: Scorer,
+    ask: Ask,
+    rows: Sequence[int],
+    prompts: Sequence[Prompt],
+    names: Sequence[str],
+    unjudged: dict[int, str],
+) -> Array:
+    """Return a number for each of the things asked about, NaN where there is no verdict. `rows`: their prompts' places."""
+    said, reasons = ask_about([names[row] for row in rows], ask)
+    values = np.array([said.get(place, 0.0) for place in range(len(rows))], dtype=np.float64)
+    _refuse_unusable(scorer, values, [prompts[row] for row in rows])
+    for place, reason in reasons.items():
+        values[place] = np.nan
+        unjudged.setdefault(rows[place], reason)
+    return values
 
 
 def _refuse_unusable(scorer: Scorer, values: Array, prompts: Sequence[Prompt]) -> None:
@@ -136,8 +195,8 @@ def chosen_measure(name: str, models: int) -> str | None:
 def win_rates(belief: Array, kept: Sequence[int]) -> Array:
     """Return for each kept answer its mean probability of beating another kept one, over models: shape (len(kept),).
 
-    With one model that scores single answers this orders them as their scores do.
+    With one model that scores single answers this orders them as their scores do. Pairs without a verdict do not count.
     """
     inner = belief[:, kept][:, :, kept].mean(axis=0)
-    others = max(1, len(kept) - 1)
-    return (inner.sum(axis=1) - np.diag(inner)) / others
+    others = np.maximum(1, np.isfinite(inner).sum(axis=1) - 1)
+    return (np.nansum(inner, axis=1) - np.diag(inner)) / others

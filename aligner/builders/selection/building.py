@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -46,7 +47,8 @@ from aligner.events import DataReady, Finished, OnEvent, Plan, StageProgress, St
 from aligner.methods import Outcome, already_done
 from aligner.model_files import check_model_path
 from aligner.record import dumps, file_sha256, write_atomically
-from aligner.reward_models import load_scorer, read_spec
+from aligner.reward_models import Card, load_scorer, read_spec
+from aligner.reward_models.ensemble import go_on_with_account, refuse_cycles
 from aligner.run import Run
 
 Array = np.ndarray
@@ -121,9 +123,13 @@ def run_select(
 def check_models(settings: Select) -> list[str]:
     """Return the reward models, each ensemble's members in its place, having looked at all that can be seen without loading any.
 
-    Raises: RecipeError when one cannot be there, or when disagreement is asked of a single one.
+    Raises: RecipeError when one cannot be there, counts twice or is a member of itself, or when disagreement is asked of a single
+    one.
     """
+    for given in settings.reward_models:
+        refuse_cycles(read_spec(given))
     specs = [spec for given in settings.reward_models for spec in _members(given)]
+    _refuse_twice(specs)
     for spec in specs:
         card = read_spec(spec)
         if card.model is not None:
@@ -141,6 +147,28 @@ def check_models(settings: Select) -> list[str]:
 def _members(spec: str) -> list[str]:
     card = read_spec(spec)
     return [spec] if card.kind != "ensemble" else [inner for member in card.members for inner in _members(member)]
+
+
+def _refuse_twice(specs: Sequence[str]) -> None:
+    """Of one that is named twice the vote would count twice, and its agreement with itself as agreement."""
+    seen: dict[str, str] = {}
+    for spec in specs:
+        identity = _identity(read_spec(spec))
+        if identity in seen:
+            also = f", also as {seen[identity]}" if seen[identity] != spec else ""
+            raise RecipeError(
+                f"select.reward_models counts {spec} twice{also}",
+                "name each reward model once; an ensemble counts as its members",
+            )
+        seen[identity] = spec
+
+
+def _identity(card: Card) -> str:
+    """What decides a reward model's scores, by its card: not its name, and not how its path is written."""
+    said = card.model_dump(mode="json", exclude={"name", "description", "license", "url", "accuracy", "fingerprint"})
+    if card.model is not None and Path(card.model).expanduser().exists():
+        said["model"] = os.path.realpath(Path(card.model).expanduser())
+    return json.dumps(said, sort_keys=True)
 
 
 def read_inputs(recipe: SelectRecipe, on_event: OnEvent | None) -> Inputs:
@@ -284,42 +312,63 @@ def _judge(specs: Sequence[str], run: Run, inputs: Inputs, on_event: OnEvent | N
     for number, spec in enumerate(specs):
         journal = run.dir / JOURNAL / f"beliefs-{number}.jsonl"
         what = "judging answers" if len(specs) == 1 else f"judging answers ({number + 1} of {len(specs)})"
-        judged = carry_on(journal, what, parts, _judge_maker(spec, candidates, on_event), on_event, len)
+        judged = carry_on(journal, what, parts, _judge_maker(spec, candidates, run, journal, on_event), on_event, len)
         remarks: Counter[str] = Counter()
         for part, result in zip(parts, judged):
             remarks.update(result["remarks"])
             for place, said in zip(part, result["better"]):
                 for (j, k), value in zip(pairs_of(len(candidates[place].responses)), said, strict=True):
+                    value = np.nan if value is None else value
                     beliefs[place][number, j, k], beliefs[place][number, k, j] = value, 1.0 - value
+        _tell_unjudged(spec, judged, on_event)
         for remark, count in remarks.most_common(3):
             tell(on_event, Warned(f"{spec}: {count:,} answers: {remark}"))
     return beliefs
 
 
+def _tell_unjudged(spec: str, judged: Sequence[dict[str, Any]], on_event: OnEvent | None) -> None:
+    """Say how many pairs are left out since a model has no verdict on them, and where the first ones are."""
+    reasons = {name: reason for result in judged for name, reason in result["unjudged"].items()}
+    count = sum(value is None for result in judged for said in result["better"] for value in said)
+    if count:
+        first = "; ".join(f"{name}: {reason}" for name, reason in list(reasons.items())[:LISTED])
+        tell(on_event, Warned(f"{spec} gave no verdict on {count:,} pairs, which are left out. {first}"))
+
+
 def _judge_maker(
-    spec: str, candidates: Sequence[Candidate], on_event: OnEvent | None
+    spec: str, candidates: Sequence[Candidate], run: Run, journal: Path, on_event: OnEvent | None
 ) -> Callable[[], tuple[str, Callable[[list[int]], Any]]]:
     def make() -> tuple[str, Callable[[list[int]], Any]]:
         tell(on_event, StageStarted(f"loading {spec}"))
         scorer = load_scorer(spec)
+        go_on_with_account(scorer, journal, run.read_json("environment.json")["sessions"][0]["started"])
 
         def work(part: list[int]) -> dict[str, Any]:
             some = [candidates[place] for place in part]
             references = [one.answer for one in some]
             remarks: list[str] = []
+            unjudged: dict[int, str] = {}
             found = win_probabilities(
                 scorer,
                 [one.prompt for one in some],
                 [one.responses for one in some],
                 references if any(answer is not None for answer in references) else None,
                 remarks,
+                [one.origin for one in some],
+                unjudged,
             )
-            better = [[float(one[j, k]) for j, k in pairs_of(len(one))] for one in found]
-            return {"better": better, "remarks": remarks}
+            better = [[_known(one[j, k]) for j, k in pairs_of(len(one))] for one in found]
+            reasons = {some[place].origin: reason for place, reason in unjudged.items()}
+            return {"better": better, "remarks": remarks, "unjudged": reasons}
 
         return scorer.fingerprint(), work
 
     return make
+
+
+def _known(probability: float) -> float | None:
+    """A probability as JSON holds it; None without a verdict."""
+    return float(probability) if np.isfinite(probability) else None
 
 
 # --- the choice ----------------------------------------------------------------------------------------------------

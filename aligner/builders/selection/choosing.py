@@ -8,7 +8,8 @@ For every prompt one pair of its answers is chosen, and then some of the prompts
     random          any
 
 Answers that differ in outer white space alone are one answer. Without a pair: a prompt that is empty, came before, has fewer than
-two different answers that say something, or whose pairs are all labelled. Each of these is counted and none is an error.
+two different answers that say something, or whose pairs are all labelled or without a verdict of the models. Each of these is counted and
+none is an error.
 """
 
 from __future__ import annotations
@@ -98,7 +99,8 @@ def select(
     """Choose at most `budget` pairs to be labelled, one of a prompt.
 
     Shapes: N prompts (texts, or lists of turns) and N lists of answers, of any lengths n_i. `beliefs`: what `judge` returns, N arrays of
-    shape (M, n_i, n_i) with the probabilities of M models that answer j is better than answer k. Without it only `random` and
+    shape (M, n_i, n_i) with the probabilities of M models that answer j is better than answer k, NaN for pairs without a verdict, which
+    are never picked. Without it only `random` and
     `diversity` can be asked for, and pairs are drawn at random. `labelled`: pairs with a label, which are never picked and which
     count as picked where picks are spread. `embed` makes vectors of pairs, (N, D), for the same.
 
@@ -162,9 +164,7 @@ def _pairs(
             continue
         belief = None if beliefs is None else np.asarray(beliefs[row], dtype=np.float64)
         one = _pair_of(row, prompt, answers, kept, belief, found, known, seed)
-        if one is None:
-            found.counts["prompts whose pairs are labelled already"] += 1
-        else:
+        if one is not None:
             pairs.append(one)
     return pairs
 
@@ -193,12 +193,16 @@ def _pair_of(
     known: set[str],
     seed: int,
 ) -> Pair | None:
-    """Return the pair of a prompt that the rule likes best among those without a label; equals by chance."""
+    """Return the pair of a prompt that the rule likes best among those with a verdict and no label, or count it; equals by chance."""
     doubts = None if belief is None or found.measure is None else MEASURES[found.measure](belief)
-    options = _liked(found.pair, kept, belief, doubts)
+    options = _with_verdict(_liked(found.pair, kept, belief, doubts), belief, found.counts)
+    if not options:
+        found.counts["prompts without a verdict on any pair"] += 1
+        return None
     if known:
         options = [one for one in options if pair_id(prompt, answers[one[1]], answers[one[2]]) not in known]
     if not options:
+        found.counts["prompts whose pairs are labelled already"] += 1
         return None
     most = max(liking for liking, _, _ in options)
     equals = [(pair_id(prompt, answers[j], answers[k]), j, k) for liking, j, k in options if liking == most]
@@ -207,6 +211,18 @@ def _pair_of(
         j, k = k, j
     probability = None if belief is None else float(belief[:, j, k].mean())
     return Pair(name, row, prompt, answers[j], answers[k], probability, None if doubts is None else float(doubts[j, k]))
+
+
+def _with_verdict(
+    options: list[tuple[float, int, int]], belief: Array | None, counts: Counter[str]
+) -> list[tuple[float, int, int]]:
+    """Return the pairs that every model has a verdict on."""
+    if belief is None or np.isfinite(belief).all():
+        return options
+    kept = [(liking, j, k) for liking, j, k in options if np.isfinite(belief[:, j, k]).all()]
+    if len(kept) < len(options):
+        counts["pairs without a verdict"] += len(options) - len(kept)
+    return kept
 
 
 def _liked(rule: str, kept: list[int], belief: Array | None, doubts: Array | None) -> list[tuple[float, int, int]]:
@@ -241,7 +257,7 @@ def _order(
     if strategy == "random":
         return at_random(ids, seed)
     if strategy == "diversity":
-        candidates, first = list(range(len(pairs))), at_random(ids, seed)
+        candidates = first = at_random(ids, seed)  # an order that does not come from that of the rows
     else:
         first = most_uncertain(ids, [one.uncertainty or 0.0 for one in pairs], seed)
         if strategy == "uncertainty":

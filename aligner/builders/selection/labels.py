@@ -11,11 +11,13 @@ skipped pairs are counted, and are pairs that need not be asked about again.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from aligner.builders.selection.asking import ask_about
 from aligner.builders.selection.candidates import LABELS, PICKED
 from aligner.config.names import did_you_mean
 from aligner.data.files import BLANK, Unreadable, kind_of_file, read_file
@@ -24,7 +26,8 @@ from aligner.events import Notice, OnEvent, StageProgress, StageStarted, tell
 from aligner.lock import acquire_lock, release_lock
 from aligner.methods import Outcome
 from aligner.record import dumps, read_json, write_atomically
-from aligner.reward_models import Comparer, load_scorer, preferences
+from aligner.reward_models import Scorer, load_scorer, preferences, read_spec
+from aligner.reward_models.ensemble import go_on_with_account, refuse_cycles, scored_together
 
 LABELLED = "labelled.jsonl"
 CHOICES = ("a", "b", "tie", "skip")
@@ -88,33 +91,89 @@ def read_labels(run_dir: Path, file: Path, on_event: OnEvent | None = None) -> O
 def ask_oracle(run_dir: Path, spec: str, on_event: OnEvent | None = None) -> Outcome:
     """Let a scorer label every pair that has no label yet, a few at a time; a later call goes on where a kill stopped it.
 
-    The better answer by the scorer's preference is the label; exactly equal answers are a tie.
+    The better answer by the scorer's preference is the label; exactly equal answers are a tie. An ensemble whose scores depend on
+    the rows of a call gets all picked pairs in one, so that the labels do not depend on which of them were known.
 
-    Raises: UsageError without a finished selection; RecipeError when there is no such scorer.
+    Raises: UsageError without a finished selection; RecipeError when there is no such scorer; DataError that lists the pairs without a
+    verdict, after all others are labelled.
     """
     pairs = asked_pairs(run_dir)
-    missing = [pair for name, pair in pairs.items() if name not in known_labels(run_dir)]
-    if missing:
-        tell(on_event, StageStarted(f"loading {spec}"))
-        scorer = load_scorer(spec)
+    card = read_spec(spec)
+    refuse_cycles(card)
+    if not _without_label(pairs, known_labels(run_dir)):
+        return _written(run_dir, pairs)
+    tell(on_event, StageStarted(f"loading {spec}"))
+    scorer = load_scorer(spec)
+    go_on_with_account(scorer, run_dir / LABELS, read_json(run_dir, "environment.json")["sessions"][0]["started"])
     with _held(run_dir):
-        labels = known_labels(run_dir)
-        for start in range(0, len(missing), ASKED_TOGETHER):
-            some = missing[start : start + ASKED_TOGETHER]
-            for pair, better in zip(some, _preferred(scorer, some)):
-                choice = "tie" if better == 0.5 else ("a" if better > 0.5 else "b")
-                labels[pair["id"]] = {"label": choice, "by": scorer.name}
-            _write_rows(run_dir, pairs, labels)
-            tell(on_event, StageProgress("labelling", start + len(some), len(missing)))
-        _write(run_dir, pairs, labels)
+        # Anew: an expert may have labelled pairs while the scorer was loaded.
+        missing = _without_label(pairs, known_labels(run_dir))
+        reasons = _ask_for(missing, run_dir, pairs, scorer, scored_together(card), on_event)
+        _write(run_dir, pairs, known_labels(run_dir))
+    if reasons:
+        raise _no_verdict(scorer, reasons, len(missing))
     return _outcome(run_dir)
 
 
-def _preferred(scorer: Any, pairs: Sequence[Mapping[str, Any]]) -> list[float]:
+def _ask_for(
+    missing: Sequence[Mapping[str, Any]],
+    run_dir: Path,
+    pairs: Mapping[str, Mapping[str, Any]],
+    scorer: Scorer,
+    together: bool,
+    on_event: OnEvent | None,
+) -> dict[str, str]:
+    """Write down the scorer's labels for the missing ones, part by part; return the pairs without a verdict, and why."""
+    reasons: dict[str, str] = {}
+    size = max(1, len(missing)) if together else ASKED_TOGETHER
+    for start in range(0, len(missing), size):
+        some = missing[start : start + size]
+        found, lost = _preferred(scorer, list(pairs.values()) if together else some)
+        labels = known_labels(run_dir)  # what was written in by hand meanwhile stays
+        for name in (pair["id"] for pair in some if pair["id"] not in labels):
+            if name in lost:
+                reasons[name] = lost[name]
+                continue
+            choice = "tie" if found[name] == 0.5 else ("a" if found[name] > 0.5 else "b")
+            labels[name] = {"label": choice, "by": scorer.name}
+        _write_rows(run_dir, pairs, labels)
+        tell(on_event, StageProgress("labelling", start + len(some), len(missing)))
+    return reasons
+
+
+def _without_label(pairs: Mapping[str, Any], labels: Mapping[str, Label]) -> list[Any]:
+    return [pair for name, pair in pairs.items() if name not in labels]
+
+
+def _written(run_dir: Path, pairs: Mapping[str, Mapping[str, Any]]) -> Outcome:
+    """Where every pair has its label: make anew what is made of them, which a kill may have kept from it."""
+    with _held(run_dir):
+        _write(run_dir, pairs, known_labels(run_dir))
+    return _outcome(run_dir)
+
+
+def _preferred(scorer: Scorer, pairs: Sequence[Mapping[str, Any]]) -> tuple[dict[str, float], dict[str, str]]:
+    """Return how likely `a` is the better answer of each pair, and why some have no verdict; both by id."""
     references = [pair.get("answer") for pair in pairs]
-    known = None if isinstance(scorer, Comparer) or not any(one is not None for one in references) else references
-    prompts, first, second = ([pair[key] for pair in pairs] for key in ("prompt", "a", "b"))
-    return list(preferences(scorer, prompts, first, second, known))
+    blind = all(one is None for one in references)
+
+    def ask(rows: list[int]) -> Sequence[float]:
+        prompts, first, second = ([pairs[row][key] for row in rows] for key in ("prompt", "a", "b"))
+        return preferences(scorer, prompts, first, second, None if blind else [references[row] for row in rows])
+
+    names = [pair["id"] for pair in pairs]
+    found, reasons = ask_about([f"pair {name}" for name in names], ask, sides=2)
+    return {names[row]: value for row, value in found.items()}, {names[row]: why for row, why in reasons.items()}
+
+
+def _no_verdict(scorer: Scorer, reasons: Mapping[str, str], asked: int) -> DataError:
+    problems = [Problem(reason, where=f"pair {name}") for name, reason in list(reasons.items())[:LISTED]]
+    more = f" (the first {LISTED} are listed)" if len(reasons) > LISTED else ""
+    return DataError(
+        f"{scorer.name} gave no verdict on {len(reasons):,} of {asked:,} pairs{more}; the others are labelled",
+        "the same command asks for these again; or label them yourself, with `skip` for instance, and read them with --labels",
+        problems,
+    )
 
 
 def counts_of(run_dir: Path) -> dict[str, float]:
@@ -200,14 +259,12 @@ def _wrong_with(row: Any, pairs: Mapping[str, Any]) -> Problem | None:
         return Problem("there is no `id`" if name is None else f"`id` is {name!r}, not a text")
     if name not in pairs:
         return Problem(f"no pair with the id {name!r} was picked", hint=did_you_mean(name, pairs))
-    for key in ("a", "b"):
-        if (
-            row.get(key) is not None and str(row[key]).split() != pairs[name][key].split()
-        ):  # spreadsheets mend line ends
+    for key, other in (("a", "b"), ("b", "a")):
+        if row.get(key) is not None and not _is_the_answer(str(row[key]), pairs[name][key], pairs[name][other]):
             return Problem(f"`{key}` is not the answer that was asked about", hint="were `a` and `b` exchanged?")
-    label, strength = row.get("label"), row.get("strength")
+    label, strength = _choice(row.get("label")), row.get("strength")
     if label not in (None, "", *CHOICES):
-        return Problem(f"the label is {label!r}", hint=f"a label is one of {', '.join(CHOICES)}, or null")
+        return Problem(f"the label is {row['label']!r}", hint=f"a label is one of {', '.join(CHOICES)}, or null")
     if strength in (None, ""):
         return None
     if label not in ("a", "b"):
@@ -217,18 +274,36 @@ def _wrong_with(row: Any, pairs: Mapping[str, Any]) -> Problem | None:
     return None
 
 
+def _is_the_answer(given: str, answer: str, other: str) -> bool:
+    """Whether a file's text is this answer, with the line ends and blanks that spreadsheets mend, and not the other one."""
+    if _mended(given) == _mended(answer):
+        return True
+    return _mended(given) != _mended(other) and given.split() == answer.split()
+
+
+def _mended(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _choice(value: Any) -> Any:
+    """A label as a spreadsheet writes it, in whichever case."""
+    return value.strip().lower() if isinstance(value, str) else value
+
+
 def _strength(value: Any) -> int | None:
-    """A strength, also as CSV writes it."""
-    if isinstance(value, str) and value.strip().isdecimal():
-        value = int(value)
-    return int(value) if not isinstance(value, bool | str) and value in STRENGTHS else None
+    """A strength, also as CSV writes it: `2`, and `2.0` where the column has gaps."""
+    if isinstance(value, str):
+        whole = re.fullmatch(r"\s*0*([0-9])(\.0*)?\s*", value)
+        value = int(whole[1]) if whole else None
+    return int(value) if not isinstance(value, bool) and value in STRENGTHS else None
 
 
 def _label(row: Mapping[str, Any]) -> Label | None:
-    if row.get("label") in (None, ""):
+    label = _choice(row.get("label"))
+    if label in (None, ""):
         return None
     strength = _strength(row.get("strength"))
-    return {"label": row["label"]} if strength is None else {"label": row["label"], "strength": strength}
+    return {"label": label} if strength is None else {"label": label, "strength": strength}
 
 
 # --- writing -------------------------------------------------------------------------------------------------------
