@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from aligner.config.method_rules import KINDS_OF_KEY
 from aligner.plots import number
 from aligner.record import dumps, lineage, read_json, write_atomically
 
@@ -74,7 +75,10 @@ def _opening(recipe: Record, manifest: Record, adapter: bool) -> str:
     kind = "A LoRA adapter for" if adapter else "A fine-tuned version of"
     loss = f" (`{recipe[method]['loss']}` loss)" if method in ("dpo", "sapo") else ""
     if method == "reward":
-        loss = f" (`{recipe[method]['kind']}`, `{recipe[method]['loss']}` loss)"
+        kind = recipe[method]["kind"]
+        loss = (
+            f" (`{kind}`)" if "loss" not in _own_settings(recipe) else f" (`{kind}`, `{recipe[method]['loss']}` loss)"
+        )
     name = METHOD_NAMES.get(method, method)
     return (
         f"{kind} {_code(model.get('name_or_path'))}, made with aligner {manifest['aligner']} by {name}{loss}. "
@@ -153,12 +157,22 @@ def _training(recipe: Record) -> str:
         "model.dtype": model.get("dtype"),
         "model.quantization": model.get("quantization"),
         **{f"model.lora.{key}": value for key, value in (model.get("lora") or {}).items()},
-        **{f"{method}.{key}": value for key, value in recipe.get(method, {}).items()},
+        **{f"{method}.{key}": value for key, value in _own_settings(recipe).items()},
         **{f"trainer.{key}": value for key, value in recipe.get("trainer", {}).items()},
         "launch.num_processes": recipe.get("launch", {}).get("num_processes"),
     }
     rows = [(_code(key), _code(dumps(value))) for key, value in settings.items() if value is not None]
     return "## Training\n\n" + _table(("setting", "value"), rows)
+
+
+def _own_settings(recipe: Record) -> Record:
+    """The method's own section; of a reward model only what its kind reads."""
+    section: Record = recipe.get(recipe.get("method", ""), {})
+    if recipe.get("method") != "reward":
+        return section
+    return {
+        key: value for key, value in section.items() if section["kind"] in KINDS_OF_KEY.get(key, (section["kind"],))
+    }
 
 
 def _results(manifest: Record, evaluation: Any) -> str:

@@ -26,7 +26,7 @@ import numpy as np
 from aligner.chat import IGNORED, Encoded, Pair, encode_pair, encode_sft
 from aligner.config.schema import Data, DpoRecipe, LossOn, RewardRecipe, SapoRecipe, SftRecipe, TrainRecipe
 from aligner.data import Loaded
-from aligner.data.ledger import LISTED, SplitLedger
+from aligner.data.ledger import SplitLedger
 from aligner.data.rows import ConversationRow, PreferenceRow, Row, TextRow, question_of
 from aligner.errors import DataError, Problem
 from aligner.events import OnEvent, StageProgress
@@ -372,7 +372,7 @@ def _refuse_broken(broken: list[Problem], data: Data) -> None:
         raise DataError(
             f"{len(broken):,} rows cannot be trained on",
             "mend them, or set data.on_bad_row=drop to leave them out (they are counted and listed in data.json)",
-            broken[:LISTED],
+            broken,
         )
 
 

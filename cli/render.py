@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 PLAIN_WIDTH = 160  # a pipe has no width; never cut what a log should hold
 PLAIN_INTERVAL_S = 5.0
-BAR_METRICS = ("loss", "eval_loss", "rewards/accuracies")
+BAR_METRICS = ("loss", "eval_loss", "rewards/accuracies", "accuracy", "mse")
 
 
 def console(stream: str = "stderr") -> Console:

@@ -15,7 +15,7 @@ app = typer.Typer(
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-LISTED = ("steps", "train_loss", "eval/loss", "eval/rewards/accuracies")
+LISTED = ("steps", "train_loss", "eval/loss", "eval/rewards/accuracies", "eval/accuracy")
 """Results that stand in the list; `show` has them all."""
 
 RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]

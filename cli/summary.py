@@ -62,7 +62,7 @@ def _method(recipe: TrainRecipe) -> str:
         return f"sft (loss on {section.loss_on})"
     if recipe.method == "reward":
         loss = f", {section.loss} loss" if section.loss != "plain" else ""
-        return f"reward ({section.kind.replace('_', '-')}{loss})"
+        return f"reward ({section.kind}{loss})"
     loss = (
         section.loss
         if isinstance(section.loss, str)

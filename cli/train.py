@@ -137,7 +137,10 @@ def train(resolved: Resolved, notes: list[str], *, resume: bool, overwrite: bool
     elif dry_run:
         typer.echo("dry run: everything checks out; nothing was trained")
     else:
-        result_table(outcome.results, {"run": outcome.run_dir, "report": outcome.report})
+        paths: dict[str, Any] = {"run": outcome.run_dir, "report": outcome.report}
+        if resolved.recipe.method == "reward":
+            paths["measure"] = f"aligner eval --reward-model {outcome.run_dir} --data PAIRS"
+        result_table(outcome.results, paths)
 
 
 def run(resolved: Resolved, screen: Any, **options: bool) -> Any:

@@ -106,9 +106,9 @@ class Card(Section):
     range: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None
     """Smallest and largest score, where there are such."""
     accuracy: float | None = None
-    """Share of held-out pairs that it ranks rightly, as measured when it was made."""
-    fingerprint: str = ""
-    """Hash of the recipe and data that made it."""
+    """Share of the pairs held out of its training that it ranked rightly."""
+    recipe_hash: str = ""
+    """Hash of the recipe that made it."""
 
 
 NEEDED: dict[str, tuple[str, ...]] = {
@@ -123,7 +123,7 @@ NEEDED: dict[str, tuple[str, ...]] = {
 }
 """Kind -> the keys that its card must have."""
 
-ABOUT = {"kind", "name", "description", "license", "url", "range", "accuracy", "fingerprint"}
+ABOUT = {"kind", "name", "description", "license", "url", "range", "accuracy", "recipe_hash"}
 """Keys that say what a reward model is; they go with every kind."""
 
 OF_MODELS = {

@@ -176,7 +176,9 @@ def section_of(card: Card) -> Model:
 
 def fingerprint_of(card: Card, tokenizer: PreTrainedTokenizerBase) -> str:
     """A hash of what decides a neural model's scores."""
-    says = card.model_dump_json(exclude={"name", "description", "license", "url", "model", "batch_tokens", "accuracy"})
+    says = card.model_dump_json(
+        exclude={"name", "description", "license", "url", "model", "batch_tokens", "accuracy", "recipe_hash"}
+    )
     text = f"{says} {tokenizer.chat_template} {model_fingerprint(section_of(card))}"
     return sha256(text.encode()).hexdigest()
 

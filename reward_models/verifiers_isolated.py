@@ -317,14 +317,16 @@ class TestsVerifier:
     builtin, unless they import the program's; the program's own functions get what it has made.
 
     What a program cannot do: leave early and count as passed, print its result, end other processes, outlive its row,
-    fill the disk, reach the network, or, in the ways that Python offers for it, change what the tests mean by a builtin or by
-    `unittest` (assigned names, `__builtins__`, the modules' contents, `sys.path`, import hooks, a trace function).
+    reach the network, or fill the disk (but for files that it deletes and keeps open). It cannot put another meaning
+    under a builtin that tests name, by assigning the name, `__builtins__` or what is in `builtins`. And nothing that it
+    does to `unittest`, `ast`, `sys.path`, import hooks or a trace function before its tests begin reaches them.
 
     What it can do, because it shares an interpreter with its tests: define a function `all` that agrees to everything
-    (`from builtins import all` in the tests cures that), return objects that are equal to everything, replace
-    functions of other modules that the tests use, `importlib` and what `unittest` is made of included, walk the frames
-    from `sys._getframe()` or search this interpreter's memory, and so replace what runs the tests or report a result
-    of its own. Read what a policy writes when its score rises suddenly.
+    (`from builtins import all` in the tests cures that), return objects that are equal to everything, replace functions
+    of other modules that the tests use (`importlib`, and what `unittest` is made of, included), replace methods of
+    `unittest` or set a trace function from within a call that a test makes, walk the frames from `sys._getframe()` or
+    search this interpreter's memory, and so replace what runs the tests or report a result of its own. Read what a
+    policy writes when its score rises suddenly.
     """
 
     __test__ = False  # pytest takes a class of this name for tests

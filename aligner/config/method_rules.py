@@ -207,7 +207,7 @@ def _reward_formats(view: View) -> Findings:
         yield from _formats(view, PREFERENCE_FORMATS, "reward", "it needs `chosen` and `rejected`")
 
 
-_OF_REWARD_KIND: dict[str, tuple[str, ...]] = {
+KINDS_OF_KEY: dict[str, tuple[str, ...]] = {
     "loss": ("bradley_terry", "odin", "segment"),
     "strength": ("bradley_terry", "odin", "segment", "pairwise"),
     "label_smoothing": ("bradley_terry", "odin", "segment"),
@@ -223,7 +223,7 @@ _OF_REWARD_KIND: dict[str, tuple[str, ...]] = {
 
 def _reward_parts(view: View) -> Findings:
     kind, attributes = view["reward.kind"], view["reward.attributes"]
-    for key, kinds in _OF_REWARD_KIND.items():
+    for key, kinds in KINDS_OF_KEY.items():
         if view.given(f"reward.{key}") and kind not in kinds:
             yield finding(f"reward.{key}", f"has no effect with `kind: {kind}`", f"it belongs to {' and '.join(kinds)}")
     if view["reward.strength"] == "weight":

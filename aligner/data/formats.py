@@ -137,14 +137,15 @@ def _wrong_task(forms: Iterable[str], head: Sequence[Row], source: Source, task:
     if task == "sft" and "preference" in forms:
         return DataError(
             f"{source.path} holds preference pairs (columns: {_columns(head)}); "
-            "supervised fine-tuning needs one answer",
-            f"train on the chosen answers with {_chosen_mapping(head)}, or use the pairs with `aligner dpo`",
+            "training on single answers needs one answer a row",
+            f"train on the chosen answers with {_chosen_mapping(head)}, or use the pairs with `aligner dpo` or `aligner reward`",
         )
     if task == "preference":
         return DataError(
             f"{source.path} holds {held} rows (columns: {_columns(head)}); preference training needs "
             "`chosen` and `rejected`, with `prompt` or a shared beginning",
-            f"{_mapping_hint(head, ('prompt', 'chosen', 'rejected'))}; single answers train with `aligner sft`",
+            f"{_mapping_hint(head, ('prompt', 'chosen', 'rejected'))}; single answers train with `aligner sft`, "
+            "rated ones with `aligner reward reward.kind=regression`",
         )
     allowed = ", ".join(FORMS_OF_TASK[task])
     return DataError(

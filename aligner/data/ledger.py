@@ -14,6 +14,8 @@ from typing import Any, Literal
 
 LISTED = 20
 """How many broken rows are named; all of them are counted."""
+SHOWN = 3
+"""How many rows that cannot be trained on the screen names."""
 
 
 @dataclass
@@ -185,6 +187,10 @@ class SplitLedger:
             )
         if self.lengths:
             lines.append((f"{name} lengths", " / ".join(f"{length:,}" for length in self.lengths) + " tokens"))
+        for record in self.unusable_rows[:SHOWN]:
+            lines.append(("  untrainable", f"{record.where}: {record.reason}"))
+        if self.unusable > SHOWN:
+            lines.append(("  untrainable", f"... and {self.unusable - SHOWN:,} more (see data.json)"))
         if self.sequences is not None:
             fill = "" if self.packed_fill is None else f", {self.packed_fill:.1%} full"
             lines.append((f"{name} packed", f"{self.sequences:,} sequences{fill}"))

@@ -12,7 +12,7 @@ import gc
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from importlib import import_module
@@ -24,7 +24,7 @@ from aligner.config.load import Resolved, recipe_hash
 from aligner.config.schema import DpoRecipe, RewardRecipe, TrainRecipe
 from aligner.data import Loaded, load_rows
 from aligner.data.rows import Task
-from aligner.errors import TrainingError
+from aligner.errors import DataError, TrainingError
 from aligner.events import DataReady, Finished, Notice, OnEvent, Plan, StageProgress, StageStarted, Warned, tell
 from aligner.launch import launch_line, run_ranks, use_one_gpu, world
 from aligner.reward_models import read_spec
@@ -129,7 +129,26 @@ def _load(recipe: TrainRecipe, on_event: OnEvent | None) -> Loaded:
 
         check_start(recipe)
     tell(on_event, StageStarted("reading the data"))
-    return load_rows(recipe.data, task_of(recipe), recipe.seed, group_by=group_by, keep=_further_columns(recipe))
+    further = _further_columns(recipe)
+    loaded = load_rows(recipe.data, task_of(recipe), recipe.seed, group_by=group_by, keep=further)
+    if isinstance(recipe, RewardRecipe):
+        _refuse_absent_columns(recipe, loaded, further)
+    return loaded
+
+
+def _refuse_absent_columns(recipe: RewardRecipe, loaded: Loaded, columns: Sequence[str]) -> None:
+    """Refuse a column that no row has, where the training reads it: one sentence in place of one for each row."""
+    reward = recipe.reward
+    needed = columns if reward.kind == "regression" or reward.loss != "plain" else ()
+    key = "reward.attributes" if reward.kind == "regression" else "reward.strength"
+    for name in needed:
+        if not any(name in row.extra for row in loaded.train):
+            unused = sorted({column for source in loaded.ledger.sources for column in source.unused_columns})
+            raise DataError(
+                f"{key}: no training row has a column `{name}`",
+                f"further columns of the rows are: {', '.join(unused) or 'none'}. A column of another name is mapped with "
+                f"`columns: {{{name}: your_column}}`",
+            )
 
 
 def task_of(recipe: TrainRecipe) -> Task:

@@ -329,6 +329,14 @@ def _show_scores(job: Job, recipe: RewardRecipe, trainer: RewardSteps, rows: Dat
     job.run.write_json("scored.json", shown)
 
 
+MEANING = {
+    "bradley_terry": "Higher is better, among answers to one prompt only; a difference is the log-odds that an answer is preferred.",
+    "regression": "The weighted sum of the ratings, on the scale that they were given in; each stands under its name too.",
+    "pairwise": "The probability that an answer is preferred, asked in both orders.",
+    "segment": "The mean of the values at the ends of an answer's segments; higher is better, among answers to one prompt only.",
+}
+"""Kind -> what its scores mean, for the card."""
+
 SHOWN = {"regression": ("answer",), "pairwise": ("P(right)",)}
 """Kind -> the answers of a row, as the report names them."""
 
@@ -345,16 +353,17 @@ def _held_out_accuracy(trainer: RewardSteps) -> float | None:
 def _write_card(job: Job, recipe: RewardRecipe, trainer: RewardSteps, folder: Path) -> None:
     reward, section = recipe.reward, recipe.model
     kind: Any = "bradley_terry" if reward.kind == "odin" else reward.kind
+    said = reward.kind if reward.kind in ("regression", "pairwise") else f"{reward.kind}, {reward.loss} loss"
     values: dict[str, Any] = {
         "name": job.run.dir.resolve().name,
-        "description": f"Trained by aligner reward ({reward.kind}, {reward.loss} loss) from {section.name_or_path}.",
+        "description": f"Trained by aligner reward ({said}) from {section.name_or_path}. {MEANING[kind]}",
         "model": ".",
         "dtype": _dtype(recipe),
         "quantization": section.quantization,
         "attn_implementation": section.attn_implementation,
         "trust_remote_code": section.trust_remote_code,
         "max_length": recipe.data.max_length,
-        "fingerprint": recipe_hash(recipe),
+        "recipe_hash": recipe_hash(recipe),
     }
     if section.quantization in ("nf4", "fp4"):
         values["double_quant"] = section.double_quant

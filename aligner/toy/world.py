@@ -6,6 +6,7 @@
     rated.jsonl         `prompt`, `completion`, `right`, `brief`: both answers of every pair, rated from 0 to 4; some ratings are missing
     prompts.jsonl       `prompt`, `answer`: more prompts, for methods that write their own answers
     heldout.jsonl       the same, to measure on; no prompt of it occurs anywhere else, pretraining included
+    heldout-pairs.jsonl `prompt`, `chosen` (right), `rejected` (a slip): pairs on the same prompts, to measure reward models on
     recipes/            copies of the recipes in `tiny/`, to be run from inside the folder
     manifest.json       what was written, with fingerprints; last, so its presence means done
 
@@ -239,6 +240,8 @@ def _write_rows(folder: Path, splits: dict[str, list[Exercise]], said: list[str]
     rows["rated"] = [
         rated for pair in rows["preferences"] for rated in _rated(pair, random.Random(f"rated {seed} {pair['prompt']}"))
     ]
+    slips = random.Random(f"held-out pairs {seed}")
+    rows["heldout-pairs"] = [_pair(exercise, None, slips) for exercise in splits["heldout"]]
     for name, lines in rows.items():
         write_atomically(folder / f"{name}.jsonl", "".join(dumps(line) + "\n" for line in lines))
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from fake_endpoint import Answer, FakeEndpoint
 from fakes import save_model, write_jsonl
 from runner import aligner
 
@@ -103,3 +105,40 @@ def test_a_section_of_another_method_names_the_command_in_full(folder: Path) -> 
     (folder / "r.yaml").write_text("method: select\n")
     done = aligner("dpo", "r.yaml")
     assert "run `aligner data select` with it" in done.output
+
+
+def test_an_ensemble_of_itself_and_a_model_named_twice_are_mistakes_of_the_recipe(folder: Path) -> None:
+    (folder / "round.yaml").write_text("kind: ensemble\nmembers: [./round.yaml]\n")
+    done = aligner(*SELECT, "--reward_models", "round.yaml")
+    assert done.exit_code == 2
+    assert "is a member of itself: round -> round" in done.output
+    done = aligner(*SELECT, "select.reward_models=[toy, toy]")
+    assert done.exit_code == 2
+    assert "counts toy twice" in done.output
+    assert not (folder / "out").exists()
+
+
+def test_pairs_without_a_verdict_are_named_on_the_screen(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALIGNER_CACHE", str(folder / "cache"))
+
+    def reply(body: dict[str, Any]) -> Answer:
+        return Answer(text="no idea" if "dcb" in json.dumps(body) else "Better: A")
+
+    with FakeEndpoint(reply) as server:
+        endpoint = f"{{model: toy, base_url: '{server.base_url}', max_retries: 0}}"
+        (folder / "judge.yaml").write_text(f"kind: judge\nendpoint: {endpoint}\n")
+        done = aligner(*SELECT, "--reward_models", "judge.yaml")
+        assert done.exit_code == 0, done.output
+        shown = " ".join(done.output.split())
+        assert "judge.yaml gave no verdict on 1 pairs, which are left out. candidates.jsonl:2:" in shown
+        assert aligner(*SELECT[:-1], "select.strategy=random", "select.budget=3", "--output", "all").exit_code == 0
+        done = aligner("data", "select", "all", "--oracle", "judge.yaml")
+    assert done.exit_code == 3
+    assert "no verdict on 1 of 3 pairs" in " ".join(done.output.split())
+    (lost,) = (
+        row["id"]
+        for row in map(json.loads, (folder / "all" / "to_label.jsonl").read_text().splitlines())
+        if "dcb" in row["prompt"]
+    )
+    assert lost in done.output
+    assert len((folder / "all" / "labels.jsonl").read_text().splitlines()) == 2

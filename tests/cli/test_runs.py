@@ -25,7 +25,8 @@ def runs(tmp_path: Path) -> Path:
 
 def test_runs_are_listed_with_state_and_results(runs: Path) -> None:
     lines = aligner("runs", "list", runs).stdout.splitlines()
-    assert lines[0].split() == ["run", "method", "state", "steps", "train_loss", "eval/loss", "eval/rewards/accuracies"]
+    results = ["steps", "train_loss", "eval/loss", "eval/rewards/accuracies", "eval/accuracy"]
+    assert lines[0].split() == ["run", "method", "state", *results]
     assert lines[1].split() == [f"{runs}/cut", "dpo", "unfinished"]
     assert lines[2].split() == [f"{runs}/done", "dpo", "done", "7", "0.5"]
 

@@ -285,13 +285,15 @@ def test_each_answer_is_cut_as_it_is_when_it_is_scored_alone(small_world: Path, 
 
 
 def test_an_attribute_that_nobody_has_rated_is_refused(small_world: Path, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="no training row has a rating `shrot`"):
+    settings = ("reward.kind=regression", f"data.train={rated(small_world, tmp_path)}")
+    with pytest.raises(DataError, match="no training row has a column `shrot`") as caught:
+        train(small_world, tmp_path / "a", *settings, "reward.attributes=[good, shrot]")
+    assert "short" in caught.value.hint
+    rows = [{**json.loads(line), "new": None} for line in (tmp_path / "rated.jsonl").read_text().splitlines()]
+    data = write_jsonl(tmp_path / "new.jsonl", rows)
+    with pytest.raises(RecipeError, match="no training row has a rating `new`"):
         train(
-            small_world,
-            tmp_path / "run",
-            "reward.kind=regression",
-            "reward.attributes=[good, shrot]",
-            f"data.train={rated(small_world, tmp_path)}",
+            small_world, tmp_path / "b", "reward.kind=regression", "reward.attributes=[good, new]", f"data.train={data}"
         )
 
 
@@ -349,11 +351,15 @@ def test_a_start_that_cannot_be_is_refused_before_a_row_is_read(small_world: Pat
         run_recipe(small_recipe("sft", small_world, tmp_path / "e", start))
 
 
-def test_a_strength_that_is_needed_and_not_there_names_its_row(small_world: Path, tmp_path: Path) -> None:
+def test_a_strength_that_is_needed_and_not_there_is_told(small_world: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no training row has a column `strength`"):
+        train(small_world, tmp_path / "a", "reward.loss=scaled")
+    rows = [*({**pair, "strength": 1} for pair in pairs_of(small_world)[:4]), pairs_of(small_world)[4]]
+    data = write_jsonl(tmp_path / "rows.jsonl", rows)
     with pytest.raises(DataError) as caught:
-        train(small_world, tmp_path, "reward.loss=scaled")
+        train(small_world, tmp_path / "b", "reward.loss=scaled", f"data.train={data}")
     assert "there is no `strength`, and reward.loss=scaled needs one" in str(caught.value)
-    assert "pairs.jsonl:1" in str(caught.value)
+    assert "rows.jsonl:5" in str(caught.value)
 
 
 @pytest.mark.parametrize(

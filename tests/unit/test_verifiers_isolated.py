@@ -450,13 +450,9 @@ CHEATS = {
     "defines the tests itself": "def test_add(): pass\ndef add(a, b): return 0",
     "ends when a copy of it is judged": "import os\ndef add(a, b): return 3 if os.fork() == 0 else 0",
     "hides a builtin": "def add(a, b): return 0\nall = lambda values: True",
-    "hides a builtin with another": "def add(a, b): return 0\nall = any\nrange = lambda *values: []",
-    "hides a builtin while it is tested": "def add(a, b):\n    globals()['all'] = lambda values: True\n    return 0",
+    "hides a builtin with another": "def add(a, b): return 0\nall = len",
     "has builtins of its own": (
         "import builtins\n__builtins__ = {**vars(builtins), 'all': lambda values: True}\ndef add(a, b): return 0"
-    ),
-    "replaces a builtin while it is tested": (
-        "def add(a, b):\n    import builtins\n    builtins.all = lambda values: True\n    return 0"
     ),
     "serves another unittest from a file": (
         "import os, sys\nsys.path.insert(0, os.getcwd())\n"
@@ -494,21 +490,6 @@ CHEATS["puts a hook first"] = (
     FINDERS + "sys.path_hooks.insert(0, lambda entry: Finder)\nsys.path_importer_cache.clear()"
 )
 CHEATS["puts a finder behind a folder"] = FINDERS + "sys.path_importer_cache.update(dict.fromkeys(sys.path, Finder))"
-CHEATS["jumps over what is tested"] = """
-import sys
-def add(a, b): return 0
-def watch(frame, event, value):
-    if event == "line" and frame.f_code.co_name == "test_add":
-        frame.f_trace_lines = False
-        for line in sorted({line for *_, line in frame.f_code.co_lines() if line}, reverse=True):
-            try:
-                frame.f_lineno = line + 0
-                break
-            except ValueError:
-                pass
-    return watch
-sys.settrace(watch)
-"""
 
 
 @pytest.mark.parametrize("how", CHEATS)
@@ -523,9 +504,32 @@ def test_the_usual_ways_to_fake_a_pass_do_not_work(how: str) -> None:
     assert passing(ADD, tests) == [1.0]
 
 
-@pytest.mark.parametrize("loop", ["def check(c):\n    for i in range(1, 9): assert c(i, i) == 2 * i\ncheck(add)"])
+# what is done in the test that follows, by the first call
+LATER = {
+    "hides a builtin": "def add(a, b):\n    globals()['all'] = lambda values: True\n    return 0",
+    "replaces a builtin": "def add(a, b):\n    import builtins\n    builtins.all = lambda values: True\n    return 0",
+    "jumps over what is tested": """
+import sys
+def add(a, b): return 0
+def watch(frame, event, value):
+    if frame.f_code.co_name == "test_add" and event == "line" and frame.f_lineno == frame.f_code.co_firstlineno + 2:
+        frame.f_lineno += 1
+    return watch
+sys.settrace(watch)
+""",
+}
+
+
+@pytest.mark.parametrize("how", LATER)
+def test_what_runs_between_the_lines_of_a_test_does_not_change_it(how: str) -> None:
+    tests = "def test_add():\n    sum = add(1, 2)\n    assert all([sum == 3])\n    sum = 0\n"
+    assert passing(LATER[how], tests) == [0.0]
+    assert passing(ADD, tests) == [1.0]
+
+
 @pytest.mark.parametrize("hidden", ["range = lambda *values: []", "__builtins__ = {'range': lambda *values: []}"])
-def test_a_loop_of_checks_runs_whatever_the_program_calls_range(loop: str, hidden: str) -> None:
+def test_a_loop_of_checks_runs_whatever_the_program_calls_range(hidden: str) -> None:
+    loop = "def check(c):\n    for i in range(1, 9): assert c(i, i) == 2 * i\ncheck(add)"
     assert passing(f"def add(a, b): return 0\n{hidden}", loop) == [0.0]
     assert passing(f"{ADD}\n{hidden}", loop) == [1.0]
 
@@ -570,8 +574,8 @@ FILLS = {
     ),
     "with folders": ("while True:\n    made += 1\n    os.makedirs(f'{made}/a/b/c')", "it made more than 2000 files"),
     "out of sight": (
-        "os.mkdir('a')\nopen('a/b', 'w').write('x')\nos.chmod('a', 0)\nimport time\ntime.sleep(1000)",
-        "nobody can see how much it wrote",
+        "for made in range(1, 30):\n    os.mkdir('x' * 200)\n    os.chdir('x' * 200)\nimport time\ntime.sleep(1000)",
+        "nobody can see how much it wrote (File name too long)",
     ),
 }
 
@@ -579,14 +583,12 @@ FILLS = {
 @pytest.mark.parametrize("how", FILLS)
 def test_a_program_that_fills_the_disk_is_stopped(how: str) -> None:
     program, says = FILLS[how]
-    if how == "out of sight" and os.geteuid() == 0:
-        pytest.skip("nothing is out of a superuser's sight")
     scorer = load_scorer("verifier:tests,timeout_s=60")
     begun = time.monotonic()
     scores = scorer.score(["p"] * 2, [f"import os\nmade = 0\n{program}", "made = 1"], ["assert made"] * 2)
     assert scores == [0.0, 1.0]
     assert scores.remarks == {0: f"scored as failed: {says} and was stopped"} or how == "out of sight"
-    assert says in scores.remarks[0]
+    assert scores.remarks == {0: f"scored as failed: {says} and was stopped"}
     assert time.monotonic() - begun < 50
 
 
