@@ -140,11 +140,11 @@ def test_adapters_merged_answer_like_adapters_on_their_base(small_world, tmp_pat
     trained: list[torch.Tensor] = []
     save_final = training.save_final
 
-    def spy(trainer: Any, run: Any) -> None:
+    def spy(trainer: Any, run: Any, finish: Any = None) -> None:
         trainer.model.eval()
         with torch.no_grad():
             trained.append(trainer.model(PROBE).logits)
-        save_final(trainer, run)
+        save_final(trainer, run, finish)
 
     monkeypatch.setattr(training, "save_final", spy)
     run = train(method, small_world, tmp_path / "run", "trainer.learning_rate=0.02", model__lora=lora)

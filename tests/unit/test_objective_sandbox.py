@@ -234,7 +234,8 @@ def _child_at_work(parent: int) -> int | None:
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=["interrupted", "killed"])
 def test_no_child_outlives_its_parent(how: signal.Signals) -> None:
     code = (
-        "import sys; sys.path[:0] = [sys.argv[1]]\n"
+        "import signal, sys; sys.path[:0] = [sys.argv[1]]\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a job in a shell's background would ignore it
         "from aligner.objectives.sandbox import run_isolated\n"
         f"run_isolated('sleeps', {{}}, timeout_s=100, memory_bytes=2**30, cpu_s=60, table={TABLE!r})\n"
     )

@@ -339,6 +339,7 @@ def test_nothing_outlives_the_command(tmp_path: Path, how: signal.Signals, kind:
     program = "open('begun', 'w').close()\nimport time\ntime.sleep(1000)"
     spec = f"verifier:{tmp_path}/slow.py:judge,timeout_s=500" if kind == "function" else "verifier:tests,timeout_s=500"
     code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background ignores it
         "from aligner.reward_models import load_scorer\n"
         f"load_scorer({spec!r}).score(['p'] * 2, [{program!r}, ''], ['assert 0'] * 2)\n"
     )

@@ -92,8 +92,8 @@ def ask_oracle(run_dir: Path, spec: str, on_event: OnEvent | None = None) -> Out
     """Let a scorer label every pair that has no label yet, a few at a time; a later call goes on where a kill stopped it.
 
     The better answer by the scorer's preference is the label; exactly equal answers are a tie. An ensemble whose scores depend on
-    the rows of a call gets all picked pairs in one, so that the labels do not depend on which of them were known
-    (but on a pair without a verdict, which brings the others to no scale).
+    the rows of a call gets all picked pairs in one, so that the labels do not depend on which of them were known;
+    where a pair has no verdict, the others are brought to one scale without it.
 
     Raises: UsageError without a finished selection; RecipeError when there is no such scorer; DataError that lists the pairs without a
     verdict, after all others are labelled.
