@@ -94,7 +94,7 @@ class Card(Section):
     spread_weight: float = Field(1.0, ge=0.0)
     """`ensemble`, `lower_bound`: how many standard deviations between members are taken off."""
     standardize: bool = False
-    """`ensemble`: bring the members to one scale first: each score is divided by the member's spread over the rows scored together."""
+    """`ensemble`: bring the members to one scale first: a mean of 0 and a spread of 1 over the rows scored together."""
     verifier: str | None = None
     """`verifier`: what stands after `verifier:` elsewhere, `number` for example."""
     endpoint: Endpoint | None = None

@@ -8,14 +8,15 @@
 
 A policy that is trained against one reward model finds its mistakes; members that differ (in seed, data or kind) rarely
 make the same ones. `min` and `lower_bound` believe a score only as far as the members agree on it. Standard deviations
-are those of a sample (n - 1). `attributes` hold what each member said, under its name, and `spread`, the standard
+are those of the members themselves (n, not n - 1): so with two members and a weight of 1 the lower bound is the worse one,
+and a better score never lowers it. `attributes` hold what each member said, under its name, and `spread`, the standard
 deviation over the members.
 
-Members on different scales need `standardize`: every score is divided by the standard deviation of that member's scores
-over the rows of the call. So the scores depend on which rows are scored together: only those of one call are comparable,
+Members on different scales need `standardize`: of every score the mean of that member's scores over the rows of the call is
+taken off, and the rest is divided by their standard deviation. (A reward means something only up to a constant; without
+that, `min` would always follow the member with the lower one, and `spread` would be their distance.) So the scores depend on which rows are scored together: only those of one call are comparable,
 and a call needs members that tell its rows apart. A member that gives them all the same score has no scale to be
-brought to, and that is a DataError and no guess. Nothing is subtracted, since a reward means something only up to a
-constant for each prompt.
+brought to, and that is a DataError and no guess.
 
 Comparisons. An ensemble that holds a member which compares answers compares them too. Each member gives a probability
 that the first answer is better (a scorer of single answers by the sigmoid of its difference), and with p the mean,
@@ -97,8 +98,8 @@ CHANCES: dict[str, Combine] = {"mean": _mean, "min": _least_certain, "lower_boun
 
 
 def spread(values: Sequence[float]) -> float:
-    """Standard deviation of a sample; 0 for a single value."""
-    return statistics.stdev(values) if len(values) > 1 else 0.0
+    """Standard deviation of these values; 0 for a single one."""
+    return statistics.pstdev(values)
 
 
 class Ensemble:
@@ -149,7 +150,7 @@ class Ensemble:
         return f"ensemble:{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
     def _to_scale(self, scores: Sequence[float], name: str) -> list[float]:
-        """One member's scores, divided by their spread where the card says so."""
+        """One member's scores, with a mean of 0 and a spread of 1 where the card says so."""
         if not self.card.standardize or not scores:
             return list(scores)
         size = spread(scores)
@@ -159,7 +160,8 @@ class Ensemble:
                 "to be divided by",
                 "Score more rows in one call, or set `standardize: false` for members that are on one scale already.",
             )
-        return [score / size for score in scores]
+        middle = statistics.fmean(scores)
+        return [(score - middle) / size for score in scores]
 
 
 class ComparingEnsemble(Ensemble):
@@ -282,7 +284,7 @@ def _range(card: Card, ranges: Sequence[Range]) -> Range:
         if not all(map(math.isfinite, (*lows, *highs))):
             return -math.inf, high
         # Values between two bounds have at most half their distance as standard deviation (Popoviciu).
-        widest = (max(highs) - min(lows)) / 2.0 * math.sqrt(len(ranges) / (len(ranges) - 1))
+        widest = (max(highs) - min(lows)) / 2.0
         low -= card.spread_weight * widest
     return low, high
 

@@ -131,7 +131,7 @@ def both(tmp_path: Path) -> Path:
 
 
 def test_attributes_stand_beside_the_scores_they_belong_to(tmp_path: Path, both: Path) -> None:
-    parts = {"toy": 1.0, "verifier:exact": 0.0, "spread": pytest.approx(0.7071068)}
+    parts = {"toy": 1.0, "verifier:exact": 0.0, "spread": 0.5}
     wrong = {"toy": 0.0, "verifier:exact": 0.0, "spread": 0.0}
     common = {"prompt": "sort: ba", "answer": "x"}
     single = write_jsonl(tmp_path / "single.jsonl", [{**common, "completion": "ab"}])
@@ -424,9 +424,9 @@ def test_an_ensemble_on_one_scale_gets_all_rows_in_one_call(tmp_path: Path, grad
     rows = [{"prompt": "sort: ba", "completion": text} for text in ["ab", "a", "b", "x", "abc", "y"]]
     data = write_jsonl(tmp_path / "rows.jsonl", rows)
     found = [row["score"] for row in scored(data, "--reward-model", both)]
-    # lengths 2 1 1 1 3 1: deviation sqrt(0.7); right 1 0 0 0 0 0: deviation sqrt(1/6)
-    assert found[0] == pytest.approx((2 / 0.7**0.5 + 6**0.5) / 2)
-    assert found[4] == pytest.approx((3 / 0.7**0.5) / 2)
+    # lengths 2 1 1 1 3 1: mean 1.5, variance 3.5/6; right 1 0 0 0 0 0: mean 1/6, variance 5/36
+    assert found[0] == pytest.approx((0.5 / (3.5 / 6) ** 0.5 + (5 / 6) / (5 / 36) ** 0.5) / 2)
+    assert found[4] == pytest.approx((1.5 / (3.5 / 6) ** 0.5 - (1 / 6) / (5 / 36) ** 0.5) / 2)
 
 
 def judge_card(folder: Path, server: FakeEndpoint, **settings: Any) -> Path:

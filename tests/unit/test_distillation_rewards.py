@@ -268,7 +268,7 @@ def test_an_ensemble_on_one_scale_has_the_same_gap_for_a_pair_in_either_split(tm
     held_out = split_of(("xx", "x"), ("c", "ccc"))
     gaps, others, _ = gaps_of(spec, train, held_out)
     # lengths 9 1 2 7 2 1 1 3: each answer once, so that both members are divided by this deviation (halves by its half)
-    size = statistics.stdev([9, 1, 2, 7, 2, 1, 1, 3])
+    size = statistics.pstdev([9, 1, 2, 7, 2, 1, 1, 3])
     assert [gap for (gap,) in gaps] == pytest.approx([8 / size, -5 / size, 1 / size])
     assert [gap for (gap,) in others] == pytest.approx([1 / size, -2 / size])
 

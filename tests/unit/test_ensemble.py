@@ -64,8 +64,8 @@ ROWS = (["p", "p", "p"], ["a", "b", "odd"])
 
 
 def test_the_mean_the_worst_and_the_lower_bound() -> None:
-    # a: 1, 3, 2: mean 2, deviation 1. b: 2, 2, 5: mean 3, deviation sqrt(3). odd: 0, 6, 0: mean 2, deviation sqrt(12).
-    deviations = [1.0, math.sqrt(3.0), math.sqrt(12.0)]
+    # a: 1, 3, 2: mean 2, variance 2/3. b: 2, 2, 5: mean 3, variance 2. odd: 0, 6, 0: mean 2, variance 8.
+    deviations = [math.sqrt(2 / 3), math.sqrt(2.0), math.sqrt(8.0)]
     means = [2.0, 3.0, 2.0]
     assert ensemble(ONE, TWO, THREE).score(*ROWS) == pytest.approx(means)
     assert ensemble(ONE, TWO, THREE, combine="min").score(*ROWS) == [1.0, 2.0, 0.0]
@@ -81,16 +81,26 @@ def test_attributes_and_remarks_say_which_member_it_was() -> None:
     assert scores.remarks == {2: "one: odd; two: odd"}
 
 
-def test_standardized_members_weigh_the_same_and_nothing_is_subtracted() -> None:
-    # over the rows: one has 1, 2, 0 (deviation 1), and ten times that counts the same
-    tenfold = Table("tenfold", {"a": 10.0, "b": 20.0, "odd": 0.0})
+def test_standardized_members_weigh_the_same_wherever_their_scores_lie() -> None:
+    # over the rows: one has 1, 2, 0 (mean 1, variance 2/3), and ten times that and 100 more counts the same
+    tenfold = Table("tenfold", {"a": 110.0, "b": 120.0, "odd": 100.0})
     scores = ensemble(ONE, tenfold, standardize=True).score(*ROWS)
-    assert scores == pytest.approx([1.0, 2.0, 0.0])
-    assert scores.attributes["tenfold"] == [10.0, 20.0, 0.0]
+    assert scores == pytest.approx([0.0, math.sqrt(1.5), -math.sqrt(1.5)])
+    assert scores.attributes["tenfold"] == [110.0, 120.0, 100.0]
     assert scores.attributes["spread"] == pytest.approx([0.0, 0.0, 0.0], abs=1e-12)
-    assert ensemble(ONE, tenfold, standardize=True).score(["p", "p"], ["a", "b"]) == pytest.approx(
-        [math.sqrt(2.0), 2.0 * math.sqrt(2.0)]
-    )
+    assert ensemble(ONE, tenfold, standardize=True).score(["p", "p"], ["a", "b"]) == pytest.approx([-1.0, 1.0])
+
+
+@pytest.mark.parametrize("combine", ["mean", "min", "lower_bound"])
+@pytest.mark.parametrize("standardize", [False, True])
+def test_a_better_score_of_one_of_two_members_never_lowers_the_ensembles(combine: str, standardize: bool) -> None:
+    """Of the rows `a` and `b`, the second member likes `a` more and more, and lies far above the first one."""
+    gaps = []
+    for better in (0.0, 1.0, 2.0, 5.0):
+        far = Table("far", {"a": 100.0 + better, "b": 100.0, "odd": 97.0})
+        found = ensemble(ONE, far, combine=combine, standardize=standardize).score(*ROWS)
+        gaps.append(found[0] - found[1])
+    assert gaps == sorted(gaps)
 
 
 def test_a_member_that_cannot_tell_the_rows_apart_has_no_scale() -> None:
@@ -105,9 +115,8 @@ def test_a_member_that_cannot_tell_the_rows_apart_has_no_scale() -> None:
 
 def test_small_scores_have_a_scale_too() -> None:
     tiny = Table("tiny", {"a": 1e-12, "b": 3e-12})
-    # 1 and 3 times 1e-12 divided by their deviation sqrt(2) * 1e-12; 1 and 2 by sqrt(0.5)
     found = ensemble(ONE, tiny, standardize=True).score(["p", "p"], ["a", "b"])
-    assert found == pytest.approx([(2**0.5 + 0.5**0.5) / 2, (2 * 2**0.5 + 3 * 0.5**0.5) / 2])
+    assert found == pytest.approx([-1.0, 1.0])
     with pytest.raises(DataError, match="zero gives all 2 rows the same score, 0"):
         ensemble(ONE, Table("zero", {"a": 0.0, "b": 0.0}), standardize=True).score(["p", "p"], ["a", "b"])
 
@@ -120,7 +129,7 @@ def test_a_member_that_differs_by_rounding_only_has_no_scale_either() -> None:
 
 @pytest.mark.parametrize(
     ("combine", "expected"),
-    [("mean", (0.5, 1.5)), ("min", (0.0, 1.0)), ("lower_bound", (0.5 - 2.0 * 1.0 * math.sqrt(2.0), 1.5))],
+    [("mean", (0.5, 1.5)), ("min", (0.0, 1.0)), ("lower_bound", (0.5 - 2.0 * 1.0, 1.5))],
 )
 def test_the_range_follows_from_the_members(combine: str, expected: Range) -> None:
     members = Table("x", {}, (0.0, 1.0)), Table("y", {}, (1.0, 2.0))
@@ -160,8 +169,7 @@ def chooser(name: str, chance: float) -> Chooser:
         ("min", (0.1, 0.4), 0.4),
         ("min", (0.9, 0.4), 0.5),
         ("min", (0.9, 0.5), 0.5),
-        # mean 0.8, deviation 0.1 * sqrt(2)
-        ("lower_bound", (0.9, 0.7), 0.8 - 0.1 * math.sqrt(2.0)),
+        ("lower_bound", (0.9, 0.7), 0.7),  # mean 0.8, deviation 0.1
         ("lower_bound", (0.9, 0.3), 0.5),
     ],
 )
@@ -180,7 +188,7 @@ def test_scorers_of_single_answers_take_part_by_the_sigmoid_of_their_difference(
     assert scorer.prefer(["p"], ["a"], ["b"]) == pytest.approx([(0.8 + sigmoid(-1.0)) / 2])
     assert preferences(scorer, ["p"], ["a"], ["b"]) == scorer.prefer(["p"], ["a"], ["b"])
     scaled = ensemble(chooser("x", 0.8), ONE, standardize=True)
-    assert scaled.prefer(["p"], ["a"], ["b"]) == pytest.approx([(0.8 + sigmoid(-1.0 / math.sqrt(0.5))) / 2])
+    assert scaled.prefer(["p"], ["a"], ["b"]) == pytest.approx([(0.8 + sigmoid(-1.0 / 0.5)) / 2])
 
 
 class Exact(Table):
@@ -225,7 +233,7 @@ def test_the_fingerprint_follows_members_and_settings() -> None:
 def test_members_of_one_name_are_told_apart() -> None:
     card = Card(kind="ensemble", name="all", members=["first/rm", "second/rm"])
     scores = Ensemble(card, [Table("rm", {"a": 1.0}), Table("rm", {"a": 3.0})]).score(["p"], ["a"])
-    assert scores.attributes == {"first/rm": [1.0], "second/rm": [3.0], "spread": [math.sqrt(2.0)]}
+    assert scores.attributes == {"first/rm": [1.0], "second/rm": [3.0], "spread": [1.0]}
 
 
 def write(folder: Path, name: str, **values: Any) -> Path:
