@@ -14,7 +14,8 @@ deviation over the members.
 
 Members on different scales need `standardize`: of every score the mean of that member's scores over the rows of the call is
 taken off, and the rest is divided by their standard deviation. (A reward means something only up to a constant; without
-that, `min` would always follow the member with the lower one, and `spread` would be their distance.) So the scores depend on which rows are scored together: only those of one call are comparable,
+that, `min` would always follow the member with the lower one, and `spread` would be their distance.) So the scores
+depend on which rows are scored together: only those of one call are comparable,
 and a call needs members that tell its rows apart. A member that gives them all the same score has no scale to be
 brought to, and that is a DataError and no guess.
 
