@@ -62,6 +62,7 @@ ARMS: dict[str, tuple[str, tuple[str, ...]]] = {
     "strengths: scaled": ("strengths", ("reward.loss=scaled",)),
     "length: Bradley-Terry": ("length", ()),
     "length: ODIN": ("length", ("reward.kind=odin",)),
+    "length: ODIN, length_weight 0.3": ("length", ("reward.kind=odin", "reward.length_weight=0.3")),
 }
 
 
