@@ -6,6 +6,7 @@ with what, and within which limits. What that function returns is called with th
 result is written back.
 
     keeper   the process that was started: it stays outside, and when the worker or the parent is gone it ends what is left
+             and removes the worker's folder
     init     in a process namespace of its own, where the system allows one: when it ends, the kernel ends all in it
     worker   opens the function, then gives up what it has (network, user, memory, processes, files), then takes calls
 
@@ -38,12 +39,10 @@ MAX_ERROR_CHARACTERS = 2_000
 FIRST_OWN_USER = 1_000_000_000
 LOOK_EVERY_S = 1.0
 END_REST_S = 5.0
-REMOVALS = 50
 
 _CLONE_NEWIPC, _CLONE_NEWUSER, _CLONE_NEWPID, _CLONE_NEWNET = 0x08000000, 0x10000000, 0x20000000, 0x40000000
 _PR_SET_PDEATHSIG, _PR_SET_KEEPCAPS, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 8, 36, 38
 _CAP_CHOWN, _CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH, _CAP_FOWNER = 0, 1, 2, 3
-_PF_EXITING = 0x4  # among the flags in /proc/PID/stat
 _NOBODY = 65534
 _SYS_LANDLOCK = 444  # create_ruleset; add_rule and restrict_self follow; the same on all machines
 _LANDLOCK_WRITING = (0x1FF2, 0x3FF2, 0x7FF2)  # for versions 1, 2, 3 and later: all that changes a file or a folder
@@ -57,10 +56,14 @@ def main() -> None:
     source = os.fdopen(os.dup(0), "rb")
     line = source.readline()
     if not line:  # the parent ended before it could ask for anything
-        _remove(sys.argv[1])
         return
     request = json.loads(line)
     output = _private_output()
+    try:
+        _make_folder(request["folder"], is_home=request["is_home"])
+    except OSError as error:
+        _write(output, {"failure": f"its temporary folder could not be made: {error}"})
+        return
     own = [str(Path(__file__).parent), *request["path"]]
     sys.path[:] = [*request["path"], *(entry for entry in sys.path if entry not in own)]
     walls = _become_worker(request, output)
@@ -248,41 +251,34 @@ def _keep(child: int, parent: int | None, folder: str | None) -> NoReturn:
             _drain(wake)
     if parent is not None:
         _end_rest()
-    if folder is not None and parent is not None and _ends_soon(parent):
-        _remove(folder)
+    if folder is not None:
+        remove_folder(folder)
     _go_the_same_way(status, is_init=parent is None)
 
 
-def _ends_soon(parent: int) -> bool:
-    """Whether the parent ends within half a second: of a process that is killed, the worker can hear before it is marked."""
-    for _ in range(10):
-        if _is_ending(parent):
-            return True
-        time.sleep(0.05)
-    return False
+def _make_folder(folder: str, is_home: bool) -> None:
+    """The worker's temporary folder. Made here, and not by the parent, which can be killed between making and starting."""
+    os.mkdir(folder, 0o700)
+    if is_home:
+        os.chdir(folder)
 
 
-def _is_ending(parent: int) -> bool:
-    """Whether the parent is gone or on its way: a process that ends closes its pipes, and so ends the worker, before it is gone."""
-    if os.getppid() != parent:
-        return True
-    try:
-        with open(f"/proc/{parent}/stat", encoding="utf-8", errors="replace") as stream:
-            fields = stream.read().rpartition(")")[2].split()
-    except OSError:
-        return os.getppid() != parent
-    return fields[0] in "ZX" or bool(int(fields[6]) & _PF_EXITING)
-
-
-def _remove(folder: str) -> None:
-    """The worker's temporary folder, which the parent can no longer remove."""
+def remove_folder(folder: str) -> None:
+    """Remove a worker's temporary folder with all that is in it, also what a call has closed to everybody."""
     import shutil
 
-    for _ in range(REMOVALS):  # what is on its way out may still put something there
-        shutil.rmtree(folder, ignore_errors=True)
-        if not os.path.lexists(folder):
-            return
-        time.sleep(LOOK_EVERY_S)
+    for place, inside, _ in os.walk(folder):
+        for name in inside:
+            if not os.path.islink(path := os.path.join(place, name)):
+                _open_to_owner(path)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _open_to_owner(path: str) -> None:
+    try:
+        os.chmod(path, 0o700)
+    except OSError:  # somebody else's, or gone: what can be removed will be
+        return
 
 
 _asked_to_end = False

@@ -196,7 +196,7 @@ class _Handles:
     """What must be cleared away when a child ends, however this process comes to that point."""
 
     owner: int
-    folder: tempfile.TemporaryDirectory[str]
+    folder: str
     process: subprocess.Popen[bytes] | None = None
     pidfd: int | None = None
 
@@ -211,7 +211,8 @@ class _Handles:
             self.pidfd = None
         if self.process is not None:
             _end_keeper(self.process)
-        self.folder.cleanup()
+        if os.path.lexists(self.folder):  # the keeper was killed
+            isolated_child.remove_folder(self.folder)
 
 
 def _end_keeper(process: subprocess.Popen[bytes]) -> None:
@@ -244,13 +245,13 @@ class _Child:
         self.owner = os.getpid()
         self.isolation: dict[str, str] = {}
         self._limits = limits
-        temporary = tempfile.TemporaryDirectory(prefix="aligner-", ignore_cleanup_errors=True)
-        self._handles = _Handles(self.owner, temporary)
+        folder = os.path.join(tempfile.gettempdir(), f"aligner-{secrets.token_hex(8)}")
+        self._handles = _Handles(self.owner, folder)
         self._finalizer = weakref.finalize(self, self._handles.clear)
         self._said = _Said()
         self._selector = selectors.DefaultSelector()
         self._waiting = b""
-        self._request = {**request, "folder": temporary.name}
+        self._request = {**request, "folder": folder, "is_home": start.folder is None}
         try:
             self.process = self._popen(start)
         except OSError as error:
@@ -258,16 +259,16 @@ class _Child:
             raise StartError(f"the process could not be started: {error}") from error
 
     def _popen(self, start: _Start) -> subprocess.Popen[bytes]:
-        name = self._handles.folder.name
+        name = self._handles.folder
         given = start.environment
         flags = ["-B", "-s" if given is None else "-I", *([] if start.site else ["-S"])]
         process = subprocess.Popen(
-            [sys.executable, *flags, str(Path(isolated_child.__file__).resolve()), name],
+            [sys.executable, *flags, str(Path(isolated_child.__file__).resolve())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             bufsize=0,
-            cwd=start.folder or name,
+            cwd=start.folder,
             env=bare_environment(name, start.threads) if given is None else {**given, "TMPDIR": name},
             start_new_session=True,
         )
@@ -284,17 +285,12 @@ class _Child:
         deadline = time.monotonic() + START_TIMEOUT_S
         late = f"it did not start in {START_TIMEOUT_S:g} s and was stopped"
         line, said = self._exchange(self._request, deadline, late)
-        if line is not None and hasattr(os, "pidfd_open"):
+        pid = _opened(line, said)["pid"]
+        if hasattr(os, "pidfd_open"):
             with suppress(ProcessLookupError):  # it has ended already; reading on will tell
-                self._handles.pidfd = os.pidfd_open(json.loads(line)["pid"])
-        if line is not None:
-            line, said = self._exchange(None, deadline, late)
-        if line is None:
-            raise StartError(said)
-        answer = json.loads(line)
-        if "failure" in answer:
-            raise StartError(answer["failure"])
-        unseen = "" if self._limits.user_files else _too_full(self._handles.folder.name, self._limits)
+                self._handles.pidfd = os.pidfd_open(pid)
+        answer = _opened(*self._exchange(None, deadline, late))
+        unseen = "" if self._limits.user_files else _too_full(self._handles.folder, self._limits)
         disk = "not asked for" if self._limits.user_files else unseen or "yes"
         self.isolation = {**answer["isolation"], "disk": disk}
         return self.isolation
@@ -336,7 +332,7 @@ class _Child:
             if left <= 0:
                 return None, late
             is_watched = self.isolation.get("disk") == "yes"
-            if is_watched and (full := _too_full(self._handles.folder.name, self._limits)):
+            if is_watched and (full := _too_full(self._handles.folder, self._limits)):
                 return None, f"{full} and was stopped"
             self._listen(min(left, LOOK_EVERY_S) if is_watched else left)
 
@@ -390,6 +386,16 @@ class _Child:
                 self._said.complaints = (self._said.complaints + chunk)[-MAX_ERROR_CHARACTERS:]
         except BlockingIOError:
             return
+
+
+def _opened(line: bytes | None, said: str) -> dict[str, Any]:
+    """What a child says while it starts; a StartError where it says why it cannot, or nothing (`said` tells why)."""
+    if line is None:
+        raise StartError(said)
+    answer: dict[str, Any] = json.loads(line)
+    if "failure" in answer:
+        raise StartError(answer["failure"])
+    return answer
 
 
 def _too_full(folder: str, limits: Limits) -> str:

@@ -21,7 +21,7 @@ from aligner.reward_models.base import Scores
 from aligner.reward_models.verifier_options import Options
 from aligner.reward_models.verifiers_isolated import RegexVerifier
 
-LIMITS = "timeout_s=1,memory_mb=256,processes=2"
+LIMITS = "memory_mb=256,processes=2"
 
 HOSTILE = """
 import os, signal, socket, subprocess, sys, threading, time
@@ -100,25 +100,32 @@ def stops_itself():
 """
 
 # what is done -> what the remark says, one of these
-TOO_LATE = "it took longer than 1 s and was stopped"
-"""How whatever takes some work can end too, where the machine is busy."""
+TOO_LATE = ("it took longer than 1 s and was stopped",)
+TOO_MUCH = ("it needed more than 256 MiB of memory",)
+TOO_MANY = ("it started more than 2 processes or threads",)
 ENDS: dict[str, tuple[str, ...]] = {
-    "loops": ("it took longer than 1 s and was stopped",),
-    "sleeps": ("it took longer than 1 s and was stopped",),
-    "asks_for_too_much": ("it needed more than 256 MiB of memory",),
-    "allocates_without_end": ("it needed more than 256 MiB of memory", TOO_LATE),
-    "bombs": ("it started more than 2 processes or threads", TOO_LATE),
-    "bombs_with_programs": ("it started more than 2 processes or threads", TOO_LATE),
-    "starts_threads": ("it started more than 2 processes or threads", TOO_LATE),
+    "loops": TOO_LATE,
+    "sleeps": TOO_LATE,
+    "asks_for_too_much": TOO_MUCH,
+    "allocates_without_end": TOO_MUCH,
+    "bombs": TOO_MANY,
+    "bombs_with_programs": TOO_MANY,
+    "starts_threads": TOO_MANY,
+    "leaves": ("it ended with status 0 and without an answer",),
     "leaves_at_once": ("it ended with status 0 and without an answer",),
-    "crashes": ("it was ended by signal SIGSEGV", TOO_LATE),
-    "aborts": ("it was ended by signal SIGABRT", TOO_LATE),
-    "closes_everything": ("it closed its output and went on without an answer", TOO_LATE),
-    "writes_to_every_pipe": ("its answer cannot be read", TOO_LATE),
-    "floods_every_pipe": ("it answered with more than 1000000 bytes and was stopped", TOO_LATE),
-    "kills_what_is_above": ("it took longer than 1 s and was stopped", "it was ended by signal SIGKILL"),
-    "stops_itself": ("it took longer than 1 s and was stopped",),
+    "crashes": ("it was ended by signal SIGSEGV",),
+    "aborts": ("it was ended by signal SIGABRT",),
+    "closes_everything": ("it closed its output and went on without an answer",),
+    "writes_to_every_pipe": ("its answer cannot be read",),
+    "floods_every_pipe": ("it answered with more than 1000000 bytes and was stopped",),
+    "kills_what_is_above": (*TOO_LATE, "it was ended by signal SIGKILL"),
+    "stops_itself": TOO_LATE,
 }
+"""What meets another wall than time has plenty of it: on a busy machine a second is not enough to come to that wall."""
+
+
+def seconds_for(what: str) -> int:
+    return 1 if TOO_LATE[0] in ENDS[what] else 10
 
 
 @pytest.fixture(autouse=True)
@@ -173,17 +180,15 @@ def hostile(tmp_path: Path) -> str:
     return f"verifier:{path}:judge"
 
 
-@pytest.mark.parametrize("what", [*ENDS, "leaves"])
+@pytest.mark.parametrize("what", ENDS)
 def test_a_function_that_misbehaves_is_stopped_and_the_next_row_is_scored(hostile: str, what: str) -> None:
     before = children_of_this_process()
-    scorer = load_scorer(f"{hostile},{LIMITS}")
+    scorer = load_scorer(f"{hostile},{LIMITS},timeout_s={seconds_for(what)}")
     scores = scorer.score(["p"] * 3, ["fine", what, "fine"])
     assert scores == [0.5, 0.0, 0.5]
     assert list(scores.remarks) == [1]
     said = scores.remarks[1].removeprefix("scored as failed: ")
-    assert any(said.startswith(text) for text in ENDS.get(what, ("it ended with status 0 and without an answer",))), (
-        said
-    )
+    assert any(said.startswith(text) for text in ENDS[what]), said
     del scorer
     assert children_of_this_process() == before
 
@@ -355,8 +360,6 @@ def test_nothing_outlives_the_command(tmp_path: Path, how: signal.Signals, kind:
         _, complaint = command.communicate(timeout=30)
     assert ("KeyboardInterrupt" in complaint.decode()) == (how == signal.SIGINT)
     wait_until_gone(str(tmp_path))
-    while list(place.iterdir()) and time.monotonic() < deadline:
-        time.sleep(0.05)
     assert not list(place.iterdir())
 
 
@@ -423,16 +426,20 @@ def test_programs_are_judged_by_their_tests(program: str, tests: str, passes: fl
 
 
 @pytest.mark.parametrize("when", ["in the program", "in the test"])
-def test_programs_that_misbehave_are_stopped_and_fail(when: str) -> None:
+@pytest.mark.parametrize("seconds", [1, 10], ids=["by time", "by another wall"])
+def test_programs_that_misbehave_are_stopped_and_fail(when: str, seconds: int) -> None:
     called = "\n{0}()\n" if when == "in the program" else "\ndef run():\n    {0}()\n"
-    programs = [HOSTILE + called.format(what) for what in ENDS]
+    kinds = [
+        what for what in ENDS if seconds_for(what) == seconds and what != "leaves"
+    ]  # a SystemExit is a plain failure
     tests = "def check(function): function()\ncheck(run)"
-    scorer = load_scorer(f"verifier:tests,{LIMITS}")
-    scores = scorer.score(["p"] * (len(ENDS) + 1), [*programs, "def run(): pass"], [tests] * (len(ENDS) + 1))
-    assert scores == [0.0] * len(ENDS) + [1.0]
-    assert list(scores.remarks) == list(range(len(ENDS)))
-    for (what, ends), said in zip(ENDS.items(), scores.remarks.values()):
-        assert said.removeprefix("scored as failed: ").startswith(ends), f"{what}: {said}"
+    programs = [*(HOSTILE + called.format(what) for what in kinds), "def run(): pass"]
+    scores = load_scorer(f"verifier:tests,{LIMITS},timeout_s={seconds}").score(
+        ["p"] * len(programs), programs, [tests] * len(programs)
+    )
+    assert scores == [0.0] * len(kinds) + [1.0]
+    said = {what: scores.remarks[row].removeprefix("scored as failed: ") for row, what in enumerate(kinds)}
+    assert [what for what in kinds if not said[what].startswith(ENDS[what])] == [], said
 
 
 CHEATS = {
