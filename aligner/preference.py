@@ -26,7 +26,7 @@ answers of the reference 3B, and these are the last.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -39,7 +39,7 @@ from trl.trainer.utils import add_fused_lm_head
 from aligner.chat import IGNORED
 from aligner.objectives import OBJECTIVES, Objective, PairLogps, Settings
 from aligner.objectives.distilled import Combine, aim
-from aligner.training import OrderedTrainer
+from aligner.training import WeightedTrainer
 
 METRICS = (
     "rewards/chosen",
@@ -117,7 +117,7 @@ def without_base_dropout(model: torch.nn.Module) -> None:
                 setattr(module, attribute, 0.0)
 
 
-class PreferenceTrainer(OrderedTrainer):
+class PreferenceTrainer(WeightedTrainer):
     """Train a policy on preference pairs with any objective of the catalogue.
 
     Args:
@@ -132,10 +132,6 @@ class PreferenceTrainer(OrderedTrainer):
     log-probabilities) the reference is not computed again, and without them the policy must be a PEFT model whose base
     is the reference.
     """
-
-    loss_is_scaled_for_ga = True
-
-    eval_dataset: Any
 
     def __init__(
         self,
@@ -158,22 +154,6 @@ class PreferenceTrainer(OrderedTrainer):
         without_base_dropout(self.model)
         fuse_head(self.model)
 
-    def blank(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Return the pair with a weight of 0."""
-        return {**row, "weight": 0.0}
-
-    def fill_last_batch(self) -> None:
-        """Fill the held-out rows too: several processes would otherwise see some of them twice."""
-        super().fill_last_batch()
-        if self.eval_dataset is not None:
-            self.eval_dataset = self.with_blanks(self.eval_dataset, self.args.eval_batch_size)
-
-    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
-        """Fetch the batches of one step, and the sum of their pairs' weights over accumulation steps and ranks."""
-        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator)]
-        total = sum((batch["weight"].sum() for batch in batches), torch.tensor(0.0))
-        return batches, self.accelerator.reduce(total.to(self.args.device), reduction="sum")
-
     def compute_loss(
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
@@ -189,7 +169,7 @@ class PreferenceTrainer(OrderedTrainer):
             reference_rejected,
             chosen_lengths,
             rejected_lengths,
-            self._gather(inputs["weight"]),
+            self.gather_rows(inputs["weight"]),
         )
         if "reward_gaps" in inputs:
             pairs = self._aimed(pairs, inputs)
@@ -201,12 +181,7 @@ class PreferenceTrainer(OrderedTrainer):
             self._add_shares(inputs["weight"] > 0, {"forward_kl": kl})
         assert losses.shape == chosen.shape, "an objective gives one loss per pair"
         self._add_metrics(pairs, nll, losses, inputs["weight"])
-        weighted = (inputs["weight"] * losses).sum()
-        if num_items_in_batch is None:
-            loss = weighted / inputs["weight"].sum().clamp(min=torch.finfo(torch.float32).tiny)
-        else:
-            # Ranks average their gradients, so the division by all ranks' weights is undone by their number.
-            loss = weighted * self.accelerator.num_processes / num_items_in_batch
+        loss = self.share_of_step(losses, inputs["weight"], num_items_in_batch)
         return (loss, None) if return_outputs else loss
 
     def _aimed(self, pairs: PairLogps, inputs: dict[str, Tensor]) -> PairLogps:
@@ -234,17 +209,6 @@ class PreferenceTrainer(OrderedTrainer):
         warming_up = self.model.training and self.state.global_step < self.warmup_steps_dpo
         return OBJECTIVES["sigmoid"] if warming_up else self.objective
 
-    def _gather(self, weights: Tensor) -> Callable[[Tensor], Tensor] | None:
-        """Return what collects values (B,) of all ranks' pairs, without those that only fill a batch."""
-        if self.accelerator.num_processes == 1:
-            return None
-        from torch.distributed.nn.functional import all_gather  # unlike accelerate's, it lets gradients back
-
-        def gather(values: Tensor) -> Tensor:
-            return torch.cat(all_gather(values))[self.accelerator.gather(weights) > 0]
-
-        return gather
-
     def _reference(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         if not self.needs_reference:
             zeros = torch.zeros_like(inputs["weight"])
@@ -256,14 +220,6 @@ class PreferenceTrainer(OrderedTrainer):
         with torch.no_grad(), policy.disable_adapter(), self.compute_loss_context_manager():
             chosen, rejected = answer_logps(policy, answers)[0].chunk(2)
         return chosen, rejected
-
-    def prediction_step(
-        self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
-    ) -> tuple[Tensor, None, None]:
-        """Return the loss alone: the metrics are gathered on the side, and logits are never built."""
-        inputs = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager():
-            return self.compute_loss(model, inputs).detach(), None, None
 
     def _add_metrics(self, pairs: PairLogps, nll: Tensor, losses: Tensor, weights: Tensor) -> None:
         """Add to the running sums on the device; nothing is synchronised before the next log."""

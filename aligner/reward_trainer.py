@@ -10,7 +10,7 @@ Legend: B pairs, N answers (2B: the chosen ones, then the rejected ones), T toke
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +24,7 @@ from aligner.config.schema import Reward
 from aligner.heads import give_values, head_of, join_outputs
 from aligner.padded import pad
 from aligner.reward_losses import length_term, orthogonality, pair_losses, rating_losses
-from aligner.training import OrderedTrainer
+from aligner.training import WeightedTrainer
 
 PAD_SEGMENT = -1
 
@@ -42,12 +42,8 @@ class Terms:
     moments: tuple[Tensor, Tensor, Tensor] | None = None
 
 
-class RewardSteps(OrderedTrainer):
+class RewardSteps(WeightedTrainer):
     """The step that all kinds share; a kind gives `terms`."""
-
-    loss_is_scaled_for_ga = True
-
-    eval_dataset: Any
 
     def __init__(self, *args: Any, settings: Reward, **kwargs: Any) -> None:
         self.settings = settings
@@ -65,43 +61,14 @@ class RewardSteps(OrderedTrainer):
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Leave the card to the run directory."""
 
-    def blank(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Return the row with a weight of 0."""
-        return {**row, "weight": 0.0}
-
-    def fill_last_batch(self) -> None:
-        """Fill the held-out rows too: several processes would otherwise see some of them twice."""
-        super().fill_last_batch()
-        if self.eval_dataset is not None:
-            self.eval_dataset = self.with_blanks(self.eval_dataset, self.args.eval_batch_size)
-
-    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
-        """Fetch the batches of one step, and the sum of their rows' weights over accumulation steps and ranks."""
-        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator)]
-        total = sum((batch["weight"].sum() for batch in batches), torch.tensor(0.0))
-        return batches, self.accelerator.reduce(total.to(self.args.device), reduction="sum")
-
     def compute_loss(
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Return this micro-batch's share of the step's loss; summed over micro-batches and ranks it is the mean."""
         found = self.terms(model, inputs)
         self._add(found)
-        weighted = (found.weights * found.losses).sum()
-        if num_items_in_batch is None:
-            loss = weighted / found.weights.sum().clamp(min=torch.finfo(torch.float32).tiny)
-        else:
-            # Ranks average their gradients, so the division by all ranks' weights is undone by their number.
-            loss = weighted * self.accelerator.num_processes / num_items_in_batch
+        loss = self.share_of_step(found.losses, found.weights, num_items_in_batch)
         return (loss, None) if return_outputs else loss
-
-    def prediction_step(
-        self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
-    ) -> tuple[Tensor, None, None]:
-        """Return the loss alone: the metrics are gathered on the side."""
-        inputs = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager():
-            return self.compute_loss(model, inputs).detach(), None, None
 
     def _add(self, found: Terms) -> None:
         """Add to the running sums on the device; nothing is synchronised before the next log."""
@@ -267,20 +234,11 @@ class OdinTrainer(PairTerms, HeadTrainer):
         quality, length = outputs.unbind(-1)
         found = self.pair_terms(quality + length, quality, inputs)
         weights, tokens = torch.cat([inputs["weight"]] * 2), inputs["answer_lengths"]
-        gather = self._gather(weights)
+        gather = self.gather_rows(weights) or (lambda values: values)
         about_length = length_term(gather(quality), gather(length), gather(tokens))
         apart = orthogonality(head_of(self.accelerator.unwrap_model(self.model))[2].weight)
         more = self.settings.length_weight * about_length + self.settings.orthogonality_weight * apart
         return Terms(found.losses + more, found.weights, found.metrics, found.moments)
-
-    def _gather(self, weights: Tensor) -> Callable[[Tensor], Tensor]:
-        """Return what collects values (N,) of all ranks' answers, without those that only fill a batch."""
-        if self.accelerator.num_processes == 1:
-            return lambda values: values
-        from torch.distributed.nn.functional import all_gather  # unlike accelerate's, it lets gradients back
-
-        kept = self.accelerator.gather(weights) > 0
-        return lambda values: torch.cat(all_gather(values))[kept]
 
     def before_result(self) -> None:
         """Keep the output of quality: the result is an ordinary model with one score."""

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from datasets import Dataset, concatenate_datasets
+from torch import Tensor
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import TrainerControl, TrainerState
 
@@ -160,6 +161,66 @@ class OrderedTrainer(Trainer):
             passes=self.passes,
         )
         return self.train_order
+
+
+class WeightedTrainer(OrderedTrainer):
+    """Rows with a number `weight`: a step's loss is sum(w_i * loss_i) / sum(w_i) over all of its rows.
+
+    That is over accumulation steps and ranks alike, so a short last batch counts for what it holds.
+    """
+
+    loss_is_scaled_for_ga = True
+
+    eval_dataset: Any
+
+    def blank(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Return the row with a weight of 0."""
+        return {**row, "weight": 0.0}
+
+    def fill_last_batch(self) -> None:
+        """Fill the held-out rows too: several processes would otherwise see some of them twice."""
+        super().fill_last_batch()
+        if self.eval_dataset is not None:
+            self.eval_dataset = self.with_blanks(self.eval_dataset, self.args.eval_batch_size)
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
+        """Fetch the batches of one step, and the sum of their rows' weights over accumulation steps and ranks."""
+        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator)]
+        total = sum((batch["weight"].sum() for batch in batches), torch.tensor(0.0))
+        return batches, self.accelerator.reduce(total.to(self.args.device), reduction="sum")
+
+    def share_of_step(self, losses: Tensor, weights: Tensor, step_weight: Any) -> Tensor:
+        """Return what a micro-batch of `losses` and `weights` (R,) adds to the loss of its step; its mean outside one.
+
+        `step_weight` is what `get_batch_samples` found, or None where there is no step, as with held-out rows.
+        """
+        weighted = (weights * losses).sum()
+        if step_weight is None:
+            return weighted / weights.sum().clamp(min=torch.finfo(torch.float32).tiny)
+        # Ranks average their gradients, so the division by all ranks' weights is undone by their number.
+        return weighted * self.accelerator.num_processes / step_weight
+
+    def gather_rows(self, weights: Tensor) -> Callable[[Tensor], Tensor] | None:
+        """Return what collects values (R,) of all ranks' rows, without those of no weight that only fill a batch.
+
+        None for one process: its own are all there are. Every rank must call it equally often.
+        """
+        if self.accelerator.num_processes == 1:
+            return None
+        from torch.distributed.nn.functional import all_gather  # unlike accelerate's, it lets gradients back
+
+        def gather(values: Tensor) -> Tensor:
+            return torch.cat(all_gather(values))[self.accelerator.gather(weights) > 0]
+
+        return gather
+
+    def prediction_step(
+        self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[Tensor, None, None]:
+        """Return the loss alone: metrics are gathered on the side, and logits are never kept."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            return self.compute_loss(model, inputs).detach(), None, None
 
 
 class Recorder(TrainerCallback):
