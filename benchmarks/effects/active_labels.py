@@ -2,12 +2,15 @@
 
     python -m benchmarks.effects.active_labels [--seeds N] [--workers N] [--pool N] [--budgets N ...] [--write]
 
-The result of `tiny/sft` answers a pool of prompts, four times each. Labels are the gold score's, bought in rounds: the first round is
-the same for every arm (random pairs), each further one is chosen by `aligner data select` with the reward model of the round before.
-After each round a reward model (`tiny/reward`, always the same number of steps) is trained from the SFT model on all labels so far, and
-measured on pairs of answers of the same policy to held-out prompts that have different gold scores. A label that says "tie" is paid
-for and teaches nothing, as with people. A seed changes the world, the base, the answers, the choice and the training. With
-`--write` the tables go into `benchmarks/RESULTS.md`.
+The base model answers a pool of prompts, four times each. Labels are the gold score's, bought in rounds: the first round is the same
+for every arm (random pairs), each further one is chosen by `aligner data select` with the reward model of the round before. After
+each round a reward model (`tiny/reward`, always the same number of steps) is trained from the base on all labels so far, and measured
+on pairs of answers of the base to held-out prompts that have different gold scores. A label that says "tie" is paid for and teaches
+nothing, as with people. A seed changes the world, the base, the answers, the choice and the training. With `--write` the tables go
+into `benchmarks/RESULTS.md`.
+
+The base and not the result of `tiny/sft` is the policy, as the latter's mistakes are too fine for so small a reward model: with 400
+labels it ranked 53% of the pairs rightly, however they were chosen.
 """
 
 from __future__ import annotations
@@ -37,10 +40,10 @@ from aligner.toy import gold_score, write_world
 from aligner.toy.tasks import draw
 from benchmarks.results import write
 
-BUDGETS = (50, 100, 200, 400)
-POOL = 1500
+BUDGETS = (200, 400, 800, 1600)
+POOL = 3000
 SAMPLES = 4
-STEPS = 80
+STEPS = 160
 ARMS: dict[str, tuple[str, ...]] = {
     "random pairs": ("select.strategy=random", "select.pair=random"),
     "random, best and worst": ("select.strategy=random", "select.pair=max_min"),
@@ -82,7 +85,7 @@ def answers(world: Path, seed: int, name: str) -> Path:
     """Let the policy answer the prompts of a file; the candidates that come of it."""
     overrides = [
         f"data.train={world / name}.jsonl",
-        f"select.policy={world / 'runs' / 'sft' / 'final'}",
+        f"select.policy={world / 'model'}",
         f"select.num_samples={SAMPLES}",
         "select.max_new_tokens=32",
         "select.batch_size=200",
@@ -95,18 +98,9 @@ def answers(world: Path, seed: int, name: str) -> Path:
 
 
 def prepare(world: Path, seed: int, pool: int) -> None:
-    """Write a world, train its policy and let that answer the pool and the held-out prompts."""
+    """Write a world and let its base answer the pool and the held-out prompts."""
     torch.set_num_threads(1)
     write_world(world, seed=seed)
-    overrides = [
-        f"model.name_or_path={world / 'model'}",
-        f"data.train={world / 'sft.jsonl'}",
-        "data.eval=null",
-        "report.num_prompts=0",
-        f"seed={seed}",
-        f"output_dir={world / 'runs' / 'sft'}",
-    ]
-    run_recipe(load_recipe("sft", "tiny/sft", overrides))
     write_pool(world, seed, pool)
     for name in ("pool", "heldout"):
         answers(world, seed, name)
@@ -115,7 +109,7 @@ def prepare(world: Path, seed: int, pool: int) -> None:
 def proxy(world: Path, seed: int, folder: Path, labelled: Sequence[Path]) -> Path:
     """Train a reward model on labelled pairs."""
     overrides = [
-        f"model.name_or_path={world / 'runs' / 'sft' / 'final'}",
+        f"model.name_or_path={world / 'model'}",
         f"data.train=[{', '.join(map(str, labelled))}]",
         "data.eval=null",
         "report.num_prompts=0",

@@ -7,15 +7,15 @@ has the higher gold score. Three data sets, each with a way in which labels go w
 
 * *noise*: a quarter of the labels is flipped. Who memorises labels is right on 75% of the training pairs' truth, and knows
   nothing of others.
-* *strengths*: pairs carry a strength of 1, 2 or 3 by the difference of their gold scores, and the label of a weak one is flipped
-  more often (50%, 25%, never), of exercises with several parts alone, of which a half is weak. The strength is all that a
-  loss can know of this.
+* *strengths*: exercises with several parts alone. Pairs carry a strength by the difference of their gold scores, and the label of a
+  weak one is flipped more often: 0.1, by a coin (half of the pairs); 1, a quarter; 3, never. The strength is all that a loss can
+  know of this. Two arms are told 1, 2 and 3 instead, as annotators' scales have it.
 * *length*: blanks are put before the answers, which change no gold score; in 40% of the pairs the longer answer is labelled
   the better one whatever it says.
 
-Accuracy is on 1,000 held-out pairs with true labels, a tie counting a half; for *length* their blanks are drawn as in training. The
-correlation with length is Pearson's, over the held-out answers, of score and tokens after the mean of each pair is taken off both. A
-seed changes the world, the base, the pairs, the flips, the head and the order.
+Accuracy is on 1,000 held-out pairs with true labels, a tie counting a half; they are drawn as those of the training are, with several
+parts for *strengths*, and blanks for *length*. The correlation with length is Pearson's, over the held-out answers, of score and tokens
+after the mean of each pair is taken off both. A seed changes the world, the base, the pairs, the flips, the head and the order.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from benchmarks.results import write
 PAIRS = 3000
 HELD_OUT = 1000
 NOISE = 0.25
+STRENGTHS = {1: 0.1, 2: 1.0, 3: 3.0}
 FLIPS = {1: 0.5, 2: 0.25, 3: 0.0}
 LONGER_WINS = 0.4
 MOST_BLANKS = 10
@@ -60,6 +61,8 @@ ARMS: dict[str, tuple[str, tuple[str, ...]]] = {
     "strengths: plain": ("strengths", ()),
     "strengths: margin": ("strengths", ("reward.loss=margin",)),
     "strengths: scaled": ("strengths", ("reward.loss=scaled",)),
+    "strengths of 1, 2, 3: margin": ("ranks", ("reward.loss=margin",)),
+    "strengths of 1, 2, 3: scaled": ("ranks", ("reward.loss=scaled",)),
     "length: Bradley-Terry": ("length", ()),
     "length: ODIN": ("length", ("reward.kind=odin",)),
     "length: ODIN, length_weight 0.3": ("length", ("reward.kind=odin", "reward.length_weight=0.3")),
@@ -73,7 +76,8 @@ class Pair:
     prompt: str
     better: str
     worse: str
-    strength: int
+    rank: int
+    """1 to 3, by the difference of the gold scores."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,7 @@ def _answers(exercise: Exercise, rng: random.Random) -> list[str]:
 def with_blanks(pair: Pair, rng: random.Random) -> Pair:
     """Put blanks before both answers."""
     better, worse = (" " * rng.randint(0, MOST_BLANKS) + text for text in (pair.better, pair.worse))
-    return Pair(pair.prompt, better, worse, pair.strength)
+    return Pair(pair.prompt, better, worse, pair.rank)
 
 
 def is_flipped(kind: str, pair: Pair, rng: random.Random) -> bool:
@@ -120,28 +124,32 @@ def is_flipped(kind: str, pair: Pair, rng: random.Random) -> bool:
         return len(pair.worse) > len(pair.better)
     if kind == "length":
         return False
-    return rng.random() < (NOISE if kind == "noise" else FLIPS[pair.strength])
+    return rng.random() < (NOISE if kind == "noise" else FLIPS[pair.rank])
 
 
 def prepare(world: Path, seed: int) -> None:
-    """Write a world and its three data sets."""
+    """Write a world and its data sets, each with the pairs that are held out for it."""
     torch.set_num_threads(1)
     write_world(world, seed=seed)
     lines = map(json.loads, (world / "heldout.jsonl").read_text(encoding="utf-8").splitlines())
     rng = random.Random(f"reward models {seed}")
-    apart = pairs(rng, HELD_OUT, set())
-    held_out = {line["prompt"][0]["content"] for line in lines} | {pair.prompt for pair in apart}
-    (world / "held_out.json").write_text(json.dumps([vars(pair) for pair in apart]), encoding="utf-8")
-    for kind in ("noise", "strengths", "length"):
-        rng = random.Random(f"{kind} {seed}")
+    apart = {"noise": pairs(rng, HELD_OUT, set())}
+    held_out = {line["prompt"][0]["content"] for line in lines} | {pair.prompt for pair in apart["noise"]}
+    apart["length"] = apart["noise"]
+    apart["strengths"] = apart["ranks"] = pairs(random.Random(f"several parts {seed}"), HELD_OUT, set(), chains=True)
+    for kind, kept in apart.items():
+        (world / f"{kind}-held-out.json").write_text(json.dumps([vars(pair) for pair in kept]), encoding="utf-8")
+        apart_too = {pair.prompt for pair in kept}
+        rng = random.Random(f"{kind.replace('ranks', 'strengths')} {seed}")
         rows = []
-        for pair in pairs(rng, PAIRS, held_out, chains=kind == "strengths"):
+        for pair in pairs(rng, PAIRS, held_out | apart_too, chains=kind in ("strengths", "ranks")):
             shown = with_blanks(pair, rng) if kind == "length" else pair
             flipped = is_flipped(kind, shown, rng)
             sides = (shown.worse, shown.better) if flipped else (shown.better, shown.worse)
             turns = [[{"role": "assistant", "content": text}] for text in sides]
             row = {"prompt": [{"role": "user", "content": pair.prompt}], "chosen": turns[0], "rejected": turns[1]}
-            rows.append({**row, "strength": pair.strength, "flipped": flipped})
+            strength = pair.rank if kind == "ranks" else STRENGTHS[pair.rank]
+            rows.append({**row, "strength": strength, "flipped": flipped})
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (world / f"{kind}.jsonl").write_text(text, encoding="utf-8")
 
@@ -150,7 +158,7 @@ def run_arm(world: Path, seed: int, arm: str) -> Outcome:
     """Train a reward model and measure it."""
     torch.set_num_threads(1)
     kind, settings = ARMS[arm]
-    run = world / "runs" / arm.replace(": ", "-").replace(" ", "-")
+    run = world / "runs" / arm.replace(": ", "-").replace(", ", "-").replace(" ", "-")
     overrides = [
         f"model.name_or_path={world / 'model'}",
         f"data.train={world / f'{kind}.jsonl'}",
@@ -170,7 +178,7 @@ def run_arm(world: Path, seed: int, arm: str) -> Outcome:
 def measure(world: Path, run: Path, kind: str, seed: int) -> Outcome:
     """Score held-out and training pairs."""
     rng = random.Random(f"measure {seed}")
-    apart = [Pair(**row) for row in json.loads((world / "held_out.json").read_text(encoding="utf-8"))]
+    apart = [Pair(**row) for row in json.loads((world / f"{kind}-held-out.json").read_text(encoding="utf-8"))]
     if kind == "length":
         apart = [with_blanks(pair, rng) for pair in apart]
     better, worse = scores(
