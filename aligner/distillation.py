@@ -10,9 +10,10 @@ answer is better, which is that difference under Bradley and Terry's model. A pr
 that. So it is with an ensemble that has such a member. A judge gives grades, and they are its rewards. An ensemble that
 brings its members to one scale over the rows of a call gets the pairs of both splits in one, so that its gaps are on one.
 
-Scores are kept on disk under a hash of the scorer's fingerprint and of all texts. One process scores, the others are told;
-models are loaded one after the other. A model that gives both answers of every pair the same reward is refused: a policy
-that never moves would follow it perfectly, and a pessimistic choice would always fall on it.
+Scores are kept on disk under a hash of the scorer's fingerprint and of all texts, and part by part while there are more to
+come, so a kill costs one part. One process scores, the others are told; models are loaded one after the other. A model
+that gives both answers of every pair the same reward is refused: a policy that never moves would follow it perfectly,
+and a pessimistic choice would always fall on it.
 
 Legend: N pairs, K reward models.
 """
@@ -22,15 +23,19 @@ from __future__ import annotations
 import gc
 import json
 import math
+import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aligner.config.schema import Dpo
 from aligner.data.ledger import LISTED
 from aligner.errors import DataError, Problem
+from aligner.events import Notice, OnEvent, StageProgress, StageStarted
 from aligner.prepare import Prepared
 from aligner.record import dumps, write_atomically
 from aligner.reference import cache_folder
@@ -50,7 +55,8 @@ SUREST = 1e-6
 TEXT = "text"
 """Column that holds a pair as JSON: `prompt`, `chosen`, `rejected`, `answer` (the right one, where the row has it), `origin`."""
 
-Tell = Callable[[str], None]
+AT_ONCE = 512
+"""Pairs that are scored in one call, unless an ensemble needs all of them in one; then what is known is kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,16 +76,16 @@ class Member:
     scale: float
 
 
-def with_reward_gaps(prepared: Prepared, dpo: Dpo, tell: Tell, say: Tell) -> tuple[Prepared, list[Member]]:
+def with_reward_gaps(prepared: Prepared, dpo: Dpo, on_event: OnEvent | None = None) -> tuple[Prepared, list[Member]]:
     """Return the splits with a column `reward_gaps` (N, K), and what is known of each reward model.
 
-    `tell` hears what was found out, `say` what is being done; only the main process scores, and only it calls them.
+    Only the main process scores, and only it tells of it.
 
     Raises: DataError naming the row that cannot be scored, or a reward model that prefers nothing.
     """
     splits = {"training": prepared.train, "held-out": prepared.eval}
     texts = {name: [json.loads(text) for text in rows[TEXT]] for name, rows in splits.items() if rows is not None}
-    found = agreed(_score_all(dpo, texts, tell, say) if _is_main() else None)
+    found = agreed(_score_all(dpo, texts, on_event or (lambda event: None)) if _is_main() else None)
     members = [Member(**facts) for facts, _ in found]
     with_gaps = {name: _with_gaps(splits[name], [gaps[name] for _, gaps in found], members) for name in texts}
     return Prepared(with_gaps["training"], with_gaps.get("held-out"), prepared.batching), members
@@ -98,7 +104,7 @@ def _with_gaps(rows: Any, gaps: Sequence[list[float]], members: Sequence[Member]
 
 
 def _score_all(
-    dpo: Dpo, texts: dict[str, list[dict[str, Any]]], tell: Tell, say: Tell
+    dpo: Dpo, texts: dict[str, list[dict[str, Any]]], on_event: OnEvent
 ) -> list[tuple[dict[str, Any], dict[str, list[float]]]]:
     """For each reward model its facts, and its gaps for each split."""
     found = []
@@ -106,13 +112,13 @@ def _score_all(
         scorer = load_scorer(spec)
         assert isinstance(scorer, Comparer) or not only_compares(spec)
         ask = _compared if only_compares(spec) else _scored
-        gaps = _of_splits(scorer, ask, texts, together(spec), tell, say)
+        gaps = _of_splits(scorer, ask, texts, together(spec), on_event)
         member = _described(scorer, gaps["training"], dpo)
-        tell(_sentence(member))
+        on_event(Notice(_sentence(member)))
         found.append((asdict(member), gaps))
         del scorer
         _free()
-    _compare_sizes([facts["spread"] * facts["scale"] for facts, _ in found], tell)
+    _compare_sizes([facts["spread"] * facts["scale"] for facts, _ in found], on_event)
     return found
 
 
@@ -122,13 +128,13 @@ def together(spec: str) -> bool:
 
 
 def _of_splits(
-    scorer: Scorer, ask: Ask, texts: dict[str, list[dict[str, Any]]], in_one: bool, tell: Tell, say: Tell
+    scorer: Scorer, ask: Ask, texts: dict[str, list[dict[str, Any]]], in_one: bool, on_event: OnEvent
 ) -> dict[str, list[float]]:
     """Gaps of each split: asked for split by split, or `in_one` call and cut afterwards."""
     if not in_one:
-        return {name: _gaps(scorer, ask, rows, name, tell, say) for name, rows in texts.items()}
+        return {name: _gaps(scorer, ask, rows, name, AT_ONCE, on_event) for name, rows in texts.items()}
     every = [row for rows in texts.values() for row in rows]
-    left = iter(_gaps(scorer, ask, every, " and ".join(texts), tell, say))
+    left = iter(_gaps(scorer, ask, every, " and ".join(texts), len(every), on_event))
     return {name: list(islice(left, len(rows))) for name, rows in texts.items()}
 
 
@@ -163,12 +169,14 @@ UNLIKE = 5.0
 """Reward models whose gaps differ in size by more than this are pointed out."""
 
 
-def _compare_sizes(sizes: Sequence[float], tell: Tell) -> None:
+def _compare_sizes(sizes: Sequence[float], on_event: OnEvent) -> None:
     if max(sizes) > UNLIKE * min(sizes):
         listed = ", ".join(f"{size:.3g}" for size in sizes)
-        tell(
-            f"The reward models' gaps differ in size ({listed}): the largest rules a mean, the smallest is chosen by `min`. "
-            "dpo.reward_scale=std brings them to one size."
+        on_event(
+            Notice(
+                f"The reward models' gaps differ in size ({listed}): the largest rules a mean, the smallest is chosen by "
+                "`min`. dpo.reward_scale=std brings them to one size."
+            )
         )
 
 
@@ -194,14 +202,42 @@ def only_compares(spec: str) -> bool:
     return card.kind == "pairwise" or any(only_compares(member) for member in card.members)
 
 
-def _gaps(scorer: Scorer, ask: Ask, rows: Sequence[dict[str, Any]], name: str, tell: Tell, say: Tell) -> list[float]:
-    """Gaps (N,) from the cache, or scored now."""
+def _gaps(
+    scorer: Scorer, ask: Ask, rows: Sequence[dict[str, Any]], name: str, at_once: int, on_event: OnEvent
+) -> list[float]:
+    """Gaps (N,) from the cache, or scored now, `at_once` in a call."""
     file = cache_folder("rewards") / f"{_key(scorer, rows)}.json"
     if file.is_file():
-        tell(f"Rewards of the {name} pairs by {scorer.name}: from the cache ({file}).")
+        on_event(Notice(f"Rewards of the {name} pairs by {scorer.name}: from the cache ({file})."))
         found: list[float] = json.loads(file.read_text(encoding="utf-8"))
         return found
-    say(f"scoring the {name} pairs with {scorer.name}")
+    stage = f"scoring the {name} pairs with {scorer.name}"
+    on_event(StageStarted(stage))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_suffix(".part.jsonl")
+    known = _kept_parts(unfinished)
+    if known:
+        kept = sum(len(part["gaps"]) for part in known.values())
+        on_event(Notice(f"Rewards of {kept:,} of the {len(rows):,} {name} pairs by {scorer.name}: kept from before."))
+    gaps: list[float] = []
+    remarks: list[str] = []
+    while len(gaps) < len(rows):
+        part = known.get(len(gaps))
+        if part is None:
+            part = {"from": len(gaps), **_score_part(scorer, ask, rows[len(gaps) : len(gaps) + at_once])}
+            _keep(unfinished, part)
+        gaps += part["gaps"]
+        remarks += part["remarks"]
+        on_event(StageProgress(stage, len(gaps), len(rows)))
+    if remarks:
+        on_event(Notice(f"{scorer.name} has remarks on {len(remarks):,} of what it scored; the first: {remarks[0]}."))
+    write_atomically(file, dumps(gaps))
+    unfinished.unlink(missing_ok=True)
+    return gaps
+
+
+def _score_part(scorer: Scorer, ask: Ask, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Gaps of some pairs, all finite, and what the scorer remarks."""
     try:
         gaps, remarks = ask(scorer, rows)
     except (PlacedError, NoScale):
@@ -214,13 +250,27 @@ def _gaps(scorer: Scorer, ask: Ask, rows: Sequence[dict[str, Any]], name: str, t
                 f"{row['origin']}: {scorer.name} gives rewards whose difference is {gap}, which is no finite number",
                 "mend or drop the row, or use another reward model",
             )
-    if remarks:
-        tell(
-            f"{scorer.name} has remarks on {len(remarks):,} of what it scored; the first: {next(iter(remarks.values()))}."
-        )
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(file, dumps(gaps))
-    return gaps
+    return {"gaps": gaps, "remarks": list(remarks.values())}
+
+
+def _keep(file: Path, part: dict[str, Any]) -> None:
+    """Append a part, on disk before this returns; behind a line that a kill cut short, on a line of its own."""
+    with open(file, "a", encoding="utf-8", newline="\n") as stream:
+        stream.write(("\n" if stream.tell() else "") + dumps(part))
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _kept_parts(file: Path) -> dict[int, dict[str, Any]]:
+    """The parts that were scored before, by the pair that they begin with; a line that was cut short is none."""
+    if not file.is_file():
+        return {}
+    parts = {}
+    for line in file.read_text(encoding="utf-8").split("\n"):
+        with suppress(ValueError):
+            part = json.loads(line)
+            parts[part["from"]] = part
+    return parts
 
 
 def _compared(scorer: Comparer, rows: Sequence[dict[str, Any]]) -> tuple[list[float], dict[int, str]]:

@@ -186,7 +186,7 @@ def add_rewards(job: Job) -> Prepared:
     assert isinstance(recipe, DpoRecipe)
     if not distils(recipe):
         return job.prepared
-    prepared, members = with_reward_gaps(job.prepared, recipe.dpo, job.note, job.say)
+    prepared, members = with_reward_gaps(job.prepared, recipe.dpo, job.on_event)
     if world()[0] == 0:
         job.run.write_json(
             "rewards.json", {"combine": recipe.dpo.reward_combine, "members": list(map(asdict, members))}

@@ -20,7 +20,7 @@ from aligner import distillation
 from aligner.config.schema import Dpo
 from aligner.distillation import with_reward_gaps
 from aligner.errors import DataError, RecipeError
-from aligner.events import Notice, StageProgress
+from aligner.events import Notice, OnEvent, StageProgress
 from aligner.methods import run_recipe
 from aligner.models import load_policy
 from aligner.preference import PairCollator, fuse_head, reference_logps
@@ -78,6 +78,11 @@ def split_of(*pairs: tuple[str, str], prompt: str = "p") -> Dataset:
     return Dataset.from_list([{"text": json.dumps(row), "length": 3} for row in rows])
 
 
+def into(told: list[str]) -> OnEvent:
+    """What adds the text of each notice to a list."""
+    return lambda event: told.append(event.text) if isinstance(event, Notice) else None
+
+
 @pytest.fixture
 def scored(monkeypatch):
     """Gaps of the training rows, of the held-out rows, the members, and what was told, for scorers given as objects."""
@@ -90,7 +95,7 @@ def scored(monkeypatch):
         settings = Dpo(loss="reward_distill", reward_models=list(known), **dpo)
         told: list[str] = []
         prepared = Prepared(train, held_out, Batching(False, False, ""))
-        found, members = with_reward_gaps(prepared, settings, told.append, lambda text: None)
+        found, members = with_reward_gaps(prepared, settings, into(told))
         columns = [None if rows is None else rows["reward_gaps"][:] for rows in (found.train, found.eval)]
         assert "text" not in found.train.column_names
         return *columns, members, told
@@ -105,6 +110,46 @@ def test_a_gap_is_the_difference_of_the_two_rewards_times_the_scale(scored):
     assert held_out == [[1.0]]
     assert member.spread == pytest.approx(math.sqrt((9 + 4 + 0) / 3))
     assert (member.pairs, member.ties, member.agrees, member.scale) == (3, 1, 0.5, 0.5)
+
+
+@pytest.mark.parametrize("torn", [False, True], ids=["between two parts", "while a part was written"])
+def test_a_kill_costs_one_part_of_the_scores(scored, monkeypatch, own_cache, torn):
+    monkeypatch.setattr(distillation, "AT_ONCE", 2)
+    texts = [("aaaa", "a"), ("b", "bbb"), ("cc", "c"), ("d", "dd"), ("eeeee", "e")]
+
+    def dies_at_the_third(text: str) -> float:
+        if text == "eeeee":
+            raise KeyboardInterrupt
+        return float(len(text))
+
+    with pytest.raises(KeyboardInterrupt):
+        scored(Judge(reward=dies_at_the_third), train=split_of(*texts), reward_scale=1.0)
+    (file,) = own_cache.rglob("*.part.jsonl")
+    if torn:
+        file.write_text(file.read_text()[:-5])
+    again = Judge()
+    gaps, _, _, told = scored(again, train=split_of(*texts), reward_scale=1.0)
+    assert gaps == [[3.0], [-2.0], [1.0], [-1.0], [4.0]]
+    assert again.asked == (["cc", "c", "d", "dd"] if torn else []) + ["eeeee", "e"]
+    assert f"Rewards of {2 if torn else 4} of the 5 training pairs by judge: kept from before." in told
+    assert not list(own_cache.rglob("*.part.jsonl"))
+    whole, *_, told = scored(Judge(), train=split_of(*texts), reward_scale=1.0)
+    assert whole == gaps
+    assert any("from the cache" in text for text in told)
+
+
+def test_progress_is_told_part_by_part(scored, monkeypatch):
+    monkeypatch.setattr(distillation, "AT_ONCE", 2)
+    monkeypatch.setattr(distillation, "load_scorer", lambda name: Judge())
+    events: list[Any] = []
+    rows = split_of(("aaaa", "a"), ("b", "bbb"), ("cc", "c"))
+    prepared = Prepared(rows, None, Batching(False, False, ""))
+    with_reward_gaps(prepared, Dpo(loss="reward_distill", reward_models=["toy"], reward_scale=1.0), events.append)
+    stage = "scoring the training pairs with judge"
+    assert [event for event in events if isinstance(event, StageProgress)] == [
+        StageProgress(stage, 2, 3),
+        StageProgress(stage, 3, 3),
+    ]
 
 
 def test_std_divides_by_the_deviation_of_the_training_gaps_whatever_their_order(scored):
@@ -257,7 +302,7 @@ def gaps_of(spec: str, train: Dataset, held_out: Dataset) -> tuple[list[list[flo
     told: list[str] = []
     settings = Dpo(loss="reward_distill", reward_models=[spec], reward_scale=1.0)
     prepared = Prepared(train, held_out, Batching(False, False, ""))
-    found, _ = with_reward_gaps(prepared, settings, told.append, lambda text: None)
+    found, _ = with_reward_gaps(prepared, settings, into(told))
     assert found.eval is not None
     return found.train["reward_gaps"][:], found.eval["reward_gaps"][:], told
 
