@@ -7,14 +7,15 @@ has the higher gold score. Three data sets, each with a way in which labels go w
 
 * *noise*: a quarter of the labels is flipped. Who memorises labels is right on 75% of the training pairs' truth, and knows
   nothing of others.
-* *strengths*: exercises with several parts alone. Pairs carry a strength by the difference of their gold scores, and the label of a
-  weak one is flipped more often: 0.1, by a coin (half of the pairs); 1, a quarter; 3, never. The strength is all that a loss can
-  know of this. Two arms are told 1, 2 and 3 instead, as annotators' scales have it.
+* *strengths*: exercises with several parts, and blanks before the answers as below. Pairs carry a strength by the difference of their
+  gold scores. Where it is small, in about half of them, the labeller takes the longer answer; all other labels are right. Small
+  differences have strength 0.1, others 1 and 3; that is all that a loss can know of this. One arm is told 1, 2 and 3 instead, as
+  annotators' scales have it.
 * *length*: blanks are put before the answers, which change no gold score; in 40% of the pairs the longer answer is labelled
   the better one whatever it says.
 
 Accuracy is on 1,000 held-out pairs with true labels, a tie counting a half; they are drawn as those of the training are, with several
-parts for *strengths*, and blanks for *length*. The correlation with length is Pearson's, over the held-out answers, of score and tokens
+parts for *strengths*, and with their blanks. The correlation with length is Pearson's, over the held-out answers, of score and tokens
 after the mean of each pair is taken off both. A seed changes the world, the base, the pairs, the flips, the head and the order.
 """
 
@@ -44,7 +45,6 @@ PAIRS = 3000
 HELD_OUT = 1000
 NOISE = 0.25
 STRENGTHS = {1: 0.1, 2: 1.0, 3: 3.0}
-FLIPS = {1: 0.5, 2: 0.25, 3: 0.0}
 LONGER_WINS = 0.4
 MOST_BLANKS = 10
 SETTINGS = (
@@ -62,7 +62,6 @@ ARMS: dict[str, tuple[str, tuple[str, ...]]] = {
     "strengths: margin": ("strengths", ("reward.loss=margin",)),
     "strengths: scaled": ("strengths", ("reward.loss=scaled",)),
     "strengths of 1, 2, 3: margin": ("ranks", ("reward.loss=margin",)),
-    "strengths of 1, 2, 3: scaled": ("ranks", ("reward.loss=scaled",)),
     "length: Bradley-Terry": ("length", ()),
     "length: ODIN": ("length", ("reward.kind=odin",)),
     "length: ODIN, length_weight 0.3": ("length", ("reward.kind=odin", "reward.length_weight=0.3")),
@@ -120,11 +119,10 @@ def with_blanks(pair: Pair, rng: random.Random) -> Pair:
 
 def is_flipped(kind: str, pair: Pair, rng: random.Random) -> bool:
     """Draw whether the label of a pair is wrong."""
-    if kind == "length" and rng.random() < LONGER_WINS:
-        return len(pair.worse) > len(pair.better)
-    if kind == "length":
-        return False
-    return rng.random() < (NOISE if kind == "noise" else FLIPS[pair.rank])
+    if kind == "noise":
+        return rng.random() < NOISE
+    by_length = rng.random() < LONGER_WINS if kind == "length" else pair.rank == 1
+    return by_length and len(pair.worse) > len(pair.better)
 
 
 def prepare(world: Path, seed: int) -> None:
@@ -143,7 +141,7 @@ def prepare(world: Path, seed: int) -> None:
         rng = random.Random(f"{kind.replace('ranks', 'strengths')} {seed}")
         rows = []
         for pair in pairs(rng, PAIRS, held_out | apart_too, chains=kind in ("strengths", "ranks")):
-            shown = with_blanks(pair, rng) if kind == "length" else pair
+            shown = pair if kind == "noise" else with_blanks(pair, rng)
             flipped = is_flipped(kind, shown, rng)
             sides = (shown.worse, shown.better) if flipped else (shown.better, shown.worse)
             turns = [[{"role": "assistant", "content": text}] for text in sides]
@@ -179,7 +177,7 @@ def measure(world: Path, run: Path, kind: str, seed: int) -> Outcome:
     """Score held-out and training pairs."""
     rng = random.Random(f"measure {seed}")
     apart = [Pair(**row) for row in json.loads((world / f"{kind}-held-out.json").read_text(encoding="utf-8"))]
-    if kind == "length":
+    if kind != "noise":
         apart = [with_blanks(pair, rng) for pair in apart]
     better, worse = scores(
         run, [pair.prompt for pair in apart], [pair.better for pair in apart], [p.worse for p in apart]
