@@ -223,7 +223,7 @@ def _from_pretrained(
         options["quantization_config"] = _quantization_config(model, may_lack)
         options["device_map"] = {"": _rank_device()}
     try:
-        with _without_report():
+        with without_messages("LOAD REPORT", "modeling_utils", "utils.loading_report"):
             policy, loaded = auto_class.from_pretrained(
                 local_name(name),
                 revision=revision,
@@ -253,12 +253,12 @@ def _from_pretrained(
 
 
 @contextmanager
-def _without_report() -> Iterator[None]:
-    """Keep transformers from printing a table of weights that are missing or left over: what matters of it is told by us."""
-    loggers = [logging.getLogger(f"transformers.{name}") for name in ("modeling_utils", "utils.loading_report")]
+def without_messages(text: str, *modules: str) -> Iterator[None]:
+    """Keep modules of transformers from logging what holds `text`, where it is wrong or what matters of it is told by us."""
+    loggers = [logging.getLogger(f"transformers.{name}") for name in modules]
 
     def wanted(record: logging.LogRecord) -> bool:
-        return "LOAD REPORT" not in record.getMessage()
+        return text not in record.getMessage()
 
     for logger in loggers:
         logger.addFilter(wanted)

@@ -28,7 +28,7 @@ from transformers.trainer_callback import TrainerControl, TrainerState
 from aligner.config.schema import TrainRecipe
 from aligner.errors import TrainingError
 from aligner.events import Metrics, Notice, OnEvent, StageStarted
-from aligner.models import has_bf16_gpu
+from aligner.models import has_bf16_gpu, without_messages
 from aligner.run import Run
 from aligner.sampling_order import SeededSampler
 
@@ -123,6 +123,12 @@ class OrderedTrainer(Trainer):
             self.control.should_training_stop = True
             return
         super()._run_epoch(*args, **kwargs)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Say nothing of tied weights, which checkpoints hold once, under one of their names."""
+        tied = getattr(self.model, "all_tied_weights_keys", {})
+        load_result.missing_keys[:] = [key for key in load_result.missing_keys if key not in tied]
+        super()._issue_warnings_after_load(load_result)
 
     num_blank_rows: int = 0
 
@@ -339,7 +345,9 @@ def fit(
     if on_event:
         on_event(StageStarted("training"))
     try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        # Shares of the run (0.1) are compared with numbers of steps there; a changed recipe is refused by the run.
+        with without_messages("do not match the ones in the `trainer_state.json`", "trainer_utils"):
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except torch.OutOfMemoryError as error:
         raise TrainingError(
             f"The device ran out of memory at step {trainer.state.global_step}.",

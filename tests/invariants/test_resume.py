@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import random
 import signal
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import small_recipe, write_jsonl
+from fakes import save_model, small_recipe, write_jsonl
 from killing import MOMENTS, run_in_process
 
 from aligner.errors import DataError, UsageError
@@ -281,6 +282,26 @@ def begun(small_world, tmp_path, own_cache):
 
 def _interrupted(*_: object) -> None:
     raise KeyboardInterrupt
+
+
+def test_a_resumption_warns_of_nothing_that_is_not_so(small_world, tmp_path, own_cache, monkeypatch):
+    """transformers would: that a share of the run is another number than its steps, and that tied weights are missing."""
+    model = save_model(tmp_path / "model", tie_word_embeddings=True)
+    flags = {"trainer__save_steps": 0.5, "model__name_or_path": str(model)}
+    with monkeypatch.context() as patched:
+        patched.setattr("aligner.training.save_final", _interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run_recipe(small_recipe("sft", small_world, tmp_path / "run", **flags))
+    said: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    monkeypatch.setattr(handler, "emit", said.append)
+    logger = logging.getLogger("transformers")
+    logger.addHandler(handler)
+    try:
+        run_recipe(small_recipe("sft", small_world, tmp_path / "run", **flags), resume=True)
+    finally:
+        logger.removeHandler(handler)
+    assert [record.getMessage() for record in said if record.levelno >= logging.WARNING] == []
 
 
 def test_a_run_in_the_way_says_how_to_go_on(begun, small_world):
