@@ -13,6 +13,7 @@ from .models import OnBadRow, dropped_rows
 
 if TYPE_CHECKING:
     from aligner.config.schema import Source
+    from aligner.data.ledger import Ledger
     from aligner.evaluation.judged_pairs import Answers, Judged, Pair
 
     from .render import Screen
@@ -46,6 +47,7 @@ def evaluate_rewards(
 ) -> Found:
     """Judge the pairs of a source with one reward model or two, and measure. `outputs` are looked at, not written."""
     from aligner.errors import UsageError
+    from aligner.events import Warned
     from aligner.reward_models import read_spec
 
     if len(specs) > 2:
@@ -54,16 +56,24 @@ def evaluate_rewards(
         read_spec(spec)
     for path in outputs:
         _check_output(path)
-    pairs, column, dropped = _read(source, category, on_bad_row, seed)
+    pairs, column, ledger = _read(source, category, on_bad_row, seed)
 
     from aligner.evaluation.judged_pairs import answers_of
+    from aligner.evaluation.overlap import trained_on
     from aligner.evaluation.reward_accuracy import agreement, measure
 
     from .render import Screen
 
     answers = answers_of(pairs)
     draws: dict[str, int] = {"resamples": resamples, "seed": seed}
+    read = {file.sha256 for entry in ledger.sources for file in entry.files}
+    seen = {spec: trained_on(spec, read) for spec in specs}
     with Screen() as screen:
+        for spec, files in seen.items():
+            if files:
+                screen.on_event(
+                    Warned(f"{spec} was trained on {' and '.join(files)}: what follows is no held-out result")
+                )
         judged = [_judge(spec, pairs, answers, screen) for spec in specs]
         screen.start("computing the numbers and their intervals")
         found = [measure(one, pairs, answers, column, **draws) for one, _ in judged]
@@ -71,11 +81,11 @@ def evaluate_rewards(
     record = {
         "reward_models": list(specs),
         "data": source.path,
-        "rows_dropped": dropped,
+        "rows_dropped": dropped_rows(ledger),
         "category_column": column,
         "bootstrap": {**draws, "interval": 0.95},
         "results": [
-            {"reward_model": spec, "fingerprint": print_, **numbers}
+            {"reward_model": spec, "fingerprint": print_, "trained_on": seen[spec], **numbers}
             for spec, (_, print_), numbers in zip(specs, judged, found)
         ],
         "agreement": both,
@@ -102,8 +112,10 @@ def _check_output(path: Path | None) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
 
 
-def _read(source: Source, category: str | None, on_bad_row: OnBadRow, seed: int) -> tuple[list[Pair], str | None, int]:
-    """The pairs, the column that divides them, and how many broken rows were left out."""
+def _read(
+    source: Source, category: str | None, on_bad_row: OnBadRow, seed: int
+) -> tuple[list[Pair], str | None, Ledger]:
+    """The pairs, the column that divides them, and where they came from."""
     from aligner.config.schema import Data
     from aligner.data import load_rows
     from aligner.errors import DataError
@@ -117,7 +129,7 @@ def _read(source: Source, category: str | None, on_bad_row: OnBadRow, seed: int)
         unused = sorted({name for entry in loaded.ledger.sources for name in entry.unused_columns})
         further = f"further columns are {', '.join(unused)}" if unused else "there are no further columns"
         raise DataError(f"no row of {source.path} has the column `{category}` that --category names", further)
-    return pairs, category or category_column(pairs), dropped_rows(loaded.ledger)
+    return pairs, category or category_column(pairs), loaded.ledger
 
 
 def _judge(spec: str, pairs: list[Pair], answers: Answers, screen: Screen) -> tuple[Judged, str]:

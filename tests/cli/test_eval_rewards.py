@@ -7,10 +7,11 @@ import re
 from pathlib import Path
 
 import pytest
-from fakes import write_jsonl
+from fakes import small_recipe, write_jsonl
 from runner import aligner
 
 from aligner.evaluation.rewardbench import ROWS
+from aligner.methods import run_recipe
 from aligner.reward_models import Preferences
 
 FUNCTIONS = """
@@ -70,6 +71,21 @@ def test_right_answers_reach_the_scorer_and_the_column_can_be_named(here: Path) 
     record = measured("--reward-model", "verifier:f.py:right", "--data", "pairs.jsonl", "--category", "kind")
     assert record["results"][0]["accuracy"]["value"] == 1.0
     assert [row["name"] for row in record["results"][0]["categories"]] == ["sort", "count", "(none)"]
+
+
+def test_pairs_that_a_reward_model_was_trained_on_are_no_held_out_result(here: Path, small_world: Path) -> None:
+    """Told from the run directory, whatever the file is called now; also of an ensemble's member."""
+    run_recipe(small_recipe("reward", small_world, here / "run", data__train=str(here / "pairs.jsonl")))
+    write_jsonl(here / "other.jsonl", ROWS_OF_PAIRS[:3])
+    (here / "pairs.jsonl").rename(here / "renamed.jsonl")
+    (here / "both.yaml").write_text("kind: ensemble\nmembers: [./run, toy]\n")
+    for card in ("run", "run/final", "both.yaml"):
+        result = aligner("eval", "--reward-model", card, "--data", "renamed.jsonl", "--json")
+        assert f"warning: {card} was trained on {here}/pairs.jsonl: what follows is no held-out result" in result.stderr
+        assert json.loads(result.stdout)["results"][0]["trained_on"] == [f"{here}/pairs.jsonl"]
+        result = aligner("eval", "--reward-model", card, "--data", "other.jsonl", "--json")
+        assert "warning" not in result.stderr
+        assert json.loads(result.stdout)["results"][0]["trained_on"] == []
 
 
 def test_columns_can_be_mapped(here: Path) -> None:
