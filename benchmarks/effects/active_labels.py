@@ -4,11 +4,11 @@
 
 The base model answers a pool of prompts, four times each. The pool is lopsided, as what users ask is: 85% of its prompts are `copy`,
 the others are drawn as the held-out ones, and those are what counts. Labels are the gold score's, bought in rounds: the first round
-is the same for every arm (random pairs), each further one is chosen by `aligner data select` with the reward model of the round
+is the same for every arm but one (random pairs), each further one is chosen by `aligner data select` with the reward model of the round
 before. After each round a reward model (`tiny/reward`, always the same number of steps) is trained from the base on all labels so far,
 and measured on pairs of answers of the base to held-out prompts that have different gold scores. A label that says "tie" is paid for and
-teaches nothing, as with people. A seed changes the world, the base, the answers, the choice and the training. With `--write` the
-tables go into `benchmarks/RESULTS.md`.
+teaches nothing, as with people. In one arm it is answers of another model, the result of `tiny/sft`, that are labelled. A seed changes the
+world, the base, the answers, the choice and the training. With `--write` the tables go into `benchmarks/RESULTS.md`.
 
 The base and not the result of `tiny/sft` is the policy, as the latter's mistakes are too fine for so small a reward model: with 400
 labels it ranked 53% of the pairs rightly, however they were chosen.
@@ -47,14 +47,17 @@ COMMON = 0.85
 """Share of the pool that is one task."""
 SAMPLES = 4
 STEPS = 160
-ARMS: dict[str, tuple[str, ...]] = {
-    "random pairs": ("select.strategy=random", "select.pair=random"),
-    "random, best and worst": ("select.strategy=random", "select.pair=max_min"),
-    "uncertainty": ("select.strategy=uncertainty", "select.pair=max_min"),
-    "diversity": ("select.strategy=diversity", "select.pair=max_min"),
-    "both": ("select.strategy=both", "select.pair=max_min"),
+ARMS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "random pairs of another model": ("others", ("select.strategy=random", "select.pair=random")),
+    "random pairs": ("pool", ("select.strategy=random", "select.pair=random")),
+    "random, best and worst": ("pool", ("select.strategy=random", "select.pair=max_min")),
+    "uncertainty": ("pool", ("select.strategy=uncertainty", "select.pair=max_min")),
+    "diversity": ("pool", ("select.strategy=diversity", "select.pair=max_min")),
+    "both": ("pool", ("select.strategy=both", "select.pair=max_min")),
 }
-"""Name of an arm -> how it chooses."""
+"""Name of an arm -> whose answers, and how it chooses."""
+
+FIRST_ROUND = ("select.strategy=random", "select.pair=random")
 
 
 @dataclass(frozen=True)
@@ -85,11 +88,11 @@ def write_pool(world: Path, seed: int, size: int) -> None:
     (world / "pool.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def answers(world: Path, seed: int, name: str) -> Path:
-    """Let the policy answer the prompts of a file; the candidates that come of it."""
+def answers(world: Path, seed: int, prompts: str, policy: Path, name: str) -> Path:
+    """Let a model answer the prompts of a file; the candidates that come of it."""
     overrides = [
-        f"data.train={world / name}.jsonl",
-        f"select.policy={world / 'model'}",
+        f"data.train={world / prompts}.jsonl",
+        f"select.policy={policy}",
         f"select.num_samples={SAMPLES}",
         "select.max_new_tokens=32",
         "select.batch_size=200",
@@ -102,12 +105,22 @@ def answers(world: Path, seed: int, name: str) -> Path:
 
 
 def prepare(world: Path, seed: int, pool: int) -> None:
-    """Write a world and let its base answer the pool and the held-out prompts."""
+    """Write a world and let its base answer the pool and the held-out prompts, and another model the pool."""
     torch.set_num_threads(1)
     write_world(world, seed=seed)
     write_pool(world, seed, pool)
     for name in ("pool", "heldout"):
-        answers(world, seed, name)
+        answers(world, seed, name, world / "model", name)
+    overrides = [
+        f"model.name_or_path={world / 'model'}",
+        f"data.train={world / 'sft.jsonl'}",
+        "data.eval=null",
+        "report.num_prompts=0",
+        f"seed={seed}",
+        f"output_dir={world / 'runs' / 'sft'}",
+    ]
+    other = run_recipe(load_recipe("sft", "tiny/sft", overrides)).run_dir / "final"
+    answers(world, seed, "pool", other, "others")
 
 
 def proxy(world: Path, seed: int, folder: Path, labelled: Sequence[Path]) -> Path:
@@ -138,10 +151,10 @@ def accuracy(world: Path, run: Path) -> float:
     return statistics.fmean(right)
 
 
-def buy(world: Path, seed: int, folder: Path, budget: int, before: Sequence[Path], how: Sequence[str]) -> Path:
+def buy(candidates: Path, seed: int, folder: Path, budget: int, before: Sequence[Path], how: Sequence[str]) -> Path:
     """Choose so many pairs, and let the gold score label them."""
     overrides = [
-        f"select.candidates={world / 'answers' / 'pool' / 'candidates.jsonl'}",
+        f"select.candidates={candidates}",
         f"select.budget={budget}",
         f"select.labelled=[{', '.join(map(str, before))}]",
         f"seed={seed}",
@@ -157,13 +170,15 @@ def run_arm(world: Path, seed: int, arm: str, budgets: Sequence[int]) -> list[Po
     """Buy labels round by round, and measure after each."""
     torch.set_num_threads(1)
     folder = world / "arms" / arm.replace(" ", "-").replace(",", "")
+    name, choice = ARMS[arm]
+    candidates = world / "answers" / name / "candidates.jsonl"
     bought: list[Path] = []
     points: list[Point] = []
     model: Path | None = None
     for number, budget in enumerate(budgets):
-        how = ARMS["random pairs"] if model is None else (*ARMS[arm], f"select.reward_models={model}")
+        how = FIRST_ROUND if model is None else (*choice, f"select.reward_models={model}")
         price = budget - (points[-1].labels if points else 0)
-        bought.append(buy(world, seed, folder / f"select-{number}", price, bought, how))
+        bought.append(buy(candidates, seed, folder / f"select-{number}", price, bought, how))
         labelled = [run / LABELLED for run in bought if (run / LABELLED).stat().st_size]
         model = proxy(world, seed, folder / f"reward-{number}", labelled)
         usable = sum(int(counts_of(run)["labelled"]) for run in bought)
