@@ -1,14 +1,18 @@
 """Mosaic-IT against plain SFT in the toy world: rules followed, single prompts answered, and what each costs.
 
-    python -m benchmarks.effects.mosaic [--seeds N] [--workers N] [--write]
+    python -m benchmarks.effects.mosaic [--world all|simple] [--seeds N] [--workers N] [--write]
 
-Every arm trains the base model on the same 4,000 right answers for 14 passes, eight sequences a step: plain rows, or mosaics of up
+Every arm trains the base model on the same 4,000 right answers, eight sequences a step: plain rows, or mosaics of up
 to two rows drawn anew for each pass, with 10% plain samples and with none. The wording is `mosaic_bank.yaml`, short enough for a
 model of half a million weights that reads letters, and the rules are those that it can hope to learn (`RULES`); with three rows in
-a sample it would need several times the training. A rule is followed when the greedy answer to a mosaic of held-out exercises,
-read without regard to what the answers say, has the right numbers in the right order, every tag in its place and nothing else. A
-seed changes the world, the base, the mosaics, the order of rows and the sampling. With `--write` the tables go into
-`benchmarks/RESULTS.md`.
+a sample it would need several times the training.
+
+In the world `all` they are all kinds of exercises, for 14 passes: more than so small a model can master, so what it learns for mosaics
+is missed for single prompts. The world `simple` has those that it can master, in 20 passes: one part, and no sums.
+
+A rule is followed when the greedy answer to a mosaic of held-out exercises, read without regard to what the answers say, has the
+right numbers in the right order, every tag in its place and nothing else. A seed changes the world, the base, the mosaics, the order
+of rows and the sampling. With `--write` the tables go into `benchmarks/RESULTS.md`.
 """
 
 from __future__ import annotations
@@ -42,7 +46,7 @@ from aligner.toy.tasks import draw, gold_score
 from benchmarks.results import write
 
 BANK = str(Path(__file__).with_name("mosaic_bank.yaml"))
-PASSES = 14
+PASSES = {"all": 14, "simple": 20}
 ROWS = 4000
 BATCH = 8
 LIMIT = 320
@@ -77,15 +81,22 @@ class Outcome:
     points: list[Point]
 
 
-def write_rows(world: Path, seed: int) -> None:
-    """Right answers to exercises of which none is held out, one a row."""
-    held_out = {
-        one["prompt"][0]["content"] for one in map(json.loads, (world / "heldout.jsonl").open(encoding="utf-8"))
-    }
+def is_simple(prompt: str) -> bool:
+    """Whether an exercise has one part and is no sum."""
+    return ";" not in prompt and not prompt.startswith("add")
+
+
+def write_rows(world: Path, seed: int, kind: str) -> None:
+    """Right answers to exercises of which none is held out, one a row; of the held-out ones, keep those of the kind."""
+    file = world / "heldout.jsonl"
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    held_out = {row["prompt"][0]["content"] for row in rows}
+    kept = [row for row in rows if kind == "all" or is_simple(row["prompt"][0]["content"])]
+    file.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
     rng, prompts = random.Random(f"mosaic {seed}"), {}
     while len(prompts) < ROWS:
         exercise = draw(rng)
-        if exercise.prompt not in held_out:
+        if exercise.prompt not in held_out and (kind == "all" or is_simple(exercise.prompt)):
             prompts[exercise.prompt] = exercise.answer
     turns = (
         [{"role": "user", "content": asked}, {"role": "assistant", "content": said}] for asked, said in prompts.items()
@@ -95,7 +106,7 @@ def write_rows(world: Path, seed: int) -> None:
     )
 
 
-def train(world: Path, seed: int, name: str, plain: float | None) -> Path:
+def train(world: Path, seed: int, kind: str, name: str, plain: float | None) -> Path:
     """Train an arm from the base, and return its run directory."""
     mosaic = json.dumps({"max_members": MEMBERS, "plain_fraction": plain, "style_bank": BANK, **RULES})
     overrides = [
@@ -106,7 +117,7 @@ def train(world: Path, seed: int, name: str, plain: float | None) -> Path:
         f"seed={seed}",
         f"output_dir={world / 'runs' / name.replace(' ', '-')}",
         "report.num_prompts=0",
-        f"trainer.num_train_epochs={PASSES}",
+        f"trainer.num_train_epochs={PASSES[kind]}",
         f"trainer.per_device_train_batch_size={BATCH}",
         f"trainer.learning_rate={LEARNING_RATE}",
         "trainer.logging_steps=1",
@@ -186,8 +197,9 @@ def first_reaching(points: list[Point], score: float) -> Point | None:
     return next((point for point in points if point.single >= score), None)
 
 
-def tables(found: dict[str, list[Outcome]], base: list[float]) -> dict[str, list[str]]:
+def tables(kind: str, found: dict[str, list[Outcome]], base: list[float]) -> dict[str, list[str]]:
     """The tables of RESULTS.md by mark."""
+    mark = "mosaic" if kind == "all" else f"mosaic-{kind}"
     seeds = len(base)
     head = [
         "| | " + " | ".join(f"seed {seed}" for seed in range(seeds)) + " | mean |",
@@ -209,7 +221,12 @@ def tables(found: dict[str, list[Outcome]], base: list[float]) -> dict[str, list
             seen = ", ".join(f"{one.followed[key]:.2f}" for one in outcomes)
             cells.append(f"{seen} ({statistics.fmean(one.right[key] for one in outcomes):.2f})")
         rules.append(f"| {name} | " + " | ".join(cells) + " |")
-    return {"mosaic-single": singles, "mosaic-rules": rules, "mosaic-each": _each(found), "mosaic-cost": _cost(found)}
+    return {
+        f"{mark}-single": singles,
+        f"{mark}-rules": rules,
+        f"{mark}-each": _each(found),
+        f"{mark}-cost": _cost(found),
+    }
 
 
 def _each(found: dict[str, list[Outcome]]) -> list[str]:
@@ -245,34 +262,38 @@ def _cost(found: dict[str, list[Outcome]]) -> list[str]:
     return lines
 
 
-def prepare(world: Path, seed: int) -> float:
+def prepare(world: Path, seed: int, kind: str) -> float:
     """Write a world, and return how well its base model answers."""
     torch.set_num_threads(1)
     write_world(world, seed=seed)
-    write_rows(world, seed)
+    write_rows(world, seed, kind)
     return single(world, world / "model", seed)
 
 
-def run_arm(world: Path, seed: int, arm: str) -> Outcome:
+def run_arm(world: Path, seed: int, kind: str, arm: str) -> Outcome:
     """Train an arm and measure it."""
     torch.set_num_threads(1)
-    found = outcome(world, train(world, seed, arm, ARMS[arm]), seed, held_out_mosaics(world, seed))
+    found = outcome(world, train(world, seed, kind, arm, ARMS[arm]), seed, held_out_mosaics(world, seed))
     print(seed, arm, found.single, found.followed, found.right, [point.single for point in found.points], flush=True)
     return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--world", choices=list(PASSES), default="all")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=1, help="arms that are trained side by side")
     parser.add_argument("--write", action="store_true", help="write the tables into benchmarks/RESULTS.md")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name, ProcessPoolExecutor(options.workers, get_context("spawn")) as pool:
         worlds = [Path(name) / str(seed) for seed in range(options.seeds)]
-        base = list(pool.map(prepare, worlds, range(options.seeds)))
-        jobs = {arm: [pool.submit(run_arm, world, seed, arm) for seed, world in enumerate(worlds)] for arm in ARMS}
+        base = list(pool.map(prepare, worlds, range(options.seeds), [options.world] * options.seeds))
+        jobs = {
+            arm: [pool.submit(run_arm, world, seed, options.world, arm) for seed, world in enumerate(worlds)]
+            for arm in ARMS
+        }
         found = {arm: [job.result() for job in waiting] for arm, waiting in jobs.items()}
-    for mark, lines in tables(found, base).items():
+    for mark, lines in tables(options.world, found, base).items():
         print("\n".join(lines), flush=True)
         if options.write:
             write(mark, "\n".join(lines))
