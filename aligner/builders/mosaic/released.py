@@ -1,11 +1,11 @@
 """The corpus loop as the authors' code runs it, faults included, with our wording: `compat: released`.
 
-From the code of Mosaic-IT (arXiv 2405.13326), section 1.2 of our notes. One pass walks through a shuffled copy of the data. A
+From the code of Mosaic-IT (arXiv 2405.13326). One pass walks through a shuffled copy of the data. A
 sample grows one member at a time; at every step all choices are drawn afresh and the text is tokenised as instruction + output,
 without template and separator, and the last rendering that stayed *below* the limit is kept. A first member that is too long is
 dropped. Faults that are kept, since they decide what a model was trained on: rules on numbers for samples without numbers,
 samples without any mark between answers, sorting by whole strings (capitals first), ties in input order, texts in the plural
-for one instruction, tags that occur in the texts, k = K + 1 in half of the `pareto` draws, and a bias towards Maskout, which
+for one instruction, tags that occur in the texts, k = K in most `pareto` draws, and a bias towards Maskout, which
 fits where others do not. Nothing is checked. Left out, since our wording has no such thing: concatenated and misspelled texts.
 
 A pass depends on the one random generator that runs through it, so it is one chunk: built by one process, in memory, and again
@@ -86,7 +86,7 @@ class ReleasedMosaics(Mosaics):
         while True:
             x = draw()
             if x < largest and (name != "logistic2" or x > 0):
-                return largest - math.floor(x)
+                return largest - int(x)  # towards 0, also of the half of `pareto` that lies in [-1, 0)
 
     def _redraw(self, numbers: list[int], members: Sequence[Member], rng: random.Random) -> Plan:
         n = len(members)
@@ -187,4 +187,4 @@ def _mask(rule: str, texts: Sequence[str], rng: random.Random, ratio: tuple[floa
         ranked = sorted(places, key=lambda place: len(texts[place - 1].split()), reverse=rule == "longest")
         dropped = ranked[: mask_count(n, rng, ratio)]
     kept = tuple(place for place in places if place not in dropped)
-    return Choice(kept, tuple(sorted(dropped)), tuple(sorted(dropped)), len(dropped))
+    return Choice(kept, tuple(sorted(dropped)), tuple(dropped), len(dropped))
