@@ -221,7 +221,8 @@ def test_one_instruction_is_spoken_of_in_the_plural_only_as_released(compat: str
 def test_most_pareto_draws_are_the_largest_only_as_released(compat: str) -> None:
     """As released half of the draws lie in [-1, 0), and int() makes them 0: of 6/7 below 5, 2/3 are below 1."""
     made = mosaics(many_rows(4000), compat, k_distribution="pareto", max_members=5)
-    _, counts = samples_of(made)
+    samples, counts = samples_of(made)
+    assert max(len(sample.origins) for sample in samples) == 5
     share = counts["drawn:5"] / sum(number for key, number in counts.items() if key.startswith("drawn:"))
     assert share == pytest.approx(7 / 9 if compat == "released" else (1 / 6) / (6 / 7 - 1 / 2), abs=0.06)
 

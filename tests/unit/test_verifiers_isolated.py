@@ -429,15 +429,15 @@ def test_programs_are_judged_by_their_tests(program: str, tests: str, passes: fl
 @pytest.mark.parametrize("seconds", [1, 10], ids=["by time", "by another wall"])
 def test_programs_that_misbehave_are_stopped_and_fail(when: str, seconds: int) -> None:
     called = "\n{0}()\n" if when == "in the program" else "\ndef run():\n    {0}()\n"
-    kinds = [
-        what for what in ENDS if seconds_for(what) == seconds and what != "leaves"
-    ]  # a SystemExit is a plain failure
+    # "leaves" raises SystemExit, which is a plain failure here
+    kinds = [what for what in ENDS if seconds_for(what) == seconds and what != "leaves"]
     tests = "def check(function): function()\ncheck(run)"
     programs = [*(HOSTILE + called.format(what) for what in kinds), "def run(): pass"]
     scores = load_scorer(f"verifier:tests,{LIMITS},timeout_s={seconds}").score(
         ["p"] * len(programs), programs, [tests] * len(programs)
     )
     assert scores == [0.0] * len(kinds) + [1.0]
+    assert list(scores.remarks) == list(range(len(kinds)))
     said = {what: scores.remarks[row].removeprefix("scored as failed: ") for row, what in enumerate(kinds)}
     assert [what for what in kinds if not said[what].startswith(ENDS[what])] == [], said
 
