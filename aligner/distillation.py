@@ -23,19 +23,18 @@ from __future__ import annotations
 import gc
 import json
 import math
-import os
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from hashlib import sha256
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aligner.config.schema import Dpo
 from aligner.data.ledger import LISTED
 from aligner.errors import DataError, Problem
-from aligner.events import Notice, OnEvent, StageProgress, StageStarted
+from aligner.events import Notice, OnEvent, StageStarted, tell
+from aligner.journal import Work, carry_on
 from aligner.prepare import Prepared
 from aligner.record import dumps, write_atomically
 from aligner.reference import cache_folder
@@ -85,7 +84,7 @@ def with_reward_gaps(prepared: Prepared, dpo: Dpo, on_event: OnEvent | None = No
     """
     splits = {"training": prepared.train, "held-out": prepared.eval}
     texts = {name: [json.loads(text) for text in rows[TEXT]] for name, rows in splits.items() if rows is not None}
-    found = agreed(_score_all(dpo, texts, on_event or (lambda event: None)) if _is_main() else None)
+    found = agreed(_score_all(dpo, texts, on_event) if _is_main() else None)
     members = [Member(**facts) for facts, _ in found]
     with_gaps = {name: _with_gaps(splits[name], [gaps[name] for _, gaps in found], members) for name in texts}
     return Prepared(with_gaps["training"], with_gaps.get("held-out"), prepared.batching), members
@@ -104,7 +103,7 @@ def _with_gaps(rows: Any, gaps: Sequence[list[float]], members: Sequence[Member]
 
 
 def _score_all(
-    dpo: Dpo, texts: dict[str, list[dict[str, Any]]], on_event: OnEvent
+    dpo: Dpo, texts: dict[str, list[dict[str, Any]]], on_event: OnEvent | None
 ) -> list[tuple[dict[str, Any], dict[str, list[float]]]]:
     """For each reward model its facts, and its gaps for each split."""
     found = []
@@ -114,7 +113,7 @@ def _score_all(
         ask = _compared if only_compares(spec) else _scored
         gaps = _of_splits(scorer, ask, texts, together(spec), on_event)
         member = _described(scorer, gaps["training"], dpo)
-        on_event(Notice(_sentence(member)))
+        tell(on_event, Notice(_sentence(member)))
         found.append((asdict(member), gaps))
         del scorer
         _free()
@@ -128,7 +127,7 @@ def together(spec: str) -> bool:
 
 
 def _of_splits(
-    scorer: Scorer, ask: Ask, texts: dict[str, list[dict[str, Any]]], in_one: bool, on_event: OnEvent
+    scorer: Scorer, ask: Ask, texts: dict[str, list[dict[str, Any]]], in_one: bool, on_event: OnEvent | None
 ) -> dict[str, list[float]]:
     """Gaps of each split: asked for split by split, or `in_one` call and cut afterwards."""
     if not in_one:
@@ -169,14 +168,15 @@ UNLIKE = 5.0
 """Reward models whose gaps differ in size by more than this are pointed out."""
 
 
-def _compare_sizes(sizes: Sequence[float], on_event: OnEvent) -> None:
+def _compare_sizes(sizes: Sequence[float], on_event: OnEvent | None) -> None:
     if max(sizes) > UNLIKE * min(sizes):
         listed = ", ".join(f"{size:.3g}" for size in sizes)
-        on_event(
+        tell(
+            on_event,
             Notice(
                 f"The reward models' gaps differ in size ({listed}): the largest rules a mean, the smallest is chosen by "
                 "`min`. dpo.reward_scale=std brings them to one size."
-            )
+            ),
         )
 
 
@@ -203,36 +203,32 @@ def only_compares(spec: str) -> bool:
 
 
 def _gaps(
-    scorer: Scorer, ask: Ask, rows: Sequence[dict[str, Any]], name: str, at_once: int, on_event: OnEvent
+    scorer: Scorer, ask: Ask, rows: Sequence[dict[str, Any]], name: str, at_once: int, on_event: OnEvent | None
 ) -> list[float]:
     """Gaps (N,) from the cache, or scored now, `at_once` in a call."""
     file = cache_folder("rewards") / f"{_key(scorer, rows)}.json"
     if file.is_file():
-        on_event(Notice(f"Rewards of the {name} pairs by {scorer.name}: from the cache ({file})."))
-        found: list[float] = json.loads(file.read_text(encoding="utf-8"))
-        return found
-    stage = f"scoring the {name} pairs with {scorer.name}"
-    on_event(StageStarted(stage))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_suffix(".part.jsonl")
-    known = _kept_parts(unfinished)
-    if known:
-        kept = sum(len(part["gaps"]) for part in known.values())
-        on_event(Notice(f"Rewards of {kept:,} of the {len(rows):,} {name} pairs by {scorer.name}: kept from before."))
-    gaps: list[float] = []
-    remarks: list[str] = []
-    while len(gaps) < len(rows):
-        part = known.get(len(gaps))
-        if part is None:
-            part = {"from": len(gaps), **_score_part(scorer, ask, rows[len(gaps) : len(gaps) + at_once])}
-            _keep(unfinished, part)
-        gaps += part["gaps"]
-        remarks += part["remarks"]
-        on_event(StageProgress(stage, len(gaps), len(rows)))
+        tell(on_event, Notice(f"Rewards of the {name} pairs by {scorer.name}: from the cache ({file})."))
+        kept: list[float] = json.loads(file.read_text(encoding="utf-8"))
+        return kept
+    what = f"scoring the {name} pairs with {scorer.name}"
+    tell(on_event, StageStarted(what))
+    parts = [rows[start : start + at_once] for start in range(0, len(rows), at_once)]
+    journal = file.with_suffix(f".{at_once}.jsonl")
+
+    def make() -> tuple[str, Work[Sequence[dict[str, Any]]]]:
+        return file.stem, partial(_score_part, scorer, ask)
+
+    found = carry_on(journal, what, parts, make, on_event, len)
+    gaps = [gap for part in found for gap in part["gaps"]]
+    remarks = [remark for part in found for remark in part["remarks"]]
     if remarks:
-        on_event(Notice(f"{scorer.name} has remarks on {len(remarks):,} of what it scored; the first: {remarks[0]}."))
+        tell(
+            on_event,
+            Notice(f"{scorer.name} has remarks on {len(remarks):,} of what it scored; the first: {remarks[0]}."),
+        )
     write_atomically(file, dumps(gaps))
-    unfinished.unlink(missing_ok=True)
+    journal.unlink(missing_ok=True)
     return gaps
 
 
@@ -251,26 +247,6 @@ def _score_part(scorer: Scorer, ask: Ask, rows: Sequence[dict[str, Any]]) -> dic
                 "mend or drop the row, or use another reward model",
             )
     return {"gaps": gaps, "remarks": list(remarks.values())}
-
-
-def _keep(file: Path, part: dict[str, Any]) -> None:
-    """Append a part, on disk before this returns; behind a line that a kill cut short, on a line of its own."""
-    with open(file, "a", encoding="utf-8", newline="\n") as stream:
-        stream.write(("\n" if stream.tell() else "") + dumps(part))
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def _kept_parts(file: Path) -> dict[int, dict[str, Any]]:
-    """The parts that were scored before, by the pair that they begin with; a line that was cut short is none."""
-    if not file.is_file():
-        return {}
-    parts = {}
-    for line in file.read_text(encoding="utf-8").split("\n"):
-        with suppress(ValueError):
-            part = json.loads(line)
-            parts[part["from"]] = part
-    return parts
 
 
 def _compared(scorer: Comparer, rows: Sequence[dict[str, Any]]) -> tuple[list[float], dict[int, str]]:

@@ -15,7 +15,7 @@ LEVELS = (
     ("aligner", "errors", "events"),
     ("objective_language",),
     ("objective_source",),
-    ("config", "data", "environment", "lock", "record", "recipes", "isolation", "isolated_child"),
+    ("config", "data", "environment", "journal", "lock", "record", "recipes", "isolation", "isolated_child"),
     ("launch", "run", "report", "report_parts", "plots", "card"),
     (
         "chat",

@@ -124,15 +124,17 @@ def test_a_kill_costs_one_part_of_the_scores(scored, monkeypatch, own_cache, tor
 
     with pytest.raises(KeyboardInterrupt):
         scored(Judge(reward=dies_at_the_third), train=split_of(*texts), reward_scale=1.0)
-    (file,) = own_cache.rglob("*.part.jsonl")
+    (file,) = own_cache.rglob("*.jsonl")
     if torn:
         file.write_text(file.read_text()[:-5])
     again = Judge()
     gaps, _, _, told = scored(again, train=split_of(*texts), reward_scale=1.0)
     assert gaps == [[3.0], [-2.0], [1.0], [-1.0], [4.0]]
     assert again.asked == (["cc", "c", "d", "dd"] if torn else []) + ["eeeee", "e"]
-    assert f"Rewards of {2 if torn else 4} of the 5 training pairs by judge: kept from before." in told
-    assert not list(own_cache.rglob("*.part.jsonl"))
+    assert (
+        f"Going on with scoring the training pairs with judge: {1 if torn else 2} of 3 parts are there already." in told
+    )
+    assert not list(own_cache.rglob("*.jsonl"))
     whole, *_, told = scored(Judge(), train=split_of(*texts), reward_scale=1.0)
     assert whole == gaps
     assert any("from the cache" in text for text in told)

@@ -15,8 +15,7 @@ import pytest
 from fake_endpoint import Answer, FakeEndpoint
 from fakes import save_model, write_jsonl
 
-from aligner import events
-from aligner.builders.selection import journal
+from aligner import events, journal
 from aligner.builders.selection.building import run_select
 from aligner.builders.selection.candidates import read_candidates, read_labelled
 from aligner.builders.selection.labels import ask_oracle, counts_of, known_labels, read_labels
@@ -345,7 +344,7 @@ def test_a_resumed_run_says_where_it_goes_on(folder: Path, monkeypatch: pytest.M
         sampled()
     said: list[events.Event] = []
     sampled(resume=True, on_event=said.append)
-    assert any("2 of 5 parts" in event.text for event in said if isinstance(event, events.Notice))
+    assert any("3 of 5 parts" in event.text for event in said if isinstance(event, events.Notice))
     before = result(folder / "out")
     sampled(resume=True)
     assert result(folder / "out") == before
@@ -392,7 +391,7 @@ def test_a_process_that_is_really_killed_loses_one_part(folder: Path) -> None:
     (folder / "r.yaml").write_text(json.dumps(recipe))
     code = (
         "import os, signal\n"
-        "from aligner.builders.selection import journal\n"
+        "from aligner import journal\n"
         "from aligner.builders.selection.building import run_select\n"
         "from aligner.config.load import load_recipe\n"
         "real, passed = journal._append, []\n"

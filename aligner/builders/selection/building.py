@@ -35,7 +35,6 @@ from aligner.builders.selection.candidates import (
     read_labelled,
 )
 from aligner.builders.selection.choosing import Selection, Triple, as_row, different, prompt_key, select
-from aligner.builders.selection.journal import carry_on
 from aligner.builders.selection.ngrams import ngram_vectors, text_of
 from aligner.builders.selection.report import results_of, summary_of, write_select_report
 from aligner.config.load import Resolved
@@ -44,6 +43,7 @@ from aligner.data import load_rows
 from aligner.data.rows import PromptRow
 from aligner.errors import DataError, Problem, RecipeError, UsageError
 from aligner.events import DataReady, Finished, OnEvent, Plan, StageProgress, StageStarted, Warned, tell
+from aligner.journal import begun_with, carry_on
 from aligner.methods import Outcome, already_done
 from aligner.model_files import check_model_path
 from aligner.record import dumps, file_sha256, write_atomically
@@ -484,8 +484,7 @@ def _parents(recipe: SelectRecipe, run: Run, specs: Sequence[str], inputs: Input
     made = [("states.jsonl" if recipe.select.candidates else "answers.jsonl", "model", policy)]
     made += [(f"beliefs-{number}.jsonl", "reward model", spec) for number, spec in enumerate(specs)]
     for name, kind, path in made:
-        journal = run.dir / JOURNAL / name
-        if journal.exists() and journal.stat().st_size:
-            with open(journal, encoding="utf-8") as file:
-                found.append({"kind": kind, "path": path, "fingerprint": json.loads(file.readline())["made with"]})
+        fingerprint = begun_with(run.dir / JOURNAL / name)
+        if fingerprint is not None:
+            found.append({"kind": kind, "path": path, "fingerprint": fingerprint})
     return [*found, *({"kind": "data", "path": path, "fingerprint": sha} for path, sha in inputs.files.items())]
