@@ -22,7 +22,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -40,6 +40,7 @@ from transformers import (
 from aligner.chat import encode_prompt, stop_token_ids
 from aligner.data.rows import Messages
 from aligner.errors import DataError
+from aligner.journal import Journal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -102,11 +103,13 @@ def generate(
     batch_size: int = 16,
     streams: Sequence[int] | None = None,
     on_progress: Progress | None = None,
+    journal: Journal | None = None,
 ) -> list[list[Completion]]:
     """Return `num_samples` answers for each prompt, in the order of the prompts.
 
     `streams`: a number for each prompt, from which its random numbers follow (its place by default), for answers that
-    do not depend on which prompts are asked together.
+    do not depend on which prompts are asked together. `journal`: where the answers of each batch are kept, so that the same
+    call goes on after a kill.
 
     Raises: DataError when a prompt leaves no room for an answer within the positions that the model has.
     """
@@ -115,7 +118,14 @@ def generate(
         contexts.append(encode_prompt(tokenizer, prompt))
         _check_room(model, contexts[-1], f"prompt {place} ({_first_words(prompt)!r})")
     return continue_ids(
-        model, tokenizer, contexts, sampling, batch_size=batch_size, streams=streams, on_progress=on_progress
+        model,
+        tokenizer,
+        contexts,
+        sampling,
+        batch_size=batch_size,
+        streams=streams,
+        on_progress=on_progress,
+        journal=journal,
     )
 
 
@@ -128,6 +138,7 @@ def continue_ids(
     batch_size: int = 16,
     streams: Sequence[int] | None = None,
     on_progress: Progress | None = None,
+    journal: Journal | None = None,
 ) -> list[list[Completion]]:
     """Return `num_samples` continuations of each context of token ids, as `generate` does for prompts.
 
@@ -137,11 +148,15 @@ def continue_ids(
     rows = _rows(model, contexts, sampling, streams or range(len(contexts)))
     stops = stop_token_ids(tokenizer, model)
     answers: dict[tuple[int, int], Completion] = {}
+    batches = list(_batches(rows, batch_size))
     with _decoder_of(model) as decoder:
-        for batch in _batches(rows, batch_size):
+
+        def work(batch: list[_Row]) -> list[dict[str, Any]]:
             outputs = _decode_batch(decoder, tokenizer, batch, sampling, stops)
-            for row, ids in zip(batch, outputs):
-                answers[row.place, row.sample] = _completion(tokenizer, ids[: row.budget], stops)
+            return [asdict(_completion(tokenizer, ids[: row.budget], stops)) for row, ids in zip(batch, outputs)]
+
+        for batch, said in zip(batches, (journal or Journal(None)).results(batches, work)):
+            answers |= {(row.place, row.sample): Completion(**one) for row, one in zip(batch, said, strict=True)}
             if on_progress is not None:
                 on_progress(len(answers), len(rows))
     return [[answers[place, sample] for sample in range(sampling.num_samples)] for place in range(len(contexts))]

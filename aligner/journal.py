@@ -8,19 +8,63 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
 from aligner.errors import UsageError
 from aligner.events import Notice, OnEvent, StageProgress, tell
-from aligner.record import dumps
+from aligner.record import json_line
 
 P = TypeVar("P")
 
 Work = Callable[[P], Any]
 """From a part to its result, as JSON can hold it."""
+
+
+class Journal:
+    """Results of the parts that a file held when it was opened, by number; further ones go into the file, if there is one.
+
+    `done`: how many it held; `begun_with`: the fingerprint of what they were made with, None where there is none.
+    """
+
+    def __init__(self, path: Path | None, made_with: str = "") -> None:
+        lines = list(_lines(path))
+        self.path = path
+        self.made_with = made_with
+        self.begun_with: str | None = lines[0]["made with"] if lines else None
+        self._known: dict[int, Any] = {line["part"]: line["result"] for line in lines}
+        self.done = len(self._known)
+
+    def __contains__(self, part: int) -> bool:
+        return part in self._known
+
+    def __getitem__(self, part: int) -> Any:
+        return self._known[part]
+
+    def check(self, what: str) -> None:
+        """Refuse a file whose parts were made with something else. `what`: the work, in words.
+
+        Raises: UsageError.
+        """
+        if self.begun_with not in (None, self.made_with):
+            raise UsageError(
+                f"{self.path} was begun with another model: {what} would be partly of one and partly of the other.",
+                "Put the old model back, or start again with --overwrite.",
+            )
+
+    def add(self, part: int, result: Any) -> Any:
+        """Keep the result of a part, and return it; in a file, it is on disk before this returns."""
+        if self.path is None:
+            return result
+        line = _append(self.path, {"part": part, "made with": self.made_with, "result": result})
+        return json.loads(line)["result"]
+
+    def results(self, parts: Iterable[P], work: Work[P]) -> Iterator[Any]:
+        """The result of each part, in order; one that is not there is worked on when it is asked for."""
+        for number, part in enumerate(parts):
+            yield self[number] if number in self else self.add(number, work(part))
 
 
 def carry_on(
@@ -31,71 +75,48 @@ def carry_on(
     on_event: OnEvent | None,
     size: Callable[[P], int],
 ) -> list[Any]:
-    """Return the result of each part, in order, doing those that the journal does not have.
+    """Return the result of each part, in order, doing those that the file does not have.
 
     `make` returns the fingerprint of what does the work, and what does it; it is called only when there is work to do. `size` counts
     the pieces of a part, for the progress that is told under the name `what`.
 
-    Raises: UsageError when the journal was begun with something else.
+    Raises: UsageError when the file was begun with something else.
     """
-    known = {part["part"]: part for part in _lines(path)}
-    assert all(number < len(parts) for number in known), f"{path} holds part {max(known)} of {len(parts)}"
-    if len(known) == len(parts):
-        return [known[number]["result"] for number in range(len(parts))]
-    if known:
-        tell(on_event, Notice(f"Going on with {what}: {len(known)} of {len(parts)} parts are there already."))
-    made_with, work = make()
-    _check(path, known, made_with, what)
-    total = sum(map(size, parts))
-    count = sum(size(parts[number]) for number in known)
-    _prepare(path)
-    with open(path, "ab") as file:
-        for number, part in enumerate(parts):
-            if number in known:
-                continue
-            line = _append(file, {"part": number, "made with": made_with, "result": work(part)})
-            known[number] = json.loads(line)
-            count += size(part)
-            tell(on_event, StageProgress(what, count, total))
-    return [known[number]["result"] for number in range(len(parts))]
+    journal = Journal(path)
+    assert journal.done <= len(parts), f"{path} holds {journal.done} of {len(parts)} parts"
+    if journal.done == len(parts):
+        return [journal[number] for number in range(len(parts))]
+    if journal.done:
+        tell(on_event, Notice(f"Going on with {what}: {journal.done} of {len(parts)} parts are there already."))
+    journal.made_with, work = make()
+    journal.check(what)
+    total, count, found = sum(map(size, parts)), 0, []
+    for part, result in zip(parts, journal.results(parts, work)):
+        found.append(result)
+        count += size(part)
+        tell(on_event, StageProgress(what, count, total))
+    return found
 
 
-def begun_with(path: Path) -> str | None:
-    """Return the fingerprint of what a journal was made with; None where no part is done."""
-    return next((part["made with"] for part in _lines(path)), None)
-
-
-def _prepare(path: Path) -> None:
-    """Make the folder, and end a line that was cut short."""
+def _append(path: Path, value: dict[str, Any]) -> str:
+    """Write a line so that it survives a kill, and return it; behind a line that was cut short, on a line of its own."""
+    line = json_line(value)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "ab+") as file:
         if file.tell():
             file.seek(-1, os.SEEK_END)
             if file.read() != b"\n":
                 file.write(b"\n")
-
-
-def _append(file: IO[bytes], value: dict[str, Any]) -> str:
-    """Write a line so that it survives a kill, and return it."""
-    line = dumps(value)
-    file.write(line.encode("utf-8") + b"\n")
-    file.flush()
-    os.fsync(file.fileno())
+        file.write(line.encode("utf-8"))
+        file.flush()
+        os.fsync(file.fileno())
     return line
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
+def _lines(path: Path | None) -> Iterator[dict[str, Any]]:
     """The lines of finished parts; one that was cut short is none."""
-    if path.exists():
+    if path is not None and path.exists():
         with open(path, "rb") as file:
             for line in file:
                 with suppress(ValueError):
                     yield json.loads(line)
-
-
-def _check(path: Path, known: dict[int, dict[str, Any]], made_with: str, what: str) -> None:
-    if any(part["made with"] != made_with for part in known.values()):
-        raise UsageError(
-            f"{path} was begun with another model: {what} would be partly of one and partly of the other.",
-            "Put the old model back, or start again with --overwrite.",
-        )

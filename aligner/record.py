@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,19 @@ def plain(value: Any) -> Any:
 
 def dumps(value: Any, indent: int | None = None) -> str:
     return json.dumps(plain(value), ensure_ascii=False, allow_nan=False, indent=indent)
+
+
+def json_line(value: Any, default: Callable[[Any], str] | None = None) -> str:
+    """A line of strict JSON, with its end; half a surrogate pair, which UTF-8 cannot hold, stays as it is, escaped.
+
+    `default` turns what JSON does not know into text; without it that is an error.
+    """
+    line = json.dumps(plain(value), ensure_ascii=False, allow_nan=False, default=default) + "\n"
+    try:
+        line.encode("utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(plain(value), allow_nan=False, default=default) + "\n"
+    return line
 
 
 def file_sha256(path: Path) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from .boundary import resumable
 from .models import (
     AsJson,
     BatchSize,
@@ -16,18 +18,23 @@ from .models import (
     MaxRows,
     NumSamples,
     OnBadRow,
+    Overwrite,
     QuantizationOption,
+    Resume,
     Seed,
     Split,
     Temperature,
     TrustRemoteCode,
+    check_output,
     check_paths,
     check_sampling,
+    flags,
     load_model,
     model_section,
     read_rows,
+    rows_fingerprint,
     source_section,
-    write_file,
+    unfinished,
 )
 
 if TYPE_CHECKING:
@@ -94,6 +101,8 @@ def evaluate(
     quantization: QuantizationOption = "none",
     trust_remote_code: TrustRemoteCode = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write JSON to this file.")] = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure a model (loss, answers, preferences) or a reward model.
@@ -105,9 +114,10 @@ def evaluate(
     by length and as RewardBench averages it, bias for length, calibration, and agreement with a second one.
     """
     _check_kind(context, model, reward_model)
+    check_output(output, data, resume=resume, overwrite=overwrite)
     if reward_model:
         source = source_section(data, column, split, max_rows)
-        _evaluate_rewards(reward_model, source, category, on_bad_row, resamples, seed, plot, output, as_json)
+        _evaluate_rewards(reward_model, source, category, on_bad_row, resamples, seed, plot, output, overwrite, as_json)
         return
     assert model is not None
     check_sampling(temperature, top_p=1.0)
@@ -121,28 +131,41 @@ def evaluate(
 
     from .render import Screen, columns, number
 
-    with Screen() as screen:
+    with Screen() as screen, resumable("goes on" if output is not None else "needs --output to go on"):
         screen.start("loading the model")
         from aligner.evaluation import evaluate as measure
         from aligner.generation import Sampling
+        from aligner.models import model_fingerprint
 
         policy, tokenizer = load_model(section)
-        other = None if reference is None else load_model(section.model_copy(update={"name_or_path": reference}))[0]
+        against = None if reference is None else section.model_copy(update={"name_or_path": reference})
+        other = None if against is None else load_model(against)[0]
         sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, num_samples=num_samples, seed=seed)
-        numbers = measure(
-            policy,
-            tokenizer,
-            rows,
-            task=chosen,
-            scorer=judge,
-            sampling=sampling,
-            reference=other,
-            batch_size=batch_size,
-            on_progress=screen.counter("measuring"),
-        )
-    record = {"model": model, "data": data, "task": chosen, "scorer": scorer, "metrics": numbers}
-    if output is not None:
-        write_file(output, _dumps(record) + "\n")
+
+        def header() -> dict[str, Any]:
+            return {
+                "the model": model_fingerprint(section),
+                "the reference": None if against is None else model_fingerprint(against),
+                "the data": rows_fingerprint(rows),
+                **flags({"task": chosen, **asdict(sampling), "batch_size": batch_size}),
+            }
+
+        with unfinished(output, header, overwrite=overwrite) as part:
+            numbers = measure(
+                policy,
+                tokenizer,
+                rows,
+                task=chosen,
+                scorer=judge,
+                sampling=sampling,
+                reference=other,
+                batch_size=batch_size,
+                on_progress=screen.counter("measuring"),
+                keep=None if part is None else part.folder,
+            )
+            record = {"model": model, "data": data, "task": chosen, "scorer": scorer, "metrics": numbers}
+            if part is not None:
+                part.finish([_dumps(record) + "\n"])
     if as_json:
         typer.echo(_dumps(record))
         return
@@ -179,27 +202,26 @@ def _evaluate_rewards(
     seed: int,
     plot: Path | None,
     output: Path | None,
+    overwrite: bool,
     as_json: bool,
 ) -> None:
-    from .evaluate_rewards import draw, evaluate_rewards, show
+    from .evaluate_rewards import evaluate_rewards, show
 
-    found = evaluate_rewards(
+    record = evaluate_rewards(
         specs,
         source,
         category=category,
         on_bad_row=on_bad_row,
         resamples=resamples,
         seed=seed,
-        outputs=(plot, output),
+        plot=plot,
+        output=output,
+        overwrite=overwrite,
     )
-    if output is not None:
-        write_file(output, _dumps(found.record) + "\n")
-    if plot is not None:
-        draw(found, plot)
     if as_json:
-        typer.echo(_dumps(found.record))
+        typer.echo(_dumps(record))
     else:
-        show(found.record)
+        show(record)
 
 
 def _dumps(record: dict[str, Any]) -> str:

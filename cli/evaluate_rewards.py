@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from .models import OnBadRow, dropped_rows
+from .boundary import resumable
+from .models import OnBadRow, dropped_rows, rows_fingerprint, unfinished
 
 if TYPE_CHECKING:
     from aligner.config.schema import Source
@@ -25,16 +25,6 @@ MOST_SHOWN = 40
 """Categories on the screen; all of them are in the JSON."""
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
-    """What `--json` prints, and what it was computed from."""
-
-    record: Record
-    judged: list[Judged]
-    pairs: list[Pair]
-    answers: Answers
-
-
 def evaluate_rewards(
     specs: Sequence[str],
     source: Source,
@@ -43,9 +33,11 @@ def evaluate_rewards(
     on_bad_row: OnBadRow,
     resamples: int,
     seed: int,
-    outputs: Sequence[Path | None],
-) -> Found:
-    """Judge the pairs of a source with one reward model or two, and measure. `outputs` are looked at, not written."""
+    plot: Path | None,
+    output: Path | None,
+    overwrite: bool,
+) -> Record:
+    """Judge the pairs of a source with one reward model or two, and measure. The record goes into `output`, a picture into `plot`."""
     from aligner.errors import UsageError
     from aligner.events import Warned
     from aligner.reward_models import read_spec
@@ -54,13 +46,13 @@ def evaluate_rewards(
         raise UsageError(f"--reward-model is given {len(specs)} times", "name one, or two to compare")
     for spec in specs:
         read_spec(spec)
-    for path in outputs:
-        _check_output(path)
+    _check_plot(plot)
     pairs, column, ledger = _read(source, category, on_bad_row, seed)
 
     from aligner.evaluation.judged_pairs import answers_of
     from aligner.evaluation.overlap import trained_on
     from aligner.evaluation.reward_accuracy import agreement, measure
+    from aligner.record import dumps
 
     from .render import Screen
 
@@ -68,41 +60,55 @@ def evaluate_rewards(
     draws: dict[str, int] = {"resamples": resamples, "seed": seed}
     read = {file.sha256 for entry in ledger.sources for file in entry.files}
     seen = {spec: trained_on(spec, read) for spec in specs}
-    with Screen() as screen:
+
+    def header() -> dict[str, Any]:
+        return {"the data": rows_fingerprint(pairs), "the reward models": list(specs)}
+
+    with (
+        Screen() as screen,
+        resumable("goes on" if output is not None else "needs --output to go on"),
+        unfinished(output, header, overwrite=overwrite) as part,
+    ):
         for spec, files in seen.items():
             if files:
                 screen.on_event(
                     Warned(f"{spec} was trained on {' and '.join(files)}: what follows is no held-out result")
                 )
-        judged = [_judge(spec, pairs, answers, screen) for spec in specs]
+        judged = [
+            _judge(spec, pairs, answers, screen, None if part is None else part.folder / f"judged-{number}.jsonl")
+            for number, spec in enumerate(specs)
+        ]
         screen.start("computing the numbers and their intervals")
         found = [measure(one, pairs, answers, column, **draws) for one, _ in judged]
         both = agreement(judged[0][0], judged[1][0], pairs, **draws) if len(judged) == 2 else None
-    record = {
-        "reward_models": list(specs),
-        "data": source.path,
-        "rows_dropped": dropped_rows(ledger),
-        "category_column": column,
-        "bootstrap": {**draws, "interval": 0.95},
-        "results": [
-            {"reward_model": spec, "fingerprint": print_, "trained_on": seen[spec], **numbers}
-            for spec, (_, print_), numbers in zip(specs, judged, found)
-        ],
-        "agreement": both,
-    }
-    return Found(record, [one for one, _ in judged], pairs, answers)
+        record = {
+            "reward_models": list(specs),
+            "data": source.path,
+            "rows_dropped": dropped_rows(ledger),
+            "category_column": column,
+            "bootstrap": {**draws, "interval": 0.95},
+            "results": [
+                {"reward_model": spec, "fingerprint": print_, "trained_on": seen[spec], **numbers}
+                for spec, (_, print_), numbers in zip(specs, judged, found)
+            ],
+            "agreement": both,
+        }
+        if plot is not None:
+            _draw(record, [one for one, _ in judged], pairs, answers, plot)
+        if part is not None:
+            part.finish([dumps(record, indent=2) + "\n"])
+    return record
 
 
-def draw(found: Found, path: Path) -> None:
+def _draw(record: Record, judged: Sequence[Judged], pairs: list[Pair], answers: Answers, path: Path) -> None:
     """Write the picture."""
     from aligner.evaluation.reward_picture import Shown, write_picture
 
-    results = found.record["results"]
-    shown = [Shown(result["reward_model"], result, judged) for result, judged in zip(results, found.judged)]
-    write_picture(shown, found.pairs, found.answers, found.record, path)
+    shown = [Shown(result["reward_model"], result, one) for result, one in zip(record["results"], judged)]
+    write_picture(shown, pairs, answers, record, path)
 
 
-def _check_output(path: Path | None) -> None:
+def _check_plot(path: Path | None) -> None:
     """Find out before the scoring whether there is a place for what it gives."""
     from aligner.errors import UsageError
 
@@ -132,16 +138,25 @@ def _read(
     return pairs, category or category_column(pairs), loaded.ledger
 
 
-def _judge(spec: str, pairs: list[Pair], answers: Answers, screen: Screen) -> tuple[Judged, str]:
-    """What one reward model says, and its fingerprint; it is gone from memory before the next is loaded."""
-    from aligner.evaluation.judged_pairs import AT_ONCE, judge
-    from aligner.reward_models import load_scorer, read_spec
-    from aligner.reward_models.ensemble import scored_together
+def _judge(spec: str, pairs: list[Pair], answers: Answers, screen: Screen, kept: Path | None) -> tuple[Judged, str]:
+    """What one reward model says, and its fingerprint; it is gone from memory before the next is loaded.
 
+    What it says is kept in a file, if there is one, and a judge goes on with the account of its budget.
+    """
+    from aligner.evaluation.judged_pairs import AT_ONCE, judge
+    from aligner.journal import Journal
+    from aligner.reward_models import load_scorer, read_spec
+    from aligner.reward_models.ensemble import go_on_with_account, scored_together
+
+    what = f"judging with {spec}"
     screen.start(f"loading {spec}")
     scorer = load_scorer(spec)
     at_once = None if scored_together(read_spec(spec)) else AT_ONCE
-    judged = judge(scorer, pairs, answers, on_progress=screen.counter(f"judging with {spec}"), at_once=at_once)
+    journal = Journal(kept, scorer.fingerprint())
+    journal.check(what)
+    if kept is not None:
+        go_on_with_account(scorer, kept)
+    judged = judge(scorer, pairs, answers, on_progress=screen.counter(what), at_once=at_once, journal=journal)
     return judged, scorer.fingerprint()
 
 

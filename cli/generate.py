@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .boundary import resumable
 from .models import (
     AsJson,
     BatchSize,
@@ -18,18 +20,23 @@ from .models import (
     MaxRows,
     ModelName,
     NumSamples,
+    Overwrite,
     QuantizationOption,
+    Resume,
     Seed,
     Split,
     Temperature,
     TrustRemoteCode,
+    check_output,
     check_paths,
     check_sampling,
+    flags,
     load_model,
     model_section,
     read_rows,
+    rows_fingerprint,
     source_section,
-    write_file,
+    unfinished,
 )
 
 if TYPE_CHECKING:
@@ -58,9 +65,12 @@ def generate(
     quantization: QuantizationOption = "none",
     trust_remote_code: TrustRemoteCode = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write JSON lines to this file.")] = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Answer prompts with a model, in batches."""
+    check_output(output, data, resume=resume, overwrite=overwrite)
     check_sampling(temperature, top_p)
     section = model_section(model, dtype, quantization, trust_remote_code)
     rows = _prompt_rows(prompts or [], None if data is None else source_section(data, column, split, max_rows), seed)
@@ -68,10 +78,13 @@ def generate(
 
     from .render import Screen
 
-    with Screen() as screen:
+    with Screen() as screen, resumable("goes on" if output is not None else "needs --output to go on"):
         screen.start("loading the model")
         policy, tokenizer = load_model(section)
         from aligner.generation import Sampling, generate
+        from aligner.journal import Journal
+        from aligner.models import model_fingerprint
+        from aligner.record import json_line
 
         sampling = Sampling(
             max_new_tokens=max_new_tokens,
@@ -83,12 +96,27 @@ def generate(
             num_samples=num_samples,
             seed=seed,
         )
-        texts = [row.prompt for row in rows]
-        progress = screen.counter("answering")
-        answers = generate(policy, tokenizer, texts, sampling, batch_size=batch_size, on_progress=progress)
-    records = [_record(row, completions) for row, completions in zip(rows, answers)]
-    if output is not None:
-        write_file(output, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+
+        def header() -> dict[str, Any]:
+            return {
+                "the model": model_fingerprint(section),
+                "the prompts": rows_fingerprint(rows),
+                **flags({**asdict(sampling), "batch_size": batch_size}),
+            }
+
+        with unfinished(output, header, overwrite=overwrite) as part:
+            answers = generate(
+                policy,
+                tokenizer,
+                [row.prompt for row in rows],
+                sampling,
+                batch_size=batch_size,
+                on_progress=screen.counter("answering"),
+                journal=None if part is None else Journal(part.folder / "answers.jsonl"),
+            )
+            records = [_record(row, completions) for row, completions in zip(rows, answers)]
+            if part is not None:
+                part.finish(map(json_line, records))
     if as_json:
         typer.echo(json.dumps(records, indent=2))
     elif output is None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,6 +15,7 @@ if TYPE_CHECKING:
     from aligner.config.schema import Model, Source
     from aligner.data.ledger import Ledger
     from aligner.data.rows import Task
+    from aligner.unfinished import Unfinished
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["none", "nf4", "fp4", "int8"]
@@ -30,6 +34,9 @@ TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run 
 MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer, in tokens.")]
 Temperature = Annotated[float, typer.Option("--temperature", min=0.0, help="0 is greedy.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Same seed, same answers.")]
+
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with an output that was begun.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
 
 
 def source_section(path: str, column: list[str] | None, split: str, max_rows: int | None) -> Source:
@@ -100,6 +107,44 @@ def load_model(model: Model) -> tuple[Any, Any]:
     return load_policy(model, tokenizer, trainable=False), tokenizer
 
 
-def write_file(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+def check_output(output: Path | None, data: str | None, *, resume: bool, overwrite: bool) -> None:
+    """Say what is in the way of an output before anything is read."""
+    from aligner import unfinished
+    from aligner.errors import UsageError
+
+    if output is not None:
+        unfinished.check_output(output, data, resume=resume, overwrite=overwrite)
+    elif resume or overwrite:
+        raise UsageError("--resume and --overwrite are about an output, and there is none", "Add --output.")
+
+
+def flags(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values under the names that their options have."""
+    return {f"--{name.replace('_', '-')}": value for name, value in values.items()}
+
+
+def rows_fingerprint(rows: Sequence[Any]) -> str:
+    """A hash of what rows hold; where they came from does not count."""
+    import hashlib
+
+    from aligner.record import json_line
+
+    digest = hashlib.sha256()
+    for row in rows:
+        held = {name: value for name, value in asdict(row).items() if name != "origin"}
+        digest.update(json_line(held, default=str).encode())
+    return digest.hexdigest()
+
+
+@contextmanager
+def unfinished(
+    output: Path | None, header: Callable[[], Mapping[str, Any]], *, overwrite: bool
+) -> Iterator[Unfinished | None]:
+    """What keeps the finished parts of an output until it is whole; None where nothing is written."""
+    from aligner.unfinished import Unfinished
+
+    if output is None:
+        yield None
+        return
+    with Unfinished(output, header(), overwrite=overwrite) as found:
+        yield found

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .boundary import resumable
-from .models import AsJson, Column, MaxRows, Split, source_section
+from .models import AsJson, Column, MaxRows, Overwrite, Resume, Split, check_output, source_section
 
 if TYPE_CHECKING:
     from aligner.config.schema import Source
@@ -33,8 +33,8 @@ def score(
     keep_failed: Annotated[
         bool, typer.Option("--keep-failed", help="Write rows without a score too, with why.")
     ] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where the scoring was stopped.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Score answers with a reward model, a judge or a rule.
@@ -42,16 +42,11 @@ def score(
     Rows hold one answer (`score`), a list of them (`scores`) or a pair (`score_chosen`, `score_rejected`); the names of the new
     columns stand in brackets. A column `answer` holds the right answer for rules that compare with one.
     """
-    from aligner.errors import UsageError
     from aligner.evaluation.answer_rows import read_answers, refuse_taken_columns
-    from aligner.evaluation.score_store import check_output
     from aligner.reward_models import load_scorer, read_spec
     from aligner.reward_models.ensemble import scored_together
 
-    if output is not None:
-        check_output(output, data, resume=resume, overwrite=overwrite)
-    elif resume or overwrite:
-        raise UsageError("--resume and --overwrite are about an output, and there is none", "Add --output.")
+    check_output(output, data, resume=resume, overwrite=overwrite)
     card = read_spec(reward_model)
     source = source_section(data, column, split, max_rows)
     rows = read_answers(source, seed)
@@ -71,7 +66,7 @@ def score(
             output.parent.mkdir(parents=True, exist_ok=True)
             with _store(scorer, rows, output, overwrite) as store:
                 scored = _score(scorer, rows, store=store, **options)
-                store.finish(_with_scores(source, rows, scored, prefix))
+                store.finish_rows(_with_scores(source, rows, scored, prefix))
     record = _record(scorer, rows, scored, data, output)
     if as_json:
         _print_json(record, None if output is not None else _with_scores(source, rows, scored, prefix))
@@ -93,12 +88,16 @@ def _with_scores(source: Source, rows: AnswerRows, scored: list[Scored], prefix:
 
 def _store(scorer: Scorer, rows: AnswerRows, output: Path, overwrite: bool) -> ScoreStore:
     """The unfinished output. Judges go on with the accounts of their budget under its name."""
-    from aligner.evaluation.score_store import open_store
+    from aligner.evaluation.score_store import ScoreStore
     from aligner.reward_models.ensemble import go_on_with_account
 
-    header = {"data": rows.fingerprint, "reward_model": scorer.fingerprint(), "answers": len(rows.answers)}
+    header = {
+        "the data": rows.fingerprint,
+        "the reward model": scorer.fingerprint(),
+        "the number of answers": len(rows.answers),
+    }
     go_on_with_account(scorer, output, str(header))
-    return open_store(output, header, overwrite=overwrite)
+    return ScoreStore(output, header, overwrite=overwrite)
 
 
 def _record(scorer: Scorer, rows: AnswerRows, scored: list[Scored], data: str, output: Path | None) -> dict[str, Any]:

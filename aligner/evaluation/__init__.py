@@ -16,10 +16,12 @@ names, `rewardbench.py` holds the one average.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from aligner.data.rows import Task
 from aligner.errors import UsageError
+from aligner.journal import Journal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -41,11 +43,13 @@ def evaluate(
     loss_on: LossOn = "auto",
     batch_size: int = 16,
     on_progress: Progress | None = None,
+    keep: Path | None = None,
 ) -> dict[str, float]:
     """Return the numbers of a task, by name.
 
     `reference` is for preferences: another model, or `adapter_off` for the base under the adapter of `model`.
     `scorer` and `sampling` are for prompts; answers are greedy where `sampling` is absent.
+    `keep`: a folder for what is done, so that the same call goes on after a kill.
 
     Raises: UsageError when there are no rows; DataError naming a row that cannot be used.
     """
@@ -55,11 +59,17 @@ def evaluate(
     if task == "sft":
         from aligner.evaluation.likelihood import evaluate_rows
 
-        return evaluate_rows(model, tokenizer, rows, loss_on=loss_on, **settings)
+        return evaluate_rows(model, tokenizer, rows, loss_on=loss_on, journal=_journal(keep, "model"), **settings)
     if task == "preference":
         from aligner.evaluation.preferences import evaluate_pairs
 
-        return evaluate_pairs(model, tokenizer, rows, reference=reference, **settings)
+        journals = _journal(keep, "model"), _journal(keep, "reference")
+        return evaluate_pairs(model, tokenizer, rows, reference=reference, journals=journals, **settings)
     from aligner.evaluation.answers import evaluate_prompts
 
-    return evaluate_prompts(model, tokenizer, rows, scorer=scorer, sampling=sampling, **settings)[0]
+    journal = _journal(keep, "answers")
+    return evaluate_prompts(model, tokenizer, rows, scorer=scorer, sampling=sampling, journal=journal, **settings)[0]
+
+
+def _journal(keep: Path | None, name: str) -> Journal | None:
+    return None if keep is None else Journal(keep / f"{name}.jsonl")

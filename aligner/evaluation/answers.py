@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from aligner.data.rows import PromptRow
 from aligner.evaluation.likelihood import standard_error
 from aligner.generation import Completion, Progress, Sampling, generate
+from aligner.journal import Journal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -32,8 +33,9 @@ def evaluate_prompts(
     sampling: Sampling | None = None,
     batch_size: int = 16,
     on_progress: Progress | None = None,
+    journal: Journal | None = None,
 ) -> tuple[dict[str, float], list[list[Completion]]]:
-    """Return the numbers, and the answers they are about, in the order of the rows."""
+    """Return the numbers, and the answers they are about, in the order of the rows. `journal` keeps the answers."""
     answers = generate(
         model,
         tokenizer,
@@ -41,6 +43,7 @@ def evaluate_prompts(
         sampling or GREEDY,
         batch_size=batch_size,
         on_progress=on_progress,
+        journal=journal,
     )
     numbers = {} if scorer is None else _scores(scorer, rows, answers)
     return {**numbers, **describe(answers)}, answers

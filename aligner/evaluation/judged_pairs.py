@@ -18,6 +18,7 @@ import numpy as np
 from aligner.data.rows import Messages, PreferenceRow, as_turns, prompt_text
 from aligner.errors import DataError, Problem
 from aligner.evaluation.bootstrap import Floats, Integers
+from aligner.journal import Journal
 from aligner.reward_models import Comparer, Preferences, Prompt, Scorer, preferences
 from aligner.reward_models.base import placed, sigmoid
 from aligner.reward_models.judge import NoVerdict
@@ -153,29 +154,38 @@ def judge(
     *,
     on_progress: Progress | None = None,
     at_once: int | None = AT_ONCE,
+    journal: Journal | None = None,
 ) -> Judged:
     """Ask the scorer about every pair. `at_once=None` asks in one call, for scores that depend on what else is scored
-    (`reward_models.ensemble.scored_together`)."""
+    (`reward_models.ensemble.scored_together`). `journal` keeps what was said, call by call, so that it goes on after a kill."""
+    journal = journal or Journal(None)
     if isinstance(scorer, Comparer):
-        return _compare(scorer, pairs, on_progress, at_once)
-    return _score(scorer, answers, on_progress, at_once)
+        return _compare(scorer, pairs, on_progress, at_once, journal)
+    return _score(scorer, answers, on_progress, at_once, journal)
 
 
-def _score(scorer: Scorer, answers: Answers, on_progress: Progress | None, at_once: int | None) -> Judged:
+def _score(
+    scorer: Scorer, answers: Answers, on_progress: Progress | None, at_once: int | None, journal: Journal
+) -> Judged:
     scores: list[float] = []
     remarks: list[tuple[str, str]] = []
-    for start, end in _stretches(answers.groups, at_once):
-        part = slice(start, end)
+
+    def work(stretch: tuple[int, int]) -> dict[str, Any]:
+        part = slice(*stretch)
         try:
             found = scorer.score(answers.prompts[part], answers.texts[part], answers.references[part])
         except DataError as error:
             raise placed(error, answers.origins[part], "different answers") from error
-        assert len(found) == end - start, f"{scorer.name} gave {len(found)} scores for {end - start} answers"
-        remarks += [(answers.origins[start + row], said) for row, said in sorted(found.remarks.items())]
-        scores += found
+        assert len(found) == len(answers.texts[part]), f"{scorer.name} gave {len(found)} scores for {stretch}"
+        assert all(map(math.isfinite, found)), f"{scorer.name} gave a score that is not finite"
+        return {"scores": list(found), "remarks": sorted(found.remarks.items())}
+
+    stretches = list(_stretches(answers.groups, at_once))
+    for (start, end), said in zip(stretches, journal.results(stretches, work)):
+        remarks += [(answers.origins[start + row], text) for row, text in said["remarks"]]
+        scores += said["scores"]
         if on_progress is not None:
             on_progress(end, len(answers.texts))
-    assert all(map(math.isfinite, scores)), f"{scorer.name} gave a score that is not finite"
     values = np.array(scores, dtype=np.float64)
     margins = values[answers.chosen] - values[answers.rejected]
     return Judged(margins, np.array([sigmoid(float(margin)) for margin in margins]), values, None, remarks)
@@ -191,29 +201,36 @@ def _stretches(groups: Integers, at_once: int | None) -> Iterator[tuple[int, int
             start = end
 
 
-def _compare(scorer: Comparer, pairs: Sequence[Pair], on_progress: Progress | None, at_once: int | None) -> Judged:
+def _compare(
+    scorer: Comparer, pairs: Sequence[Pair], on_progress: Progress | None, at_once: int | None, journal: Journal
+) -> Judged:
     """Every pair is asked about, also after a judge had no usable verdict on one: what it says is in its cache then."""
     chances: list[float] = []
     remarks: list[tuple[str, str]] = []
     silent: dict[int, str] = {}
     flips = 0
     step = at_once or max(1, len(pairs))
-    for start in range(0, len(pairs), step):
+    for number, start in enumerate(range(0, len(pairs), step)):
         part = pairs[start : start + step]
         try:
-            found = _preferences(scorer, part)
-            remarks += [(part[row].origin, said) for row, said in sorted(found.remarks.items())]
-            flips += len(found.flips)
-            chances += found
+            said = journal[number] if number in journal else journal.add(number, _said(scorer, part))
+            remarks += [(part[row].origin, text) for row, text in said["remarks"]]
+            flips += said["flips"]
+            chances += said["chances"]
         except NoVerdict as error:
             silent |= {start + row: reason for row, reason in error.rows.items()}
         if on_progress is not None:
             on_progress(start + len(part), len(pairs))
     if silent:
         raise _no_verdict(scorer.name, pairs, silent)
-    assert all(0.0 <= chance <= 1.0 for chance in chances), f"{scorer.name} gave a preference outside [0, 1]"
     probabilities = np.array(chances, dtype=np.float64)
     return Judged(probabilities - 0.5, probabilities, None, flips, remarks)
+
+
+def _said(scorer: Comparer, part: Sequence[Pair]) -> dict[str, Any]:
+    found = _preferences(scorer, part)
+    assert all(0.0 <= chance <= 1.0 for chance in found), f"{scorer.name} gave a preference outside [0, 1]"
+    return {"chances": list(found), "remarks": sorted(found.remarks.items()), "flips": len(found.flips)}
 
 
 def _preferences(scorer: Comparer, part: Sequence[Pair]) -> Preferences:

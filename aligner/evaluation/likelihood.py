@@ -20,6 +20,7 @@ from aligner.chat import IGNORED, encode_sft
 from aligner.data.rows import Row
 from aligner.errors import DataError
 from aligner.generation import Progress, at_rest, max_positions
+from aligner.journal import Journal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -57,6 +58,7 @@ def evaluate_rows(
     loss_on: LossOn = "auto",
     batch_size: int = 16,
     on_progress: Progress | None = None,
+    journal: Journal | None = None,
 ) -> dict[str, float]:
     """Return loss (nats per trained token), its other two forms, and the share of tokens guessed right."""
     sequences = []
@@ -64,7 +66,7 @@ def evaluate_rows(
         encoded = encode_sft(tokenizer, row, loss_on)
         wanted = [i for i, label in enumerate(encoded.labels) if i and label != IGNORED]
         sequences.append(Tokens(encoded.input_ids, wanted, row.origin))
-    found = likelihoods(model, sequences, batch_size=batch_size, on_progress=on_progress)
+    found = likelihoods(model, sequences, batch_size=batch_size, on_progress=on_progress, journal=journal)
     tokens = sum(len(item.logps) for item in found)
     loss = -sum(item.total for item in found) / tokens
     return {
@@ -83,8 +85,11 @@ def likelihoods(
     *,
     batch_size: int = 16,
     on_progress: Progress | None = None,
+    journal: Journal | None = None,
 ) -> list[Likelihood]:
     """Return the likelihood of each sequence, in their order; batches go from the longest to the shortest.
+
+    `journal`: where each batch is kept, so that the same call goes on after a kill.
 
     Raises: DataError naming a row that is longer than the positions of the model.
     """
@@ -92,10 +97,16 @@ def likelihoods(
     _check_lengths(model, sequences)
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i].input_ids), reverse=True)
     found: dict[int, Likelihood] = {}
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+    def work(places: list[int]) -> list[tuple[list[float], int]]:
+        batch = _of_batch(model, [sequences[i] for i in places])
+        return [(item.logps.tolist(), item.first_choices) for item in batch]
+
     with at_rest(model):
-        for start in range(0, len(order), batch_size):
-            places = order[start : start + batch_size]
-            found.update(zip(places, _of_batch(model, [sequences[i] for i in places])))
+        for places, batch in zip(batches, (journal or Journal(None)).results(batches, work)):
+            for i, (logps, right) in zip(places, batch, strict=True):
+                found[i] = Likelihood(torch.tensor([float(logp) for logp in logps]), right)
             if on_progress is not None:
                 on_progress(len(found), len(sequences))
     return [found[i] for i in range(len(sequences))]

@@ -18,6 +18,7 @@ from aligner.data.rows import PreferenceRow
 from aligner.errors import UsageError
 from aligner.evaluation.likelihood import Likelihood, Tokens, likelihoods, standard_error
 from aligner.generation import Progress
+from aligner.journal import Journal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -31,12 +32,16 @@ def evaluate_pairs(
     reference: PreTrainedModel | Literal["adapter_off"] | None = None,
     batch_size: int = 16,
     on_progress: Progress | None = None,
+    journals: tuple[Journal | None, Journal | None] = (None, None),
 ) -> dict[str, float]:
-    """Return the shares of pairs in which the chosen answer wins, by total, by token and by implicit reward."""
+    """Return the shares of pairs in which the chosen answer wins, by total, by token and by implicit reward.
+
+    `journals` keep what the model, and what the reference, has computed.
+    """
     sequences = _sequences(tokenizer, rows)
     passes = 1 if reference is None else 2
     progress = _over_passes(on_progress, len(sequences), passes)
-    policy = likelihoods(model, sequences, batch_size=batch_size, on_progress=progress[0])
+    policy = likelihoods(model, sequences, batch_size=batch_size, on_progress=progress[0], journal=journals[0])
     numbers = {
         **_share("accuracy", _margins([item.total for item in policy])),
         **_share("accuracy_per_token", _margins([item.total / len(item.logps) for item in policy])),
@@ -44,7 +49,7 @@ def evaluate_pairs(
     if reference is not None:
         judge, context = _reference(model, reference)
         with context:
-            base = likelihoods(judge, sequences, batch_size=batch_size, on_progress=progress[1])
+            base = likelihoods(judge, sequences, batch_size=batch_size, on_progress=progress[1], journal=journals[1])
         rewards = _margins(_rewards(policy, base))
         numbers |= _share("reward_accuracy", rewards)
         numbers |= {"reward_margin": sum(rewards) / len(rewards), "reward_margin_stderr": standard_error(rewards)}

@@ -10,7 +10,7 @@ import pytest
 
 from aligner.errors import UsageError
 from aligner.events import Notice, StageProgress
-from aligner.journal import begun_with, carry_on
+from aligner.journal import Journal, carry_on
 
 PARTS = [["a", "b"], ["c"], ["d", "e"]]
 
@@ -50,7 +50,7 @@ def test_what_a_kill_left_is_gone_on_with(tmp_path):
     assert done(path, told=told) == (WHOLE, ["de"])
     assert told == [
         Notice("Going on with working: 2 of 3 parts are there already."),
-        StageProgress("working", 5, 5),
+        *(StageProgress("working", count, 5) for count in (2, 3, 5)),
     ]
 
 
@@ -65,7 +65,7 @@ def test_wherever_a_kill_cuts_a_line_only_its_part_is_done_again(tmp_path):
         ready = (cut >= first - 1) + (cut >= len(content) - 1)  # a line may lack its end and nothing else
         assert done(path, key="ключ") == (WHOLE, ["ab", "c", "de"][ready:])
         assert done(path) == (WHOLE, [])
-        assert begun_with(path) == "ключ"
+        assert Journal(path).begun_with == "ключ"
 
 
 def test_two_that_write_side_by_side_do_no_harm(tmp_path):
@@ -88,10 +88,10 @@ def test_two_that_write_side_by_side_do_no_harm(tmp_path):
 
 def test_parts_of_two_models_are_not_mixed(tmp_path):
     path = tmp_path / "journal.jsonl"
-    assert begun_with(path) is None
+    assert Journal(path).begun_with is None
     done(path, dies_at="c")
     before = path.read_bytes()
     with pytest.raises(UsageError, match="begun with another model: working would be partly of one"):
         done(path, key="other")
     assert path.read_bytes() == before
-    assert begun_with(path) == "model"
+    assert Journal(path).begun_with == "model"

@@ -302,15 +302,16 @@ def killed_at(moment: int, monkeypatch: pytest.MonkeyPatch, cut: bool) -> None:
     passed = 0
     real: Callable[..., Any] = journal._append
 
-    def deadly(file: Any, value: Any) -> str:
+    def deadly(path: Path, value: Any) -> str:
         nonlocal passed
         passed += 1
         if passed == moment:
             if cut:
-                file.write(b'[["half of a li')
-                file.flush()
+                path.parent.mkdir(exist_ok=True)
+                with path.open("ab") as file:
+                    file.write(b'[["half of a li')
             raise Killed
-        return real(file, value)
+        return real(path, value)
 
     monkeypatch.setattr(journal, "_append", deadly)
 
@@ -395,11 +396,11 @@ def test_a_process_that_is_really_killed_loses_one_part(folder: Path) -> None:
         "from aligner.builders.selection.building import run_select\n"
         "from aligner.config.load import load_recipe\n"
         "real, passed = journal._append, []\n"
-        "def deadly(file, value):\n"
+        "def deadly(path, value):\n"
         "    passed.append(1)\n"
         "    if len(passed) == 4:\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return real(file, value)\n"
+        "    return real(path, value)\n"
         "journal._append = deadly\n"
         "run_select(load_recipe('select', 'r.yaml'))\n"
     )

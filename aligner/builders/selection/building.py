@@ -43,7 +43,7 @@ from aligner.data import load_rows
 from aligner.data.rows import PromptRow
 from aligner.errors import DataError, Problem, RecipeError, UsageError
 from aligner.events import DataReady, Finished, OnEvent, Plan, StageProgress, StageStarted, Warned, tell
-from aligner.journal import begun_with, carry_on
+from aligner.journal import Journal, carry_on
 from aligner.methods import Outcome, already_done
 from aligner.model_files import check_model_path
 from aligner.record import dumps, file_sha256, write_atomically
@@ -484,7 +484,7 @@ def _parents(recipe: SelectRecipe, run: Run, specs: Sequence[str], inputs: Input
     made = [("states.jsonl" if recipe.select.candidates else "answers.jsonl", "model", policy)]
     made += [(f"beliefs-{number}.jsonl", "reward model", spec) for number, spec in enumerate(specs)]
     for name, kind, path in made:
-        fingerprint = begun_with(run.dir / JOURNAL / name)
+        fingerprint = Journal(run.dir / JOURNAL / name).begun_with
         if fingerprint is not None:
             found.append({"kind": kind, "path": path, "fingerprint": fingerprint})
     return [*found, *({"kind": "data", "path": path, "fingerprint": sha} for path, sha in inputs.files.items())]

@@ -1,0 +1,240 @@
+"""`aligner generate` and `aligner eval` that are stopped: gone on with, bit for bit, and never mixed with anything else."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes import save_model, write_jsonl
+from runner import aligner
+
+from aligner import journal
+
+LONGER = """
+def longer(prompt, completion, reference):
+    return float(len(completion))
+"""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("other"), seed=1)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Path) -> Path:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(model, "model")
+    words = ["a", "bb", "ccc", "dddd", "eeeee", "ffffff", "g"]
+    write_jsonl(Path("prompts.jsonl"), [{"prompt": word, "answer": word} for word in words])
+    write_jsonl(Path("sft.jsonl"), [{"prompt": word, "completion": word * 2} for word in words])
+    write_jsonl(
+        Path("pairs.jsonl"),
+        [
+            {"prompt": word, "chosen": word * 2, "rejected": word + "!" * (place % 4)}
+            for place, word in enumerate(words)
+        ],
+    )
+    Path("longer.py").write_text(LONGER)
+    return tmp_path
+
+
+SMALL = ["--max-new-tokens", "5", "--batch-size", "2"]
+
+COMMANDS: dict[str, list[Any]] = {
+    "generate": ["generate", "model", "--data", "prompts.jsonl", "-n", "3", *SMALL],
+    "eval sft": ["eval", "model", "--data", "sft.jsonl", *SMALL],
+    "eval prompts": [
+        "eval",
+        "model",
+        "--data",
+        "prompts.jsonl",
+        "--temperature",
+        "1",
+        "-n",
+        "2",
+        "--scorer",
+        "verifier:exact",
+        *SMALL,
+    ],
+    "eval preference": ["eval", "model", "--data", "pairs.jsonl", "--reference", "{other}", *SMALL],
+    "eval rewards": [
+        "eval",
+        "--reward-model",
+        "verifier:longer.py:longer",
+        "--reward-model",
+        "verifier:exact",
+        "--data",
+        "answered.jsonl",
+    ],
+}
+
+
+def command(name: str, other: Path) -> list[Any]:
+    return [str(word).format(other=other) for word in COMMANDS[name]]
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing in between catches it."""
+
+
+def dies_at(moment: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Die in the middle of the n-th line that is kept."""
+    real, kept = journal._append, []
+
+    def deadly(path: Path, value: Any) -> str:
+        kept.append(value)
+        if len(kept) == moment:
+            with path.open("ab") as file:
+                file.write(b'{"part": 0, "made with": "')
+            raise Killed
+        return real(path, value)
+
+    monkeypatch.setattr(journal, "_append", deadly)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_stopped_at_any_part_and_resumed_equals_uninterrupted(
+    name: str, here: Path, other: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from aligner.evaluation import judged_pairs
+
+    monkeypatch.setattr(judged_pairs.judge, "__kwdefaults__", {**judged_pairs.judge.__kwdefaults__, "at_once": 2})
+    monkeypatch.setattr(judged_pairs, "AT_ONCE", 2)
+    pairs = [json.loads(line) for line in Path("pairs.jsonl").read_text().splitlines()]
+    write_jsonl(Path("answered.jsonl"), [{**pair, "answer": pair["chosen"]} for pair in pairs])
+    words = command(name, other)
+    whole = aligner(*words, "--output", "whole.json")
+    assert whole.exit_code == 0, whole.output
+    attempts = 0
+    while not Path("out.json").exists():
+        with monkeypatch.context() as patch:
+            dies_at(3, patch)  # two parts are kept each time
+            with suppress(Killed):
+                result = aligner(*words, "--output", "out.json", *(["--resume"] if attempts else []))
+                assert result.exit_code == 0, result.output
+        attempts += 1
+    assert attempts >= 2
+    assert Path("out.json").read_bytes() == Path("whole.json").read_bytes()
+    assert not Path("out.json.part").exists()
+
+
+def killed(words: list[Any], monkeypatch: pytest.MonkeyPatch, *, at: int = 3) -> None:
+    with monkeypatch.context() as patch:
+        dies_at(at, patch)
+        with pytest.raises(Killed):
+            aligner(*words, "--output", "out.json")
+
+
+def said(result: Any) -> str:
+    assert result.exit_code == 2, result.output
+    return str(result.stderr)
+
+
+@pytest.mark.parametrize("name", ["generate", "eval prompts"])
+def test_what_was_begun_is_gone_on_with_or_replaced_and_not_by_mistake(
+    name: str, here: Path, other: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = command(name, other)
+    killed(words, monkeypatch)
+    kept = (here / "out.json.part" / "answers.jsonl").read_bytes()
+    assert "was begun and not finished" in said(aligner(*words, "--output", "out.json"))
+    assert (here / "out.json.part" / "answers.jsonl").read_bytes() == kept
+    assert aligner(*words, "--output", "out.json", "--overwrite").exit_code == 0
+    done = Path("out.json").read_bytes()
+    assert "out.json exists" in said(aligner(*words, "--output", "out.json"))
+    assert "nothing is left to be resumed" in said(aligner(*words, "--output", "out.json", "--resume"))
+    assert Path("out.json").read_bytes() == done
+    assert "there is none" in said(aligner(*words, "--resume"))
+    assert aligner(*words, "--output", "out.json", "--overwrite").exit_code == 0
+    assert Path("out.json").read_bytes() == done
+
+
+@pytest.mark.parametrize("name", ["generate", "eval sft"])
+@pytest.mark.parametrize("changed", ["the model", "the data", "--batch-size"])
+def test_what_was_begun_with_something_else_is_not_gone_on_with(
+    name: str, changed: str, here: Path, other: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = command(name, other)
+    killed(words, monkeypatch)
+    data = Path(words[words.index("--data") + 1])
+    if changed == "the model":
+        shutil.copytree(other, "model", dirs_exist_ok=True)
+    elif changed == "the data":
+        data.write_text(data.read_text().replace("dddd", "dxdd"))
+    else:
+        words += ["--batch-size", "3"]
+    message = said(aligner(*words, "--output", "out.json", "--resume"))
+    what = "the prompts" if (changed, name) == ("the data", "generate") else changed
+    assert f"out.json was begun with something else: {what} changed since" in message
+    data.rename("moved.jsonl")  # the place of the rows does not count
+    words[words.index("--data") + 1] = "moved.jsonl"
+    assert aligner(*words, "--output", "out.json", "--overwrite").exit_code == 0
+
+
+def test_another_reward_model_under_the_same_name_is_not_gone_on_with(
+    here: Path, other: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from aligner.evaluation import judged_pairs
+
+    monkeypatch.setattr(judged_pairs, "AT_ONCE", 2)
+    write_jsonl(
+        Path("answered.jsonl"), [{"prompt": str(n), "chosen": "a", "rejected": "b", "answer": "a"} for n in range(9)]
+    )
+    words = command("eval rewards", other)
+    killed(words, monkeypatch)
+    Path("longer.py").write_text(LONGER.replace("len(completion)", "len(completion) + 1"))
+    assert "begun with another model" in said(aligner(*words, "--output", "out.json", "--resume"))
+
+
+def test_where_nothing_was_done_nothing_is_left(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prompt that the model has no room for is found before the first answer: the next command needs no --overwrite."""
+    write_jsonl(Path("long.jsonl"), [{"prompt": "a" * 5000}])
+    words = ["generate", "model", "--data", "long.jsonl", "--output", "out.json", *SMALL]
+    result = aligner(*words)
+    assert (result.exit_code, "positions" in result.stderr) == (3, True), result.output
+    assert not Path("out.json.part").exists()
+    write_jsonl(Path("long.jsonl"), [{"prompt": "a"}])
+    assert aligner(*words).exit_code == 0
+
+
+def test_a_stopped_command_says_how_to_go_on(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(path: Path, value: Any) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(journal, "_append", interrupted)
+    for name, data in (("generate", "prompts.jsonl"), ("eval", "sft.jsonl")):
+        result = aligner(name, "model", "--data", data, "--output", "out.json", *SMALL)
+        assert (result.exit_code, "the same command with --resume goes on" in result.stderr) == (130, True)
+
+
+@pytest.mark.slow
+def test_a_process_that_is_really_killed_loses_a_batch(here: Path) -> None:
+    write_jsonl(Path("many.jsonl"), [{"prompt": f"number {number}"} for number in range(400)])
+    words = ["generate", "model", "--data", "many.jsonl", "--max-new-tokens", "40", "--batch-size", "4"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "aligner", *words, "--output", "out.json"], stderr=subprocess.DEVNULL, env=os.environ
+    )
+    kept = here / "out.json.part" / "answers.jsonl"
+    while not (kept.exists() and kept.read_bytes().count(b"\n") > 3):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert not Path("out.json").exists()
+    assert aligner(*words, "--output", "out.json", "--resume").exit_code == 0
+    assert aligner(*words, "--output", "whole.json").exit_code == 0
+    assert Path("out.json").read_bytes() == Path("whole.json").read_bytes()
