@@ -22,10 +22,11 @@ OPTIONS = {
     "data select": "--labels --oracle --dry-run --resume --overwrite --json --debug",
     "discover": "--dry-run --resume --overwrite --json --debug",
     "generate": "MODEL PROMPTS --data --column --split --max-rows --max-new-tokens --temperature --top-p --top-k --min-p "
-    "--repetition-penalty --num-samples -n --seed --batch-size --dtype --quantization --trust-remote-code --output -o --json",
+    "--repetition-penalty --num-samples -n --seed --batch-size --dtype --quantization --trust-remote-code --output -o "
+    "--resume --overwrite --json",
     "eval": "--data MODEL --reward-model --task --scorer --reference --category --plot --resamples --column --split "
     "--max-rows --on-bad-row --max-new-tokens --temperature --num-samples -n --seed --batch-size --dtype --quantization "
-    "--trust-remote-code --output -o --json",
+    "--trust-remote-code --output -o --resume --overwrite --json",
     "score": "--data --reward-model --output -o --column --split --max-rows --seed --prefix --keep-failed --resume "
     "--overwrite --json",
     "runs list": "DIR --json",
