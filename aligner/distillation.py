@@ -30,6 +30,7 @@ from hashlib import sha256
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from aligner.cache import cache_folder
 from aligner.config.schema import Dpo
 from aligner.data.ledger import LISTED
 from aligner.errors import DataError, Problem
@@ -37,7 +38,6 @@ from aligner.events import Notice, OnEvent, StageStarted, tell
 from aligner.journal import Work, carry_on
 from aligner.prepare import Prepared
 from aligner.record import dumps, write_atomically
-from aligner.reference import cache_folder
 from aligner.reward_models import Comparer, Scorer, load_scorer, preferences, read_spec
 from aligner.reward_models.ensemble import NoScale, scored_together
 from aligner.samples import agreed

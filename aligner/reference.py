@@ -2,8 +2,7 @@
 
 The key covers the reference's weights (files of a folder, or the hub's commit), how they are loaded, and every token
 id of the pairs. So a second run on the same pairs with another objective, beta or learning rate computes nothing, and
-a changed model, template or row is never mistaken for the old one. The cache lies in `$ALIGNER_CACHE`, else in
-`~/.cache/aligner`; deleting it costs time only.
+a changed model, template or row is never mistaken for the old one. (`aligner.cache` says where.)
 
 With several processes each scores its part. A sharded policy (FSDP, ZeRO-3) cannot: there the launching process scores
 before the ranks start, and they find the cache filled.
@@ -23,6 +22,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 
+from aligner.cache import cache_folder
 from aligner.config.schema import DpoRecipe, Model
 from aligner.events import Notice, OnEvent, StageProgress
 from aligner.models import best_device, load_policy, model_fingerprint
@@ -60,7 +60,7 @@ def reference_section(recipe: DpoRecipe) -> Model:
 def with_reference(rows: Dataset, scorer: Scorer, name: str) -> Dataset:
     """Add `reference_chosen` and `reference_rejected` (N,), summed log-probabilities, from the cache or computed."""
     section = reference_section(scorer.recipe)
-    file = cache_folder() / f"{_key(scorer.recipe, section, rows, scorer.bf16)}.safetensors"
+    file = cache_folder("reference") / f"{_key(scorer.recipe, section, rows, scorer.bf16)}.safetensors"
     if file.is_file():
         columns = load_file(str(file))
         _say(scorer, f"Reference log-probabilities of the {name} pairs: from the cache ({file}).")
@@ -72,12 +72,6 @@ def with_reference(rows: Dataset, scorer: Scorer, name: str) -> Dataset:
     for key in ("reference_chosen", "reference_rejected"):
         rows = rows.add_column(key, columns[key].numpy())
     return rows
-
-
-def cache_folder(name: str = "reference") -> Path:
-    """Return where reference log-probabilities are kept, or other things that were computed once."""
-    root = os.environ.get("ALIGNER_CACHE")
-    return (Path(root) if root else Path.home() / ".cache" / "aligner") / name
 
 
 def load_reference(scorer: Scorer, section: Model) -> tuple[Any, str, Any]:

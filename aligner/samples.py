@@ -24,10 +24,11 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from safetensors.torch import load_file, save_file
 
+from aligner.cache import cache_folder
 from aligner.events import Notice, StageProgress
 from aligner.generation import Sampling, at_rest, continue_ids
 from aligner.preference import PairCollator, answer_logps
-from aligner.reference import Scorer, cache_folder, content_key, load_reference, reference_section
+from aligner.reference import Scorer, content_key, load_reference, reference_section
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -26,11 +26,11 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from aligner.cache import cache_folder
 from aligner.config.schema import Endpoint, Model
 from aligner.endpoints import check_endpoint
 from aligner.errors import DataError, Problem, RecipeError
@@ -153,7 +153,7 @@ class Judge:
 
     @functools.cached_property
     def _session(self) -> Session:
-        return Session(self.endpoint, cache_folder() / f"{self._asked}.sqlite")
+        return Session(self.endpoint, cache_folder("judge") / f"{self._asked}.sqlite")
 
     @functools.cached_property
     def _weights(self) -> str:
@@ -200,12 +200,6 @@ def make(card: Card) -> Scorer:
         )
     check_endpoint(card.endpoint)
     return Judge(card.name, card.endpoint, RUBRIC if card.rubric is None else _read_rubric(card.rubric), scale)
-
-
-def cache_folder() -> Path:
-    """Where replies are kept."""
-    root = os.environ.get("ALIGNER_CACHE")
-    return (Path(root) if root else Path.home() / ".cache" / "aligner") / "judge"
 
 
 def _read_rubric(file: str) -> str:

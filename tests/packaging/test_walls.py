@@ -16,6 +16,7 @@ LEVELS = (
     ("objective_language",),
     ("objective_source",),
     (
+        "cache",
         "config",
         "data",
         "environment",
@@ -64,6 +65,7 @@ LIGHT = (
     "events",
     "objective_language",
     "objective_source",
+    "cache",
     "config",
     "data",
     "environment",

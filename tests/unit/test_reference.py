@@ -10,12 +10,13 @@ from datasets import Dataset
 from fakes import byte_tokenizer, save_model, small_recipe, tiny_llama
 from safetensors.torch import load_file, save_file
 
+from aligner.cache import cache_folder
 from aligner.errors import RecipeError
 from aligner.events import Notice, StageProgress
 from aligner.methods.dpo import uses_adapter_off
 from aligner.models import load_policy
 from aligner.preference import fuse_head
-from aligner.reference import Scorer, cache_folder, with_reference
+from aligner.reference import Scorer, with_reference
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -84,7 +85,7 @@ def test_the_second_time_nothing_is_computed(tokenizer, model_folder):
     again, events = score(tokenizer, model_folder, dpo__loss="ipo", dpo__beta=0.7, trainer__learning_rate=1e-5)
     assert not was_computed(events)
     assert again.to_list() == first.to_list()
-    assert len(list(cache_folder().iterdir())) == 1
+    assert len(list(cache_folder("reference").iterdir())) == 1
 
 
 def test_a_changed_token_is_another_reference(tokenizer, model_folder):
@@ -159,7 +160,7 @@ def test_a_half_written_cache_file_is_never_read(tokenizer, model_folder, monkey
         patched.setattr("aligner.reference.os.replace", killed)
         with pytest.raises(KeyboardInterrupt):
             score(tokenizer, model_folder)
-    assert list(cache_folder().iterdir())
+    assert list(cache_folder("reference").iterdir())
     _, events = score(tokenizer, model_folder)
     assert was_computed(events)
 
