@@ -155,9 +155,9 @@ def continue_ids(
             outputs = _decode_batch(decoder, tokenizer, batch, sampling, stops)
             return [asdict(_completion(tokenizer, ids[: row.budget], stops)) for row, ids in zip(batch, outputs)]
 
-        for batch, said in zip(batches, (journal or Journal(None)).results(batches, work)):
+        for batch, (said, is_new) in zip(batches, (journal or Journal(None)).results(batches, work)):
             answers |= {(row.place, row.sample): Completion(**one) for row, one in zip(batch, said, strict=True)}
-            if on_progress is not None:
+            if on_progress is not None and is_new:
                 on_progress(len(answers), len(rows))
     return [[answers[place, sample] for sample in range(sampling.num_samples)] for place in range(len(contexts))]
 

@@ -61,10 +61,11 @@ class Journal:
         line = _append(self.path, {"part": part, "made with": self.made_with, "result": result})
         return json.loads(line)["result"]
 
-    def results(self, parts: Iterable[P], work: Work[P]) -> Iterator[Any]:
-        """The result of each part, in order; one that is not there is worked on when it is asked for."""
+    def results(self, parts: Iterable[P], work: Work[P]) -> Iterator[tuple[Any, bool]]:
+        """The result of each part, in order, and whether it is new: not there yet, and worked on when it is asked for."""
         for number, part in enumerate(parts):
-            yield self[number] if number in self else self.add(number, work(part))
+            known = number in self
+            yield (self[number] if known else self.add(number, work(part))), not known
 
 
 def carry_on(
@@ -91,10 +92,11 @@ def carry_on(
     journal.made_with, work = make()
     journal.check(what)
     total, count, found = sum(map(size, parts)), 0, []
-    for part, result in zip(parts, journal.results(parts, work)):
+    for part, (result, is_new) in zip(parts, journal.results(parts, work)):
         found.append(result)
         count += size(part)
-        tell(on_event, StageProgress(what, count, total))
+        if is_new:
+            tell(on_event, StageProgress(what, count, total))
     return found
 
 

@@ -71,7 +71,7 @@ class Screen:
         self._task: Any = None
         self._table: LiveTable | None = None
         self._stage = ""
-        self._started = time.monotonic()
+        self._first: tuple[int, float] | None = None  # what was done when the stage was first heard of, and when
         self._last_line = 0.0
 
     def __enter__(self) -> Screen:
@@ -158,7 +158,8 @@ class Screen:
 
     def _begin(self, name: str) -> None:
         self._stage = name
-        self._started = self._last_line = time.monotonic()
+        self._first = None
+        self._last_line = time.monotonic()
 
     def _metrics(self, event: events.Metrics) -> None:
         shown = {key: value for key, value in event.values.items() if key in BAR_METRICS}
@@ -177,10 +178,11 @@ class Screen:
             self._advance_bar(name, done, total, text)
             return
         now = time.monotonic()
+        self._first = self._first or (done, now)
         if done < total and not at_once and now - self._last_line < PLAIN_INTERVAL_S:
             return
         self._last_line = now
-        self.line(f"{name}: {done}/{total or '?'}  {text}{_left(done, total, now - self._started)}".rstrip())
+        self.line(f"{name}: {done}/{total or '?'}  {text}{_left(done, total, *self._first, now)}".rstrip())
 
     def _advance_bar(self, name: str, done: int, total: int, text: str) -> None:
         if self._progress is None:
@@ -197,11 +199,11 @@ class Screen:
             self._progress, self._task = None, None
 
 
-def _left(done: int, total: int, elapsed_s: float) -> str:
-    """`  (2.1/s, 0:40 left)`, once there is something to divide by."""
-    if not done or elapsed_s < 1:
+def _left(done: int, total: int, first: int, since: float, now: float) -> str:
+    """`  (2.1/s, 0:40 left)`, once there is something to divide by; what was there before the first event does not count."""
+    if done <= first or now - since < 1:
         return ""
-    rate = done / elapsed_s
+    rate = (done - first) / (now - since)
     if done >= total:
         return f"  ({rate:.3g}/s)"
     minutes, seconds = divmod(int((total - done) / rate), 60)

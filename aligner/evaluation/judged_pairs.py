@@ -181,10 +181,10 @@ def _score(
         return {"scores": list(found), "remarks": sorted(found.remarks.items())}
 
     stretches = list(_stretches(answers.groups, at_once))
-    for (start, end), said in zip(stretches, journal.results(stretches, work)):
+    for (start, end), (said, is_new) in zip(stretches, journal.results(stretches, work)):
         remarks += [(answers.origins[start + row], text) for row, text in said["remarks"]]
         scores += said["scores"]
-        if on_progress is not None:
+        if on_progress is not None and is_new:
             on_progress(end, len(answers.texts))
     values = np.array(scores, dtype=np.float64)
     margins = values[answers.chosen] - values[answers.rejected]

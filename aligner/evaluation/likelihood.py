@@ -104,10 +104,10 @@ def likelihoods(
         return [(item.logps.tolist(), item.first_choices) for item in batch]
 
     with at_rest(model):
-        for places, batch in zip(batches, (journal or Journal(None)).results(batches, work)):
+        for places, (batch, is_new) in zip(batches, (journal or Journal(None)).results(batches, work)):
             for i, (logps, right) in zip(places, batch, strict=True):
                 found[i] = Likelihood(torch.tensor([float(logp) for logp in logps]), right)
-            if on_progress is not None:
+            if on_progress is not None and is_new:
                 on_progress(len(found), len(sequences))
     return [found[i] for i in range(len(sequences))]
 

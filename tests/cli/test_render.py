@@ -65,12 +65,42 @@ def test_a_table_is_as_wide_as_its_words(capsys: pytest.CaptureFixture[str]) -> 
     assert capsys.readouterr().out == "recipe    what\ntiny/dpo  small\nx         a longer one\n"
 
 
-def test_a_new_stage_has_its_own_clock(capsys: pytest.CaptureFixture[str]) -> None:
+class Clock:
+    """Stands for the time."""
+
+    now = 1000.0
+
+    def __iadd__(self, seconds: float) -> Clock:
+        self.now += seconds
+        return self
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(render.time, "monotonic", lambda: clock.now)
+    return clock
+
+
+def test_a_new_stage_has_its_own_clock(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     with render.Screen() as screen:
         screen.on_event(events.StageStarted("loading the model"))
-        screen._started -= 100
+        screen.on_event(events.StageProgress("loading the model", 1, 2))
+        clock += 100
         screen.on_event(events.StageProgress("tokenising", 10, 10))
-    assert capsys.readouterr().err.splitlines()[1] == "tokenising: 10/10"
+    assert capsys.readouterr().err.splitlines()[-1] == "tokenising: 10/10"
+
+
+def test_what_was_done_before_counts_for_no_rate(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    """A resumed run begins at step 501: that it is there after a second says nothing about its speed."""
+    with render.Screen() as screen:
+        screen.on_event(events.StageStarted("training"))
+        clock += 1
+        for step in range(501, 521):
+            screen.on_event(events.Metrics(step, 1000, {"loss": 1.0}))
+            clock += 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[1] == "training: 503/1000  loss 1  (0.5/s, 16:34 left)"
 
 
 @pytest.mark.parametrize(
