@@ -116,6 +116,17 @@ def length_of(tokenizer: PreTrainedTokenizerBase, row: ConversationRow | Complet
     return len(encode_sft(tokenizer, row).input_ids)
 
 
+def keeps_texts(tokenizer: PreTrainedTokenizerBase, row: ConversationRow | CompletionRow) -> bool:
+    """Say whether the last question and its answer come through the chat template unchanged inside longer texts.
+
+    Some templates take an answer apart: Qwen3's drops what stands before `</think>`.
+    """
+    messages, tools, _ = _turns(row)
+    longer = [{**message, "content": f"x\n{message['content']}\nx"} for message in messages[-2:]]
+    text = Conversation(tokenizer, [*messages[:-2], *longer], tools, row.origin).text([*messages[:-2], *longer])
+    return all(message["content"] in text for message in longer)
+
+
 def encode_pair(tokenizer: PreTrainedTokenizerBase, row: PreferenceRow) -> Pair:
     """Return prompt, chosen and rejected ids; both answers end with a stop token.
 

@@ -52,9 +52,15 @@ def _build(resolved: Resolved, **options: Any) -> Any:
 def _paths(outcome: Any) -> dict[str, object]:
     from aligner.record import read_json
 
-    data, longest = outcome.run_dir / "data", read_json(outcome.run_dir, "mosaic.json")["max_tokens"]
-    use = f"aligner sft RECIPE data.train={data} trainer.num_train_epochs=1 data.max_length={longest}"
-    return {"data": data, "report": outcome.report, "train": use}
+    data, told = outcome.run_dir / "data", read_json(outcome.run_dir, "mosaic.json")
+    held_out = data / "eval.jsonl"
+    words = [
+        f"aligner sft RECIPE data.train={data}",
+        f"data.eval={held_out if held_out.exists() else 'null'}",  # not a share of mosaics: their rows are in others too
+        f"trainer.num_train_epochs=1 data.max_length={told['max_tokens']}",
+        *(["data.on_too_long=drop"] if told["overlong"].get("alone") else []),
+    ]
+    return {"data": data, "report": outcome.report, "train": " ".join(words)}
 
 
 def headline(resolved: Resolved) -> list[tuple[str, str, str]]:

@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING, Any
 from aligner.config.load import Resolved, recipe_hash
 from aligner.config.schema import DpoRecipe, RewardRecipe, TrainRecipe
 from aligner.data import Loaded, load_rows
+from aligner.data.ledger import LISTED
 from aligner.data.rows import Task
-from aligner.errors import DataError, TrainingError
+from aligner.errors import DataError, Problem, TrainingError
 from aligner.events import DataReady, Finished, Notice, OnEvent, Plan, StageProgress, StageStarted, Warned, tell
 from aligner.launch import launch_line, run_ranks, use_one_gpu, world
 from aligner.reward_models import read_spec
@@ -188,7 +189,23 @@ def _passes(recipe: TrainRecipe, loaded: Loaded, tokenizer: Any, on_event: OnEve
         on_bad_row=recipe.data.on_bad_row,
         on_progress=count,
     )
+    _refuse_overlong(recipe, mosaics)
     return MosaicPasses(mosaics, len(loaded.train))
+
+
+def _refuse_overlong(recipe: TrainRecipe, mosaics: Any) -> None:
+    """Refuse rows that would stand alone in every epoch and be too long each time, unless the recipe says what to do."""
+    members, data = mosaics.members, recipe.data
+    assert data.mosaic is not None
+    places = [place for place, tokens in enumerate(members.tokens) if tokens > data.max_length]
+    if not places or data.on_too_long != "error" or data.mosaic.on_overlong != "alone":
+        return
+    raise DataError(
+        f"{len(places):,} of {len(members):,} rows alone are longer than data.max_length={data.max_length} tokens "
+        f"(the longest has {max(members.tokens):,})",
+        "raise data.max_length, set data.mosaic.on_overlong=drop, or data.on_too_long=drop (or truncate); what is lost is counted",
+        [Problem(f"{members.tokens[place]:,} tokens", where=members[place].origin) for place in places[:LISTED]],
+    )
 
 
 def _prepare(recipe: TrainRecipe, run: Run, loaded: Loaded, on_event: OnEvent | None) -> Job:

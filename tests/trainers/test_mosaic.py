@@ -20,7 +20,7 @@ from aligner.config.catalogue import recipe_text
 from aligner.config.load import load_recipe
 from aligner.config.schema import Data, Mosaic, Source
 from aligner.data import load_rows
-from aligner.errors import RecipeError
+from aligner.errors import DataError, RecipeError
 from aligner.methods import run_recipe
 from aligner.models import load_tokenizer
 from aligner.record import read_metrics
@@ -111,6 +111,20 @@ def test_settings_that_cannot_work_are_refused_with_the_recipe(
 ) -> None:
     with pytest.raises(RecipeError, match=told):
         trained(small_world, tmp_path / "run", **flags)
+
+
+def test_rows_that_stand_alone_and_are_too_long_are_told_as_rows_of_the_file(small_world: Path, tmp_path: Path) -> None:
+    """Once for each, with the way out, and not once for each epoch under the name of a sample."""
+    lines = (small_world / "sft.jsonl").read_text().splitlines()
+    long = {"messages": [{"role": "user", "content": "sort: ba"}, {"role": "assistant", "content": "ab" * 400}]}
+    data = tmp_path / "long.jsonl"
+    data.write_text("\n".join([*lines[:20], json.dumps(long)]) + "\n")
+    with pytest.raises(DataError, match=r"1 of \d+ rows alone are longer than data\.max_length=400") as caught:
+        trained(small_world, tmp_path / "run", data__train=str(data))
+    assert [problem.where for problem in caught.value.problems] == [f"{data}:21"]
+    assert "data.mosaic.on_overlong=drop" in caught.value.hint
+    trained(small_world, tmp_path / "dropped", data__train=str(data), data__on_too_long="drop")
+    trained(small_world, tmp_path / "left", data__train=str(data), data__mosaic={**MOSAIC, "on_overlong": "drop"})
 
 
 @pytest.mark.parametrize("recipe", ["mosaic", "sft-mosaic"])

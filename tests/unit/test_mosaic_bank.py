@@ -13,6 +13,7 @@ import yaml
 
 from aligner.builders.mosaic import Bank, Tally, load_bank, mosaics_of
 from aligner.builders.mosaic.bank import MASK_RULES, OURS, PERMUTE_RULES, SLOTS
+from aligner.builders.mosaic.lengths import EstimatedLengths
 from aligner.builders.mosaic.members import Members
 from aligner.config.schema import Mosaic
 from aligner.data.rows import CompletionRow
@@ -40,7 +41,7 @@ def write(tmp_path: Path) -> Write:
 def stands_alone(instruction: str, bank: Bank = BANK) -> bool:
     """Whether a row with this instruction is never combined."""
     members = Members(None, "skip")
-    members.add(0, CompletionRow(instruction, "answer"), bank, lambda row: (2, 1))
+    members.add(0, CompletionRow(instruction, "answer"), bank, EstimatedLengths())
     return bool(members.alone[0])
 
 
@@ -286,7 +287,15 @@ MISTAKES: dict[str, tuple[Any, str, str]] = {
     "a text with blanks around it": ({"texts": {"permute.reverse": {"many": [" Go back"]}}}, TEXT, "blanks"),
     "a text that is a number": ({"texts": {"permute.reverse": {"many": [7]}}}, TEXT, "7"),
     "texts that are no list": ({"texts": {"permute.reverse": {"many": "Go back"}}}, TEXT, "text"),
-    "texts that are no mapping": ({"texts": ["Go back"]}, "texts", ""),
+    "texts that are no mapping": ({"texts": ["Go back"]}, "texts", "found list"),
+    "a text where a list belongs": (
+        {"texts": {"permute.reverse": {"many": "Back to front."}}},
+        "texts.permute.reverse.many",
+        "expected a list of texts, found 'Back to front.'",
+    ),
+    "a letter with two places": ({"alphabet": "abcdefa"}, "alphabet", "a stands in it twice"),
+    "capital letters": ({"alphabet": "ABC"}, "alphabet", "capitals"),
+    "an alphabet that is no text": ({"alphabet": 5}, "alphabet", "found 5"),
     "a text that means another rule": (
         {"texts": {"permute.reverse": {"many": ["Answer each of the instructions, one after another."]}}},
         TEXT,
@@ -327,6 +336,32 @@ def test_a_mistake_in_the_file_is_told_with_its_key(name: str, write: Write) -> 
     assert key in message
     assert told in message
     assert caught.value.hint
+
+
+def test_of_two_texts_that_clash_the_users_is_told_and_not_ours(write: Write) -> None:
+    ours = wordings(BANK, "maskout.odd")[0]
+    with pytest.raises(RecipeError) as caught:
+        load_bank(write({"texts": {"permute.reverse": {"many": [ours]}}}))
+    assert [problem.key for problem in caught.value.problems] == ["texts.permute.reverse.many"]
+
+
+def test_texts_of_rules_that_are_switched_off_may_be_missing(write: Write) -> None:
+    idle = [label for label in SLOTS if "alphabet" in label or "words" in label or label.endswith("est")]
+    assert len(idle) == 6
+    bank = whole_bank(alphabet="", words=False)
+    without = {label: forms for label, forms in bank["texts"].items() if label not in idle}
+    path = write({**bank, "texts": without})
+    rows = [CompletionRow(f"a{'b ' * number}", f"c {number}", f"r{number}") for number in range(200)]
+    chosen = Mosaic(style_bank=path, plain_fraction=0.0, k_distribution="fix_max", max_members=4)
+    tally = Tally()
+    samples = list(mosaics_of(rows, chosen).pass_samples(0, tally))
+    assert {sample.plan.rule for sample in samples} >= {"reverse", "odd_first", "characters_ascending", "even"}
+    assert not [key for key in tally.counts if key.startswith("violation:")]
+    with pytest.raises(RecipeError, match=r"no texts for permute\.alphabet_ascending, .*compat=released"):
+        mosaics_of(rows, Mosaic(style_bank=path, compat="released"))
+    with pytest.raises(RecipeError, match=r"style bank") as caught:
+        load_bank(write({**bank, "alphabet": "abc", "words": True, "texts": without}))
+    assert {problem.key for problem in caught.value.problems} == {f"texts.{label}" for label in idle}
 
 
 def test_all_mistakes_are_told_at_once(write: Write) -> None:
@@ -384,6 +419,17 @@ ALONE = [
     "Summarise the conversation so far and the previous message",
     "Is the above answer right?",
     "Why did you just say so? You just said the opposite.",
+    "Only answer this one.",
+    "Answer only this question and nothing else.",
+    "Do not answer any of the others.",
+    "Reply only with JSON, nothing else.",
+    "Respond with a single word, no other text.",
+    "Explain your last point",
+    "Can you elaborate on that?",
+    "Rewrite it to be shorter.",
+    "Now translate that into French.",
+    "Expand on your answer.",
+    "Continue the story.",
 ]
 TOGETHER = [
     "What is the capital of France?",
@@ -396,6 +442,13 @@ TOGETHER = [
     "Name the planets in order, the last one first.",
     "What does the previous owner of a house have to disclose?",
     "Give an example of a good answer in a job interview.",
+    "Give only the number.",
+    "Is there nothing else in the box?",
+    "Translate this into French: good morning",
+    "Summarize this article in one sentence: Cats sleep.",
+    "Explain that water boils at 100 degrees on a sunny day at the shore, and why.",
+    "Make this list shorter: a, b, c",
+    "Write a story in which somebody has to answer the door.",
 ]
 
 

@@ -178,7 +178,7 @@ def test_what_cannot_be_a_member_is_counted_by_its_reason(folder: Path) -> None:
     write_jsonl(folder / "odd.jsonl", odd)
     summary = json.loads((built(data="odd.jsonl") / "mosaic.json").read_text())
     assert summary["left_out"] == {"more than one round": 1, "tool calls": 1}
-    assert summary["always_alone"] == 1
+    assert summary["always_alone"] == {"it speaks of other messages": 1}
     assert summary["members"] == 48
     summary = json.loads(
         (built("mosaic.multiturn=first_turn", data="odd.jsonl", output="b") / "mosaic.json").read_text()
@@ -206,6 +206,60 @@ def test_a_row_that_is_too_long_goes_the_way_that_was_chosen(folder: Path, way: 
     holding = [row for row in lines(run / "data/train.jsonl") if "z" * 900 in row["completion"][0]["content"]]
     assert len(holding) == (way == "alone")
     assert json.loads((run / "mosaic.json").read_text())["overlong"] == {way: 1}
+
+
+def test_rows_that_are_written_alone_and_too_long_are_told_with_what_training_needs(folder: Path) -> None:
+    long = rows(60)
+    long[7]["messages"][1]["content"] = "z" * 900
+    write_jsonl(folder / "long.jsonl", long)
+    done = aligner(
+        *("mosaic", "--data", "long.jsonl", "--output", "made", "--tokenizer", "tokenizer"),
+        *("data.max_length=400", "mosaic.passes=2", "data.eval=0.1"),
+    )
+    assert done.exit_code == 0, done.output
+    assert "1 rows are longer than 400 tokens and were written alone" in done.stderr
+    assert "data.eval=made/data/eval.jsonl" in done.stdout
+    assert "data.max_length=400 data.on_too_long=drop" in done.stdout
+
+
+def test_thinking_stands_alone_and_is_trained_whole(folder: Path) -> None:
+    """Templates cut an answer at `</think>`: in a mosaic most of the answers would be gone, and every check passed."""
+    thinking = rows(9)
+    for row in thinking:
+        row["messages"][1]["content"] = f"<think>\nhm\n</think>\n\n{row['messages'][1]['content']}"
+    write_jsonl(folder / "think.jsonl", [*thinking, *rows(49)[9:]])
+    run = built("mosaic.passes=1", "mosaic.plain_fraction=0", data="think.jsonl")
+    told = [
+        one
+        for one in lines(run / "mosaics.jsonl")
+        if any(":" in i and int(i.split(":")[1]) <= 9 for i in one["member_ids"])
+    ]
+    assert [(one["strategy"], len(one["member_ids"])) for one in told] == [("plain", 1)] * 9
+    summary = json.loads((run / "mosaic.json").read_text())
+    assert summary["always_alone"] == {"its answer holds thinking": 9}
+    assert "row always alone: its answer holds thinking" in (run / "report.html").read_text()
+
+
+CUTS = (
+    "{% for m in messages %}<start>{{ m['role'] }}\n{{ m['content'].split('[[cut]]')[-1] }}<eos>{% endfor %}"
+    "{% if add_generation_prompt %}<start>assistant\n{% endif %}"
+)
+
+
+def test_what_the_template_would_change_inside_a_longer_text_stands_alone(folder: Path) -> None:
+    (folder / "cuts.jinja").write_text(CUTS)
+    some = rows(30)
+    some[4]["messages"][1]["content"] = (
+        "[[cut]]four"  # alone it comes through as `four`, as the template's author meant
+    )
+    some[9]["messages"][0]["content"] = "[[cut]]What is nine?"
+    write_jsonl(folder / "some.jsonl", some)
+    run = built("mosaic.passes=1", "mosaic.chat_template=cuts.jinja", data="some.jsonl")
+    told = lines(run / "mosaics.jsonl")
+    for place in (5, 10):
+        assert [one["strategy"] for one in told if f"some.jsonl:{place}" in one["member_ids"]] == ["plain"]
+    summary = json.loads((run / "mosaic.json").read_text())
+    assert summary["always_alone"] == {"the chat template would change it inside a longer text": 2}
 
 
 @pytest.mark.parametrize("setting", ["mosaic.on_overlong=drop", "mosaic.compat=released", "mosaic.on_overlong=error"])
@@ -376,7 +430,7 @@ def test_data_that_cannot_be_read_leave_an_earlier_build_alone(folder: Path) -> 
 def test_the_command_builds_from_flags_and_says_how_to_train(folder: Path) -> None:
     done = aligner("mosaic", "--data", "rows.jsonl", "--output", "made", "--tokenizer", "tokenizer", "mosaic.passes=1")
     assert done.exit_code == 0, done.output
-    assert "aligner sft RECIPE data.train=made/data trainer.num_train_epochs=1" in done.stdout
+    assert "aligner sft RECIPE data.train=made/data data.eval=null trainer.num_train_epochs=1" in done.stdout
     assert "sequences, ratio to the rows" in done.stdout
     again = aligner("mosaic", "--data", "rows.jsonl", "--output", "made", "--tokenizer", "tokenizer", "mosaic.passes=1")
     assert again.exit_code == 2

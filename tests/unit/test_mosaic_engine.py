@@ -62,7 +62,7 @@ def in_memory(rows: Iterable[Row]) -> Members:
     """Members with estimated lengths, read with one bank for all tests."""
     members = Members(None, "skip")
     for number, row in enumerate(rows):
-        members.add(number, row, BANK, EstimatedLengths().measure)
+        members.add(number, row, BANK, EstimatedLengths())
     return members
 
 

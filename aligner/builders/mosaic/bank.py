@@ -39,6 +39,10 @@ SLOTS: dict[str, dict[str, set[str]]] = {
 }
 """Label -> form -> the slots that every text of it has, each once."""
 
+BY_ALPHABET = tuple(label for label in SLOTS if label.startswith("permute.alphabet"))
+BY_WORDS = (*(label for label in SLOTS if label.startswith("permute.words")), "maskout.longest", "maskout.shortest")
+"""Rules that a language without the one or the other does not have."""
+
 _SLOT = re.compile(r"\{(\w+)\}")
 _SAMPLES = {"begin": "<<a>>", "end": "<<b>>", "list": "[2, 1]", "count": "2"}
 PATTERNS = {
@@ -155,8 +159,18 @@ def load_bank(path: str | None = None) -> Bank:
     if problems:
         raise RecipeError(f"{name} cannot be used as a style bank", "see docs/mosaic.md for its form", problems)
     bank = _build(values)
-    _refuse_ambiguous(bank, name)
+    _refuse_ambiguous(bank, name, ours=set() if values.get("extends") == "none" else _wordings(_read_yaml(OURS)))
     return bank
+
+
+def _wordings(values: dict[str, Any]) -> set[tuple[str, str, str]]:
+    """Every text, with its rule and its form."""
+    return {
+        (label, form, line)
+        for label, forms in values["texts"].items()
+        for form, lines in forms.items()
+        for line in lines
+    }
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -212,26 +226,44 @@ def _both(ours: list[Any], theirs: Any) -> Any:
 
 def _problems(values: dict[str, Any]) -> list[Problem]:
     problems = [problem for key in LISTS for problem in _list_problems(key, values.get(key))]
-    if not isinstance(values.get("alphabet", ""), str) or not isinstance(values.get("words", True), bool):
-        problems.append(Problem("`alphabet` is a text of letters, `words` is true or false", key="alphabet"))
-    texts = values.get("texts")
+    alphabet, words, texts = values.get("alphabet", ""), values.get("words", True), values.get("texts")
+    if reason := _alphabet_problem(alphabet):
+        problems.append(Problem(reason, key="alphabet"))
+    if not isinstance(words, bool):
+        problems.append(Problem(f"expected true or false, found {words!r}", key="words"))
     if not isinstance(texts, dict):
-        return [*problems, Problem("is missing", key="texts")]
+        found = "is missing" if texts is None else f"expected `rule: {{form: [texts]}}`, found {type(texts).__name__}"
+        return [*problems, Problem(found, key="texts")]
+    idle = {*(() if alphabet else BY_ALPHABET), *(() if words else BY_WORDS)}
     for label, forms in SLOTS.items():
         given = texts.get(label)
+        if given is None and label in idle:
+            continue
         if not isinstance(given, dict):
             problems.append(Problem(f"expected {' and '.join(forms)}, each with a list of texts", key=f"texts.{label}"))
             continue
         for form, slots in forms.items():
             lines = given.get(form)
             if not isinstance(lines, list) or not lines:
-                problems.append(Problem("needs at least one text", key=f"texts.{label}.{form}"))
+                wrong = "needs at least one text" if not lines else f"expected a list of texts, found {lines!r}"
+                problems.append(Problem(wrong, key=f"texts.{label}.{form}"))
                 continue
             problems += [problem for line in lines for problem in _text_problems(label, form, line, slots)]
         for form in given:
             if form not in forms:
                 problems.append(Problem(f"expected {' and '.join(forms)}", key=f"texts.{label}.{form}"))
     return problems
+
+
+def _alphabet_problem(alphabet: Any) -> str:
+    if not isinstance(alphabet, str):
+        return f"expected a text of letters, found {alphabet!r}"
+    twice = sorted({letter for letter in alphabet if alphabet.count(letter) > 1})
+    if twice:
+        return f"{', '.join(twice)} stands in it twice: a letter has one place"
+    if alphabet != alphabet.casefold():
+        return f"{alphabet!r} has capitals, and letters are compared without regard to case: write small ones"
+    return ""
 
 
 def _list_problems(key: str, values: Any) -> list[Problem]:
@@ -308,9 +340,10 @@ def _build(values: dict[str, Any]) -> Bank:
     )
 
 
-def _refuse_ambiguous(bank: Bank, name: str) -> None:
-    """Refuse a bank in which one line could mean two things."""
-    problems = []
+def _refuse_ambiguous(bank: Bank, name: str, ours: set[tuple[str, str, str]]) -> None:
+    """Refuse a bank in which one line could mean two things; of two texts that clash, one of `ours` is not the one to blame."""
+    problems: list[Problem] = []
+    blameless: list[Problem] = []
     for label, forms in bank.texts.items():
         for form, texts in forms.items():
             for text in texts:
@@ -318,8 +351,7 @@ def _refuse_ambiguous(bank: Bank, name: str) -> None:
                 others = {(meta.text.label, meta.text.form) for meta in bank.read(line)} - {(label, form)}
                 if others:
                     meant = ", ".join(f"{other} ({kind})" for other, kind in sorted(others))
-                    problems.append(
-                        Problem(f"{text.wording!r} can also be read as {meant}", key=f"texts.{label}.{form}")
-                    )
-    if problems:
-        raise RecipeError(f"{name} cannot be used as a style bank", "change the wording", problems)
+                    problem = Problem(f"{text.wording!r} can also be read as {meant}", key=f"texts.{label}.{form}")
+                    (blameless if (label, form, text.wording) in ours else problems).append(problem)
+    if problems or blameless:
+        raise RecipeError(f"{name} cannot be used as a style bank", "change the wording", problems or blameless)

@@ -49,7 +49,8 @@ from aligner.run import Run
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-CHUNKS_IN_A_PART = 16
+CHUNKS_IN_A_PART = 4
+"""Some thousands of rows, and seconds: what a kill costs."""
 TABLES = "prepared/members.bin"
 """Present when the rows are read, and all that is known of them is there."""
 PROGRESS_EVERY = 1000
@@ -310,8 +311,8 @@ def _measured(
 
 
 def _left_out_rows(members: Members) -> list[tuple[str, str]]:
-    alone = sum(members.alone)
-    rows = [("members", f"{len(members):,} rows" + (f", {alone:,} of them always alone" if alone else ""))]
+    rows = [("members", f"{len(members):,} rows")]
+    rows += [("always alone", f"{number:,} rows: {reason}") for reason, number in members.alone_because.most_common()]
     rows += [("not used", f"{number:,} rows: {reason}") for reason, number in members.left_out.most_common()]
     return rows
 
@@ -398,6 +399,15 @@ def _finish(workshop: Workshop, run: Run, parts: Sequence[Part], on_event: OnEve
         tell(
             on_event,
             Warned(f"{violations:,} samples failed their check and were not written; their rows stand alone instead."),
+        )
+    if alone := tally.counts["overlong:alone"] // settings.passes:
+        limit = workshop.mosaics.max_tokens
+        tell(
+            on_event,
+            Warned(
+                f"{alone:,} rows are longer than {limit:,} tokens and were written alone: a training with data.max_length={limit} "
+                "needs data.on_too_long=drop (or truncate) for them; mosaic.on_overlong=drop leaves them out here."
+            ),
         )
     if isinstance(workshop.mosaics.lengths, EstimatedLengths):
         tell(on_event, Notice("Token counts of the report are estimates: no mosaic.tokenizer was named."))

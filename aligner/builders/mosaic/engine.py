@@ -145,11 +145,12 @@ class Mosaics:
     def chunks(self, pass_number: int) -> list[Chunk]:
         """Return the chunks of a pass, in order."""
         chunks: list[Chunk] = []
+        may_not_join = np.asarray(self.members.alone, dtype=bool)
         for group in sorted(self.members.groups):
             numbers = np.asarray(self.members.groups[group], dtype=np.int64)
             name = f"{self.seed}:{pass_number}:{group}"
             order = numbers[shuffle(len(numbers), f"{name}:order")]
-            alone = np.asarray(self.members.alone, dtype=bool)[order]
+            alone = may_not_join[order]
             for are_alone, part in ((False, order[~alone]), (True, order[alone])):
                 for draws, some in self._cut(part, are_alone, f"{name}:draws"):
                     number = len(chunks)

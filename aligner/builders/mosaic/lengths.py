@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from aligner.builders.mosaic.bank import Bank
-from aligner.chat import encode_sft, length_of
-from aligner.data.rows import CompletionRow
+from aligner.chat import encode_sft, keeps_texts, length_of
+from aligner.data.rows import CompletionRow, as_turns
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,6 +38,9 @@ class Lengths(Protocol):
     def total(self, row: CompletionRow) -> int:
         """Return the tokens of a row."""
 
+    def keeps(self, row: CompletionRow) -> bool:
+        """Say whether the chat template leaves question and answer as they are inside a longer text."""
+
 
 @dataclass(frozen=True)
 class TokenizerLengths:
@@ -44,6 +48,8 @@ class TokenizerLengths:
 
     tokenizer: PreTrainedTokenizerBase
     tokens_per_character: float
+    spoken_of: re.Pattern[str]
+    """Finds what the chat template speaks of: rows without it come through as any plain text does."""
     is_exact: bool = True
 
     @classmethod
@@ -51,7 +57,9 @@ class TokenizerLengths:
         """Learn from the bank's own wording how many tokens a character of it takes."""
         lines = "\n".join(_lines(bank))
         ids = tokenizer(lines, add_special_tokens=False, verbose=False)["input_ids"]
-        return cls(tokenizer, MARKUP * len(ids) / len(lines))
+        plain = CompletionRow("Is this (all) plain?\nYes: 1, 2.", "It is:\n\n* plain - all of it!", "a plain row")
+        spoken_of = _spoken_of(tokenizer) if keeps_texts(tokenizer, plain) else ""
+        return cls(tokenizer, MARKUP * len(ids) / len(lines), re.compile(spoken_of))
 
     def measure(self, row: CompletionRow) -> tuple[int, int]:
         """Return the tokens of a row, and those of them that are trained."""
@@ -61,6 +69,19 @@ class TokenizerLengths:
     def total(self, row: CompletionRow) -> int:
         """Return the tokens of a row."""
         return length_of(self.tokenizer, row)
+
+    def keeps(self, row: CompletionRow) -> bool:
+        """Say whether the chat template leaves question and answer as they are inside a longer text."""
+        texts = (turn["content"] for turn in (*as_turns(row.prompt, "user"), *as_turns(row.completion, "assistant")))
+        return not any(map(self.spoken_of.search, texts)) or keeps_texts(self.tokenizer, row)
+
+
+def _spoken_of(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A pattern that finds the marks which a chat template holds as texts in its expressions, such as `</think>`."""
+    pairs = re.findall(r"""'((?:[^'\\]|\\.)*)'|"((?:[^"\\]|\\.)*)\"""", tokenizer.get_chat_template())
+    texts = {(single or double).replace(r"\n", "\n").strip() for single, double in pairs}
+    marks = sorted(text for text in texts if re.search(r"[^\w\s]", text))
+    return "|".join(map(re.escape, marks)) or r"(?!)"
 
 
 def _lines(bank: Bank) -> Iterable[str]:
@@ -82,6 +103,10 @@ class EstimatedLengths:
     def total(self, row: CompletionRow) -> int:
         """Return the estimated tokens of a row."""
         return self.measure(row)[0]
+
+    def keeps(self, row: CompletionRow) -> bool:
+        """Nothing is known of a template: True."""
+        return True
 
 
 def _characters(value: str | list[dict[str, str]]) -> int:

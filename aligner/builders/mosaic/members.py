@@ -3,7 +3,8 @@
 A row can be a member when it is one instruction and one answer in plain text, with or without a system prompt before them.
 Of longer conversations the first round can be taken, if asked for; tool calls, plain text and turns that carry more than text
 are left out, each with its reason. Rows with different system prompts, or of different groups, never meet in a sample. A row
-that speaks of other messages ("ignore the previous instruction") is used, but always alone.
+that cannot stand beside others is used, but always alone: one that speaks of other messages ("ignore the previous instruction"),
+one whose answer begins with its author's thinking, and one that the chat template would change inside a longer text.
 """
 
 from __future__ import annotations
@@ -11,20 +12,27 @@ from __future__ import annotations
 import array
 import hashlib
 import pickle
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from aligner.builders.mosaic.bank import Bank
 from aligner.data.rows import CompletionRow, ConversationRow, Row, as_turns
 
+if TYPE_CHECKING:
+    from aligner.builders.mosaic.lengths import Lengths
+
 LEADS = ("system", "developer")
 PLAIN_KEYS = {"role", "content"}
 
-Measure = Callable[[CompletionRow], tuple[int, int]]
-"""A finished row -> its tokens, and those of them that are trained."""
+THINKING = re.compile(
+    r"</?(?:think|thinking|thought|thoughts|reasoning)>|\[/?THINK\]|<\|channel\|>|<\|(?:begin|end)_of_thought\|>",
+    re.IGNORECASE,
+)
+"""What marks thinking in an answer. Templates cut there, and a sample of several such answers would think in its middle."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +145,9 @@ class Members:
     """All members of a data set, by number, with what the planning needs to know of each without reading it.
 
     `tokens[i]` and `trained[i]` are the lengths of member i standing alone under the chat template; `alone[i]` says that it
-    may not be combined; `groups` maps a group's name to the numbers of its members, in their order. `left_out` counts the rows
-    that could not become members, by reason. With `read`, a member is read again by its row's number in `rows`.
+    may not be combined, and `alone_because` counts why; `groups` maps a group's name to the numbers of its members, in their
+    order. `left_out` counts the rows that could not become members, by reason. With `read`, a member is read again by its row's
+    number in `rows`.
     """
 
     def __init__(self, read: Callable[[int], Row] | None, multiturn: str) -> None:
@@ -146,12 +155,13 @@ class Members:
         self.alone = array.array("b")
         self.groups: dict[str, array.array] = {}
         self.left_out: Counter[str] = Counter()
+        self.alone_because: Counter[str] = Counter()
         self.kinds: set[str] = set()
         """`text` and `turns` for the forms in which members came, `lead` where one has a system prompt."""
         self._read, self._multiturn = read, multiturn
         self._kept: list[Member] = []
 
-    def add(self, number: int, row: Row, bank: Bank, measure: Measure) -> bool:
+    def add(self, number: int, row: Row, bank: Bank, lengths: Lengths) -> bool:
         """Take up a row, or count why it cannot be a member; return whether it is one.
 
         Raises: DataError when the chat template refuses it.
@@ -160,7 +170,7 @@ class Members:
         if isinstance(member, str):
             self.left_out[member] += 1
             return False
-        total, trained = measure(member.row())
+        total, trained = lengths.measure(member.row())
         self.kinds.add("text" if member.is_text else "turns")
         if member.lead:
             self.kinds.add("lead")
@@ -168,7 +178,10 @@ class Members:
         self.tokens.append(total)
         self.trained.append(trained)
         self.rows.append(number)
-        self.alone.append(bank.stands_alone(member.instruction))
+        reason = _why_alone(member, bank, lengths)
+        self.alone.append(bool(reason))
+        if reason:
+            self.alone_because[reason] += 1
         if self._read is None:
             self._kept.append(member)
         return True
@@ -188,18 +201,28 @@ class Members:
         unfinished = path.with_name(f"{path.name}.unfinished")
         with unfinished.open("wb") as file:
             arrays = (self.tokens, self.trained, self.rows, self.alone, self.groups)
-            pickle.dump((*arrays, self.left_out, self.kinds, self._multiturn), file, 5)
+            pickle.dump((*arrays, self.left_out, self.alone_because, self.kinds, self._multiturn), file, 5)
         unfinished.replace(path)
 
     @classmethod
     def load(cls, path: Path, read: Callable[[int], Row]) -> Members:
         """Read what `save` wrote."""
         with path.open("rb") as file:
-            tokens, trained, rows, alone, groups, left_out, kinds, multiturn = pickle.load(file)
+            tokens, trained, rows, alone, groups, left_out, alone_because, kinds, multiturn = pickle.load(file)
         members = cls(read, multiturn)
         members.tokens, members.trained, members.rows, members.alone = tokens, trained, rows, alone
         members.groups, members.left_out, members.kinds = groups, left_out, kinds
+        members.alone_because = alone_because
         return members
+
+
+def _why_alone(member: Member, bank: Bank, lengths: Lengths) -> str:
+    """Return why a member may not be combined; empty where it may."""
+    if bank.stands_alone(member.instruction):
+        return "it speaks of other messages"
+    if THINKING.search(member.response):
+        return "its answer holds thinking"
+    return "" if lengths.keeps(member.row()) else "the chat template would change it inside a longer text"
 
 
 def _group_name(member: Member) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from aligner.builders.mosaic.bank import Bank, load_bank
+from aligner.builders.mosaic.bank import MASK_RULES, PERMUTE_RULES, Bank, load_bank
 from aligner.builders.mosaic.costs import Costs, costs
 from aligner.builders.mosaic.engine import Mosaics, Sample, Tally
 from aligner.builders.mosaic.lengths import EstimatedLengths, Lengths, TokenizerLengths
@@ -56,10 +56,23 @@ def mosaics_over(
     limit = settings.max_tokens or max_tokens
     if settings.compat == "robust":
         return Mosaics(members, settings, bank, lengths, max_tokens=limit, seed=seed)
+    _refuse_silent_rules(settings, bank)
     released = ReleasedMosaics(members, settings, bank, lengths, max_tokens=limit, seed=seed)
     if tokenizer is not None:
         released.count = lambda text: len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
     return released
+
+
+def _refuse_silent_rules(settings: Mosaic, bank: Bank) -> None:
+    """The authors' code draws every rule, also one that the bank's language does not have."""
+    rules = {"permute": settings.permute_rules or PERMUTE_RULES, "maskout": settings.mask_rules or MASK_RULES}
+    silent = [f"{name}.{rule}" for name, weight in settings.strategies if weight for rule in rules.get(name, ())]
+    silent = [label for label in silent if label not in bank.texts]
+    if silent:
+        raise RecipeError(
+            f"mosaic.style_bank has no texts for {', '.join(silent)}, and mosaic.compat=released may draw them",
+            "write texts for them, or name the rules to be drawn in mosaic.permute_rules and mosaic.mask_rules",
+        )
 
 
 def members_of(
@@ -83,7 +96,7 @@ def members_of(
     overlong: list[Problem] = []
     for done, (number, row) in enumerate(rows, start=1):
         try:
-            is_member = members.add(number, row, bank, lengths.measure)
+            is_member = members.add(number, row, bank, lengths)
         except DataError as error:
             members.left_out["refused by the chat template"] += 1
             refused.append(Problem(error.message, hint=error.hint.replace("model.chat_template", "the chat template")))

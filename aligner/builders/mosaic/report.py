@@ -35,7 +35,7 @@ def summary_of(mosaics: Mosaics, settings: MosaicFiles, tally: Tally) -> dict[st
         "samples": counts["samples"],
         "passes": passes,
         "members": len(members),
-        "always_alone": sum(members.alone),
+        "always_alone": dict(members.alone_because),
         "left_out": dict(members.left_out),
         "drawn": _family(counts, "drawn"),
         "count": _family(counts, "count"),
@@ -188,7 +188,7 @@ def _put_aside(summary: Mapping[str, Any]) -> str:
     ways = {"alone": "too long for a sample, written alone", "drop": "too long for a sample, dropped"}
     rows = [
         *((f"row left out: {reason}", count) for reason, count in summary["left_out"].items()),
-        ("row always alone: it speaks of other messages", summary["always_alone"]),
+        *((f"row always alone: {reason}", count) for reason, count in summary["always_alone"].items()),
         *((f"row {ways[way]}", count) for way, count in summary["overlong"].items()),
         *((f"redrawn: {reason}", count) for reason, count in summary["rejected"].items()),
         *((f"failed check: {kind}", count) for kind, count in summary["violations"].items()),
