@@ -72,6 +72,20 @@ def test_the_books_say_what_was_made_of_the_rows(small_world: Path, tmp_path: Pa
     assert max(line["epoch"] for line in read_metrics(run)) == 2.0
 
 
+def test_the_books_say_what_stands_alone(small_world: Path, tmp_path: Path) -> None:
+    lines = (small_world / "sft.jsonl").read_text().splitlines()
+    thinking = {"role": "assistant", "content": "<think>hm</think>ab"}
+    odd = {"messages": [{"role": "user", "content": "sort: ba"}, thinking]}
+    (tmp_path / "some.jsonl").write_text("\n".join([*lines[:20], json.dumps(odd)]) + "\n")
+    told: list[Any] = []
+    recipe = small_recipe(
+        "sft", small_world, tmp_path / "run", data__mosaic=MOSAIC, data__max_length=400, data__train=str(tmp_path / "some.jsonl"),
+    )  # fmt: skip
+    run_recipe(recipe, dry_run=True, on_event=told.append)
+    books = dict(next(event.table for event in told if isinstance(event, events.DataReady)))
+    assert books["train mosaics"].endswith("; always alone: 1 (its answer holds thinking)")
+
+
 def test_half_an_epoch_ends_in_the_middle_of_a_pass(small_world: Path, tmp_path: Path) -> None:
     run = trained(small_world, tmp_path / "run", trainer__num_train_epochs=1.5)
     first, second = json.loads((run / "prepared/batching.json").read_text())["passes"]

@@ -174,6 +174,8 @@ class MosaicPasses:
         reasons = [f"{number:,} ({reason})" for reason, number in members.left_out.most_common()]
         reasons += [f"{counts['overlong:drop'] // self.passes:,} (too long)"] if counts["overlong:drop"] else []
         text += f"; of {self.given:,} rows not used: {', '.join(reasons)}" if reasons else ""
+        alone = [f"{number:,} ({reason})" for reason, number in members.alone_because.most_common()]
+        text += f"; always alone: {', '.join(alone)}" if alone else ""
         failed = sum(number for key, number in counts.items() if key.startswith("violation:"))
         return text + (f"; {failed:,} failed their check, and their rows stand alone" if failed else "")
 
