@@ -34,6 +34,7 @@ class Journal:
         self.path = path
         self.made_with = made_with
         self.begun_with: str | None = lines[0]["made with"] if lines else None
+        self._all_with = {line["made with"] for line in lines}
         self._known: dict[int, Any] = {line["part"]: line["result"] for line in lines}
         self.done = len(self._known)
 
@@ -48,7 +49,7 @@ class Journal:
 
         Raises: UsageError.
         """
-        if self.begun_with not in (None, self.made_with):
+        if self._all_with - {self.made_with}:
             raise UsageError(
                 f"{self.path} was begun with another model: {what} would be partly of one and partly of the other.",
                 "Put the old model back, or start again with --overwrite.",
@@ -121,4 +122,6 @@ def _lines(path: Path | None) -> Iterator[dict[str, Any]]:
         with open(path, "rb") as file:
             for line in file:
                 with suppress(ValueError):
-                    yield json.loads(line)
+                    found = json.loads(line)
+                    if isinstance(found, dict) and "result" in found:
+                        yield found

@@ -480,7 +480,7 @@ def model_fingerprint(model: Model) -> str:
         path = Path(snapshot_download(model.name_or_path, revision=model.revision, local_files_only=True))
         digest.update(path.name.encode())
         return digest.hexdigest()
-    for file in sorted([*path.glob("*.safetensors"), *path.glob("*config.json")]):
+    for file in sorted([*path.glob("*.safetensors"), *path.glob("*config.json"), *path.glob("*.py")]):
         digest.update(file.name.encode())
         with file.open("rb") as stream:
             while block := stream.read(1 << 22):
@@ -490,6 +490,13 @@ def model_fingerprint(model: Model) -> str:
         base = model.model_copy(update={"name_or_path": name, "revision": revision})
         digest.update(model_fingerprint(base).encode())
     return digest.hexdigest()
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """Return a hash of what decides over token ids: vocabulary, rules and chat template."""
+    fast = getattr(tokenizer, "backend_tokenizer", None)
+    rules = json.dumps(sorted(tokenizer.get_vocab().items())) if fast is None else fast.to_str()
+    return sha256(json.dumps([tokenizer.chat_template, rules], sort_keys=True).encode()).hexdigest()
 
 
 def _cannot_load(name: str, what: str, error: Exception) -> RecipeError:

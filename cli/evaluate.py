@@ -29,6 +29,7 @@ from .models import (
     check_paths,
     check_sampling,
     flags,
+    goes_on,
     load_model,
     model_section,
     read_rows,
@@ -114,7 +115,7 @@ def evaluate(
     by length and as RewardBench averages it, bias for length, calibration, and agreement with a second one.
     """
     _check_kind(context, model, reward_model)
-    check_output(output, data, resume=resume, overwrite=overwrite)
+    check_output(output, data, resume=resume, overwrite=overwrite, suffix=".json")
     if reward_model:
         source = source_section(data, column, split, max_rows)
         _evaluate_rewards(reward_model, source, category, on_bad_row, resamples, seed, plot, output, overwrite, as_json)
@@ -131,11 +132,11 @@ def evaluate(
 
     from .render import Screen, columns, number
 
-    with Screen() as screen, resumable("goes on" if output is not None else "needs --output to go on"):
+    with Screen() as screen, resumable(goes_on(output, overwrite)):
         screen.start("loading the model")
         from aligner.evaluation import evaluate as measure
         from aligner.generation import Sampling
-        from aligner.models import model_fingerprint
+        from aligner.models import model_fingerprint, tokenizer_fingerprint
 
         policy, tokenizer = load_model(section)
         against = None if reference is None else section.model_copy(update={"name_or_path": reference})
@@ -145,9 +146,12 @@ def evaluate(
         def header() -> dict[str, Any]:
             return {
                 "the model": model_fingerprint(section),
+                "the tokenizer or its template": tokenizer_fingerprint(tokenizer),
                 "the reference": None if against is None else model_fingerprint(against),
                 "the data": rows_fingerprint(rows),
-                **flags({"task": chosen, **asdict(sampling), "batch_size": batch_size}),
+                **flags(
+                    {"task": chosen, "batch_size": batch_size, **(asdict(sampling) if chosen == "prompts" else {})}
+                ),
             }
 
         with unfinished(output, header, overwrite=overwrite) as part:
@@ -161,11 +165,10 @@ def evaluate(
                 reference=other,
                 batch_size=batch_size,
                 on_progress=screen.counter("measuring"),
-                keep=None if part is None else part.folder,
+                journals=part.journal,
             )
             record = {"model": model, "data": data, "task": chosen, "scorer": scorer, "metrics": numbers}
-            if part is not None:
-                part.finish([_dumps(record) + "\n"])
+            part.finish([_dumps(record) + "\n"])
     if as_json:
         typer.echo(_dumps(record))
         return

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from .boundary import resumable
-from .models import OnBadRow, dropped_rows, rows_fingerprint, unfinished
+from .models import OnBadRow, dropped_rows, goes_on, rows_fingerprint, unfinished
 
 if TYPE_CHECKING:
     from aligner.config.schema import Source
     from aligner.data.ledger import Ledger
     from aligner.evaluation.judged_pairs import Answers, Judged, Pair
+    from aligner.unfinished import Straight, Unfinished
 
     from .render import Screen
 
@@ -61,12 +62,14 @@ def evaluate_rewards(
     read = {file.sha256 for entry in ledger.sources for file in entry.files}
     seen = {spec: trained_on(spec, read) for spec in specs}
 
+    data = rows_fingerprint(pairs)
+
     def header() -> dict[str, Any]:
-        return {"the data": rows_fingerprint(pairs), "the reward models": list(specs)}
+        return {"the data": data, "the reward models": list(specs)}
 
     with (
         Screen() as screen,
-        resumable("goes on" if output is not None else "needs --output to go on"),
+        resumable(goes_on(output, overwrite)),
         unfinished(output, header, overwrite=overwrite) as part,
     ):
         for spec, files in seen.items():
@@ -75,8 +78,7 @@ def evaluate_rewards(
                     Warned(f"{spec} was trained on {' and '.join(files)}: what follows is no held-out result")
                 )
         judged = [
-            _judge(spec, pairs, answers, screen, None if part is None else part.folder / f"judged-{number}.jsonl")
-            for number, spec in enumerate(specs)
+            _judge(spec, pairs, answers, screen, part, f"judged-{number}", data) for number, spec in enumerate(specs)
         ]
         screen.start("computing the numbers and their intervals")
         found = [measure(one, pairs, answers, column, **draws) for one, _ in judged]
@@ -95,8 +97,7 @@ def evaluate_rewards(
         }
         if plot is not None:
             _draw(record, [one for one, _ in judged], pairs, answers, plot)
-        if part is not None:
-            part.finish([dumps(record, indent=2) + "\n"])
+        part.finish([dumps(record, indent=2) + "\n"])
     return record
 
 
@@ -138,13 +139,14 @@ def _read(
     return pairs, category or category_column(pairs), loaded.ledger
 
 
-def _judge(spec: str, pairs: list[Pair], answers: Answers, screen: Screen, kept: Path | None) -> tuple[Judged, str]:
+def _judge(
+    spec: str, pairs: list[Pair], answers: Answers, screen: Screen, part: Unfinished | Straight, name: str, data: str
+) -> tuple[Judged, str]:
     """What one reward model says, and its fingerprint; it is gone from memory before the next is loaded.
 
-    What it says is kept in a file, if there is one, and a judge goes on with the account of its budget.
+    What it says is kept under `name`, if anything is, and a judge goes on with the account of its budget for these `data`.
     """
     from aligner.evaluation.judged_pairs import AT_ONCE, judge
-    from aligner.journal import Journal
     from aligner.reward_models import load_scorer, read_spec
     from aligner.reward_models.ensemble import go_on_with_account, scored_together
 
@@ -152,10 +154,10 @@ def _judge(spec: str, pairs: list[Pair], answers: Answers, screen: Screen, kept:
     screen.start(f"loading {spec}")
     scorer = load_scorer(spec)
     at_once = None if scored_together(read_spec(spec)) else AT_ONCE
-    journal = Journal(kept, scorer.fingerprint())
+    journal = part.journal(name, scorer.fingerprint())
     journal.check(what)
-    if kept is not None:
-        go_on_with_account(scorer, kept)
+    if journal.path is not None:
+        go_on_with_account(scorer, journal.path, data)
     judged = judge(scorer, pairs, answers, on_progress=screen.counter(what), at_once=at_once, journal=journal)
     return judged, scorer.fingerprint()
 

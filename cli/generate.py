@@ -31,6 +31,7 @@ from .models import (
     check_paths,
     check_sampling,
     flags,
+    goes_on,
     load_model,
     model_section,
     read_rows,
@@ -78,12 +79,11 @@ def generate(
 
     from .render import Screen
 
-    with Screen() as screen, resumable("goes on" if output is not None else "needs --output to go on"):
+    with Screen() as screen, resumable(goes_on(output, overwrite)):
         screen.start("loading the model")
         policy, tokenizer = load_model(section)
         from aligner.generation import Sampling, generate
-        from aligner.journal import Journal
-        from aligner.models import model_fingerprint
+        from aligner.models import model_fingerprint, tokenizer_fingerprint
         from aligner.record import json_line
 
         sampling = Sampling(
@@ -100,6 +100,7 @@ def generate(
         def header() -> dict[str, Any]:
             return {
                 "the model": model_fingerprint(section),
+                "the tokenizer or its template": tokenizer_fingerprint(tokenizer),
                 "the prompts": rows_fingerprint(rows),
                 **flags({**asdict(sampling), "batch_size": batch_size}),
             }
@@ -112,11 +113,10 @@ def generate(
                 sampling,
                 batch_size=batch_size,
                 on_progress=screen.counter("answering"),
-                journal=None if part is None else Journal(part.folder / "answers.jsonl"),
+                journal=part.journal("answers"),
             )
             records = [_record(row, completions) for row, completions in zip(rows, answers)]
-            if part is not None:
-                part.finish(map(json_line, records))
+            part.finish(map(json_line, records))
     if as_json:
         typer.echo(json.dumps(records, indent=2))
     elif output is None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from aligner.config.schema import Model, Source
     from aligner.data.ledger import Ledger
     from aligner.data.rows import Task
-    from aligner.unfinished import Unfinished
+    from aligner.unfinished import Straight, Unfinished
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["none", "nf4", "fp4", "int8"]
@@ -107,15 +107,26 @@ def load_model(model: Model) -> tuple[Any, Any]:
     return load_policy(model, tokenizer, trainable=False), tokenizer
 
 
-def check_output(output: Path | None, data: str | None, *, resume: bool, overwrite: bool) -> None:
+def check_output(
+    output: Path | None, data: str | None, *, resume: bool, overwrite: bool, suffix: str = ".jsonl"
+) -> None:
     """Say what is in the way of an output before anything is read."""
     from aligner import unfinished
     from aligner.errors import UsageError
 
     if output is not None:
-        unfinished.check_output(output, data, resume=resume, overwrite=overwrite)
+        unfinished.check_output(output, data, resume=resume, overwrite=overwrite, suffix=suffix)
     elif resume or overwrite:
         raise UsageError("--resume and --overwrite are about an output, and there is none", "Add --output.")
+
+
+def goes_on(output: Path | None, overwrite: bool) -> str:
+    """What Ctrl-C says after "the same command with --resume"."""
+    from aligner.unfinished import is_stream
+
+    if output is None or is_stream(output):
+        return "needs --output FILE to go on"
+    return "in place of --overwrite goes on" if overwrite else "goes on"
 
 
 def flags(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -139,12 +150,12 @@ def rows_fingerprint(rows: Sequence[Any]) -> str:
 @contextmanager
 def unfinished(
     output: Path | None, header: Callable[[], Mapping[str, Any]], *, overwrite: bool
-) -> Iterator[Unfinished | None]:
-    """What keeps the finished parts of an output until it is whole; None where nothing is written."""
-    from aligner.unfinished import Unfinished
+) -> Iterator[Unfinished | Straight]:
+    """What keeps the finished parts of an output until it is whole; nothing is kept where no file is written."""
+    from aligner.unfinished import Straight, Unfinished, is_stream
 
-    if output is None:
-        yield None
+    if output is None or is_stream(output):
+        yield Straight(output)
         return
     with Unfinished(output, header(), overwrite=overwrite) as found:
         yield found

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .boundary import resumable
-from .models import AsJson, Column, MaxRows, Overwrite, Resume, Split, check_output, source_section
+from .models import AsJson, Column, MaxRows, Overwrite, Resume, Split, check_output, goes_on, source_section
 
 if TYPE_CHECKING:
     from aligner.config.schema import Source
@@ -43,8 +43,10 @@ def score(
     columns stand in brackets. A column `answer` holds the right answer for rules that compare with one.
     """
     from aligner.evaluation.answer_rows import read_answers, refuse_taken_columns
+    from aligner.record import json_line
     from aligner.reward_models import load_scorer, read_spec
     from aligner.reward_models.ensemble import scored_together
+    from aligner.unfinished import Straight, is_stream
 
     check_output(output, data, resume=resume, overwrite=overwrite)
     card = read_spec(reward_model)
@@ -54,16 +56,16 @@ def score(
 
     from .render import Screen
 
-    with Screen() as screen, resumable("goes on" if output is not None else "needs --output to go on"):
+    with Screen() as screen, resumable(goes_on(output, overwrite)):
         screen.start("loading the reward model")
         scorer = load_scorer(reward_model)
         options: dict[str, Any] = {"keep_failed": keep_failed, "on_progress": screen.counter("scoring")}
         if scored_together(card):
             options["at_once"] = None
-        if output is None:
+        if output is None or is_stream(output):
             scored = _score(scorer, rows, **options)
+            Straight(output).finish(json_line(row, default=str) for row in _with_scores(source, rows, scored, prefix))
         else:
-            output.parent.mkdir(parents=True, exist_ok=True)
             with _store(scorer, rows, output, overwrite) as store:
                 scored = _score(scorer, rows, store=store, **options)
                 store.finish_rows(_with_scores(source, rows, scored, prefix))

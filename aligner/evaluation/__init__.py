@@ -15,8 +15,7 @@ names, `rewardbench.py` holds the one average.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from aligner.data.rows import Task
@@ -31,6 +30,10 @@ if TYPE_CHECKING:
     from aligner.reward_models.base import Scorer
 
 
+def _kept_nowhere(name: str) -> Journal:
+    return Journal(None)
+
+
 def evaluate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -43,13 +46,14 @@ def evaluate(
     loss_on: LossOn = "auto",
     batch_size: int = 16,
     on_progress: Progress | None = None,
-    keep: Path | None = None,
+    journals: Callable[[str], Journal] = _kept_nowhere,
 ) -> dict[str, float]:
     """Return the numbers of a task, by name.
 
     `reference` is for preferences: another model, or `adapter_off` for the base under the adapter of `model`.
     `scorer` and `sampling` are for prompts; answers are greedy where `sampling` is absent.
-    `keep`: a folder for what is done, so that the same call goes on after a kill.
+    `journals` opens the journal of a name, for the same call to go on with after a kill (`aligner.unfinished`); that it is the same call
+    is for whoever opens it to say.
 
     Raises: UsageError when there are no rows; DataError naming a row that cannot be used.
     """
@@ -59,17 +63,13 @@ def evaluate(
     if task == "sft":
         from aligner.evaluation.likelihood import evaluate_rows
 
-        return evaluate_rows(model, tokenizer, rows, loss_on=loss_on, journal=_journal(keep, "model"), **settings)
+        return evaluate_rows(model, tokenizer, rows, loss_on=loss_on, journal=journals("model"), **settings)
     if task == "preference":
         from aligner.evaluation.preferences import evaluate_pairs
 
-        journals = _journal(keep, "model"), _journal(keep, "reference")
-        return evaluate_pairs(model, tokenizer, rows, reference=reference, journals=journals, **settings)
+        both = journals("model"), journals("reference")
+        return evaluate_pairs(model, tokenizer, rows, reference=reference, journals=both, **settings)
     from aligner.evaluation.answers import evaluate_prompts
 
-    journal = _journal(keep, "answers")
+    journal = journals("answers")
     return evaluate_prompts(model, tokenizer, rows, scorer=scorer, sampling=sampling, journal=journal, **settings)[0]
-
-
-def _journal(keep: Path | None, name: str) -> Journal | None:
-    return None if keep is None else Journal(keep / f"{name}.jsonl")

@@ -198,7 +198,8 @@ def _refuse_overlong(recipe: TrainRecipe, mosaics: Any) -> None:
     members, data = mosaics.members, recipe.data
     assert data.mosaic is not None
     places = [place for place, tokens in enumerate(members.tokens) if tokens > data.max_length]
-    if not places or data.on_too_long != "error" or data.mosaic.on_overlong != "alone":
+    stand_alone = data.mosaic.on_overlong == "alone" and data.mosaic.compat == "robust"  # the authors' loop drops them
+    if not places or not stand_alone or data.on_too_long != "error":
         return
     raise DataError(
         f"{len(places):,} of {len(members):,} rows alone are longer than data.max_length={data.max_length} tokens "

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_endpoint import Answer, FakeEndpoint
 from fakes import save_model, write_jsonl
 from runner import aligner
 
@@ -164,7 +165,7 @@ def test_what_was_begun_is_gone_on_with_or_replaced_and_not_by_mistake(
 
 
 @pytest.mark.parametrize("name", ["generate", "eval sft"])
-@pytest.mark.parametrize("changed", ["the model", "the data", "--batch-size"])
+@pytest.mark.parametrize("changed", ["the model", "the tokenizer or its template", "the data", "--batch-size"])
 def test_what_was_begun_with_something_else_is_not_gone_on_with(
     name: str, changed: str, here: Path, other: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -173,6 +174,9 @@ def test_what_was_begun_with_something_else_is_not_gone_on_with(
     data = Path(words[words.index("--data") + 1])
     if changed == "the model":
         shutil.copytree(other, "model", dirs_exist_ok=True)
+    elif changed == "the tokenizer or its template":
+        template = Path("model/chat_template.jinja")
+        template.write_text(template.read_text() + "{# #}")
     elif changed == "the data":
         data.write_text(data.read_text().replace("dddd", "dxdd"))
     else:
@@ -217,8 +221,132 @@ def test_a_stopped_command_says_how_to_go_on(here: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(journal, "_append", interrupted)
     for name, data in (("generate", "prompts.jsonl"), ("eval", "sft.jsonl")):
-        result = aligner(name, "model", "--data", data, "--output", "out.json", *SMALL)
+        words = [name, "model", "--data", data, *SMALL, "--output"]
+        result = aligner(*words, "out.json")
         assert (result.exit_code, "the same command with --resume goes on" in result.stderr) == (130, True)
+        result = aligner(*words, "out.json", "--overwrite")
+        assert "--resume in place of --overwrite goes on" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["generate", "eval sft", "eval rewards"])
+def test_what_is_no_file_is_written_to_and_stays_what_it_is(name: str, here: Path, other: Path) -> None:
+    write_jsonl(Path("answered.jsonl"), [{"prompt": "p", "chosen": "aa", "rejected": "b", "answer": "aa"}])
+    words = command(name, other)
+    assert aligner(*words, "--output", "plain.json").exit_code == 0
+    os.mkfifo("pipe")
+    reader = subprocess.Popen(["cat", "pipe"], stdout=subprocess.PIPE)
+    result = aligner(*words, "--output", "pipe")
+    found, _ = reader.communicate(timeout=30)
+    assert result.exit_code == 0, result.output
+    assert found == Path("plain.json").read_bytes()
+    assert Path("pipe").is_fifo()
+    assert aligner(*words, "--output", "/dev/null", "--overwrite").exit_code == 0
+    assert Path("/dev/null").is_char_device()
+    assert "nothing of it is kept" in said(aligner(*words, "--output", "/dev/null", "--resume"))
+
+
+def test_scores_can_go_into_a_pipe(here: Path) -> None:
+    write_jsonl(Path("scored.jsonl"), [{"prompt": "p", "completion": "aa", "answer": "aa"}])
+    os.mkfifo("pipe")
+    reader = subprocess.Popen(["cat", "pipe"], stdout=subprocess.PIPE)
+    result = aligner("score", "--data", "scored.jsonl", "--reward-model", "verifier:exact", "--output", "pipe")
+    found, _ = reader.communicate(timeout=30)
+    assert result.exit_code == 0, result.output
+    assert json.loads(found)["score"] == 1.0
+
+
+@pytest.mark.parametrize("is_there", [True, False], ids=["to a file", "to nothing yet"])
+def test_a_link_is_followed(is_there: bool, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["generate", "model", "--data", "prompts.jsonl", *SMALL]
+    Path("disk").mkdir()
+    if is_there:
+        Path("disk/real.json").write_text("old")
+    Path("out.json").symlink_to("disk/real.json")
+    if is_there:
+        assert "real.json exists" in said(aligner(*words, "--output", "out.json"))
+    with monkeypatch.context() as patch:
+        dies_at(2, patch)
+        with pytest.raises(Killed):
+            aligner(*words, "--output", "out.json", *(["--overwrite"] if is_there else []))
+    assert Path("disk/real.json.part").is_dir()
+    assert aligner(*words, "--output", "out.json", "--resume").exit_code == 0
+    assert Path("out.json").is_symlink()
+    assert len(Path("disk/real.json").read_text().splitlines()) == 7
+
+
+def test_an_output_that_came_into_being_meanwhile_is_not_replaced(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from aligner.cli import generate as command_module
+
+    real = command_module.load_model
+
+    def late(section: Any) -> Any:
+        Path("out.json").write_text("of another process")
+        return real(section)
+
+    monkeypatch.setattr(command_module, "load_model", late)
+    message = said(aligner("generate", "model", "--data", "prompts.jsonl", "--output", "out.json", *SMALL))
+    assert "out.json exists" in message
+    assert Path("out.json").read_text() == "of another process"
+    assert not Path("out.json.part").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "output", "words"),
+    [
+        ("eval sft", "out.csv", "would hold JSON, which its name does not say"),
+        ("generate", "out.csv", "would hold lines of JSON"),
+        ("generate", "sft.jsonl/out.jsonl", "sft.jsonl is a file"),
+        ("generate", "prompts.jsonl", "is the data itself"),
+        ("generate", "model", "model is a folder"),
+    ],
+)
+def test_an_output_that_cannot_be_is_told_before_anything_is_loaded(
+    name: str, output: str, words: str, here: Path, other: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aligner.cli.models.load_model", lambda section: pytest.fail("the model was loaded"))
+    assert words in said(aligner(*command(name, other), "--output", output))
+
+
+def test_a_kill_while_the_folder_is_removed_leaves_one_that_is_known(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["generate", "model", "--data", "prompts.jsonl", "--output", "out.json", *SMALL]
+    real, gone = Path.unlink, []
+
+    def deadly(self: Path, *arguments: Any, **options: Any) -> None:
+        if self.parent.name == "out.json.part" and not self.name.startswith((".", "whole")):
+            gone.append(self.name)
+            if len(gone) >= 2:  # nothing is removed any more
+                raise Killed
+        real(self, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", deadly)
+        with pytest.raises(Killed):
+            aligner(*words)
+    done = Path("out.json").read_bytes()
+    assert gone[:2] == ["answers.jsonl", "header.json"]
+    assert aligner(*words, "--resume").exit_code == 0
+    assert Path("out.json").read_bytes() == done
+    assert not Path("out.json.part").exists()
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_a_judges_budget_is_that_of_its_data(here: Path) -> None:
+    pytest.importorskip("openai")
+    for name in ("a", "b"):
+        write_jsonl(
+            Path(f"{name}.jsonl"), [{"prompt": f"{name}{n}", "chosen": "good", "rejected": "bad"} for n in range(2)]
+        )
+    with FakeEndpoint((Answer(text="Better: A"),)) as server:
+        card = {"model": "judge", "base_url": server.base_url, "max_in_flight": 1, "budget": {"calls": 4}}
+        Path("judge.yaml").write_text(f"kind: judge\nendpoint: {json.dumps(card)}\n")
+        first = aligner("eval", "--reward-model", "judge.yaml", "--data", "a.jsonl", "--output", "out.json")
+        assert first.exit_code == 0, first.output
+        again = aligner(
+            "eval", "--reward-model", "judge.yaml", "--data", "b.jsonl", "--output", "out.json", "--overwrite"
+        )
+        assert again.exit_code == 0, again.output
 
 
 @pytest.mark.slow

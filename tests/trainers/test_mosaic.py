@@ -139,6 +139,7 @@ def test_rows_that_stand_alone_and_are_too_long_are_told_as_rows_of_the_file(sma
     assert "data.mosaic.on_overlong=drop" in caught.value.hint
     trained(small_world, tmp_path / "dropped", data__train=str(data), data__on_too_long="drop")
     trained(small_world, tmp_path / "left", data__train=str(data), data__mosaic={**MOSAIC, "on_overlong": "drop"})
+    trained(small_world, tmp_path / "theirs", data__train=str(data), data__mosaic={**MOSAIC, "compat": "released"})
 
 
 @pytest.mark.parametrize("recipe", ["mosaic", "sft-mosaic"])

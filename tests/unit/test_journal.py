@@ -95,3 +95,7 @@ def test_parts_of_two_models_are_not_mixed(tmp_path):
         done(path, key="other")
     assert path.read_bytes() == before
     assert Journal(path).begun_with == "model"
+    with path.open("a") as file:
+        file.write('5\n{}\n{"part": 1, "made with": "other", "result": ["c"]}\n')
+    with pytest.raises(UsageError, match="begun with another model"):
+        done(path)

@@ -429,6 +429,8 @@ ALONE = [
     "Rewrite it to be shorter.",
     "Now translate that into French.",
     "Expand on your answer.",
+    "Please shorten your response a bit",
+    "Could you explain your second point?",
     "Continue the story.",
 ]
 TOGETHER = [
@@ -443,6 +445,12 @@ TOGETHER = [
     "What does the previous owner of a house have to disclose?",
     "Give an example of a good answer in a job interview.",
     "Give only the number.",
+    "What is 12 * 7? Explain your answer.",
+    "Which is larger, 0.9 or 0.11? Justify your answer.",
+    "Sort the list [3,1,2]. Put your answer in brackets.",
+    "Who won the race? Keep your response brief.",
+    "What is your answer to the trolley problem?",
+    "Write three paragraphs. Your second paragraph is about bees.",
     "Is there nothing else in the box?",
     "Translate this into French: good morning",
     "Summarize this article in one sentence: Cats sleep.",

@@ -424,6 +424,21 @@ def test_data_that_cannot_be_read_leave_an_earlier_build_alone(folder: Path) -> 
     assert result(built("seed=5", overwrite=True)) != before
 
 
+def test_a_template_that_refuses_longer_texts_leaves_the_rows_alone_and_in_step(folder: Path) -> None:
+    (folder / "strict.jinja").write_text(
+        "{% for m in messages %}{% if '?!' in m['content'] and m['content'][:2] == 'x\n' %}{{ raise_exception('no') }}{% endif %}"
+        "<start>{{ m['role'] }}\n{{ m['content'] }}<eos>{% endfor %}{% if add_generation_prompt %}<start>assistant\n{% endif %}"
+    )
+    some = rows(30)
+    some[4]["messages"][0]["content"] = "What?!"
+    write_jsonl(folder / "some.jsonl", some)
+    run = built("mosaic.passes=1", "mosaic.chat_template=strict.jinja", data="some.jsonl")
+    summary = json.loads((run / "mosaic.json").read_text())
+    assert summary["always_alone"] == {"the chat template would change it inside a longer text": 1}
+    alone = [one for one in lines(run / "mosaics.jsonl") if "some.jsonl:5" in one["member_ids"]]
+    assert [one["strategy"] for one in alone] == ["plain"]
+
+
 # --- the command -----------------------------------------------------------------------------------------------------
 
 

@@ -171,6 +171,7 @@ class Members:
             self.left_out[member] += 1
             return False
         total, trained = lengths.measure(member.row())
+        reason = _why_alone(member, bank, lengths)
         self.kinds.add("text" if member.is_text else "turns")
         if member.lead:
             self.kinds.add("lead")
@@ -178,7 +179,6 @@ class Members:
         self.tokens.append(total)
         self.trained.append(trained)
         self.rows.append(number)
-        reason = _why_alone(member, bank, lengths)
         self.alone.append(bool(reason))
         if reason:
             self.alone_because[reason] += 1
