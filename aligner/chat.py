@@ -119,11 +119,16 @@ def length_of(tokenizer: PreTrainedTokenizerBase, row: ConversationRow | Complet
 def keeps_texts(tokenizer: PreTrainedTokenizerBase, row: ConversationRow | CompletionRow) -> bool:
     """Say whether the last question and its answer come through the chat template unchanged inside longer texts.
 
-    Some templates take an answer apart: Qwen3's drops what stands before `</think>`.
+    Some templates take an answer apart: Qwen3's drops what stands before `</think>`. One that refuses the longer texts does
+    not keep them.
     """
     messages, tools, _ = _turns(row)
     longer = [{**message, "content": f"x\n{message['content']}\nx"} for message in messages[-2:]]
-    text = Conversation(tokenizer, [*messages[:-2], *longer], tools, row.origin).text([*messages[:-2], *longer])
+    whole = [*messages[:-2], *longer]
+    try:
+        text = Conversation(tokenizer, whole, tools, row.origin).text(whole)
+    except DataError:
+        return False
     return all(message["content"] in text for message in longer)
 
 

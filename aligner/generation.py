@@ -22,7 +22,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -153,7 +153,7 @@ def continue_ids(
 
         def work(batch: list[_Row]) -> list[dict[str, Any]]:
             outputs = _decode_batch(decoder, tokenizer, batch, sampling, stops)
-            return [asdict(_completion(tokenizer, ids[: row.budget], stops)) for row, ids in zip(batch, outputs)]
+            return [vars(_completion(tokenizer, ids[: row.budget], stops)) for row, ids in zip(batch, outputs)]
 
         for batch, (said, is_new) in zip(batches, (journal or Journal(None)).results(batches, work)):
             answers |= {(row.place, row.sample): Completion(**one) for row, one in zip(batch, said, strict=True)}

@@ -16,7 +16,7 @@ from typing import Any
 
 from aligner.errors import DataError
 from aligner.evaluation.answer_rows import Scored
-from aligner.record import dumps, json_line
+from aligner.record import json_line
 from aligner.unfinished import Unfinished
 
 SCORES = "scores.jsonl"
@@ -74,7 +74,7 @@ class ScoreStore(Unfinished):
             for answer, found in scored.items()
         ]
         with open(self.folder / SCORES, "a", encoding="utf-8", newline="\n") as file:
-            file.write("".join(dumps(line) + "\n" for line in [*lines, {END: len(lines)}]))
+            file.writelines(map(json_line, [*lines, {END: len(lines)}]))
             file.flush()
             os.fsync(file.fileno())
         self.done.update(scored)

@@ -23,9 +23,8 @@ from typing import TYPE_CHECKING, Any
 from aligner.config.load import Resolved, recipe_hash
 from aligner.config.schema import DpoRecipe, RewardRecipe, TrainRecipe
 from aligner.data import Loaded, load_rows
-from aligner.data.ledger import LISTED
 from aligner.data.rows import Task
-from aligner.errors import DataError, Problem, TrainingError
+from aligner.errors import DataError, TrainingError
 from aligner.events import DataReady, Finished, Notice, OnEvent, Plan, StageProgress, StageStarted, Warned, tell
 from aligner.launch import launch_line, run_ranks, use_one_gpu, world
 from aligner.reward_models import read_spec
@@ -187,26 +186,10 @@ def _passes(recipe: TrainRecipe, loaded: Loaded, tokenizer: Any, on_event: OnEve
         max_tokens=recipe.data.max_length,
         seed=recipe.seed,
         on_bad_row=recipe.data.on_bad_row,
+        is_too_long=recipe.data.max_length if recipe.data.on_too_long == "error" else None,
         on_progress=count,
     )
-    _refuse_overlong(recipe, mosaics)
     return MosaicPasses(mosaics, len(loaded.train))
-
-
-def _refuse_overlong(recipe: TrainRecipe, mosaics: Any) -> None:
-    """Refuse rows that would stand alone in every epoch and be too long each time, unless the recipe says what to do."""
-    members, data = mosaics.members, recipe.data
-    assert data.mosaic is not None
-    places = [place for place, tokens in enumerate(members.tokens) if tokens > data.max_length]
-    stand_alone = data.mosaic.on_overlong == "alone" and data.mosaic.compat == "robust"  # the authors' loop drops them
-    if not places or not stand_alone or data.on_too_long != "error":
-        return
-    raise DataError(
-        f"{len(places):,} of {len(members):,} rows alone are longer than data.max_length={data.max_length} tokens "
-        f"(the longest has {max(members.tokens):,})",
-        "raise data.max_length, set data.mosaic.on_overlong=drop, or data.on_too_long=drop (or truncate); what is lost is counted",
-        [Problem(f"{members.tokens[place]:,} tokens", where=members[place].origin) for place in places[:LISTED]],
-    )
 
 
 def _prepare(recipe: TrainRecipe, run: Run, loaded: Loaded, on_event: OnEvent | None) -> Job:

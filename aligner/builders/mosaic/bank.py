@@ -150,16 +150,20 @@ def load_bank(path: str | None = None) -> Bank:
     Raises: RecipeError naming every text and list of the file that cannot be used.
     """
     values = _read_yaml(OURS)
+    ours: set[tuple[str, str, str]] = set()
     if path is not None:
         theirs = _read_yaml(Path(path).expanduser())
         _refuse_unknown(theirs, path)
-        values = theirs if theirs.get("extends") == "none" else _joined(values, theirs)
+        if theirs.get("extends") == "none":
+            values = theirs
+        else:
+            ours, values = _wordings(values), _joined(values, theirs)
     name = path or OURS.name
     problems = list(_problems(values))
     if problems:
         raise RecipeError(f"{name} cannot be used as a style bank", "see docs/mosaic.md for its form", problems)
     bank = _build(values)
-    _refuse_ambiguous(bank, name, ours=set() if values.get("extends") == "none" else _wordings(_read_yaml(OURS)))
+    _refuse_ambiguous(bank, name, ours)
     return bank
 
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Protocol
 from aligner.builders.mosaic.bank import Bank
 from aligner.chat import encode_sft, keeps_texts, length_of
 from aligner.data.rows import CompletionRow, as_turns
-from aligner.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -59,7 +58,7 @@ class TokenizerLengths:
         lines = "\n".join(_lines(bank))
         ids = tokenizer(lines, add_special_tokens=False, verbose=False)["input_ids"]
         plain = CompletionRow("Is this (all) plain?\nYes: 1, 2.", "It is:\n\n* plain - all of it!")
-        spoken_of = _spoken_of(tokenizer) if _keeps(tokenizer, plain) else ""  # "" is in every text
+        spoken_of = _spoken_of(tokenizer) if keeps_texts(tokenizer, plain) else ""  # "" is in every text
         return cls(tokenizer, MARKUP * len(ids) / len(lines), re.compile(spoken_of))
 
     def measure(self, row: CompletionRow) -> tuple[int, int]:
@@ -74,15 +73,7 @@ class TokenizerLengths:
     def keeps(self, row: CompletionRow) -> bool:
         """Say whether the chat template leaves question and answer as they are inside a longer text."""
         texts = (turn["content"] for turn in (*as_turns(row.prompt, "user"), *as_turns(row.completion, "assistant")))
-        return not any(map(self.spoken_of.search, texts)) or _keeps(self.tokenizer, row)
-
-
-def _keeps(tokenizer: PreTrainedTokenizerBase, row: CompletionRow) -> bool:
-    """As `keeps_texts`; a template that refuses the longer texts does not keep them."""
-    try:
-        return keeps_texts(tokenizer, row)
-    except DataError:
-        return False
+        return not any(map(self.spoken_of.search, texts)) or keeps_texts(self.tokenizer, row)
 
 
 def _spoken_of(tokenizer: PreTrainedTokenizerBase) -> str:

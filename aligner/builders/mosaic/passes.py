@@ -84,16 +84,17 @@ def members_of(
     limit: int,
     read: Callable[[int], Row] | None = None,
     on_bad_row: str = "error",
+    is_too_long: int | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> Members:
     """Look at every row, given with its number, once: whether it can be a member, and how long it is.
 
     Raises: DataError with the first of the rows that the chat template refuses, or that are too long where `on_overlong` makes
-    that an error; and when no row is left.
+    that an error; or that would stand alone with more tokens than `is_too_long`; and when no row is left.
     """
     members = Members(read, settings.multiturn)
     refused: list[Problem] = []
-    overlong: list[Problem] = []
+    overlong: list[tuple[int, str]] = []
     for done, (number, row) in enumerate(rows, start=1):
         try:
             is_member = members.add(number, row, bank, lengths)
@@ -102,30 +103,35 @@ def members_of(
             refused.append(Problem(error.message, hint=error.hint.replace("model.chat_template", "the chat template")))
             continue
         if is_member and members.tokens[-1] > limit:
-            overlong.append(Problem(f"{members.tokens[-1]:,} tokens", where=row.origin))
+            overlong.append((members.tokens[-1], row.origin))
         if on_progress is not None:
             on_progress(done)
     if refused and on_bad_row == "error":
         hint = "mend them, choose another chat template, or set data.on_bad_row=drop (they are counted)"
         raise DataError(f"{len(refused):,} rows are refused by the chat template", hint, refused[:LISTED])
-    _refuse_overlong(members, settings, limit, overlong)
+    _refuse_overlong(members, settings, limit, overlong, is_too_long)
     return members
 
 
-def _refuse_overlong(members: Members, settings: Mosaic, limit: int, overlong: list[Problem]) -> None:
-    """Raise where too long rows are an error, or where nothing else is there."""
+def _refuse_overlong(
+    members: Members, settings: Mosaic, limit: int, overlong: list[tuple[int, str]], is_too_long: int | None
+) -> None:
+    """Raise where too long rows are an error, or where nothing else is there. `overlong`: tokens and place of each."""
     if not members:
         reasons = ", ".join(f"{number:,} {reason}" for reason, number in members.left_out.most_common())
         raise DataError(f"no row can be part of a mosaic: {reasons or 'there are none'}", "see docs/mosaic.md")
-    if not overlong:
-        return
-    is_dropped = settings.compat == "released" or settings.on_overlong == "drop"
-    if settings.on_overlong == "error" or (is_dropped and len(overlong) == len(members)):
+    way = "drop" if settings.compat == "released" else settings.on_overlong
+    than = f"the {limit:,} tokens of a sample"
+    hint = "raise mosaic.max_tokens (or data.max_length), or set mosaic.on_overlong to alone or drop"
+    if way == "alone":
+        overlong = [one for one in overlong if is_too_long is not None and one[0] > is_too_long]
+        than = f"data.max_length={is_too_long} tokens"
+        hint = "raise data.max_length, set data.mosaic.on_overlong=drop, or data.on_too_long=drop (or truncate); what is lost is counted"
+    if overlong and (settings.on_overlong == "error" or way == "alone" or len(overlong) == len(members)):
         raise DataError(
-            f"{len(overlong):,} of {len(members):,} rows alone are longer than the {limit:,} tokens of a sample "
-            f"(the longest has {max(members.tokens):,})",
-            "raise mosaic.max_tokens (or data.max_length), or set mosaic.on_overlong to alone or drop",
-            overlong[:LISTED],
+            f"{len(overlong):,} of {len(members):,} rows alone are longer than {than} (the longest has {max(members.tokens):,})",
+            hint,
+            [Problem(f"{tokens:,} tokens", where=origin) for tokens, origin in overlong[:LISTED]],
         )
 
 
@@ -137,9 +143,12 @@ def mosaics_of(
     max_tokens: int = MAX_TOKENS,
     seed: int = 42,
     on_bad_row: str = "error",
+    is_too_long: int | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> Mosaics:
     """Return the mosaics of rows in memory; `max_tokens` is the limit where the settings name none.
+
+    `is_too_long`: what a training refuses (`data.max_length`); rows of more tokens that would stand alone are refused here, by name.
 
     Raises: DataError when rows cannot be used; RecipeError when the style bank or the tokenizer cannot.
     """
@@ -151,6 +160,7 @@ def mosaics_of(
         lengths_for(tokenizer, bank),
         limit=settings.max_tokens or max_tokens,
         on_bad_row=on_bad_row,
+        is_too_long=is_too_long,
         on_progress=on_progress,
     )
     return mosaics_over(members, settings, bank, tokenizer, max_tokens=max_tokens, seed=seed)
