@@ -32,10 +32,14 @@ class Question:
 
 
 def question_text(prompt: str | Messages, first: str, second: str) -> str:
-    """Return the question as one text: the conversation so far, answer A and answer B."""
+    """Return the question as one text: the conversation so far, answer A and answer B.
+
+    One newline between turns and one behind them, as the authors' template *renders*: Jinja, as transformers sets it up,
+    drops the newline behind each of its tags, and the last one of a template.
+    """
     turns = as_turns(prompt, "user")
-    context = "".join(f"\n\n<turn> {turn['role']}\n {_plain(str(turn['content']))}" for turn in turns)
-    return f"[CONTEXT] {context}\n\n\n [RESPONSE A] {_plain(first)} [RESPONSE B] {_plain(second)} \n"
+    context = "".join(f"\n<turn> {turn['role']}\n {_plain(str(turn['content']))}" for turn in turns)
+    return f"[CONTEXT] \n{context}\n [RESPONSE A] {_plain(first)} [RESPONSE B] {_plain(second)} \n"
 
 
 def encode_question(

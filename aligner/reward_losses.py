@@ -11,8 +11,9 @@ not grow with the mean of m, and the learning rate keeps its meaning. With label
 taken to be flipped: (1-e) * loss(d) + e * loss(-d).
 
 ODIN (arXiv 2402.07319) trains two heads, of quality and of length, on the sum of both, and keeps the first; `length_term`
-and `orthogonality` are what it adds to the loss. Where we differ: the authors' code ranks the *sum over the batch* of chosen minus rejected
-scores, which is one comparison a batch; here each pair is compared, as in the paper's formula.
+and `orthogonality` are what it adds to the loss. Each pair is compared, as in the paper's formula; a reimplementation by others
+(`odin/` of github.com/RLHFlow/RLHF-Reward-Modeling) ranks the *sum over the batch* of chosen minus rejected scores, which is
+one comparison a batch, and leaves the orthogonality out.
 
 Legend: B pairs, N answers, K outputs, D hidden size.
 """

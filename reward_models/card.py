@@ -79,6 +79,9 @@ class Card(Section):
     read_at: Literal["stop", "end"] = "stop"
     """Where the score is read: at the token that ends the answer, or at what the chat template writes behind it. Only matters for
     templates that write something there (`<|im_end|>` and a newline); the models of other tools mostly want `end`."""
+    second_bos: bool = False
+    """Put a second start token before the first. A model wants it whose authors rendered a chat template that begins with that
+    token and tokenized the text with another one."""
     batch_tokens: int = Field(16384, ge=1)
     """Tokens of a batch, padding included."""
     attributes: list[str] = []
@@ -141,8 +144,8 @@ OF_MODELS = {
 }
 
 ALLOWED: dict[str, set[str]] = {
-    "bradley_terry": OF_MODELS | {"read_at"},
-    "regression": OF_MODELS | {"read_at", "attributes", "weights"},
+    "bradley_terry": OF_MODELS | {"read_at", "second_bos"},
+    "regression": OF_MODELS | {"read_at", "second_bos", "attributes", "weights"},
     "pairwise": OF_MODELS,
     "segment": OF_MODELS | {"segments"},
     "judge": {"endpoint", "rubric", "scale"},

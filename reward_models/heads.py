@@ -122,9 +122,10 @@ class Conversations:
         self.starts: list[int] = []
         """Where each answer begins."""
         self.remarks: dict[int, str] = {}
-        stops = stop_token_ids(tokenizer)
+        stops, first = stop_token_ids(tokenizer), _second_bos(card, tokenizer)
         for row, (prompt, completion) in enumerate(zip(prompts, completions)):
             before, answer = encode_answer(tokenizer, prompt, completion, f"row {row + 1}", tail=card.read_at == "end")
+            before = [*first, *before]
             if finished is not None and not finished[row]:
                 answer = _unfinished(answer, stops)
             self._add(row, before, answer, card.max_length)
@@ -137,6 +138,15 @@ class Conversations:
             lost = f"{cut} tokens from its beginning"
             rest = ", a part of the answer among them" if cut > len(prompt) else ""
             self.remarks[row] = f"longer than {longest} tokens: it was read without {lost}{rest}"
+
+
+def _second_bos(card: Card, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids that the card wants before those of the rendered conversation."""
+    if not card.second_bos:
+        return []
+    if tokenizer.bos_token_id is None:
+        raise RecipeError(f"the card {card.name} says second_bos, but its tokenizer has no start token", "drop the key")
+    return [tokenizer.bos_token_id]
 
 
 def _unfinished(answer: list[int], stops: Sequence[int]) -> list[int]:

@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from itertools import combinations
 from typing import TYPE_CHECKING
 
 import torch
 
-from aligner.comparison import Question, encode_question, length_of_answers
+from aligner.comparison import Question, encode_question, length_of_answers, question_text
 from aligner.data.rows import Messages
 from aligner.errors import DataError, Problem
 from aligner.models import load_policy, load_tokenizer
@@ -135,9 +136,11 @@ class PairScorer:
         return Scores((sum(wins[row]) / len(wins[row]) for row in range(len(prompts))), remarks=remarks)
 
     def fingerprint(self) -> str:
-        """A hash of the weights, of how they are loaded, and of how text becomes ids."""
+        """A hash of the weights, of how they are loaded, and of how text becomes ids, the form of the question included."""
         if not self._print:
-            self._print.append(fingerprint_of(self.card, self.tokenizer))
+            asked = question_text([{"role": role, "content": role} for role in ("user", "assistant", "user")], "x", "y")
+            own = fingerprint_of(self.card, self.tokenizer)
+            self._print.append(sha256(f"{own} {asked}".encode()).hexdigest())
         return self._print[0]
 
 

@@ -90,11 +90,11 @@ def cell(pairs: PairLogps, settings: Settings) -> Tensor:
 
 
 def pfl(pairs: PairLogps, settings: Settings) -> Tensor:
-    """Policy focused loss: D(z/tau)/2 where log pi(y_w) > log pi(y_l), else 2 H(z) (table 1).
+    """Policy focused loss: D(z/tau)/2 where log pi(y_w) > log pi(y_l), else 2 H(z/tau) (eq. 29).
 
     The paper's z/tau, which equals what was found at beta = tau; the corrected code drops the tau. The condition reads the
     policy alone, so this is no function of z; summed log-probabilities make it prefer short answers.
     """
-    z = settings.beta * pairs.rho
+    scaled = settings.beta * pairs.rho / settings.tau
     agrees = pairs.chosen.float() > pairs.rejected.float()
-    return torch.where(agrees, 0.5 * F.softplus(-z / settings.tau), 2 * torch.relu(1 - z))
+    return torch.where(agrees, 0.5 * F.softplus(-scaled), 2 * torch.relu(1 - scaled))

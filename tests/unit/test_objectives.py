@@ -67,7 +67,7 @@ def slow_absolute(name: str, row: tuple[float, ...], beta: float, tau: float, ga
         "orpo": -a / n_w - beta * math.log(odds / (1 + odds)),
         "simpo": -math.log(s(beta * (a / n_w - b / n_l) - gamma)),
         "sft": -a / n_w,
-        "pfl": 0.5 * math.log(1 + math.exp(-z / tau)) if a > b else 2 * max(0.0, 1 - z),
+        "pfl": 0.5 * math.log(1 + math.exp(-z / tau)) if a > b else 2 * max(0.0, 1 - z / tau),
     }[name]
 
 
@@ -294,6 +294,45 @@ HAND_WORKED = {
 def test_values_worked_out_by_hand(name, value):
     pairs = pairs_of([(math.log(2), -math.log(2), 0.0, 0.0, 1.0, 2.0)])
     assert OBJECTIVES[name](pairs, Settings(beta=1.0, tau=1.0)).item() == pytest.approx(value, abs=1e-6)
+
+
+TWO_PAIRS = [(-4.0, -6.0, -5.0, -5.5, 2.0, 4.0), (-7.0, -3.0, -6.0, -4.0, 3.0, 1.0)]
+"""w = 1, v = -0.5, z = 0.75, z/tau = 3 and w = -1, v = 1, z = -1, z/tau = -4, for beta = 0.5 and tau = 0.25."""
+
+OF_TWO_PAIRS = {
+    # From the printed formulas with a calculator, e = 0.1, gamma = 0.5. Neither beta nor tau is 1, so that one that is left out
+    # shows; the second pair is on the wrong side. pfl: ln(1 + e^-3) / 2, and 2 (1 + 4).
+    "sigmoid": (0.461871, 1.213262),
+    "hinge": (0.250000, 2.000000),
+    "ipo": (0.140625, 5.444444),
+    "ipo_sum": (0.250000, 9.000000),
+    "robust": (0.293121, 1.438262),
+    "exo_pair": (0.182790, 1.129457),
+    "nca_pair": (1.249085, 1.698154),
+    "bco_pair": (1.050016, 1.948154),
+    "sppo_hard": (0.250000, 8.000000),
+    "apo_zero": (0.815364, 1.244919),
+    "apo_down": (0.943281, 1.108599),
+    "sigmoid_norm": (0.549055, 1.081037),
+    "kto_pair": (0.422578, 0.636907),
+    "orpo": (2.521029, 2.532024),
+    "simpo": (1.136871, 0.779949),
+    "sft": (2.000000, 2.333333),
+    "discopop": (0.468312, 1.338533),
+    "dbaql": (0.360885, 1.395683),
+    "aql": (0.297710, 1.481610),
+    "padll": (0.348184, 0.590968),
+    "aqfl": (0.320354, 1.549747),
+    "cell": (0.429619, 2.015772),
+    "pfl": (0.024294, 10.000000),
+}
+
+
+@pytest.mark.parametrize(("name", "values"), OF_TWO_PAIRS.items())
+def test_values_of_two_pairs_worked_out_by_hand(name, values):
+    assert set(OF_TWO_PAIRS) == set(OBJECTIVES)
+    settings = Settings(beta=0.5, tau=0.25, label_smoothing=0.1, simpo_gamma=0.5)
+    assert OBJECTIVES[name](pairs_of(TWO_PAIRS), settings).tolist() == pytest.approx(values, abs=2e-6)
 
 
 @pytest.mark.parametrize("name", ["sigmoid", "robust", "bco_pair", "nca_pair"])

@@ -21,6 +21,7 @@ from aligner.heads import Float32Linear, head_of, join_outputs
 from aligner.padded import in_batches, pad
 from aligner.reward_models import load_scorer, preferences
 from aligner.reward_models.card import parse_card
+from aligner.reward_models.heads import Conversations
 from aligner.segments import answer_entropies, segment_ends
 
 USER = [{"role": "user", "content": "say something"}]
@@ -342,6 +343,43 @@ def test_the_letters_are_read_at_the_place_where_they_are_written() -> None:
     asked = encode_question(tokenizer, USER, "x", "y")
     assert tokenizer.decode([asked.first_id, asked.second_id]) == "AB"
     assert tokenizer.decode(asked.input_ids).endswith("assistant\n")
+
+
+def test_a_pair_is_asked_in_the_text_that_the_published_model_was_trained_on() -> None:
+    """The row that its authors print, and what their template makes of several turns."""
+    asked = question_text("How can I?", "Look into it. good luck.", "You cannot.")
+    assert asked == (
+        "[CONTEXT] \n\n<turn> user\n How can I?\n [RESPONSE A] Look into it. good luck. [RESPONSE B] You cannot. \n"
+    )
+    turns = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(("Q1", "A1", "Q2"))]
+    theirs = byte_tokenizer(
+        "\n{% for message in messages %}{% if loop.index0 % 2 == 0 %}\n\n<turn> user\n {{ message['content'] }}"
+        "{% else %}\n\n<turn> assistant\n {{ message['content'] }}{% endif %}{% endfor %}\n\n\n"
+    ).apply_chat_template(turns, tokenize=False)
+    assert question_text(turns, "x", "y") == f"[CONTEXT] {theirs} [RESPONSE A] x [RESPONSE B] y \n"
+    assert theirs == "\n\n<turn> user\n Q1\n<turn> assistant\n A1\n<turn> user\n Q2\n"
+
+
+def test_another_form_of_the_question_is_another_scorer(pairwise: Any, monkeypatch: Any) -> None:
+    """Else scores that are kept under its fingerprint would outlive the text that they were asked with."""
+    before = pairwise.fingerprint()
+    pairwise._print.clear()
+    monkeypatch.setattr("aligner.reward_models.pairwise.question_text", lambda *_: "asked otherwise")
+    assert pairwise.fingerprint() != before
+    pairwise._print.clear()
+
+
+def test_a_card_may_want_a_second_start_token(tmp_path: Path) -> None:
+    """As Gemma's reward models of GRM were trained: the text of the template, and one more before it."""
+    save_reward_model(tmp_path / "one", card="kind: bradley_terry\nmodel: .\n")
+    (tmp_path / "two.yaml").write_text("kind: bradley_terry\nmodel: ./one\nsecond_bos: true\n")
+    one, two = (load_scorer(str(tmp_path / name)) for name in ("one", "two.yaml"))
+    tokenizer: Any = two.tokenizer  # type: ignore[attr-defined]
+    expected = Conversations(one.card, tokenizer, ["hi"], ["yes"])  # type: ignore[attr-defined]
+    found = Conversations(two.card, tokenizer, ["hi"], ["yes"])  # type: ignore[attr-defined]
+    assert found.sequences == [[tokenizer.bos_token_id, *expected.sequences[0]]]
+    assert found.starts == [expected.starts[0] + 1]
+    assert two.score(["hi"], ["yes"]) != one.score(["hi"], ["yes"])
 
 
 def test_an_answer_cannot_speak_for_the_other_one() -> None:
