@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
+from aligner.data.columnar import BrokenJson, Nulls, rows_of
 from aligner.data.ledger import FileRecord
 from aligner.data.turns import kind
 from aligner.errors import DataError
@@ -45,17 +46,17 @@ def kind_of_file(path: Path) -> str | None:
     """The extension that decides how a file is read (without `.gz`), or None for an unknown one."""
     name = path.name.lower()
     plain = Path(name.removesuffix(".gz")).suffix
-    return plain if plain in READERS and not (plain == ".parquet" and name.endswith(".gz")) else None
+    return plain if plain in KINDS and not (plain == ".parquet" and name.endswith(".gz")) else None
 
 
-def read_file(path: Path) -> Numbered:
-    """The file's rows, each with its number."""
+def read_file(path: Path, nulls: Nulls | None = None) -> Numbered:
+    """The file's rows, each with its number; `nulls` counts those of Parquet that were taken as absent keys."""
     kind_ = kind_of_file(path)
     assert kind_ is not None, path
     if path.stat().st_size == 0:
         return
     try:
-        yield from READERS[kind_](path)
+        yield from _parquet(path, nulls or Nulls()) if kind_ == ".parquet" else LINE_READERS[kind_](path)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path} is broken or cut off as a gzip file: {error}", "copy or download it again") from error
     except OSError as error:
@@ -193,7 +194,7 @@ def _text(path: Path) -> Numbered:
         yield number, {"text": stripped.decode("utf-8", "surrogateescape")} if stripped.strip() else BLANK
 
 
-def _parquet(path: Path) -> Numbered:
+def _parquet(path: Path, nulls: Nulls) -> Numbered:
     import pyarrow
     import pyarrow.parquet
 
@@ -201,17 +202,24 @@ def _parquet(path: Path) -> Numbered:
         file = pyarrow.parquet.ParquetFile(path)
         number = 0
         for batch in file.iter_batches(batch_size=1000):
-            for row in batch.to_pylist():
+            for row in rows_of(batch, nulls):
                 number += 1
-                yield number, row
+                yield number, readable(row)
     except pyarrow.ArrowException as error:
         raise DataError(f"{path} is broken as a Parquet file: {error}", "copy or download it again") from error
 
 
-READERS: dict[str, Callable[[Path], Numbered]] = {
+def readable(row: dict[str, Any] | BrokenJson) -> dict[str, Any] | Unreadable:
+    """A decoded row, or what stands in its place."""
+    return Unreadable(str(row)) if isinstance(row, BrokenJson) else row
+
+
+LINE_READERS: dict[str, Callable[[Path], Numbered]] = {
     ".jsonl": _json_lines,
     ".json": _json,
     ".csv": _csv,
-    ".parquet": _parquet,
     ".txt": _text,
 }
+
+KINDS = (".jsonl", ".json", ".csv", ".parquet", ".txt")
+"""The extensions that can be read."""

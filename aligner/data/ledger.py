@@ -48,6 +48,8 @@ class SourceLedger:
     unused_columns: list[str] = field(default_factory=list)
     rows_read: int = 0
     blank_lines: int = 0
+    nulls: int = 0
+    """Nulls in nested columns of Parquet and Arrow that were taken as absent keys."""
     added_by_function: int = 0
     """Rows beyond the first where the user's function made several out of one."""
     dropped_by_function: int = 0
@@ -247,6 +249,8 @@ class Ledger:
                 lines.append(("  not used", ", ".join(entry.unused_columns)))
             if entry.blank_lines:
                 lines.append(("  blank lines", f"{entry.blank_lines:,}"))
+            if entry.nulls:
+                lines.append(("  nulls", f"{entry.nulls:,} in nested columns, taken as absent keys"))
             lines += [("  broken", f"{bad.where}: {bad.reason}") for bad in entry.bad_rows[:3]]
         for name, split in self.splits.items():
             lines += split.table(name)

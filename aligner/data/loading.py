@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from aligner.config.schema import Data, Source
+from aligner.data.columnar import Nulls
 from aligner.data.files import BLANK, Unreadable
 from aligner.data.formats import HEAD_ROWS, choose_form, unused_columns
 from aligner.data.ledger import LISTED, Ledger, SourceLedger
@@ -177,7 +178,9 @@ def _raw_rows(
     source: Source, function: UserFunction | None, entry: SourceLedger
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Rows as read, after the user's function; what cannot be read is counted on the way."""
-    for origin, row in open_source(source, entry.files):
+    nulls = Nulls()
+    for origin, row in open_source(source, entry.files, nulls):
+        entry.nulls = nulls.count
         if row is BLANK:
             entry.blank_lines += 1
             continue

@@ -21,7 +21,8 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from aligner.config.schema import Source
-from aligner.data.files import READERS, file_record, kind_of_file, read_file
+from aligner.data.columnar import Nulls, rows_of
+from aligner.data.files import KINDS, file_record, kind_of_file, read_file, readable
 from aligner.data.ledger import FileRecord
 from aligner.errors import DataError
 
@@ -32,22 +33,26 @@ RawRows = Iterator[tuple[str, Any]]
 """Origin ("data/x.jsonl:17") and the raw row, or what stands in its place."""
 
 
-def open_source(source: Source, files: list[FileRecord]) -> RawRows:
-    """The raw rows of a source; each file is recorded in `files` before its first row."""
+def open_source(source: Source, files: list[FileRecord], nulls: Nulls | None = None) -> RawRows:
+    """The raw rows of a source; each file is recorded in `files` before its first row.
+
+    `nulls` counts the nulls in nested columns of Parquet, Arrow and hub data sets that were taken as absent keys.
+    """
+    nulls = nulls or Nulls()
     try:
         paths = local_files(source)
     except OSError as error:
         where = error.filename or source.path
         raise DataError(f"{where} cannot be read: {error.strerror}", "check the path and its permissions") from error
     if paths is None:
-        yield from _hub_rows(source, files)
+        yield from _hub_rows(source, files, nulls)
         return
     if paths and paths[0].suffix == ".arrow":
-        yield from _saved_rows(paths, files)
+        yield from _saved_rows(paths, files, nulls)
         return
     for path in paths:
         files.append(file_record(path))
-        for number, row in read_file(path):
+        for number, row in read_file(path, nulls):
             yield f"{path}:{number}", row
 
 
@@ -73,7 +78,7 @@ def local_files(source: Source) -> list[Path] | None:
 
 
 def _known_kinds() -> str:
-    return ", ".join(READERS) + " (each but .parquet also as .gz)"
+    return ", ".join(KINDS) + " (each but .parquet also as .gz)"
 
 
 def _refuse_hub_settings(source: Source, *, allow_split: bool = False) -> None:
@@ -98,7 +103,7 @@ def _glob_files(source: Source) -> list[Path]:
     return files
 
 
-def _saved_rows(paths: list[Path], files: list[FileRecord]) -> RawRows:
+def _saved_rows(paths: list[Path], files: list[FileRecord], nulls: Nulls) -> RawRows:
     """Rows of a folder that `save_to_disk` wrote, numbered through all of its files."""
     import pyarrow
     from datasets import load_from_disk
@@ -109,8 +114,14 @@ def _saved_rows(paths: list[Path], files: list[FileRecord]) -> RawRows:
         rows = load_from_disk(str(folder))
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{folder} is broken as a saved data set: {error}", "write or copy it again") from error
-    for number, row in enumerate(rows, start=1):
+    for number, row in enumerate(_decoded(rows, nulls), start=1):
         yield f"{folder}:{number}", row
+
+
+def _decoded(dataset: Any, nulls: Nulls) -> Iterator[Any]:
+    """The rows of a `datasets.Dataset`, as they were before Arrow stored them; images stay bytes."""
+    for table in dataset.with_format("arrow").iter(batch_size=1000):
+        yield from map(readable, rows_of(table, nulls))
 
 
 def _saved_folder(folder: Path, source: Source) -> Path | None:
@@ -209,12 +220,12 @@ def _near_names(path: Path) -> str:
     return f"{path.parent.resolve()} holds {', '.join(names[:10]) or 'nothing'}{' ...' if len(names) > 10 else ''}"
 
 
-def _hub_rows(source: Source, files: list[FileRecord]) -> RawRows:
+def _hub_rows(source: Source, files: list[FileRecord], nulls: Nulls) -> RawRows:
     """Rows of a hub data set. Its fingerprint is taken over the rows, since its files are not at hand."""
     dataset = _load_hub(source)
     name = f"{source.path}[{source.split}]"
     digest, size, rows = hashlib.sha256(), 0, []
-    for number, row in enumerate(dataset, start=1):
+    for number, row in enumerate(_decoded(dataset, nulls), start=1):
         line = json.dumps(row, sort_keys=True, ensure_ascii=False, default=repr).encode("utf-8", "surrogatepass")
         digest.update(line + b"\n")
         size += len(line) + 1

@@ -64,6 +64,7 @@ def _refuse_surrogates(value: str, name: str) -> None:
 
 def messages(value: Any, name: str) -> Messages:
     """A list of turns with known roles and plain text, or the reason why not."""
+    value = unpacked(value)
     if not isinstance(value, list):
         raise BadRow(f"{name} is {kind(value)}, not a list of turns")
     if not value:
@@ -72,6 +73,16 @@ def messages(value: Any, name: str) -> Messages:
         turn if _is_plain(turn) else _turn(turn, f"turn {number} of {name}")
         for number, turn in enumerate(value, start=1)
     ]
+
+
+def unpacked(value: Any) -> Any:
+    """A list of turns that is there as JSON text, as tables without nested columns hold it; else the value itself."""
+    if not isinstance(value, str) or not value.lstrip().startswith("["):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
 
 
 def _is_plain(turn: Any) -> bool:
@@ -116,6 +127,7 @@ def _block(block: Any, name: str) -> str:
 
 def sharegpt(value: Any, name: str) -> Messages:
     """Turns with `from` and `value` as messages."""
+    value = unpacked(value)
     if not isinstance(value, list):
         raise BadRow(f"{name} is {kind(value)}, not a list of turns")
     return messages([_sharegpt_turn(turn, f"turn {number} of {name}") for number, turn in enumerate(value, 1)], name)

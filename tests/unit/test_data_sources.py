@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from datasets import Dataset
 
 from aligner.config.schema import Data
 from aligner.data import Ledger, load_rows, read_source
@@ -229,11 +230,11 @@ class Hub(ModuleType):
         super().__init__("datasets")
         self.calls: list[tuple[Any, ...]] = []
 
-    def load_dataset(self, path: str, subset: str | None, *, split: str, revision: str | None) -> list[dict[str, Any]]:
+    def load_dataset(self, path: str, subset: str | None, *, split: str, revision: str | None) -> Dataset:
         self.calls.append((path, subset, split, revision))
         if split != "train":
             raise ValueError(f"Unknown split \"{split}\". Should be one of ['train', 'test_sft'].")
-        return ROWS
+        return Dataset.from_list(ROWS)
 
 
 @pytest.fixture
