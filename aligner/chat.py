@@ -286,6 +286,7 @@ def _encode_template_pair(tokenizer: PreTrainedTokenizerBase, row: PreferenceRow
         whole = chat.whole()
         sides.append(whole.ids)
         spans.append(answer_span(chat, whole, len(prompt), opened))
+        _check_tool_calls(chat, len(prompt), whole.ids[slice(*spans[-1])])
     cut = min(start for start, _ in spans)
     if sides[0][:cut] != sides[1][:cut]:
         raise Moved

@@ -27,6 +27,7 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+from aligner.call_arguments import with_fitting_arguments
 from aligner.data.rows import Messages
 from aligner.errors import DataError
 
@@ -147,6 +148,7 @@ class Conversation:
     def _rendered(self, messages: Messages, **options: Any) -> Any:
         from jinja2 import TemplateError
 
+        messages = with_fitting_arguments(self.tokenizer, messages)
         try:
             return self.tokenizer.apply_chat_template(messages, tools=self.tools, **options)
         except (TemplateError, TypeError, ValueError, AttributeError) as error:

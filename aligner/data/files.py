@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
+from aligner.data.checks import kind
 from aligner.data.columnar import BrokenJson, Nulls, rows_of
 from aligner.data.ledger import FileRecord
-from aligner.data.turns import kind
 from aligner.errors import DataError
 
 

@@ -14,8 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from aligner.config.schema import Source
+from aligner.data.checks import kind
 from aligner.data.rows import Task
-from aligner.data.turns import kind
 from aligner.errors import DataError
 
 HEAD_ROWS = 100
@@ -32,8 +32,8 @@ REQUIRED: dict[str, tuple[str, ...]] = {
 """Form -> the columns that every row of it has."""
 
 OPTIONAL: dict[str, tuple[str, ...]] = {
-    "messages": ("tools",),
-    "sharegpt": ("tools", "system"),
+    "messages": ("tools", "functions"),
+    "sharegpt": ("tools", "functions", "system"),
     "preference": ("prompt", "weight"),
     "prompt_completion": (),
     "alpaca": ("input", "system", "history"),

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from aligner.config.schema import Data, Source
+from aligner.data.checks import BadRow
 from aligner.data.columnar import Nulls
 from aligner.data.files import BLANK, Unreadable
 from aligner.data.formats import HEAD_ROWS, choose_form, unused_columns
@@ -24,7 +25,6 @@ from aligner.data.mixture import Pool, hold_out, itself, name_pools, remove_dupl
 from aligner.data.reshape import UserFunction, apply_function, check_columns, load_function, move_columns
 from aligner.data.rows import CompletionRow, ConversationRow, PreferenceRow, Row, Task, prompt_text
 from aligner.data.sources import open_source
-from aligner.data.turns import BadRow
 from aligner.errors import DataError, Problem
 
 OnBadRow = Literal["error", "drop"]

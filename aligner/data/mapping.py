@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from itertools import takewhile
 from typing import Any
 
+from aligner.data.checks import BadRow, kind, text
 from aligner.data.rows import (
     CompletionRow,
     ConversationRow,
@@ -25,7 +26,7 @@ from aligner.data.rows import (
     TextRow,
     as_turns,
 )
-from aligner.data.turns import BadRow, answer, conversation, kind, messages, question, sharegpt, text
+from aligner.data.turns import answer, conversation, messages, question, sharegpt
 
 Raw = Mapping[str, Any]
 
@@ -65,18 +66,22 @@ def _with_system(raw: Raw, turns: Messages) -> Messages:
 
 
 def _tools(raw: Raw) -> list[Any] | None:
-    """The `tools` column: a list, or a JSON string of one."""
-    tools = raw.get("tools")
+    """The `tools` column, a list or JSON text of one; or `functions`, as OpenAI called it before."""
+    name = "functions" if raw.get("tools") is None and raw.get("functions") is not None else "tools"
+    tools = raw.get(name)
     if isinstance(tools, str) and tools.strip():
         try:
             tools = json.loads(tools)
-        except ValueError:
-            raise BadRow("tools is a string that is not JSON") from None
+        except (ValueError, RecursionError):
+            raise BadRow(f"{name} is a string that is not JSON") from None
     if not tools:
         return None
     if not isinstance(tools, list):
-        raise BadRow(f"tools is {kind(tools)}, not a list")
-    return tools
+        raise BadRow(f"{name} is {kind(tools)}, not a list")
+    for number, tool in enumerate(tools, start=1):
+        if not isinstance(tool, dict):
+            raise BadRow(f"tool {number} of {name} is {kind(tool)}, not an object")
+    return [{"type": "function", "function": tool} for tool in tools] if name == "functions" else tools
 
 
 def _alpaca(raw: Raw, origin: str) -> CompletionRow:

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from aligner.config.schema import Source
+from aligner.data.checks import BadRow, kind
 from aligner.data.formats import KNOWN_COLUMNS
 from aligner.data.rows import Task
-from aligner.data.turns import BadRow, kind
 from aligner.errors import DataError
 
 UserFunction = Callable[[dict[str, Any]], Any]

@@ -10,7 +10,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from aligner.data.checks import BadRow, kind, text
 from aligner.data.rows import Messages
+from aligner.data.tool_calls import spoken_calls, tool_call, tool_calls
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
@@ -29,37 +31,6 @@ SHAREGPT_ROLES = {
     "observation": "tool",
 }
 """Speakers of ShareGPT-form files -> roles."""
-
-
-class BadRow(ValueError):
-    """A row that cannot be used, and why. Caught by the reader, which knows the file and the row number."""
-
-
-def kind(value: Any) -> str:
-    """A JSON value's type, in words for messages."""
-    names = {str: "text", bool: "true/false", int: "a number", float: "a number", list: "a list", dict: "an object"}
-    return "null" if value is None else names.get(type(value), type(value).__name__)
-
-
-def text(value: Any, name: str, *, allow_empty: bool = False) -> str:
-    """The value as a string that can be tokenised, or the reason why not."""
-    if not isinstance(value, str):
-        raise BadRow(f"{name} is {kind(value)}, not text")
-    if not allow_empty and not value.strip():
-        raise BadRow(f"{name} is empty")
-    if not value.isascii():
-        _refuse_surrogates(value, name)
-    return value
-
-
-def _refuse_surrogates(value: str, name: str) -> None:
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        code = ord(value[error.start])
-        if 0xDC80 <= code <= 0xDCFF:  # put there by the decoder for a byte that it could not read
-            raise BadRow(f"{name} is not UTF-8: byte 0x{code - 0xDC00:02x} at character {error.start + 1}") from None
-        raise BadRow(f"{name} holds half a surrogate pair (\\u{code:04x}) at character {error.start + 1}") from None
 
 
 def messages(value: Any, name: str) -> Messages:
@@ -96,14 +67,26 @@ def _is_plain(turn: Any) -> bool:
 def _turn(turn: Any, name: str) -> dict[str, Any]:
     if not isinstance(turn, dict):
         raise BadRow(f"{name} is {kind(turn)}, not an object with `role` and `content`")
-    role = turn.get("role")
+    role = "tool" if turn.get("role") == "function" else turn.get("role")
     if role not in ROLES:
         if role is None and "from" in turn:
             raise BadRow(f"{name} is in ShareGPT form (`from`, `value`); its column is `conversations`")
         raise BadRow(f"{name} has the role {role!r}; known are {', '.join(ROLES)}")
-    kept = {key: item for key, item in turn.items() if item is not None}  # Parquet fills in null for absent keys
+    kept = {key: item for key, item in turn.items() if item is not None}
+    kept["role"] = role
+    if calls := _calls(kept.pop("tool_calls", None), kept.pop("function_call", None), name):
+        kept["tool_calls"] = calls
     kept["content"] = _content(turn.get("content"), f"{name} ({role})", optional=bool(kept.get("tool_calls")))
     return kept
+
+
+def _calls(calls: Any, call: Any, name: str) -> list[dict[str, Any]]:
+    """What a turn calls: `tool_calls`, or the one `function_call` of OpenAI's older form."""
+    if call is None:
+        return [] if calls is None else tool_calls(calls, name)
+    if calls:
+        raise BadRow(f"{name} has both `tool_calls` and `function_call`")
+    return [tool_call(call, name)]
 
 
 def _content(value: Any, name: str, *, optional: bool) -> str:
@@ -141,20 +124,11 @@ def _sharegpt_turn(turn: Any, name: str) -> dict[str, Any]:
         if speaker is None and "role" in turn:
             raise BadRow(f"{name} has `role`, not `from`; map it with `columns: {{messages: {name.split()[-1]}}}`")
         raise BadRow(f"{name} is from {speaker!r}; known are {', '.join(SHAREGPT_ROLES)}")
-    if speaker == "function_call":
-        return {"role": "assistant", "content": None, "tool_calls": [_tool_call(turn.get("value"), name)]}
     rest = {key: item for key, item in turn.items() if key not in ("from", "value")}
+    if speaker == "function_call":
+        calls = spoken_calls(turn.get("value"), name)
+        return {**rest, "role": "assistant", "content": None, "tool_calls": calls}
     return {**rest, "role": SHAREGPT_ROLES[speaker], "content": turn.get("value")}
-
-
-def _tool_call(value: Any, name: str) -> dict[str, Any]:
-    try:
-        call = json.loads(value) if isinstance(value, str) else value
-    except ValueError:
-        call = None
-    if not isinstance(call, dict) or "name" not in call:
-        raise BadRow(f"{name} is a function call that is not a JSON object with `name` and `arguments`")
-    return {"type": "function", "function": {"name": call["name"], "arguments": call.get("arguments", {})}}
 
 
 def conversation(turns: Messages, name: str) -> Messages:

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from aligner.config.schema import Data, Source
 from aligner.data import load_rows
+from aligner.data.checks import BadRow, text
 from aligner.data.files import BLANK
 from aligner.data.formats import FORMS_OF_TASK, REQUIRED
 from aligner.data.rows import (
@@ -33,7 +34,6 @@ from aligner.data.rows import (
     as_turns,
 )
 from aligner.data.sources import open_source
-from aligner.data.turns import BadRow, text
 from aligner.errors import DataError
 from aligner.reward_models import Prompt
 

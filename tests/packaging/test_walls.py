@@ -30,6 +30,7 @@ LEVELS = (
     ),
     ("launch", "run", "report", "report_parts", "plots", "card"),
     (
+        "call_arguments",
         "chat",
         "template",
         "models",

@@ -93,8 +93,8 @@ NO_SYSTEM = ("gemma", "gemma_training")
 ALTERNATING = ("cohere", "cohere_training", "cohere2", "cohere2_training")
 ALTERNATING += ("gemma", "gemma_training", "gemma3", "gemma3_training")
 NO_TOOLS = ("phi3", "llama3", "llama3_training", "lfm2", "lfm2_training", "qwen2_5_vl", "deepseek_r1_distill")
-NO_TOOLS += ("deepseekv3", "idefics3", "smolvlm", "llava_next", *ALTERNATING)
-"""Templates that leave tool calls out, or refuse them (DeepSeek-V3 wants their arguments as text)."""
+NO_TOOLS += ("idefics3", "smolvlm", "llava_next", *ALTERNATING)
+"""Templates that leave tool calls out, or refuse them."""
 
 OPENS_OTHERWISE = ("deepseek", "nemotron")
 """Their generation prompt opens a think block that a row without thoughts does not have, or closes at once."""
@@ -347,7 +347,7 @@ def test_calls_of_tools_are_trained_and_their_results_are_not(name: str) -> None
         *conversation("No.", "Bye.")[1:],
     ]
     row = ConversationRow(messages, [{"type": "function", "function": TOOL}], origin="rows:3")
-    if (name.removesuffix("_training") in NO_TOOLS and name != "deepseekv3_training") or name.startswith("phi3"):
+    if name.removesuffix("_training") in NO_TOOLS or name.startswith("phi3"):
         with pytest.raises(DataError, match=r"rows:3: the chat template (refuses|writes nothing)"):
             encode_sft(tokenizer, row)
         return
@@ -356,3 +356,5 @@ def test_calls_of_tools_are_trained_and_their_results_are_not(name: str) -> None
     assert all(part in spans[0] for part in ("weather", "Oslo"))
     assert not any("drizzle" in span for span in spans)
     assert [answer in span for answer, span in zip(("No.", "Bye."), spans[1:])] == [True, True]
+    assert '\\"' not in spans[0], "the arguments were encoded twice"
+    assert "{'" not in spans[0], "Python in place of JSON"

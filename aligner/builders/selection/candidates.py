@@ -20,12 +20,13 @@ from typing import Any
 
 from aligner.builders.selection.choosing import Triple, prompt_key
 from aligner.config.schema import Source
+from aligner.data.checks import BadRow, kind, text
 from aligner.data.files import BLANK, Unreadable
 from aligner.data.ledger import LISTED, FileRecord
 from aligner.data.mapping import map_row
 from aligner.data.rows import Messages, PreferenceRow, PromptRow
 from aligner.data.sources import open_source
-from aligner.data.turns import BadRow, kind, messages, question, text
+from aligner.data.turns import messages, question
 from aligner.errors import DataError, Problem
 from aligner.record import file_sha256
 from aligner.reward_models import Prompt
