@@ -41,6 +41,7 @@ from aligner.chat import encode_prompt, stop_token_ids
 from aligner.data.rows import Messages
 from aligner.errors import DataError
 from aligner.journal import Journal
+from aligner.models import base_under_adapter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -226,7 +227,7 @@ def _decoder_of(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
     A PEFT model lends its base, in which the adapters sit. Gradient checkpointing acts in training mode only, so the
     cache works.
     """
-    decoder = _base_of(model)
+    decoder = base_under_adapter(model)
     own_config = decoder.generation_config
     decoder.generation_config = GenerationConfig()
     try:
@@ -234,12 +235,6 @@ def _decoder_of(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
             yield decoder
     finally:
         decoder.generation_config = own_config
-
-
-def _base_of(model: PreTrainedModel) -> PreTrainedModel:
-    from peft import PeftModel
-
-    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def _decode_batch(

@@ -20,6 +20,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from aligner.models import base_under_adapter
+
 HEADS = ("score", "classifier")
 """Names of the head in the sequence classification models of transformers."""
 
@@ -36,7 +38,7 @@ class Float32Linear(nn.Linear):
 
 def has_head(model: Any) -> bool:
     """Say whether a model has a linear head under a name that we know; code that ships with a model may call it anything."""
-    base = model.get_base_model() if hasattr(model, "peft_config") else model
+    base = base_under_adapter(model)
     return any(
         isinstance(getattr(base, name, None), nn.Linear) or hasattr(getattr(base, name, None), "modules_to_save")
         for name in HEADS
@@ -48,7 +50,7 @@ def head_of(model: Any) -> tuple[Any, str, nn.Linear]:
 
     Raises: AssertionError for a model without a linear head.
     """
-    base = model.get_base_model() if hasattr(model, "peft_config") else model
+    base = base_under_adapter(model)
     name = next((name for name in HEADS if hasattr(base, name)), "")
     assert name, f"{type(base).__name__} has no head that we know"
     head = getattr(base, name)
@@ -105,14 +107,14 @@ def join_outputs(model: Any, weights: Sequence[float]) -> None:
         holder[name] = joined
     else:
         setattr(holder, name, joined)
-    base = model.get_base_model() if hasattr(model, "peft_config") else model
+    base = base_under_adapter(model)
     base.config.num_labels = 1
     base.num_labels = 1
 
 
 def give_values(model: Any) -> None:
     """Let a sequence classification model return the numbers of every token (B, T, K) as its `logits`."""
-    base = model.get_base_model() if hasattr(model, "peft_config") else model
+    base = base_under_adapter(model)
     base.forward = types.MethodType(_values, base)
 
 

@@ -434,6 +434,14 @@ def _let_it_be_saved(generation: GenerationConfig) -> None:
         generation.do_sample = True
 
 
+def base_under_adapter(model: Any) -> Any:
+    """Return the model in which PEFT's adapters sit, or the model itself where there are none.
+
+    It asks for the method and not for the class: importing PEFT takes seconds, which a model without adapters saves.
+    """
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def resolve_dtype(model: Model, trainable: bool) -> torch.dtype:
     """Return the data type of the weights; `auto` is bfloat16 where weights are frozen on a GPU that has it."""
     import torch

@@ -37,6 +37,7 @@ from transformers import PreTrainedModel
 from trl.trainer.utils import add_fused_lm_head
 
 from aligner.chat import IGNORED
+from aligner.models import base_under_adapter
 from aligner.objectives import OBJECTIVES, Objective, PairLogps, Settings
 from aligner.objectives.distilled import Combine, aim
 from aligner.training import WeightedTrainer
@@ -101,7 +102,7 @@ def answer_logps(model: torch.nn.Module, batch: dict[str, Tensor]) -> tuple[Tens
 
 def fuse_head(model: Any) -> None:
     """Give a model (or the base under its adapters) the head that returns log-probabilities instead of logits."""
-    add_fused_lm_head(model.get_base_model() if hasattr(model, "peft_config") else model)
+    add_fused_lm_head(base_under_adapter(model))
 
 
 def without_base_dropout(model: torch.nn.Module) -> None:

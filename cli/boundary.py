@@ -10,15 +10,16 @@ from __future__ import annotations
 import errno
 import os
 import sys
-import tempfile
+import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
 import typer
 
+from aligner.cache import cache_folder
 from aligner.errors import AlignerError, Problem
 
 from .quick import QuickGroup
@@ -26,6 +27,7 @@ from .quick import QuickGroup
 MAX_PROBLEMS = 15  # with the message and the hint, one screen
 PIPE_EXIT_CODE = 141
 INTERRUPTED_EXIT_CODE = 130
+KEPT_TRACEBACKS = 10
 ENVIRONMENT_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG)
 
 
@@ -119,10 +121,20 @@ def _report_bug(error: Exception, ctx: Any) -> int:
     last = frames[-1] if frames else None
     where = f" at {Path(last.filename).name}:{last.lineno}" if last else ""
     what = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
-    path = Path(tempfile.gettempdir()) / f"aligner-traceback-{os.getpid()}.txt"
-    path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    path = _keep_traceback(error)
     _say(f"this is a bug of ours: {type(error).__name__}{where}: {what[:300]} (traceback: {path}, or --debug)", ctx)
     return 1
+
+
+def _keep_traceback(error: Exception) -> Path:
+    """Write the traceback into the cache folder, where the last few stay, and return where; a full disk keeps none."""
+    path = cache_folder("crashes") / f"traceback-{time.time_ns()}-{os.getpid()}.txt"
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        for old in sorted(path.parent.glob("traceback-*.txt"))[:-KEPT_TRACEBACKS]:
+            old.unlink(missing_ok=True)
+    return path
 
 
 def _forget_stdout() -> None:

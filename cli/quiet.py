@@ -6,6 +6,7 @@ that nobody can act on, are silenced one by one, each with its reason; `--debug`
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import warnings
@@ -29,6 +30,12 @@ SILENCED = (
 )
 
 
+SILENCED_LOGGERS = (
+    # On CPUs with bf16 instructions it asks for a kernel from the hub, which 4-bit models here never use.
+    "bitsandbytes.backends.cpu.ops",
+)
+
+
 def set_environment() -> None:
     """Defaults for the libraries below us. Called once by the root command, before anything heavy is imported."""
     for name, value in DEFAULTS.items():
@@ -39,6 +46,8 @@ def silence_warnings() -> None:
     """Drop the warnings that every run repeats; all others still show."""
     for category, pattern in SILENCED:
         warnings.filterwarnings("ignore", message=pattern, category=category)
+    for name in SILENCED_LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def make_streams_safe() -> None:

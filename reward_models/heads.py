@@ -21,7 +21,7 @@ from aligner.chat import encode_answer, stop_token_ids
 from aligner.config.schema import Model
 from aligner.errors import DataError, Problem, RecipeError
 from aligner.heads import give_values
-from aligner.models import load_reward_model, load_tokenizer, model_fingerprint
+from aligner.models import base_under_adapter, load_reward_model, load_tokenizer, model_fingerprint
 from aligner.padded import in_batches
 
 from .base import Prompt, Range, Scorer, Scores, check_lengths
@@ -216,7 +216,7 @@ def make(card: Card) -> Scorer:
             f"the card {card.name} of kind {card.kind} says {wanted} output(s){names}, but {card.model} has {outputs}",
             "list all outputs under `attributes` with kind: regression, or check the model",
         )
-    base = model.get_base_model() if hasattr(model, "peft_config") else model
+    base = base_under_adapter(model)
     if isinstance(base, GenericForSequenceClassification):
         give_values(model)
     weights = attribute_weights(card.attributes, card.weights) if card.kind == "regression" else [1.0]

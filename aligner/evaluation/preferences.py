@@ -19,6 +19,7 @@ from aligner.errors import UsageError
 from aligner.evaluation.likelihood import Likelihood, Tokens, likelihoods, standard_error
 from aligner.generation import Progress
 from aligner.journal import Journal
+from aligner.models import base_under_adapter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -70,11 +71,9 @@ def _sequences(tokenizer: PreTrainedTokenizerBase, rows: Sequence[PreferenceRow]
 def _reference(
     model: PreTrainedModel, reference: PreTrainedModel | Literal["adapter_off"]
 ) -> tuple[PreTrainedModel, AbstractContextManager]:
-    from peft import PeftModel
-
     if not isinstance(reference, str):
         return reference, nullcontext()
-    if not isinstance(model, PeftModel):
+    if base_under_adapter(model) is model:
         raise UsageError(
             "the reference is the base under the adapter, but the model has no adapter",
             "name a reference model, or load the adapter without merging it",

@@ -6,6 +6,7 @@ import errno
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import typer
@@ -15,7 +16,7 @@ from typer.testing import Result
 import aligner.config.load as load_module
 from aligner import __version__, errors
 from aligner.cli.app import Root, app
-from aligner.cli.boundary import MAX_PROBLEMS
+from aligner.cli.boundary import KEPT_TRACEBACKS, MAX_PROBLEMS
 
 COMMANDS = typer.main.get_command(app).commands
 
@@ -88,12 +89,34 @@ def test_all_problems_are_listed_but_no_more_than_a_screen(failing: Failing) -> 
     assert len(lines) <= 24
 
 
-def test_a_bug_of_ours_is_one_line_that_names_the_file_of_the_traceback(failing: Failing) -> None:
+def test_a_bug_of_ours_is_one_line_that_names_the_file_of_the_traceback(
+    failing: Failing, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("ALIGNER_CACHE", str(tmp_path))
     result = failing(KeyError("loss"))
     assert result.exit_code == 1
     (line,) = result.stderr.splitlines()
     assert line.startswith("this is a bug of ours: KeyError at ")
-    assert "aligner-traceback-" in line
+    (kept,) = (tmp_path / "crashes").iterdir()
+    assert str(kept) in line
+    assert "KeyError: 'loss'" in kept.read_text(encoding="utf-8")
+
+
+def test_only_the_last_tracebacks_are_kept(failing: Failing, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("ALIGNER_CACHE", str(tmp_path))
+    for number in range(KEPT_TRACEBACKS + 2):
+        failing(KeyError(f"number {number}"))
+    kept = sorted((tmp_path / "crashes").iterdir())
+    assert len(kept) == KEPT_TRACEBACKS
+    assert f"number {KEPT_TRACEBACKS + 1}" in kept[-1].read_text(encoding="utf-8")
+
+
+def test_a_cache_that_cannot_be_written_does_not_hide_the_bug(
+    failing: Failing, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("ALIGNER_CACHE", str(tmp_path / "file"))
+    assert "this is a bug of ours: KeyError" in failing(KeyError("loss")).stderr
 
 
 def test_debug_shows_the_traceback_and_keeps_the_exit_code(failing: Failing) -> None:

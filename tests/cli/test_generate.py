@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,25 @@ def test_one_answer_is_printed_alone(model: Path) -> None:
     (record,) = generated(model, "one", "--temperature", "0")
     result = aligner("generate", model, "one", "--temperature", "0", "--max-new-tokens", "4")
     assert result.stdout == record["completions"][0]["text"] + "\n"
+
+
+def test_a_model_without_adapters_is_asked_without_peft(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # importing it takes longer than loading a small model
+    monkeypatch.setitem(sys.modules, "peft", None)
+    result = aligner("generate", model, "one", "--max-new-tokens", "4")
+    assert result.exit_code == 0, result.output
+
+
+def test_nothing_but_our_own_lines_goes_to_stderr(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    # the command line's environment switches them off, too late for a transformers that is imported
+    from transformers.utils.logging import disable_progress_bar, enable_progress_bar
+
+    disable_progress_bar()
+    result = aligner("generate", model, "one", "--max-new-tokens", "4")
+    enable_progress_bar()
+    assert result.stderr.splitlines() == ["loading the model ...", "answering: 1/1"]
+    # what libraries log goes past the streams of typer's runner
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(

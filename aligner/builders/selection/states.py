@@ -57,10 +57,9 @@ def mean_states(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pai
 
 def _body(policy: PreTrainedModel) -> Any:
     """The model without its head: the logits of every token would fill the memory for nothing."""
-    from peft import PeftModel
+    from aligner.models import base_under_adapter
 
-    whole = policy.get_base_model() if isinstance(policy, PeftModel) else policy
-    return whole.base_model
+    return base_under_adapter(policy).base_model
 
 
 def _last(ids: list[int], limit: int | None) -> list[int]:
