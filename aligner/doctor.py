@@ -2,7 +2,7 @@
 
 `examine()` runs every check and returns them; nothing is printed or changed, and no check depends on the network (one
 asks the hub whether it answers, unless HF_HUB_OFFLINE is set). A check names what it found, and what to do where that
-is wrong. Checks really do what they speak of where that takes a second: one 4-bit layer is trained, one process group
+is wrong. Checks really do what they speak of where that takes a second: a model in 4 bits is trained, one process group
 is formed, and the arithmetic is tested (`numerics.py`).
 """
 
@@ -16,7 +16,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+from aligner.errors import RecipeError
+
+if TYPE_CHECKING:
+    from aligner.numerics import Measured
 
 DISTRIBUTION = "aligner-toolkit"
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes")
@@ -52,7 +57,7 @@ def examine() -> list[Check]:
         check_packages,
         check_cpu,
         check_gpus,
-        check_four_bit,
+        check_quantized,
         check_processes,
         check_hub,
         check_disk,
@@ -130,28 +135,19 @@ def _no_gpu(torch_version: str) -> Check:
     return Check("gpu", "note", "none: everything runs on the CPU, which is enough for the tiny recipes")
 
 
-def check_four_bit() -> Iterator[Check]:
-    """Train one NF4 layer: forward, and backward to its input."""
-    import torch
-
+def check_quantized() -> Iterator[Check]:
+    """Train a model in 4 and in 8 bits, evaluate it, and train it again: the gradient must be that of its own weights."""
     from aligner.models import best_device
+    from aligner.numerics import QUANTIZED, measure_quantized
 
     device = best_device()
-    cure = "run: pip install -U bitsandbytes; or leave out model.quantization"
-    try:
-        import bitsandbytes as bnb
-
-        layer = bnb.nn.Linear4bit(64, 64, bias=False, quant_type="nf4", compute_dtype=torch.float32).to(device)
-        inputs = torch.linspace(-1, 1, 128, device=device).view(2, 64).requires_grad_()
-        layer(inputs).square().sum().backward()
-    except (ImportError, OSError, RuntimeError, NotImplementedError, AttributeError) as error:
-        yield Check("4-bit", "problem", f"NF4 does not work on {device}: {_first_line(error)}", cure)
-        return
-    assert inputs.grad is not None
-    if torch.isfinite(inputs.grad).all() and inputs.grad.abs().sum() > 0:
-        yield Check("4-bit", "ok", f"an NF4 layer trains on {device}")
-    else:
-        yield Check("4-bit", "problem", f"an NF4 layer gives no usable gradient on {device}", cure)
+    cure = "go back to the bitsandbytes in constraints.txt; or leave out model.quantization"
+    for kind in QUANTIZED:
+        try:
+            found = _checked(measure_quantized(kind, device), device, cure)
+        except (ImportError, OSError, RuntimeError, NotImplementedError, AttributeError, RecipeError) as error:
+            found = Check(kind, "problem", f"{kind} does not work on {device}: {_first_line(error)}", cure)
+        yield found
 
 
 def check_processes() -> Iterator[Check]:
@@ -228,13 +224,16 @@ def check_numerics() -> Iterator[Check]:
     from aligner.numerics import measure
 
     device = best_device()
+    cure = "do not trust training here: go back to the versions in constraints.txt, and report this"
     for found in measure(device):
-        detail = f"{found.claim} (difference {found.difference:.1g} on {device})"
-        if found.holds:
-            yield Check(found.name, "ok", detail)
-        else:
-            cure = "do not trust training here: go back to the versions in constraints.txt, and report this"
-            yield Check(found.name, "problem", f"not so: {detail}, allowed {found.tolerance:.1g}", cure)
+        yield _checked(found, device, cure)
+
+
+def _checked(found: Measured, device: str, cure: str) -> Check:
+    detail = f"{found.claim} (difference {found.difference:.1g} on {device})"
+    if found.holds:
+        return Check(found.name, "ok", detail)
+    return Check(found.name, "problem", f"not so: {detail}, allowed {found.tolerance:.1g}", cure)
 
 
 def _gb(size: float) -> str:

@@ -249,6 +249,10 @@ def _from_pretrained(
             f"model.name_or_path: {name!r} is an adapter on the hub",
             f"download it first: hf download {name} --local-dir DIR",
         )
+    if getattr(policy, "is_quantized", False):
+        from aligner.quantized import keep_steady
+
+        keep_steady(policy)
     return policy, heads
 
 
@@ -281,7 +285,7 @@ def _quantization_config(model: Model, heads: tuple[str, ...] = ()) -> Any:
         load_in_4bit=True,
         bnb_4bit_quant_type=model.quantization,
         bnb_4bit_use_double_quant=model.double_quant,
-        bnb_4bit_compute_dtype=resolve_dtype(model, trainable=True),
+        bnb_4bit_compute_dtype=resolve_dtype(model, trainable=False),  # it is frozen, also where it is trained
     )
 
 
@@ -397,6 +401,7 @@ def _check_modules(policy: PreTrainedModel, lora: Lora) -> None:
                 "its head and embeddings: "
                 + ", ".join(repr(_name_of(policy, part)) for part in ends if part is not None),
             )
+    _refuse_quantized_wholes(policy, lora)
     if ends[0] is None:
         return
     head = _name_of(policy, ends[0])
@@ -406,6 +411,22 @@ def _check_modules(policy: PreTrainedModel, lora: Lora) -> None:
             "computed from the head's own weight",
             f"drop it, or train the head whole with model.lora.modules_to_save=[{head}]",
         )
+
+
+def _refuse_quantized_wholes(policy: PreTrainedModel, lora: Lora) -> None:
+    """Refuse to train a layer whole that is in 4 or 8 bits."""
+    if not (lora.modules_to_save and getattr(policy, "is_quantized", False)):
+        return
+    from aligner.quantized import quantized_layers
+
+    layers = quantized_layers(policy)
+    for name in lora.modules_to_save:
+        held = [layer for layer in layers if f".{layer}.".endswith(f".{name}.") or f".{name}." in f".{layer}."]
+        if held:
+            raise RecipeError(
+                f"model.lora.modules_to_save: {name} is or holds {held[0]}, which is in 4 or 8 bits and cannot be trained whole",
+                "give it an adapter with model.lora.target_modules, or leave out model.quantization",
+            )
 
 
 def grow_embeddings(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -19,8 +19,10 @@ from torch import Tensor
 
 VOCABULARY = 61
 LENGTHS = (11, 7, 13, 5, 9, 12, 3, 8)
+QUANTIZED = ("nf4", "fp4", "int8")
 TOLERANCE = 1e-4  # float32, values of the order of one; a real fault shows as 0.1 or more
 ROUGH_TOLERANCE = 2e-2  # GPUs may multiply float32 in fewer bits
+INT8_TOLERANCE = 0.15  # inputs rounded to 8 bits give 0.03 here, a gradient that does not flow 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +109,24 @@ def reference(device: str) -> float:
             return _gap(before, _alone(policy, row, device))
 
 
+def quantized(kind: str, device: str) -> float:
+    """Gradient of adapters over a quantized base against that over its dequantized twin, before and after an evaluation.
+
+    Returned is the larger difference, as a share of the gradient's size.
+    """
+    from aligner.quantized import keep_steady
+
+    policy, twin = (_adapted(_quantize(random_llama(device), kind)) for _ in range(2))
+    keep_steady(policy)
+    _dequantize(twin)
+    row_1T = random_rows()[0][None].to(device)
+    wanted, before = _adapter_gradient(twin, row_1T), _adapter_gradient(policy, row_1T)
+    with torch.no_grad():
+        policy.eval()(input_ids=row_1T, use_cache=False)
+    after = _adapter_gradient(policy, row_1T)
+    return max(float((found - wanted).norm() / wanted.norm()) for found in (before, after))
+
+
 def stop_token(_device: str) -> float:
     """Share of assistant turns whose stop token is not trained, in a small conversation."""
     from aligner.chat import IGNORED, encode_sft, stop_token_ids
@@ -127,6 +147,13 @@ TESTS: dict[str, tuple[str, Callable[[str], float]]] = {
     "reference": ("policy and reference agree before the first step", reference),
     "stop token": ("the token that ends an answer is trained", stop_token),
 }
+
+
+def measure_quantized(kind: str, device: str) -> Measured:
+    """Run the self-test of one kind of quantization on a device. On a GPU, `int8` rounds the inputs of its layers too."""
+    claim = f"{kind} trains: its gradient is that of its dequantized twin, before and after an evaluation"
+    tolerance = TOLERANCE if device == "cpu" else INT8_TOLERANCE if kind == "int8" else ROUGH_TOLERANCE
+    return Measured(kind, claim, quantized(kind, device), tolerance)
 
 
 def measure(device: str) -> list[Measured]:
@@ -157,6 +184,47 @@ def _gradient(rows: list[Tensor], batch_size: int, device: str) -> list[Tensor]:
         output = model(input_ids=ids_BT, attention_mask=mask_BT, labels=labels_BT, num_items_in_batch=predicted)
         output.loss.backward()
     return [parameter.grad for parameter in model.parameters()]
+
+
+def _quantize(model: Any, kind: str) -> Any:
+    """Put every linear layer but the head into 4 or 8 bits, as loading with `model.quantization` does."""
+    import bitsandbytes as bnb
+
+    for name, layer in list(model.model.named_modules()):
+        if isinstance(layer, torch.nn.Linear):
+            shape = layer.in_features, layer.out_features
+            if kind == "int8":
+                packed = bnb.nn.Linear8bitLt(*shape, bias=False, has_fp16_weights=False, threshold=6.0)
+            else:
+                packed = bnb.nn.Linear4bit(*shape, bias=False, compute_dtype=layer.weight.dtype, quant_type=kind)
+            packed.load_state_dict(layer.state_dict())
+            model.model.set_submodule(name, packed.to(layer.weight.device))
+    setattr(model, "is_loaded_in_8bit" if kind == "int8" else "is_loaded_in_4bit", True)  # PEFT asks
+    return model
+
+
+def _dequantize(model: Any) -> None:
+    from aligner.quantized import plain_weight, quantized_layers
+
+    for name, layer in quantized_layers(model).items():
+        plain = torch.nn.Linear(layer.in_features, layer.out_features, bias=False)
+        plain.weight = torch.nn.Parameter(plain_weight(layer), requires_grad=False)
+        model.set_submodule(name, plain)
+
+
+def _adapted(model: Any) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        return get_peft_model(model, config)
+
+
+def _adapter_gradient(policy: Any, row_1T: Tensor) -> Tensor:
+    policy.train().zero_grad()
+    policy(input_ids=row_1T, labels=row_1T, use_cache=False).loss.backward()
+    return torch.cat([weight.grad.flatten() for weight in policy.parameters() if weight.requires_grad])
 
 
 def _gap(left: Tensor, right: Tensor) -> float:

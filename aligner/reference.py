@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-VERSION = "1"
+VERSION = "2"
 """Changed when the way the numbers are computed changes, so that old ones are not used."""
 
 PAIR_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")

@@ -13,7 +13,8 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,19 @@ def _saves_where_it_evaluates(recipe: TrainRecipe) -> dict[str, Any]:
             if (given := recipe.trainer.get(f"{one}_{key}")) is not None:
                 values.setdefault(f"{other}_{key}", given)
     return values
+
+
+@contextmanager
+def exact_adapters(model: Any) -> Iterator[None]:
+    """Keep what is trained over a quantized base in float32, which TRL rounds to bfloat16 while it builds a trainer.
+
+    Small updates of Adam would round to nothing, and an adapter that is trained further would not begin where it ended.
+    """
+    quantized = getattr(model, "is_quantized", False)
+    trained = [(weight, weight.data) for weight in model.parameters() if quantized and weight.requires_grad]
+    yield
+    for weight, values in trained:
+        weight.data = values.to(weight.device, torch.float32)
 
 
 class OrderedTrainer(Trainer):

@@ -52,6 +52,16 @@ def _double_quant_needs_4bit(view: View) -> Findings:
         )
 
 
+def _quantization_keeps_the_base(view: View) -> Findings:
+    kind, start = view["model.quantization"], view["model.lora.init_lora_weights"]
+    if kind != "none" and view["model.lora"] is not None and start in ("olora", "orthogonal", "pissa"):
+        yield finding(
+            "model.lora.init_lora_weights",
+            f"`{start}` reads or changes the base's weights as they are unquantized, and this base is in `{kind}`",
+            "use true or gaussian, or leave out model.quantization",
+        )
+
+
 def _attention_is_known(view: View) -> Findings:
     name = view["model.attn_implementation"]
     if name is not None and name not in ATTENTION and "/" not in name:
@@ -171,6 +181,7 @@ def _sampling_is_ours(view: View) -> Findings:
 RULES: tuple[Rule, ...] = (
     _quantization_needs_lora,
     _double_quant_needs_4bit,
+    _quantization_keeps_the_base,
     _attention_is_known,
     _lora_has_targets,
     _chosen_rows,

@@ -53,7 +53,7 @@ from aligner.reward_trainer import (
     SegmentTrainer,
 )
 from aligner.segments import answer_entropies, segment_ends
-from aligner.training import Fitted, fit, lengths_of, training_arguments
+from aligner.training import Fitted, exact_adapters, fit, lengths_of, training_arguments
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -88,16 +88,16 @@ def train(job: Job) -> Fitted:
     arguments = _arguments(job, recipe)
     if recipe.model.lora is not None and arguments.gradient_checkpointing:
         model.enable_input_require_grads()
-    trainer = kind(
-        model=model,
-        args=arguments,
-        data_collator=collator(job.tokenizer.pad_token_id, recipe.data.max_length),
-        train_dataset=splits[0],
-        eval_dataset=splits[1],
-        processing_class=job.tokenizer,
-        settings=recipe.reward,
-    )
-    _keep_trained_in_float32(trainer.model)
+    with exact_adapters(model):
+        trainer = kind(
+            model=model,
+            args=arguments,
+            data_collator=collator(job.tokenizer.pad_token_id, recipe.data.max_length),
+            train_dataset=splits[0],
+            eval_dataset=splits[1],
+            processing_class=job.tokenizer,
+            settings=recipe.reward,
+        )
     trainer.group_lengths = lengths_of(splits[0], job.prepared.batching.grouped)
 
     def finish(folder: Path) -> None:
@@ -158,13 +158,6 @@ def _weights_of_start(recipe: RewardRecipe, outputs: int) -> list[float]:
                 f"it has {', '.join(names)}",
             )
     return attribute_weights(names, given or weights)
-
-
-def _keep_trained_in_float32(model: Any) -> None:
-    """Undo TRL's cast of the adapters to bfloat16 over a quantized base: small updates of Adam would round to nothing."""
-    for parameter in model.parameters():
-        if parameter.requires_grad and parameter.dtype == torch.bfloat16 and getattr(model, "is_quantized", False):
-            parameter.data = parameter.data.float()
 
 
 # --- segments ------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from aligner.chat import IGNORED
 from aligner.config.schema import SftRecipe
 from aligner.methods.job import Job
 from aligner.models import load_policy
-from aligner.training import Fitted, OrderedTrainer, fit, lengths_of, training_arguments
+from aligner.training import Fitted, OrderedTrainer, exact_adapters, fit, lengths_of, training_arguments
 
 
 class SeededSFTTrainer(OrderedTrainer, SFTTrainer):
@@ -75,23 +75,16 @@ def train(job: Job) -> Fitted:
         dataset_kwargs={"skip_prepare_dataset": True},
         **ours,
     )
-    trainer = SeededSFTTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=job.prepared.train,
-        eval_dataset=job.prepared.eval,
-        processing_class=job.tokenizer,
-    )
+    with exact_adapters(model):
+        trainer = SeededSFTTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=job.prepared.train,
+            eval_dataset=job.prepared.eval,
+            processing_class=job.tokenizer,
+        )
     trainer.group_lengths = lengths_of(job.prepared.train, batching.grouped)
     trainer.passes = batching.passes
-    _keep_adapters_in_float32(trainer.model)
     fitted = fit(trainer, recipe, job.run, job.on_event)
     job.answer_after(trainer)
     return fitted
-
-
-def _keep_adapters_in_float32(model: torch.nn.Module) -> None:
-    """Undo TRL's cast of the adapters to bfloat16 over a quantized base: small updates of Adam would round to nothing."""
-    for parameter in model.parameters():
-        if parameter.requires_grad and parameter.dtype == torch.bfloat16 and getattr(model, "is_quantized", False):
-            parameter.data = parameter.data.float()

@@ -34,6 +34,7 @@ LEVELS = (
         "chat",
         "template",
         "models",
+        "quantized",
         "model_files",
         "endpoints",
         "generation",

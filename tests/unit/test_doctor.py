@@ -16,9 +16,13 @@ def by_name(checks) -> dict[str, Check]:
 def test_this_machine_is_examined_and_every_problem_has_a_cure() -> None:
     state = torch.get_rng_state()
     found = by_name(examine())
-    assert {"python", "torch", "cpu", "4-bit", "gloo", "hub", "cache", "deepspeed", *numerics.TESTS} <= set(found)
+    assert {"python", "torch", "cpu", "gloo", *numerics.QUANTIZED, "hub", "cache", "deepspeed", *numerics.TESTS} <= set(
+        found
+    )
     assert all(check.cure for check in found.values() if check.status == "problem")
-    assert [name for name in ("torch", "trl", "4-bit", "gloo", *numerics.TESTS) if found[name].status != "ok"] == []
+    assert [
+        name for name in ("torch", "trl", "gloo", *numerics.QUANTIZED, *numerics.TESTS) if found[name].status != "ok"
+    ] == []
     assert "HF_HUB_OFFLINE" in found["hub"].detail
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -53,8 +57,25 @@ def test_a_broken_bitsandbytes_is_reported_and_not_raised(monkeypatch) -> None:
         raise RuntimeError("no kernel\nfor this device")
 
     monkeypatch.setattr(bitsandbytes.nn, "Linear4bit", broken)
-    (found,) = doctor.check_four_bit()
-    assert (found.status, found.detail.endswith("no kernel")) == ("problem", True)
+    found = by_name(doctor.check_quantized())
+    assert {name: check.status for name, check in found.items()} == {"nf4": "problem", "fp4": "problem", "int8": "ok"}
+    assert found["nf4"].detail.endswith("no kernel")
+
+
+@pytest.mark.parametrize("kind", numerics.QUANTIZED)
+def test_the_doctor_notices_a_quantized_gradient_that_an_evaluation_cuts_off(monkeypatch, kind) -> None:
+    from aligner import quantized
+
+    layer = quantized.SteadyLinear8bit if kind == "int8" else quantized.SteadyLinear4bit
+    healthy = layer.forward
+
+    def cut_off(self, x):
+        self.evaluated = getattr(self, "evaluated", False) or not torch.is_grad_enabled()
+        return healthy(self, x).detach() if self.evaluated else healthy(self, x)
+
+    monkeypatch.setattr(layer, "forward", cut_off)
+    monkeypatch.setattr(quantized, "_prove", lambda *_: None)
+    assert by_name(doctor.check_quantized())[kind].status == "problem"
 
 
 @pytest.mark.parametrize(
