@@ -39,6 +39,7 @@ from aligner.environment import (
 )
 from aligner.errors import DataError, Problem, UsageError
 from aligner.lock import LOCK_NAME, acquire_lock, release_lock
+from aligner.places import refuse_name, refuse_unusable
 from aligner.record import (
     dumps,
     fingerprints,
@@ -122,6 +123,7 @@ class Run:
         """Refuse a place that cannot be used, before any work; return what is there ("free", "barely begun", "run")."""
         if resume and overwrite:
             raise UsageError("--resume and --overwrite exclude each other.", "Give one of them.")
+        refuse_name(folder, "output_dir")
         state = _state_of(folder)
         if state not in ("free", "barely begun", "run"):
             raise UsageError(f"{folder} {state}.", "Choose another output_dir; nothing in there was touched.")
@@ -130,6 +132,7 @@ class Run:
                 f"{folder} exists already: {_what_is_in(folder)}.",
                 "Add --resume to go on with it, --overwrite to start again from nothing, or choose another output_dir.",
             )
+        refuse_unusable(folder, "output_dir")
         return state
 
     @classmethod

@@ -21,6 +21,7 @@ from typing import Any
 from aligner.errors import UsageError
 from aligner.journal import Journal
 from aligner.lock import LOCK_NAME, acquire_lock, release_lock
+from aligner.places import refuse_name, refuse_unusable
 from aligner.record import dumps, sync_folder, write_atomically
 
 HEADER = "header.json"
@@ -50,7 +51,10 @@ def check_output(output: Path, data: str | None, *, resume: bool, overwrite: boo
     """
     if resume and overwrite:
         raise UsageError("--resume goes on and --overwrite begins again", "Give one of them.")
+    refuse_name(output, "--output")
     if is_stream(output):
+        if not output.exists():
+            raise UsageError(f"there is no device {output}", "Name a file, or /dev/stdout.")
         if resume:
             raise UsageError(f"{output} is no file: nothing of it is kept", "Leave out --resume, or name a file.")
         return
@@ -59,9 +63,7 @@ def check_output(output: Path, data: str | None, *, resume: bool, overwrite: boo
         raise UsageError(f"{output} would hold {what}, which its name does not say", f"Name it {suffix}.")
     if output.is_dir():
         raise UsageError(f"{output} is a folder", f"Name a file: {output / f'result{suffix}'}.")
-    for folder in output.parents:
-        if folder.exists() and not folder.is_dir():
-            raise UsageError(f"{folder} is a file, so {output} cannot be written", "Name another output.")
+    refuse_unusable(output, "--output")
     output = _followed(output)
     if data is not None and Path(data).expanduser().resolve() in (output.resolve(), *output.resolve().parents):
         where = "in the folder of the data" if Path(data).expanduser().is_dir() else "the data itself"

@@ -47,7 +47,10 @@ def evaluate_rewards(
         raise UsageError(f"--reward-model is given {len(specs)} times", "name one, or two to compare")
     for spec in specs:
         read_spec(spec)
-    _check_plot(plot)
+    if plot is not None:
+        from aligner.places import make_room
+
+        make_room(plot, "--plot")
     pairs, column, ledger = _read(source, category, on_bad_row, seed)
 
     from aligner.evaluation.judged_pairs import answers_of
@@ -107,16 +110,6 @@ def _draw(record: Record, judged: Sequence[Judged], pairs: list[Pair], answers: 
 
     shown = [Shown(result["reward_model"], result, one) for result, one in zip(record["results"], judged)]
     write_picture(shown, pairs, answers, record, path)
-
-
-def _check_plot(path: Path | None) -> None:
-    """Find out before the scoring whether there is a place for what it gives."""
-    from aligner.errors import UsageError
-
-    if path is not None and path.is_dir():
-        raise UsageError(f"{path} is a folder", "name a file")
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
 
 
 def _read(

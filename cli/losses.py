@@ -20,6 +20,10 @@ WIDTH = 24
 def show_losses(arguments: Sequence[str], plot: Path | None) -> None:
     """Print the table; draw the picture where a file is named."""
     beta, tau = _numbers(arguments)
+    if plot is not None:
+        from aligner.places import make_room
+
+        make_room(plot, "--loss-plot")
     from aligner.objectives import Settings
     from aligner.objectives.table import loss_table
 

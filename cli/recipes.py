@@ -50,10 +50,12 @@ def copy(
     """Copy a recipe to a file of yours."""
     from aligner.config.catalogue import recipe_text
     from aligner.errors import UsageError
+    from aligner.places import refuse_unusable
 
     text = recipe_text(name)
     filename = f"{Path(name).name.removesuffix('.yaml')}.yaml"
     path = destination or Path(filename)
+    refuse_unusable(path, "DESTINATION")
     if path.is_dir():
         path = path / filename
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -195,7 +195,7 @@ def read_card(path: Path) -> Card:
 
 def parse_card(text: str, where: str, name: str, folder: Path | None) -> Card:
     """Read a card; RecipeError lists everything that is wrong with it, with its lines."""
-    document = read_document(text, where)
+    document = read_document(text, where, "a card of a reward model")
     values, problems = document.values, list(document.problems)
 
     def note(path: tuple[Any, ...], message: str, hint: str = "") -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,6 +43,21 @@ def show(value: Any) -> str:
     """A value as it may stand in a sentence."""
     text = value if isinstance(value, str) else json.dumps(value, default=str)
     return f"`{text if len(text) <= 60 else text[:57] + '...'}`"
+
+
+def check_texts(values: Any, path: KeyPath = ()) -> list[Finding]:
+    """What is wrong with texts, wherever they stand: characters that no path and no name may hold, homes of nobody."""
+    if isinstance(values, dict | list):
+        items = values.items() if isinstance(values, dict) else enumerate(values)
+        return [finding for key, value in items for finding in check_texts(value, (*path, key))]
+    if not isinstance(values, str):
+        return []
+    if "\0" in values:
+        return [Finding(path, f"holds a NUL character: {values[:60]!r}", "no path and no name may hold one")]
+    home = values.split("/", 1)[0]
+    if home.startswith("~") and "/" in values and os.path.expanduser(home) == home:
+        return [Finding(path, f"there is no user called `{home[1:]}`, whose home {show(values)} names", "write it out")]
+    return []
 
 
 def build(recipe_class: type[Recipe], values: dict[str, Any]) -> tuple[Recipe | None, list[Finding]]:

@@ -18,12 +18,12 @@ from typing import Any
 import yaml
 
 from aligner.config.catalogue import find_shipped, shipped_recipes
-from aligner.config.check import build, check_trainer
+from aligner.config.check import build, check_texts, check_trainer, show
 from aligner.config.names import did_you_mean
 from aligner.config.overrides import Assignment, Draft, FlagValue, lay_over, split_override
 from aligner.config.rules import check_rules
 from aligner.config.schema import RECIPES, Recipe, command_of
-from aligner.config.yaml_lines import KeyPath, dotted, read_document
+from aligner.config.yaml_lines import LARGEST, KeyPath, dotted, read_document
 from aligner.errors import Problem, RecipeError
 
 
@@ -90,6 +90,10 @@ def _read(ref: str | Path | None) -> tuple[str, str, Path | None]:
         return "the command line", "", None
     path = Path(ref).expanduser()
     if path.is_file():
+        if (size := path.stat().st_size) > 4 * LARGEST:  # a character has four bytes at most
+            raise RecipeError(
+                f"{ref} is {size:,} bytes large, and no recipe", "a recipe is a YAML file of a page or two"
+            )
         try:
             return str(ref), path.read_text("utf-8"), path
         except UnicodeDecodeError as error:
@@ -140,12 +144,12 @@ def _settle_method(draft: Draft, method: str) -> list[Problem]:
     draft.values["method"] = method
     if found == method:
         return []
-    if found in RECIPES:
+    if str(found) in RECIPES:
         message = f"the recipe is for `{found}`, the command is `{command_of(method)}`"
-        hint = f"run `aligner {command_of(found)}` with it"
+        hint = f"run `aligner {command_of(str(found))}` with it"
     else:
         message, hint = (
-            f"no method is called `{found}`",
+            f"no method is called {show(found)}",
             did_you_mean(str(found), RECIPES) or f"write `method: {method}`",
         )
     return [Problem(message, draft.where(("method",)), "method", hint)]
@@ -168,6 +172,7 @@ def _validate(recipe_class: type[Recipe], draft: Draft) -> tuple[Recipe | None, 
     values = dict(draft.values)
     if isinstance(values.get("trainer"), dict):
         values["trainer"] = trainer
+    findings += check_texts(values)
     recipe, more = build(recipe_class, values)
     findings += more
     findings += check_rules(recipe_class, values, {finding.path for finding in findings})

@@ -44,6 +44,8 @@ output_dir: runs/mine
   lists are replaced whole, sections are made as needed. `data.train.max_rows=100` sets a key of the only source.
 * Flags set keys as well; the names are those of TRL, with `_` or `-`. They are listed at the end.
 * Flags and `key=value` beat the recipe. `resolved.json` in the run directory says where every value came from.
+* A key is a text, as it stands there. Aliases (`&name`, `*name`) and merged keys (`<<`) may be used; with all of them
+  written out a recipe has at most 1,000,000 characters and 40 levels.
 * Numbers may be written `5e-6`. Booleans are `true` and `false`; `no` is a text. Relative paths are taken from the
   working directory.
 * Without `output_dir` the run goes to `runs/`, named after the recipe or the model.

@@ -35,6 +35,8 @@ class View:
         section: type[Section] | None = self._class
         for part in path:
             here, section = _step(here, section, part)
+        if isinstance(here, list | dict) and section is None and any(b[: len(path)] == path for b in self._broken):
+            raise StandAside  # one of its items is no number, say
         return here
 
     def given(self, key: str) -> bool:

@@ -1,8 +1,11 @@
 """YAML read with the line of every key, so that a problem can be reported where it was written.
 
-Differs from PyYAML's safe loader in three ways. Numbers follow YAML 1.2: `5e-6` is a float, not a text. Only `true` and
-`false` are booleans, so `save_strategy: no` keeps its `no`. And a key given twice is a problem instead of a silent
-overwrite. Dates stay text.
+Differs from PyYAML's safe loader in five ways. Numbers follow YAML 1.2: `5e-6` is a float, not a text. Only `true` and
+`false` are booleans, so `save_strategy: no` keeps its `no`. A key is a text, as it is written: `1: x` has the key "1". A
+key given twice is a problem instead of a silent overwrite. Dates stay text, and so does whatever else YAML 1.1 knew.
+
+And there are limits, kept while the document is composed, before any value is made of it: on the characters that it has
+once every alias is written out, on its depth, and on the digits of a number. An alias may not stand inside what it names.
 """
 
 from __future__ import annotations
@@ -25,19 +28,114 @@ _FLOAT = re.compile(
 _INT = re.compile(r"^[-+]?(?:0|[1-9][0-9_]*)$")
 
 
+LARGEST = 1_000_000
+"""Characters of a document, its aliases written out."""
+
+DEEPEST = 40
+"""Levels of a document; a recipe needs seven."""
+
+LONGEST_NUMBER = 100
+"""Characters of a number; the longest that a float can hold has 309 digits before its point."""
+
+TAG = "tag:yaml.org,2002:"
+
+
+class _Beyond(yaml.MarkedYAMLError):
+    """A document beyond a limit."""
+
+
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader with the scalars of YAML 1.2."""
+    """PyYAML's safe loader with the scalars of YAML 1.2, and with limits."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._characters = 0
+        self._depth = 0
+        self._sizes: dict[str, int | None] = {}
+        """Anchor -> characters of what it names; None while that is being read."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Compose a node, or take that of an alias, and count what it comes to."""
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent):
+            self._count(self._size_of(event), event)
+            return super().compose_node(parent, index)
+        anchor, before = event.anchor, self._characters
+        if anchor is not None:
+            self._sizes[anchor] = None
+        self._count(1 + len(event.value if isinstance(event, yaml.ScalarEvent) else ""), event)
+        self._depth += 1
+        if self._depth > DEEPEST:
+            raise _Beyond(None, None, f"more than {DEEPEST} levels deep", event.start_mark)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        if anchor is not None:
+            self._sizes[anchor] = self._characters - before
+        return node
+
+    def _size_of(self, alias: yaml.AliasEvent) -> int:
+        size = self._sizes.get(alias.anchor, 0)  # an unknown one is refused by the composer
+        if size is None:
+            problem = f"the alias `*{alias.anchor}` stands inside what it names"
+            raise _Beyond(None, None, problem, alias.start_mark)
+        return size
+
+    def _count(self, characters: int, event: yaml.Event) -> None:
+        self._characters += characters
+        if self._characters > LARGEST:
+            problem = f"more than {LARGEST:,} characters, with every alias written out"
+            raise _Beyond(None, None, problem, event.start_mark)
+
+    def construct_mapping(self, node: yaml.Node, deep: bool = True) -> dict[Any, Any]:
+        """Build a mapping whose keys are the texts that stand there."""
+        if not isinstance(node, yaml.MappingNode):
+            return super().construct_mapping(node, deep=deep)  # says what it expected
+        self.flatten_mapping(node)
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a text", key.start_mark)
+        return {self._text(key): self.construct_object(value, deep=True) for key, value in node.value}
+
+    def _text(self, node: yaml.ScalarNode) -> str:
+        """Two halves of a surrogate pair, as JSON writes them, become the character that they mean."""
+        try:
+            return self.construct_scalar(node).encode("utf-16", "surrogatepass").decode("utf-16")
+        except UnicodeDecodeError:
+            problem = "half a surrogate pair, which is no character"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from None
+
+    def _scalar(self, node: yaml.ScalarNode) -> Any:
+        kind, text = node.tag.removeprefix(TAG), self.construct_scalar(node)
+        if not _SCALARS[kind].match(text):
+            raise yaml.constructor.ConstructorError(None, None, f"no {kind}: `{text[:40]}`", node.start_mark)
+        if kind in ("int", "float") and len(text) > LONGEST_NUMBER:
+            raise _Beyond(None, None, f"a number of {len(text):,} characters", node.start_mark)
+        construct: Any = yaml.SafeLoader.yaml_constructors[node.tag]
+        return construct(self, node)
 
 
+_SCALARS = {
+    "bool": re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"),
+    "int": _INT,
+    "float": _FLOAT,
+    "null": re.compile(r"^(?:~|null|Null|NULL|)$"),
+}
+"""Kind of scalar -> how it is written."""
+
+_Loader.yaml_constructors = {
+    **{f"{TAG}{kind}": _Loader._scalar for kind in _SCALARS},
+    f"{TAG}str": _Loader._text,
+    f"{TAG}seq": lambda loader, node: loader.construct_sequence(node, deep=True),
+    f"{TAG}map": _Loader.construct_mapping,
+    None: yaml.SafeLoader.construct_undefined,
+}
 _Loader.yaml_implicit_resolvers = {}
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-_Loader.add_implicit_resolver("tag:yaml.org,2002:int", _INT, list("-+0123456789"))
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
-_Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""])
-_Loader.add_implicit_resolver("tag:yaml.org,2002:merge", re.compile(r"^<<$"), ["<"])
+for _kind_of, _first in {"bool": "tTfF", "int": "-+0123456789", "float": "-+0123456789.", "null": "~nN"}.items():
+    _Loader.add_implicit_resolver(
+        f"{TAG}{_kind_of}", _SCALARS[_kind_of], [*_first, *([""] if _kind_of == "null" else [])]
+    )
+_Loader.add_implicit_resolver(f"{TAG}merge", re.compile(r"^<<$"), ["<"])
 
 
 @dataclass
@@ -54,25 +152,35 @@ def read_value(text: str) -> Any:
     return yaml.load(text, Loader=_Loader)
 
 
-def read_document(text: str, name: str) -> Document:
-    """Parse a recipe. Broken YAML raises at once, since nothing after it can be trusted."""
+def read_document(text: str, name: str, kind: str = "a recipe") -> Document:
+    """Parse a recipe, or another `kind` of file. Broken YAML raises at once, since nothing after it can be trusted."""
+    document = Document({})
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
-        values = {} if node is None else loader.construct_document(node)
+        if node is not None:
+            _walk(node, (), name, document)  # before merged keys are put among those of the mapping itself
+            document.values = loader.construct_document(node)
     except yaml.YAMLError as error:
-        raise RecipeError(f"{name} is not valid YAML", _BROKEN_HINT, [_broken(error, text, name)]) from None
-    if not isinstance(values, dict):
-        problem = Problem(f"expected `key: value` lines, found {_kind(values)}", where=f"{name}:1")
-        raise RecipeError(
-            f"{name} is not a recipe", "`aligner recipes show tiny/sft` prints one to start from", [problem]
-        )
-    document = Document(values)
-    if node is not None:
-        _walk(node, (), name, document)
+        raise _unreadable(error, text, name) from None
+    if not isinstance(document.values, dict):
+        problem = Problem(f"expected `key: value` lines, found {_kind(document.values)}", where=f"{name}:1")
+        hint = "`aligner recipes show tiny/sft` prints one to start from" if kind == "a recipe" else "mend the file"
+        raise RecipeError(f"{name} is not {kind}", hint, [problem])
     return document
 
 
+def _unreadable(error: yaml.YAMLError, text: str, name: str) -> RecipeError:
+    problems = [_broken(error, text, name)]
+    if isinstance(error, _Beyond):
+        return RecipeError(f"{name} is beyond what is read", _LIMITS_HINT, problems)
+    return RecipeError(f"{name} is not valid YAML", _BROKEN_HINT, problems)
+
+
+_LIMITS_HINT = (
+    f"the limits are {LARGEST:,} characters, {DEEPEST} levels and {LONGEST_NUMBER} characters of a number; "
+    "an alias counts for all that it names, and many files can be named by a glob"
+)
 _BROKEN_HINT = "indent with spaces, put a space after each colon, and quote texts that hold `: ` or `#`"
 
 
@@ -103,7 +211,11 @@ def _walk(node: yaml.Node, path: KeyPath, name: str, document: Document) -> None
 
 def _walk_mapping(node: yaml.MappingNode, path: KeyPath, name: str, document: Document) -> None:
     seen: dict[str, int] = {}
+    merged = []
     for key_node, value_node in node.value:
+        if key_node.tag == f"{TAG}merge":
+            merged += value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]
+            continue
         key, line = str(key_node.value), key_node.start_mark.line + 1
         here = (*path, key)
         if key in seen:
@@ -112,6 +224,17 @@ def _walk_mapping(node: yaml.MappingNode, path: KeyPath, name: str, document: Do
         seen.setdefault(key, line)
         document.lines.setdefault(here, line)
         _walk(value_node, here, name, document)
+    for inner in merged:
+        _walk_merged(inner, path, name, document)
+
+
+def _walk_merged(node: yaml.Node, path: KeyPath, name: str, document: Document) -> None:
+    """Note the lines of what `<<` brings along; the keys that the mapping gives itself keep theirs."""
+    brought = Document({})
+    _walk(node, path, name, brought)
+    for place, line in brought.lines.items():
+        if not any(place[:length] in document.lines for length in range(len(path) + 1, len(place))):
+            document.lines.setdefault(place, line)
 
 
 def dotted(path: KeyPath) -> str:

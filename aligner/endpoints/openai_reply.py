@@ -31,7 +31,7 @@ def read_object(content: str) -> Mapping[str, Any]:
     """Return the body as an object with at least one choice. Raises: BadReply."""
     try:
         body: Any = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise BadReply(f"the reply is not JSON, or was cut off: {_shown(content)}") from None
     choices = body.get("choices") if isinstance(body, dict) else None
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):

@@ -86,7 +86,7 @@ class ReplayBackend(Backend):
                 f"{name_of(request)} is not in the recording {self.folder}",
                 "the request changed since (model, messages, sampling or seed): record it again",
             ) from None
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DataError(f"{path}: not a recorded reply: {error}", "record it again") from error
 
 

@@ -85,7 +85,7 @@ def _read_line(line: str, where: str) -> Reply:
     hint = 'each line is {"reply": "..."}'
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: not JSON: {error}", hint) from error
     if not isinstance(row, dict) or set(row) != {"reply"} or not isinstance(row["reply"], str):
         raise DataError(f"{where}: not a reply: {line[:80]}", hint)

@@ -27,6 +27,7 @@ from aligner.data.rows import Task
 from aligner.errors import DataError, TrainingError
 from aligner.events import DataReady, Finished, Notice, OnEvent, Plan, StageProgress, StageStarted, Warned, tell
 from aligner.launch import launch_line, run_ranks, use_one_gpu, world
+from aligner.places import refuse_unusable
 from aligner.reward_models import read_spec
 from aligner.run import Run
 
@@ -88,7 +89,9 @@ def run_recipe(
     check_model_path(resolved.recipe.model)
     if resolved.recipe.launch.num_processes > 1:
         launch_line(resolved.recipe.launch, [])  # refuses here what could not be launched later
-    if not dry_run:
+    if dry_run:
+        refuse_unusable(Path(resolved.recipe.output_dir), "output_dir")
+    else:
         Run.check_place(Path(resolved.recipe.output_dir), resume=resume, overwrite=overwrite)
     if resolved.recipe.launch.num_machines > 1 and not dry_run:
         return _run_machine(resolved, resume, overwrite, on_event)

@@ -32,6 +32,7 @@ from aligner.methods.proposals import ReplyError, clean, read_reply
 from aligner.methods.proposer import Proposer
 from aligner.objective_source import SourceError, parse_objective
 from aligner.objectives import sandbox
+from aligner.places import refuse_unusable
 from aligner.record import write_atomically
 from aligner.run import Run
 
@@ -70,6 +71,7 @@ def run_discovery(
     check_endpoint(recipe.endpoint)
     check_inner_recipe(recipe)
     if dry_run:
+        refuse_unusable(Path(recipe.output_dir), "output_dir")
         if on_event:
             on_event(Plan(plan_rows(recipe)))
         return Outcome(Path(recipe.output_dir))

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 import aligner
 from aligner.errors import UsageError
+from aligner.places import refuse_unusable
 from aligner.record import dumps, file_sha256, read_json, write_atomically
 from aligner.toy.tasks import Exercise, corrupt, draw, gold_score
 
@@ -81,6 +82,7 @@ def write_world(
     """
     folder = Path(directory)
     tell = on_progress or (lambda share, text: None)
+    refuse_unusable(folder, "DIR")
     _make_room(folder, overwrite)
     splits = draw_splits(seed)
     with _one_thread():

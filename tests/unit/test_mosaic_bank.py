@@ -307,7 +307,7 @@ MISTAKES: dict[str, tuple[Any, str, str]] = {
         "format.tags",
     ),
     "a bad pattern": ({"stand_alone": ["(oops"]}, "stand_alone", "regular expression"),
-    "tags from YAML's booleans": ("tag_words:\n  - [on, off]\n", "tag_words", "True"),
+    "tags from YAML's booleans": ("tag_words:\n  - [true, false]\n", "tag_words", "True"),
     "three tag words": ({"tag_words": [["a", "b", "c"]]}, "tag_words", "two words"),
     "equal tag words": ({"tag_words": [["a", "a"]]}, "tag_words", "'a'"),
     "a bracket without its slot": ({"tag_brackets": ["<tag>"]}, "tag_brackets", "{tag}"),

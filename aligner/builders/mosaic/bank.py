@@ -16,10 +16,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
-
 from aligner.config.names import did_you_mean
 from aligner.config.schema import MaskRule, PermuteRule
+from aligner.config.yaml_lines import read_document
 from aligner.errors import Problem, RecipeError
 
 OURS = Path(__file__).with_name("bank_en.yaml")
@@ -179,14 +178,16 @@ def _wordings(values: dict[str, Any]) -> set[tuple[str, str, str]]:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        document = read_document(path.read_text(encoding="utf-8"), str(path), "a style bank")
     except OSError as error:
         raise RecipeError(f"the style bank {path} cannot be read: {error.strerror}", "check `style_bank`") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise RecipeError(f"the style bank {path} is broken: {error}", "mend the file") from error
-    if not isinstance(values, dict):
+    if document.problems:
+        raise RecipeError(f"{path} cannot be used as a style bank", "mend the file", document.problems)
+    if not document.values:
         raise RecipeError(f"the style bank {path} holds no `key: value` lines", "see docs/mosaic.md for its form")
-    return values
+    return document.values
 
 
 def _refuse_unknown(values: dict[str, Any], path: str) -> None:

@@ -43,6 +43,7 @@ from aligner.events import DataReady, Finished, Notice, OnEvent, Plan, StageProg
 from aligner.lock import acquire_lock, release_lock
 from aligner.methods import Outcome, already_done
 from aligner.model_files import TOKENIZER_FILES, check_tokenizer_path
+from aligner.places import refuse_unusable
 from aligner.record import dumps, write_atomically
 from aligner.run import Run
 
@@ -163,9 +164,10 @@ def run_mosaic(
     assert isinstance(recipe, MosaicRecipe)
     bank = load_bank(recipe.mosaic.style_bank)
     _check_tokenizer_path(recipe.mosaic)
-    if dry_run:
-        return _dry_run(recipe, bank, on_event)
     folder = Path(recipe.output_dir)
+    if dry_run:
+        refuse_unusable(folder, "output_dir")
+        return _dry_run(recipe, bank, on_event)
     Run.check_place(folder, resume=resume, overwrite=overwrite)
     is_finished = resume and (folder / "manifest.json").exists()
     is_read = resume and (folder / TABLES).exists()

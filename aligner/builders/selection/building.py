@@ -46,6 +46,7 @@ from aligner.events import DataReady, Finished, OnEvent, Plan, StageProgress, St
 from aligner.journal import Journal, carry_on
 from aligner.methods import Outcome, already_done
 from aligner.model_files import check_model_path
+from aligner.places import refuse_unusable
 from aligner.record import dumps, file_sha256, write_atomically
 from aligner.reward_models import Card, load_scorer, read_spec
 from aligner.reward_models.ensemble import go_on_with_account, refuse_cycles
@@ -93,7 +94,9 @@ def run_select(
     assert isinstance(recipe, SelectRecipe)
     specs = check_models(recipe.select)
     folder = Path(recipe.output_dir)
-    if not dry_run:
+    if dry_run:
+        refuse_unusable(folder, "output_dir")
+    else:
         Run.check_place(folder, resume=resume, overwrite=overwrite)
         if overwrite and (folder / LABELS).exists():
             raise UsageError(
