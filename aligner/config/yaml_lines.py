@@ -44,6 +44,10 @@ class _Beyond(yaml.MarkedYAMLError):
     """A document beyond a limit."""
 
 
+def _beyond(problem: str, place: Any) -> _Beyond:
+    return _Beyond(None, None, problem, place.start_mark)
+
+
 class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader with the scalars of YAML 1.2, and with limits."""
 
@@ -51,7 +55,7 @@ class _Loader(yaml.SafeLoader):
         super().__init__(text)
         self._characters = 0
         self._depth = 0
-        self._sizes: dict[str, int | None] = {}
+        self._sizes: dict[str | None, int | None] = {}
         """Anchor -> characters of what it names; None while that is being read."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
@@ -66,7 +70,7 @@ class _Loader(yaml.SafeLoader):
         self._count(1 + len(event.value if isinstance(event, yaml.ScalarEvent) else ""), event)
         self._depth += 1
         if self._depth > DEEPEST:
-            raise _Beyond(None, None, f"more than {DEEPEST} levels deep", event.start_mark)
+            raise _beyond(f"more than {DEEPEST} levels deep", event)
         node = super().compose_node(parent, index)
         self._depth -= 1
         if anchor is not None:
@@ -77,16 +81,16 @@ class _Loader(yaml.SafeLoader):
         size = self._sizes.get(alias.anchor, 0)  # an unknown one is refused by the composer
         if size is None:
             problem = f"the alias `*{alias.anchor}` stands inside what it names"
-            raise _Beyond(None, None, problem, alias.start_mark)
+            raise _beyond(problem, alias)
         return size
 
     def _count(self, characters: int, event: yaml.Event) -> None:
         self._characters += characters
         if self._characters > LARGEST:
             problem = f"more than {LARGEST:,} characters, with every alias written out"
-            raise _Beyond(None, None, problem, event.start_mark)
+            raise _beyond(problem, event)
 
-    def construct_mapping(self, node: yaml.Node, deep: bool = True) -> dict[Any, Any]:
+    def construct_mapping(self, node: Any, deep: bool = True) -> dict[Any, Any]:
         """Build a mapping whose keys are the texts that stand there."""
         if not isinstance(node, yaml.MappingNode):
             return super().construct_mapping(node, deep=deep)  # says what it expected
@@ -109,7 +113,7 @@ class _Loader(yaml.SafeLoader):
         if not _SCALARS[kind].match(text):
             raise yaml.constructor.ConstructorError(None, None, f"no {kind}: `{text[:40]}`", node.start_mark)
         if kind in ("int", "float") and len(text) > LONGEST_NUMBER:
-            raise _Beyond(None, None, f"a number of {len(text):,} characters", node.start_mark)
+            raise _beyond(f"a number of {len(text):,} characters", node)
         construct: Any = yaml.SafeLoader.yaml_constructors[node.tag]
         return construct(self, node)
 
@@ -211,7 +215,7 @@ def _walk(node: yaml.Node, path: KeyPath, name: str, document: Document) -> None
 
 def _walk_mapping(node: yaml.MappingNode, path: KeyPath, name: str, document: Document) -> None:
     seen: dict[str, int] = {}
-    merged = []
+    merged: list[yaml.Node] = []
     for key_node, value_node in node.value:
         if key_node.tag == f"{TAG}merge":
             merged += value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]
