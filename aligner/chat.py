@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from aligner.data.rows import CompletionRow, ConversationRow, Messages, PreferenceRow, TextRow, as_turns
+from aligner.data.rows import WEIGHT, CompletionRow, ConversationRow, Messages, PreferenceRow, TextRow, as_turns
 from aligner.errors import DataError, RecipeError
 from aligner.template import (
     NO_STOP_HINT,
@@ -217,7 +217,7 @@ def _encode_turns(tokenizer: PreTrainedTokenizerBase, row: ConversationRow | Com
     chat = Conversation(tokenizer, messages, tools, row.origin)
     wanted = _wanted_turns(messages, first_turn, row, loss_on)
     if loss_on == "all":
-        return _trained_whole(chat.ids())
+        return _trained_but(chat)
     ids, spans = answer_spans(chat, wanted)
     for turn, (start, stop) in zip(wanted, spans):
         _check_tool_calls(chat, turn, ids[start:stop])
@@ -246,6 +246,24 @@ def _trained_whole(ids: list[int]) -> Encoded:
     return Encoded(ids, [IGNORED, *ids[1:]])
 
 
+def _trained_but(chat: Conversation) -> Encoded:
+    """Return a conversation that is trained whole, but for the answers that say otherwise."""
+    left_out = [turn for turn, message in enumerate(chat.messages) if message.get(WEIGHT) == 0]
+    for turn in left_out:
+        if (role := chat.messages[turn]["role"]) != "assistant":
+            raise DataError(
+                f"{chat.origin}: turn {turn + 1}, of the {role}, has weight 0, and sft.loss_on=all trains every token",
+                "use sft.loss_on=assistant, which trains no turn of others",
+            )
+    if not left_out:
+        return _trained_whole(chat.ids())
+    ids, spans = answer_spans(chat, left_out)
+    labels = [IGNORED, *ids[1:]]
+    for start, stop in spans:
+        labels[start:stop] = [IGNORED] * (stop - start)
+    return Encoded(ids, labels)
+
+
 def _turns(row: ConversationRow | CompletionRow) -> tuple[Messages, list | None, int]:
     """Return the whole conversation, its tools, and the number of messages that belong to the prompt."""
     if isinstance(row, ConversationRow):
@@ -264,11 +282,16 @@ def _wanted_turns(messages: Messages, first: int, row: ConversationRow | Complet
             f"sft.loss_on is 'completion', but {row.origin} is a conversation without a prompt of its own",
             "use sft.loss_on=assistant or last_assistant",
         )
+    wanted = assistant
     if loss_on == "last_assistant":
-        return assistant[-1:]
-    if loss_on == "completion" or (loss_on == "auto" and isinstance(row, CompletionRow)):
-        return [i for i in assistant if i >= first]
-    return assistant
+        wanted = assistant[-1:]
+    elif loss_on == "completion" or (loss_on == "auto" and isinstance(row, CompletionRow)):
+        wanted = [i for i in assistant if i >= first]
+    trained = [i for i in wanted if messages[i].get(WEIGHT) != 0]
+    if wanted and not trained and loss_on != "all":
+        which = "the answer has" if len(wanted) == 1 else "every answer has"
+        raise DataError(f"{row.origin}: {which} weight 0, so nothing of this row would be trained", "drop the row")
+    return trained
 
 
 def _encode_template_pair(tokenizer: PreTrainedTokenizerBase, row: PreferenceRow) -> Pair:

@@ -16,7 +16,7 @@ import json
 import math
 import random
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -32,6 +32,7 @@ from aligner.errors import DataError, Problem
 from aligner.events import OnEvent, StageProgress
 from aligner.record import dumps, write_atomically
 from aligner.reward_rows import reward_encoder
+from aligner.unread import as_text_answer, unread_beside_text, unread_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -93,11 +94,14 @@ def prepare(
     Raises: DataError listing the rows that cannot be used: too long, or with nothing to train.
     """
     encode = _encoder(recipe, tokenizer)
+    unread = unread_by(recipe, tokenizer)
     ledger = loaded.ledger
     books = ledger.split("train")
-    parts, lengths, batching = _training_parts(recipe, loaded, passes, encode, books, on_event)
+    parts, lengths, batching = _training_parts(recipe, loaded, passes, encode, unread, books, on_event)
     held_out = (
-        _tokenise(loaded.eval, encode, recipe.data, ledger.split("eval"), "eval", on_event) if loaded.eval else None
+        _tokenise(loaded.eval, encode, unread, recipe.data, ledger.split("eval"), "eval", on_event)
+        if loaded.eval
+        else None
     )
     sequences = sum(map(len, parts))
     if batching.packing:
@@ -118,6 +122,7 @@ def _training_parts(
     loaded: Loaded,
     passes: Passes | None,
     encode: Encode,
+    unread: Unread,
     books: SplitLedger,
     on_event: OnEvent | None,
 ) -> tuple[list[Dataset], list[int], Batching]:
@@ -133,7 +138,7 @@ def _training_parts(
         if passes is not None:
             rows, name = passes.rows(len(parts)), f"pass {len(parts) + 1}"
             books.made = (books.made or 0) + len(rows)
-        part = _tokenise(rows, encode, recipe.data, books, name, on_event)
+        part = _tokenise(rows, encode, unread, recipe.data, books, name, on_event)
         lengths += part["length"]
         batching = batching or choose_batching(recipe, [int(n) for n in part["length"]])
         parts.append(_pack(part, recipe.data.max_length, recipe.seed + len(parts)) if batching.packing else part)
@@ -199,6 +204,20 @@ def _write(folder: Path, train: Dataset, held_out: Dataset | None, batching: Bat
 
 Encode = Callable[[Row, int | None], dict[str, Any] | str]
 """A row and the length to cut it to (None: leave it whole) -> columns, or why nothing is left to train."""
+
+
+Unread = Callable[[Row], Mapping[str, int]]
+"""A row -> what of it reaches no token, and in how many turns."""
+
+
+def unread_by(recipe: TrainRecipe, tokenizer: PreTrainedTokenizerBase) -> Unread:
+    """Return what counts the parts of a row that the training does not read."""
+    if isinstance(recipe, RewardRecipe) and recipe.reward.kind == "pairwise":
+        return unread_beside_text
+    if isinstance(recipe, RewardRecipe) and recipe.reward.kind == "regression":
+        return lambda row: unread_of(tokenizer, as_text_answer(row)) + unread_beside_text(row, only_answer=True)
+    trains_all = isinstance(recipe, SftRecipe) and recipe.sft.loss_on == "all"
+    return lambda row: unread_of(tokenizer, row, trains_all=trains_all)
 
 
 def _encoder(recipe: TrainRecipe, tokenizer: PreTrainedTokenizerBase) -> Encode:
@@ -318,7 +337,13 @@ COUNTED = ("tokens", "trained", "whole", "cut")
 
 
 def _tokenise(
-    rows: Sequence[Row], encode: Encode, data: Data, ledger: SplitLedger, name: str, on_event: OnEvent | None
+    rows: Sequence[Row],
+    encode: Encode,
+    unread: Unread,
+    data: Data,
+    ledger: SplitLedger,
+    name: str,
+    on_event: OnEvent | None,
 ) -> Dataset:
     """Encode every row of a split; too long and unusable ones go the way that the recipe says, counted."""
     from datasets import Dataset
@@ -341,6 +366,7 @@ def _tokenise(
         elif encoded["whole"] > data.max_length and data.on_too_long != "truncate":
             too_long.append((row.origin, encoded["whole"]))
         else:
+            ledger.note_unread(unread(row))
             for key, value in encoded.items():
                 columns.setdefault(key, []).append(value)
     if on_event:

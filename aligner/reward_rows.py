@@ -20,7 +20,7 @@ import numpy as np
 from aligner.chat import encode_answer, encode_pair
 from aligner.comparison import encode_question, length_of_answers
 from aligner.config.schema import Reward, RewardRecipe
-from aligner.data.rows import PreferenceRow, Row, TextRow, question_of
+from aligner.data.rows import WEIGHT, ConversationRow, PreferenceRow, Row, TextRow, question_of
 from aligner.errors import DataError
 
 if TYPE_CHECKING:
@@ -96,6 +96,8 @@ def _ratings(reward: Reward, tokenizer: PreTrainedTokenizerBase) -> Encode:
         question = question_of(row)
         if question is None or question[1] is None:
             raise DataError(f"{row.origin}: there is no answer to rate", "give rows with prompt and completion")
+        if isinstance(row, ConversationRow) and row.messages[-1].get(WEIGHT) == 0:
+            return "its answer has weight 0"
         ratings = [_rating(row, name) for name in reward.attributes]
         if all(map(math.isnan, ratings)):
             return f"it has no rating: {', '.join(reward.attributes)} are all missing"

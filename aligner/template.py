@@ -29,6 +29,7 @@ from weakref import WeakKeyDictionary
 
 from aligner.call_arguments import with_fitting_arguments
 from aligner.data.rows import Messages
+from aligner.data.turn_weight import without_weights
 from aligner.errors import DataError
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ class Conversation:
     def _rendered(self, messages: Messages, **options: Any) -> Any:
         from jinja2 import TemplateError
 
-        messages = with_fitting_arguments(self.tokenizer, messages)
+        messages = with_fitting_arguments(self.tokenizer, without_weights(messages))
         try:
             return self.tokenizer.apply_chat_template(messages, tools=self.tools, **options)
         except (TemplateError, TypeError, ValueError, AttributeError) as error:

@@ -8,7 +8,7 @@ screen and the report with `table()`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -114,6 +114,8 @@ class SplitLedger:
     unusable: int = 0
     """Rows that could not become a trained sequence, or had nothing left to train once cut; the first are listed."""
     unusable_rows: list[BadRowRecord] = field(default_factory=list)
+    unread: dict[str, int] = field(default_factory=dict)
+    """What the chat template leaves out of the rows that were kept -> in how many turns."""
     tokens: int = 0
     """Tokens kept, in prompt and answers: trained and masked ones together."""
     trained_tokens: int = 0
@@ -164,6 +166,11 @@ class SplitLedger:
         if len(self.unusable_rows) < LISTED:
             self.unusable_rows.append(BadRowRecord(where, reason))
 
+    def note_unread(self, lost: Mapping[str, int]) -> None:
+        """Count what of a row reaches no token."""
+        for what, turns in lost.items():
+            self.unread[what] = self.unread.get(what, 0) + turns
+
     def check(self, name: str) -> None:
         """Assert that, once tokenised, rows and tokens add up."""
         dropped = self.too_long_dropped + self.unusable
@@ -189,6 +196,9 @@ class SplitLedger:
             )
         if self.lengths:
             lines.append((f"{name} lengths", " / ".join(f"{length:,}" for length in self.lengths) + " tokens"))
+        if self.unread:
+            ordered = sorted(self.unread.items(), key=lambda item: (-item[1], item[0]))
+            lines.append((f"{name} not read", ", ".join(f"{what} in {_turns(turns)}" for what, turns in ordered)))
         for record in self.unusable_rows[:SHOWN]:
             lines.append(("  untrainable", f"{record.where}: {record.reason}"))
         if self.unusable > SHOWN:
@@ -257,6 +267,10 @@ class Ledger:
         if self.prompts_in_both:
             lines.append(("eval prompts also in train", f"{self.prompts_in_both:,}"))
         return lines
+
+
+def _turns(number: int) -> str:
+    return f"{number:,} turn{'' if number == 1 else 's'}"
 
 
 def _lost(number: int, why: str) -> str:

@@ -26,6 +26,7 @@ from aligner.data.rows import (
     TextRow,
     as_turns,
 )
+from aligner.data.turn_weight import trained_side, without_weights
 from aligner.data.turns import answer, conversation, messages, question, sharegpt
 
 Raw = Mapping[str, Any]
@@ -122,6 +123,11 @@ def _prompt(value: Any) -> str | Messages:
     return text(value, "prompt")
 
 
+def _untrained(prompt: str | Messages) -> str | Messages:
+    """A prompt that is never trained, whatever its turns say."""
+    return prompt if isinstance(prompt, str) else without_weights(prompt)
+
+
 def _completion(raw: Raw, origin: str) -> CompletionRow:
     prompt, value = _prompt(_need(raw, "prompt")), _need(raw, "completion")
     if isinstance(prompt, str) and not isinstance(value, list):
@@ -135,7 +141,7 @@ def _answer_turns(value: Any, name: str, prompt: Messages) -> Messages:
     if not isinstance(value, list):
         return [{"role": "assistant", "content": text(value, name)}]
     turns = messages(value, name)
-    if turns[: len(prompt)] == prompt:
+    if without_weights(turns[: len(prompt)]) == without_weights(prompt):
         turns = turns[len(prompt) :]
     if not turns:
         raise BadRow(f"{name} holds nothing after the prompt")
@@ -168,7 +174,7 @@ def _plain_pair(value: Any, chosen: str, rejected: str) -> tuple[str | Messages,
             text(chosen[cut:], "chosen after the prompt"),
             text(rejected[cut:], "rejected after the prompt"),
         )
-    prompt = _prompt(value)
+    prompt = _untrained(_prompt(value))
     if isinstance(prompt, str):
         return prompt, chosen, rejected
     return prompt, _answer_turns(chosen, "chosen", prompt), _answer_turns(rejected, "rejected", prompt)
@@ -185,16 +191,22 @@ def _shared_text(chosen: str, rejected: str) -> int:
 
 
 def _conversational_pair(value: Any, chosen: Any, rejected: Any) -> tuple[Messages, Messages, Messages]:
-    chosen, rejected = messages(chosen, "chosen"), messages(rejected, "rejected")
+    chosen, rejected = _compared(chosen, "chosen"), _compared(rejected, "rejected")
     if chosen == rejected:
         raise BadRow("chosen and rejected are the same")
     if isinstance(value, list) or (isinstance(value, str) and chosen[0]["role"] == "assistant"):
-        prompt = as_turns(_prompt(value), "user")
+        prompt = as_turns(_untrained(_prompt(value)), "user")
     else:
         prompt = _shared_turns(chosen, rejected)
         if value is not None and text(value, "prompt").strip() not in _asked(prompt):
             raise BadRow("prompt is not what the user asks in chosen and rejected")
     return prompt, _answer_turns(chosen, "chosen", prompt), _answer_turns(rejected, "rejected", prompt)
+
+
+def _compared(value: Any, name: str) -> Messages:
+    """The turns of one side: what it says of their training concerns the answer alone, which is its last turn."""
+    turns = messages(value, name)
+    return [*without_weights(turns[:-1]), *trained_side(turns[-1:], name)]
 
 
 def _shared_turns(chosen: Messages, rejected: Messages) -> Messages:
@@ -223,7 +235,7 @@ def _pair_weight(raw: Raw) -> float:
 
 def _prompt_only(raw: Raw, origin: str) -> PromptRow:
     extra = {key: value for key, value in raw.items() if key not in ("prompt", "answer")}
-    return PromptRow(_prompt(_need(raw, "prompt")), _expected(raw.get("answer")), extra, origin)
+    return PromptRow(_untrained(_prompt(_need(raw, "prompt"))), _expected(raw.get("answer")), extra, origin)
 
 
 def _expected(value: Any) -> str | None:
@@ -235,7 +247,7 @@ def _expected(value: Any) -> str | None:
 def _prompt_of_completion(raw: Raw, origin: str) -> PromptRow:
     row = _completion(raw, origin)
     expected = row.completion if isinstance(row.completion, str) else row.completion[-1]["content"] or None
-    return PromptRow(row.prompt, expected, {}, origin)
+    return PromptRow(_untrained(row.prompt), expected, {}, origin)
 
 
 def _prompt_of_preference(raw: Raw, origin: str) -> PromptRow:
@@ -258,6 +270,7 @@ def _prompt_of_sharegpt(raw: Raw, origin: str) -> PromptRow:
 
 def _prompt_of_turns(turns: Messages, name: str, origin: str) -> PromptRow:
     """The last answer is what is expected; everything before it is the prompt."""
+    turns = without_weights(turns)
     if turns[-1]["role"] != "assistant":
         return PromptRow(turns, None, {}, origin)
     conversation(turns, name)

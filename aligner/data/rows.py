@@ -16,6 +16,9 @@ Task = Literal["sft", "preference", "prompts"]
 Messages = list[dict[str, Any]]
 """`[{"role": "user", "content": "..."}, ...]`; further keys (`tool_calls`, `name`, ...) are kept as they came."""
 
+WEIGHT = "weight"
+"""Key of a turn: 0 where the row says that it is not to be trained. See `aligner.data.turn_weight`."""
+
 
 @dataclass(frozen=True, slots=True)
 class ConversationRow:

@@ -13,6 +13,7 @@ from typing import Any
 from aligner.data.checks import BadRow, kind, text
 from aligner.data.rows import Messages
 from aligner.data.tool_calls import spoken_calls, tool_call, tool_calls
+from aligner.data.turn_weight import with_weight
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
@@ -73,7 +74,7 @@ def _turn(turn: Any, name: str) -> dict[str, Any]:
             raise BadRow(f"{name} is in ShareGPT form (`from`, `value`); its column is `conversations`")
         raise BadRow(f"{name} has the role {role!r}; known are {', '.join(ROLES)}")
     kept = {key: item for key, item in turn.items() if item is not None}
-    kept["role"] = role
+    kept = with_weight({**kept, "role": role}, name)
     if calls := _calls(kept.pop("tool_calls", None), kept.pop("function_call", None), name):
         kept["tool_calls"] = calls
     kept["content"] = _content(turn.get("content"), f"{name} ({role})", optional=bool(kept.get("tool_calls")))

@@ -48,6 +48,7 @@ LEVELS = (
         "reward_losses",
         "reward_rows",
         "segments",
+        "unread",
     ),
     ("rewrites", "shadows"),
     ("training", "reference", "preference", "guards", "loss_picture", "reward_trainer"),

@@ -17,10 +17,10 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from aligner.builders.mosaic.bank import Bank
-from aligner.data.rows import CompletionRow, ConversationRow, Row, as_turns
+from aligner.data.rows import WEIGHT, CompletionRow, ConversationRow, Row, as_turns
 
 if TYPE_CHECKING:
     from aligner.builders.mosaic.lengths import Lengths
@@ -85,12 +85,17 @@ def member_of(row: Row, multiturn: str = "skip") -> Member | str:
     said = said[:2]
     if [turn["role"] for turn in said] != ["user", "assistant"]:
         return "not a question and its answer"
-    if any(not set(turn) <= PLAIN_KEYS for turn in said):
+    if any(not _says(turn) <= PLAIN_KEYS for turn in said):
         return "turns that carry more than text"
     question, answer = said[0]["content"], said[1]["content"]
     if not question.strip() or not answer.strip():
         return "an empty turn"
     return Member(question, answer, lead, row.group, row.origin)
+
+
+def _says(turn: dict[str, Any]) -> set[str]:
+    """The keys of a turn that mean something: only the assistant's turns are ever trained, so only they have a weight."""
+    return set(turn) - (set() if turn["role"] == "assistant" else {WEIGHT})
 
 
 class RowStore:
