@@ -91,7 +91,7 @@ def test_what_is_neither_yes_nor_no_is_refused(switch: dict[str, Any], reason: s
 
 
 def test_a_row_of_which_nothing_is_trained_is_refused(tmp_path: Path) -> None:
-    row = load(tmp_path, {"messages": talk()[:1] + [{"role": "assistant", "content": "x", "weight": 0}]})
+    row = load(tmp_path, {"messages": [*talk()[:1], {"role": "assistant", "content": "x", "weight": 0}]})
     with pytest.raises(DataError, match="the answer has weight 0, so nothing of this row would be trained"):
         encode_sft(tokenizer_for("qwen2_5"), row)
     last = load(tmp_path, {"messages": [*talk()[:3], {"role": "assistant", "content": "x", "weight": 0}]})
