@@ -6,7 +6,6 @@ holds them as pickles (which can run code when they are read) is refused with wh
 
 from __future__ import annotations
 
-import json
 import re
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from aligner.config.schema import Model
 from aligner.errors import RecipeError
+from aligner.folder_kinds import CONFIG_FILE, check_files, check_sizes, read_object, weights_header, what_else
 
 HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 ADAPTER_FILE = "adapter_config.json"
@@ -48,9 +48,12 @@ def _check_folder(name: str, where: str) -> None:
     path = Path(name).expanduser()
     if path.is_dir():
         _check_weights(path, where)
-        adapter = adapter_config(name)
-        if adapter is not None and adapter.get("base_model_name_or_path"):
-            _check_folder(adapter["base_model_name_or_path"], f"{where}: the base of the adapter in {path}")
+        check_files(path, where)
+        adapter = adapter_config(name, where)
+        if adapter is not None:
+            _check_base(path, adapter, where)
+        else:
+            check_sizes(path, where)
     elif path.exists():
         raise RecipeError(f"{where}: {path} is a file", "name the folder that holds the model")
     elif not HUB_ID.match(name) or (path.parent.is_dir() and "/" in name):
@@ -60,15 +63,29 @@ def _check_folder(name: str, where: str) -> None:
         )
 
 
+def _check_base(path: Path, adapter: dict[str, Any], where: str) -> None:
+    """Refuse an adapter whose base is not there, or is an adapter too."""
+    base = adapter.get("base_model_name_or_path")
+    if not base:
+        return  # told by `base_of`
+    place = f"{where}: the base of the adapter in {path}"
+    if (Path(base).expanduser() / ADAPTER_FILE).is_file():
+        itself = "is this adapter itself" if Path(base).expanduser().resolve() == path.resolve() else "is an adapter"
+        raise RecipeError(
+            f"{place}, {base}, {itself}",
+            f"write the model's own folder or hub id as base_model_name_or_path into {path / ADAPTER_FILE}; an adapter "
+            "that was made on another is put onto that one merged into its base",
+        )
+    _check_folder(base, place)
+
+
 def _check_weights(path: Path, where: str) -> None:
-    if not any((path / name).is_file() for name in ("config.json", ADAPTER_FILE)):
-        hint = "name the folder of a model, for example the final/ of a run"
-        if (path / "final").is_dir():
-            hint = f"did you mean {path / 'final'}?"
-        elif (path / "resolved.json").is_file():
-            hint = "it is a run that has not finished; --resume goes on with it"
-        raise RecipeError(f"{where}: {path} holds neither config.json nor {ADAPTER_FILE}", hint)
-    if any(path.glob("*.safetensors")):
+    if not any((path / name).is_file() for name in (CONFIG_FILE, ADAPTER_FILE)):
+        what, hint = what_else(path)
+        raise RecipeError(
+            f"{where}: {path} holds neither config.json nor {ADAPTER_FILE}{f': it is {what}' if what else ''}", hint
+        )
+    if any(file.is_file() for file in path.glob("*.safetensors")):
         return
     pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in path.glob(pattern))
     if pickles:
@@ -109,9 +126,22 @@ def read_chat_template(name: str) -> str:
     return shipped.read_text(encoding="utf-8")
 
 
-def adapter_config(name: str) -> dict[str, Any] | None:
+def adapter_config(name: str, where: str = "model.name_or_path") -> dict[str, Any] | None:
+    """Return what a folder's adapter_config.json says; None where there is none.
+
+    Raises: RecipeError when it is no object, or names its kind or its base by what is no name.
+    """
     file = Path(name).expanduser() / ADAPTER_FILE
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    if not file.is_file():
+        return None
+    adapter = read_object(file, where)
+    for key in ("peft_type", "base_model_name_or_path", "revision", "task_type"):
+        if not isinstance(adapter.get(key), str | None):
+            raise RecipeError(
+                f"{where}: {file}: {key} is {str(adapter[key])[:40]!r}, which is no name",
+                "the file is damaged: save it again",
+            )
+    return adapter
 
 
 def saved_outputs(name: str) -> int | None:
@@ -124,19 +154,22 @@ def saved_outputs(name: str) -> int | None:
         return _rows_of_head(path)
     if not (path / "config.json").is_file():
         return None
-    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    if not any("ForSequenceClassification" in name for name in config.get("architectures") or ()):
+    config = read_object(path / CONFIG_FILE, "model.name_or_path")
+    if "ForSequenceClassification" not in str(config.get("architectures")):
         return None
-    return int(config.get("num_labels") or len(config.get("id2label") or {}) or 2)
+    labels, names = config.get("num_labels"), config.get("id2label")
+    if not isinstance(labels, int | None) or not isinstance(names, dict | None):
+        raise RecipeError(
+            f"model.name_or_path: {path / CONFIG_FILE}: num_labels or id2label is no number of labels, and no table",
+            "the file is damaged: download it again, or save the model again",
+        )
+    return labels or len(names or {}) or 2
 
 
 def _rows_of_head(folder: Path) -> int | None:
     """The outputs of the head in an adapter's file, from the header that safetensors begins with."""
     for file in folder.glob("*.safetensors"):
-        with file.open("rb") as stream:
-            size = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(size))
-        for key, value in header.items():
+        for key, value in weights_header(file).items():
             if key.split(".")[-2:] in (["score", "weight"], ["classifier", "weight"]):
                 return int(value["shape"][0])
     return None

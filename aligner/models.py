@@ -12,7 +12,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -21,6 +22,8 @@ from typing import TYPE_CHECKING, Any
 from aligner.chat import stop_token_ids
 from aligner.config.schema import Lora, Model
 from aligner.errors import RecipeError
+from aligner.folder_kinds import CONFIG_FILE
+from aligner.loading import reading
 from aligner.model_files import (
     adapter_config,
     base_of,
@@ -33,11 +36,13 @@ from aligner.model_files import (
 
 if TYPE_CHECKING:
     import torch
-    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 PAD_NAMES = ("pad", "reserved", "unused")
 NEW_PAD_TOKEN = "<|pad|>"
 QUANTIZED = ("nf4", "fp4", "int8")
+LAYER = re.compile(r"\.(?:layers|h|blocks)\.(\d+)\.")
+ODD_TEXT = "a \u00e9 \u4e2d\U0001f600"
 
 
 def load_tokenizer(model: Model, *, needs_model: bool = True) -> PreTrainedTokenizerBase:
@@ -54,15 +59,15 @@ def load_tokenizer(model: Model, *, needs_model: bool = True) -> PreTrainedToken
 
     if needs_model:
         check_model_path(model)
+        read_config(model)
     name, revision = model.name_or_path, model.revision
     if not has_tokenizer(name):
         name, revision = base_of(model)
-    try:
+    with reading(name, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(
             local_name(name), revision=revision, trust_remote_code=model.trust_remote_code
         )
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise _cannot_load(name, "tokenizer", error) from error
+        tokenizer(ODD_TEXT)  # a class that does not fit its files is found out by use alone
     if model.chat_template is not None:
         tokenizer.chat_template = read_chat_template(model.chat_template)
     if model.new_tokens:
@@ -71,6 +76,17 @@ def load_tokenizer(model: Model, *, needs_model: bool = True) -> PreTrainedToken
         _set_token(tokenizer, key, getattr(model, key))
     _ensure_padding(tokenizer, model)
     return tokenizer
+
+
+def read_config(model: Model) -> PreTrainedConfig:
+    """Return the config of a model, or of the base of its adapter. Raises: RecipeError when it cannot be read."""
+    from transformers import AutoConfig
+
+    name, revision = base_of(model)
+    with reading(name, CONFIG_FILE):
+        return AutoConfig.from_pretrained(
+            local_name(name), revision=revision, trust_remote_code=model.trust_remote_code
+        )
 
 
 def _set_token(tokenizer: PreTrainedTokenizerBase, key: str, token: str | None) -> None:
@@ -213,8 +229,6 @@ def _from_pretrained(
     model: Model, trainable: bool, auto_class: Any, *, may_lack: tuple[str, ...] = (), **further: Any
 ) -> tuple[PreTrainedModel, list[str]]:
     """Load the base of a model, refusing one of which more is missing than a part named in `may_lack`."""
-    from safetensors import SafetensorError
-
     name, revision = base_of(model)
     options: dict[str, Any] = {"dtype": resolve_dtype(model, trainable), **further}
     if model.attn_implementation:
@@ -222,19 +236,16 @@ def _from_pretrained(
     if model.quantization in QUANTIZED:
         options["quantization_config"] = _quantization_config(model, may_lack)
         options["device_map"] = {"": _rank_device()}
-    try:
-        with without_messages("LOAD REPORT", "modeling_utils", "utils.loading_report"):
-            policy, loaded = auto_class.from_pretrained(
-                local_name(name),
-                revision=revision,
-                trust_remote_code=model.trust_remote_code,
-                use_safetensors=True,
-                ignore_mismatched_sizes=True,  # told below, by name
-                output_loading_info=True,
-                **options,
-            )
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
-        raise _cannot_load(name, "model", error) from error
+    with reading(name, "model"), without_messages("LOAD REPORT", "modeling_utils", "utils.loading_report"):
+        policy, loaded = auto_class.from_pretrained(
+            local_name(name),
+            revision=revision,
+            trust_remote_code=model.trust_remote_code,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # told below, by name
+            output_loading_info=True,
+            **options,
+        )
     every = sorted([*loaded["missing_keys"], *(key for key, *_ in loaded["mismatched_keys"])])
     heads = [key for key in loaded["missing_keys"] if key.split(".")[0] in may_lack]
     absent = [key for key in every if key not in heads]
@@ -244,6 +255,7 @@ def _from_pretrained(
             f"says ({absent[0]}), and transformers would put random numbers there",
             "is the download, or the run, complete? A model with another kind of head cannot write text",
         )
+    _refuse_layers_left_out(policy, loaded["unexpected_keys"], name)
     if getattr(policy, "_hf_peft_config_loaded", False):
         raise RecipeError(
             f"model.name_or_path: {name!r} is an adapter on the hub",
@@ -254,6 +266,20 @@ def _from_pretrained(
 
         keep_steady(policy)
     return policy, heads
+
+
+def _refuse_layers_left_out(policy: PreTrainedModel, unexpected: Iterable[str], name: str) -> None:
+    """Refuse weights of layers beyond those that the config counts, which transformers leaves out."""
+    count = getattr(policy.config.get_text_config(), "num_hidden_layers", None)
+    beyond = sorted(
+        key for key in unexpected for number in LAYER.findall(key) if count is not None and int(number) >= count
+    )
+    if beyond:
+        raise RecipeError(
+            f"model.name_or_path: {name!r} holds weights of more layers than the {count} that its config.json counts "
+            f"({beyond[0]}), and they would be left out",
+            "correct num_hidden_layers there, or download the folder again",
+        )
 
 
 @contextmanager
@@ -306,7 +332,8 @@ def _with_saved_adapter(
         assert model.lora is not None
         _refuse_other_settings(model.lora, adapter, model.name_or_path)
         _refuse_new_rows(model, adapter, tokenizer)
-    policy = PeftModel.from_pretrained(policy, local_name(model.name_or_path), is_trainable=further)
+    with reading(model.name_or_path, "adapter"):
+        policy = PeftModel.from_pretrained(policy, local_name(model.name_or_path), is_trainable=further)
     _show_bias(policy)
     if further or model.quantization in QUANTIZED or not merge:
         return policy
@@ -526,13 +553,3 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     fast = getattr(tokenizer, "backend_tokenizer", None)
     rules = json.dumps(sorted(tokenizer.get_vocab().items())) if fast is None else fast.to_str()
     return sha256(json.dumps([tokenizer.chat_template, rules], sort_keys=True).encode()).hexdigest()
-
-
-def _cannot_load(name: str, what: str, error: Exception) -> RecipeError:
-    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-    hint = "check the name and the network (HF_HUB_OFFLINE), or name a folder that holds the model as safetensors"
-    if "trust_remote_code" in str(error):
-        hint = "set model.trust_remote_code=true if you trust the code that ships with it"
-    elif Path(name).expanduser().is_dir() or isinstance(error, ImportError):
-        hint = "see the message: a file is missing or damaged, or a setting under `model` does not fit this model"
-    return RecipeError(f"model.name_or_path: the {what} of {name!r} cannot be loaded: {reason}", hint)

@@ -37,6 +37,8 @@ LEVELS = (
         "models",
         "quantized",
         "model_files",
+        "folder_kinds",
+        "loading",
         "endpoints",
         "generation",
         "objectives",

@@ -443,7 +443,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a layer short": (without_a_layer, r"9 weights of .* are missing .*model.layers.1"),
     "another shape": (wider, "6 weights of .* another shape .*mlp"),
     "code": (with_code, r"custom code(.|\n)*set model.trust_remote_code=true"),
-    "no JSON": (lambda folder: (folder / "config.json").write_text("{"), "not a valid JSON"),
+    "no JSON": (lambda folder: (folder / "config.json").write_text("{"), "config.json is not JSON"),
     "unknown": (lambda folder: (folder / "config.json").write_text('{"model_type": "nosuch"}'), "nosuch"),
     "no tokenizer": (lambda folder: [file.unlink() for file in folder.glob("token*")], "the tokenizer of .* cannot"),
     "broken tokenizer": (lambda folder: (folder / "tokenizer.json").write_text("{"), "the tokenizer of .* cannot"),
