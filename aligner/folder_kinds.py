@@ -25,8 +25,10 @@ JSON_FILES = (
 MAX_HEADER_BYTES = 100_000_000
 """What safetensors itself allows a header to be."""
 
-SIZES = ("hidden_size", "n_embd", "d_model", "vocab_size", "intermediate_size", "head_dim", "num_experts")
-SIZES += ("num_attention_heads", "n_head", "num_key_value_heads", "num_local_experts")
+SIZES = (
+    *("hidden_size", "n_embd", "d_model", "vocab_size", "intermediate_size", "head_dim", "num_experts"),
+    *("num_attention_heads", "n_head", "num_key_value_heads", "num_local_experts"),
+)
 LAYERS = ("num_hidden_layers", "n_layer")
 EXACT = ("hidden_size", "vocab_size")
 """Sizes that some weight of every model has; others can stand in a config without any use."""
@@ -123,8 +125,9 @@ def check_sizes(folder: Path, where: str) -> None:
     file = folder / CONFIG_FILE
     config = read_object(file, where)
     shapes = [shape for weights in folder.glob("*.safetensors") for shape in _shapes(weights)]
-    for part in (config, config.get("text_config")):
-        for key in (*SIZES, *LAYERS, *POSITIONS) if isinstance(part, dict) else ():
+    inner = config.get("text_config")
+    for part in (config, inner) if isinstance(inner, dict) else (config,):
+        for key in (*SIZES, *LAYERS, *POSITIONS):
             if wrong := _wrong_size(key, part.get(key), shapes, has_own_code="auto_map" in config):
                 raise RecipeError(
                     f"{where}: {file}: {key} {str(part[key])[:40]!r} {wrong}",
