@@ -17,7 +17,8 @@ its log-probability (`aligner.samples`): `forward_kl` weighs the forward KL to t
 averaged over such answers, in nats per answer.
 
 Objectives with a statistic over the batch get it over the micro-batch of all ranks together, so ranks change nothing and
-accumulation does: 8 x 1 and 1 x 8 are then different trainings.
+accumulation does: 8 x 1 and 1 x 8 are then different trainings. Over held-out pairs it is the one of all of them, so that their
+loss does not depend on how they fall into batches.
 
 Legend: B pairs, T tokens, K reward models. A batch holds 2B sequences: the chosen ones, then the rejected ones; with
 answers of the reference 3B, and these are the last.
@@ -26,7 +27,7 @@ answers of the reference 3B, and these are the last.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -56,6 +57,9 @@ log-probability per token for objectives without a reference; TRL's names."""
 
 NUMBERS = ("weight", "reference_chosen", "reference_rejected", "reference_sample", "reward_gaps")
 """Columns that become tensors as they are."""
+
+OF_PAIRS = ("chosen", "rejected", "reference_chosen", "reference_rejected", "chosen_lengths", "rejected_lengths")
+"""What an objective sees of pairs, beside targets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +156,7 @@ class PreferenceTrainer(WeightedTrainer):
         self.objective, self.settings, self.nll_weight = objective, settings, nll_weight
         self.warmup_steps_dpo, self.needs_reference = warmup_steps_dpo, needs_reference
         self._sums: dict[str, Tensor | None] = {"train": None, "eval": None}
+        self._held_out: list[dict[str, Tensor]] = []
         without_base_dropout(self.model)
         fuse_head(self.model)
 
@@ -159,31 +164,54 @@ class PreferenceTrainer(WeightedTrainer):
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Return this micro-batch's share of the step's loss; summed over micro-batches and ranks it is the mean."""
-        logps, lengths = answer_logps(model, inputs)
-        chosen, rejected, *samples = logps.split(len(inputs["weight"]))
-        chosen_lengths, rejected_lengths, *_ = lengths.split(len(inputs["weight"]))
-        reference_chosen, reference_rejected = self._reference(inputs)
-        pairs = PairLogps(
-            chosen,
-            rejected,
-            reference_chosen,
-            reference_rejected,
-            chosen_lengths,
-            rejected_lengths,
-            self.gather_rows(inputs["weight"]),
-        )
-        if "reward_gaps" in inputs:
-            pairs = self._aimed(pairs, inputs)
-        nll = -pairs.chosen_mean
-        losses = self._objective_now()(pairs, self.settings) + self.nll_weight * nll
-        if samples:
-            kl = inputs["reference_sample"] - samples[0]
-            losses = losses + self.forward_kl * kl
-            self._add_shares(inputs["weight"] > 0, {"forward_kl": kl})
-        assert losses.shape == chosen.shape, "an objective gives one loss per pair"
-        self._add_metrics(pairs, nll, losses, inputs["weight"])
+        losses = self._losses(self._scored(model, inputs), self.gather_rows(inputs["weight"]))
         loss = self.share_of_step(losses, inputs["weight"], num_items_in_batch)
         return (loss, None) if return_outputs else loss
+
+    def prediction_step(self, model: Any, inputs: Any, *_: Any, **__: Any) -> tuple[Tensor, None, None]:
+        """Score held-out pairs and set them aside: their losses are computed of all of them at once."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            self._held_out.append(self._scored(model, inputs))
+        return torch.zeros((), device=self.args.device), None, None
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Compute the losses of all held-out pairs of all ranks, which are then logged; pairs of no weight only fill batches."""
+        self._held_out.clear()
+        output = super().evaluation_loop(*args, **kwargs)
+        mine = {name: torch.cat([scored[name] for scored in self._held_out]) for name in self._held_out[0]}
+        everything = {name: self.accelerator.gather(values) for name, values in mine.items()}
+        counted = everything["weight"] > 0
+        with torch.no_grad():
+            self._losses({name: values[counted] for name, values in everything.items()}, None)
+        self._held_out.clear()
+        return output
+
+    def _scored(self, model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return what policy and reference say of the B pairs of a batch, beside the batch's own numbers, each (B, ...)."""
+        logps, lengths = answer_logps(model, inputs)
+        count = len(inputs["weight"])
+        names = ("chosen", "rejected", "sample")[: len(logps) // count]
+        scored = dict(zip(names, logps.split(count)))
+        scored |= {f"{name}_lengths": found for name, found in zip(names[:2], lengths.split(count))}
+        scored |= {name: inputs[name] for name in NUMBERS if name in inputs}
+        scored["reference_chosen"], scored["reference_rejected"] = self._reference(inputs)
+        return scored
+
+    def _losses(self, scored: dict[str, Tensor], gather: Callable[[Tensor], Tensor] | None) -> Tensor:
+        """Return the losses (B,) of scored pairs, and add what is logged of them."""
+        pairs = PairLogps(**{name: scored[name] for name in OF_PAIRS}, gather=gather)
+        if "reward_gaps" in scored:
+            pairs = self._aimed(pairs, scored)
+        nll = -pairs.chosen_mean
+        losses = self._objective_now()(pairs, self.settings) + self.nll_weight * nll
+        if "sample" in scored:
+            kl = scored["reference_sample"] - scored["sample"]
+            losses = losses + self.forward_kl * kl
+            self._add_shares(scored["weight"] > 0, {"forward_kl": kl})
+        assert losses.shape == pairs.chosen.shape, "an objective gives one loss per pair"
+        self._add_metrics(pairs, nll, losses, scored["weight"])
+        return losses
 
     def _aimed(self, pairs: PairLogps, inputs: dict[str, Tensor]) -> PairLogps:
         """Return the pairs with their targets, and note how far from them the implicit rewards are.

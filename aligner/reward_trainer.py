@@ -226,19 +226,40 @@ def mean_at(values: Tensor, ends: Tensor) -> Tensor:
 
 
 class OdinTrainer(PairTerms, HeadTrainer):
-    """`odin`: two outputs, quality and length, compared by their sum; quality alone is kept."""
+    """`odin`: two outputs, quality and length, compared by their sum; quality alone is kept.
+
+    What the loss says about length is a correlation over the answers of a batch. Over held-out ones it is that of all of them.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._held_out: list[tuple[Tensor, ...]] = []
 
     def terms(self, model: Any, inputs: dict[str, Tensor]) -> Terms:
         """Return the losses of B pairs, each with the batch's terms about length added."""
         outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits.float()
         quality, length = outputs.unbind(-1)
         found = self.pair_terms(quality + length, quality, inputs)
-        weights, tokens = torch.cat([inputs["weight"]] * 2), inputs["answer_lengths"]
-        gather = self.gather_rows(weights) or (lambda values: values)
-        about_length = length_term(gather(quality), gather(length), gather(tokens))
         apart = orthogonality(head_of(self.accelerator.unwrap_model(self.model))[2].weight)
-        more = self.settings.length_weight * about_length + self.settings.orthogonality_weight * apart
+        more = self.settings.orthogonality_weight * apart
+        seen, weights = (quality, length, inputs["answer_lengths"]), torch.cat([inputs["weight"]] * 2)
+        if self.model.training:
+            gather = self.gather_rows(weights) or (lambda values: values)
+            more = more + self.settings.length_weight * length_term(*map(gather, seen))
+        else:
+            self._held_out.append((*seen, weights))
         return Terms(found.losses + more, found.weights, found.metrics, found.moments)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Add the term about the length of all held-out answers, of all ranks."""
+        self._held_out.clear()
+        output = super().evaluation_loop(*args, **kwargs)
+        *seen, weights = (self.accelerator.gather(torch.cat(values)) for values in zip(*self._held_out))
+        term = self.settings.length_weight * length_term(*(values[weights > 0] for values in seen))
+        sums = self._sums["eval"]
+        sums["_loss"] = sums["_loss"] + term * sums["_weight"]
+        self._held_out.clear()
+        return output
 
     def before_result(self) -> None:
         """Keep the output of quality: the result is an ordinary model with one score."""

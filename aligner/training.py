@@ -117,6 +117,8 @@ class OrderedTrainer(Trainer):
 
     train_dataset: Any
 
+    eval_dataset: Any
+
     group_lengths: Sequence[int] | None = None
     """Lengths (N,) of the training rows, when batches are grouped by length."""
 
@@ -151,14 +153,24 @@ class OrderedTrainer(Trainer):
         raise NotImplementedError
 
     def fill_last_batch(self) -> None:
-        """Add blank rows until every rank's last batch is full.
+        """Add blank rows until every rank's last batch is full, of training rows and of held-out ones.
 
-        accelerate would fill it with rows from the start of the epoch, which would then be trained twice.
+        accelerate would fill it with rows from the start, which would then be trained, or counted, twice.
         """
+        if self.eval_dataset is not None:
+            self.eval_dataset = self.with_blanks(self.eval_dataset, self.args.eval_batch_size)
         if not self.args.dataloader_drop_last:
             num_rows = len(self.train_dataset)
             self.train_dataset = self.with_blanks(self.train_dataset, self.args.train_batch_size)
             self.num_blank_rows = len(self.train_dataset) - num_rows
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """Let every held-out row count: `dataloader_drop_last` is a matter of training."""
+        drops, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.args.dataloader_drop_last = drops
 
     def with_blanks(self, rows: Dataset, batch_size: int) -> Dataset:
         """Return the rows, and after them as many blank ones as fill every rank's last batch; none for one process."""
@@ -191,17 +203,9 @@ class WeightedTrainer(OrderedTrainer):
 
     loss_is_scaled_for_ga = True
 
-    eval_dataset: Any
-
     def blank(self, row: dict[str, Any]) -> dict[str, Any]:
         """Return the row with a weight of 0."""
         return {**row, "weight": 0.0}
-
-    def fill_last_batch(self) -> None:
-        """Fill the held-out rows too: several processes would otherwise see some of them twice."""
-        super().fill_last_batch()
-        if self.eval_dataset is not None:
-            self.eval_dataset = self.with_blanks(self.eval_dataset, self.args.eval_batch_size)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
         """Fetch the batches of one step, and the sum of their rows' weights over accumulation steps and ranks."""

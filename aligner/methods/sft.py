@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 from trl import SFTConfig, SFTTrainer
 
 from aligner.chat import IGNORED
@@ -22,11 +23,57 @@ from aligner.models import load_policy
 from aligner.training import Fitted, OrderedTrainer, exact_adapters, fit, lengths_of, training_arguments
 
 
+class TokenSums:
+    """Sums over trained tokens since the last log, on the device; nothing is synchronised before they are taken.
+
+    The loss among them is -log p(token) whatever is trained (smoothed labels, a router's loss, another weighting of tokens):
+    what `aligner eval` computes of the same rows.
+    """
+
+    NAMES = ("loss", "entropy", "mean_token_accuracy")
+
+    def __init__(self) -> None:
+        self.sums: Tensor | None = None
+
+    @torch.no_grad()
+    def add(self, outputs: Any) -> None:
+        """Add what a fused head gives of a micro-batch; its fields are 0 where no token is trained."""
+        parts = (-outputs.log_probs, outputs.entropy, outputs.is_top1, outputs.label_mask)
+        exact = torch.float32 if outputs.log_probs.device.type == "mps" else torch.float64
+        sums = torch.stack([part.detach().sum(dtype=exact) for part in parts])
+        self.sums = sums if self.sums is None else self.sums + sums
+
+    def taken(self, accelerator: Any) -> dict[str, float] | None:
+        """Return the means over the tokens of all ranks, and begin anew; None when there were none."""
+        sums, self.sums = self.sums, None
+        if sums is None:
+            return None
+        *totals, tokens = accelerator.reduce(sums, reduction="sum").tolist()
+        return {name: total / tokens for name, total in zip(self.NAMES, totals)} if tokens else None
+
+
+def num_blank_tokens(inputs: dict[str, Tensor]) -> Tensor:
+    """Return the tokens, a scalar, of the rows of a batch that train nothing and only fill it."""
+    trained = inputs["labels"] != IGNORED
+    if "attention_mask" in inputs:
+        return inputs["attention_mask"][~trained.any(dim=1)].sum()
+    rows = (inputs["position_ids"] == 0).cumsum(dim=1).flatten() - 1  # packed: one row behind the other
+    lengths, counts = rows.bincount(), rows.bincount(trained.flatten().long())
+    return lengths[counts == 0].sum()
+
+
 class SeededSFTTrainer(OrderedTrainer, SFTTrainer):
     """TRL's trainer with our order of rows, and without a card of its own in each checkpoint."""
 
     _total_train_tokens: int
     """TRL's count of tokens."""
+
+    _metrics: dict[str, dict[str, list[float]]]
+    """TRL's metrics since the last log."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._sums = {"train": TokenSums(), "eval": TokenSums()}
+        super().__init__(*args, **kwargs)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Leave the card to the run directory, which knows the data and the recipe."""
@@ -35,20 +82,35 @@ class SeededSFTTrainer(OrderedTrainer, SFTTrainer):
         """Return the row without a trained token."""
         return {**row, "labels": [IGNORED] * len(row["labels"])}
 
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """Give the held-out loss as a mean over tokens; transformers' mean over batches depends on how rows fall into them."""
-        self._held_out: list[tuple[float, float]] = []
-        output = super().evaluation_loop(*args, **kwargs)
-        parts = self.accelerator.reduce(torch.tensor(self._held_out).sum(dim=0).to(self.args.device), reduction="sum")
-        output.metrics[f"{kwargs.get('metric_key_prefix', 'eval')}_loss"] = (parts[0] / parts[1]).item()
-        return output
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return TRL's loss, and note on the side what the model said of each token."""
 
-    def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """Note the loss of each batch with its number of trained tokens."""
-        loss, logits, labels = super().prediction_step(model, inputs, *args, **kwargs)
-        tokens = float((inputs["labels"][:, 1:] != IGNORED).sum())
-        self._held_out.append((float(loss) * tokens, tokens))
-        return loss, logits, labels
+        def noted(*given: Any, **named: Any) -> Any:
+            outputs = model(*given, **named)
+            if getattr(outputs, "label_mask", None) is not None:
+                self._sums[self._split].add(outputs)
+            return outputs
+
+        loss = super().compute_loss(noted, inputs, *args, **kwargs)
+        if self.num_blank_rows and self.model.training:
+            blank = self.accelerator.gather(num_blank_tokens(inputs)).sum()
+            self._total_train_tokens -= int(blank)
+            self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+        return loss
+
+    @property
+    def _split(self) -> str:
+        return "train" if self.model.training else "eval"
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Give TRL's metrics as means over tokens; its means over micro-batches depend on how rows fall into them."""
+        found = self._sums[self._split].taken(self.accelerator)
+        if found is not None:
+            for name in ("entropy", "mean_token_accuracy"):
+                self._metrics[self._split][name] = [found[name]]
+            if self._split == "eval":
+                logs["eval_loss"] = found["loss"]
+        super().log(logs, start_time)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """Let the count of tokens go on where the checkpoint left it; TRL starts again from 0."""

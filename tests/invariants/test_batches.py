@@ -13,7 +13,10 @@ from fakes import byte_tokenizer, small_recipe, tiny_llama, write_jsonl
 from safetensors.torch import load_file
 
 from aligner.chat import IGNORED
+from aligner.data.rows import ConversationRow
+from aligner.evaluation.likelihood import evaluate_rows
 from aligner.methods import run_recipe
+from aligner.methods.sft import num_blank_tokens
 from aligner.preference import PairCollator, answer_logps, fuse_head
 from aligner.record import read_metrics
 
@@ -263,3 +266,111 @@ def test_an_epoch_holds_every_row_once_grouped_or_not(small_world, tmp_path, mon
     rows = sorted(tuple(ids) for ids in load_from_disk(str(run / "prepared" / "train"))["input_ids"])
     assert sorted(seen[:48]) == sorted(seen[48:]) == rows
     assert seen[:48] != seen[48:]
+
+
+# --- held-out numbers and logs -------------------------------------------------------------------------------------
+
+CLOCKS = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second", "time_s", "split")
+
+
+class Stopped(Exception):
+    """Raised in the place of training."""
+
+
+def trainer_for(monkeypatch: pytest.MonkeyPatch, world: Path, folder: Path, method: str, *overrides: str) -> Any:
+    """The trainer of a recipe with 11 held-out rows, as it is when training would begin."""
+    made: list[Any] = []
+
+    def stop(trainer: Any, *_: Any, **__: Any) -> None:
+        trainer.fill_last_batch()
+        made.append(trainer)
+        raise Stopped
+
+    rows = {"sft": "sft.jsonl", "sapo": "sft.jsonl"}.get(method, "pairs.jsonl")
+    lines = (world / rows).read_text().splitlines()[:11]
+    data = f"data.eval={write_jsonl(folder.with_suffix('.jsonl'), map(json.loads, lines))}"
+    monkeypatch.setattr(f"aligner.methods.{method}.fit", stop)
+    with pytest.raises(Stopped):
+        run_recipe(small_recipe(method, world, folder, data, *overrides))
+    return made[0]
+
+
+def evaluated(trainer: Any, batch_size: int) -> dict[str, float]:
+    trainer.args.per_device_eval_batch_size = batch_size
+    return {name: value for name, value in trainer.evaluate().items() if name not in CLOCKS}
+
+
+EVALUATED = {
+    "sft": ("sft",),
+    "sft packed": ("sft", "sft.packing=true"),
+    "dpo": ("dpo", "model.lora={r: 4}"),
+    "kto_pair": ("dpo", "dpo.loss=kto_pair", "dpo.forward_kl=0.1", "dpo.forward_kl_tokens=4"),
+    "aqfl": ("dpo", "dpo.loss=aqfl"),
+    "the member that is followed": (
+        "dpo",
+        "dpo.loss=reward_distill",
+        "dpo.reward_models=['verifier:regex=^a', 'verifier:regex=zzz']",
+        "dpo.reward_combine=min",
+        "dpo.forward_kl=0.0",
+    ),
+    "sapo": ("sapo", "sapo.window=3"),
+    "bradley_terry": ("reward",),
+    "odin": ("reward", "reward.kind=odin"),
+    "pairwise": ("reward", "reward.kind=pairwise", "data.max_length=256"),
+}
+
+
+@pytest.mark.parametrize("kind", EVALUATED)
+def test_held_out_numbers_do_not_depend_on_the_batch_that_they_are_computed_in(
+    small_world, tmp_path, monkeypatch, kind
+):
+    """Neither losses nor accuracies, entropies and correlations, whatever an objective reads of its batch."""
+    trainer = trainer_for(monkeypatch, small_world, tmp_path / "run", *EVALUATED[kind])
+    disturb(trainer.model)
+    one, eight = evaluated(trainer, 1), evaluated(trainer, 8)
+    assert len(one) >= 5
+    assert one == pytest.approx(eight, abs=5e-6, rel=5e-6)
+
+
+def disturb(model: torch.nn.Module) -> None:
+    """Move the policy away from its reference, so that margins are none."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.requires_grad:
+                weight.add_(0.02 * torch.randn(weight.shape, generator=generator))
+
+
+@pytest.mark.parametrize("overrides", [(), ("trainer.label_smoothing_factor=0.3",), ("sft.packing=true",)])
+def test_the_held_out_loss_of_a_run_is_that_of_aligner_eval(small_world, tmp_path, monkeypatch, overrides):
+    drops = "trainer.dataloader_drop_last=true"
+    trainer = trainer_for(monkeypatch, small_world, tmp_path / "run", "sft", drops, *overrides)
+    told = evaluated(trainer, 8)
+    lines = (tmp_path / "run.jsonl").read_text().splitlines()
+    rows = [ConversationRow(json.loads(line)["messages"], origin="row") for line in lines]
+    measured = evaluate_rows(trainer.model, trainer.processing_class, rows, batch_size=3)
+    assert told["eval_loss"] == pytest.approx(measured["loss"], abs=1e-6)
+    assert told["eval_mean_token_accuracy"] == pytest.approx(measured["token_accuracy"], abs=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["sft", *(pytest.param(one, marks=pytest.mark.slow) for one in ("dpo", "odin"))])
+def test_logs_of_training_do_not_depend_on_how_a_step_is_cut(small_world, tmp_path, kind):
+    """But for the correlations that `odin` trains, which are of a micro-batch."""
+    method, *overrides = EVALUATED[kind]
+    logs = []
+    for name, cut in {"whole": (6, 1), "parts": (1, 6)}.items():
+        extra = ("reward.length_weight=0",) if kind == "odin" else ()
+        run_recipe(
+            small_recipe(method, small_world, tmp_path / name, *overrides, *batch(*cut), *extra, trainer__max_steps=2)
+        )
+        logs.append([{k: v for k, v in line.items() if k not in CLOCKS} for line in read_metrics(tmp_path / name)])
+    for one, other in zip(*logs, strict=True):
+        assert one == pytest.approx(other, abs=2e-5, rel=2e-5)
+
+
+def test_rows_that_only_fill_a_batch_are_not_counted_as_tokens():
+    mask, labels = torch.tensor([[1, 1, 1], [1, 1, 0]]), torch.tensor([[IGNORED, 5, 6], [IGNORED, IGNORED, IGNORED]])
+    assert num_blank_tokens({"attention_mask": mask, "labels": labels}) == 2
+    places = torch.tensor([[0, 1, 2, 0, 1, 0]])
+    packed = torch.tensor([[IGNORED, IGNORED, IGNORED, IGNORED, 7, IGNORED]])
+    assert num_blank_tokens({"position_ids": places, "labels": packed}) == 4

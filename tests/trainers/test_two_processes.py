@@ -98,13 +98,31 @@ def test_two_processes_equal_one_where_the_last_batch_is_short(folder, method: s
     assert_same(folder, f"short-{method}-one", f"short-{method}-two")
 
 
+@pytest.mark.parametrize("packing", ["false", "true"])
+def test_two_processes_count_each_held_out_row_and_token_once(folder, packing: str) -> None:
+    """Seven rows fill no batch; losses, accuracies, entropies and numbers of tokens are those of one process."""
+    arguments = (
+        "data.train=[{path: talks.jsonl, max_rows: 13}]",
+        "data.eval=[{path: talks.jsonl, max_rows: 7}]",
+        f"sft.packing={packing}",
+        "trainer.learning_rate=0.001",
+        "trainer.eval_steps=1",
+    )
+    train(folder, "sft", f"seven-{packing}-one", *arguments, "trainer.per_device_eval_batch_size=8")
+    train(folder, "sft", f"seven-{packing}-two", *arguments, *HALVED, "trainer.per_device_eval_batch_size=2")
+    one, two = (read_metrics(folder / f"seven-{packing}-{name}") for name in ("one", "two"))
+    for name in ("loss", "entropy", "mean_token_accuracy", "num_tokens", "split"):
+        found, expected = ([line[name] for line in log] for log in (two, one))
+        assert found == (expected if name in ("num_tokens", "split") else pytest.approx(expected, abs=1e-5)), name
+
+
 @pytest.mark.parametrize("loss", ["dbaql", "aqfl"])
 def test_a_batch_statistic_is_over_the_pairs_of_both_processes(folder, loss: str) -> None:
     """And each held-out pair counts once, also where they fill no batch."""
     rows = ("data.train=[{path: pairs.jsonl, max_rows: 13}]", "data.eval=[{path: pairs.jsonl, max_rows: 5}]")
     arguments = (*rows, f"dpo.loss={loss}", "trainer.learning_rate=0.001", "trainer.eval_steps=1")
     train(folder, "dpo", f"{loss}-one", *arguments, "trainer.per_device_eval_batch_size=8")
-    train(folder, "dpo", f"{loss}-two", *arguments, *HALVED, "trainer.per_device_eval_batch_size=4")
+    train(folder, "dpo", f"{loss}-two", *arguments, *HALVED, "trainer.per_device_eval_batch_size=1")
     assert_same(folder, f"{loss}-one", f"{loss}-two")
     one, two = (read_metrics(folder / f"{loss}-{name}") for name in ("one", "two"))
     for name in ("loss", "rewards/margins", "rewards/accuracies"):
@@ -124,10 +142,10 @@ def test_two_processes_train_the_same_reward_model_as_one(folder, kind: str) -> 
         "trainer.eval_steps=1",
     )
     train(folder, "reward", f"{kind}-one", *arguments, "trainer.per_device_eval_batch_size=8")
-    train(folder, "reward", f"{kind}-two", *arguments, *HALVED, "trainer.per_device_eval_batch_size=4")
+    train(folder, "reward", f"{kind}-two", *arguments, *HALVED, "trainer.per_device_eval_batch_size=1")
     assert_same(folder, f"{kind}-one", f"{kind}-two")
     one, two = (read_metrics(folder / f"{kind}-{number}") for number in ("one", "two"))
-    for key in ("accuracy", "margin"):
+    for key in ("loss", "accuracy", "margin"):
         assert [line[key] for line in two] == pytest.approx([line[key] for line in one], abs=1e-4), key
 
 
