@@ -18,6 +18,7 @@ import random
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -29,7 +30,7 @@ from aligner.data import Loaded
 from aligner.data.ledger import SplitLedger
 from aligner.data.rows import ConversationRow, PreferenceRow, Row, TextRow, question_of
 from aligner.errors import DataError, Problem
-from aligner.events import OnEvent, StageProgress
+from aligner.events import Notice, OnEvent, StageProgress, tell
 from aligner.record import dumps, write_atomically
 from aligner.reward_rows import reward_encoder
 from aligner.unread import as_text_answer, unread_beside_text, unread_of
@@ -37,6 +38,8 @@ from aligner.unread import as_text_answer, unread_beside_text, unread_of
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
+
+    from aligner.row_sharing import Finding
 
 PROGRESS_EVERY = 500
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
@@ -93,6 +96,8 @@ def prepare(
     With `passes`, the training rows are those that they make for each epoch.
     Raises: DataError listing the rows that cannot be used: too long, or with nothing to train.
     """
+    if isinstance(recipe, SftRecipe) and recipe.sft.packing is True:
+        _refuse_to_pack(_test_packing(recipe), on_event)
     encode = _encoder(recipe, tokenizer)
     unread = unread_by(recipe, tokenizer)
     ledger = loaded.ledger
@@ -140,7 +145,8 @@ def _training_parts(
             books.made = (books.made or 0) + len(rows)
         part = _tokenise(rows, encode, unread, recipe.data, books, name, on_event)
         lengths += part["length"]
-        batching = batching or choose_batching(recipe, [int(n) for n in part["length"]])
+        if batching is None:
+            batching = choose_batching(recipe, [int(n) for n in part["length"]], partial(_test_packing, recipe))
         parts.append(_pack(part, recipe.data.max_length, recipe.seed + len(parts)) if batching.packing else part)
     if passes is not None:
         books.made_of = passes.told()
@@ -424,8 +430,13 @@ def quantiles(values: Sequence[int]) -> list[int]:
 # --- batches -------------------------------------------------------------------------------------------------------
 
 
-def choose_batching(recipe: TrainRecipe, lengths: Sequence[int]) -> Batching:
-    """Decide how rows become batches, from their lengths (N,), and say why."""
+def choose_batching(
+    recipe: TrainRecipe, lengths: Sequence[int], test_packing: Callable[[], Finding] | None = None
+) -> Batching:
+    """Decide how rows become batches, from their lengths (N,), and say why.
+
+    `test_packing` is asked only where rows would be packed: whether the model would keep them apart.
+    """
     asked = recipe.trainer.get("train_sampling_strategy")
     if isinstance(recipe, SftRecipe) and recipe.sft.packing is True:
         return Batching(True, False, "packed, as sft.packing asks")
@@ -437,13 +448,31 @@ def choose_batching(recipe: TrainRecipe, lengths: Sequence[int]) -> Batching:
         return Batching(False, False, f"random batches: only {share:.0%} of one is padding")
     if isinstance(recipe, SftRecipe) and recipe.sft.packing == "auto":
         steps = sum(lengths) // (recipe.data.max_length * rows_per_step(recipe))
-        if steps >= STEPS_WORTH_PACKING:
-            return Batching(
-                True, False, f"packed: {share:.0%} of a random batch is padding, and packing leaves {steps:,} steps"
-            )
         why = f"packing would leave only {steps:,} steps an epoch"
+        if steps >= STEPS_WORTH_PACKING:
+            finding = test_packing() if test_packing else None
+            if finding is None or finding.apart:
+                why = f"packing leaves {steps:,} steps"
+                return Batching(True, False, f"packed: {share:.0%} of a random batch is padding, and {why}")
+            why = finding.why
         return Batching(False, True, f"grouped by length: {share:.0%} of a random batch is padding, and {why}")
     return Batching(False, True, f"grouped by length: {share:.0%} of a random batch is padding")
+
+
+def _test_packing(recipe: TrainRecipe) -> Finding:
+    from aligner.row_sharing import foretell_packing
+
+    return foretell_packing(recipe.model)
+
+
+def _refuse_to_pack(finding: Finding, on_event: OnEvent | None) -> None:
+    """Refuse `sft.packing: true` for a model that does not keep rows apart; where that cannot be told yet, say so."""
+    from aligner.row_sharing import cannot_pack
+
+    if finding.apart is False:
+        raise cannot_pack(finding)
+    if finding.apart is None:
+        tell(on_event, Notice(f"sft.packing: {finding.why}; the model itself is tested once it is loaded"))
 
 
 def padding_share(lengths: Sequence[int], batch: int, seed: int, *, grouped: bool = False) -> float:

@@ -5,7 +5,8 @@ packed sequences, and its metrics (`mean_token_accuracy`, `entropy`, `num_tokens
 here, so nothing is cut at 1,024 tokens or dropped in packing, and rows come in an order that a resumed run repeats.
 
 Packed rows do not see each other: each starts at position 0 and no attention mask is passed, which is how attention
-implementations of transformers tell them apart.
+implementations of transformers tell them apart. Not every model does; `aligner.row_sharing` asks, here once more of the
+one that is trained.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from trl import SFTConfig, SFTTrainer
 
 from aligner.chat import IGNORED
 from aligner.config.schema import SftRecipe
-from aligner.methods.job import Job
+from aligner.launch import world
+from aligner.methods.job import SHARDED, Job
 from aligner.models import load_policy
+from aligner.row_sharing import cannot_pack, rows_apart
 from aligner.training import Fitted, OrderedTrainer, exact_adapters, fit, lengths_of, training_arguments
 
 
@@ -125,7 +128,6 @@ def train(job: Job) -> Fitted:
     assert isinstance(recipe, SftRecipe)
     batching = job.prepared.batching
     model = load_policy(recipe.model, job.tokenizer, trainable=True)
-    job.answer_before(model)
     ours = {} if batching.passes is None else {"num_train_epochs": 1, "max_steps": batching.steps or -1}
     arguments = training_arguments(
         recipe,
@@ -137,6 +139,9 @@ def train(job: Job) -> Fitted:
         dataset_kwargs={"skip_prepare_dataset": True},
         **ours,
     )
+    if batching.packing:
+        _refuse_rows_that_meet(model, arguments, job)
+    job.answer_before(model)
     with exact_adapters(model):
         trainer = SeededSFTTrainer(
             model=model,
@@ -150,3 +155,15 @@ def train(job: Job) -> Fitted:
     fitted = fit(trainer, recipe, job.run, job.on_event)
     job.answer_after(trainer)
     return fitted
+
+
+def _refuse_rows_that_meet(model: Any, arguments: SFTConfig, job: Job) -> None:
+    """Read packed rows with the model that is trained, in its data type, before the first step; a shard alone reads none."""
+    if job.recipe.launch.strategy in SHARDED and world()[1] > 1:
+        return
+    if job.recipe.model.quantization == "none":
+        model.to(arguments.device)  # where the trainer would put it
+    half = torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else None
+    finding = rows_apart(model, around=torch.autocast(arguments.device.type, half) if half else None)
+    if finding.apart is False:
+        raise cannot_pack(finding)

@@ -43,6 +43,8 @@ LEVELS = (
         "generation",
         "objectives",
         "prepare",
+        "row_sharing",
+        "twin",
         "sampling_order",
         "comparison",
         "heads",

@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 
 import pytest
-from fakes import byte_tokenizer, small_recipe, write_jsonl
+from fakes import byte_tokenizer, save_model, small_recipe, write_jsonl
 
 from aligner.data import load_rows
 from aligner.errors import DataError
@@ -235,6 +235,7 @@ def test_a_sampling_strategy_is_followed(tmp_path, asked, grouped):
 def test_packed_sequences_hold_every_token_of_every_row_once(tokenizer, tmp_path):
     rows = [talk("q", "".join(random.Random(i).choices("abc", k=i % 30 + 1))) for i in range(60)]
     (tmp_path / "one").mkdir()
+    save_model(tmp_path / "model")
     alone, _ = prepared_from(rows, tokenizer, tmp_path / "one", sft__packing=False)
     packed, ledger = prepared_from(rows, tokenizer, tmp_path, sft__packing=True)
     pieces = []
