@@ -134,22 +134,6 @@ def _configured_stops(model: Model) -> list[int]:
     return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
 
 
-def load_model_config(model: Model) -> PreTrainedConfig:
-    """Load the config of a recipe's model, or of the base of its adapter.
-
-    Raises: RecipeError when it cannot be read.
-    """
-    from transformers import AutoConfig
-
-    name, revision = base_of(model)
-    try:
-        return AutoConfig.from_pretrained(
-            local_name(name), revision=revision, trust_remote_code=model.trust_remote_code
-        )
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise _cannot_load(name, "config", error) from error
-
-
 def load_policy(model: Model, tokenizer: PreTrainedTokenizerBase, *, trainable: bool) -> PreTrainedModel:
     """Load the model of a recipe: to be trained, or (with `trainable=False`) merged, in eval mode, on the best device.
 

@@ -160,9 +160,9 @@ def random_twin(model: Model) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from aligner.models import best_device, load_model_config, resolve_dtype
+    from aligner.models import best_device, read_config, resolve_dtype
 
-    config = load_model_config(model)
+    config = read_config(model)
     options: dict[str, Any] = {"trust_remote_code": model.trust_remote_code, "dtype": torch.float32}
     if model.attn_implementation:
         options["attn_implementation"] = model.attn_implementation
