@@ -59,6 +59,7 @@ def examine() -> list[Check]:
         check_gpus,
         check_quantized,
         check_processes,
+        check_verifiers,
         check_hub,
         check_disk,
         check_optional,
@@ -172,6 +173,35 @@ def check_processes() -> Iterator[Check]:
         has_nccl = distributed.is_nccl_available()
         detail = "several GPUs can train together" if has_nccl else "this build of torch has no NCCL"
         yield Check("nccl", "ok" if has_nccl else "note", detail)
+
+
+WALLS = {
+    "network": "reach the network",
+    "descendants": "leave processes behind",
+    "writing": "change files",
+    "reading": "read files",
+    "sockets": "reach Unix sockets",
+}
+"""Wall around a verifier's program (`Worker.isolation`) -> what the program could do without it."""
+
+
+def check_verifiers() -> Iterator[Check]:
+    """Start what judges the programs of answers, and see which walls this machine can put around it."""
+    from aligner.isolation import Limits, StartError, Worker
+
+    try:
+        with Worker("operator:itemgetter", 0, Limits(memory_bytes=2**28), site=False) as worker:
+            worker.call(["started"], timeout_s=60.0)
+            walls = worker.isolation
+    except StartError as error:
+        yield Check("verifiers", "problem", str(error), "see whether the machine is short of memory or processes")
+        return
+    absent = [f"{words} ({walls[wall]})" for wall, words in WALLS.items() if walls[wall] != "yes"]
+    if not absent:
+        yield Check("verifiers", "ok", "programs of answers are shut in: network, files, sockets, processes")
+        return
+    cure = "judge answers that you do not trust in a container, or as a user of their own"
+    yield Check("verifiers", "note", f"here programs of answers can {', '.join(absent)}", cure)
 
 
 def check_hub() -> Iterator[Check]:

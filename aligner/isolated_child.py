@@ -20,6 +20,7 @@ import ctypes
 import errno
 import glob
 import importlib
+import importlib.machinery
 import importlib.util
 import json
 import math
@@ -27,6 +28,7 @@ import os
 import resource
 import select
 import signal
+import struct
 import sys
 import time
 from collections.abc import Callable
@@ -42,10 +44,21 @@ END_REST_S = 5.0
 
 _CLONE_NEWIPC, _CLONE_NEWUSER, _CLONE_NEWPID, _CLONE_NEWNET = 0x08000000, 0x10000000, 0x20000000, 0x40000000
 _PR_SET_PDEATHSIG, _PR_SET_KEEPCAPS, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 8, 36, 38
+_PR_SET_SECCOMP = 22
 _CAP_CHOWN, _CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH, _CAP_FOWNER = 0, 1, 2, 3
 _NOBODY = 65534
 _SYS_LANDLOCK = 444  # create_ruleset; add_rule and restrict_self follow; the same on all machines
 _LANDLOCK_WRITING = (0x1FF2, 0x3FF2, 0x7FF2)  # for versions 1, 2, 3 and later: all that changes a file or a folder
+_LANDLOCK_READING = 0xC  # read a file, list a folder
+_LANDLOCK_OF_FILES = 0x4007  # of all rights those that a rule for a single file may name
+_READABLE = (
+    *("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin", "/proc", "/sys/devices/system"),
+    *("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom", "/etc/ld.so.cache", "/etc/localtime"),
+    *("/etc/timezone", "/etc/os-release", "/etc/passwd", "/etc/group", "/etc/nsswitch.conf", "/etc/mime.types"),
+)
+"""What programs read anywhere: the system's libraries, clocks, names of users. No secrets lie there."""
+_SYSTEM_CALLS = {"x86_64": (0xC000003E, 41, 425), "aarch64": (0xC00000B7, 198, 425)}
+"""Machine -> its number for audits, and those of `socket` and `io_uring_setup`."""
 _STARTS_PROCESSES = {"os.fork", "os.forkpty", "os.posix_spawn", "os.system", "subprocess.Popen"}
 
 _started_processes = False
@@ -374,7 +387,8 @@ def _shut_in(request: dict[str, Any], walls: dict[str, str]) -> dict[str, str]:
         found["processes"] = "the superuser's are not limited"
     is_reachable = walls["network"] not in ("yes", "not asked for")
     said = _landlock(None if limits["user_files"] else request["folder"], network=is_reachable)
-    found["writing"] = "not asked for" if limits["user_files"] else said
+    found["writing"] = found["reading"] = "not asked for" if limits["user_files"] else said
+    found["sockets"] = "not asked for" if limits["user_files"] else _no_unix_sockets()
     if is_reachable and said == "yes" and _landlock_version() >= 4:
         found["network"] = f"TCP is closed, other ways are not: {walls['network']}"
     return found
@@ -515,7 +529,8 @@ def _landlock_version() -> int:
 
 
 def _landlock(folder: str | None, network: bool) -> str:
-    """Change no file outside the folder, open no TCP connection, signal no process outside: from here on, for good.
+    """Change no file outside the folder, read none but the folder's and what Python and the system need, open no TCP
+    connection, signal no process outside: from here on, for good.
 
     An ordinary user can have this too, and in a container that has no namespaces; it needs Linux 5.13, for all of it 6.12.
     """
@@ -523,7 +538,8 @@ def _landlock(folder: str | None, network: bool) -> str:
     if not version:
         return "this system has no Landlock"
     writing = _LANDLOCK_WRITING[min(version, 3) - 1] if folder is not None else 0
-    words = [writing, 3 if network else 0, 3][: 1 if version < 4 else 2 if version < 6 else 3]
+    reading = _LANDLOCK_READING if folder is not None else 0
+    words = [writing | reading, 3 if network else 0, 3][: 1 if version < 4 else 2 if version < 6 else 3]
     if not any(words):
         return "not asked for"
     attribute = (ctypes.c_uint64 * len(words))(*words)
@@ -532,12 +548,70 @@ def _landlock(folder: str | None, network: bool) -> str:
     if rules < 0:
         return os.strerror(ctypes.get_errno())
     try:
-        for place, rights in ((folder, writing), (os.devnull, writing & 0x4002)) if folder else ():
-            _landlock_allow(library, rules, str(place), rights)
+        for place, rights in _allowed(folder, writing, reading) if folder else ():
+            _landlock_allow(library, rules, place, rights if os.path.isdir(place) else rights & _LANDLOCK_OF_FILES)
         said = "yes" if library.syscall(_SYS_LANDLOCK + 2, rules, 0) == 0 else os.strerror(ctypes.get_errno())
     finally:
         os.close(rules)
     return said
+
+
+def _allowed(folder: str, writing: int, reading: int) -> list[tuple[str, int]]:
+    """Places that are there, and the rights over what lies beneath them."""
+    readable = {*_READABLE, *_python_folders(), *os.environ.get("LD_LIBRARY_PATH", "").split(":")}
+    found = [(place, reading) for place in sorted(readable) if place and os.path.exists(place)]
+    return [*found, (folder, writing | reading), (os.devnull, writing & 0x4002)]
+
+
+def _python_folders() -> set[str]:
+    """Where Python, installed packages, and what is loaded already lie; of the rest of its path nothing is needed.
+
+    The path of the process that started this one may hold its working directory: a project, with its keys and data.
+    """
+    found = {sys.prefix, sys.base_prefix, sys.exec_prefix, os.path.dirname(os.__file__)}
+    found.update(entry for entry in sys.path if _holds_packages(entry))
+    for module in list(sys.modules.values()):
+        spec = vars(module).get("__spec__")  # by the dictionary: some modules answer to every name
+        if isinstance(spec, importlib.machinery.ModuleSpec):
+            inside = tuple(found)
+            places = [*(spec.submodule_search_locations or ()), *([spec.origin] if spec.has_location else [])]
+            found.update(place for place in places if place and not place.startswith(inside))
+    return {os.path.realpath(place) for place in found}
+
+
+def _holds_packages(folder: str) -> bool:
+    installed = os.path.basename(folder) in ("site-packages", "dist-packages")
+    return installed or bool(folder and glob.glob(os.path.join(glob.escape(folder), "*.dist-info")))
+
+
+def _no_unix_sockets() -> str:
+    """Open no socket that is reached by a path (a database's, Docker's): a network of one's own does not close those.
+
+    seccomp(2) with a filter over the system calls; pairs of sockets inside this process stay allowed.
+    """
+    machine = os.uname().machine
+    if not sys.platform.startswith("linux") or machine not in _SYSTEM_CALLS:
+        return f"not on {sys.platform} {machine}"
+    audit, open_socket, open_ring = _SYSTEM_CALLS[machine]
+    load, equal, at_least, give = 0x20, 0x15, 0x35, 0x06
+    allow, refuse = 0x7FFF0000, 0x00050000 | errno.EACCES
+    steps = (
+        (load, 0, 0, 4),  # 0: the machine that the call is made for
+        (equal, 0, 8, audit),  # another one: 10
+        (load, 0, 0, 0),  # 2: the number of the call
+        (at_least, 6, 0, 0x40000000),  # a second table of calls, on x86_64: 10
+        (equal, 2, 0, open_socket),  # 7
+        (equal, 4, 0, open_ring),  # through a ring a socket could be had as well: 10
+        (give, 0, 0, allow),
+        (load, 0, 0, 16),  # 7: the family of the socket
+        (equal, 1, 0, 1),  # AF_UNIX: 10
+        (give, 0, 0, allow),
+        (give, 0, 0, refuse),  # 10
+    )
+    packed = b"".join(struct.pack("HBBI", *step) for step in steps)
+    code = ctypes.create_string_buffer(packed, len(packed))
+    program = struct.pack("HxxxxxxP", len(steps), ctypes.addressof(code))
+    return _call_kernel("prctl", _PR_SET_SECCOMP, 2, ctypes.c_char_p(program), 0, 0)
 
 
 def _landlock_allow(library: ctypes.CDLL, rules: int, place: str, rights: int) -> None:

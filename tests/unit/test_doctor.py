@@ -50,6 +50,17 @@ def test_a_gpu_that_torch_cannot_use_is_a_problem(monkeypatch) -> None:
     assert "2 NVIDIA GPU(s)" in found.detail
 
 
+def test_walls_that_this_machine_cannot_build_around_programs_are_named(monkeypatch) -> None:
+    from aligner import isolation
+
+    walls = {**dict.fromkeys(doctor.WALLS, "yes"), "reading": "this system has no Landlock"}
+    monkeypatch.setattr(isolation.Worker, "call", lambda self, *_, **__: setattr(self, "isolation", walls))
+    (found,) = doctor.check_verifiers()
+    assert found.status == "note"
+    assert found.detail == "here programs of answers can read files (this system has no Landlock)"
+    assert "container" in found.cure
+
+
 def test_a_broken_bitsandbytes_is_reported_and_not_raised(monkeypatch) -> None:
     import bitsandbytes
 

@@ -267,6 +267,7 @@ def test_a_proposal_is_checked_in_isolation() -> None:
     assert answer["result"]["name"] == "proposed"
     assert answer["result"]["facts"]["slope_at_zero"] == pytest.approx(-0.5)
     walls = {"network", "descendants", "user", "memory", "cpu", "files", "core", "processes", "writing", "disk"}
+    walls |= {"reading", "sockets"}
     assert set(answer["isolation"]) == walls
 
 

@@ -637,6 +637,43 @@ def test_a_program_cannot_reach_the_files_the_environment_or_the_network(
         assert target.read_text() == "here"
 
 
+def test_a_program_reads_no_file_and_reaches_no_socket_of_the_users(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import socket
+
+    secret = tmp_path / "secret.txt"
+    secret.write_text("key")
+    tmp_path.chmod(0o755)
+    monkeypatch.chdir(tmp_path)  # where the command runs is on Python's path, and must not be readable for that
+    monkeypatch.syspath_prepend(str(tmp_path))
+    path = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(os.path.relpath(path, tmp_path))
+        server.listen()
+        path.chmod(0o777)
+        program = (
+            "import os, socket\n"
+            "open('own.txt', 'w').write('mine')\n"
+            "def tries(what):\n"
+            "    try:\n        return what()\n    except OSError:\n        return 'refused'\n"
+            f"read = tries(lambda: open({str(secret)!r}).read())\n"
+            f"listed = tries(lambda: os.listdir({str(tmp_path)!r}))\n"
+            f"reached = tries(lambda: socket.socket(socket.AF_UNIX).connect({str(path)!r}))\n"
+        )
+        needed = "import json, ctypes, sqlite3, concurrent.futures, numpy\nassert open('own.txt').read() == 'mine'\n"
+        needed += "assert len(socket.socketpair()) == 2\n"
+        scorer = load_scorer("verifier:tests")
+        scores = scorer.score(["p"], [program], [needed])
+        assert (scores, scores.remarks) == ([1.0], {})
+        walls = scorer.isolation  # type: ignore[attr-defined]
+        names = (["read", "listed"] if walls["reading"] == "yes" else []) + (
+            ["reached"] if walls["sockets"] == "yes" else []
+        )
+        for name in names:
+            assert scorer.score(["p"], [program], [f"assert {name} == 'refused', {name}"]) == [1.0], name
+
+
 def test_the_same_program_gives_the_same_score_each_time() -> None:
     program = "import random\nvalue = (random.random(), list({'a', 'b', 'c', 'd', 'e'}), hash('x'))"
     tests = "import os\nwith open(os.path.join(os.path.dirname(os.__file__), 'os.py')) as f: pass\nassert value[0] < 2"
