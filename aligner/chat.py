@@ -182,25 +182,20 @@ def stop_token_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | 
     """Return every id that ends an answer: the tokenizer's, the one its template ends a turn with, the model's."""
     ids = [tokenizer.eos_token_id, facts_of(tokenizer).stop if has_template(tokenizer) else None]
     generation_config = getattr(model, "generation_config", None)
-    ids += _as_list(getattr(generation_config, "eos_token_id", None))
+    ids += as_ids(getattr(generation_config, "eos_token_id", None))
     return list(dict.fromkeys(i for i in ids if i is not None))
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | None = None) -> list[str]:
     """Check what would spoil every row, before any is encoded; return remarks worth showing.
 
-    Raises: RecipeError when there is no stop token, a turn of the template ends with none, or padding is a stop token.
+    Raises: RecipeError when there is no stop token, or a turn of the template ends with none.
     """
     if has_template(tokenizer):
         _refuse_unfit(facts_of(tokenizer))
     stops = stop_token_ids(tokenizer, model)
     if not stops:
         raise RecipeError("the tokenizer has no end-of-sequence token", "name one with model.eos_token")
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id in stops:
-        raise RecipeError(
-            f"the padding token {tokenizer.pad_token!r} is missing or also ends an answer",
-            "name another with model.pad_token",
-        )
     return list(_remarks(tokenizer))
 
 
@@ -418,5 +413,6 @@ def _as_text(value: str | Messages) -> str:
     )
 
 
-def _as_list(value: int | list[int] | None) -> list[int]:
+def as_ids(value: int | list[int] | None) -> list[int]:
+    """Return the ids that a configuration names in one of its ways."""
     return [] if value is None else [value] if isinstance(value, int) else list(value)

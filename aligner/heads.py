@@ -1,8 +1,8 @@
 """The head of a reward model: a linear map from the hidden state after a token to one number or several.
 
-Models are Hugging Face's for sequence classification, so that they load anywhere and public ones load here. Such a model
-reads the head at the last token that is no padding; `give_values` makes it hand out the numbers of every token instead,
-for segments. The head computes in float32 whatever the rest does: in bfloat16, scores between 8 and 16 come in steps of
+Models are Hugging Face's for sequence classification, so that they load anywhere and public ones load here. `pool_by_mask`
+makes such a model read the head at the last token that is no padding; `give_values` makes it hand out the numbers of every
+token instead, for segments. The head computes in float32 whatever the rest does: in bfloat16, scores between 8 and 16 come in steps of
 1/16.
 
 Legend: B sequences, T tokens, K outputs, D hidden size.
@@ -10,6 +10,7 @@ Legend: B sequences, T tokens, K outputs, D hidden size.
 
 from __future__ import annotations
 
+import functools
 import types
 from collections.abc import Sequence
 from pathlib import Path
@@ -110,6 +111,39 @@ def join_outputs(model: Any, weights: Sequence[float]) -> None:
     base = base_under_adapter(model)
     base.config.num_labels = 1
     base.num_labels = 1
+
+
+def pool_by_mask(model: Any) -> None:
+    """Let a sequence classification model read its head at each sequence's last token that the mask shows, whatever its id.
+
+    transformers looks for the last token that is not the padding id, which misses an end that is padded with itself. Models
+    that read their head otherwise (at the first token, say) stay as they are.
+    """
+    base = model.get_base_model() if hasattr(model, "peft_config") else model
+    if not has_head(model):
+        return
+    forward = base.forward
+
+    @functools.wraps(forward)
+    def pooled(*args: Any, **kwargs: Any) -> Any:
+        mask = kwargs.get("attention_mask")
+        if mask is None:
+            return forward(*args, **kwargs)
+        hook = head_of(model)[2].register_forward_hook(lambda _head, _inputs, values: _at_last(values, mask))
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            hook.remove()
+
+    base.forward = pooled
+
+
+def _at_last(values: Tensor, mask: Tensor) -> Tensor:
+    """(B, T, K) -> the same, with the numbers of each row's last token of the mask (B, T) at all of its places."""
+    if values.dim() != 3 or values.shape[:2] != mask.shape:
+        return values
+    last = (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(1)
+    return values[torch.arange(len(last), device=values.device), last.to(values.device), None].expand_as(values)
 
 
 def give_values(model: Any) -> None:

@@ -19,7 +19,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aligner.chat import stop_token_ids
+from aligner.adapters import save_what_is_trained, untie_adapted
 from aligner.config.schema import Lora, Model
 from aligner.errors import RecipeError
 from aligner.folder_kinds import CONFIG_FILE
@@ -33,13 +33,12 @@ from aligner.model_files import (
     read_chat_template,
     saved_outputs,
 )
+from aligner.special_tokens import name_padding, name_padding_that_ends_nothing, remember_ids, tell_stops
 
 if TYPE_CHECKING:
     import torch
     from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-PAD_NAMES = ("pad", "reserved", "unused")
-NEW_PAD_TOKEN = "<|pad|>"
 QUANTIZED = ("nf4", "fp4", "int8")
 LAYER = re.compile(r"\.(?:layers|h|blocks)\.(\d+)\.")
 ODD_TEXT = "a \u00e9 \u4e2d\U0001f600"
@@ -48,33 +47,21 @@ ODD_TEXT = "a \u00e9 \u4e2d\U0001f600"
 def load_tokenizer(model: Model, *, needs_model: bool = True) -> PreTrainedTokenizerBase:
     """Load the tokenizer with the recipe's template, new tokens, stop and padding tokens.
 
-    Without `needs_model`, a folder may hold the tokenizer alone.
-
-    A padding token that also ends answers is replaced by a reserved token, or a new one, so that padding can never be
-    taken for an end. An adapter's folder without a tokenizer has its base's.
+    Without `needs_model`, a folder may hold the tokenizer alone. An adapter's folder without a tokenizer has its base's.
 
     Raises: RecipeError when a token or template that the recipe names is not there.
     """
-    from transformers import AutoTokenizer
-
     if needs_model:
         check_model_path(model)
         read_config(model)
-    name, revision = model.name_or_path, model.revision
-    if not has_tokenizer(name):
-        name, revision = base_of(model)
-    with reading(name, "tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(
-            local_name(name), revision=revision, trust_remote_code=model.trust_remote_code
-        )
-        tokenizer(ODD_TEXT)  # a class that does not fit its files is found out by use alone
+    tokenizer = load_tokenizer_files(model)
     if model.chat_template is not None:
         tokenizer.chat_template = read_chat_template(model.chat_template)
     if model.new_tokens:
         tokenizer.add_tokens([token for token in model.new_tokens if token not in tokenizer.get_vocab()])
     for key in ("eos_token", "pad_token"):
         _set_token(tokenizer, key, getattr(model, key))
-    _ensure_padding(tokenizer, model)
+    name_padding(tokenizer)
     return tokenizer
 
 
@@ -89,6 +76,21 @@ def read_config(model: Model) -> PreTrainedConfig:
         )
 
 
+def load_tokenizer_files(model: Model) -> PreTrainedTokenizerBase:
+    """Load the tokenizer as its files have it, whatever else the recipe says; an adapter's folder without one has its base's."""
+    from transformers import AutoTokenizer
+
+    name, revision = model.name_or_path, model.revision
+    if not has_tokenizer(name):
+        name, revision = base_of(model)
+    with reading(name, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(
+            local_name(name), revision=revision, trust_remote_code=model.trust_remote_code
+        )
+        tokenizer(ODD_TEXT)  # a class that does not fit its files is found out by use alone
+    return tokenizer
+
+
 def _set_token(tokenizer: PreTrainedTokenizerBase, key: str, token: str | None) -> None:
     if token is None:
         return
@@ -97,41 +99,6 @@ def _set_token(tokenizer: PreTrainedTokenizerBase, key: str, token: str | None) 
             f"model.{key}: the tokenizer has no token {token!r}", f"list it in model.new_tokens too: [{token!r}]"
         )
     tokenizer.add_special_tokens({key: token})  # an attribute alone would not keep it in one piece in a text
-
-
-def _ensure_padding(tokenizer: PreTrainedTokenizerBase, model: Model) -> None:
-    stops = {*stop_token_ids(tokenizer), *_configured_stops(model)}
-    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id not in stops:
-        return
-    if model.pad_token is not None:
-        raise RecipeError(
-            f"model.pad_token: {model.pad_token!r} also ends an answer, so padding could be taken for an end",
-            "name another token, or leave the key out",
-        )
-    reserved = [
-        token.content
-        for index, token in sorted(tokenizer.added_tokens_decoder.items())
-        if index not in stops and any(name in token.content.lower() for name in PAD_NAMES)
-    ]
-    if reserved:
-        tokenizer.pad_token = reserved[0]
-    else:
-        tokenizer.add_special_tokens({"pad_token": NEW_PAD_TOKEN})
-
-
-def _configured_stops(model: Model) -> list[int]:
-    """Return the end-of-sequence ids in the generation_config.json of the model, or else in its config.json."""
-    from transformers import GenerationConfig, PreTrainedConfig
-
-    name, revision = base_of(model)
-    try:
-        ids = GenerationConfig.from_pretrained(local_name(name), revision=revision).eos_token_id
-    except OSError:
-        try:
-            ids = PreTrainedConfig.get_config_dict(local_name(name), revision=revision)[0].get("eos_token_id")
-        except OSError:
-            return []
-    return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
 
 
 def load_policy(model: Model, tokenizer: PreTrainedTokenizerBase, *, trainable: bool) -> PreTrainedModel:
@@ -151,7 +118,7 @@ def load_policy(model: Model, tokenizer: PreTrainedTokenizerBase, *, trainable: 
         policy = _with_saved_adapter(policy, model, adapter, tokenizer, trainable)
     elif trainable and model.lora is not None:
         policy = _with_new_adapter(policy, model.lora, model, tokenizer)
-    _mirror_special_tokens(policy, tokenizer)
+    _settle(policy, tokenizer, model)
     if not trainable:
         return policy.eval() if model.quantization in QUANTIZED else policy.to(best_device()).eval()
     return policy
@@ -183,6 +150,7 @@ def load_reward_model(
     policy, absent = _load_classifier(model, trainable, wanted)
     keep_in_float32(policy)
     grow_embeddings(policy, tokenizer)
+    name_padding_that_ends_nothing(policy, tokenizer)
     if not absent and not adapter:
         read_head_again(policy, model.name_or_path)
     if absent and not adapter:
@@ -202,7 +170,7 @@ def load_reward_model(
         policy = _with_saved_adapter(policy, model, adapter, tokenizer, trainable, merge=trainable or exact)
     elif trainable and model.lora is not None:
         policy = _with_new_adapter(policy, model.lora, model, tokenizer, task="SEQ_CLS")
-    _mirror_special_tokens(policy, tokenizer)
+    _settle(policy, tokenizer, model)
     if not trainable:
         policy = policy.eval() if model.quantization in QUANTIZED else policy.to(best_device()).eval()
     keep_in_float32(policy)
@@ -265,6 +233,8 @@ def _from_pretrained(
         from aligner.quantized import keep_steady
 
         keep_steady(policy)
+    # What is masked has no gradient in any case, and the token that pads is trained where it stands in a text.
+    policy.get_input_embeddings().padding_idx = None
     return policy, heads
 
 
@@ -335,8 +305,10 @@ def _with_saved_adapter(
     with reading(model.name_or_path, "adapter"):
         policy = PeftModel.from_pretrained(policy, local_name(model.name_or_path), is_trainable=further)
     _show_bias(policy)
+    save_what_is_trained(policy)
     if further or model.quantization in QUANTIZED or not merge:
         return policy
+    untie_adapted(policy)
     return policy.merge_and_unload().requires_grad_(True)  # PEFT has frozen the base; now it is an ordinary model
 
 
@@ -403,6 +375,7 @@ def _with_new_adapter(
             f"model.lora: {error}", "check model.lora.target_modules against the model's layers"
         ) from error
     _show_bias(adapted)
+    save_what_is_trained(adapted)
     return adapted
 
 
@@ -457,21 +430,27 @@ def _refuse_quantized_wholes(policy: PreTrainedModel, lora: Lora) -> None:
 
 
 def grow_embeddings(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Give every id of the tokenizer an embedding; never shrink, since many models pad their vocabulary."""
-    if len(tokenizer) > policy.get_input_embeddings().num_embeddings:
+    """Give every id of the tokenizer an embedding, but for padding alone, which needs none; never shrink.
+
+    Many models have more rows than tokens. A padding id without a row becomes another, in memory.
+    """
+    rows = policy.get_input_embeddings().num_embeddings
+    if len(tokenizer) <= rows:
+        return
+    own_padding = str(tokenizer.init_kwargs.get("pad_token"))
+    if any(index >= rows for token, index in tokenizer.get_vocab().items() if token != own_padding):
         policy.resize_token_embeddings(len(tokenizer), mean_resizing=True)
+    else:
+        name_padding(tokenizer, rows)
 
 
-def _mirror_special_tokens(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Let the model's configurations agree with the tokenizer on padding and on what ends an answer."""
-    config = policy.config.get_text_config()
-    config.pad_token_id = tokenizer.pad_token_id
-    config.eos_token_id = tokenizer.eos_token_id
+def _settle(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, model: Model) -> None:
+    """Let the configurations say what ends an answer, and be such that they can be saved."""
+    tell_stops(policy, tokenizer, model.eos_token)
     generation = getattr(policy, "generation_config", None)
     if generation is not None:
-        generation.pad_token_id = tokenizer.pad_token_id
-        generation.eos_token_id = stop_token_ids(tokenizer, policy)
         _let_it_be_saved(generation)
+    remember_ids(policy)
 
 
 def _let_it_be_saved(generation: GenerationConfig) -> None:

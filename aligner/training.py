@@ -32,6 +32,8 @@ from aligner.events import Metrics, Notice, OnEvent, StageStarted
 from aligner.models import has_bf16_gpu, without_messages
 from aligner.run import Run
 from aligner.sampling_order import SeededSampler
+from aligner.saved_tokenizer import SavedTokenizer
+from aligner.special_tokens import ids_as_loaded
 
 DEFAULT_SHARE_OF_STEPS = 0.1
 """Without a word in the recipe, a checkpoint (and an evaluation) is made every tenth of the run."""
@@ -145,6 +147,19 @@ class OrderedTrainer(Trainer):
         tied = getattr(self.model, "all_tied_weights_keys", {})
         load_result.missing_keys[:] = [key for key in load_result.missing_keys if key not in tied]
         super()._issue_warnings_after_load(load_result)
+
+    saved_tokenizer: SavedTokenizer | None = None
+    """What is saved in place of the tokenizer."""
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Save the model with the ids that its configurations came with, and the tokenizer as it came."""
+        held = self.processing_class
+        self.processing_class = self.saved_tokenizer or held
+        try:
+            with ids_as_loaded(self.accelerator.unwrap_model(self.model)):
+                super()._save(output_dir, state_dict)
+        finally:
+            self.processing_class = held
 
     num_blank_rows: int = 0
 
@@ -350,6 +365,8 @@ def fit(
     keep = int(recipe.trainer.get("save_total_limit") or KEPT_CHECKPOINTS)
     trainer.remove_callback(PrinterCallback)
     trainer.fill_last_batch()
+    if trainer.processing_class is not None:
+        trainer.saved_tokenizer = SavedTokenizer(trainer.processing_class, recipe.model)
     trainer.add_callback(Recorder(trainer, run, on_event, keep))
     for guard in guards:
         trainer.add_callback(guard)

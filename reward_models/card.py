@@ -73,7 +73,7 @@ class Card(Section):
     chat_template: str | None = None
     """A Jinja file, or the name of a template that TRL ships. Absent: the tokenizer's own."""
     pad_token: str | None = None
-    """Padding token; never one that ends an answer."""
+    """Padding token. Absent: the tokenizer's, where it ends no answer, or another that it has."""
     max_length: int = Field(4096, ge=2)
     """Longest conversation in tokens. Of a longer one the beginning is cut off, and the score says so."""
     read_at: Literal["stop", "end"] = "stop"

@@ -15,13 +15,12 @@ from hashlib import sha256
 from typing import TYPE_CHECKING
 
 import torch
-from transformers.modeling_layers import GenericForSequenceClassification
 
 from aligner.chat import encode_answer, stop_token_ids
 from aligner.config.schema import Model
 from aligner.errors import DataError, Problem, RecipeError
-from aligner.heads import give_values
-from aligner.models import base_under_adapter, load_reward_model, load_tokenizer, model_fingerprint
+from aligner.heads import pool_by_mask
+from aligner.models import load_reward_model, load_tokenizer, model_fingerprint
 from aligner.padded import in_batches
 
 from .base import Prompt, Range, Scorer, Scores, check_lengths
@@ -75,11 +74,7 @@ class HeadScorer:
         encoded = Conversations(self.card, self.tokenizer, prompts, completions, finished)
 
         def read(batch: dict[str, torch.Tensor], _: Sequence[int]) -> list[list[float]]:
-            mask = batch["attention_mask"]
-            logits = self.model(input_ids=batch["input_ids"], attention_mask=mask).logits
-            if logits.dim() == 3:  # of every token: then the mask says which is the last, whatever its id
-                logits = logits[torch.arange(len(mask)), mask.sum(1) - 1]
-            return logits.tolist()
+            return self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.tolist()
 
         with torch.no_grad():
             rows = in_batches(
@@ -216,8 +211,6 @@ def make(card: Card) -> Scorer:
             f"the card {card.name} of kind {card.kind} says {wanted} output(s){names}, but {card.model} has {outputs}",
             "list all outputs under `attributes` with kind: regression, or check the model",
         )
-    base = base_under_adapter(model)
-    if isinstance(base, GenericForSequenceClassification):
-        give_values(model)
+    pool_by_mask(model)
     weights = attribute_weights(card.attributes, card.weights) if card.kind == "regression" else [1.0]
     return HeadScorer(card, model, tokenizer, weights)

@@ -77,7 +77,7 @@ class Model(Section):
     eos_token: str | None = None
     """Stop token of the tokenizer, when its own is not the one that the chat template ends a turn with."""
     pad_token: str | None = None
-    """Padding token. Absent: the tokenizer's, or an unused reserved token; never an end-of-sequence token."""
+    """Padding token; it may be the stop token. Absent: the tokenizer's, or one that it has; none is ever added."""
 
 
 class Source(Section):

@@ -32,7 +32,7 @@ from aligner.config.load import recipe_hash
 from aligner.config.schema import Model, RewardRecipe, RewardSegments
 from aligner.errors import RecipeError
 from aligner.events import StageProgress
-from aligner.heads import join_outputs
+from aligner.heads import join_outputs, pool_by_mask
 from aligner.launch import world
 from aligner.methods import EPOCHS
 from aligner.methods.job import SHARDED, Job
@@ -141,6 +141,8 @@ def _load(job: Job, recipe: RewardRecipe) -> Any:
         weights = _weights_of_start(recipe, saved)
         join_outputs(model, weights)
         job.note(f"The head starts as the sum of {saved} ratings, weighted {', '.join(f'{w:g}' for w in weights)}.")
+    if kind != "segment":  # its trainer reads every token
+        pool_by_mask(model)
     return model
 
 

@@ -32,7 +32,7 @@ from aligner.config.schema import Lora, Model
 from aligner.errors import RecipeError
 from aligner.model_files import check_model_path, read_chat_template
 from aligner.models import load_policy, load_tokenizer, model_fingerprint
-from tests.fakes import BOS, EOS, PAD, START, byte_tokenizer, save_model
+from tests.fakes import BOS, EOS, START, byte_tokenizer, save_model
 
 VOCABULARY = 264  # four more than the tokenizer has, as in models that pad theirs
 SHAPE: dict[str, Any] = {
@@ -324,52 +324,54 @@ def with_tokenizer(folder: Path, tokenizer: Any, **generation: Any) -> Path:
     return folder
 
 
-def test_padding_that_is_among_the_models_stop_tokens_is_replaced(tmp_path: Path) -> None:
-    folder = with_tokenizer(tmp_path / "model", byte_tokenizer(), eos_token_id=[2, 0])
-    policy, tokenizer = load(spec(folder))
-    assert tokenizer.pad_token_id not in (0, 2)
-    assert policy.config.pad_token_id == policy.generation_config.pad_token_id == tokenizer.pad_token_id
-    assert policy.generation_config.eos_token_id == [2, 0]
-    assert check_tokenizer(tokenizer, policy) == []
-    policy.save_pretrained(tmp_path / "out")
-    saved = json.loads((tmp_path / "out" / "generation_config.json").read_text())
-    assert (saved["eos_token_id"], saved["pad_token_id"]) == ([2, 0], tokenizer.pad_token_id)
-
-
-def test_stop_tokens_are_found_where_there_is_only_a_config(tmp_path: Path) -> None:
-    folder = save_model(tmp_path / "model")
-    (folder / "generation_config.json").unlink()
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "eos_token_id": [2, 0]}))
-    assert load_tokenizer(spec(folder)).pad_token_id not in (0, 2)
-
-
-def test_an_adapters_padding_follows_the_stop_tokens_of_its_base(tmp_path: Path) -> None:
-    base = with_tokenizer(tmp_path / "base", byte_tokenizer(), eos_token_id=[2, 0])
-    policy, _ = load(spec(base, lora=Lora(r=4)))
-    policy.save_pretrained(tmp_path / "adapter")  # without a tokenizer, as many adapters are
-    tokenizer = load_tokenizer(spec(tmp_path / "adapter"))
-    assert tokenizer.pad_token_id not in (0, 2)
-    assert tokenizer("x")["input_ids"] == byte_tokenizer()("x")["input_ids"]
-
-
-def test_a_tokenizer_without_padding_gets_a_reserved_token_or_a_new_one(tmp_path: Path) -> None:
+def test_padding_may_end_answers_and_changes_no_token_no_matrix_and_no_configuration(tmp_path: Path) -> None:
     bare = byte_tokenizer()
     bare.pad_token = EOS  # GPT-2 style
-    assert load_tokenizer(spec(with_tokenizer(tmp_path / "reserved", bare))).pad_token == PAD
-    core = json.loads(byte_tokenizer().backend_tokenizer.to_str().replace(PAD, "<|reserved_7|>"))
-    named = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(core)), eos_token=EOS, pad_token=EOS)
-    named.add_tokens([START], special_tokens=True)
-    assert load_tokenizer(spec(with_tokenizer(tmp_path / "named", named))).pad_token == "<|reserved_7|>"
-    ended = byte_tokenizer()
-    ended.pad_token = EOS
-    folder = with_tokenizer(tmp_path / "grown", ended, eos_token_id=[2, 0])
-    policy, grown = load(spec(folder))
-    assert (grown.pad_token, grown.pad_token_id) == ("<|pad|>", 260)
-    assert policy.get_input_embeddings().num_embeddings == 261
-    with pytest.raises(RecipeError, match=r"model.pad_token: '<eos>' also ends an answer"):
-        load_tokenizer(spec(tmp_path / "named", pad_token=EOS))
-    assert load_tokenizer(spec(tmp_path / "named", pad_token=START)).pad_token == START
+    folder = with_tokenizer(tmp_path / "model", bare, eos_token_id=[2, 0], pad_token_id=2)
+    policy, tokenizer = load(spec(folder))
+    assert (tokenizer.pad_token, len(tokenizer)) == (EOS, 260)
+    assert policy.get_input_embeddings().num_embeddings == 260
+    assert check_tokenizer(tokenizer, policy) == []
+    policy.save_pretrained(tmp_path / "out")
+    for name in ("config.json", "generation_config.json"):
+        assert json.loads((tmp_path / "out" / name).read_text()) == json.loads((folder / name).read_text())
+    assert load_tokenizer(spec(folder, pad_token=START)).pad_token == START
+
+
+def test_a_tokenizer_without_padding_pads_with_a_token_that_is_there(tmp_path: Path) -> None:
+    core = Tokenizer.from_str(byte_tokenizer().backend_tokenizer.to_str())
+    bare = PreTrainedTokenizerFast(tokenizer_object=core, eos_token=EOS)
+    policy, tokenizer = load(spec(with_tokenizer(tmp_path / "model", bare)))
+    assert (tokenizer.pad_token_id, len(tokenizer)) == (2, 260)
+    assert policy.get_input_embeddings().num_embeddings == 260
+
+
+def test_padding_beyond_the_models_rows_is_not_used_and_other_tokens_there_get_rows(tmp_path: Path) -> None:
+    beyond = byte_tokenizer()
+    beyond.add_special_tokens({"pad_token": "<far>"})
+    folder = with_tokenizer(tmp_path / "model", beyond)
+    tokenizer = load_tokenizer(spec(folder))
+    for _ in range(2):  # a second model under the same tokenizer
+        policy = load_policy(spec(folder), tokenizer, trainable=True)
+        assert policy.get_input_embeddings().num_embeddings == 260
+        assert tokenizer.pad_token_id == 2
+    beyond.add_tokens(["<further>"])
+    policy, _ = load(spec(with_tokenizer(tmp_path / "further", beyond)))
+    assert policy.get_input_embeddings().num_embeddings == 262
+
+
+def test_a_token_that_also_pads_is_trained_where_it_stands_in_a_text(tmp_path: Path) -> None:
+    bare = byte_tokenizer()
+    bare.pad_token = EOS
+    save_model(tmp_path)
+    bare.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "pad_token_id": 2}))
+    policy, _ = load(spec(tmp_path))
+    ids = torch.tensor([[1, 50, 2, 51]])
+    policy(input_ids=ids, labels=ids).loss.backward()
+    gradient = policy.get_input_embeddings().weight.grad
+    assert gradient[2].norm() > 0.1 * gradient[50].norm()
 
 
 def test_tokens_that_the_recipe_names_are_kept_by_saving(tmp_path: Path) -> None:

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 from fakes import CHAT_TEMPLATE, EOS, byte_tokenizer, save_model, save_reward_model, tiny_llama
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, GPT2Config, LlamaConfig
 
 from aligner.chat import encode_answer, encode_pair
 from aligner.comparison import encode_question, question_text
 from aligner.data.rows import PreferenceRow
 from aligner.errors import DataError, RecipeError
-from aligner.heads import Float32Linear, head_of, join_outputs
+from aligner.heads import Float32Linear, head_of, join_outputs, pool_by_mask
 from aligner.padded import in_batches, pad
 from aligner.reward_models import load_scorer, preferences
 from aligner.reward_models.card import parse_card
@@ -87,7 +87,7 @@ def test_scores_are_the_same_in_a_new_process(folder: Path) -> None:
     assert json.loads(done.stdout.splitlines()[-1]) == [list(scorer.score(PROMPTS, ANSWERS)), scorer.fingerprint()]
 
 
-def test_a_padding_token_that_ends_answers_is_never_used(tmp_path: Path) -> None:
+def test_the_end_of_an_answer_is_read_where_it_also_pads(tmp_path: Path) -> None:
     save_reward_model(tmp_path)
     config = json.loads((tmp_path / "tokenizer_config.json").read_text())
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({**config, "pad_token": EOS}))
@@ -419,3 +419,24 @@ def test_a_fingerprint_follows_the_weights_and_what_decides_the_score(tmp_path: 
     prints = [load_scorer(str(path)).fingerprint() for path in (folder, other, again, shorter)]
     assert prints[0] == prints[2]
     assert len(set(prints)) == 3
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_the_last_token_is_known_by_the_mask_and_not_by_its_id(kind: str) -> None:
+    torch.manual_seed(0)
+    shape = {"vocab_size": 40, "num_labels": 1, "pad_token_id": 3}
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config: Any = (
+        LlamaConfig(**shape, **sizes) if kind == "llama" else GPT2Config(n_embd=16, n_layer=2, n_head=2, **shape)
+    )
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    rows = [[5, 6, 7, 8, 3], [9, 3], [3, 3, 3]]  # each ends with what pads
+    every = [model.score(model.base_model(torch.tensor([ids])).last_hidden_state)[0, -1].item() for ids in rows]
+    batch = pad(rows, 3)
+    del batch["position_ids"]
+    assert model(**batch).logits[:, 0].tolist() != pytest.approx(every, abs=1e-3)
+    pool_by_mask(model)
+    found = model(**batch).logits
+    assert found[:, 0].tolist() == pytest.approx(every, abs=1e-5)
+    found.sum().backward()
+    assert model.score.weight.grad.norm() > 0

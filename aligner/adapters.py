@@ -1,0 +1,52 @@
+"""What PEFT does to an adapter beside training it: what of it is saved, in which order, and what merging does to ties."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def save_what_is_trained(adapted: Any) -> None:
+    """Let an adapter be saved with what it trains and nothing else, and with its lists in order.
+
+    PEFT would add whole embeddings where they are adapted, or where the vocabulary is larger than the base's. It keeps
+    names of modules in sets, whose order differs between processes, and with it the bytes of adapter_config.json.
+    """
+    adapted.save_pretrained = partial(adapted.save_pretrained, save_embedding_layers=False)
+    for config in adapted.peft_config.values():
+        for key, value in vars(config).items():
+            if isinstance(value, set):
+                setattr(config, key, sorted(value))
+
+
+def untie_adapted(adapted: Any) -> None:
+    """Give head and embeddings a matrix each, where they share one and an adapter sits on one or both of them.
+
+    Merged into a shared matrix, what was learned for one would change the other.
+    """
+    base = adapted.get_base_model()
+    embeddings, head = base.get_input_embeddings(), base.get_output_embeddings()
+    if head is None or not (_is_adapted(embeddings) or _is_adapted(head)):
+        return
+    inside, outside = _layer_of(embeddings), _layer_of(head)
+    if outside.weight is not inside.weight:
+        return
+    outside.weight = type(inside.weight)(inside.weight.detach().clone(), requires_grad=inside.weight.requires_grad)
+    for config in {id(c): c for c in (base.config, base.config.get_text_config())}.values():
+        config.tie_word_embeddings = False
+    base.all_tied_weights_keys = base.get_expanded_tied_weights_keys(all_submodels=True)
+
+
+def _is_adapted(module: Any) -> bool:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return isinstance(module, BaseTunerLayer)
+
+
+def _layer_of(module: Any) -> nn.Module:
+    """The layer below an adapter's, or below a copy that is trained whole."""
+    module = getattr(module, "base_layer", module)
+    return getattr(module, "original_module", module)
