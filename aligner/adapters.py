@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +23,14 @@ def save_what_is_trained(adapted: Any) -> None:
         for key, value in vars(config).items():
             if isinstance(value, set):
                 setattr(config, key, sorted(value))
+
+
+@contextmanager
+def told_of_ties() -> Iterator[None]:
+    """Keep PEFT from warning of an adapter on tied embeddings, which `untie_adapted` takes care of."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
+        yield
 
 
 def untie_adapted(adapted: Any) -> None:

@@ -1,12 +1,15 @@
 """The model card of a run's result, `final/README.md`, written from the record alone.
 
 It states what the record holds: data with what was lost on the way, settings, results, versions, and the command that
-makes the model again. What no record can know (licence, intended use, limits) is left out and named as left out.
+makes the model again. What no record can know (licence, intended use, limits) is left out and named as left out. So are
+times and the name of the run directory: two runs of one recipe have the same card, byte for byte.
 """
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,8 @@ METHOD_NAMES = {
     "reward": "reward modelling",
 }
 HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
+PLACE_FLAGS = ("-o", "--output", "--output_dir", "--output-dir")
+PLACE_STARTS = ("output_dir=", *(f"{flag}=" for flag in PLACE_FLAGS))
 LOSSES = (
     ("duplicates", "duplicates"),
     ("not_sampled", "not sampled"),
@@ -43,9 +48,11 @@ def write_model_card(run_dir: Path, manifest: Record) -> None:
     start = environment.get("working_directory", "")
     adapter = (folder / "final" / "adapter_config.json").exists()
     sections = [
-        f"# {folder.resolve().name}",
+        f"# {_title(recipe, ancestors)}",
         _opening(recipe, manifest, adapter),
-        _use_as_scorer() if recipe.get("method") == "reward" else _use(folder, adapter),
+        _use_as_scorer(folder / "final", recipe, adapter)
+        if recipe.get("method") == "reward"
+        else _use(folder, recipe, adapter),
         _data(read_json(folder, "data.json")),
         _training(recipe),
         _results(manifest, read_json(folder, "evaluation.json")),
@@ -55,6 +62,13 @@ def write_model_card(run_dir: Path, manifest: Record) -> None:
     ]
     text = "\n\n".join(section for section in sections if section)
     write_atomically(folder / "final" / "README.md", f"{_front_matter(recipe, ancestors, start, adapter)}\n{text}\n")
+
+
+def _title(recipe: Record, ancestors: list[Record]) -> str:
+    """What the model began as, and what was done with it last."""
+    base = ancestors[-1]["path"] if ancestors[-1]["kind"] == "model" else recipe.get("model", {}).get("name_or_path")
+    name = re.sub(r"[^\w.-]+", " ", Path(str(base)).name).strip()
+    return f"{name}: {METHOD_NAMES.get(recipe.get('method', ''), recipe.get('method'))}"
 
 
 def _front_matter(recipe: Record, ancestors: list[Record], start: str, adapter: bool) -> str:
@@ -91,17 +105,66 @@ def has_head(recipe: Record) -> bool:
     return recipe.get("method") == "reward" and recipe["reward"]["kind"] != "pairwise"
 
 
-def _use_as_scorer() -> str:
+PLAIN_SCORER = """\
+or, with transformers alone, which reads the head at the last token that is not the padding token:
+
+```python
+{imports}
+
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
+tokenizer.pad_token = {pad}
+model = AutoModelForSequenceClassification.from_pretrained({base}, num_labels={outputs})
+model.config.pad_token_id = tokenizer.pad_token_id{adapted}
+```"""
+
+
+def _plain_scorer(final: Path, recipe: Record, adapter: bool) -> str:
+    """How to load a model with a head without us; nothing for a kind that is read in another way."""
+    card = (
+        yaml.safe_load((final / "reward_model.yaml").read_text("utf-8"))
+        if (final / "reward_model.yaml").exists()
+        else {}
+    )
+    if card.get("kind") not in ("bradley_terry", "regression") or "pad_token" not in card:
+        return ""
+    imports = "from transformers import AutoModelForSequenceClassification, AutoTokenizer"
+    return "\n\n" + PLAIN_SCORER.format(
+        imports=f"from peft import PeftModel\n{imports}" if adapter else imports,
+        pad=dumps(card["pad_token"]),
+        base=dumps(_base_of(final)) if adapter else '"path/to/this/folder"',
+        outputs=len(card.get("attributes", [None])),
+        adapted='\nmodel = PeftModel.from_pretrained(model, "path/to/this/folder")' if adapter else "",
+    )
+
+
+def _base_of(final: Path) -> str:
+    return str(json.loads((final / "adapter_config.json").read_text("utf-8")).get("base_model_name_or_path"))
+
+
+def _use_as_scorer(final: Path, recipe: Record, adapter: bool) -> str:
     return (
         "## How to use\n\n```python\nfrom aligner.reward_models import load_scorer\n\n"
         'scorer = load_scorer("path/to/this/folder")\n'
         'print(scorer.score(["a prompt"] * 2, ["an answer", "another answer"]))\n```\n\n'
         "or, in a terminal, `aligner score --reward-model path/to/this/folder --data rows.jsonl`. What the numbers mean stands in "
-        "`reward_model.yaml`."
+        f"`reward_model.yaml`.{_plain_scorer(final, recipe, adapter)}"
     )
 
 
-def _use(folder: Path, adapter: bool) -> str:
+PLAIN_ADAPTER = """\
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
+model = AutoModelForCausalLM.from_pretrained({base})
+if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+    model.resize_token_embeddings(len(tokenizer))  # the adapter holds the rows of the new tokens
+model = PeftModel.from_pretrained(model, "path/to/this/folder")
+generate = pipeline("text-generation", model, tokenizer=tokenizer)
+"""
+
+
+def _use(folder: Path, recipe: Record, adapter: bool) -> str:
     """How to load it; with messages where the tokenizer carries a chat template."""
     final = folder / "final"
     config = final / "tokenizer_config.json"
@@ -114,9 +177,11 @@ def _use(folder: Path, adapter: bool) -> str:
         if adapter
         else ""
     )
+    load = f'from transformers import pipeline\n\n{peft}generate = pipeline("text-generation", "path/to/this/folder")\n'
+    if adapter and recipe.get("model", {}).get("new_tokens"):
+        load = PLAIN_ADAPTER.format(base=dumps(_base_of(final)))
     return (
-        "## How to use\n\n```python\nfrom transformers import pipeline\n\n"
-        f'{peft}generate = pipeline("text-generation", "path/to/this/folder")\n'
+        f"## How to use\n\n```python\n{load}"
         f"print(generate({prompt}, max_new_tokens=256))\n```\n\n"
         "or, in a terminal, `aligner generate path/to/this/folder`."
     )
@@ -186,13 +251,14 @@ def _results(manifest: Record, evaluation: Any) -> str:
 
 
 def _origin(ancestors: list[Record], start: str) -> str:
-    steps = [
+    steps = [f"this {ancestors[0]['method']} run"]
+    steps += [
         f"{entry['method']} run {_code(entry['path'].removeprefix(f'{start}/'))}"
         if entry["kind"] == "run"
         else f"model {_code(entry['path'])}"
-        for entry in reversed(ancestors)
+        for entry in ancestors[1:]
     ]
-    return "## Lineage\n\n" + " → ".join(steps)
+    return "## Lineage\n\n" + " → ".join(reversed(steps))
 
 
 def _reproduce(environment: Record, manifest: Record) -> str:
@@ -200,14 +266,27 @@ def _reproduce(environment: Record, manifest: Record) -> str:
     git = environment.get("git")
     changed = " with the uncommitted changes in `code.diff`" if git and git["dirty"] else ""
     lines = [
-        f"```sh\n{environment.get('command', '')}\n```",
+        f"```sh\n{_without_place(environment.get('command', ''))}\n```",
         f"* recipe: `recipe.yaml` of the run, hash `{manifest['recipe_hash']}`",
         f"* data fingerprint: `{manifest['data_fingerprint']}`",
         f"* versions: {versions}",
         *([f"* git commit: `{git['commit']}`{changed}"] if git else []),
-        f"* took {manifest['seconds']:.0f} seconds, finished {manifest['finished']}",
     ]
     return "## Reproduce\n\n" + "\n".join([lines[0], "", *lines[1:]])
+
+
+def _without_place(command: str) -> str:
+    """The command without what says where the run lies and whether it was begun before: the model depends on neither."""
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        return command
+    kept: list[str] = []
+    for place, word in enumerate(words):
+        follows = place > 0 and words[place - 1] in PLACE_FLAGS
+        if not (follows or word in (*PLACE_FLAGS, "--resume", "--overwrite") or word.startswith(PLACE_STARTS)):
+            kept.append(word)
+    return shlex.join(kept)
 
 
 def _shown(value: Any) -> str:

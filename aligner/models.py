@@ -19,7 +19,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aligner.adapters import save_what_is_trained, untie_adapted
+from aligner.adapters import save_what_is_trained, told_of_ties, untie_adapted
 from aligner.config.schema import Lora, Model
 from aligner.errors import RecipeError
 from aligner.folder_kinds import CONFIG_FILE
@@ -302,7 +302,7 @@ def _with_saved_adapter(
         assert model.lora is not None
         _refuse_other_settings(model.lora, adapter, model.name_or_path)
         _refuse_new_rows(model, adapter, tokenizer)
-    with reading(model.name_or_path, "adapter"):
+    with reading(model.name_or_path, "adapter"), told_of_ties():
         policy = PeftModel.from_pretrained(policy, local_name(model.name_or_path), is_trainable=further)
     _show_bias(policy)
     save_what_is_trained(policy)
@@ -369,7 +369,8 @@ def _with_new_adapter(
             ensure_weight_tying=bool(tied and whole),
             **lora.model_dump(),
         )
-        adapted = get_peft_model(policy, config, revision=model.revision)
+        with told_of_ties():
+            adapted = get_peft_model(policy, config, revision=model.revision)
     except (ValueError, TypeError) as error:
         raise RecipeError(
             f"model.lora: {error}", "check model.lora.target_modules against the model's layers"

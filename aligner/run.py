@@ -329,14 +329,15 @@ class Run:
         return {
             "aligner": versions().get("aligner"),
             "method": resolved["recipe"]["method"],
-            "created": environment["sessions"][0]["started"],
-            "finished": finished,
-            "seconds": seconds_worked(environment["sessions"], finished),
             "recipe_hash": resolved["recipe_hash"],
             "data_fingerprint": (self.read_json("inputs.json") or {}).get("fingerprint"),
             "results": plain(results),
             "parents": plain(parents),
             "files": {},
+            # Last what differs between two equal runs: nothing above does.
+            "created": environment["sessions"][0]["started"],
+            "finished": finished,
+            "seconds": seconds_worked(environment["sessions"], finished),
         }
 
     def _close_metrics(self) -> None:

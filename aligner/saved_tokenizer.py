@@ -31,12 +31,14 @@ FILES = (
     *TOKENIZER_FILES, CONFIG, SPECIAL, TEMPLATE, "added_tokens.json", "merges.txt", "spiece.model",
     "sentencepiece.bpe.model", "tekken.json",
 )  # fmt: skip
-MARK = re.compile(r"\{%([-+]?)\s*((?:end)?generation)\s*([-+]?)%\}")
+COMMENT_OR_MARK = re.compile(r"\{#.*?#\}|\{%([-+]?)\s*((?:end)?generation)\s*([-+]?)%\}", re.DOTALL)
 
 
 def without_marks(template: str) -> str:
     """Return a chat template that plain Jinja reads, and that writes what this one does."""
-    return MARK.sub(r"{#\1 \2 \3#}", template)
+    return COMMENT_OR_MARK.sub(
+        lambda found: f"{{#{found[1]} {found[2]} {found[3]}#}}" if found[2] else found[0], template
+    )
 
 
 class SavedTokenizer:
@@ -97,10 +99,12 @@ class SavedTokenizer:
             tokenizer.pad_token = held
 
     def _write_named_tokens(self, place: Path) -> None:
-        named = {key: getattr(self.section, key) for key in ("eos_token", "pad_token")}
-        for name in (CONFIG, SPECIAL):
-            if (place / name).is_file():
-                _change(place / name, {key: value for key, value in named.items() if value is not None})
+        named = {"eos_token": self.section.eos_token, "pad_token": self.section.pad_token}
+        named = {key: value for key, value in named.items() if value is not None}
+        _change(place / CONFIG, named)
+        if (place / SPECIAL).is_file():
+            held = json.loads((place / SPECIAL).read_text(encoding="utf-8"))
+            _change(place / SPECIAL, {key: value for key, value in named.items() if key in held})
 
     def _write_template(self, place: Path) -> None:
         template = self.tokenizer.chat_template
@@ -110,8 +114,8 @@ class SavedTokenizer:
             else:
                 (place / TEMPLATE).write_text(template, encoding="utf-8", newline="")
         for file in (place / CONFIG, place / TEMPLATE, *place.glob(f"{TEMPLATES}/*.jinja")):
-            if file.is_file() and MARK.search(text := file.read_bytes().decode("utf-8")):
-                file.write_bytes(without_marks(text).encode("utf-8"))
+            if file.is_file():
+                file.write_bytes(without_marks(file.read_bytes().decode("utf-8")).encode("utf-8"))
 
 
 def _cached(name: str, revision: str | None) -> Path | None:
@@ -149,7 +153,7 @@ def _holds_template(config: Path) -> bool:
 
 def _change(file: Path, values: dict[str, Any]) -> None:
     """Change values of a JSON file; one that says them already keeps its bytes."""
-    held = json.loads(file.read_text(encoding="utf-8"))
+    held = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     if any(_content(held.get(key)) != value for key, value in values.items()):
         file.write_text(json.dumps({**held, **values}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 

@@ -381,7 +381,11 @@ def fit(
         on_event(StageStarted("training"))
     try:
         # Shares of the run (0.1) are compared with numbers of steps there; a changed recipe is refused by the run.
-        with without_messages("do not match the ones in the `trainer_state.json`", "trainer_utils"):
+        # The ids that a trainer sets configurations to are put back when the model is saved.
+        with (
+            without_messages("do not match the ones in the `trainer_state.json`", "trainer_utils"),
+            without_messages("new PAD/BOS/EOS tokens that differ from the model config", "trainer_utils"),
+        ):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except torch.OutOfMemoryError as error:
         raise TrainingError(
@@ -430,7 +434,8 @@ def _results(trainer: OrderedTrainer) -> dict[str, float]:
     results = {"steps": float(trainer.state.global_step), "train_loss": _mean_loss(history)}
     last_train: dict[str, float] = next((logs for logs in reversed(history) if "loss" in logs), {})
     last_eval: dict[str, float] = next((logs for logs in reversed(history) if "eval_loss" in logs), {})
-    kept = {f"train/{key}": value for key, value in last_train.items() if key not in ("epoch", "step", "learning_rate")}
+    left_out = ("epoch", "step", "learning_rate")
+    kept = {f"train/{key}": value for key, value in last_train.items() if not (key in left_out or _is_timing(key))}
     held_out = {key.removeprefix("eval_"): value for key, value in last_eval.items() if key.startswith("eval_")}
     results |= {key: float(value) for key, value in kept.items()}
     results |= {f"eval/{key}": float(value) for key, value in held_out.items() if not _is_timing(key)}
@@ -450,7 +455,7 @@ def _mean_loss(history: Sequence[dict[str, Any]]) -> float:
 
 
 def _is_timing(key: str) -> bool:
-    return key in ("runtime", "samples_per_second", "steps_per_second")
+    return key in ("runtime", "samples_per_second", "steps_per_second", "sapo/generation_share")
 
 
 def lengths_of(rows: Dataset, grouped: bool) -> list[int] | None:

@@ -350,7 +350,6 @@ def _write_card(job: Job, recipe: RewardRecipe, trainer: RewardSteps, folder: Pa
     kind: Any = "bradley_terry" if reward.kind == "odin" else reward.kind
     said = reward.kind if reward.kind in ("regression", "pairwise") else f"{reward.kind}, {reward.loss} loss"
     values: dict[str, Any] = {
-        "name": job.run.dir.resolve().name,
         "description": f"Trained by aligner reward ({said}) from {section.name_or_path}. {MEANING[kind]}",
         "model": ".",
         "dtype": _dtype(recipe),
@@ -364,6 +363,8 @@ def _write_card(job: Job, recipe: RewardRecipe, trainer: RewardSteps, folder: Pa
         values["double_quant"] = section.double_quant
     if (accuracy := _held_out_accuracy(trainer)) is not None:
         values["accuracy"] = round(accuracy, 4)
+    if kind in ("bradley_terry", "regression"):
+        values["pad_token"] = job.tokenizer.pad_token
     if kind == "regression":
         values |= {"attributes": reward.attributes, "weights": reward.attribute_weights}
     if kind == "segment":

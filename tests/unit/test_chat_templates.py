@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerFast
 from aligner.chat import IGNORED, check_tokenizer, encode_pair, encode_prompt, encode_sft, stop_token_ids
 from aligner.data.rows import CompletionRow, ConversationRow, PreferenceRow
 from aligner.errors import DataError, RecipeError
+from aligner.saved_tokenizer import without_marks
 from aligner.template import Whole, facts_of
 
 spec = find_spec("trl")
@@ -110,10 +111,6 @@ def of_family(table: dict[str, Any], name: str) -> Any:
 
 def read(name: str) -> str:
     return (FOLDER / f"{name}.jinja").read_text(encoding="utf-8")
-
-
-def without_marks(template: str) -> str:
-    return MARK.sub(lambda found: f"{found[1]}{'endif' if found[2] else 'if true'}{found[3]}", template)
 
 
 @lru_cache(maxsize=256)

@@ -63,7 +63,7 @@ def test_the_base_is_the_one_at_the_root_of_the_lineage(tmp_path: Path, monkeypa
     run = finished_run(Path("runs/dpo"), "dpo", "runs/sft/final", steps=3)
     front, text = read_card(run)
     assert front["base_model"] == "Qwen/Qwen3-0.6B"
-    assert "model `Qwen/Qwen3-0.6B` → sft run `runs/sft` → dpo run `runs/dpo`" in text
+    assert "model `Qwen/Qwen3-0.6B` → sft run `runs/sft` → this dpo run" in text
 
 
 def test_a_local_base_model_gets_no_name_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
