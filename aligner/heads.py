@@ -119,7 +119,7 @@ def pool_by_mask(model: Any) -> None:
     transformers looks for the last token that is not the padding id, which misses an end that is padded with itself. Models
     that read their head otherwise (at the first token, say) stay as they are.
     """
-    base = model.get_base_model() if hasattr(model, "peft_config") else model
+    base = base_under_adapter(model)
     if not has_head(model):
         return
     forward = base.forward
