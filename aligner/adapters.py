@@ -6,10 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from torch import nn
+from typing import Any
 
 
 def save_what_is_trained(adapted: Any) -> None:
@@ -38,6 +35,8 @@ def untie_adapted(adapted: Any) -> None:
 
     Merged into a shared matrix, what was learned for one would change the other.
     """
+    from torch.nn import Parameter
+
     base = adapted.get_base_model()
     embeddings, head = base.get_input_embeddings(), base.get_output_embeddings()
     if head is None or not (_is_adapted(embeddings) or _is_adapted(head)):
@@ -45,7 +44,8 @@ def untie_adapted(adapted: Any) -> None:
     inside, outside = _layer_of(embeddings), _layer_of(head)
     if outside.weight is not inside.weight:
         return
-    outside.weight = type(inside.weight)(inside.weight.detach().clone(), requires_grad=inside.weight.requires_grad)
+    shared = inside.weight
+    outside.weight = Parameter(shared.detach().clone(), requires_grad=shared.requires_grad)
     for config in {id(c): c for c in (base.config, base.config.get_text_config())}.values():
         config.tie_word_embeddings = False
     base.all_tied_weights_keys = base.get_expanded_tied_weights_keys(all_submodels=True)
@@ -57,7 +57,7 @@ def _is_adapted(module: Any) -> bool:
     return isinstance(module, BaseTunerLayer)
 
 
-def _layer_of(module: Any) -> nn.Module:
+def _layer_of(module: Any) -> Any:
     """The layer below an adapter's, or below a copy that is trained whole."""
     module = getattr(module, "base_layer", module)
     return getattr(module, "original_module", module)

@@ -153,8 +153,8 @@ class OrderedTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Save the model with the ids that its configurations came with, and the tokenizer as it came."""
-        held = self.processing_class
-        self.processing_class = self.saved_tokenizer or held
+        held: Any = self.processing_class
+        self.processing_class: Any = self.saved_tokenizer or held
         try:
             with ids_as_loaded(self.accelerator.unwrap_model(self.model)):
                 super()._save(output_dir, state_dict)
