@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from fakes import byte_tokenizer, small_recipe, tiny_llama, write_jsonl
+from fakes import byte_tokenizer, prescribe_held_out_losses, small_recipe, tiny_llama, write_jsonl
 from safetensors.torch import load_file
 
 from aligner.errors import DataError, TrainingError
@@ -98,13 +98,12 @@ EARLY = {
     "data__eval": 0.25,
     "early_stopping": {"patience": 2},
     "trainer__max_steps": 40,
-    "trainer__learning_rate": 0.3,
-    "trainer__lr_scheduler_type": "constant",
 }
 
 
 @pytest.mark.parametrize("interval", [{"trainer__eval_steps": 2}, {"trainer__save_steps": 2}])
-def test_early_stopping_stops_and_the_best_checkpoint_is_the_result(small_world, tmp_path, interval):
+def test_early_stopping_stops_and_the_best_checkpoint_is_the_result(small_world, tmp_path, monkeypatch, interval):
+    prescribe_held_out_losses(monkeypatch, [5.0, 4.0, 4.5, 4.1])
     recipe = small_recipe("sft", small_world, tmp_path / "run", **{**EARLY, **interval})
     if "trainer__eval_steps" in interval:  # the checkpoints follow the evaluations
         trainer = {key: value for key, value in recipe.recipe.trainer.items() if key != "save_steps"}
@@ -113,8 +112,8 @@ def test_early_stopping_stops_and_the_best_checkpoint_is_the_result(small_world,
     evals = lines(outcome.run_dir, "eval")
     losses = [line["loss"] for line in evals]
     best = losses.index(min(losses))
-    assert evals[-1]["step"] < 40
-    assert len(losses) - 1 - best == 2  # two evaluations without improvement, and no more
+    assert losses == [5.0, 4.0, 4.5, 4.1]  # two evaluations without improvement, and no more
+    assert evals[-1]["step"] == 8
     assert outcome.results["best_eval_loss"] == pytest.approx(min(losses))
     checkpoint = outcome.run_dir / "checkpoints" / f"checkpoint-{evals[best]['step']}"
     final = outcome.run_dir / "final" / "model.safetensors"
