@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from aligner.control_tokens import reader_of
 from aligner.data.rows import WEIGHT, CompletionRow, ConversationRow, Messages, PreferenceRow, TextRow, as_turns
 from aligner.errors import DataError, RecipeError
 from aligner.template import (
@@ -365,8 +366,13 @@ def _with_stop(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
 
 def _plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Return the ids of a text that starts a sequence: with the tokenizer's BOS, without an EOS that it may add."""
-    encoding = tokenizer(text, return_special_tokens_mask=True, verbose=False)
-    ids, added = list(encoding["input_ids"]), list(encoding["special_tokens_mask"])
+    reader = reader_of(tokenizer)
+    if reader is None:
+        encoding = tokenizer(text, return_special_tokens_mask=True, verbose=False)
+        ids = list(encoding["input_ids"])
+    else:
+        ids, encoding = reader.encode(text)
+    added = list(encoding["special_tokens_mask"])
     while len(ids) > 1 and added[len(ids) - 1]:
         ids.pop()
     return ids

@@ -16,7 +16,7 @@ import json
 import math
 import random
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,14 +26,15 @@ import numpy as np
 
 from aligner.chat import IGNORED, Encoded, Pair, encode_pair, encode_sft
 from aligner.config.schema import Data, DpoRecipe, LossOn, RewardRecipe, SapoRecipe, SftRecipe, TrainRecipe
+from aligner.control_tokens import set_control_tokens
 from aligner.data import Loaded
 from aligner.data.ledger import SplitLedger
 from aligner.data.rows import ConversationRow, PreferenceRow, Row, TextRow, question_of
 from aligner.errors import DataError, Problem
-from aligner.events import Notice, OnEvent, StageProgress, tell
+from aligner.events import Notice, OnEvent, StageProgress, Warned, tell
 from aligner.record import dumps, write_atomically
 from aligner.reward_rows import reward_encoder
-from aligner.unread import as_text_answer, unread_beside_text, unread_of
+from aligner.row_notes import RowNotes
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -98,13 +99,14 @@ def prepare(
     """
     if isinstance(recipe, SftRecipe) and recipe.sft.packing is True:
         _refuse_to_pack(_test_packing(recipe), on_event)
+    set_control_tokens(tokenizer, recipe.data.control_tokens)
     encode = _encoder(recipe, tokenizer)
-    unread = unread_by(recipe, tokenizer)
+    notes = RowNotes(recipe, tokenizer)
     ledger = loaded.ledger
     books = ledger.split("train")
-    parts, lengths, batching = _training_parts(recipe, loaded, passes, encode, unread, books, on_event)
+    parts, lengths, batching = _training_parts(recipe, loaded, passes, encode, notes, books, on_event)
     held_out = (
-        _tokenise(loaded.eval, encode, unread, recipe.data, ledger.split("eval"), "eval", on_event)
+        _tokenise(loaded.eval, encode, notes, recipe.data, ledger.split("eval"), "eval", on_event)
         if loaded.eval
         else None
     )
@@ -118,6 +120,9 @@ def prepare(
         sizes = [len(part) for part in parts]
         batching = replace(batching, passes=sizes, steps=_steps_of(recipe, sizes))
     ledger.check()
+    for name, split in ledger.splits.items():
+        if (remark := notes.remark(split, name)) is not None:
+            tell(on_event, Warned(remark))
     _write(folder, _joined(parts), held_out, batching)
     return load_prepared(folder)
 
@@ -127,7 +132,7 @@ def _training_parts(
     loaded: Loaded,
     passes: Passes | None,
     encode: Encode,
-    unread: Unread,
+    notes: RowNotes,
     books: SplitLedger,
     on_event: OnEvent | None,
 ) -> tuple[list[Dataset], list[int], Batching]:
@@ -143,7 +148,7 @@ def _training_parts(
         if passes is not None:
             rows, name = passes.rows(len(parts)), f"pass {len(parts) + 1}"
             books.made = (books.made or 0) + len(rows)
-        part = _tokenise(rows, encode, unread, recipe.data, books, name, on_event)
+        part = _tokenise(rows, encode, notes, recipe.data, books, name, on_event)
         lengths += part["length"]
         if batching is None:
             batching = choose_batching(recipe, [int(n) for n in part["length"]], partial(_test_packing, recipe))
@@ -210,20 +215,6 @@ def _write(folder: Path, train: Dataset, held_out: Dataset | None, batching: Bat
 
 Encode = Callable[[Row, int | None], dict[str, Any] | str]
 """A row and the length to cut it to (None: leave it whole) -> columns, or why nothing is left to train."""
-
-
-Unread = Callable[[Row], Mapping[str, int]]
-"""A row -> what of it reaches no token, and in how many turns."""
-
-
-def unread_by(recipe: TrainRecipe, tokenizer: PreTrainedTokenizerBase) -> Unread:
-    """Return what counts the parts of a row that the training does not read."""
-    if isinstance(recipe, RewardRecipe) and recipe.reward.kind == "pairwise":
-        return unread_beside_text
-    if isinstance(recipe, RewardRecipe) and recipe.reward.kind == "regression":
-        return lambda row: unread_of(tokenizer, as_text_answer(row)) + unread_beside_text(row, only_answer=True)
-    trains_all = isinstance(recipe, SftRecipe) and recipe.sft.loss_on == "all"
-    return lambda row: unread_of(tokenizer, row, trains_all=trains_all)
 
 
 def _encoder(recipe: TrainRecipe, tokenizer: PreTrainedTokenizerBase) -> Encode:
@@ -345,7 +336,7 @@ COUNTED = ("tokens", "trained", "whole", "cut")
 def _tokenise(
     rows: Sequence[Row],
     encode: Encode,
-    unread: Unread,
+    notes: RowNotes,
     data: Data,
     ledger: SplitLedger,
     name: str,
@@ -362,6 +353,7 @@ def _tokenise(
         if on_event and number % PROGRESS_EVERY == 0:
             on_event(StageProgress(f"tokenising {name}", number, len(rows)))
         try:
+            notes.check(row)
             encoded = encode(row, limit)
         except DataError as error:
             ledger.note_unusable(row.origin, error.message)
@@ -372,7 +364,7 @@ def _tokenise(
         elif encoded["whole"] > data.max_length and data.on_too_long != "truncate":
             too_long.append((row.origin, encoded["whole"]))
         else:
-            ledger.note_unread(unread(row))
+            notes.note(row, ledger)
             for key, value in encoded.items():
                 columns.setdefault(key, []).append(value)
     if on_event:

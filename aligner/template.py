@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from aligner.call_arguments import with_fitting_arguments
+from aligner.control_tokens import as_seen, reader_of
 from aligner.data.rows import Messages
 from aligner.data.turn_weight import without_weights
 from aligner.errors import DataError
@@ -77,6 +78,9 @@ def has_template(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 def text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Return the ids of a text and nothing else: no BOS, no EOS that the tokenizer would add."""
+    reader = reader_of(tokenizer)
+    if reader is not None:
+        return reader.encode(text, add_special_tokens=False)[0]
     return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
@@ -113,7 +117,9 @@ class Conversation:
 
         Raises: DataError with the template's own words, when it refuses them.
         """
-        return self._rendered(messages, tokenize=False, add_generation_prompt=opened)
+        text: str = self._rendered(messages, tokenize=False, add_generation_prompt=opened)
+        reader = reader_of(self.tokenizer)
+        return text if reader is None else reader.in_sight(text)
 
     def text_with(self, turn: int, content: str) -> str:
         """Render the whole conversation with another text in one turn."""
@@ -130,7 +136,9 @@ class Conversation:
 
     def whole(self) -> Whole:
         """Render and tokenise the whole conversation."""
-        text = self.text(self.messages)
+        text, reader = self.text(self.messages), reader_of(self.tokenizer)
+        if reader is not None:
+            return Whole(text, *reader.encode(text, add_special_tokens=False))
         encoding = self.tokenizer(text, add_special_tokens=False, verbose=False)
         return Whole(text, list(encoding["input_ids"]), encoding)
 
@@ -149,9 +157,12 @@ class Conversation:
     def _rendered(self, messages: Messages, **options: Any) -> Any:
         from jinja2 import TemplateError
 
-        messages = with_fitting_arguments(self.tokenizer, without_weights(messages))
+        messages, tools = with_fitting_arguments(self.tokenizer, without_weights(messages)), self.tools
+        reader = reader_of(self.tokenizer)
+        if reader is not None:
+            messages, tools = reader.out_of_sight(messages), reader.out_of_sight(tools)
         try:
-            return self.tokenizer.apply_chat_template(messages, tools=self.tools, **options)
+            return self.tokenizer.apply_chat_template(messages, tools=tools, **options)
         except (TemplateError, TypeError, ValueError, AttributeError) as error:
             where = f"{self.origin}: " if self.origin else ""
             raise DataError(
@@ -221,7 +232,7 @@ def _probe_marks(chat: Conversation, opened: list[int]) -> tuple[bool, list[int]
 
 def _opens_otherwise(chat: Conversation) -> str:
     opened, whole = chat.text(chat.messages[:1], opened=True), chat.text(chat.messages)
-    return opened[common_prefix(opened, whole) :]
+    return as_seen(chat.tokenizer, opened[common_prefix(opened, whole) :])
 
 
 # --- spans ---------------------------------------------------------------------------------------------------------
@@ -233,7 +244,7 @@ def answer_spans(chat: Conversation, wanted: Sequence[int]) -> tuple[list[int], 
     Raises: DataError when a turn has no stop token. `Moved` when renderings disagree.
     """
     facts = facts_of(chat.tokenizer)
-    if not facts.marked:
+    if not facts.marked or reader_of(chat.tokenizer) is not None:
         whole = chat.whole()
         return whole.ids, [answer_span(chat, whole, turn) for turn in wanted]
     ids, marks = chat.marked()

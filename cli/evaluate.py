@@ -33,6 +33,7 @@ from .models import (
     load_model,
     model_section,
     read_rows,
+    remark_on_control_tokens,
     rows_fingerprint,
     source_section,
     unfinished,
@@ -139,6 +140,7 @@ def evaluate(
         from aligner.models import model_fingerprint, tokenizer_fingerprint
 
         policy, tokenizer = load_model(section)
+        remark_on_control_tokens(tokenizer, rows, screen.on_event)
         against = None if reference is None else section.model_copy(update={"name_or_path": reference})
         other = None if against is None else load_model(against)[0]
         sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, num_samples=num_samples, seed=seed)

@@ -35,6 +35,7 @@ from .models import (
     load_model,
     model_section,
     read_rows,
+    remark_on_control_tokens,
     rows_fingerprint,
     source_section,
     unfinished,
@@ -82,6 +83,7 @@ def generate(
     with Screen() as screen, resumable(goes_on(output, overwrite)):
         screen.start("loading the model")
         policy, tokenizer = load_model(section)
+        remark_on_control_tokens(tokenizer, rows, screen.on_event)
         from aligner.generation import Sampling, generate
         from aligner.models import model_fingerprint, tokenizer_fingerprint
         from aligner.record import json_line

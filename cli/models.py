@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from aligner.config.schema import Model, Source
     from aligner.data.ledger import Ledger
     from aligner.data.rows import Task
+    from aligner.events import OnEvent
     from aligner.unfinished import Straight, Unfinished
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -105,6 +106,16 @@ def load_model(model: Model) -> tuple[Any, Any]:
 
     tokenizer = load_tokenizer(model)
     return load_policy(model, tokenizer, trainable=False), tokenizer
+
+
+def remark_on_control_tokens(tokenizer: Any, rows: Sequence[Any], on_event: OnEvent) -> None:
+    """Say it where texts of rows hold control tokens."""
+    from aligner.control_tokens import remark_on
+    from aligner.events import Warned
+
+    remark = remark_on(tokenizer, rows)
+    if remark is not None:
+        on_event(Warned(f"{remark[:1].upper()}{remark[1:]}."))
 
 
 def check_output(

@@ -18,6 +18,8 @@ import torch
 
 from aligner.chat import encode_answer, stop_token_ids
 from aligner.config.schema import Model
+from aligner.control_tokens import found_in, in_words
+from aligner.data.rows import CompletionRow
 from aligner.errors import DataError, Problem, RecipeError
 from aligner.heads import pool_by_mask
 from aligner.models import load_reward_model, load_tokenizer, model_fingerprint
@@ -124,6 +126,9 @@ class Conversations:
             if finished is not None and not finished[row]:
                 answer = _unfinished(answer, stops)
             self._add(row, before, answer, card.max_length)
+            if marks := found_in(tokenizer, CompletionRow(prompt, completion)):
+                remark = f"its text holds control tokens, which act as such: {in_words(marks)}"
+                self.remarks[row] = "; ".join(filter(None, (self.remarks.get(row), remark)))
 
     def _add(self, row: int, prompt: list[int], answer: list[int], longest: int) -> None:
         cut = max(0, len(prompt) + len(answer) - longest)

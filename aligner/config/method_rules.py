@@ -380,6 +380,9 @@ def _mosaic_files(view: View) -> Findings:
     yield from _single_turn_formats(view, "mosaic")
     if view.given("data.on_too_long"):
         yield finding("data.on_too_long", "has no effect on mosaics", "set `mosaic.on_overlong`")
+    if view.given("data.control_tokens"):
+        hint = "set it where they are trained on"
+        yield finding("data.control_tokens", "has no effect on mosaics, which are written as text", hint)
     if view["mosaic.chat_template"] is not None and view["mosaic.tokenizer"] is None:
         yield finding("mosaic.chat_template", "has no effect without `mosaic.tokenizer`", "name the tokenizer")
 
@@ -418,6 +421,8 @@ def _select_candidates(view: View) -> Findings:
 def _select_data(view: View) -> Findings:
     if view["data.eval"] is not None:
         yield finding("data.eval", "has no effect on a selection", "drop it")
+    if view.given("data.control_tokens"):
+        yield finding("data.control_tokens", "has no effect on a selection", "set it where its pairs are trained on")
     if view["data.on_too_long"] == "truncate":
         yield finding("data.on_too_long", "a prompt that is cut asks something else", "use drop")
 

@@ -198,6 +198,9 @@ class Data(Section):
     """What happens to a longer row. Every row and token lost is counted in `data.json`."""
     on_bad_row: Literal["error", "drop"] = "error"
     """What happens to a row that is broken: stop, or drop it, count it and list it in `data.json`."""
+    control_tokens: Literal["allow", "as_text", "error"] = "allow"
+    """What a control token is that stands in the text of a row (a quoted `<|im_end|>`): the token itself, as everywhere where
+    such a text is sent to a model, or the characters as text, or a broken row. Those of the chat template stay tokens. Counted."""
     deduplicate: bool = False
     """Remove exact duplicates, after mapping and before the split."""
     mosaic: Mosaic | None = None

@@ -116,6 +116,11 @@ class SplitLedger:
     unusable_rows: list[BadRowRecord] = field(default_factory=list)
     unread: dict[str, int] = field(default_factory=dict)
     """What the chat template leaves out of the rows that were kept -> in how many turns."""
+    control_tokens: dict[str, int] = field(default_factory=dict)
+    """Control tokens in the texts of the rows that were kept -> how often they stand there."""
+    rows_with_control: int = 0
+    chats_with_control: int = 0
+    """Of those, rows that a chat template wrote."""
     tokens: int = 0
     """Tokens kept, in prompt and answers: trained and masked ones together."""
     trained_tokens: int = 0
@@ -171,6 +176,13 @@ class SplitLedger:
         for what, turns in lost.items():
             self.unread[what] = self.unread.get(what, 0) + turns
 
+    def note_control_tokens(self, marks: Mapping[str, int], *, is_chat: bool) -> None:
+        """Count a row whose texts hold control tokens."""
+        self.rows_with_control += 1
+        self.chats_with_control += is_chat
+        for mark, times in marks.items():
+            self.control_tokens[mark] = self.control_tokens.get(mark, 0) + times
+
     def check(self, name: str) -> None:
         """Assert that, once tokenised, rows and tokens add up."""
         dropped = self.too_long_dropped + self.unusable
@@ -199,6 +211,11 @@ class SplitLedger:
         if self.unread:
             ordered = sorted(self.unread.items(), key=lambda item: (-item[1], item[0]))
             lines.append((f"{name} not read", ", ".join(f"{what} in {_turns(turns)}" for what, turns in ordered)))
+        if self.control_tokens:
+            ordered = sorted(self.control_tokens.items(), key=lambda item: (-item[1], item[0]))
+            marks = ", ".join(f"{mark} {times:,}" for mark, times in ordered[:SHOWN])
+            more = " ..." if len(ordered) > SHOWN else ""
+            lines.append((f"{name} control tokens", f"in the texts of {self.rows_with_control:,} rows: {marks}{more}"))
         for record in self.unusable_rows[:SHOWN]:
             lines.append(("  untrainable", f"{record.where}: {record.reason}"))
         if self.unusable > SHOWN:

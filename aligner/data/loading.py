@@ -251,7 +251,8 @@ def _refuse_no_rows(data: Data, loaded: Loaded) -> None:
 
 def fingerprint(data: Data, task: Task, seed: int, ledger: Ledger) -> str:
     """SHA-256 over the sources' bytes, the settings and the seed; where files lie does not count."""
-    settings = data.model_dump(exclude={"train", "eval", *(() if data.mosaic else ("mosaic",))})
+    absent = [*(() if data.mosaic else ("mosaic",)), *(("control_tokens",) if data.control_tokens == "allow" else ())]
+    settings = data.model_dump(exclude={"train", "eval", *absent})
     settings["eval"] = data.eval if isinstance(data.eval, float) else None
     sources = [*data.train, *(data.eval if isinstance(data.eval, list) else [])]
     parts = [_source_settings(source, entry) for source, entry in zip(sources, ledger.sources, strict=True)]

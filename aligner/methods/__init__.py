@@ -201,14 +201,10 @@ def _prepare(recipe: TrainRecipe, run: Run, loaded: Loaded, on_event: OnEvent | 
     tell(on_event, StageStarted("loading torch, transformers and TRL"))
     _import_method(recipe.method)
     tell(on_event, StageStarted("tokenising"))
-    from aligner.chat import check_tokenizer
     from aligner.methods.job import questions_from
-    from aligner.models import load_tokenizer
     from aligner.prepare import load_prepared, prepare
 
-    tokenizer = load_tokenizer(recipe.model)
-    for remark in check_tokenizer(tokenizer):
-        tell(on_event, Warned(remark))
+    tokenizer = _load_tokenizer(recipe, on_event)
     done = run.prepared_dir.is_dir() and run.read_json("data.json") is not None
     if done:
         prepared = load_prepared(run.prepared_dir)
@@ -220,6 +216,19 @@ def _prepare(recipe: TrainRecipe, run: Run, loaded: Loaded, on_event: OnEvent | 
         run.write_json("data.json", {**loaded.ledger.to_json(), "batching": prepared.batching.reason})
         tell(on_event, DataReady([*loaded.ledger.table(), ("batches", prepared.batching.reason)]))
     return _job(recipe, run, tokenizer, prepared, on_event)
+
+
+def _load_tokenizer(recipe: TrainRecipe, on_event: OnEvent | None) -> Any:
+    """Load the tokenizer as the recipe wants texts to be read, and pass on what is remarkable about it."""
+    from aligner.chat import check_tokenizer
+    from aligner.control_tokens import set_control_tokens
+    from aligner.models import load_tokenizer
+
+    tokenizer = load_tokenizer(recipe.model)
+    set_control_tokens(tokenizer, recipe.data.control_tokens)
+    for remark in check_tokenizer(tokenizer):
+        tell(on_event, Warned(remark))
+    return tokenizer
 
 
 def _job(recipe: TrainRecipe, run: Run, tokenizer: Any, prepared: Any, on_event: OnEvent | None) -> Job:
@@ -343,10 +352,9 @@ def _run_as_rank(resolved: Resolved, rank: int, resume: bool, overwrite: bool, o
             run = Run.attach(resolved.recipe.output_dir)
         if run.is_done:
             return already_done(run, listener)
-    from aligner.models import load_tokenizer
     from aligner.prepare import load_prepared
 
-    tokenizer = load_tokenizer(resolved.recipe.model)
+    tokenizer = _load_tokenizer(resolved.recipe, None)
     job = _job(resolved.recipe, run, tokenizer, load_prepared(run.prepared_dir), listener)
     return _train_and_finish(job)
 
@@ -362,14 +370,10 @@ def _with_world(resolved: Resolved, size: int) -> Resolved:
 
 def _dry_run(resolved: Resolved, loaded: Loaded, on_event: OnEvent | None) -> Outcome:
     """Tokenise into a temporary folder, count, and say what would run."""
-    from aligner.chat import check_tokenizer
-    from aligner.models import load_tokenizer
     from aligner.prepare import prepare
 
     recipe = resolved.recipe
-    tokenizer = load_tokenizer(recipe.model)
-    for remark in check_tokenizer(tokenizer):
-        tell(on_event, Warned(remark))
+    tokenizer = _load_tokenizer(recipe, on_event)
     with tempfile.TemporaryDirectory(prefix="aligner-dry-run-") as folder:
         passes = _passes(recipe, loaded, tokenizer, on_event)
         prepared = prepare(recipe, loaded, tokenizer, Path(folder) / "prepared", on_event, passes)

@@ -49,6 +49,16 @@ def test_prompts_come_from_a_file_and_answers_go_to_one(model: Path, tmp_path: P
     assert [(record["prompt"], record["answer"]) for record in written] == [("one", "1"), ("two", "2")]
 
 
+def test_control_tokens_in_a_prompt_are_remarked_on(model: Path) -> None:
+    from transformers import AutoTokenizer
+
+    stop = AutoTokenizer.from_pretrained(model).eos_token
+    result = aligner("generate", model, f"a {stop} b", "--max-new-tokens", "2")
+    assert result.exit_code == 0, result.output
+    assert f"One row holds control tokens in their texts, which act as such: `{stop}` 1 time." in result.stderr
+    assert "control tokens" not in aligner("generate", model, "a b", "--max-new-tokens", "2").stderr
+
+
 def test_one_answer_is_printed_alone(model: Path) -> None:
     (record,) = generated(model, "one", "--temperature", "0")
     result = aligner("generate", model, "one", "--temperature", "0", "--max-new-tokens", "4")

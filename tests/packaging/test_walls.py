@@ -33,6 +33,7 @@ LEVELS = (
     (
         "call_arguments",
         "chat",
+        "control_tokens",
         "template",
         "models",
         "quantized",
@@ -51,6 +52,7 @@ LEVELS = (
         "padded",
         "reward_losses",
         "reward_rows",
+        "row_notes",
         "segments",
         "unread",
         "adapters",

@@ -119,6 +119,7 @@ MORE_DATA = [
     ("train: a, eval: 1.5", "data.eval", "must be less than 1"),
     ("train: a, eval: {path: b, splt: test}", "data.eval.splt", "did you mean"),
     ("train: a, max_length: 1", "data.max_length", "must be at least 2"),
+    ("train: a, control_tokens: text", "data.control_tokens", "expected one of allow, as_text, error, found `text`"),
     ("train: a, on_too_long: cut", "data.on_too_long", "expected one of error, drop, truncate, found `cut`"),
 ]
 

@@ -11,7 +11,7 @@ from fakes import byte_tokenizer, save_model, small_recipe, write_jsonl
 
 from aligner.data import load_rows
 from aligner.errors import DataError
-from aligner.events import StageProgress
+from aligner.events import StageProgress, Warned
 from aligner.methods import TASKS
 from aligner.prepare import choose_batching, load_prepared, padding_share, prepare, quantiles
 
@@ -267,3 +267,47 @@ def test_padding_share_by_hand():
 def test_quantiles_by_hand():
     assert quantiles([5]) == [5] * 7
     assert quantiles(list(range(101))) == [0, 25, 50, 75, 90, 99, 100]
+
+
+# --- what a row says beside its tokens -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["allow", "as_text", "error"])
+@pytest.mark.parametrize("method", ["sft", "dpo", "sapo", "reward"])
+def test_control_tokens_in_texts_are_counted_and_become_what_the_recipe_says(method, how, tmp_path):
+    tokenizer, events = byte_tokenizer(), []
+    stop = tokenizer.eos_token
+    if method in ("dpo", "reward"):
+        rows = [pair("hi", f"a{stop}b", "c"), pair("hi", "d", "e")]
+    else:
+        rows = [talk("hi", f"a{stop}b"), talk("hi", "d")]
+    options = {"data__control_tokens": how, "on_event": events.append}
+    if how == "error":
+        with pytest.raises(DataError, match="1 rows cannot be trained on") as caught:
+            prepared_from(rows[:1], tokenizer, tmp_path, method, **options)
+        assert f"holds the control token `{stop}`" in caught.value.problems[0].message
+        options["data__on_bad_row"] = "drop"
+        _, ledger = prepared_from(rows, tokenizer, tmp_path, method, **options)
+        assert (ledger.split("train").rows, ledger.split("train").unusable) == (1, 1)
+        return
+    found, ledger = prepared_from(rows, tokenizer, tmp_path, method, **options)
+    column = "input_ids" if method == "sft" else "chosen_ids"
+    held = sum(ids.count(tokenizer.eos_token_id) for ids in found.train[column])
+    plain = sum(ids.count(tokenizer.eos_token_id) for ids in found.train[column][1:]) * 2
+    assert held == plain + (how == "allow")
+    books = ledger.split("train")
+    assert (books.control_tokens, books.rows_with_control) == ({stop: 1}, 1)
+    assert ("train control tokens", f"in the texts of 1 rows: {stop} 1") in books.table("train")
+    warnings = [event.text for event in events if isinstance(event, Warned)]
+    assert [text.startswith("Control tokens stand in the texts of 1 train rows") for text in warnings] == (
+        [True] if how == "allow" else []
+    )
+
+
+@pytest.mark.parametrize("method", ["sft", "dpo", "sapo", "reward"])
+def test_parts_of_rows_that_the_template_leaves_out_are_in_the_books(method, tokenizer, tmp_path):
+    turns = [talk("hi", text)["messages"] for text in ("a", "b")]
+    turns[0][1]["reasoning_content"] = "since"
+    row = {"chosen": turns[0], "rejected": turns[1]} if method in ("dpo", "reward") else {"messages": turns[0]}
+    _, ledger = prepared_from([row, row], tokenizer, tmp_path, method)
+    assert ledger.split("train").unread == {"`reasoning_content`": 2}
