@@ -42,6 +42,7 @@ from aligner.data.rows import Messages
 from aligner.errors import DataError
 from aligner.journal import Journal
 from aligner.models import base_under_adapter
+from aligner.own_config import without_router_logits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -213,7 +214,7 @@ def at_rest(model: torch.nn.Module) -> Iterator[None]:
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), without_router_logits(model):
             yield
     finally:
         for module, training in modes.items():

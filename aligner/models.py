@@ -24,6 +24,7 @@ from aligner.config.schema import Lora, Model
 from aligner.errors import RecipeError
 from aligner.folder_kinds import CONFIG_FILE
 from aligner.loading import reading
+from aligner.lora_targets import targets_of
 from aligner.model_files import (
     adapter_config,
     base_of,
@@ -190,7 +191,19 @@ def _load_classifier(model: Model, trainable: bool, outputs: int | None) -> tupl
 def _load_base(model: Model, trainable: bool) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
-    return _from_pretrained(model, trainable, AutoModelForCausalLM)[0]
+    policy = _from_pretrained(model, trainable, AutoModelForCausalLM)[0]
+    _name_backbone(policy)
+    return policy
+
+
+def _name_backbone(policy: PreTrainedModel) -> None:
+    """Let `base_model` be the part below the head, also where a class calls it otherwise than it says (Llama 4's text model)."""
+    from transformers import PreTrainedModel
+
+    if policy.base_model is policy:
+        parts = [name for name, part in policy.named_children() if isinstance(part, PreTrainedModel)]
+        if len(parts) == 1:
+            policy.base_model_prefix = parts[0]
 
 
 def _from_pretrained(
@@ -318,6 +331,8 @@ def _refuse_other_settings(lora: Lora, adapter: dict[str, Any], folder: str) -> 
         found = adapter.get(key)
         if key == "init_lora_weights" or (key == "target_modules" and isinstance(wanted, str)):
             continue  # the first has had its effect; PEFT stores names for the second
+        if key == "target_parameters" and not wanted and isinstance(lora.target_modules, str):
+            continue  # they may belong to `all-linear`
         if key == "modules_to_save" and adapter.get("task_type") == "SEQ_CLS":
             found = [
                 name for name in found or [] if name not in ("classifier", "score")
@@ -355,6 +370,7 @@ def _with_new_adapter(
     from peft import LoraConfig, get_peft_model
 
     _check_modules(policy, lora)
+    targets = targets_of(policy, lora)
     ends = (policy.get_input_embeddings(), policy.get_output_embeddings())
     tied = policy.config.get_text_config().tie_word_embeddings and ends[1] is not None
     heads = [_name_of(policy, part) for part in ends if part is not None]
@@ -367,7 +383,7 @@ def _with_new_adapter(
             # A new token must be read and written, so its row is trained in the embeddings and in the head.
             trainable_token_indices=dict.fromkeys(rows, new_ids) if new_ids and rows else None,
             ensure_weight_tying=bool(tied and whole),
-            **lora.model_dump(),
+            **lora.model_dump() | {"target_modules": targets.modules, "target_parameters": targets.parameters},
         )
         with told_of_ties():
             adapted = get_peft_model(policy, config, revision=model.revision)

@@ -38,6 +38,7 @@ from transformers import PreTrainedModel
 from trl.trainer.utils import add_fused_lm_head
 
 from aligner.chat import IGNORED
+from aligner.generation import at_rest
 from aligner.models import base_under_adapter
 from aligner.objectives import OBJECTIVES, Objective, PairLogps, Settings
 from aligner.objectives.distilled import Combine, aim
@@ -302,15 +303,13 @@ def reference_logps(
     rows = rows.select_columns(["prompt_ids", "chosen_ids", "rejected_ids"])
     order = sorted(range(len(rows)), key=lambda i: -lengths[i])
     chosen, rejected = torch.empty(len(rows)), torch.empty(len(rows))
-    was_training = model.training
-    model.eval()
-    for start in range(0, len(order), batch_size):
-        picked = order[start : start + batch_size]
-        batch = {key: value.to(device) for key, value in collator([rows[i] for i in picked]).items()}
-        with torch.no_grad(), autocast:
-            logps = answer_logps(model, batch)[0].cpu()
-        chosen[picked], rejected[picked] = logps.chunk(2)
-        if on_progress:
-            on_progress(min(start + batch_size, len(order)), len(order))
-    model.train(was_training)
+    with at_rest(model):
+        for start in range(0, len(order), batch_size):
+            picked = order[start : start + batch_size]
+            batch = {key: value.to(device) for key, value in collator([rows[i] for i in picked]).items()}
+            with autocast:
+                logps = answer_logps(model, batch)[0].cpu()
+            chosen[picked], rejected[picked] = logps.chunk(2)
+            if on_progress:
+                on_progress(min(start + batch_size, len(order)), len(order))
     return chosen, rejected

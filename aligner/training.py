@@ -30,6 +30,7 @@ from aligner.config.schema import TrainRecipe
 from aligner.errors import TrainingError
 from aligner.events import Metrics, Notice, OnEvent, StageStarted
 from aligner.models import has_bf16_gpu, without_messages
+from aligner.own_config import OwnConfig, forget_router_logits
 from aligner.run import Run
 from aligner.sampling_order import SeededSampler
 from aligner.saved_tokenizer import SavedTokenizer
@@ -131,6 +132,16 @@ class OrderedTrainer(Trainer):
 
     has_ended: bool = False
     """Set when the checkpoint to go on from is the last one: training is over, and only the end is left to do."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.own_config = OwnConfig(kwargs["model"])
+        super().__init__(*args, **kwargs)
+        forget_router_logits(self.model)  # a trainer that wants them asks in each forward pass
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Write the model's own configuration into the checkpoint, without what training needs."""
+        with self.own_config.in_place():
+            super()._save_checkpoint(model, trial)
 
     def before_result(self) -> None:
         """Whatever is to be done to the model between training and saving it."""
@@ -394,6 +405,7 @@ def fit(
             "trainer.gradient_checkpointing=true, lower data.max_length, or use model.lora with model.quantization=nf4.",
         ) from error
     refuse_broken_weights(trainer)
+    trainer.own_config.put_back()
     trainer.before_result()
     save_final(trainer, run, finish)
     return Fitted(_results(trainer))

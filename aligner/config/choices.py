@@ -91,3 +91,6 @@ SAPO_LOSSES = tuple(name for name in LOSSES if name not in ("exo_pair", "sft", *
 
 SFT_FORMATS = ("auto", "messages", "prompt_completion", "sharegpt", "alpaca", "text")
 """`data.train[].format` that `sft` can use."""
+
+PLAIN_STARTS = (True, False, "gaussian")
+"""Values of `model.lora.init_lora_weights` under which an adapter starts beside its weight, and changes nothing of it."""

@@ -54,6 +54,12 @@ ADAPTERS = (
     Flag("lora_alpha", "model.lora.lora_alpha", "Their scale: updates are multiplied by alpha / r."),
     Flag("lora_dropout", "model.lora.lora_dropout", "Dropout on the adapters' input."),
     Flag("lora_target_modules", "model.lora.target_modules", "Modules that get one, or all-linear.", many=True),
+    Flag(
+        "lora_target_parameters",
+        "model.lora.target_parameters",
+        "Weights that get one without being a layer.",
+        many=True,
+    ),
     Flag("lora_modules_to_save", "model.lora.modules_to_save", "Modules trained whole beside them.", many=True),
     Flag("use_rslora", "model.lora.use_rslora", "Scale by alpha / sqrt(r).", _ON_OFF),
     Flag("use_dora", "model.lora.use_dora", "Weight-decomposed adapters.", _ON_OFF),

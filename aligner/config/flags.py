@@ -153,7 +153,7 @@ class _Parser:
         if first is None:
             return None
         values = first.strip("[]").split(",")
-        while attached is None and self.tokens and re.fullmatch(r"\w+", self.tokens[0]):
+        while attached is None and self.tokens and re.fullmatch(r"\w+(\.\w+)*(?<!\.yaml)(?<!\.yml)", self.tokens[0]):
             values.append(self.tokens.pop(0))
         values = [value.strip(" '\"") for value in values]
         return values if len(values) > 1 or values[0] != "all-linear" else values[0]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from aligner.config.check import Finding, show
-from aligner.config.choices import ATTENTION, STRATEGIES
+from aligner.config.choices import ATTENTION, PLAIN_STARTS, STRATEGIES
 from aligner.config.method_rules import METHOD_RULES
 from aligner.config.names import closest, did_you_mean
 from aligner.config.schema import Recipe, TrainRecipe
@@ -70,8 +70,22 @@ def _attention_is_known(view: View) -> Findings:
 
 
 def _lora_has_targets(view: View) -> Findings:
-    if view["model.lora"] is not None and view["model.lora.target_modules"] == []:
+    if view["model.lora"] is None:
+        return
+    if view["model.lora.target_modules"] == [] and not view["model.lora.target_parameters"]:
         yield finding("model.lora.target_modules", "is empty", "`all-linear`, or names such as [q_proj, v_proj]")
+
+
+def _parameters_are_adapted_plainly(view: View) -> Findings:
+    if view["model.lora"] is None or not view["model.lora.target_parameters"]:
+        return
+    for key, plain in (("lora_dropout", (0.0,)), ("use_dora", (False,)), ("init_lora_weights", PLAIN_STARTS)):
+        if (value := view[f"model.lora.{key}"]) not in plain:
+            yield finding(
+                f"model.lora.{key}",
+                f"is {show(value)}, which PEFT does not do with `model.lora.target_parameters`",
+                f"drop it, or the parameters: write {show(plain[0])}",
+            )
 
 
 def _chosen_rows(view: View) -> Findings:
@@ -184,6 +198,7 @@ RULES: tuple[Rule, ...] = (
     _quantization_keeps_the_base,
     _attention_is_known,
     _lora_has_targets,
+    _parameters_are_adapted_plainly,
     _chosen_rows,
     _evaluation_needs_rows,
     _early_stopping_evaluates,

@@ -38,7 +38,11 @@ class Lora(Section):
     lora_dropout: float = Field(0.0, ge=0.0, lt=1.0)
     """Dropout on the adapter's input."""
     target_modules: str | list[str] = "all-linear"
-    """`all-linear`, or names of the modules that get an adapter."""
+    """`all-linear`, or names of the modules that get an adapter. `all-linear` is each linear layer but the head and routers."""
+    exclude_modules: str | list[str] | None = None
+    """Names of modules, or a pattern for whole names, that get none."""
+    target_parameters: list[str] | None = None
+    """Weights that get an adapter without being a layer, such as stacked experts: `[mlp.experts.down_proj]`."""
     modules_to_save: list[str] | None = None
     """Modules trained and saved whole beside the adapters, for example `[lm_head]` after adding tokens."""
     bias: Literal["none", "all", "lora_only"] = "none"

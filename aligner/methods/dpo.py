@@ -72,6 +72,7 @@ def train(job: Job) -> Fitted:
         splits = trainer.train_dataset, trainer.eval_dataset
         trainer.train_dataset, trainer.eval_dataset = add_samples(splits, scorer)
     trainer.group_lengths = lengths_of(job.prepared.train, job.prepared.batching.grouped)
+    job.tell_trained(trainer.model, arguments.learning_rate)
     fitted = fit(trainer, recipe, job.run, job.on_event, _guards(job, recipe))
     job.answer_after(trainer)
     return fitted

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 SHARDED = ("fsdp", "fsdp1", "fsdp2", "zero3")
 """Strategies under which no rank holds a whole policy."""
 
+KEEPS_FLOAT32 = (*SHARDED, "zero1", "zero2")
+"""Strategies under which weights are updated in float32, whatever data type they are loaded in."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -48,6 +51,18 @@ class Job:
             self.run.write_json("warnings.json", [*kept, text])
         if self.on_event:
             self.on_event(Warned(text))
+
+    def tell_trained(self, model: Any, rate: float) -> None:
+        """Say how many weights are trained, where, and what is left out; keep it for the report and the card."""
+        from aligner.trained import told, trained_of, unmoved
+
+        found = trained_of(model, self.recipe.model.lora)
+        for line in told(found, self.recipe.model.quantization):
+            self.note(line)
+        if world()[0] == 0:
+            self.run.write_json("weights.json", found.to_json())
+        if self.recipe.launch.strategy not in KEEPS_FLOAT32 and (remark := unmoved(model, rate)):
+            self.warn(remark)
 
     def answer_before(self, model: Any) -> None:
         """Let the model that training starts from answer the held-out prompts; kept over a resumption."""

@@ -100,6 +100,8 @@ def train(job: Job) -> Fitted:
         )
     trainer.group_lengths = lengths_of(splits[0], job.prepared.batching.grouped)
 
+    job.tell_trained(trainer.model, arguments.learning_rate)
+
     def finish(folder: Path) -> None:
         _write_card(job, recipe, trainer, folder)
         _show_scores(job, recipe, trainer, splits[1] or splits[0])

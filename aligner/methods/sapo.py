@@ -391,6 +391,7 @@ def train(job: Job) -> Fitted:
     if (checkpoint := job.run.latest_checkpoint()) is not None:
         trainer.load_rest(checkpoint)
     trainer.group_lengths = lengths_of(job.prepared.train, job.prepared.batching.grouped)
+    job.tell_trained(trainer.model, arguments.learning_rate)
     fitted = fit(trainer, recipe, job.run, job.on_event)
     _keep_pairs(job, trainer)
     with trainer.exported():

@@ -22,6 +22,7 @@ from aligner.config.schema import SftRecipe
 from aligner.launch import world
 from aligner.methods.job import SHARDED, Job
 from aligner.models import load_policy
+from aligner.router_loss import name_experts, router_coefficient
 from aligner.row_sharing import cannot_pack, rows_apart
 from aligner.training import Fitted, OrderedTrainer, exact_adapters, fit, lengths_of, training_arguments
 
@@ -137,6 +138,7 @@ def train(job: Job) -> Fitted:
         packing_strategy="bfd",
         max_length=recipe.data.max_length if batching.packing else None,
         dataset_kwargs={"skip_prepare_dataset": True},
+        router_aux_loss_coef=router_coefficient(model, recipe.trainer.get("router_aux_loss_coef")),
         **ours,
     )
     if batching.packing:
@@ -152,6 +154,13 @@ def train(job: Job) -> Fitted:
         )
     trainer.group_lengths = lengths_of(job.prepared.train, batching.grouped)
     trainer.passes = batching.passes
+    if trainer.aux_loss_enabled:
+        name_experts(trainer.model)
+        job.note(
+            f"The router's own loss is trained too, with a weight of {trainer.router_aux_loss_coef:g}, and logged as aux_loss; "
+            "held-out losses are without it. trainer.router_aux_loss_coef changes the weight."
+        )
+    job.tell_trained(trainer.model, arguments.learning_rate)
     fitted = fit(trainer, recipe, job.run, job.on_event)
     job.answer_after(trainer)
     return fitted
