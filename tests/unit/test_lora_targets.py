@@ -113,7 +113,7 @@ def test_an_adapter_is_trained_further_with_the_parameters_that_it_has(folders, 
     adapted(folders["mixtral"], target_parameters=EXPERTS).save_pretrained(tmp_path)
     model = Model(name_or_path=str(tmp_path), lora=Lora(r=4, target_parameters=[EXPERTS[0]]))
     tokenizer = load_tokenizer(Model(name_or_path=str(folders["mixtral"])))
-    with pytest.raises(RecipeError, match="target_parameters is .* but the adapter in"):
+    with pytest.raises(RecipeError, match=r"target_parameters is .* but the adapter in"):
         load_policy(model, tokenizer, trainable=True)
     for same in (EXPERTS, None):
         lora = Lora(r=4, target_parameters=same)
