@@ -201,7 +201,7 @@ def _expert_blocks(model: Any) -> Iterator[tuple[str, str, set[int], set[int]]]:
         yield block, inner, {len(weight) for weight in weights}, {n for weight in weights for n in weight.shape[1:]}
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) > 1:
-            first = [layer for layer in module[0].modules() if is_linear(layer) and hasattr(layer, "in_features")]
+            first: list[Any] = [layer for layer in module[0].modules() if hasattr(layer, "in_features")]
             block, _, inner = name.rpartition(".")
             yield block, inner, {len(module)}, {layer.in_features for layer in first[:1]}
 
