@@ -27,14 +27,17 @@ answers of the reference 3B, and these are the last.
 from __future__ import annotations
 
 import contextlib
+import copy
+import functools
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from trl.trainer.utils import add_fused_lm_head
 
 from aligner.chat import IGNORED
@@ -110,17 +113,56 @@ def fuse_head(model: Any) -> None:
     add_fused_lm_head(base_under_adapter(model))
 
 
-def without_base_dropout(model: torch.nn.Module) -> None:
-    """Switch off the dropout of the model itself; an adapter keeps its own.
+T = TypeVar("T")
 
-    The reference is scored without dropout, so a policy with it would not start from a reward of 0.
+NOISE = re.compile(r"drop(out|_?path|_?prob)|pdrop|layer_?drop")
+"""Names of numbers of a module by which it drops something at random while it trains."""
+
+JITTER = re.compile(r"jitter|noise")
+"""Names of numbers by which the router of a mixture of experts shakes its inputs while it trains."""
+
+
+def without_base_noise(model: torch.nn.Module) -> None:
+    """Switch off what the model itself does at random in training: dropout, skipped layers, jitter. Adapters keep their dropout.
+
+    The reference is scored at rest, so a policy with noise would not start from a reward of 0.
     """
+    quiet: dict[int, Any] = {}
     for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Dropout) and "lora_" not in name:
+        if "lora_" in name:
+            continue
+        if isinstance(module, torch.nn.modules.dropout._DropoutNd):
             module.p = 0.0
-        for attribute in ("attention_dropout", "dropout"):  # numbers that some models pass to functions
-            if isinstance(getattr(module, attribute, None), float):
-                setattr(module, attribute, 0.0)
+        _silence(module)
+        if any(JITTER.search(key) for key in _numbers(module)):
+            module.train = functools.partial(_train_all_but_itself, module)  # type: ignore[method-assign]
+        config = getattr(module, "config", None)
+        if isinstance(config, PreTrainedConfig) and not isinstance(module, PreTrainedModel) and _noises(config):
+            module.config = quiet.setdefault(id(config), _silence(copy.copy(config)))  # the model's own is saved
+
+
+def _numbers(thing: object) -> list[str]:
+    """Names of the numbers above 0 that an object holds."""
+    return [key for key, value in vars(thing).items() if isinstance(value, float) and value > 0]
+
+
+def _noises(thing: object) -> list[str]:
+    return [key for key in _numbers(thing) if NOISE.search(key)]
+
+
+def _silence(thing: T) -> T:
+    """Set the numbers to 0 that a module, or the config that it reads in its forward, passes to functions."""
+    for key in _noises(thing):
+        setattr(thing, key, 0.0)
+    return thing
+
+
+def _train_all_but_itself(module: torch.nn.Module, mode: bool = True) -> torch.nn.Module:
+    """Set the mode of a module's children; it stays at rest itself: some routers choose experts by lot in training."""
+    for child in module.children():
+        child.train(mode)
+    module.training = False
+    return module
 
 
 class PreferenceTrainer(WeightedTrainer):
@@ -158,7 +200,7 @@ class PreferenceTrainer(WeightedTrainer):
         self.warmup_steps_dpo, self.needs_reference = warmup_steps_dpo, needs_reference
         self._sums: dict[str, Tensor | None] = {"train": None, "eval": None}
         self._held_out: list[dict[str, Tensor]] = []
-        without_base_dropout(self.model)
+        without_base_noise(self.model)
         fuse_head(self.model)
 
     def compute_loss(
@@ -247,7 +289,7 @@ class PreferenceTrainer(WeightedTrainer):
             return inputs["reference_chosen"], inputs["reference_rejected"]
         policy = self.accelerator.unwrap_model(self.model)
         answers = {key: inputs[key][: 2 * len(inputs["weight"])] for key in ("input_ids", "attention_mask", "labels")}
-        with torch.no_grad(), policy.disable_adapter(), self.compute_loss_context_manager():
+        with at_rest(policy), policy.disable_adapter(), self.compute_loss_context_manager():
             chosen, rejected = answer_logps(policy, answers)[0].chunk(2)
         return chosen, rejected
 

@@ -48,6 +48,14 @@ REWARD_LOSSES = ("reward_distill",)
 DISTILL_FORWARD_KL = 0.1
 """Weight of the forward KL with such an objective, where `dpo.forward_kl` is left out."""
 
+NO_LOSSES_OF_PAIRS = {
+    "kto": "KTO learns from single answers that are marked as good or bad, not from pairs; `kto_pair` is made of it for pairs: "
+    "the chosen answer counts as good, the rejected as bad, and the divergence is a mean over the micro-batch",
+    "bco": "BCO learns from single answers that are marked as good or bad, not from pairs; `bco_pair` is made of it for pairs: "
+    "a classifier on the chosen and on the rejected answer, without the shift of rewards",
+}
+"""Known objectives that are none of pairs -> what they are, and what comes nearest."""
+
 OTHER_LOSS_NAMES = {
     "dpo": "sigmoid",
     "lrml": "discopop",
@@ -55,7 +63,6 @@ OTHER_LOSS_NAMES = {
     "rso": "hinge",
     "cdpo": "sigmoid",
     "rdpo": "robust",
-    "kto": "kto_pair",
     "nll": "sft",
     "distill": "reward_distill",
     "ddpo": "reward_distill",

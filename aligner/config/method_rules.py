@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from aligner.config.check import Finding, show
 from aligner.config.choices import (
     LABEL_SMOOTHING_LOSSES,
     LOSSES,
+    NO_LOSSES_OF_PAIRS,
     OTHER_LOSS_NAMES,
     PREFERENCE_FORMATS,
     REFERENCE_FREE_LOSSES,
@@ -65,10 +67,17 @@ def _loss_exists(view: View) -> Findings:
         if name.endswith(".py"):
             yield from _objective_file(name)
         elif name not in LOSSES:
-            other = OTHER_LOSS_NAMES.get(name.lower())
-            hint = f"it is called `{other}` here" if other else did_you_mean(name, LOSSES)
+            hint = _meant_loss(name, LOSSES)
             expected = f"expected one of {', '.join(LOSSES)}, or a .py file"
             yield finding("dpo.loss", f"{expected}, found {show(name)}", hint)
+
+
+def _meant_loss(name: str, known: Iterable[str]) -> str:
+    """Say what a name that is no objective's is called here, what it is, or which one is near."""
+    if explained := NO_LOSSES_OF_PAIRS.get(name.lower()):
+        return explained
+    other = OTHER_LOSS_NAMES.get(name.lower())
+    return f"it is called `{other}` here" if other else did_you_mean(name, known)
 
 
 def _objective_file(path: str, key: str = "dpo.loss") -> Findings:
@@ -173,8 +182,7 @@ def _single_answers(view: View) -> Findings:
 def _sapo_parts(view: View) -> Findings:
     loss, window = view["sapo.loss"], view["sapo.window"]
     if loss not in SAPO_LOSSES:
-        other = OTHER_LOSS_NAMES.get(str(loss).lower())
-        hint = f"it is called `{other}` here" if other else did_you_mean(str(loss), SAPO_LOSSES)
+        hint = _meant_loss(str(loss), SAPO_LOSSES)
         yield finding("sapo.loss", f"expected one of {', '.join(SAPO_LOSSES)}, found {show(loss)}", hint)
     if window != "all" and window < 1:
         yield finding("sapo.window", f"is {window}", "a number of tokens from 1, or `all`")

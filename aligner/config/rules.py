@@ -11,6 +11,7 @@ from typing import Any
 
 from aligner.config.check import Finding, show
 from aligner.config.choices import ATTENTION, PLAIN_STARTS, STRATEGIES
+from aligner.config.dead_keys import DEAD_KEY_RULES
 from aligner.config.method_rules import METHOD_RULES
 from aligner.config.names import closest, did_you_mean
 from aligner.config.schema import Recipe, TrainRecipe
@@ -193,6 +194,7 @@ def _sampling_is_ours(view: View) -> Findings:
 
 
 RULES: tuple[Rule, ...] = (
+    *DEAD_KEY_RULES,
     _quantization_needs_lora,
     _double_quant_needs_4bit,
     _quantization_keeps_the_base,

@@ -10,12 +10,13 @@ import pytest
 import torch
 from fakes import byte_tokenizer, save_model, small_recipe
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, FalconConfig, MixtralConfig, OPTConfig, PhimoeConfig
 
 from aligner.config.schema import Model
 from aligner.events import Notice, StageProgress
 from aligner.methods import run_recipe
 from aligner.models import load_policy
+from aligner.preference import without_base_noise
 from aligner.record import read_metrics
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -61,6 +62,59 @@ def test_rewards_are_zero_before_the_first_step(small_world, tmp_path, flags):
 def test_rewards_are_zero_before_the_first_step_also_for_a_model_with_dropout(small_world, tmp_path):
     noisy = save_model(tmp_path / "noisy", attention_dropout=0.5)
     run = train("dpo", small_world, tmp_path / "run", "trainer.max_steps=1", model__name_or_path=str(noisy))
+    assert reward_at_start(run) == pytest.approx((0.0, 0.0), abs=1e-5)
+
+
+SIZES = {
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 512,
+}
+NOISY = {
+    "dropout and jitter": MixtralConfig(
+        **SIZES, num_key_value_heads=2, num_local_experts=4, router_jitter_noise=0.5, attention_dropout=0.3
+    ),
+    "experts chosen by lot": PhimoeConfig(
+        **SIZES, num_key_value_heads=2, num_local_experts=4, router_jitter_noise=0.5, input_jitter_noise=0.5
+    ),
+    "skipped layers": OPTConfig(
+        vocab_size=300, hidden_size=32, word_embed_proj_dim=32, ffn_dim=48, num_hidden_layers=3, num_attention_heads=4,
+        dropout=0.3, attention_dropout=0.3, layerdrop=0.4,
+    ),
+    "numbers of the config": FalconConfig(
+        vocab_size=300, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, hidden_dropout=0.3
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", NOISY)
+def test_a_base_without_noise_is_in_training_what_it_is_at_rest(kind):
+    """Its config, which is saved, stays as it was."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(NOISY[kind])
+    before = model.config.to_dict()
+    with torch.no_grad():
+        at_rest = model.eval()(input_ids=PROBE, use_cache=False).logits
+        model.train()
+        assert (model(input_ids=PROBE, use_cache=False).logits - at_rest).abs().max() > 1e-3
+        without_base_noise(model)
+        model.train()
+        assert torch.equal(model(input_ids=PROBE, use_cache=False).logits, at_rest)
+    assert model.training
+    assert model.config.to_dict() == before
+
+
+@pytest.mark.parametrize("method", ["dpo", "sapo"])
+def test_rewards_are_zero_before_the_first_step_also_for_a_router_with_jitter(small_world, tmp_path, method):
+    """A base that shakes its router while it trains is at rest under policy and reference alike."""
+    tokenizer = byte_tokenizer()
+    AutoModelForCausalLM.from_config(NOISY["dropout and jitter"]).save_pretrained(tmp_path / "noisy")
+    tokenizer.save_pretrained(tmp_path / "noisy")
+    flags = {"model__lora": {"r": 4, "target_modules": ["q_proj"]}, "model__name_or_path": str(tmp_path / "noisy")}
+    run = train(method, small_world, tmp_path / "run", "trainer.max_steps=1", **flags)
     assert reward_at_start(run) == pytest.approx((0.0, 0.0), abs=1e-5)
 
 

@@ -72,6 +72,29 @@ MALFORMED = [
     ("dpo", "dpo: {loss: 3}", "dpo.loss", "put it in quotes"),
     ("dpo", "dpo: {loss: ipo, label_smoothing: 0.1}", "dpo.label_smoothing", "has no effect on `ipo`"),
     ("dpo", "dpo: {loss: exo_pair}", "dpo.label_smoothing", "must be above 0 for `exo_pair`"),
+    ("dpo", "dpo: {loss: kto}", "r.yaml:4: dpo.loss", "KTO learns from single answers"),
+    ("dpo", "dpo: {loss: kto}", "dpo.loss", "`kto_pair` is made of it for pairs"),
+    ("sapo", "sapo: {loss: BCO}", "sapo.loss", "`bco_pair` is made of it for pairs"),
+    ("dpo", "trainer: {label_smoothing_factor: 0.1}", "trainer.label_smoothing_factor", "set `dpo.label_smoothing`"),
+    ("sapo", "trainer: {label_smoothing_factor: 0.1}", "trainer.label_smoothing_factor", "no effect on `sapo`"),
+    (
+        "reward",
+        "trainer: {label_smoothing_factor: 0.1}",
+        "trainer.label_smoothing_factor",
+        "set `reward.label_smoothing`",
+    ),
+    ("dpo", "trainer: {neftune_noise_alpha: 5}", "trainer.neftune_noise_alpha", "rewards would measure the noise"),
+    (
+        "dpo",
+        "trainer: {neftune_noise_alpha: 5}\ndpo: {loss: {simpo: 1, ipo: 1}}",
+        "trainer.neftune_noise_alpha",
+        "drop it",
+    ),
+    ("sapo", "trainer: {neftune_noise_alpha: 5}", "trainer.neftune_noise_alpha", "rewards would measure the noise"),
+    ("sft", "trainer: {max_steps: 0}", "trainer.max_steps", "0 steps train nothing"),
+    ("dpo", "trainer: {max_steps: -3}", "trainer.max_steps", "-1 for whole epochs"),
+    ("sapo", "trainer: {num_train_epochs: 0}", "trainer.num_train_epochs", "0 epochs train nothing"),
+    ("reward", "trainer: {max_steps: 0}", "trainer.max_steps", "`aligner eval`"),
     ("dpo", "dpo: {tau: 0.1}", "dpo.tau", "has no effect on `sigmoid`"),
     ("dpo", "dpo: {label_smoothing: 0.5}", "dpo.label_smoothing", "must be less than 0.5"),
     ("dpo", "dpo: {reference: adapter_of}", "dpo.reference", "did you mean `adapter_off`?"),
@@ -107,6 +130,22 @@ MALFORMED = [
     ("dpo", "=model: {name_or_path: x}\ndata: {tran: a}", "r.yaml:2: data.tran", "did you mean `data.train`?"),
     ("dpo", "=model: {name_or_path: 3}\ndata: {train: a}", "model.name_or_path", "expected a text, found `3`"),
 ]
+
+WELL_FORMED = [
+    ("sft", "trainer: {label_smoothing_factor: 0.1, neftune_noise_alpha: 5}"),
+    ("dpo", "trainer: {neftune_noise_alpha: 5}\ndpo: {loss: orpo}"),
+    ("sapo", "trainer: {neftune_noise_alpha: 5}\nsapo: {loss: orpo}"),
+    ("reward", "trainer: {neftune_noise_alpha: 5}"),
+    ("dpo", "trainer: {max_steps: -1, label_smoothing_factor: 0.0}"),
+]
+
+
+@pytest.mark.parametrize(("method", "text"), WELL_FORMED)
+def test_what_a_method_reads_is_not_refused(tmp_path: Path, method: str, text: str) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(BASE + text, "utf-8")
+    load_recipe(method, path, ())
+
 
 MORE_DATA = [
     ("train: [{path: a, wieght: 2}]", "data.train[0].wieght", "did you mean `data.train[0].weight`?"),
