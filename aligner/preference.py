@@ -135,7 +135,7 @@ def without_base_noise(model: torch.nn.Module) -> None:
             module.p = 0.0
         _silence(module)
         if any(JITTER.search(key) for key in _numbers(module)):
-            module.train = functools.partial(_train_all_but_itself, module)  # type: ignore[method-assign]
+            module.train = functools.partial(_train_all_but_itself, module)
         config = getattr(module, "config", None)
         if isinstance(config, PreTrainedConfig) and not isinstance(module, PreTrainedModel) and _noises(config):
             module.config = quiet.setdefault(id(config), _silence(copy.copy(config)))  # the model's own is saved
