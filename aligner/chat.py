@@ -78,6 +78,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | Messages, to
     A plain string is sent as one user message where the tokenizer has a chat template, and as it stands elsewhere.
     """
     if not has_template(tokenizer):
+        _refuse_plain_tools(tools, "")
         return _plain_ids(tokenizer, _as_text(prompt))
     return Conversation(tokenizer, as_turns(prompt, "user"), tools).ids(opened=True)
 
@@ -145,6 +146,7 @@ def encode_pair(tokenizer: PreTrainedTokenizerBase, row: PreferenceRow) -> Pair:
         _refuse_unfit(facts_of(tokenizer))
         pair = _steadily(row.origin, lambda: _encode_template_pair(tokenizer, row))
     else:
+        _refuse_plain_tools(row.tools, row.origin)
         prompt = _as_text(row.prompt)
         prompt_ids = _plain_ids(tokenizer, prompt)
         answers = [_answer_ids(tokenizer, prompt, prompt_ids, _as_text(side)) for side in (row.chosen, row.rejected)]
@@ -265,7 +267,7 @@ def _turns(row: ConversationRow | CompletionRow) -> tuple[Messages, list | None,
     if isinstance(row, ConversationRow):
         return row.messages, row.tools, 0
     prompt = as_turns(row.prompt, "user")
-    return [*prompt, *as_turns(row.completion, "assistant")], None, len(prompt)
+    return [*prompt, *as_turns(row.completion, "assistant")], row.tools, len(prompt)
 
 
 def _wanted_turns(messages: Messages, first: int, row: ConversationRow | CompletionRow, loss_on: LossOn) -> list[int]:
@@ -292,7 +294,7 @@ def _wanted_turns(messages: Messages, first: int, row: ConversationRow | Complet
 
 def _encode_template_pair(tokenizer: PreTrainedTokenizerBase, row: PreferenceRow) -> Pair:
     prompt = as_turns(row.prompt, "user")
-    opened = Conversation(tokenizer, prompt, None, row.origin).text(prompt, opened=True)
+    opened = Conversation(tokenizer, prompt, row.tools, row.origin).text(prompt, opened=True)
     sides, spans = [], []
     for answer in (row.chosen, row.rejected):
         turns = as_turns(answer, "assistant")
@@ -301,7 +303,7 @@ def _encode_template_pair(tokenizer: PreTrainedTokenizerBase, row: PreferenceRow
                 f"{row.origin}: an answer has {len(turns)} turns, and the tokens between them would be compared too",
                 "put the earlier turns into the prompt, so that chosen and rejected are one answer each",
             )
-        chat = Conversation(tokenizer, [*prompt, *turns], None, row.origin)
+        chat = Conversation(tokenizer, [*prompt, *turns], row.tools, row.origin)
         whole = chat.whole()
         sides.append(whole.ids)
         spans.append(answer_span(chat, whole, len(prompt), opened))
@@ -337,6 +339,7 @@ def _encode_text(tokenizer: PreTrainedTokenizerBase, row: TextRow, loss_on: Loss
 
 
 def _encode_plain_completion(tokenizer: PreTrainedTokenizerBase, row: CompletionRow, loss_on: LossOn) -> Encoded:
+    _refuse_plain_tools(row.tools, row.origin)
     prompt = _as_text(row.prompt)
     prompt_ids = _plain_ids(tokenizer, prompt)
     answer_ids = _answer_ids(tokenizer, prompt, prompt_ids, _as_text(row.completion))
@@ -408,6 +411,14 @@ def _remarks(tokenizer: PreTrainedTokenizerBase) -> Iterable[str]:
         )
     if "strftime_now" in str(tokenizer.chat_template):
         yield "The chat template writes today's date: rows tokenised on another day are other tokens."
+
+
+def _refuse_plain_tools(tools: list | None, origin: str) -> None:
+    if tools:
+        raise DataError(
+            f"{origin or 'a prompt'} has `tools`, and the tokenizer has no chat template to write them",
+            "name one with model.chat_template (a Jinja file, or a name such as qwen3)",
+        )
 
 
 def _as_text(value: str | Messages) -> str:

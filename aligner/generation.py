@@ -104,10 +104,11 @@ def generate(
     *,
     batch_size: int = 16,
     streams: Sequence[int] | None = None,
+    tools: Sequence[list | None] | None = None,
     on_progress: Progress | None = None,
     journal: Journal | None = None,
 ) -> list[list[Completion]]:
-    """Return `num_samples` answers for each prompt, in the order of the prompts.
+    """Return `num_samples` answers for each prompt, in the order of the prompts. `tools`: those of each prompt.
 
     `streams`: a number for each prompt, from which its random numbers follow (its place by default), for answers that
     do not depend on which prompts are asked together. `journal`: where the answers of each batch are kept, so that the same
@@ -116,8 +117,8 @@ def generate(
     Raises: DataError when a prompt leaves no room for an answer within the positions that the model has.
     """
     contexts = []
-    for place, prompt in enumerate(prompts, 1):
-        contexts.append(encode_prompt(tokenizer, prompt))
+    for place, (prompt, known) in enumerate(zip(prompts, tools or [None] * len(prompts), strict=True), 1):
+        contexts.append(encode_prompt(tokenizer, prompt, known))
         _check_room(model, contexts[-1], f"prompt {place} ({_first_words(prompt)!r})")
     return continue_ids(
         model,

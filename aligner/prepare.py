@@ -29,7 +29,7 @@ from aligner.config.schema import Data, DpoRecipe, LossOn, RewardRecipe, SapoRec
 from aligner.control_tokens import set_control_tokens
 from aligner.data import Loaded
 from aligner.data.ledger import SplitLedger
-from aligner.data.rows import ConversationRow, PreferenceRow, Row, TextRow, question_of
+from aligner.data.rows import ConversationRow, PreferenceRow, Row, TextRow, question_of, refuse_tools
 from aligner.errors import DataError, Problem
 from aligner.events import Notice, OnEvent, StageProgress, Warned, tell
 from aligner.record import dumps, write_atomically
@@ -278,6 +278,7 @@ def _with_text(encode_pair_row: Encode) -> Encode:
 
     def encode(row: Row, limit: int | None) -> dict[str, Any] | str:
         encoded = encode_pair_row(row, limit)
+        refuse_tools([row], "a reward model")
         assert isinstance(row, PreferenceRow)
         chosen, rejected = question_of(row), question_of(replace(row, chosen=row.rejected))
         assert chosen is not None, "a pair asks something"

@@ -20,7 +20,7 @@ import numpy as np
 from aligner.chat import encode_answer, encode_pair
 from aligner.comparison import encode_question, length_of_answers
 from aligner.config.schema import Reward, RewardRecipe
-from aligner.data.rows import WEIGHT, ConversationRow, PreferenceRow, Row, TextRow, question_of
+from aligner.data.rows import WEIGHT, ConversationRow, PreferenceRow, Row, TextRow, question_of, refuse_tools
 from aligner.errors import DataError
 
 if TYPE_CHECKING:
@@ -32,8 +32,16 @@ Encode = Callable[[Row, "int | None"], "dict[str, Any] | str"]
 def reward_encoder(recipe: RewardRecipe, tokenizer: PreTrainedTokenizerBase) -> Encode:
     """Return what turns a row into columns, or says why nothing is left to train."""
     if recipe.reward.kind == "regression":
-        return _ratings(recipe.reward, tokenizer)
-    return _questions(recipe, tokenizer) if recipe.reward.kind == "pairwise" else _pairs(recipe.reward, tokenizer)
+        encode = _ratings(recipe.reward, tokenizer)
+    else:
+        pairwise = recipe.reward.kind == "pairwise"
+        encode = _questions(recipe, tokenizer) if pairwise else _pairs(recipe.reward, tokenizer)
+
+    def encode_row(row: Row, limit: int | None) -> dict[str, Any] | str:
+        refuse_tools([row], "a reward model")
+        return encode(row, limit)
+
+    return encode_row
 
 
 def _pairs(reward: Reward, tokenizer: PreTrainedTokenizerBase) -> Encode:

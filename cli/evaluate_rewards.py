@@ -118,12 +118,14 @@ def _read(
     """The pairs, the column that divides them, and where they came from."""
     from aligner.config.schema import Data
     from aligner.data import load_rows
+    from aligner.data.rows import refuse_tools
     from aligner.errors import DataError
     from aligner.evaluation.divisions import CATEGORY_COLUMNS, category_column
     from aligner.evaluation.judged_pairs import as_pairs
 
     keep = dict.fromkeys([*CATEGORY_COLUMNS, "answer", *([category] if category else [])])
     loaded = load_rows(Data(train=[source], on_bad_row=on_bad_row), "preference", seed, keep=list(keep))
+    refuse_tools(loaded.train, "a reward model")
     pairs = as_pairs(loaded.train)
     if category is not None and not any(category in pair.extra for pair in pairs):
         unused = sorted({name for entry in loaded.ledger.sources for name in entry.unused_columns})

@@ -113,6 +113,7 @@ def generate(
                 tokenizer,
                 [row.prompt for row in rows],
                 sampling,
+                tools=[row.tools for row in rows],
                 batch_size=batch_size,
                 on_progress=screen.counter("answering"),
                 journal=part.journal("answers"),

@@ -59,6 +59,8 @@ def read_rows(source: Source, task: Task, seed: int, on_bad_row: OnBadRow = "err
 
     loaded = load_rows(Data(train=[source], on_bad_row=on_bad_row), task, seed)
     dropped_rows(loaded.ledger)
+    for remark in (remark for source in loaded.ledger.sources for remark in source.remarks()):
+        typer.echo(f"warning: {remark}", err=True)
     return list(loaded.train)
 
 

@@ -32,13 +32,13 @@ REQUIRED: dict[str, tuple[str, ...]] = {
 """Form -> the columns that every row of it has."""
 
 OPTIONAL: dict[str, tuple[str, ...]] = {
-    "messages": ("tools", "functions"),
+    "messages": ("tools", "functions", "system"),
     "sharegpt": ("tools", "functions", "system"),
-    "preference": ("prompt", "weight"),
-    "prompt_completion": (),
-    "alpaca": ("input", "system", "history"),
+    "preference": ("prompt", "weight", "tools", "functions", "system"),
+    "prompt_completion": ("tools", "functions", "system"),
+    "alpaca": ("input", "system", "history", "tools", "functions"),
     "text": (),
-    "prompt": ("answer",),
+    "prompt": ("answer", "tools", "functions", "system"),
 }
 """Form -> the columns that are used where they are there."""
 

@@ -46,6 +46,10 @@ class SourceLedger:
     evidence: str = ""
     """Why the format is what it is: given by the user, or which columns were found in how many rows."""
     unused_columns: list[str] = field(default_factory=list)
+    unused_parts: dict[str, int] = field(default_factory=dict)
+    """Those of them that look like a part of the conversation -> in how many of the first rows they are filled in."""
+    looked_at: int = 0
+    """How many rows these are."""
     rows_read: int = 0
     blank_lines: int = 0
     nulls: int = 0
@@ -76,6 +80,15 @@ class SourceLedger:
         self.bad += 1
         if len(self.bad_rows) < LISTED:
             self.bad_rows.append(BadRowRecord(where, reason))
+
+    def remarks(self) -> list[str]:
+        """What to warn of: a sentence for each column that is not used and looks as if it should be."""
+        rows = "the only row" if self.looked_at == 1 else f"{{}} of the first {self.looked_at} rows"
+        return [
+            f"{self.path}: the column `{name}` says something in {rows.format(filled)} and is not used. If it belongs to the "
+            "conversation, map it with `columns:`."
+            for name, filled in self.unused_parts.items()
+        ]
 
     def check(self) -> None:
         """Assert that every row read is accounted for."""

@@ -25,6 +25,7 @@ from aligner.data.mixture import Pool, hold_out, itself, name_pools, remove_dupl
 from aligner.data.reshape import UserFunction, apply_function, check_columns, load_function, move_columns
 from aligner.data.rows import CompletionRow, ConversationRow, PreferenceRow, Row, Task, prompt_text
 from aligner.data.sources import open_source
+from aligner.data.stray import refuse_media, refuse_stray_question, unused_parts
 from aligner.errors import DataError, Problem
 
 OnBadRow = Literal["error", "drop"]
@@ -150,11 +151,14 @@ class _Reader:
         check_columns([row for _, row in head], source, self.task, self.keep)
         moved = [move_columns(row, source.columns) for _, row in head]
         entry.format, entry.evidence = choose_form(moved, source, self.task)
+        refuse_stray_question(moved, source, entry.format)
         entry.unused_columns = [
             name
             for name in unused_columns(moved, entry.format, self.task)
             if name != self.group_by and name not in self.keep
         ]
+        entry.looked_at = len(moved)
+        entry.unused_parts = unused_parts(moved, entry.unused_columns)
         rows: list[Any] = []
         for origin, row in chain(head, stream):
             try:
@@ -164,6 +168,7 @@ class _Reader:
         return rows
 
     def _map(self, raw: dict[str, Any], entry: SourceLedger, origin: str) -> Row:
+        refuse_media(raw)
         row = map_row(raw, entry.format, self.task, origin)
         if self.keep and isinstance(row, ConversationRow | CompletionRow | PreferenceRow):
             row = replace(row, extra={name: raw[name] for name in self.keep if name in raw})

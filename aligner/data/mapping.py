@@ -48,8 +48,8 @@ def _need(raw: Raw, column: str) -> Any:
 
 
 def _messages(raw: Raw, origin: str) -> ConversationRow:
-    turns = conversation(messages(_need(raw, "messages"), "messages"), "messages")
-    return ConversationRow(turns, _tools(raw), origin)
+    turns = _with_system(raw, messages(_need(raw, "messages"), "messages"))
+    return ConversationRow(conversation(turns, "messages"), _tools(raw), origin)
 
 
 def _sharegpt(raw: Raw, origin: str) -> ConversationRow:
@@ -62,6 +62,8 @@ def _with_system(raw: Raw, turns: Messages) -> Messages:
     if not raw.get("system"):
         return turns
     if turns and turns[0]["role"] == "system":
+        if turns[0]["content"] == raw["system"]:
+            return turns
         raise BadRow("both the column `system` and the first turn hold a system prompt")
     return [{"role": "system", "content": text(raw["system"], "system")}, *turns]
 
@@ -87,7 +89,8 @@ def _tools(raw: Raw) -> list[Any] | None:
 
 def _alpaca(raw: Raw, origin: str) -> CompletionRow:
     completion = text(_need(raw, "output"), "output")
-    return CompletionRow(_alpaca_prompt(raw), [{"role": "assistant", "content": completion}], origin)
+    said = [{"role": "assistant", "content": completion}]
+    return CompletionRow(_alpaca_prompt(raw), said, origin, tools=_tools(raw))
 
 
 def _alpaca_prompt(raw: Raw) -> Messages:
@@ -129,11 +132,17 @@ def _untrained(prompt: str | Messages) -> str | Messages:
 
 
 def _completion(raw: Raw, origin: str) -> CompletionRow:
-    prompt, value = _prompt(_need(raw, "prompt")), _need(raw, "completion")
-    if isinstance(prompt, str) and not isinstance(value, list):
-        return CompletionRow(prompt, text(value, "completion"), origin)
+    prompt, value, tools = _prompt(_need(raw, "prompt")), _need(raw, "completion"), _tools(raw)
+    if isinstance(prompt, str) and not isinstance(value, list) and not raw.get("system"):
+        return CompletionRow(prompt, text(value, "completion"), origin, tools=tools)
     prompt = as_turns(prompt, "user")
-    return CompletionRow(prompt, _answer_turns(value, "completion", prompt), origin)
+    answered = _answer_turns(value, "completion", prompt)
+    return CompletionRow(_with_system(raw, prompt), answered, origin, tools=tools)
+
+
+def _asked_with_system(raw: Raw, prompt: str | Messages) -> str | Messages:
+    """The prompt, behind the text of a `system` column if there is any."""
+    return _with_system(raw, as_turns(prompt, "user")) if raw.get("system") else prompt
 
 
 def _answer_turns(value: Any, name: str, prompt: Messages) -> Messages:
@@ -159,7 +168,10 @@ def _preference(raw: Raw, origin: str) -> PreferenceRow:
         prompt, chosen, rejected = _plain_pair(raw.get("prompt"), text(chosen, "chosen"), text(rejected, "rejected"))
     if chosen == rejected:
         raise BadRow("chosen and rejected are the same")
-    return PreferenceRow(prompt, chosen, rejected, _pair_weight(raw), origin)
+    if raw.get("system"):
+        prompt = _asked_with_system(raw, prompt)
+        chosen, rejected = as_turns(chosen, "assistant"), as_turns(rejected, "assistant")
+    return PreferenceRow(prompt, chosen, rejected, _pair_weight(raw), origin, tools=_tools(raw))
 
 
 def _plain_pair(value: Any, chosen: str, rejected: str) -> tuple[str | Messages, str | Messages, str | Messages]:
@@ -235,7 +247,8 @@ def _pair_weight(raw: Raw) -> float:
 
 def _prompt_only(raw: Raw, origin: str) -> PromptRow:
     extra = {key: value for key, value in raw.items() if key not in ("prompt", "answer")}
-    return PromptRow(_untrained(_prompt(_need(raw, "prompt"))), _expected(raw.get("answer")), extra, origin)
+    prompt = _asked_with_system(raw, _untrained(_prompt(_need(raw, "prompt"))))
+    return PromptRow(prompt, _expected(raw.get("answer")), extra, origin, _tools(raw))
 
 
 def _expected(value: Any) -> str | None:
@@ -247,34 +260,35 @@ def _expected(value: Any) -> str | None:
 def _prompt_of_completion(raw: Raw, origin: str) -> PromptRow:
     row = _completion(raw, origin)
     expected = row.completion if isinstance(row.completion, str) else row.completion[-1]["content"] or None
-    return PromptRow(_untrained(row.prompt), expected, {}, origin)
+    return PromptRow(_untrained(row.prompt), expected, {}, origin, row.tools)
 
 
 def _prompt_of_preference(raw: Raw, origin: str) -> PromptRow:
-    return PromptRow(_preference(raw, origin).prompt, None, {}, origin)
+    return PromptRow(_preference(raw, origin).prompt, None, {}, origin, _tools(raw))
 
 
 def _prompt_of_alpaca(raw: Raw, origin: str) -> PromptRow:
     expected = raw.get("output")
-    return PromptRow(_alpaca_prompt(raw), text(expected, "output") if expected else None, {}, origin)
+    return PromptRow(_alpaca_prompt(raw), text(expected, "output") if expected else None, {}, origin, _tools(raw))
 
 
 def _prompt_of_messages(raw: Raw, origin: str) -> PromptRow:
-    return _prompt_of_turns(messages(_need(raw, "messages"), "messages"), "messages", origin)
+    turns = _with_system(raw, messages(_need(raw, "messages"), "messages"))
+    return _prompt_of_turns(turns, "messages", origin, _tools(raw))
 
 
 def _prompt_of_sharegpt(raw: Raw, origin: str) -> PromptRow:
     turns = _with_system(raw, sharegpt(_need(raw, "conversations"), "conversations"))
-    return _prompt_of_turns(turns, "conversations", origin)
+    return _prompt_of_turns(turns, "conversations", origin, _tools(raw))
 
 
-def _prompt_of_turns(turns: Messages, name: str, origin: str) -> PromptRow:
+def _prompt_of_turns(turns: Messages, name: str, origin: str, tools: list[Any] | None) -> PromptRow:
     """The last answer is what is expected; everything before it is the prompt."""
     turns = without_weights(turns)
     if turns[-1]["role"] != "assistant":
-        return PromptRow(turns, None, {}, origin)
+        return PromptRow(turns, None, {}, origin, tools)
     conversation(turns, name)
-    return PromptRow(question(turns[:-1], name), turns[-1]["content"] or None, {}, origin)
+    return PromptRow(question(turns[:-1], name), turns[-1]["content"] or None, {}, origin, tools)
 
 
 ROW_MAPPERS: dict[str, Callable[[Raw, str], Row]] = {

@@ -8,8 +8,11 @@ is a list of messages, so are the answers to it.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from aligner.errors import DataError
 
 Task = Literal["sft", "preference", "prompts"]
 
@@ -44,6 +47,8 @@ class CompletionRow:
     """Value of the column that mosaics are grouped by."""
     extra: dict[str, Any] = field(default_factory=dict)
     """Further columns that were asked for (`keep` of `load_rows`), as they came."""
+    tools: list[Any] | None = None
+    """Descriptions of the tools that may be called, as the chat template takes them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +70,8 @@ class PreferenceRow:
     origin: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
     """Further columns that were asked for (`keep` of `load_rows`), as they came."""
+    tools: list[Any] | None = None
+    """Descriptions of the tools that may be called, as the chat template takes them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +82,8 @@ class PromptRow:
     answer: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)
     origin: str = ""
+    tools: list[Any] | None = None
+    """Descriptions of the tools that may be called, as the chat template takes them."""
 
 
 def as_turns(value: str | Messages, role: str) -> Messages:
@@ -124,6 +133,16 @@ def question_of(row: Row) -> tuple[str | Messages, str | None] | None:
     if isinstance(row, PreferenceRow):
         return row.prompt, _text(row.chosen)
     return (row.prompt, row.answer) if isinstance(row, PromptRow) else None
+
+
+def refuse_tools(rows: Iterable[Row], reader: str) -> None:
+    """Raise DataError for rows with tools, where they would be read by somebody who is not told of them."""
+    for row in rows:
+        if getattr(row, "tools", None):
+            raise DataError(
+                f"{row.origin} has `tools`, and {reader} is asked without them",
+                "describe the tools in a system turn, or take the column out with a `function:` of yours",
+            )
 
 
 def _text(value: str | Messages) -> str:

@@ -32,6 +32,7 @@ from aligner.data.rows import (
     Task,
     TextRow,
     as_turns,
+    refuse_tools,
 )
 from aligner.data.sources import open_source
 from aligner.errors import DataError
@@ -92,6 +93,7 @@ def read_answers(source: Source, seed: int) -> AnswerRows:
     """Read a source. Raises: DataError naming the rows that hold no answer to a prompt."""
     form = form_of(source)
     loaded = load_rows(Data(train=[source]), TASKS[form], seed, keep=("answer",))
+    refuse_tools(loaded.train, "a scorer")
     answers = [answer for number, row in enumerate(loaded.train) for answer in _answers(row, number)]
     return AnswerRows(form, answers, [row.origin for row in loaded.train], loaded.fingerprint)
 

@@ -41,6 +41,7 @@ def evaluate_prompts(
         tokenizer,
         [row.prompt for row in rows],
         sampling or GREEDY,
+        tools=[row.tools for row in rows],
         batch_size=batch_size,
         on_progress=on_progress,
         journal=journal,

@@ -136,6 +136,9 @@ def _load(recipe: TrainRecipe, on_event: OnEvent | None) -> Loaded:
     loaded = load_rows(recipe.data, task_of(recipe), recipe.seed, group_by=group_by, keep=further)
     if isinstance(recipe, RewardRecipe):
         _refuse_absent_columns(recipe, loaded, further)
+    for source in loaded.ledger.sources:
+        for remark in source.remarks():
+            tell(on_event, Warned(remark))
     return loaded
 
 

@@ -113,6 +113,7 @@ def check_inner_recipe(recipe: DiscoverRecipe) -> None:
     from aligner.config.load import load_recipe
     from aligner.config.schema import Data, Source
     from aligner.data import load_rows
+    from aligner.data.rows import refuse_tools
     from aligner.reward_models import load_scorer
 
     inner, prompts, scorer = recipe.discover.recipe, recipe.discover.prompts, recipe.discover.reward_model
@@ -120,7 +121,7 @@ def check_inner_recipe(recipe: DiscoverRecipe) -> None:
     assert prompts, "a rule asks for it"
     assert scorer, "a rule asks for it"
     load_recipe("dpo", inner, recipe.discover.overrides)
-    load_rows(Data(train=[Source(path=prompts)]), "prompts", 0)
+    refuse_tools(load_rows(Data(train=[Source(path=prompts)]), "prompts", 0).train, "the reward model")
     load_scorer(scorer)
 
 

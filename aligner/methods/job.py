@@ -106,8 +106,9 @@ class Job:
 
 
 def questions_from(rows: Sequence[Row], number: int) -> list[tuple[str | Messages, str | None]]:
-    """Return the first prompts of held-out rows with their expected answers, for the report."""
-    found = [question for row in rows if (question := question_of(row)) is not None]
+    """Return the first prompts of held-out rows with their expected answers, for the report: of rows that need no tools."""
+    without = [row for row in rows if not getattr(row, "tools", None)]
+    found = [question for row in without if (question := question_of(row)) is not None]
     return found[:number]
 
 

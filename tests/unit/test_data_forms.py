@@ -203,7 +203,7 @@ def test_the_task_decides_between_forms_that_stand_side_by_side(load: Any) -> No
 
 def test_mapped_columns_decide_between_forms(load: Any) -> None:
     loaded = load("sft", [{"text": "t", "q": "a", "a": "b"}], columns={"prompt": "q", "completion": "a"})
-    assert without_origin(loaded.train[0]) == ["a", "b"]
+    assert without_origin(loaded.train[0]) == ["a", "b", None]
 
 
 def test_a_given_format_decides_between_forms(load: Any) -> None:
@@ -226,6 +226,7 @@ def test_columns_reach_into_objects_and_lists_and_can_be_swapped(load: Any) -> N
     assert without_origin(load("sft", [row], columns={"prompt": "completion", "completion": "prompt"}).train[0]) == [
         "a",
         "b",
+        None,
     ]
     assert without_origin(load("sft", [row], columns={"text": "deep.er.0.text"}).train[0]) == ["c"]
     assert without_origin(load("sft", [row], columns={"text": "dot.ted"}).train[0]) == ["d"]
@@ -236,6 +237,7 @@ def test_training_on_the_chosen_answers_works_as_the_hint_says(load: Any) -> Non
     assert without_origin(load("sft", [row], columns={"prompt": "prompt", "completion": "chosen"}).train[0]) == [
         "a",
         "b",
+        None,
     ]
     pair = {"chosen": [user("a"), said("b")], "rejected": [user("a"), said("c")]}
     assert without_origin(load("sft", [pair], columns={"messages": "chosen"}).train[0]) == [

@@ -91,7 +91,7 @@ def write_held_out(target: Path, rows: Sequence[Row]) -> None:
     if not rows:
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    if all(isinstance(row, CompletionRow) and isinstance(row.prompt, str) for row in rows):
+    if all(isinstance(row, CompletionRow) and isinstance(row.prompt, str) and not row.tools for row in rows):
         lines = [{"prompt": row.prompt, "completion": row.completion} for row in rows]  # type: ignore[union-attr]
     else:
         lines = [{"messages": _as_turns(row), "tools": getattr(row, "tools", None)} for row in rows if _as_turns(row)]

@@ -64,6 +64,8 @@ def finished_row(like: Member, prompt: str, completion: str, origin: str) -> Com
 
 def member_of(row: Row, multiturn: str = "skip") -> Member | str:
     """Return the row as a member, or why it cannot be one. `multiturn` is `skip` or `first_turn`."""
+    if isinstance(row, CompletionRow) and row.tools:
+        return "tool calls"
     if isinstance(row, CompletionRow) and isinstance(row.prompt, str) and isinstance(row.completion, str):
         if not row.prompt.strip() or not row.completion.strip():
             return "an empty turn"

@@ -40,7 +40,7 @@ from aligner.builders.selection.report import results_of, summary_of, write_sele
 from aligner.config.load import Resolved
 from aligner.config.schema import Data, Model, Select, SelectRecipe
 from aligner.data import load_rows
-from aligner.data.rows import PromptRow
+from aligner.data.rows import PromptRow, refuse_tools
 from aligner.errors import DataError, Problem, RecipeError, UsageError
 from aligner.events import DataReady, Finished, OnEvent, Plan, StageProgress, StageStarted, Warned, tell
 from aligner.journal import Journal, carry_on
@@ -191,6 +191,7 @@ def read_inputs(recipe: SelectRecipe, on_event: OnEvent | None) -> Inputs:
     else:
         assert recipe.data is not None, "a rule asks for one of them"
         loaded = load_rows(recipe.data, "prompts", recipe.seed)
+        refuse_tools(loaded.train, "the policy of a selection")
         rows = [row for row in loaded.train if isinstance(row, PromptRow)]
         candidates, counts["prompts that came before"] = of_prompts(rows)
         files |= {record.path: record.sha256 for source in loaded.ledger.sources for record in source.files}
