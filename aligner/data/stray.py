@@ -17,8 +17,20 @@ from aligner.data.checks import BadRow
 from aligner.errors import DataError
 
 QUESTIONS = ("question", "query", "problem", "instruction", "input", "user", "request", "user_prompt")
-PARTS = (*QUESTIONS, "context", "system", "system_prompt", "history", "tools", "functions", "response", "output")
-PARTS += ("completion", "reasoning", "reasoning_content", "thinking", "documents", "passage")
+PARTS = frozenset(
+    (
+        *QUESTIONS,
+        "context",
+        "documents",
+        "passage",
+        "system",
+        "system_prompt",
+        "history",
+        "tools",
+        "functions",
+        "response",
+    )
+) | frozenset(("output", "completion", "reasoning", "reasoning_content", "thinking"))
 """Names of columns that look like a part of the conversation. An `answer` is most often there to compare with."""
 
 MEDIA = ("image", "images", "video", "videos", "audio", "audios")
