@@ -32,6 +32,7 @@ from aligner.control_tokens import as_seen, reader_of
 from aligner.data.rows import Messages
 from aligner.data.turn_weight import without_weights
 from aligner.errors import DataError
+from aligner.template_probe import refuse_endless
 
 if TYPE_CHECKING:
     from transformers import BatchEncoding, PreTrainedTokenizerBase
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 Span = tuple[int, int]
 """Half-open range of token places."""
 
+REFUSALS = (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RuntimeError, MemoryError)
+"""What a template raises beside its own words; RuntimeError is the recursion of a macro that calls itself."""
 QUESTION, PROBES = "x", ("a", "b")
 MARKER = re.compile(r"\{%[-+]?\s*generation\b")
 NO_STOP_HINT = (
@@ -157,16 +160,17 @@ class Conversation:
     def _rendered(self, messages: Messages, **options: Any) -> Any:
         from jinja2 import TemplateError
 
+        refuse_endless(self.tokenizer)
         messages, tools = with_fitting_arguments(self.tokenizer, without_weights(messages)), self.tools
         reader = reader_of(self.tokenizer)
         if reader is not None:
             messages, tools = reader.out_of_sight(messages), reader.out_of_sight(tools)
         try:
             return self.tokenizer.apply_chat_template(messages, tools=tools, **options)
-        except (TemplateError, TypeError, ValueError, AttributeError) as error:
+        except (*REFUSALS, TemplateError) as error:
             where = f"{self.origin}: " if self.origin else ""
             raise DataError(
-                f"{where}the chat template refuses this conversation: {error}",
+                f"{where}the chat template refuses this conversation: {str(error) or type(error).__name__}",
                 "change the turns, or choose another template with model.chat_template",
             ) from error
 

@@ -40,6 +40,8 @@ LEVELS = (
         "model_files",
         "folder_kinds",
         "loading",
+        "template_child",
+        "template_probe",
         "endpoints",
         "generation",
         "objectives",
