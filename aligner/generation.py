@@ -20,6 +20,7 @@ Legend: B rows of a batch, P prompt tokens after padding, T tokens so far, V voc
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from aligner.adapter_kinds import virtual_tokens
 from aligner.chat import encode_prompt, stop_token_ids
 from aligner.data.rows import Messages
 from aligner.errors import DataError
@@ -151,7 +153,8 @@ def continue_ids(
     rows = _rows(model, contexts, sampling, streams or range(len(contexts)))
     stops = stop_token_ids(tokenizer, model)
     answers: dict[tuple[int, int], Completion] = {}
-    batches = list(_batches(rows, batch_size))
+    # Behind what an adapter puts in front, padding would move a prompt's positions.
+    batches = list(_batches(rows, 1 if virtual_tokens(model) else batch_size))
     with _decoder_of(model) as decoder:
 
         def work(batch: list[_Row]) -> list[dict[str, Any]]:
@@ -167,7 +170,8 @@ def continue_ids(
 
 def max_positions(model: PreTrainedModel) -> int | None:
     """Return how many positions the model has, or None where it sets no limit."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return None if positions is None else positions - virtual_tokens(model)
 
 
 def _rows(
@@ -226,14 +230,15 @@ def at_rest(model: torch.nn.Module) -> Iterator[None]:
 def _decoder_of(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
     """Lend what decodes, at rest and with a neutral generation config.
 
-    A PEFT model lends its base, in which the adapters sit. Gradient checkpointing acts in training mode only, so the
-    cache works.
+    A PEFT model lends its base, in which the adapters sit, unless it puts something in front of the text. Gradient
+    checkpointing acts in training mode only, so the cache works.
     """
-    decoder = base_under_adapter(model)
+    decoder = model if virtual_tokens(model) else base_under_adapter(model)
     own_config = decoder.generation_config
     decoder.generation_config = GenerationConfig()
     try:
-        with at_rest(model):
+        with at_rest(model), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Position ids are not supported")  # PEFT lets them follow from the mask
             yield decoder
     finally:
         decoder.generation_config = own_config

@@ -188,6 +188,47 @@ def base_of(model: Model) -> tuple[str, str | None]:
     return adapter["base_model_name_or_path"], adapter.get("revision")
 
 
+def own_quantization(name: str) -> str:
+    """Return how the weights of a folder are quantized already: `nf4`, `fp4`, `int8`, another method's name, or ""."""
+    path = Path(name).expanduser()
+    adapter = adapter_config(name)
+    if adapter is not None:
+        base = adapter.get("base_model_name_or_path")
+        return own_quantization(base) if base else ""
+    if not (path / CONFIG_FILE).is_file():
+        return ""
+    said = read_object(path / CONFIG_FILE, "model.name_or_path").get("quantization_config")
+    if not isinstance(said, dict):
+        return ""
+    if said.get("load_in_8bit") or said.get("load_in_4bit"):
+        return "int8" if said.get("load_in_8bit") else str(said.get("bnb_4bit_quant_type", "fp4"))
+    return str(said.get("quant_method", "")) or "unknown"
+
+
+def as_trained(model: Model) -> Model:
+    """Return a model section that says how the weights are quantized already.
+
+    Raises: RecipeError when weights that are quantized could not be trained as the recipe says.
+    """
+    found = own_quantization(model.name_or_path)
+    if not found:
+        return model
+    what = f"model.name_or_path: the weights of {model.name_or_path} are quantized already ({found})"
+    if found not in ("nf4", "fp4", "int8"):
+        raise RecipeError(
+            f"{what}, and those cannot be trained here, nor can an adapter on them",
+            "name the model that they were made from; model.quantization=nf4 with model.lora needs as little memory",
+        )
+    if model.quantization not in ("none", found):
+        raise RecipeError(f"{what}, so model.quantization={model.quantization} cannot be", "leave it out")
+    if model.lora is None:
+        raise RecipeError(
+            f"{what}, so they cannot be trained themselves",
+            "add model.lora={} to train an adapter on them, or name the model that they were made from",
+        )
+    return model.model_copy(update={"quantization": found})
+
+
 def local_name(name: str) -> str:
     """Return folders as absolute paths, so that a saved adapter finds its base from any working directory."""
     path = Path(name).expanduser()

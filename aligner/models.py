@@ -19,7 +19,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from aligner.adapter_kinds import check_kind, is_merged, load_adapter
 from aligner.adapters import save_what_is_trained, told_of_ties, untie_adapted
+from aligner.architectures import refuse_what_writes_nothing
 from aligner.config.schema import Lora, Model
 from aligner.errors import RecipeError
 from aligner.folder_kinds import CONFIG_FILE
@@ -31,6 +33,7 @@ from aligner.model_files import (
     check_model_path,
     has_tokenizer,
     local_name,
+    own_quantization,
     read_chat_template,
     saved_outputs,
 )
@@ -102,17 +105,31 @@ def _set_token(tokenizer: PreTrainedTokenizerBase, key: str, token: str | None) 
     tokenizer.add_special_tokens({key: token})  # an attribute alone would not keep it in one piece in a text
 
 
-def load_policy(model: Model, tokenizer: PreTrainedTokenizerBase, *, trainable: bool) -> PreTrainedModel:
-    """Load the model of a recipe: to be trained, or (with `trainable=False`) merged, in eval mode, on the best device.
-
-    Raises: RecipeError when it cannot be loaded, with transformers' reason.
-    """
+def check_policy(model: Model, *, trainable: bool, answers: bool = False) -> dict[str, Any] | None:
+    """Refuse a model that writes no text, and an adapter that cannot be used as asked; return the adapter's config."""
     adapter = adapter_config(model.name_or_path)
     if adapter and adapter.get("task_type") == "SEQ_CLS":
         raise RecipeError(
             f"model.name_or_path: the adapter in {model.name_or_path} belongs to a reward model, which writes no text",
             "name the model that it was made from, or another one",
         )
+    refuse_what_writes_nothing(read_config(model), base_of(model)[0])
+    if adapter:
+        further = trainable and model.lora is not None
+        check_kind(adapter, model.name_or_path, trainable=trainable, further=further, answers=answers)
+    return adapter
+
+
+def load_policy(
+    model: Model, tokenizer: PreTrainedTokenizerBase, *, trainable: bool, answers: bool = False
+) -> PreTrainedModel:
+    """Load the model of a recipe: to be trained, or (with `trainable=False`) merged, in eval mode, on the best device.
+
+    With `answers`, an adapter that cannot be merged is left on its base: for callers that generate and read `logits`.
+
+    Raises: RecipeError when it cannot be loaded, with transformers' reason.
+    """
+    adapter = check_policy(model, trainable=trainable, answers=answers)
     policy = _load_base(model, trainable)
     grow_embeddings(policy, tokenizer)
     if adapter:
@@ -121,7 +138,7 @@ def load_policy(model: Model, tokenizer: PreTrainedTokenizerBase, *, trainable: 
         policy = _with_new_adapter(policy, model.lora, model, tokenizer)
     _settle(policy, tokenizer, model)
     if not trainable:
-        return policy.eval() if model.quantization in QUANTIZED else policy.to(best_device()).eval()
+        return policy.eval() if _is_quantized(policy) else policy.to(best_device()).eval()
     return policy
 
 
@@ -162,6 +179,8 @@ def load_reward_model(
             )
         draw_head(policy, seed)
     if adapter:
+        further = trainable and model.lora is not None
+        check_kind(adapter, model.name_or_path, trainable=trainable, further=further, answers=False)
         if saved is None:
             raise RecipeError(
                 f"model.name_or_path: the adapter in {model.name_or_path} belongs to a model that writes text",
@@ -173,7 +192,7 @@ def load_reward_model(
         policy = _with_new_adapter(policy, model.lora, model, tokenizer, task="SEQ_CLS")
     _settle(policy, tokenizer, model)
     if not trainable:
-        policy = policy.eval() if model.quantization in QUANTIZED else policy.to(best_device()).eval()
+        policy = policy.eval() if _is_quantized(policy) else policy.to(best_device()).eval()
     keep_in_float32(policy)
     return policy
 
@@ -215,7 +234,8 @@ def _from_pretrained(
     if model.attn_implementation:
         options["attn_implementation"] = model.attn_implementation
     if model.quantization in QUANTIZED:
-        options["quantization_config"] = _quantization_config(model, may_lack)
+        if not own_quantization(name):
+            options["quantization_config"] = _quantization_config(model, may_lack)
         options["device_map"] = {"": _rank_device()}
     with reading(name, "model"), without_messages("LOAD REPORT", "modeling_utils", "utils.loading_report"):
         policy, loaded = auto_class.from_pretrained(
@@ -308,21 +328,23 @@ def _with_saved_adapter(
     merge: bool = True,
 ) -> Any:
     """Put the adapter of a folder onto its base: trained further under `model.lora`, merged otherwise if it may be."""
-    from peft import PeftModel
-
     further = trainable and model.lora is not None
     if further:
         assert model.lora is not None
         _refuse_other_settings(model.lora, adapter, model.name_or_path)
         _refuse_new_rows(model, adapter, tokenizer)
-    with reading(model.name_or_path, "adapter"), told_of_ties():
-        policy = PeftModel.from_pretrained(policy, local_name(model.name_or_path), is_trainable=further)
+    with told_of_ties():
+        policy = load_adapter(policy, model.name_or_path, trainable=further)
     _show_bias(policy)
     save_what_is_trained(policy)
-    if further or model.quantization in QUANTIZED or not merge:
+    if further or _is_quantized(policy) or not merge or not is_merged(adapter.get("peft_type")):
         return policy
     untie_adapted(policy)
     return policy.merge_and_unload().requires_grad_(True)  # PEFT has frozen the base; now it is an ordinary model
+
+
+def _is_quantized(policy: Any) -> bool:
+    return bool(getattr(policy, "is_quantized", False))
 
 
 def _refuse_other_settings(lora: Lora, adapter: dict[str, Any], folder: str) -> None:

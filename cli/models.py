@@ -107,7 +107,7 @@ def load_model(model: Model) -> tuple[Any, Any]:
     from aligner.models import load_policy, load_tokenizer
 
     tokenizer = load_tokenizer(model)
-    return load_policy(model, tokenizer, trainable=False), tokenizer
+    return load_policy(model, tokenizer, trainable=False, answers=True), tokenizer
 
 
 def remark_on_control_tokens(tokenizer: Any, rows: Sequence[Any], on_event: OnEvent) -> None:

@@ -143,7 +143,8 @@ def load_local(model: Model, *, batch_size: int) -> LocalBackend:
     from aligner.models import load_policy, load_tokenizer
 
     tokenizer = load_tokenizer(model)
-    return LocalBackend(load_policy(model, tokenizer, trainable=False), tokenizer, batch_size=batch_size)
+    policy = load_policy(model, tokenizer, trainable=False, answers=True)
+    return LocalBackend(policy, tokenizer, batch_size=batch_size)
 
 
 def sampling_of(request: ChatRequest) -> Sampling:

@@ -118,7 +118,9 @@ def _of_batch(model: PreTrainedModel, batch: Sequence[Tokens]) -> list[Likelihoo
     ids_BT = torch.tensor([[*item.input_ids, *[0] * (width - len(item.input_ids))] for item in batch])
     mask_BT = torch.tensor([[1] * len(item.input_ids) + [0] * (width - len(item.input_ids)) for item in batch])
     ids_BT, mask_BT = ids_BT.to(model.device), mask_BT.to(model.device)
-    logits_BTV = model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False).logits
+    logits_BTV = model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False).logits[
+        :, -width:
+    ]  # virtual tokens first
     found = []
     for ids_T, logits_TV, item in zip(ids_BT, logits_BTV, batch):
         wanted_N = torch.tensor(item.wanted, device=ids_T.device, dtype=torch.long)

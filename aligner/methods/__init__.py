@@ -81,12 +81,14 @@ def run_recipe(
 
     Raises: RecipeError, DataError and UsageError before anything is trained; TrainingError afterwards.
     """
+    from aligner.model_files import as_trained, check_model_path
+
+    check_model_path(resolved.recipe.model)
+    trained = resolved.recipe.model_copy(update={"model": as_trained(resolved.recipe.model)})
+    resolved = replace(resolved, recipe=trained)
     rank, size = world()
     if size > 1:
         return _run_as_rank(_with_world(resolved, size), rank, resume, overwrite, on_event)
-    from aligner.models import check_model_path
-
-    check_model_path(resolved.recipe.model)
     if resolved.recipe.launch.num_processes > 1:
         launch_line(resolved.recipe.launch, [])  # refuses here what could not be launched later
     if dry_run:
@@ -222,12 +224,17 @@ def _prepare(recipe: TrainRecipe, run: Run, loaded: Loaded, on_event: OnEvent | 
 
 
 def _load_tokenizer(recipe: TrainRecipe, on_event: OnEvent | None) -> Any:
-    """Load the tokenizer as the recipe wants texts to be read, and pass on what is remarkable about it."""
+    """Load the tokenizer as the recipe wants texts to be read, and pass on what is remarkable about it.
+
+    A model that cannot be trained as the recipe says is refused here, before the rows are tokenised.
+    """
     from aligner.chat import check_tokenizer
     from aligner.control_tokens import set_control_tokens
-    from aligner.models import load_tokenizer
+    from aligner.models import check_policy, load_tokenizer
 
     tokenizer = load_tokenizer(recipe.model)
+    if not isinstance(recipe, RewardRecipe) or recipe.reward.kind == "pairwise":
+        check_policy(recipe.model, trainable=True)
     set_control_tokens(tokenizer, recipe.data.control_tokens)
     for remark in check_tokenizer(tokenizer):
         tell(on_event, Warned(remark))

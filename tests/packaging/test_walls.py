@@ -40,6 +40,8 @@ LEVELS = (
         "model_files",
         "folder_kinds",
         "loading",
+        "adapter_kinds",
+        "architectures",
         "template_child",
         "template_probe",
         "endpoints",
