@@ -105,6 +105,7 @@ def _other_things(folder: Path) -> Iterator[tuple[bool, str, str]]:
         "in the form of its authors, not of transformers",
         "name the folder that transformers reads (its name often ends in -hf)",
     )
+    yield bool(list(folder.glob("*.gguf"))), "a folder of several GGUF files", "name one of the files"
     yield bool(list(folder.glob("*.onnx"))), "an ONNX model", "name the model that it was exported from"
     yield bool(inside), "a folder of models", f"did you mean {inside[0] if inside else ''}?"
 

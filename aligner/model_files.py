@@ -14,6 +14,7 @@ from typing import Any
 from aligner.config.schema import Model
 from aligner.errors import RecipeError
 from aligner.folder_kinds import CONFIG_FILE, check_files, check_sizes, read_object, weights_header, what_else
+from aligner.gguf_files import check_gguf, gguf_file, source_of
 
 HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 ADAPTER_FILE = "adapter_config.json"
@@ -32,7 +33,9 @@ def check_model_path(model: Model, where: str = "model.name_or_path") -> None:
 
 def check_tokenizer_path(model: Model, where: str) -> None:
     """Refuse what `check_model_path` does, but for a folder that holds a tokenizer and no weights."""
-    if has_tokenizer(model.name_or_path):
+    path = Path(model.name_or_path).expanduser()
+    if has_tokenizer(model.name_or_path) and path.is_dir() and gguf_file(model.name_or_path) is None:
+        check_files(path, where)
         if model.chat_template is not None:
             read_chat_template(model.chat_template)
     else:
@@ -41,12 +44,14 @@ def check_tokenizer_path(model: Model, where: str) -> None:
 
 def has_tokenizer(name: str) -> bool:
     """Say whether a folder holds a tokenizer of its own."""
-    return any((Path(name).expanduser() / file).is_file() for file in TOKENIZER_FILES)
+    return gguf_file(name) is not None or any((Path(name).expanduser() / file).is_file() for file in TOKENIZER_FILES)
 
 
 def _check_folder(name: str, where: str) -> None:
     path = Path(name).expanduser()
-    if path.is_dir():
+    if (gguf := gguf_file(name)) is not None:
+        check_gguf(gguf, where)
+    elif path.is_dir():
         _check_weights(path, where)
         check_files(path, where)
         adapter = adapter_config(name, where)
@@ -211,6 +216,11 @@ def as_trained(model: Model) -> Model:
     Raises: RecipeError when weights that are quantized could not be trained as the recipe says.
     """
     found = own_quantization(model.name_or_path)
+    if gguf_file(base_of(model)[0]) is not None and model.quantization != "none":
+        raise RecipeError(
+            f"model.quantization: {base_of(model)[0]} is a GGUF file, which is read as it is",
+            "leave model.quantization out",
+        )
     if not found:
         return model
     what = f"model.name_or_path: the weights of {model.name_or_path} are quantized already ({found})"
@@ -231,5 +241,4 @@ def as_trained(model: Model) -> Model:
 
 def local_name(name: str) -> str:
     """Return folders as absolute paths, so that a saved adapter finds its base from any working directory."""
-    path = Path(name).expanduser()
-    return str(path.resolve()) if path.is_dir() else name
+    return source_of(name)[0]

@@ -25,6 +25,7 @@ from aligner.architectures import refuse_what_writes_nothing
 from aligner.config.schema import Lora, Model
 from aligner.errors import RecipeError
 from aligner.folder_kinds import CONFIG_FILE
+from aligner.gguf_files import as_ordinary, gguf_file, source_of
 from aligner.loading import reading
 from aligner.lora_targets import targets_of
 from aligner.model_files import (
@@ -57,7 +58,8 @@ def load_tokenizer(model: Model, *, needs_model: bool = True) -> PreTrainedToken
     """
     if needs_model:
         check_model_path(model)
-        read_config(model)
+        if gguf_file(base_of(model)[0]) is None:  # where it takes seconds, and is read again below
+            read_config(model)
     tokenizer = load_tokenizer_files(model)
     if model.chat_template is not None:
         tokenizer.chat_template = read_chat_template(model.chat_template)
@@ -74,10 +76,9 @@ def read_config(model: Model) -> PreTrainedConfig:
     from transformers import AutoConfig
 
     name, revision = base_of(model)
+    source, form = source_of(name)
     with reading(name, CONFIG_FILE):
-        return AutoConfig.from_pretrained(
-            local_name(name), revision=revision, trust_remote_code=model.trust_remote_code
-        )
+        return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=model.trust_remote_code, **form)
 
 
 def load_tokenizer_files(model: Model) -> PreTrainedTokenizerBase:
@@ -87,9 +88,10 @@ def load_tokenizer_files(model: Model) -> PreTrainedTokenizerBase:
     name, revision = model.name_or_path, model.revision
     if not has_tokenizer(name):
         name, revision = base_of(model)
+    source, form = source_of(name)
     with reading(name, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(
-            local_name(name), revision=revision, trust_remote_code=model.trust_remote_code
+            source, revision=revision, trust_remote_code=model.trust_remote_code, **form
         )
         tokenizer(ODD_TEXT)  # a class that does not fit its files is found out by use alone
     return tokenizer
@@ -230,16 +232,21 @@ def _from_pretrained(
 ) -> tuple[PreTrainedModel, list[str]]:
     """Load the base of a model, refusing one of which more is missing than a part named in `may_lack`."""
     name, revision = base_of(model)
-    options: dict[str, Any] = {"dtype": resolve_dtype(model, trainable), **further}
+    source, form = source_of(name)
+    options: dict[str, Any] = {"dtype": resolve_dtype(model, trainable), **form, **further}
+    if form:
+        from transformers import GgufConfig
+
+        options["quantization_config"] = GgufConfig(dequantize=True)
     if model.attn_implementation:
         options["attn_implementation"] = model.attn_implementation
     if model.quantization in QUANTIZED:
-        if not own_quantization(name):
+        if not form and not own_quantization(name):
             options["quantization_config"] = _quantization_config(model, may_lack)
         options["device_map"] = {"": _rank_device()}
     with reading(name, "model"), without_messages("LOAD REPORT", "modeling_utils", "utils.loading_report"):
         policy, loaded = auto_class.from_pretrained(
-            local_name(name),
+            source,
             revision=revision,
             trust_remote_code=model.trust_remote_code,
             use_safetensors=True,
@@ -266,6 +273,7 @@ def _from_pretrained(
         from aligner.quantized import keep_steady
 
         keep_steady(policy)
+    as_ordinary(policy, name)
     # What is masked has no gradient in any case, and the token that pads is trained where it stands in a text.
     policy.get_input_embeddings().padding_idx = None
     return policy, heads
@@ -548,13 +556,15 @@ def model_fingerprint(model: Model) -> str:
     """Return a hash of the weights that a recipe starts from: of the files of a folder, or of the hub's commit."""
     digest = sha256(f"{model.dtype} {model.quantization} {model.double_quant}".encode())
     path = Path(model.name_or_path).expanduser()
-    if not path.is_dir():
+    gguf = gguf_file(model.name_or_path)
+    if not path.is_dir() and gguf is None:
         from huggingface_hub import snapshot_download
 
         path = Path(snapshot_download(model.name_or_path, revision=model.revision, local_files_only=True))
         digest.update(path.name.encode())
         return digest.hexdigest()
-    for file in sorted([*path.glob("*.safetensors"), *path.glob("*config.json"), *path.glob("*.py")]):
+    files = [file for form in ("*.safetensors", "*config.json", "*.py") for file in path.glob(form)]
+    for file in sorted(files) if gguf is None else [gguf]:
         digest.update(file.name.encode())
         with file.open("rb") as stream:
             while block := stream.read(1 << 22):

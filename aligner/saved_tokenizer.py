@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aligner.config.schema import Model
+from aligner.gguf_files import gguf_file
 from aligner.model_files import TOKENIZER_FILES, base_of, has_tokenizer
 from aligner.models import load_tokenizer_files
 
@@ -71,6 +72,8 @@ class SavedTokenizer:
         if not has_tokenizer(name):
             name, revision = base_of(self.section)
         folder = Path(name).expanduser()
+        if gguf_file(name) is not None:
+            return {}
         if not folder.is_dir():
             found = _cached(name, revision)
             if found is None:

@@ -39,6 +39,7 @@ LEVELS = (
         "quantized",
         "model_files",
         "folder_kinds",
+        "gguf_files",
         "loading",
         "adapter_kinds",
         "architectures",
