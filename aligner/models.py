@@ -23,7 +23,7 @@ from aligner.adapter_kinds import check_kind, is_merged, load_adapter
 from aligner.adapters import save_what_is_trained, told_of_ties, untie_adapted
 from aligner.architectures import refuse_what_writes_nothing
 from aligner.config.schema import Lora, Model
-from aligner.errors import RecipeError
+from aligner.errors import RecipeError, TrainingError
 from aligner.folder_kinds import CONFIG_FILE
 from aligner.gguf_files import as_ordinary, gguf_file, source_of
 from aligner.loading import reading
@@ -474,6 +474,28 @@ def _refuse_quantized_wholes(policy: PreTrainedModel, lora: Lora) -> None:
                 f"model.lora.modules_to_save: {name} is or holds {held[0]}, which is in 4 or 8 bits and cannot be trained whole",
                 "give it an adapter with model.lora.target_modules, or leave out model.quantization",
             )
+
+
+def load_saved_weights(policy: PreTrainedModel, folder: str) -> None:
+    """Give a model the weights that it saved to a folder, through transformers' own reading.
+
+    Some classes save under names, or in a form, that are not those of their modules (a matrix for each expert), so that
+    `load_state_dict` finds them not.
+    Raises: TrainingError when weights are missing.
+    """
+    import torch
+
+    dtypes = {parameter.dtype for parameter in policy.parameters()}
+    dtype = torch.float32 if torch.float32 in dtypes else policy.dtype
+    with reading(folder, "checkpoint"), without_messages("LOAD REPORT", "modeling_utils", "utils.loading_report"):
+        saved, loaded = type(policy).from_pretrained(folder, dtype=dtype, output_loading_info=True)
+    if loaded["missing_keys"] or loaded["mismatched_keys"]:
+        absent = sorted([*loaded["missing_keys"], *(key for key, *_ in loaded["mismatched_keys"])])
+        raise TrainingError(
+            f"The checkpoint {folder} lacks {len(absent)} weights of the model ({absent[0]}).",
+            "Remove its folder, so that --resume goes on from the one before; or begin again with --overwrite.",
+        )
+    policy.load_state_dict(saved.state_dict())
 
 
 def grow_embeddings(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

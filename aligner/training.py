@@ -29,7 +29,7 @@ from transformers.trainer_callback import TrainerControl, TrainerState
 from aligner.config.schema import TrainRecipe
 from aligner.errors import TrainingError
 from aligner.events import Metrics, Notice, OnEvent, StageStarted
-from aligner.models import has_bf16_gpu, without_messages
+from aligner.models import has_bf16_gpu, load_saved_weights, without_messages
 from aligner.own_config import OwnConfig, forget_router_logits
 from aligner.run import Run
 from aligner.sampling_order import SeededSampler
@@ -153,11 +153,28 @@ class OrderedTrainer(Trainer):
             return
         super()._run_epoch(*args, **kwargs)
 
+    _read_from: str = ""
+    """The checkpoint that weights are being read from."""
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        self._read_from = resume_from_checkpoint
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        self._read_from = str(self.state.best_model_checkpoint)
+        super()._load_best_model()
+
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """Say nothing of tied weights, which checkpoints hold once, under one of their names."""
+        """Read weights again that a checkpoint holds under other names or in another form, as it does those of experts.
+
+        transformers would go on with what the model had before. Tied weights are held once, under one of their names.
+        """
         tied = getattr(self.model, "all_tied_weights_keys", {})
         load_result.missing_keys[:] = [key for key in load_result.missing_keys if key not in tied]
-        super()._issue_warnings_after_load(load_result)
+        if load_result.missing_keys:
+            load_saved_weights(self.accelerator.unwrap_model(self.model), self._read_from)
+        else:
+            super()._issue_warnings_after_load(load_result)
 
     saved_tokenizer: SavedTokenizer | None = None
     """What is saved in place of the tokenizer."""

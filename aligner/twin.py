@@ -160,14 +160,14 @@ def random_twin(model: Model) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from aligner.models import best_device, read_config, resolve_dtype
+    from aligner.models import best_device, read_config
 
     config = read_config(model)
     options: dict[str, Any] = {"trust_remote_code": model.trust_remote_code, "dtype": torch.float32}
     if model.attn_implementation:
         options["attn_implementation"] = model.attn_implementation
         if "flash" in model.attn_implementation:  # those kernels compute in 16 bits only
-            options["dtype"] = resolve_dtype(model, trainable=True)
+            options["dtype"] = torch.bfloat16
     device = best_device()
     try:
         small = small_config(config)

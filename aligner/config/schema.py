@@ -218,7 +218,8 @@ class Sft(Section):
     """Which tokens are trained: every assistant turn, the last one, the completion, or everything. `auto`: assistant
     turns of conversations, completions of prompt/completion rows, everything of plain text."""
     packing: bool | Literal["auto"] = "auto"
-    """Put several rows into one sequence without letting them see each other. `auto` decides from the length histogram."""
+    """Put several rows into one sequence without letting them see each other. `auto` decides
+    from the length histogram, and from whether the model keeps rows apart."""
 
 
 class Dpo(Section):
