@@ -170,16 +170,16 @@ def small_recipe(method: str, world: Path, output_dir: Path, *overrides: str, **
     return load_recipe(method, None, overrides, {key: value for key, value in settings.items() if key not in given})
 
 
-def prescribe_held_out_losses(monkeypatch: pytest.MonkeyPatch, losses: Iterable[float]) -> None:
-    """Let evaluations find these losses, the last one ever after, so that no processor's rounding moves the best step."""
+def prescribe(monkeypatch: pytest.MonkeyPatch, metric: str, values: Iterable[float]) -> None:
+    """Let trainers find these values of a metric, the last one ever after, where a processor's rounding would decide."""
     from transformers import Trainer
 
-    numbers = list(losses)
+    numbers = list(values)
     log = Trainer.log
 
     def told(self: Any, logs: dict[str, float], *rest: Any) -> None:
-        if "eval_loss" in logs:
-            logs["eval_loss"] = numbers.pop(0) if len(numbers) > 1 else numbers[0]
+        if metric in logs:
+            logs[metric] = numbers.pop(0) if len(numbers) > 1 else numbers[0]
         log(self, logs, *rest)
 
     monkeypatch.setattr(Trainer, "log", told)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from fakes import byte_tokenizer, prescribe_held_out_losses, small_recipe, tiny_llama, write_jsonl
+from fakes import byte_tokenizer, prescribe, small_recipe, tiny_llama, write_jsonl
 from safetensors.torch import load_file
 
 from aligner.errors import DataError, TrainingError
@@ -103,7 +103,7 @@ EARLY = {
 
 @pytest.mark.parametrize("interval", [{"trainer__eval_steps": 2}, {"trainer__save_steps": 2}])
 def test_early_stopping_stops_and_the_best_checkpoint_is_the_result(small_world, tmp_path, monkeypatch, interval):
-    prescribe_held_out_losses(monkeypatch, [5.0, 4.0, 4.5, 4.1])
+    prescribe(monkeypatch, "eval_loss", [5.0, 4.0, 4.5, 4.1])
     recipe = small_recipe("sft", small_world, tmp_path / "run", **{**EARLY, **interval})
     if "trainer__eval_steps" in interval:  # the checkpoints follow the evaluations
         trainer = {key: value for key, value in recipe.recipe.trainer.items() if key != "save_steps"}

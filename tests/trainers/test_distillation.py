@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import small_recipe, write_jsonl
+from fakes import prescribe, small_recipe, write_jsonl
 from safetensors.torch import load_file
 
 from aligner.errors import TrainingError
@@ -203,15 +203,15 @@ def test_a_changed_function_is_another_reward_model(small_world, tmp_path, funct
     assert other[0]["distill/target_gap"] == pytest.approx(3 * log[0]["distill/target_gap"], rel=1e-4)
 
 
-def test_the_alarm_looks_at_the_reward_model_and_not_at_the_labels(small_world, tmp_path, functions):
+def test_the_alarm_looks_at_the_reward_model_and_not_at_the_labels(small_world, tmp_path, functions, monkeypatch):
     """Where it likes what is labelled worse, a policy that learns ranks pairs wrongly by the labels, and no alarm is raised."""
     steps = {"trainer__max_steps": 8, "dpo__alarm_steps": 6, "trainer__learning_rate": 2e-3}
     _, log, events = train(small_world, tmp_path / "long", functions, names="long", **steps)
     assert max(line["rewards/accuracies"] for line in log[2:]) < 0.5
     assert not [event for event in events if isinstance(event, Warned)]
-    frozen = {**steps, "trainer__learning_rate": 0.0, "dpo__on_alarm": "stop"}
+    prescribe(monkeypatch, "distill/accuracies", [0.4])
     with pytest.raises(TrainingError, match="distill/accuracies"):
-        train(small_world, tmp_path / "frozen", functions, **frozen)
+        train(small_world, tmp_path / "wrong", functions, **steps, dpo__on_alarm="stop")
 
 
 def test_a_loss_table_for_a_recipe_that_distils_is_drawn(tmp_path):

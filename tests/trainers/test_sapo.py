@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from fakes import prescribe_held_out_losses, small_recipe, write_jsonl
+from fakes import prescribe, small_recipe, write_jsonl
 from safetensors.torch import load_file
 
 from aligner.errors import DataError, RecipeError
@@ -457,7 +457,7 @@ def test_a_row_that_the_model_has_no_positions_for_is_told_before_training(small
 def test_the_best_policy_takes_its_own_average_along(small_world, tmp_path, monkeypatch):
     """Where training stops early, what is exported belongs to the best checkpoint alone."""
     spy = Spy(monkeypatch)
-    prescribe_held_out_losses(monkeypatch, [0.6, 0.5, 0.55])
+    prescribe(monkeypatch, "eval_loss", [0.6, 0.5, 0.55])
     early = ("sapo.export=ema", "early_stopping.patience=1", "trainer.eval_steps=1", "trainer.save_steps=1")
     rows = ("data.eval=0.3", "trainer.learning_rate=0.3", "trainer.max_steps=8", "trainer.save_total_limit=20")
     train(small_world, tmp_path, *early, *rows)
