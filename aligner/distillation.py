@@ -30,14 +30,14 @@ from hashlib import sha256
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from aligner.cache import cache_folder
+from aligner.cache import cache_folder, is_kept, keep
 from aligner.config.schema import Dpo
 from aligner.data.ledger import LISTED
 from aligner.errors import DataError, Problem
 from aligner.events import Notice, OnEvent, StageStarted, tell
 from aligner.journal import Work, carry_on
 from aligner.prepare import Prepared
-from aligner.record import dumps, write_atomically
+from aligner.record import dumps
 from aligner.reward_models import Comparer, Scorer, load_scorer, preferences, read_spec
 from aligner.reward_models.ensemble import NoScale, scored_together
 from aligner.samples import agreed
@@ -207,7 +207,7 @@ def _gaps(
 ) -> list[float]:
     """Gaps (N,) from the cache, or scored now, `at_once` in a call."""
     file = cache_folder("rewards") / f"{_key(scorer, rows)}.json"
-    if file.is_file():
+    if is_kept(file):
         tell(on_event, Notice(f"Rewards of the {name} pairs by {scorer.name}: from the cache ({file})."))
         kept: list[float] = json.loads(file.read_text(encoding="utf-8"))
         return kept
@@ -227,7 +227,7 @@ def _gaps(
             on_event,
             Notice(f"{scorer.name} has remarks on {len(remarks):,} of what it scored; the first: {remarks[0]}."),
         )
-    write_atomically(file, dumps(gaps))
+    keep(file, lambda place: place.write_text(dumps(gaps), encoding="utf-8"))
     journal.unlink(missing_ok=True)
     return gaps
 

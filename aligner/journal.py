@@ -6,6 +6,7 @@ where nothing keeps them apart, and parts of two models are never mixed. A line 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,6 +19,9 @@ from aligner.events import Notice, OnEvent, StageProgress, tell
 from aligner.record import json_line
 
 P = TypeVar("P")
+
+LINE = frozenset({"part", "made with", "result", "sum"})
+"""Keys of a line."""
 
 Work = Callable[[P], Any]
 """From a part to its result, as JSON can hold it."""
@@ -59,7 +63,7 @@ class Journal:
         """Keep the result of a part, and return it; in a file, it is on disk before this returns."""
         if self.path is None:
             return result
-        line = _append(self.path, {"part": part, "made with": self.made_with, "result": result})
+        line = _append(self.path, {"part": part, "made with": self.made_with, "result": result, "sum": _sum(result)})
         return json.loads(line)["result"]
 
     def results(self, parts: Iterable[P], work: Work[P]) -> Iterator[tuple[Any, bool]]:
@@ -101,6 +105,11 @@ def carry_on(
     return found
 
 
+def _sum(result: Any) -> str:
+    """A checksum of a result, in the form that it has once it was read back."""
+    return hashlib.sha256(json_line(json.loads(json_line(result))).encode("utf-8")).hexdigest()[:16]
+
+
 def _append(path: Path, value: dict[str, Any]) -> str:
     """Write a line so that it survives a kill, and return it; behind a line that was cut short, on a line of its own."""
     line = json_line(value)
@@ -117,11 +126,11 @@ def _append(path: Path, value: dict[str, Any]) -> str:
 
 
 def _lines(path: Path | None) -> Iterator[dict[str, Any]]:
-    """The lines of finished parts; one that was cut short is none."""
+    """The lines of finished parts; one that was cut short, or is not what was written, is none."""
     if path is not None and path.exists():
         with open(path, "rb") as file:
             for line in file:
                 with suppress(ValueError):
                     found = json.loads(line)
-                    if isinstance(found, dict) and "result" in found:
+                    if isinstance(found, dict) and found.keys() >= LINE and found["sum"] == _sum(found["result"]):
                         yield found

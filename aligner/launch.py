@@ -36,11 +36,13 @@ from pathlib import Path
 from typing import Any
 
 from aligner import errors
+from aligner.causes import LostConnectionError
 from aligner.config.schema import Launch
 from aligner.errors import AlignerError, Problem, TrainingError, UsageError
 
 FAILURES = "ALIGNER_RANK_FAILURES"  # environment variable: the folder in which ranks leave their errors
 FAILURE_WAIT_S = 20.0  # how long ranks may take to end after Ctrl-C or SIGTERM before they are killed
+CAUSE_FIRST_S = 2.0
 INTERRUPTED = 130
 
 FSDP = {
@@ -285,9 +287,10 @@ def run_ranks(line: Sequence[str], *, gpus: int | None = None, on_line: Callable
         return 0
     if code in (INTERRUPTED, -signal.SIGINT):
         raise KeyboardInterrupt
-    if failure is not None:
+    was_killed = code < 0 or code > 128
+    if failure is not None and not (was_killed and isinstance(failure, LostConnectionError)):
         raise failure
-    if code < 0 or code > 128:
+    if was_killed:
         raise TrainingError(
             _death_notice(code), "if memory ran out, use smaller batches or more sharding; then --resume"
         )
@@ -359,6 +362,8 @@ def record_failure(error: AlignerError) -> bool:
     """
     if not is_our_rank() or not (folder := Path(os.environ[FAILURES])).is_dir():
         return False
+    if isinstance(error, LostConnectionError):
+        time.sleep(CAUSE_FIRST_S)  # the launcher looks ten times a second: it shall see the rank that ended first
     rank, _ = world()
     problems = [[p.message, p.where, p.key, p.hint] for p in error.problems]
     record = {"error": type(error).__name__, "message": error.message, "hint": error.hint, "problems": problems}
@@ -369,12 +374,12 @@ def record_failure(error: AlignerError) -> bool:
 
 
 def _first_failure(folder: Path) -> AlignerError | None:
-    """The earliest error that a rank left: later ones mostly follow from it."""
+    """The earliest error that a rank left: later ones mostly follow from it, and lost connections always do."""
     records = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json")]
     if not records:
         return None
-    first = min(records, key=lambda record: record["time"])
-    kind = getattr(errors, first["error"], TrainingError)
+    first = min(records, key=lambda record: (record["error"] == LostConnectionError.__name__, record["time"]))
+    kind = {LostConnectionError.__name__: LostConnectionError, **vars(errors)}.get(first["error"], TrainingError)
     return kind(first["message"], first["hint"], [Problem(*parts) for parts in first["problems"]])
 
 

@@ -61,11 +61,16 @@ def _read(path: Path) -> dict[str, Any] | None:
     """Who holds the lock; None for a lock that says nothing even after its writer had time to write."""
     for _ in range(10):
         try:
-            return dict(json.loads(path.read_text(encoding="utf-8")))
+            holder = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(holder, dict) and isinstance(holder.get("pid"), int) and 0 < holder["pid"] < 2**31:
+                return holder
         except FileNotFoundError:
             return None
+        except IsADirectoryError as error:
+            raise UsageError(f"{path} is a folder where the lock belongs", "move it away") from error
         except ValueError:
-            time.sleep(0.05)
+            pass
+        time.sleep(0.05)
     return None
 
 

@@ -32,7 +32,7 @@ from aligner.data.ledger import SplitLedger
 from aligner.data.rows import ConversationRow, PreferenceRow, Row, TextRow, question_of, refuse_tools
 from aligner.errors import DataError, Problem
 from aligner.events import Notice, OnEvent, StageProgress, Warned, tell
-from aligner.record import dumps, write_atomically
+from aligner.record import check_checksums, dumps, write_atomically, write_checksums
 from aligner.reward_rows import reward_encoder
 from aligner.row_notes import RowNotes
 
@@ -189,9 +189,13 @@ def _steps_of(recipe: TrainRecipe, sizes: Sequence[int]) -> int | None:
 
 
 def load_prepared(folder: Path) -> Prepared:
-    """Read what `prepare` wrote."""
+    """Read what `prepare` wrote.
+
+    Raises: DataError when a file of it is not what was written.
+    """
     from datasets import load_from_disk
 
+    check_checksums(folder, f"delete {folder} and add --resume: the rows are tokenized again")
     batching = Batching(**json.loads((folder / "batching.json").read_text(encoding="utf-8")))
     held_out = load_from_disk(str(folder / "eval")) if (folder / "eval").is_dir() else None
     return Prepared(load_from_disk(str(folder / "train")), held_out, batching)
@@ -208,6 +212,7 @@ def _write(folder: Path, train: Dataset, held_out: Dataset | None, batching: Bat
     if held_out is not None:
         held_out.save_to_disk(str(unfinished / "eval"))
     write_atomically(unfinished / "batching.json", dumps(asdict(batching)))
+    write_checksums(unfinished)
     unfinished.rename(folder)
 
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -95,10 +95,92 @@ def _number(value: Any) -> Any:
     return float(value) if value in ("NaN", "Infinity", "-Infinity") else value
 
 
+LISTS = (
+    "evaluation.json",
+    "samples.json",
+    "pairs.json",
+    "scored.json",
+    "warnings.json",
+    "questions.json",
+    "held_out_pairs.json",
+)
+"""Files of the record that hold a list; all others hold an object."""
+
+NEEDED = {
+    "resolved.json": ("recipe", "recipe_hash"),
+    "environment.json": ("versions", "sessions"),
+    "inputs.json": ("fingerprint", "sources"),
+    "manifest.json": ("finished", "results"),
+}
+"""File -> keys without which nothing can be made of it."""
+
+CURES = {
+    "manifest.json": "delete it and add --resume: what is left of the run is done again",
+    "inputs.json": "delete it: --resume then takes the data as they are now",
+    "data.json": "delete it and add --resume: the rows are tokenized again",
+}
+"""File -> what to do where it is damaged, if that is less than to start again."""
+
+START_AGAIN = "restore it from a copy, or start again with --overwrite"
+
+
 def read_json(run_dir: Path, name: str) -> Any:
-    """A file of the record, or None where the run has not written it."""
+    """A file of the record, or None where the run has not written it.
+
+    Raises: DataError when it is damaged, with the way out.
+    """
     path = run_dir / name
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    if not path.exists():
+        return None
+    kind = list if path.name in LISTS else dict
+    return parse_json(path, CURES.get(path.name, START_AGAIN), kind, NEEDED.get(path.name, ()))
+
+
+def parse_json(path: Path, cure: str, kind: type = dict, needed: Iterable[str] = ()) -> Any:
+    """Read a file that this program wrote, whole: a list or an object with the keys that it needs.
+
+    Raises: DataError that says what is wrong with the file.
+    """
+    try:
+        content = path.read_bytes()
+        value = json.loads(content)
+    except IsADirectoryError as error:
+        raise DataError(f"{path} is a folder where a file belongs", "move it away") from error
+    except (ValueError, RecursionError) as error:
+        what = f"not JSON ({error})" if content.strip() else "empty"
+        raise DataError(f"{path} is damaged: it is {what}", cure) from error
+    if not isinstance(value, kind):
+        raise DataError(
+            f"{path} is damaged: it holds {_kind(value)}, not {'a list' if kind is list else 'an object'}", cure
+        )
+    if absent := [key for key in needed if key not in value]:
+        raise DataError(f"{path} is damaged: it lacks {absent[0]!r}", cure)
+    return value
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+CHECKSUMS = "checksums.json"
+
+
+def write_checksums(folder: Path) -> None:
+    """Note the sha256 of every file below a folder in the file `checksums.json` in it."""
+    write_atomically(folder / CHECKSUMS, dumps(fingerprints(folder, folder)))
+
+
+def check_checksums(folder: Path, cure: str) -> None:
+    """Raise DataError for a file that is not what `write_checksums` saw; files that came later are not looked at."""
+    noted = folder / CHECKSUMS
+    if not noted.exists():
+        raise DataError(f"{noted} is missing, so nothing says whether the files beside it are whole", cure)
+    for name, digest in parse_json(noted, cure).items():
+        if not (folder / name).is_file():
+            raise DataError(f"{folder / name} is missing", cure)
+        if file_sha256(folder / name) != digest:
+            raise DataError(f"{folder / name} is damaged: it is not what was written there", cure)
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:

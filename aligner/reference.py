@@ -10,11 +10,9 @@ before the ranks start, and they find the cache filled.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,7 +20,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 
-from aligner.cache import cache_folder
+from aligner.cache import cache_folder, is_kept, keep
 from aligner.config.schema import DpoRecipe, Model
 from aligner.events import Notice, OnEvent, StageProgress
 from aligner.models import best_device, load_policy, model_fingerprint
@@ -61,13 +59,13 @@ def with_reference(rows: Dataset, scorer: Scorer, name: str) -> Dataset:
     """Add `reference_chosen` and `reference_rejected` (N,), summed log-probabilities, from the cache or computed."""
     section = reference_section(scorer.recipe)
     file = cache_folder("reference") / f"{_key(scorer.recipe, section, rows, scorer.bf16)}.safetensors"
-    if file.is_file():
+    if is_kept(file):
         columns = load_file(str(file))
         _say(scorer, f"Reference log-probabilities of the {name} pairs: from the cache ({file}).")
     else:
         columns = _compute(rows, scorer, section, name)
         if PartialState().is_main_process:
-            _save(file, columns)
+            keep(file, lambda place: save_file(columns, str(place)))
         PartialState().wait_for_everyone()
     for key in ("reference_chosen", "reference_rejected"):
         rows = rows.add_column(key, columns[key].numpy())
@@ -132,13 +130,6 @@ def content_key(
             digest.update(len(ids).to_bytes(4, "little"))
             digest.update(ids.astype("<i4").tobytes())
     return digest.hexdigest()
-
-
-def _save(file: Path, columns: dict[str, torch.Tensor]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    save_file(columns, str(unfinished))
-    os.replace(unfinished, file)
 
 
 def _say(scorer: Scorer, text: str) -> None:

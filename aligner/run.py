@@ -44,6 +44,7 @@ from aligner.record import (
     dumps,
     fingerprints,
     flatten,
+    parse_json,
     plain,
     read_json,
     read_metrics,
@@ -69,6 +70,9 @@ FIRST_FILES = frozenset([*RECORD_FILES, "code.diff", LOCK_NAME])
 
 WORK = ("data.json", "metrics.jsonl", "checkpoints", "final", "archive", "shards", "journal", "manifest.json")
 """A run that has none of these failed before its data was ready: it is begun again, since nothing would be lost."""
+
+FOLDERS = ("checkpoints", "final", "prepared", "archive", "shards", "journal")
+"""What must be a folder where it is there."""
 
 _TEMPORARY = re.compile(r"^\..+\.\d+\.tmp$")
 _CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
@@ -125,6 +129,10 @@ class Run:
             raise UsageError("--resume and --overwrite exclude each other.", "Give one of them.")
         refuse_name(folder, "output_dir")
         state = _state_of(folder)
+        if state == "run" and not overwrite and (file := next(_files_in_the_way(folder), None)):
+            raise UsageError(
+                f"{file} is a file where a folder belongs", "move it away, or start again with --overwrite"
+            )
         if state not in ("free", "barely begun", "run"):
             raise UsageError(f"{folder} {state}.", "Choose another output_dir; nothing in there was touched.")
         if state == "run" and not (resume or overwrite):
@@ -209,9 +217,12 @@ class Run:
         return max(begun, seen).isoformat(timespec="seconds")
 
     def _remove_leftovers(self) -> None:
-        for path in self.dir.iterdir():
-            if _TEMPORARY.match(path.name):
+        """Remove what a kill left half written, below the run directory and in it."""
+        for path in self.dir.rglob(".*.tmp"):
+            if _TEMPORARY.match(path.name) and path.is_file():
                 path.unlink()
+        for path in (self.dir / f"{name}.unfinished" for name in FOLDERS):
+            shutil.rmtree(path, ignore_errors=True)
         for path in self._checkpoints():
             if not (path / "complete").exists():
                 shutil.rmtree(path)
@@ -283,12 +294,25 @@ class Run:
         return sorted(found, key=checkpoint_step)
 
     def complete_checkpoint(self, checkpoint: Path) -> None:
-        """Declare a checkpoint whole: everything in it goes to disk first, the file `complete` last."""
+        """Declare a checkpoint whole: everything in it goes to disk first, the file `complete` with all sizes last."""
+        sizes = {}
         for path in sorted(checkpoint.rglob("*")):
             if path.is_file():
                 with open(path, "rb+") as file:
                     os.fsync(file.fileno())
-        write_atomically(checkpoint / "complete", f"{now()}\n")
+                sizes[path.relative_to(checkpoint).as_posix()] = path.stat().st_size
+        write_atomically(checkpoint / "complete", dumps({"time": now(), "sizes": sizes}))
+
+    def check_checkpoint(self, checkpoint: Path) -> None:
+        """Raise DataError where a file of a whole checkpoint is no longer there or has another size than it had."""
+        cure = f"delete {checkpoint}: --resume then continues from the checkpoint before it, or from the start"
+        sizes = parse_json(checkpoint / "complete", cure, needed=["sizes"])["sizes"]
+        for name, size in sizes.items():
+            file = checkpoint / name
+            if not file.is_file():
+                raise DataError(f"{file} is missing", cure)
+            if file.stat().st_size != size:
+                raise DataError(f"{file} is damaged: it has {file.stat().st_size:,} bytes of {size:,}", cure)
 
     def latest_checkpoint(self) -> Path | None:
         """The checkpoint to go on from: the highest step among the whole ones."""
@@ -379,6 +403,10 @@ def _state_of(folder: Path) -> str:
     if not looks_like_a_run(folder):
         return "holds files that are not a run of aligner's"
     return "run" if any((folder / name).exists() for name in WORK) else "barely begun"
+
+
+def _files_in_the_way(folder: Path) -> Iterator[Path]:
+    return (folder / name for name in FOLDERS if (folder / name).exists() and not (folder / name).is_dir())
 
 
 def _what_is_in(folder: Path) -> str:

@@ -15,7 +15,7 @@ seed and the lengths. An answer does not depend on how many processes share the 
 from __future__ import annotations
 
 import contextlib
-import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from safetensors.torch import load_file, save_file
 
-from aligner.cache import cache_folder
+from aligner.cache import cache_folder, is_kept, keep
 from aligner.events import Notice, StageProgress
 from aligner.generation import Sampling, at_rest, continue_ids
 from aligner.preference import PairCollator, answer_logps
@@ -46,13 +46,13 @@ def with_samples(rows: Dataset, scorer: Scorer, name: str) -> Dataset:
     version = f"{VERSION} {recipe.seed} {recipe.dpo.forward_kl_tokens} {recipe.data.max_length}"
     key = content_key(version, recipe, section, scorer.bf16, rows, ("prompt_ids",))
     file = cache_folder("samples") / f"{key}.safetensors"
-    if agreed(file.is_file()):
+    if agreed(is_kept(file)):
         written = agreed(_read(file) if PartialState().is_main_process else None)
         _say(scorer, f"Answers of the reference to the {name} prompts: from the cache ({file}).")
     else:
         written = _write(rows, scorer, name)
         if PartialState().is_main_process:
-            _save(file, written)
+            keep(file, partial(_save, written))
         PartialState().wait_for_everyone()
     if unfinished := sum(one[3] for one in written):
         where = f"dpo.forward_kl_tokens={recipe.dpo.forward_kl_tokens}, or data.max_length"
@@ -126,17 +126,14 @@ def _logps(
     return found
 
 
-def _save(file: Path, written: list[Written]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+def _save(written: list[Written], file: Path) -> None:
     columns = {
         "ids": torch.tensor([token for one in written for token in one[1]], dtype=torch.int32),
         "lengths": torch.tensor([len(one[1]) for one in written]),
         "logps": torch.tensor([one[2] for one in written], dtype=torch.float64),
         "unfinished": torch.tensor([one[3] for one in written]),
     }
-    save_file(columns, str(unfinished))
-    os.replace(unfinished, file)
+    save_file(columns, str(file))
 
 
 def _read(file: Path) -> list[Written]:

@@ -8,7 +8,6 @@ asks for it.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
@@ -31,6 +30,7 @@ from aligner.errors import TrainingError
 from aligner.events import Metrics, Notice, OnEvent, StageStarted
 from aligner.models import has_bf16_gpu, load_saved_weights, without_messages
 from aligner.own_config import OwnConfig, forget_router_logits
+from aligner.record import parse_json
 from aligner.run import Run
 from aligner.sampling_order import SeededSampler
 from aligner.saved_tokenizer import SavedTokenizer
@@ -401,6 +401,8 @@ def fit(
     if recipe.early_stopping is not None:
         trainer.add_callback(EarlyStoppingCallback(recipe.early_stopping.patience, recipe.early_stopping.threshold))
     checkpoint = run.latest_checkpoint()
+    if checkpoint is not None:
+        run.check_checkpoint(checkpoint)
     trainer.has_ended = checkpoint is not None and _is_last(checkpoint)
     set_seed(recipe.seed)  # what was computed before, or found in a cache, leaves no trace in dropout
     if trainer.is_world_process_zero():
@@ -430,7 +432,7 @@ def fit(
 
 def _is_last(checkpoint: Path) -> bool:
     """Say whether a run had come to its end, by its steps or by early stopping, when it wrote this checkpoint."""
-    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    state = parse_json(checkpoint / "trainer_state.json", f"delete {checkpoint}", needed=["global_step", "max_steps"])
     control = state["stateful_callbacks"].get("TrainerControl", {}).get("args", {})
     return state["global_step"] >= state["max_steps"] or bool(control.get("should_training_stop"))
 

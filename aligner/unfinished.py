@@ -11,7 +11,6 @@ is gone. A link is followed. An output that is no file (a pipe, /dev/stdout) is 
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -22,7 +21,7 @@ from aligner.errors import UsageError
 from aligner.journal import Journal
 from aligner.lock import LOCK_NAME, acquire_lock, release_lock
 from aligner.places import refuse_name, refuse_unusable
-from aligner.record import dumps, sync_folder, write_atomically
+from aligner.record import dumps, parse_json, sync_folder, write_atomically
 
 HEADER = "header.json"
 WHOLE = "whole"
@@ -133,7 +132,7 @@ class Unfinished:
                 raise _exists(self.output)
             write_atomically(path, dumps(self.header, indent=2))
             return
-        known = json.loads(path.read_text(encoding="utf-8"))
+        known = parse_json(path, "begin again with --overwrite")
         changed = [key for key in {**known, **self.header} if known.get(key) != self.header.get(key)]
         if changed:
             raise UsageError(

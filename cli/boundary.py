@@ -7,7 +7,6 @@ that went away (`aligner recipes list | head`).
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 import time
@@ -20,6 +19,7 @@ from typing import Any, ClassVar
 import typer
 
 from aligner.cache import cache_folder
+from aligner.causes import outside_cause
 from aligner.errors import AlignerError, Problem
 
 from .quick import QuickGroup
@@ -28,7 +28,6 @@ MAX_PROBLEMS = 15  # with the message and the hint, one screen
 PIPE_EXIT_CODE = 141
 INTERRUPTED_EXIT_CODE = 130
 KEPT_TRACEBACKS = 10
-ENVIRONMENT_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG)
 
 
 @contextmanager
@@ -62,15 +61,15 @@ class Boundary(QuickGroup):
         except KeyboardInterrupt as error:
             _say("interrupted", ctx)
             raise typer.Exit(INTERRUPTED_EXIT_CODE) from error
-        except OSError as error:
-            if error.errno not in ENVIRONMENT_ERRORS:
-                raise typer.Exit(_report_bug(error, ctx)) from error
-            _say(f"error: {error.filename or 'writing failed'}: {error.strerror}", ctx)
-            raise typer.Exit(2) from error
         except Exception as error:
             if _is_control_flow(error):
                 raise
-            raise typer.Exit(_report_bug(error, ctx)) from error
+            known = outside_cause(error)
+            if known is None:
+                raise typer.Exit(_report_bug(error, ctx)) from error
+            if not _left_to_launcher(known):
+                _say(describe(known), ctx)
+            raise typer.Exit(known.exit_code) from error
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Commands under the headings of `sections`; the width of the names is the same in all of them."""

@@ -31,7 +31,7 @@ def list_runs(
     """List the runs below a folder."""
     from .render import columns, number
 
-    runs = [_read(path.parent) for path in sorted(directory.rglob("resolved.json"))]
+    runs = [_read_or_damaged(path.parent) for path in sorted(directory.rglob("resolved.json"))]
     if as_json:
         typer.echo(json.dumps(runs, indent=2))
         return
@@ -87,11 +87,23 @@ def _checked(run: Path) -> Path:
     return run
 
 
+def _read_or_damaged(run: Path) -> dict[str, Any]:
+    """The same, for one of many: a run whose record is damaged is listed as that, and stderr gets the reason."""
+    from aligner.errors import DataError
+
+    try:
+        return _read(run)
+    except DataError as error:
+        typer.echo(f"warning: {error.message}", err=True)
+        return {"dir": str(run), "method": "?", "state": "damaged", "results": {}}
+
+
 def _read(run: Path) -> dict[str, Any]:
     """State, method and results of a run; the manifest is written last, so its presence means done."""
-    manifest_path = run / "manifest.json"
-    manifest = json.loads(manifest_path.read_text(encoding="utf-8")) if manifest_path.is_file() else {}
-    resolved = json.loads((run / "resolved.json").read_text(encoding="utf-8"))
+    from aligner.record import read_json
+
+    manifest = read_json(run, "manifest.json") or {}
+    resolved = read_json(run, "resolved.json")
     return {
         "dir": str(run),
         "method": manifest.get("method") or resolved.get("recipe", resolved).get("method", "?"),

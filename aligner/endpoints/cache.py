@@ -11,6 +11,7 @@ them.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sqlite3
@@ -82,9 +83,15 @@ class Store:
         self._db.execute("COMMIT")
 
     def get(self, key: str) -> Completion | None:
-        """Return the reply to a request, marked as cached, or None."""
+        """Return the reply to a request, marked as cached, or None; one that is not what was kept is forgotten."""
         row = self._db.execute("SELECT reply FROM replies WHERE key = ?", (key,)).fetchone()
-        return None if row is None else replace(Completion(**json.loads(row[0])), cached=True)
+        if row is None:
+            return None
+        text, _, checksum = row[0].partition("\n")
+        if checksum not in ("", _checksum(text)):  # replies kept by an older version have none
+            self._db.execute("DELETE FROM replies WHERE key = ?", (key,))
+            return None
+        return replace(Completion(**json.loads(text)), cached=True)
 
     def add_call(self) -> None:
         """Count a request that is about to be sent."""
@@ -96,7 +103,8 @@ class Store:
         self._db.execute("BEGIN IMMEDIATE")
         try:
             if not completion.truncated:
-                row = (key, json.dumps(completion_to_json(completion)), model, time.time())
+                text = json.dumps(completion_to_json(completion))
+                row = (key, f"{text}\n{_checksum(text)}", model, time.time())
                 self._db.execute("INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?)", row)
             if self.run:
                 self._db.execute(ADD_REPLY, (self.run, completion.prompt_tokens, completion.completion_tokens))
@@ -140,6 +148,10 @@ class Cache(Wrapper):
             await super().aclose()
         finally:
             self.store.close()
+
+
+def _checksum(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
 
 
 def _in_wal_mode(db: sqlite3.Connection) -> None:

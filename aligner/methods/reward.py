@@ -27,6 +27,7 @@ import torch
 from accelerate import PartialState
 from trl import RewardConfig
 
+from aligner.cache import is_kept, keep
 from aligner.chat import stop_token_ids
 from aligner.config.load import recipe_hash
 from aligner.config.schema import Model, RewardRecipe, RewardSegments
@@ -176,8 +177,9 @@ def _with_segments(job: Job) -> tuple[Dataset, Dataset | None]:
 def _cut(job: Job, rows: Dataset, name: str) -> Dataset:
     file = job.run.prepared_dir / f"segments-{name}.json"
     state = PartialState()
-    if state.is_main_process and not file.is_file():
-        write_atomically(file, dumps(_ends(job, rows, name)))
+    if state.is_main_process and not is_kept(file):
+        ends = _ends(job, rows, name)
+        keep(file, lambda place: place.write_text(dumps(ends), encoding="utf-8"))
     state.wait_for_everyone()
     found = job.run.read_json(os.path.relpath(file, job.run.dir))
     for side in ("chosen", "rejected"):

@@ -17,6 +17,7 @@ LEVELS = (
     ("objective_source",),
     (
         "cache",
+        "causes",
         "config",
         "data",
         "environment",
@@ -88,6 +89,7 @@ LIGHT = (
     "objective_language",
     "objective_source",
     "cache",
+    "causes",
     "config",
     "data",
     "environment",

@@ -96,6 +96,7 @@ def test_parts_of_two_models_are_not_mixed(tmp_path):
     assert path.read_bytes() == before
     assert Journal(path).begun_with == "model"
     with path.open("a") as file:
-        file.write('5\n{}\n{"part": 1, "made with": "other", "result": ["c"]}\n')
+        file.write("5\n{}\n")
+    Journal(path, "other").add(1, ["c"])
     with pytest.raises(UsageError, match="begun with another model"):
         done(path)
