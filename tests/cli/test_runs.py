@@ -9,15 +9,18 @@ import pytest
 from runner import aligner
 
 
+DONE = {"method": "dpo", "finished": "2026-01-01T12:00:00+00:00", "seconds": 3.0}
+
+
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:
     for name, manifest in (
-        ("done", {"method": "dpo", "results": {"steps": 7, "eval/loss": 0.5}, "seconds": 3.0}),
+        ("done", {**DONE, "results": {"steps": 7, "eval/loss": 0.5}}),
         ("cut", None),
     ):
         folder = tmp_path / "runs" / name
         folder.mkdir(parents=True)
-        (folder / "resolved.json").write_text(json.dumps({"recipe": {"method": "dpo"}}), "utf-8")
+        (folder / "resolved.json").write_text(json.dumps({"recipe": {"method": "dpo"}, "recipe_hash": "0"}), "utf-8")
         if manifest:
             (folder / "manifest.json").write_text(json.dumps(manifest), "utf-8")
     return tmp_path / "runs"

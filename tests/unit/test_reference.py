@@ -85,7 +85,7 @@ def test_the_second_time_nothing_is_computed(tokenizer, model_folder):
     again, events = score(tokenizer, model_folder, dpo__loss="ipo", dpo__beta=0.7, trainer__learning_rate=1e-5)
     assert not was_computed(events)
     assert again.to_list() == first.to_list()
-    assert len(list(cache_folder("reference").iterdir())) == 1
+    assert len(list(cache_folder("reference").glob("*.safetensors"))) == 1
 
 
 def test_a_changed_token_is_another_reference(tokenizer, model_folder):
@@ -157,7 +157,7 @@ def test_a_half_written_cache_file_is_never_read(tokenizer, model_folder, monkey
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("aligner.reference.os.replace", killed)
+        patched.setattr("aligner.cache.os.replace", killed)
         with pytest.raises(KeyboardInterrupt):
             score(tokenizer, model_folder)
     assert list(cache_folder("reference").iterdir())
