@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from runner import aligner
 
-
 DONE = {"method": "dpo", "finished": "2026-01-01T12:00:00+00:00", "seconds": 3.0}
 
 
