@@ -132,11 +132,11 @@ def read_json(run_dir: Path, name: str) -> Any:
     path = run_dir / name
     if not path.exists():
         return None
-    kind = list if path.name in LISTS else dict
+    kind: type[dict] | type[list] = list if path.name in LISTS else dict
     return parse_json(path, CURES.get(path.name, START_AGAIN), kind, NEEDED.get(path.name, ()))
 
 
-def parse_json(path: Path, cure: str, kind: type = dict, needed: Iterable[str] = ()) -> Any:
+def parse_json(path: Path, cure: str, kind: type[dict] | type[list] = dict, needed: Iterable[str] = ()) -> Any:
     """Read a file that this program wrote, whole: a list or an object with the keys that it needs.
 
     Raises: DataError that says what is wrong with the file.
