@@ -54,7 +54,7 @@ def write_model_card(run_dir: Path, manifest: Record) -> None:
         if recipe.get("method") == "reward"
         else _use(folder, recipe, adapter),
         _data(read_json(folder, "data.json")),
-        _training(recipe),
+        _training(recipe, read_json(folder, "weights.json")),
         _results(manifest, read_json(folder, "evaluation.json")),
         _origin(ancestors, start),
         _reproduce(environment, manifest),
@@ -211,8 +211,8 @@ def _split_row(split: Record) -> tuple[str, ...]:
     return tuple(f"{split.get(key, 0):,}" for key in keys)
 
 
-def _training(recipe: Record) -> str:
-    """The settings that decide the result: the method's own, the trainer's as given, and the adapter's."""
+def _training(recipe: Record, weights: Any) -> str:
+    """The settings that decide the result: the method's own, the trainer's as given, and the adapter's; and what was trained."""
     method = recipe.get("method", "")
     model, data = recipe.get("model", {}), recipe.get("data", {})
     settings: Record = {
@@ -227,6 +227,9 @@ def _training(recipe: Record) -> str:
         "launch.num_processes": recipe.get("launch", {}).get("num_processes"),
     }
     rows = [(_code(key), _code(dumps(value))) for key, value in settings.items() if value is not None]
+    if weights:
+        rows.append(("weights trained", f"{weights['trained']:,} of {weights['total']:,}"))
+        rows += [(f"trained in {_code(place)}", f"{number:,}") for place, number in weights["places"].items()]
     return "## Training\n\n" + _table(("setting", "value"), rows)
 
 

@@ -144,6 +144,54 @@ def load_policy(
     return policy
 
 
+def load_outline(model: Model, tokenizer: PreTrainedTokenizerBase, *, outputs: int | None = None) -> Any:
+    """Return a model that is ready to be trained, but for its weights, of which only the shapes are there.
+
+    So what the recipe names in it is looked up before anything is tokenised, and weights are counted before they are read.
+    `outputs`: that of a reward model's head, for a model that has one. None for a kind of model that is not made from a config alone.
+
+    Raises: RecipeError for what the recipe names and the model has not, and for a head that its family has not.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    config = read_config(model)
+    auto_class = AutoModelForCausalLM if outputs is None else AutoModelForSequenceClassification
+    if type(config) not in auto_class._model_mapping:
+        if outputs is None or getattr(config, "auto_map", None):
+            return None
+        raise RecipeError(
+            f"model.name_or_path: transformers has no model of type {config.model_type} with a head that gives numbers",
+            "set reward.kind=pairwise, which trains the model that writes, or name a model of another family",
+        )
+    if outputs is not None:
+        config.num_labels = outputs
+    with torch.device("meta"):
+        with reading(model.name_or_path, "model"):
+            outline = auto_class.from_config(config)
+        if len(tokenizer) > outline.get_input_embeddings().num_embeddings and model.new_tokens:
+            outline.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        outline.is_quantized = model.quantization in QUANTIZED
+        return _outline_of_adapter(outline, model, tokenizer, "CAUSAL_LM" if outputs is None else "SEQ_CLS")
+
+
+def _outline_of_adapter(outline: PreTrainedModel, model: Model, tokenizer: PreTrainedTokenizerBase, task: str) -> Any:
+    """Put the recipe's adapter, or the one of its folder, on a model without weights."""
+    if model.lora is None:
+        return outline
+    adapter = adapter_config(model.name_or_path)
+    if adapter is None:
+        plain = model.lora.model_copy(update={"init_lora_weights": True})  # others read the weights
+        return _with_new_adapter(outline, plain, model, tokenizer, task=task)
+    from peft import PeftConfig, get_peft_model
+
+    _refuse_other_settings(model.lora, adapter, model.name_or_path)
+    with reading(model.name_or_path, "adapter"):
+        config = PeftConfig.from_pretrained(local_name(model.name_or_path))
+        config.inference_mode = False
+        return get_peft_model(outline, config)
+
+
 def load_reward_model(
     model: Model, tokenizer: PreTrainedTokenizerBase, *, outputs: int | None, trainable: bool, seed: int = 0
 ) -> PreTrainedModel:

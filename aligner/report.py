@@ -153,7 +153,7 @@ def _content(folder: Path, manifest: Record | None) -> Record:
         "method": recipe.get("method") or "unknown",
         "manifest": manifest,
         "version": environment.get("versions", {}).get("aligner", ""),
-        "facts": _facts(recipe, environment, manifest, metrics),
+        "facts": _facts(recipe, environment, manifest, metrics, read_json(folder, "weights.json")),
         "warnings": _warnings(folder, manifest, metrics, environment),
         "tiles": _tiles(metrics, evaluation, data),
         "evaluation": _evaluation(evaluation),
@@ -203,7 +203,7 @@ def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
 
-def _facts(recipe: Record, environment: Record, manifest: Record | None, metrics: Metrics) -> Rows:
+def _facts(recipe: Record, environment: Record, manifest: Record | None, metrics: Metrics, weights: Any) -> Rows:
     """The line below the title."""
     facts: Rows = []
     model = recipe.get("model", {})
@@ -212,6 +212,8 @@ def _facts(recipe: Record, environment: Record, manifest: Record | None, metrics
         kind = "LoRA" if model.get("lora") else "full fine-tuning"
         quantized = model.get("quantization", "none")
         facts.append(("training", kind if quantized == "none" else f"{kind} on {quantized}"))
+    if weights:
+        facts.append(("weights trained", f"{weights['trained']:,} of {weights['total']:,}"))
     sessions = environment.get("sessions", [])
     if sessions:
         facts.append(("started", moment(sessions[0]["started"])))

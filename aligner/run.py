@@ -7,6 +7,7 @@
     inputs.json        fingerprints of the data files        final/           model, tokenizer, model card
     data.json          the ledger of rows and tokens         report.html      everything above, to look at
     metrics.jsonl      one line for each logged step         manifest.json    last: its presence means done
+    weights.json       how many are trained, of how many, where
 
 A process may be killed at any moment. Files are written under a temporary name, flushed to disk and renamed, so they
 are whole or absent; `metrics.jsonl` is appended to, and a line cut short by a kill is removed when the file is opened

@@ -52,16 +52,15 @@ def trained_of(model: Any, lora: Lora | None = None) -> Trained:
     """Count the weights of a model that is ready to be trained, each once, also where two places share one."""
     total, trained, quantized = 0, Counter[str](), 0
     plain, dtypes = Counter[str](), set()
-    is_quantized = getattr(model, "is_quantized", False)
     for name, weight, owner in _weights(model):
         number = _number(weight, owner)
         total += number
         if weight.requires_grad:
             trained[place_of(name, owner)] += number
-        elif is_quantized and weight.is_floating_point():
+        elif weight.is_floating_point():
             plain[place_of(name, owner)] += number
             dtypes.add(str(weight.dtype).removeprefix("torch."))
-        elif is_quantized:
+        else:
             quantized += number
     return Trained(
         total,
@@ -70,8 +69,8 @@ def trained_of(model: Any, lora: Lora | None = None) -> Trained:
         _left(model, trained) if lora is not None else {},
         _out_of_reach(model, lora) if lora is not None and lora.target_modules == ALL_LINEAR else {},
         quantized,
-        dict(plain),
-        tuple(sorted(dtypes)),
+        dict(plain) if quantized else {},
+        tuple(sorted(dtypes)) if quantized else (),
     )
 
 

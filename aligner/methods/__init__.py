@@ -214,6 +214,7 @@ def _prepare(recipe: TrainRecipe, run: Run, loaded: Loaded, on_event: OnEvent | 
     if done:
         prepared = load_prepared(run.prepared_dir)
     else:
+        _look_ahead(recipe, tokenizer)
         passes = _passes(recipe, loaded, tokenizer, on_event)
         prepared = prepare(recipe, loaded, tokenizer, run.prepared_dir, on_event, passes)
         questions = questions_from(loaded.eval or loaded.train, recipe.report.num_prompts)
@@ -239,6 +240,23 @@ def _load_tokenizer(recipe: TrainRecipe, on_event: OnEvent | None) -> Any:
     for remark in check_tokenizer(tokenizer):
         tell(on_event, Warned(remark))
     return tokenizer
+
+
+def _look_ahead(recipe: TrainRecipe, tokenizer: Any, on_event: OnEvent | None = None) -> None:
+    """Look up what the recipe names in the model before anything is tokenised; with a listener, say what would be trained."""
+    from aligner.models import load_outline
+    from aligner.trained import told, trained_of
+
+    outputs = None
+    if isinstance(recipe, RewardRecipe) and recipe.reward.kind != "pairwise":
+        outputs = {"regression": len(recipe.reward.attributes), "odin": 2}.get(recipe.reward.kind, 1)
+    outline = load_outline(recipe.model, tokenizer, outputs=outputs)
+    if outline is not None and on_event is not None:
+        for line in told(trained_of(outline, recipe.model.lora)):
+            tell(on_event, Notice(line))
+        if recipe.model.lora is None and recipe.model.dtype in ("bfloat16", "float16"):
+            text = f"Weights are trained in {recipe.model.dtype}, where small steps are lost in rounding; for how many weights is said"
+            tell(on_event, Notice(f"{text} when they are loaded. model.dtype=float32 keeps them all."))
 
 
 def _job(recipe: TrainRecipe, run: Run, tokenizer: Any, prepared: Any, on_event: OnEvent | None) -> Job:
@@ -384,6 +402,7 @@ def _dry_run(resolved: Resolved, loaded: Loaded, on_event: OnEvent | None) -> Ou
 
     recipe = resolved.recipe
     tokenizer = _load_tokenizer(recipe, on_event)
+    _look_ahead(recipe, tokenizer, on_event)
     with tempfile.TemporaryDirectory(prefix="aligner-dry-run-") as folder:
         passes = _passes(recipe, loaded, tokenizer, on_event)
         prepared = prepare(recipe, loaded, tokenizer, Path(folder) / "prepared", on_event, passes)

@@ -45,6 +45,11 @@ def test_sft_of_a_mixture_ends_with_answers_and_the_configuration_that_it_began_
     run_recipe(recipe, on_event=lambda event: said.append(event.text) if isinstance(event, Notice) else None)
     samples = json.loads((tmp_path / "run" / "samples.json").read_text("utf-8"))
     assert all(isinstance(sample["after"], str) for sample in samples)
+    weights = json.loads((tmp_path / "run" / "weights.json").read_text("utf-8"))
+    assert weights["trained"] == weights["total"] == sum(weights["places"].values())
+    card = (tmp_path / "run" / "final" / "README.md").read_text("utf-8")
+    assert f"| weights trained | {weights['total']:,} of {weights['total']:,} |" in card
+    assert f"{weights['total']:,} of" in (tmp_path / "run" / "report.html").read_text("utf-8")
     before = config_of(world / "model")
     for result in (tmp_path / "run" / "final", tmp_path / "run" / "checkpoints" / "checkpoint-1"):
         assert config_of(result) == before

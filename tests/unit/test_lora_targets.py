@@ -14,9 +14,10 @@ from aligner.config.load import load_recipe
 from aligner.config.schema import Lora, Model
 from aligner.errors import RecipeError
 from aligner.lora_targets import linear_layers, routers, stacks, targets_of
-from aligner.models import load_policy, load_tokenizer
+from aligner.methods import run_recipe
+from aligner.models import load_outline, load_policy, load_tokenizer
 from aligner.trained import trained_of
-from tests.fakes import save_model
+from tests.fakes import save_model, small_recipe
 from tests.mixtures import MIXTURES, ROUTERS, mixture, save_mixture
 
 IDS = torch.tensor([[5, 80, 90, 100, 7, 2], [9, 60, 61, 62, 63, 2]])
@@ -163,3 +164,40 @@ def test_what_peft_cannot_do_with_parameters_is_refused_before_anything_is_loade
     with pytest.raises(RecipeError, match=setting.split("=")[0]):
         load_recipe("sft", None, [*given, f"model.lora.{setting}"], {})
     load_recipe("sft", None, [*given, "model.lora.target_modules=[]"], {})
+
+
+@pytest.mark.parametrize("lora", [None, {}, {"target_parameters": EXPERTS, "modules_to_save": ["lm_head"]}])
+def test_weights_are_counted_before_they_are_read(lora, folders):
+    model = Model(name_or_path=str(folders["deepseek_v3"]), lora=None if lora is None else Lora(**lora))
+    tokenizer = load_tokenizer(model)
+    outline = load_outline(model, tokenizer)
+    assert all(weight.is_meta for weight in outline.parameters())
+    assert trained_of(outline, model.lora) == trained_of(load_policy(model, tokenizer, trainable=True), model.lora)
+
+
+def test_an_adapter_that_is_trained_further_is_counted_before_it_is_read(folders, tmp_path):
+    policy = adapted(folders["phimoe"], target_modules=["q_proj"], target_parameters=EXPERTS)
+    policy.save_pretrained(tmp_path)
+    lora = Lora(r=4, target_modules=["q_proj"], target_parameters=EXPERTS)
+    tokenizer = load_tokenizer(Model(name_or_path=str(folders["phimoe"])))
+    outline = load_outline(Model(name_or_path=str(tmp_path), lora=lora), tokenizer)
+    assert trained_of(outline, lora) == trained_of(policy, lora)
+
+
+def test_a_dry_run_says_what_would_be_trained_and_refuses_what_the_model_has_not(small_world, tmp_path):
+    said: list[str] = []
+    recipe = small_recipe("sft", small_world, tmp_path / "run", model__lora={"r": 2})
+    run_recipe(recipe, dry_run=True, on_event=lambda event: said.append(getattr(event, "text", "")))
+    assert any(text.startswith("Training 2,048 of ") and "self_attn (q_proj, " in text for text in said)
+    wrong = small_recipe("sft", small_world, tmp_path / "run", model__lora={"target_parameters": ["experts.w1"]})
+    with pytest.raises(RecipeError, match=r"no weight 'experts\.w1'"):
+        run_recipe(wrong, dry_run=True)
+
+
+def test_a_family_without_a_head_for_numbers_is_refused_before_its_rows_are_tokenised(small_world, tmp_path):
+    save_mixture("granitemoe", tmp_path / "model")
+    flags = {"model__name_or_path": str(tmp_path / "model")}
+    recipe = small_recipe("reward", small_world, tmp_path / "run", **flags)
+    with pytest.raises(RecipeError, match="no model of type granitemoe with a head") as caught:
+        run_recipe(recipe, dry_run=True)
+    assert "reward.kind=pairwise" in (caught.value.hint or "")
