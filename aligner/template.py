@@ -133,10 +133,6 @@ class Conversation:
         """Return the ids of the first `count` messages, `opened` for an answer by the generation prompt."""
         return text_ids(self.tokenizer, self.text(self.messages[:count], opened=opened))
 
-    def ids_with(self, turn: int, content: str) -> list[int]:
-        """Return the ids of the whole conversation with another text in one turn."""
-        return text_ids(self.tokenizer, self.text_with(turn, content))
-
     def whole(self) -> Whole:
         """Render and tokenise the whole conversation."""
         text, reader = self.text(self.messages), reader_of(self.tokenizer)
@@ -264,8 +260,14 @@ def answer_spans(chat: Conversation, wanted: Sequence[int]) -> tuple[list[int], 
 
 
 def _marked_span(facts: Facts, ids: list[int], mark: Span) -> Span | None:
-    """Return the marked span without what the generation prompt gives; None when no stop token is in it."""
-    start = mark[0] + common_prefix(facts.opened_inside, ids[mark[0] : mark[1]])
+    """Return the marked span without what the generation prompt gives; None when no stop token is in it.
+
+    None also where it begins like a part of that alone: the likeness may be the answer's.
+    """
+    given = common_prefix(facts.opened_inside, ids[mark[0] : mark[1]])
+    if 0 < given < len(facts.opened_inside):
+        return None
+    start = mark[0] + given
     if facts.opening and ids[start] == facts.opening[-1] and ids[start] in facts.special:
         start += 1  # a special token that swallows white space (Phi) has taken the answer's first blank with it
     stops = [place for place in range(start, mark[1]) if ids[place] == facts.stop]
@@ -304,7 +306,8 @@ def _start_in_text(chat: Conversation, facts: Facts, whole: Whole, turn: int, op
         return None
     if not facts.opening or whole.ids[begin] != facts.opening[0]:
         return None
-    return begin + common_prefix(facts.opening, whole.ids[begin:])  # answers open in another way than for generation
+    # Answers open in another way than for generation; what is alike further on is a matter of this answer's text.
+    return min(begin + common_prefix(facts.opening, whole.ids[begin:]), _content_start(chat, whole, turn))
 
 
 def _start_in_tokens(chat: Conversation, facts: Facts, whole: Whole, turn: int, opened: str) -> int:
@@ -315,13 +318,13 @@ def _start_in_tokens(chat: Conversation, facts: Facts, whole: Whole, turn: int, 
         return start
     before = chat.ids(turn)
     if common_prefix(before, whole.ids) <= common_prefix(before, prompt) < start:
-        return start
+        return min(start, _content_start(chat, whole, turn))
     return _start_in_place(chat, facts, whole, turn)
 
 
 def _start_in_place(chat: Conversation, facts: Facts, whole: Whole, turn: int) -> int:
     """Return an answer's start where its prompt alone is rendered in another way than within the conversation."""
-    content = min(common_prefix(chat.ids_with(turn, probe), whole.ids) for probe in PROBES)
+    content = _content_start(chat, whole, turn)
     before = _content_end(chat, whole, turn - 1) if turn else 0
     if chat.text(chat.messages) != whole.text:
         raise Moved
@@ -330,6 +333,17 @@ def _start_in_place(chat: Conversation, facts: Facts, whole: Whole, turn: int) -
         if whole.ids[place : place + length] == facts.opening:
             return place + length
     return content
+
+
+def _content_start(chat: Conversation, whole: Whole, turn: int) -> int:
+    """Return the place of the first token that depends on the text of a turn."""
+    others = [chat.text_with(turn, probe) for probe in PROBES]
+    character = min(common_prefix(other, whole.text) for other in others)
+    place = whole.place(character)
+    if place is not None:
+        swallowed = place < len(whole.ids) and whole.ids[place] in facts_of(chat.tokenizer).special
+        return place + 1 if swallowed and not whole.is_first(character) else place
+    return min(common_prefix(text_ids(chat.tokenizer, other), whole.ids) for other in others)
 
 
 def _answer_stop(chat: Conversation, facts: Facts, whole: Whole, start: int, turn: int) -> int:

@@ -17,7 +17,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from aligner.chat import IGNORED, check_tokenizer, encode_pair, encode_prompt, encode_sft, stop_token_ids
+from aligner.chat import IGNORED, check_tokenizer, encode_answer, encode_pair, encode_prompt, encode_sft, stop_token_ids
 from aligner.data.rows import CompletionRow, ConversationRow, PreferenceRow
 from aligner.errors import DataError, RecipeError
 from aligner.saved_tokenizer import without_marks
@@ -114,7 +114,10 @@ def read(name: str) -> str:
 
 
 @lru_cache(maxsize=256)
-def tokenizer_for(name: str, merges: bool = False, marks: bool = True, swallow: bool = False) -> Any:
+def tokenizer_for(
+    name: str, merges: bool = False, marks: bool = True, swallow: bool = False, thoughts: bool = True
+) -> Any:
+    """`thoughts` false: `<think>` is no token of its own, as in models that were not made for it."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     core = Tokenizer(models.BPE(vocab={letter: place for place, letter in enumerate(letters)}, merges=[]))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=merges)
@@ -127,6 +130,7 @@ def tokenizer_for(name: str, merges: bool = False, marks: bool = True, swallow: 
         tokenizer_object=core, bos_token=bos, eos_token=eos, pad_token="<PADDING>", clean_up_tokenization_spaces=False
     )
     found = sorted(set(SPECIAL.findall(COMMENT.sub("", template))))
+    found = [token for token in found if thoughts or "think>" not in token]
     tokenizer.add_tokens([AddedToken(token, rstrip=swallow, normalized=False) for token in found], special_tokens=True)
     tokenizer.chat_template = template if marks else without_marks(template)
     return tokenizer
@@ -278,6 +282,31 @@ def test_pairs_are_renderings_that_start_once_and_end_with_the_stop_token(name: 
     asked = encode_prompt(tokenizer, prompt)
     assert asked[: len(pair.prompt_ids)] == pair.prompt_ids
     assert tokenizer.decode(asked[len(pair.prompt_ids) :]) in ("", "<think>\n", "\n")
+
+
+BEGINNINGS = ("<", "<think", "assistant", "\n<", " ")
+"""How answers may begin: like the end of a generation prompt or of a header, or with blanks."""
+
+
+@pytest.mark.parametrize("merges", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["bytes", "merges"])
+@pytest.mark.parametrize("name", FIT)
+def test_an_answer_is_trained_from_its_first_token_however_it_begins(name: str, merges: bool) -> None:
+    """Also where `<think>`, with which some generation prompts end, is several tokens."""
+    tokenizer = tokenizer_for(name, merges, thoughts=False)
+    for beginning in BEGINNINGS:
+        answer = f"{beginning}B C"
+        messages = conversation(answer, answer)
+        row = ConversationRow(messages, origin="rows:1")
+        check_answers(name, trained(tokenizer, encode_sft(tokenizer, row)), [answer, answer])
+        prompt, (before, ids) = messages[:-1], encode_answer(tokenizer, messages[:-1], answer)
+        check_answers(name, [tokenizer.decode(ids)], [answer])
+        pair = encode_pair(tokenizer, PreferenceRow(prompt, answer, "Q", origin="rows:1"))
+        check_answers(name, [tokenizer.decode(pair.chosen_ids)], [answer])
+        check_answers(name, [tokenizer.decode(pair.rejected_ids)], ["Q"])
+        for start in (before, pair.prompt_ids):
+            asked = encode_prompt(tokenizer, prompt)
+            assert asked[: len(start)] == start
+            assert tokenizer.decode(asked[len(start) :]) in ("", "\n", "<think>\n", "think>\n")
 
 
 @pytest.mark.parametrize("name", FIT)
