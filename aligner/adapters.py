@@ -39,7 +39,7 @@ def untie_adapted(adapted: Any) -> None:
 
     base = adapted.get_base_model()
     embeddings, head = base.get_input_embeddings(), base.get_output_embeddings()
-    if head is None or not (_is_adapted(embeddings) or _is_adapted(head)):
+    if head is None or not (is_adapted(embeddings) or is_adapted(head)):
         return
     inside, outside = _layer_of(embeddings), _layer_of(head)
     if outside.weight is not inside.weight:
@@ -51,7 +51,8 @@ def untie_adapted(adapted: Any) -> None:
     base.all_tied_weights_keys = base.get_expanded_tied_weights_keys(all_submodels=True)
 
 
-def _is_adapted(module: Any) -> bool:
+def is_adapted(module: Any) -> bool:
+    """Say whether an adapter's weights sit on a module."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     return isinstance(module, BaseTunerLayer)

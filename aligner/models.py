@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aligner.adapter_kinds import check_kind, is_merged, load_adapter
-from aligner.adapters import save_what_is_trained, told_of_ties, untie_adapted
+from aligner.adapters import is_adapted, save_what_is_trained, told_of_ties, untie_adapted
 from aligner.architectures import refuse_what_writes_nothing
 from aligner.config.schema import Lora, Model
 from aligner.errors import RecipeError, TrainingError
@@ -391,6 +391,8 @@ def _with_saved_adapter(
         _refuse_new_rows(model, adapter, tokenizer)
     with told_of_ties():
         policy = load_adapter(policy, model.name_or_path, trainable=further)
+    if further:
+        _refuse_adapted_head(policy)
     _show_bias(policy)
     save_what_is_trained(policy)
     if further or _is_quantized(policy) or not merge or not is_merged(adapter.get("peft_type")):
@@ -455,6 +457,12 @@ def _with_new_adapter(
     whole = [name for name in heads if name in (lora.modules_to_save or [])]
     rows = [name for name in heads[: 1 if tied else 2] if name not in whole and not (tied and whole)]
     new_ids = tokenizer.convert_tokens_to_ids(model.new_tokens)
+    adapted = [name for name in rows if name in (lora.target_modules or [])]
+    if new_ids and adapted and isinstance(lora.target_modules, list):
+        raise RecipeError(
+            f"model.lora.target_modules: {adapted[0]} gets rows of its own for model.new_tokens, so it cannot be adapted too",
+            f"drop it from the list, or train it whole with model.lora.modules_to_save=[{adapted[0]}]",
+        )
     try:
         config = LoraConfig(
             task_type=task,
@@ -469,6 +477,7 @@ def _with_new_adapter(
         raise RecipeError(
             f"model.lora: {error}", "check model.lora.target_modules against the model's layers"
         ) from error
+    _refuse_adapted_head(adapted)
     _show_bias(adapted)
     save_what_is_trained(adapted)
     return adapted
@@ -497,15 +506,17 @@ def _check_modules(policy: PreTrainedModel, lora: Lora) -> None:
                 + ", ".join(repr(_name_of(policy, part)) for part in ends if part is not None),
             )
     _refuse_quantized_wholes(policy, lora)
-    if ends[0] is None:
+
+
+def _refuse_adapted_head(adapted: Any) -> None:
+    if not is_adapted(adapted.get_output_embeddings()):
         return
-    head = _name_of(policy, ends[0])
-    if isinstance(lora.target_modules, list) and head in lora.target_modules:
-        raise RecipeError(
-            f"model.lora.target_modules: an adapter on the head ({head}) would not be trained, since the loss is "
-            "computed from the head's own weight",
-            f"drop it, or train the head whole with model.lora.modules_to_save=[{head}]",
-        )
+    head = _name_of(adapted, adapted.get_output_embeddings())
+    raise RecipeError(
+        f"model.lora.target_modules: an adapter on the head ({head}) would not be trained, since the loss is "
+        "computed from the head's own weight",
+        f"drop it, or train the head whole with model.lora.modules_to_save=[{head}]",
+    )
 
 
 def _refuse_quantized_wholes(policy: PreTrainedModel, lora: Lora) -> None:

@@ -293,9 +293,16 @@ def test_a_token_added_to_an_adapter_that_has_no_row_for_it_is_refused(models: d
         load(spec(folder, lora=Lora(r=4), new_tokens=NEW[:3]))
 
 
+def test_embeddings_are_not_adapted_and_given_new_rows_at_once(models: dict[str, Path]) -> None:
+    lora = Lora(target_modules=["embed_tokens"])
+    with pytest.raises(RecipeError, match="gets rows of its own"):
+        load(spec(models["qwen3"], lora=lora, new_tokens=NEW))
+
+
 @pytest.mark.parametrize(("lora", "message"), [
     (Lora(target_modules=["nothing"]), "model.lora: .*nothing"),
     (Lora(target_modules=["q_proj", "lm_head"]), "an adapter on the head"),
+    (Lora(target_modules=".*head"), "an adapter on the head"),
     (Lora(modules_to_save=["head"]), r"modules_to_save: the model has no module 'head'(.|\n)*lm_head"),
 ])  # fmt: skip
 def test_an_adapter_that_fits_no_module_is_refused(lora: Lora, message: str, models: dict[str, Path]) -> None:
