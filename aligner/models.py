@@ -38,7 +38,7 @@ from aligner.model_files import (
     read_chat_template,
     saved_outputs,
 )
-from aligner.special_tokens import name_padding, name_padding_that_ends_nothing, remember_ids, tell_stops
+from aligner.special_tokens import name_padding, name_padding_that_ends_nothing, tell_stops
 
 if TYPE_CHECKING:
     import torch
@@ -578,7 +578,6 @@ def _settle(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, model: 
     generation = getattr(policy, "generation_config", None)
     if generation is not None:
         _let_it_be_saved(generation)
-    remember_ids(policy)
 
 
 def _let_it_be_saved(generation: GenerationConfig) -> None:

@@ -1,4 +1,4 @@
-"""Padding and stop ids: what a tokenizer pads with here, and what a model's configurations say of it when it is saved.
+"""Padding and stop ids: what a tokenizer pads with here, and what a model's configurations say of them.
 
 Masks know what is padding, so any id will do for it: the tokenizer's own, whether or not it also ends answers, or another
 that is there already. No token is added for it and no matrix grows, and the choice stays in memory: the files of the
@@ -8,9 +8,7 @@ they read the head: at the last token that is not the padding id. So their paddi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from aligner.chat import as_ids, stop_token_ids
 
@@ -19,8 +17,6 @@ if TYPE_CHECKING:
 
 RESERVED = ("pad", "reserved", "unused")
 """What is in the names of tokens that models keep free."""
-
-TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def name_padding(tokenizer: PreTrainedTokenizerBase, rows: int | None = None) -> None:
@@ -62,31 +58,3 @@ def tell_stops(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, eos_
     stops = stop_token_ids(tokenizer, policy)
     if set(stops) != set(as_ids(generation.eos_token_id)):
         generation.eos_token_id = stops
-
-
-def remember_ids(policy: Any) -> None:
-    """Note the ids that the configurations name; trainers set them to the tokenizer's, padding among them."""
-    places = [policy.config.get_text_config(), getattr(policy, "generation_config", None)]
-    policy.ids_as_loaded = [(place, _ids_of(place)) for place in places if place is not None]
-
-
-def _ids_of(place: Any) -> dict[str, Any]:
-    return {key: getattr(place, key) for key in TOKEN_IDS if hasattr(place, key)}
-
-
-@contextmanager
-def ids_as_loaded(model: Any) -> Iterator[None]:
-    """Let the configurations name the remembered ids while the model is saved."""
-    before = [(place, _ids_of(place), ids) for place, ids in getattr(model, "ids_as_loaded", ())]
-    try:
-        for place, _, ids in before:
-            _set_ids(place, ids)
-        yield
-    finally:
-        for place, held, _ in before:
-            _set_ids(place, held)
-
-
-def _set_ids(place: Any, ids: dict[str, Any]) -> None:
-    for key, value in ids.items():
-        setattr(place, key, value)

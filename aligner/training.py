@@ -34,7 +34,6 @@ from aligner.record import parse_json
 from aligner.run import Run
 from aligner.sampling_order import SeededSampler
 from aligner.saved_tokenizer import SavedTokenizer
-from aligner.special_tokens import ids_as_loaded
 
 DEFAULT_SHARE_OF_STEPS = 0.1
 """Without a word in the recipe, a checkpoint (and an evaluation) is made every tenth of the run."""
@@ -180,12 +179,11 @@ class OrderedTrainer(Trainer):
     """What is saved in place of the tokenizer."""
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """Save the model with the ids that its configurations came with, and the tokenizer as it came."""
+        """Save the tokenizer as it came, beside the model."""
         held: Any = self.processing_class
         self.processing_class: Any = self.saved_tokenizer or held
         try:
-            with ids_as_loaded(self.accelerator.unwrap_model(self.model)):
-                super()._save(output_dir, state_dict)
+            super()._save(output_dir, state_dict)
         finally:
             self.processing_class = held
 
