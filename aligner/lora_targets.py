@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from aligner.config.choices import PLAIN_STARTS
 from aligner.errors import RecipeError
+from aligner.vision import language_modules
 
 if TYPE_CHECKING:
     from torch import nn
@@ -46,7 +47,7 @@ def targets_of(model: Any, lora: Lora) -> Targets:
     _check_names(model, lora)
     parameters = list(lora.target_parameters or [])
     if lora.target_modules != ALL_LINEAR:
-        return Targets(lora.target_modules, parameters or None)
+        return Targets(_within_language(model, lora.target_modules), parameters or None)
     names = [name for name in linear_layers(model) if not (_is_kept(name, lora) or _is_excluded(name, lora))]
     renamed = _renamed_by_peft(model, names)
     if renamed and can_adapt_parameters(model, lora):
@@ -54,16 +55,26 @@ def targets_of(model: Any, lora: Lora) -> Targets:
     return Targets(sorted(set(names) - set(renamed)), parameters or None)
 
 
+def _within_language(model: Any, wanted: str | list[str]) -> str | list[str]:
+    """Names as PEFT would find them, but for those in the part of a model that sees; a pattern says itself what it means."""
+    language = language_modules(model)
+    if language is None or isinstance(wanted, str):
+        return wanted
+    named = [name for name, module in model.named_modules() if id(module) in language]
+    return sorted(name for name in named if any(_fits(ending, name) for ending in wanted))
+
+
 def linear_layers(model: Any) -> list[str]:
     """Return the names of the linear layers that `all-linear` adapts: all but the head, routers, and what PEFT refuses."""
     from aligner.heads import HEADS
 
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    left = routers(model)
+    left, language = routers(model), language_modules(model)
     return [
         name
         for name, module in model.named_modules()
         if is_linear(module)
+        and (language is None or id(module) in language)
         and module is not head
         and name.split(".")[0] not in HEADS
         and name not in left

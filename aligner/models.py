@@ -39,6 +39,7 @@ from aligner.model_files import (
     saved_outputs,
 )
 from aligner.special_tokens import name_padding, name_padding_that_ends_nothing, tell_stops
+from aligner.vision import auto_class_for, freeze_sight
 
 if TYPE_CHECKING:
     import torch
@@ -141,6 +142,8 @@ def load_policy(
     _settle(policy, tokenizer, model)
     if not trainable:
         return policy.eval() if _is_quantized(policy) else policy.to(best_device()).eval()
+    if model.lora is None:
+        freeze_sight(policy)
     return policy
 
 
@@ -258,9 +261,7 @@ def _load_classifier(model: Model, trainable: bool, outputs: int | None) -> tupl
 
 
 def _load_base(model: Model, trainable: bool) -> PreTrainedModel:
-    from transformers import AutoModelForCausalLM
-
-    policy = _from_pretrained(model, trainable, AutoModelForCausalLM)[0]
+    policy = _from_pretrained(model, trainable, auto_class_for(read_config(model)))[0]
     _name_backbone(policy)
     return policy
 
@@ -452,7 +453,7 @@ def _with_new_adapter(
     _check_modules(policy, lora)
     targets = targets_of(policy, lora)
     ends = (policy.get_input_embeddings(), policy.get_output_embeddings())
-    tied = policy.config.get_text_config().tie_word_embeddings and ends[1] is not None
+    tied = ends[1] is not None and ends[1].weight is ends[0].weight
     heads = [_name_of(policy, part) for part in ends if part is not None]
     whole = [name for name in heads if name in (lora.modules_to_save or [])]
     rows = [name for name in heads[: 1 if tied else 2] if name not in whole and not (tied and whole)]

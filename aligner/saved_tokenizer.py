@@ -22,6 +22,7 @@ from aligner.config.schema import Model
 from aligner.gguf_files import gguf_file
 from aligner.model_files import TOKENIZER_FILES, base_of, has_tokenizer
 from aligner.models import load_tokenizer_files
+from aligner.vision import PROCESSOR_FILES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,7 +31,7 @@ CONFIG, SPECIAL, TEMPLATE = "tokenizer_config.json", "special_tokens_map.json", 
 TEMPLATES = "additional_chat_templates"
 FILES = (
     *TOKENIZER_FILES, CONFIG, SPECIAL, TEMPLATE, "added_tokens.json", "merges.txt", "spiece.model",
-    "sentencepiece.bpe.model", "tekken.json",
+    "sentencepiece.bpe.model", "tekken.json", *PROCESSOR_FILES,
 )  # fmt: skip
 COMMENT_OR_MARK = re.compile(r"\{#.*?#\}|\{%([-+]?)\s*((?:end)?generation)\s*([-+]?)%\}", re.DOTALL)
 

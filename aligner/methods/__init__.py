@@ -231,11 +231,14 @@ def _load_tokenizer(recipe: TrainRecipe, on_event: OnEvent | None) -> Any:
     """
     from aligner.chat import check_tokenizer
     from aligner.control_tokens import set_control_tokens
-    from aligner.models import check_policy, load_tokenizer
+    from aligner.models import check_policy, load_tokenizer, read_config
+    from aligner.vision import remark_on
 
     tokenizer = load_tokenizer(recipe.model)
     if not isinstance(recipe, RewardRecipe) or recipe.reward.kind == "pairwise":
         check_policy(recipe.model, trainable=True)
+        if (remark := remark_on(read_config(recipe.model), recipe.model.name_or_path)) is not None:
+            tell(on_event, Notice(remark))
     set_control_tokens(tokenizer, recipe.data.control_tokens)
     for remark in check_tokenizer(tokenizer):
         tell(on_event, Warned(remark))

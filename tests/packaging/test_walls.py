@@ -42,6 +42,7 @@ LEVELS = (
         "folder_kinds",
         "gguf_files",
         "loading",
+        "vision",
         "adapter_kinds",
         "architectures",
         "template_child",
