@@ -10,15 +10,14 @@ not asked for again.
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from aligner.record import dumps, write_atomically
+from aligner.record import dumps, parse_json, write_atomically
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,10 @@ class Archive:
         self.folder = folder
         self.records: list[Record] = []
         for path in sorted(folder.glob("[0-9]*/record.json")):
-            self.records.append(Record(**_numbers(json.loads(path.read_text(encoding="utf-8")))))
+            cure = f"delete {path.parent}: the objective is measured again"
+            known = {each.name for each in fields(Record)}
+            values = parse_json(path, cure, needed=["index", "name", "origin"])
+            self.records.append(Record(**_numbers({key: item for key, item in values.items() if key in known})))
 
     def place(self, index: int) -> Path:
         """Return the folder of an objective, made if it is not there."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import json
 from typing import Any
 
 from aligner.config.schema import DiscoverRecipe
@@ -16,7 +15,7 @@ from aligner.errors import EndpointError
 from aligner.methods.archive import Archive
 from aligner.methods.proposals import clean, conversation, system_prompt
 from aligner.objective_language import LANGUAGE
-from aligner.record import dumps, write_atomically
+from aligner.record import dumps, parse_json, write_atomically
 from aligner.run import Run
 
 REPLY_FAILURES = ("content_filter", "bad_reply")
@@ -54,7 +53,7 @@ class Proposer:
                     if error.kind != "context_length" or history == 0:
                         raise
                     history //= 2
-        return json.loads(file.read_text(encoding="utf-8"))
+        return parse_json(file, f"delete {file}: the language model is asked again")
 
     def _reply(self, index: int, history: int) -> dict[str, Any]:
         settings = self.recipe.discover
@@ -115,4 +114,5 @@ def added(before: dict[str, Any], now_used: dict[str, Any]) -> dict[str, Any]:
 
 def _said(archive: Archive, index: int) -> str:
     """The model's own answer; what could not be had stands as an empty object."""
-    return json.loads((archive.place(index) / "reply.json").read_text(encoding="utf-8"))["text"] or "{}"
+    file = archive.place(index) / "reply.json"
+    return parse_json(file, f"restore it, or delete {file.parent}", needed=["text"])["text"] or "{}"

@@ -361,6 +361,24 @@ def test_killed_and_resumed_is_the_uninterrupted_build(
     assert result(built(output="killed", resume=True)) == result(built(output="whole"))
 
 
+@pytest.mark.parametrize(("ending", "text"), [(".rows", "{}\n"), (".done", ""), (".done", "[]"), (".told", None)])
+def test_a_part_that_was_damaged_is_built_again(
+    folder: Path, ending: str, text: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aligner.builders.mosaic.engine.CHUNK_DRAWS", 8)
+    monkeypatch.setattr("aligner.builders.mosaic.building.CHUNKS_IN_A_PART", 2)
+    process = multiprocessing.get_context("fork").Process(
+        target=_build_and_die, args=(folder, ("aligner.builders.mosaic.building:Workshop", "build", 3))
+    )
+    process.start()
+    process.join(120)
+    part = next(iter(sorted((folder / "killed/shards").glob("*.done")))).with_suffix(ending)
+    part.unlink()
+    if text is not None:
+        part.write_text(text, encoding="utf-8")
+    assert result(built(output="killed", resume=True)) == result(built(output="whole"))
+
+
 def test_a_resumed_build_refuses_other_data_and_other_settings(folder: Path) -> None:
     process = multiprocessing.get_context("fork").Process(
         target=_build_and_die, args=(folder, PLACES["in a later part"])

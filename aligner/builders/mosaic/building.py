@@ -38,13 +38,13 @@ from aligner.config.load import Resolved
 from aligner.config.schema import Model, MosaicFiles, MosaicRecipe
 from aligner.data import Loaded, load_rows
 from aligner.data.files import file_record
-from aligner.errors import AlignerError
+from aligner.errors import AlignerError, DataError
 from aligner.events import DataReady, Finished, Notice, OnEvent, Plan, StageProgress, StageStarted, Warned, tell
 from aligner.lock import acquire_lock, release_lock
 from aligner.methods import Outcome, already_done
 from aligner.model_files import TOKENIZER_FILES, check_tokenizer_path
 from aligner.places import refuse_unusable
-from aligner.record import dumps, write_atomically
+from aligner.record import dumps, file_sha256, parse_json, write_atomically
 from aligner.run import Run
 
 if TYPE_CHECKING:
@@ -119,10 +119,17 @@ class Workshop:
         shown = (
             [_example(sample) for sample in samples[:EXAMPLES_OF_A_PART]] if part.number < PARTS_WITH_EXAMPLES else []
         )
-        done = {"counts": dict(tally.counts), "measured": tally.measured, "added_up": tally.added_up, "examples": shown}
+        done = {
+            "counts": dict(tally.counts),
+            "measured": tally.measured,
+            "added_up": tally.added_up,
+            "examples": shown,
+            "sha256": {ending: file_sha256(place.with_suffix(ending)) for ending in PART_ENDINGS},
+        }
         write_atomically(place.with_suffix(".done"), dumps(done))
 
 
+PART_ENDINGS = (".rows", ".told")
 EXAMPLES_OF_A_PART = 40
 PARTS_WITH_EXAMPLES = 4
 
@@ -130,6 +137,18 @@ PARTS_WITH_EXAMPLES = 4
 def part_file(run_dir: Path, number: int) -> Path:
     """Return where a part is written, without its endings."""
     return run_dir / "shards" / f"{number:06d}"
+
+
+def _is_built(place: Path) -> bool:
+    """Say whether a part is there and is what was written; one that is damaged is built again."""
+    mark = place.with_suffix(".done")
+    if not mark.exists():
+        return False
+    try:
+        sums = parse_json(mark, "the part is built again", needed=["counts", "sha256"])["sha256"]
+        return all(file_sha256(place.with_suffix(ending)) == sums[ending] for ending in PART_ENDINGS)
+    except (DataError, FileNotFoundError):
+        return False
 
 
 def _example(sample: Sample) -> dict[str, Any]:
@@ -325,7 +344,7 @@ def _left_out_rows(members: Members) -> list[tuple[str, str]]:
 def _build_parts(workshop: Workshop, parts: Sequence[Part], on_event: OnEvent | None) -> None:
     """Build what is missing, here or in several processes."""
     total = sum(part.members for part in parts)
-    missing = [part for part in parts if not part_file(workshop.run_dir, part.number).with_suffix(".done").exists()]
+    missing = [part for part in parts if not _is_built(part_file(workshop.run_dir, part.number))]
     done = total - sum(part.members for part in missing)
     if missing and len(missing) < len(parts):
         tell(on_event, Notice(f"Going on: {len(parts) - len(missing)} of {len(parts)} parts are there already."))
