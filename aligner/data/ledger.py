@@ -223,7 +223,7 @@ class SplitLedger:
             lines.append((f"{name} lengths", " / ".join(f"{length:,}" for length in self.lengths) + " tokens"))
         if self.unread:
             ordered = sorted(self.unread.items(), key=lambda item: (-item[1], item[0]))
-            lines.append((f"{name} not read", ", ".join(f"{what} in {_turns(turns)}" for what, turns in ordered)))
+            lines.append((f"{name} not read", ", ".join(f"{what} in {_times(what, times)}" for what, times in ordered)))
         if self.control_tokens:
             ordered = sorted(self.control_tokens.items(), key=lambda item: (-item[1], item[0]))
             marks = ", ".join(f"{mark} {times:,}" for mark, times in ordered[:SHOWN])
@@ -299,8 +299,9 @@ class Ledger:
         return lines
 
 
-def _turns(number: int) -> str:
-    return f"{number:,} turn{'' if number == 1 else 's'}"
+def _times(what: str, number: int) -> str:
+    unit = "row" if what.startswith("the column") else "turn"
+    return f"{number:,} {unit}{'' if number == 1 else 's'}"
 
 
 def _lost(number: int, why: str) -> str:

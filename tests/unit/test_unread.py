@@ -86,8 +86,10 @@ def test_plain_rows_have_nothing_to_lose() -> None:
 
 def test_the_ledger_sums_it_up() -> None:
     books = SplitLedger()
-    for found in (Counter({"`name`": 1, "`mood`": 2}), Counter({"`mood`": 1})):
+    for found in (Counter({"`name`": 1, "`mood`": 2}), Counter({"`mood`": 1, "the column `tools`": 1})):
         books.note_unread(found)
-    assert ("train not read", "`mood` in 3 turns, `name` in 1 turn") in books.table("train")
+    assert ("train not read", "`mood` in 3 turns, `name` in 1 turn, the column `tools` in 1 row") in books.table(
+        "train"
+    )
     ledger = Ledger(splits={"train": books})
-    assert ledger.to_json()["splits"]["train"]["unread"] == {"`mood`": 3, "`name`": 1}
+    assert ledger.to_json()["splits"]["train"]["unread"] == {"`mood`": 3, "`name`": 1, "the column `tools`": 1}
