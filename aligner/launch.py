@@ -149,6 +149,11 @@ def check_launch(launch: Launch, gpus: int) -> None:
             f"{here} processes are asked for on this machine, but it has {gpus} GPU{'s' if gpus > 1 else ''}",
             f"use --num-processes {gpus * launch.num_machines}, one for each GPU",
         )
+    if not gpus and here > (most := max(64, os.cpu_count() or 1)):
+        raise UsageError(
+            f"{here:,} processes are asked for on this machine, which has no GPU and {os.cpu_count()} cores",
+            f"use --num-processes {most * launch.num_machines} at most",
+        )
     if not gpus and strategy in STRATEGIES and strategy != "ddp":
         raise UsageError(
             f"launch.strategy {launch.strategy!r} shards a model over GPUs, and no GPU was found here",

@@ -130,6 +130,7 @@ _EXPECTED = {
     "bool_type": "true or false",
     "bool_parsing": "true or false",
     "string_type": "a text",
+    "finite_number": "a finite number",
     "list_type": "a list",
     "dict_type": "a section of `key: value` lines",
     "model_type": "a section of `key: value` lines",
@@ -261,7 +262,7 @@ def check_trainer(recipe_class: type[Recipe], trainer: Any) -> tuple[dict[str, A
         path = ("trainer", key)
         if key in allowed:
             try:
-                values[key] = trainer_keys.read(known[key], value)
+                values[key] = trainer_keys.read(known[key], _written_out(known[key], value))
             except trainer_keys.Mismatch as mismatch:
                 findings.append(_mismatch(path, str(mismatch), value, known[key]))
         else:
@@ -269,10 +270,23 @@ def check_trainer(recipe_class: type[Recipe], trainer: Any) -> tuple[dict[str, A
     return values, findings
 
 
+def _written_out(spec: dict[str, Any], value: Any) -> Any:
+    """The mapping that a text stands for, as `{"num_cycles": 2}` in a flag, where the field holds a mapping."""
+    if not isinstance(value, str) or "dict" not in spec["type"].split(" | "):
+        return value
+    try:
+        mapping = json.loads(value)
+    except (ValueError, RecursionError):
+        mapping = None
+    if not isinstance(mapping, dict):
+        raise trainer_keys.Mismatch("expected a section of `key: value` lines")
+    return mapping
+
+
 def _mismatch(path: KeyPath, expected: str, value: Any, spec: dict[str, Any]) -> Finding:
     hint = _value_hint(expected.removeprefix("expected "), value)
     if "choices" in spec:
-        near = names.closest(str(value), spec["choices"])
+        near = names.closest(str(value), [choice for choice in spec["choices"] if isinstance(choice, str)])
         hint = f"did you mean `{near}`?" if near else hint
         if len(spec["choices"]) > 12:
             expected = "expected one of " + ", ".join(_nearest_first(str(value), spec["choices"])[:6]) + ", ..."

@@ -92,8 +92,9 @@ def _objective_file(path: str, key: str = "dpo.loss") -> Findings:
 def _weights_are_positive(view: View) -> Findings:
     loss = view["dpo.loss"]
     for name, weight in loss.items() if isinstance(loss, dict) else ():
-        if not weight > 0 or weight == float("inf"):
-            yield finding("dpo.loss", f"the weight of `{name}` is {show(weight)}", "use a number above 0, or drop it")
+        if not 1e-6 <= weight <= 1e6:
+            hint = "use a number above 0 (from 1e-6 to 1e6), or drop it"
+            yield finding("dpo.loss", f"the weight of `{name}` is {show(weight)}", hint)
     if "sft" in _losses(view) and view["dpo.nll_weight"]:
         hint = "keep one of the two: `sft` in the mixture is the same term"
         yield finding("dpo.nll_weight", "adds the next-token loss that `sft` is already", hint)
@@ -188,6 +189,8 @@ def _sapo_parts(view: View) -> Findings:
         yield finding("sapo.window", f"is {window}", "a number of tokens from 1, or `all`")
     if view["sapo.window_from"] is not None and (window == "all" or view["sapo.window_from"] > window):
         yield finding("sapo.window_from", "must not be above `sapo.window`", "it is where the window begins to grow")
+    if 0 < view["sapo.temperature"] < 1e-3:
+        yield finding("sapo.temperature", f"is {show(view['sapo.temperature'])}", "0 takes the likeliest token")
     if loss in REFERENCE_FREE_LOSSES:
         for key in ("reference", "reference_every"):
             if view.given(f"sapo.{key}"):

@@ -21,6 +21,7 @@ from aligner.config import schema, trainer_keys
 from aligner.config.choices import LOSSES, STRATEGIES
 from aligner.config.flag_table import flag_groups
 from aligner.config.schema import METHOD_SECTIONS, RECIPES, Section
+from aligner.config.trainer_values import MOST, RANGES, plain_number
 
 INTRO = """\
 # The recipe
@@ -46,8 +47,8 @@ output_dir: runs/mine
 * Flags and `key=value` beat the recipe. `resolved.json` in the run directory says where every value came from.
 * A key is a text, as it stands there. Aliases (`&name`, `*name`) and merged keys (`<<`) may be used; with all of them
   written out a recipe has at most 1,000,000 characters and 40 levels.
-* Numbers may be written `5e-6`. Booleans are `true` and `false`; `no` is a text. Relative paths are taken from the
-  working directory.
+* Numbers may be written `5e-6`; they are finite, and what is counted ends at 2,147,483,647. Booleans are `true` and
+  `false`; `no` is a text. Relative paths are taken from the working directory.
 * Without `output_dir` the run goes to `runs/`, named after the recipe or the model.
 """
 
@@ -156,7 +157,12 @@ def _type(hint: Any, metadata: list[Any] | tuple[Any, ...] = ()) -> str:
 
 
 def _bounds(metadata: list[Any] | tuple[Any, ...]) -> str:
-    found = [f"{sign} {getattr(item, name):g}" for name, sign in _BOUNDS for item in metadata if hasattr(item, name)]
+    found = [
+        f"{sign} {plain_number(bound)}"
+        for name, sign in _BOUNDS
+        for item in metadata
+        if (bound := getattr(item, name, None)) not in (None, MOST)  # that counts end somewhere is said above
+    ]
     return f" {', '.join(found)}" if found else ""
 
 
@@ -193,7 +199,14 @@ def _trainer() -> str:
         "steps. These fields are set elsewhere:\n"
     )
     rows = [f"| `{key}` | {text} |" for key, text in trainer_keys.RESERVED.items()]
-    return "\n".join([head, "| Field | Instead |", "| --- | --- |", *rows])
+    ranges = [f"| `{key}` | {allowed} |" for key, allowed in RANGES.items()]
+    bounds = (
+        "\nNumbers have bounds, beyond which the trainers break or nothing sensible is trained. Words, arguments of\n"
+        "optimizers and schedulers (`optim_args`, `lr_scheduler_kwargs`), and the packages that a key needs are checked\n"
+        "too, also before anything is loaded; what only the device knows is tried before rows are tokenised.\n"
+    )
+    first = ["| Field | Instead |", "| --- | --- |", *rows]
+    return "\n".join([head, *first, bounds, "| Field | Number |", "| --- | --- |", *ranges])
 
 
 def _flags() -> str:

@@ -15,6 +15,7 @@ from aligner.config.dead_keys import DEAD_KEY_RULES
 from aligner.config.method_rules import METHOD_RULES
 from aligner.config.names import closest, did_you_mean
 from aligner.config.schema import Recipe, TrainRecipe
+from aligner.config.trainer_rules import TRAINER_RULES
 from aligner.config.view import Findings, Rule, StandAside, View, finding
 from aligner.config.yaml_lines import KeyPath
 
@@ -166,25 +167,6 @@ def _machines_add_up(view: View) -> Findings:
         yield finding("launch.main_process_ip", "is missing", "machines find each other at the address of machine 0")
 
 
-def _warmup_is_share_or_steps(view: View) -> Findings:
-    steps = view["trainer.warmup_steps"]
-    if steps is not None and (steps < 0 or (steps > 1 and not float(steps).is_integer())):
-        yield finding(
-            "trainer.warmup_steps", f"found {show(steps)}", "below 1 a share of all steps, else a whole number"
-        )
-
-
-def _trainer_bounds(view: View) -> Findings:
-    for key in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
-        value = view[f"trainer.{key}"]
-        if value is not None and value < 1:
-            yield finding(f"trainer.{key}", f"must be at least 1, found {show(value)}")
-    for key in ("learning_rate", "num_train_epochs", "weight_decay", "max_grad_norm"):
-        value = view[f"trainer.{key}"]
-        if value is not None and value < 0:
-            yield finding(f"trainer.{key}", f"must not be negative, found {show(value)}")
-
-
 def _sampling_is_ours(view: View) -> Findings:
     asked = view["trainer.train_sampling_strategy"]
     if asked not in (None, "random", "group_by_length"):
@@ -208,8 +190,7 @@ RULES: tuple[Rule, ...] = (
     _strategy_is_known,
     _strategy_and_quantization,
     _machines_add_up,
-    _warmup_is_share_or_steps,
-    _trainer_bounds,
     _sampling_is_ours,
+    *TRAINER_RULES,
 )
 """Rules of every training recipe."""

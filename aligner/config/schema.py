@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from aligner.config.trainer_values import MOST
+
 Format = Literal["auto", "messages", "prompt_completion", "preference", "sharegpt", "alpaca", "text", "prompt"]
 PermuteRule = Literal[
     "explicit", "reverse", "alphabet_ascending", "alphabet_descending", "words_ascending", "words_descending",
@@ -19,21 +21,27 @@ PermuteRule = Literal[
 ]  # fmt: skip
 MaskRule = Literal["explicit", "longest", "shortest", "odd", "even"]
 LossOn = Literal["auto", "assistant", "last_assistant", "completion", "all"]
+Whole = Annotated[int, Field(le=MOST)]
+Weight = Annotated[float, Field(ge=0.0, le=1e6)]
+Strength = Annotated[float, Field(ge=1e-6, le=1e6)]
+"""A number that others are multiplied or divided by, so that none of them leaves what float32 holds."""
 
 
 class Section(BaseModel):
     """A part of a recipe: frozen, and closed to unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), defer_build=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), defer_build=True, allow_inf_nan=False
+    )
     # pydantic could read the docstrings below the fields at every start; `reference.py` does it when they are wanted.
 
 
 class Lora(Section):
     """Low-rank adapters (LoRA, arXiv 2106.09685), with PEFT's own field names."""
 
-    r: int = Field(16, ge=1)
+    r: int = Field(16, ge=1, le=65_536)
     """Rank of the adapters."""
-    lora_alpha: int = Field(32, ge=1)
+    lora_alpha: int = Field(32, ge=1, le=1_000_000)
     """Scale: the update is multiplied by `lora_alpha / r`."""
     lora_dropout: float = Field(0.0, ge=0.0, lt=1.0)
     """Dropout on the adapter's input."""
@@ -101,9 +109,9 @@ class Source(Section):
     """Which column holds what: `{prompt: question, completion: answer}`. Target name first."""
     function: str | None = None
     """A function of yours that turns a row into one that we know: `path/to/file.py:name`. Return None to drop the row."""
-    weight: float = Field(1.0, gt=0.0)
+    weight: float = Field(1.0, ge=1e-6, le=1000.0)
     """How often each row is seen: 0.5 takes a random half, 2 takes every row twice."""
-    max_rows: int | None = Field(None, ge=1)
+    max_rows: Whole | None = Field(None, ge=1)
     """Take at most this many rows, drawn at random with the recipe's seed."""
 
 
@@ -126,22 +134,22 @@ def _as_eval(value: Any) -> Any:
 class Strategies(Section):
     """Weights of the strategies of mosaics: what is asked for beside the instructions themselves."""
 
-    format: float = Field(1.0, ge=0.0)
+    format: Weight = 1.0
     """Answers with numbers, between tags, or both."""
-    permute: float = Field(1.0, ge=0.0)
+    permute: Weight = 1.0
     """The same in another order, by a rule."""
-    maskout: float = Field(1.0, ge=0.0)
+    maskout: Weight = 1.0
     """The same with some answers left out, by a rule."""
-    primary: float = Field(0.0, ge=0.0)
+    primary: Weight = 0.0
     """Nothing: instructions and answers are joined as they are."""
 
 
 class Mosaic(Section):
     """How rows are glued into mosaics (Mosaic-IT, arXiv 2405.13326)."""
 
-    max_members: int = Field(10, ge=1, le=100)
+    max_members: Whole = Field(10, ge=1, le=100)
     """Most rows in a sample, the paper's K."""
-    min_members: int = Field(1, ge=1)
+    min_members: Whole = Field(1, ge=1)
     """Fewest rows that are drawn for a sample. What does not fit `max_tokens`, and the end of a pass, can be fewer."""
     k_distribution: Literal["uniform", "exp", "pareto", "lognormal", "logistic2", "fix_max", "max_length"] = "uniform"
     """How many rows a sample gets: uniform, mostly near `max_members`, always `max_members`, or as many as fit."""
@@ -155,7 +163,7 @@ class Mosaic(Section):
     """Share of the rows that is left out, drawn between these two, at least one row."""
     plain_fraction: float = Field(0.1, ge=0.0, le=1.0)
     """Share of samples that are one row alone, as it came. Without them a model may answer single prompts in mosaic style."""
-    max_tokens: int | None = Field(None, ge=2)
+    max_tokens: Whole | None = Field(None, ge=2)
     """Longest sample in tokens, chat template included. Absent: `data.max_length`."""
     on_overlong: Literal["alone", "drop", "error"] = "alone"
     """What happens to a row that is longer by itself: it stands alone, is dropped and counted, or is an error."""
@@ -172,7 +180,7 @@ class Mosaic(Section):
 class MosaicFiles(Mosaic):
     """`aligner mosaic`: the mosaics, and the files they are written to."""
 
-    passes: int = Field(4, ge=1)
+    passes: int = Field(4, ge=1, le=10_000)
     """How often every row is used. Train one epoch on the result: the passes stand for its epochs."""
     tokenizer: str | None = None
     """Hub id or folder of the model to be trained: lengths are counted with its tokenizer and chat template. Absent: lengths
@@ -183,9 +191,9 @@ class MosaicFiles(Mosaic):
     """Columns of the samples. The first trains on answers alone everywhere; `alpaca` puts a system prompt in `system`."""
     file_type: Literal["jsonl", "parquet", "dataset"] = "jsonl"
     """One JSONL file, one Parquet file, or a folder for `datasets.load_from_disk`."""
-    workers: int = Field(1, ge=1)
+    workers: int = Field(1, ge=1, le=256)
     """Processes that build. The result does not depend on it."""
-    batch_size: int = Field(128, ge=1)
+    batch_size: int = Field(128, ge=1, le=1_000_000)
     """Sequences of an optimizer step, for the report's table of costs."""
 
 
@@ -196,7 +204,7 @@ class Data(Section):
     """Sources of training rows: a path, a list of paths, or a list of sources."""
     eval: Annotated[Annotated[float, Field(gt=0.0, lt=1.0)] | list[Source] | None, BeforeValidator(_as_eval)] = None
     """Held-out rows: a share of the training rows, or a list of sources like `train`."""
-    max_length: int = Field(2048, ge=2)
+    max_length: int = Field(2048, ge=2, le=10_000_000)
     """Longest row in tokens, prompt and answer together."""
     on_too_long: Literal["error", "drop", "truncate"] = "error"
     """What happens to a longer row. Every row and token lost is counted in `data.json`."""
@@ -228,33 +236,33 @@ class Dpo(Section):
     loss: str | dict[str, float] = "sigmoid"
     """The objective: a name (`sigmoid` is DPO, arXiv 2305.18290), a `.py` file with a proposed one, or weights of several:
     `{sigmoid: 0.8, sft: 0.2}`."""
-    beta: float = Field(0.1, gt=0.0)
+    beta: Strength = 0.1
     """Strength of the pull towards the reference; the inverse temperature of the implicit reward."""
     label_smoothing: float = Field(0.0, ge=0.0, lt=0.5)
     """Assumed share of flipped labels, for the objectives that use it."""
-    tau: float = Field(0.05, gt=0.0)
+    tau: Strength = 0.05
     """Temperature in the gates of the discovered objectives (arXiv 2406.08414)."""
-    simpo_gamma: float = Field(0.5, ge=0.0)
+    simpo_gamma: Weight = 0.5
     """Target margin of `simpo`, in units of its reward."""
-    warmup_steps_dpo: int = Field(0, ge=0)
+    warmup_steps_dpo: Whole = Field(0, ge=0)
     """Optimizer steps with `sigmoid` before the objective takes over: for one that starts on a wrong slope."""
-    alarm_steps: int = Field(50, ge=0)
+    alarm_steps: Whole = Field(50, ge=0)
     """Look, after so many steps, whether the share of pairs ranked rightly has stayed below a half. 0: never."""
     on_alarm: Literal["warn", "stop"] = "warn"
     """What happens then."""
-    nll_weight: float = Field(0.0, ge=0.0)
+    nll_weight: Weight = 0.0
     """Weight of a next-token loss on the chosen answer, added to the objective (RPO, arXiv 2404.19733)."""
     reward_models: list[str] = []
     """`reward_distill`: the scorers whose rewards are followed (arXiv 2405.19316), each a card or `kind:argument`."""
-    reward_scale: Annotated[float, Field(gt=0.0)] | Literal["std"] = 1.0
+    reward_scale: Strength | Literal["std"] = 1.0
     """`reward_distill`: what rewards are multiplied by; `std` divides each model's differences by their standard deviation."""
     reward_combine: Literal["mean", "min"] = "mean"
     """`reward_distill`: follow the mean of several reward models, or, pessimistically, the one whose loss over the batch is
     smallest."""
-    forward_kl: float | None = Field(None, ge=0.0)
+    forward_kl: Weight | None = None
     """Weight of the forward KL to the reference, in nats per answer, estimated on one answer that the reference writes to each
     prompt before training. Absent: 0.1 with `reward_distill`, else 0. With `sigmoid` it makes DPO pessimistic."""
-    forward_kl_tokens: int = Field(256, ge=1)
+    forward_kl_tokens: Whole = Field(256, ge=1)
     """Longest such answer, in tokens; `data.max_length` bounds it too."""
     reference: Literal["auto", "adapter_off", "precomputed"] = "auto"
     """Where the reference log-probabilities come from: the base under the adapter, or computed once and cached.
@@ -268,41 +276,41 @@ class Sapo(Section):
 
     loss: str = "sigmoid"
     """The objective: a name of the catalogue. `sigmoid` is SAPO-DPO, `orpo` SAPO-ORPO."""
-    beta: float = Field(0.1, gt=0.0)
+    beta: Strength = 0.1
     """Strength of the pull towards the reference; the lambda of `orpo` (0.05 in the paper)."""
-    nll_weight: float = Field(0.0, ge=0.0)
+    nll_weight: Weight = 0.0
     """Weight of a next-token loss on the good answer, added to the objective. Not in the paper."""
-    window: int | Literal["all"] = 256
+    window: Whole | Literal["all"] = 256
     """Tokens of a good answer that are rewritten, at a random place; `all` rewrites the whole answer."""
-    window_from: int | None = Field(None, ge=1)
+    window_from: Whole | None = Field(None, ge=1)
     """Let the window grow from so many tokens to `window` over the training. Not in the paper."""
     suffix: Literal["keep", "drop"] = "keep"
     """What follows the window in the rewritten answer: the original text, as in the paper, or nothing."""
-    responses_per_prompt: int = Field(1, ge=1)
+    responses_per_prompt: int = Field(1, ge=1, le=1000)
     """Rewrites of each row."""
-    generate_every: int = Field(1, ge=1)
+    generate_every: Whole = Field(1, ge=1)
     """Optimizer steps between rewrites; in between, pairs come from the buffer alone."""
-    generation_batch_size: int | None = Field(None, ge=1)
+    generation_batch_size: int | None = Field(None, ge=1, le=65_536)
     """Rewrites decoded together. Absent: all of an optimizer step on this process."""
-    temperature: float = Field(0.7, ge=0.0)
+    temperature: float = Field(0.7, ge=0.0, le=100.0)
     """Sampling temperature of the rewrites."""
-    top_k: int = Field(50, ge=0)
+    top_k: Whole = Field(50, ge=0)
     """Sample from the k likeliest tokens; 0: from all."""
     top_p: float = Field(0.95, gt=0.0, le=1.0)
     """Sample from the likeliest tokens that hold this share."""
-    buffer_size: int = Field(2000, ge=0)
+    buffer_size: int = Field(2000, ge=0, le=100_000_000)
     """Pairs in the replay buffer, over all processes together. 0: no replay, the pairs of a step are trained in that step."""
     ema_decay: float = Field(0.5, ge=0.0, le=1.0)
     """Weight of the old in the moving average that writes. 1: it stays what training started from."""
-    ema_every: int = Field(1, ge=1)
+    ema_every: Whole = Field(1, ge=1)
     """Optimizer steps between two updates of the average."""
     reference: Literal["ema", "policy", "fixed"] = "ema"
     """What the reference is refreshed from: the average, the policy, or nothing."""
-    reference_every: int | None = Field(None, ge=1)
+    reference_every: Whole | None = Field(None, ge=1)
     """Optimizer steps between two refreshments. Absent: the steps of an epoch."""
     dead_pairs: Literal["keep", "drop"] = "keep"
     """Pairs whose rewrite is the answer again have no gradient; `drop` keeps them out of the buffer. Not in the paper."""
-    retries: int = Field(0, ge=0)
+    retries: int = Field(0, ge=0, le=1000)
     """Further attempts at a rewrite that is the answer again, or as good. Not in the paper."""
     verifier: str | None = None
     """A scorer (`verifier:number`, `toy`): a rewrite that it scores as high as the answer is not used. Not in the paper."""
@@ -318,7 +326,7 @@ class RewardSegments(Section):
     rule: Literal["entropy", "token", "sentence", "whole"] = "entropy"
     """`entropy`: before each token that the reference could hardly foresee; `token`: after every token; `sentence`: after `.`,
     `!`, `?` and line ends; `whole`: not at all."""
-    cutoff: float = Field(1.75, ge=0.0)
+    cutoff: Weight = 1.75
     """Entropy in nats above which a token opens a segment; 1.75 and 2.0 in the paper."""
     reference: str | None = None
     """Model whose entropies are taken; it must have the same tokenizer. Absent: the model that training starts from."""
@@ -337,15 +345,15 @@ class Reward(Section):
     """Column with the strength of each preference, above 0; a pair with 0 is a tie, which is left out and counted."""
     label_smoothing: float = Field(0.0, ge=0.0, lt=0.5)
     """Assumed share of flipped labels."""
-    center_rewards_coefficient: float = Field(0.0, ge=0.0)
+    center_rewards_coefficient: Weight = 0.0
     """Weight of a term that keeps the rewards of a pair around 0; 0.01 is common. TRL's name."""
     attributes: list[str] = []
     """For `regression`: columns with the ratings. A missing rating (null, NaN) counts for nothing."""
-    attribute_weights: dict[str, float] = {}
+    attribute_weights: dict[str, Annotated[float, Field(ge=-1e6, le=1e6)]] = {}
     """Weight of each attribute in the score. Absent: all the same."""
-    length_weight: float = Field(1.0, ge=0.0)
+    length_weight: Weight = 1.0
     """For `odin`: weight of the terms that keep length out of the one head and in the other."""
-    orthogonality_weight: float = Field(1.0, ge=0.0)
+    orthogonality_weight: Weight = 1.0
     """For `odin`: weight of the term that keeps the two heads apart."""
     segments: RewardSegments | None = None
     """For `segment`: how answers are cut. Absent: by entropy."""
@@ -354,26 +362,26 @@ class Reward(Section):
 class EarlyStopping(Section):
     """Stop when the held-out metric no longer improves; the best checkpoint becomes the result."""
 
-    patience: int = Field(3, ge=1)
+    patience: Whole = Field(3, ge=1)
     """Evaluations without improvement before stopping."""
-    threshold: float = Field(0.0, ge=0.0)
+    threshold: Weight = 0.0
     """Smallest change that counts as an improvement."""
 
 
 class Launch(Section):
     """How many processes train, and how they share the model."""
 
-    num_processes: int = Field(1, ge=1)
+    num_processes: int = Field(1, ge=1, le=65_536)
     """Processes, one for each GPU. One runs in this process; more go through accelerate's launcher."""
     strategy: str = "ddp"
     """`ddp`, `fsdp`, `fsdp1`, `zero1`, `zero2`, `zero3`, or a configuration file of accelerate's."""
-    num_machines: int = Field(1, ge=1)
+    num_machines: int = Field(1, ge=1, le=65_536)
     """Machines that take part."""
-    machine_rank: int = Field(0, ge=0)
+    machine_rank: Whole = Field(0, ge=0)
     """This machine's number."""
     main_process_ip: str | None = None
     """Address of machine 0."""
-    main_process_port: int | None = Field(None, ge=1, le=65535)
+    main_process_port: Whole | None = Field(None, ge=1, le=65535)
     """Port of machine 0. Absent: a free one."""
     mixed_precision: Literal["no", "bf16", "fp16"] | None = None
     """Overrides the mixed precision of accelerate's configuration."""
@@ -382,13 +390,13 @@ class Launch(Section):
 class Budget(Section):
     """What requests to a language model may cost. What is left out is not limited."""
 
-    calls: int | None = Field(None, ge=0)
+    calls: Whole | None = Field(None, ge=0)
     """Requests that are really sent; replies from the cache are free."""
-    tokens: int | None = Field(None, ge=0)
+    tokens: Whole | None = Field(None, ge=0)
     """Tokens of prompts and replies together."""
-    usd: float | None = Field(None, ge=0.0)
+    usd: float | None = Field(None, ge=0.0, le=1e9)
     """Money, by the two prices of the endpoint."""
-    minutes: float | None = Field(None, gt=0.0)
+    minutes: float | None = Field(None, gt=0.0, le=1e7)
     """Wall-clock time since the client was opened."""
 
 
@@ -405,31 +413,31 @@ class Endpoint(Section):
     """Environment variable that holds the key. A server on this machine needs none."""
     script: str | None = None
     """JSONL file of replies for `scripted`: `{"reply": "..."}` in the order of the requests."""
-    temperature: float = Field(1.0, ge=0.0)
+    temperature: float = Field(1.0, ge=0.0, le=100.0)
     """Sampling temperature."""
     top_p: float = Field(1.0, gt=0.0, le=1.0)
     """Nucleus sampling."""
-    max_tokens: int = Field(2048, ge=1)
+    max_tokens: Whole = Field(2048, ge=1)
     """Longest reply."""
     extra: dict[str, Any] = {}
     """Further fields of the request body, as the server knows them."""
-    max_in_flight: int = Field(8, ge=1)
+    max_in_flight: int = Field(8, ge=1, le=10_000)
     """Requests under way at the same time; the batch size of a `local` model."""
-    requests_per_minute: float | None = Field(None, gt=0.0)
+    requests_per_minute: float | None = Field(None, ge=1e-3, le=1e9)
     """Limit of the server. Halved after a 429, and slowly raised again."""
-    tokens_per_minute: float | None = Field(None, gt=0.0)
+    tokens_per_minute: float | None = Field(None, ge=1e-3, le=1e12)
     """Limit of the server, prompts and replies together."""
-    timeout_s: float = Field(600.0, gt=0.0)
+    timeout_s: float = Field(600.0, ge=1e-3, le=1e6)
     """Longest wait for one reply."""
-    max_retries: int = Field(6, ge=0)
+    max_retries: int = Field(6, ge=0, le=1000)
     """Further attempts after a connection error, a 408, 409, 429 or a 5xx."""
     record: str | None = None
     """Folder that every request and its reply is written to."""
     replay: str | None = None
     """Folder recorded earlier, to answer from and nowhere else."""
-    usd_per_million_prompt_tokens: float = Field(0.0, ge=0.0)
+    usd_per_million_prompt_tokens: float = Field(0.0, ge=0.0, le=1e9)
     """Price, for `budget.usd`."""
-    usd_per_million_completion_tokens: float = Field(0.0, ge=0.0)
+    usd_per_million_completion_tokens: float = Field(0.0, ge=0.0, le=1e9)
     """Price, for `budget.usd`."""
     budget: Budget = Budget()
     """Where to stop."""
@@ -438,9 +446,9 @@ class Endpoint(Section):
 class Report(Section):
     """What the report of the run shows beside the curves."""
 
-    num_prompts: int = Field(5, ge=0)
+    num_prompts: int = Field(5, ge=0, le=10_000)
     """Held-out prompts answered before and after training."""
-    max_new_tokens: int = Field(128, ge=1)
+    max_new_tokens: Whole = Field(128, ge=1)
     """Longest such answer, in tokens."""
 
 
@@ -450,19 +458,19 @@ class Discover(Section):
     task: Literal["bandit", "toy", "recipe"] = "bandit"
     """What an objective is judged by: `bandit` (a contextual bandit with a known reward, seconds), `toy` (DPO in the toy
     world, minutes), or `recipe` (a DPO recipe of yours and an evaluation)."""
-    proposals: int = Field(20, ge=0)
+    proposals: Whole = Field(20, ge=0)
     """How many objectives the language model proposes; those that fail count too."""
-    minutes: float | None = Field(None, gt=0.0)
+    minutes: float | None = Field(None, gt=0.0, le=1e7)
     """Stop after so much time, between two proposals. `--resume` starts the clock again."""
-    seeds: int = Field(3, ge=1)
+    seeds: int = Field(3, ge=1, le=1000)
     """Trainings for each objective; the fitness is their mean."""
-    beta: float = Field(0.05, gt=0.0)
+    beta: Strength = 0.05
     """Beta of every training; the language model is told it."""
     start: list[str] = ["sigmoid", "hinge", "ipo_sum", "kto_pair"]
     """Objectives that are measured first and shown to the language model. The default are the paper's four."""
-    history: int = Field(20, ge=1)
+    history: Whole = Field(20, ge=1)
     """How many of the latest proposals, with what came of them, stay in the conversation; the best ones always do."""
-    timeout_minutes: float = Field(60.0, gt=0.0)
+    timeout_minutes: float = Field(60.0, gt=0.0, le=1e6)
     """Longest time for all trainings of one objective; then it counts as failed."""
     recipe: str | None = None
     """For `recipe`: the DPO recipe that is run with each objective, a file or a shipped name."""
@@ -472,7 +480,7 @@ class Discover(Section):
     """For `recipe`: prompts to answer with the trained model. One half gives the fitness, the other is held out."""
     reward_model: str | None = None
     """For `recipe`: what scores the answers: `toy`, `verifier:number`, or a function of yours, `verifier:path/to/file.py:name`."""
-    max_new_tokens: int = Field(32, ge=1)
+    max_new_tokens: Whole = Field(32, ge=1)
     """For `toy` and `recipe`: longest answer, in tokens."""
 
 
@@ -498,12 +506,12 @@ class Select(Section):
     labelled: Annotated[list[str], BeforeValidator(_as_list)] = []
     """What is labelled already: files of preference rows, or run directories of earlier selections. Never picked again; picks
     are spread away from it."""
-    budget: int = Field(200, ge=1)
+    budget: Whole = Field(200, ge=1)
     """Pairs to be labelled."""
     strategy: Literal["random", "uncertainty", "diversity", "both"] = "both"
     """`uncertainty`: the pairs that the reward models are least sure of; `diversity`: pairs spread over all there are; `both`: spread
     over the most uncertain ones; `random`: any, to compare with."""
-    pool_factor: float = Field(4.0, ge=1.0)
+    pool_factor: float = Field(4.0, ge=1.0, le=1e6)
     """For `both`: picks are spread over so many times `budget` of the most uncertain pairs."""
     uncertainty: Literal["auto", "entropy", "variance", "bald"] = "auto"
     """Entropy of the preference, variance of it between models, or the mutual information of label and model (BALD, arXiv 1112.5745).
@@ -515,19 +523,19 @@ class Select(Section):
     """For `diversity` and `both`: greedy k-centre (arXiv 1708.00489), or the seeding of k-means++ (as in arXiv 1906.03671)."""
     embedding: Literal["ngrams", "policy"] = "ngrams"
     """For `diversity` and `both`: what tells pairs apart, n-grams of their texts (TF-IDF) or mean hidden states of `policy`."""
-    num_samples: int = Field(4, ge=2)
+    num_samples: int = Field(4, ge=2, le=10_000)
     """Answers of the policy to each prompt."""
-    max_new_tokens: int = Field(256, ge=1)
+    max_new_tokens: Whole = Field(256, ge=1)
     """Longest such answer, in tokens."""
-    temperature: float = Field(1.0, gt=0.0)
+    temperature: float = Field(1.0, ge=1e-3, le=100.0)
     """Sampling temperature."""
     top_p: float = Field(1.0, gt=0.0, le=1.0)
     """Sample from the likeliest tokens that hold this share."""
-    top_k: int = Field(0, ge=0)
+    top_k: Whole = Field(0, ge=0)
     """Sample from the k likeliest tokens; 0: from all."""
     keep_unfinished: bool = False
     """Also ask about answers that were cut off at the longest length. Trained on, they would teach to stop there."""
-    batch_size: int = Field(16, ge=1)
+    batch_size: int = Field(16, ge=1, le=65_536)
     """Answers decoded together."""
 
 
@@ -538,7 +546,7 @@ class Recipe(Section):
     """What to do: `sft`, `dpo`, ..."""
     output_dir: str
     """The run directory. Left out: `runs/`, named after the recipe or the model."""
-    seed: int = Field(42, ge=0)
+    seed: int = Field(42, ge=0, le=2**32 - 1)
     """Seed of sampling, shuffling and initialisation."""
 
 

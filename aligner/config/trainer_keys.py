@@ -35,6 +35,16 @@ WRITTEN_CHOICES = {
 }
 """Choices that the classes keep in their help texts only."""
 
+ACCEPTED: dict[str, tuple[str | bool, ...]] = {
+    "log_level_replica": ("debug", "info", "warning", "error", "critical", "passive"),
+    "include_num_input_tokens_seen": ("no", "all", "non_padding", True, False),
+    "dataloader_multiprocessing_context": ("fork", "spawn", "forkserver"),
+    "ddp_backend": ("nccl", "gloo", "mpi", "xccl", "hccl", "cncl", "mccl"),
+    "torch_compile_backend": ("inductor", "eager", "aot_eager", "cudagraphs", "onnxrt", "tensorrt", "tvm"),
+    "torch_compile_mode": ("default", "lite", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
+}
+"""Choices that stand nowhere in the classes: what the libraries below them accept."""
+
 RESERVED: dict[str, str] = {
     "output_dir": "set `output_dir` at the top of the recipe",
     "seed": "set `seed` at the top of the recipe",
@@ -121,7 +131,10 @@ _WORDS = {
 def _read_choice(spec: dict[str, Any], value: Any) -> Any:
     if value in spec["choices"]:
         return value
-    raise Mismatch("expected one of " + ", ".join(str(choice) for choice in spec["choices"]))
+    raise Mismatch(
+        "expected one of "
+        + ", ".join(choice if isinstance(choice, str) else json.dumps(choice) for choice in spec["choices"])
+    )
 
 
 def _as_kind(kind: str, value: Any) -> tuple[bool, Any]:
@@ -169,7 +182,7 @@ def describe_class(dotted_name: str) -> dict[str, dict[str, Any]]:
 
 def _describe(field: dataclasses.Field[Any], hint: Any) -> dict[str, Any]:
     kinds, choices = _kinds(hint)
-    choices = choices or list(WRITTEN_CHOICES.get(field.name, ()))
+    choices = choices or [*WRITTEN_CHOICES.get(field.name, ()), *ACCEPTED.get(field.name, ())]
     spec: dict[str, Any] = {"type": " | ".join(kinds), "default": _default(field)}
     if choices:
         spec["choices"] = choices

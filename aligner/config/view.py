@@ -39,6 +39,13 @@ class View:
             raise StandAside  # one of its items is no number, say
         return here
 
+    def unless_broken(self, key: str) -> Any:
+        """The value of a key, or None where it is known to be wrong: for rules that look at many keys, one by one."""
+        try:
+            return self[key]
+        except StandAside:
+            return None
+
     def given(self, key: str) -> bool:
         """Whether somebody wrote the key, rather than leaving it to its default."""
         here: Any = self._values

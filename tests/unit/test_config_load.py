@@ -74,7 +74,7 @@ def test_every_value_has_an_origin(recipe: str) -> None:
         ("model.name_or_path=a=b", "model.name_or_path", "a=b"),
         ("model.lora.target_modules=[q_proj, v_proj]", "model.lora.target_modules", ["q_proj", "v_proj"]),
         ("trainer.learning_rate=1e-4", "trainer.learning_rate", 1e-4),
-        ("trainer.lr_scheduler_kwargs={num_cycles: 2}", "trainer.lr_scheduler_kwargs", {"num_cycles": 2}),
+        ("trainer.ddp_timeout=60", "trainer.ddp_timeout", 60),
         ("trainer.run_name=12", "trainer.run_name", "12"),
         ("trainer.save_strategy=no", "trainer.save_strategy", "no"),
         ("launch.mixed_precision=no", "launch.mixed_precision", "no"),

@@ -66,7 +66,7 @@ MALFORMED = [
     ("dpo", "trainer: {eval_strategy: steps}", "trainer.eval_strategy", "needs held-out rows"),
     ("dpo", "trainer: {bf16: true, fp16: true}", "trainer.fp16", "together with `trainer.bf16`"),
     ("dpo", "dpo: {loss: sigmod}", "r.yaml:4: dpo.loss", "did you mean `sigmoid`?"),
-    ("dpo", "dpo: {beta: 0}", "dpo.beta", "must be greater than 0"),
+    ("dpo", "dpo: {beta: 0}", "dpo.beta", "must be at least 1e-06"),
     ("dpo", 'dpo: {beta: "0.1"}', "dpo.beta", "write it without quotes"),
     ("dpo", "dpo: {beta: [0.1, 0.2]}", "dpo.beta", "expected a number"),
     ("dpo", "dpo: {loss: 3}", "dpo.loss", "put it in quotes"),
@@ -149,7 +149,7 @@ def test_what_a_method_reads_is_not_refused(tmp_path: Path, method: str, text: s
 
 MORE_DATA = [
     ("train: [{path: a, wieght: 2}]", "data.train[0].wieght", "did you mean `data.train[0].weight`?"),
-    ("train: [a, {path: b, weight: 0}]", "data.train[1].weight", "must be greater than 0"),
+    ("train: [a, {path: b, weight: 0}]", "data.train[1].weight", "must be at least 1e-06"),
     ("train: [{path: a, weight: 2.0, max_rows: 10}]", "data.train[0]", "both `weight` and `max_rows`"),
     ("train: {paht: a}", "data.train.paht", "did you mean"),
     ("train: [{path: a, format: mesages}]", "data.train[0].format", "did you mean `messages`?"),
