@@ -189,11 +189,11 @@ def _describe(field: dataclasses.Field[Any], hint: Any) -> dict[str, Any]:
     return {**spec, "help": _first_sentence(field.metadata.get("help", ""))}
 
 
-def _kinds(hint: Any) -> tuple[list[str], list[str]]:
+def _kinds(hint: Any) -> tuple[list[str], list[str | bool]]:
     """Kinds in a fixed order, and the values of an enum among them."""
     members = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     kinds: set[str] = set()
-    choices: list[str] = []
+    choices: list[str | bool] = []
     for member in members:
         origin = typing.get_origin(member) or member
         if isinstance(origin, enum.EnumMeta):
