@@ -15,6 +15,7 @@ from aligner.config.schema import Model
 from aligner.errors import RecipeError
 from aligner.folder_kinds import CONFIG_FILE, check_files, check_sizes, read_object, weights_header, what_else
 from aligner.gguf_files import check_gguf, gguf_file, source_of
+from aligner.shards import check_shards
 
 HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 ADAPTER_FILE = "adapter_config.json"
@@ -55,6 +56,7 @@ def _check_folder(name: str, where: str) -> None:
         _check_weights(path, where)
         check_files(path, where)
         adapter = adapter_config(name, where)
+        check_shards(path, where, is_adapter=adapter is not None)
         if adapter is not None:
             _check_base(path, adapter, where)
         else:

@@ -111,6 +111,7 @@ def prepare(
         else None
     )
     sequences = sum(map(len, parts))
+    refuse_no_batch(recipe, sequences)
     if batching.packing:
         books.count(sequences=sequences, packed_fill=books.tokens / (sequences * recipe.data.max_length))
     else:
@@ -125,6 +126,16 @@ def prepare(
             tell(on_event, Warned(remark))
     _write(folder, _joined(parts), held_out, batching)
     return load_prepared(folder)
+
+
+def refuse_no_batch(recipe: TrainRecipe, rows: int) -> None:
+    """Refuse `dataloader_drop_last` where it would drop everything there is. Raises: DataError."""
+    batch = int(recipe.trainer.get("per_device_train_batch_size", 8)) * recipe.launch.num_processes
+    if recipe.trainer.get("dataloader_drop_last") and rows < batch:
+        raise DataError(
+            f"trainer.dataloader_drop_last drops batches that are not full, and {rows:,} rows do not fill one of {batch:,}",
+            "drop the key, or lower trainer.per_device_train_batch_size",
+        )
 
 
 def _training_parts(

@@ -12,9 +12,9 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,8 @@ from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, Traine
 from transformers.trainer_callback import TrainerControl, TrainerState
 
 from aligner.config.schema import TrainRecipe
-from aligner.errors import TrainingError
+from aligner.config.trainer_values import METRICS
+from aligner.errors import Problem, RecipeError, TrainingError
 from aligner.events import Metrics, Notice, OnEvent, StageStarted
 from aligner.models import has_bf16_gpu, load_saved_weights, without_messages
 from aligner.own_config import OwnConfig, forget_router_logits
@@ -58,14 +59,39 @@ def training_arguments(
     values["save_total_limit"] = None
     # Else a resumed run forgets how many evaluations brought no improvement, and stops late.
     values["restore_callback_states_from_checkpoint"] = True
-    return argument_class(
-        output_dir=str(run.checkpoints_dir),
-        seed=recipe.seed,
-        data_seed=recipe.seed,
-        disable_tqdm=True,
-        logging_nan_inf_filter=False,
-        **values,
-    )
+    with told_by_key("trainer", recipe):
+        return argument_class(
+            output_dir=str(run.checkpoints_dir),
+            seed=recipe.seed,
+            data_seed=recipe.seed,
+            disable_tqdm=True,
+            logging_nan_inf_filter=False,
+            **values,
+        )
+
+
+WHAT_LIBRARIES_RAISE = (
+    ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError, ArithmeticError, OSError, AssertionError,
+)  # fmt: skip
+
+
+@contextmanager
+def told_by_key(key: str, recipe: TrainRecipe, origins: Mapping[str, str] = {}) -> Iterator[None]:
+    """Turn what a library has against a setting into a problem of the key that it names, or else of `key`.
+
+    `origins` says where each key was written. Raises: RecipeError.
+    """
+    try:
+        yield
+    except RecipeError as error:
+        placed = [replace(problem, where=problem.where or origins.get(problem.key, "")) for problem in error.problems]
+        raise RecipeError(error.message, error.hint, placed) from error
+    except WHAT_LIBRARIES_RAISE as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        named = sorted((text.find(name), -len(name), name) for name in recipe.trainer if name in text)
+        name = f"trainer.{named[0][2]}" if named else key
+        problem = Problem(text[:300], origins.get(name, ""), name)
+        raise RecipeError("a setting of the trainer does not work here", "change it, or drop it", [problem]) from error
 
 
 def default_arguments(recipe: TrainRecipe) -> dict[str, Any]:
@@ -84,6 +110,10 @@ def default_arguments(recipe: TrainRecipe) -> dict[str, Any]:
         "dataloader_pin_memory": on_gpu,
         "ddp_find_unused_parameters": False,  # every step uses every trained weight; looking for others costs time
     }
+    if recipe.trainer.get("save_strategy") == "best":
+        values["metric_for_best_model"] = "loss"
+    metric = str(recipe.trainer.get("metric_for_best_model", "loss")).removeprefix("eval_")
+    values["greater_is_better"] = METRICS[recipe.method].get(metric, False)
     if recipe.data.eval is not None:
         values |= {"eval_strategy": "steps", "eval_steps": DEFAULT_SHARE_OF_STEPS}
     if recipe.early_stopping is not None:

@@ -21,6 +21,7 @@ from aligner.config.schema import Model
 from aligner.control_tokens import found_in, in_words
 from aligner.data.rows import CompletionRow
 from aligner.errors import DataError, Problem, RecipeError
+from aligner.generation import max_positions
 from aligner.heads import pool_by_mask
 from aligner.models import load_reward_model, load_tokenizer, model_fingerprint
 from aligner.padded import in_batches
@@ -100,6 +101,12 @@ class HeadScorer:
         if not self._print:
             self._print.append(fingerprint_of(self.card, self.tokenizer))
         return self._print[0]
+
+
+def within_positions(card: Card, model: PreTrainedModel) -> Card:
+    """Return the card with no longer rows than the model has positions for."""
+    positions = max_positions(model)
+    return card if positions is None else card.model_copy(update={"max_length": min(card.max_length, positions)})
 
 
 class Conversations:
@@ -218,4 +225,4 @@ def make(card: Card) -> Scorer:
         )
     pool_by_mask(model)
     weights = attribute_weights(card.attributes, card.weights) if card.kind == "regression" else [1.0]
-    return HeadScorer(card, model, tokenizer, weights)
+    return HeadScorer(within_positions(card, model), model, tokenizer, weights)

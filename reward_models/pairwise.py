@@ -25,7 +25,7 @@ from aligner.record import dumps
 
 from .base import SHARE, Preferences, Prompt, Range, Scorer, Scores, check_lengths
 from .card import Card
-from .heads import OnProgress, fingerprint_of, refuse_no_numbers, section_of
+from .heads import OnProgress, fingerprint_of, refuse_no_numbers, section_of, within_positions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -148,4 +148,5 @@ def make(card: Card) -> Scorer:
     """Load the model of a card of the kind `pairwise`."""
     section = section_of(card)
     tokenizer = load_tokenizer(section)
-    return PairScorer(card, load_policy(section, tokenizer, trainable=False), tokenizer)
+    model = load_policy(section, tokenizer, trainable=False)
+    return PairScorer(within_positions(card, model), model, tokenizer)

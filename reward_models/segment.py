@@ -25,7 +25,7 @@ from aligner.segments import answer_entropies, segment_ends
 
 from .base import Prompt, Range, Scorer, Scores, check_lengths
 from .card import Card, Segments, range_of
-from .heads import Conversations, OnProgress, fingerprint_of, refuse_no_numbers, section_of
+from .heads import Conversations, OnProgress, fingerprint_of, refuse_no_numbers, section_of, within_positions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -162,4 +162,4 @@ def make(card: Card) -> Scorer:
     if segments.rule == "entropy":
         other = _reference_section(card)
         reference = load_policy(other, load_tokenizer(other), trainable=False)
-    return SegmentScorer(card, model, tokenizer, reference)
+    return SegmentScorer(within_positions(card, model), model, tokenizer, reference)

@@ -15,6 +15,7 @@ from aligner.config.names import did_you_mean
 from aligner.config.trainer_values import (
     BY_MODULES,
     MAPPINGS,
+    METRICS,
     OPTIMIZER_ARGUMENTS,
     PACKAGES,
     RANGES,
@@ -192,6 +193,14 @@ def _is_multiple(save: float, evaluate: float) -> bool:
     return round(save * 1_000_000) % round(evaluate * 1_000_000) == 0 if evaluate < 1 else save % evaluate == 0
 
 
+def _metric_is_measured(view: View) -> Findings:
+    metric = view["trainer.metric_for_best_model"]
+    known = METRICS[view["method"]]
+    if metric is not None and metric.removeprefix("eval_") not in known:
+        hint = did_you_mean(metric, known) or f"it takes: {', '.join(known)}"
+        yield finding("trainer.metric_for_best_model", f"nothing called {show(metric)} is measured", hint)
+
+
 def _one_half_in_evaluation(view: View) -> Findings:
     if view["trainer.bf16_full_eval"] and view["trainer.fp16_full_eval"]:
         yield finding("trainer.fp16_full_eval", "cannot be true together with `bf16_full_eval`", "keep one")
@@ -227,6 +236,7 @@ TRAINER_RULES: tuple[Rule, ...] = (
     _packages_are_here,
     _workers_are_there,
     _best_is_known,
+    _metric_is_measured,
     _one_half_in_evaluation,
     _nothing_to_compute_metrics,
     _hub_can_be_reached,

@@ -12,7 +12,7 @@ import gc
 import json
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from importlib import import_module
@@ -28,6 +28,7 @@ from aligner.errors import DataError, TrainingError
 from aligner.events import DataReady, Finished, Notice, OnEvent, Plan, StageProgress, StageStarted, Warned, tell
 from aligner.launch import launch_line, run_ranks, use_one_gpu, world
 from aligner.places import refuse_unusable
+from aligner.positions import sizes_of, within_model
 from aligner.reward_models import read_spec
 from aligner.run import Run
 
@@ -89,6 +90,7 @@ def run_recipe(
     rank, size = world()
     if size > 1:
         return _run_as_rank(_with_world(resolved, size), rank, resume, overwrite, on_event)
+    resolved = replace(resolved, recipe=_within(resolved.recipe, sizes_of(resolved.recipe.model), on_event))
     if resolved.recipe.launch.num_processes > 1:
         launch_line(resolved.recipe.launch, [])  # refuses here what could not be launched later
     if dry_run:
@@ -142,6 +144,32 @@ def _load(recipe: TrainRecipe, on_event: OnEvent | None) -> Loaded:
         for remark in source.remarks():
             tell(on_event, Warned(remark))
     return loaded
+
+
+def _within(recipe: TrainRecipe, sizes: Mapping[str, Any], on_event: OnEvent | None) -> TrainRecipe:
+    """Return the recipe within the sizes of its model, and tell what that changes."""
+    recipe, remark = within_model(recipe, sizes)
+    if remark:
+        tell(on_event, Notice(remark))
+    return recipe
+
+
+def _try_out(recipe: TrainRecipe, loaded: Loaded, origins: Mapping[str, str], on_event: OnEvent | None) -> TrainRecipe:
+    """Find out, before rows are tokens, what would not work: settings on this device, sizes of a model on the hub, no batch."""
+    from aligner.prepare import refuse_no_batch
+    from aligner.rehearsal import rehearse
+
+    refuse_no_batch(recipe, len(loaded.train))
+    rehearse(recipe, origins)
+    return _within(recipe, _sizes_once_loaded(recipe), on_event)
+
+
+def _sizes_once_loaded(recipe: TrainRecipe) -> Mapping[str, Any]:
+    """The sizes of a model, also of one on the hub."""
+    from aligner.models import read_config
+
+    sizes: dict[str, Any] = read_config(recipe.model).get_text_config().to_dict()
+    return sizes
 
 
 def _refuse_absent_columns(recipe: RewardRecipe, loaded: Loaded, columns: Sequence[str]) -> None:
@@ -205,6 +233,7 @@ def _prepare(recipe: TrainRecipe, run: Run, loaded: Loaded, on_event: OnEvent | 
     run.check_data(loaded.fingerprint, _files_of(loaded))
     tell(on_event, StageStarted("loading torch, transformers and TRL"))
     _import_method(recipe.method)
+    recipe = _try_out(recipe, loaded, run.read_json("resolved.json")["origins"], on_event)
     tell(on_event, StageStarted("tokenising"))
     from aligner.methods.job import questions_from
     from aligner.prepare import load_prepared, prepare
@@ -386,7 +415,8 @@ def _run_as_rank(resolved: Resolved, rank: int, resume: bool, overwrite: bool, o
     from aligner.prepare import load_prepared
 
     tokenizer = _load_tokenizer(resolved.recipe, None)
-    job = _job(resolved.recipe, run, tokenizer, load_prepared(run.prepared_dir), listener)
+    recipe = _within(resolved.recipe, _sizes_once_loaded(resolved.recipe), None)  # told by the process that prepared
+    job = _job(recipe, run, tokenizer, load_prepared(run.prepared_dir), listener)
     return _train_and_finish(job)
 
 
@@ -403,7 +433,7 @@ def _dry_run(resolved: Resolved, loaded: Loaded, on_event: OnEvent | None) -> Ou
     """Tokenise into a temporary folder, count, and say what would run."""
     from aligner.prepare import prepare
 
-    recipe = resolved.recipe
+    recipe = _try_out(resolved.recipe, loaded, resolved.origins, on_event)
     tokenizer = _load_tokenizer(recipe, on_event)
     _look_ahead(recipe, tokenizer, on_event)
     with tempfile.TemporaryDirectory(prefix="aligner-dry-run-") as folder:
