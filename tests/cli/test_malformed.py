@@ -343,7 +343,7 @@ for name, (command, code, says, recipe, rows) in cases.items():
     (folder / "model").mkdir(parents=True)
     (folder / "empty").mkdir()
     (folder / "model" / "config.json").write_text("{}")
-    (folder / "model" / "model.safetensors").touch()
+    (folder / "model" / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     (folder / "r.yaml").write_text(recipe)
     for file in ("rows.jsonl", "rows.docx"):
         (folder / file).write_bytes(rows.encode("utf-8", "surrogateescape"))
