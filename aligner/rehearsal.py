@@ -65,7 +65,7 @@ def _try_steps(arguments: TrainingArguments, recipe: TrainRecipe, origins: Mappi
             num_training_steps=STEPS,
             scheduler_specific_kwargs=arguments.lr_scheduler_kwargs,
         )
-    forward = layer
+    forward: Any = layer
     if arguments.torch_compile:
         with told_by_key("trainer.torch_compile", recipe, origins):
             options = {"backend": arguments.torch_compile_backend, "mode": arguments.torch_compile_mode}
