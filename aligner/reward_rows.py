@@ -20,7 +20,16 @@ import numpy as np
 from aligner.chat import encode_answer, encode_pair
 from aligner.comparison import encode_question, length_of_answers
 from aligner.config.schema import Reward, RewardRecipe
-from aligner.data.rows import WEIGHT, ConversationRow, PreferenceRow, Row, TextRow, question_of, refuse_tools
+from aligner.data.rows import (
+    LARGEST_NUMBER,
+    WEIGHT,
+    ConversationRow,
+    PreferenceRow,
+    Row,
+    TextRow,
+    question_of,
+    refuse_tools,
+)
 from aligner.errors import DataError
 
 if TYPE_CHECKING:
@@ -87,8 +96,11 @@ def strength_of(row: PreferenceRow, reward: Reward) -> float:
             f"{row.origin}: there is no `{reward.strength}`, and reward.loss={reward.loss} needs one",
             "name the column with reward.strength, or map it: `columns: {strength: your_column}`",
         )
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise DataError(f"{row.origin}: `{reward.strength}` is {value!r}, not a number", "1, 2 or 3, for example")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LARGEST_NUMBER:
+        raise DataError(
+            f"{row.origin}: `{reward.strength}` is {str(value)[:40]}, not a number up to {LARGEST_NUMBER:g}",
+            "1, 2 or 3, for example",
+        )
     if value < 0:
         raise DataError(
             f"{row.origin}: `{reward.strength}` is {value:g}: the rejected answer would be the better one",
@@ -132,8 +144,11 @@ def _rating(row: Any, name: str) -> float:
     value = row.extra.get(name)
     if value is None:
         return math.nan
-    if isinstance(value, bool) or not isinstance(value, int | float) or math.isinf(value):
-        raise DataError(f"{row.origin}: `{name}` is {value!r}, not a number", "give a number, or null for no rating")
+    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > LARGEST_NUMBER:
+        raise DataError(
+            f"{row.origin}: `{name}` is {str(value)[:40]}, not a number up to {LARGEST_NUMBER:g}",
+            "give a number, or null for no rating",
+        )
     return float(value)
 
 

@@ -167,6 +167,12 @@ def _workers_are_there(view: View) -> Findings:
             yield finding(f"trainer.dataloader_{name}", "is about worker processes, and there are none", hint)
 
 
+def _backend_has_processes(view: View) -> Findings:
+    several = view["launch.num_processes"] > 1 or os.environ.get("WORLD_SIZE", "1") != "1"
+    if view["trainer.ddp_backend"] is not None and not several:
+        yield finding("trainer.ddp_backend", "is about several processes, and there is one", "drop it")
+
+
 def _best_is_known(view: View) -> Findings:
     """What `save_strategy: best` and `load_best_model_at_end` need."""
     saves, loads = view["trainer.save_strategy"] or "steps", view["trainer.load_best_model_at_end"]
@@ -235,6 +241,7 @@ TRAINER_RULES: tuple[Rule, ...] = (
     _optimizer_has_its_arguments,
     _packages_are_here,
     _workers_are_there,
+    _backend_has_processes,
     _best_is_known,
     _metric_is_measured,
     _one_half_in_evaluation,

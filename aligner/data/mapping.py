@@ -9,13 +9,13 @@ space before the first difference; TRL cuts at the character and may cut a word 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping
 from itertools import takewhile
 from typing import Any
 
 from aligner.data.checks import BadRow, kind, text
 from aligner.data.rows import (
+    LARGEST_NUMBER,
     CompletionRow,
     ConversationRow,
     Messages,
@@ -240,8 +240,8 @@ def _pair_weight(raw: Raw) -> float:
     weight = raw.get("weight")
     if weight is None:
         return 1.0
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight) or weight <= 0:
-        raise BadRow(f"weight is {weight!r}, not a number above 0")
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight <= LARGEST_NUMBER:
+        raise BadRow(f"weight is {str(weight)[:40]}, not a number above 0 and at most {LARGEST_NUMBER:g}")
     return float(weight)
 
 

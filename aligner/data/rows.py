@@ -16,6 +16,9 @@ from aligner.errors import DataError
 
 Task = Literal["sft", "preference", "prompts"]
 
+LARGEST_NUMBER = 1e6
+"""Largest weight, strength or rating of a row: beyond, losses leave what float32 holds."""
+
 Messages = list[dict[str, Any]]
 """`[{"role": "user", "content": "..."}, ...]`; further keys (`tool_calls`, `name`, ...) are kept as they came."""
 

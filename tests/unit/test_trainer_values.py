@@ -96,6 +96,7 @@ BREAKS = [
     ("dpo", "trainer.optim_args", "momentum=0.9", "takes no such argument"),
     ("dpo", "trainer.optim_target_modules", "all-linear", "has no effect"),
     ("dpo", "trainer.ddp_backend", "glo", "did you mean `gloo`"),
+    ("dpo", "trainer.ddp_backend", "gloo", "several processes"),
     ("dpo", "trainer.save_strategy", "best", "set `data.eval`"),
     ("dpo", "trainer.dataloader_prefetch_factor", 2, "worker processes"),
     ("dpo", "trainer.dataloader_persistent_workers", True, "worker processes"),
