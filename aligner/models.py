@@ -156,10 +156,10 @@ def load_outline(model: Model, tokenizer: PreTrainedTokenizerBase, *, outputs: i
     Raises: RecipeError for what the recipe names and the model has not, and for a head that its family has not.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+    from transformers import AutoModelForSequenceClassification
 
     config = read_config(model)
-    auto_class = AutoModelForCausalLM if outputs is None else AutoModelForSequenceClassification
+    auto_class = auto_class_for(config) if outputs is None else AutoModelForSequenceClassification
     if type(config) not in auto_class._model_mapping:
         if outputs is None or getattr(config, "auto_map", None):
             return None
@@ -181,6 +181,7 @@ def load_outline(model: Model, tokenizer: PreTrainedTokenizerBase, *, outputs: i
 def _outline_of_adapter(outline: PreTrainedModel, model: Model, tokenizer: PreTrainedTokenizerBase, task: str) -> Any:
     """Put the recipe's adapter, or the one of its folder, on a model without weights."""
     if model.lora is None:
+        freeze_sight(outline)
         return outline
     adapter = adapter_config(model.name_or_path)
     if adapter is None:

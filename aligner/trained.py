@@ -155,9 +155,18 @@ def unmoved(model: Any, rate: float) -> str:
     dtype = next(str(w.dtype) for w in model.parameters() if w.requires_grad and w.itemsize == 2).removeprefix("torch.")
     return (
         f"Weights are trained in {dtype}, where a step of {rate:g} (trainer.learning_rate) is lost in rounding for "
-        f"{share:.0%} of them, which stay as they are. Set model.dtype=float32 (trainer.bf16=true still computes in bfloat16), "
+        f"{share:.0%} of them. Set model.dtype=float32 (trainer.bf16=true still computes in bfloat16), "
         "or train adapters with model.lora={}"
     )
+
+
+def without_gradient(model: Any) -> dict[str, int]:
+    """Return the places of trained weights that the last backward pass did not reach, with their numbers of weights."""
+    found: Counter[str] = Counter()
+    for name, weight, owner in _weights(model):
+        if weight.requires_grad and weight.grad is None:
+            found[place_of(name, owner)] += _number(weight, owner)
+    return dict(found)
 
 
 # --- in words --------------------------------------------------------------------------------------------------------

@@ -28,13 +28,14 @@ from transformers.trainer_callback import TrainerControl, TrainerState
 from aligner.config.schema import TrainRecipe
 from aligner.config.trainer_values import METRICS
 from aligner.errors import Problem, RecipeError, TrainingError
-from aligner.events import Metrics, Notice, OnEvent, StageStarted
+from aligner.events import Metrics, Notice, OnEvent, StageStarted, Warned
 from aligner.models import has_bf16_gpu, load_saved_weights, without_messages
 from aligner.own_config import OwnConfig, forget_router_logits
 from aligner.record import parse_json
 from aligner.run import Run
 from aligner.sampling_order import SeededSampler
 from aligner.saved_tokenizer import SavedTokenizer
+from aligner.trained import listed, without_gradient
 
 DEFAULT_SHARE_OF_STEPS = 0.1
 """Without a word in the recipe, a checkpoint (and an evaluation) is made every tenth of the run."""
@@ -329,6 +330,23 @@ class Recorder(TrainerCallback):
         """Set the order's epoch here: the loader of a resumed or sharded run does not pass it on."""
         if self.trainer.train_order is not None:
             self.trainer.train_order.set_epoch(int((state.epoch or 0.0) + 1e-6))
+
+    def on_pre_optimizer_step(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Say after the first backward pass which weights it did not reach, where each process holds them whole."""
+        if (
+            state.global_step
+            or self.on_event is None
+            or self.trainer.is_deepspeed_enabled
+            or self.trainer.is_fsdp_enabled
+        ):
+            return
+        if places := without_gradient(self.trainer.model):
+            self.on_event(
+                Warned(
+                    f"The first step gave no gradient to {listed(places)}: trained by name, they stay as they are until one does. "
+                    "model.lora.exclude_modules takes adapters off layers whose weights are read without a call"
+                )
+            )
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Log at the last step and at every checkpoint, so that a resumed run's averages begin where the others did."""

@@ -90,6 +90,15 @@ def _parameters_are_adapted_plainly(view: View) -> Findings:
             )
 
 
+def _float16_is_not_trained(view: View) -> Findings:
+    if view["model.dtype"] == "float16" and view["model.lora"] is None and view["trainer.fp16"]:
+        yield finding(
+            "model.dtype",
+            "float16 weights cannot be trained with `trainer.fp16`, which scales gradients of float32 weights",
+            "write `model.dtype: float32` (it still computes in float16), or add `model.lora: {}`",
+        )
+
+
 def _chosen_rows(view: View) -> Findings:
     for path, source in [*view.sources("data.train"), *view.sources("data.eval")]:
         if source.get("max_rows") is not None and source.get("weight", 1.0) != 1.0:
@@ -183,6 +192,7 @@ RULES: tuple[Rule, ...] = (
     _attention_is_known,
     _lora_has_targets,
     _parameters_are_adapted_plainly,
+    _float16_is_not_trained,
     _chosen_rows,
     _evaluation_needs_rows,
     _early_stopping_evaluates,

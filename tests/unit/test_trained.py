@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from aligner.config.load import load_recipe
 from aligner.config.schema import Lora, Model
+from aligner.errors import RecipeError
 from aligner.models import load_policy, load_tokenizer
-from aligner.trained import listed, place_of, told, trained_of, unmoved, unmoved_share
+from aligner.trained import listed, place_of, told, trained_of, unmoved, unmoved_share, without_gradient
+from aligner.training import Recorder
 from tests.fakes import byte_tokenizer, save_model, tiny_llama
 from tests.mixtures import save_mixture
 
@@ -108,3 +112,23 @@ def test_full_fine_tuning_in_half_precision_is_warned_of_with_the_cure(tmp_path)
     assert "model.dtype=float32" in text
     assert unmoved(load(folder, dtype="bfloat16", lora=Lora(r=2)), 1e-6) == ""
     assert unmoved(load(folder), 1e-6) == ""
+
+
+def test_weights_that_the_first_backward_pass_does_not_reach_are_named() -> None:
+    model = tiny_llama(byte_tokenizer())
+    model(input_ids=torch.tensor([[5, 6, 7]])).logits.sum().backward()
+    assert without_gradient(model) == {}
+    model.model.layers[1].self_attn.q_proj.weight.grad = None
+    said: list[Any] = []
+    trainer = SimpleNamespace(model=model, is_deepspeed_enabled=False, is_fsdp_enabled=False)
+    for step in (0, 1):
+        Recorder(trainer, None, said.append, 1).on_pre_optimizer_step(None, SimpleNamespace(global_step=step), None)  # type: ignore[arg-type]
+    assert len(said) == 1
+    assert said[0].text.startswith("The first step gave no gradient to self_attn (q_proj) 1,024: ")
+
+
+def test_float16_weights_under_scaled_gradients_are_refused_in_the_recipe() -> None:
+    given = ["model.name_or_path=x", "data.train=y", "output_dir=z", "model.dtype=float16", "trainer.fp16=true"]
+    with pytest.raises(RecipeError, match="float16 weights cannot be trained"):
+        load_recipe("sft", None, given, {})
+    load_recipe("sft", None, [*given, "model.lora={}"], {})
