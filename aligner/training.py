@@ -343,8 +343,8 @@ class Recorder(TrainerCallback):
         if places := without_gradient(self.trainer.model):
             self.on_event(
                 Warned(
-                    f"The first step gave no gradient to {listed(places)}: trained by name, they stay as they are until one does. "
-                    "model.lora.exclude_modules takes adapters off layers whose weights are read without a call"
+                    f"No gradient reached {listed(places)} in the first step, so these weights did not move. "
+                    "model.lora.exclude_modules leaves out adapters on layers that a model reads without calling them"
                 )
             )
 

@@ -124,7 +124,7 @@ def test_weights_that_the_first_backward_pass_does_not_reach_are_named() -> None
     for step in (0, 1):
         Recorder(trainer, None, said.append, 1).on_pre_optimizer_step(None, SimpleNamespace(global_step=step), None)  # type: ignore[arg-type]
     assert len(said) == 1
-    assert said[0].text.startswith("The first step gave no gradient to self_attn (q_proj) 1,024: ")
+    assert said[0].text.startswith("No gradient reached self_attn (q_proj) 1,024 in the first step")
 
 
 def test_float16_weights_under_scaled_gradients_are_refused_in_the_recipe() -> None:
