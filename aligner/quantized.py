@@ -105,7 +105,7 @@ def _prove(name: str, layer: Any) -> None:
     """Refuse a layer whose gradient, after an evaluation, is not that of its own weights."""
     layer = deepcopy(layer)  # a forward leaves traces in it, which PEFT reads
     weights_NK = plain_weight(layer)
-    row_1K = torch.ones(1, layer.in_features, device=layer.weight.device, dtype=layer_dtype(layer))
+    row_1K = torch.ones(1, layer.in_features, device=layer.weight.device, dtype=_dtype_of(layer))
     with torch.no_grad():
         layer.eval()(row_1K)
     with torch.enable_grad():
@@ -121,7 +121,7 @@ def _prove(name: str, layer: Any) -> None:
         )
 
 
-def layer_dtype(layer: Any) -> torch.dtype:
+def _dtype_of(layer: Any) -> torch.dtype:
     """Return the data type that a quantized layer computes in."""
     wanted = getattr(layer, "compute_dtype", None)
     return wanted or (torch.float32 if layer.weight.device.type == "cpu" else torch.float16)
