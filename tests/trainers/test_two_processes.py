@@ -233,3 +233,40 @@ def test_an_error_in_a_rank_is_told_once_with_its_exit_code(folder) -> None:
     assert done.returncode == 5, done.stderr[-2000:]
     assert done.stderr.count("error:") == 1
     assert "Traceback" not in done.stderr
+
+
+OWN = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0", "-m")
+
+
+@pytest.mark.parametrize("launcher", [("-m",), OWN], ids=["our launcher", "accelerate's own"])
+def test_a_rank_that_is_killed_is_the_cause_and_the_others_say_that_they_are_not(folder, launcher) -> None:
+    import signal
+    import time
+
+    import psutil
+
+    recipe = folder / "killed.yaml"
+    recipe.write_text(RECIPE.format(data=DATA["sft"], lora=""), encoding="utf-8")
+    run = folder / f"killed-{len(launcher)}"
+    command = [sys.executable, *launcher, "aligner", "sft", recipe.name, f"output_dir={run}"]
+    command += ["trainer.max_steps=100000", *(HALVED if len(launcher) == 1 else HALVED[:1])]
+    alone = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "ACCELERATE_USE_CPU")}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=folder, env=alone, **pipes) as process:
+        metrics = run / "metrics.jsonl"
+        deadline = time.monotonic() + 300
+        while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
+            assert process.poll() is None, process.communicate()[1][-3000:]
+            time.sleep(0.2)
+        ranks = psutil.Process(process.pid).children(recursive=True)
+        (last,) = [child for child in ranks if child.environ().get("RANK") == "1"]
+        last.send_signal(signal.SIGKILL)
+        _, said = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "bug of ours" not in said
+    if len(launcher) == 1:
+        assert process.returncode == 5
+        assert said.count("error:") == 1
+        assert "a training process was killed by SIGKILL" in said
+    else:
+        assert "this rank stopped because another one ended" in said or "[rank" not in said
