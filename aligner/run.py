@@ -38,7 +38,7 @@ from aligner.environment import (
     this_command,
     versions,
 )
-from aligner.errors import DataError, Problem, UsageError
+from aligner.errors import AlignerError, DataError, Problem, UsageError
 from aligner.lock import LOCK_NAME, acquire_lock, release_lock
 from aligner.places import refuse_name, refuse_unusable
 from aligner.record import (
@@ -52,6 +52,7 @@ from aligner.record import (
     sync_folder,
     write_atomically,
 )
+from aligner.resumable import refuse_smaller
 
 FREE_KEYS = (
     "output_dir",
@@ -191,6 +192,11 @@ class Run:
         if self.is_done:
             self.close()
             return
+        try:
+            refuse_smaller(self.latest_checkpoint(), resolved.recipe)
+        except AlignerError:
+            self.close()
+            raise
         self._write_resolved(resolved)
         self._note_session()
         self._repair_metrics()

@@ -31,7 +31,7 @@ from aligner.errors import Problem, RecipeError, TrainingError
 from aligner.events import Metrics, Notice, OnEvent, StageStarted, Warned
 from aligner.models import has_bf16_gpu, load_saved_weights, without_messages
 from aligner.own_config import OwnConfig, forget_router_logits
-from aligner.record import parse_json
+from aligner.resumable import is_last
 from aligner.run import Run
 from aligner.sampling_order import SeededSampler
 from aligner.saved_tokenizer import SavedTokenizer
@@ -449,10 +449,12 @@ def fit(
     checkpoint = run.latest_checkpoint()
     if checkpoint is not None:
         run.check_checkpoint(checkpoint)
-    trainer.has_ended = checkpoint is not None and _is_last(checkpoint)
+    trainer.has_ended = checkpoint is not None and is_last(checkpoint)
     set_seed(recipe.seed)  # what was computed before, or found in a cache, leaves no trace in dropout
     if trainer.is_world_process_zero():
         _announce(checkpoint, run, on_event)
+        if trainer.args.save_only_model and on_event:
+            on_event(Warned("trainer.save_only_model: checkpoints hold weights alone, and --resume will refuse them"))
     if on_event:
         on_event(StageStarted("training"))
     try:
@@ -476,18 +478,13 @@ def fit(
     return Fitted(_results(trainer))
 
 
-def _is_last(checkpoint: Path) -> bool:
-    """Say whether a run had come to its end, by its steps or by early stopping, when it wrote this checkpoint."""
-    state = parse_json(checkpoint / "trainer_state.json", f"delete {checkpoint}", needed=["global_step", "max_steps"])
-    control = state["stateful_callbacks"].get("TrainerControl", {}).get("args", {})
-    return state["global_step"] >= state["max_steps"] or bool(control.get("should_training_stop"))
-
-
 def _announce(checkpoint: Path | None, run: Run, on_event: OnEvent | None) -> None:
     step = int(checkpoint.name.split("-")[1]) if checkpoint else 0
     run.trim_metrics(step)
     if checkpoint and on_event:
-        on_event(Notice(f"Going on from {checkpoint} (weights, optimizer, schedule, random state, place in the data)."))
+        whole = "weights, optimizer, schedule, random state, place in the data"
+        taken = "training had ended there, and only the end of the run is left" if is_last(checkpoint) else whole
+        on_event(Notice(f"Going on from {checkpoint} ({taken})."))
 
 
 def save_final(trainer: OrderedTrainer, run: Run, finish: Callable[[Path], None] | None = None) -> None:

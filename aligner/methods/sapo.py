@@ -51,6 +51,7 @@ from aligner.methods.job import SHARDED, Job
 from aligner.models import best_device, load_policy
 from aligner.objectives import BATCH_DEPENDENT, Settings, load_objective
 from aligner.preference import PairCollator, PreferenceTrainer, answer_logps, fuse_head, reference_logps
+from aligner.resumable import AVERAGE, BUFFER, REFERENCE
 from aligner.reward_models import Scorer, load_scorer
 from aligner.rewrites import ReplayBuffer, Rewrite, cut, stitch
 from aligner.shadows import Shadow
@@ -60,7 +61,6 @@ LEARNING_RATE = 5e-7
 """Our default, which is the authors' for the DPO variant."""
 
 HELD_OUT_PAIRS = "prepared/held_out_pairs.json"
-AVERAGE = "sapo_average.safetensors"
 NOTHING = (
     "every rewrite of step {step} is the answer again, or as good to the verifier, and the buffer is empty: nothing is trained "
     "until that changes. Raise sapo.temperature or sapo.window; a verifier that reads the end of an answer finds a window in "
@@ -311,8 +311,8 @@ class SapoTrainer(PreferenceTrainer):
         """What a checkpoint holds beside the trainer's own files, by the file that it stands in."""
         parts = {
             AVERAGE: self.average,
-            "sapo_reference.safetensors": self.reference,
-            "sapo_buffer.safetensors": self.buffer,
+            REFERENCE: self.reference,
+            BUFFER: self.buffer,
         }
         return {file: part for file, part in parts.items() if part is not None}
 

@@ -30,7 +30,7 @@ LEVELS = (
         "isolated_child",
         "unfinished",
     ),
-    ("launch", "run", "report", "report_parts", "plots", "card"),
+    ("launch", "resumable", "run", "report", "report_parts", "plots", "card"),
     (
         "call_arguments",
         "chat",

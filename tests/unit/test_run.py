@@ -224,6 +224,8 @@ def test_only_whole_checkpoints_count_and_the_others_go_on_resume(run_dir: Path)
     run = begin(run_dir)
     checkpoint(run, 9)
     newest = checkpoint(run, 20)
+    state = {"global_step": 20, "max_steps": 20, "stateful_callbacks": {}}
+    (newest / "trainer_state.json").write_text(json.dumps(state))
     half = checkpoint(run, 100, complete=False)
     assert run.latest_checkpoint() == newest
     resumed = Run.create(resolved(run_dir), resume=True)
