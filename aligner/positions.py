@@ -58,6 +58,13 @@ def within_model(recipe: TrainRecipe, sizes: Mapping[str, Any]) -> tuple[TrainRe
             raise RecipeError(
                 f"{key} is {length:,}, and the model has {positions:,} positions", f"set {key}={positions} at most"
             )
+    longest, multiple = min(data.max_length, positions), recipe.trainer.get("pad_to_multiple_of")
+    if isinstance(multiple, int) and (padded := -(-longest // multiple) * multiple) > positions:
+        raise RecipeError(
+            f"trainer.pad_to_multiple_of is {multiple:,}, so rows are padded to {padded:,} tokens, and the model has "
+            f"{positions:,} positions",
+            "lower it, or data.max_length",
+        )
     if data.max_length <= positions:
         return recipe, ""
     shorter = data.model_copy(update={"max_length": positions})

@@ -40,6 +40,10 @@ def rehearse(recipe: TrainRecipe, origins: Mapping[str, str] = {}) -> None:
     with tempfile.TemporaryDirectory(prefix="aligner-rehearsal-") as folder:
         with told_by_key("trainer", recipe, origins):
             arguments = _arguments(recipe, Path(folder))
+        with told_by_key("trainer.activation_offloading", recipe, origins):
+            offloads = recipe.trainer.get("activation_offloading") and recipe.launch.num_processes == 1
+            if offloads and arguments.device.type == "cpu":
+                raise ValueError("activations are moved from a GPU to the CPU, and this training is on the CPU")
         if not arguments.optim.startswith(BY_MODEL):
             _try_steps(arguments, recipe, origins)
 

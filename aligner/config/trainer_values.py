@@ -79,7 +79,7 @@ RANGES: dict[str, Range] = {
     "save_total_limit": COUNT,
     "dataloader_num_workers": Range(least=0, most=256),
     "dataloader_prefetch_factor": Range(least=1, most=1024),
-    "pad_to_multiple_of": Range(least=1, most=65_536),
+    "pad_to_multiple_of": Range(least=1, most=4096),
     "ddp_bucket_cap_mb": Range(least=1, most=65_536),
     "ddp_timeout": Range(least=1, most=MOST),
 }

@@ -22,6 +22,7 @@ REFUSED = [
     ("tf32", {"tf32": True}, "trainer.tf32", "Ampere"),
     ("a device without bfloat16", {"bf16": True, "use_cpu": False}, "trainer.bf16", "bf16"),
     ("a rate below its end", {"lr_scheduler_type": "polynomial", "learning_rate": 1e-8}, "lr_scheduler_type", "lr_end"),
+    ("offloading to where it is", {"activation_offloading": True}, "trainer.activation_offloading", "on the CPU"),
     ("nesterov without momentum", {"optim": "sgd", "optim_args": "nesterov=true"}, "trainer.optim", "momentum"),
 ]
 
@@ -34,7 +35,7 @@ def test_a_setting_that_does_not_work_here_is_told_by_its_key(
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     flags = {f"trainer__{name}": value for name, value in trainer.items()}
-    resolved = small_recipe("dpo", small_world, tmp_path / "run", **flags)
+    resolved = small_recipe("sft", small_world, tmp_path / "run", **flags)
     with pytest.raises(RecipeError) as caught:
         rehearse(resolved.recipe, {f"trainer.{next(iter(trainer))}": "r.yaml:7"})
     (problem,) = caught.value.problems
@@ -93,6 +94,13 @@ def test_a_length_beyond_the_models_positions_is_refused_and_the_default_becomes
         value: Any = 513 if key == "data__max_length" else {"max_tokens": 513}
         with pytest.raises(RecipeError, match="is 513, and the model has 512 positions"):
             within_model(recipe_of("sft", **{key: value}), sizes)
+
+
+def test_padding_beyond_the_positions_is_refused() -> None:
+    recipe = recipe_of("sft", data__max_length=500, trainer__pad_to_multiple_of=64)
+    assert within_model(recipe, {"max_position_embeddings": 512})[1] == ""
+    with pytest.raises(RecipeError, match="padded to 512 tokens, and the model has 500 positions"):
+        within_model(recipe, {"max_position_embeddings": 500})
 
 
 def test_a_model_without_positions_sets_no_limit() -> None:
