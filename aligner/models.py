@@ -575,11 +575,15 @@ def grow_embeddings(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
 
 
 def _settle(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, model: Model) -> None:
-    """Let the configurations say what ends an answer, and be such that they can be saved."""
+    """Let the configurations say what ends an answer, and be such that they can be saved; try what is quantized."""
     tell_stops(policy, tokenizer, model.eos_token)
     generation = getattr(policy, "generation_config", None)
     if generation is not None:
         _let_it_be_saved(generation)
+    if _is_quantized(policy):
+        from aligner.quantized import refuse_direct_reads
+
+        refuse_direct_reads(base_under_adapter(policy))
 
 
 def _let_it_be_saved(generation: GenerationConfig) -> None:

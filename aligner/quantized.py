@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from aligner.errors import RecipeError
+from aligner.twin import MODEL_ERRORS, first_line
 
 TOLERANCE = 0.05
 """Of the gradient's size; bfloat16 gives up to 0.01, a gradient that does not flow 1."""
@@ -73,6 +74,22 @@ def keep_steady(model: nn.Module) -> None:
     for kind in STEADY:
         if found := {name: layer for name, layer in layers.items() if isinstance(layer, kind)}:
             _prove(*min(found.items(), key=lambda item: _size(item[1])))
+
+
+def refuse_direct_reads(model: Any) -> None:
+    """Read three tokens, since the code of some models takes the numbers of a layer's weight, which are packed now.
+
+    Raises: RecipeError when the model cannot be computed.
+    """
+    ids = torch.ones(1, 3, dtype=torch.long, device=model.device)
+    try:
+        with torch.no_grad():
+            model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+    except MODEL_ERRORS as error:
+        raise RecipeError(
+            f"model.quantization: {type(model).__name__} cannot be computed with packed weights ({first_line(error)})",
+            "leave out model.quantization; model.dtype=bfloat16 halves the memory too",
+        ) from error
 
 
 def quantized_layers(model: nn.Module) -> dict[str, Any]:

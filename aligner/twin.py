@@ -110,6 +110,7 @@ def _fewer_layers(values: dict[str, Any]) -> None:
         kept = sorted([*kept, *[i for i in range(depth) if i not in kept][: max(0, 2 - len(kept))]])
     else:
         patterns = [value for name, value in values.items() if _PATTERN.fullmatch(name) and _is_size(value)]
+        patterns += [len(value) for name, value in values.items() if name == "block_types" and isinstance(value, list)]
         kept = list(range(min(depth, max([2, *(pattern for pattern in patterns if pattern <= 12)]))))
     for name, table in by_layer.items():
         if isinstance(values[name], list):

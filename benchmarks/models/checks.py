@@ -143,7 +143,7 @@ def check(folder: Path, column: str) -> str:
     try:
         return CHECKS[column](folder)
     except AlignerError as error:
-        return _short(f"no: {error.message}", folder)
+        return _short(f"no: {error.message.split(' (')[0]}", folder)
     except Exception as error:  # the table says what a user would see
         return _short(f"fails: {type(error).__name__}: {error}", folder)
 

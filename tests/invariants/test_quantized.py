@@ -278,3 +278,16 @@ def test_an_adapter_that_is_trained_further_begins_exactly_where_it_ended(small_
     weights = [load_file(folder / "adapter_model.safetensors") for folder in (first, second)]
     assert weights[0].keys() == weights[1].keys()
     assert [name for name, value in weights[0].items() if not torch.equal(value, weights[1][name])] == []
+
+
+def test_a_model_whose_code_takes_the_numbers_of_a_packed_weight_is_refused_when_it_is_loaded(tmp_path):
+    from transformers import MambaConfig, MambaForCausalLM
+
+    tokenizer = byte_tokenizer()
+    MambaForCausalLM(MambaConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1)).save_pretrained(
+        tmp_path
+    )
+    tokenizer.save_pretrained(tmp_path)
+    section = Model(name_or_path=str(tmp_path), quantization="nf4")
+    with pytest.raises(RecipeError, match=r"model\.quantization: MambaForCausalLM cannot be computed with packed"):
+        load_policy(section, tokenizer, trainable=False)
