@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from aligner.config.check import show
 from aligner.config.choices import LABEL_SMOOTHING_LOSSES, REFERENCE_FREE_LOSSES
 from aligner.config.view import Findings, Rule, View, finding
 
@@ -37,14 +36,10 @@ def _no_noise_beside_a_reference(view: View) -> Findings:
 
 
 def _something_is_trained(view: View) -> Findings:
-    steps, epochs = view["trainer.max_steps"], view["trainer.num_train_epochs"]
-    hint = "`aligner eval` and `aligner generate` take a model as it is; `--dry-run` shows what would be trained"
-    if steps == 0:
+    """transformers takes 0 steps for no limit."""
+    if view["trainer.max_steps"] == 0:
+        hint = "`aligner eval` and `aligner generate` take a model as it is; `--dry-run` shows what would be trained"
         yield finding("trainer.max_steps", "0 steps train nothing, and would be taken for no limit", hint)
-    elif steps is not None and steps < -1:
-        yield finding("trainer.max_steps", f"found {show(steps)}", "a number of steps, or -1 for whole epochs")
-    if epochs == 0 and not (steps is not None and steps > 0):
-        yield finding("trainer.num_train_epochs", "0 epochs train nothing", hint)
 
 
 DEAD_KEY_RULES: tuple[Rule, ...] = (_smoothing_is_read, _no_noise_beside_a_reference, _something_is_trained)

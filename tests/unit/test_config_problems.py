@@ -92,8 +92,6 @@ MALFORMED = [
     ),
     ("sapo", "trainer: {neftune_noise_alpha: 5}", "trainer.neftune_noise_alpha", "rewards would measure the noise"),
     ("sft", "trainer: {max_steps: 0}", "trainer.max_steps", "0 steps train nothing"),
-    ("dpo", "trainer: {max_steps: -3}", "trainer.max_steps", "-1 for whole epochs"),
-    ("sapo", "trainer: {num_train_epochs: 0}", "trainer.num_train_epochs", "0 epochs train nothing"),
     ("reward", "trainer: {max_steps: 0}", "trainer.max_steps", "`aligner eval`"),
     ("dpo", "dpo: {tau: 0.1}", "dpo.tau", "has no effect on `sigmoid`"),
     ("dpo", "dpo: {label_smoothing: 0.5}", "dpo.label_smoothing", "must be less than 0.5"),
