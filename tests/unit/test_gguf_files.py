@@ -115,5 +115,6 @@ def test_a_file_is_an_ordinary_model_with_its_tokenizer_and_template(tmp_path: P
     ids = torch.tensor([[9, 20, 31, 42]])
     with torch.no_grad():
         expected = original(ids).logits
-        assert torch.allclose(policy.eval()(ids).logits, expected, atol=1e-4)
-        assert torch.allclose(AutoModelForCausalLM.from_pretrained(tmp_path / "saved")(ids).logits, expected, atol=1e-4)
+        for model in (policy.eval(), AutoModelForCausalLM.from_pretrained(tmp_path / "saved")):
+            found = model(ids).logits[..., : original.config.vocab_size]  # transformers adds an unknown token
+            assert torch.allclose(found, expected, atol=1e-4)
