@@ -21,6 +21,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from aligner.errors import RecipeError
 from aligner.models import base_under_adapter
 
 HEADS = ("score", "classifier")
@@ -79,7 +80,13 @@ def read_head_again(model: Any, folder: str) -> None:
         with safe_open(str(file), "pt") as stored:
             for key in stored.keys():  # noqa: SIM118 - it is no mapping
                 if key.rpartition(".")[0] in HEADS and (value := stored.get_tensor(key)).is_floating_point():
-                    getattr(head, key.rpartition(".")[2]).data.copy_(value)
+                    part = getattr(head, key.rpartition(".")[2])
+                    if part is None:
+                        raise RecipeError(
+                            f"model.name_or_path: {file} holds {key}, which the head of a reward model does not have",
+                            "is it a model that labels tokens? Name a reward model",
+                        )
+                    part.data.copy_(value)
 
 
 def draw_head(model: Any, seed: int) -> None:

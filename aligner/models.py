@@ -409,6 +409,7 @@ def _is_quantized(policy: Any) -> bool:
 
 def _refuse_other_settings(lora: Lora, adapter: dict[str, Any], folder: str) -> None:
     """An adapter that is trained further keeps its settings, so the recipe may not say others."""
+    check_kind(adapter, folder, trainable=True, further=True, answers=False)
     for key, wanted in lora.model_dump().items():
         found = adapter.get(key)
         if key == "init_lora_weights" or (key == "target_modules" and isinstance(wanted, str)):
