@@ -139,9 +139,12 @@ def load(result: Path, base: Path, run: Run) -> tuple[Any, Any]:
         )
     has_adapter = (result / "adapter_config.json").exists()
     model = kind.from_pretrained(base if has_adapter else result, dtype=torch.float32, **options)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(result)
+    if is_reward:  # transformers reads the reward at the last token that is not padding: it must not be the end token
+        card = yaml.safe_load((result / "reward_model.yaml").read_text(encoding="utf-8"))
+        model.config.pad_token_id = tokenizer.convert_tokens_to_ids(card["pad_token"])
     if has_adapter:
         model = PeftModel.from_pretrained(model, result)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(result)
     # Neither the model nor the adapter has dropout; in eval mode bitsandbytes repacks 4-bit layers on some processors.
     return model.train(), tokenizer
 
