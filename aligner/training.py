@@ -496,6 +496,11 @@ def save_final(trainer: OrderedTrainer, run: Run, finish: Callable[[Path], None]
         (unfinished / "README.md").unlink(missing_ok=True)
         if finish is not None:
             finish(unfinished)
+        readable = (
+            (run.dir / "resolved.json").stat().st_mode
+        )  # safetensors 0.8 writes files that only their owner may read
+        for file in unfinished.rglob("*.safetensors"):
+            file.chmod(readable)
         if run.final_dir.exists():
             shutil.rmtree(run.final_dir)
         os.replace(unfinished, run.final_dir)

@@ -161,6 +161,8 @@ def test_the_plan_foretells_the_steps(small_world, tmp_path, batch, accumulation
 def test_the_last_step_is_always_on_record(small_world, tmp_path):
     run = train("sft", small_world, tmp_path / "run", "trainer.max_steps=5", trainer__logging_steps=3).run_dir
     assert [line["step"] for line in lines(run)] == [1, 3, 5]
+    # others may read the result where they may read anything: safetensors 0.8 writes for its owner alone
+    assert {path.stat().st_mode for path in (run / "final").iterdir()} == {(run / "recipe.yaml").stat().st_mode}
 
 
 @pytest.mark.parametrize(("limit", "kept"), [(None, [6, 8]), (1, [8]), (3, [4, 6, 8])])
