@@ -13,13 +13,15 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aligner import template_child
 from aligner.cache import cache_folder
 from aligner.errors import RecipeError
 from aligner.isolation import Limits, StartError, Worker
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+CHILD = Path(__file__).with_name("template_child.py")
+"""Opened by its path in the other process: here nothing of it is needed, and it loads jinja2."""
 
 LIMITS = Limits(memory_bytes=2**30, cpu_s=5.0)
 TIMEOUT_S = 60.0
@@ -51,7 +53,7 @@ def refuse_endless(tokenizer: PreTrainedTokenizerBase) -> None:
 
 def _probe(template: str, tokens: dict[str, str]) -> str:
     """ "" or what is wrong."""
-    factory = f"{template_child.__file__}:open_probe"
+    factory = f"{CHILD}:open_probe"
     try:
         with Worker(factory, None, LIMITS, site=False) as worker:
             outcome = worker.call({"template": template, "tokens": tokens}, TIMEOUT_S)

@@ -60,7 +60,7 @@ RANGES: dict[str, Range] = {
     "gradient_accumulation_steps": Range(least=1, most=1_000_000),
     "num_train_epochs": Range(above=0, most=100_000),
     "max_steps": Range(least=-1, most=MOST),
-    "learning_rate": Range(least=0, most=100),
+    "learning_rate": Range(least=0, most=1e38),
     "warmup_steps": Range(least=0, most=MOST),
     "weight_decay": Range(least=0, most=1000),
     "adam_beta1": SHARE,

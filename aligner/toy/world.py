@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 import aligner
 from aligner.errors import UsageError
 from aligner.places import refuse_unusable
-from aligner.record import dumps, file_sha256, read_json, write_atomically
+from aligner.record import dumps, file_sha256, parse_json, write_atomically
 from aligner.toy.tasks import Exercise, corrupt, draw, gold_score
 
 if TYPE_CHECKING:
@@ -100,8 +100,9 @@ def write_world(
 
 def read_world(directory: str | Path) -> World:
     """A world that is there already; UsageError when the folder holds none."""
-    manifest = read_json(Path(directory), "manifest.json")
-    if manifest is None or manifest.get("kind") != KIND:
+    path = Path(directory) / "manifest.json"
+    manifest = parse_json(path, f"write the world again: aligner toy {directory}") if path.exists() else {}
+    if manifest.get("kind") != KIND:
         raise UsageError(f"{directory} is not a toy world", f"`aligner toy {directory}` writes one.")
     return World(Path(directory), manifest)
 

@@ -450,8 +450,11 @@ def test_settings_that_contradict_each_other_are_refused(small_world, tmp_path, 
 
 def test_a_row_that_the_model_has_no_positions_for_is_told_before_training(small_world, tmp_path):
     write_jsonl(tmp_path / "rows.jsonl", [{"prompt": "a", "completion": "b" * 900}] * 4)
-    with pytest.raises(DataError, match="positions"):
-        train(small_world, tmp_path / "run", f"data.train={tmp_path / 'rows.jsonl'}", "data.max_length=2048")
+    rows = f"data.train={tmp_path / 'rows.jsonl'}"
+    with pytest.raises(RecipeError, match="the model has 512 positions"):
+        train(small_world, tmp_path / "run", rows, "data.max_length=2048")
+    with pytest.raises(DataError, match=r"longer than data\.max_length=512 tokens"):
+        train(small_world, tmp_path / "run", rows, "data.max_length=512")
 
 
 def test_the_best_policy_takes_its_own_average_along(small_world, tmp_path, monkeypatch):

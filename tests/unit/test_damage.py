@@ -34,6 +34,10 @@ def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = run.checkpoints_dir / "checkpoint-20"
     folder.mkdir(parents=True)
     (folder / "model.safetensors").write_bytes(b"weights")
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        (folder / name).write_bytes(b"state")
+    state = {"global_step": 20, "max_steps": 100, "stateful_callbacks": {}}
+    (folder / "trainer_state.json").write_text(json.dumps(state), encoding="utf-8")
     run.complete_checkpoint(folder)
     run.close()
     return run.dir

@@ -468,7 +468,7 @@ DISTILL = ("dpo.loss=reward_distill", "dpo.reward_models=[toy]")
         ((*DISTILL, "dpo.reward_combine=min"), "dpo.reward_combine", "there is one"),
         ((*DISTILL, "dpo.reward_models=[toy, toy]"), "dpo.reward_models", "more than once"),
         ((*DISTILL, "dpo.loss={reward_distill: 1.0, sft: 0.2}"), "dpo.loss", "mixture"),
-        ((*DISTILL, "dpo.reward_scale=0"), "dpo.reward_scale", "greater than 0"),
+        ((*DISTILL, "dpo.reward_scale=0"), "dpo.reward_scale", "at least 1e-06"),
         ((*DISTILL, "dpo.reward_scale=rms"), "dpo.reward_scale", "std"),
         ((*DISTILL, "data.on_too_long=truncate"), "data.on_too_long", "whole answers"),
         ((*DISTILL, "dpo.warmup_steps_dpo=5"), "dpo.warmup_steps_dpo", "labels"),
