@@ -1,4 +1,4 @@
-"""Errors of libraries whose cause lies outside this program: a disk that is full, another process that ended.
+"""Errors of libraries whose cause lies outside this program: a full disk, another process that ended, a user who is not here.
 
 Libraries report both in their own ways: torch writes "unexpected pos 704 vs 598" where the disk is full, safetensors puts the number of
 the system's error into its text, and a rank whose neighbour was killed hears "Connection reset by peer". `outside_cause` says which
@@ -18,6 +18,9 @@ DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.E
 """Errors of the system that say why a file could not be written."""
 
 _IN_TEXT = re.compile(r"\(os error (\d+)\)")
+_NO_HOME = "Could not determine home directory"
+"""What pathlib says of `~nobody/x`, without the path."""
+
 _TORCH_WRITER = "inline_container.cc"
 _CONNECTION = re.compile(
     r"connection (was )?(reset|closed|refused|aborted)|broken pipe|socket closed|NCCL .*(error|abort)|Gloo .*failed",
@@ -40,6 +43,10 @@ def outside_cause(error: BaseException) -> AlignerError | None:
     if any(isinstance(one, RuntimeError) and _TORCH_WRITER in str(one) for one in chain):
         what = "a file could not be written: torch does not say why, and mostly the disk is full"
         return UsageError(what, _cure(errno.ENOSPC))
+    if isinstance(error, RuntimeError) and _NO_HOME in str(error):
+        return UsageError(
+            "a path begins with ~NAME, and nobody of that name is on this machine", "write the path in full"
+        )
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and any(map(_is_lost_connection, chain)):
         reason = str(error).strip().splitlines()[0][:200]
         return LostConnectionError(

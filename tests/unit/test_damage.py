@@ -210,6 +210,15 @@ def test_a_full_disk_is_recognised_behind_what_safetensors_says(tmp_path: Path) 
     assert os.strerror(errno.EFBIG) in cause.message
 
 
+@pytest.mark.parametrize(
+    "arguments", [("generate", "~nobody-x/m", "hi"), ("eval", "m", "--data", "~nobody-x/rows.jsonl")]
+)
+def test_the_home_of_nobody_is_a_mistake_in_words(arguments: tuple[str, ...]) -> None:
+    result = aligner(*arguments)
+    assert result.exit_code == 2
+    assert "~NAME" in result.stderr
+
+
 def test_an_error_of_ours_while_another_was_handled_stays_ours() -> None:
     def fail() -> None:
         try:
