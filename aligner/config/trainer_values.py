@@ -46,7 +46,8 @@ class Range:
 
 def plain_number(number: float) -> str:
     """A bound as it may stand in a sentence: 65,536 or 1e-06."""
-    return f"{int(number):,}" if float(number).is_integer() else f"{number:g}"
+    is_short = float(number).is_integer() and abs(number) < 1e15
+    return f"{int(number):,}" if is_short else f"{number:g}"
 
 
 COUNT = Range(least=1, most=MOST)
