@@ -263,7 +263,7 @@ def others(model: Path, folder: Path, first: Path) -> list[str]:
     measured = aligner("eval", first, "--data", folder / "answers-held-out.jsonl", "--json", folder=folder)
     scored = aligner(
         *("score", "--data", folder / "answers.jsonl", "--reward-model", "verifier:number", "--max-rows", 20),
-        *("--column", "answer=completion", "--json"),
+        *("--column", "prompt=prompt", "--column", "completion=completion", "--column", "answer=completion"),
         folder=folder,
     )
     mosaics = {
