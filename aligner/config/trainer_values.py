@@ -203,6 +203,15 @@ OPTIMIZER_ARGUMENTS["paged_ademamix"] = OPTIMIZER_ARGUMENTS["ademamix"]
 _MIN_LR: dict[str, Kind] = {"num_cycles": _FROM_0, "min_lr": _FROM_0, "min_lr_rate": _TO_1}
 _SHAPES = ("linear", "cosine", "1-sqrt")
 
+_PLATEAU: dict[str, Kind] = {
+    "mode": ("min", "max"),
+    "factor": Range(above=0, below=1),
+    "patience": Range(least=0, most=MOST),
+    "threshold": _FROM_0,
+    "threshold_mode": ("rel", "abs"),
+    "cooldown": Range(least=0, most=MOST),
+}
+
 SCHEDULER_ARGUMENTS: dict[str, dict[str, Kind]] = {
     "linear": {},
     "constant": {},
@@ -222,22 +231,12 @@ SCHEDULER_ARGUMENTS: dict[str, dict[str, Kind]] = {
         "num_cycles": _FROM_0,
     },
     "reduce_lr_on_plateau": {
-        "mode": ("min", "max"),
-        "factor": Range(above=0, below=1),
-        "patience": Range(least=0, most=MOST),
-        "threshold": _FROM_0,
-        "threshold_mode": ("rel", "abs"),
-        "cooldown": Range(least=0, most=MOST),
+        **_PLATEAU,
         "min_lr": _FROM_0,
         "eps": _TO_1,
     },
     "greedy": {
-        "mode": ("min", "max"),
-        "factor": Range(above=0, below=1),
-        "patience": Range(least=0, most=MOST),
-        "threshold": _FROM_0,
-        "threshold_mode": ("rel", "abs"),
-        "cooldown": Range(least=0, most=MOST),
+        **_PLATEAU,
         "warmup": Range(least=0, most=MOST),
         "min_lr": _FROM_0,
         "max_lr": _FROM_0,
