@@ -32,6 +32,7 @@ import struct
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
@@ -197,7 +198,8 @@ def _become_worker(request: dict[str, Any], output: IO[bytes]) -> dict[str, str]
     child = os.fork()
     if child:
         os.close(ready)
-        _write(output, {"pid": child})
+        with suppress(BrokenPipeError):  # the parent has ended since: the keeper sees that, and removes the folder
+            _write(output, {"pid": child})
         os.write(go, b"1")
         _keep(child, request["parent"], request["folder"])
     os.close(go)

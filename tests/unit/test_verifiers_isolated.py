@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -14,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from aligner import isolation
+from aligner import isolated_child, isolation
 from aligner.errors import DataError, RecipeError, UsageError
 from aligner.reward_models import load_scorer
 from aligner.reward_models.base import Scores
@@ -361,6 +363,24 @@ def test_nothing_outlives_the_command(tmp_path: Path, how: signal.Signals, kind:
     assert ("KeyboardInterrupt" in complaint.decode()) == (how == signal.SIGINT)
     wait_until_gone(str(tmp_path))
     assert not list(place.iterdir())
+
+
+def test_a_parent_that_ends_while_the_worker_starts_leaves_no_folder(tmp_path: Path) -> None:
+    """It is killed after the worker has made its folder, and before it has read which process to watch."""
+    (tmp_path / "judge.py").write_text("def build(setup):\n    return lambda payload: 1.0\n")
+    folder = tmp_path / "temporary" / "aligner-worker"
+    limits = dataclasses.asdict(isolation.Limits(memory_bytes=2**28))
+    request = {"factory": f"{tmp_path}/judge.py:build", "setup": {}, "path": [], "limits": limits}
+    request |= {"parent": os.getpid(), "folder": str(folder), "is_home": True}
+    reading, writing = os.pipe()
+    os.close(reading)  # nobody reads what the worker says
+    command = [sys.executable, "-B", "-s", isolated_child.__file__]
+    environment = {**os.environ, "MARK": str(tmp_path)}
+    worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=writing, env=environment, start_new_session=True)
+    os.close(writing)
+    worker.communicate(json.dumps(request).encode() + b"\n", timeout=30)
+    wait_until_gone(str(tmp_path))
+    assert not folder.exists()
 
 
 def test_ten_thousand_cheap_calls_do_not_take_long(tmp_path: Path) -> None:
