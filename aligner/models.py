@@ -26,7 +26,7 @@ from aligner.config.schema import Lora, Model
 from aligner.errors import RecipeError, TrainingError
 from aligner.folder_kinds import CONFIG_FILE
 from aligner.gguf_files import as_ordinary, gguf_file, source_of
-from aligner.loading import reading
+from aligner.loading import quick_imports, reading
 from aligner.lora_targets import targets_of
 from aligner.model_files import (
     adapter_config,
@@ -74,11 +74,12 @@ def load_tokenizer(model: Model, *, needs_model: bool = True) -> PreTrainedToken
 
 def read_config(model: Model) -> PreTrainedConfig:
     """Return the config of a model, or of the base of its adapter. Raises: RecipeError when it cannot be read."""
-    from transformers import AutoConfig
+    with quick_imports():
+        from transformers import AutoConfig
 
     name, revision = base_of(model)
     source, form = source_of(name)
-    with reading(name, CONFIG_FILE):
+    with quick_imports(), reading(name, CONFIG_FILE):  # with the config comes the code of its family
         return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=model.trust_remote_code, **form)
 
 
@@ -262,7 +263,9 @@ def _load_classifier(model: Model, trainable: bool, outputs: int | None) -> tupl
 
 
 def _load_base(model: Model, trainable: bool) -> PreTrainedModel:
-    policy = _from_pretrained(model, trainable, auto_class_for(read_config(model)))[0]
+    with quick_imports():
+        auto_class = auto_class_for(read_config(model))
+    policy = _from_pretrained(model, trainable, auto_class)[0]
     _name_backbone(policy)
     return policy
 
@@ -294,7 +297,8 @@ def _from_pretrained(
         if not form and not own_quantization(name):
             options["quantization_config"] = _quantization_config(model, may_lack)
         options["device_map"] = {"": _rank_device()}
-    with reading(name, "model"), without_messages("LOAD REPORT", "modeling_utils", "utils.loading_report"):
+    silent = without_messages("LOAD REPORT", "modeling_utils", "utils.loading_report")
+    with quick_imports(), reading(name, "model"), silent:
         policy, loaded = auto_class.from_pretrained(
             source,
             revision=revision,

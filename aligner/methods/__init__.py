@@ -8,7 +8,6 @@ while the others wait, with a time-out of a day instead of NCCL's ten minutes.
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import tempfile
@@ -27,6 +26,7 @@ from aligner.data.rows import Task
 from aligner.errors import DataError, TrainingError
 from aligner.events import DataReady, Finished, Notice, OnEvent, Plan, StageProgress, StageStarted, Warned, tell
 from aligner.launch import launch_line, run_ranks, use_one_gpu, world
+from aligner.loading import quick_imports
 from aligner.places import refuse_unusable
 from aligner.positions import sizes_of, within_model
 from aligner.reward_models import read_spec
@@ -157,8 +157,9 @@ def _within(recipe: TrainRecipe, sizes: Mapping[str, Any], on_event: OnEvent | N
 def _try_out(recipe: TrainRecipe, loaded: Loaded, origins: Mapping[str, str], on_event: OnEvent | None) -> TrainRecipe:
     """Find out, before rows are tokens, what would not work: settings on this device, sizes of a model on the hub, no batch."""
     from aligner.prepare import refuse_no_batch
-    from aligner.rehearsal import rehearse
 
+    with quick_imports():
+        from aligner.rehearsal import rehearse
     refuse_no_batch(recipe, len(loaded.train))
     rehearse(recipe, origins)
     return _within(recipe, _sizes_once_loaded(recipe), on_event)
@@ -326,19 +327,9 @@ def _quieten() -> None:
 
 
 def _import_method(method: str) -> ModuleType:
-    """Import a method, and with it everything heavy.
-
-    The garbage collector waits: thousands of modules hold no garbage, and searching them again and again took a sixth
-    of the time to the first step. What they made is left out of later searches too.
-    """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
+    """Import a method, and with it everything heavy."""
+    with quick_imports():
         return import_module(METHODS[method].split(":")[0])
-    finally:
-        gc.freeze()
-        if was_enabled:
-            gc.enable()
 
 
 def already_done(run: Run, on_event: OnEvent | None) -> Outcome:
