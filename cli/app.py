@@ -12,9 +12,9 @@ from typing import Annotated, ClassVar
 import typer
 
 from . import data, discover, doctor, evaluate, generate, mosaic, quickstart, recipes, runs, score, toy, train
-from .boundary import Boundary
-from .quick import QuickCommand
-from .quiet import make_streams_safe, set_environment, silence_warnings
+from .environment import make_streams_safe, set_environment, silence_warnings
+from .errors import Boundary
+from .fast_commands import QuickCommand
 from .recipe_command import ANY_KEY, RecipeCommand
 
 
@@ -62,7 +62,7 @@ def root(
     set_environment()
     make_streams_safe()
     if "WORLD_SIZE" in os.environ:  # started by accelerate or torchrun
-        from aligner.launch import enter_rank
+        from aligner.launch.command import enter_rank
 
         enter_rank()
     if debug:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .boundary import resumable
-from .quick import QuickGroup
+from .errors import resumable
+from .fast_commands import QuickGroup
 from .recipe_command import ANY_KEY, RecipeCommand, carry_out
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def select(
 
 
 def _choose(resolved: Resolved, **options: Any) -> Any:
-    from aligner.builders.selection.building import run_select
+    from aligner.builders.select.build import run_select
 
     return run_select(resolved, **options)
 
@@ -98,7 +98,7 @@ def headline(resolved: Resolved) -> list[tuple[str, str, str]]:
 
 def _read_back(arguments: list[str], labels: Path | None, oracle: str | None, as_json: bool, *, unfit: bool) -> None:
     """Take labels over, from a file or from a scorer."""
-    from aligner.builders.selection.labels import LABELLED, ask_oracle, read_labels
+    from aligner.builders.select.labels import LABELLED, ask_oracle, read_labels
     from aligner.errors import UsageError
 
     from .render import Screen, result_table
@@ -124,7 +124,7 @@ def _read_back(arguments: list[str], labels: Path | None, oracle: str | None, as
 
 def _run_dir(arguments: list[str]) -> Path:
     """The run directory that was named, or that of the recipe."""
-    from .train import resolve
+    from .resolve import resolve
 
     if len(arguments) == 1 and (Path(arguments[0]) / "resolved.json").is_file():
         return Path(arguments[0])

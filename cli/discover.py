@@ -40,16 +40,16 @@ def discover(
 
 
 def _search(resolved: Resolved, **options: Any) -> Any:
-    from aligner.endpoints import check_endpoint
+    from aligner.endpoints.client import check_endpoint
 
     check_endpoint(resolved.recipe.endpoint)  # before torch is loaded
-    from aligner.methods.discover import run_discovery
+    from aligner.methods.discover.search import run_discovery
 
     return run_discovery(resolved, **options)
 
 
 def _paths(outcome: Any) -> dict[str, object]:
-    from aligner.record import read_json
+    from aligner.runs.files import read_json
 
     found = read_json(outcome.run_dir, "search.json")["found"]
     use = found and f"aligner dpo RECIPE dpo.loss={outcome.run_dir / found}"

@@ -13,7 +13,7 @@ MARKS = {"ok": "ok", "note": "note", "problem": "PROBLEM"}
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Say what this machine can do, and what not and why."""
-    from aligner.doctor import examine
+    from aligner.doctor.checks import examine
 
     checks = examine()
     if as_json:

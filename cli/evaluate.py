@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from .boundary import resumable
+from .errors import resumable
 from .models import (
     AsJson,
     BatchSize,
@@ -40,9 +40,9 @@ from .models import (
 )
 
 if TYPE_CHECKING:
-    from aligner.config.schema import Source
+    from aligner.config.recipe import Source
     from aligner.data.rows import Task
-    from aligner.reward_models import Scorer
+    from aligner.reward_models.base import Scorer
 
 
 OF_MODELS = (
@@ -135,9 +135,9 @@ def evaluate(
 
     with Screen() as screen, resumable(goes_on(output, overwrite)):
         screen.start("loading the model")
-        from aligner.evaluation import evaluate as measure
-        from aligner.generation import Sampling
-        from aligner.models import model_fingerprint, tokenizer_fingerprint
+        from aligner.evaluation.evaluate import evaluate as measure
+        from aligner.generation.decode import Sampling
+        from aligner.models.fingerprint import model_fingerprint, tokenizer_fingerprint
 
         policy, tokenizer = load_model(section)
         remark_on_control_tokens(tokenizer, rows, screen.on_event)
@@ -230,13 +230,13 @@ def _evaluate_rewards(
 
 
 def _dumps(record: dict[str, Any]) -> str:
-    from aligner.record import dumps
+    from aligner.runs.files import dumps
 
     return dumps(record, indent=2)
 
 
 def _scorer(spec: str | None) -> Scorer | None:
-    from aligner.reward_models import load_scorer
+    from aligner.reward_models.catalogue import load_scorer
 
     return None if spec is None else load_scorer(spec)
 

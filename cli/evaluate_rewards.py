@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from .boundary import resumable
+from .errors import resumable
 from .models import OnBadRow, dropped_rows, goes_on, rows_fingerprint, unfinished
 
 if TYPE_CHECKING:
-    from aligner.config.schema import Source
+    from aligner.config.recipe import Source
     from aligner.data.ledger import Ledger
-    from aligner.evaluation.judged_pairs import Answers, Judged, Pair
-    from aligner.unfinished import Straight, Unfinished
+    from aligner.evaluation.pair_scores import Answers, Judged, Pair
+    from aligner.runs.partial_output import Straight, Unfinished
 
     from .render import Screen
 
@@ -41,22 +41,22 @@ def evaluate_rewards(
     """Judge the pairs of a source with one reward model or two, and measure. The record goes into `output`, a picture into `plot`."""
     from aligner.errors import UsageError
     from aligner.events import Warned
-    from aligner.reward_models import read_spec
+    from aligner.reward_models.catalogue import read_spec
 
     if len(specs) > 2:
         raise UsageError(f"--reward-model is given {len(specs)} times", "name one, or two to compare")
     for spec in specs:
         read_spec(spec)
     if plot is not None:
-        from aligner.places import make_room
+        from aligner.runs.places import make_room
 
         make_room(plot, "--plot")
     pairs, column, ledger = _read(source, category, on_bad_row, seed)
 
-    from aligner.evaluation.judged_pairs import answers_of
-    from aligner.evaluation.overlap import trained_on
+    from aligner.evaluation.contamination import trained_on
+    from aligner.evaluation.pair_scores import answers_of
     from aligner.evaluation.reward_accuracy import agreement, measure
-    from aligner.record import dumps
+    from aligner.runs.files import dumps
 
     from .render import Screen
 
@@ -106,7 +106,7 @@ def evaluate_rewards(
 
 def _draw(record: Record, judged: Sequence[Judged], pairs: list[Pair], answers: Answers, path: Path) -> None:
     """Write the picture."""
-    from aligner.evaluation.reward_picture import Shown, write_picture
+    from aligner.evaluation.reward_report import Shown, write_picture
 
     shown = [Shown(result["reward_model"], result, one) for result, one in zip(record["results"], judged)]
     write_picture(shown, pairs, answers, record, path)
@@ -116,12 +116,12 @@ def _read(
     source: Source, category: str | None, on_bad_row: OnBadRow, seed: int
 ) -> tuple[list[Pair], str | None, Ledger]:
     """The pairs, the column that divides them, and where they came from."""
-    from aligner.config.schema import Data
-    from aligner.data import load_rows
+    from aligner.config.recipe import Data
+    from aligner.data.loading import load_rows
     from aligner.data.rows import refuse_tools
     from aligner.errors import DataError
-    from aligner.evaluation.divisions import CATEGORY_COLUMNS, category_column
-    from aligner.evaluation.judged_pairs import as_pairs
+    from aligner.evaluation.groups import CATEGORY_COLUMNS, category_column
+    from aligner.evaluation.pair_scores import as_pairs
 
     keep = dict.fromkeys([*CATEGORY_COLUMNS, "answer", *([category] if category else [])])
     loaded = load_rows(Data(train=[source], on_bad_row=on_bad_row), "preference", seed, keep=list(keep))
@@ -141,8 +141,8 @@ def _judge(
 
     What it says is kept under `name`, if anything is, and a judge goes on with the account of its budget for these `data`.
     """
-    from aligner.evaluation.judged_pairs import AT_ONCE, judge
-    from aligner.reward_models import load_scorer, read_spec
+    from aligner.evaluation.pair_scores import AT_ONCE, judge
+    from aligner.reward_models.catalogue import load_scorer, read_spec
     from aligner.reward_models.ensemble import go_on_with_account, scored_together
 
     what = f"judging with {spec}"

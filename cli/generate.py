@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .boundary import resumable
+from .errors import resumable
 from .models import (
     AsJson,
     BatchSize,
@@ -42,9 +42,9 @@ from .models import (
 )
 
 if TYPE_CHECKING:
-    from aligner.config.schema import Source
+    from aligner.config.recipe import Source
     from aligner.data.rows import PromptRow
-    from aligner.generation import Completion
+    from aligner.generation.decode import Completion
 
 
 def generate(
@@ -84,9 +84,9 @@ def generate(
         screen.start("loading the model")
         policy, tokenizer = load_model(section)
         remark_on_control_tokens(tokenizer, rows, screen.on_event)
-        from aligner.generation import Sampling, generate
-        from aligner.models import model_fingerprint, tokenizer_fingerprint
-        from aligner.record import json_line
+        from aligner.generation.decode import Sampling, generate
+        from aligner.models.fingerprint import model_fingerprint, tokenizer_fingerprint
+        from aligner.runs.files import json_line
 
         sampling = Sampling(
             max_new_tokens=max_new_tokens,

@@ -11,7 +11,7 @@ import typer
 from aligner.config.choices import LOSSES, REWARD_LOSSES
 
 if TYPE_CHECKING:
-    from aligner.objectives.table import Row, Shape
+    from aligner.losses.table import Row, Shape
 
 LEVELS = "▁▂▃▄▅▆▇█"
 WIDTH = 24
@@ -21,11 +21,11 @@ def show_losses(arguments: Sequence[str], plot: Path | None) -> None:
     """Print the table; draw the picture where a file is named."""
     beta, tau = _numbers(arguments)
     if plot is not None:
-        from aligner.places import make_room
+        from aligner.runs.places import make_room
 
         make_room(plot, "--loss-plot")
-    from aligner.objectives import Settings
-    from aligner.objectives.table import loss_table
+    from aligner.losses.table import loss_table
+    from aligner.losses.types import Settings
 
     from .render import columns
 
@@ -54,7 +54,7 @@ def show_losses(arguments: Sequence[str], plot: Path | None) -> None:
     for name, text in LOSSES.items():
         typer.echo(f"{name.ljust(width)}  {text}")
     if plot is not None:
-        from aligner.loss_picture import write_picture
+        from aligner.reports.losses import write_picture
 
         write_picture(rows, beta, tau, plot)
         typer.echo(f"\nwrote {plot}")
@@ -62,7 +62,7 @@ def show_losses(arguments: Sequence[str], plot: Path | None) -> None:
 
 def _numbers(arguments: Sequence[str]) -> tuple[float, float]:
     """The values of `dpo.beta` and `dpo.tau` on the command line, checked as those of a recipe are."""
-    from .train import resolve
+    from .resolve import resolve
 
     others = ["dpo.loss=discopop", "model.name_or_path=unread", "data.train=unread"]
     # What a recipe says of rewards goes with another objective; the forward KL, with any.

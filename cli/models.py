@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 if TYPE_CHECKING:
-    from aligner.config.schema import Model, Source
+    from aligner.config.recipe import Model, Source
     from aligner.data.ledger import Ledger
     from aligner.data.rows import Task
     from aligner.events import OnEvent
-    from aligner.unfinished import Straight, Unfinished
+    from aligner.runs.partial_output import Straight, Unfinished
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["none", "nf4", "fp4", "int8"]
@@ -42,7 +42,7 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existin
 
 def source_section(path: str, column: list[str] | None, split: str, max_rows: int | None) -> Source:
     """The data section of a recipe, from options."""
-    from aligner.config.schema import Source
+    from aligner.config.recipe import Source
     from aligner.errors import UsageError
 
     pairs = [text.partition("=") for text in column or []]
@@ -54,8 +54,8 @@ def source_section(path: str, column: list[str] | None, split: str, max_rows: in
 
 
 def read_rows(source: Source, task: Task, seed: int, on_bad_row: OnBadRow = "error") -> list[Any]:
-    from aligner.config.schema import Data
-    from aligner.data import load_rows
+    from aligner.config.recipe import Data
+    from aligner.data.loading import load_rows
 
     loaded = load_rows(Data(train=[source], on_bad_row=on_bad_row), task, seed)
     dropped_rows(loaded.ledger)
@@ -88,14 +88,14 @@ def check_sampling(temperature: float, top_p: float) -> None:
 
 
 def model_section(name: str, dtype: Dtype, quantization: Quantization, trust_remote_code: bool) -> Model:
-    from aligner.config.schema import Model
+    from aligner.config.recipe import Model
 
     return Model(name_or_path=name, dtype=dtype, quantization=quantization, trust_remote_code=trust_remote_code)
 
 
 def check_paths(model: Model, reference: str | None) -> None:
     """Refuse folders that hold no model before anything is loaded."""
-    from aligner.models import check_model_path
+    from aligner.models.files import check_model_path
 
     check_model_path(model)
     if reference is not None:
@@ -104,7 +104,8 @@ def check_paths(model: Model, reference: str | None) -> None:
 
 def load_model(model: Model) -> tuple[Any, Any]:
     """Policy and tokenizer, ready to answer."""
-    from aligner.models import load_policy, load_tokenizer
+    from aligner.models.loading import load_policy
+    from aligner.models.tokenizers import load_tokenizer
 
     tokenizer = load_tokenizer(model)
     return load_policy(model, tokenizer, trainable=False, answers=True), tokenizer
@@ -112,8 +113,8 @@ def load_model(model: Model) -> tuple[Any, Any]:
 
 def remark_on_control_tokens(tokenizer: Any, rows: Sequence[Any], on_event: OnEvent) -> None:
     """Say it where texts of rows hold control tokens."""
-    from aligner.control_tokens import remark_on
     from aligner.events import Warned
+    from aligner.tokenization.control_tokens import remark_on
 
     remark = remark_on(tokenizer, rows)
     if remark is not None:
@@ -124,18 +125,18 @@ def check_output(
     output: Path | None, data: str | None, *, resume: bool, overwrite: bool, suffix: str = ".jsonl"
 ) -> None:
     """Say what is in the way of an output before anything is read."""
-    from aligner import unfinished
     from aligner.errors import UsageError
+    from aligner.runs import partial_output
 
     if output is not None:
-        unfinished.check_output(output, data, resume=resume, overwrite=overwrite, suffix=suffix)
+        partial_output.check_output(output, data, resume=resume, overwrite=overwrite, suffix=suffix)
     elif resume or overwrite:
         raise UsageError("--resume and --overwrite are about an output, and there is none", "Add --output.")
 
 
 def goes_on(output: Path | None, overwrite: bool) -> str:
     """What Ctrl-C says after "the same command with --resume"."""
-    from aligner.unfinished import is_stream
+    from aligner.runs.partial_output import is_stream
 
     if output is None or is_stream(output):
         return "needs --output FILE to go on"
@@ -151,7 +152,7 @@ def rows_fingerprint(rows: Sequence[Any]) -> str:
     """A hash of what rows hold; where they came from does not count."""
     import hashlib
 
-    from aligner.record import json_line
+    from aligner.runs.files import json_line
 
     digest = hashlib.sha256()
     for row in rows:
@@ -165,7 +166,7 @@ def unfinished(
     output: Path | None, header: Callable[[], Mapping[str, Any]], *, overwrite: bool
 ) -> Iterator[Unfinished | Straight]:
     """What keeps the finished parts of an output until it is whole; nothing is kept where no file is written."""
-    from aligner.unfinished import Straight, Unfinished, is_stream
+    from aligner.runs.partial_output import Straight, Unfinished, is_stream
 
     if output is None or is_stream(output):
         yield Straight(output)

@@ -44,13 +44,13 @@ def mosaic(
 
 
 def _build(resolved: Resolved, **options: Any) -> Any:
-    from aligner.builders.mosaic.building import run_mosaic
+    from aligner.builders.mosaic.build import run_mosaic
 
     return run_mosaic(resolved, **options)
 
 
 def _paths(outcome: Any) -> dict[str, object]:
-    from aligner.record import read_json
+    from aligner.runs.files import read_json
 
     data, told = outcome.run_dir / "data", read_json(outcome.run_dir, "mosaic.json")
     held_out = data / "eval.jsonl"

@@ -35,7 +35,7 @@ def _world(directory: Path, resume: bool, overwrite: bool) -> None:
     from . import toy
 
     if resume and (directory / "manifest.json").is_file():
-        from aligner.toy import read_world
+        from aligner.toy.world import read_world
 
         read_world(directory)
         return
@@ -44,8 +44,9 @@ def _world(directory: Path, resume: bool, overwrite: bool) -> None:
 
 def _train(method: str, resume: bool) -> Any:
     from .render import Screen
+    from .resolve import resolve
     from .summary import headline
-    from .train import resolve, run
+    from .train import run
 
     resolved, *_ = resolve(method, [f"recipes/{method}.yaml"])
     with Screen() as screen:
@@ -55,9 +56,9 @@ def _train(method: str, resume: bool) -> Any:
 
 def _measure() -> dict[str, dict[str, float]]:
     """Gold score of the answers of all three models to the held-out prompts, sampled at temperature 1."""
-    from aligner.evaluation import evaluate
-    from aligner.generation import Sampling
-    from aligner.reward_models import load_scorer
+    from aligner.evaluation.evaluate import evaluate
+    from aligner.generation.decode import Sampling
+    from aligner.reward_models.catalogue import load_scorer
 
     from .models import load_model, model_section, read_rows, source_section
     from .render import Screen
@@ -85,8 +86,8 @@ def _measure() -> dict[str, dict[str, float]]:
 
 def _record(run_dir: Path, scores: dict[str, dict[str, float]]) -> None:
     """Into the DPO run's record, and its report again with the bars."""
-    from aligner.record import dumps, write_atomically
-    from aligner.report import write_report
+    from aligner.reports.training import write_report
+    from aligner.runs.files import dumps, write_atomically
 
     entries = [{"name": name, "metrics": {"gold_score": found["gold_score"]}} for name, found in scores.items()]
     write_atomically(run_dir / "evaluation.json", dumps(entries, indent=2) + "\n")

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from .boundary import resumable
-from .quick import QuickCommand
+from .errors import resumable
+from .fast_commands import QuickCommand
 
 if TYPE_CHECKING:
     from aligner.config.load import Resolved
@@ -98,7 +98,7 @@ def carry_out(
     `goes_on` ends the sentence after Ctrl-C, `untouched` the one after a dry run; `paths` says where to look at an outcome.
     """
     from .render import Screen, result_table
-    from .train import resolve
+    from .resolve import resolve
 
     context.meta["debug"] = debug or context.meta.get("debug", False)
     resolved, notes, said = resolve(method, context.args)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .quick import QuickCommand, QuickGroup
+from .fast_commands import QuickCommand, QuickGroup
 
 app = typer.Typer(
     cls=QuickGroup, rich_markup_mode=None, no_args_is_help=True, help="List, show and copy the shipped recipes."
@@ -20,7 +20,7 @@ def list_recipes(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List the shipped recipes."""
-    from aligner.config.catalogue import shipped_recipes
+    from aligner.config.shipped import shipped_recipes
 
     from .render import columns
 
@@ -37,7 +37,7 @@ def list_recipes(
 @app.command("show", cls=QuickCommand)
 def show(name: Annotated[str, typer.Argument(help="Name of a shipped recipe: tiny/dpo.")]) -> None:
     """Print a recipe with its comments."""
-    from aligner.config.catalogue import recipe_text
+    from aligner.config.shipped import recipe_text
 
     typer.echo(recipe_text(name).rstrip("\n"))
 
@@ -48,9 +48,9 @@ def copy(
     destination: Annotated[Path | None, typer.Argument(help="File or folder. Default: here, under its name.")] = None,
 ) -> None:
     """Copy a recipe to a file of yours."""
-    from aligner.config.catalogue import recipe_text
+    from aligner.config.shipped import recipe_text
     from aligner.errors import UsageError
-    from aligner.places import refuse_unusable
+    from aligner.runs.places import refuse_unusable
 
     text = recipe_text(name)
     filename = f"{Path(name).name.removesuffix('.yaml')}.yaml"

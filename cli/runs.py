@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .quick import QuickCommand, QuickGroup
+from .fast_commands import QuickCommand, QuickGroup
 
 app = typer.Typer(
     cls=QuickGroup, rich_markup_mode=None, no_args_is_help=True, help="List and show runs, and write their reports."
@@ -59,9 +59,9 @@ def show(run: RunDir, as_json: Json = False) -> None:
 
 
 REPORTS = {
-    "discover": "aligner.methods.discovery_report:write_discovery_report",
+    "discover": "aligner.methods.discover.report:write_discovery_report",
     "mosaic": "aligner.builders.mosaic.report:write_mosaic_report",
-    "select": "aligner.builders.selection.report:write_select_report",
+    "select": "aligner.builders.select.report:write_select_report",
 }
 """Methods whose reports are not those of a training -> what writes them."""
 
@@ -71,11 +71,11 @@ def report(run: RunDir) -> None:
     """Write the HTML report of a run again, from its record."""
     from importlib import import_module
 
-    from aligner.record import read_json
+    from aligner.runs.files import read_json
 
     folder = _checked(run)
     method = ((read_json(folder, "resolved.json") or {}).get("recipe") or {}).get("method")
-    module, _, function = REPORTS.get(str(method), "aligner.report:write_report").partition(":")
+    module, _, function = REPORTS.get(str(method), "aligner.reports.training:write_report").partition(":")
     typer.echo(f"wrote {getattr(import_module(module), function)(folder)}")
 
 
@@ -100,7 +100,7 @@ def _read_or_damaged(run: Path) -> dict[str, Any]:
 
 def _read(run: Path) -> dict[str, Any]:
     """State, method and results of a run; the manifest is written last, so its presence means done."""
-    from aligner.record import read_json
+    from aligner.runs.files import read_json
 
     manifest = read_json(run, "manifest.json") or {}
     resolved = read_json(run, "resolved.json")

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .boundary import resumable
+from .errors import resumable
 from .models import AsJson, Column, MaxRows, Overwrite, Resume, Split, check_output, goes_on, source_section
 
 if TYPE_CHECKING:
-    from aligner.config.schema import Source
+    from aligner.config.recipe import Source
     from aligner.evaluation.answer_rows import AnswerRows, Scored
     from aligner.evaluation.score_store import ScoreStore
-    from aligner.reward_models import Scorer
+    from aligner.reward_models.base import Scorer
 
 NUMBERS = ("n", "mean", "std", "min", "median", "max")
 
@@ -43,10 +43,10 @@ def score(
     columns stand in brackets. A column `answer` holds the right answer for rules that compare with one.
     """
     from aligner.evaluation.answer_rows import read_answers, refuse_taken_columns
-    from aligner.record import json_line
-    from aligner.reward_models import load_scorer, read_spec
+    from aligner.reward_models.catalogue import load_scorer, read_spec
     from aligner.reward_models.ensemble import scored_together
-    from aligner.unfinished import Straight, is_stream
+    from aligner.runs.files import json_line
+    from aligner.runs.partial_output import Straight, is_stream
 
     check_output(output, data, resume=resume, overwrite=overwrite)
     card = read_spec(reward_model)
@@ -120,7 +120,7 @@ def _record(scorer: Scorer, rows: AnswerRows, scored: list[Scored], data: str, o
 
 
 def _print_json(record: dict[str, Any], rows: Any) -> None:
-    from aligner.record import dumps
+    from aligner.runs.files import dumps
 
     typer.echo(dumps({**record, **({} if rows is None else {"rows": list(rows)})}, indent=2))
 

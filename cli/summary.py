@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from aligner.config.load import Resolved
-    from aligner.config.schema import Model, Source, TrainRecipe
+    from aligner.config.recipe import Model, Source, TrainRecipe
 
 Rows = list[tuple[str, str, str]]
 

@@ -24,7 +24,7 @@ def toy(
 
 def write(directory: Path, *, seed: int, overwrite: bool) -> None:
     """Write the world, with progress."""
-    from aligner.toy import write_world
+    from aligner.toy.world import write_world
 
     from .render import Screen
 

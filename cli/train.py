@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .boundary import resumable
+from .errors import resumable
 from .recipe_command import ANY_KEY, RecipeCommand
+from .resolve import resolve
 
 if TYPE_CHECKING:
     from aligner.config.load import Resolved
@@ -101,23 +102,9 @@ def _command(method: str) -> Any:
     return command
 
 
-def resolve(
-    method: str, arguments: list[str], num_processes: int | None = None
-) -> tuple[Resolved, list[str], dict[str, bool]]:
-    """The recipe that the command line describes, checked, without loading torch; notes; options said by flags."""
-    from aligner.config.flags import parse_arguments
-    from aligner.config.load import load_recipe
-
-    parsed = parse_arguments(arguments, method)
-    flags: dict[str, Any] = dict(parsed.flags)
-    if num_processes is not None:
-        flags["launch.num_processes"] = (num_processes, "--num-processes")
-    return load_recipe(method, parsed.ref, parsed.overrides, flags), parsed.notes, parsed.options
-
-
 def train(resolved: Resolved, notes: list[str], *, resume: bool, overwrite: bool, dry_run: bool, as_json: bool) -> None:
     """Run a resolved recipe with progress on stderr and the result on stdout."""
-    from aligner.launch import is_our_rank, world
+    from aligner.launch.command import is_our_rank, world
 
     from .render import Screen, result_table
     from .summary import summary_rows
@@ -145,7 +132,7 @@ def train(resolved: Resolved, notes: list[str], *, resume: bool, overwrite: bool
 
 def run(resolved: Resolved, screen: Any, **options: bool) -> Any:
     """`run_recipe` with its events on the screen; Ctrl-C says how to go on."""
-    from aligner.methods import run_recipe
+    from aligner.methods.pipeline import run_recipe
 
     with resumable("goes on from the last checkpoint"):
         return run_recipe(resolved, on_event=screen.on_event, **options)

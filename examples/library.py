@@ -14,13 +14,14 @@ import tempfile
 from pathlib import Path
 
 from aligner.config.load import load_recipe
-from aligner.config.schema import Model
+from aligner.config.recipe import Model
 from aligner.events import Event, Metrics
-from aligner.generation import Sampling, generate
-from aligner.methods import run_recipe
-from aligner.models import load_policy, load_tokenizer
-from aligner.reward_models import load_scorer
-from aligner.toy import write_world
+from aligner.generation.decode import Sampling, generate
+from aligner.methods.pipeline import run_recipe
+from aligner.models.loading import load_policy
+from aligner.models.tokenizers import load_tokenizer
+from aligner.reward_models.catalogue import load_scorer
+from aligner.toy.world import write_world
 
 
 def show(event: Event) -> None:

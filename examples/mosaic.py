@@ -7,8 +7,10 @@ No model, no tokenizer and no network: lengths are estimates, which is enough to
 
 from __future__ import annotations
 
-from aligner.builders.mosaic import build, check, load_bank
-from aligner.config.schema import Mosaic
+from aligner.builders.mosaic.bank import load_bank
+from aligner.builders.mosaic.check import check
+from aligner.builders.mosaic.passes import build
+from aligner.config.recipe import Mosaic
 from aligner.data.rows import CompletionRow
 
 CAPITALS = {"France": "Paris", "Peru": "Lima", "Kenya": "Nairobi", "Japan": "Tokyo", "Norway": "Oslo", "Cuba": "Havana"}

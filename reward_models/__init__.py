@@ -1,92 +1,28 @@
-"""Everything that hands out a score, behind one protocol. See `README.md` for the catalogue and `base.py` for the rules.
-
-A scorer is named by a short text, the same on the command line, in a recipe and in Python: a card (a file, a folder that
-holds `reward_model.yaml`, or the name of a shipped one), or `kind:argument`, as in
-`load_scorer("verifier:number").score(prompts, completions, references)`. Adding a kind is one module and one line in
-`KINDS`. Imports no torch until a kind that needs it is loaded.
-"""
+"""Everything that hands out a score, behind one protocol: `catalogue.py` finds them, `base.py` has the rules, README.md the list."""
 
 from __future__ import annotations
 
-import difflib
-import importlib
-from pathlib import Path
+from importlib import import_module
+from typing import Any
 
-from aligner.errors import RecipeError
-
-from .base import Comparer, Preferences, Prompt, Scorer, Scores, preferences
-from .card import CARD_FILE, NEEDED, Card, find_card, shipped_cards
-
-KINDS: dict[str, str] = {
-    "toy": "aligner.reward_models.toy",
-    "verifier": "aligner.reward_models.verifier",
-    "bradley_terry": "aligner.reward_models.heads",
-    "regression": "aligner.reward_models.heads",
-    "segment": "aligner.reward_models.segment",
-    "pairwise": "aligner.reward_models.pairwise",
-    "judge": "aligner.reward_models.judge",
-    "ensemble": "aligner.reward_models.ensemble",
+_NAMES = {
+    "Card": "card",
+    "Comparer": "base",
+    "Preferences": "base",
+    "Prompt": "base",
+    "Scorer": "base",
+    "Scores": "base",
+    "load_scorer": "catalogue",
+    "preferences": "base",
+    "read_spec": "catalogue",
+    "shipped_cards": "card",
 }
-"""Kind -> the module whose `make(card)` gives the scorer."""
+"""Name -> the module that holds it, imported when the name is first asked for."""
 
-__all__ = [
-    "CARD_FILE",
-    "KINDS",
-    "Card",
-    "Comparer",
-    "Preferences",
-    "Prompt",
-    "Scorer",
-    "Scores",
-    "load_scorer",
-    "preferences",
-    "read_spec",
-    "shipped_cards",
-]
+__all__ = sorted(_NAMES)
 
 
-def load_scorer(spec: str) -> Scorer:
-    """The scorer that `spec` names; RecipeError when there is none, or when it cannot be loaded."""
-    card = read_spec(spec)
-    scorer: Scorer = importlib.import_module(KINDS[card.kind]).make(card)
-    return scorer
-
-
-def read_spec(spec: str) -> Card:
-    """The card that `spec` names, without loading what it is the card of; RecipeError when there is none."""
-    kind, colon, argument = spec.partition(":")
-    if kind in KINDS and (colon or kind in ("toy", "verifier")):
-        return _card_of(kind, argument, spec)
-    card = find_card(spec) if spec else None
-    if card is not None:
-        return card
-    if spec and Path(spec).expanduser().is_dir():
-        raise RecipeError(
-            f"the folder {spec} holds no {CARD_FILE}",
-            f"Write one, or say what it is: bradley_terry:{spec}",
-        )
-    close = difflib.get_close_matches(kind, [*KINDS, *shipped_cards()], n=1)
-    raise RecipeError(
-        f"there is no scorer {spec!r}" + (f"; did you mean {close[0]!r}?" if close else ""),
-        f"The kinds are {', '.join(sorted(KINDS))}; for example `toy`, `verifier:number`, a reward model's card (a file, or the "
-        "folder of a run), or `bradley_terry:HUB_ID`.",
-    )
-
-
-def _card_of(kind: str, argument: str, spec: str) -> Card:
-    """The card of `kind:argument`, for the kinds that one argument is enough for."""
-    if kind == "toy":
-        if argument:
-            raise RecipeError(f"the scorer `toy` takes no argument, found {argument!r}", "Write just `toy`.")
-        return Card(kind="toy", name="toy")
-    if kind == "verifier":
-        return Card(kind="verifier", name=spec, verifier=argument)
-    if NEEDED[kind] != ("model",):
-        raise RecipeError(
-            f"a {kind} scorer needs more than one argument: {', '.join(NEEDED[kind])}",
-            "Write a card, a YAML file with `kind:` and these keys, and name the file.",
-        )
-    if not argument:
-        raise RecipeError(f"{spec!r} names no model", f"Write {kind}:HUB_ID or {kind}:FOLDER.")
-    # What other tools have trained reads its score behind the last token that the chat template writes.
-    return Card(kind=kind, name=spec, model=argument, **({"read_at": "end"} if kind == "bradley_terry" else {}))
+def __getattr__(name: str) -> Any:
+    if name not in _NAMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_NAMES[name]}"), name)

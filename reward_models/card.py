@@ -16,8 +16,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, ValidationError
 
-from aligner.config.names import did_you_mean
-from aligner.config.schema import Endpoint, Section
+from aligner.config.hints import did_you_mean
+from aligner.config.recipe import Endpoint, Section
 from aligner.config.yaml_lines import dotted, read_document
 from aligner.errors import Problem, RecipeError
 

@@ -40,20 +40,9 @@ from pathlib import Path
 
 from aligner.errors import DataError, RecipeError
 
-from . import load_scorer, read_spec
-from .base import (
-    UNBOUNDED,
-    Comparer,
-    Preferences,
-    Prompt,
-    Range,
-    Scorer,
-    Scores,
-    check_lengths,
-    preferences,
-    sigmoid,
-)
+from .base import UNBOUNDED, Comparer, Preferences, Prompt, Range, Scorer, Scores, check_lengths, preferences, sigmoid
 from .card import Card, range_of
+from .catalogue import load_scorer, read_spec
 from .judge import Judge
 
 SPREAD = "spread"

@@ -16,15 +16,17 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from aligner.chat import encode_answer, stop_token_ids
-from aligner.config.schema import Model
-from aligner.control_tokens import found_in, in_words
+from aligner.config.recipe import Model
 from aligner.data.rows import CompletionRow
 from aligner.errors import DataError, Problem, RecipeError
-from aligner.generation import max_positions
-from aligner.heads import pool_by_mask
-from aligner.models import load_reward_model, load_tokenizer, model_fingerprint
-from aligner.padded import in_batches
+from aligner.generation.decode import max_positions
+from aligner.models.fingerprint import model_fingerprint
+from aligner.models.forward import in_batches
+from aligner.models.loading import load_reward_model
+from aligner.models.reward_head import pool_by_mask
+from aligner.models.tokenizers import load_tokenizer
+from aligner.tokenization.control_tokens import found_in, in_words
+from aligner.tokenization.encode import encode_answer, stop_token_ids
 
 from .base import Prompt, Range, Scorer, Scores, check_lengths
 from .card import Card, range_of

@@ -30,10 +30,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from aligner.cache import cache_folder
-from aligner.config.schema import Endpoint, Model
-from aligner.endpoints import check_endpoint
+from aligner.config.recipe import Endpoint, Model
+from aligner.endpoints.client import check_endpoint
 from aligner.errors import DataError, Problem, RecipeError
+from aligner.runs.cache import cache_folder
 
 from .base import Preferences, Prompt, Range, Scorer, Scores, check_lengths
 from .card import Card
@@ -162,7 +162,7 @@ class Judge:
             return ""
         if self.endpoint.backend == "scripted":
             return ":" + hashlib.sha256(Path(str(self.endpoint.script)).read_bytes()).hexdigest()[:16]
-        from aligner.models import model_fingerprint
+        from aligner.models.fingerprint import model_fingerprint
 
         self._session.open()  # a model of the hub is on this machine after that
         return ":" + model_fingerprint(Model(name_or_path=self.endpoint.model))[:16]

@@ -21,8 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aligner.config.schema import Endpoint
-from aligner.endpoints import ChatRequest, Client, Completion, LLMError, open_client
+from aligner.config.recipe import Endpoint
+from aligner.endpoints.client import Client, open_client
+from aligner.endpoints.request import ChatRequest, Completion, LLMError
 from aligner.errors import EndpointError
 
 from .judge_prompts import Messages, Unusable

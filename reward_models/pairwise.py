@@ -16,16 +16,17 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from aligner.comparison import Question, encode_question, length_of_answers, question_text
 from aligner.data.rows import Messages
 from aligner.errors import DataError, Problem
-from aligner.models import load_policy, load_tokenizer
-from aligner.padded import in_batches
-from aligner.record import dumps
+from aligner.models.forward import in_batches
+from aligner.models.loading import load_policy
+from aligner.models.tokenizers import load_tokenizer
+from aligner.runs.files import dumps
 
 from .base import SHARE, Preferences, Prompt, Range, Scorer, Scores, check_lengths
 from .card import Card
 from .heads import OnProgress, fingerprint_of, refuse_no_numbers, section_of, within_positions
+from .pairwise_prompt import Question, encode_question, length_of_answers, question_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from aligner.chat import stop_token_ids
-from aligner.config.schema import Model
+from aligner.config.recipe import Model
 from aligner.errors import RecipeError
-from aligner.heads import give_values
-from aligner.models import load_policy, load_reward_model, load_tokenizer, model_fingerprint
-from aligner.padded import in_batches
-from aligner.segments import answer_entropies, segment_ends
+from aligner.models.fingerprint import model_fingerprint
+from aligner.models.forward import answer_entropies, in_batches
+from aligner.models.loading import load_policy, load_reward_model
+from aligner.models.reward_head import give_values
+from aligner.models.tokenizers import load_tokenizer
+from aligner.tokenization.encode import stop_token_ids
+from aligner.tokenization.segments import segment_ends
 
 from .base import Prompt, Range, Scorer, Scores, check_lengths
 from .card import Card, Segments, range_of

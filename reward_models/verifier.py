@@ -37,14 +37,14 @@ from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 
-from aligner.config.names import closest
+from aligner.config.hints import closest
 from aligner.errors import DataError, RecipeError
 
 from .base import SHARE, Prompt, Range, Scorer, Scores, check_lengths, required_references
 from .card import Card, range_of
-from .json_answers import INVALID, read_answer, read_json, same_value
+from .json_extract import INVALID, read_answer, read_json, same_value
+from .sandboxed_verifiers import FunctionVerifier, RegexVerifier, SchemaVerifier, TestsVerifier
 from .verifier_options import Options, read_options, split_options
-from .verifiers_isolated import FunctionVerifier, RegexVerifier, SchemaVerifier, TestsVerifier
 
 TOLERANCE = Decimal("1e-6")
 

@@ -6,7 +6,7 @@ import math
 import re
 from dataclasses import asdict, dataclass
 
-from aligner.config.names import did_you_mean
+from aligner.config.hints import did_you_mean
 from aligner.errors import RecipeError
 
 _WRITTEN = re.compile(r",([A-Za-z_]\w*)=([^,=]*)$")

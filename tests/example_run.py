@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from aligner.config.load import Resolved
-from aligner.config.schema import RECIPES
+from aligner.config.recipe import RECIPES
 from aligner.data.ledger import FileRecord, Ledger
-from aligner.run import Run
+from aligner.reports.finish import finish_run
+from aligner.runs.run import Run
 
 RECIPE_TEXT = """# DPO on the toy world: about a minute on two cores
 method: {method}
@@ -123,7 +124,7 @@ def finished_run(output_dir: Path, method: str = "sft", model: str = "model", st
     metrics = [{"name": name, "metrics": {"gold_score": gold, "exact": exact}} for name, gold, exact in scores]
     run.write_json("evaluation.json", metrics)
     parents = [{"kind": "model", "path": model, "fingerprint": None}]
-    run.finish({"train_loss": 0.4123, "eval_loss": 0.3567, "eval_rewards/accuracies": 0.912}, parents)
+    finish_run(run, {"train_loss": 0.4123, "eval_loss": 0.3567, "eval_rewards/accuracies": 0.912}, parents)
     return run
 
 

@@ -21,24 +21,30 @@ Place = tuple[str, str, bool]
 """Owner ("module" or "module:Class"), attribute, and whether the process dies before the call (else after it)."""
 
 MOMENTS: dict[str, Place] = {
-    "while rows are tokenised": ("aligner.prepare", "_write", True),
-    "before the tokenised rows have their books": ("aligner.prepare", "_write", False),
-    "while the model is loaded": ("aligner.methods.{method}", "load_policy", True),
-    "while the reference is computed": ("aligner.reference", "_save", True),
-    "while rewards are kept": ("aligner.distillation", "write_atomically", True),
-    "while answers of the reference are kept": ("aligner.samples", "_save", True),
+    "while rows are tokenised": ("aligner.tokenization.dataset", "_write", True),
+    "before the tokenised rows have their books": ("aligner.tokenization.dataset", "_write", False),
+    "while the model is loaded": ("aligner.methods.{method}.train", "load_policy", True),
+    "while the reference is computed": ("aligner.training.reference", "_save", True),
+    "while rewards are kept": ("aligner.methods.dpo.reward_distillation", "write_atomically", True),
+    "while answers of the reference are kept": ("aligner.methods.dpo.reference_samples", "_save", True),
     "in the middle of an epoch": ("transformers:Trainer", "training_step", True),
     "while a checkpoint is written": ("transformers:Trainer", "_save_optimizer_and_scheduler", True),
-    "before a checkpoint is declared whole": ("aligner.run:Run", "complete_checkpoint", True),
-    "after a checkpoint is declared whole": ("aligner.run:Run", "complete_checkpoint", False),
-    "after a line of metrics": ("aligner.run:Run", "log_metrics", False),
-    "while the final weights are saved": ("aligner.training", "save_final", True),
-    "before the final weights are in their place": ("aligner.training", "_results", True),
-    "after the final weights": ("aligner.training", "save_final", False),
-    "before the manifest": ("aligner.run:Run", "finish", True),
+    "before a checkpoint is declared whole": ("aligner.runs.run:Run", "complete_checkpoint", True),
+    "after a checkpoint is declared whole": ("aligner.runs.run:Run", "complete_checkpoint", False),
+    "after a line of metrics": ("aligner.runs.run:Run", "log_metrics", False),
+    "while the final weights are saved": ("aligner.training.trainer", "save_final", True),
+    "before the final weights are in their place": ("aligner.training.trainer", "_results", True),
+    "after the final weights": ("aligner.training.trainer", "save_final", False),
+    "before the manifest": ("aligner.runs.run:Run", "finish", True),
 }
 
-PRELOADED = ["aligner.methods.sft", "aligner.methods.dpo", "aligner.report", "aligner.data.loading", "peft"]
+PRELOADED = [
+    "aligner.methods.sft.train",
+    "aligner.methods.dpo.train",
+    "aligner.reports.training",
+    "aligner.data.loading",
+    "peft",
+]
 PATIENCE_S = 300
 
 
@@ -79,7 +85,7 @@ def _work(
 ) -> None:
     import torch
 
-    from aligner.methods import run_recipe
+    from aligner.methods.pipeline import run_recipe
 
     torch.set_num_threads(1)
     if cache is not None:

@@ -14,13 +14,15 @@ from typing import Any
 
 import yaml
 
-from aligner.config import flag_table, names, trainer_keys
-from aligner.config.check import place_of
-from aligner.config.flag_table import FLAGS, OPTIONS, SHORT, Flag
+from aligner.config import hints, trainer_keys
+from aligner.config.introspect import dotted_keys, is_switch
 from aligner.config.overrides import FlagValue, read_shell_value
-from aligner.config.schema import RECIPES
-from aligner.config.sections import dotted_keys, is_switch
+from aligner.config.recipe import RECIPES
+from aligner.config.validate import place_of
 from aligner.errors import Problem, UsageError
+
+from . import flag_table
+from .flag_table import FLAGS, OPTIONS, SHORT, Flag
 
 _OVERRIDE = re.compile(r"^[A-Za-z_][\w\[\].-]*=")
 _NUMBER = re.compile(r"^-\.?\d")
@@ -238,7 +240,7 @@ class _Parser:
         if place:
             self._complain(typed, "is no flag", place)
             return
-        near = names.closest(name, _all_names(self.method))
+        near = hints.closest(name, _all_names(self.method))
         keys = [key for key in dotted_keys(self.recipe_class) if key.rsplit(".", 1)[-1] == name and "[" not in key]
         hint = f"did you mean `--{near}`?" if near else (f"write `{keys[0]}=...`" if keys else "")
         self._complain(typed, "unknown flag", hint)

@@ -17,12 +17,12 @@ from typing import Any
 
 import yaml
 
-from aligner.config.catalogue import find_shipped, shipped_recipes
-from aligner.config.check import build, check_texts, check_trainer, show
-from aligner.config.names import did_you_mean
+from aligner.config.hints import did_you_mean
 from aligner.config.overrides import Assignment, Draft, FlagValue, lay_over, split_override
+from aligner.config.recipe import RECIPES, Recipe, command_of
 from aligner.config.rules import check_rules
-from aligner.config.schema import RECIPES, Recipe, command_of
+from aligner.config.shipped import find_shipped, shipped_recipes
+from aligner.config.validate import build, check_texts, check_trainer, show
 from aligner.config.yaml_lines import LARGEST, KeyPath, dotted, read_document
 from aligner.errors import Problem, RecipeError
 

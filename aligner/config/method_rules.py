@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from aligner.config.check import Finding, show
 from aligner.config.choices import (
     LABEL_SMOOTHING_LOSSES,
     LOSSES,
@@ -20,8 +19,9 @@ from aligner.config.choices import (
     TAU_LOSSES,
     WRITTEN,
 )
-from aligner.config.names import did_you_mean
-from aligner.config.schema import Strategies
+from aligner.config.hints import did_you_mean
+from aligner.config.recipe import Strategies
+from aligner.config.validate import Finding, show
 from aligner.config.view import Findings, Rule, View, finding
 from aligner.errors import RecipeError
 
@@ -81,7 +81,7 @@ def _meant_loss(name: str, known: Iterable[str]) -> str:
 
 
 def _objective_file(path: str, key: str = "dpo.loss") -> Findings:
-    from aligner.objective_source import read_objective
+    from aligner.losses.dsl.parser import read_objective
 
     try:
         read_objective(Path(path).expanduser())

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from aligner.config.schema import Recipe
-from aligner.config.sections import is_text
+from aligner.config.introspect import is_text
+from aligner.config.recipe import Recipe
 from aligner.config.trainer_keys import fields
 from aligner.config.yaml_lines import KeyPath, dotted, read_value
 from aligner.errors import Problem

@@ -9,13 +9,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from aligner.config.check import Finding, show
 from aligner.config.choices import ATTENTION, PLAIN_STARTS, STRATEGIES
 from aligner.config.dead_keys import DEAD_KEY_RULES
+from aligner.config.hints import closest, did_you_mean
 from aligner.config.method_rules import METHOD_RULES
-from aligner.config.names import closest, did_you_mean
-from aligner.config.schema import Recipe, TrainRecipe
+from aligner.config.recipe import Recipe, TrainRecipe
 from aligner.config.trainer_rules import TRAINER_RULES
+from aligner.config.validate import Finding, show
 from aligner.config.view import Findings, Rule, StandAside, View, finding
 from aligner.config.yaml_lines import KeyPath
 

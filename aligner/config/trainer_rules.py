@@ -10,8 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from aligner.config.check import Finding, show
-from aligner.config.names import did_you_mean
+from aligner.config.hints import did_you_mean
 from aligner.config.trainer_values import (
     BY_MODULES,
     MAPPINGS,
@@ -27,6 +26,7 @@ from aligner.config.trainer_values import (
     of_optimizer,
     wrong_argument,
 )
+from aligner.config.validate import Finding, show
 from aligner.config.view import Findings, Rule, View, finding
 from aligner.config.yaml_lines import KeyPath
 

@@ -3,7 +3,7 @@
 The classes check little of it themselves, and late: torch refuses a beta of 1.5 when the optimizer is made, a scheduler its
 arguments at the first step. So what those libraries demand is written down here, beside the table of keys; a test holds
 the names equal to theirs, and another trains with every value that passes. Where they demand nothing, a bound marks what
-float32 can hold or what no training needs. What only the machine knows is tried later (`aligner.rehearsal`).
+float32 can hold or what no training needs. What only the machine knows is tried later (`aligner.training.rehearsal`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from aligner.config.names import did_you_mean
+from aligner.config.hints import did_you_mean
 
 MOST = 2**31 - 1
 """Largest number of anything that is counted."""

@@ -7,9 +7,9 @@ from typing import Any
 
 from pydantic_core import PydanticUndefined
 
-from aligner.config.check import Finding
-from aligner.config.schema import Recipe, Section
-from aligner.config.sections import section_in
+from aligner.config.introspect import section_in
+from aligner.config.recipe import Recipe, Section
+from aligner.config.validate import Finding
 from aligner.config.yaml_lines import KeyPath
 
 Findings = Iterator[Finding]

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from aligner.config.schema import Source
+from aligner.config.recipe import Source
 from aligner.data.checks import kind
 from aligner.data.rows import Task
 from aligner.errors import DataError

@@ -14,15 +14,15 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from aligner.config.schema import Data, Source
+from aligner.config.recipe import Data, Source
 from aligner.data.checks import BadRow
 from aligner.data.columnar import Nulls
+from aligner.data.columns import UserFunction, apply_function, check_columns, load_function, move_columns
 from aligner.data.files import BLANK, Unreadable
 from aligner.data.formats import HEAD_ROWS, choose_form, unused_columns
 from aligner.data.ledger import LISTED, Ledger, SourceLedger
 from aligner.data.mapping import map_row
 from aligner.data.mixture import Pool, hold_out, itself, name_pools, remove_duplicates, repeat, sample
-from aligner.data.reshape import UserFunction, apply_function, check_columns, load_function, move_columns
 from aligner.data.rows import CompletionRow, ConversationRow, PreferenceRow, Row, Task, prompt_text
 from aligner.data.sources import open_source
 from aligner.data.stray import refuse_media, refuse_stray_question, unused_parts

@@ -14,6 +14,7 @@ from itertools import takewhile
 from typing import Any
 
 from aligner.data.checks import BadRow, kind, text
+from aligner.data.messages import answer, conversation, messages, question, sharegpt
 from aligner.data.rows import (
     LARGEST_NUMBER,
     CompletionRow,
@@ -27,7 +28,6 @@ from aligner.data.rows import (
     as_turns,
 )
 from aligner.data.turn_weight import trained_side, without_weights
-from aligner.data.turns import answer, conversation, messages, question, sharegpt
 
 Raw = Mapping[str, Any]
 

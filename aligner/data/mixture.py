@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
-from aligner.config.schema import Source
+from aligner.config.recipe import Source
 from aligner.data.ledger import SourceLedger
 from aligner.data.rows import Row, prompt_text
 from aligner.errors import DataError

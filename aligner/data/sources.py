@@ -20,7 +20,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from aligner.config.schema import Source
+from aligner.config.recipe import Source
 from aligner.data.columnar import Nulls, rows_of
 from aligner.data.files import KINDS, file_record, kind_of_file, read_file, readable
 from aligner.data.ledger import FileRecord

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
-from aligner.config.schema import Source
+from aligner.config.recipe import Source
 from aligner.data.checks import BadRow
 from aligner.errors import DataError
 

@@ -1,7 +1,7 @@
 """Calls of tools in a turn, brought into one form: `{"type": "function", "function": {"name", "arguments"}}`.
 
 The arguments become an object. OpenAI's wire form has them as JSON text, which some templates would encode a second time and
-others refuse; which of the two a template wants is for `aligner.template` to find out. What is no call raises `BadRow` with
+others refuse; which of the two a template wants is for `aligner.tokenization.chat_template` to find out. What is no call raises `BadRow` with
 the turn and the call.
 """
 

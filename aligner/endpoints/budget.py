@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from aligner.config.schema import Budget
+from aligner.config.recipe import Budget
 from aligner.endpoints.request import ChatRequest, Completion, LLMClient, LLMError, Wrapper, name_of
 from aligner.errors import EndpointError
 

@@ -25,20 +25,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from aligner.config.schema import Endpoint, Model
+from aligner.config.recipe import Endpoint, Model
+from aligner.endpoints.api_keys import read_secret
 from aligner.endpoints.budget import Guard, Prices, Spent
 from aligner.endpoints.cache import Cache, Store
 from aligner.endpoints.coalesce import Coalesce
 from aligner.endpoints.local import load_local
 from aligner.endpoints.openai_backend import OpenAIBackend, check_installed
-from aligner.endpoints.pacing import Clock, RateLimit, Sleep, Throttle
+from aligner.endpoints.rate_limit import Clock, RateLimit, Sleep, Throttle
 from aligner.endpoints.recording import RecordBackend, ReplayBackend
 from aligner.endpoints.request import ChatRequest, Completion, LLMClient, Wrapper
 from aligner.endpoints.scripted import ScriptedBackend, read_script
-from aligner.endpoints.secrets import read_secret
 from aligner.endpoints.usage import Usage
 from aligner.errors import RecipeError
-from aligner.model_files import check_model_path
+from aligner.models.files import check_model_path
 
 OPENAI_URL = "https://api.openai.com/v1"
 SCRIPT_NAME = "script"
@@ -166,7 +166,7 @@ def _backend(section: Endpoint, spent: Spent, throttle: Throttle) -> tuple[LLMCl
         replies = read_script(Path(section.script))
         return ScriptedBackend(replies, start=spent.replies), sha256(repr(replies).encode()).hexdigest()
     if section.backend == "local":
-        from aligner.models import model_fingerprint
+        from aligner.models.fingerprint import model_fingerprint
 
         model = Model(name_or_path=section.model)
         return load_local(model, batch_size=section.max_in_flight), model_fingerprint(model)

@@ -1,4 +1,4 @@
-"""A transformers model in this process, through `aligner.generation.generate`: for small models, tests, and no server.
+"""A transformers model in this process, through `aligner.generation.decode.generate`: for small models, tests, and no server.
 
 Requests that wait at the same time are collected into batches. Each has its own stream of random numbers, from its whole
 content (messages, sampling parameters, seed, `sample_index`), so a reply does not depend on the neighbours, and the
@@ -22,8 +22,8 @@ from aligner.errors import DataError, RecipeError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from aligner.config.schema import Model
-    from aligner.generation import Sampling
+    from aligner.config.recipe import Model
+    from aligner.generation.decode import Sampling
 
 EXTRA = ("top_k", "min_p", "repetition_penalty")
 FURTHEST_BACK = 256  # waiting requests that are looked through for one batch
@@ -83,8 +83,8 @@ class LocalBackend(Backend):
             await asyncio.gather(self._worker, return_exceptions=True)
 
     def _measure(self, request: ChatRequest) -> int:
-        from aligner.chat import encode_prompt
-        from aligner.generation import max_positions
+        from aligner.generation.decode import max_positions
+        from aligner.tokenization.encode import encode_prompt
 
         if request.prompt is None and not self._tokenizer.chat_template:
             raise RecipeError(
@@ -129,7 +129,7 @@ class LocalBackend(Backend):
         return batch
 
     def _decode(self, batch: list[_Waiting]) -> list[Completion]:
-        from aligner.generation import generate
+        from aligner.generation.decode import generate
 
         prompts = [_prompt_of(waiting.request) for waiting in batch]
         tokenizer = self._tokenizer_of(batch[0].request)
@@ -140,7 +140,8 @@ class LocalBackend(Backend):
 
 def load_local(model: Model, *, batch_size: int) -> LocalBackend:
     """Load a model and its tokenizer. Raises: RecipeError when they cannot be loaded."""
-    from aligner.models import load_policy, load_tokenizer
+    from aligner.models.loading import load_policy
+    from aligner.models.tokenizers import load_tokenizer
 
     tokenizer = load_tokenizer(model)
     policy = load_policy(model, tokenizer, trainable=False, answers=True)
@@ -149,7 +150,7 @@ def load_local(model: Model, *, batch_size: int) -> LocalBackend:
 
 def sampling_of(request: ChatRequest) -> Sampling:
     """Return the request's sampling; what makes it a draw of its own is its stream."""
-    from aligner.generation import Sampling
+    from aligner.generation.decode import Sampling
 
     unknown = sorted(set(request.extra) - set(EXTRA))
     if unknown:

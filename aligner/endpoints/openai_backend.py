@@ -23,10 +23,10 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
+from aligner.endpoints.api_keys import Secret
 from aligner.endpoints.openai_errors import QUOTA_CODES, error_of, refuse_reserved
 from aligner.endpoints.openai_reply import BadReply, completion_of, read_object
 from aligner.endpoints.request import Backend, ChatRequest, Completion, LLMError, name_of, sample_seed
-from aligner.endpoints.secrets import Secret
 from aligner.errors import UsageError
 
 INSTALL = "pip install 'aligner-toolkit[endpoints]'"

@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from aligner.endpoints.api_keys import Secret
 from aligner.endpoints.openai_reply import BadReply
 from aligner.endpoints.request import ChatRequest, Kind, LLMError, name_of
-from aligner.endpoints.secrets import Secret
 from aligner.errors import RecipeError
 
 QUOTA_CODES = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")

@@ -10,15 +10,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from aligner.endpoints.request import (
-    ChatRequest,
-    Completion,
-    LLMError,
-    estimated_tokens,
-    name_of,
-    prompt_text,
-)
-from aligner.endpoints.secrets import Secret
+from aligner.endpoints.api_keys import Secret
+from aligner.endpoints.request import ChatRequest, Completion, LLMError, estimated_tokens, name_of, prompt_text
 
 FILTERED = "the server's content filter"
 

@@ -25,7 +25,7 @@ from aligner.endpoints.request import (
     request_to_json,
 )
 from aligner.errors import DataError, EndpointError, UsageError
-from aligner.record import write_atomically
+from aligner.runs.files import write_atomically
 
 
 class RecordBackend(Wrapper):

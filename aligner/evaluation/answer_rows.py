@@ -17,11 +17,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from aligner.config.schema import Data, Source
-from aligner.data import load_rows
+from aligner.config.recipe import Data, Source
 from aligner.data.checks import BadRow, text
 from aligner.data.files import BLANK
 from aligner.data.formats import FORMS_OF_TASK, REQUIRED
+from aligner.data.loading import load_rows
 from aligner.data.rows import (
     CompletionRow,
     ConversationRow,
@@ -36,7 +36,7 @@ from aligner.data.rows import (
 )
 from aligner.data.sources import open_source
 from aligner.errors import DataError
-from aligner.reward_models import Prompt
+from aligner.reward_models.base import Prompt
 
 Form = Literal["completion", "pair", "list"]
 

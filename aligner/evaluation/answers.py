@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from aligner.data.rows import PromptRow
 from aligner.evaluation.likelihood import standard_error
-from aligner.generation import Completion, Progress, Sampling, generate
-from aligner.journal import Journal
+from aligner.generation.decode import Completion, Progress, Sampling, generate
+from aligner.runs.journal import Journal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

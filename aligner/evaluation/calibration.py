@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from aligner.evaluation.bootstrap import Floats, Integers, Statistic
-from aligner.evaluation.judged_pairs import Judged
+from aligner.evaluation.pair_scores import Judged
 
 BINS = 10
 

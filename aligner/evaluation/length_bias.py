@@ -13,7 +13,7 @@ import numpy as np
 
 from aligner.evaluation.bootstrap import Floats, Integers, or_none
 from aligner.evaluation.correlation import pearson, spearman
-from aligner.evaluation.judged_pairs import Answers
+from aligner.evaluation.pair_scores import Answers
 
 FEWEST_ANSWERS = 3
 

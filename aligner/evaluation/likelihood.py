@@ -1,7 +1,7 @@
 """How likely a model finds given tokens: loss and perplexity of rows, and the log-probabilities behind them.
 
 The loss is the mean over all trained tokens of all rows together, so a long row weighs more than a short one, as in
-training. Which tokens are trained is decided in `aligner.chat`, the same as for training. The softmax is computed in
+training. Which tokens are trained is decided in `aligner.tokenization.encode`, the same as for training. The softmax is computed in
 float32 whatever the model's type, row by row and for the wanted positions only, since logits are the largest tensor.
 
 Legend: B rows, T tokens, N wanted positions of one row, V vocabulary.
@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from aligner.chat import IGNORED, encode_sft
 from aligner.data.rows import Row
 from aligner.errors import DataError
-from aligner.generation import Progress, at_rest, max_positions
-from aligner.journal import Journal
+from aligner.generation.decode import Progress, at_rest, max_positions
+from aligner.runs.journal import Journal
+from aligner.tokenization.encode import IGNORED, encode_sft
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from aligner.config.schema import LossOn
+    from aligner.config.recipe import LossOn
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Literal
 
-from aligner.chat import encode_pair
 from aligner.data.rows import PreferenceRow
 from aligner.errors import UsageError
 from aligner.evaluation.likelihood import Likelihood, Tokens, likelihoods, standard_error
-from aligner.generation import Progress
-from aligner.journal import Journal
-from aligner.models import base_under_adapter
+from aligner.generation.decode import Progress
+from aligner.models.adapter_kinds import base_under_adapter
+from aligner.runs.journal import Journal
+from aligner.tokenization.encode import encode_pair
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

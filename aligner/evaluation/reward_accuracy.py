@@ -26,9 +26,9 @@ from aligner.evaluation import rewardbench
 from aligner.evaluation.bootstrap import Estimate, Floats, Integers, Statistic, estimates, or_none, shares
 from aligner.evaluation.calibration import calibration_curve, calibration_error
 from aligner.evaluation.correlation import kappa, spearman
-from aligner.evaluation.divisions import Groups, buckets, by_column, by_sign, length_differences
-from aligner.evaluation.judged_pairs import Answers, Judged, Pair, numbered
+from aligner.evaluation.groups import Groups, buckets, by_column, by_sign, length_differences
 from aligner.evaluation.length_bias import length_correlation
+from aligner.evaluation.pair_scores import Answers, Judged, Pair, numbered
 
 Record = dict[str, Any]
 

@@ -1,4 +1,4 @@
-"""Where scores are kept until all of them are there: the folder of an unfinished output (`aligner.unfinished`), and in it
+"""Where scores are kept until all of them are there: the folder of an unfinished output (`aligner.runs.partial_output`), and in it
 
     scores.jsonl   a line for each answer, appended part by part and flushed to disk; behind each part `{"end": answers}`
 
@@ -16,8 +16,8 @@ from typing import Any
 
 from aligner.errors import DataError
 from aligner.evaluation.answer_rows import Scored
-from aligner.record import json_line
-from aligner.unfinished import Unfinished
+from aligner.runs.files import json_line
+from aligner.runs.partial_output import Unfinished
 
 SCORES = "scores.jsonl"
 END = "end"

@@ -17,8 +17,7 @@ from typing import Any
 from aligner.errors import DataError, Problem
 from aligner.evaluation.answer_rows import SIDES, AnswerRows, Scored
 from aligner.evaluation.score_store import ScoreStore
-from aligner.reward_models import Scorer
-from aligner.reward_models.base import placed
+from aligner.reward_models.base import Scorer, placed
 from aligner.reward_models.judge import NoVerdict
 
 AT_ONCE = 256

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from aligner.config.schema import TrainRecipe
+from aligner.config.recipe import TrainRecipe
 from aligner.data.rows import Messages, Row, question_of
 from aligner.events import Notice, OnEvent, StageStarted, Warned
-from aligner.launch import world
-from aligner.prepare import Prepared
-from aligner.run import Run
+from aligner.launch.command import world
+from aligner.runs.run import Run
+from aligner.tokenization.dataset import Prepared
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -54,7 +54,7 @@ class Job:
 
     def tell_trained(self, model: Any, rate: float) -> None:
         """Say how many weights are trained, where, and what is left out; keep it for the report and the card."""
-        from aligner.trained import told, trained_of, unmoved
+        from aligner.models.trained_weights import told, trained_of, unmoved
 
         found = trained_of(model, self.recipe.model.lora)
         for line in told(found, self.recipe.model.quantization):
@@ -94,8 +94,8 @@ class Job:
         return True
 
     def _answers(self, model: Any) -> list[str]:
-        from aligner.generation import Sampling, generate
-        from aligner.models import best_device
+        from aligner.generation.decode import Sampling, generate
+        from aligner.launch.devices import best_device
 
         if self.recipe.model.quantization == "none":
             model.to(best_device())

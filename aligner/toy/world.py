@@ -29,8 +29,8 @@ from typing import TYPE_CHECKING, Any
 
 import aligner
 from aligner.errors import UsageError
-from aligner.places import refuse_unusable
-from aligner.record import dumps, file_sha256, parse_json, write_atomically
+from aligner.runs.files import dumps, file_sha256, parse_json, write_atomically
+from aligner.runs.places import refuse_unusable
 from aligner.toy.tasks import Exercise, corrupt, draw, gold_score
 
 if TYPE_CHECKING:
@@ -215,7 +215,7 @@ def _base_answers(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, exercises: list[Exercise], seed: int, tell: OnProgress
 ) -> list[str]:
     """What the base says to each exercise, sampled at temperature 1."""
-    from aligner.generation import Sampling, generate
+    from aligner.generation.decode import Sampling, generate
 
     prompts = [_user(exercise) for exercise in exercises]
     sampling = Sampling(max_new_tokens=LONGEST_ANSWER_TOKENS, seed=seed)

@@ -31,14 +31,15 @@ from typing import Any
 
 import torch
 
-from aligner.builders.selection.beliefs import judge, pairs_of
-from aligner.builders.selection.building import run_select
-from aligner.builders.selection.labels import LABELLED, ask_oracle, counts_of
+from aligner.builders.select.build import run_select
+from aligner.builders.select.label_store import counts_of
+from aligner.builders.select.labels import LABELLED, ask_oracle
+from aligner.builders.select.win_probabilities import judge, pairs_of
 from aligner.config.load import load_recipe
-from aligner.methods import run_recipe
-from aligner.reward_models import load_scorer
-from aligner.toy import gold_score, write_world
-from aligner.toy.tasks import draw
+from aligner.methods.pipeline import run_recipe
+from aligner.reward_models.catalogue import load_scorer
+from aligner.toy.tasks import draw, gold_score
+from aligner.toy.world import write_world
 from benchmarks.results import write
 
 BUDGETS = (200, 400, 800)

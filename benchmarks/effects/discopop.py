@@ -21,19 +21,21 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from aligner.chat import encode_prompt
 from aligner.config.load import load_recipe
-from aligner.config.schema import Data, Model, Source
-from aligner.data import load_rows
+from aligner.config.recipe import Data, Model, Source
+from aligner.data.loading import load_rows
 from aligner.evaluation.answers import evaluate_prompts
 from aligner.evaluation.likelihood import Tokens, likelihoods
-from aligner.generation import Sampling
-from aligner.methods import run_recipe
-from aligner.models import load_policy, load_tokenizer
-from aligner.objectives import OBJECTIVES, Objective, PairLogps, Settings
-from aligner.objectives.bandit import run_bandit
-from aligner.reward_models import load_scorer
-from aligner.toy import write_world
+from aligner.generation.decode import Sampling
+from aligner.losses.bandit import run_bandit
+from aligner.losses.catalogue import OBJECTIVES
+from aligner.losses.types import Objective, PairLogps, Settings
+from aligner.methods.pipeline import run_recipe
+from aligner.models.loading import load_policy
+from aligner.models.tokenizers import load_tokenizer
+from aligner.reward_models.catalogue import load_scorer
+from aligner.tokenization.encode import encode_prompt
+from aligner.toy.world import write_world
 from benchmarks.results import write
 
 BETAS = {"bandit": (0.05, 0.1, 0.5, 1.0), "toy": (0.05, 0.1, 0.5, 1.0)}

@@ -31,18 +31,21 @@ from pathlib import Path
 
 import torch
 
-from aligner.builders.mosaic import Sample, Tally, Violation, mosaics_of, parse
+from aligner.builders.mosaic.check import Violation, parse
+from aligner.builders.mosaic.engine import Sample, Tally
+from aligner.builders.mosaic.passes import mosaics_of
 from aligner.config.load import load_recipe
-from aligner.config.schema import Data, Model, Mosaic, Source
-from aligner.data import load_rows
+from aligner.config.recipe import Data, Model, Mosaic, Source
+from aligner.data.loading import load_rows
 from aligner.data.rows import CompletionRow
 from aligner.evaluation.answers import evaluate_prompts
-from aligner.generation import Sampling, generate
-from aligner.methods import run_recipe
-from aligner.models import load_policy, load_tokenizer
-from aligner.reward_models import load_scorer
-from aligner.toy import write_world
+from aligner.generation.decode import Sampling, generate
+from aligner.methods.pipeline import run_recipe
+from aligner.models.loading import load_policy
+from aligner.models.tokenizers import load_tokenizer
+from aligner.reward_models.catalogue import load_scorer
 from aligner.toy.tasks import draw, gold_score
+from aligner.toy.world import write_world
 from benchmarks.results import write
 
 BANK = str(Path(__file__).with_name("mosaic_bank.yaml"))

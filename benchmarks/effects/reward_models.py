@@ -34,11 +34,11 @@ from pathlib import Path
 import torch
 
 from aligner.config.load import load_recipe
-from aligner.methods import run_recipe
-from aligner.record import read_metrics
-from aligner.reward_models import load_scorer
-from aligner.toy import write_world
+from aligner.methods.pipeline import run_recipe
+from aligner.reward_models.catalogue import load_scorer
+from aligner.runs.files import read_metrics
 from aligner.toy.tasks import Exercise, corrupt, draw, gold_score
+from aligner.toy.world import write_world
 from benchmarks.results import write
 
 PAIRS = 3000

@@ -22,14 +22,15 @@ from typing import Any
 import torch
 
 from aligner.config.load import load_recipe
-from aligner.config.schema import Data, Model, Source
-from aligner.data import load_rows
+from aligner.config.recipe import Data, Model, Source
+from aligner.data.loading import load_rows
 from aligner.evaluation.answers import evaluate_prompts
-from aligner.generation import Sampling
-from aligner.methods import run_recipe
-from aligner.models import load_policy, load_tokenizer
-from aligner.reward_models import load_scorer
-from aligner.toy import write_world
+from aligner.generation.decode import Sampling
+from aligner.methods.pipeline import run_recipe
+from aligner.models.loading import load_policy
+from aligner.models.tokenizers import load_tokenizer
+from aligner.reward_models.catalogue import load_scorer
+from aligner.toy.world import write_world
 from benchmarks.results import write
 
 STEPS = 100

@@ -10,18 +10,19 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from aligner.chat import IGNORED, encode_sft
 from aligner.config.load import load_recipe
-from aligner.config.schema import Data, Model
-from aligner.data import load_rows
+from aligner.config.recipe import Data, Model
+from aligner.data.loading import load_rows
 from aligner.errors import AlignerError
 from aligner.evaluation.likelihood import Tokens, likelihoods
 from aligner.events import Metrics, OnEvent
-from aligner.generation import Sampling, generate
-from aligner.lora_targets import stacks
-from aligner.methods import run_recipe
-from aligner.models import load_policy, load_tokenizer
-from aligner.row_sharing import rows_apart
+from aligner.generation.decode import Sampling, generate
+from aligner.methods.pipeline import run_recipe
+from aligner.models.loading import load_policy
+from aligner.models.lora_targets import stacks
+from aligner.models.row_sharing import rows_apart
+from aligner.models.tokenizers import load_tokenizer
+from aligner.tokenization.encode import IGNORED, encode_sft
 
 SETTINGS = {
     "trainer.max_steps": 4,

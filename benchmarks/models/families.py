@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from aligner.models.load_errors import MODEL_ERRORS
+from aligner.models.twin import small_config
 from aligner.toy.tokenizer import build_tokenizer
-from aligner.twin import MODEL_ERRORS, small_config
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},

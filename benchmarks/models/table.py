@@ -1,6 +1,6 @@
 """What works with which family of models? `python -m benchmarks.models.table [--write] [FAMILY ...]`.
 
-Each family is a small random model, made from its config class by `aligner.twin`; the checks run through the library as
+Each family is a small random model, made from its config class by `aligner.models.twin`; the checks run through the library as
 a user calls it, on CPU. With `--write` the rows go into `docs/models.md`, those of the named families or all.
 """
 

@@ -55,8 +55,9 @@ def serve(port: int) -> None:
 
 async def ours(port: int, requests: int, in_flight: int) -> tuple[float, float]:
     """CPU seconds and wall seconds for so many requests through aligner's client."""
-    from aligner.config.schema import Endpoint
-    from aligner.endpoints import ChatRequest, open_client
+    from aligner.config.recipe import Endpoint
+    from aligner.endpoints.client import open_client
+    from aligner.endpoints.request import ChatRequest
 
     section = Endpoint(base_url=f"http://127.0.0.1:{port}/v1", model="m", max_in_flight=in_flight)
     async with open_client(section) as client:

@@ -91,11 +91,14 @@ def write_tokenizer(folder: Path) -> Path:
 
 def against_growth(folder: Path, number: int) -> tuple[float, float, int]:
     """Samples per CPU-second of the straightforward loop and of ours, and how many samples were made."""
-    from aligner.builders.mosaic import Tally, load_bank, mosaics_of, render
+    from aligner.builders.mosaic.bank import load_bank
+    from aligner.builders.mosaic.engine import Tally
+    from aligner.builders.mosaic.passes import mosaics_of
     from aligner.builders.mosaic.plan import Planner
-    from aligner.config.schema import Data, Model, Mosaic, Source
-    from aligner.data import load_rows
-    from aligner.models import load_tokenizer
+    from aligner.builders.mosaic.render import render
+    from aligner.config.recipe import Data, Model, Mosaic, Source
+    from aligner.data.loading import load_rows
+    from aligner.models.tokenizers import load_tokenizer
 
     tokenizer = load_tokenizer(Model(name_or_path=str(folder / "tokenizer")), needs_model=False)
     path = write_rows(folder / "some.jsonl", number)
@@ -121,7 +124,7 @@ def _build(folder: str, number: int, answers: Any) -> None:
     """Build the mosaics of a file, and say how long it took and how much memory it needed."""
     os.chdir(folder)
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
-    from aligner.builders.mosaic.building import run_mosaic
+    from aligner.builders.mosaic.build import run_mosaic
     from aligner.config.load import load_recipe
 
     before = memory_kib("VmRSS")

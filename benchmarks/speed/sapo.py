@@ -21,7 +21,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -78,11 +77,12 @@ def write_model(folder: Path) -> None:
 def work(name: str, folder: Path) -> dict[str, Any]:
     """Train in this process; return its peak memory in MiB, and seconds of each step and of the writing in it."""
     from aligner.config.load import load_recipe
-    from aligner.methods import METHODS, run_recipe
-    from aligner.record import read_metrics
+    from aligner.methods.catalogue import part_of
+    from aligner.methods.pipeline import run_recipe
+    from aligner.runs.files import read_metrics
 
     method, changes = RUNS[name]
-    import_module(METHODS[method].split(":")[0])
+    part_of(method, "train")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     data = "pairs" if method == "dpo" else "chats"
     ours = [
@@ -100,9 +100,10 @@ def work(name: str, folder: Path) -> dict[str, Any]:
 
 def write_alone(folder: Path, rows: int) -> tuple[float, float]:
     """Return the seconds that the same rewrites of so many rows take in one batch, and one row at a time."""
-    from aligner.config.schema import Model
-    from aligner.generation import Sampling, continue_ids
-    from aligner.models import load_policy, load_tokenizer
+    from aligner.config.recipe import Model
+    from aligner.generation.decode import Sampling, continue_ids
+    from aligner.models.loading import load_policy
+    from aligner.models.tokenizers import load_tokenizer
 
     section = Model(name_or_path=str(folder / "model"))
     tokenizer = load_tokenizer(section)

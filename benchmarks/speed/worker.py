@@ -32,11 +32,11 @@ def _time_calls(spent: dict[str, float]) -> None:
     """Count the CPU seconds of training, and of scoring the reference where that is a call of its own."""
     import transformers
 
-    import aligner.reference
+    import aligner.training.reference
 
     for owner, name, key in (
         (transformers.Trainer, "train", "train_cpu_s"),
-        (aligner.reference, "with_reference", "reference_cpu_s"),
+        (aligner.training.reference, "with_reference", "reference_cpu_s"),
     ):
         setattr(owner, name, _timed(getattr(owner, name), spent, key))
 
@@ -89,7 +89,7 @@ def _trl(task: str, mode: str, folder: Path) -> tuple[int, int]:
 
 def _aligner(task: str, mode: str, folder: Path) -> tuple[int, int]:
     from aligner.config.load import load_recipe
-    from aligner.methods import run_recipe
+    from aligner.methods.pipeline import run_recipe
 
     data = {"sft": "chats", "dpo": "pairs"}[task]
     settings = [

@@ -16,7 +16,7 @@ from typer.testing import Result
 import aligner.config.load as load_module
 from aligner import __version__, errors
 from aligner.cli.app import Root, app
-from aligner.cli.boundary import KEPT_TRACEBACKS, MAX_PROBLEMS
+from aligner.cli.errors import KEPT_TRACEBACKS, MAX_PROBLEMS
 
 COMMANDS = typer.main.get_command(app).commands
 
@@ -150,7 +150,7 @@ def test_a_reader_that_goes_away_causes_no_noise() -> None:
 
 
 def test_words_beyond_the_encoding_of_a_pipe_do_not_break_it() -> None:
-    command = "from aligner.cli.quiet import make_streams_safe as s; s(); print('\\u2192 \\u00fc')"
+    command = "from aligner.cli.environment import make_streams_safe as s; s(); print('\\u2192 \\u00fc')"
     for encoding in ("ascii", "cp1252"):
         environment = {"PYTHONIOENCODING": encoding, "PATH": ""}
         done = subprocess.run([sys.executable, "-c", command], capture_output=True, env=environment, check=True)

@@ -11,8 +11,8 @@ from fakes import small_recipe, write_jsonl
 from runner import aligner
 
 from aligner.evaluation.rewardbench import ROWS
-from aligner.methods import run_recipe
-from aligner.reward_models import Preferences
+from aligner.methods.pipeline import run_recipe
+from aligner.reward_models.base import Preferences
 
 FUNCTIONS = """
 def longer(prompt, completion, reference):
@@ -162,7 +162,7 @@ def test_a_comparer_gets_its_order_flips_and_no_correlation(here: Path, monkeypa
         def fingerprint(self):
             return "judge"
 
-    monkeypatch.setattr("aligner.reward_models.load_scorer", lambda spec: Judge())
+    monkeypatch.setattr("aligner.reward_models.catalogue.load_scorer", lambda spec: Judge())
     arguments = ("--reward-model", "toy", "--data", "pairs.jsonl", "--plot", "x.html")
     result = aligner("eval", *arguments)
     assert result.exit_code == 0, result.output
@@ -174,7 +174,7 @@ def test_a_comparer_gets_its_order_flips_and_no_correlation(here: Path, monkeypa
 
 
 def test_an_ensemble_on_one_scale_is_scored_in_one_call(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aligner.evaluation.judged_pairs.AT_ONCE", 1)
+    monkeypatch.setattr("aligner.evaluation.pair_scores.AT_ONCE", 1)
     card = "kind: ensemble\nmembers: ['verifier:f.py:longer', 'verifier:f.py:letters']\nstandardize: true\n"
     (here / "e.yaml").write_text(card)
     result = aligner("eval", "--reward-model", "e.yaml", "--reward-model", "toy", "--data", "pairs.jsonl", "--json")

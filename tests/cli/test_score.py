@@ -398,7 +398,7 @@ def test_all_answers_to_a_prompt_are_scored_in_one_call(tmp_path: Path) -> None:
         name, range = "spy", (0.0, 1.0)
 
         def score(self, prompts: list[str], completions: list[str], references: object = None) -> Any:
-            from aligner.reward_models import Scores
+            from aligner.reward_models.base import Scores
 
             found.append(prompts)
             return Scores([float(text) for text in completions])
@@ -406,7 +406,7 @@ def test_all_answers_to_a_prompt_are_scored_in_one_call(tmp_path: Path) -> None:
         def fingerprint(self) -> str:
             return "spy"
 
-    from aligner.config.schema import Source
+    from aligner.config.recipe import Source
     from aligner.evaluation.answer_rows import read_answers
 
     answers = read_answers(Source(path=str(write_jsonl(tmp_path / "rows.jsonl", rows))), 0)

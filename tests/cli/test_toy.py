@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from runner import aligner
 
-import aligner.doctor as doctor
-import aligner.toy as toy
+import aligner.doctor.checks as doctor
+from aligner.toy import world
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         options.pop("on_progress")(1.0, "done")
         made.update(directory=directory, **options)
 
-    monkeypatch.setattr(toy, "write_world", write_world)
+    monkeypatch.setattr(world, "write_world", write_world)
     return made
 
 

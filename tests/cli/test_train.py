@@ -12,7 +12,7 @@ import pytest
 from fakes import write_jsonl
 from runner import aligner
 
-import aligner.methods as methods
+import aligner.methods.pipeline as methods
 from aligner import events
 from aligner.errors import TrainingError
 

@@ -17,7 +17,7 @@ from fake_endpoint import Answer, FakeEndpoint
 from fakes import save_model, write_jsonl
 from runner import aligner
 
-from aligner import journal
+from aligner.runs import journal
 
 LONGER = """
 def longer(prompt, completion, reference):
@@ -111,10 +111,10 @@ def dies_at(moment: int, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_stopped_at_any_part_and_resumed_equals_uninterrupted(
     name: str, here: Path, other: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from aligner.evaluation import judged_pairs
+    from aligner.evaluation import pair_scores
 
-    monkeypatch.setattr(judged_pairs.judge, "__kwdefaults__", {**judged_pairs.judge.__kwdefaults__, "at_once": 2})
-    monkeypatch.setattr(judged_pairs, "AT_ONCE", 2)
+    monkeypatch.setattr(pair_scores.judge, "__kwdefaults__", {**pair_scores.judge.__kwdefaults__, "at_once": 2})
+    monkeypatch.setattr(pair_scores, "AT_ONCE", 2)
     pairs = [json.loads(line) for line in Path("pairs.jsonl").read_text().splitlines()]
     write_jsonl(Path("answered.jsonl"), [{**pair, "answer": pair["chosen"]} for pair in pairs])
     words = command(name, other)
@@ -192,9 +192,9 @@ def test_what_was_begun_with_something_else_is_not_gone_on_with(
 def test_another_reward_model_under_the_same_name_is_not_gone_on_with(
     here: Path, other: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from aligner.evaluation import judged_pairs
+    from aligner.evaluation import pair_scores
 
-    monkeypatch.setattr(judged_pairs, "AT_ONCE", 2)
+    monkeypatch.setattr(pair_scores, "AT_ONCE", 2)
     write_jsonl(
         Path("answered.jsonl"), [{"prompt": str(n), "chosen": "a", "rejected": "b", "answer": "a"} for n in range(9)]
     )

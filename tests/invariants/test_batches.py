@@ -12,13 +12,13 @@ import torch
 from fakes import byte_tokenizer, small_recipe, tiny_llama, write_jsonl
 from safetensors.torch import load_file
 
-from aligner.chat import IGNORED
 from aligner.data.rows import ConversationRow
 from aligner.evaluation.likelihood import evaluate_rows
-from aligner.methods import run_recipe
-from aligner.methods.sft import num_blank_tokens
-from aligner.preference import PairCollator, answer_logps, fuse_head
-from aligner.record import read_metrics
+from aligner.methods.pipeline import run_recipe
+from aligner.methods.sft.train import num_blank_tokens
+from aligner.runs.files import read_metrics
+from aligner.tokenization.encode import IGNORED
+from aligner.training.preference import PairCollator, answer_logps, fuse_head
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -155,9 +155,9 @@ def sft_trainer(small_world: Path, folder: Path, rows: list[dict[str, list[int]]
     from transformers import AutoModelForCausalLM
     from trl import SFTConfig
 
-    from aligner.methods.sft import SeededSFTTrainer
-    from aligner.run import Run
-    from aligner.training import training_arguments
+    from aligner.methods.sft.train import SeededSFTTrainer
+    from aligner.runs.run import Run
+    from aligner.training.trainer import training_arguments
 
     recipe = small_recipe("sft", small_world, folder, sft__packing=packing).recipe
     arguments = training_arguments(
@@ -240,7 +240,7 @@ def test_a_packed_batch_carries_no_mask(small_world, tmp_path):
 
 @pytest.mark.parametrize("asked", ["group_by_length", "random"])
 def test_an_epoch_holds_every_row_once_grouped_or_not(small_world, tmp_path, monkeypatch, asked):
-    from aligner.methods.sft import SeededSFTTrainer
+    from aligner.methods.sft.train import SeededSFTTrainer
 
     seen: list[tuple[int, ...]] = []
     training_step = SeededSFTTrainer.training_step
@@ -289,7 +289,7 @@ def trainer_for(monkeypatch: pytest.MonkeyPatch, world: Path, folder: Path, meth
     rows = {"sft": "sft.jsonl", "sapo": "sft.jsonl"}.get(method, "pairs.jsonl")
     lines = (world / rows).read_text().splitlines()[:11]
     data = f"data.eval={write_jsonl(folder.with_suffix('.jsonl'), map(json.loads, lines))}"
-    monkeypatch.setattr(f"aligner.methods.{method}.fit", stop)
+    monkeypatch.setattr(f"aligner.methods.{method}.train.fit", stop)
     with pytest.raises(Stopped):
         run_recipe(small_recipe(method, world, folder, data, *overrides))
     return made[0]

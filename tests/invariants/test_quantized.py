@@ -18,12 +18,13 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, Qwen2Config
 
-from aligner.config.schema import Lora, Model
+from aligner.config.recipe import Lora, Model
 from aligner.errors import RecipeError
-from aligner.methods import run_recipe
-from aligner.models import load_policy, load_reward_model, load_tokenizer
-from aligner.quantized import plain_weight, quantized_layers
-from aligner.record import read_metrics
+from aligner.methods.pipeline import run_recipe
+from aligner.models.loading import load_policy, load_reward_model
+from aligner.models.quantized import plain_weight, quantized_layers
+from aligner.models.tokenizers import load_tokenizer
+from aligner.runs.files import read_metrics
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

@@ -19,8 +19,8 @@ from killing import MOMENTS, run_in_process
 
 from aligner.errors import DataError, UsageError
 from aligner.events import Notice
-from aligner.methods import run_recipe
-from aligner.record import read_metrics
+from aligner.methods.pipeline import run_recipe
+from aligner.runs.files import read_metrics
 
 LORA = {"r": 4, "lora_dropout": 0.2}
 EVERY = {"trainer__max_steps": -1, "trainer__num_train_epochs": 2, "trainer__save_steps": 4}
@@ -274,7 +274,7 @@ def begun(small_world, tmp_path, own_cache):
         return run_recipe(small_recipe("sft", small_world, run, *overrides, **flags), resume=True, **more)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("aligner.training.save_final", _interrupted)
+        patched.setattr("aligner.training.trainer.save_final", _interrupted)
         with pytest.raises(KeyboardInterrupt):
             run_recipe(small_recipe("sft", small_world, run, **flags))
     return run, resume, data
@@ -289,7 +289,7 @@ def test_a_resumption_warns_of_nothing_that_is_not_so(small_world, tmp_path, own
     model = save_model(tmp_path / "model", tie_word_embeddings=True)
     flags = {"trainer__save_steps": 0.5, "model__name_or_path": str(model)}
     with monkeypatch.context() as patched:
-        patched.setattr("aligner.training.save_final", _interrupted)
+        patched.setattr("aligner.training.trainer.save_final", _interrupted)
         with pytest.raises(KeyboardInterrupt):
             run_recipe(small_recipe("sft", small_world, tmp_path / "run", **flags))
     said: list[logging.LogRecord] = []

@@ -12,8 +12,8 @@ from fakes import small_recipe
 from aligner.config.load import Resolved
 from aligner.errors import UsageError
 from aligner.events import Notice, Warned
-from aligner.methods import run_recipe
-from aligner.resumable import missing_parts
+from aligner.methods.pipeline import run_recipe
+from aligner.runs.resumable import missing_parts
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -30,7 +30,7 @@ def stopped(monkeypatch: pytest.MonkeyPatch, world: Path, folder: Path, method: 
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr("aligner.training.Recorder.on_step_begin", end_at_third(end))
+        patch.setattr("aligner.training.trainer.Recorder.on_step_begin", end_at_third(end))
         with pytest.raises(Killed):
             run_recipe(recipe)
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["checkpoint-2"]

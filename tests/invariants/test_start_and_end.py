@@ -12,13 +12,13 @@ from fakes import byte_tokenizer, save_model, small_recipe
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, FalconConfig, MixtralConfig, OPTConfig, PhimoeConfig
 
-from aligner.config.schema import Model
+from aligner.config.recipe import Model
 from aligner.events import Notice, StageProgress
-from aligner.methods import run_recipe
-from aligner.models import load_policy
-from aligner.preference import without_base_noise
-from aligner.record import read_metrics
-from aligner.saved_tokenizer import without_marks
+from aligner.methods.pipeline import run_recipe
+from aligner.models.loading import load_policy
+from aligner.models.saved_tokenizer import without_marks
+from aligner.runs.files import read_metrics
+from aligner.training.preference import without_base_noise
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -190,7 +190,7 @@ def test_adapters_merged_answer_like_adapters_on_their_base(small_world, tmp_pat
     """The logits at the end of training, of the saved adapter on its base, and of the merged model are the same."""
     from peft import PeftModel
 
-    import aligner.training as training
+    import aligner.training.trainer as training
 
     trained: list[torch.Tensor] = []
     save_final = training.save_final

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from aligner.config.load import load_recipe
-from aligner.config.schema import Data, Source
-from aligner.data import load_rows
+from aligner.config.recipe import Data, Source
+from aligner.data.loading import load_rows
 
 ROOT = Path(__file__).parents[2]
 GSM8K = ROOT / "examples" / "gsm8k"
@@ -70,9 +70,9 @@ def test_the_model_of_the_walk_through_is_made_from_any_questions_and_answers(tm
     (tmp_path / "gsm8k_train.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     module = runpy.run_path(str(GSM8K / "make_model.py"))
     module["main"](tmp_path, tmp_path / "model")
-    from aligner.chat import check_tokenizer
-    from aligner.config.schema import Model
-    from aligner.models import load_tokenizer
+    from aligner.config.recipe import Model
+    from aligner.models.tokenizers import load_tokenizer
+    from aligner.tokenization.encode import check_tokenizer
 
     tokenizer = load_tokenizer(Model(name_or_path=str(tmp_path / "model")))
     assert check_tokenizer(tokenizer) == []

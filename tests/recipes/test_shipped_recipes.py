@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from aligner.config.catalogue import find_shipped, markdown_table, recipe_text, shipped_recipes
 from aligner.config.flags import parse_arguments
 from aligner.config.load import Resolved, load_recipe
-from aligner.config.schema import TrainRecipe, command_of
+from aligner.config.recipe import TrainRecipe, command_of
+from aligner.config.shipped import find_shipped, markdown_table, recipe_text, shipped_recipes
 from aligner.errors import RecipeError
 
 FOLDER = Path(__file__).parents[2] / "recipes"
@@ -94,7 +94,7 @@ def test_a_recipe_that_starts_from_a_run_names_the_run_of_another() -> None:
 
 
 def test_the_table_in_the_readme_is_the_folder() -> None:
-    """When this fails: `python -m aligner.config.catalogue` prints the table."""
+    """When this fails: `python -m aligner.config.shipped` prints the table."""
     assert markdown_table() in (FOLDER / "README.md").read_text("utf-8")
 
 

@@ -11,9 +11,9 @@ import pytest
 from fakes import byte_tokenizer, small_recipe
 
 from aligner.config.choices import LABEL_SMOOTHING_LOSSES
-from aligner.methods import run_recipe
-from aligner.record import read_metrics
-from aligner.sampling_order import SeededSampler
+from aligner.methods.pipeline import run_recipe
+from aligner.runs.files import read_metrics
+from aligner.training.sampler import SeededSampler
 
 STEPS, SEED = 6, 42
 COMMON: dict[str, Any] = {

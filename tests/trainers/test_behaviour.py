@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 
 from aligner.errors import DataError, TrainingError
 from aligner.events import Plan, StageStarted
-from aligner.methods import Outcome, run_recipe
-from aligner.record import read_metrics
+from aligner.methods.pipeline import run_recipe
+from aligner.runs.files import read_metrics
+from aligner.runs.result import Outcome
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 from aligner.errors import TrainingError
 from aligner.events import Notice, Warned
-from aligner.methods import run_recipe
-from aligner.record import read_json, read_metrics
+from aligner.methods.pipeline import run_recipe
+from aligner.runs.files import read_json, read_metrics
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -187,8 +187,8 @@ def test_dpo_without_that_term_writes_no_answers_and_logs_none(small_world, tmp_
 
 def test_a_second_run_scores_and_writes_nothing_again(small_world, tmp_path, functions, monkeypatch):
     first, log, _ = train(small_world, tmp_path / "first", functions)
-    monkeypatch.setattr("aligner.distillation._scored", None)
-    monkeypatch.setattr("aligner.samples._write", None)
+    monkeypatch.setattr("aligner.methods.dpo.reward_distillation._scored", None)
+    monkeypatch.setattr("aligner.methods.dpo.reference_samples._write", None)
     again, same, events = train(small_world, tmp_path / "again", functions)
     assert losses(same) == losses(log)
     assert largest_difference(first, again) == 0

@@ -1,6 +1,6 @@
 """Every key of every trainer class with values from the edge: what the check lets through is trained, or refused by trying it.
 
-The check alone, over many more values, is the quick test: tests/unit/test_trainer_values.py.
+The check alone, over many more values, is the quick test: tests/unit/config/test_trainer_values.py.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from fakes import small_recipe
 
 from aligner.config import trainer_keys
 from aligner.errors import RecipeError, TrainingError
-from aligner.methods import run_recipe
+from aligner.methods.pipeline import run_recipe
 
 pytestmark = pytest.mark.slow
 

@@ -18,12 +18,13 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from aligner.chat import encode_pair, encode_sft
-from aligner.config.schema import Model
+from aligner.config.recipe import Model
 from aligner.data.rows import ConversationRow, PreferenceRow
-from aligner.methods import run_recipe
-from aligner.models import load_policy, load_tokenizer
-from aligner.reward_models import load_scorer
+from aligner.methods.pipeline import run_recipe
+from aligner.models.loading import load_policy
+from aligner.models.tokenizers import load_tokenizer
+from aligner.reward_models.catalogue import load_scorer
+from aligner.tokenization.encode import encode_pair, encode_sft
 
 FAST = {"trainer__learning_rate": 0.02, "trainer__max_steps": 6, "trainer__save_strategy": "no"}
 EMBEDDED = ["q_proj", "embed_tokens"]

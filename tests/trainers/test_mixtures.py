@@ -9,16 +9,17 @@ from typing import Any
 import pytest
 import torch
 
-from aligner.config.schema import Model
+from aligner.config.recipe import Model
 from aligner.data.loading import load_rows
 from aligner.errors import RecipeError
 from aligner.evaluation.likelihood import evaluate_rows
 from aligner.events import Notice
-from aligner.generation import Sampling, at_rest, generate
-from aligner.methods import run_recipe
-from aligner.models import load_policy, load_tokenizer
-from aligner.own_config import OwnConfig
-from aligner.router_loss import has_router_loss, router_coefficient
+from aligner.generation.decode import Sampling, at_rest, generate
+from aligner.methods.pipeline import run_recipe
+from aligner.models.loading import load_policy
+from aligner.models.own_config import OwnConfig
+from aligner.models.router_loss import has_router_loss, router_coefficient
+from aligner.models.tokenizers import load_tokenizer
 from tests.fakes import byte_tokenizer, small_recipe, tiny_llama
 from tests.mixtures import mixture, save_mixture
 

@@ -12,19 +12,20 @@ from datasets import load_from_disk
 from fakes import small_recipe
 
 from aligner import events
-from aligner.builders.mosaic import Tally, mosaics_of
-from aligner.builders.mosaic.building import run_mosaic
+from aligner.builders.mosaic.build import run_mosaic
+from aligner.builders.mosaic.engine import Tally
 from aligner.builders.mosaic.iterable import MosaicIterable
-from aligner.chat import IGNORED, encode_sft
-from aligner.config.catalogue import recipe_text
+from aligner.builders.mosaic.passes import mosaics_of
 from aligner.config.load import load_recipe
-from aligner.config.schema import Data, Mosaic, Source
-from aligner.data import load_rows
+from aligner.config.recipe import Data, Mosaic, Source
+from aligner.config.shipped import recipe_text
+from aligner.data.loading import load_rows
 from aligner.errors import DataError, RecipeError
-from aligner.methods import run_recipe
-from aligner.models import load_tokenizer
-from aligner.record import read_metrics
-from aligner.sampling_order import SeededSampler
+from aligner.methods.pipeline import run_recipe
+from aligner.models.tokenizers import load_tokenizer
+from aligner.runs.files import read_metrics
+from aligner.tokenization.encode import IGNORED, encode_sft
+from aligner.training.sampler import SeededSampler
 
 MOSAIC = {"max_members": 3}
 
@@ -47,7 +48,7 @@ def test_each_epoch_trains_on_the_mosaics_that_the_files_hold(small_world: Path,
     )
     files = run_mosaic(recipe).run_dir
     rows = load_rows(Data(train=[Source(path=str(files / "data"))]), "sft", 0).train
-    from aligner.config.schema import Model
+    from aligner.config.recipe import Model
 
     encoded = [encode_sft(load_tokenizer(Model(name_or_path=tokenizer)), row) for row in rows]
     prepared = load_from_disk(str(run / "prepared/train"))

@@ -11,11 +11,12 @@ from fakes import small_recipe
 
 from aligner.errors import RecipeError, TrainingError, UsageError
 from aligner.events import StageProgress, Warned
-from aligner.guards import AccuracyAlarm, wrong_start
-from aligner.methods import run_recipe
-from aligner.objectives import OBJECTIVES, Settings, load_objective
-from aligner.objectives.table import shape_of
-from aligner.record import read_json, read_metrics
+from aligner.losses.catalogue import OBJECTIVES, load_objective
+from aligner.losses.table import shape_of
+from aligner.losses.types import Settings
+from aligner.methods.dpo.start_checks import AccuracyAlarm, wrong_start
+from aligner.methods.pipeline import run_recipe
+from aligner.runs.files import read_json, read_metrics
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

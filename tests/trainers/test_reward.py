@@ -15,9 +15,10 @@ from safetensors.torch import load_file
 
 from aligner.errors import DataError, RecipeError
 from aligner.events import Notice, Warned
-from aligner.methods import run_recipe
-from aligner.record import read_json, read_metrics
-from aligner.reward_models import load_scorer, preferences
+from aligner.methods.pipeline import run_recipe
+from aligner.reward_models.base import preferences
+from aligner.reward_models.catalogue import load_scorer
+from aligner.runs.files import read_json, read_metrics
 
 FAST = ("trainer.max_steps=12", "data.max_length=256", "trainer.learning_rate=0.003")
 
@@ -438,7 +439,7 @@ def test_the_loss_is_trls_step_by_step(small_world: Path, tmp_path: Path) -> Non
     from transformers import AutoModelForSequenceClassification
     from trl import RewardConfig, RewardTrainer
 
-    from aligner.sampling_order import SeededSampler
+    from aligner.training.sampler import SeededSampler
 
     start = save_reward_model(tmp_path / "start")
     graded_pairs = ({**pair, "grade": 1 + place % 3} for place, pair in enumerate(pairs_of(small_world)))

@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 
 from aligner.errors import DataError, RecipeError
 from aligner.events import Notice, Warned
-from aligner.methods import run_recipe, sapo
-from aligner.record import read_json, read_metrics
+from aligner.methods.pipeline import run_recipe
+from aligner.methods.sapo import train as sapo_train
+from aligner.runs.files import read_json, read_metrics
 
 FAST = (
     "trainer.logging_steps=1",
@@ -50,7 +51,11 @@ class Spy:
         self.drawn: list[list[Any]] = []
         self.batches: list[dict[str, Any]] = []
         self.trainers: list[Any] = []
-        write, draw, batches = sapo.SapoTrainer._write, sapo.SapoTrainer._draw, sapo.SapoTrainer._batches
+        write, draw, batches = (
+            sapo_train.SapoTrainer._write,
+            sapo_train.SapoTrainer._draw,
+            sapo_train.SapoTrainer._batches,
+        )
 
         def spy_write(trainer: Any, *arguments: Any) -> Any:
             self.trainers.append(trainer)
@@ -66,9 +71,9 @@ class Spy:
             self.batches += made
             return made
 
-        monkeypatch.setattr(sapo.SapoTrainer, "_write", spy_write)
-        monkeypatch.setattr(sapo.SapoTrainer, "_draw", spy_draw)
-        monkeypatch.setattr(sapo.SapoTrainer, "_batches", spy_batches)
+        monkeypatch.setattr(sapo_train.SapoTrainer, "_write", spy_write)
+        monkeypatch.setattr(sapo_train.SapoTrainer, "_draw", spy_draw)
+        monkeypatch.setattr(sapo_train.SapoTrainer, "_batches", spy_batches)
 
 
 def test_it_trains_and_shows_what_it_does(small_world, tmp_path):
@@ -167,7 +172,7 @@ def test_the_average_writes_and_the_reference_is_refreshed(small_world, tmp_path
 def test_the_reference_is_refreshed_once_per_epoch_by_its_length(small_world, tmp_path, monkeypatch, epochs, steps):
     """Also where the training ends in the middle of one. 12 steps an epoch: 48 rows, 2 x 2 a step."""
     refreshed = []
-    become = sapo.Shadow.become
+    become = sapo_train.Shadow.become
 
     def spy(shadow: Any, other: Any) -> None:
         if trainers:
@@ -175,7 +180,7 @@ def test_the_reference_is_refreshed_once_per_epoch_by_its_length(small_world, tm
         become(shadow, other)
 
     trainers = Spy(monkeypatch).trainers
-    monkeypatch.setattr(sapo.Shadow, "become", spy)
+    monkeypatch.setattr(sapo_train.Shadow, "become", spy)
     shape = ("trainer.per_device_train_batch_size=2", "trainer.gradient_accumulation_steps=2")
     train(small_world, tmp_path, *shape, trainer__max_steps=steps, trainer__num_train_epochs=epochs)
     assert trainers[-1].steps_between_references == 12
@@ -224,7 +229,7 @@ def test_a_dead_pair_has_no_gradient(small_world, tmp_path, monkeypatch):
 
 def test_dead_pairs_are_counted_and_left_out(small_world, tmp_path, monkeypatch):
     spy = Spy(monkeypatch)
-    monkeypatch.setattr(sapo, "stitch", lambda answer, *_, **__: list(answer))
+    monkeypatch.setattr(sapo_train, "stitch", lambda answer, *_, **__: list(answer))
     log, events = train(small_world, tmp_path / "run", "trainer.max_steps=2", "sapo.dead_pairs=drop")
     (warning,) = [event.text for event in events if isinstance(event, Warned)]
     assert "nothing is trained until that changes" in warning
@@ -236,12 +241,12 @@ def test_dead_pairs_are_counted_and_left_out(small_world, tmp_path, monkeypatch)
 def test_the_same_again_is_dead_also_where_what_followed_is_left_out(small_world, tmp_path, monkeypatch):
     """The rejected answer would be the beginning of the good one."""
     spy = Spy(monkeypatch)
-    real = sapo.stitch
+    real = sapo_train.stitch
 
     def same(answer: Any, start: int, size: int, written: Any, stops: Any, **options: Any) -> Any:
         return real(answer, start, size, answer[start : start + size], stops, **options)
 
-    monkeypatch.setattr(sapo, "stitch", same)
+    monkeypatch.setattr(sapo_train, "stitch", same)
     log, _ = train(small_world, tmp_path / "run", "trainer.max_steps=1", "sapo.suffix=drop")
     assert log[0]["sapo/dead_pairs"] == 1
     assert any(entry.rejected_ids != entry.chosen_ids for entry in spy.written[0])
@@ -250,7 +255,7 @@ def test_the_same_again_is_dead_also_where_what_followed_is_left_out(small_world
 def test_only_what_is_useless_is_written_again(small_world, tmp_path, monkeypatch):
     """Every other rewrite is the answer again at the first attempt, and none at the second."""
     asked: list[list[Any]] = []
-    real = sapo.Writer._attempt
+    real = sapo_train.Writer._attempt
 
     def attempt(writer: Any, model: Any, places: Any, step: Any, window: Any, number: int) -> Any:
         found = real(writer, model, places, step, window, number)
@@ -260,7 +265,7 @@ def test_only_what_is_useless_is_written_again(small_world, tmp_path, monkeypatc
             rewrite.is_same = False
         return found
 
-    monkeypatch.setattr(sapo.Writer, "_attempt", attempt)
+    monkeypatch.setattr(sapo_train.Writer, "_attempt", attempt)
     log, _ = train(small_world, tmp_path, "trainer.max_steps=1", "sapo.retries=3")
     assert asked[1] == asked[0][1::2]
     assert not any(asked[2:]), "the second attempt was good enough"
@@ -313,13 +318,13 @@ def test_several_rewrites_of_each_row(small_world, tmp_path, monkeypatch):
 
 def test_the_window_grows_over_the_training():
     settings = small_settings(window=9, window_from=1)
-    assert [sapo.window_at(settings, step, 5) for step in range(5)] == [1, 3, 5, 7, 9]
-    assert sapo.window_at(small_settings(window="all"), 0, 5) is None
-    assert sapo.window_at(small_settings(window=7), 3, 5) == 7
+    assert [sapo_train.window_at(settings, step, 5) for step in range(5)] == [1, 3, 5, 7, 9]
+    assert sapo_train.window_at(small_settings(window="all"), 0, 5) is None
+    assert sapo_train.window_at(small_settings(window=7), 3, 5) == 7
 
 
 def small_settings(**changes: Any) -> Any:
-    from aligner.config.schema import Sapo
+    from aligner.config.recipe import Sapo
 
     return Sapo(**changes)
 
@@ -367,7 +372,7 @@ def test_the_average_of_adapters_is_the_average_of_their_weights(small_world, tm
     spy = Spy(monkeypatch)
     train(small_world, tmp_path, "trainer.max_steps=1", "sapo.ema_decay=0.75", model__lora={"r": 2})
     trainer = spy.trainers[0]
-    name, weight = next(iter(sapo.Shadow(trainer.model).weights.items()))
+    name, weight = next(iter(sapo_train.Shadow(trainer.model).weights.items()))
     before = trainer.average.weights[name].clone()
     trainer.average.follow(trainer.model, 0.75)
     assert torch.allclose(trainer.average.weights[name], 0.75 * before + 0.25 * weight)
@@ -421,7 +426,7 @@ def test_held_out_pairs_stay_the_same_over_the_run(small_world, tmp_path):
 
 
 def test_held_out_rows_that_are_all_written_again_are_an_error(small_world, tmp_path, monkeypatch):
-    monkeypatch.setattr(sapo, "stitch", lambda answer, *_, **__: list(answer))
+    monkeypatch.setattr(sapo_train, "stitch", lambda answer, *_, **__: list(answer))
     with pytest.raises(RecipeError, match=r"data\.eval"):
         train(small_world, tmp_path, "data.eval=0.3")
 

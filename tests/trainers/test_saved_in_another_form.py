@@ -11,8 +11,8 @@ from fakes import byte_tokenizer, small_recipe
 from safetensors.torch import load_file, save_file
 
 from aligner.errors import TrainingError
-from aligner.methods import run_recipe
-from aligner.models import load_saved_weights
+from aligner.methods.pipeline import run_recipe
+from aligner.models.loading import load_saved_weights
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def test_a_resumed_run_goes_on_from_the_trained_experts(experts, tmp_path, monke
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("aligner.training.save_final", stop)
+        patched.setattr("aligner.training.trainer.save_final", stop)
         with pytest.raises(KeyboardInterrupt):
             train(experts, tmp_path / "run", trainer__save_steps=2)
     (tmp_path / "run" / "checkpoints" / "checkpoint-4" / "complete").unlink()
@@ -64,7 +64,7 @@ def test_a_resumed_run_goes_on_from_the_trained_experts(experts, tmp_path, monke
 
 
 def test_the_best_step_comes_back_with_its_experts(experts, tmp_path, monkeypatch):
-    from aligner.methods.sft import SeededSFTTrainer
+    from aligner.methods.sft.train import SeededSFTTrainer
 
     evaluate = SeededSFTTrainer.evaluate
 

@@ -13,7 +13,7 @@ import torch
 from fakes import save_model, write_jsonl
 from safetensors.torch import load_file
 
-from aligner.record import read_metrics
+from aligner.runs.files import read_metrics
 
 pytestmark = pytest.mark.slow
 

@@ -14,29 +14,3 @@ order (permute) or for some of them to be left out (maskout). No model takes par
 
 Imports neither torch nor a client of language models.
 """
-
-from aligner.builders.mosaic.bank import Bank, load_bank
-from aligner.builders.mosaic.check import Reading, Violation, check, parse
-from aligner.builders.mosaic.engine import Chunk, Mosaics, Sample, Tally
-from aligner.builders.mosaic.passes import build, mosaics_of
-from aligner.builders.mosaic.plan import Plan, Style
-from aligner.builders.mosaic.render import Rendered, render
-
-__all__ = [
-    "Bank",
-    "Chunk",
-    "Mosaics",
-    "Plan",
-    "Reading",
-    "Rendered",
-    "Sample",
-    "Style",
-    "Tally",
-    "Violation",
-    "build",
-    "check",
-    "load_bank",
-    "mosaics_of",
-    "parse",
-    "render",
-]

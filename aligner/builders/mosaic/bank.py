@@ -16,8 +16,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
-from aligner.config.names import did_you_mean
-from aligner.config.schema import MaskRule, PermuteRule
+from aligner.config.hints import did_you_mean
+from aligner.config.recipe import MaskRule, PermuteRule
 from aligner.config.yaml_lines import read_document
 from aligner.errors import Problem, RecipeError
 

@@ -34,7 +34,7 @@ from aligner.builders.mosaic.lengths import Lengths
 from aligner.builders.mosaic.members import Member, Members, finished_row
 from aligner.builders.mosaic.plan import Plan, Planner, plain_plan
 from aligner.builders.mosaic.render import Rendered, render
-from aligner.config.schema import Mosaic
+from aligner.config.recipe import Mosaic
 from aligner.data.rows import CompletionRow
 
 CHUNK_DRAWS = 256

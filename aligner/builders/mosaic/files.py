@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from aligner.data.rows import CompletionRow, Messages, Row, as_turns
-from aligner.record import dumps, write_atomically
+from aligner.runs.files import dumps, write_atomically
 
 
 def join(files: Iterable[Path], target: Path) -> None:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from aligner.builders.mosaic.bank import Bank
-from aligner.chat import encode_sft, keeps_texts, length_of
 from aligner.data.rows import CompletionRow, as_turns
+from aligner.tokenization.encode import encode_sft, keeps_texts, length_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

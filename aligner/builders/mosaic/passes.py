@@ -16,11 +16,11 @@ from aligner.builders.mosaic.engine import Mosaics, Sample, Tally
 from aligner.builders.mosaic.lengths import EstimatedLengths, Lengths, TokenizerLengths
 from aligner.builders.mosaic.members import Members
 from aligner.builders.mosaic.released import ReleasedMosaics
-from aligner.config.schema import Mosaic
+from aligner.config.recipe import Mosaic
 from aligner.data.ledger import LISTED
 from aligner.data.rows import Row
 from aligner.errors import DataError, Problem, RecipeError
-from aligner.template import has_template
+from aligner.tokenization.chat_template import has_template
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -167,7 +167,7 @@ def mosaics_of(
 
 
 class MosaicPasses:
-    """The mosaics of each epoch, for `aligner.prepare`: pass e holds the rows that `aligner mosaic` would write for it."""
+    """The mosaics of each epoch, for `aligner.tokenization.dataset`: pass e holds the rows that `aligner mosaic` would write for it."""
 
     def __init__(self, mosaics: Mosaics, given: int) -> None:
         self.mosaics, self.given, self.passes, self.tally = mosaics, given, 0, Tally()

@@ -19,7 +19,7 @@ from typing import TypeVar
 from aligner.builders.mosaic.bank import Bank, Text
 from aligner.builders.mosaic.members import Member
 from aligner.builders.mosaic.rules import RULES, Choice, Rule
-from aligner.config.schema import Mosaic
+from aligner.config.recipe import Mosaic
 
 T = TypeVar("T")
 

@@ -13,11 +13,11 @@ from typing import Any
 
 from aligner.builders.mosaic.costs import cost_rows, costs
 from aligner.builders.mosaic.engine import Mosaics, Tally
-from aligner.config.schema import MosaicFiles
+from aligner.config.recipe import MosaicFiles
 from aligner.errors import UsageError
-from aligner.plots import bar_chart, number
-from aligner.record import read_json, write_atomically
-from aligner.report import page
+from aligner.reports.charts import bar_chart, number
+from aligner.reports.training import page
+from aligner.runs.files import read_json, write_atomically
 
 SHOWN_EXAMPLES = 12
 TONES = 6

@@ -1,0 +1,491 @@
+"""`aligner data select`: from prompts to the pairs that an expert should label, in a run directory.
+
+    candidates.jsonl   every prompt with its different answers; `select.candidates` of another selection
+    to_label.jsonl     the picked pairs, the first pick first: id, prompt, a, b, uncertainty, rank, `label: null`
+    rest.jsonl         the pairs of all other prompts
+    picked.json        every number of the report, and the picked pairs as they were written
+    labels.jsonl       labels, once some were read          labelled.jsonl   the same as preference rows, to train on
+    report.html        the report
+
+The policy answers in batches and each reward model judges in parts, all of them kept in `journal/` as they are made, so a kill costs
+one batch. What an answer is follows from the seed and its prompt alone, not from where the work was interrupted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from aligner.builders.select.candidates import Candidate, of_prompts, read_candidates, read_labelled
+from aligner.builders.select.choosing import Selection, Triple, as_row, different, prompt_key, select
+from aligner.builders.select.label_store import LABELS, PICKED
+from aligner.builders.select.ngrams import ngram_vectors, text_of
+from aligner.builders.select.report import results_of, summary_of, write_select_report
+from aligner.builders.select.win_probabilities import pairs_of, win_probabilities
+from aligner.config.load import Resolved
+from aligner.config.recipe import Data, Model, Select, SelectRecipe
+from aligner.data.loading import load_rows
+from aligner.data.rows import PromptRow, refuse_tools
+from aligner.errors import DataError, Problem, RecipeError, UsageError
+from aligner.events import DataReady, Finished, OnEvent, Plan, StageProgress, StageStarted, Warned, tell
+from aligner.models.files import check_model_path
+from aligner.reward_models.card import Card
+from aligner.reward_models.catalogue import load_scorer, read_spec
+from aligner.reward_models.ensemble import go_on_with_account, refuse_cycles
+from aligner.runs.files import dumps, file_sha256, write_atomically
+from aligner.runs.journal import Journal, carry_on
+from aligner.runs.places import refuse_unusable
+from aligner.runs.result import Outcome, already_done
+from aligner.runs.run import Run
+
+Array = np.ndarray
+
+JUDGED_TOGETHER = 64
+"""Prompts whose answers a reward model judges before they are written down."""
+LISTED = 5
+JOURNAL = "journal"
+
+
+@dataclass
+class Inputs:
+    """Everything that was read: prompts with or without answers, labelled pairs, and the files they came from."""
+
+    candidates: list[Candidate]
+    labelled: list[Triple]
+    files: dict[str, str]
+    counts: Counter[str]
+    ledger: dict[str, Any]
+    table: list[tuple[str, str]]
+
+    @property
+    def fingerprint(self) -> str:
+        """What was read, in short."""
+        texts = [one.as_row() for one in self.candidates]
+        return hashlib.sha256(json.dumps([texts, self.labelled], sort_keys=True).encode()).hexdigest()
+
+
+def run_select(
+    resolved: Resolved,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    on_event: OnEvent | None = None,
+) -> Outcome:
+    """Choose the pairs of a recipe.
+
+    Raises: RecipeError, DataError and UsageError, before anything that is there is touched.
+    """
+    recipe = resolved.recipe
+    assert isinstance(recipe, SelectRecipe)
+    specs = check_models(recipe.select)
+    folder = Path(recipe.output_dir)
+    if dry_run:
+        refuse_unusable(folder, "output_dir")
+    else:
+        Run.check_place(folder, resume=resume, overwrite=overwrite)
+        if overwrite and (folder / LABELS).exists():
+            raise UsageError(
+                f"{folder} holds labels, which --overwrite would delete with it.",
+                f"Choose another output_dir, or move {folder / LABELS} away.",
+            )
+        if resume and (folder / "manifest.json").exists():
+            return already_done(Run.create(resolved, resume=True), on_event)
+    inputs = read_inputs(recipe, on_event)
+    if dry_run:
+        tell(on_event, Plan(_plan(recipe, specs, inputs)))
+        return Outcome(folder)
+    run = Run.create(resolved, resume=resume, overwrite=overwrite)
+    for note in run.notes:
+        tell(on_event, Warned(note))
+    run.check_data(inputs.fingerprint, inputs.files)
+    run.write_json("data.json", inputs.ledger)
+    if recipe.select.policy is not None and recipe.select.candidates is None:
+        _answer(recipe, run, inputs, on_event)
+    for one in inputs.candidates:
+        one.responses = [one.responses[place] for place in different(one.responses, inputs.counts)]
+    beliefs = _judge(specs, run, inputs, on_event)
+    selection = _choose(recipe, run, inputs, beliefs, on_event)
+    return _finish(recipe, run, specs, inputs, selection, on_event)
+
+
+def check_models(settings: Select) -> list[str]:
+    """Return the reward models, each ensemble's members in its place, having looked at all that can be seen without loading any.
+
+    Raises: RecipeError when one cannot be there, counts twice or is a member of itself, or when disagreement is asked of a single
+    one.
+    """
+    for given in settings.reward_models:
+        refuse_cycles(read_spec(given))
+    specs = [spec for given in settings.reward_models for spec in _members(given)]
+    _refuse_twice(specs)
+    for spec in specs:
+        card = read_spec(spec)
+        if card.model is not None:
+            check_model_path(Model(name_or_path=card.model), f"select.reward_models: {spec}")
+    if settings.uncertainty in ("variance", "bald") and len(specs) < 2:
+        raise RecipeError(
+            f"select.uncertainty is {settings.uncertainty}, the disagreement of several reward models, and there is one",
+            "name more of them, or an ensemble's card; of one model there is the entropy",
+        )
+    if settings.policy is not None:
+        check_model_path(settings.policy, "select.policy")
+    return specs
+
+
+def _members(spec: str) -> list[str]:
+    card = read_spec(spec)
+    return [spec] if card.kind != "ensemble" else [inner for member in card.members for inner in _members(member)]
+
+
+def _refuse_twice(specs: Sequence[str]) -> None:
+    """Of one that is named twice the vote would count twice, and its agreement with itself as agreement."""
+    seen: dict[str, str] = {}
+    for spec in specs:
+        identity = _identity(read_spec(spec))
+        if identity in seen:
+            also = f", also as {seen[identity]}" if seen[identity] != spec else ""
+            raise RecipeError(
+                f"select.reward_models counts {spec} twice{also}",
+                "name each reward model once; an ensemble counts as its members",
+            )
+        seen[identity] = spec
+
+
+def _identity(card: Card) -> str:
+    """What decides a reward model's scores, by its card: not its name, and not how its path is written."""
+    said = card.model_dump(mode="json", exclude={"name", "description", "license", "url", "accuracy", "fingerprint"})
+    if card.model is not None and Path(card.model).expanduser().exists():
+        said["model"] = os.path.realpath(Path(card.model).expanduser())
+    return json.dumps(said, sort_keys=True)
+
+
+def read_inputs(recipe: SelectRecipe, on_event: OnEvent | None) -> Inputs:
+    """Read prompts or candidates, and what is labelled already."""
+    settings = recipe.select
+    tell(on_event, StageStarted("reading the data"))
+    labelled, label_files = read_labelled(settings.labelled)
+    files = {record.path: record.sha256 for record in label_files}
+    counts: Counter[str] = Counter()
+    if settings.candidates is not None:
+        read = read_candidates(settings.candidates, keep_unfinished=settings.keep_unfinished)
+        counts += read.counts
+        files |= {record.path: record.sha256 for record in read.files}
+        table = [(settings.candidates, f"{counts['rows']:,} rows, {len(read.candidates):,} prompts")]
+        inputs = Inputs(read.candidates, labelled, files, counts, {"candidates": dict(counts)}, table)
+        counts["answers cut off at the longest length"] = sum(one.unfinished for one in read.candidates)
+    else:
+        assert recipe.data is not None, "a rule asks for one of them"
+        loaded = load_rows(recipe.data, "prompts", recipe.seed)
+        refuse_tools(loaded.train, "the policy of a selection")
+        rows = [row for row in loaded.train if isinstance(row, PromptRow)]
+        candidates, counts["prompts that came before"] = of_prompts(rows)
+        files |= {record.path: record.sha256 for source in loaded.ledger.sources for record in source.files}
+        table = loaded.ledger.table()
+        inputs = Inputs(candidates, labelled, files, counts, loaded.ledger.to_json(), table)
+    if labelled:
+        table.append(("labelled already", f"{len(labelled):,} pairs"))
+    tell(on_event, DataReady(table))
+    return inputs
+
+
+def _plan(recipe: SelectRecipe, specs: Sequence[str], inputs: Inputs) -> list[tuple[str, str, str]]:
+    settings, prompts = recipe.select, len(inputs.candidates)
+    rows = [("prompts", f"{prompts:,}", "different ones")]
+    if settings.candidates is None:
+        answers = prompts * settings.num_samples
+        rows.append(("answers to write", f"{answers:,}", f"{settings.num_samples} each"))
+    if specs:
+        rows.append(("judged by", f"{len(specs)} reward models" if len(specs) > 1 else specs[0], ""))
+    return [*rows, ("to be labelled", f"at most {min(settings.budget, prompts):,} pairs", f"{settings.strategy}")]
+
+
+# --- answers -------------------------------------------------------------------------------------------------------
+
+
+def _answer(recipe: SelectRecipe, run: Run, inputs: Inputs, on_event: OnEvent | None) -> None:
+    """Let the policy answer every prompt; long prompts first, so that a batch too big for memory fails at once."""
+    settings, candidates = recipe.select, inputs.candidates
+    order = sorted(range(len(candidates)), key=lambda place: -len(text_of(candidates[place].prompt)))
+    parts = _chunks(order, max(1, settings.batch_size // settings.num_samples))
+    journal = run.dir / JOURNAL / "answers.jsonl"
+
+    def make() -> tuple[str, Callable[[list[int]], Any]]:
+        tell(on_event, StageStarted("loading the policy"))
+        return _writer(recipe, candidates, on_event)
+
+    def answers(part: list[int]) -> int:
+        return len(part) * settings.num_samples
+
+    written = carry_on(journal, "writing answers", parts, make, on_event, answers)
+    for place, said in zip(order, (said for part in written for said in part)):
+        one = candidates[place]
+        if said is None:
+            inputs.counts["prompts too long to be answered"] += 1
+            continue
+        one.responses = [text for text, is_whole in said if is_whole or settings.keep_unfinished]
+        one.unfinished = len(said) - len(one.responses)
+        inputs.counts["answers cut off at the longest length"] += one.unfinished
+
+
+def _writer(
+    recipe: SelectRecipe, candidates: Sequence[Candidate], on_event: OnEvent | None
+) -> tuple[str, Callable[[list[int]], Any]]:
+    """Return the policy's fingerprint, and what answers the prompts of a part; None for one that is too long."""
+    from transformers.utils.logging import disable_progress_bar
+
+    from aligner.generation.decode import Sampling, generate, max_positions
+    from aligner.models.fingerprint import model_fingerprint
+    from aligner.models.loading import load_policy
+    from aligner.models.tokenizers import load_tokenizer
+    from aligner.tokenization.encode import check_tokenizer
+
+    disable_progress_bar()  # progress is told by our own events
+    settings, section = recipe.select, recipe.select.policy
+    assert section is not None
+    assert recipe.data is not None
+    tokenizer = load_tokenizer(section)
+    for remark in check_tokenizer(tokenizer):
+        tell(on_event, Warned(remark))
+    policy = load_policy(section, tokenizer, trainable=False)
+    limit = min(recipe.data.max_length, max_positions(policy) or recipe.data.max_length)
+    too_long = _too_long(tokenizer, candidates, recipe.data, limit, settings.max_new_tokens)
+    sampling = Sampling(
+        max_new_tokens=settings.max_new_tokens,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        top_k=settings.top_k,
+        num_samples=settings.num_samples,
+        seed=recipe.seed,
+    )
+
+    def work(part: list[int]) -> list[Any]:
+        asked = [place for place in part if place not in too_long]
+        prompts = [candidates[place].prompt for place in asked]
+        streams = [_stream(prompt) for prompt in prompts]
+        found = generate(policy, tokenizer, prompts, sampling, batch_size=settings.batch_size, streams=streams)
+        said = {place: [[one.text, one.finish_reason == "stop"] for one in few] for place, few in zip(asked, found)}
+        return [said.get(place) for place in part]
+
+    return model_fingerprint(section), work
+
+
+def _too_long(tokenizer: Any, candidates: Sequence[Candidate], data: Data, limit: int, room: int) -> set[int]:
+    """Return the prompts that leave no room for an answer, or refuse them, as `data.on_too_long` says."""
+    from aligner.tokenization.encode import encode_prompt
+
+    lengths = [len(encode_prompt(tokenizer, one.prompt)) for one in candidates]
+    too_long = {place for place, length in enumerate(lengths) if length + room > limit}
+    if too_long and (data.on_too_long == "error" or len(too_long) == len(candidates)):
+        worst = sorted(too_long, key=lambda place: -lengths[place])[:LISTED]
+        raise DataError(
+            f"{len(too_long):,} of {len(candidates):,} prompts leave no room for {room} tokens of an answer within {limit}",
+            "lower select.max_new_tokens, raise data.max_length as far as the model goes, or set data.on_too_long=drop",
+            [Problem(f"{lengths[place]:,} tokens", where=candidates[place].origin) for place in worst],
+        )
+    return too_long
+
+
+def _stream(prompt: Any) -> int:
+    """A number that stands for a prompt: its answers do not depend on which others are asked."""
+    return int.from_bytes(hashlib.sha256(prompt_key(prompt).encode()).digest()[:6], "big")
+
+
+# --- judgement -----------------------------------------------------------------------------------------------------
+
+
+def _judge(specs: Sequence[str], run: Run, inputs: Inputs, on_event: OnEvent | None) -> list[Array] | None:
+    """Return what the reward models believe of each prompt's answers, one model in memory at a time; None without models."""
+    if not specs:
+        return None
+    candidates = inputs.candidates
+    parts = _chunks([place for place, one in enumerate(candidates) if len(one.responses) > 1], JUDGED_TOGETHER)
+    beliefs = [np.full((len(specs), len(one.responses), len(one.responses)), 0.5) for one in candidates]
+    for number, spec in enumerate(specs):
+        journal = run.dir / JOURNAL / f"beliefs-{number}.jsonl"
+        what = "judging answers" if len(specs) == 1 else f"judging answers ({number + 1} of {len(specs)})"
+        judged = carry_on(journal, what, parts, _judge_maker(spec, candidates, run, journal, on_event), on_event, len)
+        remarks: Counter[str] = Counter()
+        for part, result in zip(parts, judged):
+            remarks.update(result["remarks"])
+            for place, said in zip(part, result["better"]):
+                for (j, k), value in zip(pairs_of(len(candidates[place].responses)), said, strict=True):
+                    value = np.nan if value is None else value
+                    beliefs[place][number, j, k], beliefs[place][number, k, j] = value, 1.0 - value
+        _tell_unjudged(spec, judged, on_event)
+        for remark, count in remarks.most_common(3):
+            tell(on_event, Warned(f"{spec}: {count:,} answers: {remark}"))
+    return beliefs
+
+
+def _tell_unjudged(spec: str, judged: Sequence[dict[str, Any]], on_event: OnEvent | None) -> None:
+    """Say how many pairs are left out since a model has no verdict on them, and where the first ones are."""
+    reasons = {name: reason for result in judged for name, reason in result["unjudged"].items()}
+    count = sum(value is None for result in judged for said in result["better"] for value in said)
+    if count:
+        first = "; ".join(f"{name}: {reason}" for name, reason in list(reasons.items())[:LISTED])
+        tell(on_event, Warned(f"{spec} gave no verdict on {count:,} pairs, which are left out. {first}"))
+
+
+def _judge_maker(
+    spec: str, candidates: Sequence[Candidate], run: Run, journal: Path, on_event: OnEvent | None
+) -> Callable[[], tuple[str, Callable[[list[int]], Any]]]:
+    def make() -> tuple[str, Callable[[list[int]], Any]]:
+        tell(on_event, StageStarted(f"loading {spec}"))
+        scorer = load_scorer(spec)
+        go_on_with_account(scorer, journal, run.read_json("environment.json")["sessions"][0]["started"])
+
+        def work(part: list[int]) -> dict[str, Any]:
+            some = [candidates[place] for place in part]
+            references = [one.answer for one in some]
+            remarks: list[str] = []
+            unjudged: dict[int, str] = {}
+            found = win_probabilities(
+                scorer,
+                [one.prompt for one in some],
+                [one.responses for one in some],
+                references if any(answer is not None for answer in references) else None,
+                remarks,
+                [one.origin for one in some],
+                unjudged,
+            )
+            better = [[_known(one[j, k]) for j, k in pairs_of(len(one))] for one in found]
+            reasons = {some[place].origin: reason for place, reason in unjudged.items()}
+            return {"better": better, "remarks": remarks, "unjudged": reasons}
+
+        return scorer.fingerprint(), work
+
+    return make
+
+
+def _known(probability: float) -> float | None:
+    """A probability as JSON holds it; None without a verdict."""
+    return float(probability) if np.isfinite(probability) else None
+
+
+# --- the choice ----------------------------------------------------------------------------------------------------
+
+
+def _choose(
+    recipe: SelectRecipe,
+    run: Run,
+    inputs: Inputs,
+    beliefs: list[Array] | None,
+    on_event: OnEvent | None,
+) -> Selection:
+    """Choose, and say where there is less to choose from than was asked for."""
+    settings = recipe.select
+    tell(on_event, StageStarted("choosing pairs"))
+    selection = select(
+        [one.prompt for one in inputs.candidates],
+        [one.responses for one in inputs.candidates],
+        settings.budget,
+        beliefs=beliefs,
+        strategy=settings.strategy,
+        pair=settings.pair,
+        uncertainty=settings.uncertainty,
+        pool_factor=settings.pool_factor,
+        spread=settings.spread,
+        labelled=inputs.labelled,
+        embed=ngram_vectors if settings.embedding == "ngrams" else _states(recipe, run, on_event),
+        seed=recipe.seed,
+        on_pick=lambda done, total: tell(on_event, StageProgress("choosing pairs", done, total)),
+    )
+    selection.counts += inputs.counts
+    if not selection.picked:
+        losses = "; ".join(f"{count:,} {what}" for what, count in selection.counts.items() if count)
+        raise DataError(
+            f"there is no pair to be labelled among {len(inputs.candidates):,} prompts: {losses}",
+            "more samples, a higher temperature or a larger select.max_new_tokens give different answers",
+        )
+    if len(selection.picked) < settings.budget:
+        found = (
+            f"There are {len(selection.picked):,} pairs to choose from, fewer than the budget of {settings.budget:,}"
+        )
+        tell(on_event, Warned(f"{found}: all are taken."))
+    return selection
+
+
+def _states(recipe: SelectRecipe, run: Run, on_event: OnEvent | None) -> Callable[[Sequence[Triple]], Array]:
+    """Return what makes vectors from the policy's hidden states, batch by batch."""
+    from aligner.builders.select.embeddings import finished, state_reader
+
+    section = recipe.select.policy
+    assert section is not None
+
+    def embed(pairs: Sequence[Triple]) -> Array:
+        def make() -> tuple[str, Callable[[list[int]], Any]]:
+            tell(on_event, StageStarted("loading the policy"))
+            key, read = state_reader(section)
+            return key, lambda part: read([pairs[place] for place in part])
+
+        parts = _chunks(list(range(len(pairs))), max(1, recipe.select.batch_size // 2))
+        journal = run.dir / JOURNAL / "states.jsonl"
+        packed = carry_on(journal, "reading hidden states", parts, make, on_event, len)
+        return finished([row for part in packed for row in part])
+
+    return embed
+
+
+def _chunks(items: list[int], size: int) -> list[list[int]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+# --- the end -------------------------------------------------------------------------------------------------------
+
+
+def _finish(
+    recipe: SelectRecipe,
+    run: Run,
+    specs: Sequence[str],
+    inputs: Inputs,
+    selection: Selection,
+    on_event: OnEvent | None,
+) -> Outcome:
+    """Write the files, the report and the manifest."""
+    tell(on_event, StageStarted("writing the files"))
+    picked = [{**as_row(one), "rank": rank} for rank, one in enumerate(selection.picked, start=1)]
+    rows = {
+        "candidates.jsonl": [one.as_row() for one in inputs.candidates],
+        "to_label.jsonl": [{**row, "label": None} for row in picked],
+        "rest.jsonl": [as_row(one) for one in selection.rest],
+    }
+    for name, lines in rows.items():
+        write_atomically(run.dir / name, "".join(dumps(line) + "\n" for line in lines))
+    summary = {
+        **summary_of(selection, len(inputs.candidates), specs),
+        "files": {name: file_sha256(run.dir / name) for name in rows},
+        "pairs": [
+            {**row, "probability": one.probability, "answer": inputs.candidates[one.row].answer}
+            for row, one in zip(picked, selection.picked)
+        ],
+    }
+    run.write_json(PICKED, summary)
+    report = write_select_report(run.dir)
+    results = results_of(summary)
+    run.finish_without_training(results, _parents(recipe, run, specs, inputs))
+    shutil.rmtree(run.dir / JOURNAL, ignore_errors=True)
+    tell(on_event, Finished(results, {"run": str(run.dir), "report": str(report)}))
+    return Outcome(run.dir, results, report)
+
+
+def _parents(recipe: SelectRecipe, run: Run, specs: Sequence[str], inputs: Inputs) -> list[dict[str, Any]]:
+    """Return where the selection came from: the policy, the reward models, the files."""
+    found: list[dict[str, Any]] = []
+    policy = recipe.select.policy.name_or_path if recipe.select.policy else ""
+    made = [("states.jsonl" if recipe.select.candidates else "answers.jsonl", "model", policy)]
+    made += [(f"beliefs-{number}.jsonl", "reward model", spec) for number, spec in enumerate(specs)]
+    for name, kind, path in made:
+        fingerprint = Journal(run.dir / JOURNAL / name).begun_with
+        if fingerprint is not None:
+            found.append({"kind": kind, "path": path, "fingerprint": fingerprint})
+    return [*found, *({"kind": "data", "path": path, "fingerprint": sha} for path, sha in inputs.files.items())]

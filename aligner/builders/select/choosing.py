@@ -1,0 +1,281 @@
+"""`select`: from prompts, answers and beliefs to the pairs worth a label. Plain lists in, plain records out; no files.
+
+For every prompt one pair of its answers is chosen, and then some of the prompts. The pair of a prompt is
+
+    max_min         the best and the worst answer, by mean probability of beating the others: the pair that on-policy preference
+                    training would use, so that what is labelled is what the proxy will have to judge
+    most_uncertain  the one that the models are least sure of: more information, and more ties
+    random          any
+
+Answers that differ in outer white space alone are one answer. Without a pair: a prompt that is empty, came before, has fewer than
+two different answers that say something, or whose pairs are all labelled or without a verdict of the models. Each of these is counted and
+none is an error.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from aligner.builders.select.acquisition import (
+    OnPick,
+    at_random,
+    draw,
+    k_center,
+    k_means_seeding,
+    most_uncertain,
+    shortlist_size,
+)
+from aligner.builders.select.ngrams import ngram_vectors, text_of
+from aligner.builders.select.win_probabilities import MEASURES, chosen_measure, pairs_of, win_rates
+from aligner.data.rows import as_turns
+from aligner.reward_models.base import Prompt
+
+Array = np.ndarray
+Triple = tuple[Prompt, str, str]
+"""A prompt and two answers to it."""
+
+Embed = Callable[[Sequence[Triple]], Array]
+"""Pairs -> unit vectors, shape (N, D)."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A pair that may be labelled. `a` and `b` stand in a random order, so that the position says nothing."""
+
+    id: str
+    """The same for the same prompt and answers in any run and order."""
+    row: int
+    """Place of the prompt among those that were given."""
+    prompt: Prompt
+    a: str
+    b: str
+    probability: float | None = None
+    """That `a` is better, mean over the models; None without a model."""
+    uncertainty: float | None = None
+
+    @property
+    def triple(self) -> Triple:
+        """Prompt and answers alone."""
+        return self.prompt, self.a, self.b
+
+
+@dataclass
+class Selection:
+    """What was picked, in the order of picking; the pairs of all other prompts, in theirs; and what became of the rest."""
+
+    picked: list[Pair] = field(default_factory=list)
+    rest: list[Pair] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    """Prompts and answers by what kept them out."""
+    pair: str = ""
+    """How pairs were chosen, once `auto` is settled."""
+    measure: str | None = None
+    """The measure of uncertainty, once `auto` is settled."""
+
+
+def select(
+    prompts: Sequence[Prompt],
+    responses: Sequence[Sequence[str]],
+    budget: int,
+    *,
+    beliefs: Sequence[Array] | None = None,
+    strategy: str = "both",
+    pair: str = "auto",
+    uncertainty: str = "auto",
+    pool_factor: float = 4.0,
+    spread: str = "k_center",
+    labelled: Sequence[Triple] = (),
+    embed: Embed = ngram_vectors,
+    seed: int = 0,
+    on_pick: OnPick | None = None,
+) -> Selection:
+    """Choose at most `budget` pairs to be labelled, one of a prompt.
+
+    Shapes: N prompts (texts, or lists of turns) and N lists of answers, of any lengths n_i. `beliefs`: what `judge` returns, N arrays of
+    shape (M, n_i, n_i) with the probabilities of M models that answer j is better than answer k, NaN for pairs without a verdict, which
+    are never picked. Without it only `random` and
+    `diversity` can be asked for, and pairs are drawn at random. `labelled`: pairs with a label, which are never picked and which
+    count as picked where picks are spread. `embed` makes vectors of pairs, (N, D), for the same.
+
+    With a budget of at least as many pairs as there are, all are picked, in the order of the strategy.
+    """
+    assert len(prompts) == len(responses), f"{len(prompts)} prompts, {len(responses)} lists of answers"
+    assert beliefs is None or len(beliefs) == len(prompts), f"{len(prompts)} prompts, {len(beliefs or [])} beliefs"
+    assert beliefs is not None or strategy in ("random", "diversity"), f"{strategy} needs beliefs"
+    models = len(beliefs[0]) if beliefs else 0
+    found = Selection(
+        measure=chosen_measure(uncertainty, models),
+        pair=("max_min" if models else "random") if pair == "auto" else pair,
+    )
+    known = {pair_id(*triple) for triple in labelled}
+    pairs = _pairs(found, prompts, responses, beliefs, known, seed)
+    order = _order(pairs, budget, strategy, pool_factor, spread, [*labelled], embed, seed, on_pick)[:budget]
+    taken = set(order)
+    found.picked = [pairs[place] for place in order]
+    found.rest = [one for place, one in enumerate(pairs) if place not in taken]
+    return found
+
+
+def prompt_key(prompt: Prompt) -> str:
+    """Return what two prompts have in common that ask the same; a plain one equals the one turn of a user."""
+    turns = as_turns(prompt.strip() if isinstance(prompt, str) else list(prompt), "user")
+    return json.dumps(turns, sort_keys=True, ensure_ascii=True)
+
+
+def pair_id(prompt: Prompt, a: str, b: str) -> str:
+    """Return sixteen letters that stand for a prompt and two answers, in whatever order."""
+    text = json.dumps([prompt_key(prompt), *sorted((a.strip(), b.strip()))], ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+# --- the pair of a prompt ------------------------------------------------------------------------------------------
+
+
+def _pairs(
+    found: Selection,
+    prompts: Sequence[Prompt],
+    responses: Sequence[Sequence[str]],
+    beliefs: Sequence[Array] | None,
+    known: set[str],
+    seed: int,
+) -> list[Pair]:
+    """Return the pair of each prompt that has one, and count the prompts that have none."""
+    seen: set[str] = set()
+    pairs = []
+    for row, (prompt, answers) in enumerate(zip(prompts, responses)):
+        if not text_of(prompt).strip():
+            found.counts["empty prompts"] += 1
+            continue
+        key = prompt_key(prompt)
+        if key in seen:
+            found.counts["prompts that came before"] += 1
+            continue
+        seen.add(key)
+        kept = different(answers, found.counts)
+        if len(kept) < 2:
+            found.counts["prompts with fewer than two different answers"] += 1
+            continue
+        belief = None if beliefs is None else np.asarray(beliefs[row], dtype=np.float64)
+        one = _pair_of(row, prompt, answers, kept, belief, found, known, seed)
+        if one is not None:
+            pairs.append(one)
+    return pairs
+
+
+def different(answers: Sequence[str], counts: Counter[str]) -> list[int]:
+    """Return the places of the answers that say something and something new."""
+    places: dict[str, int] = {}
+    for place, answer in enumerate(answers):
+        text = answer.strip()
+        if not text:
+            counts["empty answers"] += 1
+        elif text in places:
+            counts["answers given twice"] += 1
+        else:
+            places[text] = place
+    return list(places.values())
+
+
+def _pair_of(
+    row: int,
+    prompt: Prompt,
+    answers: Sequence[str],
+    kept: list[int],
+    belief: Array | None,
+    found: Selection,
+    known: set[str],
+    seed: int,
+) -> Pair | None:
+    """Return the pair of a prompt that the rule likes best among those with a verdict and no label, or count it; equals by chance."""
+    doubts = None if belief is None or found.measure is None else MEASURES[found.measure](belief)
+    options = _with_verdict(_liked(found.pair, kept, belief, doubts), belief, found.counts)
+    if not options:
+        found.counts["prompts without a verdict on any pair"] += 1
+        return None
+    if known:
+        options = [one for one in options if pair_id(prompt, answers[one[1]], answers[one[2]]) not in known]
+    if not options:
+        found.counts["prompts whose pairs are labelled already"] += 1
+        return None
+    most = max(liking for liking, _, _ in options)
+    equals = [(pair_id(prompt, answers[j], answers[k]), j, k) for liking, j, k in options if liking == most]
+    name, j, k = max(equals, key=lambda one: draw(seed, "pair", one[0]))
+    if draw(seed, "order", name) < 0.5:
+        j, k = k, j
+    probability = None if belief is None else float(belief[:, j, k].mean())
+    return Pair(name, row, prompt, answers[j], answers[k], probability, None if doubts is None else float(doubts[j, k]))
+
+
+def _with_verdict(
+    options: list[tuple[float, int, int]], belief: Array | None, counts: Counter[str]
+) -> list[tuple[float, int, int]]:
+    """Return the pairs that every model has a verdict on."""
+    if belief is None or np.isfinite(belief).all():
+        return options
+    kept = [(liking, j, k) for liking, j, k in options if np.isfinite(belief[:, j, k]).all()]
+    if len(kept) < len(options):
+        counts["pairs without a verdict"] += len(options) - len(kept)
+    return kept
+
+
+def _liked(rule: str, kept: list[int], belief: Array | None, doubts: Array | None) -> list[tuple[float, int, int]]:
+    """Return every pair of the kept answers, with how much the rule likes it."""
+    places = [(kept[first], kept[second]) for first, second in pairs_of(len(kept))]
+    if rule == "max_min":
+        assert belief is not None, "max_min needs beliefs"
+        rates = dict(zip(kept, win_rates(belief, kept).tolist()))
+        return [(abs(rates[j] - rates[k]), j, k) for j, k in places]
+    if rule == "most_uncertain":
+        assert doubts is not None, "most_uncertain needs beliefs"
+        return [(float(doubts[j, k]), j, k) for j, k in places]
+    return [(0.0, j, k) for j, k in places]
+
+
+# --- the prompts ---------------------------------------------------------------------------------------------------
+
+
+def _order(
+    pairs: Sequence[Pair],
+    budget: int,
+    strategy: str,
+    pool_factor: float,
+    spread: str,
+    labelled: Sequence[Triple],
+    embed: Embed,
+    seed: int,
+    on_pick: OnPick | None,
+) -> list[int]:
+    """Return the places of the pairs to be picked, the first pick first."""
+    ids = [one.id for one in pairs]
+    if strategy == "random":
+        return at_random(ids, seed)
+    if strategy == "diversity":
+        candidates = first = at_random(ids, seed)  # an order that does not come from that of the rows
+    else:
+        first = most_uncertain(ids, [one.uncertainty or 0.0 for one in pairs], seed)
+        if strategy == "uncertainty":
+            return first
+        candidates = first[: shortlist_size(budget, pool_factor, len(pairs))]
+    if not candidates:
+        return []
+    vectors = embed([*(pairs[place].triple for place in candidates), *labelled])
+    own, centres = vectors[: len(candidates)], vectors[len(candidates) :]
+    start = candidates.index(first[0])
+    if spread == "k_means":
+        places = k_means_seeding(own, budget, centres, start, seed, on_pick)
+    else:
+        places = k_center(own, budget, centres, start, on_pick)
+    return [candidates[place] for place in places]
+
+
+def as_row(pair: Pair) -> dict[str, Any]:
+    """What every file says of a pair."""
+    told = {"id": pair.id, "prompt": pair.prompt, "a": pair.a, "b": pair.b}
+    return told if pair.uncertainty is None else {**told, "uncertainty": round(pair.uncertainty, 6)}

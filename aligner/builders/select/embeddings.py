@@ -1,0 +1,83 @@
+"""Vectors of pairs from a policy: the mean of its last hidden states over prompt and answer, both answers averaged.
+
+What all vectors have in common (the hidden states of language models share a large part) is taken away, and each is brought to
+length one. A conversation longer than the model's positions loses its beginning.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from aligner.builders.select.choosing import Triple
+from aligner.builders.select.ngrams import unit
+from aligner.config.recipe import Model
+from aligner.data.rows import CompletionRow
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Array = np.ndarray
+
+
+def state_reader(section: Model) -> tuple[str, Callable[[Sequence[Triple]], list[str]]]:
+    """Return the policy's fingerprint, and what gives the vectors of a batch of pairs, each packed into a text."""
+    from transformers.utils.logging import disable_progress_bar
+
+    from aligner.models.fingerprint import model_fingerprint
+    from aligner.models.loading import load_policy
+    from aligner.models.tokenizers import load_tokenizer
+
+    disable_progress_bar()  # progress is told by our own events
+    tokenizer = load_tokenizer(section)
+    policy = load_policy(section, tokenizer, trainable=False)
+    return model_fingerprint(section), lambda pairs: [pack(row) for row in mean_states(policy, tokenizer, pairs)]
+
+
+def mean_states(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Triple]) -> Array:
+    """Return the mean hidden state of each pair, shape (N, D), float32; all 2 N sequences go through the model together."""
+    import torch
+
+    from aligner.generation.decode import at_rest, max_positions
+    from aligner.tokenization.encode import encode_sft
+
+    limit = max_positions(policy)
+    rows = [CompletionRow(prompt, answer, "a pair") for prompt, a, b in pairs for answer in (a, b)]
+    ids = [_last(encode_sft(tokenizer, row, "completion").input_ids, limit) for row in rows]
+    width = max(map(len, ids))
+    pad = tokenizer.pad_token_id
+    ids_BT = torch.tensor([[*one, *[pad] * (width - len(one))] for one in ids], device=policy.device)
+    mask_BT = torch.tensor([[1] * len(one) + [0] * (width - len(one)) for one in ids], device=policy.device)
+    with at_rest(policy):
+        states_BTD = _body(policy)(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False).last_hidden_state.float()
+    mean_BD = (states_BTD * mask_BT[..., None]).sum(dim=1) / mask_BT.sum(dim=1, keepdim=True)
+    return mean_BD.reshape(len(pairs), 2, -1).mean(dim=1).cpu().numpy()
+
+
+def _body(policy: PreTrainedModel) -> Any:
+    """The model without its head: the logits of every token would fill the memory for nothing."""
+    from aligner.models.adapter_kinds import base_under_adapter
+
+    return base_under_adapter(policy).base_model
+
+
+def _last(ids: list[int], limit: int | None) -> list[int]:
+    return ids if limit is None else ids[-limit:]
+
+
+def finished(rows: Sequence[str]) -> Array:
+    """Return packed vectors as unit vectors around their mean, shape (N, D)."""
+    vectors = np.stack([unpack(row) for row in rows])
+    return unit(vectors - vectors.mean(axis=0)).astype(np.float32)
+
+
+def pack(vector: Array) -> str:
+    """A vector as a text that holds its very bits."""
+    return base64.b64encode(np.ascontiguousarray(vector, dtype="<f4").tobytes()).decode("ascii")
+
+
+def unpack(text: str) -> Array:
+    return np.frombuffer(base64.b64decode(text), dtype="<f4")

@@ -1,0 +1,311 @@
+"""What is wrong with the values of a recipe: against the schema, against the trainer's keys. All of it, not the first.
+
+pydantic decides what is valid; this module turns what it says into sentences about the user's file. Values are checked
+strictly: a quoted number is a text, and `yes` is no boolean.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from aligner.config import hints, trainer_keys
+from aligner.config.flag_table import FLAGS
+from aligner.config.introspect import choices_at, dotted_keys, section_at
+from aligner.config.recipe import METHOD_SECTIONS, RECIPES, Recipe, command_of
+from aligner.config.yaml_lines import KeyPath, dotted
+from aligner.errors import Problem
+
+Where = Callable[[KeyPath], str]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong, at a path. `expected` is set when it is about the type or the choice of a value."""
+
+    path: KeyPath
+    message: str
+    hint: str = ""
+    expected: str = ""
+
+    def problem(self, where: Where) -> Problem:
+        return Problem(self.message, where(self.path), dotted(self.path), self.hint)
+
+
+def show(value: Any) -> str:
+    """A value as it may stand in a sentence."""
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    return f"`{text if len(text) <= 60 else text[:57] + '...'}`"
+
+
+def check_texts(values: Any, path: KeyPath = ()) -> list[Finding]:
+    """What is wrong with texts, wherever they stand: characters that no path and no name may hold, homes of nobody."""
+    if isinstance(values, dict | list):
+        items = values.items() if isinstance(values, dict) else enumerate(values)
+        return [finding for key, value in items for finding in check_texts(value, (*path, key))]
+    if not isinstance(values, str):
+        return []
+    if "\0" in values:
+        return [Finding(path, f"holds a NUL character: {values[:60]!r}", "no path and no name may hold one")]
+    home = values.split("/", 1)[0]
+    if home.startswith("~") and "/" in values and os.path.expanduser(home) == home:
+        return [Finding(path, f"there is no user called `{home[1:]}`, whose home {show(values)} names", "write it out")]
+    return []
+
+
+def build(recipe_class: type[Recipe], values: dict[str, Any]) -> tuple[Recipe | None, list[Finding]]:
+    """The recipe, or everything that the schema has against it."""
+    try:
+        return recipe_class.model_validate_json(json.dumps(values, default=str), strict=True), []
+    except ValidationError as error:
+        raw = [(_clean(item["loc"], item["type"], values), item) for item in error.errors(include_url=False)]
+        return None, _merge([_explain(recipe_class, path, item, values) for path, item in raw])
+
+
+def _clean(loc: tuple[str | int, ...], kind: str, values: Any) -> KeyPath:
+    """pydantic's location without the names of union members, which are no keys of anybody's file."""
+    path: list[str | int] = []
+    here = values
+    for position, part in enumerate(loc):
+        is_last = position == len(loc) - 1
+        if isinstance(here, dict) and (part in here or (is_last and kind == "missing")):
+            here = here.get(part)
+        elif isinstance(here, list) and isinstance(part, int) and part < len(here):
+            here = here[part]
+        else:
+            continue
+        path.append(part)
+    return tuple(path)
+
+
+def _merge(findings: list[Finding]) -> list[Finding]:
+    """One finding for each place: the alternatives of a union are joined, or give way to what is wrong deeper inside."""
+    by_path: dict[KeyPath, list[Finding]] = defaultdict(list)
+    for finding in findings:
+        by_path[finding.path].append(finding)
+    merged = []
+    for path, group in by_path.items():
+        if group[0].message == _IS_MISSING and _is_misspelt(path, by_path):
+            continue
+        is_deeper = any(len(other) > len(path) and other[: len(path)] == path for other in by_path)
+        if is_deeper and all(finding.expected for finding in group):
+            continue
+        merged.append(_join(group))
+    return merged
+
+
+_IS_MISSING = "is missing"
+
+
+def _is_misspelt(path: KeyPath, by_path: dict[KeyPath, list[Finding]]) -> bool:
+    """Whether a missing key is there under a name that comes close, which is reported already."""
+    siblings = [other for other in by_path if other[:-1] == path[:-1] and other != path]
+    return any(hints.closest(str(other[-1]), [str(path[-1])]) for other in siblings)
+
+
+def _join(group: list[Finding]) -> Finding:
+    typed = [finding for finding in group if finding.expected]
+    plain = [finding for finding in group if not finding.expected]
+    if plain:
+        return plain[0]
+    first = typed[0]
+    expected = " or ".join(dict.fromkeys(finding.expected for finding in typed))
+    hint = next((finding.hint for finding in typed if finding.hint), "")
+    return Finding(first.path, first.message.replace(first.expected, expected), hint, expected)
+
+
+_EXPECTED = {
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "string_type": "a text",
+    "finite_number": "a finite number",
+    "list_type": "a list",
+    "dict_type": "a section of `key: value` lines",
+    "model_type": "a section of `key: value` lines",
+}
+
+_BOUNDS = {
+    "greater_than": ("gt", "must be greater than"),
+    "greater_than_equal": ("ge", "must be at least"),
+    "less_than": ("lt", "must be less than"),
+    "less_than_equal": ("le", "must be at most"),
+}
+
+
+def _explain(recipe_class: type[Recipe], path: KeyPath, error: Any, values: dict[str, Any]) -> Finding:
+    kind, context = error["type"], error.get("ctx", {})
+    if kind == "missing":
+        return Finding(path, _IS_MISSING, _MISSING.get(dotted(path), ""))
+    found = path[-1] if error["loc"][-1] == "[key]" else _at(values, path)
+    if kind == "extra_forbidden":
+        return Finding(
+            path, "is not a key of a recipe" if len(path) == 1 else "unknown key", key_hint(recipe_class, path)
+        )
+    if kind == "literal_error":
+        offered = choices_at(recipe_class, path)
+        expected = "one of " + ", ".join(offered)
+        return Finding(
+            path, f"expected {expected}, found {show(found)}", hints.did_you_mean(str(found), offered), expected
+        )
+    if kind in _BOUNDS:
+        name, words = _BOUNDS[kind]
+        return Finding(path, f"{words} {context[name]}, found {show(found)}")
+    if kind in ("too_short", "too_long") and isinstance(found, list) and found:
+        number = context.get("min_length") or context["max_length"]
+        return Finding(path, f"expected {number} values, found {len(found)}")
+    if kind == "too_short":
+        return Finding(path, "is empty", "name at least one source")
+    if kind in _EXPECTED:
+        expected = _EXPECTED[kind]
+        return Finding(path, f"expected {expected}, found {show(found)}", _value_hint(expected, found), expected)
+    return Finding(path, f"{error['msg']}, found {show(found)}")
+
+
+_MISSING = {
+    "endpoint": "the language model that proposes, for example `endpoint: {base_url: http://127.0.0.1:8000/v1, model: NAME}`",
+    "model": "give `model.name_or_path` in the recipe, or `--model` on the command line",
+    "model.name_or_path": "a hub id or a folder; `--model` on the command line",
+    "data": "give `data.train` in the recipe, or `--data` on the command line",
+    "data.train": "a file, a folder, a glob or a hub id; `--data` on the command line",
+}
+
+
+def _at(values: Any, path: KeyPath) -> Any:
+    for part in path:
+        values = values[part]
+    return values
+
+
+def _value_hint(expected: str, found: Any) -> str:
+    if (
+        isinstance(found, str)
+        and expected in ("a whole number", "a number")
+        and trainer_keys.number_in(found) is not None
+    ):
+        return "write it without quotes"
+    if expected == "true or false" and str(found).lower() in ("yes", "on", "y", "no", "off", "n"):
+        return f"write `{'true' if str(found).lower() in ('yes', 'on', 'y') else 'false'}`"
+    if expected == "a text" and isinstance(found, int | float):
+        return "put it in quotes"
+    return ""
+
+
+def key_hint(recipe_class: type[Recipe], path: KeyPath) -> str:
+    """Where an unknown key belongs, or what it was probably meant to be."""
+    name, parent = str(path[-1]), path[:-1]
+    section = section_at(recipe_class, parent)
+    here = list(section.model_fields) if section else []
+    if place := place_of(recipe_class, name):
+        return place
+    if near := hints.closest(name, here):
+        return f"did you mean `{dotted((*parent, near))}`?"
+    everywhere = {key.rsplit(".", 1)[-1]: key for key in dotted_keys(recipe_class)}
+    everywhere |= {key: f"trainer.{key}" for key in trainer_keys.allowed(_method(recipe_class))}
+    near_name = hints.closest(name, everywhere)
+    if near_name:
+        return f"did you mean `{everywhere[near_name]}`?"
+    return "it takes: " + ", ".join(here) if here else ""
+
+
+def place_of(recipe_class: type[Recipe], name: str) -> str:
+    """Where the thing of exactly this name is set, for a name that the field knows; empty for one that nobody knows."""
+    method = _method(recipe_class)
+    if name in hints.GONE:
+        return hints.GONE[name]
+    for other, section in METHOD_SECTIONS.items():
+        if name == section and other != method:
+            return f"that section belongs to `aligner {command_of(other)}`"
+    if name in FLAGS and FLAGS[name].key:
+        return _place(recipe_class, FLAGS[name].write or FLAGS[name].key)
+    if name in trainer_keys.RESERVED and name in trainer_keys.fields(method):
+        return trainer_keys.RESERVED[name]
+    if name in trainer_keys.fields(method):
+        return f"set `trainer.{name}`"
+    if name in hints.ELSEWHERE:
+        return _place(recipe_class, hints.ELSEWHERE[name])
+    keys = [key for key in dotted_keys(recipe_class) if key.rsplit(".", 1)[-1] == name]
+    return f"set `{keys[0]}`" if len(keys) == 1 else ""
+
+
+def _place(recipe_class: type[Recipe], key: str) -> str:
+    section = key.split(".", 1)[0].split(":")[0]
+    for method, own in METHOD_SECTIONS.items():
+        if section == own and method != _method(recipe_class):
+            return f"a setting of `aligner {command_of(method)}`: `{key}`"
+    return f"set `{key}`"
+
+
+def _method(recipe_class: type[Recipe]) -> str:
+    return next(name for name, candidate in RECIPES.items() if candidate is recipe_class)
+
+
+def check_trainer(recipe_class: type[Recipe], trainer: Any) -> tuple[dict[str, Any], list[Finding]]:
+    """The trainer's values in the types of its class, and what is wrong with them."""
+    if not isinstance(trainer, dict):
+        return {}, []
+    method = _method(recipe_class)
+    known, allowed = trainer_keys.fields(method), trainer_keys.allowed(method)
+    values, findings = {}, []
+    for key, value in trainer.items():
+        path = ("trainer", key)
+        if key in allowed:
+            try:
+                values[key] = trainer_keys.read(known[key], _written_out(known[key], value))
+            except trainer_keys.Mismatch as mismatch:
+                findings.append(_mismatch(path, str(mismatch), value, known[key]))
+        else:
+            findings.append(_unknown_trainer_key(recipe_class, key, known, allowed))
+    return values, findings
+
+
+def _written_out(spec: dict[str, Any], value: Any) -> Any:
+    """The mapping that a text stands for, as `{"num_cycles": 2}` in a flag, where the field holds a mapping."""
+    if not isinstance(value, str) or "dict" not in spec["type"].split(" | "):
+        return value
+    try:
+        mapping = json.loads(value)
+    except (ValueError, RecursionError):
+        mapping = None
+    if not isinstance(mapping, dict):
+        raise trainer_keys.Mismatch("expected a section of `key: value` lines")
+    return mapping
+
+
+def _mismatch(path: KeyPath, expected: str, value: Any, spec: dict[str, Any]) -> Finding:
+    hint = _value_hint(expected.removeprefix("expected "), value)
+    if "choices" in spec:
+        near = hints.closest(str(value), [choice for choice in spec["choices"] if isinstance(choice, str)])
+        hint = f"did you mean `{near}`?" if near else hint
+        if len(spec["choices"]) > 12:
+            expected = "expected one of " + ", ".join(_nearest_first(str(value), spec["choices"])[:6]) + ", ..."
+    return Finding(path, f"{expected}, found {show(value)}", hint)
+
+
+def _nearest_first(name: str, choices: list[str]) -> list[str]:
+    return sorted(choices, key=lambda choice: -difflib.SequenceMatcher(None, name, choice).ratio())
+
+
+def _unknown_trainer_key(recipe_class: type[Recipe], key: str, known: dict[str, Any], allowed: list[str]) -> Finding:
+    path = ("trainer", key)
+    method = _method(recipe_class)
+    if key in trainer_keys.RESERVED and key in known:
+        return Finding(path, "is not set here", trainer_keys.RESERVED[key])
+    if place := place_of(recipe_class, key):
+        return Finding(path, "is not a key of the trainer", place)
+    others = [other for other in RECIPES if other != method and key in trainer_keys.fields(other)]
+    if others:
+        return Finding(path, f"is a key of the `{others[0]}` trainer, not of `{method}`", "drop it")
+    hint = hints.did_you_mean(key, [*allowed, *trainer_keys.RESERVED])
+    return Finding(path, f"is not a field of {trainer_keys.table()[method]['class']}", hint)

@@ -1,0 +1,1 @@
+"""What this machine can do: checks of devices, 4-bit layers, launchers, versions and numerics."""

@@ -1,0 +1,34 @@
+"""Whether a model was trained on the very files that it is measured with, as far as its run directory tells."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from aligner.reward_models.catalogue import read_spec
+
+
+def trained_on(spec: str, digests: Collection[str]) -> list[str]:
+    """Return the training files of a reward model, or of an ensemble's members, whose SHA-256 is among `digests`.
+
+    What its own training read counts, not that of the model it started from; a model without a run directory has none.
+    """
+    card = read_spec(spec)
+    found = [path for member in card.members for path in trained_on(member, digests)]
+    if card.model is None:
+        return found
+    folder = Path(card.model).expanduser().resolve()
+    for manifest in (folder / "manifest.json", folder.parent / "manifest.json"):
+        found += [parent["path"] for parent in _parents(manifest) if parent.get("fingerprint") in digests]
+    return list(dict.fromkeys(found))
+
+
+def _parents(manifest: Path) -> list[dict[str, Any]]:
+    """The data files in a manifest; what is no manifest of ours has none."""
+    try:
+        parents = json.loads(manifest.read_text(encoding="utf-8"))["parents"]
+        return [parent for parent in parents if parent["kind"] == "data"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []

@@ -1,0 +1,1 @@
+"""Several processes and several machines: the command that starts them, and what each rank knows."""

@@ -1,0 +1,1 @@
+"""DiscoPOP: a language model proposes objectives, training measures them, the best ones are kept."""

@@ -1,0 +1,99 @@
+"""The archive of a search on disk: one folder for each objective, numbered in the order in which they came.
+
+    archive/0007/reply.json      what the language model answered (absent for the objectives that the search began with)
+    archive/0007/objective.py    the source, as soon as it could be read
+    archive/0007/record.json     last: everything that is known of it; its presence means done
+
+An objective whose `record.json` is missing was under way when the process died: it is measured again, and its reply is
+not asked for again.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from aligner.runs.files import dumps, parse_json, write_atomically
+
+
+@dataclass(frozen=True)
+class Record:
+    """One objective of a search, whether it worked or not. `fitness` and `held_out` hold one number for each seed."""
+
+    index: int
+    name: str
+    origin: str
+    """`start` for one that the search began with, `proposal` for one of the language model's."""
+    thought: str = ""
+    source: str = ""
+    hash: str = ""
+    parents: list[int] = field(default_factory=list)
+    """Indices of the objectives that the language model saw when it proposed this one."""
+    error: str = ""
+    fitness: list[float] = field(default_factory=list)
+    held_out: list[float] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+    finished: str = ""
+
+    @property
+    def valid(self) -> bool:
+        """Whether it was measured."""
+        return not self.error and bool(self.fitness)
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """Mean over seeds and its standard error; the error of a single seed is not known (NaN)."""
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return statistics.fmean(values), error
+
+
+def shown(values: Sequence[float]) -> str:
+    """`2.413 +/- 0.021`."""
+    mean, error = mean_and_error(values)
+    return f"{mean:.4g}" if math.isnan(error) else f"{mean:.4g} +/- {error:.2g}"
+
+
+class Archive:
+    """The records below one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.records: list[Record] = []
+        for path in sorted(folder.glob("[0-9]*/record.json")):
+            cure = f"delete {path.parent}: the objective is measured again"
+            known = {each.name for each in fields(Record)}
+            values = parse_json(path, cure, needed=["index", "name", "origin"])
+            self.records.append(Record(**_numbers({key: item for key, item in values.items() if key in known})))
+
+    def place(self, index: int) -> Path:
+        """Return the folder of an objective, made if it is not there."""
+        place = self.folder / f"{index:04d}"
+        place.mkdir(parents=True, exist_ok=True)
+        return place
+
+    def add(self, record: Record) -> None:
+        """Write a record; from now on it is done."""
+        write_atomically(self.place(record.index) / "record.json", dumps(asdict(record), indent=2) + "\n")
+        self.records.append(record)
+
+    def __getitem__(self, index: int) -> Record | None:
+        return next((record for record in self.records if record.index == index), None)
+
+    def same_as(self, hash_: str) -> Record | None:
+        """Return the earlier objective that says the same, whatever it is called."""
+        return next((record for record in self.records if record.hash == hash_), None)
+
+    def best(self, origin: str | None = None) -> Record | None:
+        """Return the valid record with the highest mean fitness, of one origin or of all."""
+        of = [record for record in self.records if record.valid and origin in (None, record.origin)]
+        return max(of, key=lambda record: mean_and_error(record.fitness)[0], default=None)
+
+
+def _numbers(values: dict[str, Any]) -> dict[str, Any]:
+    """NaN and infinities were written as texts."""
+    return {**values, **{key: [float(value) for value in values[key]] for key in ("fitness", "held_out")}}

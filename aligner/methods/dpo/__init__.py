@@ -1,0 +1,1 @@
+"""Direct preference optimization, with any objective of the catalogue."""

@@ -1,0 +1,76 @@
+"""Rows as DPO trains on them.
+
+Columns: `prompt_ids`, `chosen_ids`, `rejected_ids`, `weight`, `length`, and `text` where reward models will read it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from aligner.config.recipe import DpoRecipe
+from aligner.data.rows import PreferenceRow, Row, question_of, refuse_tools
+from aligner.tokenization.dataset import Encode
+from aligner.tokenization.encode import Pair, encode_pair
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def encoder(recipe: DpoRecipe, tokenizer: PreTrainedTokenizerBase) -> Encode:
+    """Return what turns a row into columns, or says why nothing is left to train."""
+    encode = _encode_pair_row(tokenizer)
+    return _with_text(encode) if recipe.dpo.reward_models else encode
+
+
+def _encode_pair_row(tokenizer: PreTrainedTokenizerBase) -> Encode:
+    def encode(row: Row, limit: int | None) -> dict[str, Any] | str:
+        whole = encode_pair(tokenizer, row)  # type: ignore[arg-type]
+        prompt = whole.prompt_ids
+        room = None if limit is None else max(0, limit - len(prompt))
+        kept = Pair(prompt, whole.chosen_ids[:room], whole.rejected_ids[:room])
+        if not kept.chosen_ids or not kept.rejected_ids:
+            return f"the prompt alone has {len(prompt):,} tokens, so no answer is left within {limit}"
+        if kept.chosen_ids == kept.rejected_ids:
+            return f"both answers are the same within {limit} tokens"
+        answers = len(kept.chosen_ids) + len(kept.rejected_ids)
+        longest = max(len(whole.chosen_ids), len(whole.rejected_ids))
+        return {
+            "prompt_ids": np.asarray(prompt, dtype=np.int32),
+            "chosen_ids": np.asarray(kept.chosen_ids, dtype=np.int32),
+            "rejected_ids": np.asarray(kept.rejected_ids, dtype=np.int32),
+            "weight": float(row.weight),  # type: ignore[union-attr]
+            "length": len(prompt) + max(len(kept.chosen_ids), len(kept.rejected_ids)),
+            "tokens": 2 * len(prompt) + answers,
+            "trained": answers,
+            "whole": len(prompt) + longest,
+            "cut": len(whole.chosen_ids) + len(whole.rejected_ids) - answers,
+        }
+
+    return encode
+
+
+def _with_text(encode_pair_row: Encode) -> Encode:
+    """Add a pair's `prompt`, `chosen`, `rejected`, `answer` (the right one, or null) and `origin`, as JSON."""
+
+    def encode(row: Row, limit: int | None) -> dict[str, Any] | str:
+        encoded = encode_pair_row(row, limit)
+        refuse_tools([row], "a reward model")
+        assert isinstance(row, PreferenceRow)
+        chosen, rejected = question_of(row), question_of(replace(row, chosen=row.rejected))
+        assert chosen is not None, "a pair asks something"
+        assert rejected is not None, "a pair asks something"
+        right = row.extra.get("answer")
+        text = {
+            "prompt": row.prompt,
+            "chosen": chosen[1],
+            "rejected": rejected[1],
+            "answer": None if right is None else str(right),
+            "origin": row.origin,
+        }
+        return encoded if isinstance(encoded, str) else {**encoded, "text": json.dumps(text)}
+
+    return encode

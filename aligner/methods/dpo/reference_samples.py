@@ -1,0 +1,147 @@
+"""Answers that the reference writes, once, before training: what the forward KL to it is estimated on.
+
+E_x KL(pi_ref || pi) is the mean of log pi_ref(y|x) - log pi(y|x) over answers y of the reference. Each pair gets one
+answer to its prompt, sampled at temperature 1 without any cut of the distribution, so that pairs with the same prompt
+have different ones; its log-probability under the reference goes along, so that what is logged is a KL and not a
+likelihood. Only log pi(y|x) has a gradient.
+
+An answer that is not finished after `dpo.forward_kl_tokens` tokens, or where `data.max_length` ends, is a beginning of one:
+then the divergence is that of beginnings, which is never larger than that of whole answers.
+
+They are kept as the reference's log-probabilities are (`aligner.training.reference`), under a hash of the reference, the prompts, the
+seed and the lengths. An answer does not depend on how many processes share the work.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
+from safetensors.torch import load_file, save_file
+
+from aligner.events import Notice, StageProgress
+from aligner.generation.decode import Sampling, at_rest, continue_ids
+from aligner.runs.cache import cache_folder, is_kept, keep
+from aligner.training.preference import PairCollator, answer_logps
+from aligner.training.reference import Scorer, content_key, load_reference, reference_section
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+VERSION = "1"
+"""Changed when the way the samples are made changes, so that old ones are not used."""
+
+Written = tuple[int, list[int], float, bool]
+"""Row, token ids, log-probability under the reference, whether the answer is only a beginning."""
+
+
+def with_samples(rows: Dataset, scorer: Scorer, name: str) -> Dataset:
+    """Add `sample_ids` (N, tokens) and `reference_sample` (N,), from the cache or written now."""
+    recipe, section = scorer.recipe, reference_section(scorer.recipe)
+    version = f"{VERSION} {recipe.seed} {recipe.dpo.forward_kl_tokens} {recipe.data.max_length}"
+    key = content_key(version, recipe, section, scorer.bf16, rows, ("prompt_ids",))
+    file = cache_folder("samples") / f"{key}.safetensors"
+    if agreed(is_kept(file)):
+        written = agreed(_read(file) if PartialState().is_main_process else None)
+        _say(scorer, f"Answers of the reference to the {name} prompts: from the cache ({file}).")
+    else:
+        written = _write(rows, scorer, name)
+        if PartialState().is_main_process:
+            keep(file, partial(_save, written))
+        PartialState().wait_for_everyone()
+    if unfinished := sum(one[3] for one in written):
+        where = f"dpo.forward_kl_tokens={recipe.dpo.forward_kl_tokens}, or data.max_length"
+        share = f"{unfinished / len(written):.0%} of the reference's answers to the {name} prompts"
+        _say(scorer, f"{share} end unfinished ({where}); the forward KL is that of their beginnings.")
+    columns = {"sample_ids": [one[1] for one in written], "reference_sample": [one[2] for one in written]}
+    for column, values in columns.items():
+        rows = rows.add_column(column, values)
+    return rows
+
+
+def agreed(value: Any) -> Any:
+    """Return what the main process holds, on every process."""
+    if PartialState().num_processes == 1:
+        return value
+    return broadcast_object_list([value])[0]
+
+
+def _write(rows: Dataset, scorer: Scorer, name: str) -> list[Written]:
+    """Let the reference answer every prompt, each process its part, and return all of it on every process."""
+    model, device, autocast = load_reference(scorer, reference_section(scorer.recipe))
+    state = PartialState()
+    mine = range(state.process_index, len(rows), state.num_processes)
+    prompts = rows.select(mine)["prompt_ids"]
+    answers, unfinished = _answers(model, scorer, prompts, list(mine), name)
+    logps = _logps(model, scorer, list(zip(prompts, answers)), device, autocast)
+    parts = list(zip(mine, answers, logps, unfinished))
+    return sorted(gather_object(parts) if state.num_processes > 1 else parts)
+
+
+def _answers(
+    model: Any, scorer: Scorer, prompts: list[list[int]], places: list[int], name: str
+) -> tuple[list[list[int]], list[bool]]:
+    """Return an answer to each prompt, cut where a row may be no longer, and whether it is only a beginning."""
+    recipe = scorer.recipe
+
+    def on_progress(done: int, total: int) -> None:
+        if scorer.on_event and PartialState().is_main_process:
+            scorer.on_event(StageProgress(f"answers of the reference, {name}", done, total))
+
+    sampling = Sampling(max_new_tokens=recipe.dpo.forward_kl_tokens, seed=recipe.seed)
+    written = continue_ids(
+        model,
+        scorer.tokenizer,
+        prompts,
+        sampling,
+        batch_size=scorer.batch_size,
+        streams=places,
+        on_progress=on_progress,
+    )
+    ids = [one.token_ids[: recipe.data.max_length - len(prompt)] for prompt, (one,) in zip(prompts, written)]
+    unfinished = [one.finish_reason == "length" or len(kept) < len(one.token_ids) for kept, (one,) in zip(ids, written)]
+    return ids, unfinished
+
+
+def _logps(
+    model: Any, scorer: Scorer, sides: list[tuple[list[int], list[int]]], device: str, autocast: Any
+) -> list[float]:
+    """Return the reference's log-probabilities of answers, scored longest first."""
+    collator = PairCollator(scorer.tokenizer.pad_token_id)
+    order = sorted(range(len(sides)), key=lambda i: -len(sides[i][0]) - len(sides[i][1]))
+    found = [0.0] * len(sides)
+    with at_rest(model):
+        for start in range(0, len(order), scorer.batch_size):
+            picked = order[start : start + scorer.batch_size]
+            batch = {key: value.to(device) for key, value in collator.stack([sides[i] for i in picked]).items()}
+            with autocast or contextlib.nullcontext():
+                logps = answer_logps(model, batch)[0].cpu()
+            for i, value in zip(picked, logps.tolist()):
+                found[i] = value
+    return found
+
+
+def _save(written: list[Written], file: Path) -> None:
+    columns = {
+        "ids": torch.tensor([token for one in written for token in one[1]], dtype=torch.int32),
+        "lengths": torch.tensor([len(one[1]) for one in written]),
+        "logps": torch.tensor([one[2] for one in written], dtype=torch.float64),
+        "unfinished": torch.tensor([one[3] for one in written]),
+    }
+    save_file(columns, str(file))
+
+
+def _read(file: Path) -> list[Written]:
+    found = load_file(str(file))
+    ids = [part.tolist() for part in found["ids"].split(found["lengths"].tolist())]
+    return list(zip(range(len(ids)), ids, found["logps"].tolist(), found["unfinished"].tolist()))
+
+
+def _say(scorer: Scorer, text: str) -> None:
+    if scorer.on_event and PartialState().is_main_process:
+        scorer.on_event(Notice(text))

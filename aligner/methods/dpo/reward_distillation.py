@@ -1,0 +1,334 @@
+"""Rewards of preference pairs, scored once before training, for the objective that distils them (arXiv 2405.19316).
+
+Each reward model of `dpo.reward_models` scores both answers of every pair, as text; what is kept of it is the pair's gap,
+r(x, chosen) - r(x, rejected), since nothing else of a reward means anything. A gap is multiplied by `dpo.reward_scale`;
+`std` divides each model's gaps by their standard deviation over the training pairs, each pair counted in both orders,
+because its order means nothing here. That is the root of the mean of their squares: gaps that are all the same keep a size.
+
+A `pairwise` model, which only compares, has no rewards of its own; its gap is the logit of the probability that the chosen
+answer is better, which is that difference under Bradley and Terry's model. A probability within `SUREST` of 0 or 1 counts as
+that. So it is with an ensemble that has such a member. A judge gives grades, and they are its rewards. An ensemble that
+brings its members to one scale over the rows of a call gets the pairs of both splits in one, so that its gaps are on one.
+
+Scores are kept on disk under a hash of the scorer's fingerprint and of all texts, and part by part while there are more to
+come, so a kill costs one part. One process scores, the others are told; models are loaded one after the other. A model
+that gives both answers of every pair the same reward is refused: a policy that never moves would follow it perfectly,
+and a pessimistic choice would always fall on it.
+
+Legend: N pairs, K reward models.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from hashlib import sha256
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from aligner.config.recipe import Dpo
+from aligner.data.ledger import LISTED
+from aligner.errors import DataError, Problem
+from aligner.events import Notice, OnEvent, StageStarted, tell
+from aligner.methods.dpo.reference_samples import agreed
+from aligner.reward_models.base import Comparer, Scorer, preferences
+from aligner.reward_models.catalogue import load_scorer, read_spec
+from aligner.reward_models.ensemble import NoScale, scored_together
+from aligner.runs.cache import cache_folder, is_kept, keep
+from aligner.runs.files import dumps
+from aligner.runs.journal import Work, carry_on
+from aligner.tokenization.dataset import Prepared
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+VERSION = "2"
+"""Changed when the way the numbers are computed changes, so that old ones are not used."""
+
+SUREST = 1e-6
+"""A comparison is never surer than this: its logit is at most 13.8."""
+
+TEXT = "text"
+"""Column that holds a pair as JSON: `prompt`, `chosen`, `rejected`, `answer` (the right one, where the row has it), `origin`."""
+
+AT_ONCE = 512
+"""Pairs that are scored in one call, unless an ensemble needs all of them in one; then what is known is kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A reward model and its gaps over the training pairs, as they came: what a run records of it.
+
+    `spread` is the root of their mean square, `ties` how many are 0, `agrees` the share of the others where the answer
+    that was labelled better is the one with the larger reward, and `scale` what gaps were multiplied by.
+    """
+
+    name: str
+    fingerprint: str
+    pairs: int
+    spread: float
+    ties: int
+    agrees: float
+    scale: float
+
+
+def with_reward_gaps(prepared: Prepared, dpo: Dpo, on_event: OnEvent | None = None) -> tuple[Prepared, list[Member]]:
+    """Return the splits with a column `reward_gaps` (N, K), and what is known of each reward model.
+
+    Only the main process scores, and only it tells of it.
+
+    Raises: DataError naming the row that cannot be scored, or a reward model that prefers nothing.
+    """
+    splits = {"training": prepared.train, "held-out": prepared.eval}
+    texts = {name: [json.loads(text) for text in rows[TEXT]] for name, rows in splits.items() if rows is not None}
+    found = agreed(_score_all(dpo, texts, on_event) if _is_main() else None)
+    members = [Member(**facts) for facts, _ in found]
+    with_gaps = {name: _with_gaps(splits[name], [gaps[name] for _, gaps in found], members) for name in texts}
+    return Prepared(with_gaps["training"], with_gaps.get("held-out"), prepared.batching), members
+
+
+def _is_main() -> bool:
+    from accelerate import PartialState
+
+    return bool(PartialState().is_main_process)
+
+
+def _with_gaps(rows: Any, gaps: Sequence[list[float]], members: Sequence[Member]) -> Dataset:
+    """Exchange the text of the pairs for their gaps, scaled."""
+    scaled = [[member.scale * gap for member, gap in zip(members, row)] for row in zip(*gaps)]
+    return rows.remove_columns(TEXT).add_column("reward_gaps", scaled)
+
+
+def _score_all(
+    dpo: Dpo, texts: dict[str, list[dict[str, Any]]], on_event: OnEvent | None
+) -> list[tuple[dict[str, Any], dict[str, list[float]]]]:
+    """For each reward model its facts, and its gaps for each split."""
+    found = []
+    for spec in dpo.reward_models:
+        scorer = load_scorer(spec)
+        assert isinstance(scorer, Comparer) or not only_compares(spec)
+        ask = _compared if only_compares(spec) else _scored
+        gaps = _of_splits(scorer, ask, texts, together(spec), on_event)
+        member = _described(scorer, gaps["training"], dpo)
+        tell(on_event, Notice(_sentence(member)))
+        found.append((asdict(member), gaps))
+        del scorer
+        _free()
+    _compare_sizes([facts["spread"] * facts["scale"] for facts, _ in found], on_event)
+    return found
+
+
+def together(spec: str) -> bool:
+    """Say whether a reward model's scores are comparable only within one call."""
+    return scored_together(read_spec(spec))
+
+
+def _of_splits(
+    scorer: Scorer, ask: Ask, texts: dict[str, list[dict[str, Any]]], in_one: bool, on_event: OnEvent | None
+) -> dict[str, list[float]]:
+    """Gaps of each split: asked for split by split, or `in_one` call and cut afterwards."""
+    if not in_one:
+        return {name: _gaps(scorer, ask, rows, name, AT_ONCE, on_event) for name, rows in texts.items()}
+    every = [row for rows in texts.values() for row in rows]
+    left = iter(_gaps(scorer, ask, every, " and ".join(texts), len(every), on_event))
+    return {name: list(islice(left, len(rows))) for name, rows in texts.items()}
+
+
+def _described(scorer: Scorer, gaps: Sequence[float], dpo: Dpo) -> Member:
+    spread = math.sqrt(math.fsum(gap * gap for gap in gaps) / len(gaps))
+    if spread == 0:
+        raise DataError(
+            f"the reward model {scorer.name} gives both answers of all {len(gaps):,} pairs the same reward",
+            "there is nothing to distil: check the reward model, or use pairs in which one answer is better",
+        )
+    decided = [gap for gap in gaps if gap]
+    return Member(
+        name=scorer.name,
+        fingerprint=scorer.fingerprint(),
+        pairs=len(gaps),
+        spread=spread,
+        ties=len(gaps) - len(decided),
+        agrees=sum(gap > 0 for gap in decided) / len(decided),
+        scale=1.0 / spread if dpo.reward_scale == "std" else float(dpo.reward_scale),
+    )
+
+
+def _sentence(member: Member) -> str:
+    decided = f" of the {member.pairs - member.ties:,} that it decides" if member.ties else ""
+    return (
+        f"Reward model {member.name}: gaps of {member.spread:.3g} (root mean square) over {member.pairs:,} pairs, times "
+        f"{member.scale:.3g}; it finds the chosen answer better in {member.agrees:.1%}{decided}."
+    )
+
+
+UNLIKE = 5.0
+"""Reward models whose gaps differ in size by more than this are pointed out."""
+
+
+def _compare_sizes(sizes: Sequence[float], on_event: OnEvent | None) -> None:
+    if max(sizes) > UNLIKE * min(sizes):
+        listed = ", ".join(f"{size:.3g}" for size in sizes)
+        tell(
+            on_event,
+            Notice(
+                f"The reward models' gaps differ in size ({listed}): the largest rules a mean, the smallest is chosen by "
+                "`min`. dpo.reward_scale=std brings them to one size."
+            ),
+        )
+
+
+def _free() -> None:
+    """Give back what a reward model held on a GPU."""
+    gc.collect()
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+# --- one reward model, one split -------------------------------------------------------------------------------------
+
+
+Ask = Callable[[Any, Sequence[dict[str, Any]]], tuple[list[float], dict[int, str]]]
+"""Scorer and pairs -> gaps (N,), and what the scorer remarks."""
+
+
+def only_compares(spec: str) -> bool:
+    """Say whether a reward model, or a member of it, has no rewards but comparisons."""
+    card = read_spec(spec)
+    return card.kind == "pairwise" or any(only_compares(member) for member in card.members)
+
+
+def _gaps(
+    scorer: Scorer, ask: Ask, rows: Sequence[dict[str, Any]], name: str, at_once: int, on_event: OnEvent | None
+) -> list[float]:
+    """Gaps (N,) from the cache, or scored now, `at_once` in a call."""
+    file = cache_folder("rewards") / f"{_key(scorer, rows)}.json"
+    if is_kept(file):
+        tell(on_event, Notice(f"Rewards of the {name} pairs by {scorer.name}: from the cache ({file})."))
+        kept: list[float] = json.loads(file.read_text(encoding="utf-8"))
+        return kept
+    what = f"scoring the {name} pairs with {scorer.name}"
+    tell(on_event, StageStarted(what))
+    parts = [rows[start : start + at_once] for start in range(0, len(rows), at_once)]
+    journal = file.with_suffix(f".{at_once}.jsonl")
+
+    def make() -> tuple[str, Work[Sequence[dict[str, Any]]]]:
+        return file.stem, partial(_score_part, scorer, ask)
+
+    found = carry_on(journal, what, parts, make, on_event, len)
+    gaps = [gap for part in found for gap in part["gaps"]]
+    remarks = [remark for part in found for remark in part["remarks"]]
+    if remarks:
+        tell(
+            on_event,
+            Notice(f"{scorer.name} has remarks on {len(remarks):,} of what it scored; the first: {remarks[0]}."),
+        )
+    keep(file, lambda place: place.write_text(dumps(gaps), encoding="utf-8"))
+    journal.unlink(missing_ok=True)
+    return gaps
+
+
+def _score_part(scorer: Scorer, ask: Ask, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Gaps of some pairs, all finite, and what the scorer remarks."""
+    try:
+        gaps, remarks = ask(scorer, rows)
+    except (PlacedError, NoScale):
+        raise
+    except DataError as error:
+        raise _located(scorer, ask, rows, error) from error
+    for row, gap in zip(rows, gaps):
+        if not math.isfinite(gap):
+            raise DataError(
+                f"{row['origin']}: {scorer.name} gives rewards whose difference is {gap}, which is no finite number",
+                "mend or drop the row, or use another reward model",
+            )
+    return {"gaps": gaps, "remarks": list(remarks.values())}
+
+
+def _compared(scorer: Comparer, rows: Sequence[dict[str, Any]]) -> tuple[list[float], dict[int, str]]:
+    """Logits of the probabilities that the chosen answers are better."""
+    prompts, chosen, rejected, answers = (
+        [row[key] for row in rows] for key in ("prompt", "chosen", "rejected", "answer")
+    )
+    shares = preferences(scorer, prompts, chosen, rejected, answers)
+    return [_logit(share) for share in shares], shares.remarks
+
+
+def _scored(scorer: Scorer, rows: Sequence[dict[str, Any]]) -> tuple[list[float], dict[int, str]]:
+    """Differences of rewards. An answer that stands in several pairs of a prompt is scored once."""
+    places: dict[str, int] = {}
+    asked: list[tuple[Any, str, str | None]] = []
+    origins: list[str] = []
+    for row in rows:
+        for side in ("chosen", "rejected"):
+            if places.setdefault(_answer_key(row, side), len(asked)) == len(asked):
+                asked.append((row["prompt"], row[side], row["answer"]))
+                origins.append(row["origin"])
+    prompts, completions, references = zip(*asked)
+    try:
+        scores = scorer.score(list(prompts), list(completions), list(references))
+    except DataError as error:
+        if known := getattr(error, "rows", None):
+            raise _placed(error, known, origins) from error
+        raise
+    gaps = [scores[places[_answer_key(row, "chosen")]] - scores[places[_answer_key(row, "rejected")]] for row in rows]
+    return gaps, scores.remarks
+
+
+def _answer_key(row: dict[str, Any], side: str) -> str:
+    return json.dumps([row["prompt"], row[side], row["answer"]])
+
+
+def _logit(share: float) -> float:
+    if math.isnan(share):
+        return share
+    share = min(max(share, SUREST), 1 - SUREST)
+    return math.log(share) - math.log1p(-share)
+
+
+class PlacedError(DataError):
+    """An error that names the place in the file already."""
+
+
+def _placed(error: DataError, rows: dict[int, str], origins: Sequence[str]) -> PlacedError:
+    """The error with the places of the rows that it knows: a judge's does, and asking again would cost."""
+    problems = [Problem(why, where=origins[row]) for row, why in sorted(rows.items())[:LISTED]]
+    return PlacedError(error.message, error.hint, problems)
+
+
+def _located(scorer: Scorer, ask: Ask, rows: Sequence[dict[str, Any]], error: DataError) -> DataError:
+    """The error of the first row that cannot be scored, with the place that the row came from; found by halving.
+
+    An error that no single row causes stays as it is.
+    """
+    while len(rows) > 1:
+        half = len(rows) // 2
+        rows = rows[:half] if _refused(scorer, ask, rows[:half]) else rows[half:]
+    refused = _refused(scorer, ask, rows)
+    if refused is None:
+        return error
+    error = refused
+    return DataError(f"{rows[0]['origin']}: {error.message}", error.hint, error.problems)
+
+
+def _refused(scorer: Scorer, ask: Ask, rows: Sequence[dict[str, Any]]) -> DataError | None:
+    try:
+        ask(scorer, rows)
+    except NoScale:  # few rows may well have the same score
+        return None
+    except DataError as error:
+        return error
+    return None
+
+
+def _key(scorer: Scorer, rows: Sequence[dict[str, Any]]) -> str:
+    digest = sha256(f"{VERSION} {scorer.fingerprint()}".encode())  # which also decides whether it scores or compares
+    for row in rows:
+        text = json.dumps([row[key] for key in ("prompt", "chosen", "rejected", "answer")])
+        digest.update(f"{len(text)} {text}".encode())
+    return digest.hexdigest()

@@ -1,0 +1,388 @@
+"""Training a reward model: a score for an answer, learned from pairs or from ratings.
+
+    bradley_terry   a head with one output, -log s(r_chosen - r_rejected), on TRL's RewardTrainer
+    regression      a head with an output for each attribute, squared error (HelpSteer2, arXiv 2406.08673)
+    pairwise        a language model that is asked which answer is better, A or B (arXiv 2405.07863)
+    segment         Bradley-Terry on the mean of values at the ends of segments (arXiv 2501.02790)
+    odin            Bradley-Terry with a second head that takes the length out of the first (arXiv 2402.07319)
+
+A model that starts from a regression's result and is trained on pairs has the weighted sum of its outputs as its head, so
+`regression`, then `bradley_terry` with `loss: scaled`, is the recipe of HelpSteer2-Preference (arXiv 2410.01257). The result holds
+`reward_model.yaml`, a card that `aligner.reward_models` loads again.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from functools import partial
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from trl import RewardConfig
+
+from aligner.config.load import recipe_hash
+from aligner.config.recipe import Model, RewardRecipe, RewardSegments
+from aligner.errors import RecipeError
+from aligner.events import StageProgress
+from aligner.launch.command import world
+from aligner.methods.catalogue import EPOCHS
+from aligner.methods.job import SHARDED, Job
+from aligner.methods.reward.trainers import (
+    BradleyTerryTrainer,
+    OdinTrainer,
+    PairCollator,
+    QuestionCollator,
+    QuestionTrainer,
+    RatingCollator,
+    RegressionTrainer,
+    RewardSteps,
+    SegmentTrainer,
+)
+from aligner.models.files import saved_outputs
+from aligner.models.forward import answer_entropies
+from aligner.models.loading import load_policy, load_reward_model, resolve_dtype
+from aligner.models.reward_head import join_outputs, pool_by_mask
+from aligner.models.tokenizers import load_tokenizer
+from aligner.reward_models.card import CARD_FILE, Card, Segments, card_text, find_card
+from aligner.reward_models.heads import attribute_weights
+from aligner.runs.cache import is_kept, keep
+from aligner.runs.files import dumps, write_atomically
+from aligner.tokenization.encode import stop_token_ids
+from aligner.tokenization.segments import segment_ends
+from aligner.training.trainer import Fitted, exact_adapters, fit, lengths_of, training_arguments
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+TRAINERS: dict[str, tuple[type[RewardSteps], Any]] = {
+    "bradley_terry": (BradleyTerryTrainer, PairCollator),
+    "regression": (RegressionTrainer, RatingCollator),
+    "pairwise": (QuestionTrainer, QuestionCollator),
+    "segment": (SegmentTrainer, PairCollator),
+    "odin": (OdinTrainer, PairCollator),
+}
+"""Kind -> its trainer, and what stacks its rows."""
+
+LEARNING_RATE = 1e-5
+"""Our default for full fine-tuning; TRL's 1e-4 is meant for LoRA, and published 8B models used 2e-6."""
+LORA_LEARNING_RATE = 1e-4
+PART = 2000
+"""Rows that are looked at together."""
+LONGER_WINS = 0.6
+"""Share of pairs whose longer answer is the chosen one, above which a word is said about it."""
+
+
+def train(job: Job) -> Fitted:
+    """Train the reward model of the recipe on its tokenised rows, and save it with its card."""
+    recipe = job.recipe
+    assert isinstance(recipe, RewardRecipe)
+    splits = _with_segments(job) if recipe.reward.kind == "segment" else (job.prepared.train, job.prepared.eval)
+    _refuse_unrated(recipe, splits[0])
+    _tell_facts(job, splits[0])
+    model = _load(job, recipe)
+    kind, collator = TRAINERS[recipe.reward.kind]
+    arguments = _arguments(job, recipe)
+    if recipe.model.lora is not None and arguments.gradient_checkpointing:
+        model.enable_input_require_grads()
+    with exact_adapters(model):
+        trainer = kind(
+            model=model,
+            args=arguments,
+            data_collator=collator(job.tokenizer.pad_token_id, recipe.data.max_length),
+            train_dataset=splits[0],
+            eval_dataset=splits[1],
+            processing_class=job.tokenizer,
+            settings=recipe.reward,
+        )
+    trainer.group_lengths = lengths_of(splits[0], job.prepared.batching.grouped)
+
+    job.tell_trained(trainer.model, arguments.learning_rate)
+
+    def finish(folder: Path) -> None:
+        _write_card(job, recipe, trainer, folder)
+        _show_scores(job, recipe, trainer, splits[1] or splits[0])
+
+    return fit(trainer, recipe, job.run, job.on_event, finish=finish)
+
+
+def before_ranks(job: Job) -> None:
+    """Cut the answers into segments in the launching process, so that the ranks find it done."""
+    recipe = job.recipe
+    assert isinstance(recipe, RewardRecipe)
+    if recipe.reward.kind == "segment":
+        _with_segments(job)
+
+
+def _arguments(job: Job, recipe: RewardRecipe) -> Any:
+    ours = {
+        "learning_rate": LEARNING_RATE if recipe.model.lora is None else LORA_LEARNING_RATE,
+        "num_train_epochs": EPOCHS["reward"],  # as of all published reward models; more usually overfits
+    }
+    filled = recipe.model_copy(update={"trainer": {**ours, **recipe.trainer}})
+    return training_arguments(
+        filled, job.run, RewardConfig, max_length=None, remove_unused_columns=False, center_rewards_coefficient=None
+    )
+
+
+# --- the model -----------------------------------------------------------------------------------------------------
+
+
+def _load(job: Job, recipe: RewardRecipe) -> Any:
+    """Return the model with the outputs that its kind needs: its own, those of an earlier run, or freshly drawn ones."""
+    kind, section = recipe.reward.kind, recipe.model
+    if kind == "pairwise":
+        return load_policy(section, job.tokenizer, trainable=True)
+    wanted = {"regression": len(recipe.reward.attributes), "odin": 2}.get(kind, 1)
+    saved = saved_outputs(section.name_or_path)
+    model = load_reward_model(section, job.tokenizer, outputs=wanted, trainable=True, seed=recipe.seed)
+    if saved is not None and saved != wanted:
+        weights = _weights_of_start(recipe, saved)
+        join_outputs(model, weights)
+        job.note(f"The head starts as the sum of {saved} ratings, weighted {', '.join(f'{w:g}' for w in weights)}.")
+    if kind != "segment":  # its trainer reads every token
+        pool_by_mask(model)
+    return model
+
+
+def _weights_of_start(recipe: RewardRecipe, outputs: int) -> list[float]:
+    """The weights of the outputs that training starts from: the recipe's, else those of the card in the model's folder."""
+    card = find_card(recipe.model.name_or_path)
+    names, weights = ([], {}) if card is None else (card.attributes, card.weights)
+    given = recipe.reward.attribute_weights
+    if not names:
+        return [1.0 / outputs] * outputs
+    for name in given:
+        if name not in names:
+            raise RecipeError(
+                f"reward.attribute_weights: {recipe.model.name_or_path} has no attribute {name!r}",
+                f"it has {', '.join(names)}",
+            )
+    return attribute_weights(names, given or weights)
+
+
+# --- segments ------------------------------------------------------------------------------------------------------
+
+
+def _with_segments(job: Job) -> tuple[Dataset, Dataset | None]:
+    """Return both splits with the ends of their answers' segments, found once and kept in the run directory."""
+    held_out = job.prepared.eval
+    return _cut(job, job.prepared.train, "train"), None if held_out is None else _cut(job, held_out, "eval")
+
+
+def _cut(job: Job, rows: Dataset, name: str) -> Dataset:
+    file = job.run.prepared_dir / f"segments-{name}.json"
+    state = PartialState()
+    if state.is_main_process and not is_kept(file):
+        ends = _ends(job, rows, name)
+        keep(file, lambda place: place.write_text(dumps(ends), encoding="utf-8"))
+    state.wait_for_everyone()
+    found = job.run.read_json(os.path.relpath(file, job.run.dir))
+    for side in ("chosen", "rejected"):
+        rows = rows.add_column(f"{side}_ends", found[side])
+    return rows
+
+
+def _ends(job: Job, rows: Dataset, name: str) -> dict[str, list[list[int]]]:
+    """The ends of the segments of all chosen and all rejected answers."""
+    recipe = job.recipe
+    assert isinstance(recipe, RewardRecipe)
+    segments, stops = recipe.reward.segments or RewardSegments(), stop_token_ids(job.tokenizer)
+    reference = _reference(job, recipe, segments) if segments.rule == "entropy" else None
+    found: dict[str, list[list[int]]] = {"chosen": [], "rejected": []}
+    for start in range(0, len(rows), PART):
+        if job.on_event:
+            job.on_event(StageProgress(f"cutting {name} answers into segments", start, len(rows)))
+        part = rows[start : start + PART]
+        for side, ends in found.items():
+            answers = [
+                (prompt[max(0, len(prompt) + len(answer) - recipe.data.max_length) :], answer)
+                for prompt, answer in zip(part["prompt_ids"], part[f"{side}_ids"])
+            ]
+            entropies: Sequence[Any] = [None] * len(answers)
+            if reference is not None:
+                entropies = answer_entropies(reference, answers, pad_token_id=job.tokenizer.pad_token_id)
+            ends += [
+                segment_ends(
+                    segments.rule, answer, job.tokenizer, entropies=known, cutoff=segments.cutoff, stop_ids=stops
+                )
+                for (_, answer), known in zip(answers, entropies)
+            ]
+    return found
+
+
+def _reference(job: Job, recipe: RewardRecipe, segments: RewardSegments) -> Any:
+    """Load the model whose entropies cut the answers.
+
+    Raises: RecipeError when it has another tokenizer.
+    """
+    section = reference_section(recipe, segments)
+    if load_tokenizer(section).get_vocab() != job.tokenizer.get_vocab():
+        raise RecipeError(
+            f"reward.segments.reference: {section.name_or_path} has another tokenizer than {recipe.model.name_or_path}",
+            "segments are places between tokens, so both models must have the same ones",
+        )
+    return load_policy(section, job.tokenizer, trainable=False)
+
+
+def reference_section(recipe: RewardRecipe, segments: RewardSegments) -> Model:
+    """Return the model section of the reference that cuts answers: as the card has it loaded again, never quantized."""
+    own = segments.reference is None
+    return Model(
+        name_or_path=segments.reference or recipe.model.name_or_path,
+        revision=recipe.model.revision if own else None,
+        dtype=_dtype(recipe),
+        trust_remote_code=recipe.model.trust_remote_code,
+    )
+
+
+def _dtype(recipe: RewardRecipe) -> Any:
+    return str(resolve_dtype(recipe.model, trainable=True)).removeprefix("torch.")
+
+
+# --- what is told, and the card ------------------------------------------------------------------------------------
+
+
+def _refuse_unrated(recipe: RewardRecipe, rows: Dataset) -> None:
+    """Refuse an attribute that no row has a rating for: its output would stay random, and be a part of the score."""
+    if recipe.reward.kind != "regression":
+        return
+    ratings = np.asarray(rows.with_format("numpy")["ratings"])
+    for place, name in enumerate(recipe.reward.attributes):
+        if bool(np.isnan(ratings[:, place]).all()):
+            raise RecipeError(
+                f"reward.attributes: no training row has a rating `{name}`",
+                "is the column called otherwise? Drop it, or map it",
+            )
+
+
+def _tell_facts(job: Job, rows: Dataset) -> None:
+    """Say what a reward model could learn in place of quality: length, and labels that contradict one another."""
+    if "chosen_ids" not in rows.column_names or world()[0] != 0:
+        return
+    lengths = [len(answer) for side in ("chosen", "rejected") for answer in _arrays(rows, f"{side}_ids")]
+    chosen, rejected = lengths[: len(rows)], lengths[len(rows) :]
+    longer, differing = sum(a > b for a, b in zip(chosen, rejected)), sum(a != b for a, b in zip(chosen, rejected))
+    mean = sum(chosen) / len(chosen), sum(rejected) / len(rejected)
+    told = f"Chosen answers have {mean[0]:.0f} tokens and rejected ones {mean[1]:.0f} in the mean"
+    share = longer / max(1, differing)
+    job.note(f"{told}; the longer answer is the chosen one in {share:.0%} of the pairs that differ in length.")
+    if share > LONGER_WINS and differing >= 100 and job.recipe.reward.kind != "odin":  # type: ignore[attr-defined]
+        job.warn(
+            f"The longer answer wins in {share:.0%} of the pairs, so length alone ranks them well. Look at "
+            "length_correlation, and at accuracy on pairs whose shorter answer is better (aligner eval --reward-model); "
+            "reward.kind=odin keeps length out of the score."
+        )
+    seen = Counter(_contents(rows))
+    both = sum(min(count, seen[(prompt, b, a)]) for (prompt, a, b), count in seen.items()) // 2
+    if both:
+        job.warn(f"{both} pairs of answers are there with both labels: no model can rank these rightly.")
+
+
+def _arrays(rows: Dataset, column: str) -> Iterator[Any]:
+    """The values of a column as arrays, a part at a time: as Python's numbers they would take ten times the memory."""
+    for part in rows.select_columns([column]).with_format("numpy").iter(batch_size=PART):
+        yield from part[column]
+
+
+def _contents(rows: Dataset) -> Iterator[tuple[bytes, ...]]:
+    """Short hashes of each pair's prompt and answers."""
+    columns = [_arrays(rows, key) for key in ("prompt_ids", "chosen_ids", "rejected_ids")]
+    for parts in zip(*columns):
+        yield tuple(blake2b(np.ascontiguousarray(part).tobytes(), digest_size=12).digest() for part in parts)
+
+
+def _show_scores(job: Job, recipe: RewardRecipe, trainer: RewardSteps, rows: Dataset) -> None:
+    """Write scores of a few answers for the report, held-out ones where there are."""
+    count = min(recipe.report.num_prompts, len(rows))
+    if count == 0 or (recipe.launch.strategy in SHARDED and world()[1] > 1):
+        return
+    picked = [rows[place] for place in range(count)]
+    batch = trainer._prepare_inputs(trainer.data_collator(picked))
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    model.eval()
+    with torch.no_grad():
+        scores = trainer.scores(model, batch).tolist()
+    names = SHOWN.get(recipe.reward.kind, ("chosen", "rejected"))
+    read = partial(job.tokenizer.decode, skip_special_tokens=True)
+    shown = []
+    for row, found in zip(picked, scores):
+        texts = [read(row[f"{name}_ids"]) for name in names] if names[0] != "P(right)" else [""]
+        labels = names if recipe.reward.kind != "regression" else tuple(recipe.reward.attributes)
+        if recipe.reward.kind == "regression":
+            said = ", ".join(
+                f"{label} {value:.2f} (rated {'-' if math.isnan(given) else f'{given:g}'})"
+                for label, value, given in zip(labels, found, row["ratings"])
+            )
+            answers = [{"label": said, "score": "", "text": texts[0]}]
+        else:
+            answers = [
+                {"label": label, "score": f"{value:.3f}", "text": text}
+                for label, value, text in zip(labels, found, texts)
+            ]
+        shown.append({"prompt": read(row.get("prompt_ids", row.get("input_ids"))), "answers": answers})
+    job.run.write_json("scored.json", shown)
+
+
+MEANING = {
+    "bradley_terry": "Higher is better, among answers to one prompt only; a difference is the log-odds that an answer is preferred.",
+    "regression": "The weighted sum of the ratings, on the scale that they were given in; each stands under its name too.",
+    "pairwise": "The probability that an answer is preferred, asked in both orders.",
+    "segment": "The mean of the values at the ends of an answer's segments; higher is better, among answers to one prompt only.",
+}
+"""Kind -> what its scores mean, for the card."""
+
+SHOWN = {"regression": ("answer",), "pairwise": ("P(right)",)}
+"""Kind -> the answers of a row, as the report names them."""
+
+
+def _held_out_accuracy(trainer: RewardSteps) -> float | None:
+    """The accuracy on held-out pairs of the weights that are saved: the best checkpoint's, where that was put back."""
+    state = trainer.state
+    found = {logs["step"]: logs["eval_accuracy"] for logs in state.log_history if "eval_accuracy" in logs}
+    if trainer.args.load_best_model_at_end and state.best_model_checkpoint:
+        return found.get(int(Path(state.best_model_checkpoint).name.rpartition("-")[2]))
+    return list(found.values())[-1] if found else None
+
+
+def _write_card(job: Job, recipe: RewardRecipe, trainer: RewardSteps, folder: Path) -> None:
+    reward, section = recipe.reward, recipe.model
+    kind: Any = "bradley_terry" if reward.kind == "odin" else reward.kind
+    said = reward.kind if reward.kind in ("regression", "pairwise") else f"{reward.kind}, {reward.loss} loss"
+    values: dict[str, Any] = {
+        "description": f"Trained by aligner reward ({said}) from {section.name_or_path}. {MEANING[kind]}",
+        "model": ".",
+        "dtype": _dtype(recipe),
+        "quantization": section.quantization,
+        "attn_implementation": section.attn_implementation,
+        "trust_remote_code": section.trust_remote_code,
+        "max_length": recipe.data.max_length,
+        "recipe_hash": recipe_hash(recipe),
+    }
+    if section.quantization in ("nf4", "fp4"):
+        values["double_quant"] = section.double_quant
+    if (accuracy := _held_out_accuracy(trainer)) is not None:
+        values["accuracy"] = round(accuracy, 4)
+    if kind in ("bradley_terry", "regression"):
+        values["pad_token"] = job.tokenizer.pad_token
+    if kind == "regression":
+        values |= {"attributes": reward.attributes, "weights": reward.attribute_weights}
+    if kind == "segment":
+        segments = reward.segments or RewardSegments()
+        if segments.rule == "entropy":
+            reference = reference_section(recipe, segments)
+            path = Path(reference.name_or_path).expanduser()
+            values["segments"] = Segments(
+                cutoff=segments.cutoff,
+                reference=str(path.resolve()) if path.is_dir() else reference.name_or_path,
+                revision=reference.revision,
+            )
+        else:
+            values["segments"] = Segments(rule=segments.rule)
+    write_atomically(folder / CARD_FILE, card_text(Card(kind=kind, **values)))

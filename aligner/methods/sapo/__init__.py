@@ -1,0 +1,1 @@
+"""Self-augmented preference optimization."""

@@ -1,0 +1,56 @@
+"""Rows as SAPO trains on them: the last answer of each, and all that comes before it.
+
+Columns: `row`, `prompt_ids`, `chosen_ids`, `weight`, `length`, and as text, for a verifier, `prompt` (as JSON) and `answer`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from aligner.config.recipe import LossOn, SapoRecipe
+from aligner.data.rows import ConversationRow, Row, TextRow, question_of
+from aligner.errors import DataError
+from aligner.tokenization.dataset import Encode
+from aligner.tokenization.encode import IGNORED, encode_sft
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def encoder(recipe: SapoRecipe, tokenizer: PreTrainedTokenizerBase) -> Encode:
+    """Return what turns a row into columns, or says why nothing is left to train."""
+    numbers = itertools.count()
+
+    def encode(row: Row, limit: int | None) -> dict[str, Any] | str:
+        if isinstance(row, TextRow):
+            raise DataError(f"{row.origin}: plain text has no prompt and no answer", "give rows with both")
+        loss_on: LossOn = "last_assistant" if isinstance(row, ConversationRow) else "completion"
+        whole = encode_sft(tokenizer, row, loss_on)
+        start = next(i for i, label in enumerate(whole.labels) if label != IGNORED)
+        answer = [label for label in whole.labels if label != IGNORED]
+        prompt, kept = whole.input_ids[:start], answer[: None if limit is None else max(0, limit - start)]
+        if not prompt:
+            return "there is nothing before the answer"
+        if not kept:
+            return f"the prompt alone has {start:,} tokens, so no answer is left within {limit}"
+        question = question_of(row)
+        assert question is not None, "a row with an answer has a question"
+        return {
+            "row": next(numbers),
+            "prompt_ids": np.asarray(prompt, dtype=np.int32),
+            "chosen_ids": np.asarray(kept, dtype=np.int32),
+            "weight": 1.0,
+            "prompt": json.dumps(question[0]),
+            "answer": question[1],
+            "length": start + len(kept),
+            "tokens": start + len(kept),
+            "trained": len(kept),
+            "whole": start + len(answer),
+            "cut": len(answer) - len(kept),
+        }
+
+    return encode

@@ -1,0 +1,178 @@
+"""Supervised fine-tuning on TRL's SFTTrainer, which gets token ids and labels that `chat.py` and `prepare.py` made.
+
+What is TRL's: the loss (a mean over the trained tokens of the whole step), the fused head, padding-free collation of
+packed sequences, and its metrics (`mean_token_accuracy`, `entropy`, `num_tokens`). What is not: TRL prepares no data
+here, so nothing is cut at 1,024 tokens or dropped in packing, and rows come in an order that a resumed run repeats.
+
+Packed rows do not see each other: each starts at position 0 and no attention mask is passed, which is how attention
+implementations of transformers tell them apart. Not every model does; `aligner.models.row_sharing` asks, here once more of the
+one that is trained.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from trl import SFTConfig, SFTTrainer
+
+from aligner.config.recipe import SftRecipe
+from aligner.launch.command import world
+from aligner.methods.job import SHARDED, Job
+from aligner.models.loading import load_policy
+from aligner.models.router_loss import name_experts, router_coefficient
+from aligner.models.row_sharing import cannot_pack, rows_apart
+from aligner.tokenization.encode import IGNORED
+from aligner.training.trainer import Fitted, OrderedTrainer, exact_adapters, fit, lengths_of, training_arguments
+
+
+class TokenSums:
+    """Sums over trained tokens since the last log, on the device; nothing is synchronised before they are taken.
+
+    The loss among them is -log p(token) whatever is trained (smoothed labels, a router's loss, another weighting of tokens):
+    what `aligner eval` computes of the same rows.
+    """
+
+    NAMES = ("loss", "entropy", "mean_token_accuracy")
+
+    def __init__(self) -> None:
+        self.sums: Tensor | None = None
+
+    @torch.no_grad()
+    def add(self, outputs: Any) -> None:
+        """Add what a fused head gives of a micro-batch; its fields are 0 where no token is trained."""
+        parts = (-outputs.log_probs, outputs.entropy, outputs.is_top1, outputs.label_mask)
+        exact = torch.float32 if outputs.log_probs.device.type == "mps" else torch.float64
+        sums = torch.stack([part.detach().sum(dtype=exact) for part in parts])
+        self.sums = sums if self.sums is None else self.sums + sums
+
+    def taken(self, accelerator: Any) -> dict[str, float] | None:
+        """Return the means over the tokens of all ranks, and begin anew; None when there were none."""
+        sums, self.sums = self.sums, None
+        if sums is None:
+            return None
+        *totals, tokens = accelerator.reduce(sums, reduction="sum").tolist()
+        return {name: total / tokens for name, total in zip(self.NAMES, totals)} if tokens else None
+
+
+def num_blank_tokens(inputs: dict[str, Tensor]) -> Tensor:
+    """Return the tokens, a scalar, of the rows of a batch that train nothing and only fill it."""
+    trained = inputs["labels"] != IGNORED
+    if "attention_mask" in inputs:
+        return inputs["attention_mask"][~trained.any(dim=1)].sum()
+    rows = (inputs["position_ids"] == 0).cumsum(dim=1).flatten() - 1  # packed: one row behind the other
+    lengths, counts = rows.bincount(), rows.bincount(trained.flatten().long())
+    return lengths[counts == 0].sum()
+
+
+class SeededSFTTrainer(OrderedTrainer, SFTTrainer):
+    """TRL's trainer with our order of rows, and without a card of its own in each checkpoint."""
+
+    _total_train_tokens: int
+    """TRL's count of tokens."""
+
+    _metrics: dict[str, dict[str, list[float]]]
+    """TRL's metrics since the last log."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._sums = {"train": TokenSums(), "eval": TokenSums()}
+        super().__init__(*args, **kwargs)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Leave the card to the run directory, which knows the data and the recipe."""
+
+    def blank(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Return the row without a trained token."""
+        return {**row, "labels": [IGNORED] * len(row["labels"])}
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return TRL's loss, and note on the side what the model said of each token."""
+
+        def noted(*given: Any, **named: Any) -> Any:
+            outputs = model(*given, **named)
+            if getattr(outputs, "label_mask", None) is not None:
+                self._sums[self._split].add(outputs)
+            return outputs
+
+        loss = super().compute_loss(noted, inputs, *args, **kwargs)
+        if self.num_blank_rows and self.model.training:
+            blank = self.accelerator.gather(num_blank_tokens(inputs)).sum()
+            self._total_train_tokens -= int(blank)
+            self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+        return loss
+
+    @property
+    def _split(self) -> str:
+        return "train" if self.model.training else "eval"
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Give TRL's metrics as means over tokens; its means over micro-batches depend on how rows fall into them."""
+        found = self._sums[self._split].taken(self.accelerator)
+        if found is not None:
+            for name in ("entropy", "mean_token_accuracy"):
+                self._metrics[self._split][name] = [found[name]]
+            if self._split == "eval":
+                logs["eval_loss"] = found["loss"]
+        super().log(logs, start_time)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Let the count of tokens go on where the checkpoint left it; TRL starts again from 0."""
+        counts = [logs["num_tokens"] for logs in self.state.log_history if "num_tokens" in logs]
+        self._total_train_tokens = max(self._total_train_tokens, int(max(counts, default=0)))
+        super()._run_epoch(*args, **kwargs)
+
+
+def train(job: Job) -> Fitted:
+    """Fine-tune the model of the recipe on its tokenised rows, and save it."""
+    recipe = job.recipe
+    assert isinstance(recipe, SftRecipe)
+    batching = job.prepared.batching
+    model = load_policy(recipe.model, job.tokenizer, trainable=True)
+    ours = {} if batching.passes is None else {"num_train_epochs": 1, "max_steps": batching.steps or -1}
+    arguments = training_arguments(
+        recipe,
+        job.run,
+        SFTConfig,
+        packing=batching.packing,
+        packing_strategy="bfd",
+        max_length=recipe.data.max_length if batching.packing else None,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        router_aux_loss_coef=router_coefficient(model, recipe.trainer.get("router_aux_loss_coef")),
+        **ours,
+    )
+    if batching.packing:
+        _refuse_rows_that_meet(model, arguments, job)
+    job.answer_before(model)
+    with exact_adapters(model):
+        trainer = SeededSFTTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=job.prepared.train,
+            eval_dataset=job.prepared.eval,
+            processing_class=job.tokenizer,
+        )
+    trainer.group_lengths = lengths_of(job.prepared.train, batching.grouped)
+    trainer.passes = batching.passes
+    if trainer.aux_loss_enabled:
+        name_experts(trainer.model)
+        job.note(
+            f"The router's own loss is trained too, with a weight of {trainer.router_aux_loss_coef:g}, and logged as aux_loss; "
+            "held-out losses are without it. trainer.router_aux_loss_coef changes the weight."
+        )
+    job.tell_trained(trainer.model, arguments.learning_rate)
+    fitted = fit(trainer, recipe, job.run, job.on_event)
+    job.answer_after(trainer)
+    return fitted
+
+
+def _refuse_rows_that_meet(model: Any, arguments: SFTConfig, job: Job) -> None:
+    """Read packed rows with the model that is trained, in its data type, before the first step; a shard alone reads none."""
+    if job.recipe.launch.strategy in SHARDED and world()[1] > 1:
+        return
+    if job.recipe.model.quantization == "none":
+        model.to(arguments.device)  # where the trainer would put it
+    half = torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else None
+    finding = rows_apart(model, around=torch.autocast(arguments.device.type, half) if half else None)
+    if finding.apart is False:
+        raise cannot_pack(finding)

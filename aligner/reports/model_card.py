@@ -1,0 +1,313 @@
+"""The model card of a run's result, `final/README.md`, written from the record alone.
+
+It states what the record holds: data with what was lost on the way, settings, results, versions, and the command that
+makes the model again. What no record can know (licence, intended use, limits) is left out and named as left out. So are
+times and the name of the run directory: two runs of one recipe have the same card, byte for byte.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from aligner.config.method_rules import KINDS_OF_KEY
+from aligner.reports.charts import number
+from aligner.runs.files import dumps, lineage, read_json, write_atomically
+
+Record = dict[str, Any]
+
+METHOD_NAMES = {
+    "sft": "supervised fine-tuning",
+    "dpo": "direct preference optimization",
+    "sapo": "Self-Augmented Preference Optimization (arXiv 2405.20830)",
+    "reward": "reward modelling",
+}
+HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
+PLACE_FLAGS = ("-o", "--output", "--output_dir", "--output-dir")
+PLACE_STARTS = ("output_dir=", *(f"{flag}=" for flag in PLACE_FLAGS))
+LOSSES = (
+    ("duplicates", "duplicates"),
+    ("not_sampled", "not sampled"),
+    ("dropped_by_function", "dropped by the mapping function"),
+    ("bad", "broken"),
+)
+
+
+def write_model_card(run_dir: Path, manifest: Record) -> None:
+    """Write `final/README.md`. `manifest` is the one that is about to be written."""
+    folder = Path(run_dir)
+    recipe = (read_json(folder, "resolved.json") or {}).get("recipe", {})
+    environment = read_json(folder, "environment.json") or {}
+    ancestors = lineage(folder, manifest)
+    start = environment.get("working_directory", "")
+    adapter = (folder / "final" / "adapter_config.json").exists()
+    sections = [
+        f"# {_title(recipe, ancestors)}",
+        _opening(recipe, manifest, adapter),
+        _use_as_scorer(folder / "final", recipe, adapter)
+        if recipe.get("method") == "reward"
+        else _use(folder, recipe, adapter),
+        _data(read_json(folder, "data.json")),
+        _training(recipe, read_json(folder, "weights.json")),
+        _results(manifest, read_json(folder, "evaluation.json")),
+        _origin(ancestors, start),
+        _reproduce(environment, manifest),
+        "License, intended use and limits are in no record of training, so they are not stated here.",
+    ]
+    text = "\n\n".join(section for section in sections if section)
+    write_atomically(folder / "final" / "README.md", f"{_front_matter(recipe, ancestors, start, adapter)}\n{text}\n")
+
+
+def _title(recipe: Record, ancestors: list[Record]) -> str:
+    """What the model began as, and what was done with it last."""
+    base = ancestors[-1]["path"] if ancestors[-1]["kind"] == "model" else recipe.get("model", {}).get("name_or_path")
+    name = re.sub(r"[^\w.-]+", " ", Path(str(base)).name).strip()
+    return f"{name}: {METHOD_NAMES.get(recipe.get('method', ''), recipe.get('method'))}"
+
+
+def _front_matter(recipe: Record, ancestors: list[Record], start: str, adapter: bool) -> str:
+    """Metadata as the hub reads it. A base model on a local disk has no name there, so it is left out."""
+    method = recipe.get("method")
+    task = "text-classification" if has_head(recipe) else "text-generation"
+    content: Record = {"library_name": "peft" if adapter else "transformers", "pipeline_tag": task}
+    base = ancestors[-1]["path"] if ancestors[-1]["kind"] == "model" else ""
+    if HUB_ID.match(base) and not (Path(start) / base).exists():
+        content |= {"base_model": base, "base_model_relation": "adapter" if adapter else "finetune"}
+    content["tags"] = ["aligner", *([method] if method else []), *(["lora"] if adapter else [])]
+    return f"---\n{yaml.safe_dump(content, sort_keys=False, allow_unicode=True)}---\n"
+
+
+def _opening(recipe: Record, manifest: Record, adapter: bool) -> str:
+    method = manifest["method"]
+    model = recipe.get("model", {})
+    kind = "A LoRA adapter for" if adapter else "A fine-tuned version of"
+    loss = f" (`{recipe[method]['loss']}` loss)" if method in ("dpo", "sapo") else ""
+    if method == "reward":
+        kind = recipe[method]["kind"]
+        loss = (
+            f" (`{kind}`)" if "loss" not in _own_settings(recipe) else f" (`{kind}`, `{recipe[method]['loss']}` loss)"
+        )
+    name = METHOD_NAMES.get(method, method)
+    return (
+        f"{kind} {_code(model.get('name_or_path'))}, made with aligner {manifest['aligner']} by {name}{loss}. "
+        "The whole record, with curves and sample answers, is `report.html` in the run directory."
+    )
+
+
+def has_head(recipe: Record) -> bool:
+    """Say whether the result of a recipe gives numbers in place of text."""
+    return recipe.get("method") == "reward" and recipe["reward"]["kind"] != "pairwise"
+
+
+PLAIN_SCORER = """\
+or, with transformers alone, which reads the head at the last token that is not the padding token:
+
+```python
+{imports}
+
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
+tokenizer.pad_token = {pad}
+model = AutoModelForSequenceClassification.from_pretrained({base}, num_labels={outputs})
+model.config.pad_token_id = tokenizer.pad_token_id{adapted}
+```"""
+
+
+def _plain_scorer(final: Path, recipe: Record, adapter: bool) -> str:
+    """How to load a model with a head without us; nothing for a kind that is read in another way."""
+    card = (
+        yaml.safe_load((final / "reward_model.yaml").read_text("utf-8"))
+        if (final / "reward_model.yaml").exists()
+        else {}
+    )
+    if card.get("kind") not in ("bradley_terry", "regression") or "pad_token" not in card:
+        return ""
+    imports = "from transformers import AutoModelForSequenceClassification, AutoTokenizer"
+    return "\n\n" + PLAIN_SCORER.format(
+        imports=f"from peft import PeftModel\n{imports}" if adapter else imports,
+        pad=dumps(card["pad_token"]),
+        base=dumps(_base_of(final)) if adapter else '"path/to/this/folder"',
+        outputs=len(card.get("attributes", [None])),
+        adapted='\nmodel = PeftModel.from_pretrained(model, "path/to/this/folder")' if adapter else "",
+    )
+
+
+def _base_of(final: Path) -> str:
+    return str(json.loads((final / "adapter_config.json").read_text("utf-8")).get("base_model_name_or_path"))
+
+
+def _use_as_scorer(final: Path, recipe: Record, adapter: bool) -> str:
+    return (
+        "## How to use\n\n```python\nfrom aligner.reward_models.catalogue import load_scorer\n\n"
+        'scorer = load_scorer("path/to/this/folder")\n'
+        'print(scorer.score(["a prompt"] * 2, ["an answer", "another answer"]))\n```\n\n'
+        "or, in a terminal, `aligner score --reward-model path/to/this/folder --data rows.jsonl`. What the numbers mean stands in "
+        f"`reward_model.yaml`.{_plain_scorer(final, recipe, adapter)}"
+    )
+
+
+PLAIN_ADAPTER = """\
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
+model = AutoModelForCausalLM.from_pretrained({base})
+if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+    model.resize_token_embeddings(len(tokenizer))  # the adapter holds the rows of the new tokens
+model = PeftModel.from_pretrained(model, "path/to/this/folder")
+generate = pipeline("text-generation", model, tokenizer=tokenizer)
+"""
+
+
+def _use(folder: Path, recipe: Record, adapter: bool) -> str:
+    """How to load it; with messages where the tokenizer carries a chat template."""
+    final = folder / "final"
+    config = final / "tokenizer_config.json"
+    chat = (final / "chat_template.jinja").exists() or (
+        config.exists() and '"chat_template"' in config.read_text("utf-8")
+    )
+    prompt = '[{"role": "user", "content": "..."}]' if chat else '"..."'
+    peft = (
+        "# the pipeline loads the base model named in adapter_config.json; it needs `pip install peft`\n"
+        if adapter
+        else ""
+    )
+    load = f'from transformers import pipeline\n\n{peft}generate = pipeline("text-generation", "path/to/this/folder")\n'
+    if adapter and recipe.get("model", {}).get("new_tokens"):
+        load = PLAIN_ADAPTER.format(base=dumps(_base_of(final)))
+    return (
+        f"## How to use\n\n```python\n{load}"
+        f"print(generate({prompt}, max_new_tokens=256))\n```\n\n"
+        "or, in a terminal, `aligner generate path/to/this/folder`."
+    )
+
+
+def _data(data: Any) -> str:
+    if not data:
+        return ""
+    rows = [_source_row(source) for source in data.get("sources", [])]
+    text = "## Data\n\n" + _table(("source", "format", "rows read", "trained on", "held out", "lost"), rows)
+    splits = [(_code(name), *_split_row(split)) for name, split in data.get("splits", {}).items() if split.get("rows")]
+    if splits:
+        text += "\n\n" + _table(
+            ("split", "rows", "tokens", "trained tokens", "too long, dropped", "tokens cut off"), splits
+        )
+    return text
+
+
+def _source_row(source: Record) -> tuple[str, ...]:
+    lost = ", ".join(f"{source[key]:,} {name}" for key, name in LOSSES if source.get(key)) or "none"
+    counts = (f"{source.get(key, 0):,}" for key in ("rows_read", "to_train", "to_eval"))
+    return (_code(source["path"]), source.get("format", ""), *counts, lost)
+
+
+def _split_row(split: Record) -> tuple[str, ...]:
+    keys = ("rows", "tokens", "trained_tokens", "too_long_dropped", "truncated_tokens")
+    return tuple(f"{split.get(key, 0):,}" for key in keys)
+
+
+def _training(recipe: Record, weights: Any) -> str:
+    """The settings that decide the result: the method's own, the trainer's as given, and the adapter's; and what was trained."""
+    method = recipe.get("method", "")
+    model, data = recipe.get("model", {}), recipe.get("data", {})
+    settings: Record = {
+        "seed": recipe.get("seed"),
+        "data.max_length": data.get("max_length"),
+        "data.on_too_long": data.get("on_too_long"),
+        "model.dtype": model.get("dtype"),
+        "model.quantization": model.get("quantization"),
+        **{f"model.lora.{key}": value for key, value in (model.get("lora") or {}).items()},
+        **{f"{method}.{key}": value for key, value in _own_settings(recipe).items()},
+        **{f"trainer.{key}": value for key, value in recipe.get("trainer", {}).items()},
+        "launch.num_processes": recipe.get("launch", {}).get("num_processes"),
+    }
+    rows = [(_code(key), _code(dumps(value))) for key, value in settings.items() if value is not None]
+    if weights:
+        rows.append(("weights trained", f"{weights['trained']:,} of {weights['total']:,}"))
+        rows += [(f"trained in {_code(place)}", f"{number:,}") for place, number in weights["places"].items()]
+    return "## Training\n\n" + _table(("setting", "value"), rows)
+
+
+def _own_settings(recipe: Record) -> Record:
+    """The method's own section; of a reward model only what its kind reads."""
+    section: Record = recipe.get(recipe.get("method", ""), {})
+    if recipe.get("method") != "reward":
+        return section
+    return {
+        key: value for key, value in section.items() if section["kind"] in KINDS_OF_KEY.get(key, (section["kind"],))
+    }
+
+
+def _results(manifest: Record, evaluation: Any) -> str:
+    rows = [(_code(key), _shown(value)) for key, value in manifest["results"].items()]
+    text = "## Results\n\n" + (_table(("metric", "value"), rows) if rows else "No metric was recorded.")
+    if not evaluation:
+        return text
+    metrics = list(dict.fromkeys(metric for entry in evaluation for metric in entry["metrics"]))
+    lines = [(entry["name"], *(_shown(entry["metrics"].get(metric, "")) for metric in metrics)) for entry in evaluation]
+    return f"{text}\n\n{_table(('model', *metrics), lines)}"
+
+
+def _origin(ancestors: list[Record], start: str) -> str:
+    steps = [f"this {ancestors[0]['method']} run"]
+    steps += [
+        f"{entry['method']} run {_code(entry['path'].removeprefix(f'{start}/'))}"
+        if entry["kind"] == "run"
+        else f"model {_code(entry['path'])}"
+        for entry in ancestors[1:]
+    ]
+    return "## Lineage\n\n" + " → ".join(reversed(steps))
+
+
+def _reproduce(environment: Record, manifest: Record) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in environment.get("versions", {}).items())
+    git = environment.get("git")
+    changed = " with the uncommitted changes in `code.diff`" if git and git["dirty"] else ""
+    lines = [
+        f"```sh\n{_without_place(environment.get('command', ''))}\n```",
+        f"* recipe: `recipe.yaml` of the run, hash `{manifest['recipe_hash']}`",
+        f"* data fingerprint: `{manifest['data_fingerprint']}`",
+        f"* versions: {versions}",
+        *([f"* git commit: `{git['commit']}`{changed}"] if git else []),
+    ]
+    return "## Reproduce\n\n" + "\n".join([lines[0], "", *lines[1:]])
+
+
+def _without_place(command: str) -> str:
+    """The command without what says where the run lies and whether it was begun before: the model depends on neither."""
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        return command
+    kept: list[str] = []
+    for place, word in enumerate(words):
+        follows = place > 0 and words[place - 1] in PLACE_FLAGS
+        if not (follows or word in (*PLACE_FLAGS, "--resume", "--overwrite") or word.startswith(PLACE_STARTS)):
+            kept.append(word)
+    return shlex.join(kept)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return number(value)
+    return value if isinstance(value, str) else dumps(value)
+
+
+def _code(value: Any) -> str:
+    """Text in backticks, with whatever would end them taken out."""
+    text = " ".join(str(value).split()).replace("`", "'")
+    return f"`{text}`" if text else ""
+
+
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "\n".join(f"| {' | '.join(_cell(cell) for cell in line)} |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;" if "`" not in text else "<")

@@ -1,0 +1,43 @@
+"""Where things lie that were computed once and cost time only: `$ALIGNER_CACHE`, else `~/.cache/aligner`.
+
+A kept file has its checksum beside it (`NAME.sha256`). One that is damaged, or that a kill left without its checksum, counts as not
+there: it is computed again. Two processes may keep the same file at once; at worst it is computed once more.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from aligner.runs.files import file_sha256, write_atomically
+
+
+def cache_folder(name: str) -> Path:
+    """Return the folder of one kind of them: `reference`, `rewards`, `samples`, `judge`, `crashes`."""
+    root = os.environ.get("ALIGNER_CACHE")
+    return (Path(root) if root else Path.home() / ".cache" / "aligner") / name
+
+
+def is_kept(file: Path) -> bool:
+    """Say whether a file is there and is what was kept."""
+    checksum = _checksum_of(file)
+    if not (file.is_file() and checksum.is_file()):
+        return False
+    return checksum.read_bytes().strip() == file_sha256(file).encode()
+
+
+def keep(file: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file, and give it its name; a reader finds all of it or nothing."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    try:
+        write(unfinished)
+        write_atomically(_checksum_of(file), f"{file_sha256(unfinished)}\n")
+        os.replace(unfinished, file)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _checksum_of(file: Path) -> Path:
+    return file.with_name(f"{file.name}.sha256")

@@ -1,0 +1,136 @@
+"""Work in parts that a kill interrupts and that is gone on with: one line of JSON for each finished part.
+
+A line says which part it is and what it was made with (a fingerprint of a model), so that two processes may write side by side
+where nothing keeps them apart, and parts of two models are never mixed. A line that a kill cut short counts as not there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+from aligner.errors import UsageError
+from aligner.events import Notice, OnEvent, StageProgress, tell
+from aligner.runs.files import json_line
+
+P = TypeVar("P")
+
+LINE = frozenset({"part", "made with", "result", "sum"})
+"""Keys of a line."""
+
+Work = Callable[[P], Any]
+"""From a part to its result, as JSON can hold it."""
+
+
+class Journal:
+    """Results of the parts that a file held when it was opened, by number; further ones go into the file, if there is one.
+
+    `done`: how many it held; `begun_with`: the fingerprint of what they were made with, None where there is none.
+    """
+
+    def __init__(self, path: Path | None, made_with: str = "") -> None:
+        lines = list(_lines(path))
+        self.path = path
+        self.made_with = made_with
+        self.begun_with: str | None = lines[0]["made with"] if lines else None
+        self._all_with = {line["made with"] for line in lines}
+        self._known: dict[int, Any] = {line["part"]: line["result"] for line in lines}
+        self.done = len(self._known)
+
+    def __contains__(self, part: int) -> bool:
+        return part in self._known
+
+    def __getitem__(self, part: int) -> Any:
+        return self._known[part]
+
+    def check(self, what: str) -> None:
+        """Refuse a file whose parts were made with something else. `what`: the work, in words.
+
+        Raises: UsageError.
+        """
+        if self._all_with - {self.made_with}:
+            raise UsageError(
+                f"{self.path} was begun with another model: {what} would be partly of one and partly of the other.",
+                "Put the old model back, or start again with --overwrite.",
+            )
+
+    def add(self, part: int, result: Any) -> Any:
+        """Keep the result of a part, and return it; in a file, it is on disk before this returns."""
+        if self.path is None:
+            return result
+        line = _append(self.path, {"part": part, "made with": self.made_with, "result": result, "sum": _sum(result)})
+        return json.loads(line)["result"]
+
+    def results(self, parts: Iterable[P], work: Work[P]) -> Iterator[tuple[Any, bool]]:
+        """The result of each part, in order, and whether it is new: not there yet, and worked on when it is asked for."""
+        for number, part in enumerate(parts):
+            known = number in self
+            yield (self[number] if known else self.add(number, work(part))), not known
+
+
+def carry_on(
+    path: Path,
+    what: str,
+    parts: Sequence[P],
+    make: Callable[[], tuple[str, Work[P]]],
+    on_event: OnEvent | None,
+    size: Callable[[P], int],
+) -> list[Any]:
+    """Return the result of each part, in order, doing those that the file does not have.
+
+    `make` returns the fingerprint of what does the work, and what does it; it is called only when there is work to do. `size` counts
+    the pieces of a part, for the progress that is told under the name `what`.
+
+    Raises: UsageError when the file was begun with something else.
+    """
+    journal = Journal(path)
+    assert journal.done <= len(parts), f"{path} holds {journal.done} of {len(parts)} parts"
+    if journal.done == len(parts):
+        return [journal[number] for number in range(len(parts))]
+    if journal.done:
+        tell(on_event, Notice(f"Going on with {what}: {journal.done} of {len(parts)} parts are there already."))
+    journal.made_with, work = make()
+    journal.check(what)
+    total, count, found = sum(map(size, parts)), 0, []
+    for part, (result, is_new) in zip(parts, journal.results(parts, work)):
+        found.append(result)
+        count += size(part)
+        if is_new:
+            tell(on_event, StageProgress(what, count, total))
+    return found
+
+
+def _sum(result: Any) -> str:
+    """A checksum of a result, in the form that it has once it was read back."""
+    return hashlib.sha256(json_line(json.loads(json_line(result))).encode("utf-8")).hexdigest()[:16]
+
+
+def _append(path: Path, value: dict[str, Any]) -> str:
+    """Write a line so that it survives a kill, and return it; behind a line that was cut short, on a line of its own."""
+    line = json_line(value)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read() != b"\n":
+                file.write(b"\n")
+        file.write(line.encode("utf-8"))
+        file.flush()
+        os.fsync(file.fileno())
+    return line
+
+
+def _lines(path: Path | None) -> Iterator[dict[str, Any]]:
+    """The lines of finished parts; one that was cut short, or is not what was written, is none."""
+    if path is not None and path.exists():
+        with open(path, "rb") as file:
+            for line in file:
+                with suppress(ValueError):
+                    found = json.loads(line)
+                    if isinstance(found, dict) and found.keys() >= LINE and found["sum"] == _sum(found["result"]):
+                        yield found

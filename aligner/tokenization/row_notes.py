@@ -1,0 +1,55 @@
+"""What is noted of each row while it is tokenised: parts that reach no token, and control tokens in its texts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from aligner.config.recipe import RewardRecipe, SftRecipe, TrainRecipe
+from aligner.data.ledger import SplitLedger
+from aligner.data.rows import Row, TextRow
+from aligner.tokenization.control_tokens import control_tokens_of, found_in, in_words, refuse_control_tokens
+from aligner.tokenization.encode import has_template
+from aligner.tokenization.unread_keys import as_text_answer, unread_beside_text, unread_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class RowNotes:
+    """Notes on the rows of a training."""
+
+    recipe: TrainRecipe
+    tokenizer: PreTrainedTokenizerBase
+
+    def check(self, row: Row) -> None:
+        """Raise DataError for a row with a control token in its texts, where that is an error."""
+        if control_tokens_of(self.tokenizer) == "error":
+            refuse_control_tokens(self.tokenizer, row)
+
+    def note(self, row: Row, ledger: SplitLedger) -> None:
+        """Count what of a row is lost or is more than text."""
+        ledger.note_unread(self._unread(row))
+        if marks := found_in(self.tokenizer, row):
+            is_chat = has_template(self.tokenizer) and not isinstance(row, TextRow)
+            ledger.note_control_tokens(marks, is_chat=is_chat)
+
+    def remark(self, ledger: SplitLedger, name: str) -> str | None:
+        """Return what to warn of once the rows of a split are tokenised."""
+        if not ledger.chats_with_control or control_tokens_of(self.tokenizer) != "allow":
+            return None
+        return (
+            f"Control tokens stand in the texts of {ledger.chats_with_control:,} {name} rows and act as such "
+            f"({in_words(ledger.control_tokens)}). data.control_tokens=as_text writes them as text, error refuses the rows."
+        )
+
+    def _unread(self, row: Row) -> Counter[str]:
+        if isinstance(self.recipe, RewardRecipe) and self.recipe.reward.kind == "pairwise":
+            return unread_beside_text(row)
+        if isinstance(self.recipe, RewardRecipe) and self.recipe.reward.kind == "regression":
+            answered = unread_of(self.tokenizer, as_text_answer(row))
+            return answered + unread_beside_text(row, only_answer=True)
+        trains_all = isinstance(self.recipe, SftRecipe) and self.recipe.sft.loss_on == "all"
+        return unread_of(self.tokenizer, row, trains_all=trains_all)

@@ -1,0 +1,1 @@
+"""What two training methods share."""

@@ -1,0 +1,139 @@
+"""Reference log-probabilities: computed once, kept on disk under a hash of everything they depend on, used by later runs.
+
+The key covers the reference's weights (files of a folder, or the hub's commit), how they are loaded, and every token
+id of the pairs. So a second run on the same pairs with another objective, beta or learning rate computes nothing, and
+a changed model, template or row is never mistaken for the old one. (`aligner.runs.cache` says where.)
+
+With several processes each scores its part. A sharded policy (FSDP, ZeRO-3) cannot: there the launching process scores
+before the ranks start, and they find the cache filled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from safetensors.torch import load_file, save_file
+
+from aligner.config.recipe import DpoRecipe, Model
+from aligner.events import Notice, OnEvent, StageProgress
+from aligner.launch.devices import best_device
+from aligner.models.fingerprint import model_fingerprint
+from aligner.models.loading import load_policy
+from aligner.runs.cache import cache_folder, is_kept, keep
+from aligner.training.preference import PairCollator, fuse_head, reference_logps
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+VERSION = "2"
+"""Changed when the way the numbers are computed changes, so that old ones are not used."""
+
+PAIR_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
+
+
+@dataclass(frozen=True, slots=True)
+class Scorer:
+    """How the reference is computed: the model's section, the arguments of the trainer, and the policy if it serves."""
+
+    recipe: DpoRecipe
+    tokenizer: PreTrainedTokenizerBase
+    policy: Any
+    batch_size: int
+    bf16: bool
+    on_event: OnEvent | None
+
+
+def reference_section(recipe: DpoRecipe) -> Model:
+    """Return the model section of the reference: the one that training starts from, or `dpo.reference_model`."""
+    if recipe.dpo.reference_model is None:
+        return recipe.model
+    return recipe.model.model_copy(update={"name_or_path": recipe.dpo.reference_model, "revision": None, "lora": None})
+
+
+def with_reference(rows: Dataset, scorer: Scorer, name: str) -> Dataset:
+    """Add `reference_chosen` and `reference_rejected` (N,), summed log-probabilities, from the cache or computed."""
+    section = reference_section(scorer.recipe)
+    file = cache_folder("reference") / f"{_key(scorer.recipe, section, rows, scorer.bf16)}.safetensors"
+    if is_kept(file):
+        columns = load_file(str(file))
+        _say(scorer, f"Reference log-probabilities of the {name} pairs: from the cache ({file}).")
+    else:
+        columns = _compute(rows, scorer, section, name)
+        if PartialState().is_main_process:
+            keep(file, lambda place: save_file(columns, str(place)))
+        PartialState().wait_for_everyone()
+    for key in ("reference_chosen", "reference_rejected"):
+        rows = rows.add_column(key, columns[key].numpy())
+    return rows
+
+
+def load_reference(scorer: Scorer, section: Model) -> tuple[Any, str, Any]:
+    """Return the reference as a model with a fused head, its device, and the autocast to compute under, or None."""
+    model = scorer.policy
+    if model is None or scorer.recipe.dpo.reference_model is not None:
+        model = load_policy(section, scorer.tokenizer, trainable=False)
+        fuse_head(model)
+    device = best_device() if section.quantization == "none" else str(model.device)
+    if section.quantization == "none":
+        model.to(device)
+    autocast = torch.autocast(torch.device(device).type, dtype=torch.bfloat16) if scorer.bf16 else None
+    return model, device, autocast
+
+
+def _compute(rows: Dataset, scorer: Scorer, section: Model, name: str) -> dict[str, torch.Tensor]:
+    model, device, autocast = load_reference(scorer, section)
+    state = PartialState()
+    mine = range(state.process_index, len(rows), state.num_processes)
+
+    def on_progress(done: int, total: int) -> None:
+        if scorer.on_event and state.is_main_process:
+            scorer.on_event(StageProgress(f"reference log-probabilities, {name}", done, total))
+
+    chosen, rejected = reference_logps(
+        model,
+        rows.select(mine),
+        PairCollator(scorer.tokenizer.pad_token_id),
+        scorer.batch_size,
+        device=device,
+        autocast=autocast,
+        on_progress=on_progress,
+    )
+    parts = list(zip(mine, chosen.tolist(), rejected.tolist()))
+    parts = gather_object(parts) if state.num_processes > 1 else parts
+    by_row = sorted(parts)
+    return {
+        "reference_chosen": torch.tensor([part[1] for part in by_row]),
+        "reference_rejected": torch.tensor([part[2] for part in by_row]),
+    }
+
+
+def _key(recipe: DpoRecipe, section: Model, rows: Dataset, bf16: bool) -> str:
+    return content_key(VERSION, recipe, section, bf16, rows, PAIR_COLUMNS)
+
+
+def content_key(
+    version: str, recipe: DpoRecipe, section: Model, bf16: bool, rows: Dataset, columns: Sequence[str]
+) -> str:
+    """Return a hash of a model, how it is loaded, and the token ids in some columns."""
+    digest = sha256(f"{version} {bf16} {section.attn_implementation} {model_fingerprint(section)}".encode())
+    if (
+        section.lora is not None and section.lora.init_lora_weights is False
+    ):  # the start is random, and so the reference
+        digest.update(f"{recipe.seed} {section.lora.model_dump()}".encode())
+    for column in columns:
+        for ids in rows.with_format("numpy")[column]:
+            digest.update(len(ids).to_bytes(4, "little"))
+            digest.update(ids.astype("<i4").tobytes())
+    return digest.hexdigest()
+
+
+def _say(scorer: Scorer, text: str) -> None:
+    if scorer.on_event and PartialState().is_main_process:
+        scorer.on_event(Notice(text))

@@ -1,0 +1,147 @@
+"""Where exceptions end: one group class that turns them into a sentence on stderr and an exit code.
+
+It is the group and not a wrapper around `main()`, so that a shell, `python -m aligner` and a test's CliRunner all see
+the same thing, from sub-commands too. Exit codes: see `aligner.errors`; 1 is a bug of ours, 130 is Ctrl-C, 141 a reader
+that went away (`aligner recipes list | head`).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, ClassVar
+
+import typer
+
+from aligner.errors import AlignerError, Problem
+from aligner.launch.causes import outside_cause
+from aligner.runs.cache import cache_folder
+
+from .fast_commands import QuickGroup
+
+MAX_PROBLEMS = 15  # with the message and the hint, one screen
+PIPE_EXIT_CODE = 141
+INTERRUPTED_EXIT_CODE = 130
+KEPT_TRACEBACKS = 10
+
+
+@contextmanager
+def resumable(goes_on: str) -> Iterator[None]:
+    """Let Ctrl-C say how to go on: "the same command with --resume ..."."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        typer.echo(f"interrupted: the same command with --resume {goes_on}", err=True)
+        raise typer.Exit(INTERRUPTED_EXIT_CODE) from error
+
+
+class Boundary(QuickGroup):
+    """The root command: prints errors and lists commands under headings."""
+
+    sections: ClassVar[dict[str, tuple[str, ...]]] = {}
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; whatever it raises becomes a message and an exit code."""
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+            return result
+        except AlignerError as error:
+            if not _left_to_launcher(error):
+                _say(describe(error), ctx)
+            raise typer.Exit(error.exit_code) from error
+        except BrokenPipeError as error:
+            _forget_stdout()
+            raise typer.Exit(PIPE_EXIT_CODE) from error
+        except KeyboardInterrupt as error:
+            _say("interrupted", ctx)
+            raise typer.Exit(INTERRUPTED_EXIT_CODE) from error
+        except Exception as error:
+            if _is_control_flow(error):
+                raise
+            known = outside_cause(error)
+            if known is None:
+                raise typer.Exit(_report_bug(error, ctx)) from error
+            if not _left_to_launcher(known):
+                _say(describe(known), ctx)
+            raise typer.Exit(known.exit_code) from error
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Commands under the headings of `sections`; the width of the names is the same in all of them."""
+        width = max(len(name) for name in self.commands)
+        for heading, names in self.sections.items():
+            with formatter.section(heading):
+                texts = [self.commands[name].get_short_help_str(formatter.width - width - 4) for name in names]
+                formatter.write_dl([(name.ljust(width), text) for name, text in zip(names, texts)])
+
+
+def _left_to_launcher(error: AlignerError) -> bool:
+    """In a rank that we launched, the launching process reports the error, once for all ranks."""
+    if "WORLD_SIZE" not in os.environ:
+        return False
+    from aligner.launch.command import record_failure
+
+    return record_failure(error)
+
+
+def describe(error: AlignerError) -> str:
+    """Message, problems and hint, in one screen at most."""
+    lines = [f"error: {error.message}", *(f"  {problem}" for problem in error.problems[:MAX_PROBLEMS])]
+    lines += _rest(error.problems)
+    return "\n".join([*lines, f"hint: {error.hint}"] if error.hint else lines)
+
+
+def _rest(problems: Sequence[Problem]) -> list[str]:
+    hidden = len(problems) - MAX_PROBLEMS
+    return [f"  ... and {hidden} more"] if hidden > 0 else []
+
+
+def _is_control_flow(error: Exception) -> bool:
+    """typer's Exit, Abort and usage errors, which typer prints itself."""
+    return type(error).__module__.startswith("typer.")
+
+
+def _say(text: str, ctx: Any) -> None:
+    """To stderr; a rank other than 0 says which one it is. With `--debug` the traceback comes first."""
+    if ctx.meta.get("debug"):
+        traceback.print_exc()
+    rank = os.environ.get("RANK", "0")
+    typer.echo(text if rank == "0" else f"[rank {rank}] {text}", err=True)
+
+
+def _report_bug(error: Exception, ctx: Any) -> int:
+    """One line on the screen; the traceback goes to a file, because a run of hours may not happen again."""
+    frames = traceback.extract_tb(error.__traceback__)
+    last = frames[-1] if frames else None
+    where = f" at {Path(last.filename).name}:{last.lineno}" if last else ""
+    what = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
+    path = _keep_traceback(error)
+    _say(f"this is a bug of ours: {type(error).__name__}{where}: {what[:300]} (traceback: {path}, or --debug)", ctx)
+    return 1
+
+
+def _keep_traceback(error: Exception) -> Path:
+    """Write the traceback into the cache folder, where the last few stay, and return where; a full disk keeps none."""
+    path = cache_folder("crashes") / f"traceback-{time.time_ns()}-{os.getpid()}.txt"
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        for old in sorted(path.parent.glob("traceback-*.txt"))[:-KEPT_TRACEBACKS]:
+            old.unlink(missing_ok=True)
+    return path
+
+
+def _forget_stdout() -> None:
+    """Point stdout at nothing, so that the flush at exit does not fail a second time."""
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(devnull, sys.stdout.fileno())
+    except OSError:  # a test's stream has no file descriptor, and nothing to flush
+        pass
+    finally:
+        os.close(devnull)

@@ -1,0 +1,252 @@
+"""Damaged and full disks: what is cut, empty or changed is named with a way out, and is never trained from or believed."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from example_run import resolved
+from runner import aligner
+
+from aligner.errors import AlignerError, DataError, UsageError
+from aligner.launch.causes import LostConnectionError, outside_cause
+from aligner.launch.command import _first_failure
+from aligner.runs.cache import is_kept, keep
+from aligner.runs.files import check_checksums, read_json, write_checksums
+from aligner.runs.journal import Journal
+from aligner.runs.lock import LOCK_NAME, acquire_lock
+from aligner.runs.run import Run
+
+DAMAGES = {"empty": "", "cut": '{"finished": "20', "a list": "[1]", "a number": "7", "without its keys": "{}"}
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run that ended without finishing, with a checkpoint."""
+    monkeypatch.chdir(tmp_path)
+    run = Run.create(resolved(tmp_path / "x"))
+    run.write_json("data.json", {})
+    folder = run.checkpoints_dir / "checkpoint-20"
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(b"weights")
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        (folder / name).write_bytes(b"state")
+    state = {"global_step": 20, "max_steps": 100, "stateful_callbacks": {}}
+    (folder / "trainer_state.json").write_text(json.dumps(state), encoding="utf-8")
+    run.complete_checkpoint(folder)
+    run.close()
+    return run.dir
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", ["resolved.json", "environment.json", "manifest.json"])
+def test_a_damaged_file_of_the_record_is_named_with_the_way_out(run_dir: Path, name: str, damage: str) -> None:
+    (run_dir / name).write_text(DAMAGES[damage], encoding="utf-8")
+
+    def reopen() -> None:
+        Run.create(resolved(run_dir), resume=True)
+        read_json(run_dir, name)  # a run with a manifest is done, and its files are read by what shows it
+
+    with pytest.raises(DataError, match=rf"{name} is damaged: it (is|holds|lacks) ") as caught:
+        reopen()
+    assert caught.value.hint.startswith(("restore it", "delete it"))
+
+
+def test_a_list_of_runs_is_not_ended_by_a_damaged_one(run_dir: Path) -> None:
+    shutil.copytree(run_dir, run_dir.parent / "y")
+    (run_dir / "resolved.json").write_text("", encoding="utf-8")
+    result = aligner("runs", "list", run_dir.parent, "--json")
+    assert result.exit_code == 0, result.output
+    assert [run["state"] for run in json.loads(result.stdout)] == ["damaged", "unfinished"]
+    assert "resolved.json is damaged: it is empty" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "prepared", "final"])
+def test_a_file_where_a_folder_belongs_is_refused_before_anything_is_done(run_dir: Path, name: str) -> None:
+    shutil.rmtree(run_dir / name, ignore_errors=True)
+    (run_dir / name).write_text("not a folder")
+    with pytest.raises(UsageError, match=f"{name} is a file where a folder belongs"):
+        Run.create(resolved(run_dir), resume=True)
+    assert (run_dir / name).is_file()
+
+
+def test_a_checkpoint_that_is_cut_is_not_resumed(run_dir: Path) -> None:
+    run = Run.attach(run_dir)
+    newest = run.latest_checkpoint()
+    assert newest is not None
+    run.check_checkpoint(newest)
+    (newest / "model.safetensors").write_bytes(b"weig")
+    with pytest.raises(DataError, match=r"model.safetensors is damaged: it has 4 bytes of 7") as caught:
+        run.check_checkpoint(newest)
+    assert f"delete {newest}" in caught.value.hint
+    (newest / "model.safetensors").unlink()
+    with pytest.raises(DataError, match=r"model.safetensors is missing"):
+        run.check_checkpoint(newest)
+
+
+def test_what_a_kill_left_half_written_goes_on_resume(run_dir: Path) -> None:
+    half = [run_dir / "final.unfinished" / "model.safetensors", run_dir / "prepared" / ".questions.json.4711.tmp"]
+    for file in half:
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("half")
+    Run.create(resolved(run_dir), resume=True).close()
+    assert not any(file.exists() for file in half)
+
+
+@pytest.mark.parametrize("text", ["", "[1, 2]", '{"pid": "no"}', '{"pid": -1}', "{"])
+def test_a_lock_that_says_nothing_is_taken_over(tmp_path: Path, text: str) -> None:
+    (tmp_path / LOCK_NAME).write_text(text)
+    assert "taken over" in acquire_lock(tmp_path)
+
+
+# --- rows and caches ---------------------------------------------------------------------------------------------------
+
+
+def test_a_flipped_byte_of_prepared_rows_is_seen(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    rows = tmp_path / "train" / "rows.arrow"
+    rows.write_bytes(bytes(1000))
+    write_checksums(tmp_path)
+    (tmp_path / "questions.json").write_text("[]")  # what comes later is not looked at
+    check_checksums(tmp_path, "tokenize again")
+    rows.write_bytes(bytes(500) + b"\x01" + bytes(499))
+    with pytest.raises(DataError, match=r"rows.arrow is damaged"):
+        check_checksums(tmp_path, "tokenize again")
+    rows.unlink()
+    with pytest.raises(DataError, match=r"rows.arrow is missing"):
+        check_checksums(tmp_path, "tokenize again")
+
+
+def test_a_cached_file_that_changed_counts_as_not_there(tmp_path: Path) -> None:
+    file = tmp_path / "cache" / "x.json"
+    assert not is_kept(file)
+    keep(file, lambda place: place.write_text("[0.25]"))
+    assert is_kept(file)
+    file.write_text("[0.35]")
+    assert not is_kept(file)
+    keep(file, lambda place: place.write_text("[0.25]"))
+    assert is_kept(file)
+    assert sorted(path.name for path in file.parent.iterdir()) == ["x.json", "x.json.sha256"]
+
+
+def test_a_write_that_fails_leaves_the_cache_as_it_was(tmp_path: Path) -> None:
+    file = tmp_path / "x.json"
+    keep(file, lambda place: place.write_text("[0.25]"))
+
+    def fail(place: Path) -> None:
+        place.write_text("[0")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        keep(file, fail)
+    assert is_kept(file)
+    assert file.read_text() == "[0.25]"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_line_of_a_journal_that_changed_is_done_again(tmp_path: Path) -> None:
+    path = tmp_path / "parts.jsonl"
+    journal = Journal(path, "model")
+    journal.add(0, {"scores": [0.25]})
+    journal.add(1, {"scores": [0.5]})
+    assert 0 in Journal(path)
+    path.write_text(path.read_text().replace("0.25", "0.35"))
+    assert [number in Journal(path) for number in (0, 1)] == [False, True]
+
+
+def test_a_reply_that_changed_in_the_cache_is_asked_again(tmp_path: Path) -> None:
+    from aligner.endpoints.cache import Store
+    from aligner.endpoints.request import Completion
+
+    store = Store(tmp_path / "replies.sqlite")
+    store.add_reply("a", "model", Completion("yes"))
+    assert store.get("a") is not None
+    store._db.execute("UPDATE replies SET reply = replace(reply, 'yes', 'no')")
+    assert store.get("a") is None
+    store.add_reply("a", "model", Completion("yes"))
+    kept = store.get("a")
+    assert kept is not None
+    assert kept.text == "yes"
+    store.close()
+
+
+# --- full disks and lost ranks -----------------------------------------------------------------------------------------
+
+
+def raised(work: object) -> BaseException:
+    try:
+        work()  # type: ignore[operator]
+    except Exception as error:
+        return error
+    raise AssertionError("it went through")
+
+
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="this system has no /dev/full")
+def test_a_full_disk_is_recognised_behind_what_torch_says() -> None:
+    cause = outside_cause(raised(lambda: torch.save({"a": torch.zeros(1000, 1000)}, "/dev/full")))
+    assert isinstance(cause, UsageError)
+    assert "the disk is full" in cause.message
+    assert "free some space and add --resume" in cause.hint
+
+
+def test_a_full_disk_is_recognised_behind_what_safetensors_says(tmp_path: Path) -> None:
+    import resource
+
+    from safetensors.torch import save_file
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        error = raised(lambda: save_file({"a": torch.zeros(1000)}, tmp_path / "x.safetensors"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    cause = outside_cause(error)
+    assert isinstance(cause, UsageError)
+    assert os.strerror(errno.EFBIG) in cause.message
+
+
+@pytest.mark.parametrize(
+    "arguments", [("generate", "~nobody-x/m", "hi"), ("eval", "m", "--data", "~nobody-x/rows.jsonl")]
+)
+def test_the_home_of_nobody_is_a_mistake_in_words(arguments: tuple[str, ...]) -> None:
+    result = aligner(*arguments)
+    assert result.exit_code == 2
+    assert "~NAME" in result.stderr
+
+
+def test_an_error_of_ours_while_another_was_handled_stays_ours() -> None:
+    def fail() -> None:
+        try:
+            raise OSError(errno.EACCES, "Permission denied")
+        except OSError:
+            {}["absent"]
+
+    assert outside_cause(raised(fail)) is None
+
+
+def test_a_lost_connection_reads_as_a_consequence(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1234")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert outside_cause(error) is None
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    cause = outside_cause(error)
+    assert isinstance(cause, LostConnectionError)
+    assert cause.message.startswith("this rank stopped because another one ended (")
+    assert cause.exit_code == 5
+    assert outside_cause(RuntimeError("size mismatch")) is None
+
+
+def test_the_cause_is_reported_and_not_the_connection_that_was_lost_earlier(tmp_path: Path) -> None:
+    def left(rank: int, error: AlignerError, time: float) -> None:
+        record = {"time": time, "error": type(error).__name__, "message": error.message, "hint": "", "problems": []}
+        (tmp_path / f"{rank}.json").write_text(json.dumps(record), encoding="utf-8")
+
+    left(0, LostConnectionError("this rank stopped"), 1.0)
+    assert isinstance(_first_failure(tmp_path), LostConnectionError)
+    left(1, DataError("row 7 is empty"), 2.0)
+    assert isinstance(_first_failure(tmp_path), DataError)
