@@ -1,4 +1,5 @@
-"""`python -m aligner ...`: the same command line, in the form that `accelerate launch -m` starts."""
+"""`python -m aligner ...`: the same command line, in the form that `accelerate launch -m`
+starts."""
 
 from aligner.cli.app import main
 

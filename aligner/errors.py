@@ -1,16 +1,20 @@
 """The errors that a user can cause, as one short tree.
 
     AlignerError                 exit code 1: the base; never raised itself
-    ├── RecipeError              exit code 2: the recipe, a flag or an override is wrong (also a ValueError)
-    ├── UsageError               exit code 2: the command line is wrong, or a run directory is in the way
-    ├── DataError                exit code 3: a file, a split, a column or a row is wrong (also a ValueError)
+    ├── RecipeError              exit code 2: the recipe, a flag or an override is wrong (also a
+                                 ValueError)
+    ├── UsageError               exit code 2: the command line is wrong, or a run directory is in
+                                 the way
+    ├── DataError                exit code 3: a file, a split, a column or a row is wrong (also a
+                                 ValueError)
     ├── EndpointError            exit code 4: a model server failed for good
     └── TrainingError            exit code 5: training started and could not go on
 
-Rules. What a user did wrong raises one of these; what we did wrong asserts. `message` is one sentence that names the
-file, line, row or key and what was found there; `hint` is one sentence that says what to do. `RecipeError` and
-`DataError` may carry many `Problem`s, because all of them are reported at once. Every class can be pickled, since
-errors cross process boundaries. Ctrl-C is no error of ours: the command line turns it into exit code 130.
+Rules. What a user did wrong raises one of these; what we did wrong asserts. `message` is one
+sentence that names the file, line, row or key and what was found there; `hint` is one sentence that
+says what to do. `RecipeError` and `DataError` may carry many `Problem`s, because all of them are
+reported at once. Every class can be pickled, since errors cross process boundaries. Ctrl-C is no
+error of ours: the command line turns it into exit code 130.
 """
 
 from __future__ import annotations
@@ -21,7 +25,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong: `where` ("recipe.yaml:7"), `key` ("data.max_length"), what is wrong, what to do."""
+    """One thing that is wrong: `where` ("recipe.yaml:7"), `key` ("data.max_length"), what is wrong,
+    what to do."""
 
     message: str
     where: str = ""
@@ -57,7 +62,8 @@ class RecipeError(AlignerError, ValueError):
 
 
 class UsageError(AlignerError):
-    """The command line asks for something that cannot be done as things stand (a run directory exists, say)."""
+    """The command line asks for something that cannot be done as things stand (a run directory
+    exists, say)."""
 
     exit_code = 2
 

@@ -1,8 +1,8 @@
 """What a long command tells whoever started it: small frozen records, handed to one callable.
 
-The library never prints. A function that takes a while accepts `on_event` and calls it with one of the records below;
-the command line draws them, a test collects them, a program may ignore them (`on_event=None`). Only the main process
-sends events. Nothing here is needed to compute anything.
+The library never prints. A function that takes a while accepts `on_event` and calls it with one of
+the records below; the command line draws them, a test collects them, a program may ignore them
+(`on_event=None`). Only the main process sends events. Nothing here is needed to compute anything.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ class DataReady:
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
-    """Numbers of one optimizer step, under the names of `metrics.jsonl`. `split` says whether they are held-out."""
+    """Numbers of one optimizer step, under the names of `metrics.jsonl`. `split` says whether they
+    are held-out."""
 
     step: int
     total_steps: int
@@ -67,7 +68,8 @@ class Metrics:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One of several things that are compared is done, as texts for a table; `error` says why it has no fitness."""
+    """One of several things that are compared is done, as texts for a table; `error` says why it
+    has no fitness."""
 
     index: int
     name: str
@@ -85,7 +87,17 @@ class Finished:
     paths: Mapping[str, str]
 
 
-Event = StageStarted | StageProgress | Notice | Warned | Plan | DataReady | Metrics | Candidate | Finished
+Event = (
+    StageStarted
+    | StageProgress
+    | Notice
+    | Warned
+    | Plan
+    | DataReady
+    | Metrics
+    | Candidate
+    | Finished
+)
 OnEvent = Callable[[Event], None]
 
 

@@ -1,4 +1,5 @@
-"""The parts of RESULTS.md, each between two marks of its own: `<!-- NAME: begin -->` and `<!-- NAME: end -->`."""
+"""The parts of RESULTS.md, each between two marks of its own: `<!-- NAME: begin -->` and `<!--
+NAME: end -->`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """The `aligner` command: its root options and the table of its commands.
 
-Help is plain text on purpose: Rich's help doubles the time to the first line and breaks on pipes in legacy encodings.
-Nothing imported here may load torch, transformers, trl, datasets or pyarrow; a test holds that.
+Help is plain text on purpose: Rich's help doubles the time to the first line and breaks on pipes in
+legacy encodings. Nothing imported here may load torch, transformers, trl, datasets or pyarrow; a
+test holds that.
 """
 
 from __future__ import annotations
@@ -11,7 +12,20 @@ from typing import Annotated, ClassVar
 
 import typer
 
-from . import data, discover, doctor, evaluate, generate, mosaic, quickstart, recipes, runs, score, toy, train
+from . import (
+    data,
+    discover,
+    doctor,
+    evaluate,
+    generate,
+    mosaic,
+    quickstart,
+    recipes,
+    runs,
+    score,
+    toy,
+    train,
+)
 from .environment import make_streams_safe, set_environment, silence_warnings
 from .errors import Boundary
 from .fast_commands import QuickCommand
@@ -52,8 +66,12 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def root(
     context: typer.Context,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and every warning.")] = False,
-    _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show tracebacks and every warning.")
+    ] = False,
+    _: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """Post-training and alignment of open language models, from YAML recipes.
 
@@ -76,11 +94,13 @@ app.command("toy", cls=QuickCommand)(toy.toy)
 app.add_typer(recipes.app, name="recipes")
 app.command("doctor", cls=QuickCommand)(doctor.doctor)
 train.add_commands(app)
-app.command("mosaic", cls=RecipeCommand, help=mosaic.HELP, short_help=mosaic.SHORT, context_settings=ANY_KEY)(
-    mosaic.mosaic
-)
+app.command(
+    "mosaic", cls=RecipeCommand, help=mosaic.HELP, short_help=mosaic.SHORT, context_settings=ANY_KEY
+)(mosaic.mosaic)
 app.add_typer(data.app, name="data")
-app.command("discover", cls=RecipeCommand, help=discover.HELP, context_settings=ANY_KEY)(discover.discover)
+app.command("discover", cls=RecipeCommand, help=discover.HELP, context_settings=ANY_KEY)(
+    discover.discover
+)
 app.command("generate", cls=QuickCommand)(generate.generate)
 app.command("eval", cls=QuickCommand)(evaluate.evaluate)
 app.command("score", cls=QuickCommand)(score.score)

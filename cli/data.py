@@ -1,4 +1,5 @@
-"""`aligner data`: what is done to data by itself. `select` chooses the pairs that are worth an expert's label."""
+"""`aligner data`: what is done to data by itself. `select` chooses the pairs that are worth an
+expert's label."""
 
 from __future__ import annotations
 
@@ -16,12 +17,17 @@ if TYPE_CHECKING:
     from aligner.config.load import Resolved
 
 app = typer.Typer(
-    cls=QuickGroup, rich_markup_mode=None, no_args_is_help=True, help="Choose the pairs that are worth a label."
+    cls=QuickGroup,
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    help="Choose the pairs that are worth a label.",
 )
 
 HELP = (
-    "Active labelling (arXiv 2407.02119): the policy answers prompts, reward models say where they are unsure, and a budget of pairs "
-    "is written to a file to be labelled. With --labels or --oracle, labels are read back for the recipe or its run directory. "
+    "Active labelling (arXiv 2407.02119): the policy answers prompts, reward models say where "
+    "they are unsure, and a budget of pairs "
+    "is written to a file to be labelled. With --labels or --oracle, labels are read back for the "
+    "recipe or its run directory. "
     "Common flags: --data, --model, --candidates, --reward_models, --labelled, --output, --seed."
 )
 SHORT = "Choose pairs for an expert to label, and read the labels back."
@@ -31,15 +37,25 @@ SHORT = "Choose pairs for an expert to label, and read the labels back."
 def select(
     context: typer.Context,
     labels: Annotated[
-        Path | None, typer.Option("--labels", metavar="FILE", help="Read labels back from this file.")
+        Path | None,
+        typer.Option("--labels", metavar="FILE", help="Read labels back from this file."),
     ] = None,
     oracle: Annotated[
-        str | None, typer.Option("--oracle", metavar="CARD", help="Let a scorer label what has no label.")
+        str | None,
+        typer.Option("--oracle", metavar="CARD", help="Let a scorer label what has no label."),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan, stop.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where the selection was stopped.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing run directory.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, print the plan, stop.")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where the selection was stopped.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an existing run directory.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the result as JSON on stdout.")
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
     """Choose, or read back, with progress on stderr and the result on stdout."""
@@ -85,18 +101,26 @@ def headline(resolved: Resolved) -> list[tuple[str, str, str]]:
         answers = settings.candidates
     else:
         sources = ", ".join(source_text(source) for source in recipe.data.train)
-        answers = f"{settings.num_samples} of {settings.policy.name_or_path} to each prompt of {sources}"
+        answers = (
+            f"{settings.num_samples} of {settings.policy.name_or_path} to each prompt of {sources}"
+        )
     return [
         ("method", f"select ({settings.strategy})", ""),
         ("answers", answers, ""),
-        ("judged by", ", ".join(settings.reward_models) or "nobody", origins.get("select.reward_models", "")),
+        (
+            "judged by",
+            ", ".join(settings.reward_models) or "nobody",
+            origins.get("select.reward_models", ""),
+        ),
         ("budget", f"{settings.budget:,} pairs", origins.get("select.budget", "")),
         ("output", recipe.output_dir, origins.get("output_dir", "")),
         *settings_rows(resolved),
     ]
 
 
-def _read_back(arguments: list[str], labels: Path | None, oracle: str | None, as_json: bool, *, unfit: bool) -> None:
+def _read_back(
+    arguments: list[str], labels: Path | None, oracle: str | None, as_json: bool, *, unfit: bool
+) -> None:
     """Take labels over, from a file or from a scorer."""
     from aligner.builders.select.labels import LABELLED, ask_oracle, read_labels
     from aligner.errors import UsageError
@@ -104,9 +128,15 @@ def _read_back(arguments: list[str], labels: Path | None, oracle: str | None, as
     from .render import Screen, result_table
 
     if labels is not None and oracle is not None:
-        raise UsageError("--labels and --oracle exclude each other.", "Read the file first, and ask for the rest then.")
+        raise UsageError(
+            "--labels and --oracle exclude each other.",
+            "Read the file first, and ask for the rest then.",
+        )
     if unfit:
-        raise UsageError("labels are read into a selection that is there", "drop --resume, --overwrite and --dry-run")
+        raise UsageError(
+            "labels are read into a selection that is there",
+            "drop --resume, --overwrite and --dry-run",
+        )
     run_dir = _run_dir(arguments)
     with Screen() as screen, resumable("is not needed: the same command goes on"):
         if labels is not None:

@@ -16,10 +16,18 @@ HELP = "Let a language model search for preference objectives."
 
 def discover(
     context: typer.Context,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan, stop.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where the search was stopped.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing run directory.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, print the plan, stop.")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where the search was stopped.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an existing run directory.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the result as JSON on stdout.")
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
     """Run the search with its table on the screen."""
@@ -62,8 +70,16 @@ def headline(resolved: Resolved) -> list[tuple[str, str, str]]:
     settings, endpoint = recipe.discover, recipe.endpoint
     where = endpoint.base_url or endpoint.script or endpoint.replay or ""
     return [
-        ("method", f"discover ({settings.task}, beta {settings.beta:g}, {settings.seeds} seeds)", ""),
-        ("proposer", f"{endpoint.model or endpoint.backend} {f'({where})' if where else ''}".rstrip(), ""),
+        (
+            "method",
+            f"discover ({settings.task}, beta {settings.beta:g}, {settings.seeds} seeds)",
+            "",
+        ),
+        (
+            "proposer",
+            f"{endpoint.model or endpoint.backend} {f'({where})' if where else ''}".rstrip(),
+            "",
+        ),
         ("proposals", str(settings.proposals), resolved.origins.get("discover.proposals", "")),
         ("output", recipe.output_dir, resolved.origins.get("output_dir", "")),
     ]

@@ -1,7 +1,9 @@
-"""What is set before any heavy library is imported, so that a screen shows our words and not theirs.
+"""What is set before any heavy library is imported, so that a screen shows our words and not
+theirs.
 
-Environment variables that a user has set win. Warnings of other libraries that say the same thing on every run, and
-that nobody can act on, are silenced one by one, each with its reason; `--debug` keeps them all.
+Environment variables that a user has set win. Warnings of other libraries that say the same thing
+on every run, and that nobody can act on, are silenced one by one, each with its reason; `--debug`
+keeps them all.
 """
 
 from __future__ import annotations
@@ -23,21 +25,32 @@ DEFAULTS = {
 }
 
 SILENCED = (
-    (FutureWarning, r".*gradient_checkpointing.*deprecated.*"),  # TRL's own default triggers it, twice in every run
+    (
+        FutureWarning,
+        r".*gradient_checkpointing.*deprecated.*",
+    ),  # TRL's own default triggers it, twice in every run
     (FutureWarning, r".*torch\.cpu\.amp\.autocast.*"),  # used inside torch's own checkpointing
-    (UserWarning, r".*'pin_memory' argument is set as true but no accelerator.*"),  # true of every run on CPU
-    (UserWarning, r".*No device id is provided via `init_process_group`.*"),  # accelerate starts the group, not we
+    (
+        UserWarning,
+        r".*'pin_memory' argument is set as true but no accelerator.*",
+    ),  # true of every run on CPU
+    (
+        UserWarning,
+        r".*No device id is provided via `init_process_group`.*",
+    ),  # accelerate starts the group, not we
 )
 
 
 SILENCED_LOGGERS = (
-    # On CPUs with bf16 instructions it asks for a kernel from the hub, which 4-bit models here never use.
+    # On CPUs with bf16 instructions it asks for a kernel from the hub, which 4-bit models here
+    # never use.
     "bitsandbytes.backends.cpu.ops",
 )
 
 
 def set_environment() -> None:
-    """Defaults for the libraries below us. Called once by the root command, before anything heavy is imported."""
+    """Defaults for the libraries below us. Called once by the root command, before anything heavy
+    is imported."""
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
 
@@ -51,7 +64,8 @@ def silence_warnings() -> None:
 
 
 def make_streams_safe() -> None:
-    """A pipe in cp1252 or ascii gets `?` for what it cannot hold, instead of a UnicodeEncodeError."""
+    """A pipe in cp1252 or ascii gets `?` for what it cannot hold, instead of a
+    UnicodeEncodeError."""
     for stream in (sys.stdout, sys.stderr):
         encoding = (getattr(stream, "encoding", None) or "").lower().replace("-", "")
         if not encoding.startswith("utf") and hasattr(stream, "reconfigure"):

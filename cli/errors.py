@@ -1,8 +1,8 @@
 """Where exceptions end: one group class that turns them into a sentence on stderr and an exit code.
 
-It is the group and not a wrapper around `main()`, so that a shell, `python -m aligner` and a test's CliRunner all see
-the same thing, from sub-commands too. Exit codes: see `aligner.errors`; 1 is a bug of ours, 130 is Ctrl-C, 141 a reader
-that went away (`aligner recipes list | head`).
+It is the group and not a wrapper around `main()`, so that a shell, `python -m aligner` and a test's
+CliRunner all see the same thing, from sub-commands too. Exit codes: see `aligner.errors`; 1 is a
+bug of ours, 130 is Ctrl-C, 141 a reader that went away (`aligner recipes list | head`).
 """
 
 from __future__ import annotations
@@ -72,11 +72,15 @@ class Boundary(QuickGroup):
             raise typer.Exit(known.exit_code) from error
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """Commands under the headings of `sections`; the width of the names is the same in all of them."""
+        """Commands under the headings of `sections`; the width of the names is the same in all of
+        them."""
         width = max(len(name) for name in self.commands)
         for heading, names in self.sections.items():
             with formatter.section(heading):
-                texts = [self.commands[name].get_short_help_str(formatter.width - width - 4) for name in names]
+                texts = [
+                    self.commands[name].get_short_help_str(formatter.width - width - 4)
+                    for name in names
+                ]
                 formatter.write_dl([(name.ljust(width), text) for name, text in zip(names, texts)])
 
 
@@ -91,7 +95,10 @@ def _left_to_launcher(error: AlignerError) -> bool:
 
 def describe(error: AlignerError) -> str:
     """Message, problems and hint, in one screen at most."""
-    lines = [f"error: {error.message}", *(f"  {problem}" for problem in error.problems[:MAX_PROBLEMS])]
+    lines = [
+        f"error: {error.message}",
+        *(f"  {problem}" for problem in error.problems[:MAX_PROBLEMS]),
+    ]
     lines += _rest(error.problems)
     return "\n".join([*lines, f"hint: {error.hint}"] if error.hint else lines)
 
@@ -107,7 +114,8 @@ def _is_control_flow(error: Exception) -> bool:
 
 
 def _say(text: str, ctx: Any) -> None:
-    """To stderr; a rank other than 0 says which one it is. With `--debug` the traceback comes first."""
+    """To stderr; a rank other than 0 says which one it is. With `--debug` the traceback comes
+    first."""
     if ctx.meta.get("debug"):
         traceback.print_exc()
     rank = os.environ.get("RANK", "0")
@@ -115,18 +123,24 @@ def _say(text: str, ctx: Any) -> None:
 
 
 def _report_bug(error: Exception, ctx: Any) -> int:
-    """One line on the screen; the traceback goes to a file, because a run of hours may not happen again."""
+    """One line on the screen; the traceback goes to a file, because a run of hours may not happen
+    again."""
     frames = traceback.extract_tb(error.__traceback__)
     last = frames[-1] if frames else None
     where = f" at {Path(last.filename).name}:{last.lineno}" if last else ""
     what = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
     path = _keep_traceback(error)
-    _say(f"this is a bug of ours: {type(error).__name__}{where}: {what[:300]} (traceback: {path}, or --debug)", ctx)
+    _say(
+        f"this is a bug of ours: {type(error).__name__}{where}: {what[:300]} (traceback: {path}, "
+        "or --debug)",
+        ctx,
+    )
     return 1
 
 
 def _keep_traceback(error: Exception) -> Path:
-    """Write the traceback into the cache folder, where the last few stay, and return where; a full disk keeps none."""
+    """Write the traceback into the cache folder, where the last few stay, and return where; a full
+    disk keeps none."""
     path = cache_folder("crashes") / f"traceback-{time.time_ns()}-{os.getpid()}.txt"
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)

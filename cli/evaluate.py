@@ -64,29 +64,42 @@ OF_REWARD_MODELS = ("category", "plot", "resamples")
 
 def evaluate(
     context: typer.Context,
-    data: Annotated[str, typer.Option("--data", help="Rows to measure on: file, folder, glob or hub id.")],
+    data: Annotated[
+        str, typer.Option("--data", help="Rows to measure on: file, folder, glob or hub id.")
+    ],
     model: Annotated[
-        str | None, typer.Argument(metavar="MODEL", help="Folder (a run's final/, also an adapter) or hub id.")
+        str | None,
+        typer.Argument(metavar="MODEL", help="Folder (a run's final/, also an adapter) or hub id."),
     ] = None,
     reward_model: Annotated[
         list[str] | None,
-        typer.Option("--reward-model", metavar="CARD", help="In place of MODEL; twice: compare two."),
+        typer.Option(
+            "--reward-model", metavar="CARD", help="In place of MODEL; twice: compare two."
+        ),
     ] = None,
     task: Annotated[
         Literal["auto", "sft", "preference", "prompts"],
         typer.Option("--task", help="What to measure; auto: see above."),
     ] = "auto",
-    scorer: Annotated[str | None, typer.Option("--scorer", help="toy, verifier:exact, verifier:number, ...")] = None,
-    reference: Annotated[str | None, typer.Option("--reference", help="Reference model, for preferences.")] = None,
+    scorer: Annotated[
+        str | None, typer.Option("--scorer", help="toy, verifier:exact, verifier:number, ...")
+    ] = None,
+    reference: Annotated[
+        str | None, typer.Option("--reference", help="Reference model, for preferences.")
+    ] = None,
     category: Annotated[
         str | None,
-        typer.Option("--category", help="Reward model: column to divide by; else category, subset or source."),
+        typer.Option(
+            "--category", help="Reward model: column to divide by; else category, subset or source."
+        ),
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option("--plot", help="Reward model: draw everything into this HTML file.")
+        Path | None,
+        typer.Option("--plot", help="Reward model: draw everything into this HTML file."),
     ] = None,
     resamples: Annotated[
-        int, typer.Option("--resamples", min=0, help="Reward model: draws for the intervals; 0: none.")
+        int,
+        typer.Option("--resamples", min=0, help="Reward model: draws for the intervals; 0: none."),
     ] = 1000,
     column: Column = None,
     split: Split = "train",
@@ -102,24 +115,39 @@ def evaluate(
     dtype: DtypeOption = "auto",
     quantization: QuantizationOption = "none",
     trust_remote_code: TrustRemoteCode = False,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write JSON to this file.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write JSON to this file.")
+    ] = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure a model (loss, answers, preferences) or a reward model.
 
-    The task is `prompts` with a scorer; otherwise the rows decide: pairs are compared (`preference`), rows with answers
-    give loss and perplexity (`sft`), prompts alone are answered (`prompts`).
+    The task is `prompts` with a scorer; otherwise the rows decide: pairs are compared
+    (`preference`), rows with answers give loss and perplexity (`sft`), prompts alone are answered
+    (`prompts`).
 
-    A reward model (a card, a run's folder, bradley_terry:FOLDER, ...) is measured on pairs: accuracy, also by category,
-    by length and as RewardBench averages it, bias for length, calibration, and agreement with a second one.
+    A reward model (a card, a run's folder, bradley_terry:FOLDER, ...) is measured on pairs:
+    accuracy, also by category, by length and as RewardBench averages it, bias for length,
+    calibration, and agreement with a second one.
     """
     _check_kind(context, model, reward_model)
     check_output(output, data, resume=resume, overwrite=overwrite, suffix=".json")
     if reward_model:
         source = source_section(data, column, split, max_rows)
-        _evaluate_rewards(reward_model, source, category, on_bad_row, resamples, seed, plot, output, overwrite, as_json)
+        _evaluate_rewards(
+            reward_model,
+            source,
+            category,
+            on_bad_row,
+            resamples,
+            seed,
+            plot,
+            output,
+            overwrite,
+            as_json,
+        )
         return
     assert model is not None
     check_sampling(temperature, top_p=1.0)
@@ -141,9 +169,16 @@ def evaluate(
 
         policy, tokenizer = load_model(section)
         remark_on_control_tokens(tokenizer, rows, screen.on_event)
-        against = None if reference is None else section.model_copy(update={"name_or_path": reference})
+        against = (
+            None if reference is None else section.model_copy(update={"name_or_path": reference})
+        )
         other = None if against is None else load_model(against)[0]
-        sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, num_samples=num_samples, seed=seed)
+        sampling = Sampling(
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            num_samples=num_samples,
+            seed=seed,
+        )
 
         def header() -> dict[str, Any]:
             return {
@@ -152,7 +187,11 @@ def evaluate(
                 "the reference": None if against is None else model_fingerprint(against),
                 "the data": rows_fingerprint(rows),
                 **flags(
-                    {"task": chosen, "batch_size": batch_size, **(asdict(sampling) if chosen == "prompts" else {})}
+                    {
+                        "task": chosen,
+                        "batch_size": batch_size,
+                        **(asdict(sampling) if chosen == "prompts" else {}),
+                    }
                 ),
             }
 
@@ -169,14 +208,26 @@ def evaluate(
                 on_progress=screen.counter("measuring"),
                 journals=part.journal,
             )
-            record = {"model": model, "data": data, "task": chosen, "scorer": scorer, "metrics": numbers}
+            record = {
+                "model": model,
+                "data": data,
+                "task": chosen,
+                "scorer": scorer,
+                "metrics": numbers,
+            }
             part.finish([_dumps(record) + "\n"])
     if as_json:
         typer.echo(_dumps(record))
         return
     shown = {name: value for name, value in numbers.items() if not name.endswith("_stderr")}
-    errors = {name: f"+/- {number(numbers[f'{name}_stderr'])}" if f"{name}_stderr" in numbers else "" for name in shown}
-    columns((chosen, "value", ""), [(name, number(value), errors[name]) for name, value in shown.items()])
+    errors = {
+        name: f"+/- {number(numbers[f'{name}_stderr'])}" if f"{name}_stderr" in numbers else ""
+        for name in shown
+    }
+    columns(
+        (chosen, "value", ""),
+        [(name, number(value), errors[name]) for name, value in shown.items()],
+    )
 
 
 def _check_kind(context: typer.Context, model: str | None, reward_models: list[str] | None) -> None:
@@ -190,7 +241,9 @@ def _check_kind(context: typer.Context, model: str | None, reward_models: list[s
     given = [name for name in idle if _is_given(context, name)]
     if given:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise UsageError(f"{flags} {'has' if len(given) == 1 else 'have'} no effect for {what}", "leave it out")
+        raise UsageError(
+            f"{flags} {'has' if len(given) == 1 else 'have'} no effect for {what}", "leave it out"
+        )
 
 
 def _is_given(context: typer.Context, name: str) -> bool:
@@ -246,9 +299,14 @@ def _check_task(task: Task, scorer: str | None, reference: str | None) -> None:
     from aligner.errors import UsageError
 
     if scorer is not None and task != "prompts":
-        raise UsageError(f"--scorer judges answers to prompts, the task is {task}", "leave out --task or --scorer")
+        raise UsageError(
+            f"--scorer judges answers to prompts, the task is {task}",
+            "leave out --task or --scorer",
+        )
     if reference is not None and task != "preference":
-        raise UsageError(f"--reference is for preference pairs, the task is {task}", "leave out --reference")
+        raise UsageError(
+            f"--reference is for preference pairs, the task is {task}", "leave out --reference"
+        )
 
 
 def _task(source: Source, scorer: str | None) -> Task:

@@ -1,4 +1,5 @@
-"""`aligner eval --reward-model CARD`: what a reward model's choices are worth, from the command line."""
+"""`aligner eval --reward-model CARD`: what a reward model's choices are worth, from the command
+line."""
 
 from __future__ import annotations
 
@@ -38,13 +39,16 @@ def evaluate_rewards(
     output: Path | None,
     overwrite: bool,
 ) -> Record:
-    """Judge the pairs of a source with one reward model or two, and measure. The record goes into `output`, a picture into `plot`."""
+    """Judge the pairs of a source with one reward model or two, and measure. The record goes into
+    `output`, a picture into `plot`."""
     from aligner.errors import UsageError
     from aligner.events import Warned
     from aligner.reward_models.catalogue import read_spec
 
     if len(specs) > 2:
-        raise UsageError(f"--reward-model is given {len(specs)} times", "name one, or two to compare")
+        raise UsageError(
+            f"--reward-model is given {len(specs)} times", "name one, or two to compare"
+        )
     for spec in specs:
         read_spec(spec)
     if plot is not None:
@@ -78,10 +82,14 @@ def evaluate_rewards(
         for spec, files in seen.items():
             if files:
                 screen.on_event(
-                    Warned(f"{spec} was trained on {' and '.join(files)}: what follows is no held-out result")
+                    Warned(
+                        f"{spec} was trained on {' and '.join(files)}: what follows is no "
+                        "held-out result"
+                    )
                 )
         judged = [
-            _judge(spec, pairs, answers, screen, part, f"judged-{number}", data) for number, spec in enumerate(specs)
+            _judge(spec, pairs, answers, screen, part, f"judged-{number}", data)
+            for number, spec in enumerate(specs)
         ]
         screen.start("computing the numbers and their intervals")
         found = [measure(one, pairs, answers, column, **draws) for one, _ in judged]
@@ -104,11 +112,15 @@ def evaluate_rewards(
     return record
 
 
-def _draw(record: Record, judged: Sequence[Judged], pairs: list[Pair], answers: Answers, path: Path) -> None:
+def _draw(
+    record: Record, judged: Sequence[Judged], pairs: list[Pair], answers: Answers, path: Path
+) -> None:
     """Write the picture."""
     from aligner.evaluation.reward_report import Shown, write_picture
 
-    shown = [Shown(result["reward_model"], result, one) for result, one in zip(record["results"], judged)]
+    shown = [
+        Shown(result["reward_model"], result, one) for result, one in zip(record["results"], judged)
+    ]
     write_picture(shown, pairs, answers, record, path)
 
 
@@ -124,22 +136,36 @@ def _read(
     from aligner.evaluation.pair_scores import as_pairs
 
     keep = dict.fromkeys([*CATEGORY_COLUMNS, "answer", *([category] if category else [])])
-    loaded = load_rows(Data(train=[source], on_bad_row=on_bad_row), "preference", seed, keep=list(keep))
+    loaded = load_rows(
+        Data(train=[source], on_bad_row=on_bad_row), "preference", seed, keep=list(keep)
+    )
     refuse_tools(loaded.train, "a reward model")
     pairs = as_pairs(loaded.train)
     if category is not None and not any(category in pair.extra for pair in pairs):
         unused = sorted({name for entry in loaded.ledger.sources for name in entry.unused_columns})
-        further = f"further columns are {', '.join(unused)}" if unused else "there are no further columns"
-        raise DataError(f"no row of {source.path} has the column `{category}` that --category names", further)
+        further = (
+            f"further columns are {', '.join(unused)}" if unused else "there are no further columns"
+        )
+        raise DataError(
+            f"no row of {source.path} has the column `{category}` that --category names", further
+        )
     return pairs, category or category_column(pairs), loaded.ledger
 
 
 def _judge(
-    spec: str, pairs: list[Pair], answers: Answers, screen: Screen, part: Unfinished | Straight, name: str, data: str
+    spec: str,
+    pairs: list[Pair],
+    answers: Answers,
+    screen: Screen,
+    part: Unfinished | Straight,
+    name: str,
+    data: str,
 ) -> tuple[Judged, str]:
-    """What one reward model says, and its fingerprint; it is gone from memory before the next is loaded.
+    """What one reward model says, and its fingerprint; it is gone from memory before the next is
+    loaded.
 
-    What it says is kept under `name`, if anything is, and a judge goes on with the account of its budget for these `data`.
+    What it says is kept under `name`, if anything is, and a judge goes on with the account of its
+    budget for these `data`.
     """
     from aligner.evaluation.pair_scores import AT_ONCE, judge
     from aligner.reward_models.catalogue import load_scorer, read_spec
@@ -153,7 +179,9 @@ def _judge(
     journal.check(what)
     if journal.path is not None:
         go_on_with_account(scorer, journal.path, data)
-    judged = judge(scorer, pairs, answers, on_progress=screen.counter(what), at_once=at_once, journal=journal)
+    judged = judge(
+        scorer, pairs, answers, on_progress=screen.counter(what), at_once=at_once, journal=journal
+    )
     return judged, scorer.fingerprint()
 
 
@@ -167,7 +195,10 @@ def show(record: Record) -> None:
         columns(("", "value", "95% interval", "pairs"), [*_measures(result), *_lengths(result)])
         if result["categories"]:
             typer.echo("")
-            columns((record["category_column"], "accuracy", "95% interval", "pairs", "ties"), _categories(result))
+            columns(
+                (record["category_column"], "accuracy", "95% interval", "pairs", "ties"),
+                _categories(result),
+            )
             _say_more(len(result["categories"]))
         typer.echo("")
         columns(("sure", "right", "pairs"), _curve(result))
@@ -196,7 +227,9 @@ def _measures(result: Record) -> Cells:
     total, ties = result["pairs"], result["ties"]
     rows = [_figure("accuracy", result["accuracy"], f"{total:,}")]
     if ties:
-        rows.append(_figure("accuracy without ties", result["accuracy_without_ties"], f"{total - ties:,}"))
+        rows.append(
+            _figure("accuracy without ties", result["accuracy_without_ties"], f"{total - ties:,}")
+        )
     rows.append(_figure("calibration error (ECE)", result["calibration"]["ece"], f"{total:,}"))
     flips = result["order_flips"]
     if flips is not None:
@@ -204,7 +237,10 @@ def _measures(result: Record) -> Cells:
     bench = result["rewardbench"]
     if bench is not None:
         rows.append(_figure("RewardBench", bench["overall"], f"{total:,}"))
-        rows += [_figure(f"RewardBench, {name}", figure, "") for name, figure in bench["sections"].items()]
+        rows += [
+            _figure(f"RewardBench, {name}", figure, "")
+            for name, figure in bench["sections"].items()
+        ]
     return rows
 
 
@@ -215,7 +251,8 @@ def _lengths(result: Record) -> Cells:
         for row in length["chosen_is"]
     ]
     rows += [
-        _figure(f"accuracy, {_span(row)} characters", row["accuracy"], f"{row['pairs']:,}") for row in length["buckets"]
+        _figure(f"accuracy, {_span(row)} characters", row["accuracy"], f"{row['pairs']:,}")
+        for row in length["buckets"]
     ]
     for kind, found in (length["correlation"] or {}).items():
         for name in ("pearson", "spearman") if found.get("prompts", 1) else ():

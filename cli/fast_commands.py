@@ -1,7 +1,8 @@
 """Commands that start at once: what typer does by default, less what costs time without being used.
 
-typer loads pydantic to convert a switch that was not given (its value is None and not False); that is a third of the
-time of `aligner recipes list`. It also names `-h` and `--help` in an order that changes from run to run.
+typer loads pydantic to convert a switch that was not given (its value is None and not False); that
+is a third of the time of `aligner recipes list`. It also names `-h` and `--help` in an order that
+changes from run to run.
 """
 
 from __future__ import annotations

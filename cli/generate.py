@@ -49,24 +49,36 @@ if TYPE_CHECKING:
 
 def generate(
     model: ModelName,
-    prompts: Annotated[list[str] | None, typer.Argument(help="Prompts. None: one a line from stdin.")] = None,
-    data: Annotated[str | None, typer.Option("--data", help="Take the prompts from a file, folder or hub id.")] = None,
+    prompts: Annotated[
+        list[str] | None, typer.Argument(help="Prompts. None: one a line from stdin.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", help="Take the prompts from a file, folder or hub id.")
+    ] = None,
     column: Column = None,
     split: Split = "train",
     max_rows: MaxRows = None,
     max_new_tokens: MaxNewTokens = 256,
     temperature: Temperature = 1.0,
-    top_p: Annotated[float, typer.Option("--top-p", min=0.0, max=1.0, help="Nucleus; 1 is off.")] = 1.0,
+    top_p: Annotated[
+        float, typer.Option("--top-p", min=0.0, max=1.0, help="Nucleus; 1 is off.")
+    ] = 1.0,
     top_k: Annotated[int, typer.Option("--top-k", min=0, help="Best k tokens; 0 is off.")] = 0,
-    min_p: Annotated[float, typer.Option("--min-p", min=0.0, max=0.999, help="Share of the best; 0 is off.")] = 0.0,
-    repetition_penalty: Annotated[float, typer.Option("--repetition-penalty", min=0.01, help="1 is off.")] = 1.0,
+    min_p: Annotated[
+        float, typer.Option("--min-p", min=0.0, max=0.999, help="Share of the best; 0 is off.")
+    ] = 0.0,
+    repetition_penalty: Annotated[
+        float, typer.Option("--repetition-penalty", min=0.01, help="1 is off.")
+    ] = 1.0,
     num_samples: NumSamples = 1,
     seed: Seed = 0,
     batch_size: BatchSize = 16,
     dtype: DtypeOption = "auto",
     quantization: QuantizationOption = "none",
     trust_remote_code: TrustRemoteCode = False,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write JSON lines to this file.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write JSON lines to this file.")
+    ] = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
@@ -75,7 +87,9 @@ def generate(
     check_output(output, data, resume=resume, overwrite=overwrite)
     check_sampling(temperature, top_p)
     section = model_section(model, dtype, quantization, trust_remote_code)
-    rows = _prompt_rows(prompts or [], None if data is None else source_section(data, column, split, max_rows), seed)
+    rows = _prompt_rows(
+        prompts or [], None if data is None else source_section(data, column, split, max_rows), seed
+    )
     check_paths(section, None)
 
     from .render import Screen
@@ -140,8 +154,12 @@ def _prompt_rows(prompts: list[str], source: Source | None, seed: int) -> list[A
     if not prompts and not sys.stdin.isatty():
         prompts = [line.rstrip("\r\n") for line in sys.stdin if line.strip()]
     if not prompts:
-        raise UsageError("there is no prompt", 'give one as an argument: aligner generate MODEL "Sort: c a b"')
-    return [PromptRow(prompt=text, origin=f"prompt {number}") for number, text in enumerate(prompts, 1)]
+        raise UsageError(
+            "there is no prompt", 'give one as an argument: aligner generate MODEL "Sort: c a b"'
+        )
+    return [
+        PromptRow(prompt=text, origin=f"prompt {number}") for number, text in enumerate(prompts, 1)
+    ]
 
 
 def _record(row: PromptRow, completions: list[Completion]) -> dict[str, Any]:

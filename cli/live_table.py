@@ -1,4 +1,5 @@
-"""A table that grows while a search runs: what was tried, and how good it was. Drawn by rich, on a terminal only."""
+"""A table that grows while a search runs: what was tried, and how good it was. Drawn by rich, on a
+terminal only."""
 
 from __future__ import annotations
 
@@ -50,9 +51,19 @@ class LiveTable:
         from rich.text import Text
 
         best = next((one for one in reversed(self.candidates) if one.is_best), None)
-        title = f"best so far: {best.name}, fitness {best.fitness}" if best else "nothing measured yet"
-        table = Table(title=Text(title), caption=Text(f"{self.stage} ..." if self.stage else ""), box=None)
-        for name, right in (("", True), ("objective", False), ("fitness", True), ("held out", True), ("", False)):
+        title = (
+            f"best so far: {best.name}, fitness {best.fitness}" if best else "nothing measured yet"
+        )
+        table = Table(
+            title=Text(title), caption=Text(f"{self.stage} ..." if self.stage else ""), box=None
+        )
+        for name, right in (
+            ("", True),
+            ("objective", False),
+            ("fitness", True),
+            ("held out", True),
+            ("", False),
+        ):
             table.add_column(name, justify="right" if right else "left", overflow="fold")
         for one in self.candidates[-MOST_ROWS:]:
             cells = (str(one.index), one.name, one.fitness, one.held_out, one.error)

@@ -1,4 +1,5 @@
-"""`aligner dpo --loss-table`: every objective as a row with a small curve, and all of them as a picture."""
+"""`aligner dpo --loss-table`: every objective as a row with a small curve, and all of them as a
+picture."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ def show_losses(arguments: Sequence[str], plot: Path | None) -> None:
 
     rows = loss_table(Settings(beta=beta, tau=tau))
     typer.echo(
-        f"Losses over z = beta * rho from -6 to 6, at beta {beta:g} and tau {tau:g}; training starts at z = 0.\n"
+        f"Losses over z = beta * rho from -6 to 6, at beta {beta:g} and tau {tau:g}; training "
+        "starts at z = 0.\n"
     )
     columns(
         ("loss", "shape", "slope at 0", "turns at z", "jumps at z", "reads"),
@@ -39,7 +41,8 @@ def show_losses(arguments: Sequence[str], plot: Path | None) -> None:
             (
                 row.name,
                 curve(row.shape),
-                f"{row.shape.slope_at_start:+.3g}" + ("  wrong" if row.shape.slope_at_start > 0 else ""),
+                f"{row.shape.slope_at_start:+.3g}"
+                + ("  wrong" if row.shape.slope_at_start > 0 else ""),
                 ", ".join(f"{z:.3f} ({kind[:3]})" for z, _, kind in row.shape.turns) or "-",
                 ", ".join(f"{round(one.z, 2) + 0.0:g}" for one in row.shape.jumps) or "-",
                 _reads(row),
@@ -48,7 +51,8 @@ def show_losses(arguments: Sequence[str], plot: Path | None) -> None:
         ],
     )
     typer.echo(
-        f"\n{', '.join(REWARD_LOSSES)}: drawn for a pair whose rewards differ by 1; the minimum is where they say.\n"
+        f"\n{', '.join(REWARD_LOSSES)}: drawn for a pair whose rewards differ by 1; the minimum "
+        "is where they say.\n"
     )
     width = max(map(len, LOSSES))
     for name, text in LOSSES.items():
@@ -61,12 +65,18 @@ def show_losses(arguments: Sequence[str], plot: Path | None) -> None:
 
 
 def _numbers(arguments: Sequence[str]) -> tuple[float, float]:
-    """The values of `dpo.beta` and `dpo.tau` on the command line, checked as those of a recipe are."""
+    """The values of `dpo.beta` and `dpo.tau` on the command line, checked as those of a recipe
+    are."""
     from .resolve import resolve
 
     others = ["dpo.loss=discopop", "model.name_or_path=unread", "data.train=unread"]
     # What a recipe says of rewards goes with another objective; the forward KL, with any.
-    others += ["dpo.reward_models=[]", "dpo.reward_scale=1.0", "dpo.reward_combine=mean", "dpo.forward_kl=0.0"]
+    others += [
+        "dpo.reward_models=[]",
+        "dpo.reward_scale=1.0",
+        "dpo.reward_combine=mean",
+        "dpo.forward_kl=0.0",
+    ]
     dpo = resolve("dpo", [*arguments, *others])[0].recipe.dpo
     return dpo.beta, dpo.tau
 
@@ -81,4 +91,6 @@ def curve(shape: Shape) -> str:
     values = [value for _, value in shape.curve]
     picked = [values[round(i * (len(values) - 1) / (WIDTH - 1))] for i in range(WIDTH)]
     low, high = min(picked), max(picked)
-    return "".join(LEVELS[round((value - low) / ((high - low) or 1) * (len(LEVELS) - 1))] for value in picked)
+    return "".join(
+        LEVELS[round((value - low) / ((high - low) or 1) * (len(LEVELS) - 1))] for value in picked
+    )

@@ -1,4 +1,5 @@
-"""What the commands that take a MODEL share: their options, and the way to the model and to the rows."""
+"""What the commands that take a MODEL share: their options, and the way to the model and to the
+rows."""
 
 from __future__ import annotations
 
@@ -22,17 +23,31 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["none", "nf4", "fp4", "int8"]
 OnBadRow = Literal["error", "drop"]
 
-ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="Folder (a run's final/, also an adapter) or hub id.")]
-Column = Annotated[list[str] | None, typer.Option("--column", help="Which column holds what: prompt=question.")]
+ModelName = Annotated[
+    str, typer.Argument(metavar="MODEL", help="Folder (a run's final/, also an adapter) or hub id.")
+]
+Column = Annotated[
+    list[str] | None, typer.Option("--column", help="Which column holds what: prompt=question.")
+]
 Split = Annotated[str, typer.Option("--split", help="Split of a hub data set or folder.")]
-MaxRows = Annotated[int | None, typer.Option("--max-rows", min=1, help="A random sample of so many rows.")]
-NumSamples = Annotated[int, typer.Option("--num-samples", "-n", min=1, help="Answers to each prompt.")]
+MaxRows = Annotated[
+    int | None, typer.Option("--max-rows", min=1, help="A random sample of so many rows.")
+]
+NumSamples = Annotated[
+    int, typer.Option("--num-samples", "-n", min=1, help="Answers to each prompt.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Rows computed at once.")]
 DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Data type of the weights.")]
-QuantizationOption = Annotated[Quantization, typer.Option("--quantization", help="Load in 4 or 8 bits.")]
-TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that ships with the model.")]
-MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer, in tokens.")]
+QuantizationOption = Annotated[
+    Quantization, typer.Option("--quantization", help="Load in 4 or 8 bits.")
+]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run code that ships with the model.")
+]
+MaxNewTokens = Annotated[
+    int, typer.Option("--max-new-tokens", min=1, help="Longest answer, in tokens.")
+]
 Temperature = Annotated[float, typer.Option("--temperature", min=0.0, help="0 is greedy.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Same seed, same answers.")]
 
@@ -48,7 +63,10 @@ def source_section(path: str, column: list[str] | None, split: str, max_rows: in
     pairs = [text.partition("=") for text in column or []]
     for target, equals, name in pairs:
         if not (target and equals and name):
-            raise UsageError(f"--column {target}{equals}{name} does not say which column holds what", "prompt=question")
+            raise UsageError(
+                f"--column {target}{equals}{name} does not say which column holds what",
+                "prompt=question",
+            )
     columns = {target: name for target, _, name in pairs}
     return Source(path=path, columns=columns, split=split, max_rows=max_rows)
 
@@ -65,12 +83,16 @@ def read_rows(source: Source, task: Task, seed: int, on_bad_row: OnBadRow = "err
 
 
 def dropped_rows(ledger: Ledger) -> int:
-    """How many broken rows were left out; if there are any, stderr gets the number and the first of them."""
+    """How many broken rows were left out; if there are any, stderr gets the number and the first of
+    them."""
     broken = [row for entry in ledger.sources for row in entry.bad_rows]
     count = sum(entry.bad for entry in ledger.sources)
     if count:
         rows = "row is" if count == 1 else "rows are"
-        text = f"warning: {count:,} broken {rows} left out, the first {broken[0].where}: {broken[0].reason}"
+        text = (
+            f"warning: {count:,} broken {rows} left out, the first {broken[0].where}: "
+            f"{broken[0].reason}"
+        )
         typer.echo(text, err=True)
     return count
 
@@ -81,16 +103,26 @@ def check_sampling(temperature: float, top_p: float) -> None:
 
     if not math.isfinite(temperature):
         raise UsageError(
-            f"--temperature {temperature} is not a number to divide by", "use 0 for greedy, 1 for as trained"
+            f"--temperature {temperature} is not a number to divide by",
+            "use 0 for greedy, 1 for as trained",
         )
     if not top_p > 0.0:
-        raise UsageError("--top-p 0 leaves no token to choose", "use --temperature 0 for the best token")
+        raise UsageError(
+            "--top-p 0 leaves no token to choose", "use --temperature 0 for the best token"
+        )
 
 
-def model_section(name: str, dtype: Dtype, quantization: Quantization, trust_remote_code: bool) -> Model:
+def model_section(
+    name: str, dtype: Dtype, quantization: Quantization, trust_remote_code: bool
+) -> Model:
     from aligner.config.recipe import Model
 
-    return Model(name_or_path=name, dtype=dtype, quantization=quantization, trust_remote_code=trust_remote_code)
+    return Model(
+        name_or_path=name,
+        dtype=dtype,
+        quantization=quantization,
+        trust_remote_code=trust_remote_code,
+    )
 
 
 def check_paths(model: Model, reference: str | None) -> None:
@@ -131,7 +163,9 @@ def check_output(
     if output is not None:
         partial_output.check_output(output, data, resume=resume, overwrite=overwrite, suffix=suffix)
     elif resume or overwrite:
-        raise UsageError("--resume and --overwrite are about an output, and there is none", "Add --output.")
+        raise UsageError(
+            "--resume and --overwrite are about an output, and there is none", "Add --output."
+        )
 
 
 def goes_on(output: Path | None, overwrite: bool) -> str:
@@ -165,7 +199,8 @@ def rows_fingerprint(rows: Sequence[Any]) -> str:
 def unfinished(
     output: Path | None, header: Callable[[], Mapping[str, Any]], *, overwrite: bool
 ) -> Iterator[Unfinished | Straight]:
-    """What keeps the finished parts of an output until it is whole; nothing is kept where no file is written."""
+    """What keeps the finished parts of an output until it is whole; nothing is kept where no file
+    is written."""
     from aligner.runs.partial_output import Straight, Unfinished, is_stream
 
     if output is None or is_stream(output):

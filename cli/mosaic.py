@@ -12,18 +12,28 @@ if TYPE_CHECKING:
     from aligner.config.load import Resolved
 
 HELP = (
-    "Mosaic-IT (arXiv 2405.13326): several instructions become one prompt and their answers one completion, with rules on form, "
-    "order and what to leave out. Needs no model; every sample is checked. Common flags: --data, --output, --tokenizer, --seed."
+    "Mosaic-IT (arXiv 2405.13326): several instructions become one prompt and their answers one "
+    "completion, with rules on form, "
+    "order and what to leave out. Needs no model; every sample is checked. Common flags: --data, "
+    "--output, --tokenizer, --seed."
 )
 SHORT = "Glue instruction rows into samples of several instructions."
 
 
 def mosaic(
     context: typer.Context,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan, stop.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where the building was stopped.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing run directory.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, print the plan, stop.")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where the building was stopped.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an existing run directory.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the result as JSON on stdout.")
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
     """Build with progress on stderr and the result on stdout."""
@@ -56,7 +66,8 @@ def _paths(outcome: Any) -> dict[str, object]:
     held_out = data / "eval.jsonl"
     words = [
         f"aligner sft RECIPE data.train={data}",
-        f"data.eval={held_out if held_out.exists() else 'null'}",  # not a share of mosaics: their rows are in others too
+        # Not a share of mosaics: their rows are in others too.
+        f"data.eval={held_out if held_out.exists() else 'null'}",
         f"trainer.num_train_epochs=1 data.max_length={told['max_tokens']}",
         *(["data.on_too_long=drop"] if told["overlong"].get("alone") else []),
     ]

@@ -1,4 +1,5 @@
-"""`aligner quickstart`: the whole path once, offline and on CPU: toy world, SFT, DPO, and what each of them changed."""
+"""`aligner quickstart`: the whole path once, offline and on CPU: toy world, SFT, DPO, and what each
+of them changed."""
 
 from __future__ import annotations
 
@@ -15,12 +16,15 @@ MODELS = {"base": "model", "SFT": "runs/sft/final", "DPO": "runs/dpo/final"}
 
 def quickstart(
     directory: Annotated[Path, typer.Option("--dir", help="Folder to work in.")] = Path("toy"),
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where an earlier one was stopped.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where an earlier one was stopped.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier one.")] = False,
 ) -> None:
     """See it work: a tiny model, SFT, DPO, before and after.
 
-    Offline and on CPU, in about three minutes. The world, the recipes and the runs stay in DIR to be looked at.
+    Offline and on CPU, in about three minutes. The world, the recipes and the runs stay in DIR to
+    be looked at.
     """
     _world(directory, resume, overwrite)
     with _working_in(directory):
@@ -55,7 +59,8 @@ def _train(method: str, resume: bool) -> Any:
 
 
 def _measure() -> dict[str, dict[str, float]]:
-    """Gold score of the answers of all three models to the held-out prompts, sampled at temperature 1."""
+    """Gold score of the answers of all three models to the held-out prompts, sampled at temperature
+    1."""
     from aligner.evaluation.evaluate import evaluate
     from aligner.generation.decode import Sampling
     from aligner.reward_models.catalogue import load_scorer
@@ -80,7 +85,11 @@ def _measure() -> dict[str, dict[str, float]]:
                 batch_size=100,
                 on_progress=progress,
             )
-            scores[name] = {"gold_score": numbers["score"], "standard_error": numbers["score_stderr"], "n": len(rows)}
+            scores[name] = {
+                "gold_score": numbers["score"],
+                "standard_error": numbers["score_stderr"],
+                "n": len(rows),
+            }
     return scores
 
 
@@ -89,7 +98,10 @@ def _record(run_dir: Path, scores: dict[str, dict[str, float]]) -> None:
     from aligner.reports.training import write_report
     from aligner.runs.files import dumps, write_atomically
 
-    entries = [{"name": name, "metrics": {"gold_score": found["gold_score"]}} for name, found in scores.items()]
+    entries = [
+        {"name": name, "metrics": {"gold_score": found["gold_score"]}}
+        for name, found in scores.items()
+    ]
     write_atomically(run_dir / "evaluation.json", dumps(entries, indent=2) + "\n")
     write_report(run_dir)
 
@@ -98,7 +110,12 @@ def _show(scores: dict[str, dict[str, float]], directory: Path, report: Path) ->
     from .render import columns
 
     rows = [
-        (name, f"{found['gold_score']:.3f}", f"+/- {found['standard_error']:.3f}", f"{found['n']:,}")
+        (
+            name,
+            f"{found['gold_score']:.3f}",
+            f"+/- {found['standard_error']:.3f}",
+            f"{found['n']:,}",
+        )
         for name, found in scores.items()
     ]
     typer.echo("")
@@ -109,7 +126,8 @@ def _show(scores: dict[str, dict[str, float]], directory: Path, report: Path) ->
 
 @contextmanager
 def _working_in(directory: Path) -> Iterator[None]:
-    """Relative paths of a recipe are taken from the working directory, so work there for a while."""
+    """Relative paths of a recipe are taken from the working directory, so work there for a
+    while."""
     before = Path.cwd()
     os.chdir(directory)
     try:

@@ -1,4 +1,5 @@
-"""What the commands that take a recipe share: help with examples, and the course of those that train nothing themselves."""
+"""What the commands that take a recipe share: help with examples, and the course of those that
+train nothing themselves."""
 
 from __future__ import annotations
 
@@ -39,7 +40,8 @@ EXAMPLES = {
         "aligner reward tiny/reward",
         "aligner reward --model runs/sft/final --data pairs.jsonl --output runs/reward",
         "aligner reward recipe.yaml reward.loss=scaled reward.center_rewards_coefficient=0.01",
-        "aligner reward recipe.yaml reward.kind=regression 'reward.attributes=[helpfulness, correctness]'",
+        "aligner reward recipe.yaml reward.kind=regression 'reward.attributes=[helpfulness, "
+        "correctness]'",
         "aligner eval --reward-model runs/reward --data pairs.jsonl",
     ),
     "mosaic": (
@@ -50,14 +52,16 @@ EXAMPLES = {
     ),
     "select": (
         "aligner data select tiny/select",
-        "aligner data select --model runs/sft/final --data prompts.jsonl --reward_models runs/reward --output runs/select",
+        "aligner data select --model runs/sft/final --data prompts.jsonl --reward_models "
+        "runs/reward --output runs/select",
         "aligner data select recipe.yaml select.budget=500 select.strategy=uncertainty",
         "aligner data select runs/select --labels to_label.jsonl",
         "aligner data select runs/select --oracle judge.yaml",
     ),
     "discover": (
         "aligner discover tiny/discover",
-        "aligner discover discover/bandit endpoint.base_url=http://127.0.0.1:8000/v1 endpoint.model=NAME",
+        "aligner discover discover/bandit endpoint.base_url=http://127.0.0.1:8000/v1 "
+        "endpoint.model=NAME",
         "aligner discover recipe.yaml discover.proposals=50 endpoint.budget.usd=5",
         "aligner discover recipe.yaml --resume",
     ),
@@ -95,7 +99,8 @@ def carry_out(
 ) -> None:
     """Resolve the recipe and let `work` do it, with progress on stderr and the result on stdout.
 
-    `goes_on` ends the sentence after Ctrl-C, `untouched` the one after a dry run; `paths` says where to look at an outcome.
+    `goes_on` ends the sentence after Ctrl-C, `untouched` the one after a dry run; `paths` says
+    where to look at an outcome.
     """
     from .render import Screen, result_table
     from .resolve import resolve
@@ -106,7 +111,11 @@ def carry_out(
         screen.summary(headline(resolved))
         for note in notes:
             screen.line(note)
-        options = {"resume": resume or said.get("resume", False), "overwrite": overwrite, "dry_run": dry_run}
+        options = {
+            "resume": resume or said.get("resume", False),
+            "overwrite": overwrite,
+            "dry_run": dry_run,
+        }
         with resumable(goes_on):
             outcome = work(resolved, on_event=screen.on_event, **options)
     if as_json:

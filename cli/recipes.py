@@ -11,7 +11,10 @@ import typer
 from .fast_commands import QuickCommand, QuickGroup
 
 app = typer.Typer(
-    cls=QuickGroup, rich_markup_mode=None, no_args_is_help=True, help="List, show and copy the shipped recipes."
+    cls=QuickGroup,
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    help="List, show and copy the shipped recipes.",
 )
 
 
@@ -27,7 +30,12 @@ def list_recipes(
     recipes = shipped_recipes()
     if as_json:
         typer.echo(
-            json.dumps([{"name": item.name, "method": item.method, "summary": item.summary} for item in recipes])
+            json.dumps(
+                [
+                    {"name": item.name, "method": item.method, "summary": item.summary}
+                    for item in recipes
+                ]
+            )
         )
         return
     columns(("recipe", "what it is"), [(item.name, item.summary) for item in recipes])
@@ -45,7 +53,9 @@ def show(name: Annotated[str, typer.Argument(help="Name of a shipped recipe: tin
 @app.command("copy", cls=QuickCommand)
 def copy(
     name: Annotated[str, typer.Argument(help="Name of a shipped recipe.")],
-    destination: Annotated[Path | None, typer.Argument(help="File or folder. Default: here, under its name.")] = None,
+    destination: Annotated[
+        Path | None, typer.Argument(help="File or folder. Default: here, under its name.")
+    ] = None,
 ) -> None:
     """Copy a recipe to a file of yours."""
     from aligner.config.shipped import recipe_text
@@ -63,5 +73,7 @@ def copy(
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError as error:
-        raise UsageError(f"{path} exists", "name another destination, or remove the file first") from error
+        raise UsageError(
+            f"{path} exists", "name another destination, or remove the file first"
+        ) from error
     typer.echo(f"wrote {path}")

@@ -1,7 +1,7 @@
 """Everything that is drawn: the only module that imports rich, and only when something is drawn.
 
-What a person watches goes to stderr, what a program may read to stdout. On a terminal a live bar shows step, loss and
-time left; elsewhere there are plain lines, at most one every few seconds.
+What a person watches goes to stderr, what a program may read to stdout. On a terminal a live bar
+shows step, loss and time left; elsewhere there are plain lines, at most one every few seconds.
 """
 
 from __future__ import annotations
@@ -32,13 +32,20 @@ def console(stream: str = "stderr") -> Console:
     from rich.console import Console
 
     target = sys.stderr if stream == "stderr" else sys.stdout
-    return Console(file=target, width=None if target.isatty() else PLAIN_WIDTH, highlight=False, soft_wrap=False)
+    return Console(
+        file=target,
+        width=None if target.isatty() else PLAIN_WIDTH,
+        highlight=False,
+        soft_wrap=False,
+    )
 
 
 def columns(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """A plain table on stdout: as wide as its words, no frame, the header in bold on a terminal."""
     cells = [[str(cell) for cell in row] for row in rows]
-    widths = [max(len(row[index]) for row in [list(header), *cells]) for index in range(len(header))]
+    widths = [
+        max(len(row[index]) for row in [list(header), *cells]) for index in range(len(header))
+    ]
     for number, row in enumerate([list(header), *cells]):
         line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()
         typer.echo(typer.style(line, bold=True) if number == 0 else line)
@@ -71,13 +78,20 @@ class Screen:
         self._task: Any = None
         self._table: LiveTable | None = None
         self._stage = ""
-        self._first: tuple[int, float] | None = None  # what was done when the stage was first heard of, and when
+        self._first: tuple[int, float] | None = (
+            None  # what was done when the stage was first heard of, and when
+        )
         self._last_line = 0.0
 
     def __enter__(self) -> Screen:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
         self._stop_bar()
         if self._table is not None:
             self._table.stop()
@@ -114,7 +128,9 @@ class Screen:
 
     def share(self, name: str) -> Callable[[float, str], None]:
         """A stage for functions that report (share done, a few words)."""
-        return lambda done, text: None if self.silent else self._advance(name, round(done * 100), 100, text)
+        return lambda done, text: (
+            None if self.silent else self._advance(name, round(done * 100), 100, text)
+        )
 
     def line(self, text: str, style: str = "") -> None:
         """One line on stderr, above the bar when there is one."""
@@ -131,7 +147,12 @@ class Screen:
         if self.silent or not rows:
             return
         width = max(len(what) for what, _, _ in rows)
-        middle = min(max(len(value) for _, value, origin in rows if origin) if any(o for *_, o in rows) else 0, 60)
+        middle = min(
+            max(len(value) for _, value, origin in rows if origin)
+            if any(o for *_, o in rows)
+            else 0,
+            60,
+        )
         for what, value, origin in rows:
             text = f"{what.ljust(width)}  {value.ljust(middle) if origin else value}"
             self.line(f"{text}  {typer.style(origin, dim=True) if self.live else origin}".rstrip())
@@ -154,7 +175,9 @@ class Screen:
             self._table.add(event)
             return
         result = event.error or f"fitness {event.fitness}, held out {event.held_out}"
-        self.line(f"{event.index}  {event.name}: {result}{'  (best so far)' if event.is_best else ''}")
+        self.line(
+            f"{event.index}  {event.name}: {result}{'  (best so far)' if event.is_best else ''}"
+        )
 
     def _begin(self, name: str) -> None:
         self._stage = name
@@ -168,9 +191,13 @@ class Screen:
             self.line(f"step {event.step}: held out  {text}")
             return
         # The first loss is worth a line of its own, whenever it comes.
-        self._advance(self._stage or "training", event.step, event.total_steps, text, at_once=event.step == 1)
+        self._advance(
+            self._stage or "training", event.step, event.total_steps, text, at_once=event.step == 1
+        )
 
-    def _advance(self, name: str, done: int, total: int, text: str, *, at_once: bool = False) -> None:
+    def _advance(
+        self, name: str, done: int, total: int, text: str, *, at_once: bool = False
+    ) -> None:
         if name != self._stage:
             self._stop_bar()
             self._begin(name)
@@ -182,14 +209,18 @@ class Screen:
         if done < total and not at_once and now - self._last_line < PLAIN_INTERVAL_S:
             return
         self._last_line = now
-        self.line(f"{name}: {done}/{total or '?'}  {text}{_left(done, total, *self._first, now)}".rstrip())
+        self.line(
+            f"{name}: {done}/{total or '?'}  {text}{_left(done, total, *self._first, now)}".rstrip()
+        )
 
     def _advance_bar(self, name: str, done: int, total: int, text: str) -> None:
         if self._progress is None:
             self._progress = _bar()
             self._progress.start()
             self._task = self._progress.add_task(name, total=total or None, text="")
-        self._progress.update(self._task, description=name, completed=done, total=total or None, text=text)
+        self._progress.update(
+            self._task, description=name, completed=done, total=total or None, text=text
+        )
         if total and done >= total:
             self._stop_bar()
 
@@ -200,7 +231,8 @@ class Screen:
 
 
 def _left(done: int, total: int, first: int, since: float, now: float) -> str:
-    """`  (2.1/s, 0:40 left)`, once there is something to divide by; what was there before the first event does not count."""
+    """`  (2.1/s, 0:40 left)`, once there is something to divide by; what was there before the first
+    event does not count."""
     if done <= first or now - since < 1:
         return ""
     rate = (done - first) / (now - since)

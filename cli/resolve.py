@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 def resolve(
     method: str, arguments: list[str], num_processes: int | None = None
 ) -> tuple[Resolved, list[str], dict[str, bool]]:
-    """The recipe that the command line describes, checked, without loading torch; notes; options said by flags."""
+    """The recipe that the command line describes, checked, without loading torch; notes; options
+    said by flags."""
     from aligner.config.flags import parse_arguments
     from aligner.config.load import load_recipe
 

@@ -11,7 +11,10 @@ import typer
 from .fast_commands import QuickCommand, QuickGroup
 
 app = typer.Typer(
-    cls=QuickGroup, rich_markup_mode=None, no_args_is_help=True, help="List and show runs, and write their reports."
+    cls=QuickGroup,
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    help="List and show runs, and write their reports.",
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -23,9 +26,9 @@ RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 
 @app.command("list", cls=QuickCommand)
 def list_runs(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where to look, with its subfolders.")] = Path(
-        "runs"
-    ),
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Where to look, with its subfolders.")
+    ] = Path("runs"),
     as_json: Json = False,
 ) -> None:
     """List the runs below a folder."""
@@ -39,7 +42,12 @@ def list_runs(
         typer.echo(f"no runs below {directory}")
         return
     rows = [
-        (run["dir"], run["method"], run["state"], *(number(run["results"].get(name, "")) for name in LISTED))
+        (
+            run["dir"],
+            run["method"],
+            run["state"],
+            *(number(run["results"].get(name, "")) for name in LISTED),
+        )
         for run in runs
     ]
     columns(("run", "method", "state", *LISTED), rows)
@@ -75,7 +83,9 @@ def report(run: RunDir) -> None:
 
     folder = _checked(run)
     method = ((read_json(folder, "resolved.json") or {}).get("recipe") or {}).get("method")
-    module, _, function = REPORTS.get(str(method), "aligner.reports.training:write_report").partition(":")
+    module, _, function = REPORTS.get(
+        str(method), "aligner.reports.training:write_report"
+    ).partition(":")
     typer.echo(f"wrote {getattr(import_module(module), function)(folder)}")
 
 
@@ -83,12 +93,16 @@ def _checked(run: Path) -> Path:
     from aligner.errors import UsageError
 
     if not (run / "resolved.json").is_file():
-        raise UsageError(f"{run} is not a run directory: it has no resolved.json", "`aligner runs list DIR` finds them")
+        raise UsageError(
+            f"{run} is not a run directory: it has no resolved.json",
+            "`aligner runs list DIR` finds them",
+        )
     return run
 
 
 def _read_or_damaged(run: Path) -> dict[str, Any]:
-    """The same, for one of many: a run whose record is damaged is listed as that, and stderr gets the reason."""
+    """The same, for one of many: a run whose record is damaged is listed as that, and stderr gets
+    the reason."""
     from aligner.errors import DataError
 
     try:
@@ -99,7 +113,8 @@ def _read_or_damaged(run: Path) -> dict[str, Any]:
 
 
 def _read(run: Path) -> dict[str, Any]:
-    """State, method and results of a run; the manifest is written last, so its presence means done."""
+    """State, method and results of a run; the manifest is written last, so its presence means
+    done."""
     from aligner.runs.files import read_json
 
     manifest = read_json(run, "manifest.json") or {}

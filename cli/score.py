@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .errors import resumable
-from .models import AsJson, Column, MaxRows, Overwrite, Resume, Split, check_output, goes_on, source_section
+from .models import (
+    AsJson,
+    Column,
+    MaxRows,
+    Overwrite,
+    Resume,
+    Split,
+    check_output,
+    goes_on,
+    source_section,
+)
 
 if TYPE_CHECKING:
     from aligner.config.recipe import Source
@@ -20,16 +30,27 @@ NUMBERS = ("n", "mean", "std", "min", "median", "max")
 
 
 def score(
-    data: Annotated[str, typer.Option("--data", help="Rows with answers: file, folder, glob or hub id.")],
-    reward_model: Annotated[
-        str, typer.Option("--reward-model", metavar="CARD", help="Card (file, run, shipped name) or toy, verifier:...")
+    data: Annotated[
+        str, typer.Option("--data", help="Rows with answers: file, folder, glob or hub id.")
     ],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the scored rows as JSON lines.")] = None,
+    reward_model: Annotated[
+        str,
+        typer.Option(
+            "--reward-model",
+            metavar="CARD",
+            help="Card (file, run, shipped name) or toy, verifier:...",
+        ),
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the scored rows as JSON lines.")
+    ] = None,
     column: Column = None,
     split: Split = "train",
     max_rows: MaxRows = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Which sample --max-rows takes.")] = 0,
-    prefix: Annotated[str, typer.Option("--prefix", help="Put before the names of the new columns.")] = "",
+    prefix: Annotated[
+        str, typer.Option("--prefix", help="Put before the names of the new columns.")
+    ] = "",
     keep_failed: Annotated[
         bool, typer.Option("--keep-failed", help="Write rows without a score too, with why.")
     ] = False,
@@ -39,8 +60,9 @@ def score(
 ) -> None:
     """Score answers with a reward model, a judge or a rule.
 
-    Rows hold one answer (`score`), a list of them (`scores`) or a pair (`score_chosen`, `score_rejected`); the names of the new
-    columns stand in brackets. A column `answer` holds the right answer for rules that compare with one.
+    Rows hold one answer (`score`), a list of them (`scores`) or a pair (`score_chosen`,
+    `score_rejected`); the names of the new columns stand in brackets. A column `answer` holds the
+    right answer for rules that compare with one.
     """
     from aligner.evaluation.answer_rows import read_answers, refuse_taken_columns
     from aligner.reward_models.catalogue import load_scorer, read_spec
@@ -59,19 +81,26 @@ def score(
     with Screen() as screen, resumable(goes_on(output, overwrite)):
         screen.start("loading the reward model")
         scorer = load_scorer(reward_model)
-        options: dict[str, Any] = {"keep_failed": keep_failed, "on_progress": screen.counter("scoring")}
+        options: dict[str, Any] = {
+            "keep_failed": keep_failed,
+            "on_progress": screen.counter("scoring"),
+        }
         if scored_together(card):
             options["at_once"] = None
         if output is None or is_stream(output):
             scored = _score(scorer, rows, **options)
-            Straight(output).finish(json_line(row, default=str) for row in _with_scores(source, rows, scored, prefix))
+            Straight(output).finish(
+                json_line(row, default=str) for row in _with_scores(source, rows, scored, prefix)
+            )
         else:
             with _store(scorer, rows, output, overwrite) as store:
                 scored = _score(scorer, rows, store=store, **options)
                 store.finish_rows(_with_scores(source, rows, scored, prefix))
     record = _record(scorer, rows, scored, data, output)
     if as_json:
-        _print_json(record, None if output is not None else _with_scores(source, rows, scored, prefix))
+        _print_json(
+            record, None if output is not None else _with_scores(source, rows, scored, prefix)
+        )
     else:
         _print_summary(record)
 
@@ -102,7 +131,9 @@ def _store(scorer: Scorer, rows: AnswerRows, output: Path, overwrite: bool) -> S
     return ScoreStore(output, header, overwrite=overwrite)
 
 
-def _record(scorer: Scorer, rows: AnswerRows, scored: list[Scored], data: str, output: Path | None) -> dict[str, Any]:
+def _record(
+    scorer: Scorer, rows: AnswerRows, scored: list[Scored], data: str, output: Path | None
+) -> dict[str, Any]:
     from aligner.evaluation.scoring import summary
     from aligner.reward_models.ensemble import leaves
     from aligner.reward_models.judge import Judge
@@ -138,7 +169,11 @@ def _print_summary(record: dict[str, Any]) -> None:
         for name, values in lines.items()
     ]
     columns((record["reward_model"], *NUMBERS), shown)
-    notes = [f"accuracy: {number(summary['accuracy'])} of the pairs"] if summary.get("accuracy") is not None else []
+    notes = (
+        [f"accuracy: {number(summary['accuracy'])} of the pairs"]
+        if summary.get("accuracy") is not None
+        else []
+    )
     if summary["failed"]:
         notes.append(f"without a score: {summary['failed']}")
     if summary["remarks"]:
@@ -156,4 +191,7 @@ def _print_summary(record: dict[str, Any]) -> None:
 def _spent(name: str, used: dict[str, Any]) -> str:
     tokens = used["prompt_tokens"] + used["completion_tokens"]
     money = "" if used["usd"] is None else f", {used['usd']:.2f} US dollars"
-    return f"{name}: {used['calls']:,} requests ({used['cached']:,} more from the cache), {tokens:,} tokens{money}"
+    return (
+        f"{name}: {used['calls']:,} requests ({used['cached']:,} more from the cache), {tokens:,} "
+        f"tokens{money}"
+    )

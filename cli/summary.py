@@ -75,7 +75,11 @@ def _model(model: Model) -> str:
     parts = [model.name_or_path]
     if model.quantization != "none":
         parts.append(f"{model.quantization} base")
-    parts.append(f"LoRA r={model.lora.r} alpha={model.lora.lora_alpha}" if model.lora else "all weights trained")
+    parts.append(
+        f"LoRA r={model.lora.r} alpha={model.lora.lora_alpha}"
+        if model.lora
+        else "all weights trained"
+    )
     return ", ".join(parts)
 
 

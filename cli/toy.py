@@ -1,4 +1,5 @@
-"""`aligner toy DIR`: write the offline world, a model and its data in which alignment can be measured."""
+"""`aligner toy DIR`: write the offline world, a model and its data in which alignment can be
+measured."""
 
 from __future__ import annotations
 
@@ -9,9 +10,15 @@ import typer
 
 
 def toy(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write: model, data, recipes.")],
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Another seed makes another world.")] = 0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier toy world.")] = False,
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Folder to write: model, data, recipes.")
+    ],
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, help="Another seed makes another world.")
+    ] = 0,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an earlier toy world.")
+    ] = False,
 ) -> None:
     """Write a small world to practise in: model, data, recipes.
 
@@ -19,7 +26,9 @@ def toy(
     """
     write(directory, seed=seed, overwrite=overwrite)
     typer.echo(f"wrote {directory}: model/, data and recipes/")
-    typer.echo(f"next: cd {directory} && aligner sft recipes/sft.yaml && aligner dpo recipes/dpo.yaml")
+    typer.echo(
+        f"next: cd {directory} && aligner sft recipes/sft.yaml && aligner dpo recipes/dpo.yaml"
+    )
 
 
 def write(directory: Path, *, seed: int, overwrite: bool) -> None:
@@ -29,4 +38,9 @@ def write(directory: Path, *, seed: int, overwrite: bool) -> None:
     from .render import Screen
 
     with Screen() as screen:
-        write_world(directory, seed=seed, overwrite=overwrite, on_progress=screen.share("writing the toy world"))
+        write_world(
+            directory,
+            seed=seed,
+            overwrite=overwrite,
+            on_progress=screen.share("writing the toy world"),
+        )

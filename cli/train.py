@@ -2,8 +2,9 @@
 
     aligner dpo [RECIPE] [key=value ...] [--flags]
 
-The options that belong to the command are declared here and few; every other flag (`--learning_rate`, `--use_peft`)
-is a key of the recipe under the name the field uses, and goes to `aligner.config.flags`.
+The options that belong to the command are declared here and few; every other flag
+(`--learning_rate`, `--use_peft`) is a key of the recipe under the name the field uses, and goes to
+`aligner.config.flags`.
 """
 
 from __future__ import annotations
@@ -29,12 +30,18 @@ METHODS = {
 }
 
 LONGER = {
-    "sapo": "Self-Augmented Preference Optimization (arXiv 2405.20830): a moving average of the policy rewrites a window of each "
-    "good answer, and the policy is trained to prefer the answer. Not to be confused with the GRPO loss `sapo` (Soft Adaptive "
+    "sapo": "Self-Augmented Preference Optimization (arXiv 2405.20830): a moving average of the "
+    "policy rewrites a window of each "
+    "good answer, and the policy is trained to prefer the answer. Not to be confused with the "
+    "GRPO loss `sapo` (Soft Adaptive "
     "Policy Optimization) of other tools.",
-    "reward": "Train a reward model: Bradley-Terry on pairs (plain, with a margin, or scaled by the strength of a preference), a "
-    "regression on ratings, a pairwise model that is asked A or B, values at the ends of segments, or ODIN, which keeps length "
-    "out of the score. The result holds a card that `aligner score` and `aligner eval --reward-model` load.",
+    "reward": "Train a reward model: Bradley-Terry on pairs (plain, with a margin, or scaled by "
+    "the "
+    "strength of a preference), a "
+    "regression on ratings, a pairwise model that is asked A or B, values at the ends of "
+    "segments, or ODIN, which keeps length "
+    "out of the score. The result holds a card that `aligner score` and `aligner eval "
+    "--reward-model` load.",
 }
 """What the help of a method says beyond its one line."""
 
@@ -53,9 +60,12 @@ class TrainCommand(RecipeCommand):
 
         with formatter.section("Flags for keys of the recipe, with _ or -"):
             groups = flag_groups(self.name).items()
-            formatter.write_dl([(group, ", ".join(flag.name for flag in flags)) for group, flags in groups])
+            formatter.write_dl(
+                [(group, ", ".join(flag.name for flag in flags)) for group, flags in groups]
+            )
         formatter.write_text(
-            "Any other key is KEY=VALUE: model.lora.r=8, data.on_too_long=drop, trainer.adam_beta2=0.95"
+            "Any other key is KEY=VALUE: model.lora.r=8, data.on_too_long=drop, "
+            "trainer.adam_beta2=0.95"
         )
 
 
@@ -63,24 +73,39 @@ def add_commands(app: typer.Typer) -> None:
     """One command per method."""
     for method, text in METHODS.items():
         longer = LONGER.get(method, text)
-        app.command(method, cls=TrainCommand, help=longer, short_help=text, context_settings=ANY_KEY)(_command(method))
+        app.command(
+            method, cls=TrainCommand, help=longer, short_help=text, context_settings=ANY_KEY
+        )(_command(method))
 
 
 def _command(method: str) -> Any:
     def command(
         context: typer.Context,
-        dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan, stop.")] = False,
-        resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
-        overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing run directory.")] = False,
+        dry_run: Annotated[
+            bool, typer.Option("--dry-run", help="Check everything, print the plan, stop.")
+        ] = False,
+        resume: Annotated[
+            bool, typer.Option("--resume", help="Go on from the last checkpoint.")
+        ] = False,
+        overwrite: Annotated[
+            bool, typer.Option("--overwrite", help="Replace an existing run directory.")
+        ] = False,
         num_processes: Annotated[
             int | None,
-            typer.Option("--num-processes", "--num_processes", min=1, help="Processes, one per GPU."),
+            typer.Option(
+                "--num-processes", "--num_processes", min=1, help="Processes, one per GPU."
+            ),
         ] = None,
-        as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
+        as_json: Annotated[
+            bool, typer.Option("--json", help="Print the result as JSON on stdout.")
+        ] = False,
         debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
-        loss_table: Annotated[bool, typer.Option("--loss-table", help="Show the objectives, and stop.")] = False,
+        loss_table: Annotated[
+            bool, typer.Option("--loss-table", help="Show the objectives, and stop.")
+        ] = False,
         loss_plot: Annotated[
-            Path | None, typer.Option("--loss-plot", metavar="FILE.html", help="Draw the objectives, and stop.")
+            Path | None,
+            typer.Option("--loss-plot", metavar="FILE.html", help="Draw the objectives, and stop."),
         ] = None,
     ) -> None:
         context.meta["debug"] = debug or context.meta.get("debug", False)
@@ -102,7 +127,15 @@ def _command(method: str) -> Any:
     return command
 
 
-def train(resolved: Resolved, notes: list[str], *, resume: bool, overwrite: bool, dry_run: bool, as_json: bool) -> None:
+def train(
+    resolved: Resolved,
+    notes: list[str],
+    *,
+    resume: bool,
+    overwrite: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
     """Run a resolved recipe with progress on stderr and the result on stdout."""
     from aligner.launch.command import is_our_rank, world
 
@@ -110,7 +143,9 @@ def train(resolved: Resolved, notes: list[str], *, resume: bool, overwrite: bool
     from .summary import summary_rows
 
     rank, _ = world()
-    launched = is_our_rank()  # then the launching process shows recipe and result, and this one only its progress
+    launched = (
+        is_our_rank()
+    )  # then the launching process shows recipe and result, and this one only its progress
     with Screen(silent=rank != 0) as screen:
         if not launched:
             screen.summary(summary_rows(resolved))

@@ -1,4 +1,5 @@
-"""Rows of HelpSteer2's preferences as pairs, for `data.train[].function` of recipes/reward/helpsteer2-preference.yaml.
+"""Rows of HelpSteer2's preferences as pairs, for `data.train[].function` of
+recipes/reward/helpsteer2-preference.yaml.
 
     aligner reward reward/helpsteer2-preference
 
@@ -11,11 +12,19 @@ from typing import Any
 
 
 def pair(row: dict[str, Any]) -> dict[str, Any]:
-    """`preference_strength` runs from -3 (the first response is much better) to 3 (the second one is); 0 is a tie."""
+    """`preference_strength` runs from -3 (the first response is much better) to 3 (the second one
+    is); 0 is a tie."""
     first, second, strength = row["response_1"], row["response_2"], row["preference_strength"]
     chosen, rejected = (second, first) if strength > 0 else (first, second)
-    return {"prompt": row["prompt"], "chosen": chosen, "rejected": rejected, "strength": abs(strength)}
+    return {
+        "prompt": row["prompt"],
+        "chosen": chosen,
+        "rejected": rejected,
+        "strength": abs(strength),
+    }
 
 
 if __name__ == "__main__":
-    print(pair({"prompt": "2 + 2?", "response_1": "5", "response_2": "4", "preference_strength": 3}))
+    print(
+        pair({"prompt": "2 + 2?", "response_1": "5", "response_2": "4", "preference_strength": 3})
+    )

@@ -1,9 +1,11 @@
 """Use the library without the command line: a toy world, supervised fine-tuning, answers, a score.
 
     python examples/library.py            # about two minutes on a CPU
-    python examples/library.py --quick    # a barely trained base, a few steps: shows the calls, proves nothing
+    python examples/library.py --quick    # a barely trained base, a few steps: shows the calls,
+                                          proves nothing
 
-Every step is a plain function call; what the command line prints comes from the same events and the same files.
+Every step is a plain function call; what the command line prints comes from the same events and the
+same files.
 """
 
 from __future__ import annotations
@@ -27,7 +29,10 @@ from aligner.toy.world import write_world
 def show(event: Event) -> None:
     """The library never prints; a listener does."""
     if isinstance(event, Metrics) and event.split == "train":
-        print(f"step {event.step:>4} of {event.total_steps}: loss {event.values.get('loss', float('nan')):.3f}")
+        print(
+            f"step {event.step:>4} of {event.total_steps}: loss "
+            f"{event.values.get('loss', float('nan')):.3f}"
+        )
 
 
 def gold_score(folder: Path, prompts: list[str]) -> float:
@@ -35,7 +40,9 @@ def gold_score(folder: Path, prompts: list[str]) -> float:
     section = Model(name_or_path=str(folder))
     tokenizer = load_tokenizer(section)
     model = load_policy(section, tokenizer, trainable=False)
-    answers = generate(model, tokenizer, prompts, Sampling(max_new_tokens=48, seed=1), batch_size=64)
+    answers = generate(
+        model, tokenizer, prompts, Sampling(max_new_tokens=48, seed=1), batch_size=64
+    )
     scores = load_scorer("toy").score(prompts, [samples[0].text for samples in answers])
     return sum(scores) / len(scores)
 
@@ -44,7 +51,10 @@ def main(quick: bool) -> None:
     with tempfile.TemporaryDirectory() as name:
         world, run = Path(name) / "toy", Path(name) / "run"
         write_world(world, **({"steps": 10} if quick else {}))
-        rows = [json.loads(line) for line in (world / "heldout.jsonl").read_text(encoding="utf-8").splitlines()]
+        rows = [
+            json.loads(line)
+            for line in (world / "heldout.jsonl").read_text(encoding="utf-8").splitlines()
+        ]
         prompts = [row["prompt"] for row in rows][: 20 if quick else 200]
 
         settings = [
@@ -62,6 +72,8 @@ def main(quick: bool) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="a few steps only")
     main(parser.parse_args().quick)

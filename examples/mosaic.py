@@ -1,4 +1,5 @@
-"""Make mosaics of a few rows of one's own in Python, read one of them again, and see what a training on them would cost.
+"""Make mosaics of a few rows of one's own in Python, read one of them again, and see what a
+training on them would cost.
 
     python examples/mosaic.py
 
@@ -13,7 +14,14 @@ from aligner.builders.mosaic.passes import build
 from aligner.config.recipe import Mosaic
 from aligner.data.rows import CompletionRow
 
-CAPITALS = {"France": "Paris", "Peru": "Lima", "Kenya": "Nairobi", "Japan": "Tokyo", "Norway": "Oslo", "Cuba": "Havana"}
+CAPITALS = {
+    "France": "Paris",
+    "Peru": "Lima",
+    "Kenya": "Nairobi",
+    "Japan": "Tokyo",
+    "Norway": "Oslo",
+    "Cuba": "Havana",
+}
 
 
 def rows() -> list[CompletionRow]:
@@ -33,7 +41,12 @@ def main() -> None:
     built = build(rows(), settings, passes=3, seed=1, batch_size=2)
     for sample in built.dataset:
         print(f"--- {sample['strategy']} {sample['rule'] or ''}: {', '.join(sample['member_ids'])}")
-        print(sample["prompt"][-1]["content"], sample["completion"][0]["content"], sep="\n\n", end="\n\n")
+        print(
+            sample["prompt"][-1]["content"],
+            sample["completion"][0]["content"],
+            sep="\n\n",
+            end="\n\n",
+        )
 
     sample = built.dataset[0]
     members = [
@@ -41,9 +54,18 @@ def main() -> None:
         for name in sample["member_ids"]
     ]
     print(
-        "read again:", check(sample["prompt"][-1]["content"], sample["completion"][0]["content"], members, load_bank())
+        "read again:",
+        check(
+            sample["prompt"][-1]["content"],
+            sample["completion"][0]["content"],
+            members,
+            load_bank(),
+        ),
     )
-    print(f"sequences: {built.source.sequences:.0f} rows become {built.costs.sequences:.0f} samples a pass")
+    print(
+        f"sequences: {built.source.sequences:.0f} rows become {built.costs.sequences:.0f} samples "
+        "a pass"
+    )
     print(f"real tokens: {built.source.real:.0f} become {built.costs.real:.0f} a pass (estimates)")
 
 

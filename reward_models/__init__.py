@@ -1,4 +1,5 @@
-"""Everything that hands out a score, behind one protocol: `catalogue.py` finds them, `base.py` has the rules, README.md the list."""
+"""Everything that hands out a score, behind one protocol: `catalogue.py` finds them, `base.py` has
+the rules, README.md the list."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """What it means to hand out scores: the protocols that every resident of this folder follows.
 
-A scorer is any object with a `name`, a `range` and a `score` method. It sees text only, never token ids, so the same
-scorer judges a policy of ours, a served model and a file of answers. One that compares answers rather than scoring them
-has `prefer` too; `preferences` asks either kind which of two answers is better. Imports no torch.
+A scorer is any object with a `name`, a `range` and a `score` method. It sees text only, never token
+ids, so the same scorer judges a policy of ours, a served model and a file of answers. One that
+compares answers rather than scoring them has `prefer` too; `preferences` asks either kind which of
+two answers is better. Imports no torch.
 """
 
 from __future__ import annotations
@@ -26,10 +27,12 @@ SHARE: Range = (0.0, 1.0)
 
 
 class Scores(list[float]):
-    """Scores of n answers, in the order of the answers: a list of n finite floats, and what else is known of them.
+    """Scores of n answers, in the order of the answers: a list of n finite floats, and what else is
+    known of them.
 
-    `attributes`: further numbers, name -> n floats (the heads of a regression, the members of an ensemble).
-    `remarks`: row, counted from 0 -> what happened to it ("ran longer than 5 s", "the prompt was cut by 12 tokens").
+    `attributes`: further numbers, name -> n floats (the heads of a regression, the members of an
+    ensemble). `remarks`: row, counted from 0 -> what happened to it ("ran longer than 5 s", "the
+    prompt was cut by 12 tokens").
     """
 
     def __init__(
@@ -39,20 +42,27 @@ class Scores(list[float]):
         remarks: Mapping[int, str] | None = None,
     ) -> None:
         super().__init__(values)
-        self.attributes: dict[str, list[float]] = {name: list(found) for name, found in (attributes or {}).items()}
+        self.attributes: dict[str, list[float]] = {
+            name: list(found) for name, found in (attributes or {}).items()
+        }
         self.remarks: dict[int, str] = dict(remarks or {})
-        assert all(len(found) == len(self) for found in self.attributes.values()), "one number a row"
+        assert all(len(found) == len(self) for found in self.attributes.values()), (
+            "one number a row"
+        )
 
 
 class Preferences(list[float]):
     """How likely each first answer is better than the second, as n numbers in [0, 1]; 0.5 is a tie.
 
-    `flips`: rows, counted from 0, where a scorer that is asked in both orders named another answer when the order changed.
-    `remarks`: as in `Scores`.
+    `flips`: rows, counted from 0, where a scorer that is asked in both orders named another answer
+    when the order changed. `remarks`: as in `Scores`.
     """
 
     def __init__(
-        self, values: Iterable[float] = (), flips: Sequence[int] = (), remarks: Mapping[int, str] | None = None
+        self,
+        values: Iterable[float] = (),
+        flips: Sequence[int] = (),
+        remarks: Mapping[int, str] | None = None,
     ) -> None:
         super().__init__(values)
         self.flips: list[int] = list(flips)
@@ -65,7 +75,8 @@ class Scorer(Protocol):
 
     @property
     def name(self) -> str:
-        """What reports and manifests call it: the text that `load_scorer` was given, or the name of its card."""
+        """What reports and manifests call it: the text that `load_scorer` was given, or the name of
+        its card."""
         ...
 
     @property
@@ -81,19 +92,21 @@ class Scorer(Protocol):
     ) -> Scores:
         """Score `completions[i]` as an answer to `prompts[i]`, knowing `references[i]`.
 
-        Shapes: the sequences have the same length n (n = 0 is fine) and so has the result. `references` holds right
-        answers, one for each row, where the scorer compares with them; others ignore it.
-        Range: finite floats within `range`. Gold score and verifiers stay within [0, 1] (a user's function may return
-        anything finite). The numbers of a reward model are comparable within one prompt only.
-        Errors: a row that cannot be judged (no reference, no number in it, no exercise in the prompt) raises
-        `DataError` that names the row, counted from 1. Whatever a completion says is never an error: it gets a score.
-        Scores do not depend on the order of the rows, and (but for `pairwise`, which compares the answers to one
-        prompt with one another) not on which other rows are there.
+        Shapes: the sequences have the same length n (n = 0 is fine) and so has the result.
+        `references` holds right answers, one for each row, where the scorer compares with them;
+        others ignore it. Range: finite floats within `range`. Gold score and verifiers stay within
+        [0, 1] (a user's function may return anything finite). The numbers of a reward model are
+        comparable within one prompt only. Errors: a row that cannot be judged (no reference, no
+        number in it, no exercise in the prompt) raises `DataError` that names the row, counted from
+        1. Whatever a completion says is never an error: it gets a score. Scores do not depend on
+        the order of the rows, and (but for `pairwise`, which compares the answers to one prompt
+        with one another) not on which other rows are there.
         """
         ...
 
     def fingerprint(self) -> str:
-        """What decides its scores, as one short text: the same text, the same scores. For caches."""
+        """What decides its scores, as one short text: the same text, the same scores. For
+        caches."""
         ...
 
 
@@ -101,14 +114,18 @@ class Scorer(Protocol):
 class Comparer(Scorer, Protocol):
     """A scorer that reads two answers side by side."""
 
-    def prefer(self, prompts: Sequence[Prompt], first: Sequence[str], second: Sequence[str]) -> Preferences:
-        """Say for each row how likely `first[i]` is a better answer to `prompts[i]` than `second[i]`."""
+    def prefer(
+        self, prompts: Sequence[Prompt], first: Sequence[str], second: Sequence[str]
+    ) -> Preferences:
+        """Say for each row how likely `first[i]` is a better answer to `prompts[i]` than
+        `second[i]`."""
         ...
 
 
 @runtime_checkable
 class InformedComparer(Comparer, Protocol):
-    """A comparer that has a use for right answers, as an ensemble with rules among its members does."""
+    """A comparer that has a use for right answers, as an ensemble with rules among its members
+    does."""
 
     takes_references: bool
 
@@ -130,11 +147,12 @@ def preferences(
     second: Sequence[str],
     references: Sequence[str | None] | None = None,
 ) -> Preferences:
-    """Say how likely each first answer is better: what the scorer says, or the sigmoid of the difference of two scores.
+    """Say how likely each first answer is better: what the scorer says, or the sigmoid of the
+    difference of two scores.
 
-    The sigmoid is Bradley and Terry's model, so for a reward model trained with that loss it is a probability; for
-    others it only says which answer is better, and 0.5 is a tie. A comparer without a use for `references` is not given
-    them.
+    The sigmoid is Bradley and Terry's model, so for a reward model trained with that loss it is a
+    probability; for others it only says which answer is better, and 0.5 is a tie. A comparer
+    without a use for `references` is not given them.
     """
     if isinstance(scorer, InformedComparer) and scorer.takes_references:
         return scorer.prefer(prompts, first, second, references)
@@ -146,7 +164,9 @@ def preferences(
     remarks: dict[int, str] = {}
     for row, said in scores.remarks.items():
         remarks.setdefault(row % count, said)
-    return Preferences([sigmoid(a - b) for a, b in zip(scores[:count], scores[count:])], remarks=remarks)
+    return Preferences(
+        [sigmoid(a - b) for a, b in zip(scores[:count], scores[count:])], remarks=remarks
+    )
 
 
 def sigmoid(value: float) -> float:
@@ -161,15 +181,20 @@ def check_lengths(
     prompts: Sequence[Prompt], completions: Sequence[str], references: Sequence[str | None] | None
 ) -> None:
     """The sequences belong together row by row."""
-    assert len(prompts) == len(completions), f"{len(prompts)} prompts, {len(completions)} completions"
+    assert len(prompts) == len(completions), (
+        f"{len(prompts)} prompts, {len(completions)} completions"
+    )
     assert references is None or len(references) == len(prompts), (
         f"{len(prompts)} prompts, {len(references)} references"
     )
 
 
 def placed(error: DataError, places: Sequence[str], what: str) -> DataError:
-    """The same error with the places of the call's rows (`data.jsonl:7`); its message says what its numbers count."""
-    message = f"{error.message} (rows are counted over the {len(places):,} {what} from {places[0]} on)"
+    """The same error with the places of the call's rows (`data.jsonl:7`); its message says what its
+    numbers count."""
+    message = (
+        f"{error.message} (rows are counted over the {len(places):,} {what} from {places[0]} on)"
+    )
     problems = []
     for problem in error.problems:
         row = re.fullmatch(r"row (\d+)", problem.where)
@@ -178,14 +203,18 @@ def placed(error: DataError, places: Sequence[str], what: str) -> DataError:
     return DataError(message, error.hint, problems)
 
 
-def required_references(name: str, references: Sequence[str | None] | None, count: int) -> list[str]:
+def required_references(
+    name: str, references: Sequence[str | None] | None, count: int
+) -> list[str]:
     """The references, all there; DataError names the rows that have none."""
     found = [None] * count if references is None else list(references)
     missing = [row for row, reference in enumerate(found, start=1) if reference is None]
     if missing:
         shown = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
         raise DataError(
-            f"{name} compares with a right answer, and {len(missing)} of {count} rows have none: row {shown}",
-            "Give every row an `answer`, or map the column that holds it: `columns: {answer: your_column}`.",
+            f"{name} compares with a right answer, and {len(missing)} of {count} rows have none: "
+            f"row {shown}",
+            "Give every row an `answer`, or map the column that holds it: `columns: {answer: "
+            "your_column}`.",
         )
     return [reference for reference in found if reference is not None]

@@ -1,8 +1,10 @@
-"""Cards: a YAML file that says which reward model it is, how it is loaded and what its scores mean. Imports no torch.
+"""Cards: a YAML file that says which reward model it is, how it is loaded and what its scores mean.
+Imports no torch.
 
-A card stands in `cards/` (shipped, named without folder and ending), anywhere else as a file, or as `reward_model.yaml`
-in the folder of a trained reward model: `final/` of `aligner reward`, or the run directory above it. A path in a card that begins with a
-dot is taken from the card's folder, so that a folder can be moved; others are taken from the working directory.
+A card stands in `cards/` (shipped, named without folder and ending), anywhere else as a file, or as
+`reward_model.yaml` in the folder of a trained reward model: `final/` of `aligner reward`, or the
+run directory above it. A path in a card that begins with a dot is taken from the card's folder, so
+that a folder can be moved; others are taken from the working directory.
 """
 
 from __future__ import annotations
@@ -26,15 +28,19 @@ from .base import UNBOUNDED, Range
 CARD_FILE = "reward_model.yaml"
 """Name of the card in the folder of a model."""
 
-Kind = Literal["bradley_terry", "regression", "pairwise", "segment", "judge", "verifier", "toy", "ensemble"]
+Kind = Literal[
+    "bradley_terry", "regression", "pairwise", "segment", "judge", "verifier", "toy", "ensemble"
+]
 
 
 class Segments(Section):
-    """How an answer is cut into segments (arXiv 2501.02790): before each token that a reference model finds hard to foresee."""
+    """How an answer is cut into segments (arXiv 2501.02790): before each token that a reference
+    model finds hard to foresee."""
 
     rule: Literal["entropy", "token", "sentence", "whole"] = "entropy"
-    """`entropy`: where the reference's entropy is above `cutoff`; `token`: every token; `sentence`: after `.`, `!`, `?` and line
-    ends; `whole`: the answer is one segment, which is a Bradley-Terry model."""
+    """`entropy`: where the reference's entropy is above `cutoff`; `token`: every token; `sentence`:
+    after `.`, `!`, `?` and line ends; `whole`: the answer is one segment, which is a Bradley-Terry
+    model."""
     cutoff: float = Field(1.75, ge=0.0)
     """Entropy in nats above which a token opens a segment; 1.75 and 2.0 in the paper."""
     reference: str | None = None
@@ -75,13 +81,15 @@ class Card(Section):
     pad_token: str | None = None
     """Padding token. Absent: the tokenizer's, where it ends no answer, or another that it has."""
     max_length: int = Field(4096, ge=2)
-    """Longest conversation in tokens. Of a longer one the beginning is cut off, and the score says so."""
+    """Longest conversation in tokens. Of a longer one the beginning is cut off, and the score says
+    so."""
     read_at: Literal["stop", "end"] = "stop"
-    """Where the score is read: at the token that ends the answer, or at what the chat template writes behind it. Only matters for
-    templates that write something there (`<|im_end|>` and a newline); the models of other tools mostly want `end`."""
+    """Where the score is read: at the token that ends the answer, or at what the chat template
+    writes behind it. Only matters for templates that write something there (`<|im_end|>` and a
+    newline); the models of other tools mostly want `end`."""
     second_bos: bool = False
-    """Put a second start token before the first. A model wants it whose authors rendered a chat template that begins with that
-    token and tokenized the text with another one."""
+    """Put a second start token before the first. A model wants it whose authors rendered a chat
+    template that begins with that token and tokenized the text with another one."""
     batch_tokens: int = Field(16384, ge=1)
     """Tokens of a batch, padding included."""
     attributes: list[str] = []
@@ -97,7 +105,8 @@ class Card(Section):
     spread_weight: float = Field(1.0, ge=0.0)
     """`ensemble`, `lower_bound`: how many standard deviations between members are taken off."""
     standardize: bool = False
-    """`ensemble`: bring the members to one scale first: a mean of 0 and a spread of 1 over the rows scored together."""
+    """`ensemble`: bring the members to one scale first: a mean of 0 and a spread of 1 over the rows
+    scored together."""
     verifier: str | None = None
     """`verifier`: what stands after `verifier:` elsewhere, `number` for example."""
     endpoint: Endpoint | None = None
@@ -164,12 +173,17 @@ def range_of(card: Card) -> Range:
 def shipped_cards() -> dict[str, str]:
     """Name -> text of the cards in `cards/`."""
     folder = resources.files("aligner.reward_models").joinpath("cards")
-    found = {item.name: item.read_text("utf-8") for item in folder.iterdir() if item.name.endswith(".yaml")}
+    found = {
+        item.name: item.read_text("utf-8")
+        for item in folder.iterdir()
+        if item.name.endswith(".yaml")
+    }
     return {name.removesuffix(".yaml"): found[name] for name in sorted(found)}
 
 
 def find_card(spec: str) -> Card | None:
-    """The card that a text names, or None when it names none. Raises RecipeError for one that cannot be read."""
+    """The card that a text names, or None when it names none. Raises RecipeError for one that
+    cannot be read."""
     path = Path(spec).expanduser()
     if path.is_dir():
         for file in (path / CARD_FILE, path / "final" / CARD_FILE):
@@ -178,7 +192,10 @@ def find_card(spec: str) -> Card | None:
         return None
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
-            raise RecipeError(f"there is no reward model card {spec}", "The path is taken from the working directory.")
+            raise RecipeError(
+                f"there is no reward model card {spec}",
+                "The path is taken from the working directory.",
+            )
         return read_card(path)
     text = shipped_cards().get(spec)
     return None if text is None else parse_card(text, f"{spec}.yaml", spec, None)
@@ -199,7 +216,14 @@ def parse_card(text: str, where: str, name: str, folder: Path | None) -> Card:
     values, problems = document.values, list(document.problems)
 
     def note(path: tuple[Any, ...], message: str, hint: str = "") -> None:
-        line = next((document.lines[path[:end]] for end in range(len(path), 0, -1) if path[:end] in document.lines), 1)
+        line = next(
+            (
+                document.lines[path[:end]]
+                for end in range(len(path), 0, -1)
+                if path[:end] in document.lines
+            ),
+            1,
+        )
         problems.append(Problem(message, f"{where}:{line}", dotted(path), hint))
 
     card: Card | None = None
@@ -220,17 +244,27 @@ def parse_card(text: str, where: str, name: str, folder: Path | None) -> Card:
             note((key,), f"has no effect for the kind `{card.kind}`", "drop it")
         for key in card.weights:
             if key not in card.attributes:
-                note(("weights", key), "is none of the attributes", did_you_mean(key, card.attributes))
+                note(
+                    ("weights", key),
+                    "is none of the attributes",
+                    did_you_mean(key, card.attributes),
+                )
         for key in ("range", "scale"):
             ends = getattr(card, key)
             if ends is not None and not ends[0] < ends[1]:
                 note((key,), f"runs from {ends[0]:g} to {ends[1]:g}", "the smaller number first")
     if problems or card is None:
-        raise RecipeError(f"{where} is no card of a reward model", "See reward_models/README.md.", problems)
-    placed: dict[str, Any] = {key: _placed(getattr(card, key), folder) for key in ("model", "chat_template", "rubric")}
+        raise RecipeError(
+            f"{where} is no card of a reward model", "See reward_models/README.md.", problems
+        )
+    placed: dict[str, Any] = {
+        key: _placed(getattr(card, key), folder) for key in ("model", "chat_template", "rubric")
+    }
     members = [str(_placed(member, folder)) for member in card.members]
     if card.segments is not None:
-        placed["segments"] = card.segments.model_copy(update={"reference": _placed(card.segments.reference, folder)})
+        placed["segments"] = card.segments.model_copy(
+            update={"reference": _placed(card.segments.reference, folder)}
+        )
     return card.model_copy(update={"name": card.name or name, **placed, "members": members})
 
 

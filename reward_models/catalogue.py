@@ -1,9 +1,9 @@
 """Find a scorer by its name, and load it.
 
-A scorer is named by a short text, the same on the command line, in a recipe and in Python: a card (a file, a folder that
-holds `reward_model.yaml`, or the name of a shipped one), or `kind:argument`, as in
-`load_scorer("verifier:number").score(prompts, completions, references)`. Adding a kind is one module and one line in
-`KINDS`. Imports no torch until a kind that needs it is loaded.
+A scorer is named by a short text, the same on the command line, in a recipe and in Python: a card
+(a file, a folder that holds `reward_model.yaml`, or the name of a shipped one), or `kind:argument`,
+as in `load_scorer("verifier:number").score(prompts, completions, references)`. Adding a kind is one
+module and one line in `KINDS`. Imports no torch until a kind that needs it is loaded.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ def load_scorer(spec: str) -> Scorer:
 
 
 def read_spec(spec: str) -> Card:
-    """The card that `spec` names, without loading what it is the card of; RecipeError when there is none."""
+    """The card that `spec` names, without loading what it is the card of; RecipeError when there is
+    none."""
     kind, colon, argument = spec.partition(":")
     if kind in KINDS and (colon or kind in ("toy", "verifier")):
         return _card_of(kind, argument, spec)
@@ -53,7 +54,8 @@ def read_spec(spec: str) -> Card:
     close = difflib.get_close_matches(kind, [*KINDS, *shipped_cards()], n=1)
     raise RecipeError(
         f"there is no scorer {spec!r}" + (f"; did you mean {close[0]!r}?" if close else ""),
-        f"The kinds are {', '.join(sorted(KINDS))}; for example `toy`, `verifier:number`, a reward model's card (a file, or the "
+        f"The kinds are {', '.join(sorted(KINDS))}; for example `toy`, `verifier:number`, a "
+        "reward model's card (a file, or the "
         "folder of a run), or `bradley_terry:HUB_ID`.",
     )
 
@@ -62,7 +64,9 @@ def _card_of(kind: str, argument: str, spec: str) -> Card:
     """The card of `kind:argument`, for the kinds that one argument is enough for."""
     if kind == "toy":
         if argument:
-            raise RecipeError(f"the scorer `toy` takes no argument, found {argument!r}", "Write just `toy`.")
+            raise RecipeError(
+                f"the scorer `toy` takes no argument, found {argument!r}", "Write just `toy`."
+            )
         return Card(kind="toy", name="toy")
     if kind == "verifier":
         return Card(kind="verifier", name=spec, verifier=argument)
@@ -73,5 +77,11 @@ def _card_of(kind: str, argument: str, spec: str) -> Card:
         )
     if not argument:
         raise RecipeError(f"{spec!r} names no model", f"Write {kind}:HUB_ID or {kind}:FOLDER.")
-    # What other tools have trained reads its score behind the last token that the chat template writes.
-    return Card(kind=kind, name=spec, model=argument, **({"read_at": "end"} if kind == "bradley_terry" else {}))
+    # What other tools have trained reads its score behind the last token that the chat template
+    # writes.
+    return Card(
+        kind=kind,
+        name=spec,
+        model=argument,
+        **({"read_at": "end"} if kind == "bradley_terry" else {}),
+    )

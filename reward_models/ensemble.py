@@ -2,30 +2,36 @@
 
     kind: ensemble
     members: [runs/rm-seed0, runs/rm-seed1, skywork-v2-qwen3-0.6b]
-    combine: lower_bound        # mean | min | lower_bound: mean - spread_weight * standard deviation over the members
+    combine: lower_bound        # mean | min | lower_bound: mean - spread_weight * standard
+                                deviation over the members
     spread_weight: 1.0
     standardize: true
 
-A policy that is trained against one reward model finds its mistakes; members that differ (in seed, data or kind) rarely
-make the same ones. `min` and `lower_bound` believe a score only as far as the members agree on it. Standard deviations
-are those of the members themselves (n, not n - 1): so with two members and a weight of 1 the lower bound is the worse one,
-and a better score never lowers it. `attributes` hold what each member said, under its name, and `spread`, the standard
-deviation over the members.
+A policy that is trained against one reward model finds its mistakes; members that differ (in seed,
+data or kind) rarely make the same ones. `min` and `lower_bound` believe a score only as far as the
+members agree on it. Standard deviations are those of the members themselves (n, not n - 1): so with
+two members and a weight of 1 the lower bound is the worse one, and a better score never lowers it.
+`attributes` hold what each member said, under its name, and `spread`, the standard deviation over
+the members.
 
-Members on different scales need `standardize`: of every score the mean of that member's scores over the rows of the call is
-taken off, and the rest is divided by their standard deviation. (A reward means something only up to a constant; without
-that, `min` would always follow the member with the lower one, and `spread` would be their distance.) So the scores
-depend on which rows are scored together: only those of one call are comparable,
-and a call needs members that tell its rows apart. A member that gives them all the same score has no scale to be
-brought to, and that is a DataError and no guess.
+Members on different scales need `standardize`: of every score the mean of that member's scores over
+the rows of the call is taken off, and the rest is divided by their standard deviation. (A reward
+means something only up to a constant; without that, `min` would always follow the member with the
+lower one, and `spread` would be their distance.) So the scores depend on which rows are scored
+together: only those of one call are comparable, and a call needs members that tell its rows apart.
+A member that gives them all the same score has no scale to be brought to, and that is a DataError
+and no guess.
 
-Comparisons. An ensemble that holds a member which compares answers compares them too. Each member gives a probability
-that the first answer is better (a scorer of single answers by the sigmoid of its difference), and with p the mean,
-`mean` is p; `min` is that of the least certain member, the one nearest to 0.5, and 0.5 where members disagree on
-which answer is better; `lower_bound` moves p towards 0.5 by `spread_weight` standard deviations, at most onto it. All
-three are the same whichever answer comes first. Right answers reach the members that score, and not those that compare.
+Comparisons. An ensemble that holds a member which compares answers compares them too. Each member
+gives a probability that the first answer is better (a scorer of single answers by the sigmoid of
+its difference), and with p the mean, `mean` is p; `min` is that of the least certain member, the
+one nearest to 0.5, and 0.5 where members disagree on which answer is better; `lower_bound` moves p
+towards 0.5 by `spread_weight` standard deviations, at most onto it. All three are the same
+whichever answer comes first. Right answers reach the members that score, and not those that
+compare.
 
-All members are loaded at once. Not here: weights for members (name one ensemble as a member of another), and training.
+All members are loaded at once. Not here: weights for members (name one ensemble as a member of
+another), and training.
 """
 
 from __future__ import annotations
@@ -40,7 +46,18 @@ from pathlib import Path
 
 from aligner.errors import DataError, RecipeError
 
-from .base import UNBOUNDED, Comparer, Preferences, Prompt, Range, Scorer, Scores, check_lengths, preferences, sigmoid
+from .base import (
+    UNBOUNDED,
+    Comparer,
+    Preferences,
+    Prompt,
+    Range,
+    Scorer,
+    Scores,
+    check_lengths,
+    preferences,
+    sigmoid,
+)
 from .card import Card, range_of
 from .catalogue import load_scorer, read_spec
 from .judge import Judge
@@ -51,7 +68,8 @@ SAME = 1e-9
 
 
 class NoScale(DataError):
-    """A member gives all rows of a call the same score, so that it cannot be brought to one scale with others."""
+    """A member gives all rows of a call the same score, so that it cannot be brought to one scale
+    with others."""
 
 
 Combine = Callable[[Sequence[float], float], float]
@@ -84,7 +102,8 @@ def _shrunk(chances: Sequence[float], weight: float) -> float:
 
 
 CHANCES: dict[str, Combine] = {"mean": _mean, "min": _least_certain, "lower_bound": _shrunk}
-"""Members' probabilities that the first answer is better, and `spread_weight` -> the probability."""
+"""Members' probabilities that the first answer is better, and `spread_weight` -> the
+probability."""
 
 
 def spread(values: Sequence[float]) -> float:
@@ -146,9 +165,11 @@ class Ensemble:
         size = spread(scores)
         if size <= SAME * max(map(abs, scores)):
             raise NoScale(
-                f"{self.name}: {name} gives {_all_rows(len(scores))} the same score, {scores[0]:g}, so it has no spread "
+                f"{self.name}: {name} gives {_all_rows(len(scores))} the same score, "
+                f"{scores[0]:g}, so it has no spread "
                 "to be divided by",
-                "Score more rows in one call, or set `standardize: false` for members that are on one scale already.",
+                "Score more rows in one call, or set `standardize: false` for members that are on "
+                "one scale already.",
             )
         middle = statistics.fmean(scores)
         return [(score - middle) / size for score in scores]
@@ -168,11 +189,16 @@ class ComparingEnsemble(Ensemble):
     ) -> Preferences:
         """Ask every member which answer is better, and combine the probabilities."""
         check_lengths(prompts, first, references)
-        said = [self._prefer(*pair, prompts, first, second, references) for pair in zip(self.members, self.names)]
+        said = [
+            self._prefer(*pair, prompts, first, second, references)
+            for pair in zip(self.members, self.names)
+        ]
         combine = CHANCES[self.card.combine]
         flips = sorted({row for found in said for row in found.flips})
         remarks = _joined([found.remarks for found in said], self.names)
-        return Preferences([combine(row, self.card.spread_weight) for row in zip(*said)], flips, remarks)
+        return Preferences(
+            [combine(row, self.card.spread_weight) for row in zip(*said)], flips, remarks
+        )
 
     def _prefer(
         self,
@@ -189,10 +215,12 @@ class ComparingEnsemble(Ensemble):
         found = member.score([*prompts, *prompts], [*first, *second], twice)
         scores, count = self._to_scale(found, name), len(prompts)
         remarks = [
-            {row % count: said for row, said in found.remarks.items() if row // count == half} for half in (1, 0)
+            {row % count: said for row, said in found.remarks.items() if row // count == half}
+            for half in (1, 0)
         ]
         return Preferences(
-            [sigmoid(a - b) for a, b in zip(scores[:count], scores[count:])], remarks={**remarks[0], **remarks[1]}
+            [sigmoid(a - b) for a, b in zip(scores[:count], scores[count:])],
+            remarks={**remarks[0], **remarks[1]},
         )
 
 
@@ -205,10 +233,14 @@ def make(card: Card) -> Scorer:
         )
     twice = sorted({member for member in card.members if card.members.count(member) > 1})
     if twice:
-        raise RecipeError(f"{card.name} names the member {twice[0]} twice", "Name each member once.")
+        raise RecipeError(
+            f"{card.name} names the member {twice[0]} twice", "Name each member once."
+        )
     refuse_cycles(card)
     members = [load_scorer(member) for member in card.members]
-    kind = ComparingEnsemble if any(isinstance(member, Comparer) for member in members) else Ensemble
+    kind = (
+        ComparingEnsemble if any(isinstance(member, Comparer) for member in members) else Ensemble
+    )
     return kind(card, members)
 
 
@@ -222,9 +254,11 @@ def leaves(scorer: Scorer) -> Iterator[Scorer]:
 
 
 def go_on_with_account(scorer: Scorer, path: Path, what: str = "") -> None:
-    """Let the budgets of judges, also of those in an ensemble, go on when the program that writes `path` is started again.
+    """Let the budgets of judges, also of those in an ensemble, go on when the program that writes
+    `path` is started again.
 
-    Call it before the first question. With another scorer, or another `what` (the data, say), budgets begin anew.
+    Call it before the first question. With another scorer, or another `what` (the data, say),
+    budgets begin anew.
     """
     text = f"{path.expanduser().resolve()} {scorer.fingerprint()} {what}"
     account = hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -241,12 +275,15 @@ def scored_together(card: Card) -> bool:
 def refuse_cycles(card: Card, above: tuple[Card, ...] = ()) -> None:
     """Follow the members' cards down; one that stands above itself would be loaded for ever.
 
-    Raises: RecipeError for such a one, and for a member that there is not. A card without members passes.
+    Raises: RecipeError for such a one, and for a member that there is not. A card without members
+    passes.
     """
     placed = card.model_copy(update={"members": [_one_spelling(member) for member in card.members]})
     if placed in above:
         names = " -> ".join([*(outer.name for outer in above[above.index(placed) :]), card.name])
-        raise RecipeError(f"the ensemble {card.name} is a member of itself: {names}", "Take it out of `members`.")
+        raise RecipeError(
+            f"the ensemble {card.name} is a member of itself: {names}", "Take it out of `members`."
+        )
     for member in card.members:
         inner = read_spec(member)
         if inner.kind == "ensemble":
@@ -273,7 +310,8 @@ def _range(card: Card, ranges: Sequence[Range]) -> Range:
     if card.combine == "lower_bound" and card.spread_weight:
         if not all(map(math.isfinite, (*lows, *highs))):
             return -math.inf, high
-        # Values between two bounds have at most half their distance as standard deviation (Popoviciu).
+        # Values between two bounds have at most half their distance as standard deviation
+        # (Popoviciu).
         widest = (max(highs) - min(lows)) / 2.0
         low -= card.spread_weight * widest
     return low, high
@@ -282,7 +320,10 @@ def _range(card: Card, ranges: Sequence[Range]) -> Range:
 def _joined(remarks: Sequence[dict[int, str]], names: Sequence[str]) -> dict[int, str]:
     """Each row's remarks, with the name of the member that made them."""
     rows = sorted({row for said in remarks for row in said})
-    return {row: "; ".join(f"{name}: {said[row]}" for name, said in zip(names, remarks) if row in said) for row in rows}
+    return {
+        row: "; ".join(f"{name}: {said[row]}" for name, said in zip(names, remarks) if row in said)
+        for row in rows
+    }
 
 
 def _all_rows(count: int) -> str:

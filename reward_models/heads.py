@@ -1,9 +1,10 @@
-"""Reward models with a head on a language model: `bradley_terry` (one output) and `regression` (several, weighted).
+"""Reward models with a head on a language model: `bradley_terry` (one output) and `regression`
+(several, weighted).
 
-They are Hugging Face's for sequence classification, so public reward models load. A conversation is turned into ids by
-its chat template as in training, longest first, padded on the right, and read at the token that ends the answer (or behind it: the
-card's `read_at`). A conversation that is too long loses its beginning, never its end, and its score says so. The head
-computes in float32.
+They are Hugging Face's for sequence classification, so public reward models load. A conversation is
+turned into ids by its chat template as in training, longest first, padded on the right, and read at
+the token that ends the answer (or behind it: the card's `read_at`). A conversation that is too long
+loses its beginning, never its end, and its score says so. The head computes in float32.
 """
 
 from __future__ import annotations
@@ -39,10 +40,12 @@ OnProgress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class HeadScorer:
-    """Scores by a head: r(x, y) = sum_k w_k f_k(x, y), with one output and a weight of 1 for `bradley_terry`.
+    """Scores by a head: r(x, y) = sum_k w_k f_k(x, y), with one output and a weight of 1 for
+    `bradley_terry`.
 
-    A score has no unit; differences between answers to one prompt are log-odds for `bradley_terry`. A regression gives
-    ratings on the scale that it was trained on, each under its name in `attributes`.
+    A score has no unit; differences between answers to one prompt are log-odds for `bradley_terry`.
+    A regression gives ratings on the scale that it was trained on, each under its name in
+    `attributes`.
     """
 
     card: Card
@@ -72,14 +75,16 @@ class HeadScorer:
     ) -> Scores:
         """Score answers; see `Scorer.score`.
 
-        `finished[i]` False: the answer was cut off by a limit, so it is read without a stop token, at its last token.
-        Raises: DataError naming the rows whose score is no number.
+        `finished[i]` False: the answer was cut off by a limit, so it is read without a stop token,
+        at its last token. Raises: DataError naming the rows whose score is no number.
         """
         check_lengths(prompts, completions, references)
         encoded = Conversations(self.card, self.tokenizer, prompts, completions, finished)
 
         def read(batch: dict[str, torch.Tensor], _: Sequence[int]) -> list[list[float]]:
-            return self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.tolist()
+            return self.model(
+                input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
+            ).logits.tolist()
 
         with torch.no_grad():
             rows = in_batches(
@@ -108,11 +113,16 @@ class HeadScorer:
 def within_positions(card: Card, model: PreTrainedModel) -> Card:
     """Return the card with no longer rows than the model has positions for."""
     positions = max_positions(model)
-    return card if positions is None else card.model_copy(update={"max_length": min(card.max_length, positions)})
+    return (
+        card
+        if positions is None
+        else card.model_copy(update={"max_length": min(card.max_length, positions)})
+    )
 
 
 class Conversations:
-    """Prompts with their answers as ids, each within the card's `max_length`, and remarks on those that were cut."""
+    """Prompts with their answers as ids, each within the card's `max_length`, and remarks on those
+    that were cut."""
 
     def __init__(
         self,
@@ -130,7 +140,9 @@ class Conversations:
         self.remarks: dict[int, str] = {}
         stops, first = stop_token_ids(tokenizer), _second_bos(card, tokenizer)
         for row, (prompt, completion) in enumerate(zip(prompts, completions)):
-            before, answer = encode_answer(tokenizer, prompt, completion, f"row {row + 1}", tail=card.read_at == "end")
+            before, answer = encode_answer(
+                tokenizer, prompt, completion, f"row {row + 1}", tail=card.read_at == "end"
+            )
             before = [*first, *before]
             if finished is not None and not finished[row]:
                 answer = _unfinished(answer, stops)
@@ -154,7 +166,10 @@ def _second_bos(card: Card, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     if not card.second_bos:
         return []
     if tokenizer.bos_token_id is None:
-        raise RecipeError(f"the card {card.name} says second_bos, but its tokenizer has no start token", "drop the key")
+        raise RecipeError(
+            f"the card {card.name} says second_bos, but its tokenizer has no start token",
+            "drop the key",
+        )
     return [tokenizer.bos_token_id]
 
 
@@ -172,7 +187,8 @@ def refuse_no_numbers(name: str, rows: Sequence[Sequence[float]]) -> None:
     if bad:
         raise DataError(
             f"{name} gives {len(bad)} of {len(rows)} rows a score that is no number",
-            "Its weights are broken, or overflow in this data type: try dtype: float32 in its card.",
+            "Its weights are broken, or overflow in this data type: try dtype: float32 in its "
+            "card.",
             [Problem("no number", where=f"row {place}") for place in bad[:10]],
         )
 
@@ -196,14 +212,24 @@ def section_of(card: Card) -> Model:
 def fingerprint_of(card: Card, tokenizer: PreTrainedTokenizerBase) -> str:
     """A hash of what decides a neural model's scores."""
     says = card.model_dump_json(
-        exclude={"name", "description", "license", "url", "model", "batch_tokens", "accuracy", "recipe_hash"}
+        exclude={
+            "name",
+            "description",
+            "license",
+            "url",
+            "model",
+            "batch_tokens",
+            "accuracy",
+            "recipe_hash",
+        }
     )
     text = f"{says} {tokenizer.chat_template} {model_fingerprint(section_of(card))}"
     return sha256(text.encode()).hexdigest()
 
 
 def attribute_weights(attributes: Sequence[str], weights: dict[str, float]) -> list[float]:
-    """The weight of each attribute in a score: as given, absent ones 0; without any, all the same."""
+    """The weight of each attribute in a score: as given, absent ones 0; without any, all the
+    same."""
     if not weights:
         return [1.0 / len(attributes)] * len(attributes)
     return [weights.get(name, 0.0) for name in attributes]
@@ -212,7 +238,8 @@ def attribute_weights(attributes: Sequence[str], weights: dict[str, float]) -> l
 def make(card: Card) -> Scorer:
     """Load the model of a card of the kind `bradley_terry` or `regression`.
 
-    Raises: RecipeError when it cannot be loaded, or has another number of outputs than the card says.
+    Raises: RecipeError when it cannot be loaded, or has another number of outputs than the card
+    says.
     """
     section = section_of(card)
     tokenizer = load_tokenizer(section)
@@ -222,9 +249,12 @@ def make(card: Card) -> Scorer:
     if outputs != wanted:
         names = f" ({', '.join(card.attributes)})" if card.attributes else ""
         raise RecipeError(
-            f"the card {card.name} of kind {card.kind} says {wanted} output(s){names}, but {card.model} has {outputs}",
+            f"the card {card.name} of kind {card.kind} says {wanted} output(s){names}, but "
+            f"{card.model} has {outputs}",
             "list all outputs under `attributes` with kind: regression, or check the model",
         )
     pool_by_mask(model)
-    weights = attribute_weights(card.attributes, card.weights) if card.kind == "regression" else [1.0]
+    weights = (
+        attribute_weights(card.attributes, card.weights) if card.kind == "regression" else [1.0]
+    )
     return HeadScorer(within_positions(card, model), model, tokenizer, weights)

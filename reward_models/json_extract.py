@@ -1,8 +1,10 @@
-"""Reading JSON out of answers, strictly, and comparing it. Whatever an answer holds, this ends soon and raises nothing.
+"""Reading JSON out of answers, strictly, and comparing it. Whatever an answer holds, this ends soon
+and raises nothing.
 
-Stricter than Python's parser, which takes more than JSON is: no NaN and no Infinity, no key twice in an object, no
-number beyond what a float holds, no lone surrogate in a string. An answer of more than `MAX_CHARACTERS`, or nested
-deeper than `MAX_DEPTH`, is not read at all: what checks a schema goes down one level with several calls of functions.
+Stricter than Python's parser, which takes more than JSON is: no NaN and no Infinity, no key twice
+in an object, no number beyond what a float holds, no lone surrogate in a string. An answer of more
+than `MAX_CHARACTERS`, or nested deeper than `MAX_DEPTH`, is not read at all: what checks a schema
+goes down one level with several calls of functions.
 """
 
 from __future__ import annotations
@@ -21,8 +23,8 @@ INVALID = object()
 def last_block(text: str, *languages: str) -> str | None:
     """The inside of the last complete code block in one of the languages, or None.
 
-    A block begins with a line of three backticks and its language, and ends with a line of three backticks alone; one
-    that is not ended before the next begins is not complete.
+    A block begins with a line of three backticks and its language, and ends with a line of three
+    backticks alone; one that is not ended before the next begins is not complete.
     """
     found: tuple[int, int] | None = None
     begun: int | None = None
@@ -34,7 +36,11 @@ def last_block(text: str, *languages: str) -> str | None:
             continue
         if mark != "```" or not is_open:
             is_open = True
-            begun = number + 1 if mark[3:].lower().split()[:1] in [[name] for name in languages] else None
+            begun = (
+                number + 1
+                if mark[3:].lower().split()[:1] in [[name] for name in languages]
+                else None
+            )
             continue
         if begun is not None:
             found = (begun, number)
@@ -54,7 +60,11 @@ def read_json(text: str) -> Any:
         return INVALID
     try:
         value = json.loads(
-            text, object_pairs_hook=_object, parse_constant=_refuse, parse_float=_float, parse_int=_integer
+            text,
+            object_pairs_hook=_object,
+            parse_constant=_refuse,
+            parse_float=_float,
+            parse_int=_integer,
         )
     except (ValueError, RecursionError):
         return INVALID
@@ -112,11 +122,14 @@ def _can_be_written(value: Any) -> bool:
 
 
 def same_value(first: Any, second: Any) -> bool:
-    """Whether two JSON values are equal: 1 and 1.0 are, 1 and true are not; the order of keys says nothing."""
+    """Whether two JSON values are equal: 1 and 1.0 are, 1 and true are not; the order of keys says
+    nothing."""
     if isinstance(first, bool) or isinstance(second, bool):
         return first is second
     if isinstance(first, dict) and isinstance(second, dict):
-        return first.keys() == second.keys() and all(same_value(first[key], second[key]) for key in first)
+        return first.keys() == second.keys() and all(
+            same_value(first[key], second[key]) for key in first
+        )
     if isinstance(first, list) and isinstance(second, list):
         return len(first) == len(second) and all(map(same_value, first, second))
     return bool(first == second)

@@ -5,20 +5,22 @@
     rubric: ./rubric.txt        # what is judged, in place of ours
     scale: [1, 10]              # worst and best grade
 
-The score is the judge's grade. A comparison is asked in both orders, since judges favour a place: the result is the mean
-of two verdicts (1, 0.5 or 0), so 0.25 and 0.75 are one tie and one opinion, and pairs for which the judge named another
-answer when the order changed are in `flips`; they count as ties. Equal answers are a tie without asking. A right answer
-(`references`) is shown to the judge where the row has one; comparisons have none.
+The score is the judge's grade. A comparison is asked in both orders, since judges favour a place:
+the result is the mean of two verdicts (1, 0.5 or 0), so 0.25 and 0.75 are one tie and one opinion,
+and pairs for which the judge named another answer when the order changed are in `flips`; they count
+as ties. Equal answers are a tie without asking. A right answer (`references`) is shown to the judge
+where the row has one; comparisons have none.
 
-A reply must end in a line of a fixed form (`judge_prompts.py`). One that does not is asked for again with a reminder. A
-row that has no grade then gets no score: neither the worst grade nor a middle one would be the judge's opinion. All other
-rows are asked, their replies are kept, and then `NoVerdict`, a DataError that lists such rows, is raised. Asking
-once more takes the others from the cache and asks new questions only for these.
+A reply must end in a line of a fixed form (`judge_prompts.py`). One that does not is asked for
+again with a reminder. A row that has no grade then gets no score: neither the worst grade nor a
+middle one would be the judge's opinion. All other rows are asked, their replies are kept, and then
+`NoVerdict`, a DataError that lists such rows, is raised. Asking once more takes the others from the
+cache and asks new questions only for these.
 
-Replies are kept in `$ALIGNER_CACHE/judge`, or `~/.cache/aligner/judge`, in one file for each fingerprint; deleting it
-costs money and time only. The endpoint's budget holds from the first question to the end of the program; under `account`
-it goes on in a later one. Not here: several judges with votes (an `ensemble` of judges is that), and battles with
-ratings.
+Replies are kept in `$ALIGNER_CACHE/judge`, or `~/.cache/aligner/judge`, in one file for each
+fingerprint; deleting it costs money and time only. The endpoint's budget holds from the first
+question to the end of the program; under `account` it goes on in a later one. Not here: several
+judges with votes (an `ensemble` of judges is that), and battles with ratings.
 """
 
 from __future__ import annotations
@@ -63,7 +65,9 @@ class NoVerdict(DataError):
 class Judge:
     """Asks a language model for grades and for comparisons."""
 
-    def __init__(self, name: str, endpoint: Endpoint, rubric: str = RUBRIC, scale: Range = (1.0, 10.0)) -> None:
+    def __init__(
+        self, name: str, endpoint: Endpoint, rubric: str = RUBRIC, scale: Range = (1.0, 10.0)
+    ) -> None:
         self._name = name
         self.endpoint = endpoint
         self.rubric = rubric
@@ -81,7 +85,8 @@ class Judge:
 
     @property
     def account(self) -> str:
-        """The name under which the budget goes on in a later program; set it before the first question."""
+        """The name under which the budget goes on in a later program; set it before the first
+        question."""
         return self._session.run
 
     @account.setter
@@ -94,23 +99,32 @@ class Judge:
         completions: Sequence[str],
         references: Sequence[str | None] | None = None,
     ) -> Scores:
-        """Ask for a grade of every answer. Raises: NoVerdict; EndpointError when the judge cannot be asked."""
+        """Ask for a grade of every answer. Raises: NoVerdict; EndpointError when the judge cannot
+        be asked."""
         check_lengths(prompts, completions, references)
         known: Sequence[str | None] = [None] * len(prompts) if references is None else references
         read = functools.partial(grade_in, scale=self.scale)
         reminder = grade_reminder(self.scale)
         replies = self._session.ask(
             [
-                Question(grading(prompt, completion, reference, self.rubric, self.scale), read, reminder)
+                Question(
+                    grading(prompt, completion, reference, self.rubric, self.scale), read, reminder
+                )
                 for prompt, completion, reference in zip(prompts, completions, known)
             ]
         )
         grades = self._values({row: [reply] for row, reply in enumerate(replies)}, "grade")
-        return Scores([grades[row][0] for row in range(len(prompts))], remarks=_remarks(enumerate(replies)))
+        return Scores(
+            [grades[row][0] for row in range(len(prompts))], remarks=_remarks(enumerate(replies))
+        )
 
-    def prefer(self, prompts: Sequence[Prompt], first: Sequence[str], second: Sequence[str]) -> Preferences:
+    def prefer(
+        self, prompts: Sequence[Prompt], first: Sequence[str], second: Sequence[str]
+    ) -> Preferences:
         """Ask which answer is better, in both orders. Raises: as `score`."""
-        assert len(prompts) == len(first) == len(second), f"{len(prompts)} prompts, {len(first)} and {len(second)}"
+        assert len(prompts) == len(first) == len(second), (
+            f"{len(prompts)} prompts, {len(first)} and {len(second)}"
+        )
         asked = [row for row in range(len(prompts)) if first[row] != second[row]]
         questions = [
             Question(comparing(prompts[row], a, b, self.rubric), verdict_in, COMPARE_REMINDER)
@@ -124,13 +138,17 @@ class Judge:
         for row, (as_a, as_b) in verdicts.items():
             chances[row] = (as_a + 1.0 - as_b) / 2.0
         flips = [row for row, (as_a, as_b) in verdicts.items() if as_a == as_b != 0.5]
-        return Preferences(chances, flips, _remarks((row, reply) for row in asked for reply in by_row[row]))
+        return Preferences(
+            chances, flips, _remarks((row, reply) for row in asked for reply in by_row[row])
+        )
 
     @functools.cached_property
     def _asked(self) -> str:
         """A digest of what decides a reply, but for a local model's weights."""
         what = [
-            self.endpoint.model_dump(include={"backend", "model", "temperature", "top_p", "max_tokens", "extra"}),
+            self.endpoint.model_dump(
+                include={"backend", "model", "temperature", "top_p", "max_tokens", "extra"}
+            ),
             self.scale,
             grade_system(self.rubric, self.scale),
             grade_reminder(self.scale),
@@ -140,11 +158,13 @@ class Judge:
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
 
     def fingerprint(self) -> str:
-        """Model, sampling, scale and all that the judge is told; not the address, as in the cache of replies."""
+        """Model, sampling, scale and all that the judge is told; not the address, as in the cache
+        of replies."""
         return f"judge:{self._asked}{self._weights}"
 
     def usage(self) -> dict[str, Any]:
-        """What was asked and spent so far: calls, cached replies, tokens, money where the card has prices."""
+        """What was asked and spent so far: calls, cached replies, tokens, money where the card has
+        prices."""
         return self._session.usage()
 
     def close(self) -> None:
@@ -161,7 +181,9 @@ class Judge:
         if self.endpoint.replay is not None or self.endpoint.backend == "openai":
             return ""
         if self.endpoint.backend == "scripted":
-            return ":" + hashlib.sha256(Path(str(self.endpoint.script)).read_bytes()).hexdigest()[:16]
+            return (
+                ":" + hashlib.sha256(Path(str(self.endpoint.script)).read_bytes()).hexdigest()[:16]
+            )
         from aligner.models.fingerprint import model_fingerprint
 
         self._session.open()  # a model of the hub is on this machine after that
@@ -176,13 +198,21 @@ class Judge:
         }
         if missing:
             raise self._no_verdict(missing, len(replies), what)
-        return {row: [reply.value for reply in found if reply.value is not None] for row, found in replies.items()}
+        return {
+            row: [reply.value for reply in found if reply.value is not None]
+            for row, found in replies.items()
+        }
 
     def _no_verdict(self, missing: dict[int, str], asked: int, what: str) -> NoVerdict:
-        problems = [Problem(reason, where=f"row {row + 1}") for row, reason in sorted(missing.items())[:LISTED]]
+        problems = [
+            Problem(reason, where=f"row {row + 1}")
+            for row, reason in sorted(missing.items())[:LISTED]
+        ]
         error = NoVerdict(
-            f"{self.name} gave no usable {what} for {len(missing)} of {asked} rows; the others are answered and kept",
-            "Score again to ask about these rows only, leave them out, or raise endpoint.max_tokens where replies were cut.",
+            f"{self.name} gave no usable {what} for {len(missing)} of {asked} rows; the others "
+            "are answered and kept",
+            "Score again to ask about these rows only, leave them out, or raise "
+            "endpoint.max_tokens where replies were cut.",
             problems,
         )
         error.rows = missing
@@ -190,16 +220,23 @@ class Judge:
 
 
 def make(card: Card) -> Scorer:
-    """The scorer of a card of the kind `judge`. Asks nobody and loads nothing yet, but says what is missing."""
+    """The scorer of a card of the kind `judge`. Asks nobody and loads nothing yet, but says what is
+    missing."""
     assert card.endpoint is not None, "a card without an endpoint is refused when it is read"
     scale = (card.scale[0], card.scale[1])
     if card.range is not None and tuple(card.range) != scale:
         raise RecipeError(
-            f"{card.name}: range is {card.range[0]:g} to {card.range[1]:g}, and scale {scale[0]:g} to {scale[1]:g}",
+            f"{card.name}: range is {card.range[0]:g} to {card.range[1]:g}, and scale "
+            f"{scale[0]:g} to {scale[1]:g}",
             "The grades of a judge are its scores: drop range.",
         )
     check_endpoint(card.endpoint)
-    return Judge(card.name, card.endpoint, RUBRIC if card.rubric is None else _read_rubric(card.rubric), scale)
+    return Judge(
+        card.name,
+        card.endpoint,
+        RUBRIC if card.rubric is None else _read_rubric(card.rubric),
+        scale,
+    )
 
 
 def _read_rubric(file: str) -> str:
@@ -211,10 +248,14 @@ def _read_rubric(file: str) -> str:
             "A path that begins with a dot is taken from the card's folder.",
         ) from error
     if not text:
-        raise RecipeError(f"the rubric {file} is empty", "Write down what is to be judged, or drop `rubric`.")
+        raise RecipeError(
+            f"the rubric {file} is empty", "Write down what is to be judged, or drop `rubric`."
+        )
     return text
 
 
 def _remarks(replies: Any) -> dict[int, str]:
     """Rows whose first reply could not be used."""
-    return {row: f"the judge was asked {reply.asked} times" for row, reply in replies if reply.asked > 1}
+    return {
+        row: f"the judge was asked {reply.asked} times" for row, reply in replies if reply.asked > 1
+    }

@@ -1,12 +1,13 @@
 """Asking a judge many questions at once, from a program that knows nothing of event loops.
 
-A session has one client, and one event loop in a thread of its own, opened with the first question and kept until the
-session is closed or forgotten: the budget, the rates, a server's connections and the weights of a `local` model last as
-long as the judge does. The caller waits for its answers. A program that runs an event loop itself (a notebook) may call
-as well, and its loop waits too; `await asyncio.to_thread(judge.score, ...)` lets it go on meanwhile.
+A session has one client, and one event loop in a thread of its own, opened with the first question
+and kept until the session is closed or forgotten: the budget, the rates, a server's connections and
+the weights of a `local` model last as long as the judge does. The caller waits for its answers. A
+program that runs an event loop itself (a notebook) may call as well, and its loop waits too; `await
+asyncio.to_thread(judge.score, ...)` lets it go on meanwhile.
 
-Every reply is in the cache before it is read, so what was paid for is never lost: not with a kill, a spent budget, a
-server that goes away, nor with another question that gets no usable answer.
+Every reply is in the cache before it is read, so what was paid for is never lost: not with a kill,
+a spent budget, a server that goes away, nor with another question that gets no usable answer.
 """
 
 from __future__ import annotations
@@ -29,9 +30,11 @@ from aligner.errors import EndpointError
 from .judge_prompts import Messages, Unusable
 
 ATTEMPTS = 2
-"""New requests for one question: as it is, and with a reminder of the form. What comes from the cache does not count."""
+"""New requests for one question: as it is, and with a reminder of the form. What comes from the
+cache does not count."""
 FAILURES_IN_A_ROW = 3
-"""Questions that the server answers with nothing usable after all retries, before no more are asked."""
+"""Questions that the server answers with nothing usable after all retries, before no more are
+asked."""
 NO_REPLY = "(no reply)"
 CLOSING_S = 5.0
 """Longest wait for connections to be closed."""
@@ -39,7 +42,8 @@ CLOSING_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is asked, how the reply is read (`Unusable` where it cannot be), and the reminder that follows such a reply."""
+    """What is asked, how the reply is read (`Unusable` where it cannot be), and the reminder that
+    follows such a reply."""
 
     messages: Messages
     read: Callable[[str], float]
@@ -56,7 +60,8 @@ class Reply:
 
 
 class Session:
-    """A client and its event loop. `run` names the accounts that the budget goes on with; see `aligner.endpoints`."""
+    """A client and its event loop. `run` names the accounts that the budget goes on with; see
+    `aligner.endpoints`."""
 
     def __init__(self, endpoint: Endpoint, cache: Path) -> None:
         self.endpoint = endpoint
@@ -68,10 +73,11 @@ class Session:
         self._finalizer: weakref.finalize[..., Any] | None = None
 
     def ask(self, questions: Sequence[Question]) -> list[Reply]:
-        """Answer all questions, as many at a time as the endpoint allows; equal ones are asked once.
+        """Answer all questions, as many at a time as the endpoint allows; equal ones are asked
+        once.
 
-        Raises: EndpointError after everything that could be answered has been, when the budget is spent or the server
-        refuses or stays away.
+        Raises: EndpointError after everything that could be answered has been, when the budget is
+        spent or the server refuses or stays away.
         """
         if not questions:
             return []
@@ -89,12 +95,17 @@ class Session:
         return [found[_key(question)] for question in questions]
 
     def open(self) -> tuple[Client, asyncio.AbstractEventLoop]:
-        """The client and its loop, opened now if they are not open. Asks nobody; loads the model of a `local` endpoint."""
+        """The client and its loop, opened now if they are not open. Asks nobody; loads the model of
+        a `local` endpoint."""
         with self._lock:
-            if self._opened is None or self._process != os.getpid():  # a forked process has no thread of its parent
+            if (
+                self._opened is None or self._process != os.getpid()
+            ):  # a forked process has no thread of its parent
                 client = open_client(self.endpoint, cache=self.cache, run=self.run)
                 loop = asyncio.new_event_loop()
-                thread = threading.Thread(target=_serve, args=(loop, client), name="aligner-judge", daemon=True)
+                thread = threading.Thread(
+                    target=_serve, args=(loop, client), name="aligner-judge", daemon=True
+                )
                 thread.start()
                 self._finalizer = weakref.finalize(self, _stop, loop, thread, os.getpid())
                 self._opened, self._process = (client, loop), os.getpid()
@@ -138,7 +149,8 @@ class _Round:
             return reply
 
     def _note(self, error: LLMError) -> Reply | EndpointError:
-        """A question that cannot be answered is one row's affair; a server that answers nothing ends the round."""
+        """A question that cannot be answered is one row's affair; a server that answers nothing
+        ends the round."""
         if error.data_failure:
             return Reply(None, reason=error.message)
         if error.retryable:
@@ -148,9 +160,11 @@ class _Round:
         return error
 
     async def _ask(self, question: Question) -> Reply:
-        """Ask, and after an unusable reply once more with a reminder; replies that are in the cache are gone through first.
+        """Ask, and after an unusable reply once more with a reminder; replies that are in the cache
+        are gone through first.
 
-        So a question that got no usable answer in an earlier run is asked anew, and not read from the cache forever.
+        So a question that got no usable answer in an earlier run is asked anew, and not read from
+        the cache forever.
         """
         new, messages = 0, question.messages
         for attempt in itertools.count():
@@ -167,19 +181,23 @@ class _Round:
                 {"role": "assistant", "content": completion.text.strip() or NO_REPLY},
                 {"role": "user", "content": question.reminder},
             )
-            messages = (*question.messages, *again) if attempt % ATTEMPTS == 0 else question.messages
+            messages = (
+                (*question.messages, *again) if attempt % ATTEMPTS == 0 else question.messages
+            )
         raise AssertionError("the cache holds a finite number of replies")
 
 
 def _whole(completion: Completion) -> str:
-    """The text of a reply that was not cut; what looks like a grade at the place of a cut may be a quotation."""
+    """The text of a reply that was not cut; what looks like a grade at the place of a cut may be a
+    quotation."""
     if completion.truncated:
         raise Unusable("the reply was cut at endpoint.max_tokens")
     return completion.text
 
 
 def _refuse_failures(outcomes: Sequence[Reply | EndpointError]) -> list[Reply]:
-    """The replies; the failure that says most is raised: a refusal or a spent budget before a server that stayed away."""
+    """The replies; the failure that says most is raised: a refusal or a spent budget before a
+    server that stayed away."""
     failures = [outcome for outcome in outcomes if isinstance(outcome, EndpointError)]
     if not failures:
         return [outcome for outcome in outcomes if isinstance(outcome, Reply)]
@@ -189,7 +207,9 @@ def _refuse_failures(outcomes: Sequence[Reply | EndpointError]) -> list[Reply]:
     message = f"{worst.message} ({answered} of {len(outcomes)} questions were answered{kept})"
     hint = worst.hint or "try again later: only what is missing is asked"
     if isinstance(worst, LLMError):
-        raise LLMError(message, hint, kind=worst.kind, status=worst.status, attempts=worst.attempts) from worst
+        raise LLMError(
+            message, hint, kind=worst.kind, status=worst.status, attempts=worst.attempts
+        ) from worst
     raise EndpointError(message, hint) from worst
 
 
@@ -214,7 +234,8 @@ def _serve(loop: asyncio.AbstractEventLoop, client: Client) -> None:
 
 
 def _stop(loop: asyncio.AbstractEventLoop, thread: threading.Thread, process: int) -> None:
-    """End a session's thread; called by `close`, or whenever the session is forgotten, at the latest at exit."""
+    """End a session's thread; called by `close`, or whenever the session is forgotten, at the
+    latest at exit."""
     if process != os.getpid():  # a fork has the loop's pipes, and would stop its parent's
         return
     loop.call_soon_threadsafe(loop.stop)

@@ -1,8 +1,10 @@
-"""Pairwise preference models (`pairwise`): a language model that is asked whether answer A or answer B is better.
+"""Pairwise preference models (`pairwise`): a language model that is asked whether answer A or
+answer B is better.
 
-It is asked in both orders, and P(first is better) = (P_AB + 1 - P_BA) / 2, so a liking for one place cancels out; where
-the order decided, the row is among the `flips`. An answer has a score only beside others to the same prompt: the mean
-probability that it is better than each of them (arXiv 2405.07863 takes the best by a tournament, which gives no scores).
+It is asked in both orders, and P(first is better) = (P_AB + 1 - P_BA) / 2, so a liking for one
+place cancels out; where the order decided, the row is among the `flips`. An answer has a score only
+beside others to the same prompt: the mean probability that it is better than each of them (arXiv
+2405.07863 takes the best by a tournament, which gives no scores).
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PairScorer:
-    """P(A) = softmax([z_A, z_B])[A] at the place of the letter, with the model's whole vocabulary left aside."""
+    """P(A) = softmax([z_A, z_B])[A] at the place of the letter, with the model's whole vocabulary
+    left aside."""
 
     card: Card
     model: PreTrainedModel
@@ -66,7 +69,9 @@ class PairScorer:
         questions: list[Question] = []
         for one, other in ((first, second), (second, first)):
             for row in range(count):
-                asked = encode_question(self.tokenizer, prompts[row], one[row], other[row], f"row {row + 1}")
+                asked = encode_question(
+                    self.tokenizer, prompts[row], one[row], other[row], f"row {row + 1}"
+                )
                 questions.append(asked)
                 cut = len(asked.input_ids) - self.card.max_length
                 if cut > 0:
@@ -81,7 +86,10 @@ class PairScorer:
         rest = ""
         if length_of_answers(self.tokenizer, first, second) > longest:
             rest = ", a part of the answers among them"
-        return f"longer than {longest} tokens: it was read without {cut} tokens from its beginning{rest}"
+        return (
+            f"longer than {longest} tokens: it was read without {cut} tokens from its "
+            f"beginning{rest}"
+        )
 
     def _ask(self, questions: Sequence[Question], on_progress: OnProgress | None) -> list[float]:
         """P(A) of each question, read at the last place of rows that are padded on the left."""
@@ -89,14 +97,22 @@ class PairScorer:
 
         def read(batch: dict[str, torch.Tensor], rows: Sequence[int]) -> list[float]:
             logits = self.model(**batch, logits_to_keep=1, use_cache=False).logits[:, -1].float()
-            letters = torch.tensor([[questions[row].first_id, questions[row].second_id] for row in rows])
+            letters = torch.tensor(
+                [[questions[row].first_id, questions[row].second_id] for row in rows]
+            )
             return logits.gather(1, letters.to(logits.device)).softmax(-1)[:, 0].tolist()
 
         assert self.tokenizer.pad_token_id is not None, "load_tokenizer sees to it"
         pad_id, device = self.tokenizer.pad_token_id, self.model.device
         with torch.no_grad():
             chances = in_batches(
-                sequences, read, pad_id, self.card.batch_tokens, device, left=True, on_progress=on_progress
+                sequences,
+                read,
+                pad_id,
+                self.card.batch_tokens,
+                device,
+                left=True,
+                on_progress=on_progress,
             )
         refuse_no_numbers(self.name, [[chance] for chance in chances])
         return chances
@@ -109,7 +125,8 @@ class PairScorer:
         *,
         on_progress: OnProgress | None = None,
     ) -> Scores:
-        """Score each answer by the mean probability that it is better than the other answers to its prompt.
+        """Score each answer by the mean probability that it is better than the other answers to its
+        prompt.
 
         Raises: DataError naming the rows whose prompt has no other answer.
         """
@@ -121,25 +138,39 @@ class PairScorer:
         if alone:
             raise DataError(
                 f"{self.name} compares answers, and {len(alone)} prompts have only one",
-                "Give several answers to each prompt, or use a reward model that scores answers one by one.",
-                [Problem("the only answer to its prompt", where=f"row {row}") for row in alone[:10]],
+                "Give several answers to each prompt, or use a reward model that scores answers "
+                "one by one.",
+                [
+                    Problem("the only answer to its prompt", where=f"row {row}")
+                    for row in alone[:10]
+                ],
             )
         pairs = [pair for rows in groups.values() for pair in combinations(rows, 2)]
         asked: list[str | Messages] = [prompts[a] for a, _ in pairs]
         chances = self.prefer(
-            asked, [completions[a] for a, _ in pairs], [completions[b] for _, b in pairs], on_progress=on_progress
+            asked,
+            [completions[a] for a, _ in pairs],
+            [completions[b] for _, b in pairs],
+            on_progress=on_progress,
         )
         wins: dict[int, list[float]] = defaultdict(list)
         for (a, b), chance in zip(pairs, chances):
             wins[a].append(chance)
             wins[b].append(1.0 - chance)
         remarks = {row: said for place, said in chances.remarks.items() for row in pairs[place]}
-        return Scores((sum(wins[row]) / len(wins[row]) for row in range(len(prompts))), remarks=remarks)
+        return Scores(
+            (sum(wins[row]) / len(wins[row]) for row in range(len(prompts))), remarks=remarks
+        )
 
     def fingerprint(self) -> str:
-        """A hash of the weights, of how they are loaded, and of how text becomes ids, the form of the question included."""
+        """A hash of the weights, of how they are loaded, and of how text becomes ids, the form of
+        the question included."""
         if not self._print:
-            asked = question_text([{"role": role, "content": role} for role in ("user", "assistant", "user")], "x", "y")
+            asked = question_text(
+                [{"role": role, "content": role} for role in ("user", "assistant", "user")],
+                "x",
+                "y",
+            )
             own = fingerprint_of(self.card, self.tokenizer)
             self._print.append(sha256(f"{own} {asked}".encode()).hexdigest())
         return self._print[0]

@@ -1,8 +1,10 @@
-"""How a language model is asked which of two answers is better: the text of the question, and the tokens of A and B.
+"""How a language model is asked which of two answers is better: the text of the question, and the
+tokens of A and B.
 
-The form is that of the pairwise preference model of "RLHF Workflow" (arXiv 2405.07863): one user turn with context and
-both answers, and the answer is the single letter. The markers of the form are written with round brackets where they
-occur in a text, so that an answer cannot speak for the other one.
+The form is that of the pairwise preference model of "RLHF Workflow" (arXiv 2405.07863): one user
+turn with context and both answers, and the answer is the single letter. The markers of the form are
+written with round brackets where they occur in a text, so that an answer cannot speak for the other
+one.
 """
 
 from __future__ import annotations
@@ -34,8 +36,9 @@ class Question:
 def question_text(prompt: str | Messages, first: str, second: str) -> str:
     """Return the question as one text: the conversation so far, answer A and answer B.
 
-    One newline between turns and one behind them, as the authors' template *renders*: Jinja, as transformers sets it up,
-    drops the newline behind each of its tags, and the last one of a template.
+    One newline between turns and one behind them, as the authors' template *renders*: Jinja, as
+    transformers sets it up, drops the newline behind each of its tags, and the last one of a
+    template.
     """
     turns = as_turns(prompt, "user")
     context = "".join(f"\n<turn> {turn['role']}\n {_plain(str(turn['content']))}" for turn in turns)
@@ -43,11 +46,17 @@ def question_text(prompt: str | Messages, first: str, second: str) -> str:
 
 
 def encode_question(
-    tokenizer: PreTrainedTokenizerBase, prompt: str | Messages, first: str, second: str, origin: str = ""
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str | Messages,
+    first: str,
+    second: str,
+    origin: str = "",
 ) -> Question:
-    """Return the question as token ids, with the letters as they are written at that place ("A" and " A" differ).
+    """Return the question as token ids, with the letters as they are written at that place ("A" and
+    " A" differ).
 
-    Raises: RecipeError when the letters are the same token to this tokenizer, or when it has no chat template to ask in.
+    Raises: RecipeError when the letters are the same token to this tokenizer, or when it has no
+    chat template to ask in.
     """
     if not has_template(tokenizer):
         raise RecipeError(
@@ -60,11 +69,14 @@ def encode_question(
     for place, (a, b) in enumerate(zip(pair.chosen_ids, pair.rejected_ids)):
         if a != b:
             return Question([*pair.prompt_ids, *pair.chosen_ids[:place]], a, b)
-    raise RecipeError("the tokenizer writes A and B as the same token", "a pairwise model needs another tokenizer")
+    raise RecipeError(
+        "the tokenizer writes A and B as the same token", "a pairwise model needs another tokenizer"
+    )
 
 
 def length_of_answers(tokenizer: PreTrainedTokenizerBase, first: str, second: str) -> int:
-    """Return the tokens of a question that asks about nothing: what a cut must leave for both answers to be whole."""
+    """Return the tokens of a question that asks about nothing: what a cut must leave for both
+    answers to be whole."""
     return len(encode_question(tokenizer, "", first, second).input_ids)
 
 

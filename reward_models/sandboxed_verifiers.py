@@ -1,13 +1,16 @@
-"""Verifiers that run what may never end: unit tests, a function of the user's, a regular expression, a JSON schema.
+"""Verifiers that run what may never end: unit tests, a function of the user's, a regular
+expression, a JSON schema.
 
-All of it runs in worker processes (`aligner.sandbox.worker`) with limits on time, memory, processes and files, without the
-network. A row whose code loops, allocates without end, forks or dies gets the lowest score, a remark says what happened,
-and scoring goes on with the next row in a new worker. The other side is `verifier_worker.py`.
+All of it runs in worker processes (`aligner.sandbox.worker`) with limits on time, memory, processes
+and files, without the network. A row whose code loops, allocates without end, forks or dies gets
+the lowest score, a remark says what happened, and scoring goes on with the next row in a new
+worker. The other side is `verifier_worker.py`.
 
-Whose code it is decides what it may. An answer's program is nobody's: each row has a process of its own, which can write
-to its temporary folder alone (Linux 5.13 and newer) and sees nothing of the environment. A user's function is trusted not
-to be hostile, only to fail now and then: one worker is kept for all rows, in the working directory and the environment
-of the command, and may write files.
+Whose code it is decides what it may. An answer's program is nobody's: each row has a process of its
+own, which can write to its temporary folder alone (Linux 5.13 and newer) and sees nothing of the
+environment. A user's function is trusted not to be hostile, only to fail now and then: one worker
+is kept for all rows, in the working directory and the environment of the command, and may write
+files.
 """
 
 from __future__ import annotations
@@ -86,20 +89,24 @@ class _Judged:
         return Scores(self.values, remarks=self.remarks)
 
 
-# --- a regular expression ----------------------------------------------------------------------------------------------
+# --- a regular expression -------------------------------------------------------------------------
 
 
 class RegexVerifier:
-    """Whether the pattern is found; or its one group in the last match compared with the reference, blanks aside.
+    """Whether the pattern is found; or its one group in the last match compared with the reference,
+    blanks aside.
 
-    A pattern that looks for its match longer than `timeout_s` (`(a+)+$` in a long answer) has not found it.
+    A pattern that looks for its match longer than `timeout_s` (`(a+)+$` in a long answer) has not
+    found it.
     """
 
     range: Range = SHARE
 
     def __init__(self, name: str, pattern: re.Pattern[str], options: Options) -> None:
         self.name, self.pattern, self.options = name, pattern, options
-        self._worker = Worker(f"{JOBS}:open_regex", {"pattern": pattern.pattern}, limits_of(options), site=False)
+        self._worker = Worker(
+            f"{JOBS}:open_regex", {"pattern": pattern.pattern}, limits_of(options), site=False
+        )
 
     def score(
         self,
@@ -121,14 +128,18 @@ class RegexVerifier:
 
     def fingerprint(self) -> str:
         """The pattern, and how long it may look."""
-        return f"verifier:regex={self.pattern.pattern} {self.options.text()} python{sys.version_info[0]}.{sys.version_info[1]}"
+        return (
+            f"verifier:regex={self.pattern.pattern} {self.options.text()} "
+            f"python{sys.version_info[0]}.{sys.version_info[1]}"
+        )
 
 
-# --- a JSON schema -----------------------------------------------------------------------------------------------------
+# --- a JSON schema --------------------------------------------------------------------------------
 
 
 class SchemaVerifier:
-    """1 when the answer's JSON (see `json_answers`) is valid against a schema; else 0. `format` is not looked at."""
+    """1 when the answer's JSON (see `json_answers`) is valid against a schema; else 0. `format` is
+    not looked at."""
 
     range: Range = SHARE
 
@@ -136,7 +147,9 @@ class SchemaVerifier:
         self.name, self.path, self.options = name, path, options
         schema = _read_schema(name, path)
         self._hash = content_hash(path)
-        self._worker = Worker(f"{JOBS}:open_schema", {"schema": schema}, limits_of(options), site=False)
+        self._worker = Worker(
+            f"{JOBS}:open_schema", {"schema": schema}, limits_of(options), site=False
+        )
 
     def score(
         self,
@@ -154,7 +167,8 @@ class SchemaVerifier:
             outcome = _ask(self.name, self._worker, value, self.options.timeout_s)
             if outcome.error:
                 raise RecipeError(
-                    f"the schema {self.path} cannot be applied: {outcome.error}", "Nothing is fetched for it."
+                    f"the schema {self.path} cannot be applied: {outcome.error}",
+                    "Nothing is fetched for it.",
                 )
             judged.add(float(outcome.result is True), outcome.stopped)
         return judged.scores()
@@ -163,18 +177,26 @@ class SchemaVerifier:
         """The content of the schema's file, and what reads it."""
         from importlib.metadata import version
 
-        return f"verifier:json sha256:{self._hash} {self.options.text()} jsonschema{version('jsonschema')}"
+        return (
+            f"verifier:json sha256:{self._hash} {self.options.text()} "
+            f"jsonschema{version('jsonschema')}"
+        )
 
 
 def _read_schema(name: str, path: Path) -> Any:
-    """The schema in a file; RecipeError for one that is none, or refers to something that is not in it."""
+    """The schema in a file; RecipeError for one that is none, or refers to something that is not in
+    it."""
     import jsonschema
 
     if not path.is_file():
-        raise RecipeError(f"{name}: there is no file {path}", "The path is taken from the working directory.")
+        raise RecipeError(
+            f"{name}: there is no file {path}", "The path is taken from the working directory."
+        )
     schema = read_json(path.read_bytes().decode(errors="surrogateescape"))
     if not isinstance(schema, dict | bool):
-        raise RecipeError(f"{name}: {path} is no JSON schema", "Write a JSON object, with no key twice.")
+        raise RecipeError(
+            f"{name}: {path} is no JSON schema", "Write a JSON object, with no key twice."
+        )
     kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
     try:
         kind.check_schema(cast(Any, schema))  # the stubs forget that true and false are schemas
@@ -186,7 +208,8 @@ def _read_schema(name: str, path: Path) -> Any:
     missing = [reference for reference in _references(schema) if not _is_there(schema, reference)]
     if missing:
         raise RecipeError(
-            f"{name}: {path} refers to {missing[0]!r}, which is not in it", "Nothing is fetched; copy it into the file."
+            f"{name}: {path} refers to {missing[0]!r}, which is not in it",
+            "Nothing is fetched; copy it into the file.",
         )
     return schema
 
@@ -210,7 +233,9 @@ def _is_there(schema: Any, reference: str) -> bool:
     import referencing.exceptions
     import referencing.jsonschema
 
-    if json.dumps(schema).count('"$id"') > (1 if "$id" in schema else 0) or '"$anchor"' in json.dumps(schema):
+    if json.dumps(schema).count('"$id"') > (
+        1 if "$id" in schema else 0
+    ) or '"$anchor"' in json.dumps(schema):
         return True
     resource = referencing.Resource.from_contents(schema, referencing.jsonschema.DRAFT202012)
     try:
@@ -220,27 +245,36 @@ def _is_there(schema: Any, reference: str) -> bool:
     return True
 
 
-# --- a function of the user's ------------------------------------------------------------------------------------------
+# --- a function of the user's ---------------------------------------------------------------------
 
 
 class FunctionVerifier:
-    """A user's function, called once for each row in a worker that is kept; made anew after a row that was stopped.
+    """A user's function, called once for each row in a worker that is kept; made anew after a row
+    that was stopped.
 
-    What it keeps in variables between rows is lost then, so a score should not hang on it. `range` is what the card
-    says; without one, a row that was stopped gets 0.
+    What it keeps in variables between rows is lost then, so a score should not hang on it. `range`
+    is what the card says; without one, a row that was stopped gets 0.
     """
 
-    def __init__(self, name: str, path: Path, function: str, options: Options, declared: Range) -> None:
+    def __init__(
+        self, name: str, path: Path, function: str, options: Options, declared: Range
+    ) -> None:
         self.name, self.options, self.range = name, options, declared
         self._path, self._function = path.resolve(), function
         if not path.is_file():
-            raise RecipeError(f"{name}: there is no file {path}", "The path is taken from the working directory.")
+            raise RecipeError(
+                f"{name}: there is no file {path}", "The path is taken from the working directory."
+            )
         self._hash = content_hash(path)
         setup = {"path": str(self._path), "function": function}
         more = {"file_bytes": FUNCTION_FILE_BYTES, "network": options.network, "user_files": True}
         surroundings: Mapping[str, str] = {**thread_counts(1), **os.environ}
         self._worker = Worker(
-            f"{JOBS}:open_function", setup, limits_of(options, **more), environment=surroundings, folder=Path.cwd()
+            f"{JOBS}:open_function",
+            setup,
+            limits_of(options, **more),
+            environment=surroundings,
+            folder=Path.cwd(),
         )
         self._open()
 
@@ -253,7 +287,9 @@ class FunctionVerifier:
         check_lengths(prompts, completions, references)
         known: Sequence[str | None] = [None] * len(prompts) if references is None else references
         judged = _Judged()
-        for number, (prompt, completion, reference) in enumerate(zip(prompts, completions, known), start=1):
+        for number, (prompt, completion, reference) in enumerate(
+            zip(prompts, completions, known), start=1
+        ):
             row = {"prompt": prompt, "completion": completion, "reference": reference}
             outcome = _ask(self.name, self._worker, row, self.options.timeout_s)
             if outcome.stopped:
@@ -263,27 +299,36 @@ class FunctionVerifier:
         return judged.scores()
 
     def fingerprint(self) -> str:
-        """The content of the file, the function, the limits; what the file imports is not looked at."""
-        return f"verifier:{self._function} sha256:{self._hash} {self.options.text()} range={self.range}"
+        """The content of the file, the function, the limits; what the file imports is not looked
+        at."""
+        return (
+            f"verifier:{self._function} sha256:{self._hash} {self.options.text()} "
+            f"range={self.range}"
+        )
 
     def _value(self, number: int, outcome: Outcome, completion: str) -> float:
         if outcome.error:
             network = (
-                "" if self.options.network else " It has no network; `,network=yes` behind its name gives it back."
+                ""
+                if self.options.network
+                else " It has no network; `,network=yes` behind its name gives it back."
             )
             raise DataError(
                 f"row {number}: {self.name} raised {outcome.error}",
-                f"Make the function give a score to every answer; this one was {completion[:60]!r}.{network}",
+                "Make the function give a score to every answer; this one was "
+                f"{completion[:60]!r}.{network}",
             )
         if "shown" in outcome.result:
             raise DataError(
-                f"row {number}: {self.name} returned {outcome.result['shown']}, which is no finite number",
+                f"row {number}: {self.name} returned {outcome.result['shown']}, which is no "
+                "finite number",
                 "Return a float; higher is better.",
             )
         value = float(outcome.result["value"])
         if not self.range[0] <= value <= self.range[1]:
             raise DataError(
-                f"row {number}: {self.name} returned {value:g}, which is not from {self.range[0]:g} to {self.range[1]:g}",
+                f"row {number}: {self.name} returned {value:g}, which is not from "
+                f"{self.range[0]:g} to {self.range[1]:g}",
                 "That is the `range` on its card; change the one or the other.",
             )
         return value
@@ -293,40 +338,48 @@ class FunctionVerifier:
             self._worker.start()
         except StartError as error:
             message, _, hint = str(error).removeprefix("Refused: ").partition("\n")
-            raise RecipeError(f"{self.name}: {message}", hint or "Import the file with python to see more.") from error
+            raise RecipeError(
+                f"{self.name}: {message}", hint or "Import the file with python to see more."
+            ) from error
 
 
-# --- unit tests --------------------------------------------------------------------------------------------------------
+# --- unit tests -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class TestsVerifier:
-    """Runs the reference's tests on the answer's program: 1 when all pass, else 0; with `share`, the share that passes.
+    """Runs the reference's tests on the answer's program: 1 when all pass, else 0; with `share`,
+    the share that passes.
 
-    The program is the answer's last ```python block (also `py`, `python3`), else the whole answer. It runs as a module
-    named `solution`, so a part under `if __name__ == "__main__":` does not. The reference is Python code that runs after
-    it, as a module of its own that sees the program's names (`from solution import f` works too). Its tests are: each
-    `assert`, and each call of a function that the reference itself defines (`check(candidate)`), at the top level; each
-    function `test_...` without parameters that is not called there; each method `test...` of a `unittest.TestCase`.
-    Pytest's fixtures and async tests are not supported. When something else at the top level raises (an import, say),
-    the rest counts as failed. A reference that is no Python, or holds no test, is an error of the data. What it assigns
-    is not seen by the program's functions, but for `solution.name = value` after `import solution`.
+    The program is the answer's last ```python block (also `py`, `python3`), else the whole answer.
+    It runs as a module named `solution`, so a part under `if __name__ == "__main__":` does not. The
+    reference is Python code that runs after it, as a module of its own that sees the program's
+    names (`from solution import f` works too). Its tests are: each `assert`, and each call of a
+    function that the reference itself defines (`check(candidate)`), at the top level; each function
+    `test_...` without parameters that is not called there; each method `test...` of a
+    `unittest.TestCase`. Pytest's fixtures and async tests are not supported. When something else at
+    the top level raises (an import, say), the rest counts as failed. A reference that is no Python,
+    or holds no test, is an error of the data. What it assigns is not seen by the program's
+    functions, but for `solution.name = value` after `import solution`.
 
-    Names that hide builtins: one that the program defines by `def` or `class` at its top is the tests' too, since it may
-    be what is asked for (`def sum(a, b)`). Where it is made in another way (`all = lambda values: True`), tests get the
-    builtin, unless they import the program's; the program's own functions get what it has made.
+    Names that hide builtins: one that the program defines by `def` or `class` at its top is the
+    tests' too, since it may be what is asked for (`def sum(a, b)`). Where it is made in another way
+    (`all = lambda values: True`), tests get the builtin, unless they import the program's; the
+    program's own functions get what it has made.
 
-    What a program cannot do: leave early and count as passed, print its result, end other processes, outlive its row,
-    reach the network, or fill the disk (but for files that it deletes and keeps open). It cannot put another meaning
-    under a builtin that tests name, by assigning the name, `__builtins__` or what is in `builtins`. And nothing that it
-    does to `unittest`, `ast`, `sys.path`, import hooks or a trace function before its tests begin reaches them.
+    What a program cannot do: leave early and count as passed, print its result, end other
+    processes, outlive its row, reach the network, or fill the disk (but for files that it deletes
+    and keeps open). It cannot put another meaning under a builtin that tests name, by assigning the
+    name, `__builtins__` or what is in `builtins`. And nothing that it does to `unittest`, `ast`,
+    `sys.path`, import hooks or a trace function before its tests begin reaches them.
 
-    What it can do, because it shares an interpreter with its tests: define a function `all` that agrees to everything
-    (`from builtins import all` in the tests cures that), return objects that are equal to everything, replace functions
-    of other modules that the tests use (`importlib`, and what `unittest` is made of, included), replace methods of
-    `unittest` or set a trace function from within a call that a test makes, walk the frames from `sys._getframe()` or
-    search this interpreter's memory, and so replace what runs the tests or report a result of its own. Read what a
-    policy writes when its score rises suddenly.
+    What it can do, because it shares an interpreter with its tests: define a function `all` that
+    agrees to everything (`from builtins import all` in the tests cures that), return objects that
+    are equal to everything, replace functions of other modules that the tests use (`importlib`, and
+    what `unittest` is made of, included), replace methods of `unittest` or set a trace function
+    from within a call that a test makes, walk the frames from `sys._getframe()` or search this
+    interpreter's memory, and so replace what runs the tests or report a result of its own. Read
+    what a policy writes when its score rises suddenly.
     """
 
     __test__ = False  # pytest takes a class of this name for tests
@@ -352,20 +405,26 @@ class TestsVerifier:
         judged = _Judged()
         for pair, total in zip(pairs, totals):
             passed = found[pair].result or 0
-            judged.add(passed / total if self.share else float(passed == total), found[pair].stopped)
+            judged.add(
+                passed / total if self.share else float(passed == total), found[pair].stopped
+            )
         return judged.scores()
 
     def fingerprint(self) -> str:
         """What is counted, the rule, the limits, and the Python that runs it."""
         version = ".".join(map(str, sys.version_info[:2]))
-        return f"verifier:tests{'=share' if self.share else ''}, rule 2, {self.options.text()} python{version}"
+        return (
+            f"verifier:tests{'=share' if self.share else ''}, rule 2, {self.options.text()} "
+            f"python{version}"
+        )
 
     def _count(self, row: int, reference: str) -> int:
         try:
             total = verifier_worker.count_tests(ast.parse(reference))
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             raise DataError(
-                f"row {row}: the right answer is no Python code: {error}", "For `verifier:tests` it holds the tests."
+                f"row {row}: the right answer is no Python code: {error}",
+                "For `verifier:tests` it holds the tests.",
             ) from error
         if not total:
             raise DataError(
@@ -398,7 +457,9 @@ class TestsVerifier:
             try:
                 if ends.is_set():
                     return Outcome(stopped="interrupted")
-                outcome = worker.call({"program": pair[0], "tests": pair[1]}, self.options.timeout_s)
+                outcome = worker.call(
+                    {"program": pair[0], "tests": pair[1]}, self.options.timeout_s
+                )
                 self.isolation.update(worker.isolation)
             finally:
                 live.discard(worker)

@@ -1,8 +1,9 @@
-"""Reward models with a value at every token (`segment`): an answer's score is the mean of the values at its segments' ends.
+"""Reward models with a value at every token (`segment`): an answer's score is the mean of the
+values at its segments' ends.
 
-That is how such a model is trained (arXiv 2501.02790), so it is how it is read here; `values` gives the numbers themselves,
-which segment-level RLHF is made of. A value alone has an arbitrary level that drifts along the answer: do not read it as
-quality.
+That is how such a model is trained (arXiv 2501.02790), so it is how it is read here; `values` gives
+the numbers themselves, which segment-level RLHF is made of. A value alone has an arbitrary level
+that drifts along the answer: do not read it as quality.
 """
 
 from __future__ import annotations
@@ -27,7 +28,14 @@ from aligner.tokenization.segments import segment_ends
 
 from .base import Prompt, Range, Scorer, Scores, check_lengths
 from .card import Card, Segments, range_of
-from .heads import Conversations, OnProgress, fingerprint_of, refuse_no_numbers, section_of, within_positions
+from .heads import (
+    Conversations,
+    OnProgress,
+    fingerprint_of,
+    refuse_no_numbers,
+    section_of,
+    within_positions,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -35,7 +43,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Valued:
-    """One answer: the value after each of its tokens (T,), and the places of its segments' last tokens, ascending."""
+    """One answer: the value after each of its tokens (T,), and the places of its segments' last
+    tokens, ascending."""
 
     token_ids: list[int]
     values: list[float]
@@ -71,8 +80,11 @@ class SegmentScorer:
         finished: Sequence[bool] | None = None,
         on_progress: OnProgress | None = None,
     ) -> Scores:
-        """Score answers by the mean over their segments; `segments` in the attributes counts these."""
-        found, remarks = self.values(prompts, completions, finished=finished, on_progress=on_progress)
+        """Score answers by the mean over their segments; `segments` in the attributes counts
+        these."""
+        found, remarks = self.values(
+            prompts, completions, finished=finished, on_progress=on_progress
+        )
         means = [fmean(one.values[end] for end in one.ends) for one in found]
         return Scores(means, {"segments": [float(len(one.ends)) for one in found]}, remarks)
 
@@ -89,7 +101,9 @@ class SegmentScorer:
         encoded = Conversations(self.card, self.tokenizer, prompts, completions, finished)
 
         def read(batch: dict[str, torch.Tensor], rows: Sequence[int]) -> list[list[float]]:
-            logits = self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[..., 0]
+            logits = self.model(
+                input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
+            ).logits[..., 0]
             return [logits[i, : len(encoded.sequences[row])].tolist() for i, row in enumerate(rows)]
 
         with torch.no_grad():
@@ -101,11 +115,15 @@ class SegmentScorer:
                 self.model.device,
                 on_progress=on_progress,
             )
-        parts = [(ids[:start], ids[start:]) for ids, start in zip(encoded.sequences, encoded.starts)]
+        parts = [
+            (ids[:start], ids[start:]) for ids, start in zip(encoded.sequences, encoded.starts)
+        ]
         parts = [(ids[:-1], ids[-1:]) if not answer else (ids, answer) for ids, answer in parts]
         found = [
             Valued(answer, values[len(prompt) :], ends)
-            for (prompt, answer), values, ends in zip(parts, rows, self._ends(parts, encoded.pad_id))
+            for (prompt, answer), values, ends in zip(
+                parts, rows, self._ends(parts, encoded.pad_id)
+            )
         ]
         refuse_no_numbers(self.name, [one.values for one in found])
         return found, encoded.remarks
@@ -119,7 +137,14 @@ class SegmentScorer:
                 self.reference, parts, pad_token_id=pad_id, batch_tokens=self.card.batch_tokens
             )
         return [
-            segment_ends(segments.rule, answer, self.tokenizer, entropies=found, cutoff=segments.cutoff, stop_ids=stops)
+            segment_ends(
+                segments.rule,
+                answer,
+                self.tokenizer,
+                entropies=found,
+                cutoff=segments.cutoff,
+                stop_ids=stops,
+            )
             for (_, answer), found in zip(parts, entropies)
         ]
 
@@ -127,7 +152,9 @@ class SegmentScorer:
         """A hash of the weights of both models, and of how text becomes ids."""
         if not self._print:
             own = fingerprint_of(self.card, self.tokenizer)
-            other = "" if self.reference is None else model_fingerprint(_reference_section(self.card))
+            other = (
+                "" if self.reference is None else model_fingerprint(_reference_section(self.card))
+            )
             self._print.append(sha256(f"{own} {other}".encode()).hexdigest())
         return self._print[0]
 
@@ -148,17 +175,21 @@ def _reference_section(card: Card) -> Model:
 
 
 def make(card: Card) -> Scorer:
-    """Load the model of a card of the kind `segment`, and the reference where its rule asks for one."""
+    """Load the model of a card of the kind `segment`, and the reference where its rule asks for
+    one."""
     section, segments = section_of(card), _segments(card)
     if segments.rule == "entropy" and segments.reference is None:
         raise RecipeError(
             f"the card {card.name} cuts by entropy and names no reference model",
-            "add `reference:` under `segments:`, the model whose entropies decided the segments in training",
+            "add `reference:` under `segments:`, the model whose entropies decided the segments "
+            "in training",
         )
     tokenizer = load_tokenizer(section)
     model = load_reward_model(section, tokenizer, outputs=None, trainable=False)
     if model.config.num_labels != 1:
-        raise RecipeError(f"{card.model} has {model.config.num_labels} outputs", "a segment reward model has one")
+        raise RecipeError(
+            f"{card.model} has {model.config.num_labels} outputs", "a segment reward model has one"
+        )
     give_values(model)
     reference = None
     if segments.rule == "entropy":

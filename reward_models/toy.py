@@ -1,4 +1,5 @@
-"""The gold score of the toy world as a scorer: it works the right answer out from the prompt and needs no reference."""
+"""The gold score of the toy world as a scorer: it works the right answer out from the prompt and
+needs no reference."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ class ToyScorer:
                 problems.append(Problem(error.message, where=f"row {row}"))
         if problems:
             raise DataError(
-                f"the toy gold score knows the toy world's prompts only; {len(problems)} of {len(prompts)} rows are others",
+                f"the toy gold score knows the toy world's prompts only; {len(problems)} of "
+                f"{len(prompts)} rows are others",
                 "Use a `verifier:...` for your own data.",
                 problems[:10],
             )

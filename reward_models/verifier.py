@@ -2,29 +2,36 @@
 
     verifier:exact             1 when the answer is the reference, blanks aside
     verifier:number            1 when the answer's number is the reference's number
-    verifier:regex=PATTERN     1 when the pattern is found; with a group, when the group is the reference
-    verifier:json              1 when the answer is JSON; with a reference, when it is the same value
-    verifier:json=FILE.json    1 when the answer is JSON that is valid against the schema in the file
-    verifier:tests             1 when the answer's Python program passes the reference's unit tests (`TestsVerifier`)
+    verifier:regex=PATTERN     1 when the pattern is found; with a group, when the group is the
+                               reference
+    verifier:json              1 when the answer is JSON; with a reference, when it is the same
+                               value
+    verifier:json=FILE.json    1 when the answer is JSON that is valid against the schema in the
+                               file
+    verifier:tests             1 when the answer's Python program passes the reference's unit tests
+                               (`TestsVerifier`)
     verifier:tests=share       the share of the tests that it passes
     verifier:FILE.py:FUNCTION  a function of yours: (prompt, completion, reference) -> number
 
-The last four kinds and `regex` run in processes that are stopped when they take too long or too much
-(`verifiers_isolated.py`); such a row is scored as failed and has a remark. Limits stand behind the name, as in
-`verifier:tests,timeout_s=5,memory_mb=512,processes=0`; a function takes `network=yes` too. `regex` takes none, for all
-that follows is its pattern.
+The last four kinds and `regex` run in processes that are stopped when they take too long or too
+much (`sandboxed_verifiers.py`); such a row is scored as failed and has a remark. Limits stand
+behind the name, as in `verifier:tests,timeout_s=5,memory_mb=512,processes=0`; a function takes
+`network=yes` too. `regex` takes none, for all that follows is its pattern.
 
 Blanks: runs of white space count as one space, and those at the ends do not count.
 
-JSON. Read is the answer's last ```json block, else the whole answer; `json_answers.py` says what counts as JSON. A
-reference that is not JSON is an error of the data; with a schema, references are not looked at.
+JSON. Read is the answer's last ```json block, else the whole answer; `json_extract.py` says what
+counts as JSON. A reference that is not JSON is an error of the data; with a schema, references are
+not looked at.
 
-Numbers. The number of a text is the one after its last answer mark (`#### 42`, `A: 42`, `Answer: 42`, `answer is 42`,
-`\\boxed{42}`), else the last number in it. Read are signs (a minus sign between two numbers, as in `7-2`, is no sign; one
-that is followed by blanks, as in `- 3`, is a sign only behind an answer mark in its line or at the start of the text),
-decimals, exponents and thousands separators (`1,234.50`); currency signs, units and percent signs around the number are
-passed over, so `50%` equals `50`. Not read: number words, fractions (`1/2` ends in the number 2), decimal commas.
-Two numbers are equal when they differ by at most `TOLERANCE` times the reference, or `TOLERANCE` near zero.
+Numbers. The number of a text is the one after its last answer mark (`#### 42`, `A: 42`, `Answer:
+42`, `answer is 42`, `\\boxed{42}`), else the last number in it. Read are signs (a minus sign
+between two numbers, as in `7-2`, is no sign; one that is followed by blanks, as in `- 3`, is a sign
+only behind an answer mark in its line or at the start of the text), decimals, exponents and
+thousands separators (`1,234.50`); currency signs, units and percent signs around the number are
+passed over, so `50%` equals `50`. Not read: number words, fractions (`1/2` ends in the number 2),
+decimal commas. Two numbers are equal when they differ by at most `TOLERANCE` times the reference,
+or `TOLERANCE` near zero.
 """
 
 from __future__ import annotations
@@ -59,7 +66,8 @@ _ANY_NUMBER = re.compile(rf"\A\s*({_SPACED})|{_NUMBER}", re.ASCII)
 _MARK = r"(?:####|\bA:|\banswer:|\banswer is:?|\\boxed\{)"
 _MARKED = re.compile(
     _MARK
-    + rf"(?:[ \t*$€£¥(]*({_SPACED})|[\s*$€£¥(]*({_NUMBER}))",  # at the start of a line, `- 3` is an item of a list
+    # At the start of a line, `- 3` is an item of a list.
+    + rf"(?:[ \t*$€£¥(]*({_SPACED})|[\s*$€£¥(]*({_NUMBER}))",
     re.ASCII | re.IGNORECASE,
 )
 
@@ -77,7 +85,8 @@ def number_in(text: str) -> Decimal | None:
 
 
 def _last(pattern: re.Pattern[str], text: str) -> str:
-    """The last match, or the group that it has; nothing is kept of the others, of which a long answer may have millions."""
+    """The last match, or the group that it has; nothing is kept of the others, of which a long
+    answer may have millions."""
     matches = deque(pattern.finditer(text), maxlen=1)
     return str(matches[0][matches[0].lastindex or 0]) if matches else ""
 
@@ -97,7 +106,10 @@ class ExactVerifier:
     ) -> Scores:
         check_lengths(prompts, completions, references)
         right = required_references(self.name, references, len(prompts))
-        return Scores(float(same_text(answer) == same_text(reference)) for answer, reference in zip(completions, right))
+        return Scores(
+            float(same_text(answer) == same_text(reference))
+            for answer, reference in zip(completions, right)
+        )
 
     def fingerprint(self) -> str:
         """The rule, which is fixed."""
@@ -106,7 +118,8 @@ class ExactVerifier:
 
 @dataclass(frozen=True, slots=True)
 class NumberVerifier:
-    """1 when the answer's number equals the reference's; else 0. A reference without a number is an error."""
+    """1 when the answer's number equals the reference's; else 0. A reference without a number is an
+    error."""
 
     name: str = "verifier:number"
     range: Range = SHARE
@@ -123,10 +136,13 @@ class NumberVerifier:
         for row, (target, reference) in enumerate(zip(targets, right), start=1):
             if target is None:
                 raise DataError(
-                    f"row {row}: {self.name} finds no number in the right answer {reference[:60]!r}",
+                    f"row {row}: {self.name} finds no number in the right answer "
+                    f"{reference[:60]!r}",
                     "Use `verifier:exact` for answers that are words.",
                 )
-        return Scores(float(_equal(number_in(answer), target)) for answer, target in zip(completions, targets))
+        return Scores(
+            float(_equal(number_in(answer), target)) for answer, target in zip(completions, targets)
+        )
 
     def fingerprint(self) -> str:
         """The rule, which is fixed."""
@@ -142,7 +158,8 @@ def _equal(found: Decimal | None, target: Decimal | None) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class JsonVerifier:
-    """1 when the answer is JSON and, in a row with a reference, has the reference's value; else 0."""
+    """1 when the answer is JSON and, in a row with a reference, has the reference's value; else
+    0."""
 
     name: str = "verifier:json"
     range: Range = SHARE
@@ -154,15 +171,20 @@ class JsonVerifier:
         references: Sequence[str | None] | None = None,
     ) -> Scores:
         check_lengths(prompts, completions, references)
-        targets = [None] * len(prompts) if references is None else list(map(read_reference, references))
+        targets = (
+            [None] * len(prompts) if references is None else list(map(read_reference, references))
+        )
         for row, target in enumerate(targets, start=1):
             if target is not None and target[0] is INVALID:
                 assert references is not None
                 raise DataError(
-                    f"row {row}: {self.name} finds no JSON in the right answer {str(references[row - 1])[:60]!r}",
+                    f"row {row}: {self.name} finds no JSON in the right answer "
+                    f"{str(references[row - 1])[:60]!r}",
                     "Give JSON, or no `answer` at all where any JSON will do.",
                 )
-        return Scores(_json_score(read_answer(answer), target) for answer, target in zip(completions, targets))
+        return Scores(
+            _json_score(read_answer(answer), target) for answer, target in zip(completions, targets)
+        )
 
     def fingerprint(self) -> str:
         """The rule, which is fixed."""
@@ -188,12 +210,17 @@ def make(card: Card) -> Scorer:
         kind, written = split_options(argument)
         path, colon, function = kind.rpartition(":")
         if colon and path.endswith(".py"):
-            options = read_options(name, written, ("timeout_s", "memory_mb", "processes", "network"))
-            return FunctionVerifier(name, Path(path).expanduser(), function, options, range_of(card))
+            options = read_options(
+                name, written, ("timeout_s", "memory_mb", "processes", "network")
+            )
+            return FunctionVerifier(
+                name, Path(path).expanduser(), function, options, range_of(card)
+            )
         scorer = _make_ready(name, kind, written)
     if card.range is not None and tuple(card.range) != SHARE:
         raise RecipeError(
-            f"the card {name} says a range from {card.range[0]:g} to {card.range[1]:g}, and verifier:{argument} has 0 to 1",
+            f"the card {name} says a range from {card.range[0]:g} to {card.range[1]:g}, and "
+            f"verifier:{argument} has 0 to 1",
             "Drop `range`; it is for functions of your own.",
         )
     return scorer
@@ -233,7 +260,8 @@ def _make_regex(name: str, text: str) -> RegexVerifier:
         ) from error
     if not text or pattern.groups > 1:
         raise RecipeError(
-            f"verifier:regex={text} needs a pattern with at most one group, found {pattern.groups} groups",
+            f"verifier:regex={text} needs a pattern with at most one group, found "
+            f"{pattern.groups} groups",
             "Use (?:...) for groups that are not the answer.",
         )
     return RegexVerifier(name, pattern, Options())

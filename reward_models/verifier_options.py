@@ -1,4 +1,5 @@
-"""Limits of a verifier, as they are written behind its name: `tests,timeout_s=10,memory_mb=512`. A plain table."""
+"""Limits of a verifier, as they are written behind its name: `tests,timeout_s=10,memory_mb=512`. A
+plain table."""
 
 from __future__ import annotations
 
@@ -44,7 +45,9 @@ def split_options(text: str) -> tuple[str, dict[str, str]]:
     found: dict[str, str] = {}
     while match := _WRITTEN.search(text):
         if match[1] in found:
-            raise RecipeError(f"the option {match[1]} stands twice behind a verifier", "Write it once.")
+            raise RecipeError(
+                f"the option {match[1]} stands twice behind a verifier", "Write it once."
+            )
         found[match[1]] = match[2]
         text = text[: match.start()]
     return text, found
@@ -56,7 +59,9 @@ def read_options(name: str, written: dict[str, str], allowed: tuple[str, ...]) -
     for key, value in written.items():
         if key not in allowed:
             takes = f"It takes {', '.join(allowed)}." if allowed else "It takes none."
-            raise RecipeError(f"{name} has no option {key!r}", f"{takes} {did_you_mean(key, allowed)}".strip())
+            raise RecipeError(
+                f"{name} has no option {key!r}", f"{takes} {did_you_mean(key, allowed)}".strip()
+            )
         values[key] = _value(name, key, value)
     return Options(**values)  # type: ignore[arg-type]
 

@@ -1,7 +1,9 @@
-"""What the isolated verifiers run on the other side: a regular expression, a schema, a user's function, unit tests.
+"""What the isolated verifiers run on the other side: a regular expression, a schema, a user's
+function, unit tests.
 
-`aligner.sandbox.worker` opens this file by its path in a fresh interpreter, so it imports the standard library alone. Each
-`open_...` is called once with the setup, and gives the function that is called for every row.
+`aligner.sandbox.worker` opens this file by its path in a fresh interpreter, so it imports the
+standard library alone. Each `open_...` is called once with the setup, and gives the function that
+is called for every row.
 """
 
 from __future__ import annotations
@@ -31,11 +33,12 @@ class Refused(Exception):
     """What is wrong with the user's file, in a sentence; the hint stands in the next line."""
 
 
-# --- a regular expression, a schema ------------------------------------------------------------------------------------
+# --- a regular expression, a schema ---------------------------------------------------------------
 
 
 def open_regex(setup: dict[str, Any]) -> Callable[[dict[str, Any]], bool]:
-    """Whether the pattern is found in the answer; with a group, whether that of the last match is the reference."""
+    """Whether the pattern is found in the answer; with a group, whether that of the last match is
+    the reference."""
     pattern = re.compile(setup["pattern"])
 
     def judge(row: dict[str, Any]) -> bool:
@@ -54,7 +57,9 @@ def open_schema(setup: dict[str, Any]) -> Callable[[Any], bool]:
     import jsonschema
     import referencing
 
-    sys.setrecursionlimit(5_000)  # one level of a value takes several calls, and more where schemas are combined
+    sys.setrecursionlimit(
+        5_000
+    )  # one level of a value takes several calls, and more where schemas are combined
     schema = setup["schema"]
     kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
     validator = kind(schema, registry=referencing.Registry())
@@ -68,11 +73,12 @@ def open_schema(setup: dict[str, Any]) -> Callable[[Any], bool]:
     return judge
 
 
-# --- a function of the user's ------------------------------------------------------------------------------------------
+# --- a function of the user's ---------------------------------------------------------------------
 
 
 def open_function(setup: dict[str, Any]) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """Calls the user's function: {"value": a finite float}, or {"shown": what it returned instead}."""
+    """Calls the user's function: {"value": a finite float}, or {"shown": what it returned
+    instead}."""
     function = _find_function(_import_file(setup["path"]), setup["path"], setup["function"])
 
     def judge(row: dict[str, Any]) -> dict[str, Any]:
@@ -97,7 +103,8 @@ def _import_file(path: str) -> ModuleType:
         spec.loader.exec_module(module)
     except Exception as error:  # the user's code may raise anything
         raise Refused(
-            f"importing {path} raised {type(error).__name__}: {error}\nImport the file with python to see more."
+            f"importing {path} raised {type(error).__name__}: {error}\nImport the file with "
+            "python to see more."
         ) from error
     return module
 
@@ -113,21 +120,25 @@ def _find_function(module: ModuleType, path: str, name: str) -> Callable[..., An
         inspect.signature(functions[name]).bind("prompt", "completion", "reference")
     except TypeError as error:
         raise Refused(
-            f"it cannot be called with three values: {error}\nDefine it as def {name}(prompt, completion, reference)."
+            f"it cannot be called with three values: {error}\nDefine it as def {name}(prompt, "
+            "completion, reference)."
         ) from error
     return functions[name]
 
 
-# --- unit tests --------------------------------------------------------------------------------------------------------
+# --- unit tests -----------------------------------------------------------------------------------
 
 
 def open_tests(setup: dict[str, Any]) -> Callable[[dict[str, Any]], int]:
-    """Runs a program and then its tests: how many of them pass. For one row; a program may leave anything behind."""
+    """Runs a program and then its tests: how many of them pass. For one row; a program may leave
+    anything behind."""
     stops_early = setup["stops_early"]
 
     def judge(row: dict[str, Any]) -> int:
         random.seed(0)
-        tests = tuple(list_tests(ast.parse(row["tests"])))  # compiled before the program can change what compiles
+        tests = tuple(
+            list_tests(ast.parse(row["tests"]))
+        )  # compiled before the program can change what compiles
         program = sys.modules[PROGRAM] = ModuleType(PROGRAM)
         untouched = _Interpreter()
         read: list[tuple[CodeType, set[str]]] = []
@@ -152,20 +163,30 @@ def open_tests(setup: dict[str, Any]) -> Callable[[dict[str, Any]], int]:
 def _read(program: str) -> tuple[CodeType, set[str]]:
     """A program compiled, and the names that it defines by `def` or `class` at its top."""
     tops = ast.parse(program).body
-    defined = {node.name for node in tops if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)}
+    defined = {
+        node.name
+        for node in tops
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+    }
     return compile(program, "<program>", "exec", dont_inherit=True), defined
 
 
 class _Interpreter:
-    """What tests rely on, as it is before a program runs: the builtins, and how modules are found."""
+    """What tests rely on, as it is before a program runs: the builtins, and how modules are
+    found."""
 
     def __init__(self) -> None:
         self.built_in = dict(vars(builtins))
-        self._path, self._finders, self._hooks = list(sys.path), list(sys.meta_path), list(sys.path_hooks)
+        self._path, self._finders, self._hooks = (
+            list(sys.path),
+            list(sys.meta_path),
+            list(sys.path_hooks),
+        )
         self._importers = dict(sys.path_importer_cache)
 
     def restore(self) -> None:
-        """As it was; unittest will be loaded anew, and nothing of the program's watches what runs from here on."""
+        """As it was; unittest will be loaded anew, and nothing of the program's watches what runs
+        from here on."""
         built_in = vars(builtins)
         built_in.clear()
         built_in.update(self.built_in)
@@ -178,10 +199,12 @@ class _Interpreter:
 
 
 class _Beneath(dict[str, Any]):
-    """Stands in for the builtins of the tests: the real ones, and the program's names where there is no builtin.
+    """Stands in for the builtins of the tests: the real ones, and the program's names where there
+    is no builtin.
 
-    The tests' own names come first, as everywhere. The program's are looked up at the time, so that tests see what its
-    functions change; a function that tests call cannot put a name over a builtin, either.
+    The tests' own names come first, as everywhere. The program's are looked up at the time, so that
+    tests see what its functions change; a function that tests call cannot put a name over a
+    builtin, either.
     """
 
     def __init__(self, built_in: dict[str, Any], program: dict[str, Any]) -> None:
@@ -192,8 +215,11 @@ class _Beneath(dict[str, Any]):
         return self.program[name]
 
 
-def _names_of_tests(program: dict[str, Any], defined: set[str], built_in: dict[str, Any]) -> dict[str, Any]:
-    """The globals in which tests run. Of the program's names that hide builtins, those that it defines are kept."""
+def _names_of_tests(
+    program: dict[str, Any], defined: set[str], built_in: dict[str, Any]
+) -> dict[str, Any]:
+    """The globals in which tests run. Of the program's names that hide builtins, those that it
+    defines are kept."""
     module = sys.modules[TESTS] = ModuleType(TESTS)
     names = vars(module)
     names["__builtins__"] = _Beneath(built_in, program)
@@ -211,14 +237,22 @@ class Test:
 def list_tests(tree: ast.Module) -> list[Test]:
     """The statements of the reference in order, and then its test functions and test methods.
 
-    A test is an `assert` or a call of a function that the reference itself defines (`check(candidate)`), at the top
-    level; a function `test_...` that is not called there; a method `test...` of a subclass of unittest's TestCase.
+    A test is an `assert` or a call of a function that the reference itself defines
+    (`check(candidate)`), at the top level; a function `test_...` that is not called there; a method
+    `test...` of a subclass of unittest's TestCase.
     """
     own = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
     called = {_called(node) for node in tree.body}
-    found = [Test(_executing(node), isinstance(node, ast.Assert) or _called(node) in own) for node in tree.body]
+    found = [
+        Test(_executing(node), isinstance(node, ast.Assert) or _called(node) in own)
+        for node in tree.body
+    ]
     for node in tree.body:
-        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_") and node.name not in called:
+        if (
+            isinstance(node, ast.FunctionDef)
+            and node.name.startswith("test_")
+            and node.name not in called
+        ):
             found.append(Test(_calling(node.name), True))
         if isinstance(node, ast.ClassDef):
             found += [Test(_running(node.name, method), True) for method in _methods(node)]
@@ -232,7 +266,11 @@ def count_tests(tree: ast.Module) -> int:
 
 def _called(node: ast.stmt) -> str | None:
     """`check` where the statement is `check(...)`."""
-    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and isinstance(node.value.func, ast.Name):
+    if (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Call)
+        and isinstance(node.value.func, ast.Name)
+    ):
         return node.value.func.id
     return None
 
@@ -241,7 +279,11 @@ def _methods(node: ast.ClassDef) -> list[str]:
     """Test methods of a class one of whose bases is called TestCase, as unittest's own is."""
     if not any(ast.unparse(base).rpartition(".")[2] == "TestCase" for base in node.bases):
         return []
-    return [item.name for item in node.body if isinstance(item, ast.FunctionDef) and item.name.startswith("test")]
+    return [
+        item.name
+        for item in node.body
+        if isinstance(item, ast.FunctionDef) and item.name.startswith("test")
+    ]
 
 
 def _executing(node: ast.stmt) -> Callable[[dict[str, Any]], Any]:

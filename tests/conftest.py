@@ -1,6 +1,8 @@
-"""Fixtures of every test: no network, no keys, no home directory but a temporary one, one thread; and the toy world.
+"""Fixtures of every test: no network, no keys, no home directory but a temporary one, one thread;
+and the toy world.
 
-The environment is set while this file is imported, before any test imports a library that reads it only once.
+The environment is set while this file is imported, before any test imports a library that reads it
+only once.
 """
 
 from __future__ import annotations
@@ -95,7 +97,8 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="session")
 def toy_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A toy world with few rows and a base that has learned next to nothing; written once for all workers.
+    """A toy world with few rows and a base that has learned next to nothing; written once for all
+    workers.
 
     Read it only: a test that trains copies what it needs, or gives an `output_dir` of its own.
     """

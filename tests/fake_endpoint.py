@@ -1,10 +1,14 @@
-"""A server on this machine that speaks as much of OpenAI's protocol as a test wants, and misbehaves on order.
+"""A server on this machine that speaks as much of OpenAI's protocol as a test wants, and misbehaves
+on order.
 
-    with FakeEndpoint([Answer(429, headers={"retry-after-ms": "1"}), Answer(text="hello")]) as server:
-        ...  # server.base_url; server.bodies has what was asked, server.peak how many at the same time
+    answers = [Answer(429, headers={"retry-after-ms": "1"}), Answer(text="hello")]
+    with FakeEndpoint(answers) as server:
+        ...  # server.base_url; server.bodies has what was asked, server.peak how many at the same
+             time
 
-A list is answered in order, the last one for ever; a function is given the body of each request. The standard library's
-server resets connections under load and answers slowly unless the queue is long and replies go out in one piece.
+A list is answered in order, the last one for ever; a function is given the body of each request.
+The standard library's server resets connections under load and answers slowly unless the queue is
+long and replies go out in one piece.
 """
 
 from __future__ import annotations
@@ -22,7 +26,8 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Answer:
-    """One reply: a text in the usual form, or `body` (an object, or bytes as they are) with a status and headers."""
+    """One reply: a text in the usual form, or `body` (an object, or bytes as they are) with a
+    status and headers."""
 
     status: int = 200
     text: str | None = "hello"
@@ -40,9 +45,15 @@ class Answer:
             return json.dumps(self.body).encode()
         if self.status >= 400:
             return json.dumps({"error": {"message": f"scripted {self.status}"}}).encode()
-        said = {"message": {"role": "assistant", "content": self.text}} if "chat" in path else {"text": self.text}
+        said = (
+            {"message": {"role": "assistant", "content": self.text}}
+            if "chat" in path
+            else {"text": self.text}
+        )
         usage = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
-        return json.dumps({"choices": [{**said, "finish_reason": self.finish_reason}], "usage": usage}).encode()
+        return json.dumps(
+            {"choices": [{**said, "finish_reason": self.finish_reason}], "usage": usage}
+        ).encode()
 
 
 Answers = Sequence[Answer] | Callable[[dict[str, Any]], Answer]
@@ -71,7 +82,10 @@ class FakeEndpoint:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._stop.set()
         self._server.shutdown()

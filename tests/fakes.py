@@ -1,8 +1,10 @@
-"""Small real things built in code, for every test that needs one: a tokenizer, a model, files of rows. No network.
+"""Small real things built in code, for every test that needs one: a tokenizer, a model, files of
+rows. No network.
 
-`write_small_world()` makes a folder to train in: model, conversations, pairs; `small_recipe()` a recipe for it.
-`byte_tokenizer()` has one token for each byte and a ChatML-like template with generation markers; `tiny_llama()` is a
-random Llama with two layers that fits it; `save_model()` writes both where `from_pretrained` finds them.
+`write_small_world()` makes a folder to train in: model, conversations, pairs; `small_recipe()` a
+recipe for it. `byte_tokenizer()` has one token for each byte and a ChatML-like template with
+generation markers; `tiny_llama()` is a random Llama with two layers that fits it; `save_model()`
+writes both where `from_pretrained` finds them.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ CHAT_TEMPLATE = """\
 """
 
 
-def byte_tokenizer(chat_template: str | None = CHAT_TEMPLATE, *, adds_bos: bool = True) -> PreTrainedTokenizerFast:
+def byte_tokenizer(
+    chat_template: str | None = CHAT_TEMPLATE, *, adds_bos: bool = True
+) -> PreTrainedTokenizerFast:
     """One token for each byte. `chat_template=None` makes the tokenizer of a base model."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
@@ -46,7 +50,9 @@ def byte_tokenizer(chat_template: str | None = CHAT_TEMPLATE, *, adds_bos: bool 
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     core.decoder = decoders.ByteLevel()
     if adds_bos:
-        core.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, 1)])
+        core.post_processor = processors.TemplateProcessing(
+            single=f"{BOS} $A", special_tokens=[(BOS, 1)]
+        )
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core,
         pad_token=PAD,
@@ -60,8 +66,11 @@ def byte_tokenizer(chat_template: str | None = CHAT_TEMPLATE, *, adds_bos: bool 
     return tokenizer
 
 
-def tiny_llama(tokenizer: PreTrainedTokenizerFast, seed: int = 0, **settings: Any) -> LlamaForCausalLM:
-    """A random Llama with two layers and about thirty thousand parameters, the same for the same seed."""
+def tiny_llama(
+    tokenizer: PreTrainedTokenizerFast, seed: int = 0, **settings: Any
+) -> LlamaForCausalLM:
+    """A random Llama with two layers and about thirty thousand parameters, the same for the same
+    seed."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -93,7 +102,9 @@ def save_model(folder: Path, seed: int = 0, **settings: Any) -> Path:
     return folder
 
 
-def save_reward_model(folder: Path, outputs: int = 1, seed: int = 0, card: str | None = None) -> Path:
+def save_reward_model(
+    folder: Path, outputs: int = 1, seed: int = 0, card: str | None = None
+) -> Path:
     """A random sequence classification model with its tokenizer and card."""
     import torch
     from transformers import LlamaForSequenceClassification
@@ -113,19 +124,25 @@ def save_reward_model(folder: Path, outputs: int = 1, seed: int = 0, card: str |
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
     """Write rows, one a line, and return the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    path.write_text(
+        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
+    )
     return path
 
 
 def write_small_world(folder: Path, rows: int = 48, seed: int = 0) -> Path:
-    """A folder with `model/`, `sft.jsonl`, `pairs.jsonl` and `weighted.jsonl`: letters to be sorted, of many lengths."""
+    """A folder with `model/`, `sft.jsonl`, `pairs.jsonl` and `weighted.jsonl`: letters to be
+    sorted, of many lengths."""
     save_model(folder / "model", seed)
     draw = random.Random(seed)
     words = ["".join(draw.choices("abcdefgh", k=draw.randint(1, 24))) for _ in range(rows)]
     write_jsonl(folder / "sft.jsonl", (_talk(word) for word in words))
     pairs = [_pair(word, draw) for word in words]
     write_jsonl(folder / "pairs.jsonl", pairs)
-    write_jsonl(folder / "weighted.jsonl", ({**pair, "weight": draw.choice((0.5, 1.0, 3.0))} for pair in pairs))
+    write_jsonl(
+        folder / "weighted.jsonl",
+        ({**pair, "weight": draw.choice((0.5, 1.0, 3.0))} for pair in pairs),
+    )
     return folder
 
 
@@ -137,7 +154,11 @@ def _talk(word: str) -> dict[str, Any]:
 def _pair(word: str, draw: random.Random) -> dict[str, Any]:
     question, answer = _talk(word)["messages"]
     wrong = word[::-1] + "z" * draw.randint(1, 6)
-    return {"prompt": [question], "chosen": [answer], "rejected": [{"role": "assistant", "content": wrong}]}
+    return {
+        "prompt": [question],
+        "chosen": [answer],
+        "rejected": [{"role": "assistant", "content": wrong}],
+    }
 
 
 SMALL = {
@@ -154,11 +175,15 @@ SMALL = {
 """Settings of a run that takes a second or two; every one can be overridden."""
 
 
-def small_recipe(method: str, world: Path, output_dir: Path, *overrides: str, **flags: Any) -> Resolved:
+def small_recipe(
+    method: str, world: Path, output_dir: Path, *overrides: str, **flags: Any
+) -> Resolved:
     """A resolved recipe for a small world. `flags`: dotted keys with `__` for the dot."""
     from aligner.config.load import load_recipe
 
-    data = {"sft": "sft.jsonl", "dpo": "pairs.jsonl", "sapo": "sft.jsonl", "reward": "pairs.jsonl"}[method]
+    data = {"sft": "sft.jsonl", "dpo": "pairs.jsonl", "sapo": "sft.jsonl", "reward": "pairs.jsonl"}[
+        method
+    ]
     settings = {
         "model.name_or_path": str(world / "model"),
         "data.train": str(world / data),
@@ -167,11 +192,14 @@ def small_recipe(method: str, world: Path, output_dir: Path, *overrides: str, **
         **{key.replace("__", "."): value for key, value in flags.items()},
     }
     given = {override.split("=", 1)[0] for override in overrides}
-    return load_recipe(method, None, overrides, {key: value for key, value in settings.items() if key not in given})
+    return load_recipe(
+        method, None, overrides, {key: value for key, value in settings.items() if key not in given}
+    )
 
 
 def prescribe(monkeypatch: pytest.MonkeyPatch, metric: str, values: Iterable[float]) -> None:
-    """Let trainers find these values of a metric, the last one ever after, where a processor's rounding would decide."""
+    """Let trainers find these values of a metric, the last one ever after, where a processor's
+    rounding would decide."""
     from transformers import Trainer
 
     numbers = list(values)

@@ -1,7 +1,9 @@
-"""Runs in processes of their own that are killed at a chosen moment: SIGKILL, from within, so that it is exact.
+"""Runs in processes of their own that are killed at a chosen moment: SIGKILL, from within, so that
+it is exact.
 
-The processes come from a fork server that has imported everything once, so a run costs little more than its training.
-`MOMENTS` names the places; `count` says at which passage through the place the process dies.
+The processes come from a fork server that has imported everything once, so a run costs little more
+than its training. `MOMENTS` names the places; `count` says at which passage through the place the
+process dies.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from typing import Any
 from fakes import small_recipe
 
 Place = tuple[str, str, bool]
-"""Owner ("module" or "module:Class"), attribute, and whether the process dies before the call (else after it)."""
+"""Owner ("module" or "module:Class"), attribute, and whether the process dies before the call (else
+after it)."""
 
 MOMENTS: dict[str, Place] = {
     "while rows are tokenised": ("aligner.tokenization.dataset", "_write", True),
@@ -26,9 +29,17 @@ MOMENTS: dict[str, Place] = {
     "while the model is loaded": ("aligner.methods.{method}.train", "load_policy", True),
     "while the reference is computed": ("aligner.training.reference", "_save", True),
     "while rewards are kept": ("aligner.methods.dpo.reward_distillation", "write_atomically", True),
-    "while answers of the reference are kept": ("aligner.methods.dpo.reference_samples", "_save", True),
+    "while answers of the reference are kept": (
+        "aligner.methods.dpo.reference_samples",
+        "_save",
+        True,
+    ),
     "in the middle of an epoch": ("transformers:Trainer", "training_step", True),
-    "while a checkpoint is written": ("transformers:Trainer", "_save_optimizer_and_scheduler", True),
+    "while a checkpoint is written": (
+        "transformers:Trainer",
+        "_save_optimizer_and_scheduler",
+        True,
+    ),
     "before a checkpoint is declared whole": ("aligner.runs.run:Run", "complete_checkpoint", True),
     "after a checkpoint is declared whole": ("aligner.runs.run:Run", "complete_checkpoint", False),
     "after a line of metrics": ("aligner.runs.run:Run", "log_metrics", False),
@@ -62,7 +73,17 @@ def run_in_process(
     """Run a small recipe in a process of its own; returns its exit code, -9 when it was killed."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    settings = (method, world, folder, overrides, flags or {}, resume, moment, count, os.environ.get("ALIGNER_CACHE"))
+    settings = (
+        method,
+        world,
+        folder,
+        overrides,
+        flags or {},
+        resume,
+        moment,
+        count,
+        os.environ.get("ALIGNER_CACHE"),
+    )
     process = context.Process(target=_work, args=settings)
     process.start()
     process.join(PATIENCE_S)

@@ -1,4 +1,5 @@
-"""Random mixtures of experts of a few thousand weights, one for each habit of their families, that fit the byte tokenizer."""
+"""Random mixtures of experts of a few thousand weights, one for each habit of their families, that
+fit the byte tokenizer."""
 
 from __future__ import annotations
 
@@ -22,8 +23,20 @@ SHAPE: dict[str, Any] = {
     "eos_token_id": 2,
     "num_experts_per_tok": 2,
 }
-LATENT = {"kv_lora_rank": 16, "q_lora_rank": 16, "qk_nope_head_dim": 16, "qk_rope_head_dim": 16, "v_head_dim": 16}
-ROUTED = {"n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1}
+LATENT = {
+    "kv_lora_rank": 16,
+    "q_lora_rank": 16,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 16,
+}
+ROUTED = {
+    "n_routed_experts": 4,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 1,
+    "n_group": 1,
+    "topk_group": 1,
+}
 
 MIXTURES: dict[str, dict[str, Any]] = {
     "mixtral": {"num_local_experts": 4},
@@ -33,11 +46,23 @@ MIXTURES: dict[str, dict[str, Any]] = {
     "phimoe": {"num_local_experts": 4},
     "deepseek_v3": {**ROUTED, **LATENT, "num_key_value_heads": 4},
     "hunyuan_v1_moe": {"num_experts": 4, "moe_topk": 2},
-    "llama4_text": {"num_local_experts": 4, "num_experts_per_tok": 1, "interleave_moe_layer_step": 1},
+    "llama4_text": {
+        "num_local_experts": 4,
+        "num_experts_per_tok": 1,
+        "interleave_moe_layer_step": 1,
+    },
     "jetmoe": {"num_local_experts": 4, "kv_channels": 16, "activation_function": "silu"},
     "afmoe": {"num_experts": 4, "num_dense_layers": 1},
-    "lfm2_moe": {"num_experts": 4, "num_dense_layers": 1, "layer_types": ["conv", "full_attention"]},
-    "nemotron_h": {"n_routed_experts": 4, "moe_shared_expert_intermediate_size": 32, "mamba_num_heads": 4},
+    "lfm2_moe": {
+        "num_experts": 4,
+        "num_dense_layers": 1,
+        "layer_types": ["conv", "full_attention"],
+    },
+    "nemotron_h": {
+        "n_routed_experts": 4,
+        "moe_shared_expert_intermediate_size": 32,
+        "mamba_num_heads": 4,
+    },
 }
 """Family -> what its configuration needs beside `SHAPE`."""
 

@@ -14,7 +14,8 @@ SMOOTHING: dict[str, str] = {
 
 
 def _smoothing_is_read(view: View) -> Findings:
-    """transformers smooths the targets of a next-token loss; losses of pairs have keys of their own."""
+    """transformers smooths the targets of a next-token loss; losses of pairs have keys of their
+    own."""
     method = str(view["method"])
     if view["trainer.label_smoothing_factor"] and method in SMOOTHING:
         message = f"smooths the tokens of a next-token loss, and has no effect on `{method}`"
@@ -22,7 +23,8 @@ def _smoothing_is_read(view: View) -> Findings:
 
 
 def _no_noise_beside_a_reference(view: View) -> Findings:
-    """NEFTune's noise is in the policy alone: its rewards would measure the noise, from the first step on."""
+    """NEFTune's noise is in the policy alone: its rewards would measure the noise, from the first
+    step on."""
     method = str(view["method"])
     alpha = view["trainer.neftune_noise_alpha"]
     if not alpha or method not in ("dpo", "sapo"):
@@ -30,16 +32,31 @@ def _no_noise_beside_a_reference(view: View) -> Findings:
     loss = view[f"{method}.loss"]
     losses = set(loss) if isinstance(loss, dict) else {loss}
     if not losses <= set(REFERENCE_FREE_LOSSES):
-        message = "puts noise on the policy's embeddings, which its reference has not: rewards would measure the noise"
-        hint = f"drop it, use it in `aligner sft`, or train {', '.join(REFERENCE_FREE_LOSSES)}, which read no reference"
+        message = (
+            "puts noise on the policy's embeddings, which its reference has not: rewards would "
+            "measure the noise"
+        )
+        hint = (
+            f"drop it, use it in `aligner sft`, or train {', '.join(REFERENCE_FREE_LOSSES)}, "
+            "which read no reference"
+        )
         yield finding("trainer.neftune_noise_alpha", message, hint)
 
 
 def _something_is_trained(view: View) -> Findings:
     """transformers takes 0 steps for no limit."""
     if view["trainer.max_steps"] == 0:
-        hint = "`aligner eval` and `aligner generate` take a model as it is; `--dry-run` shows what would be trained"
-        yield finding("trainer.max_steps", "0 steps train nothing, and would be taken for no limit", hint)
+        hint = (
+            "`aligner eval` and `aligner generate` take a model as it is; `--dry-run` shows what "
+            "would be trained"
+        )
+        yield finding(
+            "trainer.max_steps", "0 steps train nothing, and would be taken for no limit", hint
+        )
 
 
-DEAD_KEY_RULES: tuple[Rule, ...] = (_smoothing_is_read, _no_noise_beside_a_reference, _something_is_trained)
+DEAD_KEY_RULES: tuple[Rule, ...] = (
+    _smoothing_is_read,
+    _no_noise_beside_a_reference,
+    _something_is_trained,
+)

@@ -1,6 +1,8 @@
-"""`docs/recipe.md`, generated: `python -m aligner.config.docs > docs/recipe.md`. A test keeps the file equal.
+"""`docs/recipe.md`, generated: `python -m aligner.config.docs > docs/recipe.md`. A test keeps the
+file equal.
 
-Keys, types, bounds, defaults and texts come from the schema; names of losses, strategies and flags from their tables.
+Keys, types, bounds, defaults and texts come from the schema; names of losses, strategies and flags
+from their tables.
 """
 
 from __future__ import annotations
@@ -29,8 +31,8 @@ INTRO = """\
 
 <!-- Generated from the schema: python -m aligner.config.docs > docs/recipe.md -->
 
-A recipe is a YAML file. `aligner sft RECIPE`, `aligner dpo RECIPE`, `aligner mosaic RECIPE` and so on run it; `RECIPE` is a
-file, or the name of a shipped one (`aligner recipes list`).
+A recipe is a YAML file. `aligner sft RECIPE`, `aligner dpo RECIPE`, `aligner mosaic RECIPE` and so
+on run it; `RECIPE` is a file, or the name of a shipped one (`aligner recipes list`).
 
 ```yaml
 method: dpo
@@ -41,15 +43,19 @@ trainer: {learning_rate: 5e-6, num_train_epochs: 1}
 output_dir: runs/mine
 ```
 
-* Unknown keys, keys given twice and wrong types are errors. All of them are reported at once, with file, line and key.
-* `key=value` after the recipe changes a value: `model.lora.r=8 trainer.learning_rate=1e-5`. The value is read as YAML,
-  lists are replaced whole, sections are made as needed. `data.train.max_rows=100` sets a key of the only source.
+* Unknown keys, keys given twice and wrong types are errors. All of them are reported at once, with
+  file, line and key.
+* `key=value` after the recipe changes a value: `model.lora.r=8 trainer.learning_rate=1e-5`. The
+  value is read as YAML, lists are replaced whole, sections are made as needed.
+  `data.train.max_rows=100` sets a key of the only source.
 * Flags set keys as well; the names are those of TRL, with `_` or `-`. They are listed at the end.
-* Flags and `key=value` beat the recipe. `resolved.json` in the run directory says where every value came from.
-* A key is a text, as it stands there. Aliases (`&name`, `*name`) and merged keys (`<<`) may be used; with all of them
-  written out a recipe has at most 1,000,000 characters and 40 levels.
-* Numbers may be written `5e-6`; they are finite, and what is counted ends at 2,147,483,647. Booleans are `true` and
-  `false`; `no` is a text. Relative paths are taken from the working directory.
+* Flags and `key=value` beat the recipe. `resolved.json` in the run directory says where every value
+  came from.
+* A key is a text, as it stands there. Aliases (`&name`, `*name`) and merged keys (`<<`) may be
+  used; with all of them written out a recipe has at most 1,000,000 characters and 40 levels.
+* Numbers may be written `5e-6`; they are finite, and what is counted ends at 2,147,483,647.
+  Booleans are `true` and `false`; `no` is a text. Relative paths are taken from the working
+  directory.
 * Without `output_dir` the run goes to `runs/`, named after the recipe or the model.
 """
 
@@ -69,9 +75,12 @@ def document() -> str:
 def _sections() -> Iterator[str]:
     yield "## Top level\n\n" + _table(recipe_module.TrainRecipe)
     yield (
-        "`discover` trains nothing itself: it has `method`, `output_dir`, `seed`, `discover` and `endpoint` "
-        "(the language model that proposes) alone. `mosaic` trains nothing either: it has `method`, `output_dir`, `seed`, "
-        "`data` and `mosaic`; `select` (`aligner data select`) likewise, with `select` in its place, and `data` only where a policy "
+        "`discover` trains nothing itself: it has `method`, `output_dir`, `seed`, `discover` and "
+        "`endpoint` "
+        "(the language model that proposes) alone. `mosaic` trains nothing either: it has "
+        "`method`, `output_dir`, `seed`, "
+        "`data` and `mosaic`; `select` (`aligner data select`) likewise, with `select` in its "
+        "place, and `data` only where a policy "
         "answers prompts.\n"
     )
     titled: tuple[tuple[str, type[Section]], ...] = (
@@ -105,7 +114,9 @@ def _method_sections() -> Iterator[tuple[str, type[Section]]]:
 def _texts() -> dict[str, dict[str, str]]:
     """Class -> field -> the docstring below the field."""
     tree = ast.parse(Path(recipe_module.__file__).read_text("utf-8"))
-    return {node.name: dict(_texts_in(node)) for node in tree.body if isinstance(node, ast.ClassDef)}
+    return {
+        node.name: dict(_texts_in(node)) for node in tree.body if isinstance(node, ast.ClassDef)
+    }
 
 
 def _texts_in(node: ast.ClassDef) -> Iterator[tuple[str, str]]:
@@ -126,7 +137,8 @@ def text_of(section: type[Section], key: str) -> str:
 
 def _table(section: type[Section]) -> str:
     rows = [
-        f"| `{name}` | {_cell(_type(field.annotation, field.metadata))} | {FILLED_IN.get(name) or _default(field)} "
+        f"| `{name}` | {_cell(_type(field.annotation, field.metadata))} | "
+        f"{FILLED_IN.get(name) or _default(field)} "
         f"| {_cell(text_of(section, name))} |"
         for name, field in section.model_fields.items()
     ]
@@ -141,7 +153,9 @@ def _type(hint: Any, metadata: list[Any] | tuple[Any, ...] = ()) -> str:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
         inner = [
-            item for extra in arguments[1:] for item in (extra.metadata if isinstance(extra, FieldInfo) else [extra])
+            item
+            for extra in arguments[1:]
+            for item in (extra.metadata if isinstance(extra, FieldInfo) else [extra])
         ]
         return _type(arguments[0], [*inner, *metadata])
     if origin in (typing.Union, types.UnionType):
@@ -162,7 +176,8 @@ def _bounds(metadata: list[Any] | tuple[Any, ...]) -> str:
         f"{sign} {plain_number(bound)}"
         for name, sign in _BOUNDS
         for item in metadata
-        if (bound := getattr(item, name, None)) not in (None, MOST)  # that counts end somewhere is said above
+        if (bound := getattr(item, name, None))
+        not in (None, MOST)  # that counts end somewhere is said above
     ]
     return f" {', '.join(found)}" if found else ""
 
@@ -184,27 +199,40 @@ def _names(title: str, intro: str, table: dict[str, str]) -> str:
 
 
 def _losses() -> str:
-    return _names("Objectives of `dpo.loss`", "The names are TRL's where TRL has the objective.", LOSSES)
+    return _names(
+        "Objectives of `dpo.loss`", "The names are TRL's where TRL has the objective.", LOSSES
+    )
 
 
 def _strategies() -> str:
-    return _names("Strategies of `launch.strategy`", "Or the path of a configuration file of accelerate's.", STRATEGIES)
+    return _names(
+        "Strategies of `launch.strategy`",
+        "Or the path of a configuration file of accelerate's.",
+        STRATEGIES,
+    )
 
 
 def _trainer() -> str:
-    classes = ", ".join(f"`{table['class']}` for `{method}`" for method, table in trainer_keys.table().items())
+    classes = ", ".join(
+        f"`{table['class']}` for `{method}`" for method, table in trainer_keys.table().items()
+    )
     head = (
         "## trainer\n\n"
-        f"Every field of the trainer's own configuration class: {classes}. Their documentation is that of TRL and\n"
-        "transformers; keys and types are checked before anything is loaded. `warmup_steps` below 1 is a share of all\n"
+        f"Every field of the trainer's own configuration class: {classes}. Their documentation is "
+        "that of TRL and\n"
+        "transformers; keys and types are checked before anything is loaded. `warmup_steps` below "
+        "1 is a share of all\n"
         "steps. These fields are set elsewhere:\n"
     )
     rows = [f"| `{key}` | {text} |" for key, text in trainer_keys.RESERVED.items()]
     ranges = [f"| `{key}` | {allowed} |" for key, allowed in RANGES.items()]
     bounds = (
-        "\nNumbers have bounds, beyond which the trainers break or nothing sensible is trained. Words, arguments of\n"
-        "optimizers and schedulers (`optim_args`, `lr_scheduler_kwargs`), and the packages that a key needs are checked\n"
-        "too, also before anything is loaded; what only the device knows is tried before rows are tokenised.\n"
+        "\nNumbers have bounds, beyond which the trainers break or nothing sensible is trained. "
+        "Words, arguments of\n"
+        "optimizers and schedulers (`optim_args`, `lr_scheduler_kwargs`), and the packages that a "
+        "key needs are checked\n"
+        "too, also before anything is loaded; what only the device knows is tried before rows are "
+        "tokenised.\n"
     )
     first = ["| Field | Instead |", "| --- | --- |", *rows]
     return "\n".join([head, *first, bounds, "| Field | Number |", "| --- | --- |", *ranges])
@@ -212,13 +240,17 @@ def _trainer() -> str:
 
 def _flags() -> str:
     parts = [
-        "## Flags\n\nEvery field of the trainer is a flag of its own name, and so is every dotted key "
+        "## Flags\n\nEvery field of the trainer is a flag of its own name, and so is every dotted "
+        "key "
         "(`--model.lora.r 8`).\nThese are the ones that help screens show.\n",
         "| Flag | Key | |",
         "| --- | --- | --- |",
     ]
     for flags in flag_groups().values():
-        parts += [f"| `--{flag.name}` | {f'`{flag.key}`' if flag.key else ''} | {_cell(flag.help)} |" for flag in flags]
+        parts += [
+            f"| `--{flag.name}` | {f'`{flag.key}`' if flag.key else ''} | {_cell(flag.help)} |"
+            for flag in flags
+        ]
     return "\n".join(parts)
 
 

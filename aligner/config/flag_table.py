@@ -1,8 +1,9 @@
 """The flags of the training commands, and where each one goes in a recipe.
 
-The names are those that TRL's command line made common; `_` and `-` are the same. Two kinds of flag are not in this
-table because they follow from others: every key of the method's trainer class is a flag of its own name, and every
-dotted key of the recipe is one too (`--model.lora.r 8`). How they are read stands in `flags.py`.
+The names are those that TRL's command line made common; `_` and `-` are the same. Two kinds of flag
+are not in this table because they follow from others: every key of the method's trainer class is a
+flag of its own name, and every dotted key of the recipe is one too (`--model.lora.r 8`). How they
+are read stands in `flags.py`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ class Flag:
     key: str
     help: str
     values: dict[bool, Any] | None = None
-    """For a flag that is on or off: the value written for each. A state that is absent sets nothing."""
+    """For a flag that is on or off: the value written for each. A state that is absent sets
+    nothing."""
     many: bool = False
     """Takes several values: `--lora_target_modules q_proj v_proj`."""
     write: str = ""
@@ -37,8 +39,17 @@ MODEL = (
     Flag("dtype", "model.dtype", "Type of the weights: auto, float32, bfloat16, float16."),
     Flag("torch_dtype", "model.dtype", "The same, under its old name."),
     Flag("attn_implementation", "model.attn_implementation", "sdpa, eager, flash_attention_2, ..."),
-    Flag("trust_remote_code", "model.trust_remote_code", "Run code that ships with the model.", _ON_OFF),
-    Flag("chat_template_path", "model.chat_template", "Jinja file, or the name of a shipped template."),
+    Flag(
+        "trust_remote_code",
+        "model.trust_remote_code",
+        "Run code that ships with the model.",
+        _ON_OFF,
+    ),
+    Flag(
+        "chat_template_path",
+        "model.chat_template",
+        "Jinja file, or the name of a shipped template.",
+    ),
     Flag("eos_token", "model.eos_token", "Stop token, when the tokenizer's own is the wrong one."),
 )
 
@@ -51,16 +62,28 @@ ADAPTERS = (
         write="model.lora: {}",
     ),
     Flag("lora_r", "model.lora.r", "Rank of the adapters."),
-    Flag("lora_alpha", "model.lora.lora_alpha", "Their scale: updates are multiplied by alpha / r."),
+    Flag(
+        "lora_alpha", "model.lora.lora_alpha", "Their scale: updates are multiplied by alpha / r."
+    ),
     Flag("lora_dropout", "model.lora.lora_dropout", "Dropout on the adapters' input."),
-    Flag("lora_target_modules", "model.lora.target_modules", "Modules that get one, or all-linear.", many=True),
+    Flag(
+        "lora_target_modules",
+        "model.lora.target_modules",
+        "Modules that get one, or all-linear.",
+        many=True,
+    ),
     Flag(
         "lora_target_parameters",
         "model.lora.target_parameters",
         "Weights that get one without being a layer.",
         many=True,
     ),
-    Flag("lora_modules_to_save", "model.lora.modules_to_save", "Modules trained whole beside them.", many=True),
+    Flag(
+        "lora_modules_to_save",
+        "model.lora.modules_to_save",
+        "Modules trained whole beside them.",
+        many=True,
+    ),
     Flag("use_rslora", "model.lora.use_rslora", "Scale by alpha / sqrt(r).", _ON_OFF),
     Flag("use_dora", "model.lora.use_dora", "Weight-decomposed adapters.", _ON_OFF),
     Flag(
@@ -77,7 +100,12 @@ ADAPTERS = (
         {True: "int8", False: "none"},
         write="model.quantization: int8",
     ),
-    Flag("use_bnb_nested_quant", "model.double_quant", "Quantize the quantization constants too.", _ON_OFF),
+    Flag(
+        "use_bnb_nested_quant",
+        "model.double_quant",
+        "Quantize the quantization constants too.",
+        _ON_OFF,
+    ),
 )
 
 DATA = (
@@ -127,12 +155,24 @@ DPO = (
     ),
 )
 
-MOSAIC = (Flag("tokenizer", "mosaic.tokenizer", "Hub id or folder of the model whose tokenizer counts lengths."),)
+MOSAIC = (
+    Flag(
+        "tokenizer",
+        "mosaic.tokenizer",
+        "Hub id or folder of the model whose tokenizer counts lengths.",
+    ),
+)
 
 SELECT = (
-    Flag("candidates", "select.candidates", "File of prompts with their answers, in place of --model."),
+    Flag(
+        "candidates",
+        "select.candidates",
+        "File of prompts with their answers, in place of --model.",
+    ),
     Flag("reward_models", "select.reward_models", "Reward models whose doubts decide.", many=True),
-    Flag("labelled", "select.labelled", "Files, or earlier selections, of labelled pairs.", many=True),
+    Flag(
+        "labelled", "select.labelled", "Files, or earlier selections, of labelled pairs.", many=True
+    ),
 )
 
 LAUNCH = (
@@ -141,8 +181,16 @@ LAUNCH = (
     Flag("machine_rank", "launch.machine_rank", "This machine's number."),
     Flag("main_process_ip", "launch.main_process_ip", "Address of machine 0."),
     Flag("main_process_port", "launch.main_process_port", "Port of machine 0."),
-    Flag("mixed_precision", "launch.mixed_precision", "no, bf16 or fp16, over accelerate's configuration."),
-    Flag("accelerate_config", "launch.strategy", "ddp, fsdp, zero1, zero2, zero3, or a file of accelerate's."),
+    Flag(
+        "mixed_precision",
+        "launch.mixed_precision",
+        "no, bf16 or fp16, over accelerate's configuration.",
+    ),
+    Flag(
+        "accelerate_config",
+        "launch.strategy",
+        "ddp, fsdp, zero1, zero2, zero3, or a file of accelerate's.",
+    ),
 )
 
 RUN = (
@@ -150,8 +198,16 @@ RUN = (
     Flag("output", "output_dir", "The run directory. Short: -o."),
     Flag("output_dir", "output_dir", "The same as --output."),
     Flag("seed", "seed", "Seed of sampling, shuffling and initialisation."),
-    Flag("resume_from_checkpoint", "", "true: go on from the last complete checkpoint, as --resume does."),
-    Flag("dataset_num_proc", "", "Accepted and without effect: rows become tokens once, in one process."),
+    Flag(
+        "resume_from_checkpoint",
+        "",
+        "true: go on from the last complete checkpoint, as --resume does.",
+    ),
+    Flag(
+        "dataset_num_proc",
+        "",
+        "Accepted and without effect: rows become tokens once, in one process.",
+    ),
 )
 
 TRAINER = (
@@ -184,14 +240,21 @@ TRAINER = (
 )
 """The trainer's keys that help screens show; the others are flags all the same."""
 
-WARMUP_RATIO = Flag("warmup_ratio", "trainer.warmup_steps", "Share of the steps that warms up; below 1.")
+WARMUP_RATIO = Flag(
+    "warmup_ratio", "trainer.warmup_steps", "Share of the steps that warms up; below 1."
+)
 
 SHORT = {"c": "config", "o": "output"}
 
 OPTIONS = ("resume", "overwrite", "dry_run", "json", "debug", "help")
 """Options of the command itself; they set no key of the recipe."""
 
-METHOD_FLAGS: dict[str, tuple[Flag, ...]] = {"sft": SFT, "dpo": DPO, "mosaic": MOSAIC, "select": SELECT}
+METHOD_FLAGS: dict[str, tuple[Flag, ...]] = {
+    "sft": SFT,
+    "dpo": DPO,
+    "mosaic": MOSAIC,
+    "select": SELECT,
+}
 
 FLAGS: dict[str, Flag] = {
     flag.name: flag
@@ -219,7 +282,9 @@ ACCELERATE_CONFIGS = {
 def flag_groups(method: str | None = None) -> dict[str, list[Flag]]:
     """The flags that help screens show, by group: of one method, or of all."""
     table = trainer_keys.fields(method or "sft")
-    trainer = [Flag(name, f"trainer.{name}", table[name]["help"]) for name in TRAINER if name in table]
+    trainer = [
+        Flag(name, f"trainer.{name}", table[name]["help"]) for name in TRAINER if name in table
+    ]
     own = {name: list(flags) for name, flags in METHOD_FLAGS.items() if method in (None, name)}
     return {
         "Run": list(RUN),

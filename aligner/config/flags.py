@@ -1,8 +1,9 @@
 """The command line of a training command, read into a recipe's name, overrides and flags.
 
-`--learning_rate 5e-6`, `--learning-rate=5e-6`, `--bf16`, `--no-bf16`, `--bf16 false`, `-o runs/x`, `trainer.max_steps=10`.
-Which flag sets which key stands in `flag_table.py`. Nothing is validated here beyond what a flag can mean; the values go
-through the same checks as a recipe's. All problems are reported at once.
+`--learning_rate 5e-6`, `--learning-rate=5e-6`, `--bf16`, `--no-bf16`, `--bf16 false`, `-o runs/x`,
+`trainer.max_steps=10`. Which flag sets which key stands in `flag_table.py`. Nothing is validated
+here beyond what a flag can mean; the values go through the same checks as a recipe's. All problems
+are reported at once.
 """
 
 from __future__ import annotations
@@ -32,9 +33,11 @@ _FALSE = ("false", "no", "off", "n", "f", "0")
 
 @dataclass
 class Arguments:
-    """What a command line says: which recipe, which overrides, which flags (dotted key -> value and flag as typed).
+    """What a command line says: which recipe, which overrides, which flags (dotted key -> value and
+    flag as typed).
 
-    `options` holds the command's own switches (`resume`, `dry_run`, ...); `notes` are things the user should be told.
+    `options` holds the command's own switches (`resume`, `dry_run`, ...); `notes` are things the
+    user should be told.
     """
 
     ref: str | None = None
@@ -50,7 +53,9 @@ def parse_arguments(arguments: Sequence[str], method: str = "dpo") -> Arguments:
     parser.run()
     if parser.problems:
         count = "a problem" if len(parser.problems) == 1 else f"{len(parser.problems)} problems"
-        raise UsageError(f"{count} in the command line", "`--help` lists the flags", parser.problems)
+        raise UsageError(
+            f"{count} in the command line", "`--help` lists the flags", parser.problems
+        )
     return parser.result
 
 
@@ -83,7 +88,9 @@ class _Parser:
     def _recipe(self, value: str, token: str) -> None:
         if self.result.ref not in (None, value):
             self._complain(
-                token, f"a recipe is named already: `{self.result.ref}`", "settings are `key=value` or `--flag`"
+                token,
+                f"a recipe is named already: `{self.result.ref}`",
+                "settings are `key=value` or `--flag`",
             )
             return
         self.result.ref = value
@@ -113,7 +120,8 @@ class _Parser:
         return SHORT.get(name, name) if not typed.startswith("--") else name
 
     def _own(self, name: str) -> Flag | None:
-        """The flag of that name, unless it belongs to another method (`--loss_type` is the objective of `dpo` only)."""
+        """The flag of that name, unless it belongs to another method (`--loss_type` is the
+        objective of `dpo` only)."""
         others = [flags for other, flags in flag_table.METHOD_FLAGS.items() if other != self.method]
         if any(flag.name == name for flags in others for flag in flags):
             return None
@@ -125,7 +133,8 @@ class _Parser:
     def _is_trainer_switch(self, name: str) -> bool:
         return "bool" in trainer_keys.fields(self.method)[name]["type"].split(" | ")
 
-    # -- values -------------------------------------------------------------------------------------------------------
+    # -- values
+    # ----------------------------------------------------------------------------------------------
 
     def _value(self, typed: str, attached: str | None, is_switch: bool = False) -> str | None:
         """The text that belongs to a flag; "true" for a bare switch."""
@@ -155,20 +164,29 @@ class _Parser:
         if first is None:
             return None
         values = first.strip("[]").split(",")
-        while attached is None and self.tokens and re.fullmatch(r"\w+(\.\w+)*(?<!\.yaml)(?<!\.yml)", self.tokens[0]):
+        while (
+            attached is None
+            and self.tokens
+            and re.fullmatch(r"\w+(\.\w+)*(?<!\.yaml)(?<!\.yml)", self.tokens[0])
+        ):
             values.append(self.tokens.pop(0))
         values = [value.strip(" '\"") for value in values]
         return values if len(values) > 1 or values[0] != "all-linear" else values[0]
 
     def _set(self, key: str, value: Any, typed: str) -> None:
         before = self.result.flags.get(key)
-        if before is not None and before.value != value and self._name(before.name) != self._name(typed):
+        if (
+            before is not None
+            and before.value != value
+            and self._name(before.name) != self._name(typed)
+        ):
             hint = f"`{key}` cannot be both {before.value} and {value}"
             self._complain(typed, f"contradicts `{before.name}`", hint)
             return
         self.result.flags[key] = FlagValue(value, typed)
 
-    # -- kinds of flags -----------------------------------------------------------------------------------------------
+    # -- kinds of flags
+    # ----------------------------------------------------------------------------------------------
 
     def _option(self, name: str, typed: str, value: str | None) -> None:
         state = self._truth(typed, "true" if value is None else value)
@@ -187,14 +205,20 @@ class _Parser:
         elif flag.key == "data.train":
             self._data(typed, attached)
         else:
-            self._key(flag.key, typed, attached, is_switch(self.recipe_class, tuple(flag.key.split("."))))
+            self._key(
+                flag.key, typed, attached, is_switch(self.recipe_class, tuple(flag.key.split(".")))
+            )
 
     def _data(self, typed: str, attached: str | None) -> None:
         path = self._value(typed, attached)
         if path is None:
             return
         before = self.result.flags.get("data.train")
-        value = path if before is None else [*([before.value] if isinstance(before.value, str) else before.value), path]
+        value = (
+            path
+            if before is None
+            else [*([before.value] if isinstance(before.value, str) else before.value), path]
+        )
         self.result.flags["data.train"] = FlagValue(value, typed)
 
     def _key(self, key: str, typed: str, attached: str | None, switch: bool) -> None:
@@ -209,7 +233,9 @@ class _Parser:
             self._set(key, read_shell_value(self.recipe_class, tuple(key.split(".")), text), typed)
         except yaml.YAMLError as error:
             self._complain(
-                typed, f"`{text}` cannot be read: {getattr(error, 'problem', error)}", "quote it in the shell"
+                typed,
+                f"`{text}` cannot be read: {getattr(error, 'problem', error)}",
+                "quote it in the shell",
             )
 
     def _truth(self, typed: str, text: str | None) -> bool | None:
@@ -227,7 +253,11 @@ class _Parser:
             self._set(flag.key, flag.values[False], typed)
         elif flag is not None and is_switch(self.recipe_class, tuple(flag.key.split("."))):
             self._set(flag.key, False, typed)
-        elif flag is None and name in trainer_keys.allowed(self.method) and self._is_trainer_switch(name):
+        elif (
+            flag is None
+            and name in trainer_keys.allowed(self.method)
+            and self._is_trainer_switch(name)
+        ):
             self._set(f"trainer.{name}", False, typed)
         elif name in OPTIONS:
             self.result.options[name] = False
@@ -241,11 +271,16 @@ class _Parser:
             self._complain(typed, "is no flag", place)
             return
         near = hints.closest(name, _all_names(self.method))
-        keys = [key for key in dotted_keys(self.recipe_class) if key.rsplit(".", 1)[-1] == name and "[" not in key]
+        keys = [
+            key
+            for key in dotted_keys(self.recipe_class)
+            if key.rsplit(".", 1)[-1] == name and "[" not in key
+        ]
         hint = f"did you mean `--{near}`?" if near else (f"write `{keys[0]}=...`" if keys else "")
         self._complain(typed, "unknown flag", hint)
 
-    # -- flags with a meaning of their own ----------------------------------------------------------------------------
+    # -- flags with a meaning of their own
+    # ----------------------------------------------------------------------------
 
     def _config(self, typed: str, value: str | None) -> None:
         if value is not None:
@@ -260,7 +295,10 @@ class _Parser:
             self._complain(typed, f"expected a number, found `{value}`")
             return
         if not 0 <= ratio < 1:
-            hint = "it is written as `warmup_steps` now, where 1 or more counts steps; `--warmup_steps` takes either"
+            hint = (
+                "it is written as `warmup_steps` now, where 1 or more counts steps; "
+                "`--warmup_steps` takes either"
+            )
             self._complain(typed, f"must be at least 0 and below 1, found {value}", hint)
             return
         self._set("trainer.warmup_steps", ratio, typed)
@@ -283,7 +321,9 @@ class _Parser:
 
     def _num_proc(self, typed: str, value: str | None) -> None:
         if value is not None:
-            self.result.notes.append(f"`{typed} {value}` has no effect: rows become tokens once, in one process")
+            self.result.notes.append(
+                f"`{typed} {value}` has no effect: rows become tokens once, in one process"
+            )
 
     def _check_adapters(self) -> None:
         whole = self.result.flags.get("model.lora")

@@ -1,6 +1,7 @@
 """Names that people bring from older versions and other tools -> where the same is said here.
 
-Used for hints only: nothing in this file is accepted as a key. A renamed key fails, and says its new name.
+Used for hints only: nothing in this file is accepted as a key. A renamed key fails, and says its
+new name.
 """
 
 from __future__ import annotations
@@ -25,9 +26,13 @@ GONE: dict[str, str] = {
     "logging_dir": "metrics are in the run directory, in metrics.jsonl; drop it",
     "loss_weights": "write `dpo.loss={sigmoid: 0.8, sft: 0.2}`",
     "max_completion_length": "`data.max_length` counts prompt and answer together",
-    "max_prompt_length": "removed, since it cut prompts silently; `data.max_length` counts prompt and answer together",
+    "max_prompt_length": "removed, since it cut prompts silently; `data.max_length` counts prompt "
+    "and "
+    "answer "
+    "together",
     "max_seq_length": "it is called `data.max_length` now",
-    "model_init_kwargs": "set the keys of `model`: dtype, attn_implementation, quantization, revision",
+    "model_init_kwargs": "set the keys of `model`: dtype, attn_implementation, quantization, "
+    "revision",
     "no_cuda": "set `trainer.use_cpu: true`",
     "overwrite_output_dir": "run the command with `--overwrite`",
     "peft_config": "write `model.lora: {r: 16, lora_alpha: 32}`",

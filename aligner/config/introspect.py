@@ -1,4 +1,5 @@
-"""Questions about the schema: which section or type stands at a dotted key. No recipe values here."""
+"""Questions about the schema: which section or type stands at a dotted key. No recipe values
+here."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from aligner.config.yaml_lines import KeyPath
 
 
 def members(hint: Any) -> list[Any]:
-    """The alternatives of a type, without `Annotated` and without nesting: `str | None` -> [str, NoneType]."""
+    """The alternatives of a type, without `Annotated` and without nesting: `str | None` -> [str,
+    NoneType]."""
     origin = typing.get_origin(hint)
     if origin is Annotated:
         return members(typing.get_args(hint)[0])
@@ -65,13 +67,16 @@ def _inside(kinds: list[Any]) -> list[Any]:
 
 
 def is_text(recipe: type[Section], path: KeyPath) -> bool:
-    """Whether a key holds text and nothing else, so that a value typed in a shell is taken as it stands."""
+    """Whether a key holds text and nothing else, so that a value typed in a shell is taken as it
+    stands."""
     kinds = [kind for kind in type_at(recipe, path) if kind is not type(None)]
     return bool(kinds) and all(kind is str or _is_text_choice(kind) for kind in kinds)
 
 
 def _is_text_choice(kind: Any) -> bool:
-    return typing.get_origin(kind) is Literal and all(isinstance(choice, str) for choice in typing.get_args(kind))
+    return typing.get_origin(kind) is Literal and all(
+        isinstance(choice, str) for choice in typing.get_args(kind)
+    )
 
 
 def is_switch(recipe: type[Section], path: KeyPath) -> bool:
@@ -80,10 +85,13 @@ def is_switch(recipe: type[Section], path: KeyPath) -> bool:
 
 
 def choices_at(recipe: type[Section], path: KeyPath) -> list[str]:
-    """The texts that a key offers, if it offers a choice; so do the items of a list, and the keys of a mapping."""
+    """The texts that a key offers, if it offers a choice; so do the items of a list, and the keys
+    of a mapping."""
     kinds = type_at(recipe, path) or _inside(type_at(recipe, path[:-1]))
     found = [kind for kind in kinds if typing.get_origin(kind) is Literal]
-    return [str(choice) for kind in found for choice in typing.get_args(kind) if isinstance(choice, str)]
+    return [
+        str(choice) for kind in found for choice in typing.get_args(kind) if isinstance(choice, str)
+    ]
 
 
 def walk(section: type[Section], prefix: str = "") -> Iterator[tuple[str, type[Section]]]:

@@ -1,8 +1,10 @@
-"""From a recipe, overrides and flags to one resolved, frozen recipe; or to everything that is wrong, all at once.
+"""From a recipe, overrides and flags to one resolved, frozen recipe; or to everything that is
+wrong, all at once.
 
-Order of strength: flags and `key=value` overrides beat the file, the file beats the defaults. A flag and an override that
-say different things about one key are a problem, since neither order would be anybody's obvious choice. Nothing is
-loaded but pydantic and yaml, so a wrong recipe is answered at once.
+Order of strength: flags and `key=value` overrides beat the file, the file beats the defaults. A
+flag and an override that say different things about one key are a problem, since neither order
+would be anybody's obvious choice. Nothing is loaded but pydantic and yaml, so a wrong recipe is
+answered at once.
 """
 
 from __future__ import annotations
@@ -31,9 +33,9 @@ from aligner.errors import Problem, RecipeError
 class Resolved:
     """A recipe that can be run, and where each of its values came from.
 
-    `recipe` is of the class that `RECIPES` names for its method.
-    `origins` maps a dotted key to a place: `recipe.yaml:12`, the flag or the override as it was typed, or `default`.
-    `text` is the recipe as the user wrote it (or what the flags amount to, when there was no file).
+    `recipe` is of the class that `RECIPES` names for its method. `origins` maps a dotted key to a
+    place: `recipe.yaml:12`, the flag or the override as it was typed, or `default`. `text` is the
+    recipe as the user wrote it (or what the flags amount to, when there was no file).
     """
 
     recipe: Any
@@ -44,10 +46,16 @@ class Resolved:
     def as_json(self) -> dict[str, Any]:
         """Values, origins and hash, for `resolved.json`."""
         values = self.recipe.model_dump(mode="json")
-        return {"recipe": values, "origins": dict(self.origins), "recipe_hash": recipe_hash(self.recipe)}
+        return {
+            "recipe": values,
+            "origins": dict(self.origins),
+            "recipe_hash": recipe_hash(self.recipe),
+        }
 
     @classmethod
-    def from_json(cls, record: Mapping[str, Any], text: str = "", path: Path | None = None) -> Resolved:
+    def from_json(
+        cls, record: Mapping[str, Any], text: str = "", path: Path | None = None
+    ) -> Resolved:
         """What `as_json` wrote, read back."""
         values = record["recipe"]
         recipe = RECIPES[values["method"]].model_validate_json(json.dumps(values), strict=True)
@@ -55,7 +63,8 @@ class Resolved:
 
 
 def recipe_hash(recipe: Recipe) -> str:
-    """SHA-256 of what is run: every value except `output_dir`, which only says where the result is put."""
+    """SHA-256 of what is run: every value except `output_dir`, which only says where the result is
+    put."""
     values = recipe.model_dump(mode="json", exclude={"output_dir"})
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
@@ -66,9 +75,11 @@ def load_recipe(
     overrides: Sequence[str] = (),
     flags: Mapping[str, Any] = {},
 ) -> Resolved:
-    """Resolve a recipe for a method. `ref` is a file or the name of a shipped recipe; `flags` maps dotted keys to values.
+    """Resolve a recipe for a method. `ref` is a file or the name of a shipped recipe; `flags` maps
+    dotted keys to values.
 
-    Raises RecipeError with every problem found: in the file, in the overrides, in the flags, and between them.
+    Raises RecipeError with every problem found: in the file, in the overrides, in the flags, and
+    between them.
     """
     recipe_class = RECIPES[method]
     name, text, path = _read(ref)
@@ -92,7 +103,8 @@ def _read(ref: str | Path | None) -> tuple[str, str, Path | None]:
     if path.is_file():
         if (size := path.stat().st_size) > 4 * LARGEST:  # a character has four bytes at most
             raise RecipeError(
-                f"{ref} is {size:,} bytes large, and no recipe", "a recipe is a YAML file of a page or two"
+                f"{ref} is {size:,} bytes large, and no recipe",
+                "a recipe is a YAML file of a page or two",
             )
         try:
             return str(ref), path.read_text("utf-8"), path
@@ -139,7 +151,8 @@ def _assignments(
 
 
 def _settle_method(draft: Draft, method: str) -> list[Problem]:
-    """The command says what is done; a recipe for something else is a mistake, an absent `method` is filled in."""
+    """The command says what is done; a recipe for something else is a mistake, an absent `method`
+    is filled in."""
     found = draft.values.get("method", method)
     draft.values["method"] = method
     if found == method:
@@ -156,12 +169,17 @@ def _settle_method(draft: Draft, method: str) -> list[Problem]:
 
 
 def _derive_output_dir(draft: Draft, method: str, path: Path | None) -> str:
-    """Name the run after the recipe, or the model, when the user did not. Returns where the name came from."""
+    """Name the run after the recipe, or the model, when the user did not. Returns where the name
+    came from."""
     if "output_dir" in draft.values:
         return ""
     model = draft.values.get("model")
     model_name = model.get("name_or_path") if isinstance(model, dict) else None
-    stem, source = (path.stem, "the recipe's name") if path else (Path(str(model_name or "")).name, "the model's name")
+    stem, source = (
+        (path.stem, "the recipe's name")
+        if path
+        else (Path(str(model_name or "")).name, "the model's name")
+    )
     name = stem if stem.endswith(method) else "-".join(part for part in (stem, method) if part)
     draft.values["output_dir"] = f"runs/{name}"
     return f"derived from {source}"
@@ -181,7 +199,12 @@ def _validate(recipe_class: type[Recipe], draft: Draft) -> tuple[Recipe | None, 
 
 def _error(name: str, method: str, ref: str | Path | None, problems: list[Problem]) -> RecipeError:
     count = "a problem" if len(problems) == 1 else f"{len(problems)} problems"
-    hint = "" if ref else f"give a recipe (`aligner {command_of(method)} RECIPE`), or at least `--model` and `--data`"
+    hint = (
+        ""
+        if ref
+        else f"give a recipe (`aligner {command_of(method)} RECIPE`), or at least `--model` and "
+        "`--data`"
+    )
     is_empty = any(problem.key == "model" for problem in problems) and any(
         problem.key == "data" for problem in problems
     )
@@ -208,7 +231,11 @@ def _collect(value: Any, path: KeyPath, draft: Draft, origins: dict[str, str]) -
             _collect(inner, (*path, key), draft, origins)
         return
     place = draft.where(path) if draft.holds(path) else "default"
-    inside = {mark for key, mark in draft.marks.items() if key[: len(path)] == path and not _in_file(mark, place)}
+    inside = {
+        mark
+        for key, mark in draft.marks.items()
+        if key[: len(path)] == path and not _in_file(mark, place)
+    }
     origins[dotted(path)] = " + ".join([place, *sorted(inside)])
 
 

@@ -1,7 +1,8 @@
-"""Values laid over a recipe: `key=value` after it, and flags. Which value came from where is remembered.
+"""Values laid over a recipe: `key=value` after it, and flags. Which value came from where is
+remembered.
 
-A value replaces what was there, lists and mappings whole. One convenience: a key below `data.train` or `data.eval`
-(`data.train.max_rows=100`) goes into the source, as long as there is exactly one.
+A value replaces what was there, lists and mappings whole. One convenience: a key below `data.train`
+or `data.eval` (`data.train.max_rows=100`) goes into the source, as long as there is exactly one.
 """
 
 from __future__ import annotations
@@ -77,28 +78,42 @@ class Assignment:
 
 
 def split_override(text: str, recipe_class: type[Recipe]) -> Assignment | Problem:
-    """`trainer.learning_rate=5e-6` -> an assignment, the value read as YAML. Split at the first `=`."""
+    """`trainer.learning_rate=5e-6` -> an assignment, the value read as YAML. Split at the first
+    `=`."""
     key, equals, raw = text.partition("=")
     if not equals:
-        return Problem(f"`{text}` is not an override", hint="write `key=value`, for example `model.lora.r=8`")
+        return Problem(
+            f"`{text}` is not an override", hint="write `key=value`, for example `model.lora.r=8`"
+        )
     if not _KEY.match(key):
-        hint = "write a list whole: `data.train=[a.jsonl, b.jsonl]`" if re.search(r"[\[\]]", key) else ""
+        hint = (
+            "write a list whole: `data.train=[a.jsonl, b.jsonl]`"
+            if re.search(r"[\[\]]", key)
+            else ""
+        )
         return Problem(f"`{key}` is not a dotted key", where=text, hint=hint)
     path = tuple(key.split("."))
     if any(part.isdigit() for part in path):
         where_list = ".".join(path[: next(i for i, part in enumerate(path) if part.isdigit())])
-        hint = f"lists are replaced whole: `{where_list}=[...]`; a single source takes `{where_list}.key=value`"
+        hint = (
+            f"lists are replaced whole: `{where_list}=[...]`; a single source takes "
+            f"`{where_list}.key=value`"
+        )
         return Problem("items of a list cannot be set by number", text, key, hint)
     try:
         return Assignment(path, read_shell_value(recipe_class, path, raw), text)
     except yaml.YAMLError as error:
         return Problem(
-            f"the value is not valid YAML: {getattr(error, 'problem', error)}", text, key, "quote it in the shell"
+            f"the value is not valid YAML: {getattr(error, 'problem', error)}",
+            text,
+            key,
+            "quote it in the shell",
         )
 
 
 def read_shell_value(recipe_class: type[Recipe], path: KeyPath, raw: str) -> Any:
-    """A value typed in a shell. Keys that hold text take it as it stands; the others read it as YAML."""
+    """A value typed in a shell. Keys that hold text take it as it stands; the others read it as
+    YAML."""
     if raw in ("null", "~", ""):
         return None
     if is_text(recipe_class, path) or _is_text_of_trainer(recipe_class, path):
@@ -115,7 +130,8 @@ def _is_text_of_trainer(recipe_class: type[Recipe], path: KeyPath) -> bool:
 
 
 def lay_over(draft: Draft, assignments: list[Assignment]) -> list[Problem]:
-    """Apply overrides and flags. Both beat the file; the same key from both, with two values, is a problem."""
+    """Apply overrides and flags. Both beat the file; the same key from both, with two values, is a
+    problem."""
     problems = [*_contradictions(assignments)]
     for item in sorted(assignments, key=_order):
         problem = _apply(draft, item)
@@ -125,7 +141,8 @@ def lay_over(draft: Draft, assignments: list[Assignment]) -> list[Problem]:
 
 
 def _order(item: Assignment) -> tuple[bool, int]:
-    """Sections before the keys in them, and evaluation sources after the training source that they may copy."""
+    """Sections before the keys in them, and evaluation sources after the training source that they
+    may copy."""
     return item.path[:2] == ("data", "eval"), len(item.path)
 
 
@@ -162,7 +179,10 @@ def _apply_to_source(draft: Draft, item: Assignment) -> Problem | None:
         hint = f"name the sources whole: `{name}=[{{path: ..., {key}: ...}}]`"
         return Problem(f"needs exactly one source in `{name}`", item.label, dotted(item.path), hint)
     if len(item.path) > 3:
-        source["columns"] = {**source.get("columns", {}), ".".join(map(str, item.path[3:])): item.value}
+        source["columns"] = {
+            **source.get("columns", {}),
+            ".".join(map(str, item.path[3:])): item.value,
+        }
     else:
         source[key] = item.value
     marks = {path: label for path, label in draft.marks.items() if path[:2] == ("data", kind)}

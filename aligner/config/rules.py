@@ -1,7 +1,9 @@
-"""Rules that join several keys of a recipe. Each is one short function; all of them run, and all that fail are reported.
+"""Rules that join several keys of a recipe. Each is one short function; all of them run, and all
+that fail are reported.
 
-A rule reads values through a `View`, which fills in the schema's defaults. A key that is already known to be wrong makes
-the rules that read it stand aside, so that one mistake is told once. Here stand the rules of every training recipe.
+A rule reads values through a `View`, which fills in the schema's defaults. A key that is already
+known to be wrong makes the rules that read it stand aside, so that one mistake is told once. Here
+stand the rules of every training recipe.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ from aligner.config.view import Findings, Rule, StandAside, View, finding
 from aligner.config.yaml_lines import KeyPath
 
 
-def check_rules(recipe_class: type[Recipe], values: dict[str, Any], broken: set[KeyPath]) -> list[Finding]:
+def check_rules(
+    recipe_class: type[Recipe], values: dict[str, Any], broken: set[KeyPath]
+) -> list[Finding]:
     """Everything that the rules of this method have against the values."""
     view = View(recipe_class, values, broken)
     findings: list[Finding] = []
@@ -50,16 +54,23 @@ def _double_quant_needs_4bit(view: View) -> Findings:
         and view["model.quantization"] in ("none", "int8")
     ):
         yield finding(
-            "model.double_quant", "has no effect", "only `quantization: nf4` and `fp4` have constants to quantize"
+            "model.double_quant",
+            "has no effect",
+            "only `quantization: nf4` and `fp4` have constants to quantize",
         )
 
 
 def _quantization_keeps_the_base(view: View) -> Findings:
     kind, start = view["model.quantization"], view["model.lora.init_lora_weights"]
-    if kind != "none" and view["model.lora"] is not None and start in ("olora", "orthogonal", "pissa"):
+    if (
+        kind != "none"
+        and view["model.lora"] is not None
+        and start in ("olora", "orthogonal", "pissa")
+    ):
         yield finding(
             "model.lora.init_lora_weights",
-            f"`{start}` reads or changes the base's weights as they are unquantized, and this base is in `{kind}`",
+            f"`{start}` reads or changes the base's weights as they are unquantized, and this "
+            f"base is in `{kind}`",
             "use true or gaussian, or leave out model.quantization",
         )
 
@@ -68,20 +79,32 @@ def _attention_is_known(view: View) -> Findings:
     name = view["model.attn_implementation"]
     if name is not None and name not in ATTENTION and "/" not in name:
         hint = did_you_mean(name, ATTENTION)
-        yield finding("model.attn_implementation", f"expected one of {', '.join(ATTENTION)}, found {show(name)}", hint)
+        yield finding(
+            "model.attn_implementation",
+            f"expected one of {', '.join(ATTENTION)}, found {show(name)}",
+            hint,
+        )
 
 
 def _lora_has_targets(view: View) -> Findings:
     if view["model.lora"] is None:
         return
     if view["model.lora.target_modules"] == [] and not view["model.lora.target_parameters"]:
-        yield finding("model.lora.target_modules", "is empty", "`all-linear`, or names such as [q_proj, v_proj]")
+        yield finding(
+            "model.lora.target_modules",
+            "is empty",
+            "`all-linear`, or names such as [q_proj, v_proj]",
+        )
 
 
 def _parameters_are_adapted_plainly(view: View) -> Findings:
     if view["model.lora"] is None or not view["model.lora.target_parameters"]:
         return
-    for key, plain in (("lora_dropout", (0.0,)), ("use_dora", (False,)), ("init_lora_weights", PLAIN_STARTS)):
+    for key, plain in (
+        ("lora_dropout", (0.0,)),
+        ("use_dora", (False,)),
+        ("init_lora_weights", PLAIN_STARTS),
+    ):
         if (value := view[f"model.lora.{key}"]) not in plain:
             yield finding(
                 f"model.lora.{key}",
@@ -94,7 +117,8 @@ def _float16_is_not_trained(view: View) -> Findings:
     if view["model.dtype"] == "float16" and view["model.lora"] is None and view["trainer.fp16"]:
         yield finding(
             "model.dtype",
-            "float16 weights cannot be trained with `trainer.fp16`, which scales gradients of float32 weights",
+            "float16 weights cannot be trained with `trainer.fp16`, which scales gradients of "
+            "float32 weights",
             "write `model.dtype: float32` (it still computes in float16), or add `model.lora: {}`",
         )
 
@@ -103,7 +127,9 @@ def _chosen_rows(view: View) -> Findings:
     for path, source in [*view.sources("data.train"), *view.sources("data.eval")]:
         if source.get("max_rows") is not None and source.get("weight", 1.0) != 1.0:
             yield Finding(
-                path, "has both `weight` and `max_rows`", "`weight` is a share of the rows, `max_rows` a number"
+                path,
+                "has both `weight` and `max_rows`",
+                "`weight` is a share of the rows, `max_rows` a number",
             )
 
 
@@ -125,11 +151,22 @@ def _early_stopping_evaluates(view: View) -> Findings:
         return
     evaluates, saves = view["trainer.eval_strategy"], view["trainer.save_strategy"]
     if evaluates == "no":
-        yield finding("trainer.eval_strategy", "is `no`, and `early_stopping` has nothing to watch", "steps or epoch")
+        yield finding(
+            "trainer.eval_strategy",
+            "is `no`, and `early_stopping` has nothing to watch",
+            "steps or epoch",
+        )
     elif saves == "no":
-        yield finding("trainer.save_strategy", "is `no`, and `early_stopping` keeps the best checkpoint", "drop one")
+        yield finding(
+            "trainer.save_strategy",
+            "is `no`, and `early_stopping` keeps the best checkpoint",
+            "drop one",
+        )
     elif evaluates and saves and evaluates != saves:
-        message = f"is `{saves}`, but rows are evaluated every `{evaluates}`; the best checkpoint must exist"
+        message = (
+            f"is `{saves}`, but rows are evaluated every `{evaluates}`; the best checkpoint must "
+            "exist"
+        )
         yield finding("trainer.save_strategy", message, "give both the same value")
 
 
@@ -137,11 +174,17 @@ def _one_half_precision(view: View) -> Findings:
     bf16, fp16, mixed = view["trainer.bf16"], view["trainer.fp16"], view["launch.mixed_precision"]
     if bf16 and fp16:
         yield finding(
-            "trainer.fp16", "cannot be true together with `trainer.bf16`", "keep one; bf16 where the GPU has it"
+            "trainer.fp16",
+            "cannot be true together with `trainer.bf16`",
+            "keep one; bf16 where the GPU has it",
         )
     for key, value in (("bf16", bf16), ("fp16", fp16)):
         if value and mixed is not None and mixed != key:
-            yield finding("launch.mixed_precision", f"is `{mixed}`, but `trainer.{key}` is true", "keep one of them")
+            yield finding(
+                "launch.mixed_precision",
+                f"is `{mixed}`, but `trainer.{key}` is true",
+                "keep one of them",
+            )
 
 
 def _strategy_is_known(view: View) -> Findings:
@@ -151,36 +194,60 @@ def _strategy_is_known(view: View) -> Findings:
     near = closest(name, STRATEGIES)
     if Path(name).suffix in (".yaml", ".yml", ".json") or "/" in name:
         if not Path(name).expanduser().is_file():
-            yield finding("launch.strategy", f"there is no file {show(name)}", "a configuration file of accelerate's")
+            yield finding(
+                "launch.strategy",
+                f"there is no file {show(name)}",
+                "a configuration file of accelerate's",
+            )
         return
     hint = f"did you mean `{near}`?" if near else "or a configuration file of accelerate's"
-    yield finding("launch.strategy", f"expected one of {', '.join(STRATEGIES)}, found {show(name)}", hint)
+    yield finding(
+        "launch.strategy", f"expected one of {', '.join(STRATEGIES)}, found {show(name)}", hint
+    )
 
 
 def _strategy_and_quantization(view: View) -> Findings:
-    """Splitting a 4-bit base needs its storage in the type of the shards; that has not been run, so it is not offered."""
+    """Splitting a 4-bit base needs its storage in the type of the shards; that has not been run, so
+    it is not offered."""
     strategy, quantization = view["launch.strategy"], view["model.quantization"]
     if strategy in ("fsdp", "fsdp1", "fsdp2", "zero3") and quantization != "none":
-        message = f"`{strategy}` splits the base over the GPUs, and a base in {quantization} is not split here"
-        yield finding("launch.strategy", message, "use `ddp` with it, or leave out model.quantization")
+        message = (
+            f"`{strategy}` splits the base over the GPUs, and a base in {quantization} is not "
+            "split here"
+        )
+        yield finding(
+            "launch.strategy", message, "use `ddp` with it, or leave out model.quantization"
+        )
 
 
 def _machines_add_up(view: View) -> Findings:
     machines, processes = view["launch.num_machines"], view["launch.num_processes"]
     if view["launch.machine_rank"] >= machines:
-        yield finding("launch.machine_rank", f"must be below `num_machines` ({machines})", "machines count from 0")
+        yield finding(
+            "launch.machine_rank",
+            f"must be below `num_machines` ({machines})",
+            "machines count from 0",
+        )
     if machines > 1 and processes % machines:
         message = f"{processes} processes cannot be spread evenly over {machines} machines"
-        yield finding("launch.num_processes", message, "it counts the processes of all machines together")
+        yield finding(
+            "launch.num_processes", message, "it counts the processes of all machines together"
+        )
     if machines > 1 and view["launch.main_process_ip"] is None:
-        yield finding("launch.main_process_ip", "is missing", "machines find each other at the address of machine 0")
+        yield finding(
+            "launch.main_process_ip",
+            "is missing",
+            "machines find each other at the address of machine 0",
+        )
 
 
 def _sampling_is_ours(view: View) -> Findings:
     asked = view["trainer.train_sampling_strategy"]
     if asked not in (None, "random", "group_by_length"):
         hint = "use random or group_by_length"
-        message = f"`{asked}` is not supported: rows come in a random order that a resumed run repeats"
+        message = (
+            f"`{asked}` is not supported: rows come in a random order that a resumed run repeats"
+        )
         yield finding("trainer.train_sampling_strategy", message, hint)
 
 

@@ -30,7 +30,9 @@ def recipes_folder() -> Path:
 def shipped_recipes() -> list[ShippedRecipe]:
     """Every recipe on disk, by name."""
     folder = recipes_folder()
-    names = sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.glob("*/*.yaml"))
+    names = sorted(
+        path.relative_to(folder).with_suffix("").as_posix() for path in folder.glob("*/*.yaml")
+    )
     return [_describe(folder / f"{name}.yaml", name) for name in names]
 
 
@@ -52,14 +54,17 @@ def recipe_text(name: str) -> str:
     recipe = find_shipped(name)
     if recipe is None:
         hint = did_you_mean(name, [item.name for item in shipped_recipes()])
-        raise RecipeError(f"no shipped recipe is called `{name}`", hint or "`aligner recipes list` names them")
+        raise RecipeError(
+            f"no shipped recipe is called `{name}`", hint or "`aligner recipes list` names them"
+        )
     return recipe.path.read_text("utf-8")
 
 
 def markdown_table() -> str:
     """The table of `recipes/README.md`; a test compares it with the folder."""
     rows = [
-        f"| [`{recipe.name}`]({recipe.name}.yaml) | `{command_of(recipe.method)}` | {recipe.summary} |"
+        f"| [`{recipe.name}`]({recipe.name}.yaml) | `{command_of(recipe.method)}` | "
+        f"{recipe.summary} |"
         for recipe in shipped_recipes()
     ]
     return "\n".join(["| Recipe | Command | What it does |", "| --- | --- | --- |", *rows])

@@ -1,8 +1,10 @@
-"""The `trainer:` section: which keys a method's trainer takes, of which type, and which belong elsewhere.
+"""The `trainer:` section: which keys a method's trainer takes, of which type, and which belong
+elsewhere.
 
-The table of keys is a file, `trainer_keys.json`, written from the classes themselves by
-`python -m aligner.config.trainer_keys` and held equal to them by a test; so a recipe is checked without importing torch.
-Deliberately not here: what the values do. That is the documentation of TRL and transformers.
+The table of keys is a file, `trainer_keys.json`, written from the classes themselves by `python -m
+aligner.config.trainer_keys` and held equal to them by a test; so a recipe is checked without
+importing torch. Deliberately not here: what the values do. That is the documentation of TRL and
+transformers.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ CLASSES = {
     "sapo": "transformers.TrainingArguments",
     "reward": "trl.RewardConfig",
 }
-"""Method -> the class that its trainer is configured with. Our preference trainer sits on transformers' Trainer."""
+"""Method -> the class that its trainer is configured with. Our preference trainer sits on
+transformers' Trainer."""
 
 WRITTEN_CHOICES = {
     "loss_type": ("nll", "dft"),
@@ -40,8 +43,22 @@ ACCEPTED: dict[str, tuple[str | bool, ...]] = {
     "include_num_input_tokens_seen": ("no", "all", "non_padding", True, False),
     "dataloader_multiprocessing_context": ("fork", "spawn", "forkserver"),
     "ddp_backend": ("nccl", "gloo", "mpi", "xccl", "hccl", "cncl", "mccl"),
-    "torch_compile_backend": ("inductor", "eager", "aot_eager", "cudagraphs", "onnxrt", "tensorrt", "tvm"),
-    "torch_compile_mode": ("default", "lite", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
+    "torch_compile_backend": (
+        "inductor",
+        "eager",
+        "aot_eager",
+        "cudagraphs",
+        "onnxrt",
+        "tensorrt",
+        "tvm",
+    ),
+    "torch_compile_mode": (
+        "default",
+        "lite",
+        "reduce-overhead",
+        "max-autotune",
+        "max-autotune-no-cudagraphs",
+    ),
 }
 """Choices that stand nowhere in the classes: what the libraries below them accept."""
 
@@ -56,14 +73,16 @@ RESERVED: dict[str, str] = {
     "truncation_mode": "set `data.on_too_long`: error, drop or truncate",
     "packing": "set `sft.packing`",
     "padding_free": "set `sft.packing`; packed sequences carry no padding",
-    "eval_packing": "held-out rows are never packed, so that their loss means the same in every run",
+    "eval_packing": "held-out rows are never packed, so that their loss means the same in every "
+    "run",
     "completion_only_loss": "set `sft.loss_on: completion`",
     "assistant_only_loss": "set `sft.loss_on: assistant`",
     "chat_template_path": "set `model.chat_template`",
     "eos_token": "set `model.eos_token`",
     "pad_token": "set `model.pad_token`",
     "trust_remote_code": "set `model.trust_remote_code`",
-    "model_init_kwargs": "set the keys of `model`: dtype, attn_implementation, quantization, revision",
+    "model_init_kwargs": "set the keys of `model`: dtype, attn_implementation, quantization, "
+    "revision",
     "dataset_text_field": "name the column in its source: `columns: {text: your_column}`",
     "dataset_kwargs": "rows are turned into tokens before the trainer sees them",
     "dataset_num_proc": "rows are turned into tokens once, in one process, and kept for later runs",
@@ -75,24 +94,30 @@ RESERVED: dict[str, str] = {
     "hub_token": "secrets come from the environment: set HF_TOKEN there",
     "fsdp": "set `launch.strategy: fsdp`",
     "fsdp_config": "set `launch.strategy` to `fsdp`, or to a configuration file of accelerate's",
-    "deepspeed": "set `launch.strategy` to `zero1`, `zero2`, `zero3`, or to a configuration file of accelerate's",
+    "deepspeed": "set `launch.strategy` to `zero1`, `zero2`, `zero3`, or to a configuration file "
+    "of "
+    "accelerate's",
     "parallelism_config": "set `launch.strategy` to a configuration file of accelerate's",
     "local_rank": "set by the launcher; see the `launch` section",
     "do_train": "the command says what is done",
     "do_eval": "give `data.eval`",
     "do_predict": "use `aligner eval` or `aligner generate`",
 }
-"""Keys of those classes that the recipe sets elsewhere, or that we set ourselves -> where to go instead."""
+"""Keys of those classes that the recipe sets elsewhere, or that we set ourselves -> where to go
+instead."""
 
 
 @functools.cache
 def table() -> dict[str, Any]:
     """Everything in `trainer_keys.json`: method -> {"class", "fields"}."""
-    return json.loads(resources.files("aligner.config").joinpath("trainer_keys.json").read_text("utf-8"))
+    return json.loads(
+        resources.files("aligner.config").joinpath("trainer_keys.json").read_text("utf-8")
+    )
 
 
 def fields(method: str) -> dict[str, dict[str, Any]]:
-    """Key -> {"type", "default", "help"} and sometimes "choices", of one method; nothing for one that trains nothing."""
+    """Key -> {"type", "default", "help"} and sometimes "choices", of one method; nothing for one
+    that trains nothing."""
     return table().get(method, {}).get("fields", {})
 
 
@@ -133,7 +158,9 @@ def _read_choice(spec: dict[str, Any], value: Any) -> Any:
         return value
     raise Mismatch(
         "expected one of "
-        + ", ".join(choice if isinstance(choice, str) else json.dumps(choice) for choice in spec["choices"])
+        + ", ".join(
+            choice if isinstance(choice, str) else json.dumps(choice) for choice in spec["choices"]
+        )
     )
 
 
@@ -143,8 +170,11 @@ def _as_kind(kind: str, value: Any) -> tuple[bool, Any]:
         number = number_in(value)
         if number is None or (kind == "int" and not number.is_integer()):
             return False, None
-        # 2 and 2.0 epochs are one recipe with one hash; steps of 1 or more are counted and stay whole numbers.
-        return True, int(number) if number.is_integer() and (kind == "int" or abs(number) >= 1) else number
+        # 2 and 2.0 epochs are one recipe with one hash; steps of 1 or more are counted and stay
+        # whole numbers.
+        return True, int(number) if number.is_integer() and (
+            kind == "int" or abs(number) >= 1
+        ) else number
     plain: dict[str, type | tuple[type, ...]] = {
         "bool": bool,
         "str": str,
@@ -166,7 +196,7 @@ def number_in(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 # Writing the table: the only part that imports the trainers.
 
 
@@ -177,7 +207,11 @@ def describe_class(dotted_name: str) -> dict[str, dict[str, Any]]:
     module, _, name = dotted_name.partition(".")
     config_class = getattr(importlib.import_module(module), name)
     hints = typing.get_type_hints(config_class)
-    return {field.name: _describe(field, hints[field.name]) for field in dataclasses.fields(config_class) if field.init}
+    return {
+        field.name: _describe(field, hints[field.name])
+        for field in dataclasses.fields(config_class)
+        if field.init
+    }
 
 
 def _describe(field: dataclasses.Field[Any], hint: Any) -> dict[str, Any]:
@@ -191,7 +225,11 @@ def _describe(field: dataclasses.Field[Any], hint: Any) -> dict[str, Any]:
 
 def _kinds(hint: Any) -> tuple[list[str], list[str | bool]]:
     """Kinds in a fixed order, and the values of an enum among them."""
-    members = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    members = (
+        typing.get_args(hint)
+        if typing.get_origin(hint) in (typing.Union, types.UnionType)
+        else (hint,)
+    )
     kinds: set[str] = set()
     choices: list[str | bool] = []
     for member in members:
@@ -216,7 +254,9 @@ def _default(field: dataclasses.Field[Any]) -> Any:
     else:
         value = None if field.default is dataclasses.MISSING else field.default
     value = getattr(value, "value", value)
-    return value if isinstance(value, bool | int | float | str | list | dict | None) else repr(value)
+    return (
+        value if isinstance(value, bool | int | float | str | list | dict | None) else repr(value)
+    )
 
 
 def _first_sentence(text: str) -> str:
@@ -227,7 +267,9 @@ def _first_sentence(text: str) -> str:
 
 def build_table() -> dict[str, Any]:
     """The whole table, from the installed classes."""
-    return {method: {"class": name, "fields": describe_class(name)} for method, name in CLASSES.items()}
+    return {
+        method: {"class": name, "fields": describe_class(name)} for method, name in CLASSES.items()
+    }
 
 
 if __name__ == "__main__":

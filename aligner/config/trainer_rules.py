@@ -1,4 +1,5 @@
-"""Rules on `trainer:`: values out of range, arguments that nothing takes, keys that need another key, rows or a package.
+"""Rules on `trainer:`: values out of range, arguments that nothing takes, keys that need another
+key, rows or a package.
 
 The ranges and names stand in `trainer_values.py`. Packages are looked up, not imported.
 """
@@ -43,14 +44,20 @@ def _numbers_in_range(view: View) -> Findings:
         if wrong := allowed.wrong(value):
             yield finding(f"trainer.{key}", f"{wrong}, found {show(value)}")
         elif key in SHARE_OR_COUNT and value > 1 and not float(value).is_integer():
-            yield finding(f"trainer.{key}", f"found {show(value)}", "below 1 a share of all steps, else a whole number")
+            yield finding(
+                f"trainer.{key}",
+                f"found {show(value)}",
+                "below 1 a share of all steps, else a whole number",
+            )
 
 
 def _words_are_known(view: View) -> Findings:
     for key, words in WORDS.items():
         value = view.unless_broken(f"trainer.{key}")
         if value is None and key == "report_to" and view.given("trainer.report_to"):
-            yield finding("trainer.report_to", "expected a text or a list of texts, found null", "write none")
+            yield finding(
+                "trainer.report_to", "expected a text or a list of texts, found null", "write none"
+            )
         given = value.split() if key == "debug" and isinstance(value, str) else value
         for word in given if isinstance(given, list) else [] if given is None else [given]:
             if word not in words:
@@ -58,14 +65,19 @@ def _words_are_known(view: View) -> Findings:
                 yield finding(f"trainer.{key}", f"does not know {show(word)}", hint)
     padding = view.unless_broken("trainer.pad_to_multiple_of")
     if isinstance(padding, str) and padding != "auto":
-        yield finding("trainer.pad_to_multiple_of", f"expected a whole number or `auto`, found {show(padding)}")
+        yield finding(
+            "trainer.pad_to_multiple_of",
+            f"expected a whole number or `auto`, found {show(padding)}",
+        )
 
 
 def _arguments(path: KeyPath, values: Any, arguments: dict[str, Kind], of: str = "") -> Findings:
     for name, value in values.items() if isinstance(values, dict) else ():
         wrong, hint = wrong_argument(str(name), value, arguments, of)
         if wrong:
-            yield Finding((*path, name), f"{wrong}, found {show(value)}" if name in arguments else wrong, hint)
+            yield Finding(
+                (*path, name), f"{wrong}, found {show(value)}" if name in arguments else wrong, hint
+            )
 
 
 def _mappings_are_known(view: View) -> Findings:
@@ -75,29 +87,51 @@ def _mappings_are_known(view: View) -> Findings:
     for ending in ("", "_kwargs"):
         new, old = (f"trainer.{name}{ending}" for name in names)
         if view[new] is not None and view[old] is not None and view[new] != view[old]:
-            yield finding(old, f"contradicts `{new}`, of which it is the older name", "keep one of them")
+            yield finding(
+                old, f"contradicts `{new}`, of which it is the older name", "keep one of them"
+            )
     for name in names:
         options = view[f"trainer.{name}_kwargs"] or {}
-        if options.get("use_reentrant") and set(options) & {"determinism_check", "debug", "early_stop"}:
+        if options.get("use_reentrant") and set(options) & {
+            "determinism_check",
+            "debug",
+            "early_stop",
+        }:
             hint = "drop them, or set use_reentrant: false"
-            yield finding(f"trainer.{name}_kwargs", "`use_reentrant` takes `preserve_rng_state` alone", hint)
+            yield finding(
+                f"trainer.{name}_kwargs", "`use_reentrant` takes `preserve_rng_state` alone", hint
+            )
 
 
 def _scheduler_has_its_arguments(view: View) -> Findings:
     name, key = view["trainer.lr_scheduler_type"] or "linear", "trainer.lr_scheduler_kwargs"
     values = view[key] or {}
-    for found in _arguments(("trainer", "lr_scheduler_kwargs"), values, SCHEDULER_ARGUMENTS[name], name):
+    for found in _arguments(
+        ("trainer", "lr_scheduler_kwargs"), values, SCHEDULER_ARGUMENTS[name], name
+    ):
         is_unknown = found.message == "unknown argument"
-        yield Finding(found.path, f"unknown argument of `{name}`" if is_unknown else found.message, found.hint)
+        yield Finding(
+            found.path, f"unknown argument of `{name}`" if is_unknown else found.message, found.hint
+        )
     if "min_lr" in SCHEDULER_ARGUMENTS[name] and name.startswith("cosine"):
-        given = [argument for argument in ("min_lr", "min_lr_rate") if values.get(argument) is not None]
+        given = [
+            argument for argument in ("min_lr", "min_lr_rate") if values.get(argument) is not None
+        ]
         if len(given) != 1:
             hint = "the rate to end at, or its share of learning_rate: {min_lr_rate: 0.1}"
-            yield finding(key, f"`{name}` needs one of min_lr and min_lr_rate, found {len(given) or 'none'}", hint)
+            yield finding(
+                key,
+                f"`{name}` needs one of min_lr and min_lr_rate, found {len(given) or 'none'}",
+                hint,
+            )
     if name == "warmup_stable_decay" and "num_decay_steps" not in values:
-        yield finding(key, f"`{name}` needs num_decay_steps", "the steps at the end over which the rate falls")
+        yield finding(
+            key, f"`{name}` needs num_decay_steps", "the steps at the end over which the rate falls"
+        )
     if name in ("reduce_lr_on_plateau", "greedy") and not _evaluates(view):
-        yield finding("trainer.lr_scheduler_type", f"`{name}` follows the held-out loss", "set `data.eval`")
+        yield finding(
+            "trainer.lr_scheduler_type", f"`{name}` follows the held-out loss", "set `data.eval`"
+        )
 
 
 def _evaluates(view: View) -> bool:
@@ -110,7 +144,11 @@ def _optimizer_has_its_arguments(view: View) -> Findings:
     for part in text.replace(" ", "").split(",") if text else ():
         argument, equals, value = part.partition("=")
         if not equals or "=" in value:
-            yield finding("trainer.optim_args", f"`{part}` is not `name=value`", "write `momentum=0.9,nesterov=true`")
+            yield finding(
+                "trainer.optim_args",
+                f"`{part}` is not `name=value`",
+                "write `momentum=0.9,nesterov=true`",
+            )
             continue
         wrong, hint = wrong_argument(argument, _read(value), arguments)
         if wrong:
@@ -118,10 +156,16 @@ def _optimizer_has_its_arguments(view: View) -> Findings:
             yield finding("trainer.optim_args", f"`{part}`: {about}", hint)
     by_modules = name.startswith(BY_MODULES)
     if by_modules and not view["trainer.optim_target_modules"]:
-        yield finding("trainer.optim_target_modules", f"is missing, and `{name}` needs it", "all-linear, for example")
+        yield finding(
+            "trainer.optim_target_modules",
+            f"is missing, and `{name}` needs it",
+            "all-linear, for example",
+        )
     if not by_modules and view["trainer.optim_target_modules"] is not None:
         yield finding(
-            "trainer.optim_target_modules", f"has no effect with `{name}`", "drop it; LoRA has its own targets"
+            "trainer.optim_target_modules",
+            f"has no effect with `{name}`",
+            "drop it; LoRA has its own targets",
         )
 
 
@@ -140,18 +184,35 @@ def _packages_are_here(view: View) -> Findings:
     for word in words if isinstance(words, list) else [words]:
         absent = [package for package in REPORTERS.get(word, ()) if not _is_installed(package)]
         if absent:
-            hint = f"install {' and '.join(absent)}, or drop it: metrics.jsonl and the report need nothing"
-            yield finding("trainer.report_to", f"`{word}` needs {' and '.join(absent)}, not installed here", hint)
+            hint = (
+                f"install {' and '.join(absent)}, or drop it: metrics.jsonl and the report need "
+                "nothing"
+            )
+            yield finding(
+                "trainer.report_to",
+                f"`{word}` needs {' and '.join(absent)}, not installed here",
+                hint,
+            )
     optimizer = view["trainer.optim"] or DEFAULT_OPTIMIZER
     package = of_optimizer(PACKAGES, optimizer)
     if package is not None and not _is_installed(package):
         yield finding(
-            "trainer.optim", f"`{optimizer}` needs {package}, not installed here", "install it, or use another"
+            "trainer.optim",
+            f"`{optimizer}` needs {package}, not installed here",
+            "install it, or use another",
         )
     if view["trainer.use_liger_kernel"] and not _is_installed("liger_kernel"):
-        yield finding("trainer.use_liger_kernel", "needs liger-kernel, not installed here", "pip install liger-kernel")
+        yield finding(
+            "trainer.use_liger_kernel",
+            "needs liger-kernel, not installed here",
+            "pip install liger-kernel",
+        )
     if view["trainer.liger_kernel_config"] and not view["trainer.use_liger_kernel"]:
-        yield finding("trainer.liger_kernel_config", "has no effect without `use_liger_kernel`", "set both, or drop it")
+        yield finding(
+            "trainer.liger_kernel_config",
+            "has no effect without `use_liger_kernel`",
+            "set both, or drop it",
+        )
 
 
 def _is_installed(package: str) -> bool:
@@ -164,13 +225,17 @@ def _workers_are_there(view: View) -> Findings:
     for name in ("prefetch_factor", "persistent_workers", "multiprocessing_context"):
         if view[f"trainer.dataloader_{name}"]:
             hint = "set `dataloader_num_workers` above 0, or drop it"
-            yield finding(f"trainer.dataloader_{name}", "is about worker processes, and there are none", hint)
+            yield finding(
+                f"trainer.dataloader_{name}", "is about worker processes, and there are none", hint
+            )
 
 
 def _backend_has_processes(view: View) -> Findings:
     several = view["launch.num_processes"] > 1 or os.environ.get("WORLD_SIZE", "1") != "1"
     if view["trainer.ddp_backend"] is not None and not several:
-        yield finding("trainer.ddp_backend", "is about several processes, and there is one", "drop it")
+        yield finding(
+            "trainer.ddp_backend", "is about several processes, and there is one", "drop it"
+        )
 
 
 def _best_is_known(view: View) -> Findings:
@@ -178,25 +243,37 @@ def _best_is_known(view: View) -> Findings:
     saves, loads = view["trainer.save_strategy"] or "steps", view["trainer.load_best_model_at_end"]
     if saves == "best" and not _evaluates(view):
         yield finding(
-            "trainer.save_strategy", "`best` chooses by held-out rows, and none are evaluated", "set `data.eval`"
+            "trainer.save_strategy",
+            "`best` chooses by held-out rows, and none are evaluated",
+            "set `data.eval`",
         )
     if not loads or not _evaluates(view) or saves == "best" or view["early_stopping"] is not None:
         return
     evaluates = view["trainer.eval_strategy"] or "steps"
     if saves != evaluates:
-        message = f"is `{saves}`, but rows are evaluated every `{evaluates}`; the best checkpoint must exist"
+        message = (
+            f"is `{saves}`, but rows are evaluated every `{evaluates}`; the best checkpoint must "
+            "exist"
+        )
         yield finding("trainer.save_strategy", message, "give both the same value")
     elif saves == "steps":
-        save, evaluate = (view[f"trainer.{key}_steps"] or DEFAULT_SHARE_OF_STEPS for key in ("save", "eval"))
+        save, evaluate = (
+            view[f"trainer.{key}_steps"] or DEFAULT_SHARE_OF_STEPS for key in ("save", "eval")
+        )
         if (save < 1) != (evaluate < 1) or not _is_multiple(save, evaluate):
             message = (
-                f"is {save:g}, which is no multiple of `eval_steps` ({evaluate:g}); the best checkpoint must exist"
+                f"is {save:g}, which is no multiple of `eval_steps` ({evaluate:g}); the best "
+                "checkpoint must exist"
             )
             yield finding("trainer.save_steps", message, "give both the same value")
 
 
 def _is_multiple(save: float, evaluate: float) -> bool:
-    return round(save * 1_000_000) % round(evaluate * 1_000_000) == 0 if evaluate < 1 else save % evaluate == 0
+    return (
+        round(save * 1_000_000) % round(evaluate * 1_000_000) == 0
+        if evaluate < 1
+        else save % evaluate == 0
+    )
 
 
 def _metric_is_measured(view: View) -> Findings:
@@ -204,33 +281,50 @@ def _metric_is_measured(view: View) -> Findings:
     known = METRICS[view["method"]]
     if metric is not None and metric.removeprefix("eval_") not in known:
         hint = did_you_mean(metric, known) or f"it takes: {', '.join(known)}"
-        yield finding("trainer.metric_for_best_model", f"nothing called {show(metric)} is measured", hint)
+        yield finding(
+            "trainer.metric_for_best_model", f"nothing called {show(metric)} is measured", hint
+        )
 
 
 def _one_half_in_evaluation(view: View) -> Findings:
     if view["trainer.bf16_full_eval"] and view["trainer.fp16_full_eval"]:
-        yield finding("trainer.fp16_full_eval", "cannot be true together with `bf16_full_eval`", "keep one")
+        yield finding(
+            "trainer.fp16_full_eval", "cannot be true together with `bf16_full_eval`", "keep one"
+        )
 
 
 def _nothing_to_compute_metrics(view: View) -> Findings:
     for key in ("batch_eval_metrics", "include_for_metrics"):
         if view[f"trainer.{key}"]:
-            yield finding(f"trainer.{key}", "is about a function of metrics, which no recipe holds", "drop it")
+            yield finding(
+                f"trainer.{key}", "is about a function of metrics, which no recipe holds", "drop it"
+            )
 
 
 def _hub_can_be_reached(view: View) -> Findings:
     if not view["trainer.push_to_hub"]:
         return
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-        yield finding("trainer.push_to_hub", "needs the hub, and HF_HUB_OFFLINE forbids it", "unset one of the two")
+        yield finding(
+            "trainer.push_to_hub",
+            "needs the hub, and HF_HUB_OFFLINE forbids it",
+            "unset one of the two",
+        )
     elif not _has_token():
-        yield finding("trainer.push_to_hub", "needs a token of the hub", "set HF_TOKEN, or log in: hf auth login")
+        yield finding(
+            "trainer.push_to_hub",
+            "needs a token of the hub",
+            "set HF_TOKEN, or log in: hf auth login",
+        )
 
 
 def _has_token() -> bool:
     home = os.environ.get("HF_HOME") or str(Path("~/.cache/huggingface").expanduser())
     file = Path(os.environ.get("HF_TOKEN_PATH") or f"{home}/token")
-    return bool(os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN")) or file.is_file()
+    return (
+        bool(os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN"))
+        or file.is_file()
+    )
 
 
 TRAINER_RULES: tuple[Rule, ...] = (

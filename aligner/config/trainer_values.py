@@ -1,9 +1,11 @@
-"""What the values of `trainer:` may be, beyond their types: bounds, words, and the arguments of optimizers and schedulers.
+"""What the values of `trainer:` may be, beyond their types: bounds, words, and the arguments of
+optimizers and schedulers.
 
-The classes check little of it themselves, and late: torch refuses a beta of 1.5 when the optimizer is made, a scheduler its
-arguments at the first step. So what those libraries demand is written down here, beside the table of keys; a test holds
-the names equal to theirs, and another trains with every value that passes. Where they demand nothing, a bound marks what
-float32 can hold or what no training needs. What only the machine knows is tried later (`aligner.training.rehearsal`).
+The classes check little of it themselves, and late: torch refuses a beta of 1.5 when the optimizer
+is made, a scheduler its arguments at the first step. So what those libraries demand is written down
+here, beside the table of keys; a test holds the names equal to theirs, and another trains with
+every value that passes. Where they demand nothing, a bound marks what float32 can hold or what no
+training needs. What only the machine knows is tried later (`aligner.training.rehearsal`).
 """
 
 from __future__ import annotations
@@ -29,12 +31,18 @@ class Range:
     def __str__(self) -> str:
         """The range as the documentation shows it; where counts end is said once, and not here."""
         signs = (("≥", self.least), (">", self.above), ("≤", self.most), ("<", self.below))
-        return ", ".join(f"{sign} {plain_number(bound)}" for sign, bound in signs if bound not in (None, MOST))
+        return ", ".join(
+            f"{sign} {plain_number(bound)}" for sign, bound in signs if bound not in (None, MOST)
+        )
 
     def wrong(self, value: float) -> str:
         """Say what the value must be, where it is not; else nothing."""
         if self.least is not None and value < self.least:
-            return "must not be negative" if self.least == 0 else f"must be at least {plain_number(self.least)}"
+            return (
+                "must not be negative"
+                if self.least == 0
+                else f"must be at least {plain_number(self.least)}"
+            )
         if self.above is not None and value <= self.above:
             return f"must be greater than {plain_number(self.above)}"
         if self.most is not None and value > self.most:
@@ -91,12 +99,26 @@ SHARE_OR_COUNT = ("logging_steps", "eval_steps", "save_steps", "warmup_steps")
 
 WORDS: dict[str, tuple[str, ...]] = {
     "report_to": (
-        "none", "all", "azure_ml", "clearml", "codecarbon", "comet_ml", "dagshub", "dvclive", "flyte", "kubeflow", "mlflow",
-        "neptune", "swanlab", "tensorboard", "trackio", "wandb",
+        "none",
+        "all",
+        "azure_ml",
+        "clearml",
+        "codecarbon",
+        "comet_ml",
+        "dagshub",
+        "dvclive",
+        "flyte",
+        "kubeflow",
+        "mlflow",
+        "neptune",
+        "swanlab",
+        "tensorboard",
+        "trackio",
+        "wandb",
     ),
     "debug": ("underflow_overflow", "tpu_metrics_debug"),
     "include_for_metrics": ("inputs", "loss"),
-}  # fmt: skip
+}
 """Key that holds a word, or a list of them -> the words."""
 
 REPORTERS: dict[str, tuple[str, ...]] = {
@@ -140,7 +162,8 @@ BY_MODULES = ("galore", "apollo")
 
 
 def of_optimizer(table: dict[str, Any], name: str) -> Any:
-    """Return the entry of an optimizer, or of the longest that its name begins with; None where there is none."""
+    """Return the entry of an optimizer, or of the longest that its name begins with; None where
+    there is none."""
     families = [family for family in table if name == family or name.startswith(f"{family}_")]
     return table[max(families, key=len)] if families else None
 
@@ -172,7 +195,12 @@ OPTIMIZER_ARGUMENTS: dict[str, dict[str, Kind]] = {
         "t_alpha": _WHOLE,
         "t_beta3": _WHOLE,
     },
-    "galore": {"rank": _WHOLE, "update_proj_gap": _WHOLE, "scale": _ANY, "proj_type": ("std", "reverse_std", "right", "left")},
+    "galore": {
+        "rank": _WHOLE,
+        "update_proj_gap": _WHOLE,
+        "scale": _ANY,
+        "proj_type": ("std", "reverse_std", "right", "left"),
+    },
     "apollo": {
         "rank": _WHOLE,
         "proj": ("random", "svd"),
@@ -196,7 +224,7 @@ OPTIMIZER_ARGUMENTS: dict[str, dict[str, Kind]] = {
     "stable_adamw": {"decouple_lr": bool, "max_lr": _FROM_0, "kahan_sum": bool},
     "paged_ademamix": {},
     "rmsprop_bnb": {},
-}  # fmt: skip
+}
 """Optimizer, or what the names of several begin with -> its `optim_args`."""
 OPTIMIZER_ARGUMENTS["paged_ademamix"] = OPTIMIZER_ARGUMENTS["ademamix"]
 
@@ -250,9 +278,20 @@ SCHEDULER_ARGUMENTS: dict[str, dict[str, Kind]] = {
 """Scheduler -> its `lr_scheduler_kwargs`."""
 
 WHOLE_ARGUMENTS = (
-    "num_cycles of cosine_with_restarts", "timescale", "num_decay_steps", "num_stable_steps", "patience", "cooldown", "warmup",
-    "window_size", "reset_start", "rank", "update_proj_gap", "t_alpha", "t_beta3",
-)  # fmt: skip
+    "num_cycles of cosine_with_restarts",
+    "timescale",
+    "num_decay_steps",
+    "num_stable_steps",
+    "patience",
+    "cooldown",
+    "warmup",
+    "window_size",
+    "reset_start",
+    "rank",
+    "update_proj_gap",
+    "t_alpha",
+    "t_beta3",
+)
 """Arguments that are whole numbers."""
 
 CHECKPOINTING: dict[str, Kind] = {
@@ -262,14 +301,16 @@ CHECKPOINTING: dict[str, Kind] = {
     "debug": bool,
     "early_stop": bool,
 }
-"""Keys of `activation_checkpointing_kwargs`: arguments of torch.utils.checkpoint that a recipe can hold."""
+"""Keys of `activation_checkpointing_kwargs`: arguments of torch.utils.checkpoint that a recipe can
+hold."""
 
 MAPPINGS: dict[str, dict[str, Kind]] = {
     "activation_checkpointing_kwargs": CHECKPOINTING,
     "gradient_checkpointing_kwargs": CHECKPOINTING,
     "accelerator_config": {"non_blocking": bool},
 }
-"""Key that holds a mapping -> its keys. Accelerate's others would deal rows to processes in another way than ours."""
+"""Key that holds a mapping -> its keys. Accelerate's others would deal rows to processes in another
+way than ours."""
 
 _OF_PAIRS = {
     "loss": False,
@@ -296,11 +337,15 @@ METRICS: dict[str, dict[str, bool]] = {
         "mean_absolute_error": False,
     },
 }
-"""Method -> what is measured on held-out rows and can choose the best checkpoint -> whether more of it is better."""
+"""Method -> what is measured on held-out rows and can choose the best checkpoint -> whether more of
+it is better."""
 
 
-def wrong_argument(name: str, value: Any, arguments: dict[str, Kind], of: str = "") -> tuple[str, str]:
-    """Say what is wrong with an argument of that name, and what to do; two empty texts where nothing is."""
+def wrong_argument(
+    name: str, value: Any, arguments: dict[str, Kind], of: str = ""
+) -> tuple[str, str]:
+    """Say what is wrong with an argument of that name, and what to do; two empty texts where
+    nothing is."""
     if name not in arguments:
         known = f"it takes: {', '.join(arguments)}" if arguments else "it takes none"
         return "unknown argument", did_you_mean(name, arguments) or known
@@ -308,7 +353,11 @@ def wrong_argument(name: str, value: Any, arguments: dict[str, Kind], of: str = 
     if kind is bool:
         return ("", "") if isinstance(value, bool) else ("expected true or false", "")
     if isinstance(kind, tuple):
-        return ("", "") if value in kind else (f"expected one of {', '.join(kind)}", did_you_mean(str(value), kind))
+        return (
+            ("", "")
+            if value in kind
+            else (f"expected one of {', '.join(kind)}", did_you_mean(str(value), kind))
+        )
     assert isinstance(kind, Range)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return "expected a number", ""

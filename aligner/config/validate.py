@@ -1,7 +1,8 @@
-"""What is wrong with the values of a recipe: against the schema, against the trainer's keys. All of it, not the first.
+"""What is wrong with the values of a recipe: against the schema, against the trainer's keys. All of
+it, not the first.
 
-pydantic decides what is valid; this module turns what it says into sentences about the user's file. Values are checked
-strictly: a quoted number is a text, and `yes` is no boolean.
+pydantic decides what is valid; this module turns what it says into sentences about the user's file.
+Values are checked strictly: a quoted number is a text, and `yes` is no boolean.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ Where = Callable[[KeyPath], str]
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong, at a path. `expected` is set when it is about the type or the choice of a value."""
+    """One thing that is wrong, at a path. `expected` is set when it is about the type or the choice
+    of a value."""
 
     path: KeyPath
     message: str
@@ -46,31 +48,48 @@ def show(value: Any) -> str:
 
 
 def check_texts(values: Any, path: KeyPath = ()) -> list[Finding]:
-    """What is wrong with texts, wherever they stand: characters that no path and no name may hold, homes of nobody."""
+    """What is wrong with texts, wherever they stand: characters that no path and no name may hold,
+    homes of nobody."""
     if isinstance(values, dict | list):
         items = values.items() if isinstance(values, dict) else enumerate(values)
         return [finding for key, value in items for finding in check_texts(value, (*path, key))]
     if not isinstance(values, str):
         return []
     if "\0" in values:
-        return [Finding(path, f"holds a NUL character: {values[:60]!r}", "no path and no name may hold one")]
+        return [
+            Finding(
+                path, f"holds a NUL character: {values[:60]!r}", "no path and no name may hold one"
+            )
+        ]
     home = values.split("/", 1)[0]
     if home.startswith("~") and "/" in values and os.path.expanduser(home) == home:
-        return [Finding(path, f"there is no user called `{home[1:]}`, whose home {show(values)} names", "write it out")]
+        return [
+            Finding(
+                path,
+                f"there is no user called `{home[1:]}`, whose home {show(values)} names",
+                "write it out",
+            )
+        ]
     return []
 
 
-def build(recipe_class: type[Recipe], values: dict[str, Any]) -> tuple[Recipe | None, list[Finding]]:
+def build(
+    recipe_class: type[Recipe], values: dict[str, Any]
+) -> tuple[Recipe | None, list[Finding]]:
     """The recipe, or everything that the schema has against it."""
     try:
         return recipe_class.model_validate_json(json.dumps(values, default=str), strict=True), []
     except ValidationError as error:
-        raw = [(_clean(item["loc"], item["type"], values), item) for item in error.errors(include_url=False)]
+        raw = [
+            (_clean(item["loc"], item["type"], values), item)
+            for item in error.errors(include_url=False)
+        ]
         return None, _merge([_explain(recipe_class, path, item, values) for path, item in raw])
 
 
 def _clean(loc: tuple[str | int, ...], kind: str, values: Any) -> KeyPath:
-    """pydantic's location without the names of union members, which are no keys of anybody's file."""
+    """pydantic's location without the names of union members, which are no keys of anybody's
+    file."""
     path: list[str | int] = []
     here = values
     for position, part in enumerate(loc):
@@ -86,7 +105,8 @@ def _clean(loc: tuple[str | int, ...], kind: str, values: Any) -> KeyPath:
 
 
 def _merge(findings: list[Finding]) -> list[Finding]:
-    """One finding for each place: the alternatives of a union are joined, or give way to what is wrong deeper inside."""
+    """One finding for each place: the alternatives of a union are joined, or give way to what is
+    wrong deeper inside."""
     by_path: dict[KeyPath, list[Finding]] = defaultdict(list)
     for finding in findings:
         by_path[finding.path].append(finding)
@@ -144,20 +164,27 @@ _BOUNDS = {
 }
 
 
-def _explain(recipe_class: type[Recipe], path: KeyPath, error: Any, values: dict[str, Any]) -> Finding:
+def _explain(
+    recipe_class: type[Recipe], path: KeyPath, error: Any, values: dict[str, Any]
+) -> Finding:
     kind, context = error["type"], error.get("ctx", {})
     if kind == "missing":
         return Finding(path, _IS_MISSING, _MISSING.get(dotted(path), ""))
     found = path[-1] if error["loc"][-1] == "[key]" else _at(values, path)
     if kind == "extra_forbidden":
         return Finding(
-            path, "is not a key of a recipe" if len(path) == 1 else "unknown key", key_hint(recipe_class, path)
+            path,
+            "is not a key of a recipe" if len(path) == 1 else "unknown key",
+            key_hint(recipe_class, path),
         )
     if kind == "literal_error":
         offered = choices_at(recipe_class, path)
         expected = "one of " + ", ".join(offered)
         return Finding(
-            path, f"expected {expected}, found {show(found)}", hints.did_you_mean(str(found), offered), expected
+            path,
+            f"expected {expected}, found {show(found)}",
+            hints.did_you_mean(str(found), offered),
+            expected,
         )
     if kind in _BOUNDS:
         name, words = _BOUNDS[kind]
@@ -169,12 +196,18 @@ def _explain(recipe_class: type[Recipe], path: KeyPath, error: Any, values: dict
         return Finding(path, "is empty", "name at least one source")
     if kind in _EXPECTED:
         expected = _EXPECTED[kind]
-        return Finding(path, f"expected {expected}, found {show(found)}", _value_hint(expected, found), expected)
+        return Finding(
+            path,
+            f"expected {expected}, found {show(found)}",
+            _value_hint(expected, found),
+            expected,
+        )
     return Finding(path, f"{error['msg']}, found {show(found)}")
 
 
 _MISSING = {
-    "endpoint": "the language model that proposes, for example `endpoint: {base_url: http://127.0.0.1:8000/v1, model: NAME}`",
+    "endpoint": "the language model that proposes, for example `endpoint: {base_url: "
+    "http://127.0.0.1:8000/v1, model: NAME}`",
     "model": "give `model.name_or_path` in the recipe, or `--model` on the command line",
     "model.name_or_path": "a hub id or a folder; `--model` on the command line",
     "data": "give `data.train` in the recipe, or `--data` on the command line",
@@ -220,7 +253,8 @@ def key_hint(recipe_class: type[Recipe], path: KeyPath) -> str:
 
 
 def place_of(recipe_class: type[Recipe], name: str) -> str:
-    """Where the thing of exactly this name is set, for a name that the field knows; empty for one that nobody knows."""
+    """Where the thing of exactly this name is set, for a name that the field knows; empty for one
+    that nobody knows."""
     method = _method(recipe_class)
     if name in hints.GONE:
         return hints.GONE[name]
@@ -271,7 +305,8 @@ def check_trainer(recipe_class: type[Recipe], trainer: Any) -> tuple[dict[str, A
 
 
 def _written_out(spec: dict[str, Any], value: Any) -> Any:
-    """The mapping that a text stands for, as `{"num_cycles": 2}` in a flag, where the field holds a mapping."""
+    """The mapping that a text stands for, as `{"num_cycles": 2}` in a flag, where the field holds a
+    mapping."""
     if not isinstance(value, str) or "dict" not in spec["type"].split(" | "):
         return value
     try:
@@ -286,10 +321,16 @@ def _written_out(spec: dict[str, Any], value: Any) -> Any:
 def _mismatch(path: KeyPath, expected: str, value: Any, spec: dict[str, Any]) -> Finding:
     hint = _value_hint(expected.removeprefix("expected "), value)
     if "choices" in spec:
-        near = hints.closest(str(value), [choice for choice in spec["choices"] if isinstance(choice, str)])
+        near = hints.closest(
+            str(value), [choice for choice in spec["choices"] if isinstance(choice, str)]
+        )
         hint = f"did you mean `{near}`?" if near else hint
         if len(spec["choices"]) > 12:
-            expected = "expected one of " + ", ".join(_nearest_first(str(value), spec["choices"])[:6]) + ", ..."
+            expected = (
+                "expected one of "
+                + ", ".join(_nearest_first(str(value), spec["choices"])[:6])
+                + ", ..."
+            )
     return Finding(path, f"{expected}, found {show(value)}", hint)
 
 
@@ -297,7 +338,9 @@ def _nearest_first(name: str, choices: list[str]) -> list[str]:
     return sorted(choices, key=lambda choice: -difflib.SequenceMatcher(None, name, choice).ratio())
 
 
-def _unknown_trainer_key(recipe_class: type[Recipe], key: str, known: dict[str, Any], allowed: list[str]) -> Finding:
+def _unknown_trainer_key(
+    recipe_class: type[Recipe], key: str, known: dict[str, Any], allowed: list[str]
+) -> Finding:
     path = ("trainer", key)
     method = _method(recipe_class)
     if key in trainer_keys.RESERVED and key in known:

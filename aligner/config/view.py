@@ -1,4 +1,5 @@
-"""What a rule reads a recipe through: values by dotted key, defaults filled in, known mistakes out of the way."""
+"""What a rule reads a recipe through: values by dotted key, defaults filled in, known mistakes out
+of the way."""
 
 from __future__ import annotations
 
@@ -20,9 +21,12 @@ class StandAside(Exception):
 
 
 class View:
-    """The values of a recipe by dotted key, defaults included, whether or not the recipe is valid as a whole."""
+    """The values of a recipe by dotted key, defaults included, whether or not the recipe is valid
+    as a whole."""
 
-    def __init__(self, recipe_class: type[Recipe], values: dict[str, Any], broken: set[KeyPath]) -> None:
+    def __init__(
+        self, recipe_class: type[Recipe], values: dict[str, Any], broken: set[KeyPath]
+    ) -> None:
         self._class = recipe_class
         self._values = values
         self._broken = broken
@@ -35,12 +39,17 @@ class View:
         section: type[Section] | None = self._class
         for part in path:
             here, section = _step(here, section, part)
-        if isinstance(here, list | dict) and section is None and any(b[: len(path)] == path for b in self._broken):
+        if (
+            isinstance(here, list | dict)
+            and section is None
+            and any(b[: len(path)] == path for b in self._broken)
+        ):
             raise StandAside  # one of its items is no number, say
         return here
 
     def unless_broken(self, key: str) -> Any:
-        """The value of a key, or None where it is known to be wrong: for rules that look at many keys, one by one."""
+        """The value of a key, or None where it is known to be wrong: for rules that look at many
+        keys, one by one."""
         try:
             return self[key]
         except StandAside:

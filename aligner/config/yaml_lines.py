@@ -1,11 +1,13 @@
 """YAML read with the line of every key, so that a problem can be reported where it was written.
 
-Differs from PyYAML's safe loader in five ways. Numbers follow YAML 1.2: `5e-6` is a float, not a text. Only `true` and
-`false` are booleans, so `save_strategy: no` keeps its `no`. A key is a text, as it is written: `1: x` has the key "1". A
-key given twice is a problem instead of a silent overwrite. Dates stay text, and so does whatever else YAML 1.1 knew.
+Differs from PyYAML's safe loader in five ways. Numbers follow YAML 1.2: `5e-6` is a float, not a
+text. Only `true` and `false` are booleans, so `save_strategy: no` keeps its `no`. A key is a text,
+as it is written: `1: x` has the key "1". A key given twice is a problem instead of a silent
+overwrite. Dates stay text, and so does whatever else YAML 1.1 knew.
 
-And there are limits, kept while the document is composed, before any value is made of it: on the characters that it has
-once every alias is written out, on its depth, and on the digits of a number. An alias may not stand inside what it names.
+And there are limits, kept while the document is composed, before any value is made of it: on the
+characters that it has once every alias is written out, on its depth, and on the digits of a number.
+An alias may not stand inside what it names.
 """
 
 from __future__ import annotations
@@ -97,11 +99,16 @@ class _Loader(yaml.SafeLoader):
         self.flatten_mapping(node)
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(None, None, "a key must be a text", key.start_mark)
-        return {self._text(key): self.construct_object(value, deep=True) for key, value in node.value}
+                raise yaml.constructor.ConstructorError(
+                    None, None, "a key must be a text", key.start_mark
+                )
+        return {
+            self._text(key): self.construct_object(value, deep=True) for key, value in node.value
+        }
 
     def _text(self, node: yaml.ScalarNode) -> str:
-        """Two halves of a surrogate pair, as JSON writes them, become the character that they mean."""
+        """Two halves of a surrogate pair, as JSON writes them, become the character that they
+        mean."""
         try:
             return self.construct_scalar(node).encode("utf-16", "surrogatepass").decode("utf-16")
         except UnicodeDecodeError:
@@ -111,7 +118,9 @@ class _Loader(yaml.SafeLoader):
     def _scalar(self, node: yaml.ScalarNode) -> Any:
         kind, text = node.tag.removeprefix(TAG), self.construct_scalar(node)
         if not _SCALARS[kind].match(text):
-            raise yaml.constructor.ConstructorError(None, None, f"no {kind}: `{text[:40]}`", node.start_mark)
+            raise yaml.constructor.ConstructorError(
+                None, None, f"no {kind}: `{text[:40]}`", node.start_mark
+            )
         if kind in ("int", "float") and len(text) > LONGEST_NUMBER:
             raise _beyond(f"a number of {len(text):,} characters", node)
         construct: Any = yaml.SafeLoader.yaml_constructors[node.tag]
@@ -135,7 +144,12 @@ _Loader.yaml_constructors = {
 }
 _Loader.yaml_implicit_resolvers = {}
 
-for _kind_of, _first in {"bool": "tTfF", "int": "-+0123456789", "float": "-+0123456789.", "null": "~nN"}.items():
+for _kind_of, _first in {
+    "bool": "tTfF",
+    "int": "-+0123456789",
+    "float": "-+0123456789.",
+    "null": "~nN",
+}.items():
     _Loader.add_implicit_resolver(
         f"{TAG}{_kind_of}", _SCALARS[_kind_of], [*_first, *([""] if _kind_of == "null" else [])]
     )
@@ -152,24 +166,34 @@ class Document:
 
 
 def read_value(text: str) -> Any:
-    """One value, as on a command line: `5e-6`, `true`, `[a, b]`, `{r: 8}`. Raises yaml.YAMLError."""
+    """One value, as on a command line: `5e-6`, `true`, `[a, b]`, `{r: 8}`. Raises
+    yaml.YAMLError."""
     return yaml.load(text, Loader=_Loader)
 
 
 def read_document(text: str, name: str, kind: str = "a recipe") -> Document:
-    """Parse a recipe, or another `kind` of file. Broken YAML raises at once, since nothing after it can be trusted."""
+    """Parse a recipe, or another `kind` of file. Broken YAML raises at once, since nothing after it
+    can be trusted."""
     document = Document({})
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
         if node is not None:
-            _walk(node, (), name, document)  # before merged keys are put among those of the mapping itself
+            _walk(
+                node, (), name, document
+            )  # before merged keys are put among those of the mapping itself
             document.values = loader.construct_document(node)
     except yaml.YAMLError as error:
         raise _unreadable(error, text, name) from None
     if not isinstance(document.values, dict):
-        problem = Problem(f"expected `key: value` lines, found {_kind(document.values)}", where=f"{name}:1")
-        hint = "`aligner recipes show tiny/sft` prints one to start from" if kind == "a recipe" else "mend the file"
+        problem = Problem(
+            f"expected `key: value` lines, found {_kind(document.values)}", where=f"{name}:1"
+        )
+        hint = (
+            "`aligner recipes show tiny/sft` prints one to start from"
+            if kind == "a recipe"
+            else "mend the file"
+        )
         raise RecipeError(f"{name} is not {kind}", hint, [problem])
     return document
 
@@ -182,10 +206,13 @@ def _unreadable(error: yaml.YAMLError, text: str, name: str) -> RecipeError:
 
 
 _LIMITS_HINT = (
-    f"the limits are {LARGEST:,} characters, {DEEPEST} levels and {LONGEST_NUMBER} characters of a number; "
+    f"the limits are {LARGEST:,} characters, {DEEPEST} levels and {LONGEST_NUMBER} characters of "
+    "a number; "
     "an alias counts for all that it names, and many files can be named by a glob"
 )
-_BROKEN_HINT = "indent with spaces, put a space after each colon, and quote texts that hold `: ` or `#`"
+_BROKEN_HINT = (
+    "indent with spaces, put a space after each colon, and quote texts that hold `: ` or `#`"
+)
 
 
 def _broken(error: yaml.YAMLError, text: str, name: str) -> Problem:
@@ -197,7 +224,9 @@ def _broken(error: yaml.YAMLError, text: str, name: str) -> Problem:
     found = lines[mark.line].strip() if mark.line < len(lines) else "the end of the file"
     if "\\t" in what or (mark.line < len(lines) and lines[mark.line].lstrip(" ").startswith("\t")):
         what = "a tab, where YAML allows only spaces"
-    return Problem(f"{what}, at column {mark.column + 1} of `{found[:80]}`", where=f"{name}:{mark.line + 1}")
+    return Problem(
+        f"{what}, at column {mark.column + 1} of `{found[:80]}`", where=f"{name}:{mark.line + 1}"
+    )
 
 
 def _kind(value: Any) -> str:
@@ -218,13 +247,17 @@ def _walk_mapping(node: yaml.MappingNode, path: KeyPath, name: str, document: Do
     merged: list[yaml.Node] = []
     for key_node, value_node in node.value:
         if key_node.tag == f"{TAG}merge":
-            merged += value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]
+            merged += (
+                value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]
+            )
             continue
         key, line = str(key_node.value), key_node.start_mark.line + 1
         here = (*path, key)
         if key in seen:
             message = f"is given twice, here and in line {seen[key]}"
-            document.problems.append(Problem(message, f"{name}:{line}", dotted(here), "remove one of them"))
+            document.problems.append(
+                Problem(message, f"{name}:{line}", dotted(here), "remove one of them")
+            )
         seen.setdefault(key, line)
         document.lines.setdefault(here, line)
         _walk(value_node, here, name, document)
@@ -233,7 +266,8 @@ def _walk_mapping(node: yaml.MappingNode, path: KeyPath, name: str, document: Do
 
 
 def _walk_merged(node: yaml.Node, path: KeyPath, name: str, document: Document) -> None:
-    """Note the lines of what `<<` brings along; the keys that the mapping gives itself keep theirs."""
+    """Note the lines of what `<<` brings along; the keys that the mapping gives itself keep
+    theirs."""
     brought = Document({})
     _walk(node, path, name, brought)
     for place, line in brought.lines.items():

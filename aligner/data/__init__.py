@@ -1,5 +1,6 @@
-"""Sources and formats -> typed rows: reading, mapping, mixing, splitting, and the books of all of it.
+"""Sources and formats -> typed rows: reading, mapping, mixing, splitting, and the books of all of
+it.
 
-Start at `load_rows`, which takes the `data:` section of a recipe. Imports no torch; `datasets` and `pyarrow` are loaded
-only where a hub data set or a Parquet file is read.
+Start at `load_rows`, which takes the `data:` section of a recipe. Imports no torch; `datasets` and
+`pyarrow` are loaded only where a hub data set or a Parquet file is read.
 """

@@ -1,4 +1,5 @@
-"""The error for one row that cannot be used, and the checks of text that every form of row needs."""
+"""The error for one row that cannot be used, and the checks of text that every form of row
+needs."""
 
 from __future__ import annotations
 
@@ -6,12 +7,20 @@ from typing import Any
 
 
 class BadRow(ValueError):
-    """A row that cannot be used, and why. Caught by the reader, which knows the file and the row number."""
+    """A row that cannot be used, and why. Caught by the reader, which knows the file and the row
+    number."""
 
 
 def kind(value: Any) -> str:
     """A JSON value's type, in words for messages."""
-    names = {str: "text", bool: "true/false", int: "a number", float: "a number", list: "a list", dict: "an object"}
+    names = {
+        str: "text",
+        bool: "true/false",
+        int: "a number",
+        float: "a number",
+        list: "a list",
+        dict: "an object",
+    }
     return "null" if value is None else names.get(type(value), type(value).__name__)
 
 
@@ -32,5 +41,9 @@ def _refuse_surrogates(value: str, name: str) -> None:
     except UnicodeEncodeError as error:
         code = ord(value[error.start])
         if 0xDC80 <= code <= 0xDCFF:  # put there by the decoder for a byte that it could not read
-            raise BadRow(f"{name} is not UTF-8: byte 0x{code - 0xDC00:02x} at character {error.start + 1}") from None
-        raise BadRow(f"{name} holds half a surrogate pair (\\u{code:04x}) at character {error.start + 1}") from None
+            raise BadRow(
+                f"{name} is not UTF-8: byte 0x{code - 0xDC00:02x} at character {error.start + 1}"
+            ) from None
+        raise BadRow(
+            f"{name} holds half a surrogate pair (\\u{code:04x}) at character {error.start + 1}"
+        ) from None

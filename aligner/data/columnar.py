@@ -1,12 +1,14 @@
 """Values of Parquet and Arrow columns -> what was in the row before it was stored there.
 
-Two things happen to a row on its way into such a file. Objects become structs, which have the keys of all rows: a key that
-a row lacked is there as null. And what fits no column type becomes JSON text (`datasets` makes a column of the type
-`Json` of values whose keys or types vary). So a null in a struct is an absent key, at any depth; JSON is decoded, and the
-nulls in it stay, since somebody wrote them; so do those in lists and maps. A whole column that is null stays null.
+Two things happen to a row on its way into such a file. Objects become structs, which have the keys
+of all rows: a key that a row lacked is there as null. And what fits no column type becomes JSON
+text (`datasets` makes a column of the type `Json` of values whose keys or types vary). So a null in
+a struct is an absent key, at any depth; JSON is decoded, and the nulls in it stay, since somebody
+wrote them; so do those in lists and maps. A whole column that is null stays null.
 
-`datasets` writes the text "4" into a JSON column as 4, and "null" as null. Where text is likelier than a number (in a column
-of the row, in the content of a turn) such a value is therefore taken as the text that stands there.
+`datasets` writes the text "4" into a JSON column as 4, and "null" as null. Where text is likelier
+than a number (in a column of the row, in the content of a turn) such a value is therefore taken as
+the text that stands there.
 """
 
 from __future__ import annotations
@@ -38,10 +40,16 @@ class BrokenJson(ValueError):
     """A column of JSON text that holds something else."""
 
 
-def rows_of(table: pyarrow.Table | pyarrow.RecordBatch, nulls: Nulls) -> Iterator[dict[str, Any] | BrokenJson]:
-    """The rows of a table as they were; the error stands in the place of a row that cannot be decoded."""
+def rows_of(
+    table: pyarrow.Table | pyarrow.RecordBatch, nulls: Nulls
+) -> Iterator[dict[str, Any] | BrokenJson]:
+    """The rows of a table as they were; the error stands in the place of a row that cannot be
+    decoded."""
     features = _features(table.schema)
-    readers = {field.name: _reader(field.type, features.get(field.name), nulls, "") for field in table.schema}
+    readers = {
+        field.name: _reader(field.type, features.get(field.name), nulls, "")
+        for field in table.schema
+    }
     decoded = {name: reader for name, reader in readers.items() if reader is not None}
     for row in table.to_pylist():
         try:
@@ -54,7 +62,8 @@ def rows_of(table: pyarrow.Table | pyarrow.RecordBatch, nulls: Nulls) -> Iterato
 
 
 def _features(schema: pyarrow.Schema) -> dict[str, Any]:
-    """What `datasets` noted of the columns' types, for files whose JSON columns are plain text to Arrow."""
+    """What `datasets` noted of the columns' types, for files whose JSON columns are plain text to
+    Arrow."""
     noted = (schema.metadata or {}).get(b"huggingface")
     try:
         features = json.loads(noted)["info"]["features"] if noted else {}
@@ -63,8 +72,11 @@ def _features(schema: pyarrow.Schema) -> dict[str, Any]:
     return features if isinstance(features, dict) else {}
 
 
-def _reader(kind: pyarrow.DataType, feature: Any, nulls: Nulls, name: str | None = None) -> Reader | None:
-    """What turns a value of this type into what it was; None where it is that already. `name`: of the struct's field."""
+def _reader(
+    kind: pyarrow.DataType, feature: Any, nulls: Nulls, name: str | None = None
+) -> Reader | None:
+    """What turns a value of this type into what it was; None where it is that already. `name`: of
+    the struct's field."""
     import pyarrow.types as types
 
     if getattr(kind, "extension_name", "") == "arrow.json" or _is_json(feature, kind):
@@ -110,7 +122,10 @@ def _text_from_json(value: Any) -> Any:
 
 def _struct(kind: pyarrow.StructType, features: Mapping[str, Any], nulls: Nulls) -> Reader:
     fields = [kind.field(place) for place in range(kind.num_fields)]
-    readers = {field.name: _reader(field.type, features.get(field.name), nulls, field.name) for field in fields}
+    readers = {
+        field.name: _reader(field.type, features.get(field.name), nulls, field.name)
+        for field in fields
+    }
 
     def read(value: Mapping[str, Any]) -> dict[str, Any]:
         there = {key: _read(readers[key], item) for key, item in value.items() if item is not None}

@@ -1,9 +1,9 @@
 """What the user says about the rows: a function of theirs, and which column holds what.
 
-The function sees each raw row as it was read and returns a row (a dict), several (a list of dicts), or None to drop
-it. `columns` then names the parts: target first, and the source may reach into nested values with dots
-(`rejected: model_b.solution`, `prompt: turns.0.content`). A column that is moved is gone under its old name; columns
-that are not named stay.
+The function sees each raw row as it was read and returns a row (a dict), several (a list of dicts),
+or None to drop it. `columns` then names the parts: target first, and the source may reach into
+nested values with dots (`rejected: model_b.solution`, `prompt: turns.0.content`). A column that is
+moved is gone under its old name; columns that are not named stay.
 """
 
 from __future__ import annotations
@@ -31,18 +31,27 @@ def load_function(spec: str) -> UserFunction:
     """The function named by `path/to/file.py:name`."""
     file, colon, name = spec.rpartition(":")
     if not colon or not file.endswith(".py") or not name.isidentifier():
-        raise DataError(f"function: {spec!r} does not name a function", "write it as `path/to/file.py:name`")
+        raise DataError(
+            f"function: {spec!r} does not name a function", "write it as `path/to/file.py:name`"
+        )
     path = Path(file).expanduser()
     if not path.is_file():
-        raise DataError(f"function: there is no file {file}", "the path is taken from the working directory")
+        raise DataError(
+            f"function: there is no file {file}", "the path is taken from the working directory"
+        )
     module = _run_file(path)
     function = getattr(module, name, None)
     if not callable(function):
-        names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        names = [
+            key
+            for key, value in vars(module).items()
+            if callable(value) and not key.startswith("_")
+        ]
         near = difflib.get_close_matches(name, names, n=1)
         known = f"it has {', '.join(names)}" if names else "it has none"
         raise DataError(
-            f"function: {file} has no function `{name}`; {known}", f"did you mean `{near[0]}`?" if near else ""
+            f"function: {file} has no function `{name}`; {known}",
+            f"did you mean `{near[0]}`?" if near else "",
         )
     return function
 
@@ -57,7 +66,8 @@ def _run_file(path: Path) -> Any:
         spec.loader.exec_module(module)
     except Exception as error:  # the user's code may raise anything
         raise DataError(
-            f"function: {path} does not run: {_told(error, path)}", "run the file by itself to see more"
+            f"function: {path} does not run: {_told(error, path)}",
+            "run the file by itself to see more",
         ) from error
     return module
 
@@ -68,20 +78,29 @@ def apply_function(function: UserFunction, row: dict[str, Any], spec: str) -> li
     try:
         result = function(row)
     except Exception as error:  # the user's code may raise anything
-        raise BadRow(f"the function `{name}` raised {_told(error, Path(file).expanduser())}") from error
+        raise BadRow(
+            f"the function `{name}` raised {_told(error, Path(file).expanduser())}"
+        ) from error
     if result is None:
         return []
     rows = result if isinstance(result, list) else [result]
     for made in rows:
         if not isinstance(made, dict):
-            raise BadRow(f"the function `{name}` returned {kind(made)}; return a dict, a list of dicts, or None")
+            raise BadRow(
+                f"the function `{name}` returned {kind(made)}; return a dict, a list of dicts, or "
+                "None"
+            )
     return rows
 
 
 def _told(error: Exception, path: Path) -> str:
     """The error with the line of the user's file that it came from."""
     file = path.resolve()
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).resolve() == file]
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if Path(frame.filename).resolve() == file
+    ]
     where = f" (line {frames[-1].lineno})" if frames else ""
     return f"{type(error).__name__}: {error}{where}"
 
@@ -113,14 +132,18 @@ def _reach(value: Any, path: str) -> Any:
     return value
 
 
-def check_columns(head: Sequence[dict[str, Any]], source: Source, task: Task, further: Sequence[str] = ()) -> None:
-    """Refuse targets that no form knows and nobody asked for (`further`), and sources that no row has."""
+def check_columns(
+    head: Sequence[dict[str, Any]], source: Source, task: Task, further: Sequence[str] = ()
+) -> None:
+    """Refuse targets that no form knows and nobody asked for (`further`), and sources that no row
+    has."""
     known = [*KNOWN_COLUMNS, *further]
     for target, column in source.columns.items():
         if task != "prompts" and target not in known:
             near = difflib.get_close_matches(target, known, n=1)
             raise DataError(
-                f"{source.path}: columns: {target!r} is no name that a form uses (the target comes first)",
+                f"{source.path}: columns: {target!r} is no name that a form uses (the target "
+                "comes first)",
                 f"did you mean `{near[0]}`?" if near else f"names in use: {', '.join(known)}",
             )
         if all(_reach(row, column) is _ABSENT for row in head):

@@ -1,9 +1,11 @@
-"""One local file -> raw rows with their numbers. Knows JSON lines, JSON, CSV, Parquet and text lines, and gzip.
+"""One local file -> raw rows with their numbers. Knows JSON lines, JSON, CSV, Parquet and text
+lines, and gzip.
 
-What is broken about one row (a line that is no JSON, bytes that are no UTF-8, a row that is no object) is handed on as
-an `Unreadable` in the row's place, so that it can be counted and listed; what is broken about the whole file raises a
-`DataError`. Files are read as streams, except for `.json` lists. The number of a row is its line in line-based files,
-and its position (from 1) in the others.
+What is broken about one row (a line that is no JSON, bytes that are no UTF-8, a row that is no
+object) is handed on as an `Unreadable` in the row's place, so that it can be counted and listed;
+what is broken about the whole file raises a `DataError`. Files are read as streams, except for
+`.json` lists. The number of a row is its line in line-based files, and its position (from 1) in the
+others.
 """
 
 from __future__ import annotations
@@ -50,15 +52,20 @@ def kind_of_file(path: Path) -> str | None:
 
 
 def read_file(path: Path, nulls: Nulls | None = None) -> Numbered:
-    """The file's rows, each with its number; `nulls` counts those of Parquet that were taken as absent keys."""
+    """The file's rows, each with its number; `nulls` counts those of Parquet that were taken as
+    absent keys."""
     kind_ = kind_of_file(path)
     assert kind_ is not None, path
     if path.stat().st_size == 0:
         return
     try:
-        yield from _parquet(path, nulls or Nulls()) if kind_ == ".parquet" else LINE_READERS[kind_](path)
+        yield from (
+            _parquet(path, nulls or Nulls()) if kind_ == ".parquet" else LINE_READERS[kind_](path)
+        )
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"{path} is broken or cut off as a gzip file: {error}", "copy or download it again") from error
+        raise DataError(
+            f"{path} is broken or cut off as a gzip file: {error}", "copy or download it again"
+        ) from error
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}", CHECK_FILE) from error
 
@@ -81,12 +88,16 @@ def _open(path: Path) -> IO[bytes]:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Numbered lines as bytes, without a byte order mark. Only "\\n" ends a line, as JSON lines want it."""
+    """Numbered lines as bytes, without a byte order mark. Only "\\n" ends a line, as JSON lines
+    want it."""
     with _open(path) as stream:
         for number, line in enumerate(stream, start=1):
             if number == 1:
                 if line.startswith((b"\xff\xfe", b"\xfe\xff")):
-                    raise DataError(f"{path} is UTF-16, not UTF-8", f"convert it: iconv -f UTF-16 -t UTF-8 {path}")
+                    raise DataError(
+                        f"{path} is UTF-16, not UTF-8",
+                        f"convert it: iconv -f UTF-16 -t UTF-8 {path}",
+                    )
                 line = line.removeprefix(b"\xef\xbb\xbf")
             yield number, line
 
@@ -98,7 +109,10 @@ def _json_lines(path: Path) -> Numbered:
             continue
         row = _parse(line)
         if number == 1 and line.lstrip().startswith(b"[") and not isinstance(row, dict):
-            raise DataError(f"{path} is a JSON list, not one JSON object per line", "give it the extension .json")
+            raise DataError(
+                f"{path} is a JSON list, not one JSON object per line",
+                "give it the extension .json",
+            )
         yield number, row
 
 
@@ -124,12 +138,18 @@ def _json(path: Path) -> Numbered:
     if isinstance(document, dict):
         names = ", ".join(list(document)[:10])
         raise DataError(
-            f"{path} is one JSON object (keys: {names}), not a list of rows", "save the list of rows by itself"
+            f"{path} is one JSON object (keys: {names}), not a list of rows",
+            "save the list of rows by itself",
         )
     if not isinstance(document, list):
         raise DataError(f"{path} holds {kind(document)}, not a list of rows", "")
     for number, row in enumerate(document, start=1):
-        yield number, row if isinstance(row, dict) else Unreadable(f"{kind(row)}, not an object with columns")
+        yield (
+            number,
+            row
+            if isinstance(row, dict)
+            else Unreadable(f"{kind(row)}, not an object with columns"),
+        )
 
 
 def _json_document(path: Path) -> Any:
@@ -146,16 +166,20 @@ def _json_document(path: Path) -> Any:
     except json.JSONDecodeError as error:
         where = f"{path}:{error.lineno}: broken JSON at column {error.colno}: {error.msg}"
         raise DataError(
-            where, "a list is read whole; with one object per line (.jsonl) one broken row costs one row"
+            where,
+            "a list is read whole; with one object per line (.jsonl) one broken row costs one row",
         ) from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: broken JSON: {error}", "") from error
 
 
 def _csv(path: Path) -> Numbered:
-    """Rows under the header's names. Undecodable bytes become surrogates, which the checks of text report by row."""
+    """Rows under the header's names. Undecodable bytes become surrogates, which the checks of text
+    report by row."""
     csv.field_size_limit(1 << 30)
-    with io.TextIOWrapper(_open(path), encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
+    with io.TextIOWrapper(
+        _open(path), encoding="utf-8-sig", errors="surrogateescape", newline=""
+    ) as stream:
         reader = csv.reader(stream, strict=True)
         try:
             header = next(reader, [])
@@ -175,10 +199,16 @@ def _csv(path: Path) -> Numbered:
 
 def _check_header(path: Path, header: list[str]) -> None:
     if len(header) == 1 and any(mark in header[0] for mark in ";\t"):
-        raise DataError(f"{path}: the columns are not separated by commas: {header[0][:80]!r}", "save it with commas")
+        raise DataError(
+            f"{path}: the columns are not separated by commas: {header[0][:80]!r}",
+            "save it with commas",
+        )
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice:
-        raise DataError(f"{path}: the header names {', '.join(map(repr, twice))} more than once", "rename one of them")
+        raise DataError(
+            f"{path}: the header names {', '.join(map(repr, twice))} more than once",
+            "rename one of them",
+        )
 
 
 def _csv_row(header: list[str], fields: list[str]) -> Any:
@@ -191,7 +221,10 @@ def _text(path: Path) -> Numbered:
     """Each line is a row."""
     for number, line in _lines(path):
         stripped = line.rstrip(b"\r\n")
-        yield number, {"text": stripped.decode("utf-8", "surrogateescape")} if stripped.strip() else BLANK
+        yield (
+            number,
+            {"text": stripped.decode("utf-8", "surrogateescape")} if stripped.strip() else BLANK,
+        )
 
 
 def _parquet(path: Path, nulls: Nulls) -> Numbered:
@@ -206,7 +239,9 @@ def _parquet(path: Path, nulls: Nulls) -> Numbered:
                 number += 1
                 yield number, readable(row)
     except pyarrow.ArrowException as error:
-        raise DataError(f"{path} is broken as a Parquet file: {error}", "copy or download it again") from error
+        raise DataError(
+            f"{path} is broken as a Parquet file: {error}", "copy or download it again"
+        ) from error
 
 
 def readable(row: dict[str, Any] | BrokenJson) -> dict[str, Any] | Unreadable:

@@ -1,9 +1,11 @@
-"""Which form the rows of a source have: found from their columns, said with its evidence, never guessed.
+"""Which form the rows of a source have: found from their columns, said with its evidence, never
+guessed.
 
-The first `HEAD_ROWS` rows vote with the columns that they hold. A form is taken when it is the only one that the task
-can use and that the rows allow; two such forms, or rows of several kinds in one source, are an error that names them
-and the line of the recipe that settles it. Data of the wrong kind for the task (preference pairs given to `sft`, plain
-answers to `dpo`) is refused here, before any row is mapped.
+The first `HEAD_ROWS` rows vote with the columns that they hold. A form is taken when it is the only
+one that the task can use and that the rows allow; two such forms, or rows of several kinds in one
+source, are an error that names them and the line of the recipe that settles it. Data of the wrong
+kind for the task (preference pairs given to `sft`, plain answers to `dpo`) is refused here, before
+any row is mapped.
 """
 
 from __future__ import annotations
@@ -48,12 +50,32 @@ FORMS_OF_TASK: dict[Task, tuple[str, ...]] = {
     "prompts": ("messages", "prompt_completion", "sharegpt", "alpaca", "preference", "prompt"),
 }
 
-KNOWN_COLUMNS = sorted({name for table in (REQUIRED, OPTIONAL) for names in table.values() for name in names})
+KNOWN_COLUMNS = sorted(
+    {name for table in (REQUIRED, OPTIONAL) for names in table.values() for name in names}
+)
 
 PROMPT_LIKE = ("question", "query", "problem", "instruction", "input", "user", "request", "source")
-ANSWER_LIKE = ("answer", "response", "output", "solution", "target", "assistant", "reply", "label", "chosen")
+ANSWER_LIKE = (
+    "answer",
+    "response",
+    "output",
+    "solution",
+    "target",
+    "assistant",
+    "reply",
+    "label",
+    "chosen",
+)
 CHOSEN_LIKE = ("accepted", "preferred", "winner", "win", "better", "positive", "response_chosen")
-REJECTED_LIKE = ("refused", "dispreferred", "loser", "lose", "worse", "negative", "response_rejected")
+REJECTED_LIKE = (
+    "refused",
+    "dispreferred",
+    "loser",
+    "lose",
+    "worse",
+    "negative",
+    "response_rejected",
+)
 
 Row = Mapping[str, Any]
 
@@ -114,7 +136,8 @@ def _check_given_form(head: Sequence[Row], source: Source, task: Task) -> None:
     missing = [name for name in REQUIRED[form] if not any(name in row for row in head)]
     if missing:
         raise DataError(
-            f"{source.path}: form `{form}` needs the columns {_ticked(REQUIRED[form])}; {_ticked(missing)} "
+            f"{source.path}: form `{form}` needs the columns {_ticked(REQUIRED[form])}; "
+            f"{_ticked(missing)} "
             f"{'is' if len(missing) == 1 else 'are'} in no row. Columns: {_columns(head)}",
             _mapping_hint(head, REQUIRED[form]),
         )
@@ -124,10 +147,15 @@ def _unknown_columns(head: Sequence[Row], source: Source, task: Task) -> DataErr
     seen = {form for row in head for form in _forms(row)}
     if seen:
         return _wrong_task(seen, head, source, task)
-    wanted = {"sft": ("prompt", "completion"), "preference": ("prompt", "chosen", "rejected"), "prompts": ("prompt",)}
+    wanted = {
+        "sft": ("prompt", "completion"),
+        "preference": ("prompt", "chosen", "rejected"),
+        "prompts": ("prompt",),
+    }
     known = "; ".join(_ticked(REQUIRED[form], " + ") for form in FORMS_OF_TASK[task])
     return DataError(
-        f"{source.path}: no known form has these columns: {_columns(head)}. Known for this task: {known}",
+        f"{source.path}: no known form has these columns: {_columns(head)}. Known for this task: "
+        f"{known}",
         _mapping_hint(head, wanted[task]),
     )
 
@@ -138,13 +166,16 @@ def _wrong_task(forms: Iterable[str], head: Sequence[Row], source: Source, task:
         return DataError(
             f"{source.path} holds preference pairs (columns: {_columns(head)}); "
             "training on single answers needs one answer a row",
-            f"train on the chosen answers with {_chosen_mapping(head)}, or use the pairs with `aligner dpo` or `aligner reward`",
+            f"train on the chosen answers with {_chosen_mapping(head)}, or use the pairs with "
+            "`aligner dpo` or `aligner reward`",
         )
     if task == "preference":
         return DataError(
-            f"{source.path} holds {held} rows (columns: {_columns(head)}); preference training needs "
+            f"{source.path} holds {held} rows (columns: {_columns(head)}); preference training "
+            "needs "
             "`chosen` and `rejected`, with `prompt` or a shared beginning",
-            f"{_mapping_hint(head, ('prompt', 'chosen', 'rejected'))}; single answers train with `aligner sft`, "
+            f"{_mapping_hint(head, ('prompt', 'chosen', 'rejected'))}; single answers train with "
+            "`aligner sft`, "
             "rated ones with `aligner reward reward.kind=regression`",
         )
     allowed = ", ".join(FORMS_OF_TASK[task])
@@ -155,7 +186,9 @@ def _wrong_task(forms: Iterable[str], head: Sequence[Row], source: Source, task:
 
 
 def _chosen_mapping(head: Sequence[Row]) -> str:
-    if any(isinstance(row.get("chosen"), list) for row in head) and not any("prompt" in row for row in head):
+    if any(isinstance(row.get("chosen"), list) for row in head) and not any(
+        "prompt" in row for row in head
+    ):
         return "`columns: {messages: chosen}`"
     return "`columns: {prompt: prompt, completion: chosen}`"
 
@@ -168,8 +201,11 @@ def _ambiguous(forms: tuple[str, ...], source: Source) -> DataError:
     )
 
 
-def _refuse_mixture(form: str, ballots: Sequence[tuple[tuple[str, ...], int]], source: Source) -> None:
-    """A few rows of another kind are bad rows; a tenth or more means that the source is a mixture."""
+def _refuse_mixture(
+    form: str, ballots: Sequence[tuple[tuple[str, ...], int]], source: Source
+) -> None:
+    """A few rows of another kind are bad rows; a tenth or more means that the source is a
+    mixture."""
     other = [(forms, number) for forms, number in ballots if form not in forms]
     total = sum(number for _, number in ballots)
     if sum(number for _, number in other) * 10 < total:
@@ -178,14 +214,20 @@ def _refuse_mixture(form: str, ballots: Sequence[tuple[tuple[str, ...], int]], s
     found = ", ".join(f"{number} {'/'.join(forms)}" for forms, number in counts)
     raise DataError(
         f"{source.path}: rows of several forms in one source: {found} (of the first {total} rows)",
-        "put each form in a file of its own and list them under `train:`, or write a `function:` that makes them alike",
+        "put each form in a file of its own and list them under `train:`, or write a `function:` "
+        "that makes them alike",
     )
 
 
 def _mapping_hint(head: Sequence[Row], wanted: Sequence[str]) -> str:
     """The `columns:` line to write, with the columns that look right filled in."""
     have = list(dict.fromkeys(name for row in head for name in row))
-    likely = {"prompt": PROMPT_LIKE, "completion": ANSWER_LIKE, "chosen": CHOSEN_LIKE, "rejected": REJECTED_LIKE}
+    likely = {
+        "prompt": PROMPT_LIKE,
+        "completion": ANSWER_LIKE,
+        "chosen": CHOSEN_LIKE,
+        "rejected": REJECTED_LIKE,
+    }
     pairs = []
     for target in wanted:
         near = [name for name in likely.get(target, ()) if name in have]

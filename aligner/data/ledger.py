@@ -1,9 +1,9 @@
 """The books: what became of every row and token between a source and the trained token.
 
-`load_rows` fills one `SourceLedger` per source and the `rows_in` of each split; tokenisation and packing add to the
-splits through `ledger.split(name).count(...)`. `check()` asserts that nothing went missing: an imbalance is a mistake
-of ours, never of the user's. The whole is plain dataclasses and goes to `data.json` with `to_json()`, and to the
-screen and the report with `table()`.
+`load_rows` fills one `SourceLedger` per source and the `rows_in` of each split; tokenisation and
+packing add to the splits through `ledger.split(name).count(...)`. `check()` asserts that nothing
+went missing: an imbalance is a mistake of ours, never of the user's. The whole is plain dataclasses
+and goes to `data.json` with `to_json()`, and to the screen and the report with `table()`.
 """
 
 from __future__ import annotations
@@ -44,10 +44,12 @@ class SourceLedger:
     files: list[FileRecord] = field(default_factory=list)
     format: str = ""
     evidence: str = ""
-    """Why the format is what it is: given by the user, or which columns were found in how many rows."""
+    """Why the format is what it is: given by the user, or which columns were found in how many
+    rows."""
     unused_columns: list[str] = field(default_factory=list)
     unused_parts: dict[str, int] = field(default_factory=dict)
-    """Those of them that look like a part of the conversation -> in how many of the first rows they are filled in."""
+    """Those of them that look like a part of the conversation -> in how many of the first rows they
+    are filled in."""
     looked_at: int = 0
     """How many rows these are."""
     rows_read: int = 0
@@ -82,10 +84,12 @@ class SourceLedger:
             self.bad_rows.append(BadRowRecord(where, reason))
 
     def remarks(self) -> list[str]:
-        """What to warn of: a sentence for each column that is not used and looks as if it should be."""
+        """What to warn of: a sentence for each column that is not used and looks as if it should
+        be."""
         rows = "the only row" if self.looked_at == 1 else f"{{}} of the first {self.looked_at} rows"
         return [
-            f"{self.path}: the column `{name}` says something in {rows.format(filled)} and is not used. If it belongs to the "
+            f"{self.path}: the column `{name}` says something in {rows.format(filled)} and is not "
+            "used. If it belongs to the "
             "conversation, map it with `columns:`."
             for name, filled in self.unused_parts.items()
         ]
@@ -93,8 +97,12 @@ class SourceLedger:
     def check(self) -> None:
         """Assert that every row read is accounted for."""
         expected = self.rows_mapped - self.duplicates - self.not_sampled + self.repeated
-        assert self.rows_out == expected, f"{self.path}: {self.rows_out} rows came out where the books say {expected}"
-        assert len(self.bad_rows) == min(self.bad, LISTED), f"{self.path}: broken rows counted and listed differ"
+        assert self.rows_out == expected, (
+            f"{self.path}: {self.rows_out} rows came out where the books say {expected}"
+        )
+        assert len(self.bad_rows) == min(self.bad, LISTED), (
+            f"{self.path}: broken rows counted and listed differ"
+        )
 
     def summary(self) -> str:
         """One line: read, lost and why, out."""
@@ -107,7 +115,11 @@ class SourceLedger:
             (-self.repeated, "repeats"),
         )
         parts = [f"{self.rows_read:,} read"]
-        parts += [f"{'+' if number < 0 else '-'} {abs(number):,} {name}" for number, name in losses if number]
+        parts += [
+            f"{'+' if number < 0 else '-'} {abs(number):,} {name}"
+            for number, name in losses
+            if number
+        ]
         return f"{' '.join(parts)} = {self.rows_out:,} rows"
 
 
@@ -125,7 +137,8 @@ class SplitLedger:
     """Rows that were tokenised and kept."""
     too_long_dropped: int = 0
     unusable: int = 0
-    """Rows that could not become a trained sequence, or had nothing left to train once cut; the first are listed."""
+    """Rows that could not become a trained sequence, or had nothing left to train once cut; the
+    first are listed."""
     unusable_rows: list[BadRowRecord] = field(default_factory=list)
     unread: dict[str, int] = field(default_factory=dict)
     """What the chat template leaves out of the rows that were kept -> in how many turns."""
@@ -202,37 +215,66 @@ class SplitLedger:
         if not self.rows and not dropped:
             return
         given = self.rows_in if self.made is None else self.made
-        assert self.rows + dropped == given, f"{name}: {self.rows} rows kept and {dropped} dropped out of {given}"
+        assert self.rows + dropped == given, (
+            f"{name}: {self.rows} rows kept and {dropped} dropped out of {given}"
+        )
         assert self.trained_tokens + self.masked_tokens == self.tokens, (
-            f"{name}: {self.trained_tokens} tokens trained and {self.masked_tokens} masked out of {self.tokens}"
+            f"{name}: {self.trained_tokens} tokens trained and {self.masked_tokens} masked out of "
+            f"{self.tokens}"
         )
 
     def table(self, name: str) -> list[tuple[str, str]]:
         """Lines for the screen."""
-        lost = _lost(self.too_long_dropped, "too long, dropped") + _lost(self.unusable, "untrainable, dropped")
+        lost = _lost(self.too_long_dropped, "too long, dropped") + _lost(
+            self.unusable, "untrainable, dropped"
+        )
         lines = [(name, f"{self.rows_in:,} rows{'' if self.made is not None else lost}")]
         if self.made is not None:
             lines.append((f"{name} mosaics", f"{self.made_of}{lost}"))
         if self.tokens:
             masked = self.masked_tokens / self.tokens
-            cut = f", {self.truncated_tokens:,} cut off in {self.truncated_rows:,} rows" if self.truncated_rows else ""
+            cut = (
+                f", {self.truncated_tokens:,} cut off in {self.truncated_rows:,} rows"
+                if self.truncated_rows
+                else ""
+            )
             lines.append(
-                (f"{name} tokens", f"{self.tokens:,}: {self.trained_tokens:,} trained, {masked:.0%} masked{cut}")
+                (
+                    f"{name} tokens",
+                    f"{self.tokens:,}: {self.trained_tokens:,} trained, {masked:.0%} masked{cut}",
+                )
             )
         if self.lengths:
-            lines.append((f"{name} lengths", " / ".join(f"{length:,}" for length in self.lengths) + " tokens"))
+            lines.append(
+                (
+                    f"{name} lengths",
+                    " / ".join(f"{length:,}" for length in self.lengths) + " tokens",
+                )
+            )
         if self.unread:
             ordered = sorted(self.unread.items(), key=lambda item: (-item[1], item[0]))
-            lines.append((f"{name} not read", ", ".join(f"{what} in {_times(what, times)}" for what, times in ordered)))
+            lines.append(
+                (
+                    f"{name} not read",
+                    ", ".join(f"{what} in {_times(what, times)}" for what, times in ordered),
+                )
+            )
         if self.control_tokens:
             ordered = sorted(self.control_tokens.items(), key=lambda item: (-item[1], item[0]))
             marks = ", ".join(f"{mark} {times:,}" for mark, times in ordered[:SHOWN])
             more = " ..." if len(ordered) > SHOWN else ""
-            lines.append((f"{name} control tokens", f"in the texts of {self.rows_with_control:,} rows: {marks}{more}"))
+            lines.append(
+                (
+                    f"{name} control tokens",
+                    f"in the texts of {self.rows_with_control:,} rows: {marks}{more}",
+                )
+            )
         for record in self.unusable_rows[:SHOWN]:
             lines.append(("  untrainable", f"{record.where}: {record.reason}"))
         if self.unusable > SHOWN:
-            lines.append(("  untrainable", f"... and {self.unusable - SHOWN:,} more (see data.json)"))
+            lines.append(
+                ("  untrainable", f"... and {self.unusable - SHOWN:,} more (see data.json)")
+            )
         if self.sequences is not None:
             fill = "" if self.packed_fill is None else f", {self.packed_fill:.1%} full"
             lines.append((f"{name} packed", f"{self.sequences:,} sequences{fill}"))
@@ -248,7 +290,8 @@ class Ledger:
     sources: list[SourceLedger] = field(default_factory=list)
     splits: dict[str, SplitLedger] = field(default_factory=dict)
     prompts_in_both: int = 0
-    """Held-out rows whose prompt is also trained on; only possible when `eval` has sources of its own."""
+    """Held-out rows whose prompt is also trained on; only possible when `eval` has sources of its
+    own."""
 
     def source(self, path: str, role: Literal["train", "eval"] = "train") -> SourceLedger:
         """Open the books of a further source."""
@@ -290,7 +333,9 @@ class Ledger:
             if entry.blank_lines:
                 lines.append(("  blank lines", f"{entry.blank_lines:,}"))
             if entry.nulls:
-                lines.append(("  nulls", f"{entry.nulls:,} in nested columns, taken as absent keys"))
+                lines.append(
+                    ("  nulls", f"{entry.nulls:,} in nested columns, taken as absent keys")
+                )
             lines += [("  broken", f"{bad.where}: {bad.reason}") for bad in entry.bad_rows[:3]]
         for name, split in self.splits.items():
             lines += split.table(name)

@@ -1,7 +1,8 @@
-"""The data section of a recipe -> typed rows for training and evaluation, with the books and a fingerprint.
+"""The data section of a recipe -> typed rows for training and evaluation, with the books and a
+fingerprint.
 
-What is wrong is reported together: every source is read before anything is refused, and the first broken rows of all
-of them are listed with file, row and reason. Nothing here knows tokens.
+What is wrong is reported together: every source is read before anything is refused, and the first
+broken rows of all of them are listed with file, row and reason. Nothing here knows tokens.
 """
 
 from __future__ import annotations
@@ -17,12 +18,26 @@ from typing import Any, Literal, Protocol
 from aligner.config.recipe import Data, Source
 from aligner.data.checks import BadRow
 from aligner.data.columnar import Nulls
-from aligner.data.columns import UserFunction, apply_function, check_columns, load_function, move_columns
+from aligner.data.columns import (
+    UserFunction,
+    apply_function,
+    check_columns,
+    load_function,
+    move_columns,
+)
 from aligner.data.files import BLANK, Unreadable
 from aligner.data.formats import HEAD_ROWS, choose_form, unused_columns
 from aligner.data.ledger import LISTED, Ledger, SourceLedger
 from aligner.data.mapping import map_row
-from aligner.data.mixture import Pool, hold_out, itself, name_pools, remove_duplicates, repeat, sample
+from aligner.data.mixture import (
+    Pool,
+    hold_out,
+    itself,
+    name_pools,
+    remove_duplicates,
+    repeat,
+    sample,
+)
 from aligner.data.rows import CompletionRow, ConversationRow, PreferenceRow, Row, Task, prompt_text
 from aligner.data.sources import open_source
 from aligner.data.stray import refuse_media, refuse_stray_question, unused_parts
@@ -45,7 +60,8 @@ class Store(Protocol):
 
 @dataclass
 class Loaded:
-    """Typed rows of both splits, what became of all others, and a digest of everything that decided it.
+    """Typed rows of both splits, what became of all others, and a digest of everything that decided
+    it.
 
     Where the rows were kept in a store, these are their numbers in it.
     """
@@ -67,14 +83,17 @@ def load_rows(
 ) -> Loaded:
     """Read, map, mix and split the sources of a recipe's `data:` section.
 
-    `group_by` names a column whose value goes along as the rows' `group`; the columns in `keep` go along, as they came,
-    in the rows' `extra`. With a `store`, rows are kept there as they are read, and memory holds their numbers.
+    `group_by` names a column whose value goes along as the rows' `group`; the columns in `keep` go
+    along, as they came, in the rows' `extra`. With a `store`, rows are kept there as they are read,
+    and memory holds their numbers.
     """
     ledger = Ledger()
     eval_sources = data.eval if isinstance(data.eval, list) else []
     put = itself if store is None else store.append
     get = itself if store is None else store.__getitem__
-    pools = _read_pools(data.train, eval_sources, _Reader(task, ledger, group_by, tuple(keep), put), data.on_bad_row)
+    pools = _read_pools(
+        data.train, eval_sources, _Reader(task, ledger, group_by, tuple(keep), put), data.on_bad_row
+    )
     if store is not None:
         store.flush()
     name_pools(pools)
@@ -112,7 +131,10 @@ def _read_pools(
     """Read every source; what is wrong with any of them comes out in one error."""
     pools: list[Pool] = []
     errors: list[DataError] = []
-    roles: tuple[tuple[Literal["train", "eval"], Sequence[Source]], ...] = (("train", train), ("eval", held_out))
+    roles: tuple[tuple[Literal["train", "eval"], Sequence[Source]], ...] = (
+        ("train", train),
+        ("eval", held_out),
+    )
     for role, sources in roles:
         for source in sources:
             entry = reader.ledger.source(source.path, role)
@@ -146,7 +168,9 @@ class _Reader:
         head = list(islice(stream, HEAD_ROWS))
         if not head:
             if not entry.rows_read:
-                raise DataError(f"{source.path} holds no rows", "check the path, or remove the source")
+                raise DataError(
+                    f"{source.path} holds no rows", "check the path, or remove the source"
+                )
             return []
         check_columns([row for _, row in head], source, self.task, self.keep)
         moved = [move_columns(row, source.columns) for _, row in head]
@@ -172,7 +196,11 @@ class _Reader:
         row = map_row(raw, entry.format, self.task, origin)
         if self.keep and isinstance(row, ConversationRow | CompletionRow | PreferenceRow):
             row = replace(row, extra={name: raw[name] for name in self.keep if name in raw})
-        if self.group_by is None or entry.role == "eval" or not isinstance(row, ConversationRow | CompletionRow):
+        if (
+            self.group_by is None
+            or entry.role == "eval"
+            or not isinstance(row, ConversationRow | CompletionRow)
+        ):
             return row
         if raw.get(self.group_by) is None:
             raise BadRow(f"`{self.group_by}`, the column to group by, is missing")
@@ -221,12 +249,19 @@ def _refuse_bad_rows(entries: Sequence[SourceLedger], on_bad_row: OnBadRow) -> N
         broken = lost
     if not broken:
         return
-    listed = [Problem(bad.reason, where=bad.where) for entry in broken for bad in entry.bad_rows][:LISTED]
+    listed = [Problem(bad.reason, where=bad.where) for entry in broken for bad in entry.bad_rows][
+        :LISTED
+    ]
     total = sum(entry.bad for entry in broken)
-    counts = ", ".join(f"{entry.bad:,} of {entry.rows_read:,} rows of {entry.path}" for entry in broken)
+    counts = ", ".join(
+        f"{entry.bad:,} of {entry.rows_read:,} rows of {entry.path}" for entry in broken
+    )
     verb = "is" if total == 1 else "are"
     more = f" (the first {len(listed)} are listed)" if total > len(listed) else ""
-    hint = "fix them, or set `data.on_bad_row: drop` to leave them out; they are counted and listed in `data.json`"
+    hint = (
+        "fix them, or set `data.on_bad_row: drop` to leave them out; they are counted and listed "
+        "in `data.json`"
+    )
     if lost:
         hint = "no row is usable: check `format`, `columns` and `function` of the source"
     raise DataError(f"{counts} {verb} broken{more}", hint, listed)
@@ -248,19 +283,34 @@ def _deliver(pool: Pool, loaded: Loaded, seed: int) -> None:
 
 
 def _refuse_no_rows(data: Data, loaded: Loaded) -> None:
-    for name, rows, wanted in (("train", loaded.train, True), ("eval", loaded.eval, data.eval is not None)):
+    for name, rows, wanted in (
+        ("train", loaded.train, True),
+        ("eval", loaded.eval, data.eval is not None),
+    ):
         if wanted and not rows:
-            books = "; ".join(entry.summary() for entry in loaded.ledger.sources if entry.role == name)
-            raise DataError(f"no row is left in `data.{name}`: {books}", "check what the function or the dedup removes")
+            books = "; ".join(
+                entry.summary() for entry in loaded.ledger.sources if entry.role == name
+            )
+            raise DataError(
+                f"no row is left in `data.{name}`: {books}",
+                "check what the function or the dedup removes",
+            )
 
 
 def fingerprint(data: Data, task: Task, seed: int, ledger: Ledger) -> str:
-    """SHA-256 over the sources' bytes, the settings and the seed; where files lie does not count."""
-    absent = [*(() if data.mosaic else ("mosaic",)), *(("control_tokens",) if data.control_tokens == "allow" else ())]
+    """SHA-256 over the sources' bytes, the settings and the seed; where files lie does not
+    count."""
+    absent = [
+        *(() if data.mosaic else ("mosaic",)),
+        *(("control_tokens",) if data.control_tokens == "allow" else ()),
+    ]
     settings = data.model_dump(exclude={"train", "eval", *absent})
     settings["eval"] = data.eval if isinstance(data.eval, float) else None
     sources = [*data.train, *(data.eval if isinstance(data.eval, list) else [])]
-    parts = [_source_settings(source, entry) for source, entry in zip(sources, ledger.sources, strict=True)]
+    parts = [
+        _source_settings(source, entry)
+        for source, entry in zip(sources, ledger.sources, strict=True)
+    ]
     text = json.dumps([task, seed, settings, parts], sort_keys=True, default=str)
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
@@ -270,5 +320,8 @@ def _source_settings(source: Source, entry: SourceLedger) -> dict[str, Any]:
     settings["role"], settings["files"] = entry.role, [file.sha256 for file in entry.files]
     if source.function is not None:
         file, _, name = source.function.rpartition(":")
-        settings["function"] = [hashlib.sha256(Path(file).expanduser().read_bytes()).hexdigest(), name]
+        settings["function"] = [
+            hashlib.sha256(Path(file).expanduser().read_bytes()).hexdigest(),
+            name,
+        ]
     return settings

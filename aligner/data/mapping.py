@@ -1,9 +1,11 @@
-"""One raw row -> one typed row, form by form. A row that does not fit raises `BadRow` with the reason.
+"""One raw row -> one typed row, form by form. A row that does not fit raises `BadRow` with the
+reason.
 
-The preference form follows TRL's conventions: an explicit `prompt`, or none, in which case what `chosen` and
-`rejected` share at their beginning is the prompt. Shared turns are split off whole. Shared plain text is split after
-the last "\\n\\nAssistant:" where there is one (the form of Anthropic's helpful/harmless data), else at the last white
-space before the first difference; TRL cuts at the character and may cut a word in two.
+The preference form follows TRL's conventions: an explicit `prompt`, or none, in which case what
+`chosen` and `rejected` share at their beginning is the prompt. Shared turns are split off whole.
+Shared plain text is split after the last "\\n\\nAssistant:" where there is one (the form of
+Anthropic's helpful/harmless data), else at the last white space before the first difference; TRL
+cuts at the character and may cut a word in two.
 """
 
 from __future__ import annotations
@@ -69,7 +71,8 @@ def _with_system(raw: Raw, turns: Messages) -> Messages:
 
 
 def _tools(raw: Raw) -> list[Any] | None:
-    """The `tools` column, a list or JSON text of one; or `functions`, as OpenAI called it before."""
+    """The `tools` column, a list or JSON text of one; or `functions`, as OpenAI called it
+    before."""
     name = "functions" if raw.get("tools") is None and raw.get("functions") is not None else "tools"
     tools = raw.get(name)
     if isinstance(tools, str) and tools.strip():
@@ -84,7 +87,9 @@ def _tools(raw: Raw) -> list[Any] | None:
     for number, tool in enumerate(tools, start=1):
         if not isinstance(tool, dict):
             raise BadRow(f"tool {number} of {name} is {kind(tool)}, not an object")
-    return [{"type": "function", "function": tool} for tool in tools] if name == "functions" else tools
+    return (
+        [{"type": "function", "function": tool} for tool in tools] if name == "functions" else tools
+    )
 
 
 def _alpaca(raw: Raw, origin: str) -> CompletionRow:
@@ -98,7 +103,9 @@ def _alpaca_prompt(raw: Raw) -> Messages:
     instruction = text(_need(raw, "instruction"), "instruction")
     given = text(raw.get("input") or "", "input", allow_empty=True)
     asked = f"{instruction}\n\n{given}" if given.strip() else instruction
-    turns = [turn for number, round_ in enumerate(_history(raw), 1) for turn in _round(round_, number)]
+    turns = [
+        turn for number, round_ in enumerate(_history(raw), 1) for turn in _round(round_, number)
+    ]
     return _with_system(raw, [*turns, {"role": "user", "content": asked}])
 
 
@@ -165,7 +172,9 @@ def _preference(raw: Raw, origin: str) -> PreferenceRow:
     if isinstance(chosen, list):
         prompt, chosen, rejected = _conversational_pair(raw.get("prompt"), chosen, rejected)
     else:
-        prompt, chosen, rejected = _plain_pair(raw.get("prompt"), text(chosen, "chosen"), text(rejected, "rejected"))
+        prompt, chosen, rejected = _plain_pair(
+            raw.get("prompt"), text(chosen, "chosen"), text(rejected, "rejected")
+        )
     if chosen == rejected:
         raise BadRow("chosen and rejected are the same")
     if raw.get("system"):
@@ -174,13 +183,17 @@ def _preference(raw: Raw, origin: str) -> PreferenceRow:
     return PreferenceRow(prompt, chosen, rejected, _pair_weight(raw), origin, tools=_tools(raw))
 
 
-def _plain_pair(value: Any, chosen: str, rejected: str) -> tuple[str | Messages, str | Messages, str | Messages]:
+def _plain_pair(
+    value: Any, chosen: str, rejected: str
+) -> tuple[str | Messages, str | Messages, str | Messages]:
     if chosen == rejected:
         raise BadRow("chosen and rejected are the same")
     if value is None:
         cut = _shared_text(chosen, rejected)
         if not chosen[:cut].strip():
-            raise BadRow("there is no `prompt`, and chosen and rejected share no beginning that could be one")
+            raise BadRow(
+                "there is no `prompt`, and chosen and rejected share no beginning that could be one"
+            )
         return (
             chosen[:cut],
             text(chosen[cut:], "chosen after the prompt"),
@@ -189,7 +202,11 @@ def _plain_pair(value: Any, chosen: str, rejected: str) -> tuple[str | Messages,
     prompt = _untrained(_prompt(value))
     if isinstance(prompt, str):
         return prompt, chosen, rejected
-    return prompt, _answer_turns(chosen, "chosen", prompt), _answer_turns(rejected, "rejected", prompt)
+    return (
+        prompt,
+        _answer_turns(chosen, "chosen", prompt),
+        _answer_turns(rejected, "rejected", prompt),
+    )
 
 
 def _shared_text(chosen: str, rejected: str) -> int:
@@ -202,7 +219,9 @@ def _shared_text(chosen: str, rejected: str) -> int:
     return max((position for position, letter in enumerate(shared) if letter.isspace()), default=0)
 
 
-def _conversational_pair(value: Any, chosen: Any, rejected: Any) -> tuple[Messages, Messages, Messages]:
+def _conversational_pair(
+    value: Any, chosen: Any, rejected: Any
+) -> tuple[Messages, Messages, Messages]:
     chosen, rejected = _compared(chosen, "chosen"), _compared(rejected, "rejected")
     if chosen == rejected:
         raise BadRow("chosen and rejected are the same")
@@ -212,11 +231,16 @@ def _conversational_pair(value: Any, chosen: Any, rejected: Any) -> tuple[Messag
         prompt = _shared_turns(chosen, rejected)
         if value is not None and text(value, "prompt").strip() not in _asked(prompt):
             raise BadRow("prompt is not what the user asks in chosen and rejected")
-    return prompt, _answer_turns(chosen, "chosen", prompt), _answer_turns(rejected, "rejected", prompt)
+    return (
+        prompt,
+        _answer_turns(chosen, "chosen", prompt),
+        _answer_turns(rejected, "rejected", prompt),
+    )
 
 
 def _compared(value: Any, name: str) -> Messages:
-    """The turns of one side: what it says of their training concerns the answer alone, which is its last turn."""
+    """The turns of one side: what it says of their training concerns the answer alone, which is its
+    last turn."""
     turns = messages(value, name)
     return [*without_weights(turns[:-1]), *trained_side(turns[-1:], name)]
 
@@ -240,8 +264,14 @@ def _pair_weight(raw: Raw) -> float:
     weight = raw.get("weight")
     if weight is None:
         return 1.0
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight <= LARGEST_NUMBER:
-        raise BadRow(f"weight is {str(weight)[:40]}, not a number above 0 and at most {LARGEST_NUMBER:g}")
+    if (
+        isinstance(weight, bool)
+        or not isinstance(weight, int | float)
+        or not 0 < weight <= LARGEST_NUMBER
+    ):
+        raise BadRow(
+            f"weight is {str(weight)[:40]}, not a number above 0 and at most {LARGEST_NUMBER:g}"
+        )
     return float(weight)
 
 
@@ -254,12 +284,17 @@ def _prompt_only(raw: Raw, origin: str) -> PromptRow:
 def _expected(value: Any) -> str | None:
     if value is None:
         return None
-    return text(str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value, "answer")
+    return text(
+        str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value,
+        "answer",
+    )
 
 
 def _prompt_of_completion(raw: Raw, origin: str) -> PromptRow:
     row = _completion(raw, origin)
-    expected = row.completion if isinstance(row.completion, str) else row.completion[-1]["content"] or None
+    expected = (
+        row.completion if isinstance(row.completion, str) else row.completion[-1]["content"] or None
+    )
     return PromptRow(_untrained(row.prompt), expected, {}, origin, row.tools)
 
 
@@ -269,7 +304,9 @@ def _prompt_of_preference(raw: Raw, origin: str) -> PromptRow:
 
 def _prompt_of_alpaca(raw: Raw, origin: str) -> PromptRow:
     expected = raw.get("output")
-    return PromptRow(_alpaca_prompt(raw), text(expected, "output") if expected else None, {}, origin, _tools(raw))
+    return PromptRow(
+        _alpaca_prompt(raw), text(expected, "output") if expected else None, {}, origin, _tools(raw)
+    )
 
 
 def _prompt_of_messages(raw: Raw, origin: str) -> PromptRow:

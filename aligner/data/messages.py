@@ -1,8 +1,8 @@
 """Checks of text and of conversations: what comes out is safe for a chat template and a tokenizer.
 
-Refused here is only what no template can make sense of: unknown roles, turns without text, images, half surrogate
-pairs, a conversation in which the assistant speaks first or not last. Whether a template wants strict alternation or
-takes a system turn is the template's affair.
+Refused here is only what no template can make sense of: unknown roles, turns without text, images,
+half surrogate pairs, a conversation in which the assistant speaks first or not last. Whether a
+template wants strict alternation or takes a system turn is the template's affair.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ def messages(value: Any, name: str) -> Messages:
 
 
 def unpacked(value: Any) -> Any:
-    """A list of turns that is there as JSON text, as tables without nested columns hold it; else the value itself."""
+    """A list of turns that is there as JSON text, as tables without nested columns hold it; else
+    the value itself."""
     if not isinstance(value, str) or not value.lstrip().startswith("["):
         return value
     try:
@@ -71,13 +72,17 @@ def _turn(turn: Any, name: str) -> dict[str, Any]:
     role = "tool" if turn.get("role") == "function" else turn.get("role")
     if role not in ROLES:
         if role is None and "from" in turn:
-            raise BadRow(f"{name} is in ShareGPT form (`from`, `value`); its column is `conversations`")
+            raise BadRow(
+                f"{name} is in ShareGPT form (`from`, `value`); its column is `conversations`"
+            )
         raise BadRow(f"{name} has the role {role!r}; known are {', '.join(ROLES)}")
     kept = {key: item for key, item in turn.items() if item is not None}
     kept = with_weight({**kept, "role": role}, name)
     if calls := _calls(kept.pop("tool_calls", None), kept.pop("function_call", None), name):
         kept["tool_calls"] = calls
-    kept["content"] = _content(turn.get("content"), f"{name} ({role})", optional=bool(kept.get("tool_calls")))
+    kept["content"] = _content(
+        turn.get("content"), f"{name} ({role})", optional=bool(kept.get("tool_calls"))
+    )
     return kept
 
 
@@ -105,7 +110,9 @@ def _block(block: Any, name: str) -> str:
     if not isinstance(block, dict):
         raise BadRow(f"{name} holds a block that is {kind(block)}")
     if block.get("type") not in ("text", "input_text", "output_text"):
-        raise BadRow(f"{name} holds a block of type {block.get('type')!r}; only text can be trained on")
+        raise BadRow(
+            f"{name} holds a block of type {block.get('type')!r}; only text can be trained on"
+        )
     return text(block.get("text"), name, allow_empty=True)
 
 
@@ -114,7 +121,10 @@ def sharegpt(value: Any, name: str) -> Messages:
     value = unpacked(value)
     if not isinstance(value, list):
         raise BadRow(f"{name} is {kind(value)}, not a list of turns")
-    return messages([_sharegpt_turn(turn, f"turn {number} of {name}") for number, turn in enumerate(value, 1)], name)
+    return messages(
+        [_sharegpt_turn(turn, f"turn {number} of {name}") for number, turn in enumerate(value, 1)],
+        name,
+    )
 
 
 def _sharegpt_turn(turn: Any, name: str) -> dict[str, Any]:
@@ -123,7 +133,10 @@ def _sharegpt_turn(turn: Any, name: str) -> dict[str, Any]:
     speaker = turn.get("from")
     if speaker not in SHAREGPT_ROLES:
         if speaker is None and "role" in turn:
-            raise BadRow(f"{name} has `role`, not `from`; map it with `columns: {{messages: {name.split()[-1]}}}`")
+            raise BadRow(
+                f"{name} has `role`, not `from`; map it with `columns: {{messages: "
+                f"{name.split()[-1]}}}`"
+            )
         raise BadRow(f"{name} is from {speaker!r}; known are {', '.join(SHAREGPT_ROLES)}")
     rest = {key: item for key, item in turn.items() if key not in ("from", "value")}
     if speaker == "function_call":
@@ -133,21 +146,27 @@ def _sharegpt_turn(turn: Any, name: str) -> dict[str, Any]:
 
 
 def conversation(turns: Messages, name: str) -> Messages:
-    """A conversation that can be trained on: the assistant answers somebody, and has the last word."""
+    """A conversation that can be trained on: the assistant answers somebody, and has the last
+    word."""
     first = next((turn for turn in turns if turn["role"] not in ("system", "developer")), None)
     if first is None:
         raise BadRow(f"{name} holds no turn of a user")
     if first["role"] == "assistant":
         raise BadRow(f"{name} begins with the assistant: there is nothing that it answers")
     if turns[-1]["role"] != "assistant":
-        raise BadRow(f"{name} ends with a turn of the {turns[-1]['role']}; the last turn must be the assistant's")
+        raise BadRow(
+            f"{name} ends with a turn of the {turns[-1]['role']}; the last turn must be the "
+            "assistant's"
+        )
     return turns
 
 
 def question(turns: Messages, name: str) -> Messages:
     """The turns of a prompt: the next to speak is the assistant."""
     if turns[-1]["role"] == "assistant":
-        raise BadRow(f"{name} ends with a turn of the assistant; the answer belongs in its own column")
+        raise BadRow(
+            f"{name} ends with a turn of the assistant; the answer belongs in its own column"
+        )
     return turns
 
 
@@ -155,7 +174,9 @@ def answer(turns: Messages, name: str) -> Messages:
     """The turns of an answer: the assistant's, with tool results between them at most."""
     for turn in turns:
         if turn["role"] not in ("assistant", "tool"):
-            raise BadRow(f"{name} holds a turn of the {turn['role']}; an answer is the assistant's alone")
+            raise BadRow(
+                f"{name} holds a turn of the {turn['role']}; an answer is the assistant's alone"
+            )
     if turns[0]["role"] != "assistant" or turns[-1]["role"] != "assistant":
         raise BadRow(f"{name} must begin and end with a turn of the assistant")
     return turns

@@ -1,9 +1,11 @@
-"""From the rows of each source to the rows of each split: duplicates, sampling, held-out prompts, repeats.
+"""From the rows of each source to the rows of each split: duplicates, sampling, held-out prompts,
+repeats.
 
-Every choice is random but seeded, and hangs on nothing but the recipe's seed and the source's own content: neither the
-other sources nor their order, neither the machine nor the Python version (`random.Random(str).random()` and SHA-256
-are fixed; `hash()` and `random.sample` are not). The order of work is: duplicates, `max_rows`, the random share of a
-`weight` below 1, the held-out split, and last the repeats of a `weight` above 1, which only training rows get.
+Every choice is random but seeded, and hangs on nothing but the recipe's seed and the source's own
+content: neither the other sources nor their order, neither the machine nor the Python version
+(`random.Random(str).random()` and SHA-256 are fixed; `hash()` and `random.sample` are not). The
+order of work is: duplicates, `max_rows`, the random share of a `weight` below 1, the held-out
+split, and last the repeats of a `weight` above 1, which only training rows get.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ from aligner.data.rows import Row, prompt_text
 from aligner.errors import DataError
 
 Get = Callable[[Any], Row]
-"""What stands in a pool for a row -> the row. Rows stand there themselves, or their numbers in a store on disk."""
+"""What stands in a pool for a row -> the row. Rows stand there themselves, or their numbers in a
+store on disk."""
 
 
 def itself(row: Any) -> Row:
@@ -53,7 +56,8 @@ def name_pools(pools: Sequence[Pool]) -> None:
 
 
 def remove_duplicates(pools: Sequence[Pool], get: Get = itself) -> None:
-    """Keep the first of equal rows, over all sources; a training row that equals a held-out one goes."""
+    """Keep the first of equal rows, over all sources; a training row that equals a held-out one
+    goes."""
     seen: set[bytes] = set()
     for pool in sorted(pools, key=lambda pool: pool.entry.role != "eval"):
         kept = []
@@ -68,7 +72,10 @@ def remove_duplicates(pools: Sequence[Pool], get: Get = itself) -> None:
 
 def content_key(row: Row) -> bytes:
     """A digest of all that the row says; where it came from does not count."""
-    parts = [type(row).__name__, *(getattr(row, name) for name in row.__slots__ if name != "origin")]
+    parts = [
+        type(row).__name__,
+        *(getattr(row, name) for name in row.__slots__ if name != "origin"),
+    ]
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=repr)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
@@ -107,8 +114,8 @@ def draw(rows: list[Any], number: int, seed: str) -> list[Any]:
 def hold_out(pools: Sequence[Pool], share: float, seed: int, get: Get = itself) -> None:
     """Move a share of the rows to `eval_rows`, whole prompts at a time.
 
-    Prompts are ranked by a keyed hash of their text, so that the same prompt is held out whatever else is in the
-    mixture. A prompt with more rows than are still wanted is passed over.
+    Prompts are ranked by a keyed hash of their text, so that the same prompt is held out whatever
+    else is in the mixture. A prompt with more rows than are still wanted is passed over.
     """
     ranks = [[_prompt_rank(get(row), seed) for row in pool.rows] for pool in pools]
     held = _choose_prompts(Counter(chain.from_iterable(ranks)), share)
@@ -127,7 +134,8 @@ def _choose_prompts(groups: Counter[str], share: float) -> set[str]:
     if len(groups) < 2:
         found = "one distinct prompt" if groups else "no row"
         raise DataError(
-            f"eval: {share} cannot be held out: there is {found} in {total} rows, and no prompt may be on both sides",
+            f"eval: {share} cannot be held out: there is {found} in {total} rows, and no prompt "
+            "may be on both sides",
             "give `eval` a source of its own, or leave it out",
         )
     target = min(max(1, round(share * total)), total - 1)

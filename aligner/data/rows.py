@@ -1,9 +1,9 @@
 """The typed rows that everything downstream works on, whatever file and form they came from.
 
-A row holds text and roles, never token ids. `origin` names the file and the 1-based row it came from
-("data/pairs.jsonl:17"; a line number for line-based files), so that a later complaint can still point at it. A plain
-string stays a plain string: whether the chat template goes around it is decided where text becomes ids. When a prompt
-is a list of messages, so are the answers to it.
+A row holds text and roles, never token ids. `origin` names the file and the 1-based row it came
+from ("data/pairs.jsonl:17"; a line number for line-based files), so that a later complaint can
+still point at it. A plain string stays a plain string: whether the chat template goes around it is
+decided where text becomes ids. When a prompt is a list of messages, so are the answers to it.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ LARGEST_NUMBER = 1e6
 """Largest weight, strength or rating of a row: beyond, losses leave what float32 holds."""
 
 Messages = list[dict[str, Any]]
-"""`[{"role": "user", "content": "..."}, ...]`; further keys (`tool_calls`, `name`, ...) are kept as they came."""
+"""`[{"role": "user", "content": "..."}, ...]`; further keys (`tool_calls`, `name`, ...) are kept as
+they came."""
 
 WEIGHT = "weight"
-"""Key of a turn: 0 where the row says that it is not to be trained. See `aligner.data.turn_weight`."""
+"""Key of a turn: 0 where the row says that it is not to be trained. See
+`aligner.data.turn_weight`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +100,11 @@ Row = ConversationRow | CompletionRow | TextRow | PreferenceRow | PromptRow
 
 
 def prompt_text(row: Row) -> str:
-    """What the user asked, as one string: rows with the same one must not stand on both sides of a held-out split.
+    """What the user asked, as one string: rows with the same one must not stand on both sides of a
+    held-out split.
 
-    System turns do not count, and a plain prompt equals the conversation that asks the same, so that a question cannot
-    leak by being written in another form. Plain text is its own prompt.
+    System turns do not count, and a plain prompt equals the conversation that asks the same, so
+    that a question cannot leak by being written in another form. Plain text is its own prompt.
     """
     if isinstance(row, TextRow):
         return row.text.strip()
@@ -110,7 +113,11 @@ def prompt_text(row: Row) -> str:
         return prompt.strip()
     if isinstance(row, ConversationRow):
         prompt = _before_first_answer(prompt)
-    asked = [f"{turn['role']}: {turn['content'].strip()}" for turn in prompt if turn["role"] not in _SYSTEM]
+    asked = [
+        f"{turn['role']}: {turn['content'].strip()}"
+        for turn in prompt
+        if turn["role"] not in _SYSTEM
+    ]
     return asked[0].removeprefix("user: ") if len(asked) == 1 else "\n".join(asked)
 
 
@@ -125,7 +132,8 @@ def _before_first_answer(messages: Messages) -> Messages:
 
 
 def question_of(row: Row) -> tuple[str | Messages, str | None] | None:
-    """Return what a row asks and the answer that it gives, as text; None for one that asks nothing."""
+    """Return what a row asks and the answer that it gives, as text; None for one that asks
+    nothing."""
     if isinstance(row, ConversationRow):
         last = len(row.messages) - 1
         if last < 1 or row.messages[last]["role"] != "assistant":
@@ -139,14 +147,20 @@ def question_of(row: Row) -> tuple[str | Messages, str | None] | None:
 
 
 def refuse_tools(rows: Iterable[Row], reader: str) -> None:
-    """Raise DataError for rows with tools, where they would be read by somebody who is not told of them."""
+    """Raise DataError for rows with tools, where they would be read by somebody who is not told of
+    them."""
     for row in rows:
         if getattr(row, "tools", None):
             raise DataError(
                 f"{row.origin} has `tools`, and {reader} is asked without them",
-                "describe the tools in a system turn, or take the column out with a `function:` of yours",
+                "describe the tools in a system turn, or take the column out with a `function:` "
+                "of yours",
             )
 
 
 def _text(value: str | Messages) -> str:
-    return value if isinstance(value, str) else "\n".join(str(message.get("content")) for message in value)
+    return (
+        value
+        if isinstance(value, str)
+        else "\n".join(str(message.get("content")) for message in value)
+    )

@@ -1,9 +1,10 @@
 """Where rows come from: a file, a folder, a glob or a hub data set, found by the shape of `path`.
 
-A path that exists is local. A folder is either laid out by split (`train.jsonl`, `data/train-00000-of-00002.parquet`,
-`train/part.jsonl`), of which the wanted split is read, or every known file in it is read, in the order of their names.
-What exists nowhere but could be a hub id goes to `datasets.load_dataset`. A missing file, split or column is answered
-with what there is instead.
+A path that exists is local. A folder is either laid out by split (`train.jsonl`,
+`data/train-00000-of-00002.parquet`, `train/part.jsonl`), of which the wanted split is read, or
+every known file in it is read, in the order of their names. What exists nowhere but could be a hub
+id goes to `datasets.load_dataset`. A missing file, split or column is answered with what there is
+instead.
 """
 
 from __future__ import annotations
@@ -36,14 +37,17 @@ RawRows = Iterator[tuple[str, Any]]
 def open_source(source: Source, files: list[FileRecord], nulls: Nulls | None = None) -> RawRows:
     """The raw rows of a source; each file is recorded in `files` before its first row.
 
-    `nulls` counts the nulls in nested columns of Parquet, Arrow and hub data sets that were taken as absent keys.
+    `nulls` counts the nulls in nested columns of Parquet, Arrow and hub data sets that were taken
+    as absent keys.
     """
     nulls = nulls or Nulls()
     try:
         paths = local_files(source)
     except OSError as error:
         where = error.filename or source.path
-        raise DataError(f"{where} cannot be read: {error.strerror}", "check the path and its permissions") from error
+        raise DataError(
+            f"{where} cannot be read: {error.strerror}", "check the path and its permissions"
+        ) from error
     if paths is None:
         yield from _hub_rows(source, files, nulls)
         return
@@ -67,7 +71,9 @@ def local_files(source: Source) -> list[Path] | None:
     if path.is_file():
         _refuse_hub_settings(source)
         if kind_of_file(path) is None:
-            raise DataError(f"{source.path}: files of this kind cannot be read", f"known are {_known_kinds()}")
+            raise DataError(
+                f"{source.path}: files of this kind cannot be read", f"known are {_known_kinds()}"
+            )
         return [path]
     if glob.has_magic(source.path):
         _refuse_hub_settings(source)
@@ -90,12 +96,15 @@ def _refuse_hub_settings(source: Source, *, allow_split: bool = False) -> None:
     if named:
         what = "a local folder" if allow_split else "a local file"
         raise DataError(
-            f"{source.path} is {what}: `{named[0]}: {given[named[0]]}` has no meaning there", f"remove `{named[0]}`"
+            f"{source.path} is {what}: `{named[0]}: {given[named[0]]}` has no meaning there",
+            f"remove `{named[0]}`",
         )
 
 
 def _glob_files(source: Source) -> list[Path]:
-    found = sorted(Path(name) for name in glob.glob(str(Path(source.path).expanduser()), recursive=True))
+    found = sorted(
+        Path(name) for name in glob.glob(str(Path(source.path).expanduser()), recursive=True)
+    )
     files = [path for path in found if path.is_file() and kind_of_file(path)]
     if not files:
         matched = f"; it matches {found[0]}, which is no file of a known kind" if found else ""
@@ -113,19 +122,23 @@ def _saved_rows(paths: list[Path], files: list[FileRecord], nulls: Nulls) -> Raw
     try:
         rows = load_from_disk(str(folder))
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise DataError(f"{folder} is broken as a saved data set: {error}", "write or copy it again") from error
+        raise DataError(
+            f"{folder} is broken as a saved data set: {error}", "write or copy it again"
+        ) from error
     for number, row in enumerate(_decoded(rows, nulls), start=1):
         yield f"{folder}:{number}", row
 
 
 def _decoded(dataset: Any, nulls: Nulls) -> Iterator[Any]:
-    """The rows of a `datasets.Dataset`, as they were before Arrow stored them; images stay bytes."""
+    """The rows of a `datasets.Dataset`, as they were before Arrow stored them; images stay
+    bytes."""
     for table in dataset.with_format("arrow").iter(batch_size=1000):
         yield from map(readable, rows_of(table, nulls))
 
 
 def _saved_folder(folder: Path, source: Source) -> Path | None:
-    """The folder of a data set that `save_to_disk` wrote: this one, or that of the wanted split in it."""
+    """The folder of a data set that `save_to_disk` wrote: this one, or that of the wanted split in
+    it."""
     if (folder / "state.json").is_file():
         if source.split != "train":
             raise DataError(f"{source.path} holds one data set and no splits", "remove `split`")
@@ -134,7 +147,9 @@ def _saved_folder(folder: Path, source: Source) -> Path | None:
         return None
     splits = sorted(path.parent.name for path in folder.glob("*/state.json"))
     if source.split not in splits:
-        raise DataError(f"{source.path}: no split `{source.split}`", f"there are {', '.join(splits) or 'none'}")
+        raise DataError(
+            f"{source.path}: no split `{source.split}`", f"there are {', '.join(splits) or 'none'}"
+        )
     return folder / source.split
 
 
@@ -153,12 +168,14 @@ def _folder_files(folder: Path, source: Source) -> list[Path]:
         if source.split == "train":
             return files
         raise DataError(
-            f"{source.path}: no split `{source.split}`: the folder is not laid out by split", "remove `split`"
+            f"{source.path}: no split `{source.split}`: the folder is not laid out by split",
+            "remove `split`",
         )
     there = sorted(set(splits.values()))
     near = difflib.get_close_matches(source.split, there, n=1)
     raise DataError(
-        f"{source.path}: no split `{source.split}`; there {'is' if len(there) == 1 else 'are'} {', '.join(there)}",
+        f"{source.path}: no split `{source.split}`; there {'is' if len(there) == 1 else 'are'} "
+        f"{', '.join(there)}",
         f"did you mean `split: {near[0]}`?" if near else f"say `split: {there[0]}`",
     )
 
@@ -174,7 +191,10 @@ def _holds_rows(path: Path, folder: Path, source: Source) -> bool:
 
 def _no_files(folder: Path, source: Source) -> DataError:
     if any(folder.rglob("*.arrow")):
-        hint = "the files that `save_to_disk` writes beside them (state.json) are missing; copy the whole folder"
+        hint = (
+            "the files that `save_to_disk` writes beside them (state.json) are missing; copy the "
+            "whole folder"
+        )
     elif any(folder.rglob("*.txt")):
         hint = "to train on the lines of its text files say `format: text`"
     else:
@@ -212,21 +232,29 @@ def _near_names(path: Path) -> str:
     while not parent.is_dir() and parent != parent.parent:
         parent = parent.parent
     if parent != path.parent:
-        return f"there is no folder {path.parent} either; relative paths are taken from {Path.cwd()}"
+        return (
+            f"there is no folder {path.parent} either; relative paths are taken from {Path.cwd()}"
+        )
     names = sorted(item.name for item in parent.iterdir())
     near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.5)
     if near:
         return f"did you mean {path.parent / near[0]}?"
-    return f"{path.parent.resolve()} holds {', '.join(names[:10]) or 'nothing'}{' ...' if len(names) > 10 else ''}"
+    return (
+        f"{path.parent.resolve()} holds "
+        f"{', '.join(names[:10]) or 'nothing'}{' ...' if len(names) > 10 else ''}"
+    )
 
 
 def _hub_rows(source: Source, files: list[FileRecord], nulls: Nulls) -> RawRows:
-    """Rows of a hub data set. Its fingerprint is taken over the rows, since its files are not at hand."""
+    """Rows of a hub data set. Its fingerprint is taken over the rows, since its files are not at
+    hand."""
     dataset = _load_hub(source)
     name = f"{source.path}[{source.split}]"
     digest, size, rows = hashlib.sha256(), 0, []
     for number, row in enumerate(_decoded(dataset, nulls), start=1):
-        line = json.dumps(row, sort_keys=True, ensure_ascii=False, default=repr).encode("utf-8", "surrogatepass")
+        line = json.dumps(row, sort_keys=True, ensure_ascii=False, default=repr).encode(
+            "utf-8", "surrogatepass"
+        )
         digest.update(line + b"\n")
         size += len(line) + 1
         rows.append((f"{name}:{number}", row))
@@ -240,7 +268,9 @@ def _load_hub(source: Source) -> Any:
     from datasets.exceptions import DatasetsError
 
     try:
-        dataset = datasets.load_dataset(source.path, source.subset, split=source.split, revision=source.revision)
+        dataset = datasets.load_dataset(
+            source.path, source.subset, split=source.split, revision=source.revision
+        )
     except (
         OSError,
         ValueError,
@@ -264,7 +294,9 @@ def _refuse_unreachable_hub(source: Source) -> None:
         near = _near_names(Path(source.path))
         raise DataError(
             f"{source.path} is not a local path, and the hub cannot be reached ({error.strerror})",
-            near if near.startswith("did you mean") else "HF_HUB_OFFLINE=1 uses data sets that are in the cache",
+            near
+            if near.startswith("did you mean")
+            else "HF_HUB_OFFLINE=1 uses data sets that are in the cache",
         ) from error
 
 
@@ -273,7 +305,8 @@ def _hub_error(source: Source, error: Exception) -> DataError:
     if isinstance(error, OSError):
         near = _near_names(Path(source.path))
         return DataError(
-            f"{source.path} is neither a local path nor a data set that can be reached on the hub ({told})",
+            f"{source.path} is neither a local path nor a data set that can be reached on the hub "
+            f"({told})",
             near
             if near.startswith("did you mean")
             else "check the name, the network, and access to it (`hf auth login`)",
@@ -286,4 +319,7 @@ def _hub_error(source: Source, error: Exception) -> DataError:
             f"{source.path}: no split `{source.split}`; there are {', '.join(there)}",
             f"did you mean `split: {near_split[0]}`?" if near_split else f"say `split: {there[0]}`",
         )
-    return DataError(f"{source.path} cannot be loaded from the hub: {told}", "check `subset`, `split` and `revision`")
+    return DataError(
+        f"{source.path} cannot be loaded from the hub: {told}",
+        "check `subset`, `split` and `revision`",
+    )

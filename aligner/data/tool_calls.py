@@ -1,8 +1,10 @@
-"""Calls of tools in a turn, brought into one form: `{"type": "function", "function": {"name", "arguments"}}`.
+"""Calls of tools in a turn, brought into one form: `{"type": "function", "function": {"name",
+"arguments"}}`.
 
-The arguments become an object. OpenAI's wire form has them as JSON text, which some templates would encode a second time and
-others refuse; which of the two a template wants is for `aligner.tokenization.chat_template` to find out. What is no call raises `BadRow` with
-the turn and the call.
+The arguments become an object. OpenAI's wire form has them as JSON text, which some templates would
+encode a second time and others refuse; which of the two a template wants is for
+`aligner.tokenization.chat_template` to find out. What is no call raises `BadRow` with the turn and
+the call.
 """
 
 from __future__ import annotations
@@ -23,13 +25,18 @@ def tool_calls(value: Any, name: str) -> list[dict[str, Any]]:
 
 
 def spoken_calls(value: Any, name: str) -> list[dict[str, Any]]:
-    """The calls that a turn of `function_call` speaks: one, or a list of them, as JSON or as text of it."""
+    """The calls that a turn of `function_call` speaks: one, or a list of them, as JSON or as text
+    of it."""
     said = _parsed(value) if isinstance(value, str) else value
     return _each(said if isinstance(said, list) and said else [value], name)
 
 
 def _each(calls: list[Any], name: str) -> list[dict[str, Any]]:
-    places = [name] if len(calls) == 1 else [f"call {place} of {name}" for place in range(1, len(calls) + 1)]
+    places = (
+        [name]
+        if len(calls) == 1
+        else [f"call {place} of {name}" for place in range(1, len(calls) + 1)]
+    )
     return [tool_call(call, where) for call, where in zip(calls, places)]
 
 
@@ -37,10 +44,15 @@ def tool_call(value: Any, where: str) -> dict[str, Any]:
     """One call: the object itself, its `function` alone, or JSON text of either."""
     call = _parsed(value) if isinstance(value, str) else value
     if not isinstance(call, Mapping):
-        raise BadRow(f"{where} is a function call that is not a JSON object with `name` and `arguments`")
+        raise BadRow(
+            f"{where} is a function call that is not a JSON object with `name` and `arguments`"
+        )
     asked = call.get("type", "function")
     if asked not in ("function", None):
-        raise BadRow(f"{where} is a tool call of the type {asked!r}; only calls of functions can be trained on")
+        raise BadRow(
+            f"{where} is a tool call of the type {asked!r}; only calls of functions can be "
+            "trained on"
+        )
     function = call.get("function", call)
     if isinstance(function, str):  # the name alone, with the arguments beside it
         function = {"name": function, "arguments": call.get("arguments")}

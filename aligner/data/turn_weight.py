@@ -1,8 +1,10 @@
-"""Whether a turn is trained, as the row itself says: 1 or 0, true or false, under one of several names.
+"""Whether a turn is trained, as the row itself says: 1 or 0, true or false, under one of several
+names.
 
-`weight` is what OpenAI, Mistral and Together read, `train` and `training` Axolotl, `loss` ms-swift and XTuner, `loss_mask` others.
-A typed row holds `weight: 0` for a turn that is not to be trained and, where its turns may be trained, `weight: 1` on one that
-no method trains (another's than the assistant's), so that this can be said. Templates never see it.
+`weight` is what OpenAI, Mistral and Together read, `train` and `training` Axolotl, `loss` ms-swift
+and XTuner, `loss_mask` others. A typed row holds `weight: 0` for a turn that is not to be trained
+and, where its turns may be trained, `weight: 1` on one that no method trains (another's than the
+assistant's), so that this can be said. Templates never see it.
 """
 
 from __future__ import annotations
@@ -21,12 +23,18 @@ def with_weight(turn: dict[str, Any], name: str) -> dict[str, Any]:
     """The turn with what it says of its own training as `weight`."""
     for key in PARTS:
         if turn.get(key):
-            raise BadRow(f"{name} has `{key}`; parts of a turn cannot be trained, only whole ones (`weight`: 0 or 1)")
+            raise BadRow(
+                f"{name} has `{key}`; parts of a turn cannot be trained, only whole ones "
+                "(`weight`: 0 or 1)"
+            )
     said = {key: _switch(turn[key], key, name) for key in SWITCHES if key in turn}
     if not said:
         return turn
     if len(set(said.values())) > 1:
-        raise BadRow(f"{name} is to be trained and not to be trained: {', '.join(f'`{key}`' for key in said)} differ")
+        raise BadRow(
+            f"{name} is to be trained and not to be trained: "
+            f"{', '.join(f'`{key}`' for key in said)} differ"
+        )
     rest = {key: value for key, value in turn.items() if key not in SWITCHES}
     weight = next(iter(said.values()))
     return rest if weight and turn.get("role") == "assistant" else {**rest, WEIGHT: weight}
@@ -36,7 +44,8 @@ def _switch(value: Any, key: str, name: str) -> int:
     if isinstance(value, bool | int | float) and value in (0, 1):
         return int(value)
     raise BadRow(
-        f"`{key}` of {name} is {value!r}; a turn is trained (1 or true) or not (0 or false), and nothing between: "
+        f"`{key}` of {name} is {value!r}; a turn is trained (1 or true) or not (0 or false), and "
+        "nothing between: "
         "`weight` of a source or of a pair scales whole rows"
     )
 
@@ -51,5 +60,7 @@ def without_weights(turns: Messages) -> Messages:
 def trained_side(turns: Messages, name: str) -> Messages:
     """The turns of an answer that is compared as a whole, without their weights."""
     if any(turn.get(WEIGHT) == 0 for turn in turns):
-        raise BadRow(f"{name} holds a turn of weight 0, and an answer of a pair is compared as a whole")
+        raise BadRow(
+            f"{name} holds a turn of weight 0, and an answer of a pair is compared as a whole"
+        )
     return without_weights(turns)

@@ -1,9 +1,11 @@
-"""What this machine can do: versions, devices, 4-bit, several processes, the hub, the disk, and whether sums are right.
+"""What this machine can do: versions, devices, 4-bit, several processes, the hub, the disk, and
+whether sums are right.
 
-`examine()` runs every check and returns them; nothing is printed or changed, and no check depends on the network (one
-asks the hub whether it answers, unless HF_HUB_OFFLINE is set). A check names what it found, and what to do where that
-is wrong. Checks really do what they speak of where that takes a second: a model in 4 bits is trained, one process group
-is formed, and the arithmetic is tested (`numerics.py`).
+`examine()` runs every check and returns them; nothing is printed or changed, and no check depends
+on the network (one asks the hub whether it answers, unless HF_HUB_OFFLINE is set). A check names
+what it found, and what to do where that is wrong. Checks really do what they speak of where that
+takes a second: a model in 4 bits is trained, one process group is formed, and the arithmetic is
+tested (`numerics.py`).
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ Status = Literal["ok", "note", "problem"]
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One finding. `note`: works without, but worth knowing. `problem`: something will fail. `cure`: what to do."""
+    """One finding. `note`: works without, but worth knowing. `problem`: something will fail.
+    `cure`: what to do."""
 
     name: str
     status: Status
@@ -71,7 +74,9 @@ def examine() -> list[Check]:
 
 def check_python() -> Iterator[Check]:
     """Python, the system, and this project's own version."""
-    yield Check("python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
+    yield Check(
+        "python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    )
     yield Check("aligner", "ok", metadata.version(DISTRIBUTION))
 
 
@@ -79,7 +84,11 @@ def check_packages() -> Iterator[Check]:
     """Versions of what we stand on, against the ranges of our own package metadata."""
     from packaging.requirements import Requirement
 
-    ranges = {r.name: r.specifier for r in map(Requirement, metadata.requires(DISTRIBUTION) or []) if r.marker is None}
+    ranges = {
+        r.name: r.specifier
+        for r in map(Requirement, metadata.requires(DISTRIBUTION) or [])
+        if r.marker is None
+    }
     for name in PACKAGES:
         wanted = ranges[name]
         cure = f'run: pip install "{name}{wanted}"'
@@ -101,7 +110,9 @@ def check_cpu() -> Iterator[Check]:
 
     memory = psutil.virtual_memory()
     cores = f"{os.cpu_count()} CPUs, torch uses {torch.get_num_threads()} threads"
-    yield Check("cpu", "ok", f"{cores}; {_gb(memory.total)} of memory, {_gb(memory.available)} free")
+    yield Check(
+        "cpu", "ok", f"{cores}; {_gb(memory.total)} of memory, {_gb(memory.available)} free"
+    )
 
 
 def check_gpus() -> Iterator[Check]:
@@ -115,7 +126,12 @@ def check_gpus() -> Iterator[Check]:
         if has_bf16:
             yield Check(f"gpu {index}", "ok", f"{detail}, bfloat16")
         else:
-            yield Check(f"gpu {index}", "note", f"{detail}, no bfloat16", "use trainer.fp16=true with model.lora")
+            yield Check(
+                f"gpu {index}",
+                "note",
+                f"{detail}, no bfloat16",
+                "use trainer.fp16=true with model.lora",
+            )
     if torch.backends.mps.is_available():
         yield Check("gpu", "ok", "Apple GPU (mps), for one process")
     elif not torch.cuda.is_available():
@@ -133,11 +149,14 @@ def _no_gpu(torch_version: str) -> Check:
             f"{driver} NVIDIA GPU(s) here, but torch {torch_version} cannot use them",
             "install a CUDA build of torch (pytorch.org/get-started), or update the driver",
         )
-    return Check("gpu", "note", "none: everything runs on the CPU, which is enough for the tiny recipes")
+    return Check(
+        "gpu", "note", "none: everything runs on the CPU, which is enough for the tiny recipes"
+    )
 
 
 def check_quantized() -> Iterator[Check]:
-    """Train a model in 4 and in 8 bits, evaluate it, and train it again: the gradient must be that of its own weights."""
+    """Train a model in 4 and in 8 bits, evaluate it, and train it again: the gradient must be that
+    of its own weights."""
     from aligner.doctor.numerics import QUANTIZED, measure_quantized
     from aligner.launch.devices import best_device
 
@@ -146,8 +165,17 @@ def check_quantized() -> Iterator[Check]:
     for kind in QUANTIZED:
         try:
             found = _checked(measure_quantized(kind, device), device, cure)
-        except (ImportError, OSError, RuntimeError, NotImplementedError, AttributeError, RecipeError) as error:
-            found = Check(kind, "problem", f"{kind} does not work on {device}: {_first_line(error)}", cure)
+        except (
+            ImportError,
+            OSError,
+            RuntimeError,
+            NotImplementedError,
+            AttributeError,
+            RecipeError,
+        ) as error:
+            found = Check(
+                kind, "problem", f"{kind} does not work on {device}: {_first_line(error)}", cure
+            )
         yield found
 
 
@@ -157,11 +185,18 @@ def check_processes() -> Iterator[Check]:
     from torch import distributed
 
     if not (distributed.is_available() and distributed.is_gloo_available()):
-        yield Check("gloo", "problem", "this build of torch has no gloo", "install an ordinary build of torch")
+        yield Check(
+            "gloo",
+            "problem",
+            "this build of torch has no gloo",
+            "install an ordinary build of torch",
+        )
         return
     try:
         if not distributed.is_initialized():
-            distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+            distributed.init_process_group(
+                "gloo", store=distributed.HashStore(), rank=0, world_size=1
+            )
             total = torch.ones(1)
             distributed.all_reduce(total)
             distributed.destroy_process_group()
@@ -171,7 +206,9 @@ def check_processes() -> Iterator[Check]:
         yield Check("gloo", "problem", f"processes cannot talk: {_first_line(error)}", cure)
     if torch.cuda.is_available():
         has_nccl = distributed.is_nccl_available()
-        detail = "several GPUs can train together" if has_nccl else "this build of torch has no NCCL"
+        detail = (
+            "several GPUs can train together" if has_nccl else "this build of torch has no NCCL"
+        )
         yield Check("nccl", "ok" if has_nccl else "note", detail)
 
 
@@ -186,7 +223,8 @@ WALLS = {
 
 
 def check_verifiers() -> Iterator[Check]:
-    """Start what judges the programs of answers, and see which walls this machine can put around it."""
+    """Start what judges the programs of answers, and see which walls this machine can put around
+    it."""
     from aligner.sandbox.worker import Limits, StartError, Worker
 
     try:
@@ -194,11 +232,18 @@ def check_verifiers() -> Iterator[Check]:
             worker.call(["started"], timeout_s=60.0)
             walls = worker.isolation
     except StartError as error:
-        yield Check("verifiers", "problem", str(error), "see whether the machine is short of memory or processes")
+        yield Check(
+            "verifiers",
+            "problem",
+            str(error),
+            "see whether the machine is short of memory or processes",
+        )
         return
     absent = [f"{words} ({walls[wall]})" for wall, words in WALLS.items() if walls[wall] != "yes"]
     if not absent:
-        yield Check("verifiers", "ok", "programs of answers are shut in: network, files, sockets, processes")
+        yield Check(
+            "verifiers", "ok", "programs of answers are shut in: network, files, sockets, processes"
+        )
         return
     cure = "judge answers that you do not trust in a container, or as a user of their own"
     yield Check("verifiers", "note", f"here programs of answers can {', '.join(absent)}", cure)
@@ -221,9 +266,13 @@ def check_hub() -> Iterator[Check]:
     except urllib.error.HTTPError as error:
         yield Check("hub", "note", f"{constants.ENDPOINT} answers with status {error.code}", cure)
     except (OSError, ValueError) as error:
-        yield Check("hub", "note", f"{constants.ENDPOINT} cannot be reached: {_first_line(error)}", cure)
+        yield Check(
+            "hub", "note", f"{constants.ENDPOINT} cannot be reached: {_first_line(error)}", cure
+        )
     else:
-        signed_in = "signed in" if get_token() else "not signed in (gated models need `hf auth login`)"
+        signed_in = (
+            "signed in" if get_token() else "not signed in (gated models need `hf auth login`)"
+        )
         yield Check("hub", "ok", f"{constants.ENDPOINT} answers; {signed_in}")
 
 
@@ -231,13 +280,20 @@ def check_disk() -> Iterator[Check]:
     """Where models are kept, and the room there and here."""
     from huggingface_hub import constants
 
-    for name, folder in {"cache": Path(constants.HF_HUB_CACHE), "working directory": Path.cwd()}.items():
+    for name, folder in {
+        "cache": Path(constants.HF_HUB_CACHE),
+        "working directory": Path.cwd(),
+    }.items():
         there = next(place for place in (folder, *folder.parents) if place.exists())
         free = shutil.disk_usage(there).free
         if free > SCARCE_DISK_GB * 1e9:
             yield Check(name, "ok", f"{folder}, {_gb(free)} free")
         else:
-            cure = "set HF_HOME to a larger disk" if name == "cache" else "set output_dir to a larger disk"
+            cure = (
+                "set HF_HOME to a larger disk"
+                if name == "cache"
+                else "set output_dir to a larger disk"
+            )
             yield Check(name, "note", f"{folder}, only {_gb(free)} free", cure)
 
 
@@ -245,7 +301,11 @@ def check_optional() -> Iterator[Check]:
     """Packages that nothing here needs."""
     for name, purpose in OPTIONAL.items():
         there = importlib.util.find_spec(name) is not None
-        yield Check(name, "ok" if there else "note", f"{'installed' if there else 'not installed'} (for {purpose})")
+        yield Check(
+            name,
+            "ok" if there else "note",
+            f"{'installed' if there else 'not installed'} (for {purpose})",
+        )
 
 
 def check_numerics() -> Iterator[Check]:

@@ -1,9 +1,11 @@
-"""Self-tests of the arithmetic that training stands on, each on a random Llama with two layers, in about a second.
+"""Self-tests of the arithmetic that training stands on, each on a random Llama with two layers, in
+about a second.
 
-Every one compares two ways to the same numbers and returns the largest difference. They exist because each of these has
-been silently wrong in a released library: packed rows that see each other (an all-ones mask or a cache is enough),
-accumulation that is not the large batch, padding that shifts positions, a reference that is not the policy it started
-from. A test that passes says so for this machine and these versions; `tests/invariants` say it for the trainers.
+Every one compares two ways to the same numbers and returns the largest difference. They exist
+because each of these has been silently wrong in a released library: packed rows that see each other
+(an all-ones mask or a cache is enough), accumulation that is not the large batch, padding that
+shifts positions, a reference that is not the policy it started from. A test that passes says so for
+this machine and these versions; `tests/invariants` say it for the trainers.
 
 Legend: B rows, T tokens, V vocabulary.
 """
@@ -41,7 +43,8 @@ class Measured:
 
 
 def random_llama(device: str) -> Any:
-    """Return a random model in float32, the same every time, leaving the global random state alone."""
+    """Return a random model in float32, the same every time, leaving the global random state
+    alone."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -67,23 +70,31 @@ def random_rows() -> list[Tensor]:
 
 @torch.no_grad()
 def packing(device: str) -> float:
-    """Rows packed behind one another against each alone. No mask and no cache: either lets rows see each other."""
+    """Rows packed behind one another against each alone. No mask and no cache: either lets rows see
+    each other."""
     model, rows = random_llama(device), random_rows()
     packed_1T = torch.cat(rows)[None].to(device)
     positions_1T = torch.cat([torch.arange(len(row)) for row in rows])[None].to(device)
-    together = model(input_ids=packed_1T, position_ids=positions_1T, use_cache=False).logits[0].split(LENGTHS)
+    together = (
+        model(input_ids=packed_1T, position_ids=positions_1T, use_cache=False)
+        .logits[0]
+        .split(LENGTHS)
+    )
     return max(_gap(part, _alone(model, row, device)) for part, row in zip(together, rows))
 
 
 @torch.no_grad()
 def padding(device: str) -> float:
-    """A batch padded on the right, and one padded on the left with a mask, against each row alone."""
+    """A batch padded on the right, and one padded on the left with a mask, against each row
+    alone."""
     model, rows = random_llama(device), random_rows()
     worst = 0.0
     for left in (False, True):
         ids_BT, mask_BT = _padded(rows, device, left)
         positions_BT = (mask_BT.cumsum(dim=1) - 1).clamp(min=0)
-        together = model(input_ids=ids_BT, attention_mask=mask_BT, position_ids=positions_BT, use_cache=False).logits
+        together = model(
+            input_ids=ids_BT, attention_mask=mask_BT, position_ids=positions_BT, use_cache=False
+        ).logits
         for row, logits_TV in zip(rows, together):
             part = logits_TV[-len(row) :] if left else logits_TV[: len(row)]
             worst = max(worst, _gap(part, _alone(model, row, device)))
@@ -91,18 +102,22 @@ def padding(device: str) -> float:
 
 
 def accumulation(device: str) -> float:
-    """Gradient of one batch of 8 against 4 batches of 2, each divided by the tokens of the whole step."""
+    """Gradient of one batch of 8 against 4 batches of 2, each divided by the tokens of the whole
+    step."""
     rows = random_rows()
     large, small = (_gradient(rows, size, device) for size in (8, 2))
     return max(_gap(a, b) for a, b in zip(large, small))
 
 
 def reference(device: str) -> float:
-    """A policy with a fresh adapter against itself with the adapter off: the reference of a preference objective."""
+    """A policy with a fresh adapter against itself with the adapter off: the reference of a
+    preference objective."""
     from peft import LoraConfig, get_peft_model
 
     model, row = random_llama(device), random_rows()[0]
-    policy = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")).eval()
+    policy = get_peft_model(
+        model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    ).eval()
     with torch.no_grad():
         before = _alone(policy, row, device)
         with policy.disable_adapter():
@@ -110,7 +125,8 @@ def reference(device: str) -> float:
 
 
 def quantized(kind: str, device: str) -> float:
-    """Gradient of adapters over a quantized base against that over its dequantized twin, before and after an evaluation.
+    """Gradient of adapters over a quantized base against that over its dequantized twin, before and
+    after an evaluation.
 
     Returned is the larger difference, as a share of the gradient's size.
     """
@@ -150,9 +166,15 @@ TESTS: dict[str, tuple[str, Callable[[str], float]]] = {
 
 
 def measure_quantized(kind: str, device: str) -> Measured:
-    """Run the self-test of one kind of quantization on a device. On a GPU, `int8` rounds the inputs of its layers too."""
-    claim = f"{kind} trains: its gradient is that of its dequantized twin, before and after an evaluation"
-    tolerance = TOLERANCE if device == "cpu" else INT8_TOLERANCE if kind == "int8" else ROUGH_TOLERANCE
+    """Run the self-test of one kind of quantization on a device. On a GPU, `int8` rounds the inputs
+    of its layers too."""
+    claim = (
+        f"{kind} trains: its gradient is that of its dequantized twin, before and after an "
+        "evaluation"
+    )
+    tolerance = (
+        TOLERANCE if device == "cpu" else INT8_TOLERANCE if kind == "int8" else ROUGH_TOLERANCE
+    )
     return Measured(kind, claim, quantized(kind, device), tolerance)
 
 
@@ -168,7 +190,10 @@ def _alone(model: Any, row_T: Tensor, device: str) -> Tensor:
 
 def _padded(rows: list[Tensor], device: str, left: bool) -> tuple[Tensor, Tensor]:
     width = max(len(row) for row in rows)
-    ids_BT, mask_BT = torch.zeros(len(rows), width, dtype=torch.long), torch.zeros(len(rows), width, dtype=torch.long)
+    ids_BT, mask_BT = (
+        torch.zeros(len(rows), width, dtype=torch.long),
+        torch.zeros(len(rows), width, dtype=torch.long),
+    )
     for i, row in enumerate(rows):
         place = slice(width - len(row), width) if left else slice(0, len(row))
         ids_BT[i, place], mask_BT[i, place] = row, 1
@@ -181,25 +206,34 @@ def _gradient(rows: list[Tensor], batch_size: int, device: str) -> list[Tensor]:
     for start in range(0, len(rows), batch_size):
         ids_BT, mask_BT = _padded(rows[start : start + batch_size], device, left=False)
         labels_BT = ids_BT.masked_fill(mask_BT == 0, -100)
-        output = model(input_ids=ids_BT, attention_mask=mask_BT, labels=labels_BT, num_items_in_batch=predicted)
+        output = model(
+            input_ids=ids_BT, attention_mask=mask_BT, labels=labels_BT, num_items_in_batch=predicted
+        )
         output.loss.backward()
     return [parameter.grad for parameter in model.parameters()]
 
 
 def _quantize(model: Any, kind: str) -> Any:
-    """Put every linear layer but the head into 4 or 8 bits, as loading with `model.quantization` does."""
+    """Put every linear layer but the head into 4 or 8 bits, as loading with `model.quantization`
+    does."""
     import bitsandbytes as bnb
 
     for name, layer in list(model.model.named_modules()):
         if isinstance(layer, torch.nn.Linear):
             shape = layer.in_features, layer.out_features
             if kind == "int8":
-                packed = bnb.nn.Linear8bitLt(*shape, bias=False, has_fp16_weights=False, threshold=6.0)
+                packed = bnb.nn.Linear8bitLt(
+                    *shape, bias=False, has_fp16_weights=False, threshold=6.0
+                )
             else:
-                packed = bnb.nn.Linear4bit(*shape, bias=False, compute_dtype=layer.weight.dtype, quant_type=kind)
+                packed = bnb.nn.Linear4bit(
+                    *shape, bias=False, compute_dtype=layer.weight.dtype, quant_type=kind
+                )
             packed.load_state_dict(layer.state_dict())
             model.model.set_submodule(name, packed.to(layer.weight.device))
-    setattr(model, "is_loaded_in_8bit" if kind == "int8" else "is_loaded_in_4bit", True)  # PEFT asks
+    setattr(
+        model, "is_loaded_in_8bit" if kind == "int8" else "is_loaded_in_4bit", True
+    )  # PEFT asks
     return model
 
 
@@ -215,7 +249,9 @@ def _dequantize(model: Any) -> None:
 def _adapted(model: Any) -> Any:
     from peft import LoraConfig, get_peft_model
 
-    config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+    config = LoraConfig(
+        r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM"
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(2)
         return get_peft_model(model, config)
@@ -224,7 +260,9 @@ def _adapted(model: Any) -> Any:
 def _adapter_gradient(policy: Any, row_1T: Tensor) -> Tensor:
     policy.train().zero_grad()
     policy(input_ids=row_1T, labels=row_1T, use_cache=False).loss.backward()
-    return torch.cat([weight.grad.flatten() for weight in policy.parameters() if weight.requires_grad])
+    return torch.cat(
+        [weight.grad.flatten() for weight in policy.parameters() if weight.requires_grad]
+    )
 
 
 def _gap(left: Tensor, right: Tensor) -> float:

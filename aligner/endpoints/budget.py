@@ -1,8 +1,9 @@
 """Where to stop: the budget of a run, and a server that refuses everything.
 
-Both are looked at before a request is sent; what is in flight finishes and counts. Calls are counted when they are sent,
-so their limit is exact; tokens and money are known afterwards, so theirs can be passed by what was in flight. Retries of
-one request are one call. Replies from the cache are free and come through in any case.
+Both are looked at before a request is sent; what is in flight finishes and counts. Calls are
+counted when they are sent, so their limit is exact; tokens and money are known afterwards, so
+theirs can be passed by what was in flight. Retries of one request are one call. Replies from the
+cache are free and come through in any case.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ class Prices:
 class Guard(Wrapper):
     """Sends a request on only while the budget lasts and the server is not known to refuse.
 
-    `spent` goes on from an earlier start; `on_call` is told of each request before it is sent. `minutes` count from
-    the making of the guard, by `clock` (seconds).
+    `spent` goes on from an earlier start; `on_call` is told of each request before it is sent.
+    `minutes` count from the making of the guard, by `clock` (seconds).
     """
 
     def __init__(
@@ -93,12 +94,16 @@ class Guard(Wrapper):
         if self._last_fatal is not None and self._fatal_in_a_row >= FATAL_IN_A_ROW:
             last = self._last_fatal
             raise EndpointError(
-                f"stopped after {self._fatal_in_a_row} refusals in a row; the last one: {last.message}", last.hint
+                f"stopped after {self._fatal_in_a_row} refusals in a row; the last one: "
+                f"{last.message}",
+                last.hint,
             )
         reached = self._reached()
         if reached:
             raise LLMError(
-                f"the budget is spent ({reached}); {name_of(request)} was not sent", BUDGET_HINT, kind="budget"
+                f"the budget is spent ({reached}); {name_of(request)} was not sent",
+                BUDGET_HINT,
+                kind="budget",
             )
 
     def _note(self, error: LLMError) -> None:

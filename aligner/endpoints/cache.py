@@ -1,12 +1,14 @@
-"""Replies kept in one SQLite file, so that nothing is asked twice, and the accounts of runs beside them.
-
-The key is the request (`request_key`); failures and truncated replies are never kept. The file is in write-ahead mode
-with synchronous=NORMAL: one commit for each reply, in well under a millisecond, whole after a kill at any point, and
-shared by several processes on one machine (not over a network disk, where SQLite's locks do not hold). Prompts, keys and
-addresses are not in the file; replies are, and only its owner may read it.
-
-The accounts of a run (`run` key) are written in the same commit as the reply that they count, so a kill cannot part
+"""Replies kept in one SQLite file, so that nothing is asked twice, and the accounts of runs beside
 them.
+
+The key is the request (`request_key`); failures and truncated replies are never kept. The file is
+in write-ahead mode with synchronous=NORMAL: one commit for each reply, in well under a millisecond,
+whole after a kill at any point, and shared by several processes on one machine (not over a network
+disk, where SQLite's locks do not hold). Prompts, keys and addresses are not in the file; replies
+are, and only its owner may read it.
+
+The accounts of a run (`run` key) are written in the same commit as the reply that they count, so a
+kill cannot part them.
 """
 
 from __future__ import annotations
@@ -20,22 +22,35 @@ from dataclasses import replace
 from pathlib import Path
 
 from aligner.endpoints.budget import Spent
-from aligner.endpoints.request import ChatRequest, Completion, LLMClient, Wrapper, completion_to_json, request_key
+from aligner.endpoints.request import (
+    ChatRequest,
+    Completion,
+    LLMClient,
+    Wrapper,
+    completion_to_json,
+    request_key,
+)
 from aligner.errors import UsageError
 
 VERSION = 1
 LOCK_WAIT_S = 30.0
 
 TABLES = (
-    "CREATE TABLE replies (key TEXT PRIMARY KEY, reply TEXT NOT NULL, model TEXT NOT NULL, created REAL NOT NULL)"
+    "CREATE TABLE replies (key TEXT PRIMARY KEY, reply TEXT NOT NULL, model TEXT NOT NULL, "
+    "created REAL NOT NULL)"
     " WITHOUT ROWID",
-    "CREATE TABLE spent (run TEXT PRIMARY KEY, calls INTEGER NOT NULL DEFAULT 0, replies INTEGER NOT NULL DEFAULT 0,"
-    " prompt_tokens INTEGER NOT NULL DEFAULT 0, completion_tokens INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID",
+    "CREATE TABLE spent (run TEXT PRIMARY KEY, calls INTEGER NOT NULL DEFAULT 0, replies INTEGER "
+    "NOT NULL DEFAULT 0,"
+    " prompt_tokens INTEGER NOT NULL DEFAULT 0, completion_tokens INTEGER NOT NULL DEFAULT 0) "
+    "WITHOUT ROWID",
 )
 
-ADD_CALL = "INSERT INTO spent (run, calls) VALUES (?, 1) ON CONFLICT (run) DO UPDATE SET calls = calls + 1"
+ADD_CALL = (
+    "INSERT INTO spent (run, calls) VALUES (?, 1) ON CONFLICT (run) DO UPDATE SET calls = calls + 1"
+)
 ADD_REPLY = (
-    "INSERT INTO spent (run, replies, prompt_tokens, completion_tokens) VALUES (?, 1, ?, ?) ON CONFLICT (run) DO UPDATE"
+    "INSERT INTO spent (run, replies, prompt_tokens, completion_tokens) VALUES (?, 1, ?, ?) ON "
+    "CONFLICT (run) DO UPDATE"
     " SET replies = replies + 1, prompt_tokens = prompt_tokens + excluded.prompt_tokens,"
     " completion_tokens = completion_tokens + excluded.completion_tokens"
 )
@@ -45,13 +60,16 @@ class Store:
     """The file. `run` names the accounts to go on with; without one nothing is kept but replies."""
 
     def __init__(self, path: Path, run: str = "") -> None:
-        """Open the file, or make it. Raises: UsageError when it cannot be opened or is something else."""
+        """Open the file, or make it. Raises: UsageError when it cannot be opened or is something
+        else."""
         self.path = path
         self.run = run
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-            self._db = sqlite3.connect(path, timeout=LOCK_WAIT_S, isolation_level=None, check_same_thread=False)
+            self._db = sqlite3.connect(
+                path, timeout=LOCK_WAIT_S, isolation_level=None, check_same_thread=False
+            )
         except (OSError, sqlite3.Error) as error:
             raise UsageError(
                 f"the cache {path} cannot be opened: {error}", "name a file in a writable folder"
@@ -61,7 +79,8 @@ class Store:
         except sqlite3.Error as error:
             self._db.close()
             raise UsageError(
-                f"the cache {path} cannot be read: {error}", "move it away, or name another file; a new one is made"
+                f"the cache {path} cannot be read: {error}",
+                "move it away, or name another file; a new one is made",
             ) from error
         except UsageError:
             self._db.close()
@@ -72,18 +91,24 @@ class Store:
         self._db.execute("PRAGMA synchronous=NORMAL")
         self._db.execute("BEGIN IMMEDIATE")
         version = self._db.execute("PRAGMA user_version").fetchone()[0]
-        names = [name for (name,) in self._db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        names = [
+            name
+            for (name,) in self._db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+        ]
         if version == 0 and not names:
             for table in TABLES:
                 self._db.execute(table)
             self._db.execute(f"PRAGMA user_version={VERSION}")
         elif version != VERSION or not {"replies", "spent"} <= set(names):
             self._db.execute("ROLLBACK")
-            raise UsageError(f"{self.path} is not a cache of this version of aligner", "name another file")
+            raise UsageError(
+                f"{self.path} is not a cache of this version of aligner", "name another file"
+            )
         self._db.execute("COMMIT")
 
     def get(self, key: str) -> Completion | None:
-        """Return the reply to a request, marked as cached, or None; one that is not what was kept is forgotten."""
+        """Return the reply to a request, marked as cached, or None; one that is not what was kept
+        is forgotten."""
         row = self._db.execute("SELECT reply FROM replies WHERE key = ?", (key,)).fetchone()
         if row is None:
             return None
@@ -107,7 +132,9 @@ class Store:
                 row = (key, f"{text}\n{_checksum(text)}", model, time.time())
                 self._db.execute("INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?)", row)
             if self.run:
-                self._db.execute(ADD_REPLY, (self.run, completion.prompt_tokens, completion.completion_tokens))
+                self._db.execute(
+                    ADD_REPLY, (self.run, completion.prompt_tokens, completion.completion_tokens)
+                )
         except BaseException:
             self._db.execute("ROLLBACK")
             raise
@@ -155,7 +182,8 @@ def _checksum(text: str) -> str:
 
 
 def _in_wal_mode(db: sqlite3.Connection) -> None:
-    """Switch the file to write-ahead mode. SQLite does not wait for another process that does the same just now."""
+    """Switch the file to write-ahead mode. SQLite does not wait for another process that does the
+    same just now."""
     end = time.monotonic() + LOCK_WAIT_S
     while True:
         try:

@@ -10,8 +10,9 @@ The parts stand around each other, from the outside in:
     Guard         budget, and a server that refuses everything
     backend       `openai` (which owns all retries), a local model, a script or a recording
 
-Coalesce stands around the cache, so that no identical request slips through between the end of one and its place in
-the cache. The budget is nearest to the server, so that only what is really sent is counted.
+Coalesce stands around the cache, so that no identical request slips through between the end of one
+and its place in the cache. The budget is nearest to the server, so that only what is really sent is
+counted.
 """
 
 from __future__ import annotations
@@ -67,7 +68,8 @@ class Defaults:
 
 
 class Client(Wrapper):
-    """What `open_client` gives: fills requests in and passes them through `usage`, whose accounts can be read.
+    """What `open_client` gives: fills requests in and passes them through `usage`, whose accounts
+    can be read.
 
     Used as `async with open_client(...) as client:`, which closes it.
     """
@@ -89,7 +91,10 @@ class Client(Wrapper):
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         await self.aclose()
 
@@ -104,19 +109,24 @@ def open_client(
     clock: Clock = time.monotonic,
     sleep: Sleep = asyncio.sleep,
 ) -> Client:
-    """Build the client that a recipe's endpoint describes. Sends nothing; loads the model of a `local` one.
+    """Build the client that a recipe's endpoint describes. Sends nothing; loads the model of a
+    `local` one.
 
-    `cache`: the SQLite file of replies. `run`: under this name the accounts of the budget are kept in it, and gone on
-    with after a resume; `spent` gives them instead. `backend` takes the place of the section's own.
+    `cache`: the SQLite file of replies. `run`: under this name the accounts of the budget are kept
+    in it, and gone on with after a resume; `spent` gives them instead. `backend` takes the place of
+    the section's own.
 
-    Raises: RecipeError or UsageError when the section cannot be used, DataError for a script that is broken.
+    Raises: RecipeError or UsageError when the section cannot be used, DataError for a script that
+    is broken.
     """
     _check_section(section)
     throttle = Throttle(clock)
     store = Store(cache, run) if cache is not None and section.replay is None else None
     try:
         spent = spent if spent is not None else store.spent() if store is not None else Spent()
-        source, identity = (backend, "") if backend is not None else _backend(section, spent, throttle)
+        source, identity = (
+            (backend, "") if backend is not None else _backend(section, spent, throttle)
+        )
         return _compose(section, source, identity, store, spent, throttle, clock, sleep)
     except BaseException:
         if store is not None:
@@ -125,7 +135,8 @@ def open_client(
 
 
 def check_endpoint(section: Endpoint) -> None:
-    """Say what is missing, before any work that the first request would come after. Asks nobody and loads no library.
+    """Say what is missing, before any work that the first request would come after. Asks nobody and
+    loads no library.
 
     Raises: RecipeError, UsageError or DataError, as `open_client` would.
     """
@@ -146,14 +157,21 @@ def _check_section(section: Endpoint) -> None:
     if section.budget.usd is not None and not any(prices):
         raise RecipeError(
             "endpoint: budget.usd can never be reached without prices",
-            "set usd_per_million_prompt_tokens and usd_per_million_completion_tokens, or limit budget.tokens",
+            "set usd_per_million_prompt_tokens and usd_per_million_completion_tokens, or limit "
+            "budget.tokens",
         )
     if section.replay is not None:
         return
     if section.backend == "scripted" and section.script is None:
-        raise RecipeError("endpoint: backend `scripted` needs script", "name a JSONL file of replies")
+        raise RecipeError(
+            "endpoint: backend `scripted` needs script", "name a JSONL file of replies"
+        )
     if section.backend != "scripted" and not section.model:
-        what = "the name of the model on the server" if section.backend == "openai" else "a hub id or a folder"
+        what = (
+            "the name of the model on the server"
+            if section.backend == "openai"
+            else "a hub id or a folder"
+        )
         raise RecipeError(f"endpoint: backend `{section.backend}` needs model", f"set it to {what}")
 
 
@@ -164,7 +182,9 @@ def _backend(section: Endpoint, spent: Spent, throttle: Throttle) -> tuple[LLMCl
     if section.backend == "scripted":
         assert section.script is not None, "_check_section has looked"
         replies = read_script(Path(section.script))
-        return ScriptedBackend(replies, start=spent.replies), sha256(repr(replies).encode()).hexdigest()
+        return ScriptedBackend(replies, start=spent.replies), sha256(
+            repr(replies).encode()
+        ).hexdigest()
     if section.backend == "local":
         from aligner.models.fingerprint import model_fingerprint
 
@@ -191,7 +211,9 @@ def _compose(
     clock: Clock,
     sleep: Sleep,
 ) -> Client:
-    prices = Prices(section.usd_per_million_prompt_tokens, section.usd_per_million_completion_tokens)
+    prices = Prices(
+        section.usd_per_million_prompt_tokens, section.usd_per_million_completion_tokens
+    )
     on_call = store.add_call if store is not None else None
     guard = Guard(backend, section.budget, prices, spent=spent, on_call=on_call, clock=clock)
     client: LLMClient = RateLimit(
@@ -210,5 +232,7 @@ def _compose(
     if section.record is not None:
         client = RecordBackend(client, Path(section.record))
     model = section.model or SCRIPT_NAME
-    defaults = Defaults(model, section.temperature, section.top_p, section.max_tokens, section.extra)
+    defaults = Defaults(
+        model, section.temperature, section.top_p, section.max_tokens, section.extra
+    )
     return Client(Usage(client, prices), defaults, spent)

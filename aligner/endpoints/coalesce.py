@@ -1,8 +1,9 @@
 """Identical requests in flight share one: the first is sent, the others wait for its reply.
 
-The shared request runs in a task of its own, so a waiter that is cancelled does not take it from the others; with the
-last waiter it is cancelled too. An error reaches every waiter. This stands around the cache and not inside it: then the
-reply is in the cache before the request stops being "in flight", and no identical one can slip through between.
+The shared request runs in a task of its own, so a waiter that is cancelled does not take it from
+the others; with the last waiter it is cancelled too. An error reaches every waiter. This stands
+around the cache and not inside it: then the reply is in the cache before the request stops being
+"in flight", and no identical one can slip through between.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ class _Shared:
 
 
 class Coalesce(Wrapper):
-    """Sends each of several identical requests in flight once; those who only waited get it marked as `cached`."""
+    """Sends each of several identical requests in flight once; those who only waited get it marked
+    as `cached`."""
 
     def __init__(self, inner: LLMClient) -> None:
         super().__init__(inner)

@@ -1,10 +1,13 @@
-"""A transformers model in this process, through `aligner.generation.decode.generate`: for small models, tests, and no server.
+"""A transformers model in this process, through `aligner.generation.decode.generate`: for small
+models, tests, and no server.
 
-Requests that wait at the same time are collected into batches. Each has its own stream of random numbers, from its whole
-content (messages, sampling parameters, seed, `sample_index`), so a reply does not depend on the neighbours, and the
-same request has the same reply, with and without a `seed`.
+Requests that wait at the same time are collected into batches. Each has its own stream of random
+numbers, from its whole content (messages, sampling parameters, seed, `sample_index`), so a reply
+does not depend on the neighbours, and the same request has the same reply, with and without a
+`seed`.
 
-Stop strings end the text afterwards: the model does not stop earlier for them. A serving engine is faster at all of this.
+Stop strings end the text afterwards: the model does not stop earlier for them. A serving engine is
+faster at all of this.
 """
 
 from __future__ import annotations
@@ -16,7 +19,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from aligner.endpoints.request import Backend, ChatRequest, Completion, LLMError, name_of, request_key
+from aligner.endpoints.request import (
+    Backend,
+    ChatRequest,
+    Completion,
+    LLMError,
+    name_of,
+    request_key,
+)
 from aligner.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
@@ -38,15 +48,19 @@ class _Waiting:
     since: float
 
     def fits(self, other: _Waiting) -> bool:
-        """Whether both can be decoded in one batch: with the same parameters, both chat or both raw."""
+        """Whether both can be decoded in one batch: with the same parameters, both chat or both
+        raw."""
         same_form = (self.request.prompt is None) == (other.request.prompt is None)
         return same_form and self.sampling == other.sampling
 
 
 class LocalBackend(Backend):
-    """A model and its tokenizer; one batch is decoded at a time, in a thread, so the event loop goes on."""
+    """A model and its tokenizer; one batch is decoded at a time, in a thread, so the event loop
+    goes on."""
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, batch_size: int = 8) -> None:
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, batch_size: int = 8
+    ) -> None:
         self._model = model
         self._tokenizer = tokenizer
         self._raw_tokenizer = copy.copy(tokenizer)
@@ -63,8 +77,8 @@ class LocalBackend(Backend):
     async def chat(self, request: ChatRequest) -> Completion:
         """Wait for a place in a batch, and for its end.
 
-        Raises: LLMError("context_length") when the prompt leaves no room for an answer; RecipeError for an `extra`
-        that is not known here, or messages to a model without a chat template.
+        Raises: LLMError("context_length") when the prompt leaves no room for an answer; RecipeError
+        for an `extra` that is not known here, or messages to a model without a chat template.
         """
         sampling = sampling_of(request)
         prompt_tokens = self._measure(request)
@@ -88,14 +102,16 @@ class LocalBackend(Backend):
 
         if request.prompt is None and not self._tokenizer.chat_template:
             raise RecipeError(
-                f"endpoint: {request.model or 'the local model'} has no chat template, so it cannot be sent messages",
+                f"endpoint: {request.model or 'the local model'} has no chat template, so it "
+                "cannot be sent messages",
                 "use a chat model, or one that was trained with a template",
             )
         number = len(encode_prompt(self._tokenizer_of(request), _prompt_of(request)))
         positions = max_positions(self._model)
         if positions is not None and number >= positions:
             raise LLMError(
-                f"{name_of(request)} has {number} tokens, and the model {positions} positions for prompt and answer",
+                f"{name_of(request)} has {number} tokens, and the model {positions} positions for "
+                "prompt and answer",
                 kind="context_length",
             )
         return number
@@ -108,7 +124,9 @@ class LocalBackend(Backend):
         while batch := self._next_batch():
             try:
                 completions = await asyncio.to_thread(self._decode, batch)
-            except Exception as error:  # handed on to those who asked; the next batch has its chance
+            except (
+                Exception
+            ) as error:  # handed on to those who asked; the next batch has its chance
                 for waiting in batch:
                     if not waiting.reply.done():
                         waiting.reply.set_exception(_as_ours(error, waiting.request))
@@ -118,7 +136,8 @@ class LocalBackend(Backend):
                     waiting.reply.set_result(completion)
 
     def _next_batch(self) -> list[_Waiting]:
-        """Take the request that waits longest, and those near the head of the line that can go with it."""
+        """Take the request that waits longest, and those near the head of the line that can go with
+        it."""
         self._waiting = [waiting for waiting in self._waiting if not waiting.reply.done()]
         if not self._waiting:
             return []
@@ -134,7 +153,14 @@ class LocalBackend(Backend):
         prompts = [_prompt_of(waiting.request) for waiting in batch]
         tokenizer = self._tokenizer_of(batch[0].request)
         streams = [int(request_key(waiting.request)[:12], 16) for waiting in batch]
-        answers = generate(self._model, tokenizer, prompts, batch[0].sampling, batch_size=len(batch), streams=streams)
+        answers = generate(
+            self._model,
+            tokenizer,
+            prompts,
+            batch[0].sampling,
+            batch_size=len(batch),
+            streams=streams,
+        )
         return [_completion(waiting, answer) for waiting, (answer,) in zip(batch, answers)]
 
 
@@ -155,7 +181,8 @@ def sampling_of(request: ChatRequest) -> Sampling:
     unknown = sorted(set(request.extra) - set(EXTRA))
     if unknown:
         raise RecipeError(
-            f"endpoint: a local model does not know extra: {', '.join(unknown)}", f"it knows {', '.join(EXTRA)}"
+            f"endpoint: a local model does not know extra: {', '.join(unknown)}",
+            f"it knows {', '.join(EXTRA)}",
         )
     given: Mapping[str, Any] = {"temperature": request.temperature, "top_p": request.top_p}
     return Sampling(
@@ -165,7 +192,11 @@ def sampling_of(request: ChatRequest) -> Sampling:
 
 
 def _prompt_of(request: ChatRequest) -> Any:
-    return request.prompt if request.prompt is not None else [dict(message) for message in request.messages]
+    return (
+        request.prompt
+        if request.prompt is not None
+        else [dict(message) for message in request.messages]
+    )
 
 
 def _completion(waiting: _Waiting, answer: Any) -> Completion:

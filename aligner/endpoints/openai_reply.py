@@ -1,7 +1,9 @@
-"""From the body of a reply to a `Completion`: what counts as an answer of an OpenAI-compatible server, and what does not.
+"""From the body of a reply to a `Completion`: what counts as an answer of an OpenAI-compatible
+server, and what does not.
 
-An empty answer is an answer (text ""): whether it is one worth keeping is for whoever asked. A filtered or refused one is
-a data failure; one without any `choices`, or with something else than text in it, is no reply.
+An empty answer is an answer (text ""): whether it is one worth keeping is for whoever asked. A
+filtered or refused one is a data failure; one without any `choices`, or with something else than
+text in it, is no reply.
 """
 
 from __future__ import annotations
@@ -11,7 +13,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from aligner.endpoints.api_keys import Secret
-from aligner.endpoints.request import ChatRequest, Completion, LLMError, estimated_tokens, name_of, prompt_text
+from aligner.endpoints.request import (
+    ChatRequest,
+    Completion,
+    LLMError,
+    estimated_tokens,
+    name_of,
+    prompt_text,
+)
 
 FILTERED = "the server's content filter"
 
@@ -37,7 +46,8 @@ def completion_of(
 ) -> Completion:
     """Return the first choice as a completion.
 
-    Raises: LLMError("content_filter") for a filtered or refused answer; BadReply for one that is not text.
+    Raises: LLMError("content_filter") for a filtered or refused answer; BadReply for one that is
+    not text.
     """
     choice = body["choices"][0]
     finish_reason = choice.get("finish_reason") or "stop"
@@ -48,7 +58,9 @@ def completion_of(
     usage = usage if isinstance(usage, dict) else {}
     return Completion(
         text=_whole_letters(secret.strike_from_reply(text)),
-        reasoning=None if reasoning is None else _whole_letters(secret.strike_from_reply(reasoning)),
+        reasoning=None
+        if reasoning is None
+        else _whole_letters(secret.strike_from_reply(reasoning)),
         finish_reason=str(finish_reason),
         prompt_tokens=_count(usage.get("prompt_tokens"), prompt_text(request)),
         completion_tokens=_count(usage.get("completion_tokens"), text + (reasoning or "")),
@@ -66,10 +78,15 @@ def _texts(choice: Mapping[str, Any], request: ChatRequest) -> tuple[str, str | 
         if not isinstance(message, dict):
             raise BadReply("the reply has a choice without a message")
         if message.get("refusal"):
-            raise LLMError(f"the model refused {name_of(request)}", kind="content_filter", status=200)
+            raise LLMError(
+                f"the model refused {name_of(request)}", kind="content_filter", status=200
+            )
         if message.get("tool_calls"):
             raise BadReply("the reply calls a tool, and none was offered")
-        text, reasoning = message.get("content"), message.get("reasoning_content") or message.get("reasoning")
+        text, reasoning = (
+            message.get("content"),
+            message.get("reasoning_content") or message.get("reasoning"),
+        )
     if not isinstance(text, str | None) or not isinstance(reasoning, str | None):
         raise BadReply(f"the reply holds a {type(text).__name__} where text belongs")
     return text or "", reasoning

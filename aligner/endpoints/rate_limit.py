@@ -1,9 +1,11 @@
-"""How fast to ask: requests in flight, requests a minute and tokens a minute, with a step back when the server says so.
+"""How fast to ask: requests in flight, requests a minute and tokens a minute, with a step back when
+the server says so.
 
-Two token buckets refill evenly and hold one second's worth, so a minute's limit is not spent in one burst. The tokens of
-a request are not known before its reply: the prompt's estimate and `max_tokens` are taken, and what was not used is
-given back. A 429 halves all three limits (at most once in five seconds, since requests in flight together fail
-together); they come back evenly, from nothing to full in four minutes. Pauses between retries are not made here.
+Two token buckets refill evenly and hold one second's worth, so a minute's limit is not spent in one
+burst. The tokens of a request are not known before its reply: the prompt's estimate and
+`max_tokens` are taken, and what was not used is given back. A 429 halves all three limits (at most
+once in five seconds, since requests in flight together fail together); they come back evenly, from
+nothing to full in four minutes. Pauses between retries are not made here.
 """
 
 from __future__ import annotations
@@ -13,7 +15,14 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
-from aligner.endpoints.request import ChatRequest, Completion, LLMClient, Wrapper, estimated_tokens, prompt_text
+from aligner.endpoints.request import (
+    ChatRequest,
+    Completion,
+    LLMClient,
+    Wrapper,
+    estimated_tokens,
+    prompt_text,
+)
 
 HALVING_PAUSE_S = 5.0
 RECOVERY_S = 240.0
@@ -47,9 +56,12 @@ class Throttle:
 
 
 class Bucket:
-    """So many units a minute. What needs more than the bucket holds waits for a full one, and is paid off after."""
+    """So many units a minute. What needs more than the bucket holds waits for a full one, and is
+    paid off after."""
 
-    def __init__(self, per_minute: float, throttle: Throttle, clock: Clock = time.monotonic) -> None:
+    def __init__(
+        self, per_minute: float, throttle: Throttle, clock: Clock = time.monotonic
+    ) -> None:
         self._per_s = per_minute / 60.0
         self._throttle = throttle
         self._clock = clock
@@ -74,7 +86,8 @@ class Bucket:
 class RateLimit(Wrapper):
     """Holds requests back until a limit allows them, in the order in which they came.
 
-    `check` is asked when a request's turn has come and may refuse it, so that a spent budget does not wait for a rate.
+    `check` is asked when a request's turn has come and may refuse it, so that a spent budget does
+    not wait for a rate.
     """
 
     def __init__(
@@ -92,8 +105,14 @@ class RateLimit(Wrapper):
         super().__init__(inner)
         self._throttle = throttle if throttle is not None else Throttle(clock)
         self._max_in_flight = max_in_flight
-        self._requests = None if requests_per_minute is None else Bucket(requests_per_minute, self._throttle, clock)
-        self._tokens = None if tokens_per_minute is None else Bucket(tokens_per_minute, self._throttle, clock)
+        self._requests = (
+            None
+            if requests_per_minute is None
+            else Bucket(requests_per_minute, self._throttle, clock)
+        )
+        self._tokens = (
+            None if tokens_per_minute is None else Bucket(tokens_per_minute, self._throttle, clock)
+        )
         self._check = check
         self._sleep = sleep
         self._in_flight = 0
@@ -129,7 +148,9 @@ class RateLimit(Wrapper):
         """Wait until both buckets give, and take from them."""
         wanted = [(self._requests, 1.0), (self._tokens, float(tokens))]
         limits = [(bucket, amount) for bucket, amount in wanted if bucket is not None]
-        while (wait_s := max((bucket.wait_s(amount) for bucket, amount in limits), default=0.0)) > 0.0:
+        while (
+            wait_s := max((bucket.wait_s(amount) for bucket, amount in limits), default=0.0)
+        ) > 0.0:
             await self._sleep(wait_s)
         for bucket, amount in limits:
             bucket.take(amount)

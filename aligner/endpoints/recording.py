@@ -1,8 +1,10 @@
-"""A folder of requests and their replies: written by one run, answered from by another, read by whoever wants to know.
+"""A folder of requests and their replies: written by one run, answered from by another, read by
+whoever wants to know.
 
-One JSON file for each request, named by its key: the request as it was asked and the reply, or the failure that belongs
-to the request itself (filtered, too long). A request that is asked again replaces its file. The files hold prompts and
-replies in full, but never a key, an address or a header.
+One JSON file for each request, named by its key: the request as it was asked and the reply, or the
+failure that belongs to the request itself (filtered, too long). A request that is asked again
+replaces its file. The files hold prompts and replies in full, but never a key, an address or a
+header.
 """
 
 from __future__ import annotations
@@ -38,7 +40,9 @@ class RecordBackend(Wrapper):
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
-            raise UsageError(f"the recording {folder} cannot be made: {error}", "name a folder that can") from error
+            raise UsageError(
+                f"the recording {folder} cannot be made: {error}", "name a folder that can"
+            ) from error
 
     async def chat(self, request: ChatRequest) -> Completion:
         """Pass on, and write down."""
@@ -54,7 +58,9 @@ class RecordBackend(Wrapper):
 
     def _write(self, request: ChatRequest, outcome: dict[str, Any]) -> None:
         content = {"request": {**request_to_json(request), "purpose": request.purpose}, **outcome}
-        write_atomically(_file_of(self.folder, request), json.dumps(content, indent=1, sort_keys=True) + "\n")
+        write_atomically(
+            _file_of(self.folder, request), json.dumps(content, indent=1, sort_keys=True) + "\n"
+        )
 
 
 class ReplayBackend(Backend):
@@ -63,7 +69,10 @@ class ReplayBackend(Backend):
     def __init__(self, folder: Path) -> None:
         """Raises: UsageError when there is no such folder."""
         if not folder.is_dir():
-            raise UsageError(f"there is no recording {folder}", "record one first: `record` in the recipe's endpoint")
+            raise UsageError(
+                f"there is no recording {folder}",
+                "record one first: `record` in the recipe's endpoint",
+            )
         self.folder = folder
 
     def capabilities(self) -> frozenset[str]:
@@ -73,7 +82,8 @@ class ReplayBackend(Backend):
     async def chat(self, request: ChatRequest) -> Completion:
         """Give the recorded reply, or raise the recorded failure.
 
-        Raises: EndpointError naming a request that was not recorded; DataError for a file that is damaged.
+        Raises: EndpointError naming a request that was not recorded; DataError for a file that is
+        damaged.
         """
         path = _file_of(self.folder, request)
         try:

@@ -1,8 +1,9 @@
-"""What is asked of a language model and what comes back: the types that every part of this package shares.
+"""What is asked of a language model and what comes back: the types that every part of this package
+shares.
 
-A `ChatRequest` says everything that decides the reply, so two equal requests are the same question: the cache, the
-coalescing of requests in flight and a recording all go by `request_key`. Who wants several replies to one question
-numbers them with `sample_index`. Nothing here talks to anyone.
+A `ChatRequest` says everything that decides the reply, so two equal requests are the same question:
+the cache, the coalescing of requests in flight and a recording all go by `request_key`. Who wants
+several replies to one question numbers them with `sample_index`. Nothing here talks to anyone.
 """
 
 from __future__ import annotations
@@ -23,10 +24,12 @@ NOT_IN_KEY = ("purpose",)
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """One question. What is left at its default (None, or an empty model) is taken from the recipe's endpoint.
+    """One question. What is left at its default (None, or an empty model) is taken from the
+    recipe's endpoint.
 
-    `messages` are {"role", "content"} mappings; `prompt` is text to be continued as it stands, in their place (set by
-    `complete`). `purpose` is for the accounts only. `extra` are further fields of the request body.
+    `messages` are {"role", "content"} mappings; `prompt` is text to be continued as it stands, in
+    their place (set by `complete`). `purpose` is for the accounts only. `extra` are further fields
+    of the request body.
     """
 
     messages: tuple[Mapping[str, str], ...] = ()
@@ -42,7 +45,9 @@ class ChatRequest:
     prompt: str | None = None
 
     def __post_init__(self) -> None:
-        assert (self.prompt is None) == bool(self.messages), "a request has messages, or a prompt to continue"
+        assert (self.prompt is None) == bool(self.messages), (
+            "a request has messages, or a prompt to continue"
+        )
         for message in self.messages:
             assert isinstance(message["role"], str), "a role is text"
             assert isinstance(message["content"], str), "content is text"
@@ -51,10 +56,12 @@ class ChatRequest:
 
 @dataclass(frozen=True)
 class Completion:
-    """One reply. `finish_reason` is "stop", or "length" where `max_tokens` cut it; a server may have words of its own.
+    """One reply. `finish_reason` is "stop", or "length" where `max_tokens` cut it; a server may
+    have words of its own.
 
-    `cached`: no request was sent for this one (from the cache, or shared with an identical request in flight).
-    `attempts`: requests that it took, retries included. `latency_s`: from sending to the whole reply, retries included.
+    `cached`: no request was sent for this one (from the cache, or shared with an identical request
+    in flight). `attempts`: requests that it took, retries included. `latency_s`: from sending to
+    the whole reply, retries included.
     """
 
     text: str
@@ -75,10 +82,11 @@ class Completion:
 class LLMError(EndpointError):
     """A request that got no usable reply.
 
-    `kind`: "fatal" (the server refuses: key, model, parameters), "content_filter" and "context_length" (this request
-    alone is at fault: see `data_failure`), "unavailable" (no answer, or 408, 409, 429, 5xx, after all retries),
-    "bad_reply" (an answer that is no reply), "budget" (not sent). `status`: the HTTP status, where there was one.
-    `attempts`: how often it was sent. `retryable`: asking again later may help.
+    `kind`: "fatal" (the server refuses: key, model, parameters), "content_filter" and
+    "context_length" (this request alone is at fault: see `data_failure`), "unavailable" (no answer,
+    or 408, 409, 429, 5xx, after all retries), "bad_reply" (an answer that is no reply), "budget"
+    (not sent). `status`: the HTTP status, where there was one. `attempts`: how often it was sent.
+    `retryable`: asking again later may help.
     """
 
     def __init__(
@@ -103,19 +111,23 @@ class LLMError(EndpointError):
 
     @property
     def data_failure(self) -> bool:
-        """Whether the request itself cannot be answered: a builder drops the row, counts it and goes on."""
+        """Whether the request itself cannot be answered: a builder drops the row, counts it and
+        goes on."""
         return self.kind in DATA_FAILURES
 
 
 class LLMClient(Protocol):
-    """Whoever answers requests: a backend, a wrapper around one, or the whole that `open_client` gives."""
+    """Whoever answers requests: a backend, a wrapper around one, or the whole that `open_client`
+    gives."""
 
     async def chat(self, request: ChatRequest) -> Completion:
-        """Answer one request. Raises: LLMError; EndpointError when no further request makes sense."""
+        """Answer one request. Raises: LLMError; EndpointError when no further request makes
+        sense."""
         ...
 
     async def complete(self, prompt: str, **params: Any) -> Completion:
-        """Continue a text as it stands, without a chat template. `params` are fields of `ChatRequest`."""
+        """Continue a text as it stands, without a chat template. `params` are fields of
+        `ChatRequest`."""
         ...
 
     def capabilities(self) -> frozenset[str]:
@@ -163,7 +175,11 @@ class Wrapper(Backend):
 
 def request_to_json(request: ChatRequest) -> dict[str, Any]:
     """Return what decides the reply, as plain JSON: everything but the purpose."""
-    values = {item.name: getattr(request, item.name) for item in fields(request) if item.name not in NOT_IN_KEY}
+    values = {
+        item.name: getattr(request, item.name)
+        for item in fields(request)
+        if item.name not in NOT_IN_KEY
+    }
     values["messages"] = [dict(message) for message in request.messages]
     values["extra"] = dict(request.extra)
     return values
@@ -172,12 +188,15 @@ def request_to_json(request: ChatRequest) -> dict[str, Any]:
 def request_key(request: ChatRequest, identity: str = "") -> str:
     """Return the SHA-256 of the canonical JSON of a request.
 
-    `identity` tells models of one name apart (a folder whose weights were trained further); empty for a server's.
+    `identity` tells models of one name apart (a folder whose weights were trained further); empty
+    for a server's.
     """
     values = request_to_json(request)
     if identity:
         values["identity"] = identity
-    text = json.dumps(values, sort_keys=True, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
+    text = json.dumps(
+        values, sort_keys=True, ensure_ascii=True, separators=(",", ":"), allow_nan=False
+    )
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -187,7 +206,8 @@ def completion_to_json(completion: Completion) -> dict[str, Any]:
 
 
 def sample_seed(request: ChatRequest) -> int | None:
-    """Return the seed for this sample of the question, so that several samples with one seed differ; None without one.
+    """Return the seed for this sample of the question, so that several samples with one seed
+    differ; None without one.
 
     Sample 0 has the seed as given; the others a number in [0, 2**31) derived from seed and index.
     """
@@ -198,13 +218,18 @@ def sample_seed(request: ChatRequest) -> int | None:
 
 
 def estimated_tokens(text: str) -> int:
-    """Return about how many tokens a text has, for rate limits and for servers that do not say: four bytes each."""
+    """Return about how many tokens a text has, for rate limits and for servers that do not say:
+    four bytes each."""
     return -(-len(text.encode(errors="replace")) // 4)
 
 
 def prompt_text(request: ChatRequest) -> str:
     """Return all that is sent, as one text, to measure it."""
-    return request.prompt if request.prompt is not None else "\n".join(m["content"] for m in request.messages)
+    return (
+        request.prompt
+        if request.prompt is not None
+        else "\n".join(m["content"] for m in request.messages)
+    )
 
 
 def name_of(request: ChatRequest) -> str:

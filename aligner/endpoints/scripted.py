@@ -1,7 +1,9 @@
-"""Replies made up beforehand: for tests, for trying a recipe without a model, and for what must not depend on one.
+"""Replies made up beforehand: for tests, for trying a recipe without a model, and for what must not
+depend on one.
 
-Three forms: a function of the request, a mapping from the last message (or the text to continue) to the reply, or a list
-of replies in the order of the requests. A request that the script does not know is an error that names it.
+Three forms: a function of the request, a mapping from the last message (or the text to continue) to
+the reply, or a list of replies in the order of the requests. A request that the script does not
+know is an error that names it.
 """
 
 from __future__ import annotations
@@ -11,7 +13,14 @@ import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
-from aligner.endpoints.request import Backend, ChatRequest, Completion, estimated_tokens, name_of, prompt_text
+from aligner.endpoints.request import (
+    Backend,
+    ChatRequest,
+    Completion,
+    estimated_tokens,
+    name_of,
+    prompt_text,
+)
 from aligner.errors import DataError, EndpointError, RecipeError
 
 Reply = str | Completion | Exception
@@ -21,7 +30,8 @@ Script = Answer | Mapping[str, Reply] | Sequence[Reply]
 
 
 class ScriptedBackend(Backend):
-    """Answers from a script, and keeps every request in `requests`. `start`: replies of a list that are used up."""
+    """Answers from a script, and keeps every request in `requests`. `start`: replies of a list that
+    are used up."""
 
     def __init__(self, script: Script, *, start: int = 0) -> None:
         assert not isinstance(script, str), "a script is a function, a mapping or a list of replies"
@@ -36,7 +46,8 @@ class ScriptedBackend(Backend):
     async def chat(self, request: ChatRequest) -> Completion:
         """Give the scripted reply.
 
-        Raises: EndpointError naming the request, when the script has none; the error that the script holds for it.
+        Raises: EndpointError naming the request, when the script has none; the error that the
+        script holds for it.
         """
         self.requests.append(request)
         reply = await self._reply(request)
@@ -45,11 +56,15 @@ class ScriptedBackend(Backend):
         if isinstance(reply, Completion):
             return reply
         prompt_tokens = estimated_tokens(prompt_text(request))
-        return Completion(reply, prompt_tokens=prompt_tokens, completion_tokens=estimated_tokens(reply))
+        return Completion(
+            reply, prompt_tokens=prompt_tokens, completion_tokens=estimated_tokens(reply)
+        )
 
     async def _reply(self, request: ChatRequest) -> Reply:
         if isinstance(self._script, Mapping):
-            reply = self._script.get(request.prompt if request.prompt is not None else request.messages[-1]["content"])
+            reply = self._script.get(
+                request.prompt if request.prompt is not None else request.messages[-1]["content"]
+            )
         elif callable(self._script):
             answer = self._script(request)
             reply = await answer if inspect.isawaitable(answer) else answer
@@ -77,8 +92,12 @@ def read_script(path: Path) -> list[Reply]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"endpoint: the script {path} cannot be read: {error}", "check the path") from error
-    return [_read_line(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
+        raise RecipeError(
+            f"endpoint: the script {path} cannot be read: {error}", "check the path"
+        ) from error
+    return [
+        _read_line(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()
+    ]
 
 
 def _read_line(line: str, where: str) -> Reply:

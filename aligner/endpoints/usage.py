@@ -1,8 +1,8 @@
 """The accounts: what was asked, what it cost, what failed; in all and for each purpose.
 
-Calls, tokens and money are of requests that were sent since the client was opened; replies from the cache, and those
-shared with an identical request in flight, are counted as `cached` and cost nothing. Money is known only where the
-recipe has prices.
+Calls, tokens and money are of requests that were sent since the client was opened; replies from the
+cache, and those shared with an identical request in flight, are counted as `cached` and cost
+nothing. Money is known only where the recipe has prices.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ REFUSED = "stopped"
 
 @dataclass
 class Tally:
-    """Counts of one purpose, or of all. `calls`: requests answered by the model; `errors`: by kind."""
+    """Counts of one purpose, or of all. `calls`: requests answered by the model; `errors`: by
+    kind."""
 
     calls: int = 0
     cached: int = 0
@@ -62,7 +63,9 @@ class Tally:
             "retries": self.retries,
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
-            "usd": round(prices.usd(self.prompt_tokens, self.completion_tokens), 6) if priced else None,
+            "usd": round(prices.usd(self.prompt_tokens, self.completion_tokens), 6)
+            if priced
+            else None,
             "truncated": self.truncated,
             "empty": self.empty,
             "mean_latency_s": round(self.latency_s / self.calls, 3) if self.calls else None,
@@ -94,5 +97,8 @@ class Usage(Wrapper):
 
     def to_json(self) -> dict[str, Any]:
         """Return all accounts for a manifest."""
-        purposes = {name or "other": tally.to_json(self.prices) for name, tally in sorted(self.purposes.items())}
+        purposes = {
+            name or "other": tally.to_json(self.prices)
+            for name, tally in sorted(self.purposes.items())
+        }
         return {**self.total.to_json(self.prices), "purposes": purposes}

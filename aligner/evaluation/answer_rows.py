@@ -5,10 +5,11 @@
     list         prompt + completions (or responses), a list of     scores
                  texts or of {"text": ...}, as `aligner generate` writes them
 
-Beside the scores stand `attributes` (whatever else the scorer measures) and `remark`, where there are any; for pairs with
-`_chosen` and `_rejected`, for lists as lists. The column `answer` is the right answer, for scorers that compare with it.
-An answer of several turns (with results of tools) is scored by its last one; those before it belong to the prompt. The
-rows themselves are read once more when the scores are written, so they need no memory and keep every column as it was.
+Beside the scores stand `attributes` (whatever else the scorer measures) and `remark`, where there
+are any; for pairs with `_chosen` and `_rejected`, for lists as lists. The column `answer` is the
+right answer, for scorers that compare with it. An answer of several turns (with results of tools)
+is scored by its last one; those before it belong to the prompt. The rows themselves are read once
+more when the scores are written, so they need no memory and keep every column as it was.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ SIDES = ("chosen", "rejected")
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One answer to a prompt, the right answer where it is known, and the row that it comes from, counted from 0."""
+    """One answer to a prompt, the right answer where it is known, and the row that it comes from,
+    counted from 0."""
 
     prompt: Prompt
     text: str
@@ -68,7 +70,8 @@ class AnswerRows:
     fingerprint: str
 
     def place(self, answer: int) -> str:
-        """Where an answer comes from: `rows.jsonl:17`, with `(chosen)` or `(answer 3)` where a row has several."""
+        """Where an answer comes from: `rows.jsonl:17`, with `(chosen)` or `(answer 3)` where a row
+        has several."""
         row = self.answers[answer].row
         if self.form == "completion":
             return self.origins[row]
@@ -94,7 +97,9 @@ def read_answers(source: Source, seed: int) -> AnswerRows:
     form = form_of(source)
     loaded = load_rows(Data(train=[source]), TASKS[form], seed, keep=("answer",))
     refuse_tools(loaded.train, "a scorer")
-    answers = [answer for number, row in enumerate(loaded.train) for answer in _answers(row, number)]
+    answers = [
+        answer for number, row in enumerate(loaded.train) for answer in _answers(row, number)
+    ]
     return AnswerRows(form, answers, [row.origin for row in loaded.train], loaded.fingerprint)
 
 
@@ -104,14 +109,21 @@ def form_of(source: Source) -> Form:
     names = {*source.columns, *(name for name, value in first.items() if value is not None)}
     if names.issuperset(REQUIRED["preference"]):
         return "pair"
-    single = any(names.issuperset(REQUIRED[form]) for form in FORMS_OF_TASK["sft"] if form != "text")
-    return "list" if not single and "prompt" in names and names.intersection(LISTS) else "completion"
+    single = any(
+        names.issuperset(REQUIRED[form]) for form in FORMS_OF_TASK["sft"] if form != "text"
+    )
+    return (
+        "list" if not single and "prompt" in names and names.intersection(LISTS) else "completion"
+    )
 
 
 def _answers(row: Row, number: int) -> list[Answer]:
     if isinstance(row, PreferenceRow):
         reference = _reference(row.extra.get("answer"), row.origin)
-        return [_last_turn(row.prompt, side, reference, number, row.origin) for side in (row.chosen, row.rejected)]
+        return [
+            _last_turn(row.prompt, side, reference, number, row.origin)
+            for side in (row.chosen, row.rejected)
+        ]
     if isinstance(row, CompletionRow):
         reference = _reference(row.extra.get("answer"), row.origin)
         return [_last_turn(row.prompt, row.completion, reference, number, row.origin)]
@@ -122,15 +134,20 @@ def _answers(row: Row, number: int) -> list[Answer]:
         return [Answer(row.prompt, text, row.answer, number) for text in _texts(row)]
     assert isinstance(row, TextRow), row
     raise DataError(
-        f"{row.origin}: plain text answers no prompt", "Name the columns: --column prompt=... --column completion=..."
+        f"{row.origin}: plain text answers no prompt",
+        "Name the columns: --column prompt=... --column completion=...",
     )
 
 
-def _last_turn(prompt: Prompt, answer: str | Messages, reference: str | None, number: int, origin: str) -> Answer:
+def _last_turn(
+    prompt: Prompt, answer: str | Messages, reference: str | None, number: int, origin: str
+) -> Answer:
     if isinstance(answer, str):
         return Answer(prompt, answer, reference, number)
     if answer[-1].get("tool_calls") and not answer[-1]["content"]:
-        raise DataError(f"{origin}: the answer is a call of a tool, without text to score", "Leave the row out.")
+        raise DataError(
+            f"{origin}: the answer is a call of a tool, without text to score", "Leave the row out."
+        )
     before = answer[:-1]
     asked = [*as_turns(prompt, "user"), *before] if before else prompt
     return Answer(asked, str(answer[-1]["content"]), reference, number)
@@ -142,22 +159,32 @@ def _reference(value: Any, origin: str) -> str | None:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
     raise DataError(
-        f"{origin}: answer is {type(value).__name__}, not text", "The column `answer` holds the right answer."
+        f"{origin}: answer is {type(value).__name__}, not text",
+        "The column `answer` holds the right answer.",
     )
 
 
 def _texts(row: PromptRow) -> list[str]:
     name = next((name for name in LISTS if row.extra.get(name) is not None), None)
     if name is None:
-        raise DataError(f"{row.origin}: there is neither `completions` nor `responses`", "Leave the row out.")
+        raise DataError(
+            f"{row.origin}: there is neither `completions` nor `responses`", "Leave the row out."
+        )
     held = row.extra[name]
     if not isinstance(held, list) or not held:
-        raise DataError(f"{row.origin}: {name} is no list of answers, or an empty one", "Leave the row out.")
+        raise DataError(
+            f"{row.origin}: {name} is no list of answers, or an empty one", "Leave the row out."
+        )
     texts = [item.get("text") if isinstance(item, Mapping) else item for item in held]
     try:
-        return [text(item, f"answer {place} of {name}", allow_empty=True) for place, item in enumerate(texts, start=1)]
+        return [
+            text(item, f"answer {place} of {name}", allow_empty=True)
+            for place, item in enumerate(texts, start=1)
+        ]
     except BadRow as bad:
-        raise DataError(f"{row.origin}: {bad}", 'Each answer is a string, or an object with "text".') from bad
+        raise DataError(
+            f"{row.origin}: {bad}", 'Each answer is a string, or an object with "text".'
+        ) from bad
 
 
 def added_columns(form: Form, prefix: str) -> list[str]:
@@ -165,7 +192,10 @@ def added_columns(form: Form, prefix: str) -> list[str]:
     if form == "pair":
         sides = [f"{name}_{side}" for name in ("score", "attributes", "remark") for side in SIDES]
         return [f"{prefix}{name}" for name in (*sides, "error")]
-    several = {"list": ("scores", "attributes", "remarks"), "completion": ("score", "attributes", "remark")}[form]
+    several = {
+        "list": ("scores", "attributes", "remarks"),
+        "completion": ("score", "attributes", "remark"),
+    }[form]
     return [f"{prefix}{name}" for name in (*several, "error")]
 
 
@@ -177,11 +207,14 @@ def refuse_taken_columns(source: Source, form: Form, prefix: str) -> None:
         if taken:
             raise DataError(
                 f"{origin} has a column `{taken[0]}` already, and nothing is overwritten",
-                f"Name the new ones otherwise: --prefix new_ adds `new_{taken[0].removeprefix(prefix)}`.",
+                "Name the new ones otherwise: --prefix new_ adds "
+                f"`new_{taken[0].removeprefix(prefix)}`.",
             )
 
 
-def with_scores(source: Source, rows: AnswerRows, scored: Sequence[Scored], prefix: str) -> Iterator[dict[str, Any]]:
+def with_scores(
+    source: Source, rows: AnswerRows, scored: Sequence[Scored], prefix: str
+) -> Iterator[dict[str, Any]]:
     """The rows as they were read, each with what was said of its answers."""
     by_row: list[list[Scored]] = [[] for _ in rows.origins]
     for answer, found in zip(rows.answers, scored, strict=True):
@@ -205,7 +238,9 @@ def _columns(form: Form, said: Sequence[Scored]) -> dict[str, Any]:
         endings = [f"_{side}" for side in SIDES] if form == "pair" else [""]
         named = list(zip(endings, said, strict=True))
         columns = {f"score{ending}": found.score for ending, found in named}
-        columns |= {f"attributes{ending}": found.attributes for ending, found in named if found.attributes}
+        columns |= {
+            f"attributes{ending}": found.attributes for ending, found in named if found.attributes
+        }
         columns |= {f"remark{ending}": found.remark for ending, found in named if found.remark}
     errors = list(dict.fromkeys(found.error for found in said if found.error))
     return {**columns, **({"error": "; ".join(errors)} if errors else {})}

@@ -1,9 +1,10 @@
 """What a model answers, and what a scorer thinks of it.
 
-`score` is the mean over prompts of the mean over a prompt's samples; its standard error counts prompts, not samples,
-since samples of one prompt are not independent. `stopped` is the share of answers that ended by themselves: a low one
-means that the token limit, and not the model, decided what was scored. `distinct` is the share of different texts
-among all answers; with several samples, `distinct_per_prompt` is the same within a prompt.
+`score` is the mean over prompts of the mean over a prompt's samples; its standard error counts
+prompts, not samples, since samples of one prompt are not independent. `stopped` is the share of
+answers that ended by themselves: a low one means that the token limit, and not the model, decided
+what was scored. `distinct` is the share of different texts among all answers; with several samples,
+`distinct_per_prompt` is the same within a prompt.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ def evaluate_prompts(
     on_progress: Progress | None = None,
     journal: Journal | None = None,
 ) -> tuple[dict[str, float], list[list[Completion]]]:
-    """Return the numbers, and the answers they are about, in the order of the rows. `journal` keeps the answers."""
+    """Return the numbers, and the answers they are about, in the order of the rows. `journal` keeps
+    the answers."""
     answers = generate(
         model,
         tokenizer,
@@ -50,7 +52,9 @@ def evaluate_prompts(
     return {**numbers, **describe(answers)}, answers
 
 
-def _scores(scorer: Scorer, rows: Sequence[PromptRow], answers: Sequence[Sequence[Completion]]) -> dict[str, float]:
+def _scores(
+    scorer: Scorer, rows: Sequence[PromptRow], answers: Sequence[Sequence[Completion]]
+) -> dict[str, float]:
     asked = [row for row, samples in zip(rows, answers) for _ in samples]
     texts = [completion.text for samples in answers for completion in samples]
     scores = iter(scorer.score([row.prompt for row in asked], texts, [row.answer for row in asked]))
@@ -67,6 +71,8 @@ def describe(answers: Sequence[Sequence[Completion]]) -> dict[str, float]:
         "distinct": len({completion.text for completion in flat}) / len(flat),
     }
     if len(flat) > len(answers):
-        shares = [len({completion.text for completion in samples}) / len(samples) for samples in answers]
+        shares = [
+            len({completion.text for completion in samples}) / len(samples) for samples in answers
+        ]
         numbers["distinct_per_prompt"] = sum(shares) / len(shares)
     return {**numbers, "prompts": float(len(answers)), "answers": float(len(flat))}

@@ -1,9 +1,11 @@
-"""Percentile intervals of anything that can be computed from weighted rows, by resampling groups of rows.
+"""Percentile intervals of anything that can be computed from weighted rows, by resampling groups of
+rows.
 
-Rows that are not independent (the pairs of one prompt) form a group and are drawn together, as often as chance says; a
-statistic sees each draw as a weight for each row, 0 where its group was not drawn. So no row is ever copied, and one
-pass serves all statistics. The percentile interval is honest for shares well inside (0, 1) over some tens of groups;
-for a share that is 0 or 1 in the sample it has no width, whatever the number of rows.
+Rows that are not independent (the pairs of one prompt) form a group and are drawn together, as
+often as chance says; a statistic sees each draw as a weight for each row, 0 where its group was not
+drawn. So no row is ever copied, and one pass serves all statistics. The percentile interval is
+honest for shares well inside (0, 1) over some tens of groups; for a share that is 0 or 1 in the
+sample it has no width, whatever the number of rows.
 """
 
 from __future__ import annotations
@@ -34,10 +36,11 @@ class Estimate:
 
 
 def intervals(statistic: Statistic, groups: Integers, *, resamples: int, seed: int) -> Floats:
-    """Lower and upper ends, as an array of two rows. Draws in which a number is not defined do not count for it.
+    """Lower and upper ends, as an array of two rows. Draws in which a number is not defined do not
+    count for it.
 
-    `groups` holds the group of each row, from 0 on without gaps. With no draws, or fewer than two groups, there is
-    nothing to vary, and all ends are not a number.
+    `groups` holds the group of each row, from 0 on without gaps. With no draws, or fewer than two
+    groups, there is nothing to vary, and all ends are not a number.
     """
     count = int(groups.max()) + 1 if len(groups) else 0
     if count < 2 or resamples < 1:
@@ -49,7 +52,9 @@ def intervals(statistic: Statistic, groups: Integers, *, resamples: int, seed: i
         draws.append(statistic(times[groups].astype(np.float64)))
     tail = (1.0 - COVERAGE) / 2.0
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # a column without any number stays without one
+        warnings.simplefilter(
+            "ignore", RuntimeWarning
+        )  # a column without any number stays without one
         ends: Floats = np.nanquantile(np.stack(draws), [tail, 1.0 - tail], axis=0)
     return ends
 

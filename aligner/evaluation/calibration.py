@@ -1,5 +1,6 @@
-"""Whether a judge is as often right as it is sure. Pairs come with the chosen answer first, so what counts is confidence:
-the larger of the probabilities of the two answers, from 0.5 on, in bins of equal width."""
+"""Whether a judge is as often right as it is sure. Pairs come with the chosen answer first, so what
+counts is confidence: the larger of the probabilities of the two answers, from 0.5 on, in bins of
+equal width."""
 
 from __future__ import annotations
 
@@ -17,15 +18,20 @@ def _confidence(judged: Judged) -> tuple[Floats, Integers]:
     """How sure it is of each pair, from 0.5 to 1, and the bin of that."""
     sure = np.maximum(judged.probabilities, 1.0 - judged.probabilities)
     edges = np.linspace(0.5, 1.0, BINS + 1)
-    return sure, np.clip(np.searchsorted(edges, sure, side="right") - 1, 0, BINS - 1).astype(np.int64)
+    return sure, np.clip(np.searchsorted(edges, sure, side="right") - 1, 0, BINS - 1).astype(
+        np.int64
+    )
 
 
 def calibration_error(judged: Judged) -> Statistic:
-    """Expected calibration error: distance of accuracy and confidence in each bin, averaged over pairs."""
+    """Expected calibration error: distance of accuracy and confidence in each bin, averaged over
+    pairs."""
     (sure, bins), wins = _confidence(judged), judged.wins
 
     def statistic(weights: Floats) -> Floats:
-        return np.array([np.abs(np.bincount(bins, weights * (sure - wins), BINS)).sum() / weights.sum()])
+        return np.array(
+            [np.abs(np.bincount(bins, weights * (sure - wins), BINS)).sum() / weights.sum()]
+        )
 
     return statistic
 

@@ -1,4 +1,5 @@
-"""Whether a model was trained on the very files that it is measured with, as far as its run directory tells."""
+"""Whether a model was trained on the very files that it is measured with, as far as its run
+directory tells."""
 
 from __future__ import annotations
 
@@ -11,9 +12,11 @@ from aligner.reward_models.catalogue import read_spec
 
 
 def trained_on(spec: str, digests: Collection[str]) -> list[str]:
-    """Return the training files of a reward model, or of an ensemble's members, whose SHA-256 is among `digests`.
+    """Return the training files of a reward model, or of an ensemble's members, whose SHA-256 is
+    among `digests`.
 
-    What its own training read counts, not that of the model it started from; a model without a run directory has none.
+    What its own training read counts, not that of the model it started from; a model without a run
+    directory has none.
     """
     card = read_spec(spec)
     found = [path for member in card.members for path in trained_on(member, digests)]
@@ -21,7 +24,9 @@ def trained_on(spec: str, digests: Collection[str]) -> list[str]:
         return found
     folder = Path(card.model).expanduser().resolve()
     for manifest in (folder / "manifest.json", folder.parent / "manifest.json"):
-        found += [parent["path"] for parent in _parents(manifest) if parent.get("fingerprint") in digests]
+        found += [
+            parent["path"] for parent in _parents(manifest) if parent.get("fingerprint") in digests
+        ]
     return list(dict.fromkeys(found))
 
 

@@ -1,4 +1,5 @@
-"""Pearson's and Spearman's correlation, and Cohen's kappa. All give NaN where they are not defined."""
+"""Pearson's and Spearman's correlation, and Cohen's kappa. All give NaN where they are not
+defined."""
 
 from __future__ import annotations
 
@@ -30,10 +31,15 @@ def ranks(values: Floats) -> Floats:
 
 
 def kappa(left: Integers, right: Integers, weights: Floats, kinds: int) -> float:
-    """Agreement above what two judges who choose independently, each with its own shares, would reach; 1 is perfect."""
+    """Agreement above what two judges who choose independently, each with its own shares, would
+    reach; 1 is perfect."""
     total = weights.sum()
     if total <= 0:
         return float("nan")
     cells = np.bincount(left * kinds + right, weights, kinds * kinds).reshape(kinds, kinds) / total
     expected = float(cells.sum(axis=1) @ cells.sum(axis=0))
-    return float((np.trace(cells) - expected) / (1.0 - expected)) if expected < 1.0 - 1e-12 else float("nan")
+    return (
+        float((np.trace(cells) - expected) / (1.0 - expected))
+        if expected < 1.0 - 1e-12
+        else float("nan")
+    )

@@ -1,16 +1,18 @@
-"""What turns a model into numbers: loss on rows, preference accuracy on pairs, scores of its own answers.
+"""What turns a model into numbers: loss on rows, preference accuracy on pairs, scores of its own
+answers.
 
     sft          loss, perplexity, bits_per_token, token_accuracy           `likelihood.py`
     preference   accuracy, accuracy_per_token; with a reference also        `preferences.py`
                  reward_accuracy, reward_margin
     prompts      score (with a scorer), stopped, mean_tokens, distinct      `answers.py`
 
-Each has a function of its own, for a program that wants the rows' numbers; `evaluate` chooses among them. A share or a
-mean over rows comes with its standard error under `..._stderr`. Batches are padded, and the numbers do not depend on
-their size but for rounding. Benchmarks with names (MMLU, IFEval, ...) are the business of other tools.
+Each has a function of its own, for a program that wants the rows' numbers; `evaluate` chooses among
+them. A share or a mean over rows comes with its standard error under `..._stderr`. Batches are
+padded, and the numbers do not depend on their size but for rounding. Benchmarks with names (MMLU,
+IFEval, ...) are the business of other tools.
 
-Reward models are measured on pairs by `reward_accuracy.py`, from what `judged_pairs.py` has them say; of benchmarks with
-names, `rewardbench.py` holds the one average.
+Reward models are measured on pairs by `reward_accuracy.py`, from what `pair_scores.py` has them
+say; of benchmarks with names, `rewardbench.py` holds the one average.
 """
 
 from __future__ import annotations
@@ -50,26 +52,35 @@ def evaluate(
 ) -> dict[str, float]:
     """Return the numbers of a task, by name.
 
-    `reference` is for preferences: another model, or `adapter_off` for the base under the adapter of `model`.
-    `scorer` and `sampling` are for prompts; answers are greedy where `sampling` is absent.
-    `journals` opens the journal of a name, for the same call to go on with after a kill (`aligner.runs.partial_output`); that it is the same call
-    is for whoever opens it to say.
+    `reference` is for preferences: another model, or `adapter_off` for the base under the adapter
+    of `model`. `scorer` and `sampling` are for prompts; answers are greedy where `sampling` is
+    absent. `journals` opens the journal of a name, for the same call to go on with after a kill
+    (`aligner.runs.partial_output`); that it is the same call is for whoever opens it to say.
 
     Raises: UsageError when there are no rows; DataError naming a row that cannot be used.
     """
     if not rows:
-        raise UsageError("there are no rows to evaluate on", "check the file, the split and the filters of the source")
+        raise UsageError(
+            "there are no rows to evaluate on",
+            "check the file, the split and the filters of the source",
+        )
     settings: dict[str, Any] = {"batch_size": batch_size, "on_progress": on_progress}
     if task == "sft":
         from aligner.evaluation.likelihood import evaluate_rows
 
-        return evaluate_rows(model, tokenizer, rows, loss_on=loss_on, journal=journals("model"), **settings)
+        return evaluate_rows(
+            model, tokenizer, rows, loss_on=loss_on, journal=journals("model"), **settings
+        )
     if task == "preference":
         from aligner.evaluation.preferences import evaluate_pairs
 
         both = journals("model"), journals("reference")
-        return evaluate_pairs(model, tokenizer, rows, reference=reference, journals=both, **settings)
+        return evaluate_pairs(
+            model, tokenizer, rows, reference=reference, journals=both, **settings
+        )
     from aligner.evaluation.answers import evaluate_prompts
 
     journal = journals("answers")
-    return evaluate_prompts(model, tokenizer, rows, scorer=scorer, sampling=sampling, journal=journal, **settings)[0]
+    return evaluate_prompts(
+        model, tokenizer, rows, scorer=scorer, sampling=sampling, journal=journal, **settings
+    )[0]

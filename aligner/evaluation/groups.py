@@ -1,4 +1,5 @@
-"""Ways to divide pairs into groups that get an accuracy of their own: by a column, and by the length of the answers."""
+"""Ways to divide pairs into groups that get an accuracy of their own: by a column, and by the
+length of the answers."""
 
 from __future__ import annotations
 
@@ -31,7 +32,14 @@ class Groups:
 
 def category_column(pairs: Sequence[Pair]) -> str | None:
     """The column to divide by where none is named."""
-    return next((name for name in CATEGORY_COLUMNS if any(pair.extra.get(name) is not None for pair in pairs)), None)
+    return next(
+        (
+            name
+            for name in CATEGORY_COLUMNS
+            if any(pair.extra.get(name) is not None for pair in pairs)
+        ),
+        None,
+    )
 
 
 def by_column(pairs: Sequence[Pair], column: str) -> Groups:
@@ -52,7 +60,8 @@ def length_differences(pairs: Sequence[Pair]) -> Integers:
 
 
 def buckets(differences: Integers) -> Groups:
-    """The pairs in about `BUCKETS` equal parts by difference in length; equal differences stay together."""
+    """The pairs in about `BUCKETS` equal parts by difference in length; equal differences stay
+    together."""
     inner = np.unique(np.quantile(differences, np.linspace(0, 1, BUCKETS + 1)[1:-1]))
     held, of = np.unique(np.searchsorted(inner, differences), return_inverse=True)
     return Groups([str(number) for number in range(1, len(held) + 1)], of.astype(np.int64))

@@ -1,8 +1,10 @@
-"""How likely a model finds given tokens: loss and perplexity of rows, and the log-probabilities behind them.
+"""How likely a model finds given tokens: loss and perplexity of rows, and the log-probabilities
+behind them.
 
-The loss is the mean over all trained tokens of all rows together, so a long row weighs more than a short one, as in
-training. Which tokens are trained is decided in `aligner.tokenization.encode`, the same as for training. The softmax is computed in
-float32 whatever the model's type, row by row and for the wanted positions only, since logits are the largest tensor.
+The loss is the mean over all trained tokens of all rows together, so a long row weighs more than a
+short one, as in training. Which tokens are trained is decided in `aligner.tokenization.encode`, the
+same as for training. The softmax is computed in float32 whatever the model's type, row by row and
+for the wanted positions only, since logits are the largest tensor.
 
 Legend: B rows, T tokens, N wanted positions of one row, V vocabulary.
 """
@@ -30,7 +32,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Token ids, and the positions (from 1 on) whose tokens are to be predicted from what stands before them."""
+    """Token ids, and the positions (from 1 on) whose tokens are to be predicted from what stands
+    before them."""
 
     input_ids: list[int]
     wanted: list[int]
@@ -39,7 +42,8 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class Likelihood:
-    """Log-probabilities of the wanted tokens (N,) in nats, and how many of them were the model's first choice."""
+    """Log-probabilities of the wanted tokens (N,) in nats, and how many of them were the model's
+    first choice."""
 
     logps: torch.Tensor
     first_choices: int
@@ -60,13 +64,16 @@ def evaluate_rows(
     on_progress: Progress | None = None,
     journal: Journal | None = None,
 ) -> dict[str, float]:
-    """Return loss (nats per trained token), its other two forms, and the share of tokens guessed right."""
+    """Return loss (nats per trained token), its other two forms, and the share of tokens guessed
+    right."""
     sequences = []
     for row in rows:
         encoded = encode_sft(tokenizer, row, loss_on)
         wanted = [i for i, label in enumerate(encoded.labels) if i and label != IGNORED]
         sequences.append(Tokens(encoded.input_ids, wanted, row.origin))
-    found = likelihoods(model, sequences, batch_size=batch_size, on_progress=on_progress, journal=journal)
+    found = likelihoods(
+        model, sequences, batch_size=batch_size, on_progress=on_progress, journal=journal
+    )
     tokens = sum(len(item.logps) for item in found)
     loss = -sum(item.total for item in found) / tokens
     return {
@@ -87,7 +94,8 @@ def likelihoods(
     on_progress: Progress | None = None,
     journal: Journal | None = None,
 ) -> list[Likelihood]:
-    """Return the likelihood of each sequence, in their order; batches go from the longest to the shortest.
+    """Return the likelihood of each sequence, in their order; batches go from the longest to the
+    shortest.
 
     `journal`: where each batch is kept, so that the same call goes on after a kill.
 
@@ -104,7 +112,9 @@ def likelihoods(
         return [(item.logps.tolist(), item.first_choices) for item in batch]
 
     with at_rest(model):
-        for places, (batch, is_new) in zip(batches, (journal or Journal(None)).results(batches, work)):
+        for places, (batch, is_new) in zip(
+            batches, (journal or Journal(None)).results(batches, work)
+        ):
             for i, (logps, right) in zip(places, batch, strict=True):
                 found[i] = Likelihood(torch.tensor([float(logp) for logp in logps]), right)
             if on_progress is not None and is_new:
@@ -115,8 +125,12 @@ def likelihoods(
 def _of_batch(model: PreTrainedModel, batch: Sequence[Tokens]) -> list[Likelihood]:
     """Right-padded: under a causal mask no wanted position sees padding, whatever id it has."""
     width = max(len(item.input_ids) for item in batch)
-    ids_BT = torch.tensor([[*item.input_ids, *[0] * (width - len(item.input_ids))] for item in batch])
-    mask_BT = torch.tensor([[1] * len(item.input_ids) + [0] * (width - len(item.input_ids)) for item in batch])
+    ids_BT = torch.tensor(
+        [[*item.input_ids, *[0] * (width - len(item.input_ids))] for item in batch]
+    )
+    mask_BT = torch.tensor(
+        [[1] * len(item.input_ids) + [0] * (width - len(item.input_ids)) for item in batch]
+    )
     ids_BT, mask_BT = ids_BT.to(model.device), mask_BT.to(model.device)
     logits_BTV = model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False).logits[
         :, -width:
@@ -135,17 +149,21 @@ def _check_lengths(model: PreTrainedModel, sequences: Sequence[Tokens]) -> None:
     for item in sequences:
         if not item.wanted:
             raise DataError(
-                f"{item.origin} holds no token that could be predicted", "drop the row: it measures nothing"
+                f"{item.origin} holds no token that could be predicted",
+                "drop the row: it measures nothing",
             )
         if positions is not None and len(item.input_ids) > positions:
             raise DataError(
-                f"{item.origin} has {len(item.input_ids)} tokens, but the model has {positions} positions",
-                "shorten or drop the row: nothing is cut off here, since that would change the number silently",
+                f"{item.origin} has {len(item.input_ids)} tokens, but the model has {positions} "
+                "positions",
+                "shorten or drop the row: nothing is cut off here, since that would change the "
+                "number silently",
             )
 
 
 def standard_error(values: Sequence[float]) -> float:
-    """Return the standard error of the mean of independent values; not a number for fewer than two."""
+    """Return the standard error of the mean of independent values; not a number for fewer than
+    two."""
     if len(values) < 2:
         return math.nan
     mean = math.fsum(values) / len(values)

@@ -1,8 +1,9 @@
 """Preference pairs as text, and what a scorer says of them.
 
-A scorer of single answers is asked once for every different answer to a prompt, however many pairs it stands in; one
-that compares is asked for every pair. It is asked for some hundred answers at a time, all answers to one prompt
-together, so that there is progress to report and nothing depends on where the cuts are.
+A scorer of single answers is asked once for every different answer to a prompt, however many pairs
+it stands in; one that compares is asked for every pair. It is asked for some hundred answers at a
+time, all answers to one prompt together, so that there is progress to report and nothing depends on
+where the cuts are.
 """
 
 from __future__ import annotations
@@ -18,7 +19,15 @@ import numpy as np
 from aligner.data.rows import Messages, PreferenceRow, as_turns, prompt_text
 from aligner.errors import DataError, Problem
 from aligner.evaluation.bootstrap import Floats, Integers
-from aligner.reward_models.base import Comparer, Preferences, Prompt, Scorer, placed, preferences, sigmoid
+from aligner.reward_models.base import (
+    Comparer,
+    Preferences,
+    Prompt,
+    Scorer,
+    placed,
+    preferences,
+    sigmoid,
+)
 from aligner.reward_models.judge import NoVerdict
 from aligner.runs.journal import Journal
 
@@ -64,10 +73,11 @@ class Answers:
 class Judged:
     """What a scorer says of pairs.
 
-    `margins`: above 0 where it picks the chosen answer, 0 for a tie: the difference of two scores or, of a comparer, its
-    probability less a half. `scores`: of each of the `Answers`; none where it only compares. `flips`: pairs for which a
-    comparer named another answer when the order changed; None where nothing was asked in two orders. `remarks`: (where
-    from, what the scorer said of it).
+    `margins`: above 0 where it picks the chosen answer, 0 for a tie: the difference of two scores
+    or, of a comparer, its probability less a half. `scores`: of each of the `Answers`; none where
+    it only compares. `flips`: pairs for which a comparer named another answer when the order
+    changed; None where nothing was asked in two orders. `remarks`: (where from, what the scorer
+    said of it).
     """
 
     margins: Floats
@@ -84,7 +94,8 @@ class Judged:
 
 
 def as_pairs(rows: Sequence[PreferenceRow]) -> list[Pair]:
-    """Pairs as a scorer can read them. DataError for answers of several turns, which have no one text."""
+    """Pairs as a scorer can read them. DataError for answers of several turns, which have no one
+    text."""
     pairs = []
     for row in rows:
         reference = row.extra.get("answer")
@@ -119,7 +130,8 @@ def numbered(keys: Sequence[Any]) -> Integers:
 
 
 def answers_of(pairs: Sequence[Pair]) -> Answers:
-    """The different answers of the pairs, prompt by prompt in the order of the prompts' first appearance."""
+    """The different answers of the pairs, prompt by prompt in the order of the prompts' first
+    appearance."""
     members: dict[str, dict[tuple[str, str | None], Pair]] = {}
     for pair in pairs:
         held = members.setdefault(_key(pair.prompt), {})
@@ -155,8 +167,9 @@ def judge(
     at_once: int | None = AT_ONCE,
     journal: Journal | None = None,
 ) -> Judged:
-    """Ask the scorer about every pair. `at_once=None` asks in one call, for scores that depend on what else is scored
-    (`reward_models.ensemble.scored_together`). `journal` keeps what was said, call by call, so that it goes on after a kill."""
+    """Ask the scorer about every pair. `at_once=None` asks in one call, for scores that depend on
+    what else is scored (`reward_models.ensemble.scored_together`). `journal` keeps what was said,
+    call by call, so that it goes on after a kill."""
     journal = journal or Journal(None)
     if isinstance(scorer, Comparer):
         return _compare(scorer, pairs, on_progress, at_once, journal)
@@ -164,7 +177,11 @@ def judge(
 
 
 def _score(
-    scorer: Scorer, answers: Answers, on_progress: Progress | None, at_once: int | None, journal: Journal
+    scorer: Scorer,
+    answers: Answers,
+    on_progress: Progress | None,
+    at_once: int | None,
+    journal: Journal,
 ) -> Judged:
     scores: list[float] = []
     remarks: list[tuple[str, str]] = []
@@ -172,10 +189,14 @@ def _score(
     def work(stretch: tuple[int, int]) -> dict[str, Any]:
         part = slice(*stretch)
         try:
-            found = scorer.score(answers.prompts[part], answers.texts[part], answers.references[part])
+            found = scorer.score(
+                answers.prompts[part], answers.texts[part], answers.references[part]
+            )
         except DataError as error:
             raise placed(error, answers.origins[part], "different answers") from error
-        assert len(found) == len(answers.texts[part]), f"{scorer.name} gave {len(found)} scores for {stretch}"
+        assert len(found) == len(answers.texts[part]), (
+            f"{scorer.name} gave {len(found)} scores for {stretch}"
+        )
         assert all(map(math.isfinite, found)), f"{scorer.name} gave a score that is not finite"
         return {"scores": list(found), "remarks": sorted(found.remarks.items())}
 
@@ -187,12 +208,18 @@ def _score(
             on_progress(end, len(answers.texts))
     values = np.array(scores, dtype=np.float64)
     margins = values[answers.chosen] - values[answers.rejected]
-    return Judged(margins, np.array([sigmoid(float(margin)) for margin in margins]), values, None, remarks)
+    return Judged(
+        margins, np.array([sigmoid(float(margin)) for margin in margins]), values, None, remarks
+    )
 
 
 def _stretches(groups: Integers, at_once: int | None) -> Iterator[tuple[int, int]]:
     """Cuts between groups, each stretch as short as it can be with at least `at_once` answers."""
-    ends = [*(int(end) for end in np.flatnonzero(np.diff(groups)) + 1), len(groups)] if len(groups) else []
+    ends = (
+        [*(int(end) for end in np.flatnonzero(np.diff(groups)) + 1), len(groups)]
+        if len(groups)
+        else []
+    )
     start = 0
     for end in ends:
         if end == len(groups) or (at_once is not None and end - start >= at_once):
@@ -201,9 +228,14 @@ def _stretches(groups: Integers, at_once: int | None) -> Iterator[tuple[int, int
 
 
 def _compare(
-    scorer: Comparer, pairs: Sequence[Pair], on_progress: Progress | None, at_once: int | None, journal: Journal
+    scorer: Comparer,
+    pairs: Sequence[Pair],
+    on_progress: Progress | None,
+    at_once: int | None,
+    journal: Journal,
 ) -> Judged:
-    """Every pair is asked about, also after a judge had no usable verdict on one: what it says is in its cache then."""
+    """Every pair is asked about, also after a judge had no usable verdict on one: what it says is
+    in its cache then."""
     chances: list[float] = []
     remarks: list[tuple[str, str]] = []
     silent: dict[int, str] = {}
@@ -212,7 +244,9 @@ def _compare(
     for number, start in enumerate(range(0, len(pairs), step)):
         part = pairs[start : start + step]
         try:
-            said = journal[number] if number in journal else journal.add(number, _said(scorer, part))
+            said = (
+                journal[number] if number in journal else journal.add(number, _said(scorer, part))
+            )
             remarks += [(part[row].origin, text) for row, text in said["remarks"]]
             flips += said["flips"]
             chances += said["chances"]
@@ -228,26 +262,39 @@ def _compare(
 
 def _said(scorer: Comparer, part: Sequence[Pair]) -> dict[str, Any]:
     found = _preferences(scorer, part)
-    assert all(0.0 <= chance <= 1.0 for chance in found), f"{scorer.name} gave a preference outside [0, 1]"
-    return {"chances": list(found), "remarks": sorted(found.remarks.items()), "flips": len(found.flips)}
+    assert all(0.0 <= chance <= 1.0 for chance in found), (
+        f"{scorer.name} gave a preference outside [0, 1]"
+    )
+    return {
+        "chances": list(found),
+        "remarks": sorted(found.remarks.items()),
+        "flips": len(found.flips),
+    }
 
 
 def _preferences(scorer: Comparer, part: Sequence[Pair]) -> Preferences:
-    asked = [pair.prompt for pair in part], [pair.chosen for pair in part], [pair.rejected for pair in part]
+    asked = (
+        [pair.prompt for pair in part],
+        [pair.chosen for pair in part],
+        [pair.rejected for pair in part],
+    )
     try:
         found = preferences(scorer, *asked, [pair.reference for pair in part])
     except NoVerdict:
         raise
     except DataError as error:
         raise placed(error, [pair.origin for pair in part], "pairs") from error
-    assert len(found) == len(part), f"{scorer.name} gave {len(found)} preferences for {len(part)} pairs"
+    assert len(found) == len(part), (
+        f"{scorer.name} gave {len(found)} preferences for {len(part)} pairs"
+    )
     return found
 
 
 def _no_verdict(name: str, pairs: Sequence[Pair], silent: dict[int, str]) -> DataError:
     problems = [Problem(reason, where=pairs[row].origin) for row, reason in sorted(silent.items())]
     return DataError(
-        f"{name} gave no verdict on {len(silent):,} of {len(pairs):,} pairs; those on the others are kept",
+        f"{name} gave no verdict on {len(silent):,} of {len(pairs):,} pairs; those on the others "
+        "are kept",
         "The same command asks about these pairs again; or leave their rows out.",
         problems[:LISTED],
     )

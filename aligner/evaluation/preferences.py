@@ -1,10 +1,12 @@
 """How often a model prefers the chosen answer of a pair.
 
-`accuracy` compares the log-probabilities of the two answers; it favours short answers, so `accuracy_per_token` compares
-their means over tokens too. With a reference, `reward_accuracy` compares the implicit rewards of DPO (arXiv 2305.18290),
-`log p - log p_reference`, and `reward_margin` is their mean difference in nats; times beta it is what training logs as
-`rewards/margins`. A tie counts as half a win everywhere (training's `rewards/accuracies` counts it as none), so a policy
-that equals its reference has 0.5. Every pair counts the same here, whatever its training weight.
+`accuracy` compares the log-probabilities of the two answers; it favours short answers, so
+`accuracy_per_token` compares their means over tokens too. With a reference, `reward_accuracy`
+compares the implicit rewards of DPO (arXiv 2305.18290), `log p - log p_reference`, and
+`reward_margin` is their mean difference in nats; times beta it is what training logs as
+`rewards/margins`. A tie counts as half a win everywhere (training's `rewards/accuracies` counts it
+as none), so a policy that equals its reference has 0.5. Every pair counts the same here, whatever
+its training weight.
 """
 
 from __future__ import annotations
@@ -35,14 +37,17 @@ def evaluate_pairs(
     on_progress: Progress | None = None,
     journals: tuple[Journal | None, Journal | None] = (None, None),
 ) -> dict[str, float]:
-    """Return the shares of pairs in which the chosen answer wins, by total, by token and by implicit reward.
+    """Return the shares of pairs in which the chosen answer wins, by total, by token and by
+    implicit reward.
 
     `journals` keep what the model, and what the reference, has computed.
     """
     sequences = _sequences(tokenizer, rows)
     passes = 1 if reference is None else 2
     progress = _over_passes(on_progress, len(sequences), passes)
-    policy = likelihoods(model, sequences, batch_size=batch_size, on_progress=progress[0], journal=journals[0])
+    policy = likelihoods(
+        model, sequences, batch_size=batch_size, on_progress=progress[0], journal=journals[0]
+    )
     numbers = {
         **_share("accuracy", _margins([item.total for item in policy])),
         **_share("accuracy_per_token", _margins([item.total / len(item.logps) for item in policy])),
@@ -50,21 +55,33 @@ def evaluate_pairs(
     if reference is not None:
         judge, context = _reference(model, reference)
         with context:
-            base = likelihoods(judge, sequences, batch_size=batch_size, on_progress=progress[1], journal=journals[1])
+            base = likelihoods(
+                judge,
+                sequences,
+                batch_size=batch_size,
+                on_progress=progress[1],
+                journal=journals[1],
+            )
         rewards = _margins(_rewards(policy, base))
         numbers |= _share("reward_accuracy", rewards)
-        numbers |= {"reward_margin": sum(rewards) / len(rewards), "reward_margin_stderr": standard_error(rewards)}
+        numbers |= {
+            "reward_margin": sum(rewards) / len(rewards),
+            "reward_margin_stderr": standard_error(rewards),
+        }
     return {**numbers, "rows": float(len(rows))}
 
 
 def _sequences(tokenizer: PreTrainedTokenizerBase, rows: Sequence[PreferenceRow]) -> list[Tokens]:
-    """Chosen and rejected of each pair, one after the other. Without a prompt the first token has nothing before it."""
+    """Chosen and rejected of each pair, one after the other. Without a prompt the first token has
+    nothing before it."""
     sequences = []
     for row in rows:
         pair = encode_pair(tokenizer, row)
         for answer_ids in (pair.chosen_ids, pair.rejected_ids):
             ids = pair.prompt_ids + answer_ids
-            sequences.append(Tokens(ids, list(range(max(1, len(pair.prompt_ids)), len(ids))), row.origin))
+            sequences.append(
+                Tokens(ids, list(range(max(1, len(pair.prompt_ids)), len(ids))), row.origin)
+            )
     return sequences
 
 
@@ -82,8 +99,12 @@ def _reference(
 
 
 def _rewards(policy: Sequence[Likelihood], reference: Sequence[Likelihood]) -> list[float]:
-    """Token by token before the sum: equal models then give exactly zero, and long answers lose no digits."""
-    return [float((mine.logps.double() - base.logps.double()).sum()) for mine, base in zip(policy, reference)]
+    """Token by token before the sum: equal models then give exactly zero, and long answers lose no
+    digits."""
+    return [
+        float((mine.logps.double() - base.logps.double()).sum())
+        for mine, base in zip(policy, reference)
+    ]
 
 
 def _margins(values: Sequence[float]) -> list[float]:

@@ -1,17 +1,21 @@
-"""What a reward model's choices among pairs are worth: accuracy, bias for length, calibration, agreement.
+"""What a reward model's choices among pairs are worth: accuracy, bias for length, calibration,
+agreement.
 
-    accuracy           share of pairs whose chosen answer wins, a tie counting half; also without ties, by category, by
+    accuracy           share of pairs whose chosen answer wins, a tie counting half; also without
+                       ties, by category, by
                        length, and by RewardBench's average where the rows are that benchmark's
     length             accuracy by the difference in length; correlation of the scores with length
     calibration        whether pairs that it is 80% sure of are 80% right; ECE is the mean distance
-    agreement          of two reward models: how often they choose the same, and whether they err on the same pairs
+    agreement          of two reward models: how often they choose the same, and whether they err on
+                       the same pairs
 
-Every pair counts the same, whatever its training weight. Intervals are 95% percentile intervals over resampled prompts
-(`bootstrap.py`). Length is counted in characters, since a scorer sees text only.
+Every pair counts the same, whatever its training weight. Intervals are 95% percentile intervals
+over resampled prompts (`bootstrap.py`). Length is counted in characters, since a scorer sees text
+only.
 
-For scores, the probability that calibration looks at is the sigmoid of their difference, which is meant as one only by
-models trained with Bradley and Terry's loss. The ECE of a perfectly calibrated model is above 0 on few pairs, and so is
-its interval.
+For scores, the probability that calibration looks at is the sigmoid of their difference, which is
+meant as one only by models trained with Bradley and Terry's loss. The ECE of a perfectly calibrated
+model is above 0 on few pairs, and so is its interval.
 """
 
 from __future__ import annotations
@@ -23,7 +27,15 @@ from typing import Any
 import numpy as np
 
 from aligner.evaluation import rewardbench
-from aligner.evaluation.bootstrap import Estimate, Floats, Integers, Statistic, estimates, or_none, shares
+from aligner.evaluation.bootstrap import (
+    Estimate,
+    Floats,
+    Integers,
+    Statistic,
+    estimates,
+    or_none,
+    shares,
+)
 from aligner.evaluation.calibration import calibration_curve, calibration_error
 from aligner.evaluation.correlation import kappa, spearman
 from aligner.evaluation.groups import Groups, buckets, by_column, by_sign, length_differences
@@ -36,7 +48,13 @@ FIRST_REMARKS = 5
 
 
 def measure(
-    judged: Judged, pairs: Sequence[Pair], answers: Answers, column: str | None, *, resamples: int = 1000, seed: int = 0
+    judged: Judged,
+    pairs: Sequence[Pair],
+    answers: Answers,
+    column: str | None,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
 ) -> Record:
     """Every number about one reward model, as plain values; None where one is not defined."""
     assert pairs, "there is at least one pair"
@@ -55,7 +73,9 @@ def measure(
     if bench is not None:
         parts["rewardbench"] = _bench_statistic(pairs, wins)
     found = estimates(parts, prompts, resamples=resamples, seed=seed)
-    tables = {name: _table(groups, found[name], prompts, judged) for name, groups in divisions.items()}
+    tables = {
+        name: _table(groups, found[name], prompts, judged) for name, groups in divisions.items()
+    }
     for bucket, row in enumerate(tables["buckets"]):
         inside = differences[divisions["buckets"].of == bucket]
         del row["name"]
@@ -67,16 +87,22 @@ def measure(
         "accuracy": asdict(found["accuracy"][0]),
         "accuracy_without_ties": asdict(found["without_ties"][0]),
         "ties": int((judged.margins == 0).sum()),
-        "order_flips": None if judged.flips is None else {"pairs": judged.flips, "share": judged.flips / len(pairs)},
+        "order_flips": None
+        if judged.flips is None
+        else {"pairs": judged.flips, "share": judged.flips / len(pairs)},
         "remarks": {
             "count": len(judged.remarks),
-            "first": [{"row": origin, "said": said} for origin, said in judged.remarks[:FIRST_REMARKS]],
+            "first": [
+                {"row": origin, "said": said} for origin, said in judged.remarks[:FIRST_REMARKS]
+            ],
         },
         "rewardbench": None if bench is None else _bench_record(bench, found["rewardbench"]),
         "categories": sorted(tables.get("categories", []), key=lambda row: -row["pairs"]),
         "length": {
             "unit": "characters",
-            "correlation": None if judged.scores is None else length_correlation(judged.scores, answers),
+            "correlation": None
+            if judged.scores is None
+            else length_correlation(judged.scores, answers),
             "chosen_is": tables["chosen_is"],
             "buckets": tables["buckets"],
         },
@@ -91,11 +117,16 @@ def _without_ties(judged: Judged) -> Statistic:
     return lambda weights: count(weights)[:1]
 
 
-def _table(groups: Groups, found: Sequence[Estimate], prompts: Integers, judged: Judged) -> list[Record]:
-    """A row for each group; no interval for a group with one prompt, which resampling cannot vary."""
+def _table(
+    groups: Groups, found: Sequence[Estimate], prompts: Integers, judged: Judged
+) -> list[Record]:
+    """A row for each group; no interval for a group with one prompt, which resampling cannot
+    vary."""
     pairs = np.bincount(groups.of, minlength=len(groups.names))
     ties = np.bincount(groups.of, judged.margins == 0, len(groups.names))
-    asked = np.bincount(np.unique(np.stack([groups.of, prompts]), axis=1)[0], minlength=len(groups.names))
+    asked = np.bincount(
+        np.unique(np.stack([groups.of, prompts]), axis=1)[0], minlength=len(groups.names)
+    )
     return [
         {
             "name": name,
@@ -108,7 +139,8 @@ def _table(groups: Groups, found: Sequence[Estimate], prompts: Integers, judged:
 
 
 def _bench(pairs: Sequence[Pair], wins: Floats) -> tuple[rewardbench.RewardBench | None, str]:
-    """RewardBench's average, or why there is none; neither for rows that have nothing to do with it."""
+    """RewardBench's average, or why there is none; neither for rows that have nothing to do with
+    it."""
     subsets = by_column(pairs, "subset")
     if not rewardbench.looks_like(subsets.names):
         return None, ""
@@ -117,7 +149,9 @@ def _bench(pairs: Sequence[Pair], wins: Floats) -> tuple[rewardbench.RewardBench
     if wrong:
         shown = "; ".join(wrong[:4]) + (f"; and {len(wrong) - 4} more" if len(wrong) > 4 else "")
         return None, f"RewardBench's average: the rows are not the benchmark's. {shown}"
-    return rewardbench.aggregate([subsets.names[number] for number in subsets.of], wins.tolist()), ""
+    return rewardbench.aggregate(
+        [subsets.names[number] for number in subsets.of], wins.tolist()
+    ), ""
 
 
 def _bench_statistic(pairs: Sequence[Pair], wins: Floats) -> Statistic:
@@ -149,17 +183,22 @@ def _left_out(judged: Judged, prompts: Integers, resamples: int, why_not: str) -
     """What is not there, and why."""
     found = [why_not] if why_not else []
     if judged.scores is None:
-        found.append("Correlation of scores with length: it compares two answers and gives no scores.")
+        found.append(
+            "Correlation of scores with length: it compares two answers and gives no scores."
+        )
     if resamples and prompts.max() < 1:
         found.append("Intervals: all pairs are of one prompt, and prompts are what is resampled.")
     return found
 
 
-def agreement(first: Judged, second: Judged, pairs: Sequence[Pair], *, resamples: int = 1000, seed: int = 0) -> Record:
+def agreement(
+    first: Judged, second: Judged, pairs: Sequence[Pair], *, resamples: int = 1000, seed: int = 0
+) -> Record:
     """How far two reward models choose the same. A tie is a choice of its own.
 
-    Kappa takes off what they would share by being right about equally often, so it says whether they err on the same
-    pairs. `accuracy_difference` is the first less the second, on the same draws of prompts.
+    Kappa takes off what they would share by being right about equally often, so it says whether
+    they err on the same pairs. `accuracy_difference` is the first less the second, on the same
+    draws of prompts.
     """
     left, right = (np.sign(one.margins).astype(np.int64) + 1 for one in (first, second))
     nowhere = np.zeros(len(pairs), dtype=np.int64)

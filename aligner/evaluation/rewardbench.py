@@ -1,15 +1,17 @@
 """RewardBench's own average (arXiv 2403.13787): 23 subsets, four sections, one number.
 
-A subset's accuracy is the mean over its rows, a tie counting half. A section is the mean of its subsets weighted by
-their rows, and the overall score the plain mean of the four sections. `math-prm` alone weighs more than its 447 rows:
-984, as much as the six programming languages together.
+A subset's accuracy is the mean over its rows, a tie counting half. A section is the mean of its
+subsets weighted by their rows, and the overall score the plain mean of the four sections.
+`math-prm` alone weighs more than its 447 rows: 984, as much as the six programming languages
+together.
 
-The weights are checked against the rows: a file with other rows than the benchmark's 2,985 (some filtered out, a
-sample, two subsets exchanged) gets no number, since it would be compared with published ones. Published scripts have
-exchanged the weights of the two `xstest` subsets (154 and 250 here and in the benchmark), which moves Safety.
+The weights are checked against the rows: a file with other rows than the benchmark's 2,985 (some
+filtered out, a sample, two subsets exchanged) gets no number, since it would be compared with
+published ones. Published scripts have exchanged the weights of the two `xstest` subsets (154 and
+250 here and in the benchmark), which moves Safety.
 
-Left out: the section "Prior Sets" that the first leaderboard added with weight 0.5; its scores were divided by 4.5 and
-are not comparable with these.
+Left out: the section "Prior Sets" that the first leaderboard added with weight 0.5; its scores were
+divided by 4.5 and are not comparable with these.
 """
 
 from __future__ import annotations
@@ -97,12 +99,15 @@ def problems(counts: Mapping[str, int]) -> list[str]:
         if counts.get(subset, 0) != rows
     ]
     strange = sorted(set(counts) - set(SUBSETS))
-    found += [f"`{subset}` ({counts[subset]:,} rows) is no subset of the benchmark" for subset in strange]
+    found += [
+        f"`{subset}` ({counts[subset]:,} rows) is no subset of the benchmark" for subset in strange
+    ]
     return found
 
 
 def aggregate(subsets: Sequence[str], wins: Sequence[float]) -> RewardBench:
-    """Average wins (1, 0.5 for a tie, 0) of the benchmark's rows, each with its subset; standard errors go through.
+    """Average wins (1, 0.5 for a tie, 0) of the benchmark's rows, each with its subset; standard
+    errors go through.
 
     Raises: DataError naming every subset whose number of rows is not the benchmark's.
     """
@@ -118,14 +123,22 @@ def aggregate(subsets: Sequence[str], wins: Sequence[float]) -> RewardBench:
     groups: Integers = np.array([place[subset] for subset in subsets], dtype=np.int64)
     won = np.asarray(wins, dtype=np.float64)
     means = np.array([won[groups == index].mean() for index in range(len(SUBSETS))])
-    squares = np.array([won[groups == index].var(ddof=1) / (groups == index).sum() for index in range(len(SUBSETS))])
+    squares = np.array(
+        [
+            won[groups == index].var(ddof=1) / (groups == index).sum()
+            for index in range(len(SUBSETS))
+        ]
+    )
     sections, section_squares = mixing() @ means, mixing() ** 2 @ squares
     overall = Share(float(sections.mean()), float(np.sqrt(section_squares.sum()) / len(WEIGHTS)))
-    return RewardBench(overall, _named(WEIGHTS, sections, section_squares), _named(SUBSETS, means, squares))
+    return RewardBench(
+        overall, _named(WEIGHTS, sections, section_squares), _named(SUBSETS, means, squares)
+    )
 
 
 def mixing() -> Floats:
-    """The matrix that makes the accuracies of the sections from those of the subsets, in the order of `SUBSETS`."""
+    """The matrix that makes the accuracies of the sections from those of the subsets, in the order
+    of `SUBSETS`."""
     matrix = np.zeros((len(WEIGHTS), len(SUBSETS)))
     column = 0
     for row, weights in enumerate(WEIGHTS.values()):
@@ -135,5 +148,10 @@ def mixing() -> Floats:
     return matrix
 
 
-def _named(names: Sequence[str] | Mapping[str, object], means: Floats, squares: Floats) -> dict[str, Share]:
-    return {name: Share(float(mean), float(np.sqrt(square))) for name, mean, square in zip(names, means, squares)}
+def _named(
+    names: Sequence[str] | Mapping[str, object], means: Floats, squares: Floats
+) -> dict[str, Share]:
+    return {
+        name: Share(float(mean), float(np.sqrt(square)))
+        for name, mean, square in zip(names, means, squares)
+    }

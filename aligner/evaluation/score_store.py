@@ -1,9 +1,11 @@
-"""Where scores are kept until all of them are there: the folder of an unfinished output (`aligner.runs.partial_output`), and in it
+"""Where scores are kept until all of them are there: the folder of an unfinished output
+(`aligner.runs.partial_output`), and in it
 
-    scores.jsonl   a line for each answer, appended part by part and flushed to disk; behind each part `{"end": answers}`
+    scores.jsonl   a line for each answer, appended part by part and flushed to disk; behind each
+                   part `{"end": answers}`
 
-A part that a kill cut short has no such end, and is taken off when the folder is opened again: its scores may belong
-together.
+A part that a kill cut short has no such end, and is taken off when the folder is opened again: its
+scores may belong together.
 """
 
 from __future__ import annotations
@@ -58,7 +60,9 @@ class ScoreStore(Unfinished):
                 if record != {END: len(part)}:
                     raise ValueError(f"a part of {len(part)} answers")
             except (ValueError, TypeError, KeyError, AttributeError) as error:
-                raise DataError(f"{path}:{number} is no score", "Begin again with --overwrite.") from error
+                raise DataError(
+                    f"{path}:{number} is no score", "Begin again with --overwrite."
+                ) from error
             self.done.update(part)
             part = {}
 
@@ -70,7 +74,12 @@ class ScoreStore(Unfinished):
     def add(self, scored: Mapping[int, Scored]) -> None:
         """Keep the scores of some answers, all of them or none, on disk before this returns."""
         lines = [
-            {"answer": answer, "score": found.score, "attributes": found.attributes, "remark": found.remark}
+            {
+                "answer": answer,
+                "score": found.score,
+                "attributes": found.attributes,
+                "remark": found.remark,
+            }
             for answer, found in scored.items()
         ]
         with open(self.folder / SCORES, "a", encoding="utf-8", newline="\n") as file:
@@ -88,5 +97,7 @@ def _whole_parts(data: bytes) -> bytes:
     """The bytes up to the last line that ends a part."""
     lines = data[: data.rfind(b"\n") + 1].splitlines(keepends=True)
     mark = f'{{"{END}":'.encode()
-    last = max((place for place, line in enumerate(lines, start=1) if line.startswith(mark)), default=0)
+    last = max(
+        (place for place, line in enumerate(lines, start=1) if line.startswith(mark)), default=0
+    )
     return b"".join(lines[:last])

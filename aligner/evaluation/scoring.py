@@ -1,10 +1,11 @@
 """Scoring many answers part by part, so that there is progress to report and a kill costs one part.
 
-A part holds some hundred answers, and all answers to a prompt, since a model that compares answers scores them beside
-one another. An ensemble that brings its members to one scale over the rows of a call is given all of them in one
-(`at_once=None`), and only whole calls of it are kept. A row that a judge has no usable verdict on costs no other row its
-score: the rest of the part is scored without it, and every part after it too, before anything is said about it. Its
-prompt's answers are not kept in the store, since they were scored without it beside them; the judge keeps its replies.
+A part holds some hundred answers, and all answers to a prompt, since a model that compares answers
+scores them beside one another. An ensemble that brings its members to one scale over the rows of a
+call is given all of them in one (`at_once=None`), and only whole calls of it are kept. A row that a
+judge has no usable verdict on costs no other row its score: the rest of the part is scored without
+it, and every part after it too, before anything is said about it. Its prompt's answers are not kept
+in the store, since they were scored without it beside them; the judge keeps its replies.
 """
 
 from __future__ import annotations
@@ -38,10 +39,11 @@ def score_answers(
     keep_failed: bool = False,
     on_progress: Progress | None = None,
 ) -> list[Scored]:
-    """What the scorer says of every answer, in their order; what is in the store already is not asked again.
+    """What the scorer says of every answer, in their order; what is in the store already is not
+    asked again.
 
-    Raises: DataError that lists the answers which got no score, after all others are in the store; with `keep_failed`
-    they come out with an `error` instead.
+    Raises: DataError that lists the answers which got no score, after all others are in the store;
+    with `keep_failed` they come out with an `error` instead.
     """
     if store is not None and at_once is None and len(store.done) < len(rows.answers):
         store.clear()
@@ -86,14 +88,21 @@ def _key(prompt: Any) -> str:
 def _whole(
     rows: AnswerRows, scored: dict[int, Scored], missing: dict[int, str], at_once: int | None
 ) -> dict[int, Scored]:
-    """The scores that no missing one could have changed: of other prompts, and none where all were scored together."""
+    """The scores that no missing one could have changed: of other prompts, and none where all were
+    scored together."""
     if at_once is None and missing:
         return {}
     prompts = {_key(rows.answers[number].prompt) for number in missing}
-    return {number: found for number, found in scored.items() if _key(rows.answers[number].prompt) not in prompts}
+    return {
+        number: found
+        for number, found in scored.items()
+        if _key(rows.answers[number].prompt) not in prompts
+    }
 
 
-def _score_part(scorer: Scorer, rows: AnswerRows, part: Sequence[int]) -> tuple[dict[int, Scored], dict[int, str]]:
+def _score_part(
+    scorer: Scorer, rows: AnswerRows, part: Sequence[int]
+) -> tuple[dict[int, Scored], dict[int, str]]:
     """Scores of a part, and why some of its answers have none."""
     left = list(part)
     failed: dict[int, str] = {}
@@ -111,10 +120,14 @@ def _score_part(scorer: Scorer, rows: AnswerRows, part: Sequence[int]) -> tuple[
             left = [number for row, number in enumerate(left) if row not in error.rows]
         except DataError as error:
             raise placed(error, [rows.place(number) for number in left], "answers") from error
-    assert len(found) == len(left), f"{scorer.name} gave {len(found)} scores for {len(left)} answers"
+    assert len(found) == len(left), (
+        f"{scorer.name} gave {len(found)} scores for {len(left)} answers"
+    )
     scored = {
         number: Scored(
-            score, {name: values[row] for name, values in found.attributes.items()}, found.remarks.get(row, "")
+            score,
+            {name: values[row] for name, values in found.attributes.items()},
+            found.remarks.get(row, ""),
         )
         for row, (number, score) in enumerate(zip(left, found))
     }
@@ -122,28 +135,41 @@ def _score_part(scorer: Scorer, rows: AnswerRows, part: Sequence[int]) -> tuple[
 
 
 def _no_score(name: str, rows: AnswerRows, failed: dict[int, str]) -> DataError:
-    problems = [Problem(reason, where=rows.place(number)) for number, reason in sorted(failed.items())[:LISTED]]
+    problems = [
+        Problem(reason, where=rows.place(number))
+        for number, reason in sorted(failed.items())[:LISTED]
+    ]
     return DataError(
-        f"{name} gave no score for {len(failed):,} of {len(rows.answers):,} answers; the others are scored",
-        "The same command asks for these again (with --output, add --resume); --keep-failed writes them without a score.",
+        f"{name} gave no score for {len(failed):,} of {len(rows.answers):,} answers; the others "
+        "are scored",
+        "The same command asks for these again (with --output, add --resume); --keep-failed "
+        "writes them without a score.",
         problems,
     )
 
 
 def summary(rows: AnswerRows, scored: Sequence[Scored]) -> dict[str, Any]:
-    """What there is to say of all scores together, as plain values; None where a number is not defined."""
-    record: dict[str, Any] = {"rows": len(rows.origins), "answers": len(scored), "score": _describe(scored)}
+    """What there is to say of all scores together, as plain values; None where a number is not
+    defined."""
+    record: dict[str, Any] = {
+        "rows": len(rows.origins),
+        "answers": len(scored),
+        "score": _describe(scored),
+    }
     if rows.form == "pair":
         sides = scored[0::2], scored[1::2]
         record |= {name: _describe(side) for name, side in zip(SIDES, sides)}
         record["accuracy"] = _accuracy(*sides)
     names = dict.fromkeys(name for found in scored for name in found.attributes)
     record["attributes"] = {
-        name: _numbers([found.attributes[name] for found in scored if name in found.attributes]) for name in names
+        name: _numbers([found.attributes[name] for found in scored if name in found.attributes])
+        for name in names
     }
     remarks = [(number, found.remark) for number, found in enumerate(scored) if found.remark]
     record["remarks"] = len(remarks)
-    record["first_remarks"] = [f"{rows.place(number)}: {remark}" for number, remark in remarks[:FIRST_REMARKS]]
+    record["first_remarks"] = [
+        f"{rows.place(number)}: {remark}" for number, remark in remarks[:FIRST_REMARKS]
+    ]
     record["failed"] = sum(found.score is None for found in scored)
     return record
 
@@ -167,5 +193,9 @@ def _numbers(values: Sequence[float]) -> dict[str, Any]:
 
 def _accuracy(chosen: Sequence[Scored], rejected: Sequence[Scored]) -> float | None:
     """Share of pairs whose chosen answer has the higher score; a tie counts half."""
-    pairs = [(a.score, b.score) for a, b in zip(chosen, rejected) if a.score is not None and b.score is not None]
+    pairs = [
+        (a.score, b.score)
+        for a, b in zip(chosen, rejected)
+        if a.score is not None and b.score is not None
+    ]
     return statistics.fmean((a > b) + 0.5 * (a == b) for a, b in pairs) if pairs else None

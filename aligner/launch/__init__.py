@@ -1,1 +1,2 @@
-"""Several processes and several machines: the command that starts them, and what each rank knows."""
+"""Several processes and several machines: the command that starts them, and what each rank
+knows."""

@@ -1,8 +1,10 @@
-"""Errors of libraries whose cause lies outside this program: a full disk, another process that ended, a user who is not here.
+"""Errors of libraries whose cause lies outside this program: a full disk, another process that
+ended, a user who is not here.
 
-Libraries report both in their own ways: torch writes "unexpected pos 704 vs 598" where the disk is full, safetensors puts the number of
-the system's error into its text, and a rank whose neighbour was killed hears "Connection reset by peer". `outside_cause` says which
-error of ours it is. Imports no torch.
+Libraries report both in their own ways: torch writes "unexpected pos 704 vs 598" where the disk is
+full, safetensors puts the number of the system's error into its text, and a rank whose neighbour
+was killed hears "Connection reset by peer". `outside_cause` says which error of ours it is. Imports
+no torch.
 """
 
 from __future__ import annotations
@@ -14,7 +16,16 @@ from collections.abc import Iterator
 
 from aligner.errors import AlignerError, TrainingError, UsageError
 
-DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
+DISK = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EIO,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENAMETOOLONG,
+)
 """Errors of the system that say why a file could not be written."""
 
 _IN_TEXT = re.compile(r"\(os error (\d+)\)")
@@ -23,7 +34,8 @@ _NO_HOME = "Could not determine home directory"
 
 _TORCH_WRITER = "inline_container.cc"
 _CONNECTION = re.compile(
-    r"connection (was )?(reset|closed|refused|aborted)|broken pipe|socket closed|NCCL .*(error|abort)|Gloo .*failed",
+    r"connection (was )?(reset|closed|refused|aborted)|broken pipe|socket closed"
+    r"|NCCL .*(error|abort)|Gloo .*failed",
     re.IGNORECASE,
 )
 
@@ -33,7 +45,8 @@ class LostConnectionError(TrainingError):
 
 
 def outside_cause(error: BaseException) -> AlignerError | None:
-    """Return what a library's error comes from, as one of ours, or None where it is something else."""
+    """Return what a library's error comes from, as one of ours, or None where it is something
+    else."""
     chain = list(_causes(error))
     for one in chain:
         number = _number_of(one)
@@ -45,13 +58,15 @@ def outside_cause(error: BaseException) -> AlignerError | None:
         return UsageError(what, _cure(errno.ENOSPC))
     if isinstance(error, RuntimeError) and _NO_HOME in str(error):
         return UsageError(
-            "a path begins with ~NAME, and nobody of that name is on this machine", "write the path in full"
+            "a path begins with ~NAME, and nobody of that name is on this machine",
+            "write the path in full",
         )
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and any(map(_is_lost_connection, chain)):
         reason = str(error).strip().splitlines()[0][:200]
         return LostConnectionError(
             f"this rank stopped because another one ended ({reason})",
-            "what that one said, or the system's log if it was killed, names the cause; then --resume",
+            "what that one said, or the system's log if it was killed, names the cause; then "
+            "--resume",
         )
     return None
 
@@ -63,7 +78,8 @@ def _cure(number: int) -> str:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and what it was said to be raised from; what was merely being handled at the time may have nothing to do with it."""
+    """The error and what it was said to be raised from; what was merely being handled at the time
+    may have nothing to do with it."""
     while error is not None:
         yield error
         error = error.__cause__
@@ -79,4 +95,6 @@ def _number_of(error: BaseException) -> int:
 
 def _is_lost_connection(error: BaseException) -> bool:
     is_torchs = isinstance(error, RuntimeError) or type(error).__module__.startswith("torch")
-    return isinstance(error, ConnectionError) or (is_torchs and bool(_CONNECTION.search(str(error))))
+    return isinstance(error, ConnectionError) or (
+        is_torchs and bool(_CONNECTION.search(str(error)))
+    )

@@ -1,18 +1,24 @@
 """Training on several processes: what to start, how to end it, and what its end means.
 
-One process trains where it is. More are started by accelerate's launcher, with a line that is printed and can be typed
-again. The line names every setting, so that a default configuration which `accelerate config` once wrote for another
-job does not leak in. Four things are ours because accelerate leaves them open:
+One process trains where it is. More are started by accelerate's launcher, with a line that is
+printed and can be typed again. The line names every setting, so that a default configuration which
+`accelerate config` once wrote for another job does not leak in. Four things are ours because
+accelerate leaves them open:
 
-* **CPU.** `accelerate launch --cpu --num_processes 2` starts one process (it counts on MPI). The launcher for several
-  GPUs with ACCELERATE_USE_CPU set starts two that talk through gloo; so that is our line on a machine without GPUs.
-* **The end.** A rank that fails leaves its error in a file of the launching process, which raises it once, with our
-  exit codes; torch's table of child failures stays away. A rank killed by a signal is a `TrainingError`.
-* **Nothing is left behind.** Ctrl-C and SIGTERM end all ranks. If the launching process itself is killed, the launcher
-  notices and ends them; if the launcher is killed, the ranks notice (`watch_launcher`).
-* **No DataParallel.** transformers wraps a model in it when one process sees several GPUs; `use_one_gpu` prevents that.
+* **CPU.** `accelerate launch --cpu --num_processes 2` starts one process (it counts on MPI). The
+  launcher for several GPUs with ACCELERATE_USE_CPU set starts two that talk through gloo; so that
+  is our line on a machine without GPUs.
+* **The end.** A rank that fails leaves its error in a file of the launching process, which raises
+  it once, with our exit codes; torch's table of child failures stays away. A rank killed by a
+  signal is a `TrainingError`.
+* **Nothing is left behind.** Ctrl-C and SIGTERM end all ranks. If the launching process itself is
+  killed, the launcher notices and ends them; if the launcher is killed, the ranks notice
+  (`watch_launcher`).
+* **No DataParallel.** transformers wraps a model in it when one process sees several GPUs;
+  `use_one_gpu` prevents that.
 
-Nothing at the top of this module imports torch: everything that can be refused is refused before that.
+Nothing at the top of this module imports torch: everything that can be refused is refused before
+that.
 """
 
 from __future__ import annotations
@@ -40,17 +46,24 @@ from aligner.config.recipe import Launch
 from aligner.errors import AlignerError, Problem, TrainingError, UsageError
 from aligner.launch.causes import LostConnectionError
 
-FAILURES = "ALIGNER_RANK_FAILURES"  # environment variable: the folder in which ranks leave their errors
-FAILURE_WAIT_S = 20.0  # how long ranks may take to end after Ctrl-C or SIGTERM before they are killed
+FAILURES = (
+    "ALIGNER_RANK_FAILURES"  # environment variable: the folder in which ranks leave their errors
+)
+FAILURE_WAIT_S = (
+    20.0  # how long ranks may take to end after Ctrl-C or SIGTERM before they are killed
+)
 CAUSE_FIRST_S = 2.0
 INTERRUPTED = 130
 
 FSDP = {
     "--fsdp_version": "2",
     "--fsdp_reshard_after_forward": "true",
-    "--fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP",  # the layers that the model class says must stay whole
-    "--fsdp_state_dict_type": "FULL_STATE_DICT",  # checkpoints and the result are ordinary safetensors
-    "--fsdp_cpu_ram_efficient_loading": "true",  # rank 0 reads the weights, the others get them from it
+    # The layers that the model class says must stay whole.
+    "--fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+    # Checkpoints and the result are ordinary safetensors.
+    "--fsdp_state_dict_type": "FULL_STATE_DICT",
+    # Rank 0 reads the weights, the others get them from it.
+    "--fsdp_cpu_ram_efficient_loading": "true",
     "--fsdp_sync_module_states": "true",
     "--fsdp_offload_params": "false",
     "--fsdp_activation_checkpointing": "false",  # `trainer.gradient_checkpointing` does that
@@ -71,7 +84,8 @@ DEEPSPEED = {
     "--deepspeed_multinode_launcher": "standard",
     "--zero3_init_flag": "false",
 }
-# Accumulation and clipping are left out: unset, they are "auto", and transformers fills in those of `trainer`.
+# Accumulation and clipping are left out: unset, they are "auto", and transformers fills in those of
+# `trainer`.
 
 STRATEGIES: dict[str, tuple[str, dict[str, str]]] = {
     "ddp": ("--multi_gpu", {}),
@@ -81,34 +95,45 @@ STRATEGIES: dict[str, tuple[str, dict[str, str]]] = {
     "zero2": ("--use_deepspeed", {**DEEPSPEED, "--zero_stage": "2"}),
     "zero3": (
         "--use_deepspeed",
-        {**DEEPSPEED, "--zero_stage": "3", "--zero3_init_flag": "true", "--zero3_save_16bit_model": "true"},
+        {
+            **DEEPSPEED,
+            "--zero_stage": "3",
+            "--zero3_init_flag": "true",
+            "--zero3_save_16bit_model": "true",
+        },
     ),
 }
 """Name of a strategy -> accelerate's switch for it and the settings that go with it."""
 
 TRL_NAMES = {"fsdp2": "fsdp", "multi_gpu": "ddp", "single_gpu": "ddp"}
-"""What TRL's `--accelerate_config` calls them. `single_gpu` is one process, whatever the strategy."""
+"""What TRL's `--accelerate_config` calls them. `single_gpu` is one process, whatever the
+strategy."""
 
 
 def world() -> tuple[int, int]:
-    """Return this process's rank and how many there are, as torchrun and accelerate tell it: (0, 1) when alone."""
+    """Return this process's rank and how many there are, as torchrun and accelerate tell it: (0, 1)
+    when alone."""
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
-# --- the line ------------------------------------------------------------------------------------------------------
+# --- the line -------------------------------------------------------------------------------------
 
 
 def launch_line(launch: Launch, argv: Sequence[str], *, gpus: int | None = None) -> list[str]:
-    """Return the command that trains on `launch.num_processes` processes: `accelerate launch ... -m aligner ARGV`.
+    """Return the command that trains on `launch.num_processes` processes: `accelerate launch ... -m
+    aligner ARGV`.
 
     `gpus` is how many GPUs this machine has; absent, they are counted.
 
-    Raises: UsageError when the strategy is unknown, is not installed, or needs more GPUs than there are.
+    Raises: UsageError when the strategy is unknown, is not installed, or needs more GPUs than there
+    are.
     """
     assert launch.num_processes > 1, "one process needs no launcher"
     gpus = count_gpus() if gpus is None else gpus
     check_launch(launch, gpus)
-    mixed = launch.mixed_precision or "no"  # `trainer.bf16` and `trainer.fp16` override it in the ranks
+    mixed = (
+        launch.mixed_precision or "no"
+    )  # `trainer.bf16` and `trainer.fp16` override it in the ranks
     hosts = _hosts(launch)
     if (strategy := TRL_NAMES.get(launch.strategy, launch.strategy)) in STRATEGIES:
         switch, settings = STRATEGIES[strategy]
@@ -125,7 +150,14 @@ def _hosts(launch: Launch) -> list[str]:
     """Where the ranks meet: a free port of this machine, or the address of machine 0."""
     port = launch.main_process_port
     if launch.num_machines == 1:
-        return ["--num_machines", "1", "--machine_rank", "0", "--main_process_port", str(port or free_port())]
+        return [
+            "--num_machines",
+            "1",
+            "--machine_rank",
+            "0",
+            "--main_process_port",
+            str(port or free_port()),
+        ]
     return [
         *("--num_machines", str(launch.num_machines)),
         *("--machine_rank", str(launch.machine_rank)),
@@ -140,29 +172,34 @@ def check_launch(launch: Launch, gpus: int) -> None:
     if strategy not in STRATEGIES and not Path(strategy).is_file():
         raise UsageError(
             f"launch.strategy is {launch.strategy!r}, which is neither a strategy nor a file",
-            f"use one of {', '.join([*STRATEGIES, *TRL_NAMES])}, or the path of a configuration file of accelerate's",
+            f"use one of {', '.join([*STRATEGIES, *TRL_NAMES])}, or the path of a configuration "
+            "file of accelerate's",
         )
     _check_machines(launch)
     here = launch.num_processes // launch.num_machines
     if gpus and here > gpus:
         raise UsageError(
-            f"{here} processes are asked for on this machine, but it has {gpus} GPU{'s' if gpus > 1 else ''}",
+            f"{here} processes are asked for on this machine, but it has {gpus} "
+            f"GPU{'s' if gpus > 1 else ''}",
             f"use --num-processes {gpus * launch.num_machines}, one for each GPU",
         )
     if not gpus and here > (most := max(64, os.cpu_count() or 1)):
         raise UsageError(
-            f"{here:,} processes are asked for on this machine, which has no GPU and {os.cpu_count()} cores",
+            f"{here:,} processes are asked for on this machine, which has no GPU and "
+            f"{os.cpu_count()} cores",
             f"use --num-processes {most * launch.num_machines} at most",
         )
     if not gpus and strategy in STRATEGIES and strategy != "ddp":
         raise UsageError(
-            f"launch.strategy {launch.strategy!r} shards a model over GPUs, and no GPU was found here",
+            f"launch.strategy {launch.strategy!r} shards a model over GPUs, and no GPU was found "
+            "here",
             "on CPU use launch.strategy=ddp; `aligner doctor` shows which devices there are",
         )
     if strategy.startswith("zero") and not _has_deepspeed():
         raise UsageError(
             f"launch.strategy {launch.strategy!r} needs DeepSpeed, which is not installed",
-            'run: pip install "aligner-toolkit[deepspeed]"; or use launch.strategy=fsdp, which needs nothing',
+            'run: pip install "aligner-toolkit[deepspeed]"; or use launch.strategy=fsdp, which '
+            "needs nothing",
         )
 
 
@@ -179,7 +216,8 @@ def _check_machines(launch: Launch) -> None:
         )
     if launch.machine_rank >= launch.num_machines:
         raise UsageError(
-            f"launch.machine_rank {launch.machine_rank} is not below launch.num_machines {launch.num_machines}",
+            f"launch.machine_rank {launch.machine_rank} is not below launch.num_machines "
+            f"{launch.num_machines}",
             "machines are numbered from 0",
         )
     if launch.num_machines > 1 and not (launch.main_process_ip and launch.main_process_port):
@@ -197,9 +235,11 @@ def free_port() -> int:
 
 
 def launch_environment(processes: int, gpus: int | None = None) -> dict[str, str]:
-    """Return what `processes` ranks of this machine need in their environment and do not find there.
+    """Return what `processes` ranks of this machine need in their environment and do not find
+    there.
 
-    That is a fair share of the CPUs each (torchrun would give them one thread), and on CPU the word for it.
+    That is a fair share of the CPUs each (torchrun would give them one thread), and on CPU the word
+    for it.
     """
     gpus = count_gpus() if gpus is None else gpus
     needed = {"OMP_NUM_THREADS": str(max(1, _cpus() // processes))}
@@ -215,14 +255,17 @@ def _cpus() -> int:
 
 def shown(line: Sequence[str], environment: Mapping[str, str] | None = None) -> str:
     """Return the line as one would type it."""
-    return " ".join([*(f"{k}={shlex.quote(v)}" for k, v in (environment or {}).items()), shlex.join(line)])
+    return " ".join(
+        [*(f"{k}={shlex.quote(v)}" for k, v in (environment or {}).items()), shlex.join(line)]
+    )
 
 
-# --- devices, without torch ----------------------------------------------------------------------------------------
+# --- devices, without torch -----------------------------------------------------------------------
 
 
 def count_gpus() -> int:
-    """Return how many NVIDIA GPUs this process may use, as CUDA_VISIBLE_DEVICES narrows them; 0 with a CPU torch."""
+    """Return how many NVIDIA GPUs this process may use, as CUDA_VISIBLE_DEVICES narrows them; 0
+    with a CPU torch."""
     if _torch_is_cpu_only():
         return 0
     physical = count_nvidia()
@@ -250,14 +293,17 @@ def count_nvidia() -> int:
     """Return how many NVIDIA GPUs the driver shows."""
     tool = shutil.which("nvidia-smi")
     if tool is not None:
-        listed = subprocess.run([tool, "-L"], capture_output=True, text=True, timeout=60, check=False)
+        listed = subprocess.run(
+            [tool, "-L"], capture_output=True, text=True, timeout=60, check=False
+        )
         return sum(text.startswith("GPU ") for text in listed.stdout.splitlines())
     driver = Path("/proc/driver/nvidia/gpus")
     return len(list(driver.iterdir())) if driver.is_dir() else 0
 
 
 def use_one_gpu() -> str | None:
-    """Let this process see the first GPU only, and return a sentence saying so where there are more.
+    """Let this process see the first GPU only, and return a sentence saying so where there are
+    more.
 
     To be called before torch is loaded, when one process trains.
     """
@@ -267,18 +313,25 @@ def use_one_gpu() -> str | None:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     first = _visible_entries(visible)[0] if visible else "0"
     os.environ["CUDA_VISIBLE_DEVICES"] = first
-    return f"This machine has {gpus} GPUs and one process uses one (GPU {first}); --num-processes {gpus} uses all."
+    return (
+        f"This machine has {gpus} GPUs and one process uses one (GPU {first}); --num-processes "
+        f"{gpus} uses all."
+    )
 
 
-# --- running -------------------------------------------------------------------------------------------------------
+# --- running --------------------------------------------------------------------------------------
 
 
-def run_ranks(line: Sequence[str], *, gpus: int | None = None, on_line: Callable[[str], None] | None = None) -> int:
-    """Run a line of `launch_line` to its end and return its exit code: 0, or that of a failure a rank has reported.
+def run_ranks(
+    line: Sequence[str], *, gpus: int | None = None, on_line: Callable[[str], None] | None = None
+) -> int:
+    """Run a line of `launch_line` to its end and return its exit code: 0, or that of a failure a
+    rank has reported.
 
     `on_line` is given the line to print.
 
-    Raises: the error that a rank left behind; TrainingError when a rank was killed; KeyboardInterrupt after Ctrl-C.
+    Raises: the error that a rank left behind; TrainingError when a rank was killed;
+    KeyboardInterrupt after Ctrl-C.
     """
     environment = launch_environment(_ranks_here(line), gpus)
     if on_line is not None:
@@ -297,19 +350,23 @@ def run_ranks(line: Sequence[str], *, gpus: int | None = None, on_line: Callable
         raise failure
     if was_killed:
         raise TrainingError(
-            _death_notice(code), "if memory ran out, use smaller batches or more sharding; then --resume"
+            _death_notice(code),
+            "if memory ran out, use smaller batches or more sharding; then --resume",
         )
     return code
 
 
 def _ranks_here(line: Sequence[str]) -> int:
-    processes, machines = (int(line[line.index(flag) + 1]) for flag in ("--num_processes", "--num_machines"))
+    processes, machines = (
+        int(line[line.index(flag) + 1]) for flag in ("--num_processes", "--num_machines")
+    )
     return processes // machines
 
 
 def _wait_for(command: Sequence[str], environment: Mapping[str, str]) -> int:
     """Run the launcher; on Ctrl-C or SIGTERM end it with all ranks before going on."""
-    # A session of its own: Ctrl-C reaches this process alone, and the ranks end in order and not each in its way.
+    # A session of its own: Ctrl-C reaches this process alone, and the ranks end in order and not
+    # each in its way.
     launcher = subprocess.Popen(command, env=dict(environment), start_new_session=True)
     with _sigterm_as_exit():
         try:
@@ -330,7 +387,8 @@ def _end(launcher: subprocess.Popen) -> None:
 
 @contextmanager
 def _sigterm_as_exit() -> Iterator[None]:
-    """SIGTERM runs the `finally` clauses, as Ctrl-C does. Handlers can be set in the main thread only."""
+    """SIGTERM runs the `finally` clauses, as Ctrl-C does. Handlers can be set in the main thread
+    only."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -352,26 +410,35 @@ def _death_notice(code: int) -> str:
     return f"a training process was killed by {name}{why}"
 
 
-# --- in the ranks --------------------------------------------------------------------------------------------------
+# --- in the ranks ---------------------------------------------------------------------------------
 
 
 def is_our_rank() -> bool:
-    """Say whether this is a rank that `run_ranks` started: that process shows the recipe, the result and errors."""
+    """Say whether this is a rank that `run_ranks` started: that process shows the recipe, the
+    result and errors."""
     return FAILURES in os.environ and world()[1] > 1
 
 
 def record_failure(error: AlignerError) -> bool:
-    """In a rank of ours: leave the error for the launching process to report. Say whether that was possible.
+    """In a rank of ours: leave the error for the launching process to report. Say whether that was
+    possible.
 
     Where this returns True the rank prints nothing: the launching process speaks, once.
     """
     if not is_our_rank() or not (folder := Path(os.environ[FAILURES])).is_dir():
         return False
     if isinstance(error, LostConnectionError):
-        time.sleep(CAUSE_FIRST_S)  # the launcher looks ten times a second: it shall see the rank that ended first
+        time.sleep(
+            CAUSE_FIRST_S
+        )  # the launcher looks ten times a second: it shall see the rank that ended first
     rank, _ = world()
     problems = [[p.message, p.where, p.key, p.hint] for p in error.problems]
-    record = {"error": type(error).__name__, "message": error.message, "hint": error.hint, "problems": problems}
+    record = {
+        "error": type(error).__name__,
+        "message": error.message,
+        "hint": error.hint,
+        "problems": problems,
+    }
     temporary = folder / f"{rank}.tmp"
     temporary.write_text(json.dumps({"time": time.time(), **record}), encoding="utf-8")
     temporary.rename(folder / f"{rank}.json")
@@ -379,20 +446,26 @@ def record_failure(error: AlignerError) -> bool:
 
 
 def _first_failure(folder: Path) -> AlignerError | None:
-    """The earliest error that a rank left: later ones mostly follow from it, and lost connections always do."""
+    """The earliest error that a rank left: later ones mostly follow from it, and lost connections
+    always do."""
     records = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json")]
     if not records:
         return None
-    first = min(records, key=lambda record: (record["error"] == LostConnectionError.__name__, record["time"]))
-    kind = {LostConnectionError.__name__: LostConnectionError, **vars(errors)}.get(first["error"], TrainingError)
+    first = min(
+        records,
+        key=lambda record: (record["error"] == LostConnectionError.__name__, record["time"]),
+    )
+    kind = {LostConnectionError.__name__: LostConnectionError, **vars(errors)}.get(
+        first["error"], TrainingError
+    )
     return kind(first["message"], first["hint"], [Problem(*parts) for parts in first["problems"]])
 
 
 def enter_rank() -> None:
     """To be called first in a process that may be a rank; does nothing in a process that is alone.
 
-    Without a GPU, a rank that torchrun or accelerate started talks through gloo only if ACCELERATE_USE_CPU says so;
-    otherwise every rank would quietly train on its own.
+    Without a GPU, a rank that torchrun or accelerate started talks through gloo only if
+    ACCELERATE_USE_CPU says so; otherwise every rank would quietly train on its own.
     """
     if world()[1] == 1:
         return
@@ -401,7 +474,8 @@ def enter_rank() -> None:
 
 
 def watch_launcher(interval_s: float = 1.0) -> None:
-    """End this process when the one that started it is gone: a rank, or the launcher, must not train on alone."""
+    """End this process when the one that started it is gone: a rank, or the launcher, must not
+    train on alone."""
     parent = os.getppid()
 
     def watch() -> None:
@@ -413,7 +487,8 @@ def watch_launcher(interval_s: float = 1.0) -> None:
 
 
 def _main(arguments: Sequence[str]) -> int:
-    """accelerate's launcher, with the exit code of the rank that failed first and without torch's table of failures."""
+    """accelerate's launcher, with the exit code of the rank that failed first and without torch's
+    table of failures."""
     watch_launcher()
     import logging
 

@@ -1,1 +1,2 @@
-"""Pure functions of tensors: preference objectives, reward losses, and objectives written as text."""
+"""Pure functions of tensors: preference objectives, reward losses, and objectives written as
+text."""

@@ -1,14 +1,14 @@
 """A contextual bandit with a known reward: the inner task that judges an objective in a second.
 
-A world draws contexts x ~ N(0, I), a true reward r(x, a) = scale <w_a, x> / sqrt(d) with w_a ~ N(0, I), and pairs of
-arms from the reference policy (the uniform one); the better arm is the chosen one, and of `flipped` of the pairs the
-labels are exchanged. The policy is a linear softmax, log pi(a|x) = log softmax(W x)_a, from W = 0, that is, from the
-reference. Reward gain, KL to the reference and accuracy are exact: sums over all arms at contexts that were not
-trained on, without sampling.
+A world draws contexts x ~ N(0, I), a true reward r(x, a) = scale <w_a, x> / sqrt(d) with w_a ~ N(0,
+I), and pairs of arms from the reference policy (the uniform one); the better arm is the chosen one,
+and of `flipped` of the pairs the labels are exchanged. The policy is a linear softmax, log pi(a|x)
+= log softmax(W x)_a, from W = 0, that is, from the reference. Reward gain, KL to the reference and
+accuracy are exact: sums over all arms at contexts that were not trained on, without sampling.
 
-The sizes are chosen so that DPO's KL runs from about 2 to 0.8 nats as beta runs from 0.05 to 1. It is ours: the paper
-(arXiv 2406.08414) has no bandit. What it cannot show: anything about text or about long answers, whose log-probabilities
-move much farther in a step.
+The sizes are chosen so that DPO's KL runs from about 2 to 0.8 nats as beta runs from 0.05 to 1. It
+is ours: the paper (arXiv 2406.08414) has no bandit. What it cannot show: anything about text or
+about long answers, whose log-probabilities move much farther in a step.
 """
 
 from __future__ import annotations
@@ -47,10 +47,11 @@ WORLDS = {"search": SEARCH, "held_out": HELD_OUT}
 
 @dataclass(frozen=True, slots=True)
 class BanditResult:
-    """How a policy ended. Rewards in the world's units, KL in nats; `curve` holds (step, reward gain).
+    """How a policy ended. Rewards in the world's units, KL in nats; `curve` holds (step, reward
+    gain).
 
-    `reward_gain` is E[r] under the policy less E[r] under the reference; `kl` is KL(policy || reference), exact;
-    `accuracy` is the share of unflipped held-out pairs with rho > 0.
+    `reward_gain` is E[r] under the policy less E[r] under the reference; `kl` is KL(policy ||
+    reference), exact; `accuracy` is the share of unflipped held-out pairs with rho > 0.
     """
 
     reward_gain: float
@@ -83,7 +84,8 @@ def run_bandit(
     world: World = SEARCH,
     curve_every: int = 50,
 ) -> BanditResult:
-    """Trains a policy with Adam on `objective`; the same arguments give the same result on the same machine.
+    """Trains a policy with Adam on `objective`; the same arguments give the same result on the same
+    machine.
 
     Raises `TrainingError` when the mean loss of a batch, or the policy, is not finite.
     """
@@ -103,12 +105,15 @@ def run_bandit(
         if step % curve_every == 0 or step == steps:
             curve.append((step, _reward_gain(draw, weights)))
     if not bool(torch.isfinite(weights).all()):
-        raise TrainingError("the policy of the bandit is no longer finite: a gradient was not", _HINT)
+        raise TrainingError(
+            "the policy of the bandit is no longer finite: a gradient was not", _HINT
+        )
     return _result(draw, weights.detach(), curve)
 
 
 class Adam:
-    """Adam with torch's defaults, for one tensor. Torch's own takes two seconds to load, in every isolated process."""
+    """Adam with torch's defaults, for one tensor. Torch's own takes two seconds to load, in every
+    isolated process."""
 
     def __init__(self, weights: Tensor) -> None:
         self.weights, self.steps = weights, 0
@@ -127,7 +132,8 @@ _HINT = "clamp the exponents of the objective, or write it with logsigmoid and s
 
 
 def _pairs(logps: Tensor, chosen: Tensor, rejected: Tensor) -> PairLogps:
-    """Log-probabilities of the arms of each pair; the reference is uniform, and an answer is one token long."""
+    """Log-probabilities of the arms of each pair; the reference is uniform, and an answer is one
+    token long."""
     reference = torch.full((len(logps),), -math.log(logps.shape[-1]))
     ones = torch.ones(len(logps))
     first = logps.gather(-1, chosen[:, None]).squeeze(-1)

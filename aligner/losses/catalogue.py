@@ -1,10 +1,11 @@
-"""The catalogue of preference objectives: pure functions of the log-probabilities of pairs, one loss for each pair.
+"""The catalogue of preference objectives: pure functions of the log-probabilities of pairs, one
+loss for each pair.
 
-`designed` holds those that people thought up, `discovered` those that a search found, `distilled` the one that takes its
-targets from reward models; `load_objective` takes a name, a
-file with a proposed objective, or a weighted mixture of them. What each needs of its surroundings (a reference, a batch,
-lengths) stands in small tables, held true by tests. `bandit`, `behaviour` and `sandbox` try objectives that a language
-model wrote; `table` describes any of them.
+`designed` holds those that people thought up, `discovered` those that a search found, `distilled`
+the one that takes its targets from reward models; `load_objective` takes a name, a file with a
+proposed objective, or a weighted mixture of them. What each needs of its surroundings (a reference,
+a batch, lengths) stands in small tables, held true by tests. `bandit`, `behaviour` and `sandbox`
+try objectives that a language model wrote; `table` describes any of them.
 """
 
 from __future__ import annotations
@@ -53,17 +54,21 @@ OBJECTIVES: dict[str, Objective] = {
     "cell": discovered.cell,
     "pfl": discovered.pfl,
 }
-"""Name -> objective. The legal names without torch stand in `aligner.config.choices`; a test keeps the two equal."""
+"""Name -> objective. The legal names without torch stand in `aligner.config.choices`; a test keeps
+the two equal."""
 
 REWARD_OBJECTIVES: dict[str, Objective] = {"reward_distill": distillation.reward_distill}
-"""Objectives that need more than log-probabilities: a target for each pair, which reward models give (`aligner.methods.dpo.reward_distillation`)."""
+"""Objectives that need more than log-probabilities: a target for each pair, which reward models
+give (`aligner.methods.dpo.reward_distillation`)."""
 
 BATCH_DEPENDENT = ("kto_pair", "dbaql", "aql", "aqfl")
-"""Objectives with a statistic over the micro-batch: their results change with the batch size of a device."""
+"""Objectives with a statistic over the micro-batch: their results change with the batch size of a
+device."""
 
 
 def load_objective(loss: str | Mapping[str, float]) -> Objective:
-    """Return the objective that `dpo.loss` means: a name, a path that ends with `.py`, or weights of several.
+    """Return the objective that `dpo.loss` means: a name, a path that ends with `.py`, or weights
+    of several.
 
     Raises: RecipeError when a file holds no objective that may be run.
     """

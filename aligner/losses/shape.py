@@ -1,9 +1,11 @@
-"""How an objective runs over z = beta * rho, the scaled margin: its curve, its slope, where it turns and where it jumps.
+"""How an objective runs over z = beta * rho, the scaled margin: its curve, its slope, where it
+turns and where it jumps.
 
-An objective is followed along one path, on which chosen and rejected answers move by the same amount in opposite
-directions from equal reference log-probabilities, all of them below zero. The answers have one token each, or as many as
-is asked for. One that reads more than z (each answer's own ratio, the policy alone) may run otherwise elsewhere. At each
-z stand `COMPANY` equal pairs, so that statistics of a batch exist.
+An objective is followed along one path, on which chosen and rejected answers move by the same
+amount in opposite directions from equal reference log-probabilities, all of them below zero. The
+answers have one token each, or as many as is asked for. One that reads more than z (each answer's
+own ratio, the policy alone) may run otherwise elsewhere. At each z stand `COMPANY` equal pairs, so
+that statistics of a batch exist.
 """
 
 from __future__ import annotations
@@ -40,23 +42,32 @@ class Jump(NamedTuple):
 
 
 def pairs_at(z: Tensor, beta: float, length: float = 1.0) -> PairLogps:
-    """Return pairs whose beta * rho is z (N,): equal references, policy moved by half of rho each way, none above zero.
+    """Return pairs whose beta * rho is z (N,): equal references, policy moved by half of rho each
+    way, none above zero.
 
-    The references are the same for all |z| up to `REACH`, so that nothing but rho differs along a path.
+    The references are the same for all |z| up to `REACH`, so that nothing but rho differs along a
+    path.
     """
     rho = z / beta
     reach = REACH if float(z.detach().abs().max()) <= REACH else FAR
     reference = torch.full_like(rho.detach(), -1.0 - reach / beta / 2)
     lengths = torch.full_like(reference, length)
-    return PairLogps(reference + rho / 2, reference - rho / 2, reference, reference.clone(), lengths, lengths)
+    return PairLogps(
+        reference + rho / 2, reference - rho / 2, reference, reference.clone(), lengths, lengths
+    )
 
 
 def run_over(
-    objective: Objective, settings: Settings, z: Tensor, reads_batch: bool = True, length: float = 1.0
+    objective: Objective,
+    settings: Settings,
+    z: Tensor,
+    reads_batch: bool = True,
+    length: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """Return loss and d loss / dz, each (N,), at z (N,), for answers of `length` tokens.
 
-    `reads_batch`: pairs may see each other, so each z has a batch of its own and moves as a whole; slower.
+    `reads_batch`: pairs may see each other, so each z has a batch of its own and moves as a whole;
+    slower.
     """
     if reads_batch:
         return _with_company(objective, settings, z, length)
@@ -66,7 +77,9 @@ def run_over(
     return loss.detach(), slope
 
 
-def _with_company(objective: Objective, settings: Settings, z: Tensor, length: float) -> tuple[Tensor, Tensor]:
+def _with_company(
+    objective: Objective, settings: Settings, z: Tensor, length: float
+) -> tuple[Tensor, Tensor]:
     losses, slopes = [], []
     for one in z:
         leaf = one.clone().requires_grad_()
@@ -77,22 +90,31 @@ def _with_company(objective: Objective, settings: Settings, z: Tensor, length: f
 
 
 def turns(z: Tensor, loss: Tensor, slope: Tensor) -> list[Turn]:
-    """Return where the slope changes its sign, as measured at ascending z (N,); a flat part between is passed over."""
+    """Return where the slope changes its sign, as measured at ascending z (N,); a flat part between
+    is passed over."""
     steep = torch.nonzero(slope.abs() > LEVEL).flatten().tolist()
     return list(_turns(steep, z.tolist(), loss.tolist(), slope.tolist()))
 
 
-def _turns(steep: list[int], z: list[float], loss: list[float], slope: list[float]) -> Iterator[Turn]:
+def _turns(
+    steep: list[int], z: list[float], loss: list[float], slope: list[float]
+) -> Iterator[Turn]:
     for i, j in itertools.pairwise(steep):
         if slope[i] * slope[j] < 0:
             place = z[i] + slope[i] / (slope[i] - slope[j]) * (z[j] - z[i])
             falls = slope[i] < 0
-            yield Turn(place, (min if falls else max)(loss[i], loss[j]), "minimum" if falls else "maximum")
+            yield Turn(
+                place, (min if falls else max)(loss[i], loss[j]), "minimum" if falls else "maximum"
+            )
 
 
 def jumps(z: Tensor, loss: Tensor, slope: Tensor) -> list[Jump]:
-    """Return where the loss steps by far more than its slopes on both sides explain, as measured at ascending z (N,)."""
+    """Return where the loss steps by far more than its slopes on both sides explain, as measured at
+    ascending z (N,)."""
     step, width = loss.diff(), z.diff()
     explained = torch.maximum(slope[1:].abs(), slope[:-1].abs()) * width
     odd = step.abs() > 5 * explained + 1e-3 * slope.abs().mean() + 1e-5 * loss[1:].abs()
-    return [Jump(float(z[i] + width[i] / 2), float(step[i])) for i in torch.nonzero(odd).flatten().tolist()]
+    return [
+        Jump(float(z[i] + width[i] / 2), float(step[i]))
+        for i in torch.nonzero(odd).flatten().tolist()
+    ]

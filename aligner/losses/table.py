@@ -1,7 +1,7 @@
 """Every objective of the catalogue as a row and as a curve: `aligner dpo --loss-table`.
 
-An objective is drawn along the path of `aligner.losses.shape`; for one that reads more than z that is one cut
-through it. One that follows reward models is drawn for a pair whose rewards differ by 1.
+An objective is drawn along the path of `aligner.losses.shape`; for one that reads more than z that
+is one cut through it. One that follows reward models is drawn for a pair whose rewards differ by 1.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ POINTS_IN_COMPANY = 241
 
 @dataclass(frozen=True)
 class Shape:
-    """How an objective runs over z: its curve as points (z, loss), the slope where training starts, turns and jumps."""
+    """How an objective runs over z: its curve as points (z, loss), the slope where training starts,
+    turns and jumps."""
 
     curve: list[tuple[float, float]]
     slope_at_start: float
@@ -54,7 +55,8 @@ def shape_of(objective: Objective, settings: Settings, reads_batch: bool = True)
 
 
 def loss_table(settings: Settings) -> list[Row]:
-    """Describe every objective of the catalogue; `exo_pair`, which needs soft labels, with a smoothing of 0.001."""
+    """Describe every objective of the catalogue; `exo_pair`, which needs soft labels, with a
+    smoothing of 0.001."""
     soft = replace(settings, label_smoothing=settings.label_smoothing or 0.001)
     rewarded = {name: _at_a_gap_of_one(objective) for name, objective in REWARD_OBJECTIVES.items()}
     return [

@@ -1,7 +1,8 @@
-"""The training methods: the folder of each, and what the pipeline asks before anything of it is imported. No torch.
+"""The training methods: the folder of each, and what the pipeline asks before anything of it is
+imported. No torch.
 
-A method's folder holds `encode.py`, whose `encoder(recipe, tokenizer)` turns a row into columns, and `train.py`, whose
-`train(job)` trains, saves, and returns `Fitted`.
+A method's folder holds `encode.py`, whose `encoder(recipe, tokenizer)` turns a row into columns,
+and `train.py`, whose `train(job)` trains, saves, and returns `Fitted`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ METHODS: dict[str, str] = {
 """Method name -> its folder."""
 
 TASKS: dict[str, Task] = {"sft": "sft", "dpo": "preference", "sapo": "sft", "reward": "preference"}
-"""Method name -> the kind of rows that it trains on; `aligner.methods.pipeline.task_of` knows the exceptions."""
+"""Method name -> the kind of rows that it trains on; `aligner.methods.pipeline.task_of` knows the
+exceptions."""
 
 EPOCHS: dict[str, float] = {"reward": 1.0}
 """Method name -> epochs without a word in the recipe, where they are not transformers' 3."""

@@ -1,4 +1,5 @@
-"""What a method gets to work with, and the answers that the report shows from before and after training."""
+"""What a method gets to work with, and the answers that the report shows from before and after
+training."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ KEEPS_FLOAT32 = (*SHARDED, "zero1", "zero2")
 
 @dataclass(frozen=True)
 class Job:
-    """One training job: the frozen recipe, its run directory, the tokenizer, the tokenised data, the listener."""
+    """One training job: the frozen recipe, its run directory, the tokenizer, the tokenised data,
+    the listener."""
 
     recipe: TrainRecipe
     run: Run
@@ -53,7 +55,8 @@ class Job:
             self.on_event(Warned(text))
 
     def tell_trained(self, model: Any, rate: float) -> None:
-        """Say how many weights are trained, where, and what is left out; keep it for the report and the card."""
+        """Say how many weights are trained, where, and what is left out; keep it for the report and
+        the card."""
         from aligner.models.trained_weights import told, trained_of, unmoved
 
         found = trained_of(model, self.recipe.model.lora)
@@ -65,7 +68,8 @@ class Job:
             self.warn(remark)
 
     def answer_before(self, model: Any) -> None:
-        """Let the model that training starts from answer the held-out prompts; kept over a resumption."""
+        """Let the model that training starts from answer the held-out prompts; kept over a
+        resumption."""
         if self._answers_here() and self.run.read_json("samples.json") is None:
             self.say("answering held-out prompts before training")
             texts = self._answers(model)
@@ -81,7 +85,9 @@ class Job:
             self.say("answering held-out prompts after training")
             texts = self._answers(trainer.accelerator.unwrap_model(trainer.model))
             samples = self.run.read_json("samples.json") or []
-            self.run.write_json("samples.json", [{**old, "after": new} for old, new in zip(samples, texts)])
+            self.run.write_json(
+                "samples.json", [{**old, "after": new} for old, new in zip(samples, texts)]
+            )
 
     def _answers_here(self) -> bool:
         """Only the main process answers, and only a model that it holds whole."""
@@ -89,7 +95,9 @@ class Job:
             return False
         if self.recipe.launch.strategy in SHARDED and world()[1] > 1:
             if self.on_event:
-                self.on_event(Notice("The report shows no answers: no process holds the whole model."))
+                self.on_event(
+                    Notice("The report shows no answers: no process holds the whole model.")
+                )
             return False
         return True
 
@@ -106,7 +114,8 @@ class Job:
 
 
 def questions_from(rows: Sequence[Row], number: int) -> list[tuple[str | Messages, str | None]]:
-    """Return the first prompts of held-out rows with their expected answers, for the report: of rows that need no tools."""
+    """Return the first prompts of held-out rows with their expected answers, for the report: of
+    rows that need no tools."""
     without = [row for row in rows if not getattr(row, "tools", None)]
     found = [question for row in without if (question := question_of(row)) is not None]
     return found[:number]

@@ -1,9 +1,10 @@
 """Training from a resolved recipe: the same flow for every method, read downward in `run_recipe`.
 
-Nothing heavy is imported before recipe, model path and every row have been checked. Data are tokenised once, before any
-rank starts. One process trains here; more are started through accelerate's launcher and find the prepared run
-directory through the environment. Under somebody else's launcher (`accelerate launch -m aligner ...`), rank 0 prepares
-while the others wait, with a time-out of a day instead of NCCL's ten minutes.
+Nothing heavy is imported before recipe, model path and every row have been checked. Data are
+tokenised once, before any rank starts. One process trains here; more are started through
+accelerate's launcher and find the prepared run directory through the environment. Under somebody
+else's launcher (`accelerate launch -m aligner ...`), rank 0 prepares while the others wait, with a
+time-out of a day instead of NCCL's ten minutes.
 """
 
 from __future__ import annotations
@@ -24,7 +25,17 @@ from aligner.config.recipe import DpoRecipe, RewardRecipe, SftRecipe, TrainRecip
 from aligner.data.loading import Loaded, load_rows
 from aligner.data.rows import Task
 from aligner.errors import DataError, TrainingError
-from aligner.events import DataReady, Finished, Notice, OnEvent, Plan, StageProgress, StageStarted, Warned, tell
+from aligner.events import (
+    DataReady,
+    Finished,
+    Notice,
+    OnEvent,
+    Plan,
+    StageProgress,
+    StageStarted,
+    Warned,
+    tell,
+)
 from aligner.launch.command import launch_line, run_ranks, use_one_gpu, world
 from aligner.methods.catalogue import EPOCHS, TASKS, part_of
 from aligner.models.load_errors import quick_imports
@@ -61,7 +72,8 @@ def run_recipe(
 ) -> Outcome:
     """Check, tokenise, train, and write everything down.
 
-    Raises: RecipeError, DataError and UsageError before anything is trained; TrainingError afterwards.
+    Raises: RecipeError, DataError and UsageError before anything is trained; TrainingError
+    afterwards.
     """
     from aligner.models.files import as_trained, check_model_path
 
@@ -71,7 +83,9 @@ def run_recipe(
     rank, size = world()
     if size > 1:
         return _run_as_rank(_with_world(resolved, size), rank, resume, overwrite, on_event)
-    resolved = replace(resolved, recipe=_within(resolved.recipe, sizes_of(resolved.recipe.model), on_event))
+    resolved = replace(
+        resolved, recipe=_within(resolved.recipe, sizes_of(resolved.recipe.model), on_event)
+    )
     if resolved.recipe.launch.num_processes > 1:
         launch_line(resolved.recipe.launch, [])  # refuses here what could not be launched later
     if dry_run:
@@ -96,7 +110,7 @@ def run_recipe(
     return _train_and_finish(job)
 
 
-# --- the steps -----------------------------------------------------------------------------------------------------
+# --- the steps ------------------------------------------------------------------------------------
 
 
 def _load(recipe: TrainRecipe, on_event: OnEvent | None) -> Loaded:
@@ -104,7 +118,9 @@ def _load(recipe: TrainRecipe, on_event: OnEvent | None) -> Loaded:
     if recipe.data.mosaic is not None:
         from aligner.builders.mosaic.bank import load_bank
 
-        load_bank(recipe.data.mosaic.style_bank)  # what is wrong with it is told before anything is read
+        load_bank(
+            recipe.data.mosaic.style_bank
+        )  # what is wrong with it is told before anything is read
         group_by = recipe.data.mosaic.group_by
     scorers = recipe.dpo.reward_models if isinstance(recipe, DpoRecipe) else []
     if scorers:
@@ -135,8 +151,11 @@ def _within(recipe: TrainRecipe, sizes: Mapping[str, Any], on_event: OnEvent | N
     return recipe
 
 
-def _try_out(recipe: TrainRecipe, loaded: Loaded, origins: Mapping[str, str], on_event: OnEvent | None) -> TrainRecipe:
-    """Find out, before rows are tokens, what would not work: settings on this device, sizes of a model on the hub, no batch."""
+def _try_out(
+    recipe: TrainRecipe, loaded: Loaded, origins: Mapping[str, str], on_event: OnEvent | None
+) -> TrainRecipe:
+    """Find out, before rows are tokens, what would not work: settings on this device, sizes of a
+    model on the hub, no batch."""
     from aligner.tokenization.dataset import refuse_no_batch
 
     with quick_imports():
@@ -155,16 +174,20 @@ def _sizes_once_loaded(recipe: TrainRecipe) -> Mapping[str, Any]:
 
 
 def _refuse_absent_columns(recipe: RewardRecipe, loaded: Loaded, columns: Sequence[str]) -> None:
-    """Refuse a column that no row has, where the training reads it: one sentence in place of one for each row."""
+    """Refuse a column that no row has, where the training reads it: one sentence in place of one
+    for each row."""
     reward = recipe.reward
     needed = columns if reward.kind == "regression" or reward.loss != "plain" else ()
     key = "reward.attributes" if reward.kind == "regression" else "reward.strength"
     for name in needed:
         if not any(name in row.extra for row in loaded.train):
-            unused = sorted({column for source in loaded.ledger.sources for column in source.unused_columns})
+            unused = sorted(
+                {column for source in loaded.ledger.sources for column in source.unused_columns}
+            )
             raise DataError(
                 f"{key}: no training row has a column `{name}`",
-                f"further columns of the rows are: {', '.join(unused) or 'none'}. A column of another name is mapped with "
+                f"further columns of the rows are: {', '.join(unused) or 'none'}. A column of "
+                "another name is mapped with "
                 f"`columns: {{{name}: your_column}}`",
             )
 
@@ -181,7 +204,11 @@ def _further_columns(recipe: TrainRecipe) -> tuple[str, ...]:
     if isinstance(recipe, DpoRecipe) and recipe.dpo.reward_models:
         return ("answer",)
     if isinstance(recipe, RewardRecipe):
-        return tuple(recipe.reward.attributes) if recipe.reward.kind == "regression" else (recipe.reward.strength,)
+        return (
+            tuple(recipe.reward.attributes)
+            if recipe.reward.kind == "regression"
+            else (recipe.reward.strength,)
+        )
     return ()
 
 
@@ -229,17 +256,24 @@ def _prepare(recipe: TrainRecipe, run: Run, loaded: Loaded, on_event: OnEvent | 
         prepared = tokenize(recipe, loaded, tokenizer, run.prepared_dir, on_event)
         questions = questions_from(loaded.eval or loaded.train, recipe.report.num_prompts)
         run.write_json(QUESTIONS, [list(question) for question in questions])
-        run.write_json("data.json", {**loaded.ledger.to_json(), "batching": prepared.batching.reason})
+        run.write_json(
+            "data.json", {**loaded.ledger.to_json(), "batching": prepared.batching.reason}
+        )
         tell(on_event, DataReady([*loaded.ledger.table(), ("batches", prepared.batching.reason)]))
     return _job(recipe, run, tokenizer, prepared, on_event)
 
 
 def tokenize(
-    recipe: TrainRecipe, loaded: Loaded, tokenizer: Any, folder: Path, on_event: OnEvent | None = None
+    recipe: TrainRecipe,
+    loaded: Loaded,
+    tokenizer: Any,
+    folder: Path,
+    on_event: OnEvent | None = None,
 ) -> Prepared:
     """Turn the rows into columns of token ids as the method wants them, and write them to `folder`.
 
-    Raises: DataError listing rows that cannot be used; RecipeError where the model would not keep packed rows apart.
+    Raises: DataError listing rows that cannot be used; RecipeError where the model would not keep
+    packed rows apart.
     """
     from aligner.models.row_sharing import foretell_packing
     from aligner.tokenization.dataset import prepare
@@ -248,23 +282,38 @@ def tokenize(
         _refuse_to_pack(foretell_packing(recipe.model), on_event)
     encode = part_of(recipe.method, "encode").encoder(recipe, tokenizer)
     passes = _passes(recipe, loaded, tokenizer, on_event)
-    return prepare(recipe, loaded, tokenizer, encode, folder, on_event, passes, partial(foretell_packing, recipe.model))
+    return prepare(
+        recipe,
+        loaded,
+        tokenizer,
+        encode,
+        folder,
+        on_event,
+        passes,
+        partial(foretell_packing, recipe.model),
+    )
 
 
 def _refuse_to_pack(finding: Finding, on_event: OnEvent | None) -> None:
-    """Refuse `sft.packing: true` for a model that does not keep rows apart; where that cannot be told yet, say so."""
+    """Refuse `sft.packing: true` for a model that does not keep rows apart; where that cannot be
+    told yet, say so."""
     from aligner.models.row_sharing import cannot_pack
 
     if finding.apart is False:
         raise cannot_pack(finding)
     if finding.apart is None:
-        tell(on_event, Notice(f"sft.packing: {finding.why}; the model itself is tested once it is loaded"))
+        tell(
+            on_event,
+            Notice(f"sft.packing: {finding.why}; the model itself is tested once it is loaded"),
+        )
 
 
 def _load_tokenizer(recipe: TrainRecipe, on_event: OnEvent | None) -> Any:
-    """Load the tokenizer as the recipe wants texts to be read, and pass on what is remarkable about it.
+    """Load the tokenizer as the recipe wants texts to be read, and pass on what is remarkable about
+    it.
 
-    A model that cannot be trained as the recipe says is refused here, before the rows are tokenised.
+    A model that cannot be trained as the recipe says is refused here, before the rows are
+    tokenised.
     """
     from aligner.models.configs import read_config
     from aligner.models.loading import check_policy
@@ -285,23 +334,34 @@ def _load_tokenizer(recipe: TrainRecipe, on_event: OnEvent | None) -> Any:
 
 
 def _look_ahead(recipe: TrainRecipe, tokenizer: Any, on_event: OnEvent | None = None) -> None:
-    """Look up what the recipe names in the model before anything is tokenised; with a listener, say what would be trained."""
+    """Look up what the recipe names in the model before anything is tokenised; with a listener, say
+    what would be trained."""
     from aligner.models.loading import load_outline
     from aligner.models.trained_weights import told, trained_of
 
     outputs = None
     if isinstance(recipe, RewardRecipe) and recipe.reward.kind != "pairwise":
-        outputs = {"regression": len(recipe.reward.attributes), "odin": 2}.get(recipe.reward.kind, 1)
+        outputs = {"regression": len(recipe.reward.attributes), "odin": 2}.get(
+            recipe.reward.kind, 1
+        )
     outline = load_outline(recipe.model, tokenizer, outputs=outputs)
     if outline is not None and on_event is not None:
         for line in told(trained_of(outline, recipe.model.lora)):
             tell(on_event, Notice(line))
         if recipe.model.lora is None and recipe.model.dtype in ("bfloat16", "float16"):
-            text = f"Weights are trained in {recipe.model.dtype}, where small steps are lost in rounding; for how many weights is said"
-            tell(on_event, Notice(f"{text} when they are loaded. model.dtype=float32 keeps them all."))
+            text = (
+                f"Weights are trained in {recipe.model.dtype}, where small steps are lost in "
+                "rounding; for how many weights is said"
+            )
+            tell(
+                on_event,
+                Notice(f"{text} when they are loaded. model.dtype=float32 keeps them all."),
+            )
 
 
-def _job(recipe: TrainRecipe, run: Run, tokenizer: Any, prepared: Any, on_event: OnEvent | None) -> Job:
+def _job(
+    recipe: TrainRecipe, run: Run, tokenizer: Any, prepared: Any, on_event: OnEvent | None
+) -> Job:
     from aligner.methods.job import Job
 
     questions = [(prompt, expected) for prompt, expected in run.read_json(QUESTIONS)]
@@ -321,7 +381,9 @@ def _train_and_finish(job: Job) -> Outcome:
         job.say("writing the report")
         finish_run(job.run, fitted.results, _parents(job.recipe, job.run))
         report = job.run.dir / "report.html"
-        tell(job.on_event, Finished(fitted.results, {"run": str(job.run.dir), "report": str(report)}))
+        tell(
+            job.on_event, Finished(fitted.results, {"run": str(job.run.dir), "report": str(report)})
+        )
     return Outcome(job.run.dir, fitted.results, job.run.dir / "report.html")
 
 
@@ -340,7 +402,7 @@ def _import_method(method: str) -> ModuleType:
         return part_of(method, "train")
 
 
-# --- several processes ---------------------------------------------------------------------------------------------
+# --- several processes ----------------------------------------------------------------------------
 
 
 def _run_ranks(resolved: Resolved, run: Run, loaded: Loaded, on_event: OnEvent | None) -> Outcome:
@@ -361,17 +423,24 @@ def _run_ranks(resolved: Resolved, run: Run, loaded: Loaded, on_event: OnEvent |
     return Outcome(run.dir, run.read_json("manifest.json")["results"], run.dir / "report.html")
 
 
-def _run_machine(resolved: Resolved, resume: bool, overwrite: bool, on_event: OnEvent | None) -> Outcome:
-    """Start this machine's ranks among those of several: rank 0 prepares, in a folder that all machines share."""
+def _run_machine(
+    resolved: Resolved, resume: bool, overwrite: bool, on_event: OnEvent | None
+) -> Outcome:
+    """Start this machine's ranks among those of several: rank 0 prepares, in a folder that all
+    machines share."""
     recipe = resolved.recipe
     options = [name for name, given in (("--resume", resume), ("--overwrite", overwrite)) if given]
     with tempfile.TemporaryDirectory(prefix="aligner-machine-") as folder:
         file = Path(folder) / "recipe.json"
-        file.write_text(json.dumps(recipe.model_dump(mode="json", exclude_unset=True)), encoding="utf-8")
+        file.write_text(
+            json.dumps(recipe.model_dump(mode="json", exclude_unset=True)), encoding="utf-8"
+        )
         line = launch_line(recipe.launch, [recipe.method, str(file), *options])
         _launch(line, on_event)
     run = Run.attach(recipe.output_dir)
-    return Outcome(run.dir, (run.read_json("manifest.json") or {}).get("results", {}), run.dir / "report.html")
+    return Outcome(
+        run.dir, (run.read_json("manifest.json") or {}).get("results", {}), run.dir / "report.html"
+    )
 
 
 def _launch(line: list[str], on_event: OnEvent | None) -> None:
@@ -383,7 +452,9 @@ def _launch(line: list[str], on_event: OnEvent | None) -> None:
         )
 
 
-def _run_as_rank(resolved: Resolved, rank: int, resume: bool, overwrite: bool, on_event: OnEvent | None) -> Outcome:
+def _run_as_rank(
+    resolved: Resolved, rank: int, resume: bool, overwrite: bool, on_event: OnEvent | None
+) -> Outcome:
     """Train as one of several processes, whoever started them."""
     listener = on_event if rank == 0 else None
     _import_method(resolved.recipe.method)
@@ -394,7 +465,8 @@ def _run_as_rank(resolved: Resolved, rank: int, resume: bool, overwrite: bool, o
         from accelerate import PartialState
         from accelerate.utils import parse_flag_from_env
 
-        # Without `cpu`, ranks on a machine that has no GPU would each be alone, and wait for nobody.
+        # Without `cpu`, ranks on a machine that has no GPU would each be alone, and wait for
+        # nobody.
         state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=LONGEST_WAIT)
         if rank == 0:
             run = Run.create(resolved, resume=resume, overwrite=overwrite)
@@ -408,18 +480,21 @@ def _run_as_rank(resolved: Resolved, rank: int, resume: bool, overwrite: bool, o
     from aligner.tokenization.dataset import load_prepared
 
     tokenizer = _load_tokenizer(resolved.recipe, None)
-    recipe = _within(resolved.recipe, _sizes_once_loaded(resolved.recipe), None)  # told by the process that prepared
+    recipe = _within(
+        resolved.recipe, _sizes_once_loaded(resolved.recipe), None
+    )  # told by the process that prepared
     job = _job(recipe, run, tokenizer, load_prepared(run.prepared_dir), listener)
     return _train_and_finish(job)
 
 
 def _with_world(resolved: Resolved, size: int) -> Resolved:
-    """Let the recipe say how many processes there really are, as somebody else's launcher decided."""
+    """Let the recipe say how many processes there really are, as somebody else's launcher
+    decided."""
     launch = resolved.recipe.launch.model_copy(update={"num_processes": size})
     return replace(resolved, recipe=resolved.recipe.model_copy(update={"launch": launch}))
 
 
-# --- dry run -------------------------------------------------------------------------------------------------------
+# --- dry run --------------------------------------------------------------------------------------
 
 
 def _dry_run(resolved: Resolved, loaded: Loaded, on_event: OnEvent | None) -> Outcome:
@@ -441,7 +516,8 @@ def plan_rows(
 ) -> list[tuple[str, str, str]]:
     """Return the arithmetic of the training as rows (what, value, how).
 
-    With `passes`, `sequences` counts those of all epochs together, and `stop` is the step to stop at, if there is one.
+    With `passes`, `sequences` counts those of all epochs together, and `stop` is the step to stop
+    at, if there is one.
     """
     from aligner.tokenization.dataset import rows_per_step
 
@@ -466,18 +542,25 @@ def plan_rows(
     ]
 
 
-# --- small parts ---------------------------------------------------------------------------------------------------
+# --- small parts ----------------------------------------------------------------------------------
 
 
 def _files_of(loaded: Loaded) -> dict[str, str]:
-    return {record.path: record.sha256 for source in loaded.ledger.sources for record in source.files}
+    return {
+        record.path: record.sha256 for source in loaded.ledger.sources for record in source.files
+    }
 
 
 def _parents(recipe: TrainRecipe, run: Run) -> list[dict[str, Any]]:
-    """Return where this run came from: its model, its reward models and its data files, with their fingerprints."""
+    """Return where this run came from: its model, its reward models and its data files, with their
+    fingerprints."""
     from aligner.models.fingerprint import model_fingerprint
 
-    model = {"kind": "model", "path": recipe.model.name_or_path, "fingerprint": model_fingerprint(recipe.model)}
+    model = {
+        "kind": "model",
+        "path": recipe.model.name_or_path,
+        "fingerprint": model_fingerprint(recipe.model),
+    }
     data = [
         {"kind": "data", "path": path, "fingerprint": digest}
         for path, digest in run.read_json("inputs.json")["sources"].items()
@@ -495,4 +578,6 @@ def _record_devices(run: Run) -> None:
     import torch
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    run.record_devices({"gpus": gpus, "cpu_threads": torch.get_num_threads(), "processes": world()[1]})
+    run.record_devices(
+        {"gpus": gpus, "cpu_threads": torch.get_num_threads(), "processes": world()[1]}
+    )

@@ -1,1 +1,2 @@
-"""Models and tokenizers: reading, changing and writing them. The only room that calls `from_pretrained`."""
+"""Models and tokenizers: reading, changing and writing them. The only room that calls
+`from_pretrained`."""

@@ -1,8 +1,10 @@
-"""Kinds of PEFT adapters: which merge into their base, which only stand in front of it, which are not read.
+"""Kinds of PEFT adapters: which merge into their base, which only stand in front of it, which are
+not read.
 
-LoRA and its relatives change weights, so they merge. Prompt learning (prompt tuning, prefix tuning, p-tuning, ...) puts
-trained vectors in front of every text instead: nothing to merge, so such a model answers and is measured as it is. Its
-logits begin with those of the vectors, or not, as the kind has it; its positions are fewer.
+LoRA and its relatives change weights, so they merge. Prompt learning (prompt tuning, prefix tuning,
+p-tuning, ...) puts trained vectors in front of every text instead: nothing to merge, so such a
+model answers and is measured as it is. Its logits begin with those of the vectors, or not, as the
+kind has it; its positions are fewer.
 """
 
 from __future__ import annotations
@@ -22,7 +24,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     pass
 
-PROMPTS = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE")
+PROMPTS = (
+    "PROMPT_TUNING",
+    "MULTITASK_PROMPT_TUNING",
+    "P_TUNING",
+    "PREFIX_TUNING",
+    "CPT",
+    "CARTRIDGE",
+)
 """Put in front of a text."""
 BESIDE = ("ADAPTION_PROMPT",)
 """Computed beside the base's attention."""
@@ -34,10 +43,13 @@ UNREAD = {
 }
 
 
-def check_kind(adapter: dict[str, Any], folder: str, *, trainable: bool, further: bool, answers: bool) -> None:
+def check_kind(
+    adapter: dict[str, Any], folder: str, *, trainable: bool, further: bool, answers: bool
+) -> None:
     """Refuse a kind of adapter that cannot be used as asked.
 
-    `further`: it is trained as it is. `answers`: prompt learning is allowed, since the caller keeps the model whole.
+    `further`: it is trained as it is. `answers`: prompt learning is allowed, since the caller keeps
+    the model whole.
 
     Raises: RecipeError naming the kind.
     """
@@ -51,15 +63,20 @@ def check_kind(adapter: dict[str, Any], folder: str, *, trainable: bool, further
             f"correct peft_type in its {ADAPTER_FILE}, or install the version of PEFT that made it",
         )
     if kind in UNREAD:
-        raise RecipeError(f"{where} is of the kind {kind}, which {UNREAD[kind]}", "name another adapter")
+        raise RecipeError(
+            f"{where} is of the kind {kind}, which {UNREAD[kind]}", "name another adapter"
+        )
     if further and kind != "LORA":
         raise RecipeError(
             f"{where} is of the kind {kind}, and only LORA is trained further",
-            "leave model.lora out to train the merged model" if is_merged(kind) else "name its base",
+            "leave model.lora out to train the merged model"
+            if is_merged(kind)
+            else "name its base",
         )
     if not is_merged(kind) and (trainable or not answers):
         raise RecipeError(
-            f"{where} is of the kind {kind}, which cannot be merged into its base: it answers and is evaluated, nothing else",
+            f"{where} is of the kind {kind}, which cannot be merged into its base: it answers and "
+            "is evaluated, nothing else",
             "name its base, or an adapter of another kind",
         )
 
@@ -70,7 +87,8 @@ def is_merged(kind: str | None) -> bool:
 
 
 def virtual_tokens(model: Any) -> int:
-    """Return how many positions of a model are taken by what an adapter puts in front of every text."""
+    """Return how many positions of a model are taken by what an adapter puts in front of every
+    text."""
     config = getattr(model, "active_peft_config", None) if hasattr(model, "peft_config") else None
     return getattr(config, "num_virtual_tokens", None) or 0
 
@@ -78,7 +96,8 @@ def virtual_tokens(model: Any) -> int:
 def load_adapter(policy: Any, folder: str, *, trainable: bool) -> Any:
     """Put the adapter of a folder onto its base.
 
-    Raises: RecipeError when it cannot be loaded, or when its weights are not those that its config makes.
+    Raises: RecipeError when it cannot be loaded, or when its weights are not those that its config
+    makes.
     """
     from peft import PeftModel
 
@@ -96,11 +115,19 @@ def _refuse_other_weights(adapted: Any, folder: str) -> None:
     held = {key for key in weights_header(file) if key != "__metadata__"}
     made = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
     prefix = getattr(adapted.base_model, "prefix", "")
-    missing, left = sorted(made - held), sorted(key for key in held - made if prefix and prefix in key)
+    missing, left = (
+        sorted(made - held),
+        sorted(key for key in held - made if prefix and prefix in key),
+    )
     if missing or left or not made:
-        found = f"{len(missing)} weights are missing" if missing else f"{len(left)} weights have no place"
+        found = (
+            f"{len(missing)} weights are missing"
+            if missing
+            else f"{len(left)} weights have no place"
+        )
         raise RecipeError(
-            f"model.name_or_path: {file} does not fit its {ADAPTER_FILE}: {found} ({[*missing, *left, 'all'][0]})",
+            f"model.name_or_path: {file} does not fit its {ADAPTER_FILE}: {found} "
+            f"({[*missing, *left, 'all'][0]})",
             "is it the adapter of this base, and the download complete?",
         )
 
@@ -114,6 +141,7 @@ def _weights_file(folder: str) -> Path:
 def base_under_adapter(model: Any) -> Any:
     """Return the model in which PEFT's adapters sit, or the model itself where there are none.
 
-    It asks for the method and not for the class: importing PEFT takes seconds, which a model without adapters saves.
+    It asks for the method and not for the class: importing PEFT takes seconds, which a model
+    without adapters saves.
     """
     return model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -1,7 +1,8 @@
-"""Which of transformers' classes a model is loaded by, from its config; and what is not a model that writes text.
+"""Which of transformers' classes a model is loaded by, from its config; and what is not a model
+that writes text.
 
-transformers itself makes a writer of every encoder that has a causal sibling (BERT), which then sees the tokens that it
-is asked for.
+transformers itself makes a writer of every encoder that has a causal sibling (BERT), which then
+sees the tokens that it is asked for.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ NO_WRITER = "name a model that writes text from left to right (`...ForCausalLM` 
 
 
 def refuse_what_writes_nothing(config: Any, name: str, key: str = "model.name_or_path") -> None:
-    """Refuse encoders, models of an encoder and a decoder, and what is made for something else than text.
+    """Refuse encoders, models of an encoder and a decoder, and what is made for something else than
+    text.
 
     Raises: RecipeError saying what the model is.
     """
@@ -23,8 +25,13 @@ def refuse_what_writes_nothing(config: Any, name: str, key: str = "model.name_or
     kind = config.model_type
     if "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
         return
-    writes, sees = names.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, names.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
-    is_encoder = kind in names.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
+    writes, sees = (
+        names.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        names.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    )
+    is_encoder = kind in names.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(
+        config, "is_decoder", False
+    )
     if getattr(config, "is_encoder_decoder", False):
         what = f"an encoder with a decoder ({kind}), which answers by another way than it reads"
     elif kind not in writes and kind not in sees:

@@ -17,11 +17,17 @@ if TYPE_CHECKING:
 
 
 def read_config(model: Model) -> PreTrainedConfig:
-    """Return the config of a model, or of the base of its adapter. Raises: RecipeError when it cannot be read."""
+    """Return the config of a model, or of the base of its adapter. Raises: RecipeError when it
+    cannot be read."""
     with quick_imports():
         from transformers import AutoConfig
 
     name, revision = base_of(model)
     source, form = source_of(name)
-    with quick_imports(), reading(name, CONFIG_FILE):  # with the config comes the code of its family
-        return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=model.trust_remote_code, **form)
+    with (
+        quick_imports(),
+        reading(name, CONFIG_FILE),
+    ):  # with the config comes the code of its family
+        return AutoConfig.from_pretrained(
+            source, revision=revision, trust_remote_code=model.trust_remote_code, **form
+        )

@@ -1,12 +1,14 @@
 """Further sets of a policy's trained weights: a moving average, a reference that follows it.
 
-A shadow holds what training changes and nothing else: under LoRA the adapter's weights (policy, average and reference
-then share one base, also a 4-bit one), in full fine-tuning every weight, on the CPU if asked. It is put in the place of
-the policy's own weights for as long as it is needed (`in_place`), by exchanging storage: no copy, no second module, no
-other code path than the policy's own.
+A shadow holds what training changes and nothing else: under LoRA the adapter's weights (policy,
+average and reference then share one base, also a 4-bit one), in full fine-tuning every weight, on
+the CPU if asked. It is put in the place of the policy's own weights for as long as it is needed
+(`in_place`), by exchanging storage: no copy, no second module, no other code path than the policy's
+own.
 
-Shadows are float32 whatever the policy is: in bfloat16 the small steps of an average are rounded away. The average of
-an adapter's two factors is not the factors of the average; the difference is of second order.
+Shadows are float32 whatever the policy is: in bfloat16 the small steps of an average are rounded
+away. The average of an adapter's two factors is not the factors of the average; the difference is
+of second order.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ class Shadow:
 
     @torch.no_grad()
     def follow(self, model: nn.Module, decay: float) -> None:
-        """Move towards the model: shadow = decay * shadow + (1 - decay) * model. `decay` weighs the old."""
+        """Move towards the model: shadow = decay * shadow + (1 - decay) * model. `decay` weighs the
+        old."""
         for name, weight in trained_weights(model).items():
             mine = self.weights[name]
             mine.lerp_(weight.detach().to(mine), 1 - decay)

@@ -1,7 +1,9 @@
-"""What lies on disk for a model: its folder, the base of its adapter, its chat template. Imports nothing heavy.
+"""What lies on disk for a model: its folder, the base of its adapter, its chat template. Imports
+nothing heavy.
 
-A recipe's model is checked here before torch is loaded: a folder that is not there, is unfinished, holds no weights, or
-holds them as pickles (which can run code when they are read) is refused with what to do.
+A recipe's model is checked here before torch is loaded: a folder that is not there, is unfinished,
+holds no weights, or holds them as pickles (which can run code when they are read) is refused with
+what to do.
 """
 
 from __future__ import annotations
@@ -13,19 +15,34 @@ from typing import Any
 
 from aligner.config.recipe import Model
 from aligner.errors import RecipeError
-from aligner.models.folder_kinds import CONFIG_FILE, check_files, check_sizes, read_object, weights_header, what_else
+from aligner.models.folder_kinds import (
+    CONFIG_FILE,
+    check_files,
+    check_sizes,
+    read_object,
+    weights_header,
+    what_else,
+)
 from aligner.models.gguf import check_gguf, gguf_file, source_of
 from aligner.models.shards import check_shards
 
 HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 ADAPTER_FILE = "adapter_config.json"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+)
 
 
 def check_model_path(model: Model, where: str = "model.name_or_path") -> None:
-    """Refuse a model folder or chat template that cannot be loaded, without importing anything heavy.
+    """Refuse a model folder or chat template that cannot be loaded, without importing anything
+    heavy.
 
-    Raises: RecipeError naming what is wrong, with the key `where`. A name that can be a hub id is left to the hub.
+    Raises: RecipeError naming what is wrong, with the key `where`. A name that can be a hub id is
+    left to the hub.
     """
     _check_folder(model.name_or_path, where)
     if model.chat_template is not None:
@@ -33,9 +50,14 @@ def check_model_path(model: Model, where: str = "model.name_or_path") -> None:
 
 
 def check_tokenizer_path(model: Model, where: str) -> None:
-    """Refuse what `check_model_path` does, but for a folder that holds a tokenizer and no weights."""
+    """Refuse what `check_model_path` does, but for a folder that holds a tokenizer and no
+    weights."""
     path = Path(model.name_or_path).expanduser()
-    if has_tokenizer(model.name_or_path) and path.is_dir() and gguf_file(model.name_or_path) is None:
+    if (
+        has_tokenizer(model.name_or_path)
+        and path.is_dir()
+        and gguf_file(model.name_or_path) is None
+    ):
         check_files(path, where)
         if model.chat_template is not None:
             read_chat_template(model.chat_template)
@@ -45,7 +67,9 @@ def check_tokenizer_path(model: Model, where: str) -> None:
 
 def has_tokenizer(name: str) -> bool:
     """Say whether a folder holds a tokenizer of its own."""
-    return gguf_file(name) is not None or any((Path(name).expanduser() / file).is_file() for file in TOKENIZER_FILES)
+    return gguf_file(name) is not None or any(
+        (Path(name).expanduser() / file).is_file() for file in TOKENIZER_FILES
+    )
 
 
 def _check_folder(name: str, where: str) -> None:
@@ -66,7 +90,8 @@ def _check_folder(name: str, where: str) -> None:
     elif not HUB_ID.match(name) or (path.parent.is_dir() and "/" in name):
         raise RecipeError(
             f"{where}: there is no folder {path}{_is_unfinished_run(path)}",
-            f"check the path (it is taken from {Path.cwd()}), or name a hub id such as Qwen/Qwen3-0.6B",
+            f"check the path (it is taken from {Path.cwd()}), or name a hub id such as "
+            "Qwen/Qwen3-0.6B",
         )
 
 
@@ -77,10 +102,15 @@ def _check_base(path: Path, adapter: dict[str, Any], where: str) -> None:
         return  # told by `base_of`
     place = f"{where}: the base of the adapter in {path}"
     if (Path(base).expanduser() / ADAPTER_FILE).is_file():
-        itself = "is this adapter itself" if Path(base).expanduser().resolve() == path.resolve() else "is an adapter"
+        itself = (
+            "is this adapter itself"
+            if Path(base).expanduser().resolve() == path.resolve()
+            else "is an adapter"
+        )
         raise RecipeError(
             f"{place}, {base}, {itself}",
-            f"write the model's own folder or hub id as base_model_name_or_path into {path / ADAPTER_FILE}; an adapter "
+            "write the model's own folder or hub id as base_model_name_or_path into "
+            f"{path / ADAPTER_FILE}; an adapter "
             "that was made on another is put onto that one merged into its base",
         )
     _check_folder(base, place)
@@ -90,26 +120,39 @@ def _check_weights(path: Path, where: str) -> None:
     if not any((path / name).is_file() for name in (CONFIG_FILE, ADAPTER_FILE)):
         what, hint = what_else(path)
         raise RecipeError(
-            f"{where}: {path} holds neither config.json nor {ADAPTER_FILE}{f': it is {what}' if what else ''}", hint
+            f"{where}: {path} holds neither config.json nor "
+            f"{ADAPTER_FILE}{f': it is {what}' if what else ''}",
+            hint,
         )
     if any(file.is_file() for file in path.glob("*.safetensors")):
         return
-    pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in path.glob(pattern))
+    pickles = sorted(
+        file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in path.glob(pattern)
+    )
     if pickles:
         raise RecipeError(
-            f"{where}: {path} holds its weights as pickles only ({pickles[0]}), which can run code when they are read",
+            f"{where}: {path} holds its weights as pickles only ({pickles[0]}), which can run "
+            "code when they are read",
             "convert them to safetensors (save_pretrained of transformers writes them)",
         )
-    raise RecipeError(f"{where}: {path} holds no weights (*.safetensors)", "is the download, or the run, complete?")
+    raise RecipeError(
+        f"{where}: {path} holds no weights (*.safetensors)",
+        "is the download, or the run, complete?",
+    )
 
 
 def _is_unfinished_run(path: Path) -> str:
     run = path.parent
-    return f"; the run {run} has not finished" if path.name == "final" and (run / "resolved.json").exists() else ""
+    return (
+        f"; the run {run} has not finished"
+        if path.name == "final" and (run / "resolved.json").exists()
+        else ""
+    )
 
 
 def read_chat_template(name: str) -> str:
-    """Return a chat template: the content of a Jinja file, or the one that TRL ships under this name.
+    """Return a chat template: the content of a Jinja file, or the one that TRL ships under this
+    name.
 
     Raises: RecipeError with the names that exist.
     """
@@ -152,7 +195,8 @@ def adapter_config(name: str, where: str = "model.name_or_path") -> dict[str, An
 
 
 def saved_outputs(name: str) -> int | None:
-    """Return how many outputs the reward head of a folder has; None for a folder without one, and for a hub id."""
+    """Return how many outputs the reward head of a folder has; None for a folder without one, and
+    for a hub id."""
     path = Path(name).expanduser()
     adapter = adapter_config(name)
     if adapter is not None:
@@ -167,14 +211,16 @@ def saved_outputs(name: str) -> int | None:
     labels, names = config.get("num_labels"), config.get("id2label")
     if not isinstance(labels, int | None) or not isinstance(names, dict | None):
         raise RecipeError(
-            f"model.name_or_path: {path / CONFIG_FILE}: num_labels or id2label is no number of labels, and no table",
+            f"model.name_or_path: {path / CONFIG_FILE}: num_labels or id2label is no number of "
+            "labels, and no table",
             "the file is damaged: download it again, or save the model again",
         )
     return labels or len(names or {}) or 2
 
 
 def _rows_of_head(folder: Path) -> int | None:
-    """The outputs of the head in an adapter's file, from the header that safetensors begins with."""
+    """The outputs of the head in an adapter's file, from the header that safetensors begins
+    with."""
     for file in folder.glob("*.safetensors"):
         for key, value in weights_header(file).items():
             if key.split(".")[-2:] in (["score", "weight"], ["classifier", "weight"]):
@@ -196,7 +242,8 @@ def base_of(model: Model) -> tuple[str, str | None]:
 
 
 def own_quantization(name: str) -> str:
-    """Return how the weights of a folder are quantized already: `nf4`, `fp4`, `int8`, another method's name, or ""."""
+    """Return how the weights of a folder are quantized already: `nf4`, `fp4`, `int8`, another
+    method's name, or ""."""
     path = Path(name).expanduser()
     adapter = adapter_config(name)
     if adapter is not None:
@@ -225,22 +272,29 @@ def as_trained(model: Model) -> Model:
         )
     if not found:
         return model
-    what = f"model.name_or_path: the weights of {model.name_or_path} are quantized already ({found})"
+    what = (
+        f"model.name_or_path: the weights of {model.name_or_path} are quantized already ({found})"
+    )
     if found not in ("nf4", "fp4", "int8"):
         raise RecipeError(
             f"{what}, and those cannot be trained here, nor can an adapter on them",
-            "name the model that they were made from; model.quantization=nf4 with model.lora needs as little memory",
+            "name the model that they were made from; model.quantization=nf4 with model.lora "
+            "needs as little memory",
         )
     if model.quantization not in ("none", found):
-        raise RecipeError(f"{what}, so model.quantization={model.quantization} cannot be", "leave it out")
+        raise RecipeError(
+            f"{what}, so model.quantization={model.quantization} cannot be", "leave it out"
+        )
     if model.lora is None:
         raise RecipeError(
             f"{what}, so they cannot be trained themselves",
-            "add model.lora={} to train an adapter on them, or name the model that they were made from",
+            "add model.lora={} to train an adapter on them, or name the model that they were made "
+            "from",
         )
     return model.model_copy(update={"quantization": found})
 
 
 def local_name(name: str) -> str:
-    """Return folders as absolute paths, so that a saved adapter finds its base from any working directory."""
+    """Return folders as absolute paths, so that a saved adapter finds its base from any working
+    directory."""
     return source_of(name)[0]

@@ -1,4 +1,5 @@
-"""What a model's weights and a tokenizer are known by: hashes that change when anything read from them changes."""
+"""What a model's weights and a tokenizer are known by: hashes that change when anything read from
+them changes."""
 
 from __future__ import annotations
 
@@ -19,14 +20,17 @@ if TYPE_CHECKING:
 
 
 def model_fingerprint(model: Model) -> str:
-    """Return a hash of the weights that a recipe starts from: of the files of a folder, or of the hub's commit."""
+    """Return a hash of the weights that a recipe starts from: of the files of a folder, or of the
+    hub's commit."""
     digest = sha256(f"{model.dtype} {model.quantization} {model.double_quant}".encode())
     path = Path(model.name_or_path).expanduser()
     gguf = gguf_file(model.name_or_path)
     if not path.is_dir() and gguf is None:
         from huggingface_hub import snapshot_download
 
-        path = Path(snapshot_download(model.name_or_path, revision=model.revision, local_files_only=True))
+        path = Path(
+            snapshot_download(model.name_or_path, revision=model.revision, local_files_only=True)
+        )
         digest.update(path.name.encode())
         return digest.hexdigest()
     files = [file for form in ("*.safetensors", "*config.json", "*.py") for file in path.glob(form)]

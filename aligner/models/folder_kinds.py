@@ -1,7 +1,8 @@
-"""What a folder is, told from its files, where it is not the model that was meant: and what to name instead.
+"""What a folder is, told from its files, where it is not the model that was meant: and what to name
+instead.
 
-Also whether its small files are JSON objects, and whether the sizes in its config.json can be those of its weights.
-Imports nothing heavy.
+Also whether its small files are JSON objects, and whether the sizes in its config.json can be those
+of its weights. Imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -26,7 +27,15 @@ MAX_HEADER_BYTES = 100_000_000
 """What safetensors itself allows a header to be."""
 
 SIZES = (
-    *("hidden_size", "n_embd", "d_model", "vocab_size", "intermediate_size", "head_dim", "num_experts"),
+    *(
+        "hidden_size",
+        "n_embd",
+        "d_model",
+        "vocab_size",
+        "intermediate_size",
+        "head_dim",
+        "num_experts",
+    ),
     *("num_attention_heads", "n_head", "num_key_value_heads", "num_local_experts"),
 )
 LAYERS = ("num_hidden_layers", "n_layer")
@@ -37,11 +46,16 @@ ALWAYS_ALLOWED = 65_536
 
 
 def read_object(file: Path, where: str) -> dict[str, Any]:
-    """Return the JSON object that a file holds. Raises: RecipeError naming the file and what it holds instead."""
+    """Return the JSON object that a file holds. Raises: RecipeError naming the file and what it
+    holds instead."""
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error) or "it cannot be read"
+        reason = (
+            "it is nested too deeply"
+            if isinstance(error, RecursionError)
+            else str(error) or "it cannot be read"
+        )
         raise _damaged(where, file, f"is not JSON: {reason}") from error
     if not isinstance(value, dict):
         raise _damaged(where, file, f"holds {_kind_of(value)}, not an object")
@@ -49,7 +63,9 @@ def read_object(file: Path, where: str) -> dict[str, Any]:
 
 
 def _damaged(where: str, file: Path, what: str) -> RecipeError:
-    return RecipeError(f"{where}: {file} {what}", "the file is damaged: download it again, or save the model again")
+    return RecipeError(
+        f"{where}: {file} {what}", "the file is damaged: download it again, or save the model again"
+    )
 
 
 def _kind_of(value: Any) -> str:
@@ -70,11 +86,12 @@ def check_files(folder: Path, where: str) -> None:
             raise _damaged(where, tokenizer, "holds no JSON object")
 
 
-# --- other things than models --------------------------------------------------------------------------------------
+# --- other things than models ---------------------------------------------------------------------
 
 
 def what_else(folder: Path) -> tuple[str, str]:
-    """Return what a folder without config.json and without an adapter is, and what to name instead."""
+    """Return what a folder without config.json and without an adapter is, and what to name
+    instead."""
     for is_it, what, hint in _other_things(folder):
         if is_it:
             return what, hint
@@ -84,12 +101,28 @@ def what_else(folder: Path) -> tuple[str, str]:
 def _other_things(folder: Path) -> Iterator[tuple[bool, str, str]]:
     final, checkpoints = folder / "final", _checkpoints(folder)
     snapshots = sorted(folder.glob("snapshots/*/config.json"))
-    inside = sorted(file.parent for name in (CONFIG_FILE, "adapter_config.json") for file in folder.glob(f"*/{name}"))
+    inside = sorted(
+        file.parent
+        for name in (CONFIG_FILE, "adapter_config.json")
+        for file in folder.glob(f"*/{name}")
+    )
     yield not any(folder.iterdir()), "an empty folder", "is the download complete?"
     yield final.is_dir(), "the directory of a run", f"did you mean {final}?"
-    yield (folder / "resolved.json").is_file(), "a run that has not finished", "--resume goes on with it"
-    yield bool(checkpoints), "a folder of checkpoints", f"did you mean {checkpoints[-1] if checkpoints else ''}?"
-    yield bool(snapshots), "a cache of the hub", f"name {snapshots[0].parent if snapshots else ''}, or the hub id"
+    yield (
+        (folder / "resolved.json").is_file(),
+        "a run that has not finished",
+        "--resume goes on with it",
+    )
+    yield (
+        bool(checkpoints),
+        "a folder of checkpoints",
+        f"did you mean {checkpoints[-1] if checkpoints else ''}?",
+    )
+    yield (
+        bool(snapshots),
+        "a cache of the hub",
+        f"name {snapshots[0].parent if snapshots else ''}, or the hub id",
+    )
     yield (
         (folder / "model_index.json").is_file(),
         "a diffusers pipeline, which makes no text",
@@ -105,8 +138,16 @@ def _other_things(folder: Path) -> Iterator[tuple[bool, str, str]]:
         "in the form of its authors, not of transformers",
         "name the folder that transformers reads (its name often ends in -hf)",
     )
-    yield bool(list(folder.glob("*.gguf"))), "a folder of several GGUF files", "name one of the files"
-    yield bool(list(folder.glob("*.onnx"))), "an ONNX model", "name the model that it was exported from"
+    yield (
+        bool(list(folder.glob("*.gguf"))),
+        "a folder of several GGUF files",
+        "name one of the files",
+    )
+    yield (
+        bool(list(folder.glob("*.onnx"))),
+        "an ONNX model",
+        "name the model that it was exported from",
+    )
     yield bool(inside), "a folder of models", f"did you mean {inside[0] if inside else ''}?"
 
 
@@ -115,11 +156,12 @@ def _checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
 
 
-# --- sizes ---------------------------------------------------------------------------------------------------------
+# --- sizes ----------------------------------------------------------------------------------------
 
 
 def check_sizes(folder: Path, where: str) -> None:
-    """Refuse sizes that are no sizes, or that are too large for the weights, before anything is made of them.
+    """Refuse sizes that are no sizes, or that are too large for the weights, before anything is
+    made of them.
 
     Made of them it would be: transformers fills up with random numbers what the files lack.
     """
@@ -127,7 +169,9 @@ def check_sizes(folder: Path, where: str) -> None:
     config = read_object(file, where)
     shapes = [shape for weights in folder.glob("*.safetensors") for shape in _shapes(weights)]
     inner = config.get("text_config")
-    for part in (inner,) if isinstance(inner, dict) else (config,):  # beside a part for text, sizes are often unused
+    for part in (
+        (inner,) if isinstance(inner, dict) else (config,)
+    ):  # beside a part for text, sizes are often unused
         for key in (*SIZES, *LAYERS, *POSITIONS):
             if wrong := _wrong_size(key, part.get(key), shapes, has_own_code="auto_map" in config):
                 raise RecipeError(
@@ -163,7 +207,8 @@ def _shapes(file: Path) -> Iterator[list[int]]:
 
 
 def weights_header(file: Path) -> dict[str, Any]:
-    """Return what a safetensors file says of its tensors; nothing where it is damaged, which the loader will tell."""
+    """Return what a safetensors file says of its tensors; nothing where it is damaged, which the
+    loader will tell."""
     try:
         with file.open("rb") as stream:
             size = int.from_bytes(stream.read(8), "little")

@@ -1,6 +1,8 @@
-"""Reading many sequences with a model: sorted by length, in batches of about so many tokens, each sequence once.
+"""Reading many sequences with a model: sorted by length, in batches of about so many tokens, each
+sequence once.
 
-What comes out does not depend on the order of the sequences, nor (but for rounding) on which others share a batch.
+What comes out does not depend on the order of the sequences, nor (but for rounding) on which others
+share a batch.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ _CHUNK = 1024
 """Positions whose logits are turned into entropies at a time."""
 
 Read = Callable[[dict[str, torch.Tensor], Sequence[int]], Sequence[T]]
-"""A padded batch (`input_ids`, `attention_mask`, `position_ids`) and the numbers of its sequences -> what is read of each."""
+"""A padded batch (`input_ids`, `attention_mask`, `position_ids`) and the numbers of its sequences
+-> what is read of each."""
 
 
 def in_batches(
@@ -33,10 +36,11 @@ def in_batches(
     starts: Sequence[int] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[T]:
-    """Return what `read` finds in each sequence, in their order; equal sequences (with equal `starts`) are read once.
+    """Return what `read` finds in each sequence, in their order; equal sequences (with equal
+    `starts`) are read once.
 
-    Padding is on the right, or on the `left` for who reads the last place of all rows. `on_progress(done, total)` counts
-    different sequences.
+    Padding is on the right, or on the `left` for who reads the last place of all rows.
+    `on_progress(done, total)` counts different sequences.
     """
     places: dict[tuple[int, ...], list[int]] = {}
     for place, ids in enumerate(sequences):
@@ -55,8 +59,11 @@ def in_batches(
     return found
 
 
-def _batches(ordered: Sequence[tuple[int, ...]], batch_tokens: int) -> Iterator[list[tuple[int, ...]]]:
-    """Sequences with their start behind them: longest first, so that what does not fit into memory is known at once."""
+def _batches(
+    ordered: Sequence[tuple[int, ...]], batch_tokens: int
+) -> Iterator[list[tuple[int, ...]]]:
+    """Sequences with their start behind them: longest first, so that what does not fit into memory
+    is known at once."""
     start = 0
     while start < len(ordered):
         rows = max(1, batch_tokens // max(1, len(ordered[start]) - 1))
@@ -64,8 +71,11 @@ def _batches(ordered: Sequence[tuple[int, ...]], batch_tokens: int) -> Iterator[
         start += rows
 
 
-def pad(sequences: Sequence[Sequence[int]], pad_token_id: int, *, left: bool = False) -> dict[str, torch.Tensor]:
-    """Stack sequences into `input_ids`, `attention_mask` and `position_ids`, each (B, T), T the longest.
+def pad(
+    sequences: Sequence[Sequence[int]], pad_token_id: int, *, left: bool = False
+) -> dict[str, torch.Tensor]:
+    """Stack sequences into `input_ids`, `attention_mask` and `position_ids`, each (B, T), T the
+    longest.
 
     Padding is known by the mask, never by its id.
     """
@@ -88,22 +98,36 @@ def answer_entropies(
     batch_tokens: int = 16384,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[list[float]]:
-    """Return, for each (prompt ids, answer ids), the entropy in nats of what every token of the answer was drawn from."""
+    """Return, for each (prompt ids, answer ids), the entropy in nats of what every token of the
+    answer was drawn from."""
 
     def read(batch: dict[str, Any], rows: Sequence[int]) -> list[list[float]]:
         starts = [len(sequences[row][0]) for row in rows]
         stops = [start + len(sequences[row][1]) for start, row in zip(starts, rows)]
         first = max(0, min(starts) - 1)
         width = batch["input_ids"].shape[1]
-        logits = model(**batch, logits_to_keep=width - first, use_cache=False).logits  # (B, T - first, V)
+        logits = model(
+            **batch, logits_to_keep=width - first, use_cache=False
+        ).logits  # (B, T - first, V)
         return [
             _entropies(logits[i, start - 1 - first : stop - 1 - first]) if start else [0.0] * stop
             for i, (start, stop) in enumerate(zip(starts, stops))
         ]
 
-    whole, starts = [[*prompt, *answer] for prompt, answer in sequences], [len(prompt) for prompt, _ in sequences]
+    whole, starts = (
+        [[*prompt, *answer] for prompt, answer in sequences],
+        [len(prompt) for prompt, _ in sequences],
+    )
     with torch.no_grad():
-        return in_batches(whole, read, pad_token_id, batch_tokens, model.device, starts=starts, on_progress=on_progress)
+        return in_batches(
+            whole,
+            read,
+            pad_token_id,
+            batch_tokens,
+            model.device,
+            starts=starts,
+            on_progress=on_progress,
+        )
 
 
 def _entropies(logits: Any) -> list[float]:

@@ -1,7 +1,9 @@
-"""GGUF files, the form of llama.cpp: read by transformers as an ordinary model, its blocks turned back into numbers.
+"""GGUF files, the form of llama.cpp: read by transformers as an ordinary model, its blocks turned
+back into numbers.
 
-Tokenizer and chat template come out of the file too. The model is trained and saved like any other, as safetensors. What
-llama.cpp's rounding took away is gone; the model that the file was made from is the better start where it can be had.
+Tokenizer and chat template come out of the file too. The model is trained and saved like any other,
+as safetensors. What llama.cpp's rounding took away is gone; the model that the file was made from
+is the better start where it can be had.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ OTHER_FORMS = ("config.json", "adapter_config.json")
 
 
 def gguf_file(name: str) -> Path | None:
-    """Return the GGUF file that a name means: the file itself, or the only one of a folder that holds no other model."""
+    """Return the GGUF file that a name means: the file itself, or the only one of a folder that
+    holds no other model."""
     path = Path(name).expanduser()
     if path.is_file():
         return path if path.suffix.lower() == SUFFIX else None
@@ -33,7 +36,9 @@ def check_gguf(file: Path, where: str) -> None:
     with file.open("rb") as stream:
         is_gguf = stream.read(len(MAGIC)) == MAGIC
     if not is_gguf:
-        raise RecipeError(f"{where}: {file} does not begin as a GGUF file does", "download it again")
+        raise RecipeError(
+            f"{where}: {file} does not begin as a GGUF file does", "download it again"
+        )
     if "-of-" in file.stem:
         raise RecipeError(
             f"{where}: {file} is a part of a GGUF model",
@@ -42,12 +47,14 @@ def check_gguf(file: Path, where: str) -> None:
     if find_spec("gguf") is None:
         raise RecipeError(
             f"{where}: {file} is a GGUF file, and the package that reads those is not installed",
-            'pip install "aligner-toolkit[gguf]"; or name the folder of the model that it was made from',
+            'pip install "aligner-toolkit[gguf]"; or name the folder of the model that it was '
+            "made from",
         )
 
 
 def source_of(name: str) -> tuple[str, dict[str, Any]]:
-    """Return what `from_pretrained` is called with for a name: folder or hub id, and the file in it if it is a GGUF."""
+    """Return what `from_pretrained` is called with for a name: folder or hub id, and the file in it
+    if it is a GGUF."""
     file = gguf_file(name)
     if file is not None:
         return str(file.parent.resolve()), {"gguf_file": file.name}
@@ -56,7 +63,8 @@ def source_of(name: str) -> tuple[str, dict[str, Any]]:
 
 
 def as_ordinary(policy: Any, name: str) -> None:
-    """Let a model that came out of a GGUF file say where it came from, so that an adapter finds its base again."""
+    """Let a model that came out of a GGUF file say where it came from, so that an adapter finds its
+    base again."""
     file = gguf_file(name)
     if file is not None:
         policy.name_or_path = policy.config._name_or_path = str(file.resolve())

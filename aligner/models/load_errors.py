@@ -1,7 +1,9 @@
-"""Reading somebody's model folder through libraries: whatever they raise becomes a sentence that names the folder.
+"""Reading somebody's model folder through libraries: whatever they raise becomes a sentence that
+names the folder.
 
-A folder can be wrong in more ways than a list of exceptions holds: transformers and PEFT raise KeyError for an unknown
-kind, ZeroDivisionError for no heads, and tokenizers a bare Exception for a damaged file.
+A folder can be wrong in more ways than a list of exceptions holds: transformers and PEFT raise
+KeyError for an unknown kind, ZeroDivisionError for no heads, and tokenizers a bare Exception for a
+damaged file.
 """
 
 from __future__ import annotations
@@ -26,8 +28,9 @@ MAX_REASON_CHARACTERS = 300
 def quick_imports() -> Iterator[None]:
     """Let the garbage collector wait while torch and its like are imported.
 
-    Half a million objects of thousands of modules hold no garbage, and searching them again and again takes a quarter of
-    the time of the import. What they made is left out of later searches too.
+    Half a million objects of thousands of modules hold no garbage, and searching them again and
+    again takes a quarter of the time of the import. What they made is left out of later searches
+    too.
     """
     was_enabled, count = gc.isenabled(), len(sys.modules)
     gc.disable()
@@ -41,8 +44,11 @@ def quick_imports() -> Iterator[None]:
 
 
 @contextmanager
-def reading(name: str, what: str, key: str = "model.name_or_path", hint: str = "") -> Iterator[None]:
-    """Turn what is raised within into a RecipeError about the `what` (tokenizer, model, adapter) of `name`."""
+def reading(
+    name: str, what: str, key: str = "model.name_or_path", hint: str = ""
+) -> Iterator[None]:
+    """Turn what is raised within into a RecipeError about the `what` (tokenizer, model, adapter) of
+    `name`."""
     try:
         yield
     except AlignerError:
@@ -51,16 +57,24 @@ def reading(name: str, what: str, key: str = "model.name_or_path", hint: str = "
         raise cannot_load(name, what, error, key, hint) from error
 
 
-def cannot_load(name: str, what: str, error: Exception, key: str = "model.name_or_path", hint: str = "") -> RecipeError:
+def cannot_load(
+    name: str, what: str, error: Exception, key: str = "model.name_or_path", hint: str = ""
+) -> RecipeError:
     """Return the error that says what cannot be loaded, why, and what to do."""
-    return RecipeError(f"{key}: the {what} of {name!r} cannot be loaded: {_reason(error)}", hint or _hint(name, error))
+    return RecipeError(
+        f"{key}: the {what} of {name!r} cannot be loaded: {_reason(error)}",
+        hint or _hint(name, error),
+    )
 
 
 def _reason(error: Exception) -> str:
-    """The first line of a message, with the next one where it ends in a colon; the type says it where the text does not."""
+    """The first line of a message, with the next one where it ends in a colon; the type says it
+    where the text does not."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
-    speaks = isinstance(error, OSError | ValueError | ImportError) or type(error).__name__.startswith("Strict")
+    speaks = isinstance(error, OSError | ValueError | ImportError) or type(
+        error
+    ).__name__.startswith("Strict")
     kind = "" if text and speaks else f"{type(error).__name__}: "
     return f"{kind}{text}"[:MAX_REASON_CHARACTERS] or type(error).__name__
 
@@ -69,12 +83,21 @@ def _hint(name: str, error: Exception) -> str:
     if "trust_remote_code" in str(error):
         return "set model.trust_remote_code=true if you trust the code that ships with it"
     if "alloc" in str(error) or isinstance(error, MemoryError):
-        return "are the sizes in its config.json right? Else name a smaller model, or load it with model.quantization"
+        return (
+            "are the sizes in its config.json right? Else name a smaller model, or load it with "
+            "model.quantization"
+        )
     if zeros := _zeros(Path(name).expanduser() / "config.json"):
         return f"its config.json says {zeros}: is that right?"
     if Path(name).expanduser().exists() or isinstance(error, ImportError):
-        return "see the message: a file is missing or damaged, or a setting under `model` does not fit this model"
-    return "check the name and the network (HF_HUB_OFFLINE), or name a folder that holds the model as safetensors"
+        return (
+            "see the message: a file is missing or damaged, or a setting under `model` does not "
+            "fit this model"
+        )
+    return (
+        "check the name and the network (HF_HUB_OFFLINE), or name a folder that holds the model "
+        "as safetensors"
+    )
 
 
 def _zeros(file: Path) -> str:
@@ -94,7 +117,8 @@ MODEL_ERRORS = (
     TypeError,
     ValueError,
 )
-"""What the code of a model raises when sizes or inputs do not suit it; it is not ours, and each has ways of its own."""
+"""What the code of a model raises when sizes or inputs do not suit it; it is not ours, and each has
+ways of its own."""
 
 
 def first_line(error: BaseException) -> str:

@@ -1,10 +1,12 @@
 """Tokenizers and models: the only place that calls `from_pretrained`.
 
-`load_policy(..., trainable=True)` gives what is trained: the whole model, or a frozen base (also in 4 or 8 bits) under
-LoRA adapters. A folder that holds an adapter is loaded onto the base that it names: it is trained further when the
-recipe has `model.lora`, and merged into its base otherwise. `trainable=False` gives a model for answering.
+`load_policy(..., trainable=True)` gives what is trained: the whole model, or a frozen base (also in
+4 or 8 bits) under LoRA adapters. A folder that holds an adapter is loaded onto the base that it
+names: it is trained further when the recipe has `model.lora`, and merged into its base otherwise.
+`trainable=False` gives a model for answering.
 
-Only safetensors are read and written, and code that ships with a model runs only when `trust_remote_code` says so.
+Only safetensors are read and written, and code that ships with a model runs only when
+`trust_remote_code` says so.
 """
 
 from __future__ import annotations
@@ -47,26 +49,32 @@ QUANTIZED = ("nf4", "fp4", "int8")
 
 
 def check_policy(model: Model, *, trainable: bool, answers: bool = False) -> dict[str, Any] | None:
-    """Refuse a model that writes no text, and an adapter that cannot be used as asked; return the adapter's config."""
+    """Refuse a model that writes no text, and an adapter that cannot be used as asked; return the
+    adapter's config."""
     adapter = adapter_config(model.name_or_path)
     if adapter and adapter.get("task_type") == "SEQ_CLS":
         raise RecipeError(
-            f"model.name_or_path: the adapter in {model.name_or_path} belongs to a reward model, which writes no text",
+            f"model.name_or_path: the adapter in {model.name_or_path} belongs to a reward model, "
+            "which writes no text",
             "name the model that it was made from, or another one",
         )
     refuse_what_writes_nothing(read_config(model), base_of(model)[0])
     if adapter:
         further = trainable and model.lora is not None
-        check_kind(adapter, model.name_or_path, trainable=trainable, further=further, answers=answers)
+        check_kind(
+            adapter, model.name_or_path, trainable=trainable, further=further, answers=answers
+        )
     return adapter
 
 
 def load_policy(
     model: Model, tokenizer: PreTrainedTokenizerBase, *, trainable: bool, answers: bool = False
 ) -> PreTrainedModel:
-    """Load the model of a recipe: to be trained, or (with `trainable=False`) merged, in eval mode, on the best device.
+    """Load the model of a recipe: to be trained, or (with `trainable=False`) merged, in eval mode,
+    on the best device.
 
-    With `answers`, an adapter that cannot be merged is left on its base: for callers that generate and read `logits`.
+    With `answers`, an adapter that cannot be merged is left on its base: for callers that generate
+    and read `logits`.
 
     Raises: RecipeError when it cannot be loaded, with transformers' reason.
     """
@@ -85,13 +93,18 @@ def load_policy(
     return policy
 
 
-def load_outline(model: Model, tokenizer: PreTrainedTokenizerBase, *, outputs: int | None = None) -> Any:
-    """Return a model that is ready to be trained, but for its weights, of which only the shapes are there.
+def load_outline(
+    model: Model, tokenizer: PreTrainedTokenizerBase, *, outputs: int | None = None
+) -> Any:
+    """Return a model that is ready to be trained, but for its weights, of which only the shapes are
+    there.
 
-    So what the recipe names in it is looked up before anything is tokenised, and weights are counted before they are read.
-    `outputs`: that of a reward model's head, for a model that has one. None for a kind of model that is not made from a config alone.
+    So what the recipe names in it is looked up before anything is tokenised, and weights are
+    counted before they are read. `outputs`: that of a reward model's head, for a model that has
+    one. None for a kind of model that is not made from a config alone.
 
-    Raises: RecipeError for what the recipe names and the model has not, and for a head that its family has not.
+    Raises: RecipeError for what the recipe names and the model has not, and for a head that its
+    family has not.
     """
     import torch
     from transformers import AutoModelForSequenceClassification
@@ -102,8 +115,10 @@ def load_outline(model: Model, tokenizer: PreTrainedTokenizerBase, *, outputs: i
         if outputs is None or getattr(config, "auto_map", None):
             return None
         raise RecipeError(
-            f"model.name_or_path: transformers has no model of type {config.model_type} with a head that gives numbers",
-            "set reward.kind=pairwise, which trains the model that writes, or name a model of another family",
+            f"model.name_or_path: transformers has no model of type {config.model_type} with a "
+            "head that gives numbers",
+            "set reward.kind=pairwise, which trains the model that writes, or name a model of "
+            "another family",
         )
     if outputs is not None:
         config.num_labels = outputs
@@ -113,10 +128,14 @@ def load_outline(model: Model, tokenizer: PreTrainedTokenizerBase, *, outputs: i
         if len(tokenizer) > outline.get_input_embeddings().num_embeddings and model.new_tokens:
             outline.resize_token_embeddings(len(tokenizer), mean_resizing=False)
         outline.is_quantized = model.quantization in QUANTIZED
-        return _outline_of_adapter(outline, model, tokenizer, "CAUSAL_LM" if outputs is None else "SEQ_CLS")
+        return _outline_of_adapter(
+            outline, model, tokenizer, "CAUSAL_LM" if outputs is None else "SEQ_CLS"
+        )
 
 
-def _outline_of_adapter(outline: PreTrainedModel, model: Model, tokenizer: PreTrainedTokenizerBase, task: str) -> Any:
+def _outline_of_adapter(
+    outline: PreTrainedModel, model: Model, tokenizer: PreTrainedTokenizerBase, task: str
+) -> Any:
     """Put the recipe's adapter, or the one of its folder, on a model without weights."""
     if model.lora is None:
         freeze_sight(outline)
@@ -135,13 +154,20 @@ def _outline_of_adapter(outline: PreTrainedModel, model: Model, tokenizer: PreTr
 
 
 def load_reward_model(
-    model: Model, tokenizer: PreTrainedTokenizerBase, *, outputs: int | None, trainable: bool, seed: int = 0
+    model: Model,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    outputs: int | None,
+    trainable: bool,
+    seed: int = 0,
 ) -> PreTrainedModel:
-    """Load a model with a head that gives numbers in place of one that writes: a sequence classification model.
+    """Load a model with a head that gives numbers in place of one that writes: a sequence
+    classification model.
 
-    `outputs` is the number of outputs that its head gets, drawn at random with `seed`, where the weights have none yet; None
-    takes what is there. A trained head is kept as it is, however many outputs it has. With `trainable=False` the result
-    is merged, in eval mode, on the best device, and its head computes in float32.
+    `outputs` is the number of outputs that its head gets, drawn at random with `seed`, where the
+    weights have none yet; None takes what is there. A trained head is kept as it is, however many
+    outputs it has. With `trainable=False` the result is merged, in eval mode, on the best device,
+    and its head computes in float32.
 
     Raises: RecipeError when it cannot be loaded, or has no head and none was asked for.
     """
@@ -166,7 +192,8 @@ def load_reward_model(
     if absent and not adapter:
         if outputs is None:
             raise RecipeError(
-                f"model.name_or_path: {model.name_or_path!r} has no reward head ({absent[0]} is missing)",
+                f"model.name_or_path: {model.name_or_path!r} has no reward head ({absent[0]} is "
+                "missing)",
                 "name a reward model; a model that writes text becomes one with `aligner reward`",
             )
         draw_head(policy, seed)
@@ -175,11 +202,16 @@ def load_reward_model(
         check_kind(adapter, model.name_or_path, trainable=trainable, further=further, answers=False)
         if saved is None:
             raise RecipeError(
-                f"model.name_or_path: the adapter in {model.name_or_path} belongs to a model that writes text",
+                f"model.name_or_path: the adapter in {model.name_or_path} belongs to a model that "
+                "writes text",
                 "merge it into its base first, and train the reward model from the result",
             )
-        exact = policy.dtype == torch.float32  # below that, merging would round the sum of base and adapter once more
-        policy = with_saved_adapter(policy, model, adapter, tokenizer, trainable, merge=trainable or exact)
+        exact = (
+            policy.dtype == torch.float32
+        )  # below that, merging would round the sum of base and adapter once more
+        policy = with_saved_adapter(
+            policy, model, adapter, tokenizer, trainable, merge=trainable or exact
+        )
     elif trainable and model.lora is not None:
         policy = with_new_adapter(policy, model.lora, model, tokenizer, task="SEQ_CLS")
     _settle(policy, tokenizer, model)
@@ -189,14 +221,19 @@ def load_reward_model(
     return policy
 
 
-def _load_classifier(model: Model, trainable: bool, outputs: int | None) -> tuple[PreTrainedModel, list[str]]:
-    """Return the base as a sequence classification model, and the names of the head's weights that it lacks."""
+def _load_classifier(
+    model: Model, trainable: bool, outputs: int | None
+) -> tuple[PreTrainedModel, list[str]]:
+    """Return the base as a sequence classification model, and the names of the head's weights that
+    it lacks."""
     from transformers import AutoModelForSequenceClassification
 
     from aligner.models.reward_head import HEADS
 
     further = {} if outputs is None else {"num_labels": outputs}
-    return _from_pretrained(model, trainable, AutoModelForSequenceClassification, may_lack=HEADS, **further)
+    return _from_pretrained(
+        model, trainable, AutoModelForSequenceClassification, may_lack=HEADS, **further
+    )
 
 
 def _load_base(model: Model, trainable: bool) -> PreTrainedModel:
@@ -208,19 +245,28 @@ def _load_base(model: Model, trainable: bool) -> PreTrainedModel:
 
 
 def _name_backbone(policy: PreTrainedModel) -> None:
-    """Let `base_model` be the part below the head, also where a class calls it otherwise than it says (Llama 4's text model)."""
+    """Let `base_model` be the part below the head, also where a class calls it otherwise than it
+    says (Llama 4's text model)."""
     from transformers import PreTrainedModel
 
     if policy.base_model is policy:
-        parts = [name for name, part in policy.named_children() if isinstance(part, PreTrainedModel)]
+        parts = [
+            name for name, part in policy.named_children() if isinstance(part, PreTrainedModel)
+        ]
         if len(parts) == 1:
             policy.base_model_prefix = parts[0]
 
 
 def _from_pretrained(
-    model: Model, trainable: bool, auto_class: Any, *, may_lack: tuple[str, ...] = (), **further: Any
+    model: Model,
+    trainable: bool,
+    auto_class: Any,
+    *,
+    may_lack: tuple[str, ...] = (),
+    **further: Any,
 ) -> tuple[PreTrainedModel, list[str]]:
-    """Load the base of a model, refusing one of which more is missing than a part named in `may_lack`."""
+    """Load the base of a model, refusing one of which more is missing than a part named in
+    `may_lack`."""
     name, revision = base_of(model)
     source, form = source_of(name)
     options: dict[str, Any] = {"dtype": resolve_dtype(model, trainable), **form, **further}
@@ -250,9 +296,11 @@ def _from_pretrained(
     absent = [key for key in every if key not in heads]
     if absent:
         raise RecipeError(
-            f"model.name_or_path: {len(absent)} weights of {name!r} are missing or have another shape than its config.json "
+            f"model.name_or_path: {len(absent)} weights of {name!r} are missing or have another "
+            "shape than its config.json "
             f"says ({absent[0]}), and transformers would put random numbers there",
-            "is the download, or the run, complete? A model with another kind of head cannot write text",
+            "is the download, or the run, complete? A model with another kind of head cannot "
+            "write text",
         )
     _refuse_layers_left_out(policy, loaded["unexpected_keys"], name)
     if getattr(policy, "_hf_peft_config_loaded", False):
@@ -265,20 +313,26 @@ def _from_pretrained(
 
         keep_steady(policy)
     as_ordinary(policy, name)
-    # What is masked has no gradient in any case, and the token that pads is trained where it stands in a text.
+    # What is masked has no gradient in any case, and the token that pads is trained where it stands
+    # in a text.
     policy.get_input_embeddings().padding_idx = None
     return policy, heads
 
 
 def _refuse_layers_left_out(policy: PreTrainedModel, unexpected: Iterable[str], name: str) -> None:
-    """Refuse weights of layers beyond those that the config counts, which transformers leaves out."""
+    """Refuse weights of layers beyond those that the config counts, which transformers leaves
+    out."""
     count = getattr(policy.config.get_text_config(), "num_hidden_layers", None)
     beyond = sorted(
-        key for key in unexpected for number in LAYER.findall(key) if count is not None and int(number) >= count
+        key
+        for key in unexpected
+        for number in LAYER.findall(key)
+        if count is not None and int(number) >= count
     )
     if beyond:
         raise RecipeError(
-            f"model.name_or_path: {name!r} holds weights of more layers than the {count} that its config.json counts "
+            f"model.name_or_path: {name!r} holds weights of more layers than the {count} that its "
+            "config.json counts "
             f"({beyond[0]}), and they would be left out",
             "correct num_hidden_layers there, or download the folder again",
         )
@@ -286,7 +340,8 @@ def _refuse_layers_left_out(policy: PreTrainedModel, unexpected: Iterable[str], 
 
 @contextmanager
 def without_messages(text: str, *modules: str) -> Iterator[None]:
-    """Keep modules of transformers from logging what holds `text`, where it is wrong or what matters of it is told by us."""
+    """Keep modules of transformers from logging what holds `text`, where it is wrong or what
+    matters of it is told by us."""
     loggers = [logging.getLogger(f"transformers.{name}") for name in modules]
 
     def wanted(record: logging.LogRecord) -> bool:
@@ -313,34 +368,41 @@ def _quantization_config(model: Model, heads: tuple[str, ...] = ()) -> Any:
         load_in_4bit=True,
         bnb_4bit_quant_type=model.quantization,
         bnb_4bit_use_double_quant=model.double_quant,
-        bnb_4bit_compute_dtype=resolve_dtype(model, trainable=False),  # it is frozen, also where it is trained
+        bnb_4bit_compute_dtype=resolve_dtype(
+            model, trainable=False
+        ),  # it is frozen, also where it is trained
     )
 
 
 def load_saved_weights(policy: PreTrainedModel, folder: str) -> None:
     """Give a model the weights that it saved to a folder, through transformers' own reading.
 
-    Some classes save under names, or in a form, that are not those of their modules (a matrix for each expert), so that
-    `load_state_dict` finds them not.
-    Raises: TrainingError when weights are missing.
+    Some classes save under names, or in a form, that are not those of their modules (a matrix for
+    each expert), so that `load_state_dict` finds them not. Raises: TrainingError when weights are
+    missing.
     """
     import torch
 
     dtypes = {parameter.dtype for parameter in policy.parameters()}
     dtype = torch.float32 if torch.float32 in dtypes else policy.dtype
-    with reading(folder, "checkpoint"), without_messages("LOAD REPORT", "modeling_utils", "utils.loading_report"):
+    with (
+        reading(folder, "checkpoint"),
+        without_messages("LOAD REPORT", "modeling_utils", "utils.loading_report"),
+    ):
         saved, loaded = type(policy).from_pretrained(folder, dtype=dtype, output_loading_info=True)
     if loaded["missing_keys"] or loaded["mismatched_keys"]:
         absent = sorted([*loaded["missing_keys"], *(key for key, *_ in loaded["mismatched_keys"])])
         raise TrainingError(
             f"The checkpoint {folder} lacks {len(absent)} weights of the model ({absent[0]}).",
-            "Remove its folder, so that --resume goes on from the one before; or begin again with --overwrite.",
+            "Remove its folder, so that --resume goes on from the one before; or begin again with "
+            "--overwrite.",
         )
     policy.load_state_dict(saved.state_dict())
 
 
 def grow_embeddings(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Give every id of the tokenizer an embedding, but for padding alone, which needs none; never shrink.
+    """Give every id of the tokenizer an embedding, but for padding alone, which needs none; never
+    shrink.
 
     Many models have more rows than tokens. A padding id without a row becomes another, in memory.
     """
@@ -355,7 +417,8 @@ def grow_embeddings(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
 
 
 def _settle(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, model: Model) -> None:
-    """Let the configurations say what ends an answer, and be such that they can be saved; try what is quantized."""
+    """Let the configurations say what ends an answer, and be such that they can be saved; try what
+    is quantized."""
     tell_stops(policy, tokenizer, model.eos_token)
     generation = getattr(policy, "generation_config", None)
     if generation is not None:
@@ -367,7 +430,8 @@ def _settle(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, model: 
 
 
 def _let_it_be_saved(generation: GenerationConfig) -> None:
-    """Mend what some models ship: sampling settings without sampling, which transformers loads but will not save."""
+    """Mend what some models ship: sampling settings without sampling, which transformers loads but
+    will not save."""
     try:
         generation.validate(strict=True)
     except ValueError:
@@ -375,7 +439,8 @@ def _let_it_be_saved(generation: GenerationConfig) -> None:
 
 
 def resolve_dtype(model: Model, trainable: bool) -> torch.dtype:
-    """Return the data type of the weights; `auto` is bfloat16 where weights are frozen on a GPU that has it."""
+    """Return the data type of the weights; `auto` is bfloat16 where weights are frozen on a GPU
+    that has it."""
     import torch
 
     if model.dtype != "auto":

@@ -1,8 +1,9 @@
 """A model's own configuration, kept apart from what a trainer writes into it.
 
-Trainers of TRL and transformers set things in `model.config` and `model.generation_config` that they need while they train:
-router logits are returned, no cache is filled, ids of tokens follow the tokenizer. None of that belongs to the model. So
-`OwnConfig` remembers what was there before the trainer was made. It is put back before anything is answered or saved.
+Trainers of TRL and transformers set things in `model.config` and `model.generation_config` that
+they need while they train: router logits are returned, no cache is filled, ids of tokens follow the
+tokenizer. None of that belongs to the model. So `OwnConfig` remembers what was there before the
+trainer was made. It is put back before anything is answered or saved.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ class OwnConfig:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Undo the changes for a while, as for a checkpoint that is written while training goes on."""
+        """Undo the changes for a while, as for a checkpoint that is written while training goes
+        on."""
         now = OwnConfig(self.model)
         self.put_back()
         try:
@@ -47,7 +49,8 @@ class OwnConfig:
 
 
 def configs_of(model: torch.nn.Module) -> list[Any]:
-    """Return a model's configuration, those nested in it, and its generation config; of a PEFT model those of its base."""
+    """Return a model's configuration, those nested in it, and its generation config; of a PEFT
+    model those of its base."""
     base = base_under_adapter(model)
     found: list[Any] = []
     waiting = [getattr(base, "config", None), getattr(base, "generation_config", None)]
@@ -57,13 +60,16 @@ def configs_of(model: torch.nn.Module) -> list[Any]:
             continue
         found.append(config)
         waiting += [
-            value for value in vars(config).values() if hasattr(value, "to_dict") and hasattr(value, "save_pretrained")
+            value
+            for value in vars(config).values()
+            if hasattr(value, "to_dict") and hasattr(value, "save_pretrained")
         ]
     return found
 
 
 def forget_router_logits(model: torch.nn.Module) -> None:
-    """Let no forward pass return router logits unless it is asked: with a cache, or padding on the left, it would fail."""
+    """Let no forward pass return router logits unless it is asked: with a cache, or padding on the
+    left, it would fail."""
     for config in configs_of(model):
         if getattr(config, ROUTER_LOGITS, False):
             setattr(config, ROUTER_LOGITS, False)

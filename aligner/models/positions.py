@@ -1,7 +1,9 @@
-"""How long a row the model can read, and how wide it is: told from its config.json before anything is loaded.
+"""How long a row the model can read, and how wide it is: told from its config.json before anything
+is loaded.
 
-One rule for every command: no row is longer than the model's positions. Learned positions have an end, beyond which there
-is nothing to look up; rotary ones would go on, with numbers that the model has never seen, and evaluations refuse them.
+One rule for every command: no row is longer than the model's positions. Learned positions have an
+end, beyond which there is nothing to look up; rotary ones would go on, with numbers that the model
+has never seen, and evaluations refuse them.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ WIDTH = ("hidden_size", "n_embd", "d_model")
 
 
 def sizes_of(model: Model) -> Mapping[str, Any]:
-    """Return what the config.json of a model's folder, or of its adapter's base, says; nothing for a name on the hub."""
+    """Return what the config.json of a model's folder, or of its adapter's base, says; nothing for
+    a name on the hub."""
     file = Path(base_of(model)[0]).expanduser() / "config.json"
     config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     inner = config.get("text_config")
@@ -38,14 +41,17 @@ def positions_in(sizes: Mapping[str, Any]) -> int | None:
 
 
 def within_model(recipe: TrainRecipe, sizes: Mapping[str, Any]) -> tuple[TrainRecipe, str]:
-    """Return the recipe with its longest row within the model's positions, and a remark where that changes it.
+    """Return the recipe with its longest row within the model's positions, and a remark where that
+    changes it.
 
-    Raises: RecipeError for a length, or the rank of an adapter, that the recipe sets beyond what the model has.
+    Raises: RecipeError for a length, or the rank of an adapter, that the recipe sets beyond what
+    the model has.
     """
     width, lora = _first(sizes, WIDTH), recipe.model.lora
     if lora is not None and width is not None and lora.r > width:
         raise RecipeError(
-            f"model.lora.r is {lora.r:,}, and the model is {width:,} wide: no change of a layer has a higher rank",
+            f"model.lora.r is {lora.r:,}, and the model is {width:,} wide: no change of a layer "
+            "has a higher rank",
             "8 to 64 is common; leave model.lora out to train the whole model",
         )
     positions, data = positions_in(sizes), recipe.data
@@ -56,12 +62,14 @@ def within_model(recipe: TrainRecipe, sizes: Mapping[str, Any]) -> tuple[TrainRe
     for key, length in {**given, "data.mosaic.max_tokens": mosaic}.items():
         if length is not None and length > positions:
             raise RecipeError(
-                f"{key} is {length:,}, and the model has {positions:,} positions", f"set {key}={positions} at most"
+                f"{key} is {length:,}, and the model has {positions:,} positions",
+                f"set {key}={positions} at most",
             )
     longest, multiple = min(data.max_length, positions), recipe.trainer.get("pad_to_multiple_of")
     if isinstance(multiple, int) and (padded := -(-longest // multiple) * multiple) > positions:
         raise RecipeError(
-            f"trainer.pad_to_multiple_of is {multiple:,}, so rows are padded to {padded:,} tokens, and the model has "
+            f"trainer.pad_to_multiple_of is {multiple:,}, so rows are padded to {padded:,} "
+            "tokens, and the model has "
             f"{positions:,} positions",
             "lower it, or data.max_length",
         )

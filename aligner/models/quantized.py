@@ -1,10 +1,12 @@
-"""Layers in 4 and 8 bits (bitsandbytes) that compute in evaluation exactly as in training, with a proof at loading.
+"""Layers in 4 and 8 bits (bitsandbytes) that compute in evaluation exactly as in training, with a
+proof at loading.
 
-On a CPU, bitsandbytes has other arithmetic for inference. A layer in 4 bits is repacked for AVX512-BF16 at its first
-forward in eval mode: from then on no gradient flows through it, its scales are rounded to bfloat16, and sizes that are
-no multiple of 32 raise. A layer in 8 bits rounds its inputs to 8 bits too, so that a loss in evaluation is not the loss
-that is trained. Here every layer always takes the way of training; on a GPU both ways are the same already. Nor is a bias
-turned into the data type of whatever comes in, which under autocast would round it to bfloat16 for good.
+On a CPU, bitsandbytes has other arithmetic for inference. A layer in 4 bits is repacked for
+AVX512-BF16 at its first forward in eval mode: from then on no gradient flows through it, its scales
+are rounded to bfloat16, and sizes that are no multiple of 32 raise. A layer in 8 bits rounds its
+inputs to 8 bits too, so that a loss in evaluation is not the loss that is trained. Here every layer
+always takes the way of training; on a GPU both ways are the same already. Nor is a bias turned into
+the data type of whatever comes in, which under autocast would round it to bfloat16 for good.
 
 Legend: N outputs and K inputs of a layer.
 """
@@ -31,7 +33,9 @@ LANES = 64
 
 
 logging.getLogger("bitsandbytes.autograd._functions").addFilter(
-    lambda record: "inputs will be cast" not in record.getMessage()  # said by int8 on a GPU, at every layer and step
+    lambda record: (
+        "inputs will be cast" not in record.getMessage()
+    )  # said by int8 on a GPU, at every layer and step
 )
 
 
@@ -42,7 +46,9 @@ class SteadyLinear4bit(bnb.nn.Linear4bit):
         """(..., K) -> (..., N)."""
         wanted = self.compute_dtype or x.dtype
         bias = None if self.bias is None else self.bias.to(wanted)
-        return bnb.matmul_4bit(x.to(wanted), self.weight, quant_state=self.weight.quant_state, bias=bias).to(x.dtype)
+        return bnb.matmul_4bit(
+            x.to(wanted), self.weight, quant_state=self.weight.quant_state, bias=bias
+        ).to(x.dtype)
 
 
 class SteadyLinear8bit(bnb.nn.Linear8bitLt):
@@ -51,7 +57,9 @@ class SteadyLinear8bit(bnb.nn.Linear8bitLt):
     def forward(self, x: Tensor) -> Tensor:
         """(..., K) -> (..., N)."""
         self.state.is_training = True
-        if self.weight.SCB is not None:  # PEFT's DoRA puts a weight without scales here; those of the state hold
+        if (
+            self.weight.SCB is not None
+        ):  # PEFT's DoRA puts a weight without scales here; those of the state hold
             self.init_8bit_state()
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return bnb.matmul(x, self.weight, bias=bias, state=self.state)
@@ -77,7 +85,8 @@ def keep_steady(model: nn.Module) -> None:
 
 
 def refuse_direct_reads(model: Any) -> None:
-    """Read three tokens, since the code of some models takes the numbers of a layer's weight, which are packed now.
+    """Read three tokens, since the code of some models takes the numbers of a layer's weight, which
+    are packed now.
 
     Raises: RecipeError when the model cannot be computed.
     """
@@ -87,18 +96,22 @@ def refuse_direct_reads(model: Any) -> None:
             model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
     except MODEL_ERRORS as error:
         raise RecipeError(
-            f"model.quantization: {type(model).__name__} cannot be computed with packed weights ({first_line(error)})",
+            f"model.quantization: {type(model).__name__} cannot be computed with packed weights "
+            f"({first_line(error)})",
             "leave out model.quantization; model.dtype=bfloat16 halves the memory too",
         ) from error
 
 
 def quantized_layers(model: nn.Module) -> dict[str, Any]:
     """Return the layers of a model that bitsandbytes has quantized, by name."""
-    return {name: layer for name, layer in model.named_modules() if isinstance(layer, tuple(STEADY))}
+    return {
+        name: layer for name, layer in model.named_modules() if isinstance(layer, tuple(STEADY))
+    }
 
 
 def plain_weight(layer: Any) -> Tensor:
-    """Return the weights (N, K) that a quantized layer stands for, in float32, computed without its kernels."""
+    """Return the weights (N, K) that a quantized layer stands for, in float32, computed without its
+    kernels."""
     if isinstance(layer, bnb.nn.Linear8bitLt):
         stored = layer.weight.data if layer.state.CB is None else layer.state.CB
         scales = layer.weight.SCB if layer.state.SCB is None else layer.state.SCB
@@ -110,7 +123,9 @@ def plain_weight(layer: Any) -> Tensor:
     packed = layer.weight.data.view(torch.uint8).flatten().long()
     places = torch.stack([packed >> 4, packed & 15], dim=1).flatten()[: state.shape.numel()]
     values = state.code.float()[places]
-    return (values * scales.float().repeat_interleave(state.blocksize)[: len(values)]).view(state.shape)
+    return (values * scales.float().repeat_interleave(state.blocksize)[: len(values)]).view(
+        state.shape
+    )
 
 
 def _size(layer: Any) -> tuple[bool, int]:
@@ -127,14 +142,20 @@ def _prove(name: str, layer: Any) -> None:
         layer.eval()(row_1K)
     with torch.enable_grad():
         sums = layer.train()(row_1K.requires_grad_()).sum()
-        found = torch.autograd.grad(sums, row_1K)[0].float() if sums.requires_grad else torch.zeros_like(row_1K)
+        found = (
+            torch.autograd.grad(sums, row_1K)[0].float()
+            if sums.requires_grad
+            else torch.zeros_like(row_1K)
+        )
     wanted = weights_NK.sum(dim=0)
     gap = float((found[0] - wanted).norm() / wanted.norm().clamp(min=1e-30))
     if not gap <= TOLERANCE:
         raise RecipeError(
-            f"model.quantization: bitsandbytes {metadata.version('bitsandbytes')} gives a wrong gradient here: after an "
+            f"model.quantization: bitsandbytes {metadata.version('bitsandbytes')} gives a wrong "
+            "gradient here: after an "
             f"evaluation, that of {name} differs by {gap:.0%} from the one of its own weights",
-            "install the version in constraints.txt (`aligner doctor` says more), or leave out model.quantization",
+            "install the version in constraints.txt (`aligner doctor` says more), or leave out "
+            "model.quantization",
         )
 
 

@@ -1,8 +1,8 @@
 """The loss that keeps the experts of a mixture equally busy, where an architecture has one.
 
-TRL adds it to the loss of SFT wherever a configuration has a weight for it. Whether the architecture computes such a loss at
-all is asked of its own code, since some have the weight and no loss, and what TRL's formula reads is given the names that it
-looks for.
+TRL adds it to the loss of SFT wherever a configuration has a weight for it. Whether the
+architecture computes such a loss at all is asked of its own code, since some have the weight and no
+loss, and what TRL's formula reads is given the names that it looks for.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ def has_router_loss(model: Any) -> bool:
 
 
 def router_coefficient(model: Any, asked: float | None) -> float:
-    """Return the weight of the router's loss: the one that is asked for, or else the model's own; 0 where there is none.
+    """Return the weight of the router's loss: the one that is asked for, or else the model's own; 0
+    where there is none.
 
     Raises: RecipeError when one is asked for and there is none.
     """
@@ -35,14 +36,16 @@ def router_coefficient(model: Any, asked: float | None) -> float:
         return float((own or 0.0) if asked is None else asked)
     if asked:
         raise RecipeError(
-            f"trainer.{KEY} is {asked:g}, but {type(model.config).__name__.removesuffix('Config')} has no loss of its router",
+            f"trainer.{KEY} is {asked:g}, but "
+            f"{type(model.config).__name__.removesuffix('Config')} has no loss of its router",
             "drop it",
         )
     return 0.0
 
 
 def name_experts(model: Any) -> None:
-    """Give the configuration the names under which TRL looks for the number of experts and of those that a token gets."""
+    """Give the configuration the names under which TRL looks for the number of experts and of those
+    that a token gets."""
     base = base_under_adapter(model)
     config = base.config.get_text_config()
     for name in ("num_experts", "num_experts_per_tok"):

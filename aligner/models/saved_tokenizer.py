@@ -1,11 +1,13 @@
-"""The tokenizer's files in a result: its base's own, byte for byte, and only what the recipe changed in another form.
+"""The tokenizer's files in a result: its base's own, byte for byte, and only what the recipe
+changed in another form.
 
-transformers writes all of them anew, in the form of its own version, so that nobody could tell whether a tokenizer is still
-the base's. Here files are copied. Where the recipe names a stop or padding token, or a template, that one value changes; new
-tokens alone, or a word that became a token, have the tokenizer written anew.
+transformers writes all of them anew, in the form of its own version, so that nobody could tell
+whether a tokenizer is still the base's. Here files are copied. Where the recipe names a stop or
+padding token, or a template, that one value changes; new tokens alone, or a word that became a
+token, have the tokenizer written anew.
 
-A template's `{% generation %}` marks are for training and only transformers reads them, so the saved template has comments
-in their place, which write the same nothing and leave the same blanks.
+A template's `{% generation %}` marks are for training and only transformers reads them, so the
+saved template has comments in their place, which write the same nothing and leave the same blanks.
 """
 
 from __future__ import annotations
@@ -27,12 +29,24 @@ from aligner.models.vision import PROCESSOR_FILES
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-CONFIG, SPECIAL, TEMPLATE = "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"
+CONFIG, SPECIAL, TEMPLATE = (
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
 TEMPLATES = "additional_chat_templates"
 FILES = (
-    *TOKENIZER_FILES, CONFIG, SPECIAL, TEMPLATE, "added_tokens.json", "merges.txt", "spiece.model",
-    "sentencepiece.bpe.model", "tekken.json", *PROCESSOR_FILES,
-)  # fmt: skip
+    *TOKENIZER_FILES,
+    CONFIG,
+    SPECIAL,
+    TEMPLATE,
+    "added_tokens.json",
+    "merges.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tekken.json",
+    *PROCESSOR_FILES,
+)
 COMMENT_OR_MARK = re.compile(r"\{#.*?#\}|\{%([-+]?)\s*((?:end)?generation)\s*([-+]?)%\}", re.DOTALL)
 
 
@@ -44,7 +58,8 @@ def without_marks(template: str) -> str:
 
 
 class SavedTokenizer:
-    """A tokenizer as a trainer saves it: `save_pretrained` writes the files of the base that it was loaded from."""
+    """A tokenizer as a trainer saves it: `save_pretrained` writes the files of the base that it was
+    loaded from."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, section: Model) -> None:
         self.tokenizer, self.section = tokenizer, section
@@ -94,7 +109,8 @@ class SavedTokenizer:
         return _rules(self.tokenizer) != _rules(self._base)
 
     def _write_anew(self, place: Path) -> None:
-        """Write what transformers does, with the padding token that the base or the recipe names."""
+        """Write what transformers does, with the padding token that the base or the recipe
+        names."""
         tokenizer, held = self.tokenizer, self.tokenizer.pad_token
         tokenizer.pad_token = self.section.pad_token or self._base.pad_token
         try:
@@ -123,21 +139,28 @@ class SavedTokenizer:
 
 
 def _cached(name: str, revision: str | None) -> Path | None:
-    """The folder in the hub's cache that holds a model's files; None where no tokenizer file is in it."""
+    """The folder in the hub's cache that holds a model's files; None where no tokenizer file is in
+    it."""
     from transformers.utils import cached_file
 
     for file in TOKENIZER_FILES:
         found = cached_file(
-            name, file, revision=revision, local_files_only=True, _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False, _raise_exceptions_for_gated_repo=False,
-        )  # fmt: skip
+            name,
+            file,
+            revision=revision,
+            local_files_only=True,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+            _raise_exceptions_for_gated_repo=False,
+        )
         if found is not None:
             return Path(found).parent
     return None
 
 
 def _own_code(folder: Path) -> Iterator[Path]:
-    """Code that the tokenizer's configuration names, with the files beside it that it may import."""
+    """Code that the tokenizer's configuration names, with the files beside it that it may
+    import."""
     config = folder / CONFIG
     if config.is_file() and "auto_map" in config.read_text(encoding="utf-8"):
         yield from folder.glob("*.py")
@@ -147,8 +170,12 @@ def _rules(tokenizer: PreTrainedTokenizerBase) -> str:
     """What decides over the ids of a text."""
     fast = getattr(tokenizer, "backend_tokenizer", None)
     if fast is None:
-        return json.dumps([sorted(tokenizer.get_vocab().items()), sorted(map(str, tokenizer.all_special_ids))])
-    return json.dumps({**json.loads(fast.to_str()), "truncation": None, "padding": None}, sort_keys=True)
+        return json.dumps(
+            [sorted(tokenizer.get_vocab().items()), sorted(map(str, tokenizer.all_special_ids))]
+        )
+    return json.dumps(
+        {**json.loads(fast.to_str()), "truncation": None, "padding": None}, sort_keys=True
+    )
 
 
 def _holds_template(config: Path) -> bool:
@@ -159,7 +186,9 @@ def _change(file: Path, values: dict[str, Any]) -> None:
     """Change values of a JSON file; one that says them already keeps its bytes."""
     held = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     if any(_content(held.get(key)) != value for key, value in values.items()):
-        file.write_text(json.dumps({**held, **values}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        file.write_text(
+            json.dumps({**held, **values}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
 
 
 def _content(token: Any) -> Any:

@@ -1,6 +1,8 @@
-"""Whether the weights of a model's folder are all there and whole, told from names, sizes and headers: nothing is loaded.
+"""Whether the weights of a model's folder are all there and whole, told from names, sizes and
+headers: nothing is loaded.
 
-transformers and PEFT find out late, in words of their own, that a shard is missing or cut off: after the rows are tokens.
+transformers and PEFT find out late, in words of their own, that a shard is missing or cut off:
+after the rows are tokens.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ def check_shards(folder: Path, where: str, *, is_adapter: bool) -> None:
     for file in _files(folder, where, is_adapter):
         size, promised = file.stat().st_size, _promised(file)
         if promised is None:
-            raise RecipeError(f"{where}: {file} is no safetensors file, or its beginning is damaged", AGAIN)
+            raise RecipeError(
+                f"{where}: {file} is no safetensors file, or its beginning is damaged", AGAIN
+            )
         if size != promised:
             what = "is cut off" if size < promised else "is longer than it says"
             raise RecipeError(f"{where}: {file} {what}: {size:,} bytes of {promised:,}", AGAIN)
@@ -41,16 +45,23 @@ def _files(folder: Path, where: str, is_adapter: bool) -> list[Path]:
     index = folder / INDEX
     if not index.is_file():
         others = ", ".join(sorted(file.name for file in folder.glob("*.safetensors"))[:3])
-        raise RecipeError(f"{where}: {folder} holds neither {WEIGHTS} nor {INDEX} (but {others})", AGAIN)
+        raise RecipeError(
+            f"{where}: {folder} holds neither {WEIGHTS} nor {INDEX} (but {others})", AGAIN
+        )
     table = read_object(index, where).get("weight_map")
-    if not isinstance(table, dict) or not table or not all(isinstance(name, str) for name in table.values()):
+    if (
+        not isinstance(table, dict)
+        or not table
+        or not all(isinstance(name, str) for name in table.values())
+    ):
         raise RecipeError(f"{where}: {index} has no `weight_map` from weights to files", AGAIN)
     names = sorted(set(table.values()))
     absent = [name for name in names if not (folder / name).is_file()]
     if absent:
         shown = ", ".join(absent[:3]) + (", ..." if len(absent) > 3 else "")
         raise RecipeError(
-            f"{where}: {len(absent)} of {len(names)} files that {index} names are missing: {shown}", AGAIN
+            f"{where}: {len(absent)} of {len(names)} files that {index} names are missing: {shown}",
+            AGAIN,
         )
     return [folder / name for name in names]
 
@@ -67,7 +78,9 @@ def _promised(file: Path) -> int | None:
         return 8 + length + 1  # cut off within the header: more was to come
     try:
         header = json.loads(text)
-        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        ends = [
+            entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"
+        ]
         return 8 + length + max(ends, default=0)
     except (ValueError, RecursionError, AttributeError, TypeError, KeyError, IndexError):
         return None

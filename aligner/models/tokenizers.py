@@ -27,7 +27,8 @@ ODD_TEXT = "a \u00e9 \u4e2d\U0001f600"
 def load_tokenizer(model: Model, *, needs_model: bool = True) -> PreTrainedTokenizerBase:
     """Load the tokenizer with the recipe's template, new tokens, stop and padding tokens.
 
-    Without `needs_model`, a folder may hold the tokenizer alone. An adapter's folder without a tokenizer has its base's.
+    Without `needs_model`, a folder may hold the tokenizer alone. An adapter's folder without a
+    tokenizer has its base's.
 
     Raises: RecipeError when a token or template that the recipe names is not there.
     """
@@ -39,7 +40,9 @@ def load_tokenizer(model: Model, *, needs_model: bool = True) -> PreTrainedToken
     if model.chat_template is not None:
         tokenizer.chat_template = read_chat_template(model.chat_template)
     if model.new_tokens:
-        tokenizer.add_tokens([token for token in model.new_tokens if token not in tokenizer.get_vocab()])
+        tokenizer.add_tokens(
+            [token for token in model.new_tokens if token not in tokenizer.get_vocab()]
+        )
     for key in ("eos_token", "pad_token"):
         _set_token(tokenizer, key, getattr(model, key))
     name_padding(tokenizer)
@@ -47,7 +50,8 @@ def load_tokenizer(model: Model, *, needs_model: bool = True) -> PreTrainedToken
 
 
 def load_tokenizer_files(model: Model) -> PreTrainedTokenizerBase:
-    """Load the tokenizer as its files have it, whatever else the recipe says; an adapter's folder without one has its base's."""
+    """Load the tokenizer as its files have it, whatever else the recipe says; an adapter's folder
+    without one has its base's."""
     from transformers import AutoTokenizer
 
     name, revision = model.name_or_path, model.revision
@@ -67,6 +71,9 @@ def _set_token(tokenizer: PreTrainedTokenizerBase, key: str, token: str | None) 
         return
     if token not in tokenizer.get_vocab():
         raise RecipeError(
-            f"model.{key}: the tokenizer has no token {token!r}", f"list it in model.new_tokens too: [{token!r}]"
+            f"model.{key}: the tokenizer has no token {token!r}",
+            f"list it in model.new_tokens too: [{token!r}]",
         )
-    tokenizer.add_special_tokens({key: token})  # an attribute alone would not keep it in one piece in a text
+    tokenizer.add_special_tokens(
+        {key: token}
+    )  # an attribute alone would not keep it in one piece in a text

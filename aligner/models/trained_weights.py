@@ -1,7 +1,7 @@
 """What of a model is trained: how many weights, of how many, where, and what is left as it is.
 
-Places are read from the names of the weights: what follows the number of the layer, without the parts that adapters add. So
-they are those of the model's own code, and what a recipe would list.
+Places are read from the names of the weights: what follows the number of the layer, without the
+parts that adapters add. So they are those of the model's own code, and what a recipe would list.
 """
 
 from __future__ import annotations
@@ -28,10 +28,12 @@ SHOWN = 6
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """The weights of a model: how many there are with those of adapters, how many are trained, and where.
+    """The weights of a model: how many there are with those of adapters, how many are trained, and
+    where.
 
-    `left`: stacked weights without an adapter where others have one. `out_of_reach`: layers that `all-linear` means and PEFT
-    does not adapt. `plain`: under quantization, weights that are not quantized, by place, with their data types.
+    `left`: stacked weights without an adapter where others have one. `out_of_reach`: layers that
+    `all-linear` means and PEFT does not adapt. `plain`: under quantization, weights that are not
+    quantized, by place, with their data types.
     """
 
     total: int
@@ -45,11 +47,15 @@ class Trained:
 
     def to_json(self) -> dict[str, Any]:
         """Return it for a record."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in asdict(self).items()
+        }
 
 
 def trained_of(model: Any, lora: Lora | None = None) -> Trained:
-    """Count the weights of a model that is ready to be trained, each once, also where two places share one."""
+    """Count the weights of a model that is ready to be trained, each once, also where two places
+    share one."""
     total, trained, quantized = 0, Counter[str](), 0
     plain, dtypes = Counter[str](), set()
     for name, weight, owner in _weights(model):
@@ -67,7 +73,9 @@ def trained_of(model: Any, lora: Lora | None = None) -> Trained:
         sum(trained.values()),
         dict(trained),
         _left(model, trained) if lora is not None else {},
-        _out_of_reach(model, lora) if lora is not None and lora.target_modules == ALL_LINEAR else {},
+        _out_of_reach(model, lora)
+        if lora is not None and lora.target_modules == ALL_LINEAR
+        else {},
         quantized,
         dict(plain) if quantized else {},
         tuple(sorted(dtypes)) if quantized else (),
@@ -85,7 +93,8 @@ def _weights(model: Any) -> Iterator[tuple[str, Any, Any]]:
 
 
 def _wrapper(model: Any, name: str, module: Any) -> Any:
-    """Return the part of an adapter that adapts a single weight, for its factors; for other modules themselves."""
+    """Return the part of an adapter that adapts a single weight, for its factors; for other modules
+    themselves."""
     parent = model.get_submodule(name.rpartition(".lora_")[0]) if ".lora_" in name else module
     return parent if hasattr(parent, "parameter_name") else module
 
@@ -98,7 +107,8 @@ def _number(weight: Any, owner: Any) -> int:
 
 
 def place_of(name: str, owner: Any = None) -> str:
-    """Return where a weight stands, whatever the layer: `model.layers.3.self_attn.q_proj.lora_A...` is `self_attn.q_proj`."""
+    """Return where a weight stands, whatever the layer: `model.layers.3.self_attn.q_proj.lora_A...`
+    is `self_attn.q_proj`."""
     name = ADAPTER_PARTS.sub("", name.removeprefix("base_model.model."))
     parts = re.sub(r"\.(weight|bias)$", "", name).split(".")
     numbers = [place for place, part in enumerate(parts) if part.isdigit()]
@@ -110,7 +120,8 @@ def place_of(name: str, owner: Any = None) -> str:
 
 
 def _left(model: Any, trained: Mapping[str, int]) -> dict[str, int]:
-    """Return stacked weights that make up a good part of the model and have no adapter, as a recipe would name them."""
+    """Return stacked weights that make up a good part of the model and have no adapter, as a recipe
+    would name them."""
     left: Counter[str] = Counter()
     for name, weight in stacks(model).items():
         if not weight.requires_grad and place_of(name) not in trained:
@@ -129,7 +140,8 @@ def _out_of_reach(model: Any, lora: Lora) -> dict[str, int]:
 
 
 def unmoved_share(model: Any, rate: float) -> float:
-    """Return the share of the trained weights that a step of size `rate` leaves as they are, since it is lost in rounding.
+    """Return the share of the trained weights that a step of size `rate` leaves as they are, since
+    it is lost in rounding.
 
     Adam moves each weight by about the learning rate at first, and by less later.
     """
@@ -142,26 +154,34 @@ def unmoved_share(model: Any, rate: float) -> float:
         total += weight.numel()
         if weight.dtype in (torch.bfloat16, torch.float16):
             some = weight.detach().flatten()[:: max(1, weight.numel() // SAMPLE)]
-            moved = torch.stack([(some.float() + step).to(some.dtype) != some for step in (rate, -rate)])
+            moved = torch.stack(
+                [(some.float() + step).to(some.dtype) != some for step in (rate, -rate)]
+            )
             lost += (1.0 - float(moved.float().mean())) * weight.numel()
     return lost / max(1.0, total)
 
 
 def unmoved(model: Any, rate: float) -> str:
-    """Say that training in half precision would leave weights as they are; nothing where it would not."""
+    """Say that training in half precision would leave weights as they are; nothing where it would
+    not."""
     share = unmoved_share(model, rate)
     if share < WORTH_A_WARNING:
         return ""
-    dtype = next(str(w.dtype) for w in model.parameters() if w.requires_grad and w.itemsize == 2).removeprefix("torch.")
+    dtype = next(
+        str(w.dtype) for w in model.parameters() if w.requires_grad and w.itemsize == 2
+    ).removeprefix("torch.")
     return (
-        f"Weights are trained in {dtype}, where a step of {rate:g} (trainer.learning_rate) is lost in rounding for "
-        f"{share:.0%} of them. Set model.dtype=float32 (trainer.bf16=true still computes in bfloat16), "
+        f"Weights are trained in {dtype}, where a step of {rate:g} (trainer.learning_rate) is "
+        "lost in rounding for "
+        f"{share:.0%} of them. Set model.dtype=float32 (trainer.bf16=true still computes in "
+        "bfloat16), "
         "or train adapters with model.lora={}"
     )
 
 
 def without_gradient(model: Any) -> dict[str, int]:
-    """Return the places of trained weights that the last backward pass did not reach, with their numbers of weights."""
+    """Return the places of trained weights that the last backward pass did not reach, with their
+    numbers of weights."""
     found: Counter[str] = Counter()
     for name, weight, owner in _weights(model):
         if weight.requires_grad and weight.grad is None:
@@ -169,7 +189,7 @@ def without_gradient(model: Any) -> dict[str, int]:
     return dict(found)
 
 
-# --- in words --------------------------------------------------------------------------------------------------------
+# --- in words -------------------------------------------------------------------------------------
 
 
 def told(trained: Trained, quantization: str = "none") -> Iterator[str]:
@@ -177,7 +197,8 @@ def told(trained: Trained, quantization: str = "none") -> Iterator[str]:
     share = trained.trained / max(1, trained.total)
     whole = trained.trained == trained.total
     number = f"all {trained.total:,}" if whole else f"{trained.trained:,} of {trained.total:,}"
-    yield f"Training {number} weights{'' if whole else f' ({_share(share)})'}: {listed(trained.places)}."
+    of_all = "" if whole else f" ({_share(share)})"
+    yield f"Training {number} weights{of_all}: {listed(trained.places)}."
     if trained.left:
         part = sum(trained.left.values()) / trained.total
         names = ", ".join(sorted(trained.left))
@@ -186,7 +207,8 @@ def told(trained: Trained, quantization: str = "none") -> Iterator[str]:
             f"model.lora.target_parameters=[{names}] gives these one."
         )
     if trained.out_of_reach:
-        yield f"PEFT adapts no {listed(trained.out_of_reach)} in this architecture, at least not with these settings."
+        parts = listed(trained.out_of_reach)
+        yield f"PEFT adapts no {parts} in this architecture, at least not with these settings."
     if trained.plain:
         inside = trained.quantized / max(1, trained.quantized + sum(trained.plain.values()))
         yield (
@@ -196,7 +218,8 @@ def told(trained: Trained, quantization: str = "none") -> Iterator[str]:
 
 
 def listed(places: Mapping[str, int]) -> str:
-    """Return places with their numbers of weights, the largest first, those of one block together."""
+    """Return places with their numbers of weights, the largest first, those of one block
+    together."""
     blocks: dict[str, Counter[str]] = {}
     for place, number in places.items():
         block, _, part = place.rpartition(".")

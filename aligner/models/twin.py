@@ -1,11 +1,13 @@
 """A small random model of the same kind as a recipe's: its code and habits, without its weights.
 
-What a forward does with positions, masks and rows that share a sequence is a matter of its class and of its config, and
-not of its size. So a twin of a few hundred thousand weights answers such questions before anything is tokenised, in a
-fraction of a second, wherever the real model takes minutes to load.
+What a forward does with positions, masks and rows that share a sequence is a matter of its class
+and of its config, and not of its size. So a twin of a few hundred thousand weights answers such
+questions before anything is tokenised, in a fraction of a second, wherever the real model takes
+minutes to load.
 
-Widths and numbers of heads are all divided by the same number, so that what belongs together still fits; sizes of heads,
-patterns, windows and switches stay as they are. Of layers, one of each kind is kept.
+Widths and numbers of heads are all divided by the same number, so that what belongs together still
+fits; sizes of heads, patterns, windows and switches stay as they are. Of layers, one of each kind
+is kept.
 """
 
 from __future__ import annotations
@@ -74,15 +76,23 @@ def _shrink(values: dict[str, Any]) -> None:
     if width is None:
         return
     sizes = {name: value for name, value in values.items() if _is_size(value)}
-    heads = _first(values, _ATTENTION_HEADS) or next((v for name, v in sizes.items() if _HEADS.fullmatch(name)), None)
+    heads = _first(values, _ATTENTION_HEADS) or next(
+        (v for name, v in sizes.items() if _HEADS.fullmatch(name)), None
+    )
     keys = next((value for name, value in sizes.items() if _KEY_HEADS.fullmatch(name)), heads)
-    part = min(1.0, WIDTH / width) if heads is None or keys is None else _kept_heads(heads, keys) / heads
+    part = (
+        min(1.0, WIDTH / width)
+        if heads is None or keys is None
+        else _kept_heads(heads, keys) / heads
+    )
     multiples = [value * width for name, value in sizes.items() if "expand" in name]
     for name, size in sizes.items():
         if any(kind.fullmatch(name) for kind in (_SCALED, _HEADS, _KEY_HEADS)):
             values[name] = max(1, round(size * part))
             if _INNER.fullmatch(name) and size not in multiples:
-                values[name] = min(-8 * (-values[name] // 8), MOST_INNER)  # in eights, as kernels for experts want it
+                values[name] = min(
+                    -8 * (-values[name] // 8), MOST_INNER
+                )  # in eights, as kernels for experts want it
         for kind, most in _AT_MOST.items():
             if kind.fullmatch(name):
                 values[name] = min(size, most)
@@ -91,7 +101,8 @@ def _shrink(values: dict[str, Any]) -> None:
 
 
 def _kept_heads(heads: int, keys: int) -> int:
-    """The least number of heads, of at least `HEADS`, that keeps the proportion of heads to those of keys and values."""
+    """The least number of heads, of at least `HEADS`, that keeps the proportion of heads to those
+    of keys and values."""
     if heads % keys:
         return heads
     group = heads // keys
@@ -99,21 +110,32 @@ def _kept_heads(heads: int, keys: int) -> int:
 
 
 def _fewer_layers(values: dict[str, Any]) -> None:
-    """Keep one layer of each kind, where lists say the kinds; else as many as a pattern takes to come round."""
+    """Keep one layer of each kind, where lists say the kinds; else as many as a pattern takes to
+    come round."""
     depth = _first(values, _LAYERS)
     if depth is None:
         return
     by_layer = {
-        name: table for name, value in values.items() if "label" not in name and (table := _by_layer(value, depth))
+        name: table
+        for name, value in values.items()
+        if "label" not in name and (table := _by_layer(value, depth))
     }
     if by_layer:
         kinds = [repr([table.get(i) for table in by_layer.values()]) for i in range(depth)]
         kept = sorted({kinds.index(kind) for kind in kinds})
         kept = sorted([*kept, *[i for i in range(depth) if i not in kept][: max(0, 2 - len(kept))]])
     else:
-        patterns = [value for name, value in values.items() if _PATTERN.fullmatch(name) and _is_size(value)]
-        patterns += [len(value) for name, value in values.items() if name == "block_types" and isinstance(value, list)]
-        kept = list(range(min(depth, max([2, *(pattern for pattern in patterns if pattern <= 12)]))))
+        patterns = [
+            value for name, value in values.items() if _PATTERN.fullmatch(name) and _is_size(value)
+        ]
+        patterns += [
+            len(value)
+            for name, value in values.items()
+            if name == "block_types" and isinstance(value, list)
+        ]
+        kept = list(
+            range(min(depth, max([2, *(pattern for pattern in patterns if pattern <= 12)])))
+        )
     for name, table in by_layer.items():
         if isinstance(values[name], list):
             values[name] = [table[i] for i in kept]
@@ -127,12 +149,15 @@ def _fewer_layers(values: dict[str, Any]) -> None:
 
 
 def _by_layer(value: Any, depth: int) -> dict[int, Any]:
-    """What a value says of each layer: a list with an entry for each, or a mapping from their numbers; else nothing.
+    """What a value says of each layer: a list with an entry for each, or a mapping from their
+    numbers; else nothing.
 
     A list of growing numbers names layers, and says of each no more than that.
     """
     if isinstance(value, list) and len(value) == depth:
-        numbers = [entry for entry in value if isinstance(entry, int) and not isinstance(entry, bool)]
+        numbers = [
+            entry for entry in value if isinstance(entry, int) and not isinstance(entry, bool)
+        ]
         growing = len(numbers) == depth > 1 and all(a < b for a, b in pairwise(numbers))
         return {} if growing else dict(enumerate(value))
     if isinstance(value, dict) and value and all(str(key).isdigit() for key in value):
@@ -156,9 +181,11 @@ def _is_size(value: Any) -> bool:
 
 
 def random_twin(model: Model) -> Any:
-    """Return a small random model of the kind that a recipe names, in train mode, on the device that would train it.
+    """Return a small random model of the kind that a recipe names, in train mode, on the device
+    that would train it.
 
-    Raises: RecipeError when its config cannot be read; `NoTwin` when no small model can be made from it.
+    Raises: RecipeError when its config cannot be read; `NoTwin` when no small model can be made
+    from it.
     """
     import torch
     from transformers import AutoModelForCausalLM

@@ -1,4 +1,5 @@
-"""Models that see and write: their language part is trained, on text; what sees stays as it is, and is saved as it was."""
+"""Models that see and write: their language part is trained, on text; what sees stays as it is, and
+is saved as it was."""
 
 from __future__ import annotations
 
@@ -13,21 +14,29 @@ PROCESSOR_FILES = (
 
 def sees(config: Any) -> bool:
     """Say whether a config is that of a model with a part for pictures."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as NAMES
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as NAMES,
+    )
 
     return config.model_type in NAMES and config.get_text_config() is not config
 
 
 def auto_class_for(config: Any) -> Any:
-    """Return the class of transformers that loads a model that writes text, whether or not it also sees."""
+    """Return the class of transformers that loads a model that writes text, whether or not it also
+    sees."""
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as WRITERS
 
-    return AutoModelForImageTextToText if sees(config) and config.model_type not in WRITERS else AutoModelForCausalLM
+    return (
+        AutoModelForImageTextToText
+        if sees(config) and config.model_type not in WRITERS
+        else AutoModelForCausalLM
+    )
 
 
 def language_modules(policy: Any) -> set[int] | None:
-    """Return the ids of the modules that read and write text; None for a model that has no others."""
+    """Return the ids of the modules that read and write text; None for a model that has no
+    others."""
     if not sees(policy.config):
         return None
     ends = (policy.get_input_embeddings(), policy.get_output_embeddings())
@@ -50,4 +59,7 @@ def remark_on(config: Any, name: str) -> str | None:
     """What is said of a model that sees before it is trained."""
     if not sees(config):
         return None
-    return f"{name} reads pictures too ({config.model_type}): its language part alone is trained, on text"
+    return (
+        f"{name} reads pictures too ({config.model_type}): its language part alone is trained, on "
+        "text"
+    )

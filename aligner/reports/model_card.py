@@ -1,8 +1,9 @@
 """The model card of a run's result, `final/README.md`, written from the record alone.
 
-It states what the record holds: data with what was lost on the way, settings, results, versions, and the command that
-makes the model again. What no record can know (licence, intended use, limits) is left out and named as left out. So are
-times and the name of the run directory: two runs of one recipe have the same card, byte for byte.
+It states what the record holds: data with what was lost on the way, settings, results, versions,
+and the command that makes the model again. What no record can know (licence, intended use, limits)
+is left out and named as left out. So are times and the name of the run directory: two runs of one
+recipe have the same card, byte for byte.
 """
 
 from __future__ import annotations
@@ -58,21 +59,30 @@ def write_model_card(run_dir: Path, manifest: Record) -> None:
         _results(manifest, read_json(folder, "evaluation.json")),
         _origin(ancestors, start),
         _reproduce(environment, manifest),
-        "License, intended use and limits are in no record of training, so they are not stated here.",
+        "License, intended use and limits are in no record of training, so they are not stated "
+        "here.",
     ]
     text = "\n\n".join(section for section in sections if section)
-    write_atomically(folder / "final" / "README.md", f"{_front_matter(recipe, ancestors, start, adapter)}\n{text}\n")
+    write_atomically(
+        folder / "final" / "README.md",
+        f"{_front_matter(recipe, ancestors, start, adapter)}\n{text}\n",
+    )
 
 
 def _title(recipe: Record, ancestors: list[Record]) -> str:
     """What the model began as, and what was done with it last."""
-    base = ancestors[-1]["path"] if ancestors[-1]["kind"] == "model" else recipe.get("model", {}).get("name_or_path")
+    base = (
+        ancestors[-1]["path"]
+        if ancestors[-1]["kind"] == "model"
+        else recipe.get("model", {}).get("name_or_path")
+    )
     name = re.sub(r"[^\w.-]+", " ", Path(str(base)).name).strip()
     return f"{name}: {METHOD_NAMES.get(recipe.get('method', ''), recipe.get('method'))}"
 
 
 def _front_matter(recipe: Record, ancestors: list[Record], start: str, adapter: bool) -> str:
-    """Metadata as the hub reads it. A base model on a local disk has no name there, so it is left out."""
+    """Metadata as the hub reads it. A base model on a local disk has no name there, so it is left
+    out."""
     method = recipe.get("method")
     task = "text-classification" if has_head(recipe) else "text-generation"
     content: Record = {"library_name": "peft" if adapter else "transformers", "pipeline_tag": task}
@@ -91,11 +101,14 @@ def _opening(recipe: Record, manifest: Record, adapter: bool) -> str:
     if method == "reward":
         kind = recipe[method]["kind"]
         loss = (
-            f" (`{kind}`)" if "loss" not in _own_settings(recipe) else f" (`{kind}`, `{recipe[method]['loss']}` loss)"
+            f" (`{kind}`)"
+            if "loss" not in _own_settings(recipe)
+            else f" (`{kind}`, `{recipe[method]['loss']}` loss)"
         )
     name = METHOD_NAMES.get(method, method)
     return (
-        f"{kind} {_code(model.get('name_or_path'))}, made with aligner {manifest['aligner']} by {name}{loss}. "
+        f"{kind} {_code(model.get('name_or_path'))}, made with aligner {manifest['aligner']} by "
+        f"{name}{loss}. "
         "The whole record, with curves and sample answers, is `report.html` in the run directory."
     )
 
@@ -119,7 +132,8 @@ model.config.pad_token_id = tokenizer.pad_token_id{adapted}
 
 
 def _plain_scorer(final: Path, recipe: Record, adapter: bool) -> str:
-    """How to load a model with a head without us; nothing for a kind that is read in another way."""
+    """How to load a model with a head without us; nothing for a kind that is read in another
+    way."""
     card = (
         yaml.safe_load((final / "reward_model.yaml").read_text("utf-8"))
         if (final / "reward_model.yaml").exists()
@@ -133,12 +147,18 @@ def _plain_scorer(final: Path, recipe: Record, adapter: bool) -> str:
         pad=dumps(card["pad_token"]),
         base=dumps(_base_of(final)) if adapter else '"path/to/this/folder"',
         outputs=len(card.get("attributes", [None])),
-        adapted='\nmodel = PeftModel.from_pretrained(model, "path/to/this/folder")' if adapter else "",
+        adapted='\nmodel = PeftModel.from_pretrained(model, "path/to/this/folder")'
+        if adapter
+        else "",
     )
 
 
 def _base_of(final: Path) -> str:
-    return str(json.loads((final / "adapter_config.json").read_text("utf-8")).get("base_model_name_or_path"))
+    return str(
+        json.loads((final / "adapter_config.json").read_text("utf-8")).get(
+            "base_model_name_or_path"
+        )
+    )
 
 
 def _use_as_scorer(final: Path, recipe: Record, adapter: bool) -> str:
@@ -146,7 +166,8 @@ def _use_as_scorer(final: Path, recipe: Record, adapter: bool) -> str:
         "## How to use\n\n```python\nfrom aligner.reward_models.catalogue import load_scorer\n\n"
         'scorer = load_scorer("path/to/this/folder")\n'
         'print(scorer.score(["a prompt"] * 2, ["an answer", "another answer"]))\n```\n\n'
-        "or, in a terminal, `aligner score --reward-model path/to/this/folder --data rows.jsonl`. What the numbers mean stands in "
+        "or, in a terminal, `aligner score --reward-model path/to/this/folder --data rows.jsonl`. "
+        "What the numbers mean stands in "
         f"`reward_model.yaml`.{_plain_scorer(final, recipe, adapter)}"
     )
 
@@ -173,11 +194,15 @@ def _use(folder: Path, recipe: Record, adapter: bool) -> str:
     )
     prompt = '[{"role": "user", "content": "..."}]' if chat else '"..."'
     peft = (
-        "# the pipeline loads the base model named in adapter_config.json; it needs `pip install peft`\n"
+        "# the pipeline loads the base model named in adapter_config.json; it needs `pip install "
+        "peft`\n"
         if adapter
         else ""
     )
-    load = f'from transformers import pipeline\n\n{peft}generate = pipeline("text-generation", "path/to/this/folder")\n'
+    load = (
+        f'from transformers import pipeline\n\n{peft}generate = pipeline("text-generation", '
+        '"path/to/this/folder")\n'
+    )
     if adapter and recipe.get("model", {}).get("new_tokens"):
         load = PLAIN_ADAPTER.format(base=dumps(_base_of(final)))
     return (
@@ -191,11 +216,18 @@ def _data(data: Any) -> str:
     if not data:
         return ""
     rows = [_source_row(source) for source in data.get("sources", [])]
-    text = "## Data\n\n" + _table(("source", "format", "rows read", "trained on", "held out", "lost"), rows)
-    splits = [(_code(name), *_split_row(split)) for name, split in data.get("splits", {}).items() if split.get("rows")]
+    text = "## Data\n\n" + _table(
+        ("source", "format", "rows read", "trained on", "held out", "lost"), rows
+    )
+    splits = [
+        (_code(name), *_split_row(split))
+        for name, split in data.get("splits", {}).items()
+        if split.get("rows")
+    ]
     if splits:
         text += "\n\n" + _table(
-            ("split", "rows", "tokens", "trained tokens", "too long, dropped", "tokens cut off"), splits
+            ("split", "rows", "tokens", "trained tokens", "too long, dropped", "tokens cut off"),
+            splits,
         )
     return text
 
@@ -212,7 +244,8 @@ def _split_row(split: Record) -> tuple[str, ...]:
 
 
 def _training(recipe: Record, weights: Any) -> str:
-    """The settings that decide the result: the method's own, the trainer's as given, and the adapter's; and what was trained."""
+    """The settings that decide the result: the method's own, the trainer's as given, and the
+    adapter's; and what was trained."""
     method = recipe.get("method", "")
     model, data = recipe.get("model", {}), recipe.get("data", {})
     settings: Record = {
@@ -226,10 +259,15 @@ def _training(recipe: Record, weights: Any) -> str:
         **{f"trainer.{key}": value for key, value in recipe.get("trainer", {}).items()},
         "launch.num_processes": recipe.get("launch", {}).get("num_processes"),
     }
-    rows = [(_code(key), _code(dumps(value))) for key, value in settings.items() if value is not None]
+    rows = [
+        (_code(key), _code(dumps(value))) for key, value in settings.items() if value is not None
+    ]
     if weights:
         rows.append(("weights trained", f"{weights['trained']:,} of {weights['total']:,}"))
-        rows += [(f"trained in {_code(place)}", f"{number:,}") for place, number in weights["places"].items()]
+        rows += [
+            (f"trained in {_code(place)}", f"{number:,}")
+            for place, number in weights["places"].items()
+        ]
     return "## Training\n\n" + _table(("setting", "value"), rows)
 
 
@@ -239,17 +277,24 @@ def _own_settings(recipe: Record) -> Record:
     if recipe.get("method") != "reward":
         return section
     return {
-        key: value for key, value in section.items() if section["kind"] in KINDS_OF_KEY.get(key, (section["kind"],))
+        key: value
+        for key, value in section.items()
+        if section["kind"] in KINDS_OF_KEY.get(key, (section["kind"],))
     }
 
 
 def _results(manifest: Record, evaluation: Any) -> str:
     rows = [(_code(key), _shown(value)) for key, value in manifest["results"].items()]
-    text = "## Results\n\n" + (_table(("metric", "value"), rows) if rows else "No metric was recorded.")
+    text = "## Results\n\n" + (
+        _table(("metric", "value"), rows) if rows else "No metric was recorded."
+    )
     if not evaluation:
         return text
     metrics = list(dict.fromkeys(metric for entry in evaluation for metric in entry["metrics"]))
-    lines = [(entry["name"], *(_shown(entry["metrics"].get(metric, "")) for metric in metrics)) for entry in evaluation]
+    lines = [
+        (entry["name"], *(_shown(entry["metrics"].get(metric, "")) for metric in metrics))
+        for entry in evaluation
+    ]
     return f"{text}\n\n{_table(('model', *metrics), lines)}"
 
 
@@ -265,7 +310,9 @@ def _origin(ancestors: list[Record], start: str) -> str:
 
 
 def _reproduce(environment: Record, manifest: Record) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in environment.get("versions", {}).items())
+    versions = ", ".join(
+        f"{name} {version}" for name, version in environment.get("versions", {}).items()
+    )
     git = environment.get("git")
     changed = " with the uncommitted changes in `code.diff`" if git and git["dirty"] else ""
     lines = [
@@ -279,7 +326,8 @@ def _reproduce(environment: Record, manifest: Record) -> str:
 
 
 def _without_place(command: str) -> str:
-    """The command without what says where the run lies and whether it was begun before: the model depends on neither."""
+    """The command without what says where the run lies and whether it was begun before: the model
+    depends on neither."""
     try:
         words = shlex.split(command)
     except ValueError:
@@ -287,7 +335,11 @@ def _without_place(command: str) -> str:
     kept: list[str] = []
     for place, word in enumerate(words):
         follows = place > 0 and words[place - 1] in PLACE_FLAGS
-        if not (follows or word in (*PLACE_FLAGS, "--resume", "--overwrite") or word.startswith(PLACE_STARTS)):
+        if not (
+            follows
+            or word in (*PLACE_FLAGS, "--resume", "--overwrite")
+            or word.startswith(PLACE_STARTS)
+        ):
             kept.append(word)
     return shlex.join(kept)
 
@@ -310,4 +362,6 @@ def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
 
 
 def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;" if "`" not in text else "<")
+    return (
+        " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;" if "`" not in text else "<")
+    )

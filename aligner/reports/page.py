@@ -1,4 +1,5 @@
-"""Parts of the report that only lay out what the record holds: data, recipe, lineage, environment, files."""
+"""Parts of the report that only lay out what the record holds: data, recipe, lineage, environment,
+files."""
 
 from __future__ import annotations
 
@@ -53,7 +54,8 @@ def sample_part(sample: dict[str, Any]) -> dict[str, Any]:
     expected = sample.get("expected")
     shown = {key: _answer(sample.get(key)) for key in ("prompt", "before", "after")}
     right = {
-        f"{key}_right": expected is not None and str(sample.get(key)).strip() == str(expected).strip()
+        f"{key}_right": expected is not None
+        and str(sample.get(key)).strip() == str(expected).strip()
         for key in ("before", "after")
     }
     return {**shown, **right, "expected": expected}
@@ -73,7 +75,11 @@ ROW_PARTS = [
     ("dropped by your function", "dropped_by_function", 4),
     ("broken", "bad", 6),
 ]
-TOKEN_PARTS = [("trained", "trained_tokens", 1), ("masked", "masked_tokens", 7), ("cut off", "truncated_tokens", 6)]
+TOKEN_PARTS = [
+    ("trained", "trained_tokens", 1),
+    ("masked", "masked_tokens", 7),
+    ("cut off", "truncated_tokens", 6),
+]
 
 
 def ledger_part(data: Any) -> dict[str, Any] | None:
@@ -101,22 +107,37 @@ def _source_picture(source: dict[str, Any]) -> Markup:
 
 def _split_picture(name: str, split: dict[str, Any]) -> Markup:
     parts = [(label, split.get(key, 0), tone) for label, key, tone in TOKEN_PARTS]
-    dropped = f", {split['too_long_dropped']:,} too long and dropped" if split.get("too_long_dropped") else ""
+    dropped = (
+        f", {split['too_long_dropped']:,} too long and dropped"
+        if split.get("too_long_dropped")
+        else ""
+    )
     extras = []
     if split.get("lengths"):
-        extras.append(f"row lengths {' / '.join(f'{length:,}' for length in split['lengths'])} tokens (quantiles)")
+        extras.append(
+            f"row lengths {' / '.join(f'{length:,}' for length in split['lengths'])} tokens "
+            "(quantiles)"
+        )
     if split.get("sequences") is not None:
-        extras.append(f"packed into {split['sequences']:,} sequences, {split.get('packed_fill') or 0:.1%} full")
+        extras.append(
+            f"packed into {split['sequences']:,} sequences, {split.get('packed_fill') or 0:.1%} "
+            "full"
+        )
     if split.get("padding_share") is not None:
         extras.append(f"{split['padding_share']:.1%} of a batch is padding")
     head = Markup("<h3>{} <span class='soft'>{:,} rows, {:,} tokens{}</span></h3>").format(
         _split_title(name), split.get("rows", 0), split.get("tokens", 0), dropped
     )
-    return head + Markup(split_bar(parts)) + Markup("<p class='soft small'>{}</p>").format("; ".join(extras))
+    return (
+        head
+        + Markup(split_bar(parts))
+        + Markup("<p class='soft small'>{}</p>").format("; ".join(extras))
+    )
 
 
 def _ledger_lines(data: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """Every count that is not zero, and the broken rows that were listed: (place, what, how many)."""
+    """Every count that is not zero, and the broken rows that were listed: (place, what, how
+    many)."""
     lines: list[tuple[str, str, str]] = []
     for source in data.get("sources", []):
         label = source["path"] if source.get("role") != "eval" else f"{source['path']} (held out)"
@@ -126,13 +147,16 @@ def _ledger_lines(data: dict[str, Any]) -> list[tuple[str, str, str]]:
         lines += _group(_split_title(name), _counts(split))
     lines += [("batches", "", data["batching"])] if data.get("batching") else []
     if data.get("prompts_in_both"):
-        lines.append(("both", "held-out prompts that are also trained on", f"{data['prompts_in_both']:,}"))
+        lines.append(
+            ("both", "held-out prompts that are also trained on", f"{data['prompts_in_both']:,}")
+        )
     return lines
 
 
 def _group(label: str, counts: list[tuple[str, Any]]) -> list[tuple[str, str, str]]:
     return [
-        ("" if index else label, key.replace("_", " "), value_text(value)) for index, (key, value) in enumerate(counts)
+        ("" if index else label, key.replace("_", " "), value_text(value))
+        for index, (key, value) in enumerate(counts)
     ]
 
 
@@ -142,7 +166,11 @@ def _split_title(name: str) -> str:
 
 def _counts(entry: dict[str, Any]) -> list[tuple[str, Any]]:
     hidden = ("path", "role", "files", "bad_rows")
-    return [(key, value) for key, value in entry.items() if key not in hidden and value not in (0, None, "", [])]
+    return [
+        (key, value)
+        for key, value in entry.items()
+        if key not in hidden and value not in (0, None, "", [])
+    ]
 
 
 def resolved_part(resolved: dict[str, Any]) -> list[dict[str, Any]]:
@@ -177,7 +205,9 @@ def lineage_part(folder: Path, manifest: dict[str, Any] | None) -> list[dict[str
             items.append({"label": "model", "name": name, "note": ""})
         else:
             note = f"finished {moment(entry['finished'])}" if entry["finished"] else "not finished"
-            items.append({"label": f"{entry['method'] or 'unknown'} run", "name": name, "note": note})
+            items.append(
+                {"label": f"{entry['method'] or 'unknown'} run", "name": name, "note": note}
+            )
     return items
 
 
@@ -186,12 +216,17 @@ def environment_part(environment: dict[str, Any]) -> dict[str, Any] | None:
         return None
     git = environment.get("git")
     state = (
-        f"{git['commit'][:12]} on {git['branch']}{', with uncommitted changes' if git['dirty'] else ''}"
+        f"{git['commit'][:12]} on "
+        f"{git['branch']}{', with uncommitted changes' if git['dirty'] else ''}"
         if git
         else "none"
     )
     lines = [(name, version) for name, version in environment.get("versions", {}).items()]
-    lines += [(key, value_text(value)) for key, value in flatten(environment.get("devices", {})).items() if key]
+    lines += [
+        (key, value_text(value))
+        for key, value in flatten(environment.get("devices", {})).items()
+        if key
+    ]
     lines += [("platform", str(environment.get("platform"))), ("git", state)]
     lines += [("working directory", str(environment.get("working_directory")))]
     return {"command": environment.get("command", ""), "lines": lines}
@@ -200,7 +235,11 @@ def environment_part(environment: dict[str, Any]) -> dict[str, Any] | None:
 def files_part(folder: Path, manifest: dict[str, Any] | None) -> list[dict[str, str]]:
     """The record and the result; checkpoints and prepared data are means, not ends."""
     sums = (manifest or {}).get("files", {})
-    paths = [path for path in folder.iterdir() if path.is_file() and path.name != LOCK_NAME and path.name[0] != "."]
+    paths = [
+        path
+        for path in folder.iterdir()
+        if path.is_file() and path.name != LOCK_NAME and path.name[0] != "."
+    ]
     if (folder / "final").is_dir():
         paths += [path for path in (folder / "final").rglob("*") if path.is_file()]
     names = sorted((path.relative_to(folder).as_posix(), path) for path in paths)

@@ -1,8 +1,10 @@
-"""The report of a run: one HTML file that can be mailed, opened offline, read on a phone and printed.
+"""The report of a run: one HTML file that can be mailed, opened offline, read on a phone and
+printed.
 
-Made from the run directory alone, at any time: what is missing (a run killed early, no held-out rows) is said, not
-hidden. Everything that comes from outside is escaped; a content security policy forbids every request and every script
-but the one that moves the cursor over the curves. It judges nothing: no number is coloured good or bad.
+Made from the run directory alone, at any time: what is missing (a run killed early, no held-out
+rows) is said, not hidden. Everything that comes from outside is escaped; a content security policy
+forbids every request and every script but the one that moves the cursor over the curves. It judges
+nothing: no number is coloured good or bad.
 """
 
 from __future__ import annotations
@@ -39,7 +41,10 @@ Rows = list[tuple[str, str]]
 
 CHARTS: list[tuple[str, list[tuple[str, str, str]]]] = [
     ("Loss", [("train", "loss", "train"), ("eval", "loss", "held out")]),
-    ("Reward accuracy", [("train", "rewards/accuracies", "train"), ("eval", "rewards/accuracies", "held out")]),
+    (
+        "Reward accuracy",
+        [("train", "rewards/accuracies", "train"), ("eval", "rewards/accuracies", "held out")],
+    ),
     ("Accuracy", [("train", "accuracy", "train"), ("eval", "accuracy", "held out")]),
     ("Margin", [("train", "margin", "train"), ("eval", "margin", "held out")]),
     ("Squared error", [("train", "mse", "train"), ("eval", "mse", "held out")]),
@@ -47,10 +52,19 @@ CHARTS: list[tuple[str, list[tuple[str, str, str]]]] = [
         "Correlation of reward and length",
         [("train", "length_correlation", "train"), ("eval", "length_correlation", "held out")],
     ),
-    ("Reward margin", [("train", "rewards/margins", "train"), ("eval", "rewards/margins", "held out")]),
+    (
+        "Reward margin",
+        [("train", "rewards/margins", "train"), ("eval", "rewards/margins", "held out")],
+    ),
     ("Rewards", [("train", "rewards/chosen", "chosen"), ("train", "rewards/rejected", "rejected")]),
-    ("Log-probabilities", [("train", "logps/chosen", "chosen"), ("train", "logps/rejected", "rejected")]),
-    ("Token accuracy", [("train", "mean_token_accuracy", "train"), ("eval", "mean_token_accuracy", "held out")]),
+    (
+        "Log-probabilities",
+        [("train", "logps/chosen", "chosen"), ("train", "logps/rejected", "rejected")],
+    ),
+    (
+        "Token accuracy",
+        [("train", "mean_token_accuracy", "train"), ("eval", "mean_token_accuracy", "held out")],
+    ),
     ("Learning rate", [("train", "learning_rate", "train")]),
     ("Gradient norm", [("train", "grad_norm", "train")]),
 ]
@@ -68,7 +82,9 @@ HEADLINES = (
 SHARES = ("rewards/accuracies", "accuracy", "mean_token_accuracy")
 EXACT = ("learning_rate", "num_tokens")
 """Curves without noise, which get no running mean."""
-NOT_CURVES = frozenset(["step", "epoch", "split", "time_s", "num_input_tokens_seen", "total_flos", "train_loss"])
+NOT_CURVES = frozenset(
+    ["step", "epoch", "split", "time_s", "num_input_tokens_seen", "total_flos", "train_loss"]
+)
 NOT_CURVE_ENDINGS = ("runtime", "per_second")
 MOST_BARS = 4
 MAX_DIFF_CHARS = 60_000
@@ -99,11 +115,15 @@ for (const figure of document.querySelectorAll("[data-chart]")) {
 
 
 def write_report(run_dir: Path, manifest: Record | None = None) -> Path:
-    """Write `report.html` into the run directory. `manifest` is given when it is about to be written."""
+    """Write `report.html` into the run directory. `manifest` is given when it is about to be
+    written."""
     folder = Path(run_dir)
     path = folder / "report.html"
     write_atomically(
-        path, _template("report.html.j2").render(_content(folder, manifest or read_json(folder, "manifest.json")))
+        path,
+        _template("report.html.j2").render(
+            _content(folder, manifest or read_json(folder, "manifest.json"))
+        ),
     )
     return path
 
@@ -111,7 +131,9 @@ def write_report(run_dir: Path, manifest: Record | None = None) -> Path:
 @cache
 def _template(name: str) -> jinja2.Template:
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("aligner.reports"), autoescape=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.PackageLoader("aligner.reports"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
     )
     return environment.get_template(name)
 
@@ -125,9 +147,16 @@ def page(
     tiles: Sequence[dict[str, str]] = (),
     warnings: Sequence[str] = (),
 ) -> str:
-    """Return a page in the style of the reports. `body` is HTML, in which the caller has escaped what comes from outside."""
+    """Return a page in the style of the reports. `body` is HTML, in which the caller has escaped
+    what comes from outside."""
     return _template("page.html.j2").render(
-        title=title, kind=kind, facts=facts, body=Markup(body), tiles=tiles, warnings=warnings, **_script()
+        title=title,
+        kind=kind,
+        facts=facts,
+        body=Markup(body),
+        tiles=tiles,
+        warnings=warnings,
+        **_script(),
     )
 
 
@@ -170,7 +199,9 @@ def _content(folder: Path, manifest: Record | None) -> Record:
         "lineage": lineage_part(folder, manifest),
         "environment": environment_part(environment),
         "diff": _text(folder / "code.diff")[:MAX_DIFF_CHARS],
-        "results": [(key, value_text(value)) for key, value in (manifest or {}).get("results", {}).items()],
+        "results": [
+            (key, value_text(value)) for key, value in (manifest or {}).get("results", {}).items()
+        ],
         "files": files_part(folder, manifest),
         **_script(),
     }
@@ -203,7 +234,9 @@ def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
 
-def _facts(recipe: Record, environment: Record, manifest: Record | None, metrics: Metrics, weights: Any) -> Rows:
+def _facts(
+    recipe: Record, environment: Record, manifest: Record | None, metrics: Metrics, weights: Any
+) -> Rows:
     """The line below the title."""
     facts: Rows = []
     model = recipe.get("model", {})
@@ -226,17 +259,23 @@ def _facts(recipe: Record, environment: Record, manifest: Record | None, metrics
     return facts
 
 
-def _warnings(folder: Path, manifest: Record | None, metrics: Metrics, environment: Record) -> list[str]:
+def _warnings(
+    folder: Path, manifest: Record | None, metrics: Metrics, environment: Record
+) -> list[str]:
     found = []
     if manifest is None:
         step = max((record.get("step", 0) for record in metrics), default=None)
         reached = "before a step was logged" if step is None else f"at or after step {step:,}"
         held = "still works on it, or was killed" if (folder / LOCK_NAME).exists() else "stopped"
-        found.append(f"This run has not finished: its process {held} {reached}. `--resume` goes on with it.")
+        found.append(
+            f"This run has not finished: its process {held} {reached}. `--resume` goes on with it."
+        )
     found += [text[0].upper() + text[1:] for text in read_json(folder, "warnings.json") or []]
     for session in environment.get("sessions", []):
         for name, version in session.get("versions", {}).items():
-            found.append(f"Resumed with {name} {version}; it began with {environment['versions'].get(name)}.")
+            found.append(
+                f"Resumed with {name} {version}; it began with {environment['versions'].get(name)}."
+            )
     return found
 
 
@@ -245,7 +284,9 @@ def _series(metrics: Metrics, split: str, key: str) -> list[tuple[float, float]]
     points = {
         record["step"]: float(record[key])
         for record in metrics
-        if record.get("split") == split and isinstance(record.get(key), int | float) and "step" in record
+        if record.get("split") == split
+        and isinstance(record.get(key), int | float)
+        and "step" in record
     }
     return sorted(points.items())
 
@@ -255,7 +296,10 @@ def _charts(metrics: Metrics) -> tuple[list[Markup], list[Markup]]:
     charts: list[str] = []
     known: set[str] = set()
     for title, lines in CHARTS:
-        series = [_drawn(metrics, split, key, name, tone) for tone, (split, key, name) in enumerate(lines, 1)]
+        series = [
+            _drawn(metrics, split, key, name, tone)
+            for tone, (split, key, name) in enumerate(lines, 1)
+        ]
         known.update(key for _, key, _ in lines)
         bounds = (0.0, 1.0) if lines[0][1] in SHARES else None
         charts.append(line_chart(title, series, bounds=bounds))
@@ -265,23 +309,33 @@ def _charts(metrics: Metrics) -> tuple[list[Markup], list[Markup]]:
 
 
 def _drawn(metrics: Metrics, split: str, key: str, name: str, tone: int) -> Series:
-    return Series(name, _series(metrics, split, key), tone, dots=split == "eval", smooth=key not in EXACT)
+    return Series(
+        name, _series(metrics, split, key), tone, dots=split == "eval", smooth=key not in EXACT
+    )
 
 
 def _other_chart(metrics: Metrics, key: str) -> str:
-    return line_chart(key, [_drawn(metrics, "train", key, "train", 1), _drawn(metrics, "eval", key, "held out", 2)])
+    return line_chart(
+        key,
+        [_drawn(metrics, "train", key, "train", 1), _drawn(metrics, "eval", key, "held out", 2)],
+    )
 
 
 def _curve_note(metrics: Metrics, recipe: Record) -> str:
     if any(record.get("split") == "eval" for record in metrics):
         long = len(_series(metrics, "train", "loss")) >= SMOOTH_FROM
         return "Faint lines are single log lines, strong ones their running mean." if long else ""
-    reason = "the recipe gives no data.eval" if not recipe.get("data", {}).get("eval") else "no evaluation was reached"
+    reason = (
+        "the recipe gives no data.eval"
+        if not recipe.get("data", {}).get("eval")
+        else "no evaluation was reached"
+    )
     return f"No held-out curve: {reason}."
 
 
 def _tiles(metrics: Metrics, evaluation: Any, data: Any) -> list[dict[str, str]]:
-    """The few numbers a colleague asks for first: what was measured, how training went, how much it saw."""
+    """The few numbers a colleague asks for first: what was measured, how training went, how much it
+    saw."""
     tiles = []
     if evaluation:
         tiles += _evaluation_tile(evaluation)
@@ -308,7 +362,9 @@ def _evaluation_tile(evaluation: Metrics) -> list[dict[str, str]]:
     return []
 
 
-def _change_tile(label: str, where: str, points: list[tuple[float, float]], *, as_share: bool) -> dict[str, str]:
+def _change_tile(
+    label: str, where: str, points: list[tuple[float, float]], *, as_share: bool
+) -> dict[str, str]:
     def shown(value: float) -> str:
         return f"{value:.1%}" if as_share and math.isfinite(value) else number(value)
 
@@ -327,7 +383,9 @@ def _bars(evaluation: Metrics, metric: str) -> list[tuple[str, float]]:
 
 def _as_float(value: Any) -> float | None:
     """The number that was written, also NaN and infinities; None for anything else."""
-    if isinstance(value, bool) or not (isinstance(value, int | float) or value in ("NaN", "Infinity", "-Infinity")):
+    if isinstance(value, bool) or not (
+        isinstance(value, int | float) or value in ("NaN", "Infinity", "-Infinity")
+    ):
         return None
     return float(value)
 
@@ -339,11 +397,18 @@ def _evaluation(evaluation: Any) -> Record | None:
     metrics = _metric_names(evaluation)
     bars = {metric: _bars(evaluation, metric) for metric in metrics}
     rows = [
-        {"name": entry["name"], "cells": [value_text(entry["metrics"].get(metric, "")) for metric in metrics]}
+        {
+            "name": entry["name"],
+            "cells": [value_text(entry["metrics"].get(metric, "")) for metric in metrics],
+        }
         for entry in evaluation
     ]
-    told = len(metrics) <= MOST_BARS and all(len(values) == len(evaluation) for values in bars.values())
-    charts = [Markup(bar_chart(metric.replace("_", " "), bars[metric])) for metric in metrics[:MOST_BARS]]
+    told = len(metrics) <= MOST_BARS and all(
+        len(values) == len(evaluation) for values in bars.values()
+    )
+    charts = [
+        Markup(bar_chart(metric.replace("_", " "), bars[metric])) for metric in metrics[:MOST_BARS]
+    ]
     return {"metrics": metrics, "rows": [] if told else rows, "bars": charts}
 
 

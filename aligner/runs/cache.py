@@ -1,7 +1,9 @@
-"""Where things lie that were computed once and cost time only: `$ALIGNER_CACHE`, else `~/.cache/aligner`.
+"""Where things lie that were computed once and cost time only: `$ALIGNER_CACHE`, else
+`~/.cache/aligner`.
 
-A kept file has its checksum beside it (`NAME.sha256`). One that is damaged, or that a kill left without its checksum, counts as not
-there: it is computed again. Two processes may keep the same file at once; at worst it is computed once more.
+A kept file has its checksum beside it (`NAME.sha256`). One that is damaged, or that a kill left
+without its checksum, counts as not there: it is computed again. Two processes may keep the same
+file at once; at worst it is computed once more.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ from aligner.runs.files import file_sha256, write_atomically
 
 
 def cache_folder(name: str) -> Path:
-    """Return the folder of one kind of them: `reference`, `rewards`, `samples`, `judge`, `crashes`."""
+    """Return the folder of one kind of them: `reference`, `rewards`, `samples`, `judge`,
+    `crashes`."""
     root = os.environ.get("ALIGNER_CACHE")
     return (Path(root) if root else Path.home() / ".cache" / "aligner") / name
 
@@ -28,7 +31,8 @@ def is_kept(file: Path) -> bool:
 
 
 def keep(file: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file, and give it its name; a reader finds all of it or nothing."""
+    """Let `write` fill a temporary file, and give it its name; a reader finds all of it or
+    nothing."""
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:

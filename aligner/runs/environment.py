@@ -1,9 +1,10 @@
 """What a run was run with: versions, platform, git state and command line, with secrets taken out.
 
-Versions come from package metadata, so nothing heavy is imported; devices are added by whoever has torch loaded. The
-git state is that of the working directory, since that is where a user's recipes and mapping functions live. Values of
-environment variables are never recorded; `redact` removes what looks like a credential from every text that is. It
-knows the usual shapes only, so it is a safety net and no permission to put a key into a recipe.
+Versions come from package metadata, so nothing heavy is imported; devices are added by whoever has
+torch loaded. The git state is that of the working directory, since that is where a user's recipes
+and mapping functions live. Values of environment variables are never recorded; `redact` removes
+what looks like a credential from every text that is. It knows the usual shapes only, so it is a
+safety net and no permission to put a key into a recipe.
 """
 
 from __future__ import annotations
@@ -36,7 +37,10 @@ PACKAGES = {
 
 MAX_DIFF_CHARS = 1_000_000
 
-_SECRET_NAME = r"(?:[\w-]*[_-])?(?:api[_-]?key|apikey|token|secret|password|passwd|credentials?|private[_-]?key)"
+_SECRET_NAME = (
+    r"(?:[\w-]*[_-])?"
+    r"(?:api[_-]?key|apikey|token|secret|password|passwd|credentials?|private[_-]?key)"
+)
 _SECRET_SHAPES = re.compile(
     r"\b(?:hf_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_-]{16,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}"
     r"|xox[abprs]-[\w-]{10,}|AKIA[0-9A-Z]{16}|AIza[\w-]{30,}|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]{5,})"
@@ -58,14 +62,22 @@ def now() -> str:
 
 def _secret_values() -> list[str]:
     """Values of environment variables whose names say that they are secret, longest first."""
-    found = {value for name, value in os.environ.items() if _SECRET_VARIABLE.search(name) and len(value) >= 8}
+    found = {
+        value
+        for name, value in os.environ.items()
+        if _SECRET_VARIABLE.search(name) and len(value) >= 8
+    }
     return sorted(found, key=len, reverse=True)
 
 
 def secrets_in(values: Any) -> list[str]:
     """Strings that stand under a name like `hub_token` or `api_key` in a nested mapping."""
     if isinstance(values, dict):
-        named = [str(item) for key, item in values.items() if isinstance(item, str) and _names_a_secret(str(key))]
+        named = [
+            str(item)
+            for key, item in values.items()
+            if isinstance(item, str) and _names_a_secret(str(key))
+        ]
         return named + [secret for item in values.values() for secret in secrets_in(item)]
     if isinstance(values, list | tuple):
         return [secret for item in values for secret in secrets_in(item)]
@@ -98,7 +110,8 @@ def redact_values(value: Any, secrets: Sequence[str] = ()) -> Any:
 
 
 def command_line(arguments: Sequence[str]) -> str:
-    """The command as it could be typed again, without its secrets (`--token x`, `hub_token=x`, keys by shape)."""
+    """The command as it could be typed again, without its secrets (`--token x`, `hub_token=x`, keys
+    by shape)."""
     shown: list[str] = []
     hide_next = False
     for argument in arguments:
@@ -114,9 +127,14 @@ def command_line(arguments: Sequence[str]) -> str:
 
 
 def this_command() -> str:
-    """The command line of this process, with `aligner` for the script's path and `python -m` for a module."""
+    """The command line of this process, with `aligner` for the script's path and `python -m` for a
+    module."""
     program = Path(sys.argv[0])
-    head = ["python", "-m", program.parent.name] if program.name == "__main__.py" else [program.name or "python"]
+    head = (
+        ["python", "-m", program.parent.name]
+        if program.name == "__main__.py"
+        else [program.name or "python"]
+    )
     return command_line([*head, *sys.argv[1:]])
 
 
@@ -142,7 +160,8 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 
 def git_state(folder: Path) -> tuple[dict[str, Any] | None, str]:
-    """Commit, branch and dirtiness of the folder's repository, and the diff against the commit (redacted)."""
+    """Commit, branch and dirtiness of the folder's repository, and the diff against the commit
+    (redacted)."""
     commit = _git(folder, "rev-parse", "HEAD")
     if commit is None:
         return None, ""

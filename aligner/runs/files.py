@@ -1,7 +1,9 @@
-"""The files of a run's record: written whole or not at all, read by whoever wants to know. Imports no torch.
+"""The files of a run's record: written whole or not at all, read by whoever wants to know. Imports
+no torch.
 
-`run.py` decides who may write and when; this module holds what it shares with the report, the model card and the
-commands that list runs. Nothing in here changes a run, apart from `write_atomically`, which is given the place.
+`run.py` decides who may write and when; this module holds what it shares with the report, the model
+card and the commands that list runs. Nothing in here changes a run, apart from `write_atomically`,
+which is given the place.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from aligner.errors import DataError
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that a reader, or a kill, finds the old content or the new and nothing between."""
+    """Write a file so that a reader, or a kill, finds the old content or the new and nothing
+    between."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with open(temporary, "w", encoding="utf-8", newline="\n") as file:
         file.write(text)
@@ -40,9 +43,14 @@ def sync_folder(folder: Path) -> None:
 
 
 def plain(value: Any) -> Any:
-    """The value as strict JSON can hold it: NaN and infinities become the strings that `float()` reads back."""
+    """The value as strict JSON can hold it: NaN and infinities become the strings that `float()`
+    reads back."""
     if isinstance(value, float):
-        return value if math.isfinite(value) else ("NaN" if math.isnan(value) else f"{'-' * (value < 0)}Infinity")
+        return (
+            value
+            if math.isfinite(value)
+            else ("NaN" if math.isnan(value) else f"{'-' * (value < 0)}Infinity")
+        )
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -55,7 +63,8 @@ def dumps(value: Any, indent: int | None = None) -> str:
 
 
 def json_line(value: Any, default: Callable[[Any], str] | None = None) -> str:
-    """A line of strict JSON, with its end; half a surrogate pair, which UTF-8 cannot hold, stays as it is, escaped.
+    """A line of strict JSON, with its end; half a surrogate pair, which UTF-8 cannot hold, stays as
+    it is, escaped.
 
     `default` turns what JSON does not know into text; without it that is an error.
     """
@@ -76,19 +85,24 @@ def file_sha256(path: Path) -> str:
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """Every whole line of `metrics.jsonl`; NaN and infinities are floats again. Changes nothing on disk."""
+    """Every whole line of `metrics.jsonl`; NaN and infinities are floats again. Changes nothing on
+    disk."""
     path = run_dir / "metrics.jsonl"
     if not path.exists():
         return []
     lines = path.read_bytes().split(b"\n")[:-1]
-    return [_metrics_line(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    return [
+        _metrics_line(path, number, line) for number, line in enumerate(lines, 1) if line.strip()
+    ]
 
 
 def _metrics_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
     try:
         return {key: _number(item) for key, item in json.loads(line).items()}
     except (ValueError, AttributeError) as error:
-        raise DataError(f"{path}:{number} is not a JSON object.", "Delete that line; the rest can be used.") from error
+        raise DataError(
+            f"{path}:{number} is not a JSON object.", "Delete that line; the rest can be used."
+        ) from error
 
 
 def _number(value: Any) -> Any:
@@ -136,7 +150,9 @@ def read_json(run_dir: Path, name: str) -> Any:
     return parse_json(path, CURES.get(path.name, START_AGAIN), kind, NEEDED.get(path.name, ()))
 
 
-def parse_json(path: Path, cure: str, kind: type[dict] | type[list] = dict, needed: Iterable[str] = ()) -> Any:
+def parse_json(
+    path: Path, cure: str, kind: type[dict] | type[list] = dict, needed: Iterable[str] = ()
+) -> Any:
     """Read a file that this program wrote, whole: a list or an object with the keys that it needs.
 
     Raises: DataError that says what is wrong with the file.
@@ -151,7 +167,9 @@ def parse_json(path: Path, cure: str, kind: type[dict] | type[list] = dict, need
         raise DataError(f"{path} is damaged: it is {what}", cure) from error
     if not isinstance(value, kind):
         raise DataError(
-            f"{path} is damaged: it holds {_kind(value)}, not {'a list' if kind is list else 'an object'}", cure
+            f"{path} is damaged: it holds {_kind(value)}, not "
+            f"{'a list' if kind is list else 'an object'}",
+            cure,
         )
     if absent := [key for key in needed if key not in value]:
         raise DataError(f"{path} is damaged: it lacks {absent[0]!r}", cure)
@@ -159,7 +177,13 @@ def parse_json(path: Path, cure: str, kind: type[dict] | type[list] = dict, need
 
 
 def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+    names = {
+        dict: "an object",
+        list: "a list",
+        str: "a text",
+        bool: "true or false",
+        type(None): "null",
+    }
     return names.get(type(value), "a number")
 
 
@@ -172,10 +196,13 @@ def write_checksums(folder: Path) -> None:
 
 
 def check_checksums(folder: Path, cure: str) -> None:
-    """Raise DataError for a file that is not what `write_checksums` saw; files that came later are not looked at."""
+    """Raise DataError for a file that is not what `write_checksums` saw; files that came later are
+    not looked at."""
     noted = folder / CHECKSUMS
     if not noted.exists():
-        raise DataError(f"{noted} is missing, so nothing says whether the files beside it are whole", cure)
+        raise DataError(
+            f"{noted} is missing, so nothing says whether the files beside it are whole", cure
+        )
     for name, digest in parse_json(noted, cure).items():
         if not (folder / name).is_file():
             raise DataError(f"{folder / name} is missing", cure)
@@ -184,9 +211,12 @@ def check_checksums(folder: Path, cure: str) -> None:
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """`{"model": {"dtype": x}}` as `{"model.dtype": x}`; lists of sections are numbered: `data.train[0].path`."""
+    """`{"model": {"dtype": x}}` as `{"model.dtype": x}`; lists of sections are numbered:
+    `data.train[0].path`."""
     if isinstance(value, dict) and value:
-        pairs: Iterator[tuple[str, Any]] = ((f"{prefix}.{key}" if prefix else key, v) for key, v in value.items())
+        pairs: Iterator[tuple[str, Any]] = (
+            (f"{prefix}.{key}" if prefix else key, v) for key, v in value.items()
+        )
     elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
         pairs = ((f"{prefix}[{index}]", item) for index, item in enumerate(value))
     else:
@@ -201,7 +231,8 @@ def fingerprints(run_dir: Path, folder: Path) -> dict[str, str]:
 
 
 def lineage(run_dir: str | Path, manifest: dict[str, Any] | None = None) -> list[dict[str, Any]]:
-    """The run and the runs its model came from, newest first; a model that no run of ours made ends the list.
+    """The run and the runs its model came from, newest first; a model that no run of ours made ends
+    the list.
 
     `manifest` stands in for the run's own while that is not written yet.
     """
@@ -229,20 +260,30 @@ def _lineage_entry(folder: Path, manifest: dict[str, Any] | None) -> dict[str, A
         "method": recipe.get("method"),
         "model": recipe.get("model", {}).get("name_or_path"),
         "working_directory": environment.get("working_directory", ""),
-        **{key: manifest.get(key) for key in ("created", "finished", "results", "recipe_hash", "data_fingerprint")},
+        **{
+            key: manifest.get(key)
+            for key in ("created", "finished", "results", "recipe_hash", "data_fingerprint")
+        },
         "parents": manifest.get("parents", []),
     }
 
 
 def _model_parent(entry: dict[str, Any]) -> str | None:
-    recorded = [parent["path"] for parent in entry["parents"] if parent.get("kind") in ("model", "run")]
+    recorded = [
+        parent["path"] for parent in entry["parents"] if parent.get("kind") in ("model", "run")
+    ]
     return recorded[0] if recorded else entry["model"]
 
 
 def _run_of_model(model: str, working_directory: str) -> Path | None:
-    """The run directory that this folder lies in, if it does. Relative paths are those of the run's own start."""
+    """The run directory that this folder lies in, if it does. Relative paths are those of the run's
+    own start."""
     for place in (Path(working_directory) / model, Path(model)):
         if place.is_dir():
-            inside = (folder for folder in (place, *place.parents[:2]) if (folder / "resolved.json").is_file())
+            inside = (
+                folder
+                for folder in (place, *place.parents[:2])
+                if (folder / "resolved.json").is_file()
+            )
             return next(inside, None)
     return None

@@ -1,7 +1,9 @@
-"""Work in parts that a kill interrupts and that is gone on with: one line of JSON for each finished part.
+"""Work in parts that a kill interrupts and that is gone on with: one line of JSON for each finished
+part.
 
-A line says which part it is and what it was made with (a fingerprint of a model), so that two processes may write side by side
-where nothing keeps them apart, and parts of two models are never mixed. A line that a kill cut short counts as not there.
+A line says which part it is and what it was made with (a fingerprint of a model), so that two
+processes may write side by side where nothing keeps them apart, and parts of two models are never
+mixed. A line that a kill cut short counts as not there.
 """
 
 from __future__ import annotations
@@ -28,9 +30,11 @@ Work = Callable[[P], Any]
 
 
 class Journal:
-    """Results of the parts that a file held when it was opened, by number; further ones go into the file, if there is one.
+    """Results of the parts that a file held when it was opened, by number; further ones go into the
+    file, if there is one.
 
-    `done`: how many it held; `begun_with`: the fingerprint of what they were made with, None where there is none.
+    `done`: how many it held; `begun_with`: the fingerprint of what they were made with, None where
+    there is none.
     """
 
     def __init__(self, path: Path | None, made_with: str = "") -> None:
@@ -55,19 +59,25 @@ class Journal:
         """
         if self._all_with - {self.made_with}:
             raise UsageError(
-                f"{self.path} was begun with another model: {what} would be partly of one and partly of the other.",
+                f"{self.path} was begun with another model: {what} would be partly of one and "
+                "partly of the other.",
                 "Put the old model back, or start again with --overwrite.",
             )
 
     def add(self, part: int, result: Any) -> Any:
-        """Keep the result of a part, and return it; in a file, it is on disk before this returns."""
+        """Keep the result of a part, and return it; in a file, it is on disk before this
+        returns."""
         if self.path is None:
             return result
-        line = _append(self.path, {"part": part, "made with": self.made_with, "result": result, "sum": _sum(result)})
+        line = _append(
+            self.path,
+            {"part": part, "made with": self.made_with, "result": result, "sum": _sum(result)},
+        )
         return json.loads(line)["result"]
 
     def results(self, parts: Iterable[P], work: Work[P]) -> Iterator[tuple[Any, bool]]:
-        """The result of each part, in order, and whether it is new: not there yet, and worked on when it is asked for."""
+        """The result of each part, in order, and whether it is new: not there yet, and worked on
+        when it is asked for."""
         for number, part in enumerate(parts):
             known = number in self
             yield (self[number] if known else self.add(number, work(part))), not known
@@ -83,8 +93,9 @@ def carry_on(
 ) -> list[Any]:
     """Return the result of each part, in order, doing those that the file does not have.
 
-    `make` returns the fingerprint of what does the work, and what does it; it is called only when there is work to do. `size` counts
-    the pieces of a part, for the progress that is told under the name `what`.
+    `make` returns the fingerprint of what does the work, and what does it; it is called only when
+    there is work to do. `size` counts the pieces of a part, for the progress that is told under the
+    name `what`.
 
     Raises: UsageError when the file was begun with something else.
     """
@@ -93,7 +104,12 @@ def carry_on(
     if journal.done == len(parts):
         return [journal[number] for number in range(len(parts))]
     if journal.done:
-        tell(on_event, Notice(f"Going on with {what}: {journal.done} of {len(parts)} parts are there already."))
+        tell(
+            on_event,
+            Notice(
+                f"Going on with {what}: {journal.done} of {len(parts)} parts are there already."
+            ),
+        )
     journal.made_with, work = make()
     journal.check(what)
     total, count, found = sum(map(size, parts)), 0, []
@@ -111,7 +127,8 @@ def _sum(result: Any) -> str:
 
 
 def _append(path: Path, value: dict[str, Any]) -> str:
-    """Write a line so that it survives a kill, and return it; behind a line that was cut short, on a line of its own."""
+    """Write a line so that it survives a kill, and return it; behind a line that was cut short, on
+    a line of its own."""
     line = json_line(value)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "ab+") as file:
@@ -132,5 +149,9 @@ def _lines(path: Path | None) -> Iterator[dict[str, Any]]:
             for line in file:
                 with suppress(ValueError):
                     found = json.loads(line)
-                    if isinstance(found, dict) and found.keys() >= LINE and found["sum"] == _sum(found["result"]):
+                    if (
+                        isinstance(found, dict)
+                        and found.keys() >= LINE
+                        and found["sum"] == _sum(found["result"])
+                    ):
                         yield found

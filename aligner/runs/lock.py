@@ -1,9 +1,10 @@
 """One writer for a directory: a small file that says which process holds it.
 
-The file names process, machine and the moment the process began, so a lock left by a kill is recognised (that process
-is gone, or its number now belongs to another) and taken over without asking. On another machine nothing can be known
-about the holder: the lock is then respected and the message says what to do. It guards against a second start by
-mistake; it does not arbitrate between two machines that start in the same millisecond on a network disk.
+The file names process, machine and the moment the process began, so a lock left by a kill is
+recognised (that process is gone, or its number now belongs to another) and taken over without
+asking. On another machine nothing can be known about the holder: the lock is then respected and the
+message says what to do. It guards against a second start by mistake; it does not arbitrate between
+two machines that start in the same millisecond on a network disk.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ LOCK_NAME = "lock"
 
 
 def acquire_lock(folder: Path) -> str:
-    """Take the folder's lock; a sentence when it was taken over from a dead process, else an empty string."""
+    """Take the folder's lock; a sentence when it was taken over from a dead process, else an empty
+    string."""
     path = folder / LOCK_NAME
     note = ""
     for _ in range(3):
@@ -33,7 +35,9 @@ def acquire_lock(folder: Path) -> str:
         if holder is not None and _may_be_alive(holder):
             raise _in_use(folder, path, holder)
         note = _take_away(path, holder)
-    raise UsageError(f"{folder} is being opened by another process.", "Try again when that one is done.")
+    raise UsageError(
+        f"{folder} is being opened by another process.", "Try again when that one is done."
+    )
 
 
 def release_lock(folder: Path) -> None:
@@ -44,7 +48,11 @@ def release_lock(folder: Path) -> None:
 
 
 def _me() -> dict[str, Any]:
-    return {"pid": os.getpid(), "host": platform.node(), "process_began": _process_began(os.getpid())}
+    return {
+        "pid": os.getpid(),
+        "host": platform.node(),
+        "process_began": _process_began(os.getpid()),
+    }
 
 
 def _create(path: Path) -> bool:
@@ -58,16 +66,23 @@ def _create(path: Path) -> bool:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """Who holds the lock; None for a lock that says nothing even after its writer had time to write."""
+    """Who holds the lock; None for a lock that says nothing even after its writer had time to
+    write."""
     for _ in range(10):
         try:
             holder = json.loads(path.read_text(encoding="utf-8"))
-            if isinstance(holder, dict) and isinstance(holder.get("pid"), int) and 0 < holder["pid"] < 2**31:
+            if (
+                isinstance(holder, dict)
+                and isinstance(holder.get("pid"), int)
+                and 0 < holder["pid"] < 2**31
+            ):
                 return holder
         except FileNotFoundError:
             return None
         except IsADirectoryError as error:
-            raise UsageError(f"{path} is a folder where the lock belongs", "move it away") from error
+            raise UsageError(
+                f"{path} is a folder where the lock belongs", "move it away"
+            ) from error
         except ValueError:
             pass
         time.sleep(0.05)
@@ -75,9 +90,11 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _process_began(pid: int) -> str:
-    """A mark that tells a process from a later one with the same number; empty where the system has none to give.
+    """A mark that tells a process from a later one with the same number; empty where the system has
+    none to give.
 
-    A process that has ended and waits for its parent to take notice (a zombie) has another mark than when it lived.
+    A process that has ended and waits for its parent to take notice (a zombie) has another mark
+    than when it lived.
     """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
@@ -115,5 +132,9 @@ def _take_away(path: Path, holder: dict[str, Any] | None) -> str:
 def _in_use(folder: Path, path: Path, holder: dict[str, Any]) -> UsageError:
     same = holder.get("host") == platform.node()
     where = "" if same else f" on {holder.get('host')}"
-    hint = "Wait for it or stop it." if same else f"If that process is gone, delete {path} and start again."
+    hint = (
+        "Wait for it or stop it."
+        if same
+        else f"If that process is gone, delete {path} and start again."
+    )
     return UsageError(f"{folder} is in use by process {holder['pid']}{where}.", hint)

@@ -1,12 +1,14 @@
-"""A file that takes long to compute: until it is whole, a folder `OUTPUT.part` beside it keeps what is done.
+"""A file that takes long to compute: until it is whole, a folder `OUTPUT.part` beside it keeps what
+is done.
 
     header.json    what is computed with what; written first
     lock           the process that writes
     *.jsonl        what is done so far (`aligner.runs.journal`, or what the writer makes of it)
 
-What was begun with something else is never gone on with: opening refuses it and says what changed. Nothing is removed, also
-to begin again, before the lock is held. The finished file is written in the folder and moved to its place, and then the folder
-is gone. A link is followed. An output that is no file (a pipe, /dev/stdout) is simply written to, at the end.
+What was begun with something else is never gone on with: opening refuses it and says what changed.
+Nothing is removed, also to begin again, before the lock is held. The finished file is written in
+the folder and moved to its place, and then the folder is gone. A link is followed. An output that
+is no file (a pipe, /dev/stdout) is simply written to, at the end.
 """
 
 from __future__ import annotations
@@ -43,10 +45,14 @@ def part_folder(output: Path) -> Path:
     return output.with_name(f"{output.name}.part")
 
 
-def check_output(output: Path, data: str | None, *, resume: bool, overwrite: bool, suffix: str = ".jsonl") -> None:
-    """Say what is in the way, before anything is read or computed. `data`: a file or folder that is read.
+def check_output(
+    output: Path, data: str | None, *, resume: bool, overwrite: bool, suffix: str = ".jsonl"
+) -> None:
+    """Say what is in the way, before anything is read or computed. `data`: a file or folder that is
+    read.
 
-    Raises: UsageError for an output that exists, or that was begun, unless the user says what to do with it.
+    Raises: UsageError for an output that exists, or that was begun, unless the user says what to do
+    with it.
     """
     if resume and overwrite:
         raise UsageError("--resume goes on and --overwrite begins again", "Give one of them.")
@@ -55,31 +61,49 @@ def check_output(output: Path, data: str | None, *, resume: bool, overwrite: boo
         if not output.exists():
             raise UsageError(f"there is no device {output}", "Name a file, or /dev/stdout.")
         if resume:
-            raise UsageError(f"{output} is no file: nothing of it is kept", "Leave out --resume, or name a file.")
+            raise UsageError(
+                f"{output} is no file: nothing of it is kept", "Leave out --resume, or name a file."
+            )
         return
     if output.suffix in OTHER_FORMATS:
         what = "lines of JSON" if suffix == ".jsonl" else "JSON"
-        raise UsageError(f"{output} would hold {what}, which its name does not say", f"Name it {suffix}.")
+        raise UsageError(
+            f"{output} would hold {what}, which its name does not say", f"Name it {suffix}."
+        )
     if output.is_dir():
         raise UsageError(f"{output} is a folder", f"Name a file: {output / f'result{suffix}'}.")
     refuse_unusable(output, "--output")
     output = _followed(output)
-    if data is not None and Path(data).expanduser().resolve() in (output.resolve(), *output.resolve().parents):
-        where = "in the folder of the data" if Path(data).expanduser().is_dir() else "the data itself"
+    if data is not None and Path(data).expanduser().resolve() in (
+        output.resolve(),
+        *output.resolve().parents,
+    ):
+        where = (
+            "in the folder of the data" if Path(data).expanduser().is_dir() else "the data itself"
+        )
         raise UsageError(f"{output} is {where}", "Write to another place.")
     part = part_folder(output)
     if part.exists() and not _is_ours(part):
-        raise UsageError(f"{part} is in the way, and aligner did not make it", "Move it away, or name another output.")
+        raise UsageError(
+            f"{part} is in the way, and aligner did not make it",
+            "Move it away, or name another output.",
+        )
     if overwrite:
         return
     if part.exists() and not resume:
-        raise UsageError(f"{output} was begun and not finished", "--resume goes on; --overwrite begins again.")
+        raise UsageError(
+            f"{output} was begun and not finished", "--resume goes on; --overwrite begins again."
+        )
     if output.exists() and not part.exists():
         raise _exists(output, resume=resume)
 
 
 def _exists(output: Path, *, resume: bool = False) -> UsageError:
-    hint = "--overwrite begins again; nothing is left to be resumed." if resume else "--overwrite replaces it."
+    hint = (
+        "--overwrite begins again; nothing is left to be resumed."
+        if resume
+        else "--overwrite replaces it."
+    )
     return UsageError(f"{output} exists", hint)
 
 
@@ -92,16 +116,20 @@ def _is_ours(part: Path) -> bool:
     if not part.is_dir():
         return False
     names = [item.name for item in part.iterdir()]
-    return HEADER in names or all(name == LOCK_NAME or (name[0] == "." and name.endswith(".tmp")) for name in names)
+    return HEADER in names or all(
+        name == LOCK_NAME or (name[0] == "." and name.endswith(".tmp")) for name in names
+    )
 
 
 class Unfinished:
-    """The folder of an unfinished output, for which `check_output` has been asked: `with Unfinished(...) as part:`.
+    """The folder of an unfinished output, for which `check_output` has been asked: `with
+    Unfinished(...) as part:`.
 
-    It holds the lock meanwhile. `header` says what is computed with what; its keys are words that a user understands.
+    It holds the lock meanwhile. `header` says what is computed with what; its keys are words that a
+    user understands.
 
-    Raises, on entering: UsageError when it was begun with something else, when another process holds it, or when the
-    output has come into being since it was checked.
+    Raises, on entering: UsageError when it was begun with something else, when another process
+    holds it, or when the output has come into being since it was checked.
     """
 
     def __init__(self, output: Path, header: Mapping[str, Any], *, overwrite: bool = False) -> None:
@@ -133,15 +161,19 @@ class Unfinished:
             write_atomically(path, dumps(self.header, indent=2))
             return
         known = parse_json(path, "begin again with --overwrite")
-        changed = [key for key in {**known, **self.header} if known.get(key) != self.header.get(key)]
+        changed = [
+            key for key in {**known, **self.header} if known.get(key) != self.header.get(key)
+        ]
         if changed:
             raise UsageError(
-                f"{self.output} was begun with something else: {' and '.join(changed)} changed since",
+                f"{self.output} was begun with something else: {' and '.join(changed)} changed "
+                "since",
                 "Give what it was begun with, or begin again with --overwrite.",
             )
 
     def _clear(self) -> None:
-        """Remove everything but the lock; the header last, since a folder without one would not be known as ours."""
+        """Remove everything but the lock; the header last, since a folder without one would not be
+        known as ours."""
         if self.folder.exists():
             for item in sorted(self.folder.iterdir(), key=lambda item: item.name == HEADER):
                 if item.name != LOCK_NAME:
@@ -149,7 +181,10 @@ class Unfinished:
 
     def _close(self) -> None:
         """Give the lock back; where nothing is done, nothing is left."""
-        if self.folder.exists() and {item.name for item in self.folder.iterdir()} <= {HEADER, LOCK_NAME}:
+        if self.folder.exists() and {item.name for item in self.folder.iterdir()} <= {
+            HEADER,
+            LOCK_NAME,
+        }:
             self._clear()
         release_lock(self.folder)
         with suppress(OSError):  # not empty: there is something to go on with
@@ -175,7 +210,8 @@ class Unfinished:
 
 
 class Straight:
-    """Stands for `Unfinished` where nothing is kept: with an output that is a stream, or with none."""
+    """Stands for `Unfinished` where nothing is kept: with an output that is a stream, or with
+    none."""
 
     def __init__(self, output: Path | None) -> None:
         self.output = output

@@ -1,7 +1,9 @@
-"""Whether something can be written at a place, found out before any work: by trying it. Imports nothing heavy.
+"""Whether something can be written at a place, found out before any work: by trying it. Imports
+nothing heavy.
 
-A folder is made below the nearest one that is there, and removed again; so a read-only or virtual file system, a full quota
-and missing rights are told in their own words, whoever asks (root may, by the mode bits, write below /proc).
+A folder is made below the nearest one that is there, and removed again; so a read-only or virtual
+file system, a full quota and missing rights are told in their own words, whoever asks (root may, by
+the mode bits, write below /proc).
 """
 
 from __future__ import annotations
@@ -23,22 +25,28 @@ LONGEST_PATH = 4095
 
 
 def refuse_unusable(place: Path, what: str) -> None:
-    """Refuse a place where no file or folder can be made; `what` names the key or option that says it.
+    """Refuse a place where no file or folder can be made; `what` names the key or option that says
+    it.
 
     Raises: UsageError with the reason.
     """
     refuse_name(place, what)
-    nearest = next(folder for folder in (place, *place.absolute().parents) if os.path.lexists(folder))
+    nearest = next(
+        folder for folder in (place, *place.absolute().parents) if os.path.lexists(folder)
+    )
     if nearest != place and not nearest.is_dir():
         kind = "a file" if nearest.exists() else "a link to nothing"
-        raise UsageError(f"{what}: {nearest} is {kind}, so {place} cannot be made", "Choose another place.")
+        raise UsageError(
+            f"{what}: {nearest} is {kind}, so {place} cannot be made", "Choose another place."
+        )
     folder = nearest if nearest.is_dir() else nearest.absolute().parent
     try:
         probe = tempfile.mkdtemp(prefix=".probe.", suffix=f".{os.getpid()}.tmp", dir=folder)
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise UsageError(
-            f"{what}: nothing can be made in {folder}: {reason}", "Choose a place on a disk that you may write to."
+            f"{what}: nothing can be made in {folder}: {reason}",
+            "Choose a place on a disk that you may write to.",
         ) from error
     with suppress(OSError):
         os.rmdir(probe)
@@ -51,7 +59,9 @@ def refuse_name(place: Path, what: str) -> None:
     """
     text = str(place)
     if "\0" in text:
-        raise UsageError(f"{what}: {text!r} holds a NUL character, which no name may", "Leave it out.")
+        raise UsageError(
+            f"{what}: {text!r} holds a NUL character, which no name may", "Leave it out."
+        )
     try:
         encoded = [os.fsencode(part) for part in place.absolute().parts]
     except UnicodeEncodeError as error:
@@ -59,16 +69,21 @@ def refuse_name(place: Path, what: str) -> None:
             f"{what}: {text!r} cannot be written in this system's encoding", "Use plain letters."
         ) from error
     longest = max(encoded, key=len)
-    if len(longest) > LONGEST_NAME - SPARE or sum(map(len, encoded)) + len(encoded) > LONGEST_PATH - LONGEST_NAME:
+    if (
+        len(longest) > LONGEST_NAME - SPARE
+        or sum(map(len, encoded)) + len(encoded) > LONGEST_PATH - LONGEST_NAME
+    ):
         shown = os.fsdecode(longest[:40])
         raise UsageError(
-            f"{what}: the name is too long: `{shown}...` has {len(longest):,} bytes, the path {len(os.fsencode(text)):,}",
+            f"{what}: the name is too long: `{shown}...` has {len(longest):,} bytes, the path "
+            f"{len(os.fsencode(text)):,}",
             f"Keep each part below {LONGEST_NAME - SPARE} bytes.",
         )
 
 
 def make_room(file: Path, what: str) -> None:
-    """Find out, before the work, whether there is a place for the file that it gives; make the folder that it goes to.
+    """Find out, before the work, whether there is a place for the file that it gives; make the
+    folder that it goes to.
 
     Raises: UsageError.
     """

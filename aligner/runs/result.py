@@ -24,5 +24,8 @@ class Outcome:
 
 def already_done(run: Run, on_event: OnEvent | None) -> Outcome:
     """Say that there is nothing left to do, and return what the run gave."""
-    tell(on_event, Notice(f"{run.dir} is finished already; --overwrite starts it again from nothing."))
+    tell(
+        on_event,
+        Notice(f"{run.dir} is finished already; --overwrite starts it again from nothing."),
+    )
     return Outcome(run.dir, run.read_json("manifest.json")["results"], run.dir / "report.html")

@@ -1,7 +1,9 @@
-"""What a checkpoint must hold so that a run goes on from it as if it had never stopped. Imports no torch.
+"""What a checkpoint must hold so that a run goes on from it as if it had never stopped. Imports no
+torch.
 
-`--resume` promises weights, optimizer, schedule and random state. transformers takes up what it finds in a checkpoint and
-begins anew with the rest, so one that holds less is refused before anything is read.
+`--resume` promises weights, optimizer, schedule and random state. transformers takes up what it
+finds in a checkpoint and begins anew with the rest, so one that holds less is refused before
+anything is read.
 """
 
 from __future__ import annotations
@@ -18,7 +20,11 @@ STATE = "trainer_state.json"
 OPTIMIZER = ("optimizer.pt", "optimizer.bin", "optimizer_0", "global_step*")
 """Where the optimizer stands: plain, under FSDP in one file or in shards, under DeepSpeed."""
 
-AVERAGE, REFERENCE, BUFFER = "sapo_average.safetensors", "sapo_reference.safetensors", "sapo_buffer.safetensors"
+AVERAGE, REFERENCE, BUFFER = (
+    "sapo_average.safetensors",
+    "sapo_reference.safetensors",
+    "sapo_buffer.safetensors",
+)
 """What SAPO adds: the average that writes, the reference that moves, the pairs to draw from."""
 
 
@@ -33,15 +39,18 @@ def refuse_smaller(checkpoint: Path | None, recipe: Recipe) -> None:
     if recipe.trainer.get("save_only_model"):
         why = "trainer.save_only_model=true leaves everything but the weights out of checkpoints. "
     raise UsageError(
-        f"{checkpoint} holds less than what --resume goes on from, so the run would not be the one that was stopped.",
-        f"{why}Start again with --overwrite, or remove the folder to go on from an older checkpoint. Its weights alone "
+        f"{checkpoint} holds less than what --resume goes on from, so the run would not be the "
+        "one that was stopped.",
+        f"{why}Start again with --overwrite, or remove the folder to go on from an older "
+        "checkpoint. Its weights alone "
         f"can be trained further: model.name_or_path={checkpoint} with another output_dir.",
         [Problem(f"is missing: {what}", where=name) for name, what in missing],
     )
 
 
 def missing_parts(checkpoint: Path, recipe: TrainRecipe) -> Iterator[tuple[str, str]]:
-    """Yield the names of what is not there, and what each is; a last checkpoint trains no further."""
+    """Yield the names of what is not there, and what each is; a last checkpoint trains no
+    further."""
     if not (checkpoint / STATE).is_file():
         yield STATE, "the step, and the numbers so far"
     elif not is_last(checkpoint):
@@ -53,9 +62,14 @@ def missing_parts(checkpoint: Path, recipe: TrainRecipe) -> Iterator[tuple[str, 
 def _missing_of_training(checkpoint: Path, ranks: int) -> Iterator[tuple[str, str]]:
     if not any(next(checkpoint.glob(name), None) for name in OPTIMIZER):
         yield OPTIMIZER[0], "the optimizer"
-    if not (checkpoint / "scheduler.pt").is_file() and next(checkpoint.glob(OPTIMIZER[-1]), None) is None:
+    if (
+        not (checkpoint / "scheduler.pt").is_file()
+        and next(checkpoint.glob(OPTIMIZER[-1]), None) is None
+    ):
         yield "scheduler.pt", "the schedule of the learning rate"
-    for name in ["rng_state.pth"] if ranks == 1 else [f"rng_state_{rank}.pth" for rank in range(ranks)]:
+    for name in (
+        ["rng_state.pth"] if ranks == 1 else [f"rng_state_{rank}.pth" for rank in range(ranks)]
+    ):
         if not (checkpoint / name).is_file():
             yield name, "the random state"
 
@@ -70,7 +84,10 @@ def _missing_of_sapo(checkpoint: Path, recipe: SapoRecipe) -> Iterator[tuple[str
 
 
 def is_last(checkpoint: Path) -> bool:
-    """Say whether a run had come to its end, by its steps or by early stopping, when it wrote this checkpoint."""
-    state = parse_json(checkpoint / STATE, f"delete {checkpoint}", needed=["global_step", "max_steps"])
+    """Say whether a run had come to its end, by its steps or by early stopping, when it wrote this
+    checkpoint."""
+    state = parse_json(
+        checkpoint / STATE, f"delete {checkpoint}", needed=["global_step", "max_steps"]
+    )
     control = state["stateful_callbacks"].get("TrainerControl", {}).get("args", {})
     return bool(state["global_step"] >= state["max_steps"] or control.get("should_training_stop"))

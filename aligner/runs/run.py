@@ -1,18 +1,25 @@
 """The run directory: who may write to it, what is in it, and when it is done. Imports no torch.
 
-    recipe.yaml        the recipe as given                   samples.json     held-out prompts, before and after
-    resolved.json      every value and where it came from    evaluation.json  what was measured, when something was
-    environment.json   versions, devices, git, command       checkpoints/     checkpoint-N, whole once `complete` is in
+    recipe.yaml        the recipe as given
+    samples.json     held-out prompts, before and after
+    resolved.json      every value and where it came from
+    evaluation.json  what was measured, when something was
+    environment.json   versions, devices, git, command
+    checkpoints/     checkpoint-N, whole once `complete` is in
     code.diff          uncommitted changes, if any           prepared/        tokenised data
-    inputs.json        fingerprints of the data files        final/           model, tokenizer, model card
-    data.json          the ledger of rows and tokens         report.html      everything above, to look at
-    metrics.jsonl      one line for each logged step         manifest.json    last: its presence means done
+    inputs.json        fingerprints of the data files
+    final/           model, tokenizer, model card
+    data.json          the ledger of rows and tokens
+    report.html      everything above, to look at
+    metrics.jsonl      one line for each logged step
+    manifest.json    last: its presence means done
     weights.json       how many are trained, of how many, where
 
-A process may be killed at any moment. Files are written under a temporary name, flushed to disk and renamed, so they
-are whole or absent; `metrics.jsonl` is appended to, and a line cut short by a kill is removed when the file is opened
-again. A run is resumed only with the recipe and the data that it began with, apart from the keys in `FREE_KEYS`, which
-change no number. One process at a time holds the `lock`; that of a dead process on this machine is taken over.
+A process may be killed at any moment. Files are written under a temporary name, flushed to disk and
+renamed, so they are whole or absent; `metrics.jsonl` is appended to, and a line cut short by a kill
+is removed when the file is opened again. A run is resumed only with the recipe and the data that it
+began with, apart from the keys in `FREE_KEYS`, which change no number. One process at a time holds
+the `lock`; that of a dead process on this machine is taken over.
 """
 
 from __future__ import annotations
@@ -60,11 +67,22 @@ FREE_KEYS = (
     *(f"launch.{key}" for key in ("machine_rank", "main_process_ip", "main_process_port")),
     *(f"discover.{key}" for key in ("proposals", "minutes", "history", "timeout_minutes")),
     *(f"mosaic.{key}" for key in ("workers", "batch_size")),
-    *(f"endpoint.{key}" for key in ("budget", "base_url", "api_key_env", "timeout_s", "max_retries", "max_in_flight")),
+    *(
+        f"endpoint.{key}"
+        for key in (
+            "budget",
+            "base_url",
+            "api_key_env",
+            "timeout_s",
+            "max_retries",
+            "max_in_flight",
+        )
+    ),
     *(f"endpoint.{key}" for key in ("requests_per_minute", "tokens_per_minute", "record")),
     *(f"endpoint.usd_per_million_{kind}_tokens" for kind in ("prompt", "completion")),
 )
-"""Keys, or sections, that may change when a run is resumed: limits, and what no result depends on."""
+"""Keys, or sections, that may change when a run is resumed: limits, and what no result depends
+on."""
 
 WritePage = Callable[[Path, dict[str, Any]], Any]
 """Writes a page about a run, from its directory and its manifest."""
@@ -73,8 +91,18 @@ RECORD_FILES = ("recipe.yaml", "resolved.json", "environment.json")
 FIRST_FILES = frozenset([*RECORD_FILES, "code.diff", LOCK_NAME])
 """What a run killed in its first moments may have left."""
 
-WORK = ("data.json", "metrics.jsonl", "checkpoints", "final", "archive", "shards", "journal", "manifest.json")
-"""A run that has none of these failed before its data was ready: it is begun again, since nothing would be lost."""
+WORK = (
+    "data.json",
+    "metrics.jsonl",
+    "checkpoints",
+    "final",
+    "archive",
+    "shards",
+    "journal",
+    "manifest.json",
+)
+"""A run that has none of these failed before its data was ready: it is begun again, since nothing
+would be lost."""
 
 FOLDERS = ("checkpoints", "final", "prepared", "archive", "shards", "journal")
 """What must be a folder where it is there."""
@@ -88,7 +116,8 @@ def _is_free(key: str) -> bool:
 
 
 def changed_keys(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    """What differs between two recipes and may change a result: (key, old value, new value). Absent is None."""
+    """What differs between two recipes and may change a result: (key, old value, new value). Absent
+    is None."""
     before, after = flatten(old), flatten(new)
     keys = [key for key in {**before, **after} if not _is_free(key)]
     pairs = [(key, before.get(key), after.get(key)) for key in keys]
@@ -103,7 +132,8 @@ def looks_like_a_run(folder: Path) -> bool:
 
 
 class Run:
-    """One run directory. `create` for the process that owns it, `attach` for other ranks and for readers."""
+    """One run directory. `create` for the process that owns it, `attach` for other ranks and for
+    readers."""
 
     def __init__(self, run_dir: Path) -> None:
         self.dir = run_dir
@@ -111,12 +141,14 @@ class Run:
         self.checkpoints_dir = run_dir / "checkpoints"
         self.prepared_dir = run_dir / "prepared"
         self.notes: list[str] = []
-        """What a user should hear about how the run was opened: a lock taken over, versions that changed."""
+        """What a user should hear about how the run was opened: a lock taken over, versions that
+        changed."""
         self._metrics: IO[bytes] | None = None
 
     @classmethod
     def create(cls, resolved: Resolved, *, resume: bool = False, overwrite: bool = False) -> Run:
-        """Make the run directory, or open it again. A finished run that is resumed comes back with `is_done`."""
+        """Make the run directory, or open it again. A finished run that is resumed comes back with
+        `is_done`."""
         run = cls(Path(resolved.recipe.output_dir))
         state = cls.check_place(run.dir, resume=resume, overwrite=overwrite)
         run._lock()
@@ -129,21 +161,26 @@ class Run:
 
     @staticmethod
     def check_place(folder: Path, *, resume: bool = False, overwrite: bool = False) -> str:
-        """Refuse a place that cannot be used, before any work; return what is there ("free", "barely begun", "run")."""
+        """Refuse a place that cannot be used, before any work; return what is there ("free",
+        "barely begun", "run")."""
         if resume and overwrite:
             raise UsageError("--resume and --overwrite exclude each other.", "Give one of them.")
         refuse_name(folder, "output_dir")
         state = _state_of(folder)
         if state == "run" and not overwrite and (file := next(_files_in_the_way(folder), None)):
             raise UsageError(
-                f"{file} is a file where a folder belongs", "move it away, or start again with --overwrite"
+                f"{file} is a file where a folder belongs",
+                "move it away, or start again with --overwrite",
             )
         if state not in ("free", "barely begun", "run"):
-            raise UsageError(f"{folder} {state}.", "Choose another output_dir; nothing in there was touched.")
+            raise UsageError(
+                f"{folder} {state}.", "Choose another output_dir; nothing in there was touched."
+            )
         if state == "run" and not (resume or overwrite):
             raise UsageError(
                 f"{folder} exists already: {_what_is_in(folder)}.",
-                "Add --resume to go on with it, --overwrite to start again from nothing, or choose another output_dir.",
+                "Add --resume to go on with it, --overwrite to start again from nothing, or "
+                "choose another output_dir.",
             )
         refuse_unusable(folder, "output_dir")
         return state
@@ -154,7 +191,8 @@ class Run:
         folder = Path(run_dir)
         if not (folder / "resolved.json").is_file():
             raise UsageError(
-                f"{folder} is not a run directory: it has no resolved.json.", "Give the output_dir of a run."
+                f"{folder} is not a run directory: it has no resolved.json.",
+                "Give the output_dir of a run.",
             )
         return cls(folder)
 
@@ -171,7 +209,9 @@ class Run:
     def _begin(self, resolved: Resolved) -> None:
         environment, diff = describe_environment()
         self._write_resolved(resolved)
-        self.write_text("recipe.yaml", redact(resolved.text, secrets_in(resolved.recipe.model_dump())))
+        self.write_text(
+            "recipe.yaml", redact(resolved.text, secrets_in(resolved.recipe.model_dump()))
+        )
         if diff:
             self.write_text("code.diff", diff)
         self.write_json("environment.json", environment)
@@ -179,11 +219,16 @@ class Run:
     def _write_resolved(self, resolved: Resolved) -> None:
         secrets = secrets_in(resolved.recipe.model_dump())
         origins = {key: redact(origin, secrets) for key, origin in resolved.origins.items()}
-        content = {"recipe": _recipe(resolved), "origins": origins, "recipe_hash": recipe_hash(resolved.recipe)}
+        content = {
+            "recipe": _recipe(resolved),
+            "origins": origins,
+            "recipe_hash": recipe_hash(resolved.recipe),
+        }
         self.write_json("resolved.json", content)
 
     def _reopen(self, resolved: Resolved) -> None:
-        """Refuse a changed recipe; then clear away what the kill left half done and note the new session."""
+        """Refuse a changed recipe; then clear away what the kill left half done and note the new
+        session."""
         changed = changed_keys(self.read_json("resolved.json")["recipe"], _recipe(resolved))
         if changed:
             self.close()
@@ -211,19 +256,28 @@ class Run:
         sessions[-1].setdefault("last_sign", self._last_sign_of_life(sessions[-1]["started"]))
         session: dict[str, Any] = {"started": now(), "command": this_command()}
         before, current = environment["versions"], versions()
-        differing = {name: current.get(name) for name in {**before, **current} if before.get(name) != current.get(name)}
+        differing = {
+            name: current.get(name)
+            for name in {**before, **current}
+            if before.get(name) != current.get(name)
+        }
         if differing:
             session["versions"] = differing
-            listed = ", ".join(f"{name} {before.get(name)} -> {current.get(name)}" for name in sorted(differing))
+            listed = ", ".join(
+                f"{name} {before.get(name)} -> {current.get(name)}" for name in sorted(differing)
+            )
             self.notes.append(f"versions changed since the run began, results may differ: {listed}")
         sessions.append(session)
         self.write_json("environment.json", environment)
 
     def _last_sign_of_life(self, started: str) -> str:
-        """When the previous session last wrote something: for the time that the run took without the pauses."""
+        """When the previous session last wrote something: for the time that the run took without
+        the pauses."""
         path = self.dir / "metrics.jsonl"
         begun = datetime.fromisoformat(started)
-        seen = datetime.fromtimestamp(path.stat().st_mtime, begun.tzinfo) if path.exists() else begun
+        seen = (
+            datetime.fromtimestamp(path.stat().st_mtime, begun.tzinfo) if path.exists() else begun
+        )
         return max(begun, seen).isoformat(timespec="seconds")
 
     def _remove_leftovers(self) -> None:
@@ -238,7 +292,8 @@ class Run:
                 shutil.rmtree(path)
 
     def check_data(self, fingerprint: str, sources: Mapping[str, Any]) -> None:
-        """Remember the data on the first call; on a resumed run refuse other data. `sources`: path -> fingerprint."""
+        """Remember the data on the first call; on a resumed run refuse other data. `sources`: path
+        -> fingerprint."""
         new = {"fingerprint": fingerprint, "sources": plain(sources)}
         old = self.read_json("inputs.json")
         if old is None:
@@ -247,7 +302,10 @@ class Run:
         problems = list(_data_changes(old["sources"], new["sources"]))
         if not problems and old["fingerprint"] != fingerprint:
             problems = [
-                Problem("the files are the same, but what is made of them is not (a mapping function, or aligner)")
+                Problem(
+                    "the files are the same, but what is made of them is not (a mapping function, "
+                    "or aligner)"
+                )
             ]
         if problems:
             raise DataError(
@@ -269,13 +327,15 @@ class Run:
         write_atomically(path, text)
 
     def record_devices(self, devices: Mapping[str, Any]) -> None:
-        """Add what the accelerator library says to `environment.json`; called once torch is loaded."""
+        """Add what the accelerator library says to `environment.json`; called once torch is
+        loaded."""
         environment = self.read_json("environment.json")
         environment["devices"] = plain(devices)
         self.write_json("environment.json", environment)
 
     def log_metrics(self, record: Mapping[str, Any]) -> None:
-        """Append one line to `metrics.jsonl` and hand it to the operating system, so that a kill does not lose it."""
+        """Append one line to `metrics.jsonl` and hand it to the operating system, so that a kill
+        does not lose it."""
         if self._metrics is None:
             self._repair_metrics()
             self._metrics = open(self.dir / "metrics.jsonl", "ab")  # noqa: SIM115 (kept open between lines)
@@ -290,7 +350,8 @@ class Run:
             os.truncate(path, content.rfind(b"\n") + 1)
 
     def trim_metrics(self, step: int) -> None:
-        """Drop what was logged after `step`, or everything for step 0: a resumed run logs it again."""
+        """Drop what was logged after `step`, or everything for step 0: a resumed run logs it
+        again."""
         self._close_metrics()
         kept = [record for record in read_metrics(self.dir) if step and record["step"] <= step]
         if (self.dir / "metrics.jsonl").exists():
@@ -300,11 +361,16 @@ class Run:
         """Checkpoint folders, whole or not, by step."""
         if not self.checkpoints_dir.is_dir():
             return []
-        found = [path for path in self.checkpoints_dir.iterdir() if _CHECKPOINT.match(path.name) and path.is_dir()]
+        found = [
+            path
+            for path in self.checkpoints_dir.iterdir()
+            if _CHECKPOINT.match(path.name) and path.is_dir()
+        ]
         return sorted(found, key=checkpoint_step)
 
     def complete_checkpoint(self, checkpoint: Path) -> None:
-        """Declare a checkpoint whole: everything in it goes to disk first, the file `complete` with all sizes last."""
+        """Declare a checkpoint whole: everything in it goes to disk first, the file `complete` with
+        all sizes last."""
         sizes = {}
         for path in sorted(checkpoint.rglob("*")):
             if path.is_file():
@@ -314,15 +380,21 @@ class Run:
         write_atomically(checkpoint / "complete", dumps({"time": now(), "sizes": sizes}))
 
     def check_checkpoint(self, checkpoint: Path) -> None:
-        """Raise DataError where a file of a whole checkpoint is no longer there or has another size than it had."""
-        cure = f"delete {checkpoint}: --resume then continues from the checkpoint before it, or from the start"
+        """Raise DataError where a file of a whole checkpoint is no longer there or has another size
+        than it had."""
+        cure = (
+            f"delete {checkpoint}: --resume then continues from the checkpoint before it, or from "
+            "the start"
+        )
         sizes = parse_json(checkpoint / "complete", cure, needed=["sizes"])["sizes"]
         for name, size in sizes.items():
             file = checkpoint / name
             if not file.is_file():
                 raise DataError(f"{file} is missing", cure)
             if file.stat().st_size != size:
-                raise DataError(f"{file} is damaged: it has {file.stat().st_size:,} bytes of {size:,}", cure)
+                raise DataError(
+                    f"{file} is damaged: it has {file.stat().st_size:,} bytes of {size:,}", cure
+                )
 
     def latest_checkpoint(self) -> Path | None:
         """The checkpoint to go on from: the highest step among the whole ones."""
@@ -341,7 +413,8 @@ class Run:
         write_card: WritePage,
         write_report: WritePage,
     ) -> None:
-        """Write the model card, the report, and `manifest.json` last of all; the pages are given the folder and the manifest."""
+        """Write the model card, the report, and `manifest.json` last of all; the pages are given
+        the folder and the manifest."""
         self._close_metrics()
         manifest = self._manifest(results, parents)
         if self.final_dir.is_dir():
@@ -352,16 +425,22 @@ class Run:
         self.close()
 
     def finish_without_training(
-        self, results: Mapping[str, Any], parents: Sequence[dict[str, Any]] = (), files: Path | None = None
+        self,
+        results: Mapping[str, Any],
+        parents: Sequence[dict[str, Any]] = (),
+        files: Path | None = None,
     ) -> None:
-        """`manifest.json` of a run that trained no model of its own and wrote its report itself; `files` is what it made."""
+        """`manifest.json` of a run that trained no model of its own and wrote its report itself;
+        `files` is what it made."""
         manifest = self._manifest(results, list(parents))
         if files is not None:
             manifest["files"] = fingerprints(self.dir, files)
         self.write_json("manifest.json", manifest)
         self.close()
 
-    def _manifest(self, results: Mapping[str, Any], parents: list[dict[str, Any]]) -> dict[str, Any]:
+    def _manifest(
+        self, results: Mapping[str, Any], parents: list[dict[str, Any]]
+    ) -> dict[str, Any]:
         environment, resolved = self.read_json("environment.json"), self.read_json("resolved.json")
         finished = now()
         return {
@@ -397,14 +476,19 @@ def checkpoint_step(path: Path) -> int:
 
 
 def seconds_worked(sessions: list[dict[str, Any]], finished: str) -> float:
-    """Time in which the run was worked on: a session that was killed counts up to its last sign of life."""
+    """Time in which the run was worked on: a session that was killed counts up to its last sign of
+    life."""
     ends = [session.get("last_sign", finished) for session in sessions]
-    spans = [datetime.fromisoformat(b) - datetime.fromisoformat(s["started"]) for s, b in zip(sessions, ends)]
+    spans = [
+        datetime.fromisoformat(b) - datetime.fromisoformat(s["started"])
+        for s, b in zip(sessions, ends)
+    ]
     return sum(span.total_seconds() for span in spans)
 
 
 def _state_of(folder: Path) -> str:
-    """`free`, `barely begun`, `run`, or the end of a sentence that says why this place cannot be used."""
+    """`free`, `barely begun`, `run`, or the end of a sentence that says why this place cannot be
+    used."""
     if not folder.exists():
         return "free"
     if not folder.is_dir():
@@ -420,7 +504,11 @@ def _state_of(folder: Path) -> str:
 
 
 def _files_in_the_way(folder: Path) -> Iterator[Path]:
-    return (folder / name for name in FOLDERS if (folder / name).exists() and not (folder / name).is_dir())
+    return (
+        folder / name
+        for name in FOLDERS
+        if (folder / name).exists() and not (folder / name).is_dir()
+    )
 
 
 def _what_is_in(folder: Path) -> str:
@@ -443,7 +531,8 @@ def _what_is_in(folder: Path) -> str:
 
 
 def _clear(folder: Path) -> None:
-    """Empty a run directory. `manifest.json` goes first and the record last, so that half a deletion can be told."""
+    """Empty a run directory. `manifest.json` goes first and the record last, so that half a
+    deletion can be told."""
     (folder / "manifest.json").unlink(missing_ok=True)
     for path in sorted(folder.iterdir(), key=lambda path: path.name in FIRST_FILES):
         if path.name == LOCK_NAME:

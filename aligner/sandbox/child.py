@@ -1,17 +1,21 @@
-"""What runs on the other side of `aligner.sandbox.worker`: shut this process in, then answer calls one by one.
+"""What runs on the other side of `aligner.sandbox.worker`: shut this process in, then answer calls
+one by one.
 
-This file is run as a script by its path, in a fresh interpreter, so all of it is one file, and imports the standard
-library alone. Its first line of input says which function to open ("module:function" or "/path/to/file.py:function"),
-with what, and within which limits. What that function returns is called with the payload of every further line, and its
-result is written back.
+This file is run as a script by its path, in a fresh interpreter, so all of it is one file, and
+imports the standard library alone. Its first line of input says which function to open
+("module:function" or "/path/to/file.py:function"), with what, and within which limits. What that
+function returns is called with the payload of every further line, and its result is written back.
 
-    keeper   the process that was started: it stays outside, and when the worker or the parent is gone it ends what is left
+    keeper   the process that was started: it stays outside, and when the worker or the parent is
+             gone it ends what is left
              and removes the worker's folder
-    init     in a process namespace of its own, where the system allows one: when it ends, the kernel ends all in it
-    worker   opens the function, then gives up what it has (network, user, memory, processes, files), then takes calls
+    init     in a process namespace of its own, where the system allows one: when it ends, the
+             kernel ends all in it
+    worker   opens the function, then gives up what it has (network, user, memory, processes,
+             files), then takes calls
 
-Which walls could be built on this machine is in the second line of output, part -> "yes" or why not. None of them is a
-defence against a hole in the kernel.
+Which walls could be built on this machine is in the second line of output, part -> "yes" or why
+not. None of them is a defence against a hole in the kernel.
 """
 
 from __future__ import annotations
@@ -43,21 +47,45 @@ FIRST_OWN_USER = 1_000_000_000
 LOOK_EVERY_S = 1.0
 END_REST_S = 5.0
 
-_CLONE_NEWIPC, _CLONE_NEWUSER, _CLONE_NEWPID, _CLONE_NEWNET = 0x08000000, 0x10000000, 0x20000000, 0x40000000
+_CLONE_NEWIPC, _CLONE_NEWUSER, _CLONE_NEWPID, _CLONE_NEWNET = (
+    0x08000000,
+    0x10000000,
+    0x20000000,
+    0x40000000,
+)
 _PR_SET_PDEATHSIG, _PR_SET_KEEPCAPS, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 8, 36, 38
 _PR_SET_SECCOMP = 22
 _CAP_CHOWN, _CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH, _CAP_FOWNER = 0, 1, 2, 3
 _NOBODY = 65534
 _SYS_LANDLOCK = 444  # create_ruleset; add_rule and restrict_self follow; the same on all machines
-_LANDLOCK_WRITING = (0x1FF2, 0x3FF2, 0x7FF2)  # for versions 1, 2, 3 and later: all that changes a file or a folder
+_LANDLOCK_WRITING = (
+    0x1FF2,
+    0x3FF2,
+    0x7FF2,
+)  # for versions 1, 2, 3 and later: all that changes a file or a folder
 _LANDLOCK_READING = 0xC  # read a file, list a folder
 _LANDLOCK_OF_FILES = 0x4007  # of all rights those that a rule for a single file may name
 _READABLE = (
     *("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin", "/proc", "/sys/devices/system"),
-    *("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom", "/etc/ld.so.cache", "/etc/localtime"),
-    *("/etc/timezone", "/etc/os-release", "/etc/passwd", "/etc/group", "/etc/nsswitch.conf", "/etc/mime.types"),
+    *(
+        "/dev/null",
+        "/dev/zero",
+        "/dev/random",
+        "/dev/urandom",
+        "/etc/ld.so.cache",
+        "/etc/localtime",
+    ),
+    *(
+        "/etc/timezone",
+        "/etc/os-release",
+        "/etc/passwd",
+        "/etc/group",
+        "/etc/nsswitch.conf",
+        "/etc/mime.types",
+    ),
 )
-"""What programs read anywhere: the system's libraries, clocks, names of users. No secrets lie there."""
+"""What programs read anywhere: the system's libraries, clocks, names of users. No secrets lie
+there."""
 _SYSTEM_CALLS = {"x86_64": (0xC000003E, 41, 425), "aarch64": (0xC00000B7, 198, 425)}
 """Machine -> its number for audits, and those of `socket` and `io_uring_setup`."""
 _STARTS_PROCESSES = {"os.fork", "os.forkpty", "os.posix_spawn", "os.system", "subprocess.Popen"}
@@ -104,7 +132,7 @@ def _load(name: str) -> Callable[[Any], Job]:
     return getattr(module, function)
 
 
-# --- serving -----------------------------------------------------------------------------------------------------------
+# --- serving --------------------------------------------------------------------------------------
 
 
 def _serve(job: Job, source: IO[bytes], output: IO[bytes], limits: dict[str, Any]) -> None:
@@ -115,7 +143,9 @@ def _serve(job: Job, source: IO[bytes], output: IO[bytes], limits: dict[str, Any
         call = json.loads(line)
         answer = _answer(job, call["payload"], limits)
         if os.getpid() != me:
-            os._exit(0)  # a copy that the job has made of this process, and that has come back from it
+            os._exit(
+                0
+            )  # a copy that the job has made of this process, and that has come back from it
         answer["dirty"] = _started_processes and _has_left_processes()
         _write(output, {"id": call["id"], **answer})
 
@@ -127,7 +157,8 @@ def _note_processes(event: str, _: tuple[Any, ...]) -> None:
 
 
 def _has_left_processes() -> bool:
-    """Whether processes that a job has started are still there; those that have ended are cleared away."""
+    """Whether processes that a job has started are still there; those that have ended are cleared
+    away."""
     try:
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
@@ -161,7 +192,8 @@ def _is_about_processes(error: BaseException) -> bool:
 
 
 def describe(error: BaseException) -> str:
-    """An error as "Type: text", of bounded length, even where the error's own text cannot be had."""
+    """An error as "Type: text", of bounded length, even where the error's own text cannot be
+    had."""
     try:
         return f"{type(error).__name__}: {error}"[:MAX_ERROR_CHARACTERS]
     except Exception:  # the text of an error is made by the code that raised it
@@ -169,7 +201,8 @@ def describe(error: BaseException) -> str:
 
 
 def _private_output() -> IO[bytes]:
-    """The pipe to the parent, under a number of its own; what a job prints goes to the error stream instead."""
+    """The pipe to the parent, under a number of its own; what a job prints goes to the error stream
+    instead."""
     output = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     _nothing_onto(0)
@@ -187,7 +220,7 @@ def _write(output: IO[bytes], answer: dict[str, Any]) -> None:
     output.flush()
 
 
-# --- keeper, init and worker -------------------------------------------------------------------------------------------
+# --- keeper, init and worker ----------------------------------------------------------------------
 
 
 def _become_worker(request: dict[str, Any], output: IO[bytes]) -> dict[str, str]:
@@ -198,7 +231,9 @@ def _become_worker(request: dict[str, Any], output: IO[bytes]) -> dict[str, str]
     child = os.fork()
     if child:
         os.close(ready)
-        with suppress(BrokenPipeError):  # the parent has ended since: the keeper sees that, and removes the folder
+        with suppress(
+            BrokenPipeError
+        ):  # the parent has ended since: the keeper sees that, and removes the folder
             _write(output, {"pid": child})
         os.write(go, b"1")
         _keep(child, request["parent"], request["folder"])
@@ -236,7 +271,8 @@ def _call_kernel(function: str, *values: Any) -> str:
 
 
 def _end_with_parent() -> None:
-    """Linux ends this process when the one above it ends, however that happens; also no setuid programs from here."""
+    """Linux ends this process when the one above it ends, however that happens; also no setuid
+    programs from here."""
     _call_kernel("prctl", _PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     _call_kernel("prctl", _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 
@@ -249,7 +285,8 @@ def die_with_parent(parent: int) -> None:
 
 
 def _keep(child: int, parent: int | None, folder: str | None) -> NoReturn:
-    """Wait for the child, or for the end of the parent; then end what is left and go the way the child went."""
+    """Wait for the child, or for the end of the parent; then end what is left and go the way the
+    child went."""
     _call_kernel("prctl", _PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     wake = _wake_on_signals()
     _nothing_onto(0, 1, 2)
@@ -272,14 +309,16 @@ def _keep(child: int, parent: int | None, folder: str | None) -> NoReturn:
 
 
 def _make_folder(folder: str, is_home: bool) -> None:
-    """The worker's temporary folder. Made here, and not by the parent, which can be killed between making and starting."""
+    """The worker's temporary folder. Made here, and not by the parent, which can be killed between
+    making and starting."""
     os.mkdir(folder, 0o700)
     if is_home:
         os.chdir(folder)
 
 
 def remove_folder(folder: str) -> None:
-    """Remove a worker's temporary folder with all that is in it, also what a call has closed to everybody."""
+    """Remove a worker's temporary folder with all that is in it, also what a call has closed to
+    everybody."""
     import shutil
 
     for place, inside, _ in os.walk(folder):
@@ -343,10 +382,15 @@ def _kill(pid: int) -> None:
 
 
 def _end_rest() -> None:
-    """End what the worker has left behind; it has become the keeper's child. What an init leaves behind, the kernel ends."""
+    """End what the worker has left behind; it has become the keeper's child. What an init leaves
+    behind, the kernel ends."""
     deadline = time.monotonic() + END_REST_S
     while time.monotonic() < deadline:
-        left = [pid for file in glob.glob("/proc/self/task/*/children") for pid in Path(file).read_text().split()]
+        left = [
+            pid
+            for file in glob.glob("/proc/self/task/*/children")
+            for pid in Path(file).read_text().split()
+        ]
         for pid in left:
             _kill(int(pid))
         _reap()
@@ -356,7 +400,8 @@ def _end_rest() -> None:
 
 
 def _go_the_same_way(status: int, is_init: bool) -> NoReturn:
-    """End with the status of the child. Nothing inside can end an init by a signal, so that one says it as a number."""
+    """End with the status of the child. Nothing inside can end an init by a signal, so that one
+    says it as a number."""
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
         if is_init:
@@ -373,7 +418,7 @@ def _go_the_same_way(status: int, is_init: bool) -> NoReturn:
     os._exit(128 + number)
 
 
-# --- the walls of the worker -------------------------------------------------------------------------------------------
+# --- the walls of the worker ----------------------------------------------------------------------
 
 
 def _shut_in(request: dict[str, Any], walls: dict[str, str]) -> dict[str, str]:
@@ -397,7 +442,8 @@ def _shut_in(request: dict[str, Any], walls: dict[str, str]) -> dict[str, str]:
 
 
 def _be_the_first_to_go() -> None:
-    """When the machine's memory is short, this process is ended, and not one that nobody can do without."""
+    """When the machine's memory is short, this process is ended, and not one that nobody can do
+    without."""
     try:
         Path("/proc/self/oom_score_adj").write_text("1000")
     except OSError:
@@ -405,10 +451,12 @@ def _be_the_first_to_go() -> None:
 
 
 def _drop_privileges(folder: str, user_files: bool) -> str:
-    """A superuser becomes somebody whom limits on processes hold: a user of the worker's own, else nobody.
+    """A superuser becomes somebody whom limits on processes hold: a user of the worker's own, else
+    nobody.
 
-    What is kept is the right to read all files, where Python lies in a folder that is closed to others (below /root,
-    say): modules that are loaded late would fail otherwise. With `user_files`, all rights over files are kept.
+    What is kept is the right to read all files, where Python lies in a folder that is closed to
+    others (below /root, say): modules that are loaded late would fail otherwise. With `user_files`,
+    all rights over files are kept.
     """
     if os.geteuid() != 0:
         _keep_rights(())  # a user namespace has given it all of them, over that namespace
@@ -426,12 +474,17 @@ def _drop_privileges(folder: str, user_files: bool) -> str:
     _keep_rights(kept)
     if user_files:
         return "no superuser, but with its rights over files"
-    return "no superuser, but with the right to read all files: the folder of Python is closed to others"
+    return (
+        "no superuser, but with the right to read all files: the folder of Python is closed to "
+        "others"
+    )
 
 
 def _is_open() -> bool:
     """Whether everybody can read what Python loads: its own files, and those of packages."""
-    loaded = (getattr(sys.modules.get(name), "__file__", None) for name in ("os", "torch", "__main__"))
+    loaded = (
+        getattr(sys.modules.get(name), "__file__", None) for name in ("os", "torch", "__main__")
+    )
     files = [Path(file).resolve() for file in (*loaded, *sys.path) if file and os.path.exists(file)]
     return all(parent.stat().st_mode & 0o001 for file in files for parent in file.parents)
 
@@ -461,10 +514,12 @@ def _keep_rights(rights: tuple[int, ...]) -> None:
 
 
 def _processes_allowed(further: int, counts_for_itself: bool) -> int:
-    """What the limit on processes is set to, so that `further` can be started: it counts all of a user's, with threads.
+    """What the limit on processes is set to, so that `further` can be started: it counts all of a
+    user's, with threads.
 
-    The user of a worker's own has this process alone. A user namespace counts for itself (Linux 5.14 and newer), and
-    holds keeper and init beside it. Elsewhere the user's other processes are counted as they are now.
+    The user of a worker's own has this process alone. A user namespace counts for itself (Linux
+    5.14 and newer), and holds keeper and init beside it. Elsewhere the user's other processes are
+    counted as they are now.
     """
     if not further:
         return 0
@@ -476,7 +531,9 @@ def _processes_allowed(further: int, counts_for_itself: bool) -> int:
 
 
 def _kernel() -> tuple[int, ...]:
-    return tuple(int(part) for part in os.uname().release.split("-")[0].split(".")[:2] if part.isdigit())
+    return tuple(
+        int(part) for part in os.uname().release.split("-")[0].split(".")[:2] if part.isdigit()
+    )
 
 
 def _own_threads() -> int:
@@ -527,21 +584,26 @@ def _landlock_version() -> int:
     """Which version of Landlock the kernel offers: 0 for none."""
     if not sys.platform.startswith("linux"):
         return 0
-    return max(0, ctypes.CDLL(None, use_errno=True).syscall(_SYS_LANDLOCK, None, ctypes.c_size_t(0), 1))
+    return max(
+        0, ctypes.CDLL(None, use_errno=True).syscall(_SYS_LANDLOCK, None, ctypes.c_size_t(0), 1)
+    )
 
 
 def _landlock(folder: str | None, network: bool) -> str:
-    """Change no file outside the folder, read none but the folder's and what Python and the system need, open no TCP
-    connection, signal no process outside: from here on, for good.
+    """Change no file outside the folder, read none but the folder's and what Python and the system
+    need, open no TCP connection, signal no process outside: from here on, for good.
 
-    An ordinary user can have this too, and in a container that has no namespaces; it needs Linux 5.13, for all of it 6.12.
+    An ordinary user can have this too, and in a container that has no namespaces; it needs Linux
+    5.13, for all of it 6.12.
     """
     version = _landlock_version()
     if not version:
         return "this system has no Landlock"
     writing = _LANDLOCK_WRITING[min(version, 3) - 1] if folder is not None else 0
     reading = _LANDLOCK_READING if folder is not None else 0
-    words = [writing | reading, 3 if network else 0, 3][: 1 if version < 4 else 2 if version < 6 else 3]
+    words = [writing | reading, 3 if network else 0, 3][
+        : 1 if version < 4 else 2 if version < 6 else 3
+    ]
     if not any(words):
         return "not asked for"
     attribute = (ctypes.c_uint64 * len(words))(*words)
@@ -551,8 +613,17 @@ def _landlock(folder: str | None, network: bool) -> str:
         return os.strerror(ctypes.get_errno())
     try:
         for place, rights in _allowed(folder, writing, reading) if folder else ():
-            _landlock_allow(library, rules, place, rights if os.path.isdir(place) else rights & _LANDLOCK_OF_FILES)
-        said = "yes" if library.syscall(_SYS_LANDLOCK + 2, rules, 0) == 0 else os.strerror(ctypes.get_errno())
+            _landlock_allow(
+                library,
+                rules,
+                place,
+                rights if os.path.isdir(place) else rights & _LANDLOCK_OF_FILES,
+            )
+        said = (
+            "yes"
+            if library.syscall(_SYS_LANDLOCK + 2, rules, 0) == 0
+            else os.strerror(ctypes.get_errno())
+        )
     finally:
         os.close(rules)
     return said
@@ -566,9 +637,11 @@ def _allowed(folder: str, writing: int, reading: int) -> list[tuple[str, int]]:
 
 
 def _python_folders() -> set[str]:
-    """Where Python, installed packages, and what is loaded already lie; of the rest of its path nothing is needed.
+    """Where Python, installed packages, and what is loaded already lie; of the rest of its path
+    nothing is needed.
 
-    The path of the process that started this one may hold its working directory: a project, with its keys and data.
+    The path of the process that started this one may hold its working directory: a project, with
+    its keys and data.
     """
     found = {sys.prefix, sys.base_prefix, sys.exec_prefix, os.path.dirname(os.__file__)}
     found.update(entry for entry in sys.path if _holds_packages(entry))
@@ -576,7 +649,10 @@ def _python_folders() -> set[str]:
         spec = vars(module).get("__spec__")  # by the dictionary: some modules answer to every name
         if isinstance(spec, importlib.machinery.ModuleSpec):
             inside = tuple(found)
-            places = [*(spec.submodule_search_locations or ()), *([spec.origin] if spec.has_location else [])]
+            places = [
+                *(spec.submodule_search_locations or ()),
+                *([spec.origin] if spec.has_location else []),
+            ]
             found.update(place for place in places if place and not place.startswith(inside))
     return {os.path.realpath(place) for place in found}
 
@@ -587,9 +663,11 @@ def _holds_packages(folder: str) -> bool:
 
 
 def _no_unix_sockets() -> str:
-    """Open no socket that is reached by a path (a database's, Docker's): a network of one's own does not close those.
+    """Open no socket that is reached by a path (a database's, Docker's): a network of one's own
+    does not close those.
 
-    seccomp(2) with a filter over the system calls; pairs of sockets inside this process stay allowed.
+    seccomp(2) with a filter over the system calls; pairs of sockets inside this process stay
+    allowed.
     """
     machine = os.uname().machine
     if not sys.platform.startswith("linux") or machine not in _SYSTEM_CALLS:

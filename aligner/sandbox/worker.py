@@ -1,14 +1,16 @@
-"""Calling a function in a process of its own that can be stopped: time, memory, processes, disk, network are limited.
+"""Calling a function in a process of its own that can be stopped: time, memory, processes, disk,
+network are limited.
 
-A `Worker` opens one function in a fresh interpreter ("module:function" or "/path/to/file.py:function", called once with
-the setup) and calls what that returns with one JSON value after the other. A call that takes too long, needs too much,
-starts too many processes, fills its folder or dies costs its worker and nothing else: the outcome says in a sentence
-what happened, and the next call starts a new one. Nothing that a call does reaches this process but one line of JSON of
-bounded size.
+A `Worker` opens one function in a fresh interpreter ("module:function" or
+"/path/to/file.py:function", called once with the setup) and calls what that returns with one JSON
+value after the other. A call that takes too long, needs too much, starts too many processes, fills
+its folder or dies costs its worker and nothing else: the outcome says in a sentence what happened,
+and the next call starts a new one. Nothing that a call does reaches this process but one line of
+JSON of bounded size.
 
-What it is not: a defence against a hole in the kernel. Which walls this machine could build is in `Worker.isolation`, and
-how they are built in `child.py`. No process, and no folder, outlives its worker, also when this process is
-killed. Imports no torch, and does not load any in the worker.
+What it is not: a defence against a hole in the kernel. Which walls this machine could build is in
+`Worker.isolation`, and how they are built in `child.py`. No process, and no folder, outlives its
+worker, also when this process is killed. Imports no torch, and does not load any in the worker.
 """
 
 from __future__ import annotations
@@ -40,12 +42,14 @@ MAX_ERROR_CHARACTERS = child.MAX_ERROR_CHARACTERS
 
 
 class StartError(Exception):
-    """A worker could not be started, or the function in it could not be opened; the text says why."""
+    """A worker could not be started, or the function in it could not be opened; the text says
+    why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What a worker may use. Memory (of address space) and processor time count from when the function is open."""
+    """What a worker may use. Memory (of address space) and processor time count from when the
+    function is open."""
 
     memory_bytes: int
     """Address space of each process."""
@@ -56,18 +60,21 @@ class Limits:
     file_bytes: int = 1_000_000
     """Size of a file."""
     folder_bytes: int = 64 * 2**20
-    """What the temporary folder may hold on the disk, and `folder_files` how many; looked at every `LOOK_EVERY_S` of a
-    call. Files that are deleted and still open are not seen. With `user_files`, which can be anywhere, nobody looks."""
+    """What the temporary folder may hold on the disk, and `folder_files` how many; looked at every
+    `LOOK_EVERY_S` of a call. Files that are deleted and still open are not seen. With `user_files`,
+    which can be anywhere, nobody looks."""
     folder_files: int = 2_000
     network: bool = False
     """Leave the network in reach."""
     user_files: bool = False
-    """Leave the user's files writable, and a superuser its rights over files: for code that the user has written."""
+    """Leave the user's files writable, and a superuser its rights over files: for code that the
+    user has written."""
 
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of a call: `result`, or `error` (it raised, as text), or `stopped` (which limit it met, how it died)."""
+    """What became of a call: `result`, or `error` (it raised, as text), or `stopped` (which limit
+    it met, how it died)."""
 
     result: Any = None
     error: str = ""
@@ -77,23 +84,33 @@ class Outcome:
 def bare_environment(folder: str, threads: int) -> dict[str, str]:
     """Nothing of this process's but where shared libraries are found; no accelerator is visible."""
     libraries = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
-    found = {"HOME": folder, "TMPDIR": folder, "LANG": "C.UTF-8", "CUDA_VISIBLE_DEVICES": "", "PYTHONHASHSEED": "0"}
+    found = {
+        "HOME": folder,
+        "TMPDIR": folder,
+        "LANG": "C.UTF-8",
+        "CUDA_VISIBLE_DEVICES": "",
+        "PYTHONHASHSEED": "0",
+    }
     return {**found, **thread_counts(threads), **libraries}
 
 
 def thread_counts(threads: int) -> dict[str, str]:
     """The variables that keep numerical libraries from starting a thread for each core."""
-    return dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
+    return dict.fromkeys(
+        ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads)
+    )
 
 
 class Worker:
-    """One function in a process of its own, started by the first call and again after a call that was stopped.
+    """One function in a process of its own, started by the first call and again after a call that
+    was stopped.
 
-    `environment` and `folder` (the working directory) are the child's; without them it gets a bare environment, in which
-    numerical libraries use `threads` threads, and a temporary folder. Without `site`, it starts faster and has packages
-    from the folders on this process's path alone, not through the hooks of editable installs. Calls from several threads
-    take turns. A copy of this object in a forked process starts a worker of its own. `isolation` says of the worker at
-    hand which walls stand: part -> "yes" or why not.
+    `environment` and `folder` (the working directory) are the child's; without them it gets a bare
+    environment, in which numerical libraries use `threads` threads, and a temporary folder. Without
+    `site`, it starts faster and has packages from the folders on this process's path alone, not
+    through the hooks of editable installs. Calls from several threads take turns. A copy of this
+    object in a forked process starts a worker of its own. `isolation` says of the worker at hand
+    which walls stand: part -> "yes" or why not.
     """
 
     def __init__(
@@ -119,7 +136,8 @@ class Worker:
             self._running()
 
     def call(self, payload: Any, timeout_s: float) -> Outcome:
-        """Call the function with a JSON value. Raises StartError, and nothing for what the function does."""
+        """Call the function with a JSON value. Raises StartError, and nothing for what the function
+        does."""
         with self._turn:
             child = self._running()
             try:
@@ -132,7 +150,8 @@ class Worker:
             return outcome
 
     def interrupt(self) -> None:
-        """From another thread: end the call that is going on; its outcome says that it was stopped."""
+        """From another thread: end the call that is going on; its outcome says that it was
+        stopped."""
         child = self._child
         if child is not None:
             child.process.terminate()
@@ -201,7 +220,8 @@ class _Handles:
     pidfd: int | None = None
 
     def clear(self) -> None:
-        """End all processes of the child, and remove its folder. In a copy of the owning process, leave them alone."""
+        """End all processes of the child, and remove its folder. In a copy of the owning process,
+        leave them alone."""
         if self.owner != os.getpid():
             return
         if self.pidfd is not None:
@@ -269,7 +289,9 @@ class _Child:
             stderr=subprocess.PIPE,
             bufsize=0,
             cwd=start.folder,
-            env=bare_environment(name, start.threads) if given is None else {**given, "TMPDIR": name},
+            env=bare_environment(name, start.threads)
+            if given is None
+            else {**given, "TMPDIR": name},
             start_new_session=True,
         )
         self._handles.process = process
@@ -300,7 +322,9 @@ class _Child:
         number = secrets.token_hex(8)
         self._said.complaints = b""
         late = f"it took longer than {timeout_s:g} s and was stopped"
-        line, said = self._exchange({"id": number, "payload": payload}, time.monotonic() + timeout_s, late)
+        line, said = self._exchange(
+            {"id": number, "payload": payload}, time.monotonic() + timeout_s, late
+        )
         if line is None:
             return Outcome(stopped=said), False
         answer = _read_answer(line, number)
@@ -315,7 +339,8 @@ class _Child:
         self._finalizer()
 
     def _exchange(self, message: Any, deadline: float, late: str) -> tuple[bytes | None, str]:
-        """Send a message, if any, and wait for a line; or for the sentence that says why there is none."""
+        """Send a message, if any, and wait for a line; or for the sentence that says why there is
+        none."""
         if message is not None:
             self._waiting = json.dumps(message).encode() + b"\n"
             self._send()
@@ -365,7 +390,8 @@ class _Child:
             self._selector.register(stream, selectors.EVENT_WRITE, "input")
 
     def _why_it_ended(self, wait_s: float) -> str:
-        """After the end of the output: how the process ended, and the last of what stood in its error stream."""
+        """After the end of the output: how the process ended, and the last of what stood in its
+        error stream."""
         try:
             status = self.process.wait(max(1.0, wait_s))
         except subprocess.TimeoutExpired:
@@ -389,7 +415,8 @@ class _Child:
 
 
 def _opened(line: bytes | None, said: str) -> dict[str, Any]:
-    """What a child says while it starts; a StartError where it says why it cannot, or nothing (`said` tells why)."""
+    """What a child says while it starts; a StartError where it says why it cannot, or nothing
+    (`said` tells why)."""
     if line is None:
         raise StartError(said)
     answer: dict[str, Any] = json.loads(line)
@@ -399,7 +426,8 @@ def _opened(line: bytes | None, said: str) -> dict[str, Any]:
 
 
 def _too_full(folder: str, limits: Limits) -> str:
-    """ "" or what is wrong with a folder: it holds more than it may, or a call has closed a part of it to this process."""
+    """ "" or what is wrong with a folder: it holds more than it may, or a call has closed a part of
+    it to this process."""
     folders, held, count = [folder], 0, 0
     while folders:
         try:
@@ -427,8 +455,16 @@ def _read_answer(line: bytes, number: str) -> dict[str, Any] | None:
         answer = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    is_one = isinstance(answer, dict) and answer.get("id") == number and isinstance(answer.get("dirty"), bool)
-    return answer if is_one and sum(key in answer for key in ("result", "error", "stopped")) == 1 else None
+    is_one = (
+        isinstance(answer, dict)
+        and answer.get("id") == number
+        and isinstance(answer.get("dirty"), bool)
+    )
+    return (
+        answer
+        if is_one and sum(key in answer for key in ("result", "error", "stopped")) == 1
+        else None
+    )
 
 
 def _signal_name(number: int) -> str:

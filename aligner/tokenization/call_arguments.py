@@ -1,8 +1,10 @@
-"""Arguments of tool calls in the form that a chat template writes right: as an object, or as JSON text.
+"""Arguments of tool calls in the form that a chat template writes right: as an object, or as JSON
+text.
 
-Most templates want the object and write it out in a form of their own; given text, they encode it a second time or raise.
-A few (DeepSeek-V3) put the arguments behind one another as text and raise on an object, or would write Python in place
-of JSON. Nothing but a rendering tells them apart, so a call is rendered both ways, once for each template.
+Most templates want the object and write it out in a form of their own; given text, they encode it a
+second time or raise. A few (DeepSeek-V3) put the arguments behind one another as text and raise on
+an object, or would write Python in place of JSON. Nothing but a rendering tells them apart, so a
+call is rendered both ways, once for each template.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ _WANTS_TEXT: WeakKeyDictionary[Any, dict[str, bool]] = WeakKeyDictionary()
 
 
 def with_fitting_arguments(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> Messages:
-    """Return messages whose calls hold their arguments in the form that the template of the tokenizer wants."""
+    """Return messages whose calls hold their arguments in the form that the template of the
+    tokenizer wants."""
     if not any(message.get("tool_calls") for message in messages) or not wants_text(tokenizer):
         return messages
     return [_as_text(message) if message.get("tool_calls") else message for message in messages]
@@ -45,8 +48,15 @@ def wants_text(tokenizer: PreTrainedTokenizerBase) -> bool:
 def _rendered(tokenizer: PreTrainedTokenizerBase, arguments: Any) -> str | None:
     from jinja2 import TemplateError
 
-    call = {"id": "abcdefghi", "type": "function", "function": {"name": "probe", "arguments": arguments}}
-    turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    call = {
+        "id": "abcdefghi",
+        "type": "function",
+        "function": {"name": "probe", "arguments": arguments},
+    }
+    turns = [
+        {"role": "user", "content": "x"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+    ]
     try:
         return str(tokenizer.apply_chat_template(turns, tokenize=False))
     except (TemplateError, TypeError, ValueError, AttributeError, LookupError, RecursionError):
@@ -61,4 +71,10 @@ def _call_as_text(call: dict[str, Any]) -> dict[str, Any]:
     function = call.get("function")
     if not isinstance(function, dict) or isinstance(function.get("arguments", ""), str):
         return call
-    return {**call, "function": {**function, "arguments": json.dumps(function["arguments"], ensure_ascii=False)}}
+    return {
+        **call,
+        "function": {
+            **function,
+            "arguments": json.dumps(function["arguments"], ensure_ascii=False),
+        },
+    }

@@ -1,21 +1,23 @@
 """Conversations rendered by a chat template: their token ids, and where each answer lies in them.
 
-The tokenizer's own template decides the form; we keep no list of templates. A few renderings of a question with two
-different answers show what has to be known of it (`facts_of`): which token ends an answer, what the generation prompt
-adds, and whether the template marks the assistant's part with `{% generation %}`.
+The tokenizer's own template decides the form; we keep no list of templates. A few renderings of a
+question with two different answers show what has to be known of it (`facts_of`): which token ends
+an answer, what the generation prompt adds, and whether the template marks the assistant's part with
+`{% generation %}`.
 
-The span of an answer starts where the prompt, rendered with the generation prompt, stops being a token prefix of the
-conversation. It ends with the stop token of the rendering that ends there, if that is a prefix too. Both fail where a
-template renders an earlier turn in another way once later ones follow (Qwen3 drops the thinking of earlier turns,
-Mistral moves the system prompt to the last question). Then the same conversation with another text in one turn shows
-which tokens depend on that turn. Text is never searched for role names.
+The span of an answer starts where the prompt, rendered with the generation prompt, stops being a
+token prefix of the conversation. It ends with the stop token of the rendering that ends there, if
+that is a prefix too. Both fail where a template renders an earlier turn in another way once later
+ones follow (Qwen3 drops the thinking of earlier turns, Mistral moves the system prompt to the last
+question). Then the same conversation with another text in one turn shows which tokens depend on
+that turn. Text is never searched for role names.
 
-Two things save time and change nothing. Marks are used where they are there. And where a rendering is a prefix of the
-conversation as text, and the generation prompt's tokens stand there, it need not be tokenised: so a conversation of n
-turns is tokenised once, and not 2n times.
+Two things save time and change nothing. Marks are used where they are there. And where a rendering
+is a prefix of the conversation as text, and the generation prompt's tokens stand there, it need not
+be tokenised: so a conversation of n turns is tokenised once, and not 2n times.
 
-A turn that is closed by a token which does not end a generation (gpt-oss closes all but the last with `<|end|>`) is
-trained without that token.
+A turn that is closed by a token which does not end a generation (gpt-oss closes all but the last
+with `<|end|>`) is trained without that token.
 """
 
 from __future__ import annotations
@@ -40,8 +42,17 @@ if TYPE_CHECKING:
 Span = tuple[int, int]
 """Half-open range of token places."""
 
-REFUSALS = (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RuntimeError, MemoryError)
-"""What a template raises beside its own words; RuntimeError is the recursion of a macro that calls itself."""
+REFUSALS = (
+    TypeError,
+    ValueError,
+    AttributeError,
+    LookupError,
+    ArithmeticError,
+    RuntimeError,
+    MemoryError,
+)
+"""What a template raises beside its own words; RuntimeError is the recursion of a macro that calls
+itself."""
 QUESTION, PROBES = "x", ("a", "b")
 MARKER = re.compile(r"\{%[-+]?\s*generation\b")
 NO_STOP_HINT = (
@@ -65,13 +76,15 @@ class Facts:
     marked: bool = False
     """Whether the template's own marks can be used."""
     opened_inside: list[int] = field(default_factory=list)
-    """The part of the generation prompt that lies inside the marks: it is given, so it is not trained."""
+    """The part of the generation prompt that lies inside the marks: it is given, so it is not
+    trained."""
     opens_otherwise: str = ""
     """The end of the generation prompt that training rows do not have (`<think>`, say)."""
 
 
 class Moved(Exception):
-    """One conversation gave two renderings: the template writes the date, and midnight passed. Render again."""
+    """One conversation gave two renderings: the template writes the date, and midnight passed.
+    Render again."""
 
 
 def has_template(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -96,14 +109,18 @@ class Whole:
     encoding: BatchEncoding
 
     def place(self, character: int) -> int | None:
-        """Return the place of the token that holds a character; None where the tokenizer does not say."""
+        """Return the place of the token that holds a character; None where the tokenizer does not
+        say."""
         if character == len(self.text):
             return len(self.ids)
         return self.encoding.char_to_token(character) if self.encoding.is_fast else None
 
     def is_first(self, character: int) -> bool:
-        """Say whether a character is the first of its token, so that no token lies across that border."""
-        return character in (0, len(self.text)) or self.place(character - 1) != self.place(character)
+        """Say whether a character is the first of its token, so that no token lies across that
+        border."""
+        return character in (0, len(self.text)) or self.place(character - 1) != self.place(
+            character
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +147,8 @@ class Conversation:
         return self.text([*self.messages[:turn], other, *self.messages[turn + 1 :]])
 
     def ids(self, count: int | None = None, *, opened: bool = False) -> list[int]:
-        """Return the ids of the first `count` messages, `opened` for an answer by the generation prompt."""
+        """Return the ids of the first `count` messages, `opened` for an answer by the generation
+        prompt."""
         return text_ids(self.tokenizer, self.text(self.messages[:count], opened=opened))
 
     def whole(self) -> Whole:
@@ -144,9 +162,12 @@ class Conversation:
     def marked(self) -> tuple[list[int], list[Span]]:
         """Return the ids and the runs of tokens that the template marks as the assistant's."""
         encoding = self._rendered(
-            self.messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True,
+            self.messages,
+            tokenize=True,
+            return_dict=True,
+            return_assistant_tokens_mask=True,
             tokenizer_kwargs={"verbose": False},
-        )  # fmt: skip
+        )
         mask, spans, stop = bytes([*encoding["assistant_masks"], 0]), [], 0
         while (start := mask.find(1, stop)) >= 0:
             stop = mask.find(0, start)
@@ -157,7 +178,10 @@ class Conversation:
         from jinja2 import TemplateError
 
         refuse_endless(self.tokenizer)
-        messages, tools = with_fitting_arguments(self.tokenizer, without_weights(messages)), self.tools
+        messages, tools = (
+            with_fitting_arguments(self.tokenizer, without_weights(messages)),
+            self.tools,
+        )
         reader = reader_of(self.tokenizer)
         if reader is not None:
             messages, tools = reader.out_of_sight(messages), reader.out_of_sight(tools)
@@ -166,21 +190,27 @@ class Conversation:
         except (*REFUSALS, TemplateError) as error:
             where = f"{self.origin}: " if self.origin else ""
             raise DataError(
-                f"{where}the chat template refuses this conversation: {str(error) or type(error).__name__}",
+                f"{where}the chat template refuses this conversation: "
+                f"{str(error) or type(error).__name__}",
                 "change the turns, or choose another template with model.chat_template",
             ) from error
 
 
-# --- facts ---------------------------------------------------------------------------------------------------------
+# --- facts ----------------------------------------------------------------------------------------
 
 _FACTS: WeakKeyDictionary[Any, dict[tuple, Facts]] = WeakKeyDictionary()
 """Tokenizer -> what decides over its facts -> facts. Nothing here keeps a tokenizer alive."""
 
 
 def facts_of(tokenizer: PreTrainedTokenizerBase) -> Facts:
-    """Probe the template, or recall what probing showed; a changed template, token or vocabulary is probed again."""
+    """Probe the template, or recall what probing showed; a changed template, token or vocabulary is
+    probed again."""
     known = _FACTS.setdefault(tokenizer, {})
-    key = (str(tokenizer.chat_template), tuple(tokenizer.special_tokens_map.items()), len(tokenizer))
+    key = (
+        str(tokenizer.chat_template),
+        tuple(tokenizer.special_tokens_map.items()),
+        len(tokenizer),
+    )
     if key not in known:
         known[key] = _probe(tokenizer)
     return known[key]
@@ -188,18 +218,29 @@ def facts_of(tokenizer: PreTrainedTokenizerBase) -> Facts:
 
 def _probe(tokenizer: PreTrainedTokenizerBase) -> Facts:
     question = {"role": "user", "content": QUESTION}
-    chats = [Conversation(tokenizer, [question, {"role": "assistant", "content": probe}]) for probe in PROBES]
+    chats = [
+        Conversation(tokenizer, [question, {"role": "assistant", "content": probe}])
+        for probe in PROBES
+    ]
     try:
         sides = [chat.ids() for chat in chats]
         opened, bare = chats[0].ids(1, opened=True), chats[0].ids(1)
     except DataError as error:
-        return Facts(f"the chat template cannot render one question and its answer: {error.__cause__}")
+        return Facts(
+            f"the chat template cannot render one question and its answer: {error.__cause__}"
+        )
     if sides[0] == sides[1]:
-        return Facts("the chat template writes nothing of an answer that is plain text (it may be made for images)")
+        return Facts(
+            "the chat template writes nothing of an answer that is plain text (it may be made for "
+            "images)"
+        )
     special = frozenset(tokenizer.all_special_ids) | frozenset(tokenizer.added_tokens_decoder)
     stop = _stop_behind_answer(sides, special, tokenizer.eos_token_id)
     if stop is None:
-        return Facts("the chat template ends an answer with no special token, so a model trained on it never stops")
+        return Facts(
+            "the chat template ends an answer with no special token, so a model trained on it "
+            "never stops"
+        )
     marked, opened_inside = _probe_marks(chats[0], opened)
     return Facts(
         stop=stop,
@@ -211,8 +252,11 @@ def _probe(tokenizer: PreTrainedTokenizerBase) -> Facts:
     )
 
 
-def _stop_behind_answer(sides: Sequence[list[int]], special: frozenset[int], eos: int | None) -> int | None:
-    """Return the first special token behind the answer, or the EOS if that follows it at once (Cohere)."""
+def _stop_behind_answer(
+    sides: Sequence[list[int]], special: frozenset[int], eos: int | None
+) -> int | None:
+    """Return the first special token behind the answer, or the EOS if that follows it at once
+    (Cohere)."""
     tail = sides[0][len(sides[0]) - common_suffix(*sides) :]
     first = next((place for place, token in enumerate(tail) if token in special), len(tail))
     closing = list(takewhile(special.__contains__, tail[first:]))
@@ -220,7 +264,8 @@ def _stop_behind_answer(sides: Sequence[list[int]], special: frozenset[int], eos
 
 
 def _probe_marks(chat: Conversation, opened: list[int]) -> tuple[bool, list[int]]:
-    """Say whether marks are there and work, and what the generation prompt has already written inside them."""
+    """Say whether marks are there and work, and what the generation prompt has already written
+    inside them."""
     template = chat.tokenizer.get_chat_template()
     if not (MARKER.search(template) and chat.tokenizer.is_fast):
         return False, []
@@ -235,7 +280,7 @@ def _opens_otherwise(chat: Conversation) -> str:
     return as_seen(chat.tokenizer, opened[common_prefix(opened, whole) :])
 
 
-# --- spans ---------------------------------------------------------------------------------------------------------
+# --- spans ----------------------------------------------------------------------------------------
 
 
 def answer_spans(chat: Conversation, wanted: Sequence[int]) -> tuple[list[int], list[Span]]:
@@ -250,7 +295,9 @@ def answer_spans(chat: Conversation, wanted: Sequence[int]) -> tuple[list[int], 
     ids, marks = chat.marked()
     turns = [i for i, message in enumerate(chat.messages) if message["role"] == "assistant"]
     found = dict(zip(turns, marks)) if len(marks) == len(turns) else {}
-    marked = {turn: _marked_span(facts, ids, found[turn]) if turn in found else None for turn in wanted}
+    marked = {
+        turn: _marked_span(facts, ids, found[turn]) if turn in found else None for turn in wanted
+    }
     if all(marked.values()):
         return ids, [span for span in marked.values() if span]
     whole = chat.whole()
@@ -260,7 +307,8 @@ def answer_spans(chat: Conversation, wanted: Sequence[int]) -> tuple[list[int], 
 
 
 def _marked_span(facts: Facts, ids: list[int], mark: Span) -> Span | None:
-    """Return the marked span without what the generation prompt gives; None when no stop token is in it.
+    """Return the marked span without what the generation prompt gives; None when no stop token is
+    in it.
 
     None also where it begins like a part of that alone: the likeness may be the answer's.
     """
@@ -269,13 +317,15 @@ def _marked_span(facts: Facts, ids: list[int], mark: Span) -> Span | None:
         return None
     start = mark[0] + given
     if facts.opening and ids[start] == facts.opening[-1] and ids[start] in facts.special:
-        start += 1  # a special token that swallows white space (Phi) has taken the answer's first blank with it
+        # a special token that swallows white space (Phi) has taken the answer's first blank with it
+        start += 1
     stops = [place for place in range(start, mark[1]) if ids[place] == facts.stop]
     return (start, stops[-1] + 1) if stops else None
 
 
 def answer_span(chat: Conversation, whole: Whole, turn: int, opened: str | None = None) -> Span:
-    """Find one answer by comparing renderings. `opened` is the text of its prompt, when that is rendered already.
+    """Find one answer by comparing renderings. `opened` is the text of its prompt, when that is
+    rendered already.
 
     Raises: DataError when the answer ends with no stop token. `Moved` when renderings disagree.
     """
@@ -289,8 +339,11 @@ def answer_span(chat: Conversation, whole: Whole, turn: int, opened: str | None 
     return start, _answer_stop(chat, facts, whole, start, turn)
 
 
-def _start_in_text(chat: Conversation, facts: Facts, whole: Whole, turn: int, opened: str) -> int | None:
-    """Return what `_start_in_tokens` would, from texts and the tokens of the generation prompt; None if unsure."""
+def _start_in_text(
+    chat: Conversation, facts: Facts, whole: Whole, turn: int, opened: str
+) -> int | None:
+    """Return what `_start_in_tokens` would, from texts and the tokens of the generation prompt;
+    None if unsure."""
     shared = common_prefix(opened, whole.text)
     start = whole.place(shared)
     if start is None:
@@ -306,12 +359,16 @@ def _start_in_text(chat: Conversation, facts: Facts, whole: Whole, turn: int, op
         return None
     if not facts.opening or whole.ids[begin] != facts.opening[0]:
         return None
-    # Answers open in another way than for generation; what is alike further on is a matter of this answer's text.
-    return min(begin + common_prefix(facts.opening, whole.ids[begin:]), _content_start(chat, whole, turn))
+    # Answers open in another way than for generation; what is alike further on is a matter of this
+    # answer's text.
+    return min(
+        begin + common_prefix(facts.opening, whole.ids[begin:]), _content_start(chat, whole, turn)
+    )
 
 
 def _start_in_tokens(chat: Conversation, facts: Facts, whole: Whole, turn: int, opened: str) -> int:
-    """Return the place where the prompt stops being a token prefix, if that is in the generation prompt or behind."""
+    """Return the place where the prompt stops being a token prefix, if that is in the generation
+    prompt or behind."""
     prompt = text_ids(chat.tokenizer, opened)
     start = common_prefix(prompt, whole.ids)
     if start == len(prompt):
@@ -323,7 +380,8 @@ def _start_in_tokens(chat: Conversation, facts: Facts, whole: Whole, turn: int, 
 
 
 def _start_in_place(chat: Conversation, facts: Facts, whole: Whole, turn: int) -> int:
-    """Return an answer's start where its prompt alone is rendered in another way than within the conversation."""
+    """Return an answer's start where its prompt alone is rendered in another way than within the
+    conversation."""
     content = _content_start(chat, whole, turn)
     before = _content_end(chat, whole, turn - 1) if turn else 0
     if chat.text(chat.messages) != whole.text:
@@ -347,12 +405,15 @@ def _content_start(chat: Conversation, whole: Whole, turn: int) -> int:
 
 
 def _answer_stop(chat: Conversation, facts: Facts, whole: Whole, start: int, turn: int) -> int:
-    """Return the place behind an answer's stop token, or behind its text where it is closed by another token."""
+    """Return the place behind an answer's stop token, or behind its text where it is closed by
+    another token."""
     last = turn == len(chat.messages) - 1
     if last:
         stop = _closed_at(chat, facts, whole.ids, start)
     else:
-        stop = _closed_as_last(chat, facts, whole, start, turn) or _stop_before_next(chat, facts, whole, start, turn)
+        stop = _closed_as_last(chat, facts, whole, start, turn) or _stop_before_next(
+            chat, facts, whole, start, turn
+        )
     if stop is not None:
         return stop
     content = _content_end(chat, whole, turn)
@@ -360,12 +421,15 @@ def _answer_stop(chat: Conversation, facts: Facts, whole: Whole, start: int, tur
         return content
     token = chat.tokenizer.convert_ids_to_tokens(facts.stop)
     raise DataError(
-        f"{chat.origin}: turn {turn + 1} ends with no stop token ({token}), so the model would not learn to stop",
+        f"{chat.origin}: turn {turn + 1} ends with no stop token ({token}), so the model would "
+        "not learn to stop",
         NO_STOP_HINT,
     )
 
 
-def _closed_as_last(chat: Conversation, facts: Facts, whole: Whole, start: int, turn: int) -> int | None:
+def _closed_as_last(
+    chat: Conversation, facts: Facts, whole: Whole, start: int, turn: int
+) -> int | None:
     """Return the end of a turn that is rendered as if it were the last; None where it is not."""
     text = chat.text(chat.messages[: turn + 1])
     shared = common_prefix(text, whole.text)
@@ -379,7 +443,9 @@ def _closed_as_last(chat: Conversation, facts: Facts, whole: Whole, start: int, 
     return stop if stop is not None and whole.ids[:stop] == alone[:stop] else None
 
 
-def _stop_before_next(chat: Conversation, facts: Facts, whole: Whole, start: int, turn: int) -> int | None:
+def _stop_before_next(
+    chat: Conversation, facts: Facts, whole: Whole, start: int, turn: int
+) -> int | None:
     """Return the end of the last stop token before the text of the next turn."""
     following = str(chat.messages[turn + 1].get("content", "")).lstrip()
     other = chat.text_with(turn + 1, PROBES[following.startswith(PROBES[0])])
@@ -391,11 +457,15 @@ def _stop_before_next(chat: Conversation, facts: Facts, whole: Whole, start: int
 
 
 def _last_stop(facts: Facts, ids: list[int], start: int) -> int | None:
-    return next((place + 1 for place in range(len(ids) - 1, start - 1, -1) if ids[place] == facts.stop), None)
+    return next(
+        (place + 1 for place in range(len(ids) - 1, start - 1, -1) if ids[place] == facts.stop),
+        None,
+    )
 
 
 def _closed_at(chat: Conversation, facts: Facts, alone: list[int], start: int) -> int | None:
-    """Return the place behind the token that closes the last turn: the stop token, or another (of a tool call)."""
+    """Return the place behind the token that closes the last turn: the stop token, or another (of a
+    tool call)."""
     stop = _last_stop(facts, alone, start)
     if stop is not None:
         return stop
@@ -414,10 +484,12 @@ def _content_end(chat: Conversation, whole: Whole, turn: int) -> int:
     place = whole.place(end)
     if place is not None and whole.is_first(end):
         return place
-    return len(whole.ids) - min(common_suffix(text_ids(chat.tokenizer, other), whole.ids) for other in others)
+    return len(whole.ids) - min(
+        common_suffix(text_ids(chat.tokenizer, other), whole.ids) for other in others
+    )
 
 
-# --- sequences -----------------------------------------------------------------------------------------------------
+# --- sequences ------------------------------------------------------------------------------------
 
 
 def common_prefix(left: Sequence, right: Sequence) -> int:

@@ -1,13 +1,16 @@
-"""Control tokens (`<|im_end|>`, `</s>`) that stand in the text of a row: found, counted, and written as text where asked.
+"""Control tokens (`<|im_end|>`, `</s>`) that stand in the text of a row: found, counted, and
+written as text where asked.
 
-A tokenizer cannot tell the marks that a chat template wrote from the same characters in somebody's text; both become the control
-token, and a text that quotes `<|im_end|>` ends its turn. That is what every server does with such a text too, so `allow` is
-the default. `as_text` keeps the two apart: before a conversation is rendered, control tokens in its texts are put out of
-sight; in the rendering, what is left of them is the template's, and gets names of its own, which a copy of the tokenizer knows
-by the ids of the real ones. All else is text to that copy. Names are characters of the private-use plane.
+A tokenizer cannot tell the marks that a chat template wrote from the same characters in somebody's
+text; both become the control token, and a text that quotes `<|im_end|>` ends its turn. That is what
+every server does with such a text too, so `allow` is the default. `as_text` keeps the two apart:
+before a conversation is rendered, control tokens in its texts are put out of sight; in the
+rendering, what is left of them is the template's, and gets names of its own, which a copy of the
+tokenizer knows by the ids of the real ones. All else is text to that copy. Names are characters of
+the private-use plane.
 
-A control token is one that the tokenizer calls special. Others that it has added (`<think>` and `<tool_call>` of Qwen) are
-vocabulary like any other, and stay what they are.
+A control token is one that the tokenizer calls special. Others that it has added (`<think>` and
+`<tool_call>` of Qwen) are vocabulary like any other, and stay what they are.
 """
 
 from __future__ import annotations
@@ -20,7 +23,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
 
-from aligner.data.rows import CompletionRow, ConversationRow, Messages, PreferenceRow, PromptRow, Row, TextRow
+from aligner.data.rows import (
+    CompletionRow,
+    ConversationRow,
+    Messages,
+    PreferenceRow,
+    PromptRow,
+    Row,
+    TextRow,
+)
 from aligner.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
@@ -46,16 +57,19 @@ def set_control_tokens(tokenizer: PreTrainedTokenizerBase, how: ControlTokens) -
     Raises: RecipeError where they cannot be written as text.
     """
     if how == "as_text" and not tokenizer.is_fast:
-        raise RecipeError("data.control_tokens=as_text needs a fast tokenizer, and this one is not", HINT)
+        raise RecipeError(
+            "data.control_tokens=as_text needs a fast tokenizer, and this one is not", HINT
+        )
     _HOW[tokenizer] = how
 
 
 def control_tokens_of(tokenizer: PreTrainedTokenizerBase) -> ControlTokens:
-    """Return what control tokens in texts are to this tokenizer: `allow` unless something else was set."""
+    """Return what control tokens in texts are to this tokenizer: `allow` unless something else was
+    set."""
     return _HOW.get(tokenizer, "allow")
 
 
-# --- finding -------------------------------------------------------------------------------------------------------
+# --- finding --------------------------------------------------------------------------------------
 
 
 def found_in(tokenizer: PreTrainedTokenizerBase, row: Row) -> Counter[str]:
@@ -126,13 +140,18 @@ def _state(tokenizer: PreTrainedTokenizerBase) -> tuple:
 
 def _special(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     """Text of each control token -> its id."""
-    added = {token.content: number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    added = {
+        token.content: number
+        for number, token in tokenizer.added_tokens_decoder.items()
+        if token.special
+    }
     named = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids))
     return {text: number for text, number in (named | added).items() if text.strip()}
 
 
 def remark_on(tokenizer: PreTrainedTokenizerBase, rows: Iterable[Row]) -> str | None:
-    """Return what to say of rows whose texts hold control tokens, where nobody has decided about them; else None."""
+    """Return what to say of rows whose texts hold control tokens, where nobody has decided about
+    them; else None."""
     found = [marks for row in rows if (marks := found_in(tokenizer, row))]
     if not found or control_tokens_of(tokenizer) != "allow":
         return None
@@ -145,10 +164,15 @@ def in_words(marks: Mapping[str, int]) -> str:
     """Return the most frequent control tokens with their counts."""
     ordered = sorted(marks.items(), key=lambda item: (-item[1], item[0]))
     more = f" and {len(ordered) - SHOWN} others" if len(ordered) > SHOWN else ""
-    return ", ".join(f"`{mark}` {count:,} time{'' if count == 1 else 's'}" for mark, count in ordered[:SHOWN]) + more
+    return (
+        ", ".join(
+            f"`{mark}` {count:,} time{'' if count == 1 else 's'}" for mark, count in ordered[:SHOWN]
+        )
+        + more
+    )
 
 
-# --- writing as text -----------------------------------------------------------------------------------------------
+# --- writing as text ------------------------------------------------------------------------------
 
 
 def reader_of(tokenizer: PreTrainedTokenizerBase) -> TextReader | None:
@@ -191,7 +215,10 @@ class TextReader:
         twin.split_special_tokens = True
         for mark, name in named.items():
             old = tokenizer.added_tokens_decoder.get(special[mark])
-            how = {key: getattr(old, key, False) for key in ("lstrip", "rstrip", "single_word", "normalized")}
+            how = {
+                key: getattr(old, key, False)
+                for key in ("lstrip", "rstrip", "single_word", "normalized")
+            }
             twin.add_tokens(AddedToken(name, special=False, **how))
         ids = {twin.convert_tokens_to_ids(named[mark]): number for mark, number in special.items()}
         control = frozenset(special.values()) - {tokenizer.unk_token_id}
@@ -205,29 +232,50 @@ class TextReader:
         """
         if isinstance(value, str):
             if PRIVATE.search(value):
-                raise DataError("a text holds characters of the private-use plane, by which texts are kept apart", HINT)
+                raise DataError(
+                    "a text holds characters of the private-use plane, by which texts are kept "
+                    "apart",
+                    HINT,
+                )
             return self.marks.sub(lambda found: self.hidden[found[0]], value)
         if isinstance(value, dict):
             return {self.out_of_sight(key): self.out_of_sight(item) for key, item in value.items()}
-        return [self.out_of_sight(item) for item in value] if isinstance(value, list | tuple) else value
+        return (
+            [self.out_of_sight(item) for item in value]
+            if isinstance(value, list | tuple)
+            else value
+        )
 
     def in_sight(self, rendered: str) -> str:
-        """Return a rendering with names for the template's control tokens, and those of texts as they were."""
+        """Return a rendering with names for the template's control tokens, and those of texts as
+        they were."""
         text = self.marks.sub(lambda found: self.named[found[0]], rendered)
         return PRIVATE.sub(lambda found: self.shown.get(found[0], found[0]), text)
 
     def encode(self, text: str, **options: Any) -> tuple[list[int], BatchEncoding]:
-        """Return the ids of a text, those of control tokens only for the template's; and the encoding by the copy.
+        """Return the ids of a text, those of control tokens only for the template's; and the
+        encoding by the copy.
 
-        Raises: RecipeError when the tokenizer knows no other way to write a control token, or drops a name.
+        Raises: RecipeError when the tokenizer knows no other way to write a control token, or drops
+        a name.
         """
         encoding = self.twin(text, return_special_tokens_mask=True, verbose=False, **options)
         ids, added = list(encoding["input_ids"]), list(encoding["special_tokens_mask"])
-        strays = [number for number, is_added in zip(ids, added) if number in self.control and not is_added]
-        lost = sum(ord(letter) >= OF_TEMPLATE for letter in text) - sum(number in self.ids for number in ids)
+        strays = [
+            number
+            for number, is_added in zip(ids, added)
+            if number in self.control and not is_added
+        ]
+        lost = sum(ord(letter) >= OF_TEMPLATE for letter in text) - sum(
+            number in self.ids for number in ids
+        )
         if strays or lost:
-            mark = self.twin.convert_ids_to_tokens(strays[0]) if strays else "a mark of the template"
-            raise RecipeError(f"data.control_tokens=as_text: this tokenizer cannot write {mark!r} as text", HINT)
+            mark = (
+                self.twin.convert_ids_to_tokens(strays[0]) if strays else "a mark of the template"
+            )
+            raise RecipeError(
+                f"data.control_tokens=as_text: this tokenizer cannot write {mark!r} as text", HINT
+            )
         return [self.ids.get(number, number) for number in ids], encoding
 
 

@@ -1,11 +1,14 @@
-"""From typed rows to the token data sets that trainers read, with every row and token counted on the way.
+"""From typed rows to the token data sets that trainers read, with every row and token counted on
+the way.
 
-Tokenised data are written below the run directory (`prepared/`) once, before any rank starts, and read from there:
-ranks, and a resumed run, never tokenise again. How rows become batches is decided here too, from the histogram of
-their lengths: packed, grouped by length, or neither, and the decision comes with its reason.
+Tokenised data are written below the run directory (`prepared/`) once, before any rank starts, and
+read from there: ranks, and a resumed run, never tokenise again. How rows become batches is decided
+here too, from the histogram of their lengths: packed, grouped by length, or neither, and the
+decision comes with its reason.
 
-Each method turns a row into columns by an encoder of its own (`encode.py` in its folder), which says what they are. Counted
-here, and then dropped, are `tokens`, `trained`, `whole` (tokens before a cut) and `cut`; `length` stays.
+Each method turns a row into columns by an encoder of its own (`encode.py` in its folder), which
+says what they are. Counted here, and then dropped, are `tokens`, `trained`, `whole` (tokens before
+a cut) and `cut`; `length` stays.
 """
 
 from __future__ import annotations
@@ -34,19 +37,22 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Encode = Callable[[Row, int | None], dict[str, Any] | str]
-"""A row and the length to cut it to (None: leave it whole) -> columns, or why nothing is left to train."""
+"""A row and the length to cut it to (None: leave it whole) -> columns, or why nothing is left to
+train."""
 
 PROGRESS_EVERY = 500
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
 WORTHWHILE_PADDING = 0.1
 """Share of padding in random batches above which something is done about it."""
 STEPS_WORTH_PACKING = 200
-"""Packing puts many rows into one step; below this many steps in an epoch it would change the training too much."""
+"""Packing puts many rows into one step; below this many steps in an epoch it would change the
+training too much."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Whether rows stay apart (None: it cannot be told), and why not, as a clause: `packed rows see each other ...`."""
+    """Whether rows stay apart (None: it cannot be told), and why not, as a clause: `packed rows see
+    each other ...`."""
 
     apart: bool | None
     why: str = ""
@@ -56,8 +62,8 @@ class Finding:
 class Batching:
     """How rows become batches: `packing`, `grouped` or neither, and why.
 
-    Where each epoch has rows of its own, they follow one another in the data set, and `passes` holds their numbers; `steps`
-    is where training ends, if that is not their end.
+    Where each epoch has rows of its own, they follow one another in the data set, and `passes`
+    holds their numbers; `steps` is where training ends, if that is not their end.
     """
 
     packing: bool
@@ -96,16 +102,20 @@ def prepare(
     passes: Passes | None = None,
     test_packing: Callable[[], Finding] | None = None,
 ) -> Prepared:
-    """Tokenise both splits, decide on batches, count everything in the ledger, and write the result to `folder`.
+    """Tokenise both splits, decide on batches, count everything in the ledger, and write the result
+    to `folder`.
 
-    `encode` is the method's; `test_packing` is asked, where rows would be packed, whether the model keeps them apart. With `passes`, the training rows are those that they make for each epoch.
+    `encode` is the method's; `test_packing` is asked, where rows would be packed, whether the model
+    keeps them apart. With `passes`, the training rows are those that they make for each epoch.
     Raises: DataError listing the rows that cannot be used: too long, or with nothing to train.
     """
     set_control_tokens(tokenizer, recipe.data.control_tokens)
     notes = RowNotes(recipe, tokenizer)
     ledger = loaded.ledger
     books = ledger.split("train")
-    parts, lengths, batching = _training_parts(recipe, loaded, passes, encode, notes, books, on_event, test_packing)
+    parts, lengths, batching = _training_parts(
+        recipe, loaded, passes, encode, notes, books, on_event, test_packing
+    )
     held_out = (
         _tokenise(loaded.eval, encode, notes, recipe.data, ledger.split("eval"), "eval", on_event)
         if loaded.eval
@@ -114,10 +124,14 @@ def prepare(
     sequences = sum(map(len, parts))
     refuse_no_batch(recipe, sequences)
     if batching.packing:
-        books.count(sequences=sequences, packed_fill=books.tokens / (sequences * recipe.data.max_length))
+        books.count(
+            sequences=sequences, packed_fill=books.tokens / (sequences * recipe.data.max_length)
+        )
     else:
         rows = recipe.trainer.get("per_device_train_batch_size", 8)
-        books.count(padding_share=padding_share(lengths, rows, recipe.seed, grouped=batching.grouped))
+        books.count(
+            padding_share=padding_share(lengths, rows, recipe.seed, grouped=batching.grouped)
+        )
     if passes is not None:
         sizes = [len(part) for part in parts]
         batching = replace(batching, passes=sizes, steps=_steps_of(recipe, sizes))
@@ -134,7 +148,8 @@ def refuse_no_batch(recipe: TrainRecipe, rows: int) -> None:
     batch = int(recipe.trainer.get("per_device_train_batch_size", 8)) * recipe.launch.num_processes
     if recipe.trainer.get("dataloader_drop_last") and rows < batch:
         raise DataError(
-            f"trainer.dataloader_drop_last drops batches that are not full, and {rows:,} rows do not fill one of {batch:,}",
+            f"trainer.dataloader_drop_last drops batches that are not full, and {rows:,} rows do "
+            f"not fill one of {batch:,}",
             "drop the key, or lower trainer.per_device_train_batch_size",
         )
 
@@ -149,9 +164,11 @@ def _training_parts(
     on_event: OnEvent | None,
     test_packing: Callable[[], Finding] | None,
 ) -> tuple[list[Dataset], list[int], Batching]:
-    """Tokenise the training rows, or as many passes of made ones as training takes; pack them where that is decided.
+    """Tokenise the training rows, or as many passes of made ones as training takes; pack them where
+    that is decided.
 
-    Returns the parts, the lengths of all rows, and how they are batched, which the first part decides.
+    Returns the parts, the lengths of all rows, and how they are batched, which the first part
+    decides.
     """
     parts: list[Dataset] = []
     lengths: list[int] = []
@@ -165,7 +182,11 @@ def _training_parts(
         lengths += part["length"]
         if batching is None:
             batching = choose_batching(recipe, [int(n) for n in part["length"]], test_packing)
-        parts.append(_pack(part, recipe.data.max_length, recipe.seed + len(parts)) if batching.packing else part)
+        parts.append(
+            _pack(part, recipe.data.max_length, recipe.seed + len(parts))
+            if batching.packing
+            else part
+        )
     if passes is not None:
         books.made_of = passes.told()
     return parts, lengths, batching
@@ -188,11 +209,16 @@ def _joined(parts: Sequence[Dataset]) -> Dataset:
 def rows_per_step(recipe: TrainRecipe) -> int:
     """Return the rows of an optimizer step over all processes."""
     batch = int(recipe.trainer.get("per_device_train_batch_size", 8))
-    return batch * int(recipe.trainer.get("gradient_accumulation_steps", 1)) * recipe.launch.num_processes
+    return (
+        batch
+        * int(recipe.trainer.get("gradient_accumulation_steps", 1))
+        * recipe.launch.num_processes
+    )
 
 
 def _steps_of(recipe: TrainRecipe, sizes: Sequence[int]) -> int | None:
-    """Where training ends that does not end with a pass: `max_steps`, or so much of the last epoch."""
+    """Where training ends that does not end with a pass: `max_steps`, or so much of the last
+    epoch."""
     if (max_steps := int(recipe.trainer.get("max_steps", -1))) > 0:
         return max_steps
     rest = float(recipe.trainer.get("num_train_epochs", 3)) % 1.0
@@ -215,7 +241,8 @@ def load_prepared(folder: Path) -> Prepared:
 
 
 def _write(folder: Path, train: Dataset, held_out: Dataset | None, batching: Batching) -> None:
-    """Write under a temporary name and rename, `batching.json` inside: a `prepared/` that is there is whole."""
+    """Write under a temporary name and rename, `batching.json` inside: a `prepared/` that is there
+    is whole."""
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     for stale in (unfinished, folder):
         if stale.exists():
@@ -229,7 +256,7 @@ def _write(folder: Path, train: Dataset, held_out: Dataset | None, batching: Bat
     unfinished.rename(folder)
 
 
-# --- rows ----------------------------------------------------------------------------------------------------------
+# --- rows -----------------------------------------------------------------------------------------
 
 COUNTED = ("tokens", "trained", "whole", "cut")
 
@@ -243,7 +270,8 @@ def _tokenise(
     name: str,
     on_event: OnEvent | None,
 ) -> Dataset:
-    """Encode every row of a split; too long and unusable ones go the way that the recipe says, counted."""
+    """Encode every row of a split; too long and unusable ones go the way that the recipe says,
+    counted."""
     from datasets import Dataset
 
     limit = data.max_length if data.on_too_long == "truncate" else None
@@ -273,7 +301,10 @@ def _tokenise(
     _refuse_broken(broken, data)
     _refuse_too_long(too_long, columns.get("whole", []), data, len(rows))
     if not columns:
-        raise DataError(f"no row of the {name} split can be trained on", "see data.json, and raise data.max_length")
+        raise DataError(
+            f"no row of the {name} split can be trained on",
+            "see data.json, and raise data.max_length",
+        )
     _count(ledger, columns, len(too_long))
     return Dataset.from_dict({key: value for key, value in columns.items() if key not in COUNTED})
 
@@ -296,19 +327,28 @@ def _refuse_broken(broken: list[Problem], data: Data) -> None:
     if broken and data.on_bad_row == "error":
         raise DataError(
             f"{len(broken):,} rows cannot be trained on",
-            "mend them, or set data.on_bad_row=drop to leave them out (they are counted and listed in data.json)",
+            "mend them, or set data.on_bad_row=drop to leave them out (they are counted and "
+            "listed in data.json)",
             broken,
         )
 
 
-def _refuse_too_long(too_long: list[tuple[str, int]], fitting: Sequence[int], data: Data, total: int) -> None:
+def _refuse_too_long(
+    too_long: list[tuple[str, int]], fitting: Sequence[int], data: Data, total: int
+) -> None:
     if too_long and data.on_too_long == "error":
         lengths = sorted([*fitting, *(length for _, length in too_long)])
-        needed = {share: lengths[min(len(lengths) - 1, int(share * len(lengths)))] for share in (0.9, 0.99)}
+        needed = {
+            share: lengths[min(len(lengths) - 1, int(share * len(lengths)))]
+            for share in (0.9, 0.99)
+        }
         raise DataError(
-            f"{len(too_long):,} of {total:,} rows are longer than data.max_length={data.max_length} tokens "
-            f"(the longest has {lengths[-1]:,}; 90% fit in {needed[0.9]:,}, 99% in {needed[0.99]:,})",
-            "raise data.max_length, or choose data.on_too_long=drop (or truncate, where whole answers are not needed); what is "
+            f"{len(too_long):,} of {total:,} rows are longer than "
+            f"data.max_length={data.max_length} tokens "
+            f"(the longest has {lengths[-1]:,}; 90% fit in {needed[0.9]:,}, 99% in "
+            f"{needed[0.99]:,})",
+            "raise data.max_length, or choose data.on_too_long=drop (or truncate, where whole "
+            "answers are not needed); what is "
             "lost is counted",
             [Problem(f"{length:,} tokens", where=origin) for origin, length in too_long[:5]],
         )
@@ -317,10 +357,12 @@ def _refuse_too_long(too_long: list[tuple[str, int]], fitting: Sequence[int], da
 def quantiles(values: Sequence[int]) -> list[int]:
     """Return the values at `QUANTILES`, shortest to longest."""
     ordered = sorted(values)
-    return [ordered[min(len(ordered) - 1, round(share * (len(ordered) - 1)))] for share in QUANTILES]
+    return [
+        ordered[min(len(ordered) - 1, round(share * (len(ordered) - 1)))] for share in QUANTILES
+    ]
 
 
-# --- batches -------------------------------------------------------------------------------------------------------
+# --- batches --------------------------------------------------------------------------------------
 
 
 def choose_batching(
@@ -328,13 +370,16 @@ def choose_batching(
 ) -> Batching:
     """Decide how rows become batches, from their lengths (N,), and say why.
 
-    `test_packing` is asked only where rows would be packed: whether the model would keep them apart.
+    `test_packing` is asked only where rows would be packed: whether the model would keep them
+    apart.
     """
     asked = recipe.trainer.get("train_sampling_strategy")
     if isinstance(recipe, SftRecipe) and recipe.sft.packing is True:
         return Batching(True, False, "packed, as sft.packing asks")
     if asked is not None:
-        return Batching(False, asked == "group_by_length", f"trainer.train_sampling_strategy={asked}, as asked")
+        return Batching(
+            False, asked == "group_by_length", f"trainer.train_sampling_strategy={asked}, as asked"
+        )
     batch = recipe.trainer.get("per_device_train_batch_size", 8)
     share = padding_share(lengths, batch, recipe.seed)
     if share < WORTHWHILE_PADDING:
@@ -346,14 +391,19 @@ def choose_batching(
             finding = test_packing() if test_packing else None
             if finding is None or finding.apart:
                 why = f"packing leaves {steps:,} steps"
-                return Batching(True, False, f"packed: {share:.0%} of a random batch is padding, and {why}")
+                return Batching(
+                    True, False, f"packed: {share:.0%} of a random batch is padding, and {why}"
+                )
             why = finding.why
-        return Batching(False, True, f"grouped by length: {share:.0%} of a random batch is padding, and {why}")
+        return Batching(
+            False, True, f"grouped by length: {share:.0%} of a random batch is padding, and {why}"
+        )
     return Batching(False, True, f"grouped by length: {share:.0%} of a random batch is padding")
 
 
 def padding_share(lengths: Sequence[int], batch: int, seed: int, *, grouped: bool = False) -> float:
-    """Return the share of padding in batches of `batch` rows, drawn at random or sorted by length."""
+    """Return the share of padding in batches of `batch` rows, drawn at random or sorted by
+    length."""
     order = list(lengths)
     if grouped:
         order.sort()
@@ -365,7 +415,8 @@ def padding_share(lengths: Sequence[int], batch: int, seed: int, *, grouped: boo
 
 
 def _pack(rows: Dataset, max_length: int, seed: int) -> Dataset:
-    """Pack whole rows with TRL's best-fit-decreasing; none is longer than a sequence, so none is cut."""
+    """Pack whole rows with TRL's best-fit-decreasing; none is longer than a sequence, so none is
+    cut."""
     from trl import pack_dataset
 
     shuffled = rows.select_columns(["input_ids", "labels"]).shuffle(seed=seed)

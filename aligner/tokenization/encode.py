@@ -1,14 +1,15 @@
 """From text to token ids and loss masks: the only place where that happens.
 
-Everything that trains, generates or scores asks this module, so the ids that a model is trained on are the ids that it
-sees when it answers. How a chat template is read, and where the answers lie in a rendered conversation, stands in
-`aligner.tokenization.chat_template`.
+Everything that trains, generates or scores asks this module, so the ids that a model is trained on
+are the ids that it sees when it answers. How a chat template is read, and where the answers lie in
+a rendered conversation, stands in `aligner.tokenization.chat_template`.
 
-A trained turn always ends with its stop token, and nothing behind that (the newline that many templates add) is
-trained. Masks are never built by comparing ids with the pad id.
+A trained turn always ends with its stop token, and nothing behind that (the newline that many
+templates add) is trained. Masks are never built by comparing ids with the pad id.
 
-Plain text. Prompt and completion are one text; the prompt's ids are those that it has alone, since at generation it
-stands alone too. Where the tokenizer would merge across the boundary, the completion is tokenised apart.
+Plain text. Prompt and completion are one text; the prompt's ids are those that it has alone, since
+at generation it stands alone too. Where the tokenizer would merge across the boundary, the
+completion is tokenised apart.
 
 Legend: a `label` is a token id, or -100 where the token is not trained.
 """
@@ -19,7 +20,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from aligner.data.rows import WEIGHT, CompletionRow, ConversationRow, Messages, PreferenceRow, TextRow, as_turns
+from aligner.data.rows import (
+    WEIGHT,
+    CompletionRow,
+    ConversationRow,
+    Messages,
+    PreferenceRow,
+    TextRow,
+    as_turns,
+)
 from aligner.errors import DataError, RecipeError
 from aligner.tokenization.chat_template import (
     NO_STOP_HINT,
@@ -45,7 +54,8 @@ IGNORED = -100
 """Label of a token that is not trained."""
 
 RENDERINGS = 3
-"""How often a conversation is rendered again when its template wrote two dates, before we give up."""
+"""How often a conversation is rendered again when its template wrote two dates, before we give
+up."""
 
 T = TypeVar("T")
 
@@ -65,17 +75,22 @@ class Encoded:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One preference pair: the sequences are `prompt_ids + chosen_ids` and `prompt_ids + rejected_ids`."""
+    """One preference pair: the sequences are `prompt_ids + chosen_ids` and `prompt_ids +
+    rejected_ids`."""
 
     prompt_ids: list[int]
     chosen_ids: list[int]
     rejected_ids: list[int]
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | Messages, tools: list | None = None) -> list[int]:
-    """Return the ids that generation conditions on, with the generation prompt of the template added.
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase, prompt: str | Messages, tools: list | None = None
+) -> list[int]:
+    """Return the ids that generation conditions on, with the generation prompt of the template
+    added.
 
-    A plain string is sent as one user message where the tokenizer has a chat template, and as it stands elsewhere.
+    A plain string is sent as one user message where the tokenizer has a chat template, and as it
+    stands elsewhere.
     """
     if not has_template(tokenizer):
         _refuse_plain_tools(tools, "")
@@ -86,11 +101,12 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | Messages, to
 def encode_sft(tokenizer: PreTrainedTokenizerBase, row: Any, loss_on: LossOn = "auto") -> Encoded:
     """Return ids and labels of a `ConversationRow`, `CompletionRow` or `TextRow`.
 
-    `loss_on` is `assistant` (every assistant turn), `last_assistant`, `completion`, `all`, or `auto`: assistant turns
-    of conversations, completions of prompt/completion rows, everything of plain text.
+    `loss_on` is `assistant` (every assistant turn), `last_assistant`, `completion`, `all`, or
+    `auto`: assistant turns of conversations, completions of prompt/completion rows, everything of
+    plain text.
 
-    Raises: DataError naming the row, when a mask would hold no token, leave the stop token out, or when a sequence
-    starts twice. RecipeError when `loss_on` does not fit the form of the row.
+    Raises: DataError naming the row, when a mask would hold no token, leave the stop token out, or
+    when a sequence starts twice. RecipeError when `loss_on` does not fit the form of the row.
     """
     if isinstance(row, TextRow):
         encoded = _encode_text(tokenizer, row, loss_on)
@@ -102,16 +118,20 @@ def encode_sft(tokenizer: PreTrainedTokenizerBase, row: Any, loss_on: LossOn = "
     else:
         raise RecipeError(
             f"{row.origin} is a conversation, but the tokenizer has no chat template",
-            "name one with model.chat_template (a Jinja file, or a name such as qwen3), or train on prompt/completion",
+            "name one with model.chat_template (a Jinja file, or a name such as qwen3), or train "
+            "on prompt/completion",
         )
     _check_start(tokenizer, encoded.input_ids, row.origin)
     if encoded.num_trained == 0:
-        raise DataError(f"{row.origin}: no token of this row would be trained", "check the row, or sft.loss_on")
+        raise DataError(
+            f"{row.origin}: no token of this row would be trained", "check the row, or sft.loss_on"
+        )
     return encoded
 
 
 def length_of(tokenizer: PreTrainedTokenizerBase, row: ConversationRow | CompletionRow) -> int:
-    """Return how many tokens `encode_sft` gives for a row, without asking which of them are trained."""
+    """Return how many tokens `encode_sft` gives for a row, without asking which of them are
+    trained."""
     if has_template(tokenizer):
         messages, tools, _ = _turns(row)
         return len(Conversation(tokenizer, messages, tools, row.origin).ids())
@@ -119,10 +139,11 @@ def length_of(tokenizer: PreTrainedTokenizerBase, row: ConversationRow | Complet
 
 
 def keeps_texts(tokenizer: PreTrainedTokenizerBase, row: ConversationRow | CompletionRow) -> bool:
-    """Say whether the last question and its answer come through the chat template unchanged inside longer texts.
+    """Say whether the last question and its answer come through the chat template unchanged inside
+    longer texts.
 
-    Some templates take an answer apart: Qwen3's drops what stands before `</think>`. One that refuses the longer texts does
-    not keep them.
+    Some templates take an answer apart: Qwen3's drops what stands before `</think>`. One that
+    refuses the longer texts does not keep them.
     """
     messages, tools, _ = _turns(row)
     longer = [{**message, "content": f"x\n{message['content']}\nx"} for message in messages[-2:]]
@@ -137,10 +158,11 @@ def keeps_texts(tokenizer: PreTrainedTokenizerBase, row: ConversationRow | Compl
 def encode_pair(tokenizer: PreTrainedTokenizerBase, row: PreferenceRow) -> Pair:
     """Return prompt, chosen and rejected ids; both answers end with a stop token.
 
-    `prompt_ids` is what `encode_prompt` gives, or less of its end where the template opens a finished answer in another
-    way, or where the last token of the prompt merges with the answer.
+    `prompt_ids` is what `encode_prompt` gives, or less of its end where the template opens a
+    finished answer in another way, or where the last token of the prompt merges with the answer.
 
-    Raises: DataError naming the row, when an answer never stops, or the answers are the same tokens.
+    Raises: DataError naming the row, when an answer never stops, or the answers are the same
+    tokens.
     """
     if has_template(tokenizer):
         _refuse_unfit(facts_of(tokenizer))
@@ -149,21 +171,33 @@ def encode_pair(tokenizer: PreTrainedTokenizerBase, row: PreferenceRow) -> Pair:
         _refuse_plain_tools(row.tools, row.origin)
         prompt = _as_text(row.prompt)
         prompt_ids = _plain_ids(tokenizer, prompt)
-        answers = [_answer_ids(tokenizer, prompt, prompt_ids, _as_text(side)) for side in (row.chosen, row.rejected)]
+        answers = [
+            _answer_ids(tokenizer, prompt, prompt_ids, _as_text(side))
+            for side in (row.chosen, row.rejected)
+        ]
         pair = Pair(prompt_ids, answers[0], answers[1])
     _check_start(tokenizer, pair.prompt_ids, row.origin)
     if pair.chosen_ids == pair.rejected_ids:
-        raise DataError(f"{row.origin}: chosen and rejected are the same tokens", "drop the row: it teaches nothing")
+        raise DataError(
+            f"{row.origin}: chosen and rejected are the same tokens",
+            "drop the row: it teaches nothing",
+        )
     return pair
 
 
 def encode_answer(
-    tokenizer: PreTrainedTokenizerBase, prompt: str | Messages, answer: str, origin: str = "", *, tail: bool = False
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str | Messages,
+    answer: str,
+    origin: str = "",
+    *,
+    tail: bool = False,
 ) -> tuple[list[int], list[int]]:
-    """Return the ids of a prompt and those of an answer to it, which end with a stop token, as `encode_pair` gives them.
+    """Return the ids of a prompt and those of an answer to it, which end with a stop token, as
+    `encode_pair` gives them.
 
-    With `tail`, what the chat template writes behind the stop token belongs to the answer too. An empty answer is its stop token
-    alone.
+    With `tail`, what the chat template writes behind the stop token belongs to the answer too. An
+    empty answer is its stop token alone.
     """
     if has_template(tokenizer):
         _refuse_unfit(facts_of(tokenizer))
@@ -181,15 +215,20 @@ def encode_answer(
     return prompt_ids, _answer_ids(tokenizer, _as_text(prompt), prompt_ids, answer)
 
 
-def stop_token_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | None = None) -> list[int]:
-    """Return every id that ends an answer: the tokenizer's, the one its template ends a turn with, the model's."""
+def stop_token_ids(
+    tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | None = None
+) -> list[int]:
+    """Return every id that ends an answer: the tokenizer's, the one its template ends a turn with,
+    the model's."""
     ids = [tokenizer.eos_token_id, facts_of(tokenizer).stop if has_template(tokenizer) else None]
     generation_config = getattr(model, "generation_config", None)
     ids += as_ids(getattr(generation_config, "eos_token_id", None))
     return list(dict.fromkeys(i for i in ids if i is not None))
 
 
-def check_tokenizer(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | None = None) -> list[str]:
+def check_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | None = None
+) -> list[str]:
     """Check what would spoil every row, before any is encoded; return remarks worth showing.
 
     Raises: RecipeError when there is no stop token, or a turn of the template ends with none.
@@ -198,7 +237,9 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel |
         _refuse_unfit(facts_of(tokenizer))
     stops = stop_token_ids(tokenizer, model)
     if not stops:
-        raise RecipeError("the tokenizer has no end-of-sequence token", "name one with model.eos_token")
+        raise RecipeError(
+            "the tokenizer has no end-of-sequence token", "name one with model.eos_token"
+        )
     return list(_remarks(tokenizer))
 
 
@@ -207,10 +248,12 @@ def _refuse_unfit(facts: Facts) -> None:
         raise RecipeError(facts.problem, NO_STOP_HINT)
 
 
-# --- conversations -------------------------------------------------------------------------------------------------
+# --- conversations --------------------------------------------------------------------------------
 
 
-def _encode_turns(tokenizer: PreTrainedTokenizerBase, row: ConversationRow | CompletionRow, loss_on: LossOn) -> Encoded:
+def _encode_turns(
+    tokenizer: PreTrainedTokenizerBase, row: ConversationRow | CompletionRow, loss_on: LossOn
+) -> Encoded:
     messages, tools, first_turn = _turns(row)
     chat = Conversation(tokenizer, messages, tools, row.origin)
     wanted = _wanted_turns(messages, first_turn, row, loss_on)
@@ -223,12 +266,14 @@ def _encode_turns(tokenizer: PreTrainedTokenizerBase, row: ConversationRow | Com
 
 
 def _check_tool_calls(chat: Conversation, turn: int, ids: list[int]) -> None:
-    """Refuse a turn whose calls the template leaves out: the model would learn to say nothing there."""
+    """Refuse a turn whose calls the template leaves out: the model would learn to say nothing
+    there."""
     for call in chat.messages[turn].get("tool_calls") or ():
         name = call.get("function", call).get("name", "")
         if name not in chat.tokenizer.decode(ids):
             raise DataError(
-                f"{chat.origin}: the chat template writes nothing of the tool call {name!r} in turn {turn + 1}",
+                f"{chat.origin}: the chat template writes nothing of the tool call {name!r} in "
+                f"turn {turn + 1}",
                 "choose a template that knows tool calls (model.chat_template), or drop the row",
             )
 
@@ -250,7 +295,8 @@ def _trained_but(chat: Conversation) -> Encoded:
     for turn in left_out:
         if (role := chat.messages[turn]["role"]) != "assistant":
             raise DataError(
-                f"{chat.origin}: turn {turn + 1}, of the {role}, has weight 0, and sft.loss_on=all trains every token",
+                f"{chat.origin}: turn {turn + 1}, of the {role}, has weight 0, and "
+                "sft.loss_on=all trains every token",
                 "use sft.loss_on=assistant, which trains no turn of others",
             )
     if not left_out:
@@ -263,21 +309,28 @@ def _trained_but(chat: Conversation) -> Encoded:
 
 
 def _turns(row: ConversationRow | CompletionRow) -> tuple[Messages, list | None, int]:
-    """Return the whole conversation, its tools, and the number of messages that belong to the prompt."""
+    """Return the whole conversation, its tools, and the number of messages that belong to the
+    prompt."""
     if isinstance(row, ConversationRow):
         return row.messages, row.tools, 0
     prompt = as_turns(row.prompt, "user")
     return [*prompt, *as_turns(row.completion, "assistant")], row.tools, len(prompt)
 
 
-def _wanted_turns(messages: Messages, first: int, row: ConversationRow | CompletionRow, loss_on: LossOn) -> list[int]:
+def _wanted_turns(
+    messages: Messages, first: int, row: ConversationRow | CompletionRow, loss_on: LossOn
+) -> list[int]:
     """Return the indices of the messages whose tokens are trained."""
     assistant = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     if not assistant and loss_on != "all":
-        raise DataError(f"{row.origin}: there is no assistant turn to train on", "drop the row, or use sft.loss_on=all")
+        raise DataError(
+            f"{row.origin}: there is no assistant turn to train on",
+            "drop the row, or use sft.loss_on=all",
+        )
     if loss_on == "completion" and isinstance(row, ConversationRow):
         raise RecipeError(
-            f"sft.loss_on is 'completion', but {row.origin} is a conversation without a prompt of its own",
+            f"sft.loss_on is 'completion', but {row.origin} is a conversation without a prompt of "
+            "its own",
             "use sft.loss_on=assistant or last_assistant",
         )
     wanted = assistant
@@ -288,7 +341,10 @@ def _wanted_turns(messages: Messages, first: int, row: ConversationRow | Complet
     trained = [i for i in wanted if messages[i].get(WEIGHT) != 0]
     if wanted and not trained and loss_on != "all":
         which = "the answer has" if len(wanted) == 1 else "every answer has"
-        raise DataError(f"{row.origin}: {which} weight 0, so nothing of this row would be trained", "drop the row")
+        raise DataError(
+            f"{row.origin}: {which} weight 0, so nothing of this row would be trained",
+            "drop the row",
+        )
     return trained
 
 
@@ -300,8 +356,10 @@ def _encode_template_pair(tokenizer: PreTrainedTokenizerBase, row: PreferenceRow
         turns = as_turns(answer, "assistant")
         if len(turns) != 1:
             raise DataError(
-                f"{row.origin}: an answer has {len(turns)} turns, and the tokens between them would be compared too",
-                "put the earlier turns into the prompt, so that chosen and rejected are one answer each",
+                f"{row.origin}: an answer has {len(turns)} turns, and the tokens between them "
+                "would be compared too",
+                "put the earlier turns into the prompt, so that chosen and rejected are one "
+                "answer each",
             )
         chat = Conversation(tokenizer, [*prompt, *turns], row.tools, row.origin)
         whole = chat.whole()
@@ -315,30 +373,35 @@ def _encode_template_pair(tokenizer: PreTrainedTokenizerBase, row: PreferenceRow
 
 
 def _steadily(origin: str, encode: Callable[[], T]) -> T:
-    """Encode again when the renderings of a row disagree: a template that writes the date does so over midnight."""
+    """Encode again when the renderings of a row disagree: a template that writes the date does so
+    over midnight."""
     for _ in range(RENDERINGS):
         try:
             return encode()
         except Moved:
             continue
     raise DataError(
-        f"{origin}: the chat template renders one conversation in two ways, so its prompt cannot be told from its answer",
+        f"{origin}: the chat template renders one conversation in two ways, so its prompt cannot "
+        "be told from its answer",
         "choose another with model.chat_template",
     )
 
 
-# --- plain text ----------------------------------------------------------------------------------------------------
+# --- plain text -----------------------------------------------------------------------------------
 
 
 def _encode_text(tokenizer: PreTrainedTokenizerBase, row: TextRow, loss_on: LossOn) -> Encoded:
     if loss_on not in ("auto", "all"):
         raise RecipeError(
-            f"sft.loss_on is {loss_on!r}, but {row.origin} is plain text without turns", "use sft.loss_on=all"
+            f"sft.loss_on is {loss_on!r}, but {row.origin} is plain text without turns",
+            "use sft.loss_on=all",
         )
     return _trained_whole(_with_stop(tokenizer, _plain_ids(tokenizer, row.text)))
 
 
-def _encode_plain_completion(tokenizer: PreTrainedTokenizerBase, row: CompletionRow, loss_on: LossOn) -> Encoded:
+def _encode_plain_completion(
+    tokenizer: PreTrainedTokenizerBase, row: CompletionRow, loss_on: LossOn
+) -> Encoded:
     _refuse_plain_tools(row.tools, row.origin)
     prompt = _as_text(row.prompt)
     prompt_ids = _plain_ids(tokenizer, prompt)
@@ -349,10 +412,14 @@ def _encode_plain_completion(tokenizer: PreTrainedTokenizerBase, row: Completion
     return Encoded(ids, _labels(ids, [(len(prompt_ids), len(ids))]))
 
 
-def _answer_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, prompt_ids: list[int], answer: str) -> list[int]:
-    """Return what the whole text adds to its prompt's ids; or those of the answer alone, when tokens merge across.
+def _answer_ids(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, prompt_ids: list[int], answer: str
+) -> list[int]:
+    """Return what the whole text adds to its prompt's ids; or those of the answer alone, when
+    tokens merge across.
 
-    A tokenizer of the SentencePiece kind would put a space before an answer that is tokenised alone.
+    A tokenizer of the SentencePiece kind would put a space before an answer that is tokenised
+    alone.
     """
     whole = _plain_ids(tokenizer, prompt + answer)
     if whole[: len(prompt_ids)] == prompt_ids:
@@ -363,12 +430,15 @@ def _answer_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, prompt_ids: lis
 def _with_stop(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
     stops = stop_token_ids(tokenizer)
     if not stops:
-        raise RecipeError("the tokenizer has no end-of-sequence token", "name one with model.eos_token")
+        raise RecipeError(
+            "the tokenizer has no end-of-sequence token", "name one with model.eos_token"
+        )
     return ids if ids and ids[-1] == stops[0] else [*ids, stops[0]]
 
 
 def _plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Return the ids of a text that starts a sequence: with the tokenizer's BOS, without an EOS that it may add."""
+    """Return the ids of a text that starts a sequence: with the tokenizer's BOS, without an EOS
+    that it may add."""
     reader = reader_of(tokenizer)
     if reader is None:
         encoding = tokenizer(text, return_special_tokens_mask=True, verbose=False)
@@ -381,16 +451,18 @@ def _plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return ids
 
 
-# --- checks and small parts ----------------------------------------------------------------------------------------
+# --- checks and small parts -----------------------------------------------------------------------
 
 
 def _check_start(tokenizer: PreTrainedTokenizerBase, ids: list[int], origin: str) -> None:
-    """Refuse a sequence that starts with more than one BOS (template and tokenizer both added one)."""
+    """Refuse a sequence that starts with more than one BOS (template and tokenizer both added
+    one)."""
     if len(ids) < 2 or ids[0] != ids[1] or ids[0] != tokenizer.bos_token_id:
         return
     if ids[0] not in stop_token_ids(tokenizer):
         raise DataError(
-            f"{origin}: the sequence starts with two beginning-of-sequence tokens ({tokenizer.bos_token})",
+            f"{origin}: the sequence starts with two beginning-of-sequence tokens "
+            f"({tokenizer.bos_token})",
             "remove the token from the text of the row",
         )
 
@@ -402,21 +474,27 @@ def _remarks(tokenizer: PreTrainedTokenizerBase) -> Iterable[str]:
     plain, bos = _plain_ids(tokenizer, QUESTION), tokenizer.bos_token_id
     rendered = Conversation(tokenizer, as_turns(QUESTION, "user")).ids()
     if bos is not None and plain[:1] == [bos] and bos not in rendered:
-        yield f"The chat template writes no {tokenizer.bos_token}, which the tokenizer puts before plain text."
+        bos = tokenizer.bos_token
+        yield f"The chat template writes no {bos}, which the tokenizer puts before plain text."
     facts = facts_of(tokenizer)
     if facts.opens_otherwise:
         yield (
-            f"The chat template opens an answer with {tokenizer.decode(facts.opening)!r} when the model is asked; the end of "
-            f"that, {facts.opens_otherwise!r}, is not in training rows, so answers are trained without it."
+            f"The chat template opens an answer with {tokenizer.decode(facts.opening)!r} when the "
+            "model is asked; the end of "
+            f"that, {facts.opens_otherwise!r}, is not in training rows, so answers are trained "
+            "without it."
         )
     if "strftime_now" in str(tokenizer.chat_template):
-        yield "The chat template writes today's date: rows tokenised on another day are other tokens."
+        yield (
+            "The chat template writes today's date: rows tokenised on another day are other tokens."
+        )
 
 
 def _refuse_plain_tools(tools: list | None, origin: str) -> None:
     if tools:
         raise DataError(
-            f"{origin or 'a prompt'} has `tools`, and the tokenizer has no chat template to write them",
+            f"{origin or 'a prompt'} has `tools`, and the tokenizer has no chat template to write "
+            "them",
             "name one with model.chat_template (a Jinja file, or a name such as qwen3)",
         )
 

@@ -1,4 +1,5 @@
-"""What is noted of each row while it is tokenised: parts that reach no token, and control tokens in its texts."""
+"""What is noted of each row while it is tokenised: parts that reach no token, and control tokens in
+its texts."""
 
 from __future__ import annotations
 
@@ -9,7 +10,12 @@ from typing import TYPE_CHECKING
 from aligner.config.recipe import RewardRecipe, SftRecipe, TrainRecipe
 from aligner.data.ledger import SplitLedger
 from aligner.data.rows import Row, TextRow
-from aligner.tokenization.control_tokens import control_tokens_of, found_in, in_words, refuse_control_tokens
+from aligner.tokenization.control_tokens import (
+    control_tokens_of,
+    found_in,
+    in_words,
+    refuse_control_tokens,
+)
 from aligner.tokenization.encode import has_template
 from aligner.tokenization.unread_keys import as_text_answer, unread_beside_text, unread_of
 
@@ -41,8 +47,10 @@ class RowNotes:
         if not ledger.chats_with_control or control_tokens_of(self.tokenizer) != "allow":
             return None
         return (
-            f"Control tokens stand in the texts of {ledger.chats_with_control:,} {name} rows and act as such "
-            f"({in_words(ledger.control_tokens)}). data.control_tokens=as_text writes them as text, error refuses the rows."
+            f"Control tokens stand in the texts of {ledger.chats_with_control:,} {name} rows and "
+            "act as such "
+            f"({in_words(ledger.control_tokens)}). data.control_tokens=as_text writes them as "
+            "text, error refuses the rows."
         )
 
     def _unread(self, row: Row) -> Counter[str]:

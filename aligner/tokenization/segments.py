@@ -1,11 +1,14 @@
-"""Cutting an answer into segments that get a reward each (arXiv 2501.02790): where they end, and what decides it.
+"""Cutting an answer into segments that get a reward each (arXiv 2501.02790): where they end, and
+what decides it.
 
-A token opens a segment when the reference model could hardly foresee it: when the entropy of the distribution that it was
-drawn from is above a cutoff, in nats, at temperature 1, over the whole vocabulary, in float32. The first token always
-opens one. What ends the answer (EOS) belongs to no segment; an answer that is nothing else is one segment on it. The
-answer as a whole (`whole`) is read at its end instead, EOS included, which makes a Bradley-Terry model of it.
+A token opens a segment when the reference model could hardly foresee it: when the entropy of the
+distribution that it was drawn from is above a cutoff, in nats, at temperature 1, over the whole
+vocabulary, in float32. The first token always opens one. What ends the answer (EOS) belongs to no
+segment; an answer that is nothing else is one segment on it. The answer as a whole (`whole`) is
+read at its end instead, EOS included, which makes a Bradley-Terry model of it.
 
-Only which places are ends is decided here. What happens at them is the reward model's (`aligner.methods.reward.trainers`).
+Only which places are ends is decided here. What happens at them is the reward model's
+(`aligner.methods.reward.trainers`).
 
 Legend: B sequences, T tokens, V vocabulary.
 """
@@ -33,9 +36,11 @@ def segment_ends(
     cutoff: float = 0.0,
     stop_ids: Sequence[int] = (),
 ) -> list[int]:
-    """Return the places (0-based, within the answer) of the last token of each segment, ascending, at least one.
+    """Return the places (0-based, within the answer) of the last token of each segment, ascending,
+    at least one.
 
-    `entropies`: for `entropy`, of the distribution that each token of the answer was drawn from, in nats.
+    `entropies`: for `entropy`, of the distribution that each token of the answer was drawn from, in
+    nats.
     """
     assert answer_ids, "an answer has at least its stop token"
     last = len(answer_ids) - 1
@@ -47,7 +52,11 @@ def segment_ends(
     if rule == "token":
         return list(range(body))
     if rule == "sentence":
-        ends = [place for place in range(body) if _SENTENCE_END.search(tokenizer.decode([answer_ids[place]]))]
+        ends = [
+            place
+            for place in range(body)
+            if _SENTENCE_END.search(tokenizer.decode([answer_ids[place]]))
+        ]
     else:
         assert entropies is not None, "the rule needs the reference's entropies"
         assert len(entropies) == len(answer_ids), "one entropy a token"

@@ -1,4 +1,5 @@
-"""What runs in a process of its own that can be stopped: short conversations through a chat template (`template_probe`).
+"""What runs in a process of its own that can be stopped: short conversations through a chat
+template (`template_probe`).
 
 A file of its own that imports Jinja alone, so that it starts quickly.
 """
@@ -18,7 +19,11 @@ MOST_CHARACTERS = 10_000_000
 """Of two turns of one letter each."""
 
 QUESTION, ANSWER = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
-CONVERSATIONS = ([QUESTION], [QUESTION, ANSWER], [{"role": "system", "content": "s"}, QUESTION, ANSWER, QUESTION])
+CONVERSATIONS = (
+    [QUESTION],
+    [QUESTION, ANSWER],
+    [{"role": "system", "content": "s"}, QUESTION, ANSWER, QUESTION],
+)
 
 
 class Marks(Extension):
@@ -42,7 +47,9 @@ def open_probe(setup: Any) -> Callable[[Any], str]:
     def to_json(value: Any, indent: Any = None, separators: Any = None, **_: Any) -> str:
         return json.dumps(value, ensure_ascii=False, indent=indent, separators=separators)
 
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Marks, loopcontrols])
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Marks, loopcontrols]
+    )
     environment.filters["tojson"] = to_json
     environment.globals.update(raise_exception=raise_exception, strftime_now=str)
 
@@ -53,14 +60,18 @@ def open_probe(setup: Any) -> Callable[[Any], str]:
             return "it needs too much memory"
         except Exception:  # what else is wrong with a template is told where it is rendered
             return ""
-        return next(filter(None, (_rendered(template, talk, given["tokens"]) for talk in CONVERSATIONS)), "")
+        return next(
+            filter(None, (_rendered(template, talk, given["tokens"]) for talk in CONVERSATIONS)), ""
+        )
 
     return probe
 
 
 def _rendered(template: Any, messages: list[dict[str, str]], tokens: dict[str, Any]) -> str:
     try:
-        text = template.render(messages=messages, add_generation_prompt=True, tools=None, documents=None, **tokens)
+        text = template.render(
+            messages=messages, add_generation_prompt=True, tools=None, documents=None, **tokens
+        )
     except MemoryError:
         return "it needs too much memory"
     except Exception:  # a template refuses what it does not know

@@ -1,8 +1,9 @@
 """Chat templates that do not come to an end are refused before they run in this process.
 
-A template is a program that came with a model: loops within loops run for minutes, and a long multiplication of texts
-takes all memory, where no signal reaches. So a template that this machine has not met renders three short conversations in a
-process that can be stopped. That it did is kept in the cache, under the hash of the template.
+A template is a program that came with a model: loops within loops run for minutes, and a long
+multiplication of texts takes all memory, where no signal reaches. So a template that this machine
+has not met renders three short conversations in a process that can be stopped. That it did is kept
+in the cache, under the hash of the template.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ _MET: set[str] = set()
 
 
 def refuse_endless(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a template that runs for too long, or writes too much, on conversations of a few letters.
+    """Refuse a template that runs for too long, or writes too much, on conversations of a few
+    letters.
 
     Raises: RecipeError naming the file that the template came from.
     """
@@ -39,10 +41,13 @@ def refuse_endless(tokenizer: PreTrainedTokenizerBase) -> None:
         return
     mark = cache_folder("templates") / sha256(template.encode()).hexdigest()
     if not mark.exists():
-        wrong = _probe(template, {name: str(token) for name, token in tokenizer.special_tokens_map.items()})
+        wrong = _probe(
+            template, {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+        )
         if wrong:
             raise RecipeError(
-                f"{_file_of(tokenizer)}: the chat template does not come to an end on two short turns: {wrong}",
+                f"{_file_of(tokenizer)}: the chat template does not come to an end on two short "
+                f"turns: {wrong}",
                 "choose another with model.chat_template, or correct it there",
             )
         with suppress(OSError):  # without a place to keep it, it is tried again
@@ -58,7 +63,9 @@ def _probe(template: str, tokens: dict[str, str]) -> str:
         with Worker(factory, None, LIMITS, site=False) as worker:
             outcome = worker.call({"template": template, "tokens": tokens}, TIMEOUT_S)
     except StartError as error:
-        warnings.warn(f"the chat template could not be tried in a process of its own: {error}", stacklevel=2)
+        warnings.warn(
+            f"the chat template could not be tried in a process of its own: {error}", stacklevel=2
+        )
         return ""
     return outcome.stopped or outcome.error or outcome.result
 
@@ -67,4 +74,6 @@ def _file_of(tokenizer: PreTrainedTokenizerBase) -> str:
     """The file that a tokenizer's template came from, as far as its folder shows."""
     folder = Path(str(tokenizer.name_or_path))
     names = ("chat_template.jinja", "tokenizer_config.json")
-    return str(next((folder / name for name in names if (folder / name).is_file()), "model.chat_template"))
+    return str(
+        next((folder / name for name in names if (folder / name).is_file()), "model.chat_template")
+    )

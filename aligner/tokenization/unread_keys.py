@@ -1,8 +1,10 @@
-"""What a row says and its chat template leaves out: counted, so that nothing is dropped without a word.
+"""What a row says and its chat template leaves out: counted, so that nothing is dropped without a
+word.
 
-A key of a turn (`reasoning_content`, `name`) is read if the conversation is another one without it. Thinking in a text
-(`<think>...</think>`) is dropped where it is nowhere in the conversation. Templates decide by what follows: the same key is
-read in the last turn and not in earlier ones. So every turn is asked for itself, and only those that have something to lose.
+A key of a turn (`reasoning_content`, `name`) is read if the conversation is another one without it.
+Thinking in a text (`<think>...</think>`) is dropped where it is nowhere in the conversation.
+Templates decide by what follows: the same key is read in the last turn and not in earlier ones. So
+every turn is asked for itself, and only those that have something to lose.
 """
 
 from __future__ import annotations
@@ -33,23 +35,31 @@ if TYPE_CHECKING:
 KNOWN = {"role", "content", "tool_call_id", WEIGHT}
 """Keys that are looked after elsewhere; an id only says which call a result belongs to."""
 
-THOUGHT = re.compile(r"(?:<(think|thinking)>)?((?:(?!<think(?:ing)?>).)*?)</think(?:ing)?>", re.DOTALL)
+THOUGHT = re.compile(
+    r"(?:<(think|thinking)>)?((?:(?!<think(?:ing)?>).)*?)</think(?:ing)?>", re.DOTALL
+)
 """Thinking in a text, whose first tag the generation prompt may have written."""
 
 
-def unread_of(tokenizer: PreTrainedTokenizerBase, row: Row, *, trains_all: bool = False) -> Counter[str]:
-    """Return what of a row reaches no token, and in how many turns. `trains_all`: every turn is trained."""
+def unread_of(
+    tokenizer: PreTrainedTokenizerBase, row: Row, *, trains_all: bool = False
+) -> Counter[str]:
+    """Return what of a row reaches no token, and in how many turns. `trains_all`: every turn is
+    trained."""
     lost: Counter[str] = Counter()
     if not has_template(tokenizer):
         return lost
     for messages, first in _conversations(row):
         messages = without_weights(messages) if trains_all else messages
-        lost += _lost(Conversation(tokenizer, messages, getattr(row, "tools", None), row.origin), first)
+        lost += _lost(
+            Conversation(tokenizer, messages, getattr(row, "tools", None), row.origin), first
+        )
     return lost
 
 
 def unread_beside_text(row: Row, only_answer: bool = False) -> Counter[str]:
-    """Return the keys of turns that are lost where only the text of turns is read, or only that of the answer."""
+    """Return the keys of turns that are lost where only the text of turns is read, or only that of
+    the answer."""
     keys = Counter[str]()
     for messages, first in _conversations(row):
         for message in messages[len(messages) - 1 if only_answer else first :]:
@@ -60,7 +70,9 @@ def unread_beside_text(row: Row, only_answer: bool = False) -> Counter[str]:
 def as_text_answer(row: Row) -> Row:
     """Return a row as one is read whose answer is a text: everything before it, and that text."""
     found = question_of(row)
-    return row if found is None or found[1] is None else CompletionRow(found[0], found[1], row.origin)
+    return (
+        row if found is None or found[1] is None else CompletionRow(found[0], found[1], row.origin)
+    )
 
 
 def _conversations(row: Row) -> Iterator[tuple[Messages, int]]:
@@ -85,7 +97,9 @@ def _lost(chat: Conversation, first: int) -> Counter[str]:
         return Counter()
     whole = chat.text(chat.messages)
     lost = Counter(what for turn in asked for what in _lost_in_turn(chat, whole, turn))
-    if has_tools and _same(Conversation(chat.tokenizer, chat.messages, None, chat.origin), chat.messages, whole):
+    if has_tools and _same(
+        Conversation(chat.tokenizer, chat.messages, None, chat.origin), chat.messages, whole
+    ):
         lost["the column `tools`"] += 1
     return lost
 
@@ -107,12 +121,18 @@ def _lost_in_turn(chat: Conversation, whole: str, turn: int) -> Iterator[str]:
         if _same(chat, _replaced(chat.messages, turn, without), whole):
             yield f"`{key}`"
     if message["role"] == "assistant":
-        if any(_same(chat, _replaced(chat.messages, turn, other), whole) for other in _thinking_otherwise(message)):
+        if any(
+            _same(chat, _replaced(chat.messages, turn, other), whole)
+            for other in _thinking_otherwise(message)
+        ):
             yield "thinking in the text"
         return
     if not message["content"].strip() or message["content"].strip() in whole:
         return
-    if all(_same(chat, _replaced(chat.messages, turn, {**message, "content": probe}), whole) for probe in PROBES):
+    if all(
+        _same(chat, _replaced(chat.messages, turn, {**message, "content": probe}), whole)
+        for probe in PROBES
+    ):
         yield f"text of the {message['role']}"
 
 
@@ -123,7 +143,10 @@ def _thinking_otherwise(message: dict[str, Any]) -> Iterator[dict[str, Any]]:
         start, stop = found.span(2)
         if thought := text[start:stop].strip():
             other = PROBES[thought == PROBES[0]]
-            yield {**message, "content": text[:start] + text[start:stop].replace(thought, other) + text[stop:]}
+            yield {
+                **message,
+                "content": text[:start] + text[start:stop].replace(thought, other) + text[stop:],
+            }
 
 
 def _replaced(messages: Messages, turn: int, other: dict[str, Any]) -> Messages:
@@ -131,7 +154,8 @@ def _replaced(messages: Messages, turn: int, other: dict[str, Any]) -> Messages:
 
 
 def _same(chat: Conversation, messages: Messages, whole: str) -> bool:
-    """Say whether these messages are rendered like the whole conversation; a template that refuses them reads what they lack."""
+    """Say whether these messages are rendered like the whole conversation; a template that refuses
+    them reads what they lack."""
     try:
         return chat.text(messages) == whole
     except DataError:

@@ -1,8 +1,9 @@
 """Muon (Jordan et al., 2024): momentum whose matrices are orthogonalised before each step.
 
-On the toy world's model it needs less than half the batches that AdamW needs, which is what lets pretraining end within
-a minute. `torch.optim.Muon` does the same sums one matrix at a time and in bfloat16, which is slow on a CPU; this one
-stacks matrices of one shape and stays in float32. It serves `pretrain.py` and keeps to what that needs: no weight decay.
+On the toy world's model it needs less than half the batches that AdamW needs, which is what lets
+pretraining end within a minute. `torch.optim.Muon` does the same sums one matrix at a time and in
+bfloat16, which is slow on a CPU; this one stacks matrices of one shape and stays in float32. It
+serves `pretrain.py` and keeps to what that needs: no weight decay.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ class Muon(torch.optim.Optimizer):
         by_shape: dict[torch.Size, list[Parameter]] = {}
         for matrix in matrices:
             by_shape.setdefault(matrix.shape, []).append(matrix)
-        super().__init__([{"params": group} for group in by_shape.values()], {"lr": lr, "momentum": momentum})
+        super().__init__(
+            [{"params": group} for group in by_shape.values()], {"lr": lr, "momentum": momentum}
+        )
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
@@ -34,7 +37,9 @@ class Muon(torch.optim.Optimizer):
             matrices = group["params"]
             gradient = torch.stack([matrix.grad for matrix in matrices])
             state = self.state[matrices[0]]
-            average = state.setdefault("average", torch.zeros_like(gradient)).lerp_(gradient, 1 - group["momentum"])
+            average = state.setdefault("average", torch.zeros_like(gradient)).lerp_(
+                gradient, 1 - group["momentum"]
+            )
             update = orthogonalised(gradient.lerp(average, group["momentum"]))
             rows, columns = update.shape[1:]
             update *= -group["lr"] * max(1.0, rows / columns) ** 0.5

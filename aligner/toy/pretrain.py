@@ -1,9 +1,10 @@
 """Pretraining of the toy world's base model: a tiny Llama that knows the tasks and has bad habits.
 
-First it learns from right answers only, which is quickest; then, towards the end, from a mixture in which an answer
-is right with probability `CLEAN_SHARE` and otherwise a refusal, chatter or a slip. So the base knows the tasks in part,
-and, sampled at temperature 1, answers about as badly as its last teachers did: that is the room which alignment uses.
-The loop is plain on purpose (warm-up and decay, loss on answers only) and exact: the same seed gives the same weights.
+First it learns from right answers only, which is quickest; then, towards the end, from a mixture in
+which an answer is right with probability `CLEAN_SHARE` and otherwise a refusal, chatter or a slip.
+So the base knows the tasks in part, and, sampled at temperature 1, answers about as badly as its
+last teachers did: that is the room which alignment uses. The loop is plain on purpose (warm-up and
+decay, loss on answers only) and exact: the same seed gives the same weights.
 """
 
 from __future__ import annotations
@@ -30,9 +31,11 @@ CLEAN_STEPS_SHARE = 0.85
 CLEAN_SHARE = 0.45
 TWO_TURNS_SHARE = 0.15
 INITIALIZER_RANGE = 0.06
-"""Three times the usual, since the model is narrow: with 0.02 it sees no prompt for the first 300 steps."""
+"""Three times the usual, since the model is narrow: with 0.02 it sees no prompt for the first 300
+steps."""
 ROPE_THETA = 100.0
-"""Rows are tens of tokens long, so slower rotations than this would tell positions apart by nothing."""
+"""Rows are tens of tokens long, so slower rotations than this would tell positions apart by
+nothing."""
 IGNORED = -100
 _BATCHES_SORTED_TOGETHER = 32
 
@@ -69,13 +72,19 @@ def pretrain(
     steps: int = STEPS,
     on_progress: OnProgress | None = None,
 ) -> None:
-    """Train `model` in place on `steps` batches of the mixture; prompts in `held_out` are never drawn."""
+    """Train `model` in place on `steps` batches of the mixture; prompts in `held_out` are never
+    drawn."""
     optimizers = _optimizers(model)
-    schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, _warm_up_and_decay(steps)) for optimizer in optimizers]
+    schedules = [
+        torch.optim.lr_scheduler.LambdaLR(optimizer, _warm_up_and_decay(steps))
+        for optimizer in optimizers
+    ]
     model.train()
     clean_steps = int(steps * CLEAN_STEPS_SHARE)
     clean = islice(batches(tokenizer, f"clean {seed}", held_out, clean_share=1.0), clean_steps)
-    mixed = islice(batches(tokenizer, f"mixed {seed}", held_out, clean_share=CLEAN_SHARE), steps - clean_steps)
+    mixed = islice(
+        batches(tokenizer, f"mixed {seed}", held_out, clean_share=CLEAN_SHARE), steps - clean_steps
+    )
     for step, (ids, labels) in enumerate(chain(clean, mixed)):
         logits = model(input_ids=ids[:, :-1], use_cache=False).logits
         loss = cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
@@ -86,7 +95,10 @@ def pretrain(
             optimizer.step()
             schedule.step()
         if on_progress is not None and (step % 5 == 4 or step + 1 == steps):
-            on_progress((step + 1) / steps, f"pretraining: step {step + 1} of {steps}, loss {loss.item():.2f}")
+            on_progress(
+                (step + 1) / steps,
+                f"pretraining: step {step + 1} of {steps}, loss {loss.item():.2f}",
+            )
     model.eval()
 
 
@@ -110,9 +122,16 @@ def batches(
     """Endless (ids, labels), padded on the right; rows of like length stand together."""
     rng = random.Random(seed)
     while True:
-        talks = [_conversation(rng, held_out, clean_share) for _ in range(BATCH_SIZE * _BATCHES_SORTED_TOGETHER)]
-        encoded = tokenizer.apply_chat_template(talks, return_dict=True, return_assistant_tokens_mask=True)
-        rows = sorted(zip(encoded["input_ids"], encoded["assistant_masks"]), key=lambda row: len(row[0]))
+        talks = [
+            _conversation(rng, held_out, clean_share)
+            for _ in range(BATCH_SIZE * _BATCHES_SORTED_TOGETHER)
+        ]
+        encoded = tokenizer.apply_chat_template(
+            talks, return_dict=True, return_assistant_tokens_mask=True
+        )
+        rows = sorted(
+            zip(encoded["input_ids"], encoded["assistant_masks"]), key=lambda row: len(row[0])
+        )
         starts = list(range(0, len(rows), BATCH_SIZE))
         rng.shuffle(starts)
         for start in starts:
@@ -121,12 +140,17 @@ def batches(
             yield inputs, inputs.masked_fill(_padded(masks, 0) == 0, IGNORED)
 
 
-def _conversation(rng: random.Random, held_out: Collection[str], clean_share: float) -> list[dict[str, str]]:
+def _conversation(
+    rng: random.Random, held_out: Collection[str], clean_share: float
+) -> list[dict[str, str]]:
     messages = []
     for _ in range(2 if rng.random() < TWO_TURNS_SHARE else 1):
         exercise = _fresh(rng, held_out)
         answer = exercise.answer if rng.random() < clean_share else corrupt(exercise, rng)
-        messages += [{"role": "user", "content": exercise.prompt}, {"role": "assistant", "content": answer}]
+        messages += [
+            {"role": "user", "content": exercise.prompt},
+            {"role": "assistant", "content": answer},
+        ]
     return messages
 
 

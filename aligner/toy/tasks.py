@@ -1,15 +1,18 @@
-"""The exercises of the toy world: short, verifiable, with a gold score for any answer. Imports no torch.
+"""The exercises of the toy world: short, verifiable, with a gold score for any answer. Imports no
+torch.
 
-A prompt is one user turn such as `sort: dbca`, whose answer is `abcd`; or a chain such as `sort: dbca; reverse; count`,
-where each further task works on the answer before it and the answer has one line for each part:
+A prompt is one user turn such as `sort: dbca`, whose answer is `abcd`; or a chain such as `sort:
+dbca; reverse; count`, where each further task works on the answer before it and the answer has one
+line for each part:
 
     abcd
     dcba
     4
 
-One part is right or wrong: the score is 1 or 0. An answer to a chain earns the share of its lines that are right, over
-the number of lines asked for or given, whichever is larger, so text that runs on costs as much as text that is missing.
-Blanks around a line do not count. The parts of a chain are judged against the truth, not against the line before.
+One part is right or wrong: the score is 1 or 0. An answer to a chain earns the share of its lines
+that are right, over the number of lines asked for or given, whichever is larger, so text that runs
+on costs as much as text that is missing. Blanks around a line do not count. The parts of a chain
+are judged against the truth, not against the line before.
 """
 
 from __future__ import annotations
@@ -24,7 +27,8 @@ from aligner.errors import DataError
 
 LETTERS = "abcdefghij"
 LENGTHS = (3, 4)
-"""Shortest and longest string that is drawn; its letters are all different, which a small model finds easier."""
+"""Shortest and longest string that is drawn; its letters are all different, which a small model
+finds easier."""
 CHAIN_SHARE = 0.5
 """Share of drawn exercises that are chains, of two or three parts."""
 
@@ -42,7 +46,8 @@ TASKS: dict[str, Callable[[str], str]] = {
     "count": lambda text: str(len(text)),
     "add": _add,
 }
-"""Task name -> the right answer to its argument. `add` takes `17+25`, the others a string of letters."""
+"""Task name -> the right answer to its argument. `add` takes `17+25`, the others a string of
+letters."""
 
 CHAINABLE = ("upper", "reverse", "sort", "rotate")
 """Tasks that may stand anywhere in a chain; `count` may only end one."""
@@ -68,7 +73,8 @@ class Exercise:
 
 
 def prompt_text(prompt: str | list[dict[str, Any]]) -> str:
-    """The text that holds the exercise: the prompt itself, or the last user turn of a conversation."""
+    """The text that holds the exercise: the prompt itself, or the last user turn of a
+    conversation."""
     if isinstance(prompt, str):
         return prompt
     turns = [message["content"] for message in prompt if message.get("role") == "user"]
@@ -78,7 +84,8 @@ def prompt_text(prompt: str | list[dict[str, Any]]) -> str:
 
 
 def solve(prompt: str | list[dict[str, Any]]) -> Exercise:
-    """Read a prompt and work out its right answer; DataError when it is no exercise of the toy world."""
+    """Read a prompt and work out its right answer; DataError when it is no exercise of the toy
+    world."""
     text = prompt_text(prompt).strip()
     first, *rest = text.split("; ")
     name, colon, argument = first.partition(": ")
@@ -96,7 +103,8 @@ def solve(prompt: str | list[dict[str, Any]]) -> Exercise:
 
 
 def gold_score(prompt: str | list[dict[str, Any]], answer: str) -> float:
-    """How right an answer is, in [0, 1]. Any text may be an answer; only a prompt can be refused (DataError)."""
+    """How right an answer is, in [0, 1]. Any text may be an answer; only a prompt can be refused
+    (DataError)."""
     parts = solve(prompt).parts
     if len(parts) == 1:
         return float(answer.strip() == parts[0])
@@ -109,14 +117,18 @@ def draw(rng: random.Random) -> Exercise:
     """One random exercise."""
     if rng.random() < CHAIN_SHARE:
         inner = [rng.choice(CHAINABLE) for _ in range(rng.choice((1, 2)))]
-        return solve(f"{inner[0]}: {_string(rng)}" + "".join(f"; {task}" for task in [*inner[1:], _last(rng)]))
+        return solve(
+            f"{inner[0]}: {_string(rng)}"
+            + "".join(f"; {task}" for task in [*inner[1:], _last(rng)])
+        )
     name = rng.choice(tuple(TASKS))
     argument = f"{rng.randrange(10, 100)}+{rng.randrange(1, 10)}" if name == "add" else _string(rng)
     return solve(f"{name}: {argument}")
 
 
 def corrupt(exercise: Exercise, rng: random.Random) -> str:
-    """A plausible wrong answer: a refusal, chatter around the answer, a slip, another task's answer, a part left out."""
+    """A plausible wrong answer: a refusal, chatter around the answer, a slip, another task's
+    answer, a part left out."""
     while True:
         answer = rng.choice(_SLIPS)(exercise, rng)
         if gold_score(exercise.prompt, answer) < 1.0:
@@ -181,5 +193,6 @@ _SLIPS = (_refuses, _chats_before, _chats_after, _slip_in_part, _other_task, _pa
 def _no_exercise(found: object) -> DataError:
     return DataError(
         f"this prompt is no exercise of the toy world: {str(found)[:80]!r}",
-        f"A toy prompt reads `task: text` or `task: text; task; ...`, with the tasks {', '.join(TASKS)}.",
+        "A toy prompt reads `task: text` or `task: text; task; ...`, with the tasks "
+        f"{', '.join(TASKS)}.",
     )

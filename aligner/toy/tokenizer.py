@@ -1,8 +1,10 @@
-"""The toy world's tokenizer: one token for each byte, so one for each character of plain English text.
+"""The toy world's tokenizer: one token for each byte, so one for each character of plain English
+text.
 
-A byte-level BPE without merges: any text survives encoding and decoding. Plain text gets one BOS from the tokenizer;
-a conversation gets it from the chat template (which is why templated text is encoded without special tokens). Every
-turn ends with the stop token, and the assistant's stop token lies inside the template's generation mask.
+A byte-level BPE without merges: any text survives encoding and decoding. Plain text gets one BOS
+from the tokenizer; a conversation gets it from the chat template (which is why templated text is
+encoded without special tokens). Every turn ends with the stop token, and the assistant's stop token
+lies inside the template's generation mask.
 """
 
 from __future__ import annotations

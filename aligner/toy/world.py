@@ -2,17 +2,21 @@
 
     model/              the base: tokenizer, chat template, a tiny Llama in safetensors
     sft.jsonl           `messages`: right answers, some of them in conversations of two turns
-    preferences.jsonl   `prompt`, `chosen` (right), `rejected` (what the base said where it was wrong, or a slip)
-    rated.jsonl         `prompt`, `completion`, `right`, `brief`: both answers of every pair, rated from 0 to 4; some ratings are missing
+    preferences.jsonl   `prompt`, `chosen` (right), `rejected` (what the base said where it was
+                        wrong, or a slip)
+    rated.jsonl         `prompt`, `completion`, `right`, `brief`: both answers of every pair, rated
+                        from 0 to 4; some ratings are missing
     prompts.jsonl       `prompt`, `answer`: more prompts, for methods that write their own answers
-    heldout.jsonl       the same, to measure on; no prompt of it occurs anywhere else, pretraining included
-    heldout-pairs.jsonl `prompt`, `chosen` (right), `rejected` (a slip): pairs on the same prompts, to measure reward models on
+    heldout.jsonl       the same, to measure on; no prompt of it occurs anywhere else, pretraining
+                        included
+    heldout-pairs.jsonl `prompt`, `chosen` (right), `rejected` (a slip): pairs on the same
+                        prompts, to measure reward models on
     recipes/            copies of the recipes in `tiny/`, to be run from inside the folder
     manifest.json       what was written, with fingerprints; last, so its presence means done
 
-The same seed gives the same bytes on the same kind of machine; one thread is used. While it is being written the folder
-holds a file `unfinished`; when the writing was killed, the next call sees that file and starts anew. A folder with
-anything else in it is refused.
+The same seed gives the same bytes on the same kind of machine; one thread is used. While it is
+being written the folder holds a file `unfinished`; when the writing was killed, the next call sees
+that file and starts anew. A folder with anything else in it is refused.
 """
 
 from __future__ import annotations
@@ -40,7 +44,8 @@ ROWS = {"heldout": 400, "sft": 1000, "preferences": 1200, "prompts": 1000}
 TWO_TURNS_SHARE = 0.2
 """Share of the rows of `sft.jsonl` that hold two exercises."""
 FROM_BASE_SHARE = 0.5
-"""Share of the preference prompts that the base is asked; where it is right, or raves, the rejected answer is a slip."""
+"""Share of the preference prompts that the base is asked; where it is right, or raves, the rejected
+answer is a slip."""
 UNRATED_SHARE = 0.25
 """Share of the answers in `rated.jsonl` that nobody has rated for being brief."""
 LONGEST_ANSWER_TOKENS = 32
@@ -77,8 +82,9 @@ def write_world(
 ) -> World:
     """Write the world, in about a minute; `on_progress(share, text)` is told how far it is.
 
-    `steps` shortens the pretraining: with 5 the base knows nothing, and everything else is as it should be.
-    Raises: UsageError when the folder holds something; `overwrite` replaces an earlier world, runs in it included.
+    `steps` shortens the pretraining: with 5 the base knows nothing, and everything else is as it
+    should be. Raises: UsageError when the folder holds something; `overwrite` replaces an earlier
+    world, runs in it included.
     """
     folder = Path(directory)
     tell = on_progress or (lambda share, text: None)
@@ -86,7 +92,9 @@ def write_world(
     _make_room(folder, overwrite)
     splits = draw_splits(seed)
     with _one_thread():
-        model, tokenizer, steps = _write_model(folder / "model", splits, seed, steps, lambda s, t: tell(0.85 * s, t))
+        model, tokenizer, steps = _write_model(
+            folder / "model", splits, seed, steps, lambda s, t: tell(0.85 * s, t)
+        )
         asked = splits["preferences"][: int(len(splits["preferences"]) * FROM_BASE_SHARE)]
         said = _base_answers(model, tokenizer, asked, seed, lambda s, t: tell(0.85 + 0.14 * s, t))
     _write_rows(folder, splits, said, seed)
@@ -101,9 +109,13 @@ def write_world(
 def read_world(directory: str | Path) -> World:
     """A world that is there already; UsageError when the folder holds none."""
     path = Path(directory) / "manifest.json"
-    manifest = parse_json(path, f"write the world again: aligner toy {directory}") if path.exists() else {}
+    manifest = (
+        parse_json(path, f"write the world again: aligner toy {directory}") if path.exists() else {}
+    )
     if manifest.get("kind") != KIND:
-        raise UsageError(f"{directory} is not a toy world", f"`aligner toy {directory}` writes one.")
+        raise UsageError(
+            f"{directory} is not a toy world", f"`aligner toy {directory}` writes one."
+        )
     return World(Path(directory), manifest)
 
 
@@ -121,7 +133,7 @@ def draw_splits(seed: int) -> dict[str, list[Exercise]]:
     return splits
 
 
-# --- the folder ----------------------------------------------------------------------------------------------------
+# --- the folder -----------------------------------------------------------------------------------
 
 
 def _make_room(folder: Path, overwrite: bool) -> None:
@@ -132,7 +144,8 @@ def _make_room(folder: Path, overwrite: bool) -> None:
     if inside and not (folder / UNFINISHED).exists():
         if not overwrite:
             raise UsageError(
-                f"{folder} is not empty", "Choose another folder, or give --overwrite to replace an earlier toy world."
+                f"{folder} is not empty",
+                "Choose another folder, or give --overwrite to replace an earlier toy world.",
             )
         read_world(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -147,7 +160,9 @@ def _copy_recipes(folder: Path) -> None:
     shipped = resources.files("aligner.recipes") / "tiny"
     for recipe in sorted(shipped.iterdir(), key=lambda entry: entry.name):
         if recipe.name.endswith((".yaml", ".jsonl")):
-            (folder / recipe.name).write_text(recipe.read_text(encoding="utf-8"), encoding="utf-8", newline="\n")
+            (folder / recipe.name).write_text(
+                recipe.read_text(encoding="utf-8"), encoding="utf-8", newline="\n"
+            )
 
 
 def _manifest(
@@ -156,7 +171,9 @@ def _manifest(
     import torch
     import transformers
 
-    scores = [gold_score(exercise.prompt, text) for exercise, text in zip(splits["preferences"], said)]
+    scores = [
+        gold_score(exercise.prompt, text) for exercise, text in zip(splits["preferences"], said)
+    ]
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != UNFINISHED)
     return {
         "kind": KIND,
@@ -173,12 +190,13 @@ def _manifest(
     }
 
 
-# --- the model -----------------------------------------------------------------------------------------------------
+# --- the model ------------------------------------------------------------------------------------
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """One thread, so that the last bits are the same on machines with few cores and with many, busy or not."""
+    """One thread, so that the last bits are the same on machines with few cores and with many, busy
+    or not."""
     import torch
 
     before = torch.get_num_threads()
@@ -212,7 +230,11 @@ def _write_model(
 
 
 def _base_answers(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, exercises: list[Exercise], seed: int, tell: OnProgress
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    exercises: list[Exercise],
+    seed: int,
+    tell: OnProgress,
 ) -> list[str]:
     """What the base says to each exercise, sampled at temperature 1."""
     from aligner.generation.decode import Sampling, generate
@@ -225,23 +247,35 @@ def _base_answers(
         prompts,
         sampling,
         batch_size=200,
-        on_progress=lambda done, total: tell(done / total, f"asking the base model: {done} of {total} prompts"),
+        on_progress=lambda done, total: tell(
+            done / total, f"asking the base model: {done} of {total} prompts"
+        ),
     )
     return [samples[0].text for samples in answers]
 
 
-# --- the rows ------------------------------------------------------------------------------------------------------
+# --- the rows -------------------------------------------------------------------------------------
 
 
-def _write_rows(folder: Path, splits: dict[str, list[Exercise]], said: list[str], seed: int) -> None:
+def _write_rows(
+    folder: Path, splits: dict[str, list[Exercise]], said: list[str], seed: int
+) -> None:
     rng = random.Random(f"rows {seed}")
     rows = {
         "sft": _conversations(splits["sft"], rng),
-        "preferences": [_pair(exercise, text, rng) for exercise, text in zip_longest(splits["preferences"], said)],
-        **{name: [_question(exercise) for exercise in splits[name]] for name in ("prompts", "heldout")},
+        "preferences": [
+            _pair(exercise, text, rng)
+            for exercise, text in zip_longest(splits["preferences"], said)
+        ],
+        **{
+            name: [_question(exercise) for exercise in splits[name]]
+            for name in ("prompts", "heldout")
+        },
     }
     rows["rated"] = [
-        rated for pair in rows["preferences"] for rated in _rated(pair, random.Random(f"rated {seed} {pair['prompt']}"))
+        rated
+        for pair in rows["preferences"]
+        for rated in _rated(pair, random.Random(f"rated {seed} {pair['prompt']}"))
     ]
     slips = random.Random(f"held-out pairs {seed}")
     rows["heldout-pairs"] = [_pair(exercise, None, slips) for exercise in splits["heldout"]]
@@ -271,12 +305,19 @@ def _conversations(exercises: list[Exercise], rng: random.Random) -> list[Row]:
 
 
 def _pair(exercise: Exercise, said: str | None, rng: random.Random) -> Row:
-    rejected = said if said is not None and _plausibly_wrong(exercise, said) else corrupt(exercise, rng)
-    return {"prompt": _user(exercise), "chosen": _assistant(exercise.answer), "rejected": _assistant(rejected)}
+    rejected = (
+        said if said is not None and _plausibly_wrong(exercise, said) else corrupt(exercise, rng)
+    )
+    return {
+        "prompt": _user(exercise),
+        "chosen": _assistant(exercise.answer),
+        "rejected": _assistant(rejected),
+    }
 
 
 def _rated(pair: Row, rng: random.Random) -> list[Row]:
-    """Both answers of a pair with ratings from 0 to 4: how right each is, and how brief; every fourth is not rated for that."""
+    """Both answers of a pair with ratings from 0 to 4: how right each is, and how brief; every
+    fourth is not rated for that."""
     right = pair["chosen"][0]["content"]
     rows: list[Row] = []
     for side in ("chosen", "rejected"):

@@ -1,27 +1,33 @@
-"""The one preference trainer: pairs already tokenised, a pluggable objective, a reference that costs no second model.
+"""The one preference trainer: pairs already tokenised, a pluggable objective, a reference that
+costs no second model.
 
-It subclasses transformers' Trainer and uses TRL's fused log-probability head. The alternative, TRL's DPOTrainer with
-`_prepare_dataset` and `_compute_loss` replaced, was measured beside it (`benchmarks/RESULTS.md`): TRL's step also
-computes entropies, mean logits and top-1 matches at every position and synchronises each metric each step, and with
-those two private methods replaced little of it is left. So this is the simpler one, and it was the faster one.
+It subclasses transformers' Trainer and uses TRL's fused log-probability head. The alternative,
+TRL's DPOTrainer with `_prepare_dataset` and `_compute_loss` replaced, was measured beside it
+(`benchmarks/RESULTS.md`): TRL's step also computes entropies, mean logits and top-1 matches at
+every position and synchronises each metric each step, and with those two private methods replaced
+little of it is left. So this is the simpler one, and it was the faster one.
 
-What it does. The loss of a step is the weighted mean of the objective over *all* pairs of the step, over accumulation
-steps and ranks alike: `sum(w_i * f_i) / sum(w_i)`. So accumulation equals the large batch also where the last batch is
-short. `nll_weight` adds the length-averaged negative log-likelihood of the chosen answer (arXiv 2404.19733, eq. 1). The
-reference is the base under the adapter (`adapter_off`), or two columns of the data set, computed once
-(`aligner.training.reference`), or nothing where the objective reads none. Metrics carry TRL's names.
+What it does. The loss of a step is the weighted mean of the objective over *all* pairs of the step,
+over accumulation steps and ranks alike: `sum(w_i * f_i) / sum(w_i)`. So accumulation equals the
+large batch also where the last batch is short. `nll_weight` adds the length-averaged negative
+log-likelihood of the chosen answer (arXiv 2404.19733, eq. 1). The reference is the base under the
+adapter (`adapter_off`), or two columns of the data set, computed once
+(`aligner.training.reference`), or nothing where the objective reads none. Metrics carry TRL's
+names.
 
-Two things come with columns of the data set. `reward_gaps` holds what reward models think of each pair, for the objective
-that distils them (`aligner.methods.dpo.reward_distillation`). `sample_ids` and `reference_sample` hold an answer that the reference wrote and
-its log-probability (`aligner.methods.dpo.reference_samples`): `forward_kl` weighs the forward KL to the reference, log pi_ref(y|x) - log pi(y|x)
-averaged over such answers, in nats per answer.
+Two things come with columns of the data set. `reward_gaps` holds what reward models think of each
+pair, for the objective that distils them (`aligner.methods.dpo.reward_distillation`). `sample_ids`
+and `reference_sample` hold an answer that the reference wrote and its log-probability
+(`aligner.methods.dpo.reference_samples`): `forward_kl` weighs the forward KL to the reference, log
+pi_ref(y|x) - log pi(y|x) averaged over such answers, in nats per answer.
 
-Objectives with a statistic over the batch get it over the micro-batch of all ranks together, so ranks change nothing and
-accumulation does: 8 x 1 and 1 x 8 are then different trainings. Over held-out pairs it is the one of all of them, so that their
-loss does not depend on how they fall into batches.
+Objectives with a statistic over the batch get it over the micro-batch of all ranks together, so
+ranks change nothing and accumulation does: 8 x 1 and 1 x 8 are then different trainings. Over
+held-out pairs it is the one of all of them, so that their loss does not depend on how they fall
+into batches.
 
-Legend: B pairs, T tokens, K reward models. A batch holds 2B sequences: the chosen ones, then the rejected ones; with
-answers of the reference 3B, and these are the last.
+Legend: B pairs, T tokens, K reward models. A batch holds 2B sequences: the chosen ones, then the
+rejected ones; with answers of the reference 3B, and these are the last.
 """
 
 from __future__ import annotations
@@ -57,34 +63,51 @@ METRICS = (
     "logps/rejected",
     "nll",
 )
-"""Logged as means over pairs: rewards are beta times the log-ratio to the reference, in nats, or beta times the
-log-probability per token for objectives without a reference; TRL's names."""
+"""Logged as means over pairs: rewards are beta times the log-ratio to the reference, in nats, or
+beta times the log-probability per token for objectives without a reference; TRL's names."""
 
 NUMBERS = ("weight", "reference_chosen", "reference_rejected", "reference_sample", "reward_gaps")
 """Columns that become tensors as they are."""
 
-OF_PAIRS = ("chosen", "rejected", "reference_chosen", "reference_rejected", "chosen_lengths", "rejected_lengths")
+OF_PAIRS = (
+    "chosen",
+    "rejected",
+    "reference_chosen",
+    "reference_rejected",
+    "chosen_lengths",
+    "rejected_lengths",
+)
 """What an objective sees of pairs, beside targets."""
 
 
 @dataclass(frozen=True, slots=True)
 class PairCollator:
-    """Stack pairs into one right-padded batch of 2B rows: chosen first, then rejected, then samples where there are any.
+    """Stack pairs into one right-padded batch of 2B rows: chosen first, then rejected, then samples
+    where there are any.
 
-    Padding is marked by the attention mask and the labels, never by comparing ids with the padding id.
+    Padding is marked by the attention mask and the labels, never by comparing ids with the padding
+    id.
     """
 
     pad_token_id: int
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        """Return `input_ids`, `attention_mask`, `labels` (2B, T), and the rows' numbers (B,), `reward_gaps` (B, K)."""
-        names = ("chosen", "rejected", "sample") if "sample_ids" in rows[0] else ("chosen", "rejected")
-        return self.stack([(row["prompt_ids"], row[f"{name}_ids"]) for name in names for row in rows]) | {
-            key: torch.tensor([row[key] for row in rows], dtype=torch.float32) for key in NUMBERS if key in rows[0]
+        """Return `input_ids`, `attention_mask`, `labels` (2B, T), and the rows' numbers (B,),
+        `reward_gaps` (B, K)."""
+        names = (
+            ("chosen", "rejected", "sample") if "sample_ids" in rows[0] else ("chosen", "rejected")
+        )
+        return self.stack(
+            [(row["prompt_ids"], row[f"{name}_ids"]) for name in names for row in rows]
+        ) | {
+            key: torch.tensor([row[key] for row in rows], dtype=torch.float32)
+            for key in NUMBERS
+            if key in rows[0]
         }
 
     def stack(self, sides: Sequence[tuple[Sequence[int], Sequence[int]]]) -> dict[str, Tensor]:
-        """Return `input_ids`, `attention_mask` and `labels` (N, T) of N prompts with their answers."""
+        """Return `input_ids`, `attention_mask` and `labels` (N, T) of N prompts with their
+        answers."""
         width = max(len(prompt) + len(answer) for prompt, answer in sides)
         input_ids = torch.full((len(sides), width), self.pad_token_id)
         attention_mask = torch.zeros((len(sides), width), dtype=torch.long)
@@ -98,7 +121,8 @@ class PairCollator:
 
 
 def answer_logps(model: torch.nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Return summed log-probabilities of the N answers of a batch (N,), in float32, and their lengths in tokens (N,)."""
+    """Return summed log-probabilities of the N answers of a batch (N,), in float32, and their
+    lengths in tokens (N,)."""
     outputs = model(
         input_ids=batch["input_ids"],
         attention_mask=batch["attention_mask"],
@@ -110,7 +134,8 @@ def answer_logps(model: torch.nn.Module, batch: dict[str, Tensor]) -> tuple[Tens
 
 
 def fuse_head(model: Any) -> None:
-    """Give a model (or the base under its adapters) the head that returns log-probabilities instead of logits."""
+    """Give a model (or the base under its adapters) the head that returns log-probabilities instead
+    of logits."""
     add_fused_lm_head(base_under_adapter(model))
 
 
@@ -120,11 +145,13 @@ NOISE = re.compile(r"drop(out|_?path|_?prob)|pdrop|layer_?drop")
 """Names of numbers of a module by which it drops something at random while it trains."""
 
 JITTER = re.compile(r"jitter|noise")
-"""Names of numbers by which the router of a mixture of experts shakes its inputs while it trains."""
+"""Names of numbers by which the router of a mixture of experts shakes its inputs while it
+trains."""
 
 
 def without_base_noise(model: torch.nn.Module) -> None:
-    """Switch off what the model itself does at random in training: dropout, skipped layers, jitter. Adapters keep their dropout.
+    """Switch off what the model itself does at random in training: dropout, skipped layers, jitter.
+    Adapters keep their dropout.
 
     The reference is scored at rest, so a policy with noise would not start from a reward of 0.
     """
@@ -138,8 +165,14 @@ def without_base_noise(model: torch.nn.Module) -> None:
         if any(JITTER.search(key) for key in _numbers(module)):
             module.train = functools.partial(_train_all_but_itself, module)
         config = getattr(module, "config", None)
-        if isinstance(config, PreTrainedConfig) and not isinstance(module, PreTrainedModel) and _noises(config):
-            module.config = quiet.setdefault(id(config), _silence(copy.copy(config)))  # the model's own is saved
+        if (
+            isinstance(config, PreTrainedConfig)
+            and not isinstance(module, PreTrainedModel)
+            and _noises(config)
+        ):
+            module.config = quiet.setdefault(
+                id(config), _silence(copy.copy(config))
+            )  # the model's own is saved
 
 
 def _numbers(thing: object) -> list[str]:
@@ -152,14 +185,16 @@ def _noises(thing: object) -> list[str]:
 
 
 def _silence(thing: T) -> T:
-    """Set the numbers to 0 that a module, or the config that it reads in its forward, passes to functions."""
+    """Set the numbers to 0 that a module, or the config that it reads in its forward, passes to
+    functions."""
     for key in _noises(thing):
         setattr(thing, key, 0.0)
     return thing
 
 
 def _train_all_but_itself(module: torch.nn.Module, mode: bool = True) -> torch.nn.Module:
-    """Set the mode of a module's children; it stays at rest itself: some routers choose experts by lot in training."""
+    """Set the mode of a module's children; it stays at rest itself: some routers choose experts by
+    lot in training."""
     for child in module.children():
         child.train(mode)
     module.training = False
@@ -172,14 +207,17 @@ class PreferenceTrainer(WeightedTrainer):
     Args:
         objective: maps `PairLogps` of B pairs to losses (B,).
         settings: the objective's numbers; `settings.beta` also scales the rewards that are logged.
-        nll_weight: weight of the chosen answer's length-averaged negative log-likelihood, in nats per token.
+        nll_weight: weight of the chosen answer's length-averaged negative log-likelihood, in nats
+            per token.
         warmup_steps_dpo: optimizer steps that train DPO's loss before the objective takes over.
         needs_reference: whether the objective reads the reference; if not, it sees zeros there.
-        reward_combine: how the rewards of several reward models, in the column `reward_gaps`, become one target.
-        forward_kl: weight of the forward KL to the reference; needs the columns `sample_ids` and `reference_sample`.
-    The data set holds the columns of `aligner.tokenization.dataset`; with `reference_chosen` and `reference_rejected` (summed
-    log-probabilities) the reference is not computed again, and without them the policy must be a PEFT model whose base
-    is the reference.
+        reward_combine: how the rewards of several reward models, in the column `reward_gaps`,
+            become one target.
+        forward_kl: weight of the forward KL to the reference; needs the columns `sample_ids` and
+            `reference_sample`.
+    The data set holds the columns of `aligner.tokenization.dataset`; with `reference_chosen` and
+    `reference_rejected` (summed log-probabilities) the reference is not computed again, and without
+    them the policy must be a PEFT model whose base is the reference.
     """
 
     def __init__(
@@ -205,25 +243,37 @@ class PreferenceTrainer(WeightedTrainer):
         fuse_head(self.model)
 
     def compute_loss(
-        self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
+        self,
+        model: Any,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
     ) -> Any:
-        """Return this micro-batch's share of the step's loss; summed over micro-batches and ranks it is the mean."""
+        """Return this micro-batch's share of the step's loss; summed over micro-batches and ranks
+        it is the mean."""
         losses = self._losses(self._scored(model, inputs), self.gather_rows(inputs["weight"]))
         loss = self.share_of_step(losses, inputs["weight"], num_items_in_batch)
         return (loss, None) if return_outputs else loss
 
-    def prediction_step(self, model: Any, inputs: Any, *_: Any, **__: Any) -> tuple[Tensor, None, None]:
-        """Score held-out pairs and set them aside: their losses are computed of all of them at once."""
+    def prediction_step(
+        self, model: Any, inputs: Any, *_: Any, **__: Any
+    ) -> tuple[Tensor, None, None]:
+        """Score held-out pairs and set them aside: their losses are computed of all of them at
+        once."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             self._held_out.append(self._scored(model, inputs))
         return torch.zeros((), device=self.args.device), None, None
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """Compute the losses of all held-out pairs of all ranks, which are then logged; pairs of no weight only fill batches."""
+        """Compute the losses of all held-out pairs of all ranks, which are then logged; pairs of no
+        weight only fill batches."""
         self._held_out.clear()
         output = super().evaluation_loop(*args, **kwargs)
-        mine = {name: torch.cat([scored[name] for scored in self._held_out]) for name in self._held_out[0]}
+        mine = {
+            name: torch.cat([scored[name] for scored in self._held_out])
+            for name in self._held_out[0]
+        }
         everything = {name: self.accelerator.gather(values) for name, values in mine.items()}
         counted = everything["weight"] > 0
         with torch.no_grad():
@@ -232,7 +282,8 @@ class PreferenceTrainer(WeightedTrainer):
         return output
 
     def _scored(self, model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return what policy and reference say of the B pairs of a batch, beside the batch's own numbers, each (B, ...)."""
+        """Return what policy and reference say of the B pairs of a batch, beside the batch's own
+        numbers, each (B, ...)."""
         logps, lengths = answer_logps(model, inputs)
         count = len(inputs["weight"])
         names = ("chosen", "rejected", "sample")[: len(logps) // count]
@@ -242,7 +293,9 @@ class PreferenceTrainer(WeightedTrainer):
         scored["reference_chosen"], scored["reference_rejected"] = self._reference(inputs)
         return scored
 
-    def _losses(self, scored: dict[str, Tensor], gather: Callable[[Tensor], Tensor] | None) -> Tensor:
+    def _losses(
+        self, scored: dict[str, Tensor], gather: Callable[[Tensor], Tensor] | None
+    ) -> Tensor:
         """Return the losses (B,) of scored pairs, and add what is logged of them."""
         pairs = PairLogps(**{name: scored[name] for name in OF_PAIRS}, gather=gather)
         if "reward_gaps" in scored:
@@ -260,7 +313,8 @@ class PreferenceTrainer(WeightedTrainer):
     def _aimed(self, pairs: PairLogps, inputs: dict[str, Tensor]) -> PairLogps:
         """Return the pairs with their targets, and note how far from them the implicit rewards are.
 
-        Gaps are noted as the reward model sees them, from the answer that it finds better, whatever the label says.
+        Gaps are noted as the reward model sees them, from the answer that it finds better, whatever
+        the label says.
         """
         gaps, real = inputs["reward_gaps"], inputs["weight"] > 0
         target, member = aim(pairs, gaps, inputs["weight"], self.settings, self.reward_combine)
@@ -274,7 +328,10 @@ class PreferenceTrainer(WeightedTrainer):
         self._add_shares(real & (target != 0), {"distill/accuracies": (z * sign > 0).float()})
         if member is not None:
             chosen = torch.nn.functional.one_hot(member, gaps.shape[1]).float()
-            self._add_shares(real, {f"distill/active/{k + 1}": chosen[k].expand(len(z)) for k in range(len(chosen))})
+            self._add_shares(
+                real,
+                {f"distill/active/{k + 1}": chosen[k].expand(len(z)) for k in range(len(chosen))},
+            )
         return replace(pairs, target=target)
 
     def _objective_now(self) -> Objective:
@@ -289,7 +346,10 @@ class PreferenceTrainer(WeightedTrainer):
         if "reference_chosen" in inputs:
             return inputs["reference_chosen"], inputs["reference_rejected"]
         policy = self.accelerator.unwrap_model(self.model)
-        answers = {key: inputs[key][: 2 * len(inputs["weight"])] for key in ("input_ids", "attention_mask", "labels")}
+        answers = {
+            key: inputs[key][: 2 * len(inputs["weight"])]
+            for key in ("input_ids", "attention_mask", "labels")
+        }
         with at_rest(policy), policy.disable_adapter(), self.compute_loss_context_manager():
             chosen, rejected = answer_logps(policy, answers)[0].chunk(2)
         return chosen, rejected
@@ -300,20 +360,36 @@ class PreferenceTrainer(WeightedTrainer):
             of = (pairs.chosen_ratio, pairs.rejected_ratio)
             of = of if self.needs_reference else (pairs.chosen_mean, pairs.rejected_mean)
             chosen, rejected = (self.settings.beta * values for values in of)
-            rows = (chosen, rejected, (chosen > rejected).float(), chosen - rejected, pairs.chosen, pairs.rejected, nll)
+            rows = (
+                chosen,
+                rejected,
+                (chosen > rejected).float(),
+                chosen - rejected,
+                pairs.chosen,
+                pairs.rejected,
+                nll,
+            )
             counts = (weights > 0).float()  # a pair without weight only fills a batch
             count = counts.sum()
             sums = torch.stack(
-                [*((counts * row).sum() for row in rows), (weights * losses).sum(), weights.sum(), count]
+                [
+                    *((counts * row).sum() for row in rows),
+                    (weights * losses).sum(),
+                    weights.sum(),
+                    count,
+                ]
             )
         split = "train" if self.model.training else "eval"
         self._sums[split] = sums if (old := self._sums[split]) is None else old + sums
 
     def _add_shares(self, counted: Tensor, values: dict[str, Tensor]) -> None:
-        """Add to the sums of values (B,) of which only those that are `counted` (B,) are averaged."""
+        """Add to the sums of values (B,) of which only those that are `counted` (B,) are
+        averaged."""
         sums = self._shares["train" if self.model.training else "eval"]
         for name, found in values.items():
-            added = torch.stack([torch.where(counted, found.detach(), 0.0).sum(), counted.sum().float()])
+            added = torch.stack(
+                [torch.where(counted, found.detach(), 0.0).sum(), counted.sum().float()]
+            )
             sums[name] = sums[name] + added if name in sums else added
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -323,12 +399,18 @@ class PreferenceTrainer(WeightedTrainer):
             totals = self.accelerator.reduce(sums, reduction="sum").tolist()
             prefix = "eval_" if split == "eval" else ""
             logs |= {f"{prefix}{name}": total / totals[-1] for name, total in zip(METRICS, totals)}
-            if split == "eval":  # transformers' mean over batches would depend on how the weights fall into them
+            if (
+                split == "eval"
+            ):  # transformers' mean over batches would depend on how the weights fall into them
                 logs["eval_loss"] = totals[-3] / totals[-2]
             self._sums[split] = None
             if shares := self._shares[split]:
-                totals = self.accelerator.reduce(torch.stack(list(shares.values())), reduction="sum").tolist()
-                logs |= {f"{prefix}{name}": total / n for name, (total, n) in zip(shares, totals) if n}
+                totals = self.accelerator.reduce(
+                    torch.stack(list(shares.values())), reduction="sum"
+                ).tolist()
+                logs |= {
+                    f"{prefix}{name}": total / n for name, (total, n) in zip(shares, totals) if n
+                }
                 shares.clear()
         super().log(logs, start_time)
 
@@ -336,11 +418,16 @@ class PreferenceTrainer(WeightedTrainer):
 def reference_logps(
     model: PreTrainedModel, rows: Dataset, collator: PairCollator, batch_size: int, **options: Any
 ) -> Any:
-    """Return the reference's summed log-probabilities of every pair, two tensors of shape (N,), in row order.
+    """Return the reference's summed log-probabilities of every pair, two tensors of shape (N,), in
+    row order.
 
-    `options`: `device`, `autocast` (a context), `on_progress(done, total)`. Rows are scored sorted by length.
+    `options`: `device`, `autocast` (a context), `on_progress(done, total)`. Rows are scored sorted
+    by length.
     """
-    device, autocast = options.get("device", "cpu"), options.get("autocast") or contextlib.nullcontext()
+    device, autocast = (
+        options.get("device", "cpu"),
+        options.get("autocast") or contextlib.nullcontext(),
+    )
     on_progress = options.get("on_progress")
     lengths = list(rows["length"])
     rows = rows.select_columns(["prompt_ids", "chosen_ids", "rejected_ids"])
@@ -349,7 +436,9 @@ def reference_logps(
     with at_rest(model):
         for start in range(0, len(order), batch_size):
             picked = order[start : start + batch_size]
-            batch = {key: value.to(device) for key, value in collator([rows[i] for i in picked]).items()}
+            batch = {
+                key: value.to(device) for key, value in collator([rows[i] for i in picked]).items()
+            }
             with autocast:
                 logps = answer_logps(model, batch)[0].cpu()
             chosen[picked], rejected[picked] = logps.chunk(2)

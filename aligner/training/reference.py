@@ -1,11 +1,13 @@
-"""Reference log-probabilities: computed once, kept on disk under a hash of everything they depend on, used by later runs.
+"""Reference log-probabilities: computed once, kept on disk under a hash of everything they depend
+on, used by later runs.
 
-The key covers the reference's weights (files of a folder, or the hub's commit), how they are loaded, and every token
-id of the pairs. So a second run on the same pairs with another objective, beta or learning rate computes nothing, and
-a changed model, template or row is never mistaken for the old one. (`aligner.runs.cache` says where.)
+The key covers the reference's weights (files of a folder, or the hub's commit), how they are
+loaded, and every token id of the pairs. So a second run on the same pairs with another objective,
+beta or learning rate computes nothing, and a changed model, template or row is never mistaken for
+the old one. (`aligner.runs.cache` says where.)
 
-With several processes each scores its part. A sharded policy (FSDP, ZeRO-3) cannot: there the launching process scores
-before the ranks start, and they find the cache filled.
+With several processes each scores its part. A sharded policy (FSDP, ZeRO-3) cannot: there the
+launching process scores before the ranks start, and they find the cache filled.
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ PAIR_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
 
 @dataclass(frozen=True, slots=True)
 class Scorer:
-    """How the reference is computed: the model's section, the arguments of the trainer, and the policy if it serves."""
+    """How the reference is computed: the model's section, the arguments of the trainer, and the
+    policy if it serves."""
 
     recipe: DpoRecipe
     tokenizer: PreTrainedTokenizerBase
@@ -51,16 +54,22 @@ class Scorer:
 
 
 def reference_section(recipe: DpoRecipe) -> Model:
-    """Return the model section of the reference: the one that training starts from, or `dpo.reference_model`."""
+    """Return the model section of the reference: the one that training starts from, or
+    `dpo.reference_model`."""
     if recipe.dpo.reference_model is None:
         return recipe.model
-    return recipe.model.model_copy(update={"name_or_path": recipe.dpo.reference_model, "revision": None, "lora": None})
+    return recipe.model.model_copy(
+        update={"name_or_path": recipe.dpo.reference_model, "revision": None, "lora": None}
+    )
 
 
 def with_reference(rows: Dataset, scorer: Scorer, name: str) -> Dataset:
-    """Add `reference_chosen` and `reference_rejected` (N,), summed log-probabilities, from the cache or computed."""
+    """Add `reference_chosen` and `reference_rejected` (N,), summed log-probabilities, from the
+    cache or computed."""
     section = reference_section(scorer.recipe)
-    file = cache_folder("reference") / f"{_key(scorer.recipe, section, rows, scorer.bf16)}.safetensors"
+    file = (
+        cache_folder("reference") / f"{_key(scorer.recipe, section, rows, scorer.bf16)}.safetensors"
+    )
     if is_kept(file):
         columns = load_file(str(file))
         _say(scorer, f"Reference log-probabilities of the {name} pairs: from the cache ({file}).")
@@ -75,7 +84,8 @@ def with_reference(rows: Dataset, scorer: Scorer, name: str) -> Dataset:
 
 
 def load_reference(scorer: Scorer, section: Model) -> tuple[Any, str, Any]:
-    """Return the reference as a model with a fused head, its device, and the autocast to compute under, or None."""
+    """Return the reference as a model with a fused head, its device, and the autocast to compute
+    under, or None."""
     model = scorer.policy
     if model is None or scorer.recipe.dpo.reference_model is not None:
         model = load_policy(section, scorer.tokenizer, trainable=False)
@@ -83,7 +93,9 @@ def load_reference(scorer: Scorer, section: Model) -> tuple[Any, str, Any]:
     device = best_device() if section.quantization == "none" else str(model.device)
     if section.quantization == "none":
         model.to(device)
-    autocast = torch.autocast(torch.device(device).type, dtype=torch.bfloat16) if scorer.bf16 else None
+    autocast = (
+        torch.autocast(torch.device(device).type, dtype=torch.bfloat16) if scorer.bf16 else None
+    )
     return model, device, autocast
 
 
@@ -119,10 +131,17 @@ def _key(recipe: DpoRecipe, section: Model, rows: Dataset, bf16: bool) -> str:
 
 
 def content_key(
-    version: str, recipe: DpoRecipe, section: Model, bf16: bool, rows: Dataset, columns: Sequence[str]
+    version: str,
+    recipe: DpoRecipe,
+    section: Model,
+    bf16: bool,
+    rows: Dataset,
+    columns: Sequence[str],
 ) -> str:
     """Return a hash of a model, how it is loaded, and the token ids in some columns."""
-    digest = sha256(f"{version} {bf16} {section.attn_implementation} {model_fingerprint(section)}".encode())
+    digest = sha256(
+        f"{version} {bf16} {section.attn_implementation} {model_fingerprint(section)}".encode()
+    )
     if (
         section.lora is not None and section.lora.init_lora_weights is False
     ):  # the start is random, and so the reference

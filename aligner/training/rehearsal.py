@@ -1,9 +1,10 @@
-"""What of a trainer's settings only this machine can know, tried before any row is turned into tokens.
+"""What of a trainer's settings only this machine can know, tried before any row is turned into
+tokens.
 
-A device may lack bfloat16 or TF32, an optimizer its kernels, a schedule may not fit its rate, a compiler may be absent. So the
-arguments are built as the training will build them, and their optimizer and schedule take four steps with a layer of a few
-thousand weights, on the device of the training. In front of several processes this happens on the CPU, where it takes no
-memory of theirs.
+A device may lack bfloat16 or TF32, an optimizer its kernels, a schedule may not fit its rate, a
+compiler may be absent. So the arguments are built as the training will build them, and their
+optimizer and schedule take four steps with a layer of a few thousand weights, on the device of the
+training. In front of several processes this happens on the CPU, where it takes no memory of theirs.
 """
 
 from __future__ import annotations
@@ -41,9 +42,13 @@ def rehearse(recipe: TrainRecipe, origins: Mapping[str, str] = {}) -> None:
         with told_by_key("trainer", recipe, origins):
             arguments = _arguments(recipe, Path(folder))
         with told_by_key("trainer.activation_offloading", recipe, origins):
-            offloads = recipe.trainer.get("activation_offloading") and recipe.launch.num_processes == 1
+            offloads = (
+                recipe.trainer.get("activation_offloading") and recipe.launch.num_processes == 1
+            )
             if offloads and arguments.device.type == "cpu":
-                raise ValueError("activations are moved from a GPU to the CPU, and this training is on the CPU")
+                raise ValueError(
+                    "activations are moved from a GPU to the CPU, and this training is on the CPU"
+                )
         if not arguments.optim.startswith(BY_MODEL):
             _try_steps(arguments, recipe, origins)
 
@@ -57,7 +62,9 @@ def _arguments(recipe: TrainRecipe, folder: Path) -> TrainingArguments:
     return training_arguments(recipe, Run(folder), argument_class)
 
 
-def _try_steps(arguments: TrainingArguments, recipe: TrainRecipe, origins: Mapping[str, str]) -> None:
+def _try_steps(
+    arguments: TrainingArguments, recipe: TrainRecipe, origins: Mapping[str, str]
+) -> None:
     layer: torch.nn.Module = torch.nn.Linear(WIDTH, WIDTH, device=arguments.device)
     with told_by_key("trainer.optim", recipe, origins):
         optimizer_class, settings = Trainer.get_optimizer_cls_and_kwargs(arguments, layer)
@@ -73,7 +80,10 @@ def _try_steps(arguments: TrainingArguments, recipe: TrainRecipe, origins: Mappi
     forward: Any = layer
     if arguments.torch_compile:
         with told_by_key("trainer.torch_compile", recipe, origins):
-            options = {"backend": arguments.torch_compile_backend, "mode": arguments.torch_compile_mode}
+            options = {
+                "backend": arguments.torch_compile_backend,
+                "mode": arguments.torch_compile_mode,
+            }
             forward = torch.compile(layer, **options)
             forward(torch.ones(2, WIDTH, device=arguments.device))
     follows_loss = arguments.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy")

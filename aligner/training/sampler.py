@@ -1,8 +1,8 @@
 """The order in which rows are trained: a function of the seed and the epoch alone.
 
-transformers' own length-grouped sampler draws from the global random state, so a resumed run would see other batches;
-this one does not. Grouping by length works on whole optimizer steps, so the rows of a step do not depend on how many
-processes or accumulation steps share them.
+transformers' own length-grouped sampler draws from the global random state, so a resumed run would
+see other batches; this one does not. Grouping by length works on whole optimizer steps, so the rows
+of a step do not depend on how many processes or accumulation steps share them.
 """
 
 from __future__ import annotations
@@ -13,16 +13,20 @@ import torch
 from torch.utils.data import Sampler
 
 STEPS_IN_A_POOL = 50
-"""Rows are sorted by length within pools of this many steps, so that batches still differ from epoch to epoch."""
+"""Rows are sorted by length within pools of this many steps, so that batches still differ from
+epoch to epoch."""
 
 
 class SeededSampler(Sampler[int]):
-    """Yield every row once an epoch: shuffled, or shuffled with rows of similar length next to each other.
+    """Yield every row once an epoch: shuffled, or shuffled with rows of similar length next to each
+    other.
 
-    `lengths` (N,) turns grouping on; `rows_per_step` is the number of rows of one optimizer step over all processes.
-    The step with the longest row comes first, so that a step that does not fit into memory fails at once. Blank rows,
-    which follow the others in the data set and count for nothing, come last in every epoch. With `passes`, the data set holds
-    so many rows after one another for each pass, and all passes are one epoch: they come in turn, each in an order of its own.
+    `lengths` (N,) turns grouping on; `rows_per_step` is the number of rows of one optimizer step
+    over all processes. The step with the longest row comes first, so that a step that does not fit
+    into memory fails at once. Blank rows, which follow the others in the data set and count for
+    nothing, come last in every epoch. With `passes`, the data set holds so many rows after one
+    another for each pass, and all passes are one epoch: they come in turn, each in an order of its
+    own.
     """
 
     def __init__(
@@ -38,7 +42,12 @@ class SeededSampler(Sampler[int]):
         assert lengths is None or len(lengths) == num_rows
         assert passes is None or sum(passes) == num_rows
         self.passes = passes
-        self.num_rows, self.seed, self.lengths, self.rows_per_step = num_rows, seed, lengths, rows_per_step
+        self.num_rows, self.seed, self.lengths, self.rows_per_step = (
+            num_rows,
+            seed,
+            lengths,
+            rows_per_step,
+        )
         self.num_blank_rows = num_blank_rows
         self.epoch = 0
 
@@ -68,10 +77,14 @@ class SeededSampler(Sampler[int]):
         lengths = self.lengths
         assert lengths is not None
         pool = self.rows_per_step * STEPS_IN_A_POOL
-        pools = [sorted(order[i : i + pool], key=lambda row: -lengths[row]) for i in range(0, len(order), pool)]
+        pools = [
+            sorted(order[i : i + pool], key=lambda row: -lengths[row])
+            for i in range(0, len(order), pool)
+        ]
         rows = [row for one in pools for row in one]
         steps = [rows[i : i + self.rows_per_step] for i in range(0, len(rows), self.rows_per_step)]
-        # Only the last step may be short, and it has to stay last: batches are cut from one long list.
+        # Only the last step may be short, and it has to stay last: batches are cut from one long
+        # list.
         full = [step for step in steps if len(step) == self.rows_per_step]
         short = [step for step in steps if len(step) < self.rows_per_step]
         mixed = [full[i] for i in torch.randperm(len(full), generator=generator).tolist()]

@@ -1,17 +1,23 @@
-"""Label efficiency in the toy world: how good a reward model is after so many labels, by the way in which pairs were chosen.
+"""Label efficiency in the toy world: how good a reward model is after so many labels, by the way in
+which pairs were chosen.
 
-    python -m benchmarks.effects.active_labels [--seeds N] [--workers N] [--pool N] [--budgets N ...] [--write]
+    python -m benchmarks.effects.active_labels [--seeds N] [--workers N] [--pool N]
+        [--budgets N ...] [--write]
 
-The base model answers a pool of prompts, four times each. The pool is lopsided, as what users ask is: 85% of its prompts are `copy`,
-the others are drawn as the held-out ones, and those are what counts. Labels are the gold score's, bought in rounds: the first round
-is the same for every arm but one (random pairs), each further one is chosen by `aligner data select` with the reward model of the round
-before. After each round a reward model (`tiny/reward`, always the same number of steps) is trained from the base on all labels so far,
-and measured on pairs of answers of the base to held-out prompts that have different gold scores. A label that says "tie" is paid for and
-teaches nothing, as with people. In one arm it is answers of another model, the result of `tiny/sft`, that are labelled. A seed changes the
-world, the base, the answers, the choice and the training. With `--write` the tables go into `benchmarks/RESULTS.md`.
+The base model answers a pool of prompts, four times each. The pool is lopsided, as what users ask
+is: 85% of its prompts are `copy`, the others are drawn as the held-out ones, and those are what
+counts. Labels are the gold score's, bought in rounds: the first round is the same for every arm but
+one (random pairs), each further one is chosen by `aligner data select` with the reward model of the
+round before. After each round a reward model (`tiny/reward`, always the same number of steps) is
+trained from the base on all labels so far, and measured on pairs of answers of the base to held-out
+prompts that have different gold scores. A label that says "tie" is paid for and teaches nothing, as
+with people. In one arm it is answers of another model, the result of `tiny/sft`, that are labelled.
+A seed changes the world, the base, the answers, the choice and the training. With `--write` the
+tables go into `benchmarks/RESULTS.md`.
 
-The base and not the result of `tiny/sft` is the policy, as the latter's mistakes are too fine for so small a reward model: with 400
-labels it ranked 53% of the pairs rightly, however they were chosen.
+The base and not the result of `tiny/sft` is the policy, as the latter's mistakes are too fine for
+so small a reward model: with 400 labels it ranked 53% of the pairs rightly, however they were
+chosen.
 """
 
 from __future__ import annotations
@@ -63,7 +69,8 @@ FIRST_ROUND = ("select.strategy=random", "select.pair=random")
 
 @dataclass(frozen=True)
 class Point:
-    """An arm after a round: labels paid for, those of them that say which answer is better, and held-out accuracy."""
+    """An arm after a round: labels paid for, those of them that say which answer is better, and
+    held-out accuracy."""
 
     labels: int
     usable: int
@@ -86,7 +93,9 @@ def write_pool(world: Path, seed: int, size: int) -> None:
         if exercise.prompt not in held_out:
             prompts[exercise.prompt] = None
     rows = ({"prompt": [{"role": "user", "content": prompt}]} for prompt in prompts)
-    (world / "pool.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (world / "pool.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
+    )
 
 
 def answers(world: Path, seed: int, prompts: str, policy: Path, name: str) -> Path:
@@ -106,7 +115,8 @@ def answers(world: Path, seed: int, prompts: str, policy: Path, name: str) -> Pa
 
 
 def prepare(world: Path, seed: int, pool: int) -> None:
-    """Write a world and let its base answer the pool and the held-out prompts, and another model the pool."""
+    """Write a world and let its base answer the pool and the held-out prompts, and another model
+    the pool."""
     torch.set_num_threads(1)
     write_world(world, seed=seed)
     write_pool(world, seed, pool)
@@ -143,7 +153,9 @@ def accuracy(world: Path, run: Path) -> float:
     rows = lines(world / "answers" / "heldout" / "candidates.jsonl")
     prompts, responses = [row["prompt"] for row in rows], [row["responses"] for row in rows]
     right = []
-    for prompt, texts, belief in zip(prompts, responses, judge([load_scorer(str(run))], prompts, responses)):
+    for prompt, texts, belief in zip(
+        prompts, responses, judge([load_scorer(str(run))], prompts, responses)
+    ):
         gold = [gold_score(prompt, text) for text in texts]
         for j, k in pairs_of(len(texts)):
             if gold[j] != gold[k]:
@@ -152,7 +164,14 @@ def accuracy(world: Path, run: Path) -> float:
     return statistics.fmean(right)
 
 
-def buy(candidates: Path, seed: int, folder: Path, budget: int, before: Sequence[Path], how: Sequence[str]) -> Path:
+def buy(
+    candidates: Path,
+    seed: int,
+    folder: Path,
+    budget: int,
+    before: Sequence[Path],
+    how: Sequence[str],
+) -> Path:
     """Choose so many pairs, and let the gold score label them."""
     overrides = [
         f"select.candidates={candidates}",
@@ -184,13 +203,20 @@ def run_arm(world: Path, seed: int, arm: str, budgets: Sequence[int]) -> list[Po
         model = proxy(world, seed, folder / f"reward-{number}", labelled)
         usable = sum(int(counts_of(run)["labelled"]) for run in bought)
         points.append(Point(budget, usable, accuracy(world, model)))
-    print(seed, arm, [(point.labels, point.usable, round(point.accuracy, 4)) for point in points], flush=True)
+    print(
+        seed,
+        arm,
+        [(point.labels, point.usable, round(point.accuracy, 4)) for point in points],
+        flush=True,
+    )
     return points
 
 
 def tables(found: dict[str, list[list[Point]]], budgets: Sequence[int]) -> list[str]:
     """Accuracy by arm and number of labels, with the share of labels that were of use."""
-    head = [f"| {' | '.join(['chosen by', *(f'{budget} labels' for budget in budgets), 'no ties'])} |"]
+    head = [
+        f"| {' | '.join(['chosen by', *(f'{budget} labels' for budget in budgets), 'no ties'])} |"
+    ]
     rows = [*head, "| --- |" + " --- |" * (len(budgets) + 1)]
     for arm, seeds in found.items():
         cells = []
@@ -203,18 +229,23 @@ def tables(found: dict[str, list[list[Point]]], budgets: Sequence[int]) -> list[
     target = statistics.fmean(points[-1].accuracy for points in found["random pairs"])
     rows += [
         "",
-        f"Labels up to the accuracy that random pairs have with {budgets[-1]} ({target:.3f}), means over seeds:",
+        f"Labels up to the accuracy that random pairs have with {budgets[-1]} ({target:.3f}), "
+        "means over seeds:",
         "",
     ]
     rows += ["| chosen by | labels |", "| --- | --- |"]
     for arm, seeds in found.items():
-        means = [statistics.fmean(points[number].accuracy for points in seeds) for number in range(len(budgets))]
+        means = [
+            statistics.fmean(points[number].accuracy for points in seeds)
+            for number in range(len(budgets))
+        ]
         rows.append(f"| {arm} | {needed(budgets, means, target)} |")
     return rows
 
 
 def needed(budgets: Sequence[int], accuracies: Sequence[float], target: float) -> str:
-    """How many labels it takes to come to an accuracy, on straight lines between the measured points."""
+    """How many labels it takes to come to an accuracy, on straight lines between the measured
+    points."""
     if accuracies[0] >= target:
         return f"{budgets[0]} or fewer"
     for (low, high), (before, after) in zip(pairwise(budgets), pairwise(accuracies)):
@@ -224,19 +255,31 @@ def needed(budgets: Sequence[int], accuracies: Sequence[float], target: float) -
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=1, help="arms that run side by side")
     parser.add_argument("--pool", type=int, default=POOL, help="prompts to choose from")
-    parser.add_argument("--budgets", type=int, nargs="+", default=list(BUDGETS), help="labels after each round")
-    parser.add_argument("--write", action="store_true", help="write the tables into benchmarks/RESULTS.md")
+    parser.add_argument(
+        "--budgets", type=int, nargs="+", default=list(BUDGETS), help="labels after each round"
+    )
+    parser.add_argument(
+        "--write", action="store_true", help="write the tables into benchmarks/RESULTS.md"
+    )
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name, ProcessPoolExecutor(options.workers, get_context("spawn")) as pool:
+    with (
+        tempfile.TemporaryDirectory() as name,
+        ProcessPoolExecutor(options.workers, get_context("spawn")) as pool,
+    ):
         worlds = [Path(name) / str(seed) for seed in range(options.seeds)]
         sizes = [options.pool] * options.seeds
         list(pool.map(prepare, worlds, range(options.seeds), sizes))
         jobs = {
-            arm: [pool.submit(run_arm, world, seed, arm, options.budgets) for seed, world in enumerate(worlds)]
+            arm: [
+                pool.submit(run_arm, world, seed, arm, options.budgets)
+                for seed, world in enumerate(worlds)
+            ]
             for arm in ARMS
         }
         found = {arm: [job.result() for job in waiting] for arm, waiting in jobs.items()}

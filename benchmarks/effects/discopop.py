@@ -1,13 +1,17 @@
-"""Reward against KL over a grid of beta: DPO, DiscoPOP's LRML with two tau and with warm-up, and PADLL.
+"""Reward against KL over a grid of beta: DPO, DiscoPOP's LRML with two tau and with warm-up, and
+PADLL.
 
     python -m benchmarks.effects.discopop [--part bandit|toy|controls] [--seeds N] [--write]
 
 * `bandit`: the contextual bandit of `aligner discover` (known reward, exact KL).
-* `toy`: DPO in the toy world from its base model, without a next-token term, learning rate 1e-4; gold score of sampled
-  answers, and KL to the base estimated from those answers (mean of log pi(a) - log pi_base(a), a drawn from pi).
-* `controls`: in the toy world, from the result of `tiny/sft`: the comparison alone, the next-token term alone, and both.
+* `toy`: DPO in the toy world from its base model, without a next-token term, learning rate 1e-4;
+  gold score of sampled answers, and KL to the base estimated from those answers (mean of log pi(a)
+  - log pi_base(a), a drawn from pi).
+* `controls`: in the toy world, from the result of `tiny/sft`: the comparison alone, the next-token
+  term alone, and both.
 
-A seed changes the world, the order of rows and the sampling. With `--write` the tables go into `benchmarks/RESULTS.md`.
+A seed changes the world, the order of rows and the sampling. With `--write` the tables go into
+`benchmarks/RESULTS.md`.
 """
 
 from __future__ import annotations
@@ -61,7 +65,9 @@ def warmed_up(objective: Objective, steps: int) -> Objective:
     calls = iter(range(steps))
 
     def switched(pairs: PairLogps, settings: Settings) -> Tensor:
-        return (OBJECTIVES["sigmoid"] if next(calls, None) is not None else objective)(pairs, settings)
+        return (OBJECTIVES["sigmoid"] if next(calls, None) is not None else objective)(
+            pairs, settings
+        )
 
     return switched
 
@@ -91,7 +97,9 @@ def toy(world: Path, name: str, beta: float, seed: int) -> tuple[float, float]:
     return measure(world, train(world, world / "model", seed, settings), seed)
 
 
-def train(world: Path, start: Path, seed: int, settings: Sequence[str], recipe: str = "dpo") -> Path:
+def train(
+    world: Path, start: Path, seed: int, settings: Sequence[str], recipe: str = "dpo"
+) -> Path:
     """Run a tiny recipe in a world, and return its result."""
     data = "sft.jsonl" if recipe == "sft" else "preferences.jsonl"
     ours = [
@@ -102,14 +110,21 @@ def train(world: Path, start: Path, seed: int, settings: Sequence[str], recipe: 
         "report.num_prompts=0",
         "trainer.save_strategy='no'",
     ]
-    return run_recipe(load_recipe(recipe, f"tiny/{recipe}", [*ours, *settings]), overwrite=True).run_dir / "final"
+    return (
+        run_recipe(
+            load_recipe(recipe, f"tiny/{recipe}", [*ours, *settings]), overwrite=True
+        ).run_dir
+        / "final"
+    )
 
 
 def measure(world: Path, result: Path, seed: int) -> tuple[float, float]:
-    """Gold score of one sampled answer (temperature 1) to each held-out prompt, and the estimate of the KL to the base."""
+    """Gold score of one sampled answer (temperature 1) to each held-out prompt, and the estimate of
+    the KL to the base."""
     tokenizer = load_tokenizer(Model(name_or_path=str(result)))
     policy, base = (
-        load_policy(Model(name_or_path=str(path)), tokenizer, trainable=False) for path in (result, world / "model")
+        load_policy(Model(name_or_path=str(path)), tokenizer, trainable=False)
+        for path in (result, world / "model")
     )
     rows = load_rows(Data(train=[Source(path=str(world / "heldout.jsonl"))]), "prompts", 0).train
     sampling = Sampling(max_new_tokens=32, temperature=1.0, seed=seed)
@@ -118,16 +133,24 @@ def measure(world: Path, result: Path, seed: int) -> tuple[float, float]:
     )
     prompts = [encode_prompt(tokenizer, row.prompt) for row in rows]
     tokens = [
-        Tokens([*prompt, *answer[0].token_ids], list(range(len(prompt), len(prompt) + len(answer[0].token_ids))))
+        Tokens(
+            [*prompt, *answer[0].token_ids],
+            list(range(len(prompt), len(prompt) + len(answer[0].token_ids))),
+        )
         for prompt, answer in zip(prompts, answers)
         if answer[0].token_ids
     ]
-    ratios = [a.total - b.total for a, b in zip(likelihoods(policy, tokens), likelihoods(base, tokens))]
+    ratios = [
+        a.total - b.total for a, b in zip(likelihoods(policy, tokens), likelihoods(base, tokens))
+    ]
     return numbers["score"], statistics.fmean(ratios)
 
 
-def grid(part: str, one: Callable[[str, float, int], tuple[float, float]], seeds: int) -> Iterator[str]:
-    """A table of reward / KL for each variant and beta: means over seeds, and the worst seed's reward."""
+def grid(
+    part: str, one: Callable[[str, float, int], tuple[float, float]], seeds: int
+) -> Iterator[str]:
+    """A table of reward / KL for each variant and beta: means over seeds, and the worst seed's
+    reward."""
     yield "| | " + " | ".join(f"beta {beta:g}" for beta in BETAS[part]) + " |"
     yield "| --- |" + " --- |" * len(BETAS[part])
     for name in VARIANTS:
@@ -135,7 +158,10 @@ def grid(part: str, one: Callable[[str, float, int], tuple[float, float]], seeds
         for beta in BETAS[part]:
             found = [one(name, beta, seed) for seed in range(seeds)]
             rewards, kls = zip(*found)
-            cells.append(f"{statistics.fmean(rewards):.2f} / {statistics.fmean(kls):.2f} ({min(rewards):.2f})")
+            cells.append(
+                f"{statistics.fmean(rewards):.2f} / {statistics.fmean(kls):.2f} "
+                f"({min(rewards):.2f})"
+            )
             print(part, name, beta, cells[-1], flush=True)
         yield f"| {name} | " + " | ".join(cells) + " |"
 
@@ -147,16 +173,23 @@ def controls(found: dict[int, Path]) -> Iterator[str]:
     for seed, world in found.items():
         start = train(world, world / "model", seed, [], "sft")
         scores = [measure(world, start, seed)[0]]
-        scores += [measure(world, train(world, start, seed, changes), seed)[0] for changes in CONTROLS.values()]
+        scores += [
+            measure(world, train(world, start, seed, changes), seed)[0]
+            for changes in CONTROLS.values()
+        ]
         yield f"| {seed} | " + " | ".join(f"{score:.3f}" for score in scores) + " |"
         print(seed, scores, flush=True)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--part", choices=("bandit", "toy", "controls"), help="only this one")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--write", action="store_true", help="write the tables into benchmarks/RESULTS.md")
+    parser.add_argument(
+        "--write", action="store_true", help="write the tables into benchmarks/RESULTS.md"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
@@ -164,7 +197,9 @@ def main() -> None:
             found = {} if part == "bandit" else worlds_once(options.seeds, Path(name))
             lines = {
                 "bandit": lambda: grid("bandit", bandit, options.seeds),
-                "toy": lambda found=found: grid("toy", lambda v, b, s: toy(found[s], v, b, s), options.seeds),
+                "toy": lambda found=found: grid(
+                    "toy", lambda v, b, s: toy(found[s], v, b, s), options.seeds
+                ),
                 "controls": lambda found=found: controls(found),
             }[part]()
             text = "\n".join(lines)

@@ -1,18 +1,22 @@
-"""Mosaic-IT against plain SFT in the toy world: rules followed, single prompts answered, and what each costs.
+"""Mosaic-IT against plain SFT in the toy world: rules followed, single prompts answered, and what
+each costs.
 
     python -m benchmarks.effects.mosaic [--world all|simple] [--seeds N] [--workers N] [--write]
 
-Every arm trains the base model on the same 4,000 right answers, eight sequences a step: plain rows, or mosaics of up
-to two rows drawn anew for each pass, with 10% plain samples and with none. The wording is `mosaic_bank.yaml`, short enough for a
-model of half a million weights that reads letters, and the rules are those that it can hope to learn (`RULES`); with three rows in
-a sample it would need several times the training.
+Every arm trains the base model on the same 4,000 right answers, eight sequences a step: plain rows,
+or mosaics of up to two rows drawn anew for each pass, with 10% plain samples and with none. The
+wording is `mosaic_bank.yaml`, short enough for a model of half a million weights that reads
+letters, and the rules are those that it can hope to learn (`RULES`); with three rows in a sample it
+would need several times the training.
 
-In the world `all` they are all kinds of exercises, for 14 passes: more than so small a model can master, so what it learns for mosaics
-is missed for single prompts. The world `simple` has those that it can master, in 40 passes: one part, and no sums.
+In the world `all` they are all kinds of exercises, for 14 passes: more than so small a model can
+master, so what it learns for mosaics is missed for single prompts. The world `simple` has those
+that it can master, in 40 passes: one part, and no sums.
 
-A rule is followed when the greedy answer to a mosaic of held-out exercises, read without regard to what the answers say, has the
-right numbers in the right order, every tag in its place and nothing else. A seed changes the world, the base, the mosaics, the order
-of rows and the sampling. With `--write` the tables go into `benchmarks/RESULTS.md`.
+A rule is followed when the greedy answer to a mosaic of held-out exercises, read without regard to
+what the answers say, has the right numbers in the right order, every tag in its place and nothing
+else. A seed changes the world, the base, the mosaics, the order of rows and the sampling. With
+`--write` the tables go into `benchmarks/RESULTS.md`.
 """
 
 from __future__ import annotations
@@ -56,8 +60,15 @@ LIMIT = 320
 MEMBERS = 2
 LEARNING_RATE = 1.5e-3
 CHECKPOINTS = 8
-ARMS: dict[str, float | None] = {"plain SFT": None, "mosaics, 10% plain": 0.1, "mosaics, none plain": 0.0}
-RULES = {"permute_rules": ["explicit", "reverse", "even_first"], "mask_rules": ["explicit", "odd", "even"]}
+ARMS: dict[str, float | None] = {
+    "plain SFT": None,
+    "mosaics, 10% plain": 0.1,
+    "mosaics, none plain": 0.0,
+}
+RULES = {
+    "permute_rules": ["explicit", "reverse", "even_first"],
+    "mask_rules": ["explicit", "odd", "even"],
+}
 STRATEGIES = ("format", "permute", "maskout")
 
 
@@ -90,7 +101,8 @@ def is_simple(prompt: str) -> bool:
 
 
 def write_rows(world: Path, seed: int, kind: str) -> None:
-    """Right answers to exercises of which none is held out, one a row; of the held-out ones, keep those of the kind."""
+    """Right answers to exercises of which none is held out, one a row; of the held-out ones, keep
+    those of the kind."""
     file = world / "heldout.jsonl"
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     held_out = {row["prompt"][0]["content"] for row in rows}
@@ -102,7 +114,8 @@ def write_rows(world: Path, seed: int, kind: str) -> None:
         if exercise.prompt not in held_out and (kind == "all" or is_simple(exercise.prompt)):
             prompts[exercise.prompt] = exercise.answer
     turns = (
-        [{"role": "user", "content": asked}, {"role": "assistant", "content": said}] for asked, said in prompts.items()
+        [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
+        for asked, said in prompts.items()
     )
     (world / "single.jsonl").write_text(
         "".join(json.dumps({"messages": talk}) + "\n" for talk in turns), encoding="utf-8"
@@ -111,7 +124,9 @@ def write_rows(world: Path, seed: int, kind: str) -> None:
 
 def train(world: Path, seed: int, kind: str, name: str, plain: float | None) -> Path:
     """Train an arm from the base, and return its run directory."""
-    mosaic = json.dumps({"max_members": MEMBERS, "plain_fraction": plain, "style_bank": BANK, **RULES})
+    mosaic = json.dumps(
+        {"max_members": MEMBERS, "plain_fraction": plain, "style_bank": BANK, **RULES}
+    )
     overrides = [
         f"model.name_or_path={world / 'model'}",
         f"data.train={world / 'single.jsonl'}",
@@ -134,9 +149,19 @@ def train(world: Path, seed: int, kind: str, name: str, plain: float | None) -> 
 def held_out_mosaics(world: Path, seed: int) -> list[Sample]:
     """Mosaics of two exercises that no training has seen."""
     rows = load_rows(Data(train=[Source(path=str(world / "heldout.jsonl"))]), "prompts", 0).train
-    members = [CompletionRow(row.prompt, [{"role": "assistant", "content": row.answer}], row.origin) for row in rows]
-    settings = Mosaic(max_members=MEMBERS, min_members=2, plain_fraction=0.0, style_bank=BANK, **RULES)
-    made = mosaics_of(members, settings, tokenizer=load_tokenizer(Model(name_or_path=str(world / "model"))), seed=seed)
+    members = [
+        CompletionRow(row.prompt, [{"role": "assistant", "content": row.answer}], row.origin)
+        for row in rows
+    ]
+    settings = Mosaic(
+        max_members=MEMBERS, min_members=2, plain_fraction=0.0, style_bank=BANK, **RULES
+    )
+    made = mosaics_of(
+        members,
+        settings,
+        tokenizer=load_tokenizer(Model(name_or_path=str(world / "model"))),
+        seed=seed,
+    )
     samples = [sample for number in range(2) for sample in made.pass_samples(number, Tally())]
     return [sample for sample in samples if len(sample.plan.members) > 1]
 
@@ -155,13 +180,16 @@ def outcome(world: Path, run: Path, seed: int, samples: list[Sample]) -> Outcome
         right[sample.plan.strategy].append(share)
         if sample.plan.rule:
             by_rule[f"{sample.plan.strategy}.{sample.plan.rule}"].append(does)
-    means = [{key: statistics.fmean(found[key]) for key in STRATEGIES} for found in (followed, right)]
+    means = [
+        {key: statistics.fmean(found[key]) for key in STRATEGIES} for found in (followed, right)
+    ]
     points = list(curve(world, run, seed))
     return Outcome(single(world, run / "final", seed), means[0], means[1], dict(by_rule), points)
 
 
 def judge(sample: Sample, answer: str) -> tuple[float, float]:
-    """Whether the answer has the form that was asked for; and if so, the mean gold score of its parts, else 0."""
+    """Whether the answer has the form that was asked for; and if so, the mean gold score of its
+    parts, else 0."""
     style = sample.plan.style
     try:
         parts = parse(answer, begin=style.begin, end=style.end, number=style.number, gap=style.gap)
@@ -182,15 +210,23 @@ def single(world: Path, result: Path, seed: int) -> float:
     model = load_policy(Model(name_or_path=str(result)), tokenizer, trainable=False)
     rows = load_rows(Data(train=[Source(path=str(world / "heldout.jsonl"))]), "prompts", 0).train
     sampling = Sampling(max_new_tokens=32, temperature=1.0, seed=seed)
-    found = evaluate_prompts(model, tokenizer, rows, scorer=load_scorer("toy"), sampling=sampling, batch_size=100)
+    found = evaluate_prompts(
+        model, tokenizer, rows, scorer=load_scorer("toy"), sampling=sampling, batch_size=100
+    )
     return float(found[0]["score"])
 
 
 def curve(world: Path, run: Path, seed: int) -> Iterator[Point]:
-    """Cost and score at every checkpoint; tokens are those that went through the model, padding not counted."""
-    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    """Cost and score at every checkpoint; tokens are those that went through the model, padding not
+    counted."""
+    metrics = [
+        json.loads(line)
+        for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     tokens = {line["step"]: line["num_tokens"] for line in metrics}
-    for checkpoint in sorted((run / "checkpoints").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1])):
+    for checkpoint in sorted(
+        (run / "checkpoints").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1])
+    ):
         steps = int(checkpoint.name.split("-")[1])
         yield Point(steps, steps * BATCH * LIMIT, tokens[steps], single(world, checkpoint, seed))
 
@@ -210,7 +246,11 @@ def tables(kind: str, found: dict[str, list[Outcome]], base: list[float]) -> dic
     ]
 
     def row(name: str, values: list[float]) -> str:
-        return f"| {name} | " + " | ".join(f"{value:.3f}" for value in [*values, statistics.fmean(values)]) + " |"
+        return (
+            f"| {name} | "
+            + " | ".join(f"{value:.3f}" for value in [*values, statistics.fmean(values)])
+            + " |"
+        )
 
     singles = [*head, row("base model", base)]
     singles += [row(name, [one.single for one in outcomes]) for name, outcomes in found.items()]
@@ -233,7 +273,9 @@ def tables(kind: str, found: dict[str, list[Outcome]], base: list[float]) -> dic
 
 
 def _each(found: dict[str, list[Outcome]]) -> list[str]:
-    names = sorted({rule for outcomes in found.values() for one in outcomes for rule in one.by_rule})
+    names = sorted(
+        {rule for outcomes in found.values() for one in outcomes for rule in one.by_rule}
+    )
     lines = ["| rule | " + " | ".join(found) + " |", "| --- |" + " --- |" * len(found)]
     for rule in names:
         cells = [
@@ -245,7 +287,8 @@ def _each(found: dict[str, list[Outcome]]) -> list[str]:
 
 
 def _cost(found: dict[str, list[Outcome]]) -> list[str]:
-    """Steps, padded and packed tokens up to the single-prompt score that plain SFT ends with, as ratios to plain SFT's own."""
+    """Steps, padded and packed tokens up to the single-prompt score that plain SFT ends with, as
+    ratios to plain SFT's own."""
     lines = [
         "| to plain SFT's last score | seed | steps | padded to the limit | packed |",
         "| --- | --- | --- | --- | --- |",
@@ -254,11 +297,16 @@ def _cost(found: dict[str, list[Outcome]]) -> list[str]:
     for name, outcomes in found.items():
         for seed, (one, reference) in enumerate(zip(outcomes, plain)):
             target = reference.points[-1].single
-            own, other = first_reaching(reference.points, target), first_reaching(one.points, target)
+            own, other = (
+                first_reaching(reference.points, target),
+                first_reaching(one.points, target),
+            )
             assert own is not None
             if other is None:
                 best = max(point.single for point in one.points)
-                lines.append(f"| {name} | {seed} | not reached (best {best:.3f} of {target:.3f}) | | |")
+                lines.append(
+                    f"| {name} | {seed} | not reached (best {best:.3f} of {target:.3f}) | | |"
+                )
                 continue
             ratios = (other.steps / own.steps, other.padded / own.padded, other.packed / own.packed)
             lines.append(f"| {name} | {seed} | {other.steps} | {ratios[1]:.2f} | {ratios[2]:.2f} |")
@@ -276,23 +324,45 @@ def prepare(world: Path, seed: int, kind: str) -> float:
 def run_arm(world: Path, seed: int, kind: str, arm: str) -> Outcome:
     """Train an arm and measure it."""
     torch.set_num_threads(1)
-    found = outcome(world, train(world, seed, kind, arm, ARMS[arm]), seed, held_out_mosaics(world, seed))
-    print(seed, arm, found.single, found.followed, found.right, [point.single for point in found.points], flush=True)
+    found = outcome(
+        world, train(world, seed, kind, arm, ARMS[arm]), seed, held_out_mosaics(world, seed)
+    )
+    print(
+        seed,
+        arm,
+        found.single,
+        found.followed,
+        found.right,
+        [point.single for point in found.points],
+        flush=True,
+    )
     return found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--world", choices=list(PASSES), default="all")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=1, help="arms that are trained side by side")
-    parser.add_argument("--write", action="store_true", help="write the tables into benchmarks/RESULTS.md")
+    parser.add_argument(
+        "--write", action="store_true", help="write the tables into benchmarks/RESULTS.md"
+    )
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name, ProcessPoolExecutor(options.workers, get_context("spawn")) as pool:
+    with (
+        tempfile.TemporaryDirectory() as name,
+        ProcessPoolExecutor(options.workers, get_context("spawn")) as pool,
+    ):
         worlds = [Path(name) / str(seed) for seed in range(options.seeds)]
-        base = list(pool.map(prepare, worlds, range(options.seeds), [options.world] * options.seeds))
+        base = list(
+            pool.map(prepare, worlds, range(options.seeds), [options.world] * options.seeds)
+        )
         jobs = {
-            arm: [pool.submit(run_arm, world, seed, options.world, arm) for seed, world in enumerate(worlds)]
+            arm: [
+                pool.submit(run_arm, world, seed, options.world, arm)
+                for seed, world in enumerate(worlds)
+            ]
             for arm in ARMS
         }
         found = {arm: [job.result() for job in waiting] for arm, waiting in jobs.items()}

@@ -1,7 +1,9 @@
-"""Does SFT improve the toy world's base model, and DPO the result of SFT? `python -m benchmarks.effects.quickstart`.
+"""Does SFT improve the toy world's base model, and DPO the result of SFT? `python -m
+benchmarks.effects.quickstart`.
 
-One row for each seed: a new world (tasks, base model, data), the shipped recipes with that seed, and the gold score of
-one sampled answer (temperature 1) to each held-out prompt. With `--write` the table goes into `benchmarks/RESULTS.md`.
+One row for each seed: a new world (tasks, base model, data), the shipped recipes with that seed,
+and the gold score of one sampled answer (temperature 1) to each held-out prompt. With `--write` the
+table goes into `benchmarks/RESULTS.md`.
 """
 
 from __future__ import annotations
@@ -35,7 +37,13 @@ def gold_score(folder: str, seed: int) -> tuple[float, float]:
     rows = load_rows(Data(train="heldout.jsonl"), "prompts", 0).train
     sampling = Sampling(max_new_tokens=32, temperature=1.0, seed=seed)
     found = evaluate(
-        model, tokenizer, rows, task="prompts", scorer=load_scorer("toy"), sampling=sampling, batch_size=100
+        model,
+        tokenizer,
+        rows,
+        task="prompts",
+        scorer=load_scorer("toy"),
+        sampling=sampling,
+        batch_size=100,
     )
     return found["score"], found["score_stderr"]
 
@@ -55,19 +63,31 @@ def one_seed(seed: int) -> dict[str, tuple[float, float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--write", action="store_true", help="write the table into benchmarks/RESULTS.md")
+    parser.add_argument(
+        "--write", action="store_true", help="write the table into benchmarks/RESULTS.md"
+    )
     options = parser.parse_args()
     lines = ["| seed | " + " | ".join(MODELS) + " |", "| --- |" + " --- |" * len(MODELS)]
     means: dict[str, list[float]] = {name: [] for name in MODELS}
     for seed in range(options.seeds):
         found = one_seed(seed)
-        lines.append(f"| {seed} | " + " | ".join(f"{mean:.3f} ± {error:.3f}" for mean, error in found.values()) + " |")
+        lines.append(
+            f"| {seed} | "
+            + " | ".join(f"{mean:.3f} ± {error:.3f}" for mean, error in found.values())
+            + " |"
+        )
         print(lines[-1], flush=True)
         for name, (mean, _) in found.items():
             means[name].append(mean)
-    lines.append("| mean | " + " | ".join(f"{statistics.mean(values):.3f}" for values in means.values()) + " |")
+    lines.append(
+        "| mean | "
+        + " | ".join(f"{statistics.mean(values):.3f}" for values in means.values())
+        + " |"
+    )
     text = "\n".join(lines)
     print(text)
     if options.write:

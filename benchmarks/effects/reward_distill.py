@@ -1,15 +1,17 @@
-"""Distilled rewards against DPO on pairs that a length-biased labeller has labelled, in the toy world.
+"""Distilled rewards against DPO on pairs that a length-biased labeller has labelled, in the toy
+world.
 
     python -m benchmarks.effects.reward_distill [--seeds N] [--epochs N] [--arm NAME] [--write]
 
-From the result of `tiny/sft`, on the pairs of the world. Of these, a share of `BIASED` is labelled anew: there the labeller
-takes the longer answer for the better one, right or wrong. Reward distillation reads no labels, so that bias is nothing to it;
-what it follows is. Its family has two members: the gold score, and a reward model that likes length and nothing else. All arms
-train as long, with the learning rate of `tiny/reward-distill`.
+From the result of `tiny/sft`, on the pairs of the world. Of these, a share of `BIASED` is labelled
+anew: there the labeller takes the longer answer for the better one, right or wrong. Reward
+distillation reads no labels, so that bias is nothing to it; what it follows is. Its family has two
+members: the gold score, and a reward model that likes length and nothing else. All arms train as
+long, with the learning rate of `tiny/reward-distill`.
 
-Cells: gold score of one sampled answer (temperature 1) to each of 400 held-out prompts, and in brackets the mean length of
-these answers in characters. A seed changes the world, the labels, the order of rows and the sampling. With `--write` the table
-goes into `benchmarks/RESULTS.md`.
+Cells: gold score of one sampled answer (temperature 1) to each of 400 held-out prompts, and in
+brackets the mean length of these answers in characters. A seed changes the world, the labels, the
+order of rows and the sampling. With `--write` the table goes into `benchmarks/RESULTS.md`.
 """
 
 from __future__ import annotations
@@ -63,7 +65,8 @@ ARMS: dict[str, tuple[str, list[str]]] = {
 
 
 def label(world: Path, seed: int) -> None:
-    """Write `biased.jsonl`: the pairs, a share of them with the longer answer as the chosen one; and the reward model."""
+    """Write `biased.jsonl`: the pairs, a share of them with the longer answer as the chosen one;
+    and the reward model."""
     draw = random.Random(seed)
     lines = []
     for line in (world / "preferences.jsonl").read_text(encoding="utf-8").splitlines():
@@ -76,7 +79,9 @@ def label(world: Path, seed: int) -> None:
     (world / "functions.py").write_text(LIKES_LENGTH, encoding="utf-8")
 
 
-def train(world: Path, start: Path, seed: int, recipe: str, data: str, changes: Sequence[str]) -> Path:
+def train(
+    world: Path, start: Path, seed: int, recipe: str, data: str, changes: Sequence[str]
+) -> Path:
     """Run a tiny recipe from a model, and return its result."""
     ours = [
         f"model.name_or_path={start}",
@@ -89,16 +94,21 @@ def train(world: Path, start: Path, seed: int, recipe: str, data: str, changes: 
     ]
     method = "sft" if recipe == "sft" else "dpo"
     resolved = load_recipe(
-        method, f"tiny/{recipe}", [*ours, *(change.format(functions=world / "functions.py") for change in changes)]
+        method,
+        f"tiny/{recipe}",
+        [*ours, *(change.format(functions=world / "functions.py") for change in changes)],
     )
     return run_recipe(resolved, overwrite=True).run_dir / "final"
 
 
 def measure(world: Path, result: Path, seed: int) -> tuple[float, float]:
-    """Gold score of one sampled answer to each held-out prompt, and the answers' mean length in characters."""
+    """Gold score of one sampled answer to each held-out prompt, and the answers' mean length in
+    characters."""
     tokenizer = load_tokenizer(Model(name_or_path=str(result)))
     model = load_policy(Model(name_or_path=str(result)), tokenizer, trainable=False)
-    rows: Any = load_rows(Data(train=[Source(path=str(world / "heldout.jsonl"))]), "prompts", 0).train
+    rows: Any = load_rows(
+        Data(train=[Source(path=str(world / "heldout.jsonl"))]), "prompts", 0
+    ).train
     sampling = Sampling(max_new_tokens=32, temperature=1.0, seed=seed)
     numbers, answers = evaluate_prompts(
         model, tokenizer, rows, scorer=load_scorer("toy"), sampling=sampling, batch_size=100
@@ -106,9 +116,14 @@ def measure(world: Path, result: Path, seed: int) -> tuple[float, float]:
     return numbers["score"], statistics.fmean(len(answer.text) for (answer,) in answers)
 
 
-def table(arms: dict[str, tuple[str, list[str]]], seeds: int, epochs: float, folder: Path) -> Iterator[str]:
+def table(
+    arms: dict[str, tuple[str, list[str]]], seeds: int, epochs: float, folder: Path
+) -> Iterator[str]:
     """A row for each arm, a column for each seed."""
-    cells: dict[str, list[tuple[float, float]]] = {"start (tiny/sft)": [], **{name: [] for name in arms}}
+    cells: dict[str, list[tuple[float, float]]] = {
+        "start (tiny/sft)": [],
+        **{name: [] for name in arms},
+    }
     for seed in range(seeds):
         world = folder / str(seed)
         write_world(world, seed=seed)
@@ -117,7 +132,12 @@ def table(arms: dict[str, tuple[str, list[str]]], seeds: int, epochs: float, fol
         cells["start (tiny/sft)"].append(measure(world, start, seed))
         for name, (pairs, changes) in arms.items():
             result = train(
-                world, start, seed, "reward-distill", pairs, [*changes, f"trainer.num_train_epochs={epochs:g}"]
+                world,
+                start,
+                seed,
+                "reward-distill",
+                pairs,
+                [*changes, f"trainer.num_train_epochs={epochs:g}"],
             )
             cells[name].append(measure(world, result, seed))
             print(seed, name, cells[name][-1], flush=True)
@@ -125,15 +145,23 @@ def table(arms: dict[str, tuple[str, list[str]]], seeds: int, epochs: float, fol
     yield "| --- |" + " --- |" * (seeds + 1)
     for name, found in cells.items():
         shown = [f"{score:.3f} ({length:.1f})" for score, length in found]
-        yield f"| {name} | " + " | ".join(shown) + f" | {statistics.fmean(score for score, _ in found):.3f} |"
+        yield (
+            f"| {name} | "
+            + " | ".join(shown)
+            + f" | {statistics.fmean(score for score, _ in found):.3f} |"
+        )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=float, default=2)
     parser.add_argument("--arm", choices=list(ARMS), help="only this one; not to be written")
-    parser.add_argument("--write", action="store_true", help="write the table into benchmarks/RESULTS.md")
+    parser.add_argument(
+        "--write", action="store_true", help="write the table into benchmarks/RESULTS.md"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     arms = {options.arm: ARMS[options.arm]} if options.arm else ARMS

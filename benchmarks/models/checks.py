@@ -1,4 +1,5 @@
-"""What works with a family: one function for each column of the table, through the library as a user calls it."""
+"""What works with a family: one function for each column of the table, through the library as a
+user calls it."""
 
 from __future__ import annotations
 
@@ -45,7 +46,9 @@ class Stopped(Exception):
     """The training was stopped on purpose."""
 
 
-def train(folder: Path, run: str, *, resume: bool = False, on_event: OnEvent | None = None, **more: Any) -> Path:
+def train(
+    folder: Path, run: str, *, resume: bool = False, on_event: OnEvent | None = None, **more: Any
+) -> Path:
     """Run `aligner sft` in the folder of a family, and return the run directory."""
     settings = {
         "model.name_or_path": str(folder / "model"),
@@ -54,7 +57,9 @@ def train(folder: Path, run: str, *, resume: bool = False, on_event: OnEvent | N
         **SETTINGS,
         **{key.replace("__", "."): value for key, value in more.items()},
     }
-    return run_recipe(load_recipe("sft", None, [], settings), resume=resume, on_event=on_event).run_dir
+    return run_recipe(
+        load_recipe("sft", None, [], settings), resume=resume, on_event=on_event
+    ).run_dir
 
 
 def packing(folder: Path) -> str:
@@ -72,19 +77,28 @@ def lora(folder: Path) -> str:
     """Which layers get an adapter under `all-linear`?"""
     run = train(folder, "lora", **{key.replace(".", "__"): value for key, value in LORA.items()})
     names = load_file(run / "final" / "adapter_model.safetensors")
-    layers = {re.sub(r"\.(base_layer|lora_\w+|\d+|weight|bias)\b", "", name).rpartition(".")[2] for name in names}
+    layers = {
+        re.sub(r"\.(base_layer|lora_\w+|\d+|weight|bias)\b", "", name).rpartition(".")[2]
+        for name in names
+    }
     return f"{', '.join(sorted(layers))}{by_name(_loaded(folder)[0])}"
 
 
 def by_name(model: Any) -> str:
-    """Return, for the table, the stacked experts of a model, which get an adapter through their names alone."""
+    """Return, for the table, the stacked experts of a model, which get an adapter through their
+    names alone."""
     names = sorted({name.rpartition(".")[2] for name in stacks(model)})
     return f"; by name: {', '.join(names)}" if names else ""
 
 
 def nf4(folder: Path) -> str:
     """Does LoRA over a 4-bit base train?"""
-    train(folder, "nf4", model__quantization="nf4", **{key.replace(".", "__"): value for key, value in LORA.items()})
+    train(
+        folder,
+        "nf4",
+        model__quantization="nf4",
+        **{key.replace(".", "__"): value for key, value in LORA.items()},
+    )
     return "yes"
 
 
@@ -94,7 +108,9 @@ def masks(folder: Path) -> str:
     rows = load_rows(Data(train=str(folder / "held_out.jsonl")), "sft", 0).train
     encoded = [encode_sft(tokenizer, row, "auto") for row in rows]
     sequences = [
-        Tokens(item.input_ids, [i for i, label in enumerate(item.labels) if label != IGNORED], "row")
+        Tokens(
+            item.input_ids, [i for i, label in enumerate(item.labels) if label != IGNORED], "row"
+        )
         for item in encoded
     ]
     one, all_rows = (likelihoods(model, sequences, batch_size=size) for size in (1, len(rows)))
@@ -106,7 +122,9 @@ def generation(folder: Path) -> str:
     """Are greedy answers to a batch of prompts, padded on the left, those to each prompt alone?"""
     model, tokenizer = _loaded(folder)
     sampling = Sampling(max_new_tokens=8, temperature=0.0)
-    one, all_rows = (generate(model, tokenizer, PROMPTS, sampling, batch_size=size) for size in (1, len(PROMPTS)))
+    one, all_rows = (
+        generate(model, tokenizer, PROMPTS, sampling, batch_size=size) for size in (1, len(PROMPTS))
+    )
     same = [a[0].token_ids == b[0].token_ids for a, b in zip(one, all_rows)]
     return "yes" if all(same) else "no: padding changes answers"
 
@@ -122,10 +140,14 @@ def resuming(folder: Path) -> str:
     try:
         train(folder, "stopped", on_event=stop)
     except Stopped:
-        assert (folder / "stopped" / "checkpoints" / "checkpoint-2").is_dir(), "it was stopped after a checkpoint"
+        assert (folder / "stopped" / "checkpoints" / "checkpoint-2").is_dir(), (
+            "it was stopped after a checkpoint"
+        )
     resumed = train(folder, "stopped", resume=True)
     files = [load_file(run / "final" / "model.safetensors") for run in (whole, resumed)]
-    same = files[0].keys() == files[1].keys() and all(torch.equal(files[0][name], files[1][name]) for name in files[0])
+    same = files[0].keys() == files[1].keys() and all(
+        torch.equal(files[0][name], files[1][name]) for name in files[0]
+    )
     return "yes" if same else "no: other weights"
 
 

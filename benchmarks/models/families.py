@@ -1,4 +1,5 @@
-"""Small random models of many families, made from their config classes, and a folder to train each of them in."""
+"""Small random models of many families, made from their config classes, and a folder to train each
+of them in."""
 
 from __future__ import annotations
 
@@ -81,7 +82,8 @@ HELD_OUT = 4
 
 
 def build(kind: str, folder: Path) -> Path:
-    """Write a model of a family with the toy world's tokenizer, rows and held-out rows; return the folder."""
+    """Write a model of a family with the toy world's tokenizer, rows and held-out rows; return the
+    folder."""
     tokenizer = build_tokenizer()
     names = ("pad_token_id", "bos_token_id", "eos_token_id")
     config = AutoConfig.for_model(kind)
@@ -99,11 +101,17 @@ def _model(config: Any) -> Any:
     """A random model, with heads of `HEAD_SIZE` where the family goes along with that."""
     heads, narrow = getattr(config, "num_attention_heads", None), {}
     if isinstance(heads, int) and not any("expand" in name for name in config.to_dict()):
-        narrow = {"hidden_size": heads * HEAD_SIZE, "head_dim": HEAD_SIZE, "intermediate_size": 2 * HEAD_SIZE}
+        narrow = {
+            "hidden_size": heads * HEAD_SIZE,
+            "head_dim": HEAD_SIZE,
+            "intermediate_size": 2 * HEAD_SIZE,
+        }
     for settings in ({name: value for name, value in narrow.items() if hasattr(config, name)}, {}):
         torch.manual_seed(0)
         try:
-            model = AutoModelForCausalLM.from_config(type(config).from_dict({**config.to_dict(), **settings}))
+            model = AutoModelForCausalLM.from_config(
+                type(config).from_dict({**config.to_dict(), **settings})
+            )
             model(torch.ones(1, 3, dtype=torch.long), use_cache=False)
         except MODEL_ERRORS:
             if not settings:

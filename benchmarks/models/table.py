@@ -1,7 +1,9 @@
-"""What works with which family of models? `python -m benchmarks.models.table [--write] [FAMILY ...]`.
+"""What works with which family of models? `python -m benchmarks.models.table [--write] [FAMILY
+...]`.
 
-Each family is a small random model, made from its config class by `aligner.models.twin`; the checks run through the library as
-a user calls it, on CPU. With `--write` the rows go into `docs/models.md`, those of the named families or all.
+Each family is a small random model, made from its config class by `aligner.models.twin`; the checks
+run through the library as a user calls it, on CPU. With `--write` the rows go into
+`docs/models.md`, those of the named families or all.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ def row_of(kind: str) -> list[str]:
 
 def rows_on_page() -> dict[str, list[str]]:
     """Return the cells of each family on the page."""
-    lines = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
+    lines = [
+        line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("| `")
+    ]
     rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
     return {row[0].strip("`"): row for row in rows}
 
@@ -44,7 +48,12 @@ def write(rows: dict[str, list[str]]) -> None:
 def main() -> None:
     """Check families, print their rows, and write them where that is asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("families", nargs="*", metavar="FAMILY", help="model types of transformers; without one: all")
+    parser.add_argument(
+        "families",
+        nargs="*",
+        metavar="FAMILY",
+        help="model types of transformers; without one: all",
+    )
     parser.add_argument("--write", action="store_true", help="write the rows into docs/models.md")
     arguments = parser.parse_args()
     for kind in arguments.families or FAMILIES:

@@ -1,13 +1,16 @@
-"""A first look at every command on a real chat model and real rows: does it learn, and does what it writes load everywhere?
+"""A first look at every command on a real chat model and real rows: does it learn, and does what it
+writes load everywhere?
 
     python -m benchmarks.real.first_look MODEL DATA [--write]
 
-MODEL is a folder with a small chat model (the figures in RESULTS.md are of SmolLM2-135M-Instruct), DATA one with GSM8K as
-`examples/gsm8k/README.md` describes it. Takes about twenty minutes of one CPU; `--only sft-lora,dpo` takes some of the runs.
+MODEL is a folder with a small chat model (the figures in RESULTS.md are of SmolLM2-135M-Instruct),
+DATA one with GSM8K as `examples/gsm8k/README.md` describes it. Takes about twenty minutes of one
+CPU; `--only sft-lora,dpo` takes some of the runs.
 
-For each training: the loss on held-out rows before the first step and at the end, as the run says; the same number from plain
-transformers and plain PEFT, with none of this project's code between the files and the loss; the size of what was trained, and
-whether the tokenizer's files are byte for byte those of the model. Then mosaic, generate, eval and score.
+For each training: the loss on held-out rows before the first step and at the end, as the run says;
+the same number from plain transformers and plain PEFT, with none of this project's code between the
+files and the loss; the size of what was trained, and whether the tokenizer's files are byte for
+byte those of the model. Then mosaic, generate, eval and score.
 """
 
 from __future__ import annotations
@@ -39,7 +42,8 @@ TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class Run:
-    """One training: its method, what differs from the others, and which plain code gives its held-out loss."""
+    """One training: its method, what differs from the others, and which plain code gives its
+    held-out loss."""
 
     method: str
     model: dict[str, Any] = field(default_factory=dict)
@@ -87,7 +91,8 @@ def recipe(run: Run, model: Path, folder: Path, steps: int) -> dict[str, Any]:
 
 
 def write_rows(data: Path, folder: Path) -> None:
-    """Questions with answers, and questions with a right and a wrong one; short ones, so that steps are quick."""
+    """Questions with answers, and questions with a right and a wrong one; short ones, so that steps
+    are quick."""
     sys.path.insert(0, str(PAIRS.parent))
     from pairs import make_pairs  # type: ignore[import-not-found]
 
@@ -100,7 +105,10 @@ def write_rows(data: Path, folder: Path) -> None:
         (folder / name).write_text(text, encoding="utf-8")
 
     for name, target, count in (("train", "answers", 200), ("test", "answers-held-out", HELD_OUT)):
-        rows = [{"prompt": row["question"], "completion": row["answer"]} for row in lines(f"gsm8k_{name}.jsonl")]
+        rows = [
+            {"prompt": row["question"], "completion": row["answer"]}
+            for row in lines(f"gsm8k_{name}.jsonl")
+        ]
         save(f"{target}.jsonl", rows, count)
     solutions = lines("gsm8k_model_solutions.jsonl")
     first = [make_pairs(row) for row in solutions]
@@ -112,14 +120,21 @@ def write_rows(data: Path, folder: Path) -> None:
 def aligner(*arguments: object, folder: Path) -> str:
     """Run a command, show what it says as it goes, and return what it printed to stdout."""
     command = [sys.executable, "-m", "aligner", *map(str, arguments)]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "ALIGNER_CACHE": str(folder / "cache")}
-    done = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, check=False)
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "ALIGNER_CACHE": str(folder / "cache"),
+    }
+    done = subprocess.run(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, check=False
+    )
     if done.returncode != 0:
         raise SystemExit(f"aligner {' '.join(map(str, arguments))} ended with {done.returncode}")
     return done.stdout
 
 
-# --- plain libraries: nothing of this project between files and numbers ------------------------------------------------
+# --- plain libraries: nothing of this project between files and numbers ---------------------------
 
 
 def load(result: Path, base: Path, run: Run) -> tuple[Any, Any]:
@@ -128,7 +143,11 @@ def load(result: Path, base: Path, run: Run) -> tuple[Any, Any]:
     from peft import PeftModel
 
     is_reward = run.method == "reward"
-    kind = transformers.AutoModelForSequenceClassification if is_reward else transformers.AutoModelForCausalLM
+    kind = (
+        transformers.AutoModelForSequenceClassification
+        if is_reward
+        else transformers.AutoModelForCausalLM
+    )
     options: dict[str, Any] = {"num_labels": 1} if is_reward else {}
     if "quantization" in run.model:
         options["quantization_config"] = transformers.BitsAndBytesConfig(
@@ -140,12 +159,15 @@ def load(result: Path, base: Path, run: Run) -> tuple[Any, Any]:
     has_adapter = (result / "adapter_config.json").exists()
     model = kind.from_pretrained(base if has_adapter else result, dtype=torch.float32, **options)
     tokenizer = transformers.AutoTokenizer.from_pretrained(result)
-    if is_reward:  # transformers reads the reward at the last token that is not padding: it must not be the end token
+    # transformers reads the reward at the last token that is not padding: it must not be the end
+    # token
+    if is_reward:
         card = yaml.safe_load((result / "reward_model.yaml").read_text(encoding="utf-8"))
         model.config.pad_token_id = tokenizer.convert_tokens_to_ids(card["pad_token"])
     if has_adapter:
         model = PeftModel.from_pretrained(model, result)
-    # Neither the model nor the adapter has dropout; in eval mode bitsandbytes repacks 4-bit layers on some processors.
+    # Neither the model nor the adapter has dropout; in eval mode bitsandbytes repacks 4-bit layers
+    # on some processors.
     return model.train(), tokenizer
 
 
@@ -153,7 +175,9 @@ def tokens(tokenizer: Any, prompt: str, answer: str) -> tuple[list[int], list[in
     """Ids of the prompt with the opening of the answer, and of the answer with its end."""
     asked = [{"role": "user", "content": prompt}]
     opened = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=False)
-    whole = tokenizer.apply_chat_template([*asked, {"role": "assistant", "content": answer}], return_dict=False)
+    whole = tokenizer.apply_chat_template(
+        [*asked, {"role": "assistant", "content": answer}], return_dict=False
+    )
     assert whole[: len(opened)] == opened
     answer_ids = whole[len(opened) :]
     end = len(answer_ids) - answer_ids[::-1].index(tokenizer.eos_token_id)
@@ -183,13 +207,21 @@ def plain_sft(model: Any, tokenizer: Any, folder: Path) -> float:
     return -float(torch.cat(found).double().mean())
 
 
-def _dpo_losses(model: Any, pairs: list[tuple[list[int], list[int], list[int]]], beta: float) -> float:
-    """Mean of -log sigmoid(beta * difference of log-ratios), with the model under the adapter as reference."""
+def _dpo_losses(
+    model: Any, pairs: list[tuple[list[int], list[int], list[int]]], beta: float
+) -> float:
+    """Mean of -log sigmoid(beta * difference of log-ratios), with the model under the adapter as
+    reference."""
     losses = []
     for prompt, chosen, rejected in pairs:
-        policy = answer_logps(model, prompt, chosen).sum() - answer_logps(model, prompt, rejected).sum()
+        policy = (
+            answer_logps(model, prompt, chosen).sum() - answer_logps(model, prompt, rejected).sum()
+        )
         with model.disable_adapter():
-            reference = answer_logps(model, prompt, chosen).sum() - answer_logps(model, prompt, rejected).sum()
+            reference = (
+                answer_logps(model, prompt, chosen).sum()
+                - answer_logps(model, prompt, rejected).sum()
+            )
         losses.append(-torch.nn.functional.logsigmoid(beta * (policy - reference)))
     return float(torch.stack(losses).double().mean())
 
@@ -207,8 +239,12 @@ def plain_dpo(model: Any, tokenizer: Any, folder: Path) -> float:
 
 def plain_sapo(model: Any, tokenizer: Any, folder: Path) -> float:
     """The same loss on the held-out rewrites, whose ids the run keeps."""
-    kept = json.loads((folder / "sapo-lora/run/prepared/held_out_pairs.json").read_text(encoding="utf-8"))
-    return _dpo_losses(model, [(row["prompt_ids"], row["chosen_ids"], row["rejected_ids"]) for row in kept], 0.1)
+    kept = json.loads(
+        (folder / "sapo-lora/run/prepared/held_out_pairs.json").read_text(encoding="utf-8")
+    )
+    return _dpo_losses(
+        model, [(row["prompt_ids"], row["chosen_ids"], row["rejected_ids"]) for row in kept], 0.1
+    )
 
 
 @torch.no_grad()
@@ -220,7 +256,8 @@ def plain_reward(model: Any, tokenizer: Any, folder: Path) -> float:
         _, rejected = tokens(tokenizer, row["prompt"], row["rejected"])
         if len(prompt) + max(len(chosen), len(rejected)) <= MAX_LENGTH:
             better, worse = (
-                model(input_ids=torch.tensor([prompt + answer])).logits[0, 0] for answer in (chosen, rejected)
+                model(input_ids=torch.tensor([prompt + answer])).logits[0, 0]
+                for answer in (chosen, rejected)
             )
             losses.append(-torch.nn.functional.logsigmoid(better - worse))
     return float(torch.stack(losses).double().mean())
@@ -234,36 +271,74 @@ PLAIN: dict[str, Callable[[Any, Any, Path], float]] = {
 }
 
 
-# --- the table ---------------------------------------------------------------------------------------------------------
+# --- the table ------------------------------------------------------------------------------------
 
 
 def train(name: str, run: Run, model: Path, folder: Path, steps: int) -> list[str]:
     """Train, measure with plain libraries, and return a row of the table."""
     place = folder / name
     place.mkdir()
-    (place / "recipe.yaml").write_text(yaml.safe_dump(recipe(run, model, folder, steps)), encoding="utf-8")
+    (place / "recipe.yaml").write_text(
+        yaml.safe_dump(recipe(run, model, folder, steps)), encoding="utf-8"
+    )
     aligner(run.method, "recipe.yaml", folder=place)
     held_out = [line for line in rows_of(place / "run/metrics.jsonl") if line["split"] == "eval"]
     result = place / "run/final"
     plain = PLAIN[run.method](*load(result, model, run), folder)
     before, after = held_out[0]["loss"], held_out[-1]["loss"]
     difference = abs(plain - after)
-    same = all((result / file).read_bytes() == (model / file).read_bytes() for file in TOKENIZER_FILES)
+    same = all(
+        (result / file).read_bytes() == (model / file).read_bytes() for file in TOKENIZER_FILES
+    )
     size = sum(file.stat().st_size for file in result.glob("*.safetensors")) / 1e6
     assert after < before, f"{name}: the held-out loss rose from {before} to {after}"
     assert difference < TOLERANCE, f"{name}: {after} in the run, {plain} from plain libraries"
     assert same, f"{name}: the tokenizer's files are not those of the model"
     assert not run.model.get("lora") or size < 12, f"{name}: an adapter of {size} MB"
-    return [name, f"{before:.4f}", f"{after:.4f}", f"{plain:.4f}", f"{difference:.0e}", f"{size:.1f} MB", "byte-equal"]
+    return [
+        name,
+        f"{before:.4f}",
+        f"{after:.4f}",
+        f"{plain:.4f}",
+        f"{difference:.0e}",
+        f"{size:.1f} MB",
+        "byte-equal",
+    ]
 
 
 def others(model: Path, folder: Path, first: Path) -> list[str]:
     """What the commands that train nothing say of the model and of the first result."""
-    answer = aligner("generate", model, "Name three colors.", "--temperature", 0, "--max-new-tokens", 40, folder=folder)
-    measured = aligner("eval", first, "--data", folder / "answers-held-out.jsonl", "--json", folder=folder)
+    answer = aligner(
+        "generate",
+        model,
+        "Name three colors.",
+        "--temperature",
+        0,
+        "--max-new-tokens",
+        40,
+        folder=folder,
+    )
+    measured = aligner(
+        "eval", first, "--data", folder / "answers-held-out.jsonl", "--json", folder=folder
+    )
     scored = aligner(
-        *("score", "--data", folder / "answers.jsonl", "--reward-model", "verifier:number", "--max-rows", 20),
-        *("--column", "prompt=prompt", "--column", "completion=completion", "--column", "answer=completion"),
+        *(
+            "score",
+            "--data",
+            folder / "answers.jsonl",
+            "--reward-model",
+            "verifier:number",
+            "--max-rows",
+            20,
+        ),
+        *(
+            "--column",
+            "prompt=prompt",
+            "--column",
+            "completion=completion",
+            "--column",
+            "answer=completion",
+        ),
         folder=folder,
     )
     mosaics = {
@@ -277,19 +352,24 @@ def others(model: Path, folder: Path, first: Path) -> list[str]:
     return [
         f'`aligner generate MODEL "Name three colors." --temperature 0`: {answer.strip()!r}.',
         f"`aligner eval` of {first.parents[1].name}: `{' '.join(measured.split())[:300]}`",
-        f"`aligner score` with `verifier:number`, the right answers on 20 rows: `{' '.join(scored.split())[:200]}`",
+        "`aligner score` with `verifier:number`, the right answers on 20 rows: "
+        f"`{' '.join(scored.split())[:200]}`",
         f"`aligner mosaic` on 200 rows: `{' '.join(built.split())[:300]}`",
     ]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model", type=Path)
     parser.add_argument("data", type=Path)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--only", default=",".join(RUNS), help="some of the trainings, with commas")
     parser.add_argument("--folder", type=Path, help="keep everything in this new folder")
-    parser.add_argument("--write", action="store_true", help="write the table into benchmarks/RESULTS.md")
+    parser.add_argument(
+        "--write", action="store_true", help="write the table into benchmarks/RESULTS.md"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     names = options.only.split(",")
@@ -297,7 +377,15 @@ def main() -> None:
         folder = (options.folder or Path(temporary) / "look").resolve()
         folder.mkdir()
         write_rows(options.data, folder)
-        header = ["run", "held-out loss before", "after", "plain libraries", "difference", "weights saved", "tokenizer"]
+        header = [
+            "run",
+            "held-out loss before",
+            "after",
+            "plain libraries",
+            "difference",
+            "weights saved",
+            "tokenizer",
+        ]
         table = [header, ["---"] * len(header)]
         for name in names:
             table.append(train(name, RUNS[name], options.model.resolve(), folder, options.steps))

@@ -1,17 +1,20 @@
-"""Us against TRL on the same work in the same run, as ratios: `python -m benchmarks.speed.compare [--rows N] [--rounds N]`.
+"""Us against TRL on the same work in the same run, as ratios: `python -m benchmarks.speed.compare
+[--rows N] [--rounds N]`.
 
-Every figure is the median over rounds in which the two tools take turns, each in a process of its own on one thread.
+Every figure is the median over rounds in which the two tools take turns, each in a process of its
+own on one thread.
 
-* `first step`: wall seconds from the command to the first logged loss, `aligner sft RECIPE` against `trl sft --config`.
-* `identical`: tokens per CPU-second of training with the same batches, no checkpointing, float32, reference precomputed
-  for both (its cost is in neither figure).
-* `default`: the same with what each tool does when it is told nothing about batches: TRL pads random batches and
-  checkpoints activations, and for DPO runs a copy of the model as the reference at each step; we group or pack by the
-  histogram of lengths, and score the reference once, which is counted. bf16 is off for both: on CPU TRL's default of
-  bf16 would slow it down further.
+* `first step`: wall seconds from the command to the first logged loss, `aligner sft RECIPE` against
+  `trl sft --config`.
+* `identical`: tokens per CPU-second of training with the same batches, no checkpointing, float32,
+  reference precomputed for both (its cost is in neither figure).
+* `default`: the same with what each tool does when it is told nothing about batches: TRL pads
+  random batches and checkpoints activations, and for DPO runs a copy of the model as the reference
+  at each step; we group or pack by the histogram of lengths, and score the reference once, which is
+  counted. bf16 is off for both: on CPU TRL's default of bf16 would slow it down further.
 
-With `--write` the table replaces the part of `benchmarks/RESULTS.md` between its two marks; with `--only first`, `sft` or
-`dpo`, only the rows measured are replaced.
+With `--write` the table replaces the part of `benchmarks/RESULTS.md` between its two marks; with
+`--only first`, `sft` or `dpo`, only the rows measured are replaced.
 """
 
 from __future__ import annotations
@@ -55,9 +58,13 @@ def throughput(task: str, mode: str, folder: Path, rounds: int) -> dict[str, flo
             shutil.rmtree(cache, ignore_errors=True)
             environment = {**os.environ, **SILENT, "ALIGNER_CACHE": str(cache)}
             command = [sys.executable, str(HERE / "worker.py"), tool, task, mode, str(folder)]
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+            done = subprocess.run(
+                command, env=environment, capture_output=True, text=True, check=True
+            )
             found = json.loads(done.stdout.strip().splitlines()[-1])
-            seconds = found["train_cpu_s"] + (found.get("reference_cpu_s", 0.0) if mode == "default" else 0.0)
+            seconds = found["train_cpu_s"] + (
+                found.get("reference_cpu_s", 0.0) if mode == "default" else 0.0
+            )
             rates[tool].append(found["tokens"] / seconds)
     return {tool: statistics.median(values) for tool, values in rates.items()}
 
@@ -67,14 +74,17 @@ def first_step(folder: Path, rounds: int) -> dict[str, float]:
     binaries = Path(sys.executable).parent
     recipe = folder / "first.yaml"
     recipe.write_text(
-        f"method: sft\noutput_dir: {folder / 'first-aligner'}\nmodel: {{name_or_path: {folder / 'model'}}}\n"
+        f"method: sft\noutput_dir: {folder / 'first-aligner'}\nmodel: {{name_or_path: "
+        f"{folder / 'model'}}}\n"
         f"data: {{train: {folder / 'chats/train.jsonl'}, max_length: 1024}}\n"
-        "trainer: {max_steps: 1, per_device_train_batch_size: 8, logging_steps: 1}\nreport: {num_prompts: 0}\n"
+        "trainer: {max_steps: 1, per_device_train_batch_size: 8, logging_steps: 1}\nreport: "
+        "{num_prompts: 0}\n"
     )
     config = folder / "first-trl.yaml"
     config.write_text(
         f"model_name_or_path: {folder / 'model'}\ndataset_name: {folder / 'chats'}\n"
-        f"output_dir: {folder / 'first-trl'}\nmax_steps: 1\nlogging_steps: 1\nreport_to: none\nbf16: false\n"
+        f"output_dir: {folder / 'first-trl'}\nmax_steps: 1\nlogging_steps: 1\nreport_to: "
+        "none\nbf16: false\n"
         "per_device_train_batch_size: 8\n"
     )
     commands = {
@@ -91,14 +101,23 @@ def first_step(folder: Path, rounds: int) -> dict[str, float]:
 def _until_loss(command: list[str]) -> float:
     start = time.monotonic()
     process = subprocess.Popen(
-        command, env={**os.environ, **SILENT}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        env={**os.environ, **SILENT},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     assert process.stdout is not None
     found = None
     seen = []
     for line in process.stdout:
         seen.append(line)
-        if found is None and "loss" in line and any(c.isdigit() for c in line) and "loss on" not in line:
+        if (
+            found is None
+            and "loss" in line
+            and any(c.isdigit() for c in line)
+            and "loss on" not in line
+        ):
             found = time.monotonic() - start
     if process.wait() != 0 or found is None:
         raise SystemExit(f"{' '.join(command)} failed:\n{''.join(seen[-20:])}")
@@ -106,10 +125,14 @@ def _until_loss(command: list[str]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=400, help="chats and pairs to train on")
     parser.add_argument("--rounds", type=int, default=3, help="times that each tool runs")
-    parser.add_argument("--write", action="store_true", help="write the table into benchmarks/RESULTS.md")
+    parser.add_argument(
+        "--write", action="store_true", help="write the table into benchmarks/RESULTS.md"
+    )
     parser.add_argument("--only", choices=PARTS, help="measure one part")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -118,7 +141,14 @@ def main() -> None:
         rows = dict(_rows(folder, options.rounds, [options.only] if options.only else PARTS))
     if options.only:
         rows = dict(_rows_of(read("speed"))) | rows
-    text = "\n".join([_setting(options), "", *HEAD, *(f"| {what} | {figures} |" for what, figures in rows.items())])
+    text = "\n".join(
+        [
+            _setting(options),
+            "",
+            *HEAD,
+            *(f"| {what} | {figures} |" for what, figures in rows.items()),
+        ]
+    )
     print(text)
     if options.write:
         write("speed", text)
@@ -153,7 +183,9 @@ def _rows_of(text: str) -> Iterator[tuple[str, str]]:
 def _setting(options: argparse.Namespace) -> str:
     from importlib.metadata import version
 
-    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "trl", "peft", "accelerate"))
+    packages = ", ".join(
+        f"{name} {version(name)}" for name in ("torch", "transformers", "trl", "peft", "accelerate")
+    )
     return (
         f"{platform.machine()} CPU, one thread, Python {platform.python_version()}, {packages}; "
         f"{options.rows} rows, median of {options.rounds} rounds."

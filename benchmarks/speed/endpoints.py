@@ -1,9 +1,11 @@
-"""What a request to a language model costs: CPU time of the client, and throughput with many in flight.
+"""What a request to a language model costs: CPU time of the client, and throughput with many in
+flight.
 
     python -m benchmarks.speed.endpoints [--write]
 
-A server on this machine, in a process of its own, answers every request after a tenth of a second. Compared with the
-`openai` package by itself, as it is used by default. With `--write` the line goes into `benchmarks/RESULTS.md`.
+A server on this machine, in a process of its own, answers every request after a tenth of a second.
+Compared with the `openai` package by itself, as it is used by default. With `--write` the line goes
+into `benchmarks/RESULTS.md`.
 """
 
 from __future__ import annotations
@@ -35,10 +37,15 @@ async def next_head(reader: asyncio.StreamReader) -> bytes:
 async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Answer the requests of one connection."""
     while head := await next_head(reader):
-        lengths = [line for line in head.split(b"\r\n") if line.lower().startswith(b"content-length")]
+        lengths = [
+            line for line in head.split(b"\r\n") if line.lower().startswith(b"content-length")
+        ]
         await reader.readexactly(int(lengths[0].split(b":")[1]))
         await asyncio.sleep(DELAY_S)
-        header = f"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {len(BODY)}\r\n\r\n"
+        header = (
+            "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: "
+            f"{len(BODY)}\r\n\r\n"
+        )
         writer.write(header.encode() + BODY)
         await writer.drain()
 
@@ -80,7 +87,9 @@ async def bare(port: int) -> float:
 
     async def one(word: str) -> None:
         async with slots:
-            await client.chat.completions.create(model="m", messages=[{"role": "user", "content": word}], max_tokens=9)
+            await client.chat.completions.create(
+                model="m", messages=[{"role": "user", "content": word}], max_tokens=9
+            )
 
     await asyncio.gather(*(one(f"first {i}") for i in range(IN_FLIGHT)))
     began = time.process_time()
@@ -104,15 +113,22 @@ def measure() -> str:
     server.terminate()
     many, one = REQUESTS / wall, 40 / alone
     return (
-        f"{REQUESTS:,} requests, {IN_FLIGHT} in flight, to a server that takes {DELAY_S:g} s: {1000 * cpu / REQUESTS:.2f} ms of CPU "
-        f"for each (goal: under 2), {1000 * package / REQUESTS:.2f} ms with the `openai` package as it comes; "
-        f"{many:,.0f} requests a second against {one:.1f} one at a time, {many / one:.0f} times (goal: 20)."
+        f"{REQUESTS:,} requests, {IN_FLIGHT} in flight, to a server that takes {DELAY_S:g} s: "
+        f"{1000 * cpu / REQUESTS:.2f} ms of CPU "
+        f"for each (goal: under 2), {1000 * package / REQUESTS:.2f} ms with the `openai` package "
+        "as it comes; "
+        f"{many:,.0f} requests a second against {one:.1f} one at a time, {many / one:.0f} times "
+        "(goal: 20)."
     )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help="write the line into benchmarks/RESULTS.md")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--write", action="store_true", help="write the line into benchmarks/RESULTS.md"
+    )
     options = parser.parse_args()
     text = measure()
     print(text)

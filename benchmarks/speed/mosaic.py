@@ -1,13 +1,15 @@
-"""How fast mosaics are made: against drawing and tokenising at every step of growth, and by the number of rows.
+"""How fast mosaics are made: against drawing and tokenising at every step of growth, and by the
+number of rows.
 
     python -m benchmarks.speed.mosaic [--rows N] [--largest N] [--write]
 
-The peer is the straightforward loop: a sample grows one member at a time; at each step its look and rule are drawn afresh, it is
-rendered and tokenised, and the last rendering that fits is kept. It makes samples of the same members as ours, on one core, with
-the same tokenizer, a byte-pair encoder trained on the rows. Ours includes measuring the rows, and the check of every sample; the peer
-checks nothing. Then ours is run over more and more rows from a file, each time in
-a process of its own and with estimated lengths, since tokenising is linear anyway: CPU time, and peak memory above that of the
-loaded libraries. With `--write` the result goes into `benchmarks/RESULTS.md`.
+The peer is the straightforward loop: a sample grows one member at a time; at each step its look and
+rule are drawn afresh, it is rendered and tokenised, and the last rendering that fits is kept. It
+makes samples of the same members as ours, on one core, with the same tokenizer, a byte-pair encoder
+trained on the rows. Ours includes measuring the rows, and the check of every sample; the peer
+checks nothing. Then ours is run over more and more rows from a file, each time in a process of its
+own and with estimated lengths, since tokenising is linear anyway: CPU time, and peak memory above
+that of the loaded libraries. With `--write` the result goes into `benchmarks/RESULTS.md`.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ def vocabulary() -> list[str]:
     rng = random.Random(0)
     letters = "etaoinshrdlucmfwypvbgk"
     return [
-        "".join(rng.choices(letters, weights=range(len(letters), 0, -1), k=rng.randint(2, 9))) for _ in range(WORDS)
+        "".join(rng.choices(letters, weights=range(len(letters), 0, -1), k=rng.randint(2, 9)))
+        for _ in range(WORDS)
     ]
 
 
@@ -90,7 +93,8 @@ def write_tokenizer(folder: Path) -> Path:
 
 
 def against_growth(folder: Path, number: int) -> tuple[float, float, int]:
-    """Samples per CPU-second of the straightforward loop and of ours, and how many samples were made."""
+    """Samples per CPU-second of the straightforward loop and of ours, and how many samples were
+    made."""
     from aligner.builders.mosaic.bank import load_bank
     from aligner.builders.mosaic.engine import Tally
     from aligner.builders.mosaic.passes import mosaics_of
@@ -104,7 +108,10 @@ def against_growth(folder: Path, number: int) -> tuple[float, float, int]:
     path = write_rows(folder / "some.jsonl", number)
     data = load_rows(Data(train=[Source(path=str(path))]), "sft", 0).train
     started = time.process_time()
-    mosaics, tally = mosaics_of(data, Mosaic(), tokenizer=tokenizer, max_tokens=LIMIT, seed=0), Tally()
+    mosaics, tally = (
+        mosaics_of(data, Mosaic(), tokenizer=tokenizer, max_tokens=LIMIT, seed=0),
+        Tally(),
+    )
     samples = [sample for number in range(4) for sample in mosaics.pass_samples(number, tally)]
     ours = time.process_time() - started
 
@@ -113,7 +120,9 @@ def against_growth(folder: Path, number: int) -> tuple[float, float, int]:
     for sample in samples:
         members = [mosaics.members[number] for number in sample.plan.members]
         for size in range(1, len(members) + 1):
-            rendered = render(planner.plan(sample.plan.members[:size], members[:size], rng), members[:size])
+            rendered = render(
+                planner.plan(sample.plan.members[:size], members[:size], rng), members[:size]
+            )
             if len(tokenizer.tokenize(rendered.prompt + rendered.completion)) >= LIMIT:
                 break
     theirs = time.process_time() - started
@@ -128,14 +137,19 @@ def _build(folder: str, number: int, answers: Any) -> None:
     from aligner.config.load import load_recipe
 
     before = memory_kib("VmRSS")
-    settings = {"data.train": f"{number}.jsonl", "output_dir": f"out-{number}", "data.max_length": LIMIT}
+    settings = {
+        "data.train": f"{number}.jsonl",
+        "output_dir": f"out-{number}",
+        "data.max_length": LIMIT,
+    }
     started = time.process_time()
     run_mosaic(load_recipe("mosaic", None, ["mosaic.passes=1"], settings))
     answers.put((time.process_time() - started, (memory_kib("VmHWM") - before) / 1024))
 
 
 def memory_kib(name: str) -> int:
-    """Memory of this process now (`VmRSS`) or at its peak (`VmHWM`); getrusage would count what the parent held."""
+    """Memory of this process now (`VmRSS`) or at its peak (`VmHWM`); getrusage would count what the
+    parent held."""
     status = Path("/proc/self/status").read_text()
     return int(next(line for line in status.splitlines() if line.startswith(name)).split()[1])
 
@@ -151,7 +165,9 @@ def by_rows(folder: Path, largest: int) -> Iterator[tuple[int, float, float]]:
         process.start()
         process.join()
         if process.exitcode != 0:
-            raise SystemExit(f"the build of {number:,} rows ended with exit code {process.exitcode}")
+            raise SystemExit(
+                f"the build of {number:,} rows ended with exit code {process.exitcode}"
+            )
         seconds, memory = answers.get()
         yield number, seconds, memory
         (folder / f"{number}.jsonl").unlink()
@@ -163,20 +179,29 @@ def lines(folder: Path, number: int, largest: int) -> Iterator[str]:
     rounds = [against_growth(folder, number) for _ in range(ROUNDS)]
     theirs, ours = (statistics.median(one[place] for one in rounds) for place in (0, 1))
     yield (
-        f"One core, {number:,} rows of about {MEAN_TOKENS} tokens, {rounds[0][2]:,} samples, median of {ROUNDS} rounds: "
-        f"{theirs:,.0f} samples per CPU-second drawn and tokenised at every step, {ours:,.0f} by `aligner mosaic`, checks included: "
+        f"One core, {number:,} rows of about {MEAN_TOKENS} tokens, {rounds[0][2]:,} samples, "
+        f"median of {ROUNDS} rounds: "
+        f"{theirs:,.0f} samples per CPU-second drawn and tokenised at every step, {ours:,.0f} by "
+        "`aligner mosaic`, checks included: "
         f"{ours / theirs:.1f} times (goal: 5)."
     )
-    yield "\n| rows (lengths estimated) | CPU-seconds a pass | rows per second | memory above the libraries |\n| --- | --- | --- | --- |"
+    yield (
+        "\n| rows (lengths estimated) | CPU-seconds a pass | rows per second "
+        "| memory above the libraries |\n| --- | --- | --- | --- |"
+    )
     for count, seconds, memory in by_rows(folder, largest):
         yield f"| {count:,} | {seconds:,.1f} | {count / seconds:,.0f} | {memory:,.0f} MiB |"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=3000)
     parser.add_argument("--largest", type=int, default=1_000_000)
-    parser.add_argument("--write", action="store_true", help="write the result into benchmarks/RESULTS.md")
+    parser.add_argument(
+        "--write", action="store_true", help="write the result into benchmarks/RESULTS.md"
+    )
     options = parser.parse_args()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with tempfile.TemporaryDirectory() as name:

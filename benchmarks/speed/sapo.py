@@ -1,11 +1,12 @@
-"""What SAPO costs beside DPO: memory of LoRA SAPO and LoRA DPO, and the share of a step that is spent on writing.
+"""What SAPO costs beside DPO: memory of LoRA SAPO and LoRA DPO, and the share of a step that is
+spent on writing.
 
     python -m benchmarks.speed.sapo [--write]
 
-A Llama with random weights (6 layers, width 384) and the chats of the speed workload; each run in a process of its own,
-on one thread. Memory is the peak of the process less what it holds before the
-training begins (the libraries). Writing is timed with all rows of a step in
-one batch, and one row at a time. With `--write` the table goes into `benchmarks/RESULTS.md`. It wants a calm machine.
+A Llama with random weights (6 layers, width 384) and the chats of the speed workload; each run in a
+process of its own, on one thread. Memory is the peak of the process less what it holds before the
+training begins (the libraries). Writing is timed with all rows of a step in one batch, and one row
+at a time. With `--write` the table goes into `benchmarks/RESULTS.md`. It wants a calm machine.
 """
 
 from __future__ import annotations
@@ -45,7 +46,12 @@ RUNS: dict[str, tuple[str, list[str]]] = {
     "one batch": ("sapo", [*LORA, *SAPO, f"trainer.per_device_train_batch_size={2 * BATCH}"]),
     "one row at a time": (
         "sapo",
-        [*LORA, *SAPO, f"trainer.per_device_train_batch_size={2 * BATCH}", "sapo.generation_batch_size=1"],
+        [
+            *LORA,
+            *SAPO,
+            f"trainer.per_device_train_batch_size={2 * BATCH}",
+            "sapo.generation_batch_size=1",
+        ],
     ),
 }
 
@@ -75,7 +81,8 @@ def write_model(folder: Path) -> None:
 
 
 def work(name: str, folder: Path) -> dict[str, Any]:
-    """Train in this process; return its peak memory in MiB, and seconds of each step and of the writing in it."""
+    """Train in this process; return its peak memory in MiB, and seconds of each step and of the
+    writing in it."""
     from aligner.config.load import load_recipe
     from aligner.methods.catalogue import part_of
     from aligner.methods.pipeline import run_recipe
@@ -95,11 +102,16 @@ def work(name: str, folder: Path) -> dict[str, Any]:
     steps = [after["time_s"] - line["time_s"] for line, after in itertools.pairwise(lines)]
     shares = [line.get("sapo/generation_share", 0.0) for line in lines[1:]]
     peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    return {"peak_mib": peak, "step_s": steps, "writing_s": [s * share for s, share in zip(steps, shares)]}
+    return {
+        "peak_mib": peak,
+        "step_s": steps,
+        "writing_s": [s * share for s, share in zip(steps, shares)],
+    }
 
 
 def write_alone(folder: Path, rows: int) -> tuple[float, float]:
-    """Return the seconds that the same rewrites of so many rows take in one batch, and one row at a time."""
+    """Return the seconds that the same rewrites of so many rows take in one batch, and one row at a
+    time."""
     from aligner.config.recipe import Model
     from aligner.generation.decode import Sampling, continue_ids
     from aligner.models.loading import load_policy
@@ -120,9 +132,24 @@ def write_alone(folder: Path, rows: int) -> tuple[float, float]:
 
 def run(name: str, folder: Path) -> dict[str, Any]:
     """The same in a process of its own."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ALIGNER_CACHE": str(folder / "cache")}
-    command = [sys.executable, "-m", "benchmarks.speed.sapo", "--work", name, "--folder", str(folder)]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=True)
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "ALIGNER_CACHE": str(folder / "cache"),
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.speed.sapo",
+        "--work",
+        name,
+        "--folder",
+        str(folder),
+    ]
+    done = subprocess.run(
+        command, env=environment, cwd=ROOT, capture_output=True, text=True, check=True
+    )
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -141,26 +168,33 @@ def table(folder: Path) -> Iterator[str]:
     for name, title in titles.items():
         step, writing = (statistics.median(found[name][key]) for key in ("step_s", "writing_s"))
         yield (
-            f"| {title} | {found[name]['peak_mib']:,.0f} MiB | {step:.2f} s | {writing:.2f} s | {writing / step:.0%} |"
+            f"| {title} | {found[name]['peak_mib']:,.0f} MiB | {step:.2f} s | {writing:.2f} s | "
+            f"{writing / step:.0%} |"
         )
     slow, fast = found["one row at a time"], found["one batch"]
     steps = statistics.median(slow["step_s"]) / statistics.median(fast["step_s"])
     writings = statistics.median(slow["writing_s"]) / statistics.median(fast["writing_s"])
     yield ""
     yield (
-        f"Memory of LoRA SAPO over LoRA DPO: {sapo / dpo:.2f} (goal: at most 1.15). In one batch the writing is "
+        f"Memory of LoRA SAPO over LoRA DPO: {sapo / dpo:.2f} (goal: at most 1.15). In one batch "
+        "the writing is "
         f"{writings:.1f} times as fast, and the step {steps:.1f} times (goal: 3)."
     )
     together, alone = write_alone(folder, 32)
     yield (
-        f"32 rewrites without training: {together:.1f} s in one batch, {alone:.1f} s one row at a time, "
+        f"32 rewrites without training: {together:.1f} s in one batch, {alone:.1f} s one row at a "
+        "time, "
         f"{alone / together:.1f} times."
     )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help="write the table into benchmarks/RESULTS.md")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--write", action="store_true", help="write the table into benchmarks/RESULTS.md"
+    )
     parser.add_argument("--work", choices=RUNS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()

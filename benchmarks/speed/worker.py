@@ -1,8 +1,10 @@
-"""One measured training, in a process of its own: `python worker.py TOOL TASK MODE FOLDER` prints a line of JSON.
+"""One measured training, in a process of its own: `python worker.py TOOL TASK MODE FOLDER` prints a
+line of JSON.
 
-Measured is the CPU time of `Trainer.train()` over one epoch of the same rows on one thread (and, for our DPO, of scoring
-the reference before it, which TRL does inside). Model loading, tokenisation and saving are not in it. Tokens are those of
-the rows, without padding: for pairs, prompt and both answers.
+Measured is the CPU time of `Trainer.train()` over one epoch of the same rows on one thread (and,
+for our DPO, of scoring the reference before it, which TRL does inside). Model loading, tokenisation
+and saving are not in it. Tokens are those of the rows, without padding: for pairs, prompt and both
+answers.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ def main(tool: str, task: str, mode: str, folder: Path) -> None:
 
 
 def _time_calls(spent: dict[str, float]) -> None:
-    """Count the CPU seconds of training, and of scoring the reference where that is a call of its own."""
+    """Count the CPU seconds of training, and of scoring the reference where that is a call of its
+    own."""
     import transformers
 
     import aligner.training.reference
@@ -79,7 +82,8 @@ def _trl(task: str, mode: str, folder: Path) -> tuple[int, int]:
     trainer = trainer_class(model=str(folder / "model"), args=config, train_dataset=rows)
     if task == "dpo":
         tokens = sum(
-            len(r["prompt_ids"]) * 2 + len(r["chosen_ids"]) + len(r["rejected_ids"]) for r in trainer.train_dataset
+            len(r["prompt_ids"]) * 2 + len(r["chosen_ids"]) + len(r["rejected_ids"])
+            for r in trainer.train_dataset
         )
     else:
         tokens = sum(len(row["input_ids"]) for row in trainer.train_dataset)

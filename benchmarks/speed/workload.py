@@ -1,6 +1,8 @@
-"""The work that both tools do: the toy model with random weights, and chats and pairs of the toy world with a long tail.
+"""The work that both tools do: the toy model with random weights, and chats and pairs of the toy
+world with a long tail.
 
-Lengths are lognormal (median 40 characters of user text, up to 400), as chats are: a random batch is mostly padding.
+Lengths are lognormal (median 40 characters of user text, up to 400), as chats are: a random batch
+is mostly padding.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz "
 
 
 def write_workload(folder: Path, num_rows: int, seed: int = 0) -> None:
-    """Write `model/`, `chats/train.jsonl` and `pairs/train.jsonl`: folders, because TRL takes no files."""
+    """Write `model/`, `chats/train.jsonl` and `pairs/train.jsonl`: folders, because TRL takes no
+    files."""
     rng = random.Random(seed)
     tokenizer = build_tokenizer()
     new_model(tokenizer, seed).save_pretrained(folder / "model")

@@ -1,4 +1,5 @@
-"""Make the model of this walk-through: a tokenizer trained on the questions and answers, and a small random Llama.
+"""Make the model of this walk-through: a tokenizer trained on the questions and answers, and a
+small random Llama.
 
     python examples/gsm8k/make_model.py DATA_FOLDER MODEL_FOLDER
 
@@ -19,7 +20,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 PAD, END, USER, ASSISTANT = "<|pad|>", "<|end|>", "<|user|>", "<|assistant|>"
 TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>' }}"
-    "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] + '<|end|>' }}{% endgeneration %}"
+    "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] + '<|end|>' "
+    "}}{% endgeneration %}"
     "{% else %}{{ message['content'] + '<|end|>' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
@@ -34,7 +36,9 @@ def texts(file: Path) -> Iterator[str]:
 
 def train_tokenizer(file: Path, vocabulary: int = 4096) -> PreTrainedTokenizerFast:
     core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(True), pre_tokenizers.ByteLevel(False)])
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(True), pre_tokenizers.ByteLevel(False)]
+    )
     core.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
@@ -43,7 +47,9 @@ def train_tokenizer(file: Path, vocabulary: int = 4096) -> PreTrainedTokenizerFa
         show_progress=False,
     )
     core.train_from_iterator(texts(file), trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token=PAD, eos_token=END, chat_template=TEMPLATE)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token=PAD, eos_token=END, chat_template=TEMPLATE
+    )
 
 
 def main(data: Path, folder: Path) -> None:
@@ -65,7 +71,10 @@ def main(data: Path, folder: Path) -> None:
     )
     model = LlamaForCausalLM(config)
     model.save_pretrained(folder)
-    print(f"{folder}: {model.num_parameters() / 1e6:.1f}M parameters, {len(tokenizer):,} tokens in the vocabulary")
+    print(
+        f"{folder}: {model.num_parameters() / 1e6:.1f}M parameters, {len(tokenizer):,} tokens in "
+        "the vocabulary"
+    )
 
 
 if __name__ == "__main__":

@@ -74,7 +74,9 @@ def test_a_mistyped_command_is_answered_with_the_right_one() -> None:
         (errors.TrainingError, 5),
     ],
 )
-def test_an_error_of_the_user_is_a_sentence_a_hint_and_its_exit_code(failing: Failing, kind: type, code: int) -> None:
+def test_an_error_of_the_user_is_a_sentence_a_hint_and_its_exit_code(
+    failing: Failing, kind: type, code: int
+) -> None:
     result = failing(kind("pairs.jsonl has no row", "add some"))
     assert result.exit_code == code
     assert result.stderr == "error: pairs.jsonl has no row\nhint: add some\n"
@@ -82,8 +84,12 @@ def test_an_error_of_the_user_is_a_sentence_a_hint_and_its_exit_code(failing: Fa
 
 
 def test_all_problems_are_listed_but_no_more_than_a_screen(failing: Failing) -> None:
-    problems = [errors.Problem(f"bad {number}", "r.yaml:1", "data.x", "fix it") for number in range(40)]
-    lines = failing(errors.RecipeError("r.yaml has 40 problems", problems=problems)).stderr.splitlines()
+    problems = [
+        errors.Problem(f"bad {number}", "r.yaml:1", "data.x", "fix it") for number in range(40)
+    ]
+    lines = failing(
+        errors.RecipeError("r.yaml has 40 problems", problems=problems)
+    ).stderr.splitlines()
     assert lines[1] == "  r.yaml:1: data.x: bad 0 (fix it)"
     assert lines[-1] == f"  ... and {40 - MAX_PROBLEMS} more"
     assert len(lines) <= 24
@@ -102,7 +108,9 @@ def test_a_bug_of_ours_is_one_line_that_names_the_file_of_the_traceback(
     assert "KeyError: 'loss'" in kept.read_text(encoding="utf-8")
 
 
-def test_only_the_last_tracebacks_are_kept(failing: Failing, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_only_the_last_tracebacks_are_kept(
+    failing: Failing, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("ALIGNER_CACHE", str(tmp_path))
     for number in range(KEPT_TRACEBACKS + 2):
         failing(KeyError(f"number {number}"))
@@ -150,8 +158,12 @@ def test_a_reader_that_goes_away_causes_no_noise() -> None:
 
 
 def test_words_beyond_the_encoding_of_a_pipe_do_not_break_it() -> None:
-    command = "from aligner.cli.environment import make_streams_safe as s; s(); print('\\u2192 \\u00fc')"
+    command = (
+        "from aligner.cli.environment import make_streams_safe as s; s(); print('\\u2192 \\u00fc')"
+    )
     for encoding in ("ascii", "cp1252"):
         environment = {"PYTHONIOENCODING": encoding, "PATH": ""}
-        done = subprocess.run([sys.executable, "-c", command], capture_output=True, env=environment, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", command], capture_output=True, env=environment, check=True
+        )
         assert done.stdout.startswith(b"?")

@@ -1,4 +1,5 @@
-"""`aligner data select` at the front door: what it prints, where it points, and labels read back."""
+"""`aligner data select` at the front door: what it prints, where it points, and labels read
+back."""
 
 from __future__ import annotations
 
@@ -15,18 +16,34 @@ from runner import aligner
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    rows = ({"prompt": f"sort: {word}", "responses": ["".join(sorted(word)), "no"]} for word in ("ba", "dcb", "fed"))
+    rows = (
+        {"prompt": f"sort: {word}", "responses": ["".join(sorted(word)), "no"]}
+        for word in ("ba", "dcb", "fed")
+    )
     write_jsonl(tmp_path / "candidates.jsonl", rows)
     return tmp_path
 
 
-SELECT = ("data", "select", "--candidates", "candidates.jsonl", "--output", "out", "select.budget=2")
+SELECT = (
+    "data",
+    "select",
+    "--candidates",
+    "candidates.jsonl",
+    "--output",
+    "out",
+    "select.budget=2",
+)
 
 
 def test_the_group_names_its_command() -> None:
-    assert "select  Choose pairs for an expert to label, and read the labels back." in aligner("data", "--help").output
+    assert (
+        "select  Choose pairs for an expert to label, and read the labels back."
+        in aligner("data", "--help").output
+    )
     help_text = aligner("data", "select", "--help").output
-    assert "Usage: aligner data select [RECIPE] [KEY=VALUE ...] [OPTIONS]" in " ".join(help_text.split("\n")[:2])
+    assert "Usage: aligner data select [RECIPE] [KEY=VALUE ...] [OPTIONS]" in " ".join(
+        help_text.split("\n")[:2]
+    )
     assert "aligner data select tiny/select" in help_text
 
 
@@ -48,7 +65,9 @@ def test_the_loop_runs_without_a_human(folder: Path) -> None:
     done = aligner("data", "select", "out", "--oracle", "toy")
     assert done.exit_code == 0, done.output
     assert "aligner reward RECIPE data.train=out/labelled.jsonl" in done.output
-    rows = [json.loads(line) for line in (folder / "out" / "labelled.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (folder / "out" / "labelled.jsonl").read_text().splitlines()
+    ]
     assert {row["rejected"] for row in rows} == {"no"}
     again = aligner("data", "select", "out", "--oracle", "toy", "--json")
     assert json.loads(again.stdout)["results"]["labelled"] == 2.0
@@ -56,10 +75,13 @@ def test_the_loop_runs_without_a_human(folder: Path) -> None:
 
 def test_labels_are_read_for_a_recipe_as_for_its_run_directory(folder: Path) -> None:
     (folder / "r.yaml").write_text(
-        "method: select\noutput_dir: out\nselect: {candidates: candidates.jsonl, strategy: random, budget: 2}\n"
+        "method: select\noutput_dir: out\nselect: {candidates: candidates.jsonl, strategy: "
+        "random, budget: 2}\n"
     )
     assert aligner("data", "select", "r.yaml").exit_code == 0
-    rows = [json.loads(line) for line in (folder / "out" / "to_label.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (folder / "out" / "to_label.jsonl").read_text().splitlines()
+    ]
     write_jsonl(folder / "labels.jsonl", [{"id": rows[0]["id"], "label": "tie"}])
     done = aligner("data", "select", "r.yaml", "--labels", "labels.jsonl", "--json")
     assert json.loads(done.stdout)["results"]["ties"] == 1.0
@@ -79,7 +101,9 @@ def test_options_of_a_selection_make_no_sense_for_labels(folder: Path) -> None:
 
 def test_flags_of_models_are_those_of_the_policy(folder: Path) -> None:
     save_model(folder / "policy")
-    write_jsonl(folder / "prompts.jsonl", [{"prompt": f"sort: {word}"} for word in ("ba", "cb", "dc")])
+    write_jsonl(
+        folder / "prompts.jsonl", [{"prompt": f"sort: {word}"} for word in ("ba", "cb", "dc")]
+    )
     done = aligner(
         *(
             "data",
@@ -93,7 +117,12 @@ def test_flags_of_models_are_those_of_the_policy(folder: Path) -> None:
             "--output",
             "on-policy",
         ),
-        *("select.strategy=random", "select.max_new_tokens=5", "select.keep_unfinished=true", "select.budget=2"),
+        *(
+            "select.strategy=random",
+            "select.max_new_tokens=5",
+            "select.keep_unfinished=true",
+            "select.budget=2",
+        ),
     )
     assert done.exit_code == 0, done.output
     recipe = json.loads((folder / "on-policy" / "resolved.json").read_text())["recipe"]
@@ -107,7 +136,9 @@ def test_a_section_of_another_method_names_the_command_in_full(folder: Path) -> 
     assert "run `aligner data select` with it" in done.output
 
 
-def test_an_ensemble_of_itself_and_a_model_named_twice_are_mistakes_of_the_recipe(folder: Path) -> None:
+def test_an_ensemble_of_itself_and_a_model_named_twice_are_mistakes_of_the_recipe(
+    folder: Path,
+) -> None:
     (folder / "round.yaml").write_text("kind: ensemble\nmembers: [./round.yaml]\n")
     done = aligner(*SELECT, "--reward_models", "round.yaml")
     assert done.exit_code == 2
@@ -118,7 +149,9 @@ def test_an_ensemble_of_itself_and_a_model_named_twice_are_mistakes_of_the_recip
     assert not (folder / "out").exists()
 
 
-def test_pairs_without_a_verdict_are_named_on_the_screen(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pairs_without_a_verdict_are_named_on_the_screen(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("ALIGNER_CACHE", str(folder / "cache"))
 
     def reply(body: dict[str, Any]) -> Answer:
@@ -130,8 +163,16 @@ def test_pairs_without_a_verdict_are_named_on_the_screen(folder: Path, monkeypat
         done = aligner(*SELECT, "--reward_models", "judge.yaml")
         assert done.exit_code == 0, done.output
         shown = " ".join(done.output.split())
-        assert "judge.yaml gave no verdict on 1 pairs, which are left out. candidates.jsonl:2:" in shown
-        assert aligner(*SELECT[:-1], "select.strategy=random", "select.budget=3", "--output", "all").exit_code == 0
+        assert (
+            "judge.yaml gave no verdict on 1 pairs, which are left out. candidates.jsonl:2:"
+            in shown
+        )
+        assert (
+            aligner(
+                *SELECT[:-1], "select.strategy=random", "select.budget=3", "--output", "all"
+            ).exit_code
+            == 0
+        )
         done = aligner("data", "select", "all", "--oracle", "judge.yaml")
     assert done.exit_code == 3
     assert "no verdict on 1 of 3 pairs" in " ".join(done.output.split())

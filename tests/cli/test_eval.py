@@ -24,7 +24,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "sft": write_jsonl(folder / "sft.jsonl", [{"prompt": "a", "completion": "b"}] * 3),
         "preference": write_jsonl(folder / "pairs.jsonl", [pair] * 3),
         "prompts": write_jsonl(
-            folder / "prompts.jsonl", [{"prompt": "a", "answer": "b"}, {"prompt": "b", "answer": "c"}]
+            folder / "prompts.jsonl",
+            [{"prompt": "a", "answer": "b"}, {"prompt": "b", "answer": "c"}],
         ),
         "questions": write_jsonl(folder / "questions.jsonl", [{"question": "a", "answer": "b"}]),
     }
@@ -44,7 +45,9 @@ def measured(*arguments: object) -> dict:
         ("prompts", {"mean_tokens", "stopped"}),
     ],
 )
-def test_the_rows_decide_what_is_measured(model: Path, data: dict[str, Path], task: str, names: set[str]) -> None:
+def test_the_rows_decide_what_is_measured(
+    model: Path, data: dict[str, Path], task: str, names: set[str]
+) -> None:
     record = measured(model, "--data", data[task])
     assert record["task"] == task
     assert names <= set(record["metrics"])
@@ -55,10 +58,23 @@ def test_a_random_model_has_about_the_loss_of_guessing(model: Path, data: dict[s
     assert loss == pytest.approx(math.log(260), rel=0.1)
 
 
-def test_a_scorer_judges_answers_and_columns_can_be_mapped(model: Path, data: dict[str, Path]) -> None:
-    arguments = ("--data", data["questions"], "--scorer", "verifier:exact", "--column", "prompt=question")
+def test_a_scorer_judges_answers_and_columns_can_be_mapped(
+    model: Path, data: dict[str, Path]
+) -> None:
+    arguments = (
+        "--data",
+        data["questions"],
+        "--scorer",
+        "verifier:exact",
+        "--column",
+        "prompt=question",
+    )
     record = measured(model, *arguments)
-    assert (record["task"], record["scorer"], record["metrics"]["score"]) == ("prompts", "verifier:exact", 0.0)
+    assert (record["task"], record["scorer"], record["metrics"]["score"]) == (
+        "prompts",
+        "verifier:exact",
+        0.0,
+    )
 
 
 def test_a_model_is_compared_with_a_reference(model: Path, data: dict[str, Path]) -> None:
@@ -66,7 +82,9 @@ def test_a_model_is_compared_with_a_reference(model: Path, data: dict[str, Path]
     assert (metrics["reward_accuracy"], metrics["reward_margin"]) == (0.5, 0.0)
 
 
-def test_the_table_shows_standard_errors_beside_the_values(model: Path, data: dict[str, Path]) -> None:
+def test_the_table_shows_standard_errors_beside_the_values(
+    model: Path, data: dict[str, Path]
+) -> None:
     lines = aligner("eval", model, "--data", data["preference"]).stdout.splitlines()
     assert lines[0].split() == ["preference", "value"]
     assert lines[1].split()[0] == "accuracy"

@@ -28,9 +28,30 @@ def flat(prompt, completion, reference):
     return 1
 """
 ROWS_OF_PAIRS = [
-    {"prompt": "sort: cab", "chosen": "abc", "rejected": "abcx", "answer": "abc", "kind": "sort", "category": "x"},
-    {"prompt": "sort: dab", "chosen": "abd", "rejected": "b", "answer": "abd", "kind": "sort", "category": None},
-    {"prompt": "count: cab", "chosen": "3", "rejected": "4", "answer": "3", "kind": "count", "category": "x"},
+    {
+        "prompt": "sort: cab",
+        "chosen": "abc",
+        "rejected": "abcx",
+        "answer": "abc",
+        "kind": "sort",
+        "category": "x",
+    },
+    {
+        "prompt": "sort: dab",
+        "chosen": "abd",
+        "rejected": "b",
+        "answer": "abd",
+        "kind": "sort",
+        "category": None,
+    },
+    {
+        "prompt": "count: cab",
+        "chosen": "3",
+        "rejected": "4",
+        "answer": "3",
+        "kind": "count",
+        "category": "x",
+    },
     {"prompt": "count: cab", "chosen": "3", "rejected": "5", "answer": "3", "kind": None},
 ]
 
@@ -56,32 +77,55 @@ def refused(*arguments: object) -> tuple[int, str]:
 
 
 def test_one_reward_model_is_measured_on_pairs(here: Path) -> None:
-    record = measured("--reward-model", "verifier:f.py:longer", "--data", "pairs.jsonl", "--seed", "3")
+    record = measured(
+        "--reward-model", "verifier:f.py:longer", "--data", "pairs.jsonl", "--seed", "3"
+    )
     (result,) = record["results"]
     assert record["reward_models"] == ["verifier:f.py:longer"]
-    assert (record["category_column"], record["rows_dropped"], record["agreement"]) == ("category", 0, None)
+    assert (record["category_column"], record["rows_dropped"], record["agreement"]) == (
+        "category",
+        0,
+        None,
+    )
     assert record["bootstrap"] == {"resamples": 1000, "seed": 3, "interval": 0.95}
     assert (result["pairs"], result["prompts"], result["ties"]) == (4, 3, 2)
     assert result["accuracy"]["value"] == (0 + 1 + 0.5 + 0.5) / 4
-    assert {row["name"]: row["accuracy"]["value"] for row in result["categories"]} == {"x": 0.25, "(none)": 0.75}
+    assert {row["name"]: row["accuracy"]["value"] for row in result["categories"]} == {
+        "x": 0.25,
+        "(none)": 0.75,
+    }
     assert result["fingerprint"]
 
 
 def test_right_answers_reach_the_scorer_and_the_column_can_be_named(here: Path) -> None:
-    record = measured("--reward-model", "verifier:f.py:right", "--data", "pairs.jsonl", "--category", "kind")
+    record = measured(
+        "--reward-model", "verifier:f.py:right", "--data", "pairs.jsonl", "--category", "kind"
+    )
     assert record["results"][0]["accuracy"]["value"] == 1.0
-    assert [row["name"] for row in record["results"][0]["categories"]] == ["sort", "count", "(none)"]
+    assert [row["name"] for row in record["results"][0]["categories"]] == [
+        "sort",
+        "count",
+        "(none)",
+    ]
 
 
-def test_pairs_that_a_reward_model_was_trained_on_are_no_held_out_result(here: Path, small_world: Path) -> None:
-    """Told from the run directory, whatever the file is called now; also of an ensemble's member."""
-    run_recipe(small_recipe("reward", small_world, here / "run", data__train=str(here / "pairs.jsonl")))
+def test_pairs_that_a_reward_model_was_trained_on_are_no_held_out_result(
+    here: Path, small_world: Path
+) -> None:
+    """Told from the run directory, whatever the file is called now; also of an ensemble's
+    member."""
+    run_recipe(
+        small_recipe("reward", small_world, here / "run", data__train=str(here / "pairs.jsonl"))
+    )
     write_jsonl(here / "other.jsonl", ROWS_OF_PAIRS[:3])
     (here / "pairs.jsonl").rename(here / "renamed.jsonl")
     (here / "both.yaml").write_text("kind: ensemble\nmembers: [./run, toy]\n")
     for card in ("run", "run/final", "both.yaml"):
         result = aligner("eval", "--reward-model", card, "--data", "renamed.jsonl", "--json")
-        assert f"warning: {card} was trained on {here}/pairs.jsonl: what follows is no held-out result" in result.stderr
+        assert (
+            f"warning: {card} was trained on {here}/pairs.jsonl: what follows is no held-out result"
+            in result.stderr
+        )
         assert json.loads(result.stdout)["results"][0]["trained_on"] == [f"{here}/pairs.jsonl"]
         result = aligner("eval", "--reward-model", card, "--data", "other.jsonl", "--json")
         assert "warning" not in result.stderr
@@ -89,9 +133,23 @@ def test_pairs_that_a_reward_model_was_trained_on_are_no_held_out_result(here: P
 
 
 def test_columns_can_be_mapped(here: Path) -> None:
-    row = {"question": "sort: ba", "good": "ab", "bad": "ba", "meta": {"task": "t"}, "solution": "ab"}
-    write_jsonl(here / "odd.jsonl", [row, {**row, "question": "sort: dc", "good": "cd", "solution": "cd"}])
-    columns = ["prompt=question", "chosen=good", "rejected=bad", "category=meta.task", "answer=solution"]
+    row = {
+        "question": "sort: ba",
+        "good": "ab",
+        "bad": "ba",
+        "meta": {"task": "t"},
+        "solution": "ab",
+    }
+    write_jsonl(
+        here / "odd.jsonl", [row, {**row, "question": "sort: dc", "good": "cd", "solution": "cd"}]
+    )
+    columns = [
+        "prompt=question",
+        "chosen=good",
+        "rejected=bad",
+        "category=meta.task",
+        "answer=solution",
+    ]
     flags = [part for column in columns for part in ("--column", column)]
     record = measured("--reward-model", "verifier:exact", "--data", "odd.jsonl", *flags)
     assert record["results"][0]["accuracy"]["value"] == 1.0
@@ -99,7 +157,9 @@ def test_columns_can_be_mapped(here: Path) -> None:
 
 
 def test_two_reward_models_are_compared(here: Path) -> None:
-    record = measured("--reward-model", "toy", "--reward-model", "verifier:f.py:longer", "--data", "pairs.jsonl")
+    record = measured(
+        "--reward-model", "toy", "--reward-model", "verifier:f.py:longer", "--data", "pairs.jsonl"
+    )
     assert [result["accuracy"]["value"] for result in record["results"]] == [1.0, 0.5]
     found = record["agreement"]
     assert found["same_choice"]["value"] == 0.25
@@ -108,7 +168,14 @@ def test_two_reward_models_are_compared(here: Path) -> None:
 
 
 def test_the_tables_hold_every_part(here: Path) -> None:
-    arguments = ("--reward-model", "toy", "--reward-model", "verifier:f.py:longer", "--data", "pairs.jsonl")
+    arguments = (
+        "--reward-model",
+        "toy",
+        "--reward-model",
+        "verifier:f.py:longer",
+        "--data",
+        "pairs.jsonl",
+    )
     result = aligner("eval", *arguments)
     assert result.exit_code == 0, result.output
     for words in (
@@ -129,11 +196,30 @@ def test_the_tables_hold_every_part(here: Path) -> None:
 
 
 def test_numbers_and_picture_go_to_files(here: Path) -> None:
-    arguments = ("--reward-model", "verifier:f.py:longer", "--reward-model", "toy", "--data", "pairs.jsonl")
-    assert aligner("eval", *arguments, "--output", "new/x.json", "--plot", "more/x.html").exit_code == 0
-    assert json.loads((here / "new" / "x.json").read_text("utf-8"))["results"][1]["reward_model"] == "toy"
+    arguments = (
+        "--reward-model",
+        "verifier:f.py:longer",
+        "--reward-model",
+        "toy",
+        "--data",
+        "pairs.jsonl",
+    )
+    assert (
+        aligner("eval", *arguments, "--output", "new/x.json", "--plot", "more/x.html").exit_code
+        == 0
+    )
+    assert (
+        json.loads((here / "new" / "x.json").read_text("utf-8"))["results"][1]["reward_model"]
+        == "toy"
+    )
     page = (here / "more" / "x.html").read_text("utf-8")
-    for words in ("Accuracy by length", "Accuracy by category", "Calibration", "Score by length", "Agreement"):
+    for words in (
+        "Accuracy by length",
+        "Accuracy by category",
+        "Calibration",
+        "Score by length",
+        "Agreement",
+    ):
         assert words in page
     assert "https://" not in page
 
@@ -142,13 +228,20 @@ def test_what_rows_say_stays_text_in_the_picture(here: Path) -> None:
     attack = "</p><script>alert(1)</script>\"'"
     rows = [{**row, "category": attack} for row in ROWS_OF_PAIRS]
     write_jsonl(here / "pairs.jsonl", rows)
-    assert aligner("eval", "--reward-model", "toy", "--data", "pairs.jsonl", "--plot", "x.html").exit_code == 0
+    assert (
+        aligner(
+            "eval", "--reward-model", "toy", "--data", "pairs.jsonl", "--plot", "x.html"
+        ).exit_code
+        == 0
+    )
     page = (here / "x.html").read_text("utf-8")
     assert "<script>alert" not in page
     assert "&lt;script&gt;alert" in page
 
 
-def test_a_comparer_gets_its_order_flips_and_no_correlation(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_comparer_gets_its_order_flips_and_no_correlation(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Judge:
         name, range = "judge", (0.0, 1.0)
 
@@ -173,24 +266,48 @@ def test_a_comparer_gets_its_order_flips_and_no_correlation(here: Path, monkeypa
     assert "Choice by length" in (here / "x.html").read_text("utf-8")
 
 
-def test_an_ensemble_on_one_scale_is_scored_in_one_call(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_ensemble_on_one_scale_is_scored_in_one_call(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("aligner.evaluation.pair_scores.AT_ONCE", 1)
-    card = "kind: ensemble\nmembers: ['verifier:f.py:longer', 'verifier:f.py:letters']\nstandardize: true\n"
+    card = (
+        "kind: ensemble\nmembers: ['verifier:f.py:longer', 'verifier:f.py:letters']\nstandardize: "
+        "true\n"
+    )
     (here / "e.yaml").write_text(card)
-    result = aligner("eval", "--reward-model", "e.yaml", "--reward-model", "toy", "--data", "pairs.jsonl", "--json")
+    result = aligner(
+        "eval",
+        "--reward-model",
+        "e.yaml",
+        "--reward-model",
+        "toy",
+        "--data",
+        "pairs.jsonl",
+        "--json",
+    )
     assert result.exit_code == 0, result.output
     # In several calls it is refused: the answers to one prompt all have one length, and no spread.
-    # By hand: lengths 3, 4, 3, 1, 1, 1, 1 and letters the same, so the margins are those of twice the length.
+    # By hand: lengths 3, 4, 3, 1, 1, 1, 1 and letters the same, so the margins are those of twice
+    # the length.
     assert json.loads(result.stdout)["results"][0]["accuracy"]["value"] == 0.5
 
 
 def test_rewardbench_is_recognised_and_a_sample_of_it_is_not(here: Path) -> None:
     rows = [
         {"prompt": f"p{number}", "chosen": "abc", "rejected": "ab", "subset": subset, "id": number}
-        for number, subset in enumerate(subset for subset, count in ROWS.items() for _ in range(count))
+        for number, subset in enumerate(
+            subset for subset, count in ROWS.items() for _ in range(count)
+        )
     ]
     write_jsonl(here / "bench.jsonl", rows)
-    arguments = ("--reward-model", "verifier:f.py:longer", "--data", "bench.jsonl", "--resamples", "5")
+    arguments = (
+        "--reward-model",
+        "verifier:f.py:longer",
+        "--data",
+        "bench.jsonl",
+        "--resamples",
+        "5",
+    )
     lines = aligner("eval", *arguments).stdout.splitlines()
     assert any(re.match(r"RewardBench +1 +1 to 1 \(\+/- 0\) +2,985$", line) for line in lines)
     assert any(line.startswith("RewardBench, Chat Hard ") for line in lines)
@@ -217,13 +334,26 @@ def test_broken_rows_stop_it_or_are_counted(here: Path) -> None:
     assert (code, "pairs.jsonl:5" in said) == (3, True)
     result = aligner("eval", *arguments, "--on-bad-row", "drop", "--json")
     assert json.loads(result.stdout)["rows_dropped"] == 1
-    assert "1 broken row is left out, the first pairs.jsonl:5: chosen and rejected are the same" in result.stderr
+    assert (
+        "1 broken row is left out, the first pairs.jsonl:5: chosen and rejected are the same"
+        in result.stderr
+    )
 
 
 def test_many_categories_are_listed_in_the_json_and_not_on_the_screen(here: Path) -> None:
-    rows = [{"prompt": f"p{n}", "chosen": "abc", "rejected": "ab", "source": f"s{n}"} for n in range(300)]
+    rows = [
+        {"prompt": f"p{n}", "chosen": "abc", "rejected": "ab", "source": f"s{n}"}
+        for n in range(300)
+    ]
     write_jsonl(here / "pairs.jsonl", rows)
-    arguments = ("--reward-model", "verifier:f.py:longer", "--data", "pairs.jsonl", "--resamples", "3")
+    arguments = (
+        "--reward-model",
+        "verifier:f.py:longer",
+        "--data",
+        "pairs.jsonl",
+        "--resamples",
+        "3",
+    )
     assert "and 260 more, which --json and --output list" in aligner("eval", *arguments).stdout
     assert len(measured(*arguments)["results"][0]["categories"]) == 300
 
@@ -237,9 +367,17 @@ def test_many_categories_are_listed_in_the_json_and_not_on_the_screen(here: Path
         (["--reward-model", "toyy"], 2, "did you mean 'toy'"),
         (["--reward-model", "toy", "--reward-model", "nowhere"], 2, "there is no scorer 'nowhere'"),
         (["--reward-model", "toy", "--task", "sft"], 2, "--task has no effect for reward models"),
-        (["--reward-model", "toy", "-n", "2", "--dtype", "auto"], 2, "--num-samples, --dtype have no effect"),
+        (
+            ["--reward-model", "toy", "-n", "2", "--dtype", "auto"],
+            2,
+            "--num-samples, --dtype have no effect",
+        ),
         (["model", "--plot", "x.html"], 2, "--plot has no effect for models"),
-        (["model", "--category", "kind", "--resamples", "5"], 2, "--category, --resamples have no effect"),
+        (
+            ["model", "--category", "kind", "--resamples", "5"],
+            2,
+            "--category, --resamples have no effect",
+        ),
         (["--reward-model", "toy", "--category", "topic"], 3, "has the column `topic`"),
         (["--reward-model", "toy", "--plot", "."], 2, ". is a folder"),
         (["--reward-model", "toy", "--resamples", "-1"], 2, "resamples"),
@@ -255,7 +393,10 @@ def test_what_cannot_be_measured_is_said_before_anything_is_scored(
 
 
 def test_rows_that_a_scorer_refuses_are_named(here: Path) -> None:
-    write_jsonl(here / "pairs.jsonl", [*ROWS_OF_PAIRS, {"prompt": "no task", "chosen": "a", "rejected": "b"}])
+    write_jsonl(
+        here / "pairs.jsonl",
+        [*ROWS_OF_PAIRS, {"prompt": "no task", "chosen": "a", "rejected": "b"}],
+    )
     code, said = refused("--reward-model", "toy", "--data", "pairs.jsonl")
     assert code == 3
     assert "pairs.jsonl:5" in said

@@ -46,7 +46,10 @@ def test_prompts_come_from_a_file_and_answers_go_to_one(model: Path, tmp_path: P
     result = aligner("generate", model, "--data", data, "--max-new-tokens", "4", "--output", out)
     assert result.exit_code == 0, result.output
     written = [json.loads(line) for line in out.read_text("utf-8").splitlines()]
-    assert [(record["prompt"], record["answer"]) for record in written] == [("one", "1"), ("two", "2")]
+    assert [(record["prompt"], record["answer"]) for record in written] == [
+        ("one", "1"),
+        ("two", "2"),
+    ]
 
 
 def test_control_tokens_in_a_prompt_are_remarked_on(model: Path) -> None:
@@ -55,7 +58,10 @@ def test_control_tokens_in_a_prompt_are_remarked_on(model: Path) -> None:
     stop = AutoTokenizer.from_pretrained(model).eos_token
     result = aligner("generate", model, f"a {stop} b", "--max-new-tokens", "2")
     assert result.exit_code == 0, result.output
-    assert f"One row holds control tokens in their texts, which act as such: `{stop}` 1 time." in result.stderr
+    assert (
+        f"One row holds control tokens in their texts, which act as such: `{stop}` 1 time."
+        in result.stderr
+    )
     assert "control tokens" not in aligner("generate", model, "a b", "--max-new-tokens", "2").stderr
 
 
@@ -65,14 +71,18 @@ def test_one_answer_is_printed_alone(model: Path) -> None:
     assert result.stdout == record["completions"][0]["text"] + "\n"
 
 
-def test_a_model_without_adapters_is_asked_without_peft(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_without_adapters_is_asked_without_peft(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # importing it takes longer than loading a small model
     monkeypatch.setitem(sys.modules, "peft", None)
     result = aligner("generate", model, "one", "--max-new-tokens", "4")
     assert result.exit_code == 0, result.output
 
 
-def test_nothing_but_our_own_lines_goes_to_stderr(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_nothing_but_our_own_lines_goes_to_stderr(
+    model: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     # the command line's environment switches them off, too late for a transformers that is imported
     from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 

@@ -1,4 +1,5 @@
-"""The options of every command, frozen: people type them in scripts. A change here is a change of the interface."""
+"""The options of every command, frozen: people type them in scripts. A change here is a change of
+the interface."""
 
 from __future__ import annotations
 
@@ -15,19 +16,26 @@ OPTIONS = {
     "recipes copy": "NAME DESTINATION",
     "doctor": "--json",
     "sft": "--dry-run --resume --overwrite --num-processes --num_processes --json --debug",
-    "dpo": "--dry-run --resume --overwrite --num-processes --num_processes --json --debug --loss-table --loss-plot",
+    "dpo": "--dry-run --resume --overwrite --num-processes --num_processes --json --debug "
+    "--loss-table --loss-plot",
     "sapo": "--dry-run --resume --overwrite --num-processes --num_processes --json --debug",
     "reward": "--dry-run --resume --overwrite --num-processes --num_processes --json --debug",
     "mosaic": "--dry-run --resume --overwrite --json --debug",
     "data select": "--labels --oracle --dry-run --resume --overwrite --json --debug",
     "discover": "--dry-run --resume --overwrite --json --debug",
-    "generate": "MODEL PROMPTS --data --column --split --max-rows --max-new-tokens --temperature --top-p --top-k --min-p "
-    "--repetition-penalty --num-samples -n --seed --batch-size --dtype --quantization --trust-remote-code --output -o "
+    "generate": "MODEL PROMPTS --data --column --split --max-rows --max-new-tokens --temperature "
+    "--top-p "
+    "--top-k --min-p "
+    "--repetition-penalty --num-samples -n --seed --batch-size --dtype --quantization "
+    "--trust-remote-code --output -o "
     "--resume --overwrite --json",
-    "eval": "--data MODEL --reward-model --task --scorer --reference --category --plot --resamples --column --split "
-    "--max-rows --on-bad-row --max-new-tokens --temperature --num-samples -n --seed --batch-size --dtype --quantization "
+    "eval": "--data MODEL --reward-model --task --scorer --reference --category --plot --resamples "
+    "--column --split "
+    "--max-rows --on-bad-row --max-new-tokens --temperature --num-samples -n --seed --batch-size "
+    "--dtype --quantization "
     "--trust-remote-code --output -o --resume --overwrite --json",
-    "score": "--data --reward-model --output -o --column --split --max-rows --seed --prefix --keep-failed --resume "
+    "score": "--data --reward-model --output -o --column --split --max-rows --seed --prefix "
+    "--keep-failed --resume "
     "--overwrite --json",
     "runs list": "DIR --json",
     "runs show": "RUN --json",

@@ -1,4 +1,5 @@
-"""The README is true: its list of commands is the command line's own, and its links lead somewhere."""
+"""The README is true: its list of commands is the command line's own, and its links lead
+somewhere."""
 
 from __future__ import annotations
 

@@ -11,8 +11,12 @@ from runner import aligner
 
 def test_every_recipe_on_disk_is_listed() -> None:
     shipped = Path(__file__).parents[2] / "recipes"
-    names = {path.relative_to(shipped).with_suffix("").as_posix() for path in shipped.rglob("*.yaml")}
-    assert {item["name"] for item in json.loads(aligner("recipes", "list", "--json").stdout)} == names
+    names = {
+        path.relative_to(shipped).with_suffix("").as_posix() for path in shipped.rglob("*.yaml")
+    }
+    assert {
+        item["name"] for item in json.loads(aligner("recipes", "list", "--json").stdout)
+    } == names
     table = aligner("recipes", "list").stdout
     assert all(f"\n{name} " in table for name in names)
 
@@ -33,7 +37,9 @@ def test_an_unknown_recipe_is_answered_with_the_nearest() -> None:
 def test_a_recipe_is_copied_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert aligner("recipes", "copy", "tiny/dpo").exit_code == 0
-    assert (tmp_path / "dpo.yaml").read_text("utf-8") == aligner("recipes", "show", "tiny/dpo").stdout
+    assert (tmp_path / "dpo.yaml").read_text("utf-8") == aligner(
+        "recipes", "show", "tiny/dpo"
+    ).stdout
     again = aligner("recipes", "copy", "tiny/dpo")
     assert again.exit_code == 2
     assert "dpo.yaml exists" in again.stderr

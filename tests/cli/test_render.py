@@ -22,7 +22,11 @@ def test_without_a_terminal_there_are_plain_lines(capsys: pytest.CaptureFixture[
     assert lines[0] == "training ..."
     assert lines[1].startswith("training: 1/20  loss 2")
     assert lines[2].startswith("training: 20/20  loss 1.235")
-    assert lines[3:] == ["step 20: held out  loss 1.5", "packing is off", "warning: 3 rows were dropped"]
+    assert lines[3:] == [
+        "step 20: held out  loss 1.5",
+        "packing is off",
+        "warning: 3 rows were dropped",
+    ]
 
 
 def test_lines_come_at_most_every_few_seconds(capsys: pytest.CaptureFixture[str]) -> None:
@@ -42,7 +46,9 @@ def test_other_ranks_are_silent(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == ""
 
 
-def test_on_a_terminal_there_is_a_live_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_on_a_terminal_there_is_a_live_bar(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     with render.Screen() as screen:
         screen.on_event(events.StageStarted("training"))
@@ -91,8 +97,11 @@ def test_a_new_stage_has_its_own_clock(clock: Clock, capsys: pytest.CaptureFixtu
     assert capsys.readouterr().err.splitlines()[-1] == "tokenising: 10/10"
 
 
-def test_what_was_done_before_counts_for_no_rate(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
-    """A resumed run begins at step 501: that it is there after a second says nothing about its speed."""
+def test_what_was_done_before_counts_for_no_rate(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A resumed run begins at step 501: that it is there after a second says nothing about its
+    speed."""
     with render.Screen() as screen:
         screen.on_event(events.StageStarted("training"))
         clock += 1
@@ -104,7 +113,8 @@ def test_what_was_done_before_counts_for_no_rate(clock: Clock, capsys: pytest.Ca
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(0.0512345, "0.05123"), (26348.0, "26,348"), (3, "3"), ("", ""), (-1e-7, "-1e-07")]
+    ("value", "text"),
+    [(0.0512345, "0.05123"), (26348.0, "26,348"), (3, "3"), ("", ""), (-1e-7, "-1e-07")],
 )
 def test_numbers_have_the_digits_that_matter(value: object, text: str) -> None:
     assert render.number(value) == text

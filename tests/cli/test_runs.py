@@ -19,7 +19,9 @@ def runs(tmp_path: Path) -> Path:
     ):
         folder = tmp_path / "runs" / name
         folder.mkdir(parents=True)
-        (folder / "resolved.json").write_text(json.dumps({"recipe": {"method": "dpo"}, "recipe_hash": "0"}), "utf-8")
+        (folder / "resolved.json").write_text(
+            json.dumps({"recipe": {"method": "dpo"}, "recipe_hash": "0"}), "utf-8"
+        )
         if manifest:
             (folder / "manifest.json").write_text(json.dumps(manifest), "utf-8")
     return tmp_path / "runs"

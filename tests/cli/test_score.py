@@ -1,4 +1,5 @@
-"""`aligner score`: every form of rows, what comes out, and that a scoring that was stopped goes on."""
+"""`aligner score`: every form of rows, what comes out, and that a scoring that was stopped goes
+on."""
 
 from __future__ import annotations
 
@@ -69,33 +70,56 @@ TURNS = [{"role": "user", "content": "sort: ba"}, {"role": "assistant", "content
         ({"prompt": "sort: ba", "completion": "ab", "id": 7}, {"score": 1.0}),
         ({"prompt": TURNS[:1], "completion": TURNS[1:]}, {"score": 1.0}),
         ({"messages": TURNS}, {"score": 1.0}),
-        ({"conversations": [{"from": "human", "value": "sort: ba"}, {"from": "gpt", "value": "ba"}]}, {"score": 0.0}),
+        (
+            {
+                "conversations": [
+                    {"from": "human", "value": "sort: ba"},
+                    {"from": "gpt", "value": "ba"},
+                ]
+            },
+            {"score": 0.0},
+        ),
         ({"instruction": "sort: ba", "output": "ab"}, {"score": 1.0}),
-        ({"prompt": "sort: ba", "chosen": "ab", "rejected": "ba"}, {"score_chosen": 1.0, "score_rejected": 0.0}),
+        (
+            {"prompt": "sort: ba", "chosen": "ab", "rejected": "ba"},
+            {"score_chosen": 1.0, "score_rejected": 0.0},
+        ),
         (
             {"chosen": TURNS, "rejected": [*TURNS[:1], {"role": "assistant", "content": "b"}]},
             {"score_chosen": 1.0, "score_rejected": 0.0},
         ),
         ({"prompt": "sort: ba", "responses": ["ab", "b", ""]}, {"scores": [1.0, 0.0, 0.0]}),
-        ({"prompt": TURNS[:1], "completions": [{"text": "ab", "num_tokens": 2}]}, {"scores": [1.0]}),
+        (
+            {"prompt": TURNS[:1], "completions": [{"text": "ab", "num_tokens": 2}]},
+            {"scores": [1.0]},
+        ),
     ],
 )
-def test_every_form_of_row_is_kept_and_scored(row: dict[str, Any], added: dict[str, Any], tmp_path: Path) -> None:
+def test_every_form_of_row_is_kept_and_scored(
+    row: dict[str, Any], added: dict[str, Any], tmp_path: Path
+) -> None:
     data = write_jsonl(tmp_path / "rows.jsonl", [row, row])
     assert scored(data, "--reward-model", "toy") == [{**row, **added}] * 2
 
 
 def test_what_generate_writes_can_be_scored(tmp_path: Path) -> None:
     rows = [{"prompt": "q", "completions": [{"text": "4"}, {"text": "5"}], "answer": "4"}]
-    assert scored(write_jsonl(tmp_path / "rows.jsonl", rows), "--reward-model", "verifier:exact")[0]["scores"] == [
+    assert scored(write_jsonl(tmp_path / "rows.jsonl", rows), "--reward-model", "verifier:exact")[
+        0
+    ]["scores"] == [
         1.0,
         0.0,
     ]
 
 
 def test_the_right_answer_comes_from_its_column_also_as_a_number(tmp_path: Path) -> None:
-    rows = [{"question": "1 + 1", "reply": "it is 2", "right": 2}, {"question": "2 + 2", "reply": "5", "right": "4"}]
-    columns = [f"--column={name}" for name in ("prompt=question", "completion=reply", "answer=right")]
+    rows = [
+        {"question": "1 + 1", "reply": "it is 2", "right": 2},
+        {"question": "2 + 2", "reply": "5", "right": "4"},
+    ]
+    columns = [
+        f"--column={name}" for name in ("prompt=question", "completion=reply", "answer=right")
+    ]
     data = write_jsonl(tmp_path / "rows.jsonl", rows)
     assert scored(data, "--reward-model", "verifier:number", *columns) == [
         {**rows[0], "score": 1.0},
@@ -105,7 +129,8 @@ def test_the_right_answer_comes_from_its_column_also_as_a_number(tmp_path: Path)
 
 def test_turns_before_the_last_answer_belong_to_the_prompt(tmp_path: Path, grader: Path) -> None:
     grader.write_text(
-        "def turns(prompt, completion, reference):\n    return float(len(prompt)) + 0.1 * len(completion)\n"
+        "def turns(prompt, completion, reference):\n    return float(len(prompt)) + 0.1 * "
+        "len(completion)\n"
     )
     answer = [
         {
@@ -144,29 +169,45 @@ def test_attributes_stand_beside_the_scores_they_belong_to(tmp_path: Path, both:
 
 
 def test_a_column_that_is_there_is_not_replaced_but_others_can_be_named(tmp_path: Path) -> None:
-    rows = [{"prompt": "sort: ba", "completion": "ab"}, {"prompt": "sort: ba", "completion": "ab", "score": 9}]
+    rows = [
+        {"prompt": "sort: ba", "completion": "ab"},
+        {"prompt": "sort: ba", "completion": "ab", "score": 9},
+    ]
     data = write_jsonl(tmp_path / "rows.jsonl", rows)
     result = aligner("score", "--data", data, "--reward-model", "toy")
     assert result.exit_code == 3
     assert "rows.jsonl:2 has a column `score`" in result.stderr
     assert "--prefix" in result.stderr
-    assert scored(data, "--reward-model", "toy", "--prefix", "toy_")[1] == {**rows[1], "toy_score": 1.0}
+    assert scored(data, "--reward-model", "toy", "--prefix", "toy_")[1] == {
+        **rows[1],
+        "toy_score": 1.0,
+    }
 
 
 def test_a_sample_keeps_the_order_of_the_file(tmp_path: Path) -> None:
     rows = [{"prompt": "sort: ba", "completion": "ab", "id": number} for number in range(30)]
     data = write_jsonl(tmp_path / "rows.jsonl", rows)
-    found = [row["id"] for row in scored(data, "--reward-model", "toy", "--max-rows", "7", "--seed", "3")]
+    found = [
+        row["id"] for row in scored(data, "--reward-model", "toy", "--max-rows", "7", "--seed", "3")
+    ]
     assert len(found) == 7
     assert found == sorted(found)
 
 
 def test_rows_come_out_as_they_came_in_whatever_they_hold(tmp_path: Path) -> None:
-    line = r'{"prompt": "sort: ba", "completion": "ab", "odd": "\ud800", "deep": {"a": [1, null, "ü"]}, "x": NaN}'
+    line = (
+        r'{"prompt": "sort: ba", "completion": "ab", "odd": "\ud800", '
+        r'"deep": {"a": [1, null, "ü"]}, "x": NaN}'
+    )
     data = tmp_path / "rows.jsonl"
     data.write_text(f"\n{line}\n\n", encoding="utf-8")
     (row,) = scored(data, "--reward-model", "toy")
-    assert (row["odd"], row["deep"], row["x"], row["score"]) == ("\ud800", {"a": [1, None, "ü"]}, "NaN", 1.0)
+    assert (row["odd"], row["deep"], row["x"], row["score"]) == (
+        "\ud800",
+        {"a": [1, None, "ü"]},
+        "NaN",
+        1.0,
+    )
 
 
 PAIRS = [
@@ -178,7 +219,9 @@ PAIRS = [
 
 
 def test_without_an_output_there_is_a_summary(tmp_path: Path) -> None:
-    result = aligner("score", "--data", write_jsonl(tmp_path / "rows.jsonl", PAIRS), "--reward-model", "toy")
+    result = aligner(
+        "score", "--data", write_jsonl(tmp_path / "rows.jsonl", PAIRS), "--reward-model", "toy"
+    )
     table = [line.split() for line in result.stdout.splitlines()]
     assert table[0] == ["toy", "n", "mean", "std", "min", "median", "max"]
     assert table[1] == ["score", "8", "0.375", "0.5175", "0", "0", "1"]
@@ -194,7 +237,9 @@ def test_a_program_gets_the_summary_and_the_rows(tmp_path: Path) -> None:
     assert record["summary"]["accuracy"] == 0.625
     assert record["rows"][1] == {**PAIRS[1], "score_chosen": 0.0, "score_rejected": 1.0}
     output = tmp_path / "new" / "scored.jsonl"
-    record = json.loads(aligner("score", "--data", data, "--reward-model", "toy", "--json", "-o", output).stdout)
+    record = json.loads(
+        aligner("score", "--data", data, "--reward-model", "toy", "--json", "-o", output).stdout
+    )
     assert "rows" not in record
     assert (record["output"], len(lines(output))) == (str(output), 4)
 
@@ -202,7 +247,11 @@ def test_a_program_gets_the_summary_and_the_rows(tmp_path: Path) -> None:
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scoring, "AT_ONCE", 4)
-    monkeypatch.setattr(scoring.score_answers, "__kwdefaults__", {**scoring.score_answers.__kwdefaults__, "at_once": 4})
+    monkeypatch.setattr(
+        scoring.score_answers,
+        "__kwdefaults__",
+        {**scoring.score_answers.__kwdefaults__, "at_once": 4},
+    )
 
 
 def numbered(count: int) -> list[dict[str, Any]]:
@@ -222,7 +271,15 @@ def breaks(prompt, completion, reference):
 def test_a_scoring_that_was_stopped_goes_on_where_it_was(tmp_path: Path, grader: Path) -> None:
     grader.write_text(GRADER + BREAKS)
     data, output = write_jsonl(tmp_path / "rows.jsonl", numbered(14)), tmp_path / "scored.jsonl"
-    command = ("score", "--data", data, "--reward-model", f"verifier:{grader}:breaks", "--output", output)
+    command = (
+        "score",
+        "--data",
+        data,
+        "--reward-model",
+        f"verifier:{grader}:breaks",
+        "--output",
+        output,
+    )
     first = aligner(*command)
     assert first.exit_code == 3
     assert not output.exists()
@@ -242,8 +299,11 @@ def test_a_scoring_that_was_stopped_goes_on_where_it_was(tmp_path: Path, grader:
     assert not (tmp_path / "scored.jsonl.part").exists()
 
 
-def kill_at_the_end(data: Path, card: object, output: Path, monkeypatch: pytest.MonkeyPatch, *more: str) -> Path:
-    """The scores of a scoring that is killed after the last of them is kept, and before the output is written."""
+def kill_at_the_end(
+    data: Path, card: object, output: Path, monkeypatch: pytest.MonkeyPatch, *more: str
+) -> Path:
+    """The scores of a scoring that is killed after the last of them is kept, and before the output
+    is written."""
 
     def dies(self: ScoreStore, rows: object) -> None:
         raise KeyboardInterrupt
@@ -259,14 +319,20 @@ def test_scores_that_belong_together_are_kept_all_or_none(
     tmp_path: Path, grader: Path, both: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Half of a call's scores with the other half of another call would stand on two scales."""
-    both.write_text(f"kind: ensemble\nmembers: ['verifier:{grader}:length', toy]\nstandardize: true\n")
-    rows = [{"prompt": "sort: ba", "completion": text} for text in ["ab", "a", "b", "x", "abc", "y"]]
+    both.write_text(
+        f"kind: ensemble\nmembers: ['verifier:{grader}:length', toy]\nstandardize: true\n"
+    )
+    rows = [
+        {"prompt": "sort: ba", "completion": text} for text in ["ab", "a", "b", "x", "abc", "y"]
+    ]
     data, output = write_jsonl(tmp_path / "rows.jsonl", rows), tmp_path / "again.jsonl"
     kept = kill_at_the_end(data, both, output, monkeypatch)
     torn = kept.read_bytes().splitlines(keepends=True)
     assert torn[-1] == b'{"end": 6}\n'
     kept.write_bytes(b"".join(torn[:3]) + torn[3][:9])
-    result = aligner("score", "--data", data, "--reward-model", both, "--output", output, "--resume")
+    result = aligner(
+        "score", "--data", data, "--reward-model", both, "--output", output, "--resume"
+    )
     assert result.exit_code == 0, result.output
     assert lines(output) == scored(data, "--reward-model", both)
 
@@ -274,13 +340,19 @@ def test_scores_that_belong_together_are_kept_all_or_none(
 def test_a_call_that_is_not_whole_is_begun_again_also_where_its_part_has_an_end(
     tmp_path: Path, grader: Path, both: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    both.write_text(f"kind: ensemble\nmembers: ['verifier:{grader}:length', toy]\nstandardize: true\n")
-    rows = [{"prompt": "sort: ba", "completion": text} for text in ["ab", "a", "b", "x", "abc", "y"]]
+    both.write_text(
+        f"kind: ensemble\nmembers: ['verifier:{grader}:length', toy]\nstandardize: true\n"
+    )
+    rows = [
+        {"prompt": "sort: ba", "completion": text} for text in ["ab", "a", "b", "x", "abc", "y"]
+    ]
     data, output = write_jsonl(tmp_path / "rows.jsonl", rows), tmp_path / "again.jsonl"
     kept = kill_at_the_end(data, both, output, monkeypatch)
     kept.write_bytes(b"".join(kept.read_bytes().splitlines(keepends=True)[:3]) + b'{"end": 3}\n')
     before = len(calls(grader))
-    result = aligner("score", "--data", data, "--reward-model", both, "--output", output, "--resume")
+    result = aligner(
+        "score", "--data", data, "--reward-model", both, "--output", output, "--resume"
+    )
     assert result.exit_code == 0, result.output
     assert len(calls(grader)) - before == 6
     assert lines(output) == scored(data, "--reward-model", both)
@@ -294,30 +366,39 @@ def test_a_call_with_an_answer_that_has_no_score_is_not_kept(
     data, output = write_jsonl(tmp_path / "rows.jsonl", WORDS), tmp_path / "again.jsonl"
     with FakeEndpoint(grades({"mute": "no comment", "good": "Grade: 9"})) as server:
         grader.write_text(
-            GRADER + "\ndef first(prompt, completion, reference):\n    return float(ord(completion[0]))\n"
+            GRADER
+            + "\ndef first(prompt, completion, reference):\n    return float(ord(completion[0]))\n"
         )
         members = f"[{judge_card(tmp_path, server)}, 'verifier:{grader}:first']"
         both.write_text(f"kind: ensemble\nmembers: {members}\nstandardize: true\n")
         kept = kill_at_the_end(data, both, output, monkeypatch, "--keep-failed")
         assert not kept.exists()
         server.answers = grades({"mute": "Grade: 2", "good": "Grade: 9"})
-        result = aligner("score", "--data", data, "--reward-model", both, "--output", output, "--resume")
+        result = aligner(
+            "score", "--data", data, "--reward-model", both, "--output", output, "--resume"
+        )
         assert result.exit_code == 0, result.output
         assert lines(output) == scored(data, "--reward-model", both)
 
 
 @pytest.mark.usefixtures("own_cache")
-def test_answers_beside_one_without_a_score_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answers_beside_one_without_a_score_are_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A model that compares answers scored them without it."""
     pytest.importorskip("openai")
     rows = [{"prompt": "p", "completion": "other"}, *WORDS]
     data, output = write_jsonl(tmp_path / "rows.jsonl", rows), tmp_path / "again.jsonl"
     with FakeEndpoint(grades({"mute": "no comment"})) as server:
-        kept = kill_at_the_end(data, judge_card(tmp_path, server), output, monkeypatch, "--keep-failed")
+        kept = kill_at_the_end(
+            data, judge_card(tmp_path, server), output, monkeypatch, "--keep-failed"
+        )
     assert [json.loads(line).get("answer") for line in kept.read_text().splitlines()] == [0, None]
 
 
-def test_scores_that_are_broken_inside_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_that_are_broken_inside_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data, output = write_jsonl(tmp_path / "rows.jsonl", numbered(3)), tmp_path / "scored.jsonl"
     grader = tmp_path / "grader.py"
     grader.write_text(GRADER)
@@ -326,7 +407,9 @@ def test_scores_that_are_broken_inside_are_told(tmp_path: Path, monkeypatch: pyt
     whole = kept.read_bytes().splitlines(keepends=True)
     for broken, line in ((whole[1:], 3), ([*whole[:1], b"\0\n", *whole[2:]], 2)):
         kept.write_bytes(b"".join(broken))
-        result = aligner("score", "--data", data, "--reward-model", card, "--output", output, "--resume")
+        result = aligner(
+            "score", "--data", data, "--reward-model", card, "--output", output, "--resume"
+        )
         assert result.exit_code == 3
         assert f"scores.jsonl:{line} is no score" in result.stderr
 
@@ -339,7 +422,16 @@ def test_an_output_that_another_process_writes_is_not_overwritten(tmp_path: Path
     for name, text in (("header.json", "{}"), ("scores.jsonl", ""), ("lock", json.dumps(holder))):
         (part / name).write_text(text)
     before = {item.name: item.read_text() for item in part.iterdir()}
-    result = aligner("score", "--data", data, "--reward-model", "verifier:exact", "--output", output, "--overwrite")
+    result = aligner(
+        "score",
+        "--data",
+        data,
+        "--reward-model",
+        "verifier:exact",
+        "--output",
+        output,
+        "--overwrite",
+    )
     assert (result.exit_code, "is in use by process 1 on elsewhere" in result.stderr) == (2, True)
     assert {item.name: item.read_text() for item in part.iterdir()} == before
 
@@ -350,7 +442,10 @@ def test_overwriting_begins_again_whatever_was_begun_before(
     data, output = write_jsonl(tmp_path / "rows.jsonl", numbered(3)), tmp_path / "scored.jsonl"
     kill_at_the_end(data, f"verifier:{grader}:length", output, monkeypatch)
     write_jsonl(data, numbered(2))
-    assert [row["score"] for row in scored(data, "--reward-model", f"verifier:{grader}:length", "--overwrite")] == [
+    assert [
+        row["score"]
+        for row in scored(data, "--reward-model", f"verifier:{grader}:length", "--overwrite")
+    ] == [
         1,
         2,
     ]
@@ -366,17 +461,29 @@ def test_a_scoring_that_was_killed_before_its_header_can_be_gone_on_with(
     part.mkdir()
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    (part / "lock").write_text(json.dumps({"pid": gone.pid, "host": platform.node(), "process_began": "1"}))
+    (part / "lock").write_text(
+        json.dumps({"pid": gone.pid, "host": platform.node(), "process_began": "1"})
+    )
     (part / f".header.json.{gone.pid}.tmp").write_text('{"da')
     assert len(scored(data, "--reward-model", f"verifier:{grader}:length", option)) == 3
 
 
 @pytest.mark.usefixtures("small_parts")
 @pytest.mark.parametrize("change", ["data", "reward model", "sample"])
-def test_a_scoring_of_something_else_is_not_gone_on_with(tmp_path: Path, grader: Path, change: str) -> None:
+def test_a_scoring_of_something_else_is_not_gone_on_with(
+    tmp_path: Path, grader: Path, change: str
+) -> None:
     grader.write_text(GRADER + BREAKS)
     data, output = write_jsonl(tmp_path / "rows.jsonl", numbered(14)), tmp_path / "scored.jsonl"
-    command = ["score", "--data", data, "--reward-model", f"verifier:{grader}:breaks", "--output", output]
+    command = [
+        "score",
+        "--data",
+        data,
+        "--reward-model",
+        f"verifier:{grader}:breaks",
+        "--output",
+        output,
+    ]
     assert aligner(*command).exit_code == 3
     if change == "data":
         write_jsonl(data, [*numbered(13), {"prompt": "p", "completion": "another"}])
@@ -397,7 +504,9 @@ def test_all_answers_to_a_prompt_are_scored_in_one_call(tmp_path: Path) -> None:
     class Spy:
         name, range = "spy", (0.0, 1.0)
 
-        def score(self, prompts: list[str], completions: list[str], references: object = None) -> Any:
+        def score(
+            self, prompts: list[str], completions: list[str], references: object = None
+        ) -> Any:
             from aligner.reward_models.base import Scores
 
             found.append(prompts)
@@ -419,9 +528,15 @@ def test_all_answers_to_a_prompt_are_scored_in_one_call(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("small_parts")
-def test_an_ensemble_on_one_scale_gets_all_rows_in_one_call(tmp_path: Path, grader: Path, both: Path) -> None:
-    both.write_text(f"kind: ensemble\nmembers: ['verifier:{grader}:length', toy]\nstandardize: true\n")
-    rows = [{"prompt": "sort: ba", "completion": text} for text in ["ab", "a", "b", "x", "abc", "y"]]
+def test_an_ensemble_on_one_scale_gets_all_rows_in_one_call(
+    tmp_path: Path, grader: Path, both: Path
+) -> None:
+    both.write_text(
+        f"kind: ensemble\nmembers: ['verifier:{grader}:length', toy]\nstandardize: true\n"
+    )
+    rows = [
+        {"prompt": "sort: ba", "completion": text} for text in ["ab", "a", "b", "x", "abc", "y"]
+    ]
     data = write_jsonl(tmp_path / "rows.jsonl", rows)
     found = [row["score"] for row in scored(data, "--reward-model", both)]
     # lengths 2 1 1 1 3 1: mean 1.5, variance 3.5/6; right 1 0 0 0 0 0: mean 1/6, variance 5/36
@@ -430,7 +545,13 @@ def test_an_ensemble_on_one_scale_gets_all_rows_in_one_call(tmp_path: Path, grad
 
 
 def judge_card(folder: Path, server: FakeEndpoint, **settings: Any) -> Path:
-    endpoint = {"model": "m", "base_url": server.base_url, "max_retries": 0, "max_in_flight": 1, **settings}
+    endpoint = {
+        "model": "m",
+        "base_url": server.base_url,
+        "max_retries": 0,
+        "max_in_flight": 1,
+        **settings,
+    }
     path = folder / "strict.yaml"
     path.write_text(json.dumps({"kind": "judge", "endpoint": endpoint}))
     return path
@@ -439,7 +560,9 @@ def judge_card(folder: Path, server: FakeEndpoint, **settings: Any) -> Path:
 def grades(replies: dict[str, str]) -> Any:
     def answer(body: dict[str, Any]) -> Answer:
         text = body["messages"][1]["content"]
-        return Answer(text=next((reply for word, reply in replies.items() if word in text), "Grade: 5"))
+        return Answer(
+            text=next((reply for word, reply in replies.items() if word in text), "Grade: 5")
+        )
 
     return answer
 
@@ -452,7 +575,15 @@ def test_a_row_that_a_judge_says_nothing_of_costs_no_other_its_score(tmp_path: P
     pytest.importorskip("openai")
     data, output = write_jsonl(tmp_path / "rows.jsonl", WORDS), tmp_path / "scored.jsonl"
     with FakeEndpoint(grades({"mute": "no comment", "good": "Grade: 9"})) as server:
-        command = ("score", "--data", data, "--reward-model", judge_card(tmp_path, server), "--output", output)
+        command = (
+            "score",
+            "--data",
+            data,
+            "--reward-model",
+            judge_card(tmp_path, server),
+            "--output",
+            output,
+        )
         result = aligner(*command)
         assert result.exit_code == 3
         assert "no score for 1 of 3 answers" in result.stderr
@@ -467,7 +598,11 @@ def test_a_row_that_a_judge_says_nothing_of_costs_no_other_its_score(tmp_path: P
         assert [row["score"] for row in rows] == [5.0, None, 9.0]
         assert rows[1]["error"].startswith("the reply ends in")
         server.answers = grades({"mute": "Grade: 2", "good": "Grade: 9"})
-        assert [row["score"] for row in scored(data, *command[3:5], "--overwrite")] == [5.0, 2.0, 9.0]
+        assert [row["score"] for row in scored(data, *command[3:5], "--overwrite")] == [
+            5.0,
+            2.0,
+            9.0,
+        ]
         assert len(server.bodies) == 7
 
 
@@ -480,7 +615,10 @@ def test_a_budget_holds_across_resumes_and_nothing_is_paid_for_twice(tmp_path: P
         command = ("score", "--data", data, "--reward-model", card, "--output", output)
         for arguments in ((), ("--resume",)):
             result = aligner(*command, *arguments)
-            assert (result.exit_code, "the budget is spent (calls: 4 of 4)" in result.stderr) == (4, True)
+            assert (result.exit_code, "the budget is spent (calls: 4 of 4)" in result.stderr) == (
+                4,
+                True,
+            )
         judge_card(tmp_path, server, budget={"calls": 6})
         assert aligner(*command, "--resume").exit_code == 0
     assert len(server.bodies) == 6
@@ -528,7 +666,9 @@ def test_what_cannot_be_done_is_said_before_anything_is_scored(
         ({"prompt": "a"}, "completion"),
     ],
 )
-def test_a_row_that_holds_no_answer_is_named(tmp_path: Path, row: dict[str, Any], words: str) -> None:
+def test_a_row_that_holds_no_answer_is_named(
+    tmp_path: Path, row: dict[str, Any], words: str
+) -> None:
     data = write_jsonl(tmp_path / "rows.jsonl", [row])
     result = aligner("score", "--data", data, "--reward-model", "verifier:exact")
     assert result.exit_code == 3, result.output
@@ -537,16 +677,30 @@ def test_a_row_that_holds_no_answer_is_named(tmp_path: Path, row: dict[str, Any]
 
 def test_a_row_that_its_rule_cannot_judge_is_named_by_file_and_row(tmp_path: Path) -> None:
     rows = [{"prompt": "sort: ba", "completion": "ab"}, {"prompt": "Hello", "completion": "Hi"}]
-    result = aligner("score", "--data", write_jsonl(tmp_path / "rows.jsonl", rows), "--reward-model", "toy")
+    result = aligner(
+        "score", "--data", write_jsonl(tmp_path / "rows.jsonl", rows), "--reward-model", "toy"
+    )
     assert result.exit_code == 3
     assert "rows.jsonl:2: " in result.stderr
 
 
 @pytest.mark.slow
-def test_a_scoring_that_is_killed_goes_on_with_the_same_result(tmp_path: Path, grader: Path) -> None:
+def test_a_scoring_that_is_killed_goes_on_with_the_same_result(
+    tmp_path: Path, grader: Path
+) -> None:
     data, output = write_jsonl(tmp_path / "rows.jsonl", numbered(300)), tmp_path / "scored.jsonl"
-    arguments = ["score", "--data", data, "--reward-model", f"verifier:{grader}:slow", "--output", output]
-    process = subprocess.Popen([sys.executable, "-m", "aligner", *map(str, arguments)], stderr=subprocess.DEVNULL)
+    arguments = [
+        "score",
+        "--data",
+        data,
+        "--reward-model",
+        f"verifier:{grader}:slow",
+        "--output",
+        output,
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "aligner", *map(str, arguments)], stderr=subprocess.DEVNULL
+    )
     kept = tmp_path / "scored.jsonl.part" / "scores.jsonl"
     while not (kept.exists() and '{"end"' in kept.read_text()):
         assert process.poll() is None
@@ -556,7 +710,9 @@ def test_a_scoring_that_is_killed_goes_on_with_the_same_result(tmp_path: Path, g
     assert not output.exists()
     result = aligner(*arguments, "--resume")
     assert result.exit_code == 0, result.output
-    asked = [len(text) for text in calls(grader)]  # the call that was running when the kill came may be there twice
+    asked = [
+        len(text) for text in calls(grader)
+    ]  # the call that was running when the kill came may be there twice
     assert [asked.count(number) for number in range(1, 257)] == [1] * 256
     assert set(asked) == set(range(1, 301))
     assert [row["score"] for row in lines(output)] == [float(number) for number in range(1, 301)]

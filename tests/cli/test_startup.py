@@ -9,7 +9,18 @@ import sys
 
 import pytest
 
-HEAVY = ["torch", "transformers", "trl", "datasets", "accelerate", "peft", "pyarrow", "pandas", "matplotlib", "numpy"]
+HEAVY = [
+    "torch",
+    "transformers",
+    "trl",
+    "datasets",
+    "accelerate",
+    "peft",
+    "pyarrow",
+    "pandas",
+    "matplotlib",
+    "numpy",
+]
 QUICK = (
     ["--help"],
     ["--version"],
@@ -38,14 +49,18 @@ print("LOADED", *sorted({name.split(".")[0] for name in sys.modules}), file=sys.
 
 @pytest.mark.parametrize("arguments", QUICK, ids=" ".join)
 def test_nothing_heavy_is_loaded(arguments: list[str]) -> None:
-    done = subprocess.run([sys.executable, "-c", PROGRAM, *arguments], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *arguments], capture_output=True, text=True, check=True
+    )
     loaded = done.stderr.rpartition("LOADED")[2].split()
     assert loaded, done.stderr
     assert "bug of ours" not in done.stderr
     assert [name for name in HEAVY if name in loaded] == []
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["dpo", "--help"], ["recipes", "list"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["dpo", "--help"], ["recipes", "list"]], ids=" ".join
+)
 def test_the_answer_costs_little_processor_time(arguments: list[str]) -> None:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     command = [sys.executable, "-m", "aligner", *arguments]

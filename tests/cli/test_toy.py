@@ -1,4 +1,5 @@
-"""`aligner toy`, `aligner quickstart` and `aligner doctor`: what the command line adds to the library."""
+"""`aligner toy`, `aligner quickstart` and `aligner doctor`: what the command line adds to the
+library."""
 
 from __future__ import annotations
 
@@ -26,7 +27,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return made
 
 
-def test_the_toy_world_is_written_where_it_is_asked_for(asked: dict[str, Any], tmp_path: Path) -> None:
+def test_the_toy_world_is_written_where_it_is_asked_for(
+    asked: dict[str, Any], tmp_path: Path
+) -> None:
     result = aligner("toy", tmp_path / "world", "--seed", "3", "--overwrite")
     assert result.exit_code == 0, result.output
     assert asked == {"directory": tmp_path / "world", "seed": 3, "overwrite": True}
@@ -44,7 +47,10 @@ def test_a_folder_with_something_else_in_it_is_refused(command: list[str], tmp_p
 
 
 def test_the_doctor_gives_findings_and_cures(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = [doctor.Check("torch", "ok", "2.13"), doctor.Check("disk", "problem", "1 GB free", "make room")]
+    found = [
+        doctor.Check("torch", "ok", "2.13"),
+        doctor.Check("disk", "problem", "1 GB free", "make room"),
+    ]
     monkeypatch.setattr(doctor, "examine", lambda: found)
     text = aligner("doctor").stdout
     assert "PROBLEM  disk   1 GB free\n" in text
@@ -54,7 +60,9 @@ def test_the_doctor_gives_findings_and_cures(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.slow
-def test_the_quickstart_ends_with_three_scores_and_a_report(toy_world: Path, tmp_path: Path) -> None:
+def test_the_quickstart_ends_with_three_scores_and_a_report(
+    toy_world: Path, tmp_path: Path
+) -> None:
     import shutil
 
     folder = tmp_path / "toy"

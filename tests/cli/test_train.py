@@ -1,4 +1,5 @@
-"""`aligner sft` and `aligner dpo`, without training: what is asked of the library, and what is printed."""
+"""`aligner sft` and `aligner dpo`, without training: what is asked of the library, and what is
+printed."""
 
 from __future__ import annotations
 
@@ -47,7 +48,9 @@ def calls(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]
     """What `run_recipe` was asked, with a stand-in that trains nothing."""
     made: list[dict[str, Any]] = []
 
-    def run_recipe(resolved: Any, *, on_event: Callable[[events.Event], None], **options: Any) -> Outcome:
+    def run_recipe(
+        resolved: Any, *, on_event: Callable[[events.Event], None], **options: Any
+    ) -> Outcome:
         made.append({"recipe": resolved.recipe, **options})
         on_event(events.StageStarted("training"))
         on_event(events.Metrics(1, 1, {"loss": 0.5}))
@@ -58,7 +61,9 @@ def calls(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]
 
 
 def test_the_recipe_overrides_and_flags_reach_the_library(calls: list) -> None:
-    result = aligner("dpo", "recipe.yaml", "dpo.beta=0.3", "--learning-rate", "1e-4", "--use_peft", "--resume")
+    result = aligner(
+        "dpo", "recipe.yaml", "dpo.beta=0.3", "--learning-rate", "1e-4", "--use_peft", "--resume"
+    )
     assert result.exit_code == 0, result.output
     (call,) = calls
     assert call["recipe"].dpo.beta == 0.3
@@ -104,7 +109,11 @@ def test_the_result_is_a_table_and_the_paths(calls: list) -> None:
 
 def test_json_is_all_there_is_on_stdout(calls: list) -> None:
     answer = json.loads(aligner("dpo", "recipe.yaml", "--json").stdout)
-    assert answer == {"run_dir": "runs/x", "results": {"eval_loss": 0.25}, "report": "runs/x/report.html"}
+    assert answer == {
+        "run_dir": "runs/x",
+        "results": {"eval_loss": 0.25},
+        "report": "runs/x/report.html",
+    }
 
 
 def test_a_dry_run_prints_the_resolved_recipe(calls: list) -> None:
@@ -131,7 +140,9 @@ def test_training_that_fails_ends_with_5(folder: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(methods, "run_recipe", fail, raising=False)
     result = aligner("sft", "recipe.yaml")
     assert result.exit_code == 5
-    assert result.stderr.endswith("error: the loss is not a number at step 3\nhint: lower the learning rate\n")
+    assert result.stderr.endswith(
+        "error: the loss is not a number at step 3\nhint: lower the learning rate\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -147,7 +158,9 @@ def test_training_that_fails_ends_with_5(folder: Path, monkeypatch: pytest.Monke
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_a_mistake_is_answered_on_one_screen_with_the_cure(calls: list, arguments: list[str], words: str) -> None:
+def test_a_mistake_is_answered_on_one_screen_with_the_cure(
+    calls: list, arguments: list[str], words: str
+) -> None:
     result = aligner("dpo", *arguments)
     assert result.exit_code == 2, result.output
     assert words in result.stderr
@@ -162,5 +175,13 @@ def test_the_help_fits_two_screens_and_names_the_flags(method: str) -> None:
     assert len(lines) <= 60
     text = "\n".join(lines)
     assert f"aligner {method} [RECIPE] [KEY=VALUE ...]" in text
-    for name in ("learning_rate", "use_peft", "lora_r", "load_in_4bit", "max_length", "num_train_epochs", "--dry-run"):
+    for name in (
+        "learning_rate",
+        "use_peft",
+        "lora_r",
+        "load_in_4bit",
+        "max_length",
+        "num_train_epochs",
+        "--dry-run",
+    ):
         assert name in text

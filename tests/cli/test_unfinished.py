@@ -1,4 +1,5 @@
-"""`aligner generate` and `aligner eval` that are stopped: gone on with, bit for bit, and never mixed with anything else."""
+"""`aligner generate` and `aligner eval` that are stopped: gone on with, bit for bit, and never
+mixed with anything else."""
 
 from __future__ import annotations
 
@@ -113,7 +114,9 @@ def test_stopped_at_any_part_and_resumed_equals_uninterrupted(
 ) -> None:
     from aligner.evaluation import pair_scores
 
-    monkeypatch.setattr(pair_scores.judge, "__kwdefaults__", {**pair_scores.judge.__kwdefaults__, "at_once": 2})
+    monkeypatch.setattr(
+        pair_scores.judge, "__kwdefaults__", {**pair_scores.judge.__kwdefaults__, "at_once": 2}
+    )
     monkeypatch.setattr(pair_scores, "AT_ONCE", 2)
     pairs = [json.loads(line) for line in Path("pairs.jsonl").read_text().splitlines()]
     write_jsonl(Path("answered.jsonl"), [{**pair, "answer": pair["chosen"]} for pair in pairs])
@@ -125,7 +128,9 @@ def test_stopped_at_any_part_and_resumed_equals_uninterrupted(
         with monkeypatch.context() as patch:
             dies_at(3, patch)  # two parts are kept each time
             with suppress(Killed):
-                result = aligner(*words, "--output", "out.json", *(["--resume"] if attempts else []))
+                result = aligner(
+                    *words, "--output", "out.json", *(["--resume"] if attempts else [])
+                )
                 assert result.exit_code == 0, result.output
         attempts += 1
     assert attempts >= 2
@@ -157,7 +162,9 @@ def test_what_was_begun_is_gone_on_with_or_replaced_and_not_by_mistake(
     assert aligner(*words, "--output", "out.json", "--overwrite").exit_code == 0
     done = Path("out.json").read_bytes()
     assert "out.json exists" in said(aligner(*words, "--output", "out.json"))
-    assert "nothing is left to be resumed" in said(aligner(*words, "--output", "out.json", "--resume"))
+    assert "nothing is left to be resumed" in said(
+        aligner(*words, "--output", "out.json", "--resume")
+    )
     assert Path("out.json").read_bytes() == done
     assert "there is none" in said(aligner(*words, "--resume"))
     assert aligner(*words, "--output", "out.json", "--overwrite").exit_code == 0
@@ -165,7 +172,9 @@ def test_what_was_begun_is_gone_on_with_or_replaced_and_not_by_mistake(
 
 
 @pytest.mark.parametrize("name", ["generate", "eval sft"])
-@pytest.mark.parametrize("changed", ["the model", "the tokenizer or its template", "the data", "--batch-size"])
+@pytest.mark.parametrize(
+    "changed", ["the model", "the tokenizer or its template", "the data", "--batch-size"]
+)
 def test_what_was_begun_with_something_else_is_not_gone_on_with(
     name: str, changed: str, here: Path, other: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,7 +205,8 @@ def test_another_reward_model_under_the_same_name_is_not_gone_on_with(
 
     monkeypatch.setattr(pair_scores, "AT_ONCE", 2)
     write_jsonl(
-        Path("answered.jsonl"), [{"prompt": str(n), "chosen": "a", "rejected": "b", "answer": "a"} for n in range(9)]
+        Path("answered.jsonl"),
+        [{"prompt": str(n), "chosen": "a", "rejected": "b", "answer": "a"} for n in range(9)],
     )
     words = command("eval rewards", other)
     killed(words, monkeypatch)
@@ -204,8 +214,11 @@ def test_another_reward_model_under_the_same_name_is_not_gone_on_with(
     assert "begun with another model" in said(aligner(*words, "--output", "out.json", "--resume"))
 
 
-def test_where_nothing_was_done_nothing_is_left(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A prompt that the model has no room for is found before the first answer: the next command needs no --overwrite."""
+def test_where_nothing_was_done_nothing_is_left(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A prompt that the model has no room for is found before the first answer: the next command
+    needs no --overwrite."""
     write_jsonl(Path("long.jsonl"), [{"prompt": "a" * 5000}])
     words = ["generate", "model", "--data", "long.jsonl", "--output", "out.json", *SMALL]
     result = aligner(*words)
@@ -223,14 +236,21 @@ def test_a_stopped_command_says_how_to_go_on(here: Path, monkeypatch: pytest.Mon
     for name, data in (("generate", "prompts.jsonl"), ("eval", "sft.jsonl")):
         words = [name, "model", "--data", data, *SMALL, "--output"]
         result = aligner(*words, "out.json")
-        assert (result.exit_code, "the same command with --resume goes on" in result.stderr) == (130, True)
+        assert (result.exit_code, "the same command with --resume goes on" in result.stderr) == (
+            130,
+            True,
+        )
         result = aligner(*words, "out.json", "--overwrite")
         assert "--resume in place of --overwrite goes on" in result.stderr
 
 
 @pytest.mark.parametrize("name", ["generate", "eval sft", "eval rewards"])
-def test_what_is_no_file_is_written_to_and_stays_what_it_is(name: str, here: Path, other: Path) -> None:
-    write_jsonl(Path("answered.jsonl"), [{"prompt": "p", "chosen": "aa", "rejected": "b", "answer": "aa"}])
+def test_what_is_no_file_is_written_to_and_stays_what_it_is(
+    name: str, here: Path, other: Path
+) -> None:
+    write_jsonl(
+        Path("answered.jsonl"), [{"prompt": "p", "chosen": "aa", "rejected": "b", "answer": "aa"}]
+    )
     words = command(name, other)
     assert aligner(*words, "--output", "plain.json").exit_code == 0
     os.mkfifo("pipe")
@@ -249,7 +269,9 @@ def test_scores_can_go_into_a_pipe(here: Path) -> None:
     write_jsonl(Path("scored.jsonl"), [{"prompt": "p", "completion": "aa", "answer": "aa"}])
     os.mkfifo("pipe")
     reader = subprocess.Popen(["cat", "pipe"], stdout=subprocess.PIPE)
-    result = aligner("score", "--data", "scored.jsonl", "--reward-model", "verifier:exact", "--output", "pipe")
+    result = aligner(
+        "score", "--data", "scored.jsonl", "--reward-model", "verifier:exact", "--output", "pipe"
+    )
     found, _ = reader.communicate(timeout=30)
     assert result.exit_code == 0, result.output
     assert json.loads(found)["score"] == 1.0
@@ -274,7 +296,9 @@ def test_a_link_is_followed(is_there: bool, here: Path, monkeypatch: pytest.Monk
     assert len(Path("disk/real.json").read_text().splitlines()) == 7
 
 
-def test_an_output_that_came_into_being_meanwhile_is_not_replaced(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_output_that_came_into_being_meanwhile_is_not_replaced(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from aligner.cli import generate as command_module
 
     real = command_module.load_model
@@ -284,7 +308,9 @@ def test_an_output_that_came_into_being_meanwhile_is_not_replaced(here: Path, mo
         return real(section)
 
     monkeypatch.setattr(command_module, "load_model", late)
-    message = said(aligner("generate", "model", "--data", "prompts.jsonl", "--output", "out.json", *SMALL))
+    message = said(
+        aligner("generate", "model", "--data", "prompts.jsonl", "--output", "out.json", *SMALL)
+    )
     assert "out.json exists" in message
     assert Path("out.json").read_text() == "of another process"
     assert not Path("out.json.part").exists()
@@ -303,7 +329,9 @@ def test_an_output_that_came_into_being_meanwhile_is_not_replaced(here: Path, mo
 def test_an_output_that_cannot_be_is_told_before_anything_is_loaded(
     name: str, output: str, words: str, here: Path, other: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aligner.cli.models.load_model", lambda section: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(
+        "aligner.cli.models.load_model", lambda section: pytest.fail("the model was loaded")
+    )
     assert words in said(aligner(*command(name, other), "--output", output))
 
 
@@ -336,15 +364,30 @@ def test_a_judges_budget_is_that_of_its_data(here: Path) -> None:
     pytest.importorskip("openai")
     for name in ("a", "b"):
         write_jsonl(
-            Path(f"{name}.jsonl"), [{"prompt": f"{name}{n}", "chosen": "good", "rejected": "bad"} for n in range(2)]
+            Path(f"{name}.jsonl"),
+            [{"prompt": f"{name}{n}", "chosen": "good", "rejected": "bad"} for n in range(2)],
         )
     with FakeEndpoint((Answer(text="Better: A"),)) as server:
-        card = {"model": "judge", "base_url": server.base_url, "max_in_flight": 1, "budget": {"calls": 4}}
+        card = {
+            "model": "judge",
+            "base_url": server.base_url,
+            "max_in_flight": 1,
+            "budget": {"calls": 4},
+        }
         Path("judge.yaml").write_text(f"kind: judge\nendpoint: {json.dumps(card)}\n")
-        first = aligner("eval", "--reward-model", "judge.yaml", "--data", "a.jsonl", "--output", "out.json")
+        first = aligner(
+            "eval", "--reward-model", "judge.yaml", "--data", "a.jsonl", "--output", "out.json"
+        )
         assert first.exit_code == 0, first.output
         again = aligner(
-            "eval", "--reward-model", "judge.yaml", "--data", "b.jsonl", "--output", "out.json", "--overwrite"
+            "eval",
+            "--reward-model",
+            "judge.yaml",
+            "--data",
+            "b.jsonl",
+            "--output",
+            "out.json",
+            "--overwrite",
         )
         assert again.exit_code == 0, again.output
 
@@ -352,9 +395,20 @@ def test_a_judges_budget_is_that_of_its_data(here: Path) -> None:
 @pytest.mark.slow
 def test_a_process_that_is_really_killed_loses_a_batch(here: Path) -> None:
     write_jsonl(Path("many.jsonl"), [{"prompt": f"number {number}"} for number in range(400)])
-    words = ["generate", "model", "--data", "many.jsonl", "--max-new-tokens", "40", "--batch-size", "4"]
+    words = [
+        "generate",
+        "model",
+        "--data",
+        "many.jsonl",
+        "--max-new-tokens",
+        "40",
+        "--batch-size",
+        "4",
+    ]
     process = subprocess.Popen(
-        [sys.executable, "-m", "aligner", *words, "--output", "out.json"], stderr=subprocess.DEVNULL, env=os.environ
+        [sys.executable, "-m", "aligner", *words, "--output", "out.json"],
+        stderr=subprocess.DEVNULL,
+        env=os.environ,
     )
     kept = here / "out.json.part" / "answers.jsonl"
     while not (kept.exists() and kept.read_bytes().count(b"\n") > 3):

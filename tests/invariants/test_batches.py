@@ -1,4 +1,5 @@
-"""What a step is must not depend on how it is cut up: accumulation, padding, packing, grouping, weights."""
+"""What a step is must not depend on how it is cut up: accumulation, padding, packing, grouping,
+weights."""
 
 from __future__ import annotations
 
@@ -26,12 +27,16 @@ IN_ORDER = "trainer.train_sampling_strategy=random"
 """No grouping and no packing: the same rows in the same steps, whatever the batch size."""
 
 
-def weights_after(method: str, world: Path, folder: Path, *overrides: str, **flags: Any) -> dict[str, torch.Tensor]:
+def weights_after(
+    method: str, world: Path, folder: Path, *overrides: str, **flags: Any
+) -> dict[str, torch.Tensor]:
     run = run_recipe(small_recipe(method, world, folder, *overrides, **flags)).run_dir
     return load_file(run / "final" / "model.safetensors")
 
 
-def assert_close(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor], tolerance: float = 1e-5) -> None:
+def assert_close(
+    left: dict[str, torch.Tensor], right: dict[str, torch.Tensor], tolerance: float = 1e-5
+) -> None:
     assert left.keys() == right.keys()
     for name, value in left.items():
         assert torch.allclose(value, right[name], atol=tolerance, rtol=0), name
@@ -50,27 +55,43 @@ def batch(size: int, accumulation: int) -> tuple[str, ...]:
 
 @pytest.mark.parametrize(("method", "rows"), [("sft", "sft.jsonl"), ("dpo", "weighted.jsonl")])
 def test_eight_rows_at_once_equal_one_row_eight_times(small_world, tmp_path, method, rows):
-    """Three epochs of 21 rows: every third step is short, has other lengths, and (dpo) other weights."""
+    """Three epochs of 21 rows: every third step is short, has other lengths, and (dpo) other
+    weights."""
     some = (small_world / rows).read_text().splitlines()[:21]
-    flags = {"data__train": str(write_jsonl(tmp_path / rows, map(json.loads, some))), "trainer__max_steps": 9}
+    flags = {
+        "data__train": str(write_jsonl(tmp_path / rows, map(json.loads, some))),
+        "trainer__max_steps": 9,
+    }
     whole = weights_after(method, small_world, tmp_path / "whole", *batch(8, 1), **flags)
     parts = weights_after(method, small_world, tmp_path / "parts", *batch(1, 8), **flags)
     start = load_file(small_world / "model" / "model.safetensors")
     moved = max((whole[name] - start[name]).abs().max().item() for name in whole)
     assert moved > 1e-2  # what is compared was trained
     assert_close(whole, parts)
-    losses = [[line["loss"] for line in read_metrics(tmp_path / name)] for name in ("whole", "parts")]
+    losses = [
+        [line["loss"] for line in read_metrics(tmp_path / name)] for name in ("whole", "parts")
+    ]
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("split", [(4, 2), (2, 4), (3, 3)])
 @pytest.mark.parametrize("loss", ["sigmoid", "ipo", "discopop"])
-def test_other_ways_to_cut_a_step_of_pairs_give_the_same_weights(small_world, tmp_path, split, loss):
+def test_other_ways_to_cut_a_step_of_pairs_give_the_same_weights(
+    small_world, tmp_path, split, loss
+):
     size, accumulation = split
-    flags = {"data__train": str(small_world / "weighted.jsonl"), "dpo__loss": loss, "dpo__nll_weight": 0.3}
-    whole = weights_after("dpo", small_world, tmp_path / "whole", *batch(size * accumulation, 1), **flags)
-    parts = weights_after("dpo", small_world, tmp_path / "parts", *batch(size, accumulation), **flags)
+    flags = {
+        "data__train": str(small_world / "weighted.jsonl"),
+        "dpo__loss": loss,
+        "dpo__nll_weight": 0.3,
+    }
+    whole = weights_after(
+        "dpo", small_world, tmp_path / "whole", *batch(size * accumulation, 1), **flags
+    )
+    parts = weights_after(
+        "dpo", small_world, tmp_path / "parts", *batch(size, accumulation), **flags
+    )
     assert_close(whole, parts)
 
 
@@ -78,18 +99,22 @@ def test_lora_with_the_base_as_reference_accumulates_too(small_world, tmp_path):
     flags = {"model__lora": {"r": 4}, "data__train": str(small_world / "weighted.jsonl")}
     found = []
     for name, (size, accumulation) in {"whole": (6, 1), "parts": (2, 3)}.items():
-        run = run_recipe(small_recipe("dpo", small_world, tmp_path / name, *batch(size, accumulation), **flags)).run_dir
+        run = run_recipe(
+            small_recipe("dpo", small_world, tmp_path / name, *batch(size, accumulation), **flags)
+        ).run_dir
         found.append(load_file(run / "final" / "adapter_model.safetensors"))
     assert_close(*found)
 
 
-# --- weights of pairs ----------------------------------------------------------------------------------------------
+# --- weights of pairs -----------------------------------------------------------------------------
 
 
 def pairs_from(small_world: Path, file: Path, weights: list[float | None]) -> Path:
     lines = (small_world / "pairs.jsonl").read_text().splitlines()
     rows = [json.loads(lines[i]) for i in range(len(weights))]
-    return write_jsonl(file, [row | ({} if w is None else {"weight": w}) for row, w in zip(rows, weights)])
+    return write_jsonl(
+        file, [row | ({} if w is None else {"weight": w}) for row, w in zip(rows, weights)]
+    )
 
 
 def one_step(small_world: Path, tmp_path: Path, name: str, data: Path, rows: int) -> dict[str, Any]:
@@ -102,7 +127,9 @@ def one_step(small_world: Path, tmp_path: Path, name: str, data: Path, rows: int
 def test_a_pair_of_weight_two_counts_like_the_pair_twice(small_world, tmp_path):
     weighted = pairs_from(small_world, tmp_path / "weighted.jsonl", [2.0, 1.0, 1.0])
     rows = [json.loads(line) for line in weighted.read_text().splitlines()]
-    repeated = write_jsonl(tmp_path / "repeated.jsonl", [row | {"weight": 1.0} for row in [rows[0], *rows]])
+    repeated = write_jsonl(
+        tmp_path / "repeated.jsonl", [row | {"weight": 1.0} for row in [rows[0], *rows]]
+    )
     left = one_step(small_world, tmp_path, "left", weighted, 3)
     right = one_step(small_world, tmp_path, "right", repeated, 4)
     assert left["grad_norm"] == pytest.approx(right["grad_norm"], rel=1e-5)
@@ -117,7 +144,7 @@ def test_only_the_proportions_of_the_weights_matter(small_world, tmp_path):
     assert_close(left["weights"], right["weights"])
 
 
-# --- padding, packing, grouping ------------------------------------------------------------------------------------
+# --- padding, packing, grouping -------------------------------------------------------------------
 
 
 def test_padded_pairs_have_the_log_probabilities_of_the_pair_alone(small_world):
@@ -129,11 +156,16 @@ def test_padded_pairs_have_the_log_probabilities_of_the_pair_alone(small_world):
     def ids(n: int) -> list[int]:
         return torch.randint(4, 200, (n,), generator=draw).tolist()
 
-    rows = [{"prompt_ids": ids(3 + i), "chosen_ids": ids(9 - i), "rejected_ids": ids(2 * i + 1)} for i in range(5)]
+    rows = [
+        {"prompt_ids": ids(3 + i), "chosen_ids": ids(9 - i), "rejected_ids": ids(2 * i + 1)}
+        for i in range(5)
+    ]
     collate = PairCollator(tokenizer.pad_token_id)
     with torch.no_grad():
         together, lengths = answer_logps(model, collate(rows))
-        alone = torch.cat([answer_logps(model, collate([row]))[0].reshape(2, 1) for row in rows], dim=1).reshape(-1)
+        alone = torch.cat(
+            [answer_logps(model, collate([row]))[0].reshape(2, 1) for row in rows], dim=1
+        ).reshape(-1)
     assert torch.allclose(together, alone, atol=1e-4)
     assert lengths.tolist() == [9 - i for i in range(5)] + [2 * i + 1 for i in range(5)]
 
@@ -149,7 +181,9 @@ def test_padding_that_looks_like_an_answer_is_masked_by_place():
     ]
 
 
-def sft_trainer(small_world: Path, folder: Path, rows: list[dict[str, list[int]]], *, packing: bool) -> Any:
+def sft_trainer(
+    small_world: Path, folder: Path, rows: list[dict[str, list[int]]], *, packing: bool
+) -> Any:
     """The trainer of `aligner sft` over rows that are given as ids."""
     from datasets import Dataset
     from transformers import AutoModelForCausalLM
@@ -191,7 +225,9 @@ def packed(rows: list[dict[str, list[int]]]) -> list[dict[str, list[int]]]:
     return [{**joined, "seq_lengths": [len(row["input_ids"]) for row in rows]}]
 
 
-def loss_and_gradients(trainer: Any, rows: list[dict[str, list[int]]]) -> tuple[float, dict[str, torch.Tensor]]:
+def loss_and_gradients(
+    trainer: Any, rows: list[dict[str, list[int]]]
+) -> tuple[float, dict[str, torch.Tensor]]:
     batch = trainer._prepare_inputs(trainer.data_collator(rows))
     trainer.model.train()
     trainer.model.zero_grad()
@@ -202,7 +238,9 @@ def loss_and_gradients(trainer: Any, rows: list[dict[str, list[int]]]) -> tuple[
 
 def test_a_packed_batch_has_the_loss_and_gradient_of_the_padded_one(small_world, tmp_path):
     rows = random_rows([9, 30, 4, 17])
-    padded_loss, padded = loss_and_gradients(sft_trainer(small_world, tmp_path / "a", rows, packing=False), rows)
+    padded_loss, padded = loss_and_gradients(
+        sft_trainer(small_world, tmp_path / "a", rows, packing=False), rows
+    )
     sequences = packed(rows)
     packed_loss, found = loss_and_gradients(
         sft_trainer(small_world, tmp_path / "b", sequences, packing=True), sequences
@@ -212,7 +250,8 @@ def test_a_packed_batch_has_the_loss_and_gradient_of_the_padded_one(small_world,
 
 
 def test_packed_rows_do_not_see_each_other(small_world, tmp_path):
-    """Another text in one row leaves the log-probabilities of every other row of its sequence as they were."""
+    """Another text in one row leaves the log-probabilities of every other row of its sequence as
+    they were."""
     rows = random_rows([9, 30, 4, 17])
     changed = [dict(row) for row in rows]
     changed[1] = {"input_ids": [i + 1 for i in rows[1]["input_ids"]], "labels": rows[1]["labels"]}
@@ -233,7 +272,9 @@ def test_packed_rows_do_not_see_each_other(small_world, tmp_path):
 def test_a_packed_batch_carries_no_mask(small_world, tmp_path):
     """Attention tells rows apart by their positions, and only where no mask is given."""
     sequences = packed(random_rows([5, 6]))
-    batch = sft_trainer(small_world, tmp_path / "a", sequences, packing=True).data_collator(sequences)
+    batch = sft_trainer(small_world, tmp_path / "a", sequences, packing=True).data_collator(
+        sequences
+    )
     assert "attention_mask" not in batch
     assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5]]
 
@@ -263,12 +304,14 @@ def test_an_epoch_holds_every_row_once_grouped_or_not(small_world, tmp_path, mon
     ).run_dir
     from datasets import load_from_disk
 
-    rows = sorted(tuple(ids) for ids in load_from_disk(str(run / "prepared" / "train"))["input_ids"])
+    rows = sorted(
+        tuple(ids) for ids in load_from_disk(str(run / "prepared" / "train"))["input_ids"]
+    )
     assert sorted(seen[:48]) == sorted(seen[48:]) == rows
     assert seen[:48] != seen[48:]
 
 
-# --- held-out numbers and logs -------------------------------------------------------------------------------------
+# --- held-out numbers and logs --------------------------------------------------------------------
 
 CLOCKS = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second", "time_s", "split")
 
@@ -277,7 +320,9 @@ class Stopped(Exception):
     """Raised in the place of training."""
 
 
-def trainer_for(monkeypatch: pytest.MonkeyPatch, world: Path, folder: Path, method: str, *overrides: str) -> Any:
+def trainer_for(
+    monkeypatch: pytest.MonkeyPatch, world: Path, folder: Path, method: str, *overrides: str
+) -> Any:
     """The trainer of a recipe with 11 held-out rows, as it is when training would begin."""
     made: list[Any] = []
 
@@ -324,7 +369,8 @@ EVALUATED = {
 def test_held_out_numbers_do_not_depend_on_the_batch_that_they_are_computed_in(
     small_world, tmp_path, monkeypatch, kind
 ):
-    """Neither losses nor accuracies, entropies and correlations, whatever an objective reads of its batch."""
+    """Neither losses nor accuracies, entropies and correlations, whatever an objective reads of its
+    batch."""
     trainer = trainer_for(monkeypatch, small_world, tmp_path / "run", *EVALUATED[kind])
     disturb(trainer.model)
     one, eight = evaluated(trainer, 1), evaluated(trainer, 8)
@@ -341,8 +387,12 @@ def disturb(model: torch.nn.Module) -> None:
                 weight.add_(0.02 * torch.randn(weight.shape, generator=generator))
 
 
-@pytest.mark.parametrize("overrides", [(), ("trainer.label_smoothing_factor=0.3",), ("sft.packing=true",)])
-def test_the_held_out_loss_of_a_run_is_that_of_aligner_eval(small_world, tmp_path, monkeypatch, overrides):
+@pytest.mark.parametrize(
+    "overrides", [(), ("trainer.label_smoothing_factor=0.3",), ("sft.packing=true",)]
+)
+def test_the_held_out_loss_of_a_run_is_that_of_aligner_eval(
+    small_world, tmp_path, monkeypatch, overrides
+):
     drops = "trainer.dataloader_drop_last=true"
     trainer = trainer_for(monkeypatch, small_world, tmp_path / "run", "sft", drops, *overrides)
     told = evaluated(trainer, 8)
@@ -353,7 +403,9 @@ def test_the_held_out_loss_of_a_run_is_that_of_aligner_eval(small_world, tmp_pat
     assert told["eval_mean_token_accuracy"] == pytest.approx(measured["token_accuracy"], abs=1e-9)
 
 
-@pytest.mark.parametrize("kind", ["sft", *(pytest.param(one, marks=pytest.mark.slow) for one in ("dpo", "odin"))])
+@pytest.mark.parametrize(
+    "kind", ["sft", *(pytest.param(one, marks=pytest.mark.slow) for one in ("dpo", "odin"))]
+)
 def test_logs_of_training_do_not_depend_on_how_a_step_is_cut(small_world, tmp_path, kind):
     """But for the correlations that `odin` trains, which are of a micro-batch."""
     method, *overrides = EVALUATED[kind]
@@ -361,15 +413,31 @@ def test_logs_of_training_do_not_depend_on_how_a_step_is_cut(small_world, tmp_pa
     for name, cut in {"whole": (6, 1), "parts": (1, 6)}.items():
         extra = ("reward.length_weight=0",) if kind == "odin" else ()
         run_recipe(
-            small_recipe(method, small_world, tmp_path / name, *overrides, *batch(*cut), *extra, trainer__max_steps=2)
+            small_recipe(
+                method,
+                small_world,
+                tmp_path / name,
+                *overrides,
+                *batch(*cut),
+                *extra,
+                trainer__max_steps=2,
+            )
         )
-        logs.append([{k: v for k, v in line.items() if k not in CLOCKS} for line in read_metrics(tmp_path / name)])
+        logs.append(
+            [
+                {k: v for k, v in line.items() if k not in CLOCKS}
+                for line in read_metrics(tmp_path / name)
+            ]
+        )
     for one, other in zip(*logs, strict=True):
         assert one == pytest.approx(other, abs=2e-5, rel=2e-5)
 
 
 def test_rows_that_only_fill_a_batch_are_not_counted_as_tokens():
-    mask, labels = torch.tensor([[1, 1, 1], [1, 1, 0]]), torch.tensor([[IGNORED, 5, 6], [IGNORED, IGNORED, IGNORED]])
+    mask, labels = (
+        torch.tensor([[1, 1, 1], [1, 1, 0]]),
+        torch.tensor([[IGNORED, 5, 6], [IGNORED, IGNORED, IGNORED]]),
+    )
     assert num_blank_tokens({"attention_mask": mask, "labels": labels}) == 2
     places = torch.tensor([[0, 1, 2, 0, 1, 0]])
     packed = torch.tensor([[IGNORED, IGNORED, IGNORED, IGNORED, 7, IGNORED]])

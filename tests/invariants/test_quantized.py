@@ -1,7 +1,8 @@
-"""A quantized model is its dequantized twin: in its gradients, in its losses, before and after an evaluation.
+"""A quantized model is its dequantized twin: in its gradients, in its losses, before and after an
+evaluation.
 
-The processor that runs a test may lack what made them differ: on a CPU with AVX512-BF16, bitsandbytes repacks a layer in
-4 bits for inference. `other_processor` lets it believe in one.
+The processor that runs a test may lack what made them differ: on a CPU with AVX512-BF16,
+bitsandbytes repacks a layer in 4 bits for inference. `other_processor` lets it believe in one.
 """
 
 from __future__ import annotations
@@ -30,12 +31,18 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 
 KINDS = ("nf4", "fp4", "int8")
 IDS = torch.randint(4, 250, (3, 17), generator=torch.Generator().manual_seed(0))
-SHAPE: dict[str, Any] = {"vocab_size": 264, "bos_token_id": 1, "eos_token_id": 2, "initializer_range": 0.2}
+SHAPE: dict[str, Any] = {
+    "vocab_size": 264,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "initializer_range": 0.2,
+}
 
 
 @pytest.fixture
 def other_processor(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
-    """A processor with AVX512-BF16, in the eyes of bitsandbytes, and a list of what was repacked for it."""
+    """A processor with AVX512-BF16, in the eyes of bitsandbytes, and a list of what was repacked
+    for it."""
     repacked: list[Any] = []
     repack = bnb.nn.modules._convert_weight_packed_for_cpu
 
@@ -51,10 +58,18 @@ def other_processor(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Random models: a Llama, a Qwen2 with biases and sizes that no block divides, a GPT-2 with transposed weights."""
+    """Random models: a Llama, a Qwen2 with biases and sizes that no block divides, a GPT-2 with
+    transposed weights."""
     folder = tmp_path_factory.mktemp("bases")
     small = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
-    shape = {"n_embd": 32, "n_layer": 2, "n_head": 4, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    shape = {
+        "n_embd": 32,
+        "n_layer": 2,
+        "n_head": 4,
+        "resid_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "attn_pdrop": 0.0,
+    }
     configs = {
         "qwen2": Qwen2Config(**SHAPE, **small, hidden_size=48, intermediate_size=80),
         "gpt2": GPT2Config(**SHAPE, **shape),
@@ -72,7 +87,14 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: folder / name for name in ("llama", *configs)}
 
 
-def load(folder: Path, kind: str, *, reward: bool = False, lora: dict[str, Any] | None = None, **settings: Any) -> Any:
+def load(
+    folder: Path,
+    kind: str,
+    *,
+    reward: bool = False,
+    lora: dict[str, Any] | None = None,
+    **settings: Any,
+) -> Any:
     """The policy or reward model that training starts from, with adapters that are not zero."""
     adapters = Lora(r=4, **{"init_lora_weights": False, **(lora or {})})
     section = Model(name_or_path=str(folder), quantization=kind, lora=adapters, **settings)
@@ -96,7 +118,9 @@ def gradient(model: Any) -> torch.Tensor:
     model.train().zero_grad()
     logits = model(input_ids=IDS, attention_mask=torch.ones_like(IDS)).logits.float()
     logits.logsumexp(dim=-1).square().mean().backward()
-    return torch.cat([weight.grad.float().flatten() for weight in model.parameters() if weight.requires_grad])
+    return torch.cat(
+        [weight.grad.float().flatten() for weight in model.parameters() if weight.requires_grad]
+    )
 
 
 def gap(found: torch.Tensor, wanted: torch.Tensor) -> float:
@@ -113,15 +137,19 @@ def in_training_mode(model: Any) -> torch.Tensor:
         return model.train()(input_ids=IDS, attention_mask=torch.ones_like(IDS)).logits
 
 
-# --- gradients -----------------------------------------------------------------------------------------------------
+# --- gradients ------------------------------------------------------------------------------------
 
 
 def test_the_other_processor_cuts_off_the_gradient_of_a_layer_that_is_left_as_it_is(
     other_processor, monkeypatch
 ) -> None:
     """What the fixture is for."""
-    monkeypatch.setattr(bnb.functional, "gemv_4bit", lambda a, *_, **__: torch.zeros_like(a))  # its kernel is not here
-    layer = bnb.nn.Linear4bit(64, 64, bias=False, quant_type="nf4", compute_dtype=torch.float32).to("cpu")
+    monkeypatch.setattr(
+        bnb.functional, "gemv_4bit", lambda a, *_, **__: torch.zeros_like(a)
+    )  # its kernel is not here
+    layer = bnb.nn.Linear4bit(64, 64, bias=False, quant_type="nf4", compute_dtype=torch.float32).to(
+        "cpu"
+    )
     row = torch.ones(1, 64, requires_grad=True)
     assert layer.train()(row).requires_grad
     with torch.no_grad():
@@ -133,7 +161,9 @@ def test_the_other_processor_cuts_off_the_gradient_of_a_layer_that_is_left_as_it
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("base", ["llama", "qwen2", "gpt2"])
-def test_a_quantized_gradient_is_that_of_the_dequantized_twin(bases, other_processor, base, kind) -> None:
+def test_a_quantized_gradient_is_that_of_the_dequantized_twin(
+    bases, other_processor, base, kind
+) -> None:
     model, twin = load(bases[base], kind), dequantize(load(bases[base], kind))
     wanted = gradient(twin)
     assert gap(gradient(model), wanted) < 1e-4
@@ -158,7 +188,10 @@ def test_a_quantized_gradient_is_that_of_the_dequantized_twin(bases, other_proce
 def test_so_it_is_in_bfloat16_with_biases_dora_a_whole_head_and_for_a_reward_model(
     bases, other_processor, kind, settings
 ) -> None:
-    model, twin = load(bases["qwen2"], kind, **settings), dequantize(load(bases["qwen2"], kind, **settings))
+    model, twin = (
+        load(bases["qwen2"], kind, **settings),
+        dequantize(load(bases["qwen2"], kind, **settings)),
+    )
     tolerance = 0.05 if "dtype" in settings else 1e-4
     wanted = gradient(twin)
     assert gap(gradient(model), wanted) < tolerance
@@ -171,51 +204,72 @@ def test_single_quantization_has_its_own_twin(bases, other_processor) -> None:
     first = [next(iter(quantized_layers(model).values())) for model in models]
     assert [layer.weight.quant_state.nested for layer in first] == [False, True]
     assert not torch.equal(plain_weight(first[0]), plain_weight(first[1]))
-    assert gap(gradient(models[0]), gradient(dequantize(load(bases["llama"], "nf4", double_quant=False)))) < 1e-4
+    assert (
+        gap(
+            gradient(models[0]),
+            gradient(dequantize(load(bases["llama"], "nf4", double_quant=False))),
+        )
+        < 1e-4
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_twin_is_near_the_weights_that_were_quantized(bases, kind) -> None:
     stored = load_file(bases["llama"] / "model.safetensors")
-    model = load_policy(Model(name_or_path=str(bases["llama"]), quantization=kind), byte_tokenizer(), trainable=False)
-    error = max(gap(plain_weight(layer), stored[f"{name}.weight"]) for name, layer in quantized_layers(model).items())
+    model = load_policy(
+        Model(name_or_path=str(bases["llama"]), quantization=kind),
+        byte_tokenizer(),
+        trainable=False,
+    )
+    error = max(
+        gap(plain_weight(layer), stored[f"{name}.weight"])
+        for name, layer in quantized_layers(model).items()
+    )
     assert error < {"nf4": 0.15, "fp4": 0.2, "int8": 0.02}[kind]
 
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
 def test_a_bias_stays_as_it_was_loaded_under_autocast(bases, kind) -> None:
     model = load(bases["gpt2"], kind)
-    before = {name: weight.clone() for name, weight in model.named_parameters() if name.endswith("bias")}
+    before = {
+        name: weight.clone() for name, weight in model.named_parameters() if name.endswith("bias")
+    }
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         model(input_ids=IDS)
     after = dict(model.named_parameters())
     assert before
     assert all(
-        torch.equal(after[name], weight) and after[name].dtype == weight.dtype for name, weight in before.items()
+        torch.equal(after[name], weight) and after[name].dtype == weight.dtype
+        for name, weight in before.items()
     )
 
 
-# --- what is refused -----------------------------------------------------------------------------------------------
+# --- what is refused ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_bitsandbytes_that_cuts_the_gradient_off_in_another_way_is_refused(bases, monkeypatch, kind) -> None:
+def test_a_bitsandbytes_that_cuts_the_gradient_off_in_another_way_is_refused(
+    bases, monkeypatch, kind
+) -> None:
     name = "matmul" if kind == "int8" else "matmul_4bit"
     multiply = getattr(bnb, name)
     monkeypatch.setattr(bnb, name, lambda x, *rest, **named: multiply(x.detach(), *rest, **named))
     with pytest.raises(
-        RecipeError, match=r"model.quantization: bitsandbytes .* model.layers.0.self_attn.k_proj .* 100%"
+        RecipeError,
+        match=r"model.quantization: bitsandbytes .* model.layers.0.self_attn.k_proj .* 100%",
     ):
         load(bases["llama"], kind)
 
 
 @pytest.mark.parametrize("whole", ["up_proj", "mlp", "layers.1.mlp.up_proj"])
 def test_a_layer_in_four_bits_is_not_trained_whole(bases, whole) -> None:
-    with pytest.raises(RecipeError, match=rf"modules_to_save: {whole} is or holds model.layers.*up_proj|gate_proj"):
+    with pytest.raises(
+        RecipeError, match=rf"modules_to_save: {whole} is or holds model.layers.*up_proj|gate_proj"
+    ):
         load(bases["llama"], "nf4", lora={"modules_to_save": [whole]})
 
 
-# --- training ------------------------------------------------------------------------------------------------------
+# --- training -------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +280,9 @@ def twins(small_world: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
         section = Model(name_or_path=str(small_world / "model"), quantization=kind)
         layers = quantized_layers(load_policy(section, byte_tokenizer(), trainable=False))
         plain = tiny_llama(byte_tokenizer())
-        plain.load_state_dict({f"{name}.weight": plain_weight(layer) for name, layer in layers.items()}, strict=False)
+        plain.load_state_dict(
+            {f"{name}.weight": plain_weight(layer) for name, layer in layers.items()}, strict=False
+        )
         plain.save_pretrained(folder)
         byte_tokenizer().save_pretrained(folder)
     return folders
@@ -246,7 +302,12 @@ QUICK = [("sft", "nf4"), ("dpo", "int8"), ("sapo", "nf4"), ("reward", "fp4")]
 def test_training_is_that_of_the_twin_with_answers_and_evaluations_on_the_way(
     small_world, twins, tmp_path, other_processor, method, kind
 ) -> None:
-    flags = {"data__eval": 0.2, "trainer__eval_steps": 1, "model__lora": {"r": 4}, "trainer__learning_rate": 1e-2}
+    flags = {
+        "data__eval": 0.2,
+        "trainer__eval_steps": 1,
+        "model__lora": {"r": 4},
+        "trainer__learning_rate": 1e-2,
+    }
     found = []
     for name, model in {"quantized": small_world / "model", "twin": twins[kind]}.items():
         quantization = kind if name == "quantized" else "none"
@@ -263,32 +324,48 @@ def test_training_is_that_of_the_twin_with_answers_and_evaluations_on_the_way(
         )
         found.append(read_metrics(run_recipe(recipe).run_dir))
     keys = ("loss", "grad_norm", "rewards/margins", "accuracy")
-    numbers = [[{key: line[key] for key in keys if key in line} for line in lines] for lines in found]
+    numbers = [
+        [{key: line[key] for key in keys if key in line} for line in lines] for lines in found
+    ]
     assert len(numbers[0]) == len(numbers[1]) >= 6
     for quantized, plain in zip(*numbers):
         assert quantized == pytest.approx(plain, rel=1e-3, abs=1e-4)
 
 
 @pytest.mark.parametrize("method", ["sft", "reward"])
-def test_an_adapter_that_is_trained_further_begins_exactly_where_it_ended(small_world, tmp_path, method) -> None:
-    """TRL rounds the adapters over a quantized base to bfloat16; a learning rate that changes nothing shows it."""
+def test_an_adapter_that_is_trained_further_begins_exactly_where_it_ended(
+    small_world, tmp_path, method
+) -> None:
+    """TRL rounds the adapters over a quantized base to bfloat16; a learning rate that changes
+    nothing shows it."""
     flags = {"model__quantization": "nf4", "model__lora": {"r": 4}, "trainer__max_steps": 1}
-    first = run_recipe(small_recipe(method, small_world, tmp_path / "first", **flags)).run_dir / "final"
+    first = (
+        run_recipe(small_recipe(method, small_world, tmp_path / "first", **flags)).run_dir / "final"
+    )
     flags |= {"model__name_or_path": str(first), "trainer__learning_rate": 1e-30}
-    second = run_recipe(small_recipe(method, small_world, tmp_path / "second", **flags)).run_dir / "final"
+    second = (
+        run_recipe(small_recipe(method, small_world, tmp_path / "second", **flags)).run_dir
+        / "final"
+    )
     weights = [load_file(folder / "adapter_model.safetensors") for folder in (first, second)]
     assert weights[0].keys() == weights[1].keys()
-    assert [name for name, value in weights[0].items() if not torch.equal(value, weights[1][name])] == []
+    assert [
+        name for name, value in weights[0].items() if not torch.equal(value, weights[1][name])
+    ] == []
 
 
-def test_a_model_whose_code_takes_the_numbers_of_a_packed_weight_is_refused_when_it_is_loaded(tmp_path):
+def test_a_model_whose_code_takes_the_numbers_of_a_packed_weight_is_refused_when_it_is_loaded(
+    tmp_path,
+):
     from transformers import MambaConfig, MambaForCausalLM
 
     tokenizer = byte_tokenizer()
-    MambaForCausalLM(MambaConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1)).save_pretrained(
-        tmp_path
-    )
+    MambaForCausalLM(
+        MambaConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1)
+    ).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     section = Model(name_or_path=str(tmp_path), quantization="nf4")
-    with pytest.raises(RecipeError, match=r"model\.quantization: MambaForCausalLM cannot be computed with packed"):
+    with pytest.raises(
+        RecipeError, match=r"model\.quantization: MambaForCausalLM cannot be computed with packed"
+    ):
         load_policy(section, tokenizer, trainable=False)

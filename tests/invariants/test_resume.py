@@ -1,4 +1,5 @@
-"""Killed at any moment and resumed equals uninterrupted, bit for bit: final weights, metrics, results."""
+"""Killed at any moment and resumed equals uninterrupted, bit for bit: final weights, metrics,
+results."""
 
 from __future__ import annotations
 
@@ -28,9 +29,16 @@ EVERY = {"trainer__max_steps": -1, "trainer__num_train_epochs": 2, "trainer__sav
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "sft grouped by length": (
         "sft",
-        {**EVERY, "trainer__train_sampling_strategy": "group_by_length", "trainer__gradient_accumulation_steps": 2},
+        {
+            **EVERY,
+            "trainer__train_sampling_strategy": "group_by_length",
+            "trainer__gradient_accumulation_steps": 2,
+        },
     ),
-    "sft packed": ("sft", {**EVERY, "sft__packing": True, "trainer__per_device_train_batch_size": 1}),
+    "sft packed": (
+        "sft",
+        {**EVERY, "sft__packing": True, "trainer__per_device_train_batch_size": 1},
+    ),
     "sft on mosaics that are drawn anew for each epoch": (
         "sft",
         {
@@ -44,8 +52,14 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "dpo with a computed reference": ("dpo", {**EVERY, "trainer__gradient_accumulation_steps": 2}),
-    "dpo with LoRA and dropout": ("dpo", {**EVERY, "model__lora": LORA, "data__eval": 0.2, "trainer__eval_steps": 3}),
-    "dpo that stops in the middle of an epoch": ("dpo", {"trainer__max_steps": 7, "trainer__save_steps": 3}),
+    "dpo with LoRA and dropout": (
+        "dpo",
+        {**EVERY, "model__lora": LORA, "data__eval": 0.2, "trainer__eval_steps": 3},
+    ),
+    "dpo that stops in the middle of an epoch": (
+        "dpo",
+        {"trainer__max_steps": 7, "trainer__save_steps": 3},
+    ),
     "dpo that distils rewards": (
         "dpo",
         {
@@ -61,7 +75,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "sapo": (
         "sapo",
-        {**EVERY, "sapo__window": 3, "sapo__reference_every": 5, "trainer__gradient_accumulation_steps": 2},
+        {
+            **EVERY,
+            "sapo__window": 3,
+            "sapo__reference_every": 5,
+            "trainer__gradient_accumulation_steps": 2,
+        },
     ),
     "sapo with LoRA, held-out pairs and dropout": (
         "sapo",
@@ -76,7 +95,13 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "reward with LoRA, dropout and held-out pairs": (
         "reward",
-        {**EVERY, "model__lora": LORA, "data__eval": 0.2, "trainer__eval_steps": 3, "trainer__disable_dropout": False},
+        {
+            **EVERY,
+            "model__lora": LORA,
+            "data__eval": 0.2,
+            "trainer__eval_steps": 3,
+            "trainer__disable_dropout": False,
+        },
     ),
     "reward of two heads of which one is kept": (
         "reward",
@@ -95,19 +120,30 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 
-COUNTS = {"in the middle of an epoch": 6, "after a line of metrics": 6, "while a checkpoint is written": 2}
+COUNTS = {
+    "in the middle of an epoch": 6,
+    "after a line of metrics": 6,
+    "while a checkpoint is written": 2,
+}
 """At which passage the process dies, where it is not the first."""
 
 TIMINGS = ("time_s", "runtime", "samples_per_second", "steps_per_second", "sapo/generation_share")
 
 
 def lines_of(run: Path) -> list[dict[str, Any]]:
-    return [{key: value for key, value in line.items() if key not in TIMINGS} for line in read_metrics(run)]
+    return [
+        {key: value for key, value in line.items() if key not in TIMINGS}
+        for line in read_metrics(run)
+    ]
 
 
 def assert_same(run: Path, whole: Path) -> None:
-    """The same files of the result to the bit, the same metrics, no line twice or missing, the same manifest but for times."""
-    finals = [{file.name: file.read_bytes() for file in (folder / "final").iterdir()} for folder in (run, whole)]
+    """The same files of the result to the bit, the same metrics, no line twice or missing, the same
+    manifest but for times."""
+    finals = [
+        {file.name: file.read_bytes() for file in (folder / "final").iterdir()}
+        for folder in (run, whole)
+    ]
     assert finals[0].keys() == finals[1].keys()
     assert [name for name in finals[0] if finals[0][name] != finals[1][name]] == []
     assert lines_of(run) == lines_of(whole)
@@ -135,7 +171,9 @@ def uninterrupted(small_world, tmp_path_factory):
     return get
 
 
-def kill_and_resume(case: str, moment: str, world: Path, run: Path, count: int | None = None) -> None:
+def kill_and_resume(
+    case: str, moment: str, world: Path, run: Path, count: int | None = None
+) -> None:
     method, flags = CASES[case]
     count = count or COUNTS.get(moment, 1)
     assert run_in_process(method, world, run, flags=flags, moment=moment, count=count) == -9
@@ -153,7 +191,9 @@ def kill_and_resume(case: str, moment: str, world: Path, run: Path, count: int |
         ("dpo that distils rewards", "in the middle of an epoch"),
     ],
 )
-def test_killed_and_resumed_equals_uninterrupted(uninterrupted, small_world, tmp_path, own_cache, case, moment):
+def test_killed_and_resumed_equals_uninterrupted(
+    uninterrupted, small_world, tmp_path, own_cache, case, moment
+):
     kill_and_resume(case, moment, small_world, tmp_path / "run")
     assert_same(tmp_path / "run", uninterrupted(case))
 
@@ -174,14 +214,19 @@ def test_killed_at_any_moment_and_resumed_equals_uninterrupted(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
-def test_killed_again_and_again_at_every_step(uninterrupted, small_world, tmp_path, own_cache, case):
-    """Each session gets as far as its fifth pass or its first checkpoint; in the end it is the same run."""
+def test_killed_again_and_again_at_every_step(
+    uninterrupted, small_world, tmp_path, own_cache, case
+):
+    """Each session gets as far as its fifth pass or its first checkpoint; in the end it is the same
+    run."""
     method, flags = CASES[case]
     run, sessions = tmp_path / "run", 0
     moments = (("in the middle of an epoch", 5), ("after a checkpoint is declared whole", 1))
     while not (run / "manifest.json").exists():
         moment, count = moments[sessions % 2]
-        code = run_in_process(method, small_world, run, flags=flags, resume=sessions > 0, moment=moment, count=count)
+        code = run_in_process(
+            method, small_world, run, flags=flags, resume=sessions > 0, moment=moment, count=count
+        )
         assert code in (0, -9)
         sessions += 1
         assert sessions < 60
@@ -189,7 +234,7 @@ def test_killed_again_and_again_at_every_step(uninterrupted, small_world, tmp_pa
     assert_same(run, uninterrupted(case))
 
 
-# --- the command itself --------------------------------------------------------------------------------------------
+# --- the command itself ---------------------------------------------------------------------------
 
 
 def start(recipe: Path, *options: str) -> subprocess.Popen[str]:
@@ -207,8 +252,13 @@ def wait_until(found: Callable[[], bool], process: subprocess.Popen[str]) -> Non
 
 @pytest.fixture
 def commanded(small_world, tmp_path, own_cache):
-    """Recipe files of the same run in two places, and the one in the first place done without interruption."""
-    flags = {**EVERY, "trainer__num_train_epochs": 6, "trainer__train_sampling_strategy": "group_by_length"}
+    """Recipe files of the same run in two places, and the one in the first place done without
+    interruption."""
+    flags = {
+        **EVERY,
+        "trainer__num_train_epochs": 6,
+        "trainer__train_sampling_strategy": "group_by_length",
+    }
     recipes = []
     for name in ("whole", "run"):
         recipes.append(tmp_path / f"{name}.yaml")
@@ -259,7 +309,7 @@ def test_the_command_killed_at_moments_that_nobody_chose(commanded):
     assert_same(run, whole)
 
 
-# --- what is refused, and what is said -----------------------------------------------------------------------------
+# --- what is refused, and what is said ------------------------------------------------------------
 
 
 @pytest.fixture
@@ -271,7 +321,9 @@ def begun(small_world, tmp_path, own_cache):
     run = tmp_path / "run"
 
     def resume(*overrides: str, **more: Any):
-        return run_recipe(small_recipe("sft", small_world, run, *overrides, **flags), resume=True, **more)
+        return run_recipe(
+            small_recipe("sft", small_world, run, *overrides, **flags), resume=True, **more
+        )
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("aligner.training.trainer.save_final", _interrupted)
@@ -284,8 +336,11 @@ def _interrupted(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def test_a_resumption_warns_of_nothing_that_is_not_so(small_world, tmp_path, own_cache, monkeypatch):
-    """transformers would: that a share of the run is another number than its steps, and that tied weights are missing."""
+def test_a_resumption_warns_of_nothing_that_is_not_so(
+    small_world, tmp_path, own_cache, monkeypatch
+):
+    """transformers would: that a share of the run is another number than its steps, and that tied
+    weights are missing."""
     model = save_model(tmp_path / "model", tie_word_embeddings=True)
     flags = {"trainer__save_steps": 0.5, "model__name_or_path": str(model)}
     with monkeypatch.context() as patched:
@@ -311,7 +366,8 @@ def test_a_run_in_the_way_says_how_to_go_on(begun, small_world):
 
 
 @pytest.mark.parametrize(
-    ("override", "key"), [("trainer.learning_rate=0.5", "trainer.learning_rate"), ("seed=7", "seed")]
+    ("override", "key"),
+    [("trainer.learning_rate=0.5", "trainer.learning_rate"), ("seed=7", "seed")],
 )
 def test_a_changed_recipe_is_not_resumed_and_the_key_is_named(begun, override, key):
     _, resume, _ = begun

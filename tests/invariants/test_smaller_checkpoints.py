@@ -1,4 +1,5 @@
-"""A checkpoint that holds less than what `--resume` goes on from is refused, before anything is read."""
+"""A checkpoint that holds less than what `--resume` goes on from is refused, before anything is
+read."""
 
 from __future__ import annotations
 
@@ -22,7 +23,9 @@ class Killed(Exception):
     """Raised behind the second step."""
 
 
-def stopped(monkeypatch: pytest.MonkeyPatch, world: Path, folder: Path, method: str, *overrides: str) -> Resolved:
+def stopped(
+    monkeypatch: pytest.MonkeyPatch, world: Path, folder: Path, method: str, *overrides: str
+) -> Resolved:
     """A run of four steps with a checkpoint at the second, and no more."""
     recipe = small_recipe(method, world, folder, "trainer.save_steps=2", *overrides)
 
@@ -46,16 +49,25 @@ def end_at_third(end: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    "method", ["sft", *(pytest.param(name, marks=pytest.mark.slow) for name in ("dpo", "reward", "sapo"))]
+    "method",
+    ["sft", *(pytest.param(name, marks=pytest.mark.slow) for name in ("dpo", "reward", "sapo"))],
 )
 def test_weights_alone_are_not_resumed_as_if_they_were_all(
     small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    recipe = stopped(monkeypatch, small_world, tmp_path / "run", method, "trainer.save_only_model=true")
+    recipe = stopped(
+        monkeypatch, small_world, tmp_path / "run", method, "trainer.save_only_model=true"
+    )
     with pytest.raises(UsageError, match="holds less than what --resume goes on from") as caught:
         run_recipe(recipe, resume=True)
-    assert [problem.where for problem in caught.value.problems] == ["optimizer.pt", "scheduler.pt", "rng_state.pth"]
-    assert "trainer.save_only_model=true leaves everything but the weights out" in str(caught.value.hint)
+    assert [problem.where for problem in caught.value.problems] == [
+        "optimizer.pt",
+        "scheduler.pt",
+        "rng_state.pth",
+    ]
+    assert "trainer.save_only_model=true leaves everything but the weights out" in str(
+        caught.value.hint
+    )
     assert not (tmp_path / "run" / "lock").exists()
 
 
@@ -74,7 +86,11 @@ def test_each_lost_part_is_named_and_a_whole_checkpoint_is_resumed(
         (tmp_path / name).rename(checkpoint / name)
     events: list[Any] = []
     run_recipe(recipe, resume=True, on_event=events.append)
-    assert any("optimizer, schedule, random state" in event.text for event in events if isinstance(event, Notice))
+    assert any(
+        "optimizer, schedule, random state" in event.text
+        for event in events
+        if isinstance(event, Notice)
+    )
 
 
 def test_each_of_several_processes_has_a_random_state(small_world: Path, tmp_path: Path) -> None:
@@ -91,6 +107,10 @@ def test_each_of_several_processes_has_a_random_state(small_world: Path, tmp_pat
 
 def test_small_checkpoints_are_told_before_training(small_world: Path, tmp_path: Path) -> None:
     events: list[Any] = []
-    recipe = small_recipe("sft", small_world, tmp_path / "run", "trainer.save_only_model=true", "trainer.max_steps=1")
+    recipe = small_recipe(
+        "sft", small_world, tmp_path / "run", "trainer.save_only_model=true", "trainer.max_steps=1"
+    )
     run_recipe(recipe, on_event=events.append)
-    assert any("--resume will refuse them" in event.text for event in events if isinstance(event, Warned))
+    assert any(
+        "--resume will refuse them" in event.text for event in events if isinstance(event, Warned)
+    )

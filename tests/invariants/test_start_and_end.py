@@ -45,24 +45,36 @@ LORA = {"r": 4, "lora_dropout": 0.1}
         {"model__lora": LORA},
         {"model__lora": LORA, "dpo__reference": "precomputed"},
         pytest.param({"model__lora": LORA | {"bias": "all"}}, marks=pytest.mark.slow),
-        pytest.param({"model__lora": {"r": 4, "init_lora_weights": "pissa"}}, marks=pytest.mark.slow),
-        pytest.param({"model__lora": LORA | {"init_lora_weights": "orthogonal"}}, marks=pytest.mark.slow),
+        pytest.param(
+            {"model__lora": {"r": 4, "init_lora_weights": "pissa"}}, marks=pytest.mark.slow
+        ),
+        pytest.param(
+            {"model__lora": LORA | {"init_lora_weights": "orthogonal"}}, marks=pytest.mark.slow
+        ),
         pytest.param({"model__lora": LORA | {"use_dora": True}}, marks=pytest.mark.slow),
         pytest.param({"trainer__bf16": True}, marks=pytest.mark.slow),
         pytest.param({"model__dtype": "bfloat16"}, marks=pytest.mark.slow),
-        pytest.param({"trainer__gradient_checkpointing": True, "model__lora": LORA}, marks=pytest.mark.slow),
+        pytest.param(
+            {"trainer__gradient_checkpointing": True, "model__lora": LORA}, marks=pytest.mark.slow
+        ),
     ],
     ids=str,
 )
 def test_rewards_are_zero_before_the_first_step(small_world, tmp_path, flags):
     run = train("dpo", small_world, tmp_path / "run", "trainer.max_steps=1", **flags)
-    tolerance = 2e-2 if flags.get("model__dtype") == "bfloat16" or "trainer__bf16" in flags else 1e-5
+    tolerance = (
+        2e-2 if flags.get("model__dtype") == "bfloat16" or "trainer__bf16" in flags else 1e-5
+    )
     assert reward_at_start(run) == pytest.approx((0.0, 0.0), abs=tolerance)
 
 
-def test_rewards_are_zero_before_the_first_step_also_for_a_model_with_dropout(small_world, tmp_path):
+def test_rewards_are_zero_before_the_first_step_also_for_a_model_with_dropout(
+    small_world, tmp_path
+):
     noisy = save_model(tmp_path / "noisy", attention_dropout=0.5)
-    run = train("dpo", small_world, tmp_path / "run", "trainer.max_steps=1", model__name_or_path=str(noisy))
+    run = train(
+        "dpo", small_world, tmp_path / "run", "trainer.max_steps=1", model__name_or_path=str(noisy)
+    )
     assert reward_at_start(run) == pytest.approx((0.0, 0.0), abs=1e-5)
 
 
@@ -76,19 +88,38 @@ SIZES = {
 }
 NOISY = {
     "dropout and jitter": MixtralConfig(
-        **SIZES, num_key_value_heads=2, num_local_experts=4, router_jitter_noise=0.5, attention_dropout=0.3
+        **SIZES,
+        num_key_value_heads=2,
+        num_local_experts=4,
+        router_jitter_noise=0.5,
+        attention_dropout=0.3,
     ),
     "experts chosen by lot": PhimoeConfig(
-        **SIZES, num_key_value_heads=2, num_local_experts=4, router_jitter_noise=0.5, input_jitter_noise=0.5
+        **SIZES,
+        num_key_value_heads=2,
+        num_local_experts=4,
+        router_jitter_noise=0.5,
+        input_jitter_noise=0.5,
     ),
     "skipped layers": OPTConfig(
-        vocab_size=300, hidden_size=32, word_embed_proj_dim=32, ffn_dim=48, num_hidden_layers=3, num_attention_heads=4,
-        dropout=0.3, attention_dropout=0.3, layerdrop=0.4,
+        vocab_size=300,
+        hidden_size=32,
+        word_embed_proj_dim=32,
+        ffn_dim=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        dropout=0.3,
+        attention_dropout=0.3,
+        layerdrop=0.4,
     ),
     "numbers of the config": FalconConfig(
-        vocab_size=300, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, hidden_dropout=0.3
+        vocab_size=300,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        hidden_dropout=0.3,
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", NOISY)
@@ -109,22 +140,32 @@ def test_a_base_without_noise_is_in_training_what_it_is_at_rest(kind):
 
 
 @pytest.mark.parametrize("method", ["dpo", "sapo"])
-def test_rewards_are_zero_before_the_first_step_also_for_a_router_with_jitter(small_world, tmp_path, method):
+def test_rewards_are_zero_before_the_first_step_also_for_a_router_with_jitter(
+    small_world, tmp_path, method
+):
     """A base that shakes its router while it trains is at rest under policy and reference alike."""
     tokenizer = byte_tokenizer()
-    AutoModelForCausalLM.from_config(NOISY["dropout and jitter"]).save_pretrained(tmp_path / "noisy")
+    AutoModelForCausalLM.from_config(NOISY["dropout and jitter"]).save_pretrained(
+        tmp_path / "noisy"
+    )
     tokenizer.save_pretrained(tmp_path / "noisy")
-    flags = {"model__lora": {"r": 4, "target_modules": ["q_proj"]}, "model__name_or_path": str(tmp_path / "noisy")}
+    flags = {
+        "model__lora": {"r": 4, "target_modules": ["q_proj"]},
+        "model__name_or_path": str(tmp_path / "noisy"),
+    }
     run = train(method, small_world, tmp_path / "run", "trainer.max_steps=1", **flags)
     assert reward_at_start(run) == pytest.approx((0.0, 0.0), abs=1e-5)
 
 
 @pytest.mark.parametrize("bias", ["none", pytest.param("all", marks=pytest.mark.slow)])
 def test_the_base_under_the_adapter_stays_the_reference_while_training(small_world, tmp_path, bias):
-    """Two ways to the same numbers: switch the adapter off at each step, or compute the reference before."""
+    """Two ways to the same numbers: switch the adapter off at each step, or compute the reference
+    before."""
     flags = {"model__lora": {"r": 4, "bias": bias}, "trainer__learning_rate": 1e-2}
     auto = train("dpo", small_world, tmp_path / "auto", **flags)
-    computed = train("dpo", small_world, tmp_path / "computed", dpo__reference="precomputed", **flags)
+    computed = train(
+        "dpo", small_world, tmp_path / "computed", dpo__reference="precomputed", **flags
+    )
     for left, right in zip(read_metrics(auto), read_metrics(computed)):
         for key in ("loss", "rewards/chosen", "rewards/rejected", "grad_norm"):
             assert left[key] == pytest.approx(right[key], abs=1e-4), key
@@ -140,16 +181,28 @@ def test_a_cached_reference_computes_nothing_and_trains_the_same(small_world, tm
         events: list[Any] = []
         recipe = small_recipe("dpo", small_world, tmp_path / name, data__eval=0.2)
         run = run_recipe(recipe, on_event=events.append).run_dir
-        scored = [event for event in events if isinstance(event, StageProgress) and "reference" in event.name]
-        cached = [event for event in events if isinstance(event, Notice) and "from the cache" in event.text]
-        found.append((bool(scored), len(cached), (run / "final" / "model.safetensors").read_bytes()))
+        scored = [
+            event
+            for event in events
+            if isinstance(event, StageProgress) and "reference" in event.name
+        ]
+        cached = [
+            event
+            for event in events
+            if isinstance(event, Notice) and "from the cache" in event.text
+        ]
+        found.append(
+            (bool(scored), len(cached), (run / "final" / "model.safetensors").read_bytes())
+        )
     assert [first for first, _, _ in found] == [True, False]
     assert [number for _, number, _ in found] == [0, 2]  # training and held-out pairs
     assert found[0][2] == found[1][2]
 
 
 @pytest.mark.parametrize(
-    "change", [{"model__chat_template": "TEMPLATE"}, {"model__dtype": "bfloat16"}, {"data__train": "ROWS"}], ids=str
+    "change",
+    [{"model__chat_template": "TEMPLATE"}, {"model__dtype": "bfloat16"}, {"data__train": "ROWS"}],
+    ids=str,
 )
 def test_the_cache_is_not_used_after_template_dtype_or_rows_changed(small_world, tmp_path, change):
     template = tmp_path / "other.jinja"
@@ -164,13 +217,14 @@ def test_the_cache_is_not_used_after_template_dtype_or_rows_changed(small_world,
     events: list[Any] = []
     flags = {key: values.get(value, value) for key, value in change.items()}
     run_recipe(
-        small_recipe("dpo", small_world, tmp_path / "second", "trainer.max_steps=1", **flags), on_event=events.append
+        small_recipe("dpo", small_world, tmp_path / "second", "trainer.max_steps=1", **flags),
+        on_event=events.append,
     )
     assert not any(isinstance(event, Notice) and "from the cache" in event.text for event in events)
     assert any(isinstance(event, StageProgress) and "reference" in event.name for event in events)
 
 
-# --- what is saved -------------------------------------------------------------------------------------------------
+# --- what is saved --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", ["sft", "dpo"])
@@ -186,8 +240,11 @@ def test_the_cache_is_not_used_after_template_dtype_or_rows_changed(small_world,
     ],
     ids=str,
 )
-def test_adapters_merged_answer_like_adapters_on_their_base(small_world, tmp_path, monkeypatch, method, lora):
-    """The logits at the end of training, of the saved adapter on its base, and of the merged model are the same."""
+def test_adapters_merged_answer_like_adapters_on_their_base(
+    small_world, tmp_path, monkeypatch, method, lora
+):
+    """The logits at the end of training, of the saved adapter on its base, and of the merged model
+    are the same."""
     from peft import PeftModel
 
     import aligner.training.trainer as training
@@ -202,12 +259,16 @@ def test_adapters_merged_answer_like_adapters_on_their_base(small_world, tmp_pat
         save_final(trainer, run, finish)
 
     monkeypatch.setattr(training, "save_final", spy)
-    run = train(method, small_world, tmp_path / "run", "trainer.learning_rate=0.02", model__lora=lora)
+    run = train(
+        method, small_world, tmp_path / "run", "trainer.learning_rate=0.02", model__lora=lora
+    )
     with torch.no_grad():
         base = AutoModelForCausalLM.from_pretrained(small_world / "model")
         start = base(PROBE).logits
         on_base = PeftModel.from_pretrained(base, run / "final").eval()(PROBE).logits
-        merged = load_policy(Model(name_or_path=str(run / "final")), byte_tokenizer(), trainable=False)
+        merged = load_policy(
+            Model(name_or_path=str(run / "final")), byte_tokenizer(), trainable=False
+        )
         merged_logits = merged(PROBE.to(merged.device)).logits.cpu()
     assert (trained[0] - start).abs().max() > 1e-2
     assert torch.allclose(on_base, trained[0], atol=1e-5)
@@ -215,7 +276,9 @@ def test_adapters_merged_answer_like_adapters_on_their_base(small_world, tmp_pat
 
 
 def test_the_final_model_is_the_trained_one_and_opens_anywhere(small_world, tmp_path):
-    run = train("sft", small_world, tmp_path / "run", report__num_prompts=2, report__max_new_tokens=4)
+    run = train(
+        "sft", small_world, tmp_path / "run", report__num_prompts=2, report__max_new_tokens=4
+    )
     names = {file.name for file in (run / "final").iterdir()}
     assert {"model.safetensors", "config.json", "tokenizer.json", "README.md"} <= names
     assert not [name for name in names if name.endswith((".bin", ".pt", ".pkl"))]
@@ -227,10 +290,15 @@ def test_the_final_model_is_the_trained_one_and_opens_anywhere(small_world, tmp_
 
 
 def test_training_goes_on_from_an_adapter_with_itself_as_the_reference(small_world, tmp_path):
-    """`dpo` on the adapter that `sft` made: the reference is base and adapter together, not the base alone."""
-    first = train("sft", small_world, tmp_path / "sft", "trainer.learning_rate=0.02", model__lora={"r": 4})
+    """`dpo` on the adapter that `sft` made: the reference is base and adapter together, not the
+    base alone."""
+    first = train(
+        "sft", small_world, tmp_path / "sft", "trainer.learning_rate=0.02", model__lora={"r": 4}
+    )
     final = str(first / "final")
-    run = train("dpo", small_world, tmp_path / "dpo", model__name_or_path=final, model__lora={"r": 4})
+    run = train(
+        "dpo", small_world, tmp_path / "dpo", model__name_or_path=final, model__lora={"r": 4}
+    )
     assert reward_at_start(run) == pytest.approx((0.0, 0.0), abs=1e-5)
     lines = read_metrics(run)
     base = train("dpo", small_world, tmp_path / "base", "trainer.max_steps=1")

@@ -1,4 +1,5 @@
-"""What the wheel ships is a list in pyproject.toml; a package missing there works in a checkout and nowhere else."""
+"""What the wheel ships is a list in pyproject.toml; a package missing there works in a checkout and
+nowhere else."""
 
 from __future__ import annotations
 
@@ -37,7 +38,10 @@ def test_every_folder_with_python_in_it_is_a_package() -> None:
 
 
 def test_the_mapped_folders_are_installed_below_aligner() -> None:
-    assert settings()["package-dir"] == {"aligner": "aligner", **{f"aligner.{name}": name for name in MAPPED}}
+    assert settings()["package-dir"] == {
+        "aligner": "aligner",
+        **{f"aligner.{name}": name for name in MAPPED},
+    }
 
 
 def test_recipes_holds_no_python() -> None:

@@ -1,4 +1,5 @@
-"""Who may import whom. Dependencies point one way, and what a quick command imports loads nothing heavy."""
+"""Who may import whom. Dependencies point one way, and what a quick command imports loads nothing
+heavy."""
 
 from __future__ import annotations
 
@@ -31,11 +32,22 @@ LEVELS = (
     ("cli",),
     ("__main__",),
 )
-"""Rooms, and modules that stand apart from theirs, from the ground up: what is imported stands lower, or in the same room."""
+"""Rooms, and modules that stand apart from theirs, from the ground up: what is imported stands
+lower, or in the same room."""
 
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 
-HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate", "pyarrow", "pandas", "matplotlib"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "datasets",
+    "accelerate",
+    "pyarrow",
+    "pandas",
+    "matplotlib",
+}
 HEAVY |= {"bitsandbytes", "tokenizers", "safetensors", "huggingface_hub", "numpy"}
 
 LOADS_HEAVY: dict[str, tuple[str, ...]] = {
@@ -46,11 +58,29 @@ LOADS_HEAVY: dict[str, tuple[str, ...]] = {
     ),
     "doctor": ("numerics",),
     "evaluation": (
-        *("answers", "bootstrap", "calibration", "correlation", "groups", "length_bias", "likelihood"),
+        *(
+            "answers",
+            "bootstrap",
+            "calibration",
+            "correlation",
+            "groups",
+            "length_bias",
+            "likelihood",
+        ),
         *("pair_scores", "preferences", "reward_accuracy", "reward_report", "rewardbench"),
     ),
     "generation": ("decode",),
-    "losses": ("bandit", "catalogue", "discovered", "distillation", "published", "reward", "shape", "table", "types"),
+    "losses": (
+        "bandit",
+        "catalogue",
+        "discovered",
+        "distillation",
+        "published",
+        "reward",
+        "shape",
+        "table",
+        "types",
+    ),
     "losses.dsl": ("checks", "interpreter"),
     "methods.dpo": ("encode", "reference_samples", "reward_distillation", "start_checks", "train"),
     "methods.reward": ("encode", "train", "trainers"),
@@ -61,7 +91,8 @@ LOADS_HEAVY: dict[str, tuple[str, ...]] = {
     "toy": ("muon", "pretrain", "tokenizer"),
     "training": ("preference", "reference", "rehearsal", "sampler", "trainer"),
 }
-"""Folder -> its modules that load a heavy library when they are imported, themselves or by what they import; no others do."""
+"""Folder -> its modules that load a heavy library when they are imported, themselves or by what
+they import; no others do."""
 
 
 def modules() -> Iterator[tuple[str, Path]]:
@@ -73,7 +104,9 @@ def modules() -> Iterator[tuple[str, Path]]:
             yield ".".join(parts if top == "aligner" else ("aligner", *parts)), path
 
 
-def imports(name: str, path: Path, nodes: Iterable[ast.AST] | None = None) -> Iterator[tuple[str, int]]:
+def imports(
+    name: str, path: Path, nodes: Iterable[ast.AST] | None = None
+) -> Iterator[tuple[str, int]]:
     """(dotted name, line) of every import in the file, or among `nodes`; relative ones resolved."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
@@ -109,7 +142,11 @@ def module_of(dotted: str, known: Container[str]) -> str:
 
 def for_types_alone(tree: ast.Module) -> set[ast.AST]:
     """Statements under `if TYPE_CHECKING`, which nothing runs."""
-    tests = (node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test))
+    tests = (
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+    )
     return {inner for test in tests for node in test.body for inner in ast.walk(node)}
 
 
@@ -165,8 +202,14 @@ def loads_on_import(name: str, path: Path) -> Iterator[str]:
 def test_only_what_is_listed_loads_something_heavy() -> None:
     known = dict(modules())
     targets = {name: set(loads_on_import(name, path)) for name, path in known.items()}
-    heavy = {name for name, found in targets.items() if any(target.split(".")[0] in HEAVY for target in found)}
-    inside = {name: {module_of(target, known) for target in found} for name, found in targets.items()}
+    heavy = {
+        name
+        for name, found in targets.items()
+        if any(target.split(".")[0] in HEAVY for target in found)
+    }
+    inside = {
+        name: {module_of(target, known) for target in found} for name, found in targets.items()
+    }
     while more := {name for name, found in inside.items() if found & heavy} - heavy:
         heavy |= more
     listed = {f"aligner.{folder}.{name}" for folder, names in LOADS_HEAVY.items() for name in names}
@@ -174,10 +217,13 @@ def test_only_what_is_listed_loads_something_heavy() -> None:
 
 
 def test_packages_hold_no_code_but_lazy_names() -> None:
-    """An `__init__` that imports its modules would make every one of them as heavy as the heaviest."""
+    """An `__init__` that imports its modules would make every one of them as heavy as the
+    heaviest."""
     for name, path in modules():
         if path.name == "__init__.py":
-            inside = [target for target in loads_on_import(name, path) if target.startswith("aligner")]
+            inside = [
+                target for target in loads_on_import(name, path) if target.startswith("aligner")
+            ]
             assert not inside, f"{path.relative_to(ROOT)} imports {inside}"
 
 
@@ -187,7 +233,12 @@ def test_four_modules_stand_outside_the_rooms() -> None:
 
 
 def test_rich_is_imported_by_the_renderer_alone() -> None:
-    found = {name for name, path in modules() for target, _ in imports(name, path) if target.split(".")[0] == "rich"}
+    found = {
+        name
+        for name, path in modules()
+        for target, _ in imports(name, path)
+        if target.split(".")[0] == "rich"
+    }
     assert found <= {"aligner.cli.render", "aligner.cli.live_table"}
 
 
@@ -220,5 +271,9 @@ def test_siblings_in_a_mapped_folder_are_imported_relatively(folder: str) -> Non
     wrong = []
     for path in sorted((ROOT / folder).rglob("*.py")):
         lines = path.read_text(encoding="utf-8").splitlines()
-        wrong += [f"{path.name}: {line}" for line in lines if line.lstrip().startswith(f"from aligner.{folder}")]
+        wrong += [
+            f"{path.name}: {line}"
+            for line in lines
+            if line.lstrip().startswith(f"from aligner.{folder}")
+        ]
     assert not wrong, "\n".join(wrong)

@@ -1,4 +1,5 @@
-"""The wheel and the editable install, tried for real. Needs no network: no dependency is resolved or fetched."""
+"""The wheel and the editable install, tried for real. Needs no network: no dependency is resolved
+or fetched."""
 
 from __future__ import annotations
 
@@ -41,7 +42,9 @@ def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(*command: str, cwd: Path | None = None, **environment: str) -> str:
     """Standard output of a command that must succeed."""
     env = {**os.environ, **environment}
-    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(
+        command, cwd=cwd, env=env, capture_output=True, text=True, check=False, timeout=300
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -67,8 +70,12 @@ def test_the_installed_wheel_runs_from_anywhere(wheel: Path, tmp_path: Path) -> 
     run(sys.executable, *PIP, "--target", str(site), str(wheel))
     where = "import aligner.cli, aligner.recipes; print(aligner.cli.__file__)"
     assert str(site) in run(sys.executable, "-c", where, cwd=elsewhere, PYTHONPATH=str(site))
-    assert "Usage: aligner" in run(sys.executable, "-m", "aligner", "--help", cwd=elsewhere, PYTHONPATH=str(site))
-    listed = run(sys.executable, "-m", "aligner", "recipes", "list", cwd=elsewhere, PYTHONPATH=str(site))
+    assert "Usage: aligner" in run(
+        sys.executable, "-m", "aligner", "--help", cwd=elsewhere, PYTHONPATH=str(site)
+    )
+    listed = run(
+        sys.executable, "-m", "aligner", "recipes", "list", cwd=elsewhere, PYTHONPATH=str(site)
+    )
     assert "tiny/dpo" in listed
 
 
@@ -79,13 +86,16 @@ def test_the_editable_install_finds_the_mapped_folders(source: Path, tmp_path: P
     python = str(environment / "bin" / "python")
     lend_dependencies(python)
     run(sys.executable, "-m", "pip", "--python", python, *PIP[2:], "-e", str(source))
-    assert str(source) in run(python, "-c", "import aligner.cli; print(aligner.cli.__file__)", cwd=elsewhere)
+    assert str(source) in run(
+        python, "-c", "import aligner.cli; print(aligner.cli.__file__)", cwd=elsewhere
+    )
     assert "tiny/dpo" in run(python, "-m", "aligner", "recipes", "list", cwd=elsewhere)
     assert "Usage: aligner" in run(str(environment / "bin" / "aligner"), "--help", cwd=elsewhere)
 
 
 def lend_dependencies(python: str) -> None:
-    """Put this Python's packages last on the other's path: a .pth line does not run the .pth files found there."""
+    """Put this Python's packages last on the other's path: a .pth line does not run the .pth files
+    found there."""
     import typer
 
     site = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()

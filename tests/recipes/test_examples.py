@@ -1,4 +1,5 @@
-"""The examples do what they say: the program runs, the walk-through's recipes resolve, its functions give rows."""
+"""The examples do what they say: the program runs, the walk-through's recipes resolve, its
+functions give rows."""
 
 from __future__ import annotations
 
@@ -23,7 +24,9 @@ GSM8K = ROOT / "examples" / "gsm8k"
 def test_the_library_example_runs(tmp_path: Path) -> None:
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     command = [sys.executable, str(ROOT / "examples" / "library.py"), "--quick"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, check=False)
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=500, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert "gold score" in done.stdout.splitlines()[-1]
 
@@ -39,7 +42,11 @@ def test_rows_of_helpsteer2_become_pairs_with_a_strength() -> None:
     pair = runpy.run_path(str(ROOT / "examples" / "helpsteer2.py"))["pair"]
     row = {"prompt": "p", "response_1": "one", "response_2": "two"}
     sides = {strength: pair({**row, "preference_strength": strength}) for strength in (-3, 0, 1)}
-    assert [(made["chosen"], made["strength"]) for made in sides.values()] == [("one", 3), ("one", 0), ("two", 1)]
+    assert [(made["chosen"], made["strength"]) for made in sides.values()] == [
+        ("one", 3),
+        ("one", 0),
+        ("two", 1),
+    ]
 
 
 @pytest.mark.parametrize("method", ["sft", "dpo"])
@@ -54,19 +61,35 @@ def solution(text: str, right: bool) -> dict[str, object]:
 
 def test_pairs_join_every_right_solution_with_every_wrong_one(tmp_path: Path) -> None:
     names = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
-    mixed = [solution("r1", True), solution("w1", False), solution("r2", True), solution("w1", False)]
+    mixed = [
+        solution("r1", True),
+        solution("w1", False),
+        solution("r2", True),
+        solution("w1", False),
+    ]
     solved = [solution(text, True) for text in "abcd"]
-    rows = [{"question": "q1", **dict(zip(names, mixed))}, {"question": "q2", **dict(zip(names, solved))}]
+    rows = [
+        {"question": "q1", **dict(zip(names, mixed))},
+        {"question": "q2", **dict(zip(names, solved))},
+    ]
     file = tmp_path / "solutions.jsonl"
     file.write_text("\n".join(json.dumps(row) for row in rows))
     source = Source(path=str(file), function=f"{GSM8K / 'pairs.py'}:make_pairs")
     loaded = load_rows(Data(train=[source]), "preference", 0)
-    assert sorted((row.chosen, row.rejected) for row in loaded.train) == [("r1", "w1"), ("r2", "w1")]
+    assert sorted((row.chosen, row.rejected) for row in loaded.train) == [
+        ("r1", "w1"),
+        ("r2", "w1"),
+    ]
     assert loaded.ledger.sources[0].dropped_by_function == 1
 
 
-def test_the_model_of_the_walk_through_is_made_from_any_questions_and_answers(tmp_path: Path) -> None:
-    rows = [{"question": f"What is {i} plus {i}?", "answer": f"It is {2 * i}.\n#### {2 * i}"} for i in range(50)]
+def test_the_model_of_the_walk_through_is_made_from_any_questions_and_answers(
+    tmp_path: Path,
+) -> None:
+    rows = [
+        {"question": f"What is {i} plus {i}?", "answer": f"It is {2 * i}.\n#### {2 * i}"}
+        for i in range(50)
+    ]
     (tmp_path / "gsm8k_train.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     module = runpy.run_path(str(GSM8K / "make_model.py"))
     module["main"](tmp_path, tmp_path / "model")

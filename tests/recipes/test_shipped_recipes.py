@@ -47,7 +47,9 @@ def test_a_recipe_is_valid_for_the_method_that_it_names(name: str) -> None:
     assert recipe is not None
     resolved = load_recipe(recipe.method, FOLDER / f"{name}.yaml")
     assert resolved.recipe.output_dir.startswith("runs/")
-    assert resolved.origins["output_dir"].endswith(tuple("0123456789")), "output_dir is written in the file"
+    assert resolved.origins["output_dir"].endswith(tuple("0123456789")), (
+        "output_dir is written in the file"
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -80,7 +82,9 @@ def test_a_recipe_stands_in_the_folder_of_its_method(name: str) -> None:
 
 
 def test_no_two_recipes_share_a_run_directory() -> None:
-    places = [load_recipe(recipe.method, recipe.name).recipe.output_dir for recipe in shipped_recipes()]
+    places = [
+        load_recipe(recipe.method, recipe.name).recipe.output_dir for recipe in shipped_recipes()
+    ]
     assert len(set(places)) == len(places)
 
 

@@ -1,4 +1,5 @@
-"""The same loss, step by step, as TRL's trainers give on the same model, rows, order and learning rate."""
+"""The same loss, step by step, as TRL's trainers give on the same model, rows, order and learning
+rate."""
 
 from __future__ import annotations
 
@@ -29,10 +30,14 @@ COMMON: dict[str, Any] = {
 pytestmark = pytest.mark.usefixtures("own_cache")
 
 
-def ours(method: str, world: Path, folder: Path, *overrides: str, **flags: Any) -> list[dict[str, Any]]:
+def ours(
+    method: str, world: Path, folder: Path, *overrides: str, **flags: Any
+) -> list[dict[str, Any]]:
     trainer = {f"trainer__{key}": value for key, value in COMMON.items()}
     trainer["trainer__train_sampling_strategy"] = "random"
-    outcome = run_recipe(small_recipe(method, world, folder / "ours", *overrides, **trainer, **flags))
+    outcome = run_recipe(
+        small_recipe(method, world, folder / "ours", *overrides, **trainer, **flags)
+    )
     return read_metrics(outcome.run_dir)
 
 
@@ -42,7 +47,12 @@ def in_our_order(file: Path) -> list[dict[str, Any]]:
 
 
 def theirs(
-    trainer_class: Any, config_class: Any, world: Path, rows: list[dict], folder: Path, **settings: Any
+    trainer_class: Any,
+    config_class: Any,
+    world: Path,
+    rows: list[dict],
+    folder: Path,
+    **settings: Any,
 ) -> list[dict[str, Any]]:
     from datasets import Dataset
     from transformers import AutoModelForCausalLM
@@ -59,7 +69,9 @@ def theirs(
             **{**COMMON, **settings},
         )
         trainer = trainer_class(
-            model=AutoModelForCausalLM.from_pretrained(world / "model"),  # TRL loads its reference from there
+            model=AutoModelForCausalLM.from_pretrained(
+                world / "model"
+            ),  # TRL loads its reference from there
             args=arguments,
             train_dataset=Dataset.from_list(rows),
             processing_class=byte_tokenizer(),
@@ -71,22 +83,46 @@ def theirs(
 def compare(our_logs: list[dict], their_logs: list[dict], keys: tuple[str, ...]) -> None:
     assert len(our_logs) == len(their_logs) == STEPS
     for key in keys:
-        start = int(key == "rewards/accuracies")  # before the first step both rewards are 0 up to rounding: a tie
+        start = int(
+            key == "rewards/accuracies"
+        )  # before the first step both rewards are 0 up to rounding: a tie
         expected = [logs[key] for logs in their_logs][start:]
-        assert [logs[key] for logs in our_logs][start:] == pytest.approx(expected, rel=1e-4, abs=1e-4), key
+        assert [logs[key] for logs in our_logs][start:] == pytest.approx(
+            expected, rel=1e-4, abs=1e-4
+        ), key
 
 
-IN_BOTH = ("sigmoid", "hinge", "ipo", "robust", "exo_pair", "nca_pair", "bco_pair", "sppo_hard", "apo_zero", "apo_down")
+IN_BOTH = (
+    "sigmoid",
+    "hinge",
+    "ipo",
+    "robust",
+    "exo_pair",
+    "nca_pair",
+    "bco_pair",
+    "sppo_hard",
+    "apo_zero",
+    "apo_down",
+)
 IN_BOTH += ("discopop", "sigmoid_norm")
-"""Objectives that TRL has too. It has an `sft` as well, but as a mean over the batch's tokens, not over its pairs."""
+"""Objectives that TRL has too. It has an `sft` as well, but as a mean over the batch's tokens, not
+over its pairs."""
 
-OURS_TO_TRL = ("rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins", "logps/chosen")
+OURS_TO_TRL = (
+    "rewards/chosen",
+    "rewards/rejected",
+    "rewards/accuracies",
+    "rewards/margins",
+    "logps/chosen",
+)
 
 
 @pytest.mark.parametrize(
     "loss",
     [
-        name if name in ("sigmoid", "ipo", "discopop") else pytest.param(name, marks=pytest.mark.slow)
+        name
+        if name in ("sigmoid", "ipo", "discopop")
+        else pytest.param(name, marks=pytest.mark.slow)
         for name in IN_BOTH
     ],
 )
@@ -95,7 +131,12 @@ def test_preference_losses_are_those_of_trl(small_world, tmp_path, loss):
 
     smoothing = 0.1 if loss in LABEL_SMOOTHING_LOSSES and loss != "sigmoid" else 0.0
     our_logs = ours(
-        "dpo", small_world, tmp_path, f"dpo.loss={loss}", "dpo.beta=0.2", f"dpo.label_smoothing={smoothing}"
+        "dpo",
+        small_world,
+        tmp_path,
+        f"dpo.loss={loss}",
+        "dpo.beta=0.2",
+        f"dpo.label_smoothing={smoothing}",
     )
     their_logs = theirs(
         DPOTrainer,
@@ -116,8 +157,14 @@ def test_supervised_losses_are_those_of_trl(small_world, tmp_path):
 
     our_logs = ours("sft", small_world, tmp_path)
     rows = in_our_order(small_world / "sft.jsonl")
-    their_logs = theirs(SFTTrainer, SFTConfig, small_world, rows, tmp_path, assistant_only_loss=True)
-    compare(our_logs, their_logs, ("loss", "grad_norm", "learning_rate", "mean_token_accuracy", "entropy"))
+    their_logs = theirs(
+        SFTTrainer, SFTConfig, small_world, rows, tmp_path, assistant_only_loss=True
+    )
+    compare(
+        our_logs,
+        their_logs,
+        ("loss", "grad_norm", "learning_rate", "mean_token_accuracy", "entropy"),
+    )
 
 
 @pytest.mark.slow

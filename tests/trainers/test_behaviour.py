@@ -1,4 +1,5 @@
-"""What training does beside the steps: evaluation, early stopping, schedules, checkpoints, failures, the books."""
+"""What training does beside the steps: evaluation, early stopping, schedules, checkpoints,
+failures, the books."""
 
 from __future__ import annotations
 
@@ -29,14 +30,18 @@ def lines(run: Path, split: str = "train") -> list[dict[str, Any]]:
     return [line for line in read_metrics(run) if line["split"] == split]
 
 
-# --- it learns -----------------------------------------------------------------------------------------------------
+# --- it learns ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", ["sft", "dpo"])
 @pytest.mark.parametrize("quantization", ["nf4", pytest.param("fp4", marks=pytest.mark.slow)])
 def test_qlora_trains_on_a_cpu(small_world, tmp_path, method, quantization):
     """The loss falls, the adapters move, and nothing of the base is saved or changed."""
-    flags = {"model__quantization": quantization, "model__lora": {"r": 4}, "trainer__learning_rate": 2e-2}
+    flags = {
+        "model__quantization": quantization,
+        "model__lora": {"r": 4},
+        "trainer__learning_rate": 2e-2,
+    }
     before = {file: file.read_bytes() for file in (small_world / "model").iterdir()}
     run = train(method, small_world, tmp_path / "run", "trainer.max_steps=6", **flags).run_dir
     losses = [line["loss"] for line in lines(run)]
@@ -57,15 +62,20 @@ def test_preferences_are_learned(small_world, tmp_path):
     assert outcome.results["steps"] == 12
 
 
-# --- evaluation, early stopping ------------------------------------------------------------------------------------
+# --- evaluation, early stopping -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", ["sft", "dpo"])
 def test_held_out_metrics_are_logged_without_prefix(small_world, tmp_path, method):
-    run = train(method, small_world, tmp_path / "run", data__eval=0.25, trainer__eval_steps=2).run_dir
+    run = train(
+        method, small_world, tmp_path / "run", data__eval=0.25, trainer__eval_steps=2
+    ).run_dir
     found = lines(run, "eval")
     assert [line["step"] for line in found] == [2, 4]
-    wanted = {"sft": {"loss", "mean_token_accuracy"}, "dpo": {"loss", "rewards/margins", "rewards/accuracies"}}
+    wanted = {
+        "sft": {"loss", "mean_token_accuracy"},
+        "dpo": {"loss", "rewards/margins", "rewards/accuracies"},
+    }
     assert wanted[method] <= set(found[0])
     assert not any(key.startswith("eval_") for key in found[0])
     assert found[1]["loss"] < found[0]["loss"]
@@ -81,8 +91,13 @@ def test_held_out_loss_is_the_weighted_mean_whatever_the_batch(small_world, tmp_
     assert found[0] == pytest.approx(found[1], abs=1e-6)
 
 
-def test_held_out_loss_of_rows_is_the_mean_over_tokens_whatever_the_batch_or_the_packing(small_world, tmp_path):
-    data = {"data__eval": [{"path": str(small_world / "sft.jsonl")}], "trainer__learning_rate": 1e-9}
+def test_held_out_loss_of_rows_is_the_mean_over_tokens_whatever_the_batch_or_the_packing(
+    small_world, tmp_path
+):
+    data = {
+        "data__eval": [{"path": str(small_world / "sft.jsonl")}],
+        "trainer__learning_rate": 1e-9,
+    }
     found = []
     for name, settings in {
         "small": {"trainer__per_device_eval_batch_size": 5},
@@ -103,11 +118,15 @@ EARLY = {
 
 
 @pytest.mark.parametrize("interval", [{"trainer__eval_steps": 2}, {"trainer__save_steps": 2}])
-def test_early_stopping_stops_and_the_best_checkpoint_is_the_result(small_world, tmp_path, monkeypatch, interval):
+def test_early_stopping_stops_and_the_best_checkpoint_is_the_result(
+    small_world, tmp_path, monkeypatch, interval
+):
     prescribe(monkeypatch, "eval_loss", [5.0, 4.0, 4.5, 4.1])
     recipe = small_recipe("sft", small_world, tmp_path / "run", **{**EARLY, **interval})
     if "trainer__eval_steps" in interval:  # the checkpoints follow the evaluations
-        trainer = {key: value for key, value in recipe.recipe.trainer.items() if key != "save_steps"}
+        trainer = {
+            key: value for key, value in recipe.recipe.trainer.items() if key != "save_steps"
+        }
         recipe = _with_trainer(recipe, trainer)
     outcome = run_recipe(recipe)
     evals = lines(outcome.run_dir, "eval")
@@ -127,14 +146,22 @@ def _with_trainer(resolved: Any, trainer: dict[str, Any]) -> Any:
     return replace(resolved, recipe=resolved.recipe.model_copy(update={"trainer": trainer}))
 
 
-# --- schedules, steps, checkpoints ---------------------------------------------------------------------------------
+# --- schedules, steps, checkpoints ----------------------------------------------------------------
 
 
 def test_warm_up_and_schedule_pass_through(small_world, tmp_path):
-    schedule = {"trainer__warmup_steps": 2, "trainer__lr_scheduler_type": "cosine", "trainer__max_steps": 6}
-    run = train("sft", small_world, tmp_path / "run", **schedule, trainer__learning_rate=1e-3).run_dir
+    schedule = {
+        "trainer__warmup_steps": 2,
+        "trainer__lr_scheduler_type": "cosine",
+        "trainer__max_steps": 6,
+    }
+    run = train(
+        "sft", small_world, tmp_path / "run", **schedule, trainer__learning_rate=1e-3
+    ).run_dir
     expected = [0, 0.5, *(0.5 * (1 + math.cos(math.pi * i / 4)) for i in range(4))]
-    assert [line["learning_rate"] for line in lines(run)] == pytest.approx([1e-3 * share for share in expected])
+    assert [line["learning_rate"] for line in lines(run)] == pytest.approx(
+        [1e-3 * share for share in expected]
+    )
 
 
 def test_the_default_learning_rate_of_dpo_is_gentle(small_world, tmp_path):
@@ -155,15 +182,22 @@ def test_the_plan_foretells_the_steps(small_world, tmp_path, batch, accumulation
     recipe = small_recipe("sft", small_world, tmp_path / "run", **flags)
     events: list[Any] = []
     run_recipe(recipe, dry_run=True, on_event=events.append)
-    plan = {what: value for event in events if isinstance(event, Plan) for what, value, _ in event.rows}
+    plan = {
+        what: value for event in events if isinstance(event, Plan) for what, value, _ in event.rows
+    }
     assert run_recipe(recipe).results["steps"] == int(plan["steps"])
 
 
 def test_the_last_step_is_always_on_record(small_world, tmp_path):
-    run = train("sft", small_world, tmp_path / "run", "trainer.max_steps=5", trainer__logging_steps=3).run_dir
+    run = train(
+        "sft", small_world, tmp_path / "run", "trainer.max_steps=5", trainer__logging_steps=3
+    ).run_dir
     assert [line["step"] for line in lines(run)] == [1, 3, 5]
-    # others may read the result where they may read anything: safetensors 0.8 writes for its owner alone
-    assert {path.stat().st_mode for path in (run / "final").iterdir()} == {(run / "recipe.yaml").stat().st_mode}
+    # others may read the result where they may read anything: safetensors 0.8 writes for its owner
+    # alone
+    assert {path.stat().st_mode for path in (run / "final").iterdir()} == {
+        (run / "recipe.yaml").stat().st_mode
+    }
 
 
 @pytest.mark.parametrize(("limit", "kept"), [(None, [6, 8]), (1, [8]), (3, [4, 6, 8])])
@@ -177,7 +211,7 @@ def test_the_number_of_checkpoints_is_kept(small_world, tmp_path, limit, kept):
     assert all((run / "checkpoints" / f"checkpoint-{step}" / "complete").exists() for step in kept)
 
 
-# --- the terms of the loss -----------------------------------------------------------------------------------------
+# --- the terms of the loss ------------------------------------------------------------------------
 
 
 def answer_logps(model: Any, prompt: list[int], answer: list[int]) -> float:
@@ -187,26 +221,38 @@ def answer_logps(model: Any, prompt: list[int], answer: list[int]) -> float:
 
 
 def test_the_nll_term_adds_the_mean_loss_of_the_chosen_answers(small_world, tmp_path):
-    """At the start DPO's loss is ln 2, so the rest is the weight times the length-averaged NLL, worked out by hand."""
+    """At the start DPO's loss is ln 2, so the rest is the weight times the length-averaged NLL,
+    worked out by hand."""
     from datasets import load_from_disk
 
-    flags = {"dpo__nll_weight": 0.7, "trainer__per_device_train_batch_size": 48, "trainer__max_steps": 1}
+    flags = {
+        "dpo__nll_weight": 0.7,
+        "trainer__per_device_train_batch_size": 48,
+        "trainer__max_steps": 1,
+    }
     run = train("dpo", small_world, tmp_path / "run", **flags).run_dir
     model = tiny_llama(byte_tokenizer())
     rows = load_from_disk(str(run / "prepared" / "train"))
-    nll = [-answer_logps(model, row["prompt_ids"], row["chosen_ids"]) / len(row["chosen_ids"]) for row in rows]
+    nll = [
+        -answer_logps(model, row["prompt_ids"], row["chosen_ids"]) / len(row["chosen_ids"])
+        for row in rows
+    ]
     expected = sum(nll) / len(nll)
     first = lines(run)[0]
     assert first["nll"] == pytest.approx(expected, abs=1e-4)
     assert first["loss"] == pytest.approx(math.log(2) + 0.7 * expected, abs=1e-4)
 
 
-# --- failures ------------------------------------------------------------------------------------------------------
+# --- failures -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", ["sft", "dpo"])
 def test_a_loss_that_is_no_number_stops_the_run_and_names_the_step(small_world, tmp_path, method):
-    flags = {"trainer__learning_rate": 1e30, "trainer__max_grad_norm": 0.0, "trainer__save_steps": 2}
+    flags = {
+        "trainer__learning_rate": 1e30,
+        "trainer__max_grad_norm": 0.0,
+        "trainer__save_steps": 2,
+    }
     with pytest.raises(TrainingError, match=r"step [1-4]") as caught:
         train(method, small_world, tmp_path / "run", **flags)
     assert caught.value.exit_code == 5
@@ -217,7 +263,8 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_step(small_world, 
 
 @pytest.mark.parametrize("save_steps", [1, 1000])
 def test_weights_that_are_no_numbers_are_never_kept(small_world, tmp_path, save_steps):
-    """Where the loss is logged too seldom to tell, the weights are looked at before they are saved."""
+    """Where the loss is logged too seldom to tell, the weights are looked at before they are
+    saved."""
     flags = {
         "trainer__learning_rate": float("1e38"),
         "trainer__optim": "sgd",
@@ -234,7 +281,7 @@ def test_weights_that_are_no_numbers_are_never_kept(small_world, tmp_path, save_
     assert not (tmp_path / "run" / "final").exists()
 
 
-# --- batches, the books, dry runs ----------------------------------------------------------------------------------
+# --- batches, the books, dry runs -----------------------------------------------------------------
 
 
 def data_json(run: Path) -> dict[str, Any]:
@@ -261,7 +308,9 @@ def test_how_batches_are_made_is_recorded_with_the_reason(small_world, tmp_path,
 @pytest.mark.parametrize("method", ["sft", "dpo"])
 def test_the_books_of_long_rows_balance(small_world, tmp_path, method, on_too_long):
     flags = {"data__max_length": 52, "data__on_too_long": on_too_long, "trainer__max_steps": 1}
-    books = data_json(train(method, small_world, tmp_path / "run", **flags).run_dir)["splits"]["train"]
+    books = data_json(train(method, small_world, tmp_path / "run", **flags).run_dir)["splits"][
+        "train"
+    ]
     assert books["rows"] + books["too_long_dropped"] + books["unusable"] == books["rows_in"] == 48
     assert books["trained_tokens"] + books["masked_tokens"] == books["tokens"]
     assert (books["too_long_dropped"] > 0) == (on_too_long == "drop")
@@ -274,7 +323,9 @@ def test_a_long_row_is_refused_before_a_model_is_loaded(small_world, tmp_path):
     recipe = small_recipe("sft", small_world, tmp_path / "run", data__max_length=40)
     with pytest.raises(DataError, match="longer than data"):
         run_recipe(recipe, on_event=events.append)
-    assert "loading the model" not in [event.name for event in events if isinstance(event, StageStarted)]
+    assert "loading the model" not in [
+        event.name for event in events if isinstance(event, StageStarted)
+    ]
 
 
 @pytest.mark.parametrize("method", ["sft", "dpo"])

@@ -1,4 +1,5 @@
-"""Every key of every trainer class with values from the edge: what the check lets through is trained, or refused by trying it.
+"""Every key of every trainer class with values from the edge: what the check lets through is
+trained, or refused by trying it.
 
 The check alone, over many more values, is the quick test: tests/unit/config/test_trainer_values.py.
 """
@@ -53,7 +54,10 @@ NEEDS: dict[str, dict[str, Any]] = {
 """Key -> settings without which it says nothing."""
 
 MORE: dict[str, tuple[Any, ...]] = {
-    "activation_checkpointing_kwargs": ({"use_reentrant": True}, {"use_reentrant": False, "debug": True}),
+    "activation_checkpointing_kwargs": (
+        {"use_reentrant": True},
+        {"use_reentrant": False, "debug": True},
+    ),
     "metric_for_best_model": ("loss", "eval_loss"),
     "report_to": ("none", "all"),
     "debug": ("underflow_overflow",),
@@ -74,7 +78,8 @@ SCHEDULES: dict[str, dict[str, Any]] = {
 
 
 def outcome(method: str, key: str, value: Any, world: Path, folder: Path) -> str:
-    """`refused`, by the check or by the rehearsal, or `trained`. Whatever else is raised fails the test."""
+    """`refused`, by the check or by the rehearsal, or `trained`. Whatever else is raised fails the
+    test."""
     name = {"sft": "sft.jsonl"}.get(method, "pairs.jsonl")
     settings: dict[str, Any] = {
         "trainer__max_steps": 2,
@@ -100,14 +105,24 @@ def outcome(method: str, key: str, value: Any, world: Path, folder: Path) -> str
 
 
 @pytest.mark.parametrize(
-    ("method", "key"), [(method, key) for method in METHODS for key in trainer_keys.allowed(method) if key not in LONG]
+    ("method", "key"),
+    [
+        (method, key)
+        for method in METHODS
+        for key in trainer_keys.allowed(method)
+        if key not in LONG
+    ],
 )
 def test_a_value_is_refused_before_anything_is_tokenised_or_it_trains(
     method: str, key: str, small_world: Path, tmp_path: Path
 ) -> None:
     spec = trainer_keys.fields(method)[key]
     values = [*spec.get("choices", EDGE), *MORE.get(key, ())]
-    values = [value for value in values if key not in ("max_steps", "num_train_epochs") or not _is_long(value)]
+    values = [
+        value
+        for value in values
+        if key not in ("max_steps", "num_train_epochs") or not _is_long(value)
+    ]
     found = {
         repr(value): outcome(method, key, value, small_world, tmp_path / str(number))
         for number, value in enumerate(values)
@@ -118,7 +133,9 @@ def test_a_value_is_refused_before_anything_is_tokenised_or_it_trains(
     if key == "router_aux_loss_coef":
         return  # whether there is a router is seen when the model is loaded
     for number in range(len(values)):  # what was refused left no tokens behind
-        assert (tmp_path / str(number) / "prepared").exists() == (list(found.values())[number] == "trained")
+        assert (tmp_path / str(number) / "prepared").exists() == (
+            list(found.values())[number] == "trained"
+        )
 
 
 def _is_long(value: Any) -> bool:

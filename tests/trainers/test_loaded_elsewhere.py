@@ -1,6 +1,8 @@
-"""A result gives the run's held-out loss however it is loaded: by us, by plain transformers, by plain PEFT, and merged.
+"""A result gives the run's held-out loss however it is loaded: by us, by plain transformers, by
+plain PEFT, and merged.
 
-The model has habits that toys lack: what pads also ends answers, and head and embeddings are one matrix.
+The model has habits that toys lack: what pads also ends answers, and head and embeddings are one
+matrix.
 """
 
 from __future__ import annotations
@@ -37,7 +39,11 @@ WAYS: dict[str, dict[str, Any]] = {
     "adapter with new tokens": {"model__lora": {"r": 4}, "model__new_tokens": ["ab", "cd"]},
     "full with new tokens": {"model__new_tokens": ["ab", "cd"]},
 }
-TRAINED: dict[str, int] = {"adapter": 0, "adapter on tied embeddings": 2, "adapter with new tokens": 1}
+TRAINED: dict[str, int] = {
+    "adapter": 0,
+    "adapter on tied embeddings": 2,
+    "adapter with new tokens": 1,
+}
 """How many tensors of the embeddings and the head an adapter's file has."""
 
 
@@ -48,7 +54,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.pad_token = EOS
     save_model(folder / "model", tie_word_embeddings=True)
     config = folder / "model" / "config.json"
-    config.write_text(json.dumps({**json.loads(config.read_text()), "pad_token_id": tokenizer.eos_token_id}))
+    config.write_text(
+        json.dumps({**json.loads(config.read_text()), "pad_token_id": tokenizer.eos_token_id})
+    )
     tokenizer.save_pretrained(folder / "model")
     return folder
 
@@ -74,7 +82,9 @@ def loss_of(model: Any, tokenizer: Any, world: Path) -> float:
     for row in read(world / "sft.jsonl"):
         encoded = encode_sft(tokenizer, ConversationRow(row["messages"]))
         with torch.no_grad():
-            loss = model.eval()(input_ids=torch.tensor([encoded.input_ids]), labels=torch.tensor([encoded.labels])).loss
+            loss = model.eval()(
+                input_ids=torch.tensor([encoded.input_ids]), labels=torch.tensor([encoded.labels])
+            ).loss
         total, count = total + loss.item() * encoded.num_trained, count + encoded.num_trained
     return total / count
 
@@ -91,11 +101,15 @@ def plainly(final: Path, base: Path) -> Any:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_every_way_of_loading_gives_the_loss_of_the_run(way: str, world: Path, tmp_path: Path) -> None:
+def test_every_way_of_loading_gives_the_loss_of_the_run(
+    way: str, world: Path, tmp_path: Path
+) -> None:
     final = run("sft", world, tmp_path / "run", **WAYS[way])
     expected = held_out_loss(final)
     tokenizer = AutoTokenizer.from_pretrained(final)
-    assert loss_of(plainly(final, world / "model"), tokenizer, world) == pytest.approx(expected, abs=1e-5)
+    assert loss_of(plainly(final, world / "model"), tokenizer, world) == pytest.approx(
+        expected, abs=1e-5
+    )
     section = Model(name_or_path=str(final))
     merged = load_policy(section, load_tokenizer(section), trainable=False)
     assert loss_of(merged, tokenizer, world) == pytest.approx(expected, abs=1e-5)
@@ -103,24 +117,36 @@ def test_every_way_of_loading_gives_the_loss_of_the_run(way: str, world: Path, t
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     assert loss_of(again, tokenizer, world) == pytest.approx(expected, abs=1e-5)
     if way in TRAINED:
-        held = [name for name in load_file(final / "adapter_model.safetensors") if "embed" in name or "head" in name]
+        held = [
+            name
+            for name in load_file(final / "adapter_model.safetensors")
+            if "embed" in name or "head" in name
+        ]
         assert len(held) == TRAINED[way], held
 
 
-def test_nothing_of_the_tokenizer_and_the_ids_changes_in_a_result_or_a_checkpoint(world: Path, tmp_path: Path) -> None:
-    final = run("sft", world, tmp_path / "run", trainer__save_strategy="steps", trainer__save_steps=3)
+def test_nothing_of_the_tokenizer_and_the_ids_changes_in_a_result_or_a_checkpoint(
+    world: Path, tmp_path: Path
+) -> None:
+    final = run(
+        "sft", world, tmp_path / "run", trainer__save_strategy="steps", trainer__save_steps=3
+    )
     for folder in (final, tmp_path / "run" / "checkpoints" / "checkpoint-3"):
         for name in ("tokenizer.json", "tokenizer_config.json"):
             assert (folder / name).read_bytes() == (world / "model" / name).read_bytes()
         assert "{#- generation -#}" in (folder / "chat_template.jinja").read_text()
         for name in ("config.json", "generation_config.json"):
-            before, after = (json.loads((place / name).read_text()) for place in (world / "model", folder))
+            before, after = (
+                json.loads((place / name).read_text()) for place in (world / "model", folder)
+            )
             assert {k: v for k, v in after.items() if k.endswith("token_id")} == {
                 k: v for k, v in before.items() if k.endswith("token_id")
             }
 
 
-def test_an_adapter_on_tied_embeddings_is_trained_further_from_where_it_stood(world: Path, tmp_path: Path) -> None:
+def test_an_adapter_on_tied_embeddings_is_trained_further_from_where_it_stood(
+    world: Path, tmp_path: Path
+) -> None:
     lora = WAYS["adapter on tied embeddings"]["model__lora"]
     first = run("sft", world, tmp_path / "first", model__lora=lora)
     flags: dict[str, Any] = {"model__name_or_path": str(first), "trainer__learning_rate": 1e-12}
@@ -128,14 +154,16 @@ def test_an_adapter_on_tied_embeddings_is_trained_further_from_where_it_stood(wo
         second = run("sft", world, tmp_path / name, **flags, **more)
         assert held_out_loss(second) == pytest.approx(held_out_loss(first), abs=1e-5)
         base = world / "model" if more else second
-        assert loss_of(plainly(second, base), AutoTokenizer.from_pretrained(second), world) == pytest.approx(
-            held_out_loss(first), abs=1e-5
-        )
+        assert loss_of(
+            plainly(second, base), AutoTokenizer.from_pretrained(second), world
+        ) == pytest.approx(held_out_loss(first), abs=1e-5)
 
 
 def pair_loss(rewards: Sequence[float]) -> float:
     count = len(rewards) // 2
-    return sum(math.log1p(math.exp(b - a)) for a, b in zip(rewards[:count], rewards[count:])) / count
+    return (
+        sum(math.log1p(math.exp(b - a)) for a, b in zip(rewards[:count], rewards[count:])) / count
+    )
 
 
 @pytest.mark.parametrize("lora", [None, {"r": 4}], ids=["full", "adapter"])
@@ -145,7 +173,8 @@ def test_a_reward_model_gives_the_loss_of_the_run_also_in_padded_batches(
     final = run("reward", world, tmp_path / "run", **({"model__lora": lora} if lora else {}))
     scorer: Any = load_scorer(str(final))
     rows = [
-        PreferenceRow(*(row[key] for key in ("prompt", "chosen", "rejected"))) for row in read(world / "pairs.jsonl")
+        PreferenceRow(*(row[key] for key in ("prompt", "chosen", "rejected")))
+        for row in read(world / "pairs.jsonl")
     ]
     sides = [
         [row.prompt for row in rows] * 2,
@@ -163,7 +192,9 @@ def test_a_reward_model_gives_the_loss_of_the_run_also_in_padded_batches(
         model = PeftModel.from_pretrained(model, str(final))
     assert model.config.pad_token_id == tokenizer.pad_token_id
     pairs = [encode_pair(tokenizer, row) for row in rows]
-    texts = [[*p.prompt_ids, *p.chosen_ids] for p in pairs] + [[*p.prompt_ids, *p.rejected_ids] for p in pairs]
+    texts = [[*p.prompt_ids, *p.chosen_ids] for p in pairs] + [
+        [*p.prompt_ids, *p.rejected_ids] for p in pairs
+    ]
     batch = tokenizer.pad({"input_ids": texts}, return_tensors="pt")
     with torch.no_grad():
         rewards = model.eval()(**batch).logits[:, 0].tolist()

@@ -1,4 +1,5 @@
-"""Training a mixture of experts: it ends with a model that answers, and its numbers mean what they mean elsewhere."""
+"""Training a mixture of experts: it ends with a model that answers, and its numbers mean what they
+mean elsewhere."""
 
 from __future__ import annotations
 
@@ -23,7 +24,12 @@ from aligner.models.tokenizers import load_tokenizer
 from tests.fakes import byte_tokenizer, small_recipe, tiny_llama
 from tests.mixtures import mixture, save_mixture
 
-TWO = {"report__num_prompts": 2, "report__max_new_tokens": 4, "trainer__max_steps": 2, "data__eval": 0.25}
+TWO = {
+    "report__num_prompts": 2,
+    "report__max_new_tokens": 4,
+    "trainer__max_steps": 2,
+    "data__eval": 0.25,
+}
 
 
 def world_of(family: str, small_world: Path, folder: Path, **settings: Any) -> Path:
@@ -38,12 +44,17 @@ def config_of(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("family", ["mixtral", "granitemoe"])
-def test_sft_of_a_mixture_ends_with_answers_and_the_configuration_that_it_began_with(family, small_world, tmp_path):
+def test_sft_of_a_mixture_ends_with_answers_and_the_configuration_that_it_began_with(
+    family, small_world, tmp_path
+):
     world = world_of(family, small_world, tmp_path)
     said: list[str] = []
     flags = {**TWO, "trainer__save_steps": 1, "trainer__eval_steps": 2}
     recipe = small_recipe("sft", world, tmp_path / "run", **flags)
-    run_recipe(recipe, on_event=lambda event: said.append(event.text) if isinstance(event, Notice) else None)
+    run_recipe(
+        recipe,
+        on_event=lambda event: said.append(event.text) if isinstance(event, Notice) else None,
+    )
     samples = json.loads((tmp_path / "run" / "samples.json").read_text("utf-8"))
     assert all(isinstance(sample["after"], str) for sample in samples)
     weights = json.loads((tmp_path / "run" / "weights.json").read_text("utf-8"))
@@ -54,18 +65,27 @@ def test_sft_of_a_mixture_ends_with_answers_and_the_configuration_that_it_began_
     before = config_of(world / "model")
     for result in (tmp_path / "run" / "final", tmp_path / "run" / "checkpoints" / "checkpoint-1"):
         assert config_of(result) == before
-    assert any(text.startswith("Training all") and ".experts (gate_up_proj, down_proj)" in text for text in said)
-    assert any("The router's own loss is trained too, with a weight of 0.001" in text for text in said)
+    assert any(
+        text.startswith("Training all") and ".experts (gate_up_proj, down_proj)" in text
+        for text in said
+    )
+    assert any(
+        "The router's own loss is trained too, with a weight of 0.001" in text for text in said
+    )
 
 
-def test_a_mixtures_held_out_loss_is_that_of_its_tokens_as_the_evaluation_gives_it(small_world, tmp_path):
+def test_a_mixtures_held_out_loss_is_that_of_its_tokens_as_the_evaluation_gives_it(
+    small_world, tmp_path
+):
     world = world_of("mixtral", small_world, tmp_path, router_aux_loss_coef=0.5)
     recipe = small_recipe("sft", world, tmp_path / "run", **TWO)
     results = run_recipe(recipe).results
     model = Model(name_or_path=str(tmp_path / "run" / "final"))
     tokenizer = load_tokenizer(model)
     held_out = load_rows(recipe.recipe.data, "sft", recipe.recipe.seed).eval
-    measured = evaluate_rows(load_policy(model, tokenizer, trainable=False), tokenizer, held_out or [])["loss"]
+    measured = evaluate_rows(
+        load_policy(model, tokenizer, trainable=False), tokenizer, held_out or []
+    )["loss"]
     assert results["eval/loss"] == pytest.approx(measured, abs=1e-5)
     assert results["eval/aux_loss"] > 1
     assert results["train/loss"] > measured + 0.4  # 0.5 * 2: the router's loss is trained
@@ -78,12 +98,16 @@ def test_no_loss_of_a_router_is_trained_where_the_architecture_has_none() -> Non
     assert router_coefficient(llama4, None) == router_coefficient(llama, 0.0) == 0.0
     assert router_coefficient(mixture("mixtral"), None) == 0.001
     assert router_coefficient(mixture("mixtral"), 0.0) == 0.0
-    with pytest.raises(RecipeError, match=r"router_aux_loss_coef is 0.1, but Llama has no loss of its router"):
+    with pytest.raises(
+        RecipeError, match=r"router_aux_loss_coef is 0.1, but Llama has no loss of its router"
+    ):
         router_coefficient(llama, 0.1)
 
 
 @pytest.mark.parametrize("method", ["dpo", "reward", "sapo"])
-def test_every_method_trains_a_mixture_whose_configuration_asks_for_router_logits(method, small_world, tmp_path):
+def test_every_method_trains_a_mixture_whose_configuration_asks_for_router_logits(
+    method, small_world, tmp_path
+):
     world = world_of("mixtral", small_world, tmp_path, output_router_logits=True)
     flags = {**TWO, "model__lora": {"r": 2}}
     if method == "sapo":
@@ -121,7 +145,9 @@ def test_what_training_changes_in_a_configuration_is_put_back_and_taken_up_again
         assert not model.training
 
 
-def test_the_part_below_the_head_is_found_where_a_class_calls_it_otherwise_than_it_says(tmp_path) -> None:
+def test_the_part_below_the_head_is_found_where_a_class_calls_it_otherwise_than_it_says(
+    tmp_path,
+) -> None:
     model = Model(name_or_path=str(save_mixture("llama4_text", tmp_path)))
     policy = load_policy(model, load_tokenizer(model), trainable=True)
     assert policy.base_model is policy.model

@@ -1,4 +1,5 @@
-"""`aligner sft` on mosaics: what is trained, how it is counted, and that it is what the files hold."""
+"""`aligner sft` on mosaics: what is trained, how it is counted, and that it is what the files
+hold."""
 
 from __future__ import annotations
 
@@ -35,7 +36,9 @@ def trained(world: Path, output: Path, *overrides: str, **flags: Any) -> Path:
     return run_recipe(small_recipe("sft", world, output, *overrides, **settings)).run_dir
 
 
-def test_each_epoch_trains_on_the_mosaics_that_the_files_hold(small_world: Path, tmp_path: Path) -> None:
+def test_each_epoch_trains_on_the_mosaics_that_the_files_hold(
+    small_world: Path, tmp_path: Path
+) -> None:
     run = trained(small_world, tmp_path / "run", trainer__num_train_epochs=2)
     flags = {
         "data.train": str(small_world / "sft.jsonl"),
@@ -44,7 +47,10 @@ def test_each_epoch_trains_on_the_mosaics_that_the_files_hold(small_world: Path,
     }
     tokenizer = str(small_world / "model")
     recipe = load_recipe(
-        "mosaic", None, [], {**flags, "mosaic.max_members": 3, "mosaic.passes": 2, "mosaic.tokenizer": tokenizer}
+        "mosaic",
+        None,
+        [],
+        {**flags, "mosaic.max_members": 3, "mosaic.passes": 2, "mosaic.tokenizer": tokenizer},
     )
     files = run_mosaic(recipe).run_dir
     rows = load_rows(Data(train=[Source(path=str(files / "data"))]), "sft", 0).train
@@ -53,7 +59,9 @@ def test_each_epoch_trains_on_the_mosaics_that_the_files_hold(small_world: Path,
     encoded = [encode_sft(load_tokenizer(Model(name_or_path=tokenizer)), row) for row in rows]
     prepared = load_from_disk(str(run / "prepared/train"))
     assert [list(ids) for ids in prepared["input_ids"]] == [one.input_ids for one in encoded]
-    assert [list(ids) for ids in prepared["labels"]] == [[IGNORED, *one.labels[1:]] for one in encoded]
+    assert [list(ids) for ids in prepared["labels"]] == [
+        [IGNORED, *one.labels[1:]] for one in encoded
+    ]
     steps = [line["step"] for line in read_metrics(run) if line["split"] == "train"]
     assert max(steps) == -(-len(rows) // 4)
 
@@ -61,9 +69,15 @@ def test_each_epoch_trains_on_the_mosaics_that_the_files_hold(small_world: Path,
 def test_the_books_say_what_was_made_of_the_rows(small_world: Path, tmp_path: Path) -> None:
     told: list[Any] = []
     recipe = small_recipe(
-        "sft", small_world, tmp_path / "run", data__mosaic=MOSAIC, data__max_length=400, trainer__max_steps=-1,
-        trainer__num_train_epochs=2, data__eval=0.25,
-    )  # fmt: skip
+        "sft",
+        small_world,
+        tmp_path / "run",
+        data__mosaic=MOSAIC,
+        data__max_length=400,
+        trainer__max_steps=-1,
+        trainer__num_train_epochs=2,
+        data__eval=0.25,
+    )
     run = run_recipe(recipe, on_event=told.append).run_dir
     split = json.loads((run / "data.json").read_text())["splits"]["train"]
     assert split["rows_in"] == 36
@@ -80,8 +94,13 @@ def test_the_books_say_what_stands_alone(small_world: Path, tmp_path: Path) -> N
     (tmp_path / "some.jsonl").write_text("\n".join([*lines[:20], json.dumps(odd)]) + "\n")
     told: list[Any] = []
     recipe = small_recipe(
-        "sft", small_world, tmp_path / "run", data__mosaic=MOSAIC, data__max_length=400, data__train=str(tmp_path / "some.jsonl"),
-    )  # fmt: skip
+        "sft",
+        small_world,
+        tmp_path / "run",
+        data__mosaic=MOSAIC,
+        data__max_length=400,
+        data__train=str(tmp_path / "some.jsonl"),
+    )
     run_recipe(recipe, dry_run=True, on_event=told.append)
     books = dict(next(event.table for event in told if isinstance(event, events.DataReady)))
     assert books["train mosaics"].endswith("; always alone: 1 (its answer holds thinking)")
@@ -107,7 +126,9 @@ def test_mosaics_can_be_packed(small_world: Path, tmp_path: Path) -> None:
     assert len(load_from_disk(str(run / "prepared/train"))) == sum(batching["passes"])
 
 
-def test_packed_mosaics_are_drawn_anew_too_until_the_steps_are_full(small_world: Path, tmp_path: Path) -> None:
+def test_packed_mosaics_are_drawn_anew_too_until_the_steps_are_full(
+    small_world: Path, tmp_path: Path
+) -> None:
     run = trained(small_world, tmp_path / "run", sft__packing=True, trainer__max_steps=20)
     passes = json.loads((run / "prepared/batching.json").read_text())["passes"]
     assert len(passes) > 2
@@ -128,38 +149,71 @@ def test_settings_that_cannot_work_are_refused_with_the_recipe(
         trained(small_world, tmp_path / "run", **flags)
 
 
-def test_rows_that_stand_alone_and_are_too_long_are_told_as_rows_of_the_file(small_world: Path, tmp_path: Path) -> None:
+def test_rows_that_stand_alone_and_are_too_long_are_told_as_rows_of_the_file(
+    small_world: Path, tmp_path: Path
+) -> None:
     """Once for each, with the way out, and not once for each epoch under the name of a sample."""
     lines = (small_world / "sft.jsonl").read_text().splitlines()
-    long = {"messages": [{"role": "user", "content": "sort: ba"}, {"role": "assistant", "content": "ab" * 400}]}
+    long = {
+        "messages": [
+            {"role": "user", "content": "sort: ba"},
+            {"role": "assistant", "content": "ab" * 400},
+        ]
+    }
     data = tmp_path / "long.jsonl"
     data.write_text("\n".join([*lines[:20], json.dumps(long)]) + "\n")
-    with pytest.raises(DataError, match=r"1 of \d+ rows alone are longer than data\.max_length=400") as caught:
+    with pytest.raises(
+        DataError, match=r"1 of \d+ rows alone are longer than data\.max_length=400"
+    ) as caught:
         trained(small_world, tmp_path / "run", data__train=str(data))
     assert [problem.where for problem in caught.value.problems] == [f"{data}:21"]
     assert "data.mosaic.on_overlong=drop" in caught.value.hint
     trained(small_world, tmp_path / "dropped", data__train=str(data), data__on_too_long="drop")
-    trained(small_world, tmp_path / "left", data__train=str(data), data__mosaic={**MOSAIC, "on_overlong": "drop"})
-    trained(small_world, tmp_path / "theirs", data__train=str(data), data__mosaic={**MOSAIC, "compat": "released"})
+    trained(
+        small_world,
+        tmp_path / "left",
+        data__train=str(data),
+        data__mosaic={**MOSAIC, "on_overlong": "drop"},
+    )
+    trained(
+        small_world,
+        tmp_path / "theirs",
+        data__train=str(data),
+        data__mosaic={**MOSAIC, "compat": "released"},
+    )
 
 
 @pytest.mark.parametrize("recipe", ["mosaic", "sft-mosaic"])
-def test_the_tiny_recipes_run_in_the_toy_world(toy_world: Path, tmp_path: Path, recipe: str, monkeypatch: Any) -> None:
+def test_the_tiny_recipes_run_in_the_toy_world(
+    toy_world: Path, tmp_path: Path, recipe: str, monkeypatch: Any
+) -> None:
     monkeypatch.chdir(toy_world)
     if recipe == "mosaic":
-        run = run_mosaic(load_recipe("mosaic", "tiny/mosaic", [f"output_dir={tmp_path / 'run'}"])).run_dir
+        run = run_mosaic(
+            load_recipe("mosaic", "tiny/mosaic", [f"output_dir={tmp_path / 'run'}"])
+        ).run_dir
         assert (run / "data/train.jsonl").is_file()
     else:
-        overrides = [f"output_dir={tmp_path / 'run'}", "trainer.max_steps=2", "report.num_prompts=0"]
+        overrides = [
+            f"output_dir={tmp_path / 'run'}",
+            "trainer.max_steps=2",
+            "report.num_prompts=0",
+        ]
         run = run_recipe(load_recipe("sft", "tiny/sft-mosaic", overrides)).run_dir
         assert (run / "final/model.safetensors").is_file()
 
 
-def test_what_the_recipe_says_to_do_next_works(toy_world: Path, tmp_path: Path, monkeypatch: Any) -> None:
+def test_what_the_recipe_says_to_do_next_works(
+    toy_world: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
     # was wrong once: tiny/sft takes shorter rows than tiny/mosaic makes
     monkeypatch.chdir(toy_world)
-    run = run_mosaic(load_recipe("mosaic", "tiny/mosaic", [f"output_dir={tmp_path / 'run'}"])).run_dir
-    (line,) = re.findall(r"^# Next +aligner sft tiny/sft (.+)$", recipe_text("tiny/mosaic"), re.MULTILINE)
+    run = run_mosaic(
+        load_recipe("mosaic", "tiny/mosaic", [f"output_dir={tmp_path / 'run'}"])
+    ).run_dir
+    (line,) = re.findall(
+        r"^# Next +aligner sft tiny/sft (.+)$", recipe_text("tiny/mosaic"), re.MULTILINE
+    )
     overrides = line.replace("runs/mosaic", str(run)).split()
     told: list[Any] = []
     run_recipe(load_recipe("sft", "tiny/sft", overrides), dry_run=True, on_event=told.append)
@@ -169,12 +223,18 @@ def test_what_the_recipe_says_to_do_next_works(toy_world: Path, tmp_path: Path, 
 def test_a_dry_run_counts_the_sequences_of_all_passes(small_world: Path, tmp_path: Path) -> None:
     told: list[Any] = []
     recipe = small_recipe(
-        "sft", small_world, tmp_path / "run", data__mosaic=MOSAIC, data__max_length=400, trainer__max_steps=-1,
+        "sft",
+        small_world,
+        tmp_path / "run",
+        data__mosaic=MOSAIC,
+        data__max_length=400,
+        trainer__max_steps=-1,
         trainer__num_train_epochs=3,
-    )  # fmt: skip
+    )
     run_recipe(recipe, dry_run=True, on_event=told.append)
     plan = {
-        what: (value, how) for what, value, how in next(event.rows for event in told if isinstance(event, events.Plan))
+        what: (value, how)
+        for what, value, how in next(event.rows for event in told if isinstance(event, events.Plan))
     }
     total, how = plan["sequences"]
     assert how.startswith("in 3 passes: ")
@@ -182,9 +242,15 @@ def test_a_dry_run_counts_the_sequences_of_all_passes(small_world: Path, tmp_pat
     assert int(plan["steps"][0]) == -(-int(total) // 4)
 
 
-def test_a_wrong_style_bank_is_told_before_the_rows_are_read(small_world: Path, tmp_path: Path) -> None:
+def test_a_wrong_style_bank_is_told_before_the_rows_are_read(
+    small_world: Path, tmp_path: Path
+) -> None:
     with pytest.raises(RecipeError, match=r"nowhere\.yaml cannot be read"):
-        trained(small_world, tmp_path / "run", data__mosaic={"style_bank": str(tmp_path / "nowhere.yaml")})
+        trained(
+            small_world,
+            tmp_path / "run",
+            data__mosaic={"style_bank": str(tmp_path / "nowhere.yaml")},
+        )
     assert not (tmp_path / "run").exists()
 
 
@@ -206,7 +272,9 @@ def test_passes_come_in_turn_and_every_row_once(lengths: list[int] | None) -> No
     assert all(row >= 10 for row in order[20:])
 
 
-def test_a_loop_of_ones_own_gets_the_same_mosaics_shared_among_workers_and_ranks(small_world: Path) -> None:
+def test_a_loop_of_ones_own_gets_the_same_mosaics_shared_among_workers_and_ranks(
+    small_world: Path,
+) -> None:
     from torch.utils.data import DataLoader
 
     rows = load_rows(Data(train=[Source(path=str(small_world / "sft.jsonl"))]), "sft", 42).train
@@ -214,7 +282,9 @@ def test_a_loop_of_ones_own_gets_the_same_mosaics_shared_among_workers_and_ranks
     whole = MosaicIterable(mosaics)
     whole.set_epoch(1)
     samples = list(whole)
-    assert [one["prompt"] for one in samples] == [sample.row.prompt for sample in mosaics.pass_samples(1, Tally())]
+    assert [one["prompt"] for one in samples] == [
+        sample.row.prompt for sample in mosaics.pass_samples(1, Tally())
+    ]
     shares = [MosaicIterable(mosaics, rank=rank, world_size=3) for rank in range(3)]
     for share in shares:
         share.set_epoch(1)

@@ -1,4 +1,5 @@
-"""Objectives inside the trainer: mixtures, files, warm-up, references that are not needed, and the two guards."""
+"""Objectives inside the trainer: mixtures, files, warm-up, references that are not needed, and the
+two guards."""
 
 from __future__ import annotations
 
@@ -20,7 +21,10 @@ from aligner.runs.files import read_json, read_metrics
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
-SIGNATURE = "self, policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps"
+SIGNATURE = (
+    "self, policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, "
+    "reference_rejected_logps"
+)
 DPO_AS_FILE = f"""import torch.nn.functional as F
 
 def mine({SIGNATURE}):
@@ -29,11 +33,15 @@ def mine({SIGNATURE}):
 """
 
 
-def train(world: Path, folder: Path, *overrides: str, **flags: Any) -> tuple[list[dict[str, Any]], list[Any]]:
+def train(
+    world: Path, folder: Path, *overrides: str, **flags: Any
+) -> tuple[list[dict[str, Any]], list[Any]]:
     """The log of a run, and the events that it sent."""
     events: list[Any] = []
     overrides = ("trainer.logging_steps=1", "trainer.learning_rate=2e-3", *overrides)
-    outcome = run_recipe(small_recipe("dpo", world, folder, *overrides, **flags), on_event=events.append)
+    outcome = run_recipe(
+        small_recipe("dpo", world, folder, *overrides, **flags), on_event=events.append
+    )
     return read_metrics(outcome.run_dir), events
 
 
@@ -74,14 +82,18 @@ def test_a_run_does_not_go_on_with_another_objective_under_the_same_name(small_w
 
 def test_a_file_that_reads_well_but_cannot_train_is_refused_before_training(small_world, tmp_path):
     file = tmp_path / "nan.py"
-    file.write_text(DPO_AS_FILE.replace("-F.logsigmoid(self.beta * rho)", "torch.sqrt(self.beta * rho)"))
+    file.write_text(
+        DPO_AS_FILE.replace("-F.logsigmoid(self.beta * rho)", "torch.sqrt(self.beta * rho)")
+    )
     with pytest.raises(RecipeError, match=r"nan\.py cannot be trained with"):
         train(small_world, tmp_path / "run", f"dpo.loss={file}")
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
 def test_warm_up_trains_dpo_and_then_the_objective(small_world, tmp_path):
-    warm, events = train(small_world, tmp_path / "warm", "dpo.loss=discopop", "dpo.warmup_steps_dpo=2")
+    warm, events = train(
+        small_world, tmp_path / "warm", "dpo.loss=discopop", "dpo.warmup_steps_dpo=2"
+    )
     plain, _ = train(small_world, tmp_path / "plain")
     assert losses(warm)[:2] == pytest.approx(losses(plain)[:2], abs=1e-6)
     assert losses(warm)[2:] != pytest.approx(losses(plain)[2:], abs=1e-3)
@@ -90,18 +102,22 @@ def test_warm_up_trains_dpo_and_then_the_objective(small_world, tmp_path):
 
 @pytest.mark.parametrize("loss", ["orpo", "simpo"])
 def test_objectives_without_a_reference_compute_none(small_world, tmp_path, loss):
-    log, events = train(small_world, tmp_path / "run", f"dpo.loss={loss}", "dpo.beta=2.0", data__eval=0.25)
+    log, events = train(
+        small_world, tmp_path / "run", f"dpo.loss={loss}", "dpo.beta=2.0", data__eval=0.25
+    )
     scored = {event.name for event in events if isinstance(event, StageProgress)}
     assert not any("reference" in name for name in scored)
     assert losses(log)[-1] < losses(log)[0]
     assert all(
-        line["rewards/margins"] == pytest.approx(line["rewards/chosen"] - line["rewards/rejected"], abs=1e-4)
+        line["rewards/margins"]
+        == pytest.approx(line["rewards/chosen"] - line["rewards/rejected"], abs=1e-4)
         for line in log
     )
 
 
 def test_a_batch_statistic_is_that_of_the_micro_batch(small_world, tmp_path):
-    """8 x 1 and 4 x 2 are the same training for DPO and different ones for an objective that reads the batch."""
+    """8 x 1 and 4 x 2 are the same training for DPO and different ones for an objective that reads
+    the batch."""
     for loss, same in (("sigmoid", True), ("dbaql", False)):
         shapes = [("8", "1"), ("4", "2")]
         logs = [
@@ -118,10 +134,12 @@ def test_a_batch_statistic_is_that_of_the_micro_batch(small_world, tmp_path):
         assert (losses(logs[0]) == pytest.approx(losses(logs[1]), abs=1e-5)) == same
 
 
-# --- guards ----------------------------------------------------------------------------------------------------------
+# --- guards ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("tau", "is_wrong"), [(0.05, True), (0.1, True), (0.105, False), (0.2, False)])
+@pytest.mark.parametrize(
+    ("tau", "is_wrong"), [(0.05, True), (0.1, True), (0.105, False), (0.2, False)]
+)
 def test_the_wrong_slope_of_discopop_is_told_exactly_where_it_is_wrong(tau, is_wrong):
     """It is (1 - ln 2) / (4 tau) - 3/4, positive below tau = 0.1023."""
     settings = Settings(beta=0.05, tau=tau)
@@ -133,16 +151,21 @@ def test_the_wrong_slope_of_discopop_is_told_exactly_where_it_is_wrong(tau, is_w
 
 def test_the_hump_is_where_the_paper_has_it():
     """rho = 1.44012 at beta = tau = 0.05."""
-    assert "carry past rho = 1.4" in str(wrong_start(OBJECTIVES["discopop"], Settings(beta=0.05, tau=0.05)))
+    assert "carry past rho = 1.4" in str(
+        wrong_start(OBJECTIVES["discopop"], Settings(beta=0.05, tau=0.05))
+    )
 
 
-@pytest.mark.parametrize("name", [name for name in OBJECTIVES if name not in ("discopop", "exo_pair")])
+@pytest.mark.parametrize(
+    "name", [name for name in OBJECTIVES if name not in ("discopop", "exo_pair")]
+)
 def test_no_other_objective_starts_on_a_wrong_slope(name):
     assert wrong_start(OBJECTIVES[name], Settings(beta=0.1)) is None
 
 
 def test_a_part_that_counts_per_token_does_not_hide_a_wrong_slope():
-    """For one token its share of the slope is large; for an answer of 20 the discovered part wins, and starts wrong."""
+    """For one token its share of the slope is large; for an answer of 20 the discovered part wins,
+    and starts wrong."""
     mixture = load_objective({"discopop": 0.8, "sft": 0.2})
     settings = Settings(beta=0.05)
     assert wrong_start(mixture, settings, length=1) is None
@@ -162,12 +185,16 @@ def test_the_steps_of_a_warm_up_do_not_count_for_the_alarm():
 
 
 def test_there_is_no_alarm_without_a_reference(small_world, tmp_path):
-    _, events = train(small_world, tmp_path, "dpo.loss=orpo", "trainer.learning_rate=0.0", "dpo.alarm_steps=3")
+    _, events = train(
+        small_world, tmp_path, "dpo.loss=orpo", "trainer.learning_rate=0.0", "dpo.alarm_steps=3"
+    )
     assert not warnings_in(events)
 
 
 def test_the_warning_comes_before_training_and_stays_in_the_report(small_world, tmp_path):
-    _, events = train(small_world, tmp_path / "run", "dpo.loss=discopop", "dpo.beta=0.05", "trainer.max_steps=1")
+    _, events = train(
+        small_world, tmp_path / "run", "dpo.loss=discopop", "dpo.beta=0.05", "trainer.max_steps=1"
+    )
     (warning,) = warnings_in(events)
     assert "wrong slope" in warning
     assert "warmup_steps_dpo" in warning
@@ -176,7 +203,8 @@ def test_the_warning_comes_before_training_and_stays_in_the_report(small_world, 
 
 
 def test_an_alarm_is_raised_when_pairs_stay_ranked_wrongly(small_world, tmp_path):
-    """With a learning rate of 0 both answers keep their reward of 0, and no pair is ranked rightly."""
+    """With a learning rate of 0 both answers keep their reward of 0, and no pair is ranked
+    rightly."""
     frozen = ("trainer.learning_rate=0.0", "dpo.alarm_steps=3")
     _, events = train(small_world, tmp_path / "warn", *frozen)
     (warning,) = warnings_in(events)
@@ -184,7 +212,9 @@ def test_an_alarm_is_raised_when_pairs_stay_ranked_wrongly(small_world, tmp_path
     with pytest.raises(TrainingError, match="After 3 steps"):
         train(small_world, tmp_path / "stop", *frozen, "dpo.on_alarm=stop")
     assert len(read_metrics(tmp_path / "stop")) == 3
-    _, events = train(small_world, tmp_path / "off", "trainer.learning_rate=0.0", "dpo.alarm_steps=0")
+    _, events = train(
+        small_world, tmp_path / "off", "trainer.learning_rate=0.0", "dpo.alarm_steps=0"
+    )
     assert not warnings_in(events)
 
 
@@ -215,5 +245,7 @@ def test_the_alarm_looks_once_at_the_first_log_at_or_after_its_step(accuracies, 
 
 def test_objectives_that_trl_does_not_have_train(small_world, tmp_path):
     for loss in ("kto_pair", "aql", "padll", "aqfl", "cell", "pfl", "ipo_sum"):
-        log, _ = train(small_world, tmp_path / loss, f"dpo.loss={loss}", "dpo.beta=0.2", "trainer.max_steps=6")
+        log, _ = train(
+            small_world, tmp_path / loss, f"dpo.loss={loss}", "dpo.beta=0.2", "trainer.max_steps=6"
+        )
         assert losses(log)[-1] < losses(log)[0], loss

@@ -1,4 +1,5 @@
-"""Reward models in training: every kind learns and comes back by its card, and no row is lost without a word."""
+"""Reward models in training: every kind learns and comes back by its card, and no row is lost
+without a word."""
 
 from __future__ import annotations
 
@@ -32,7 +33,10 @@ def train(world: Path, folder: Path, *overrides: str, **flags: Any) -> tuple[Pat
     events: list[Any] = []
     given = {override.split("=", 1)[0] for override in overrides}
     settings = [setting for setting in FAST if setting.split("=", 1)[0] not in given]
-    run = run_recipe(small_recipe("reward", world, folder, *settings, *overrides, **flags), on_event=events.append)
+    run = run_recipe(
+        small_recipe("reward", world, folder, *settings, *overrides, **flags),
+        on_event=events.append,
+    )
     return run.run_dir, events
 
 
@@ -48,7 +52,9 @@ def rated(world: Path, folder: Path) -> str:
     for place, pair in enumerate(pairs_of(world)):
         for side, good in (("chosen", 4.0), ("rejected", 1.0)):
             short = None if place % 2 else 4.0 - good
-            rows.append({"prompt": pair["prompt"], "completion": pair[side], "good": good, "short": short})
+            rows.append(
+                {"prompt": pair["prompt"], "completion": pair[side], "good": good, "short": short}
+            )
     return str(write_jsonl(folder / "rated.jsonl", rows))
 
 
@@ -74,14 +80,18 @@ SETTINGS: dict[str, tuple[str, ...]] = {
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_pairs_are_learned_and_the_card_gives_the_model_back(small_world: Path, tmp_path: Path, name: str) -> None:
+def test_pairs_are_learned_and_the_card_gives_the_model_back(
+    small_world: Path, tmp_path: Path, name: str
+) -> None:
     data = f"data.train={graded(small_world, tmp_path)}"
     run, _ = train(small_world, tmp_path / "run", *SETTINGS[name], data, "data.eval=0.2")
     lines = read_metrics(run)
     held_out = [line for line in lines if line["split"] == "eval"]
     assert held_out[-1]["loss"] < held_out[0]["loss"]
     assert held_out[-1]["accuracy"] > 0.8
-    assert {"margin", "rewards/chosen", "rewards/rejected", "length_correlation"} <= held_out[-1].keys()
+    assert {"margin", "rewards/chosen", "rewards/rejected", "length_correlation"} <= held_out[
+        -1
+    ].keys()
     assert share_right(run, small_world) > 0.8
     assert load_scorer(str(run)).name == "run"
 
@@ -92,7 +102,9 @@ def test_a_model_is_read_by_its_card_as_it_was_evaluated(small_world: Path, tmp_
     run, _ = train(small_world, tmp_path / "run", f"data.eval={held_out}")
     scorer = load_scorer(str(run / "final"))
     sides = [[row[side][0]["content"] for row in rows[:10]] for side in ("chosen", "rejected")]
-    chosen, rejected = (scorer.score([row["prompt"] for row in rows[:10]], texts) for texts in sides)
+    chosen, rejected = (
+        scorer.score([row["prompt"] for row in rows[:10]], texts) for texts in sides
+    )
     last = [line for line in read_metrics(run) if line["split"] == "eval"][-1]
     assert last["rewards/chosen"] == pytest.approx(sum(chosen) / 10, abs=1e-5)
     assert last["rewards/rejected"] == pytest.approx(sum(rejected) / 10, abs=1e-5)
@@ -115,7 +127,9 @@ def test_a_pairwise_model_learns_its_letters(small_world: Path, tmp_path: Path) 
     assert load_scorer(str(run)).range == (0.0, 1.0)
 
 
-def test_ratings_are_learned_without_those_that_are_missing(small_world: Path, tmp_path: Path) -> None:
+def test_ratings_are_learned_without_those_that_are_missing(
+    small_world: Path, tmp_path: Path
+) -> None:
     run, _ = train(
         small_world,
         tmp_path / "run",
@@ -131,7 +145,9 @@ def test_ratings_are_learned_without_those_that_are_missing(small_world: Path, t
     assert lines[-1]["mse"] < 0.5 * lines[0]["mse"]
     row = pairs_of(small_world)[0]
     scores = load_scorer(str(run)).score([row["prompt"]], [row["chosen"][0]["content"]])
-    assert scores[0] == pytest.approx(scores.attributes["good"][0] + 0.25 * scores.attributes["short"][0])
+    assert scores[0] == pytest.approx(
+        scores.attributes["good"][0] + 0.25 * scores.attributes["short"][0]
+    )
     assert "(rated" in read_json(run, "scored.json")[0]["answers"][0]["label"]
 
 
@@ -158,12 +174,18 @@ def test_a_regression_becomes_a_bradley_terry_model_with_the_sum_of_its_outputs(
         train(small_world, tmp_path / "third", start, "reward.attribute_weights={god: 1.0}")
     with pytest.raises(RecipeError, match="is a reward model already"):
         train(small_world, tmp_path / "fourth", start, "reward.kind=odin")
-    ratings = ("reward.kind=regression", "reward.attributes=[short, good]", f"data.train={tmp_path / 'rated.jsonl'}")
+    ratings = (
+        "reward.kind=regression",
+        "reward.attributes=[short, good]",
+        f"data.train={tmp_path / 'rated.jsonl'}",
+    )
     with pytest.raises(RecipeError, match="rates good, short"):
         train(small_world, tmp_path / "fifth", start, *ratings)
 
 
-def test_rated_adapters_are_merged_before_pairs_are_trained(small_world: Path, tmp_path: Path) -> None:
+def test_rated_adapters_are_merged_before_pairs_are_trained(
+    small_world: Path, tmp_path: Path
+) -> None:
     ratings = (
         "reward.kind=regression",
         "reward.attributes=[good, short]",
@@ -183,7 +205,9 @@ def test_rated_adapters_are_merged_before_pairs_are_trained(small_world: Path, t
 def test_a_reward_models_adapter_is_trained_further(small_world: Path, tmp_path: Path) -> None:
     first, _ = train(small_world, tmp_path / "first", model__lora={"r": 4})
     start = f"model.name_or_path={first / 'final'}"
-    second, _ = train(small_world, tmp_path / "second", start, "trainer.learning_rate=1e-9", model__lora={"r": 4})
+    second, _ = train(
+        small_world, tmp_path / "second", start, "trainer.learning_rate=1e-9", model__lora={"r": 4}
+    )
     asked = (["p", "q"], ["some answer", ""])
     assert list(load_scorer(str(second)).score(*asked)) == pytest.approx(
         list(load_scorer(str(first)).score(*asked)), abs=1e-4
@@ -191,7 +215,9 @@ def test_a_reward_models_adapter_is_trained_further(small_world: Path, tmp_path:
 
 
 def test_odin_keeps_the_head_of_quality_alone(small_world: Path, tmp_path: Path) -> None:
-    run, events = train(small_world, tmp_path / "run", "reward.kind=odin", "data.eval=0.2", "report.num_prompts=2")
+    run, events = train(
+        small_world, tmp_path / "run", "reward.kind=odin", "data.eval=0.2", "report.num_prompts=2"
+    )
     assert load_file(run / "final" / "model.safetensors")["score.weight"].shape[0] == 1
     last = [line for line in read_metrics(run) if line["split"] == "eval"][-1]
     assert abs(last["length_correlation"]) <= 1.0
@@ -201,7 +227,9 @@ def test_odin_keeps_the_head_of_quality_alone(small_world: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize("extra", [{}, {"model__quantization": "nf4"}])
-def test_an_adapter_and_its_head_come_back_together(small_world: Path, tmp_path: Path, extra: dict[str, Any]) -> None:
+def test_an_adapter_and_its_head_come_back_together(
+    small_world: Path, tmp_path: Path, extra: dict[str, Any]
+) -> None:
     run, _ = train(small_world, tmp_path / "run", "data.eval=0.2", model__lora={"r": 4}, **extra)
     saved = load_file(run / "final" / "adapter_model.safetensors")
     assert any(name.endswith("score.weight") for name in saved)
@@ -214,7 +242,7 @@ def test_an_adapter_and_its_head_come_back_together(small_world: Path, tmp_path:
     assert list(scorer.score(["p"], ["a"])) == list(again)
 
 
-# --- what a row can be -----------------------------------------------------------------------------------------------
+# --- what a row can be ----------------------------------------------------------------------------
 
 
 def row(chosen: str, rejected: str, **more: Any) -> dict[str, Any]:
@@ -250,14 +278,24 @@ def test_every_row_that_cannot_be_used_is_counted_with_its_reason(
     assert says in found["all"]
 
 
-def test_rows_that_are_too_long_are_counted_and_answers_are_never_cut(small_world: Path, tmp_path: Path) -> None:
+def test_rows_that_are_too_long_are_counted_and_answers_are_never_cut(
+    small_world: Path, tmp_path: Path
+) -> None:
     long_prompt, long_answer = {**row("yes", "no"), "prompt": "p" * 200}, row("y" * 200, "no")
     found = books(
-        small_world, tmp_path / "a", [long_prompt, long_answer], "data.max_length=64", "data.on_too_long=drop"
+        small_world,
+        tmp_path / "a",
+        [long_prompt, long_answer],
+        "data.max_length=64",
+        "data.on_too_long=drop",
     )
     assert (found["rows"], found["too_long_dropped"]) == (4, 2)
     found = books(
-        small_world, tmp_path / "b", [long_prompt, long_answer], "data.max_length=64", "data.on_too_long=truncate"
+        small_world,
+        tmp_path / "b",
+        [long_prompt, long_answer],
+        "data.max_length=64",
+        "data.on_too_long=truncate",
     )
     assert (found["rows"], found["truncated_rows"]) == (5, 1)
     assert "answers are not cut" in found["all"]
@@ -273,11 +311,15 @@ def test_questions_are_cut_in_their_context_alone(small_world: Path, tmp_path: P
     assert "both answers alone have" in found["all"]
 
 
-def test_each_answer_is_cut_as_it_is_when_it_is_scored_alone(small_world: Path, tmp_path: Path) -> None:
+def test_each_answer_is_cut_as_it_is_when_it_is_scored_alone(
+    small_world: Path, tmp_path: Path
+) -> None:
     rows = [{**row("yes" * (1 + n), "no"), "prompt": "p" * (30 + n)} for n in range(8)]
     data = write_jsonl(tmp_path / "rows.jsonl", rows)
     settings = ("data.max_length=40", "data.on_too_long=truncate")
-    run, _ = train(small_world, tmp_path / "run", f"data.train={data}", f"data.eval={data}", *settings)
+    run, _ = train(
+        small_world, tmp_path / "run", f"data.train={data}", f"data.eval={data}", *settings
+    )
     prompts = [one["prompt"] for one in rows]
     last = [line for line in read_metrics(run) if line["split"] == "eval"][-1]
     for side in ("chosen", "rejected"):
@@ -290,15 +332,24 @@ def test_an_attribute_that_nobody_has_rated_is_refused(small_world: Path, tmp_pa
     with pytest.raises(DataError, match="no training row has a column `shrot`") as caught:
         train(small_world, tmp_path / "a", *settings, "reward.attributes=[good, shrot]")
     assert "short" in caught.value.hint
-    rows = [{**json.loads(line), "new": None} for line in (tmp_path / "rated.jsonl").read_text().splitlines()]
+    rows = [
+        {**json.loads(line), "new": None}
+        for line in (tmp_path / "rated.jsonl").read_text().splitlines()
+    ]
     data = write_jsonl(tmp_path / "new.jsonl", rows)
     with pytest.raises(RecipeError, match="no training row has a rating `new`"):
         train(
-            small_world, tmp_path / "b", "reward.kind=regression", "reward.attributes=[good, new]", f"data.train={data}"
+            small_world,
+            tmp_path / "b",
+            "reward.kind=regression",
+            "reward.attributes=[good, new]",
+            f"data.train={data}",
         )
 
 
-def test_the_card_tells_the_accuracy_of_the_weights_that_are_saved(small_world: Path, tmp_path: Path) -> None:
+def test_the_card_tells_the_accuracy_of_the_weights_that_are_saved(
+    small_world: Path, tmp_path: Path
+) -> None:
     held_out = write_jsonl(tmp_path / "eval.jsonl", pairs_of(small_world)[:10])
     run, _ = train(
         small_world,
@@ -333,11 +384,15 @@ def test_segments_are_cut_alike_in_training_and_in_scoring_over_a_quantized_base
     scorer: Any = load_scorer(str(run))
     stored = read_json(run, "prepared/segments-eval.json")
     for side in ("chosen", "rejected"):
-        found, _ = scorer.values([one["prompt"] for one in rows], [one[side][0]["content"] for one in rows])
+        found, _ = scorer.values(
+            [one["prompt"] for one in rows], [one[side][0]["content"] for one in rows]
+        )
         assert [one.ends for one in found] == stored[side]
 
 
-def test_a_start_that_cannot_be_is_refused_before_a_row_is_read(small_world: Path, tmp_path: Path) -> None:
+def test_a_start_that_cannot_be_is_refused_before_a_row_is_read(
+    small_world: Path, tmp_path: Path
+) -> None:
     first, _ = train(small_world, tmp_path / "first", model__lora={"r": 4})
     start, missing = f"model.name_or_path={first / 'final'}", "data.train=nowhere.jsonl"
     with pytest.raises(RecipeError, match="odin trains two new outputs"):
@@ -345,7 +400,13 @@ def test_a_start_that_cannot_be_is_refused_before_a_row_is_read(small_world: Pat
     with pytest.raises(RecipeError, match="asks a model that writes text"):
         train(small_world, tmp_path / "b", start, missing, "reward.kind=pairwise")
     with pytest.raises(RecipeError, match=r"reward\.segments\.reference: there is no folder"):
-        train(small_world, tmp_path / "c", missing, "reward.kind=segment", "reward.segments={reference: /nowhere/x}")
+        train(
+            small_world,
+            tmp_path / "c",
+            missing,
+            "reward.kind=segment",
+            "reward.segments={reference: /nowhere/x}",
+        )
     with pytest.raises(RecipeError, match="is missing, and training starts from a reward model"):
         train(small_world, tmp_path / "d", start, missing, "reward.kind=segment")
     with pytest.raises(RecipeError, match="belongs to a reward model"):
@@ -355,7 +416,10 @@ def test_a_start_that_cannot_be_is_refused_before_a_row_is_read(small_world: Pat
 def test_a_strength_that_is_needed_and_not_there_is_told(small_world: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no training row has a column `strength`"):
         train(small_world, tmp_path / "a", "reward.loss=scaled")
-    rows = [*({**pair, "strength": 1} for pair in pairs_of(small_world)[:4]), pairs_of(small_world)[4]]
+    rows = [
+        *({**pair, "strength": 1} for pair in pairs_of(small_world)[:4]),
+        pairs_of(small_world)[4],
+    ]
     data = write_jsonl(tmp_path / "rows.jsonl", rows)
     with pytest.raises(DataError) as caught:
         train(small_world, tmp_path / "b", "reward.loss=scaled", f"data.train={data}")
@@ -376,8 +440,12 @@ def test_a_strength_that_is_needed_and_not_there_is_told(small_world: Path, tmp_
 def test_ratings_that_are_none_are_counted(
     small_world: Path, tmp_path: Path, ratings: dict[str, Any], says: str
 ) -> None:
-    rows = [{"prompt": "p", "completion": f"a{number}", "good": float(number)} for number in range(4)]
-    data = write_jsonl(tmp_path / "rows.jsonl", [*rows, {"prompt": "p", "completion": "x", **ratings}])
+    rows = [
+        {"prompt": "p", "completion": f"a{number}", "good": float(number)} for number in range(4)
+    ]
+    data = write_jsonl(
+        tmp_path / "rows.jsonl", [*rows, {"prompt": "p", "completion": "x", **ratings}]
+    )
     run, _ = train(
         small_world,
         tmp_path / "run",
@@ -392,11 +460,16 @@ def test_ratings_that_are_none_are_counted(
     assert says in json.dumps(found)
 
 
-def test_pairs_with_both_labels_and_a_liking_for_length_are_told(small_world: Path, tmp_path: Path) -> None:
+def test_pairs_with_both_labels_and_a_liking_for_length_are_told(
+    small_world: Path, tmp_path: Path
+) -> None:
     rows = [row("a long answer" + "!" * n, "short" + "." * (n % 3)) for n in range(110)]
     rows += [row("one", "another"), row("another", "one")]
     run, events = train(
-        small_world, tmp_path / "run", f"data.train={write_jsonl(tmp_path / 'rows.jsonl', rows)}", "trainer.max_steps=1"
+        small_world,
+        tmp_path / "run",
+        f"data.train={write_jsonl(tmp_path / 'rows.jsonl', rows)}",
+        "trainer.max_steps=1",
     )
     warned = told(events, Warned)
     assert "1 pairs of answers are there with both labels" in warned
@@ -404,7 +477,7 @@ def test_pairs_with_both_labels_and_a_liking_for_length_are_told(small_world: Pa
     assert "length alone ranks them well" in (run / "report.html").read_text()
 
 
-# --- recipes -----------------------------------------------------------------------------------------------------------
+# --- recipes --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -419,19 +492,24 @@ def test_pairs_with_both_labels_and_a_liking_for_length_are_told(small_world: Pa
         ),
         (("reward.kind=regression", "reward.attributes=[a, a]"), "twice"),
         (("reward.kind=odin", "launch.strategy=fsdp"), "splits the two heads"),
-        (("reward.strength=weight", "reward.loss=scaled"), "is read as the weight of a pair already"),
+        (
+            ("reward.strength=weight", "reward.loss=scaled"),
+            "is read as the weight of a pair already",
+        ),
         (("reward.kind=bradley_tery",), "did you mean `bradley_terry`?"),
         (("trainer.center_rewards_coefficient=0.1",), "set `reward.center_rewards_coefficient`"),
         (("trainer.max_length=512",), "set `data.max_length`"),
     ],
 )
-def test_a_wrong_recipe_is_refused(small_world: Path, tmp_path: Path, overrides: tuple[str, ...], says: str) -> None:
+def test_a_wrong_recipe_is_refused(
+    small_world: Path, tmp_path: Path, overrides: tuple[str, ...], says: str
+) -> None:
     with pytest.raises(RecipeError) as caught:
         small_recipe("reward", small_world, tmp_path, *overrides)
     assert says in str(caught.value)
 
 
-# --- the step ----------------------------------------------------------------------------------------------------------
+# --- the step -------------------------------------------------------------------------------------
 
 
 def test_the_loss_is_trls_step_by_step(small_world: Path, tmp_path: Path) -> None:
@@ -442,7 +520,9 @@ def test_the_loss_is_trls_step_by_step(small_world: Path, tmp_path: Path) -> Non
     from aligner.training.sampler import SeededSampler
 
     start = save_reward_model(tmp_path / "start")
-    graded_pairs = ({**pair, "grade": 1 + place % 3} for place, pair in enumerate(pairs_of(small_world)))
+    graded_pairs = (
+        {**pair, "grade": 1 + place % 3} for place, pair in enumerate(pairs_of(small_world))
+    )
     data = write_jsonl(tmp_path / "graded.jsonl", graded_pairs)
     common = {
         "learning_rate": 1e-3,
@@ -465,7 +545,8 @@ def test_the_loss_is_trls_step_by_step(small_world: Path, tmp_path: Path) -> Non
     rows = [json.loads(line) for line in data.read_text().splitlines()]
     ordered = [rows[place] for place in SeededSampler(len(rows), 42)]
     ordered = [
-        {**{key: one[key] for key in ("prompt", "chosen", "rejected")}, "margin": one["grade"]} for one in ordered
+        {**{key: one[key] for key in ("prompt", "chosen", "rejected")}, "margin": one["grade"]}
+        for one in ordered
     ]
     arguments = RewardConfig(
         output_dir=str(tmp_path / "theirs"),
@@ -489,14 +570,18 @@ def test_the_loss_is_trls_step_by_step(small_world: Path, tmp_path: Path) -> Non
     expected = [logs for logs in theirs.state.log_history if "loss" in logs]
     found = read_metrics(run)
     for key in ("loss", "accuracy", "margin"):
-        assert [line[key] for line in found] == pytest.approx([logs[key] for logs in expected], rel=1e-4, abs=1e-5), key
+        assert [line[key] for line in found] == pytest.approx(
+            [logs[key] for logs in expected], rel=1e-4, abs=1e-5
+        ), key
 
 
 Cut = Callable[[int, int], tuple[str, ...]]
 
 
 @pytest.mark.parametrize("kind", ["bradley_terry", "segment", "pairwise"])
-def test_eight_rows_at_once_equal_one_row_eight_times(small_world: Path, tmp_path: Path, kind: str) -> None:
+def test_eight_rows_at_once_equal_one_row_eight_times(
+    small_world: Path, tmp_path: Path, kind: str
+) -> None:
     """Two epochs of 21 rows: every third step is short."""
     data = write_jsonl(tmp_path / "rows.jsonl", pairs_of(small_world)[:21])
     found = []
@@ -514,7 +599,12 @@ def test_eight_rows_at_once_equal_one_row_eight_times(small_world: Path, tmp_pat
             "trainer.learning_rate=0.1",
             "trainer.max_steps=6",
         )
-        found.append((load_file(run / "final" / "model.safetensors"), [line["loss"] for line in read_metrics(run)]))
+        found.append(
+            (
+                load_file(run / "final" / "model.safetensors"),
+                [line["loss"] for line in read_metrics(run)],
+            )
+        )
     (whole, losses), (parts, other) = found
     assert losses == pytest.approx(other, abs=1e-5)
     for name, value in whole.items():

@@ -1,4 +1,5 @@
-"""SAPO in training: what is written, what is drawn, which weights write and judge, and what must not change a run."""
+"""SAPO in training: what is written, what is drawn, which weights write and judge, and what must
+not change a run."""
 
 from __future__ import annotations
 
@@ -26,12 +27,16 @@ FAST = (
 )
 
 
-def train(world: Path, folder: Path, *overrides: str, **flags: Any) -> tuple[list[dict[str, Any]], list[Any]]:
+def train(
+    world: Path, folder: Path, *overrides: str, **flags: Any
+) -> tuple[list[dict[str, Any]], list[Any]]:
     """The log of a run, and the events that it sent."""
     events: list[Any] = []
     given = {override.split("=", 1)[0] for override in overrides}
     settings = [setting for setting in FAST if setting.split("=", 1)[0] not in given]
-    run_recipe(small_recipe("sapo", world, folder, *settings, *overrides, **flags), on_event=events.append)
+    run_recipe(
+        small_recipe("sapo", world, folder, *settings, *overrides, **flags), on_event=events.append
+    )
     return read_metrics(folder), events
 
 
@@ -81,9 +86,18 @@ def test_it_trains_and_shows_what_it_does(small_world, tmp_path):
     assert losses(log)[0] == pytest.approx(0.6931, abs=1e-4)
     assert losses(log)[-1] < 0.68
     assert log[-1]["sapo/ema_distance"] > 0
-    shown = {"dead_pairs", "buffer_fill", "buffer_age", "draws", "rejected_length", "generation_share"}
+    shown = {
+        "dead_pairs",
+        "buffer_fill",
+        "buffer_age",
+        "draws",
+        "rejected_length",
+        "generation_share",
+    }
     assert {f"sapo/{name}" for name in shown} <= log[0].keys()
-    text = next(event.text for event in events if isinstance(event, Notice) and "Rewriting" in event.text)
+    text = next(
+        event.text for event in events if isinstance(event, Notice) and "Rewriting" in event.text
+    )
     assert "temperature 1" in text
     pairs = read_json(tmp_path, "pairs.json")
     assert pairs
@@ -93,7 +107,8 @@ def test_it_trains_and_shows_what_it_does(small_world, tmp_path):
 
 
 def test_masks_positions_and_stops_are_those_of_training(small_world, tmp_path, monkeypatch):
-    """No token of an answer is masked, also a stop token inside; the prompt is as generation sees it; one stop at the end."""
+    """No token of an answer is masked, also a stop token inside; the prompt is as generation sees
+    it; one stop at the end."""
     spy = Spy(monkeypatch)
     train(small_world, tmp_path, "trainer.max_steps=2")
     stops = spy.trainers[0].writer.stops
@@ -111,7 +126,8 @@ def test_masks_positions_and_stops_are_those_of_training(small_world, tmp_path, 
 
 
 def test_writing_and_training_see_the_same_positions(small_world, tmp_path, monkeypatch):
-    """Written from the left-padded batch, greedily; each token is the likeliest in the right-padded one of training."""
+    """Written from the left-padded batch, greedily; each token is the likeliest in the right-padded
+    one of training."""
     spy = Spy(monkeypatch)
     train(
         small_world,
@@ -125,12 +141,16 @@ def test_writing_and_training_see_the_same_positions(small_world, tmp_path, monk
     assert len({len(entry.prompt_ids) for entry in written}) > 1, "padding matters"
     batch = trainer._batches([[(entry, 1.0) for entry in written]])[0]
     with torch.no_grad():
-        logits = trainer.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        logits = trainer.model(
+            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
+        ).logits
     for row, entry in zip(range(len(written), 2 * len(written)), written):
         start = len(entry.prompt_ids)
         after_each = logits[row, start - 1 : start - 1 + len(entry.rejected_ids)]
         written_logits = after_each.gather(1, torch.tensor(entry.rejected_ids)[:, None])[:, 0]
-        assert torch.allclose(written_logits, after_each.amax(-1), atol=1e-5), "but for rounding, the likeliest"
+        assert torch.allclose(written_logits, after_each.amax(-1), atol=1e-5), (
+            "but for rounding, the likeliest"
+        )
 
 
 @pytest.mark.parametrize("loss", ["sigmoid", "orpo"])
@@ -144,12 +164,15 @@ def test_padding_changes_no_loss(small_world, tmp_path, monkeypatch, loss):
     )
     assert short.length < long.length
     alone = trainer.compute_loss(trainer.model, trainer._batches([[(short, 1.0)]])[0]).item()
-    beside = trainer.compute_loss(trainer.model, trainer._batches([[(short, 1.0), (long, 0.0)]])[0]).item()
+    beside = trainer.compute_loss(
+        trainer.model, trainer._batches([[(short, 1.0), (long, 0.0)]])[0]
+    ).item()
     assert beside == pytest.approx(alone, abs=1e-5)
 
 
 def test_the_average_writes_and_the_reference_is_refreshed(small_world, tmp_path, monkeypatch):
-    """decay 1: the average stays the start, so the reference does; decay 0: it is the policy of the step before."""
+    """decay 1: the average stays the start, so the reference does; decay 0: it is the policy of the
+    step before."""
     references: dict[str, list[float]] = {}
     for name, overrides in {
         "start": ("sapo.ema_decay=1.0", "sapo.reference_every=1"),
@@ -164,13 +187,18 @@ def test_the_average_writes_and_the_reference_is_refreshed(small_world, tmp_path
             assert (spy.trainers[0].average.distance(spy.trainers[0].model) > 0) is True
     assert references["start"] == pytest.approx(references["fixed"], abs=1e-6)
     assert any(abs(margin) > 1e-4 for margin in references["fixed"][1:])
-    assert references["policy"] == pytest.approx([0.0] * 4, abs=1e-5), "the policy is its own reference at each step"
+    assert references["policy"] == pytest.approx([0.0] * 4, abs=1e-5), (
+        "the policy is its own reference at each step"
+    )
     assert references["ema"] == pytest.approx([0.0] * 4, abs=1e-5)
 
 
 @pytest.mark.parametrize(("epochs", "steps"), [(2, -1), (1.25, -1), (3, 7)])
-def test_the_reference_is_refreshed_once_per_epoch_by_its_length(small_world, tmp_path, monkeypatch, epochs, steps):
-    """Also where the training ends in the middle of one. 12 steps an epoch: 48 rows, 2 x 2 a step."""
+def test_the_reference_is_refreshed_once_per_epoch_by_its_length(
+    small_world, tmp_path, monkeypatch, epochs, steps
+):
+    """Also where the training ends in the middle of one. 12 steps an epoch: 48 rows, 2 x 2 a
+    step."""
     refreshed = []
     become = sapo_train.Shadow.become
 
@@ -188,7 +216,8 @@ def test_the_reference_is_refreshed_once_per_epoch_by_its_length(small_world, tm
 
 
 def test_a_prefix_that_both_share_cancels(small_world, tmp_path, monkeypatch):
-    """What stands before the window adds the same to both answers, so nothing to the margin or to its gradient."""
+    """What stands before the window adds the same to both answers, so nothing to the margin or to
+    its gradient."""
     spy = Spy(monkeypatch)
     train(small_world, tmp_path, "trainer.max_steps=1")
     trainer, entry = (
@@ -207,7 +236,12 @@ def test_a_prefix_that_both_share_cancels(small_world, tmp_path, monkeypatch):
         trainer.model.zero_grad()
         loss = trainer.compute_loss(trainer.model, trainer._batches([[(one, 1.0)]])[0])
         loss.backward()
-        found.append((loss.item(), torch.cat([weight.grad.flatten() for weight in trainer.model.parameters()])))
+        found.append(
+            (
+                loss.item(),
+                torch.cat([weight.grad.flatten() for weight in trainer.model.parameters()]),
+            )
+        )
     assert found[0][0] == pytest.approx(found[1][0], abs=1e-5)
     assert torch.allclose(found[0][1], found[1][1], atol=1e-5)
 
@@ -223,14 +257,21 @@ def test_a_dead_pair_has_no_gradient(small_world, tmp_path, monkeypatch):
     loss.backward()
     assert loss.item() == pytest.approx(0.693147, abs=1e-5)
     assert (
-        max(float(weight.grad.abs().max()) for weight in trainer.model.parameters() if weight.grad is not None) < 1e-6
+        max(
+            float(weight.grad.abs().max())
+            for weight in trainer.model.parameters()
+            if weight.grad is not None
+        )
+        < 1e-6
     )
 
 
 def test_dead_pairs_are_counted_and_left_out(small_world, tmp_path, monkeypatch):
     spy = Spy(monkeypatch)
     monkeypatch.setattr(sapo_train, "stitch", lambda answer, *_, **__: list(answer))
-    log, events = train(small_world, tmp_path / "run", "trainer.max_steps=2", "sapo.dead_pairs=drop")
+    log, events = train(
+        small_world, tmp_path / "run", "trainer.max_steps=2", "sapo.dead_pairs=drop"
+    )
     (warning,) = [event.text for event in events if isinstance(event, Warned)]
     assert "nothing is trained until that changes" in warning
     assert log[0]["sapo/dead_pairs"] == 1
@@ -238,7 +279,9 @@ def test_dead_pairs_are_counted_and_left_out(small_world, tmp_path, monkeypatch)
     assert all(entry.is_dead for entry in spy.drawn[0])
 
 
-def test_the_same_again_is_dead_also_where_what_followed_is_left_out(small_world, tmp_path, monkeypatch):
+def test_the_same_again_is_dead_also_where_what_followed_is_left_out(
+    small_world, tmp_path, monkeypatch
+):
     """The rejected answer would be the beginning of the good one."""
     spy = Spy(monkeypatch)
     real = sapo_train.stitch
@@ -261,7 +304,9 @@ def test_only_what_is_useless_is_written_again(small_world, tmp_path, monkeypatc
         found = real(writer, model, places, step, window, number)
         asked.append([(row["row"], sample) for row, sample in places])
         for i, rewrite in enumerate(found):
-            rewrite.rejected_ids = rewrite.chosen_ids if number == 0 and i % 2 else [*rewrite.chosen_ids, 0]
+            rewrite.rejected_ids = (
+                rewrite.chosen_ids if number == 0 and i % 2 else [*rewrite.chosen_ids, 0]
+            )
             rewrite.is_same = False
         return found
 
@@ -277,16 +322,23 @@ def test_another_attempt_has_another_window_and_other_numbers(small_world, tmp_p
     train(small_world, tmp_path, "trainer.max_steps=1")
     writer, trainer = spy.trainers[0].writer, spy.trainers[0]
     places = [(row, 0) for row in trainer.train_dataset.select(range(8))]
-    one, other = ([r.rejected_ids for r in writer._attempt(trainer.model, places, 0, 3, n)] for n in (0, 1))
+    one, other = (
+        [r.rejected_ids for r in writer._attempt(trainer.model, places, 0, 3, n)] for n in (0, 1)
+    )
     assert one != other
     assert one == [r.rejected_ids for r in writer._attempt(trainer.model, places, 0, 3, 0)]
 
 
 def test_a_rewrite_that_a_verifier_finds_as_good_is_not_used(small_world, tmp_path, monkeypatch):
-    (tmp_path / "judge.py").write_text("def judge(prompt, completion, reference):\n    return 1.0\n")
+    (tmp_path / "judge.py").write_text(
+        "def judge(prompt, completion, reference):\n    return 1.0\n"
+    )
     spy = Spy(monkeypatch)
     log, _ = train(
-        small_world, tmp_path / "run", "trainer.max_steps=1", f"sapo.verifier=verifier:{tmp_path / 'judge.py'}:judge"
+        small_world,
+        tmp_path / "run",
+        "trainer.max_steps=1",
+        f"sapo.verifier=verifier:{tmp_path / 'judge.py'}:judge",
     )
     assert log[0]["sapo/as_good"] + log[0]["sapo/dead_pairs"] == pytest.approx(1)
     assert all(entry.rejected_ids == entry.chosen_ids for entry in spy.drawn[0])
@@ -301,7 +353,9 @@ def test_replay_is_used_between_generations(small_world, tmp_path, monkeypatch):
     assert log[2]["sapo/buffer_age"] == 2
 
 
-def test_without_a_buffer_each_pair_is_trained_once_as_it_is_written(small_world, tmp_path, monkeypatch):
+def test_without_a_buffer_each_pair_is_trained_once_as_it_is_written(
+    small_world, tmp_path, monkeypatch
+):
     spy = Spy(monkeypatch)
     train(small_world, tmp_path, "trainer.max_steps=2", "sapo.buffer_size=0")
     for written, drawn in zip(spy.written, spy.drawn):
@@ -336,7 +390,8 @@ def test_accumulation_equals_the_large_batch(small_world, tmp_path, size, accumu
         shape = (
             f"trainer.per_device_train_batch_size={batch}",
             f"trainer.gradient_accumulation_steps={parts}",
-            "trainer.train_sampling_strategy=random",  # batches of one row would not be grouped by length
+            # Batches of one row would not be grouped by length.
+            "trainer.train_sampling_strategy=random",
         )
         # Adam would turn what rounding leaves of gradients that cancel into whole steps.
         train(
@@ -360,7 +415,9 @@ def test_adapters_share_one_base(small_world, tmp_path, monkeypatch, quantizatio
     trainer = spy.trainers[0]
     assert all("lora_" in name for name in trainer.average.weights)
     assert all("lora_" in name for name in trainer.reference.weights)
-    base = {name: weight for name, weight in trainer.model.named_parameters() if "lora_" not in name}
+    base = {
+        name: weight for name, weight in trainer.model.named_parameters() if "lora_" not in name
+    }
     assert not any(weight.requires_grad or weight.grad is not None for weight in base.values())
     assert trainer.average.distance(trainer.model) > 0
     assert losses(log)[-1] != losses(log)[0]
@@ -368,7 +425,9 @@ def test_adapters_share_one_base(small_world, tmp_path, monkeypatch, quantizatio
     assert not (tmp_path / "final" / "ema").exists()
 
 
-def test_the_average_of_adapters_is_the_average_of_their_weights(small_world, tmp_path, monkeypatch):
+def test_the_average_of_adapters_is_the_average_of_their_weights(
+    small_world, tmp_path, monkeypatch
+):
     spy = Spy(monkeypatch)
     train(small_world, tmp_path, "trainer.max_steps=1", "sapo.ema_decay=0.75", model__lora={"r": 2})
     trainer = spy.trainers[0]
@@ -387,7 +446,9 @@ def test_the_average_can_be_the_result_with_the_last_step_in_it(small_world, tmp
     for name, weight in trainer.average.weights.items():
         assert torch.allclose(found[name], weight, atol=1e-7), name
     train(small_world, tmp_path / "policy", "trainer.max_steps=3")
-    assert any(not torch.equal(found[name], other) for name, other in weights(tmp_path / "policy").items())
+    assert any(
+        not torch.equal(found[name], other) for name, other in weights(tmp_path / "policy").items()
+    )
 
 
 def test_offloaded_shadows_train_the_same(small_world, tmp_path):
@@ -417,7 +478,9 @@ def test_orpo_needs_no_reference(small_world, tmp_path, monkeypatch):
 
 
 def test_held_out_pairs_stay_the_same_over_the_run(small_world, tmp_path):
-    log, _ = train(small_world, tmp_path, "trainer.max_steps=6", "data.eval=0.3", "trainer.eval_steps=2")
+    log, _ = train(
+        small_world, tmp_path, "trainer.max_steps=6", "data.eval=0.3", "trainer.eval_steps=2"
+    )
     found = [line for line in log if line["split"] == "eval"]
     assert len(found) == 3
     pairs = read_json(tmp_path, "prepared/held_out_pairs.json")
@@ -466,13 +529,28 @@ def test_the_best_policy_takes_its_own_average_along(small_world, tmp_path, monk
     """Where training stops early, what is exported belongs to the best checkpoint alone."""
     spy = Spy(monkeypatch)
     prescribe(monkeypatch, "eval_loss", [0.6, 0.5, 0.55])
-    early = ("sapo.export=ema", "early_stopping.patience=1", "trainer.eval_steps=1", "trainer.save_steps=1")
-    rows = ("data.eval=0.3", "trainer.learning_rate=0.3", "trainer.max_steps=8", "trainer.save_total_limit=20")
+    early = (
+        "sapo.export=ema",
+        "early_stopping.patience=1",
+        "trainer.eval_steps=1",
+        "trainer.save_steps=1",
+    )
+    rows = (
+        "data.eval=0.3",
+        "trainer.learning_rate=0.3",
+        "trainer.max_steps=8",
+        "trainer.save_total_limit=20",
+    )
     train(small_world, tmp_path, *early, *rows)
     trainer, found = spy.trainers[-1], weights(tmp_path)
     best = Path(trainer.state.best_model_checkpoint)
-    assert (best.name, trainer.state.global_step) == ("checkpoint-2", 3), "it went on beyond the best"
-    average, policy = load_file(best / "sapo_average.safetensors"), load_file(best / "model.safetensors")
+    assert (best.name, trainer.state.global_step) == ("checkpoint-2", 3), (
+        "it went on beyond the best"
+    )
+    average, policy = (
+        load_file(best / "sapo_average.safetensors"),
+        load_file(best / "model.safetensors"),
+    )
     for name, weight in average.items():
         if name in policy:
             assert torch.allclose(found[name], 0.5 * weight + 0.5 * policy[name], atol=1e-6), name
@@ -480,7 +558,9 @@ def test_the_best_policy_takes_its_own_average_along(small_world, tmp_path, monk
 
 def test_metrics_are_kept_when_tokens_are_counted(small_world, tmp_path):
     """transformers then gives the running time with every log."""
-    log, _ = train(small_world, tmp_path, "trainer.max_steps=2", "trainer.include_num_input_tokens_seen=all")
+    log, _ = train(
+        small_world, tmp_path, "trainer.max_steps=2", "trainer.include_num_input_tokens_seen=all"
+    )
     assert len(losses(log)) == 2
 
 
@@ -496,7 +576,12 @@ def test_of_a_conversation_the_last_answer_is_rewritten(small_world, tmp_path, m
     row = {"messages": [{"role": role, "content": text} for role, text in turns]}
     write_jsonl(tmp_path / "rows.jsonl", [row] * 4)
     spy = Spy(monkeypatch)
-    train(small_world, tmp_path / "run", f"data.train={tmp_path / 'rows.jsonl'}", "trainer.max_steps=1")
+    train(
+        small_world,
+        tmp_path / "run",
+        f"data.train={tmp_path / 'rows.jsonl'}",
+        "trainer.max_steps=1",
+    )
     decode = spy.trainers[0].writer.tokenizer.decode
     entry = spy.written[0][0]
     assert decode(entry.chosen_ids, skip_special_tokens=True) == "dddd"

@@ -1,4 +1,5 @@
-"""Models that save their weights under other names, or in another form, than they hold them: experts, above all."""
+"""Models that save their weights under other names, or in another form, than they hold them:
+experts, above all."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ from aligner.models.loading import load_saved_weights
 
 @pytest.fixture(scope="module")
 def experts(small_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small world with a Mixtral, which holds the matrices of its experts as one and saves them one by one."""
+    """The small world with a Mixtral, which holds the matrices of its experts as one and saves them
+    one by one."""
     from transformers import MixtralConfig, MixtralForCausalLM
 
     folder, tokenizer = tmp_path_factory.mktemp("experts"), byte_tokenizer()
@@ -75,7 +77,9 @@ def test_the_best_step_comes_back_with_its_experts(experts, tmp_path, monkeypatc
     flags = {"data__eval": 0.25, "early_stopping": {"patience": 3}, "trainer__save_total_limit": 4}
     steps = {f"trainer__{key}": 1 for key in ("eval_steps", "save_steps")}
     result = train(experts, tmp_path / "run", **flags, **steps)
-    saved = [load_file(tmp_path / f"run/checkpoints/checkpoint-{n}/model.safetensors") for n in (1, 4)]
+    saved = [
+        load_file(tmp_path / f"run/checkpoints/checkpoint-{n}/model.safetensors") for n in (1, 4)
+    ]
     same = [all(torch.equal(result[name], weights[name]) for name in result) for weights in saved]
     assert same == [True, False]
 
@@ -88,5 +92,7 @@ def test_a_checkpoint_that_lacks_weights_is_not_gone_on_from(experts, tmp_path):
     weights = load_file(tmp_path / "model.safetensors")
     del weights["model.norm.weight"]
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(TrainingError, match=r"lacks 1 weights of the model \(model\.norm\.weight\)"):
+    with pytest.raises(
+        TrainingError, match=r"lacks 1 weights of the model \(model\.norm\.weight\)"
+    ):
         load_saved_weights(model, str(tmp_path))

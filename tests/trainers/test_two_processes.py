@@ -22,7 +22,8 @@ output_dir: run
 model: {{name_or_path: model{lora}}}
 data: {{train: {data}, max_length: 256}}
 trainer:
-  {{learning_rate: 0.01, num_train_epochs: 1, per_device_train_batch_size: 8, logging_steps: 1, lr_scheduler_type: constant}}
+  {{learning_rate: 0.01, num_train_epochs: 1, per_device_train_batch_size: 8, logging_steps: 1,
+    lr_scheduler_type: constant}}
 report: {{num_prompts: 0}}
 """
 DATA = {"sft": "talks.jsonl", "dpo": "pairs.jsonl", "sapo": "talks.jsonl", "reward": "pairs.jsonl"}
@@ -35,13 +36,25 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two")
     save_model(folder / "model")
     numbers = [" ".join(map(str, range(n))) for n in range(1, 17)]
-    write_jsonl(folder / "talks.jsonl", ({"prompt": f"count to {len(n)}", "completion": n} for n in numbers))
-    pairs = ({"prompt": f"count to {len(n)}", "chosen": n, "rejected": "no " * (i + 1)} for i, n in enumerate(numbers))
+    write_jsonl(
+        folder / "talks.jsonl", ({"prompt": f"count to {len(n)}", "completion": n} for n in numbers)
+    )
+    pairs = (
+        {"prompt": f"count to {len(n)}", "chosen": n, "rejected": "no " * (i + 1)}
+        for i, n in enumerate(numbers)
+    )
     write_jsonl(folder / "pairs.jsonl", pairs)
     return folder
 
 
-def train(folder: Path, method: str, output: str, *arguments: str, lora: str = "", launcher: tuple[str, ...] = ()):
+def train(
+    folder: Path,
+    method: str,
+    output: str,
+    *arguments: str,
+    lora: str = "",
+    launcher: tuple[str, ...] = (),
+):
     """Train in a process of its own and return it, with what it printed."""
     recipe = folder / f"{method}{len(lora)}.yaml"
     recipe.write_text(RECIPE.format(data=DATA[method], lora=lora), encoding="utf-8")
@@ -53,8 +66,12 @@ def train(folder: Path, method: str, output: str, *arguments: str, lora: str = "
         f"output_dir={output}",
         *arguments,
     ]
-    alone = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "ACCELERATE_USE_CPU")}
-    done = subprocess.run(command, cwd=folder, env=alone, capture_output=True, text=True, timeout=500, check=False)
+    alone = {
+        k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "ACCELERATE_USE_CPU")
+    }
+    done = subprocess.run(
+        command, cwd=folder, env=alone, capture_output=True, text=True, timeout=500, check=False
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return done
 
@@ -64,7 +81,9 @@ def weights(folder: Path, output: str) -> dict[str, torch.Tensor]:
 
 
 def losses(folder: Path, output: str) -> list[float]:
-    lines = map(json.loads, (folder / output / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    lines = map(
+        json.loads, (folder / output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    )
     return [line["loss"] for line in lines]
 
 
@@ -86,7 +105,9 @@ def test_two_processes_equal_one_with_the_same_global_batch(folder, method, lora
     done = train(folder, method, f"{name}-two", *HALVED, lora=lora)
     assert_same(folder, f"{name}-one", f"{name}-two")
     assert done.stderr.count("accelerate launch") == 1
-    assert (done.stdout.count("train_loss"), done.stderr.count("rows a step")) == (1, 1), "one process shows them"
+    assert (done.stdout.count("train_loss"), done.stderr.count("rows a step")) == (1, 1), (
+        "one process shows them"
+    )
     assert "rank1" not in done.stderr
 
 
@@ -100,7 +121,8 @@ def test_two_processes_equal_one_where_the_last_batch_is_short(folder, method: s
 
 @pytest.mark.parametrize("packing", ["false", "true"])
 def test_two_processes_count_each_held_out_row_and_token_once(folder, packing: str) -> None:
-    """Seven rows fill no batch; losses, accuracies, entropies and numbers of tokens are those of one process."""
+    """Seven rows fill no batch; losses, accuracies, entropies and numbers of tokens are those of
+    one process."""
     arguments = (
         "data.train=[{path: talks.jsonl, max_rows: 13}]",
         "data.eval=[{path: talks.jsonl, max_rows: 7}]",
@@ -109,24 +131,38 @@ def test_two_processes_count_each_held_out_row_and_token_once(folder, packing: s
         "trainer.eval_steps=1",
     )
     train(folder, "sft", f"seven-{packing}-one", *arguments, "trainer.per_device_eval_batch_size=8")
-    train(folder, "sft", f"seven-{packing}-two", *arguments, *HALVED, "trainer.per_device_eval_batch_size=2")
+    train(
+        folder,
+        "sft",
+        f"seven-{packing}-two",
+        *arguments,
+        *HALVED,
+        "trainer.per_device_eval_batch_size=2",
+    )
     one, two = (read_metrics(folder / f"seven-{packing}-{name}") for name in ("one", "two"))
     for name in ("loss", "entropy", "mean_token_accuracy", "num_tokens", "split"):
         found, expected = ([line[name] for line in log] for log in (two, one))
-        assert found == (expected if name in ("num_tokens", "split") else pytest.approx(expected, abs=1e-5)), name
+        assert found == (
+            expected if name in ("num_tokens", "split") else pytest.approx(expected, abs=1e-5)
+        ), name
 
 
 @pytest.mark.parametrize("loss", ["dbaql", "aqfl"])
 def test_a_batch_statistic_is_over_the_pairs_of_both_processes(folder, loss: str) -> None:
     """And each held-out pair counts once, also where they fill no batch."""
-    rows = ("data.train=[{path: pairs.jsonl, max_rows: 13}]", "data.eval=[{path: pairs.jsonl, max_rows: 5}]")
+    rows = (
+        "data.train=[{path: pairs.jsonl, max_rows: 13}]",
+        "data.eval=[{path: pairs.jsonl, max_rows: 5}]",
+    )
     arguments = (*rows, f"dpo.loss={loss}", "trainer.learning_rate=0.001", "trainer.eval_steps=1")
     train(folder, "dpo", f"{loss}-one", *arguments, "trainer.per_device_eval_batch_size=8")
     train(folder, "dpo", f"{loss}-two", *arguments, *HALVED, "trainer.per_device_eval_batch_size=1")
     assert_same(folder, f"{loss}-one", f"{loss}-two")
     one, two = (read_metrics(folder / f"{loss}-{name}") for name in ("one", "two"))
     for name in ("loss", "rewards/margins", "rewards/accuracies"):
-        found, expected = ([line[name] for line in log if line["split"] == "eval"] for log in (two, one))
+        found, expected = (
+            [line[name] for line in log if line["split"] == "eval"] for log in (two, one)
+        )
         assert expected
         assert found == pytest.approx(expected, abs=1e-5)
 
@@ -142,16 +178,21 @@ def test_two_processes_train_the_same_reward_model_as_one(folder, kind: str) -> 
         "trainer.eval_steps=1",
     )
     train(folder, "reward", f"{kind}-one", *arguments, "trainer.per_device_eval_batch_size=8")
-    train(folder, "reward", f"{kind}-two", *arguments, *HALVED, "trainer.per_device_eval_batch_size=1")
+    train(
+        folder, "reward", f"{kind}-two", *arguments, *HALVED, "trainer.per_device_eval_batch_size=1"
+    )
     assert_same(folder, f"{kind}-one", f"{kind}-two")
     one, two = (read_metrics(folder / f"{kind}-{number}") for number in ("one", "two"))
     for key in ("loss", "accuracy", "margin"):
-        assert [line[key] for line in two] == pytest.approx([line[key] for line in one], abs=1e-4), key
+        assert [line[key] for line in two] == pytest.approx(
+            [line[key] for line in one], abs=1e-4
+        ), key
 
 
 @pytest.mark.parametrize("lora", ["", LORA])
 def test_two_processes_follow_the_same_reward_model_as_one(folder, lora: str) -> None:
-    """The choice is over the pairs of both; rewards are scored once, and answers of the reference are the same."""
+    """The choice is over the pairs of both; rewards are scored once, and answers of the reference
+    are the same."""
     arguments = (
         "data.train=[{path: pairs.jsonl, max_rows: 13}]",
         "data.eval=[{path: pairs.jsonl, max_rows: 5}]",
@@ -163,8 +204,18 @@ def test_two_processes_follow_the_same_reward_model_as_one(folder, lora: str) ->
         "trainer.eval_steps=1",
     )
     name = f"distilled{len(lora)}"
-    train(folder, "dpo", f"{name}-one", *arguments, "trainer.per_device_eval_batch_size=8", lora=lora)
-    train(folder, "dpo", f"{name}-two", *arguments, *HALVED, "trainer.per_device_eval_batch_size=4", lora=lora)
+    train(
+        folder, "dpo", f"{name}-one", *arguments, "trainer.per_device_eval_batch_size=8", lora=lora
+    )
+    train(
+        folder,
+        "dpo",
+        f"{name}-two",
+        *arguments,
+        *HALVED,
+        "trainer.per_device_eval_batch_size=4",
+        lora=lora,
+    )
     assert_same(folder, f"{name}-one", f"{name}-two")
     one, two = (read_metrics(folder / f"{name}-{number}") for number in ("one", "two"))
     names = [key for key in one[0] if key.startswith("distill/")]
@@ -176,13 +227,15 @@ def test_two_processes_follow_the_same_reward_model_as_one(folder, lora: str) ->
 
 @pytest.mark.parametrize("lora", ["", LORA])
 def test_two_processes_write_and_draw_the_same_pairs_as_one(folder, lora: str) -> None:
-    """Each holds the same buffer; also where the last batch is short, and half of a step is one process's alone."""
+    """Each holds the same buffer; also where the last batch is short, and half of a step is one
+    process's alone."""
     arguments = (
         "data.train=[{path: talks.jsonl, max_rows: 13}]",
         "data.eval=[{path: talks.jsonl, max_rows: 5}]",
         "trainer.eval_steps=2",
         "trainer.num_train_epochs=2",
-        "trainer.optim=sgd",  # Adam would turn what rounding leaves of gradients that cancel into whole steps
+        # Adam would turn what rounding leaves of gradients that cancel into whole steps.
+        "trainer.optim=sgd",
         "trainer.train_sampling_strategy=random",
         "sapo.window=3",
         "sapo.temperature=1.0",
@@ -229,17 +282,30 @@ def test_an_error_in_a_rank_is_told_once_with_its_exit_code(folder) -> None:
         *HALVED,
         "trainer.learning_rate=1.0e+38",
     ]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=500, check=False)
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, timeout=500, check=False
+    )
     assert done.returncode == 5, done.stderr[-2000:]
     assert done.stderr.count("error:") == 1
     assert "Traceback" not in done.stderr
 
 
-OWN = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0", "-m")
+OWN = (
+    "-m",
+    "accelerate.commands.launch",
+    "--multi_gpu",
+    "--num_processes",
+    "2",
+    "--main_process_port",
+    "0",
+    "-m",
+)
 
 
 @pytest.mark.parametrize("launcher", [("-m",), OWN], ids=["our launcher", "accelerate's own"])
-def test_a_rank_that_is_killed_is_the_cause_and_the_others_say_that_they_are_not(folder, launcher) -> None:
+def test_a_rank_that_is_killed_is_the_cause_and_the_others_say_that_they_are_not(
+    folder, launcher
+) -> None:
     import signal
     import time
 
@@ -250,7 +316,9 @@ def test_a_rank_that_is_killed_is_the_cause_and_the_others_say_that_they_are_not
     run = folder / f"killed-{len(launcher)}"
     command = [sys.executable, *launcher, "aligner", "sft", recipe.name, f"output_dir={run}"]
     command += ["trainer.max_steps=100000", *(HALVED if len(launcher) == 1 else HALVED[:1])]
-    alone = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "ACCELERATE_USE_CPU")}
+    alone = {
+        k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "ACCELERATE_USE_CPU")
+    }
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, cwd=folder, env=alone, **pipes) as process:
         metrics = run / "metrics.jsonl"

@@ -1,9 +1,10 @@
 """The style bank: how a mosaic's numbers, tags, lists and meta-instructions may look, as data.
 
-Each text carries a label (`permute.reverse`, `maskout.longest`, ...) that says what it means, and belongs to a form: `one`
-speaks of a single instruction, `many` of several. Texts are one line each, and no line can be read as two different labels;
-so a finished sample can be read again without knowing how it was made. `bank_en.yaml` is ours. A user's file of the same form
-is added to it, or stands in its place with `extends: none` (for another language, say).
+Each text carries a label (`permute.reverse`, `maskout.longest`, ...) that says what it means, and
+belongs to a form: `one` speaks of a single instruction, `many` of several. Texts are one line each,
+and no line can be read as two different labels; so a finished sample can be read again without
+knowing how it was made. `bank_en.yaml` is ours. A user's file of the same form is added to it, or
+stands in its place with `extends: none` (for another language, say).
 
 Imports no torch.
 """
@@ -29,7 +30,10 @@ MASK_RULES: tuple[str, ...] = get_args(MaskRule)
 SLOTS: dict[str, dict[str, set[str]]] = {
     "format.tags": {"one": {"begin", "end"}, "many": {"begin", "end"}},
     "format.list": {"one": set(), "many": set()},
-    **{f"permute.{rule}": {"many": {"list"} if rule == "explicit" else set()} for rule in PERMUTE_RULES},
+    **{
+        f"permute.{rule}": {"many": {"list"} if rule == "explicit" else set()}
+        for rule in PERMUTE_RULES
+    },
     "maskout.explicit": {"one": {"list"}, "many": {"list"}},
     "maskout.longest": {"one": set(), "many": {"count"}},
     "maskout.shortest": {"one": set(), "many": {"count"}},
@@ -39,7 +43,11 @@ SLOTS: dict[str, dict[str, set[str]]] = {
 """Label -> form -> the slots that every text of it has, each once."""
 
 BY_ALPHABET = tuple(label for label in SLOTS if label.startswith("permute.alphabet"))
-BY_WORDS = (*(label for label in SLOTS if label.startswith("permute.words")), "maskout.longest", "maskout.shortest")
+BY_WORDS = (
+    *(label for label in SLOTS if label.startswith("permute.words")),
+    "maskout.longest",
+    "maskout.shortest",
+)
 """Rules that a language without the one or the other does not have."""
 
 _SLOT = re.compile(r"\{(\w+)\}")
@@ -55,7 +63,8 @@ PATTERNS = {
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A meta-instruction with its slots still open, what it means, and whether it speaks of one or of many."""
+    """A meta-instruction with its slots still open, what it means, and whether it speaks of one or
+    of many."""
 
     label: str
     form: str
@@ -97,7 +106,11 @@ class Bank:
 
     def separators(self, label: str) -> tuple[str, ...]:
         """Return what may stand between the numbers of a list in a text of this label."""
-        return (*self.list_separators, *self.order_separators) if label == "permute.explicit" else self.list_separators
+        return (
+            (*self.list_separators, *self.order_separators)
+            if label == "permute.explicit"
+            else self.list_separators
+        )
 
     def stands_alone(self, prompt: str) -> bool:
         """Say whether a prompt speaks of other messages, and must not be combined."""
@@ -110,7 +123,9 @@ class Bank:
         for forms in self.texts.values():
             for texts in forms.values():
                 for text in texts:
-                    found.setdefault(_opening(text.wording), []).append((text, _pattern(text.wording)))
+                    found.setdefault(_opening(text.wording), []).append(
+                        (text, _pattern(text.wording))
+                    )
         return found
 
     def read(self, line: str) -> list[Meta]:
@@ -132,12 +147,24 @@ def _opening(wording: str) -> str:
 
 def _pattern(wording: str) -> re.Pattern[str]:
     parts = _SLOT.split(wording)
-    return re.compile("".join(PATTERNS[part] if number % 2 else re.escape(part) for number, part in enumerate(parts)))
+    return re.compile(
+        "".join(
+            PATTERNS[part] if number % 2 else re.escape(part) for number, part in enumerate(parts)
+        )
+    )
 
 
-# --- reading a bank ------------------------------------------------------------------------------------------------
+# --- reading a bank -------------------------------------------------------------------------------
 
-LISTS = ("numbers", "tag_words", "tag_brackets", "list_brackets", "list_separators", "order_separators", "stand_alone")
+LISTS = (
+    "numbers",
+    "tag_words",
+    "tag_brackets",
+    "list_brackets",
+    "list_separators",
+    "order_separators",
+    "stand_alone",
+)
 MAY_BE_ABSENT = ("order_separators", "stand_alone")
 _ONE_SLOT = {"numbers": "n", "tag_brackets": "tag", "list_brackets": "items"}
 _KNOWN = ("extends", "language", "alphabet", "words", *LISTS, "texts")
@@ -160,7 +187,9 @@ def load_bank(path: str | None = None) -> Bank:
     name = path or OURS.name
     problems = list(_problems(values))
     if problems:
-        raise RecipeError(f"{name} cannot be used as a style bank", "see docs/mosaic.md for its form", problems)
+        raise RecipeError(
+            f"{name} cannot be used as a style bank", "see docs/mosaic.md for its form", problems
+        )
     bank = _build(values)
     _refuse_ambiguous(bank, name, ours)
     return bank
@@ -180,29 +209,41 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         document = read_document(path.read_text(encoding="utf-8"), str(path), "a style bank")
     except OSError as error:
-        raise RecipeError(f"the style bank {path} cannot be read: {error.strerror}", "check `style_bank`") from error
+        raise RecipeError(
+            f"the style bank {path} cannot be read: {error.strerror}", "check `style_bank`"
+        ) from error
     except UnicodeDecodeError as error:
         raise RecipeError(f"the style bank {path} is broken: {error}", "mend the file") from error
     if document.problems:
-        raise RecipeError(f"{path} cannot be used as a style bank", "mend the file", document.problems)
+        raise RecipeError(
+            f"{path} cannot be used as a style bank", "mend the file", document.problems
+        )
     if not document.values:
-        raise RecipeError(f"the style bank {path} holds no `key: value` lines", "see docs/mosaic.md for its form")
+        raise RecipeError(
+            f"the style bank {path} holds no `key: value` lines", "see docs/mosaic.md for its form"
+        )
     return document.values
 
 
 def _refuse_unknown(values: dict[str, Any], path: str) -> None:
     problems = [
-        Problem("unknown key", path, str(key), did_you_mean(str(key), _KNOWN)) for key in values if key not in _KNOWN
+        Problem("unknown key", path, str(key), did_you_mean(str(key), _KNOWN))
+        for key in values
+        if key not in _KNOWN
     ]
     texts = values.get("texts")
     labels = list(texts) if isinstance(texts, dict) else []
     for label in labels:
         if label not in SLOTS:
-            problems.append(Problem("no such rule", path, f"texts.{label}", did_you_mean(str(label), SLOTS)))
+            problems.append(
+                Problem("no such rule", path, f"texts.{label}", did_you_mean(str(label), SLOTS))
+            )
     if values.get("extends", "en") not in ("en", "none"):
         problems.append(Problem("expected `en` or `none`", path, "extends"))
     if problems:
-        raise RecipeError(f"{path} cannot be used as a style bank", "see docs/mosaic.md for its form", problems)
+        raise RecipeError(
+            f"{path} cannot be used as a style bank", "see docs/mosaic.md for its form", problems
+        )
 
 
 def _joined(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
@@ -213,7 +254,10 @@ def _joined(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
     }
     for key in LISTS:
         joined[key] = _both(ours[key], theirs.get(key) or [])
-    texts = {label: {form: list(lines) for form, lines in forms.items()} for label, forms in ours["texts"].items()}
+    texts = {
+        label: {form: list(lines) for form, lines in forms.items()}
+        for label, forms in ours["texts"].items()
+    }
     more = theirs.get("texts") or {}
     for label, forms in more.items() if isinstance(more, dict) else ():
         if not isinstance(forms, dict):
@@ -226,18 +270,30 @@ def _joined(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _both(ours: list[Any], theirs: Any) -> Any:
-    return [*ours, *(line for line in theirs if line not in ours)] if isinstance(theirs, list) else theirs
+    return (
+        [*ours, *(line for line in theirs if line not in ours)]
+        if isinstance(theirs, list)
+        else theirs
+    )
 
 
 def _problems(values: dict[str, Any]) -> list[Problem]:
     problems = [problem for key in LISTS for problem in _list_problems(key, values.get(key))]
-    alphabet, words, texts = values.get("alphabet", ""), values.get("words", True), values.get("texts")
+    alphabet, words, texts = (
+        values.get("alphabet", ""),
+        values.get("words", True),
+        values.get("texts"),
+    )
     if reason := _alphabet_problem(alphabet):
         problems.append(Problem(reason, key="alphabet"))
     if not isinstance(words, bool):
         problems.append(Problem(f"expected true or false, found {words!r}", key="words"))
     if not isinstance(texts, dict):
-        found = "is missing" if texts is None else f"expected `rule: {{form: [texts]}}`, found {type(texts).__name__}"
+        found = (
+            "is missing"
+            if texts is None
+            else f"expected `rule: {{form: [texts]}}`, found {type(texts).__name__}"
+        )
         return [*problems, Problem(found, key="texts")]
     idle = {*(() if alphabet else BY_ALPHABET), *(() if words else BY_WORDS)}
     for label, forms in SLOTS.items():
@@ -245,18 +301,31 @@ def _problems(values: dict[str, Any]) -> list[Problem]:
         if given is None and label in idle:
             continue
         if not isinstance(given, dict):
-            problems.append(Problem(f"expected {' and '.join(forms)}, each with a list of texts", key=f"texts.{label}"))
+            problems.append(
+                Problem(
+                    f"expected {' and '.join(forms)}, each with a list of texts",
+                    key=f"texts.{label}",
+                )
+            )
             continue
         for form, slots in forms.items():
             lines = given.get(form)
             if not isinstance(lines, list) or not lines:
-                wrong = "needs at least one text" if not lines else f"expected a list of texts, found {lines!r}"
+                wrong = (
+                    "needs at least one text"
+                    if not lines
+                    else f"expected a list of texts, found {lines!r}"
+                )
                 problems.append(Problem(wrong, key=f"texts.{label}.{form}"))
                 continue
-            problems += [problem for line in lines for problem in _text_problems(label, form, line, slots)]
+            problems += [
+                problem for line in lines for problem in _text_problems(label, form, line, slots)
+            ]
         for form in given:
             if form not in forms:
-                problems.append(Problem(f"expected {' and '.join(forms)}", key=f"texts.{label}.{form}"))
+                problems.append(
+                    Problem(f"expected {' and '.join(forms)}", key=f"texts.{label}.{form}")
+                )
     return problems
 
 
@@ -267,7 +336,10 @@ def _alphabet_problem(alphabet: Any) -> str:
     if twice:
         return f"{', '.join(twice)} stands in it twice: a letter has one place"
     if alphabet != alphabet.casefold():
-        return f"{alphabet!r} has capitals, and letters are compared without regard to case: write small ones"
+        return (
+            f"{alphabet!r} has capitals, and letters are compared without regard to case: write "
+            "small ones"
+        )
     return ""
 
 
@@ -279,7 +351,11 @@ def _list_problems(key: str, values: Any) -> list[Problem]:
     problems = []
     for value in values:
         if key == "tag_words":
-            if not (isinstance(value, list) and len(value) == 2 and all(_is_line(word) for word in value)):
+            if not (
+                isinstance(value, list)
+                and len(value) == 2
+                and all(_is_line(word) for word in value)
+            ):
                 problems.append(Problem(f"expected two words, found {value!r}", key=key))
             elif value[0] == value[1]:
                 problems.append(Problem(f"both words are {value[0]!r}", key=key))
@@ -296,7 +372,9 @@ def _list_problems(key: str, values: Any) -> list[Problem]:
         elif key in ("list_separators", "order_separators", "list_brackets") and re.search(
             r"\w", value.replace("{items}", "")
         ):
-            problems.append(Problem(f"{value!r} has letters or digits, which belong in the texts", key=key))
+            problems.append(
+                Problem(f"{value!r} has letters or digits, which belong in the texts", key=key)
+            )
         elif key == "stand_alone" and (reason := _regex_problem(value)):
             problems.append(Problem(f"{value!r} is no regular expression: {reason}", key=key))
     return problems
@@ -317,7 +395,11 @@ def _is_line(value: Any) -> bool:
 def _text_problems(label: str, form: str, line: Any, slots: set[str]) -> list[Problem]:
     key = f"texts.{label}.{form}"
     if not _is_line(line):
-        return [Problem(f"expected a text of one line without blanks around it, found {line!r}", key=key)]
+        return [
+            Problem(
+                f"expected a text of one line without blanks around it, found {line!r}", key=key
+            )
+        ]
     found = _SLOT.findall(line)
     if sorted(found) != sorted(slots):
         wanted = " and ".join(f"{{{slot}}}" for slot in sorted(slots)) or "no slot"
@@ -327,7 +409,9 @@ def _text_problems(label: str, form: str, line: Any, slots: set[str]) -> list[Pr
 
 def _build(values: dict[str, Any]) -> Bank:
     texts = {
-        label: {form: tuple(Text(label, form, line) for line in lines) for form, lines in forms.items()}
+        label: {
+            form: tuple(Text(label, form, line) for line in lines) for form, lines in forms.items()
+        }
         for label, forms in values["texts"].items()
     }
     return Bank(
@@ -346,17 +430,24 @@ def _build(values: dict[str, Any]) -> Bank:
 
 
 def _refuse_ambiguous(bank: Bank, name: str, ours: set[tuple[str, str, str]]) -> None:
-    """Refuse a bank in which one line could mean two things; of two texts that clash, one of `ours` is not the one to blame."""
+    """Refuse a bank in which one line could mean two things; of two texts that clash, one of `ours`
+    is not the one to blame."""
     problems: list[Problem] = []
     blameless: list[Problem] = []
     for label, forms in bank.texts.items():
         for form, texts in forms.items():
             for text in texts:
                 line = text.filled(**_SAMPLES)
-                others = {(meta.text.label, meta.text.form) for meta in bank.read(line)} - {(label, form)}
+                others = {(meta.text.label, meta.text.form) for meta in bank.read(line)} - {
+                    (label, form)
+                }
                 if others:
                     meant = ", ".join(f"{other} ({kind})" for other, kind in sorted(others))
-                    problem = Problem(f"{text.wording!r} can also be read as {meant}", key=f"texts.{label}.{form}")
+                    problem = Problem(
+                        f"{text.wording!r} can also be read as {meant}", key=f"texts.{label}.{form}"
+                    )
                     (blameless if (label, form, text.wording) in ours else problems).append(problem)
     if problems or blameless:
-        raise RecipeError(f"{name} cannot be used as a style bank", "change the wording", problems or blameless)
+        raise RecipeError(
+            f"{name} cannot be used as a style bank", "change the wording", problems or blameless
+        )

@@ -1,12 +1,16 @@
-"""`aligner mosaic`: rows in files -> mosaics in files, in bounded memory, by one or several processes, resumable.
+"""`aligner mosaic`: rows in files -> mosaics in files, in bounded memory, by one or several
+processes, resumable.
 
-Read downward. The rows are read once and kept on disk (`prepared/rows.bin`); memory holds some tens of bytes for each. Chunks
-are built in parts of `CHUNKS_IN_A_PART`, each part into files of its own below `shards/`, the last of which (`.done`) says that
-it is whole: a resumed run builds the missing ones. At the end the parts are joined, in their order, to
+Read downward. The rows are read once and kept on disk (`prepared/rows.bin`); memory holds some tens
+of bytes for each. Chunks are built in parts of `CHUNKS_IN_A_PART`, each part into files of its own
+below `shards/`, the last of which (`.done`) says that it is whole: a resumed run builds the missing
+ones. At the end the parts are joined, in their order, to
 
-    data/train.jsonl      the samples (or train.parquet, or a folder that `datasets.load_from_disk` reads)
+    data/train.jsonl      the samples (or train.parquet, or a folder that `datasets.load_from_disk`
+                          reads)
     data/eval.jsonl       held-out rows as they came, where `data.eval` holds some out
-    mosaics.jsonl         for each sample: its members, strategy, rule, order, what was left out, style, tokens, pass
+    mosaics.jsonl         for each sample: its members, strategy, rule, order, what was left out,
+                          style, tokens, pass
     mosaic.json           every number of the report
     report.html           the report
 """
@@ -39,7 +43,17 @@ from aligner.config.recipe import Model, MosaicFiles, MosaicRecipe
 from aligner.data.files import file_record
 from aligner.data.loading import Loaded, load_rows
 from aligner.errors import AlignerError, DataError
-from aligner.events import DataReady, Finished, Notice, OnEvent, Plan, StageProgress, StageStarted, Warned, tell
+from aligner.events import (
+    DataReady,
+    Finished,
+    Notice,
+    OnEvent,
+    Plan,
+    StageProgress,
+    StageStarted,
+    Warned,
+    tell,
+)
 from aligner.models.files import TOKENIZER_FILES, check_tokenizer_path
 from aligner.runs.files import dumps, file_sha256, parse_json, write_atomically
 from aligner.runs.lock import acquire_lock, release_lock
@@ -70,7 +84,8 @@ class Part:
 
 @dataclass
 class Workshop:
-    """What builds parts, here or in a process of its own: made from the run directory and the recipe alone."""
+    """What builds parts, here or in a process of its own: made from the run directory and the
+    recipe alone."""
 
     recipe: MosaicRecipe
     run_dir: Path
@@ -104,7 +119,13 @@ class Workshop:
             chunks = self.chunks(pass_number)
             for first in range(0, len(chunks), CHUNKS_IN_A_PART):
                 some = chunks[first : first + CHUNKS_IN_A_PART]
-                yield Part(number, pass_number, first, first + len(some), sum(len(chunk.members) for chunk in some))
+                yield Part(
+                    number,
+                    pass_number,
+                    first,
+                    first + len(some),
+                    sum(len(chunk.members) for chunk in some),
+                )
                 number += 1
 
     def build(self, part: Part) -> None:
@@ -113,11 +134,18 @@ class Workshop:
         chunks = self.chunks(part.pass_number)[part.first : part.stop]
         samples = [sample for chunk in chunks for sample in self.mosaics.samples(chunk, tally)]
         place, kinds = part_file(self.run_dir, part.number), self.mosaics.members.kinds
-        lines = "".join(dumps(as_written(sample.row, self.recipe.mosaic.form, kinds)) + "\n" for sample in samples)
+        lines = "".join(
+            dumps(as_written(sample.row, self.recipe.mosaic.form, kinds)) + "\n"
+            for sample in samples
+        )
         write_atomically(place.with_suffix(".rows"), lines)
-        write_atomically(place.with_suffix(".told"), "".join(dumps(sample.record()) + "\n" for sample in samples))
+        write_atomically(
+            place.with_suffix(".told"), "".join(dumps(sample.record()) + "\n" for sample in samples)
+        )
         shown = (
-            [_example(sample) for sample in samples[:EXAMPLES_OF_A_PART]] if part.number < PARTS_WITH_EXAMPLES else []
+            [_example(sample) for sample in samples[:EXAMPLES_OF_A_PART]]
+            if part.number < PARTS_WITH_EXAMPLES
+            else []
         )
         done = {
             "counts": dict(tally.counts),
@@ -146,7 +174,9 @@ def _is_built(place: Path) -> bool:
         return False
     try:
         sums = parse_json(mark, "the part is built again", needed=["counts", "sha256"])["sha256"]
-        return all(file_sha256(place.with_suffix(ending)) == sums[ending] for ending in PART_ENDINGS)
+        return all(
+            file_sha256(place.with_suffix(ending)) == sums[ending] for ending in PART_ENDINGS
+        )
     except (DataError, FileNotFoundError):
         return False
 
@@ -164,7 +194,7 @@ def _example(sample: Sample) -> dict[str, Any]:
     }
 
 
-# --- the run -------------------------------------------------------------------------------------------------------
+# --- the run --------------------------------------------------------------------------------------
 
 
 def run_mosaic(
@@ -238,7 +268,8 @@ def _load(recipe: MosaicRecipe, store: RowStore | None, on_event: OnEvent | None
 
 @dataclass(frozen=True)
 class ReadRows:
-    """Rows that were read and measured into a folder beside the run directory, before anything in there is touched."""
+    """Rows that were read and measured into a folder beside the run directory, before anything in
+    there is touched."""
 
     folder: Path
     fingerprint: str
@@ -263,8 +294,11 @@ class ReadRows:
         shutil.rmtree(self.folder)
 
 
-def _read_rows(recipe: MosaicRecipe, output: Path, bank: Bank, on_event: OnEvent | None) -> ReadRows:
-    """Read and measure all rows, in bounded memory; what is wrong with them leaves an existing run as it was."""
+def _read_rows(
+    recipe: MosaicRecipe, output: Path, bank: Bank, on_event: OnEvent | None
+) -> ReadRows:
+    """Read and measure all rows, in bounded memory; what is wrong with them leaves an existing run
+    as it was."""
     folder = output.with_name(f"{output.name}.reading")
     folder.mkdir(parents=True, exist_ok=True)
     acquire_lock(folder)
@@ -279,8 +313,15 @@ def _read_rows(recipe: MosaicRecipe, output: Path, bank: Bank, on_event: OnEvent
         raise
     tell(on_event, DataReady([*loaded.ledger.table(), *_left_out_rows(members)]))
     members.save(folder / "members.bin")
-    sources = {record.path: record.sha256 for source in loaded.ledger.sources for record in source.files}
-    return ReadRows(folder, loaded.fingerprint, {**sources, **_settings_files(recipe.mosaic)}, loaded.ledger.to_json())
+    sources = {
+        record.path: record.sha256 for source in loaded.ledger.sources for record in source.files
+    }
+    return ReadRows(
+        folder,
+        loaded.fingerprint,
+        {**sources, **_settings_files(recipe.mosaic)},
+        loaded.ledger.to_json(),
+    )
 
 
 def _settings_files(settings: MosaicFiles) -> dict[str, str]:
@@ -288,7 +329,11 @@ def _settings_files(settings: MosaicFiles) -> dict[str, str]:
     named = [settings.style_bank, settings.chat_template]
     if settings.tokenizer is not None:
         named += [str(Path(settings.tokenizer) / name) for name in TOKENIZER_FILES]
-    return {name: file_record(Path(name)).sha256 for name in named if name is not None and Path(name).is_file()}
+    return {
+        name: file_record(Path(name)).sha256
+        for name in named
+        if name is not None and Path(name).is_file()
+    }
 
 
 def _check_inputs(run: Run, on_event: OnEvent | None) -> None:
@@ -305,14 +350,21 @@ def _check_inputs(run: Run, on_event: OnEvent | None) -> None:
 
 
 def _measured(
-    recipe: MosaicRecipe, rows: Sequence[Any], store: RowStore | None, bank: Bank, on_event: OnEvent | None
+    recipe: MosaicRecipe,
+    rows: Sequence[Any],
+    store: RowStore | None,
+    bank: Bank,
+    on_event: OnEvent | None,
 ) -> Members:
     """Measure the training rows. With a store, rows are numbers in it."""
     tokenizer = load_tokenizer_of(recipe.mosaic)
     if tokenizer is None:
         tell(
             on_event,
-            Warned("No mosaic.tokenizer is named: lengths are estimated as characters / 3.5, without a chat template."),
+            Warned(
+                "No mosaic.tokenizer is named: lengths are estimated as characters / 3.5, without "
+                "a chat template."
+            ),
         )
 
     def count(done: int) -> None:
@@ -333,12 +385,18 @@ def _measured(
 
 def _left_out_rows(members: Members) -> list[tuple[str, str]]:
     rows = [("members", f"{len(members):,} rows")]
-    rows += [("always alone", f"{number:,} rows: {reason}") for reason, number in members.alone_because.most_common()]
-    rows += [("not used", f"{number:,} rows: {reason}") for reason, number in members.left_out.most_common()]
+    rows += [
+        ("always alone", f"{number:,} rows: {reason}")
+        for reason, number in members.alone_because.most_common()
+    ]
+    rows += [
+        ("not used", f"{number:,} rows: {reason}")
+        for reason, number in members.left_out.most_common()
+    ]
     return rows
 
 
-# --- parts ---------------------------------------------------------------------------------------------------------
+# --- parts ----------------------------------------------------------------------------------------
 
 
 def _build_parts(workshop: Workshop, parts: Sequence[Part], on_event: OnEvent | None) -> None:
@@ -347,10 +405,17 @@ def _build_parts(workshop: Workshop, parts: Sequence[Part], on_event: OnEvent | 
     missing = [part for part in parts if not _is_built(part_file(workshop.run_dir, part.number))]
     done = total - sum(part.members for part in missing)
     if missing and len(missing) < len(parts):
-        tell(on_event, Notice(f"Going on: {len(parts) - len(missing)} of {len(parts)} parts are there already."))
+        tell(
+            on_event,
+            Notice(
+                f"Going on: {len(parts) - len(missing)} of {len(parts)} parts are there already."
+            ),
+        )
     tell(on_event, StageProgress("building mosaics (rows used)", done, total))
     workers = min(workshop.recipe.mosaic.workers, len(missing))
-    finished = _in_processes(workshop, missing, workers) if workers > 1 else _here(workshop, missing)
+    finished = (
+        _in_processes(workshop, missing, workers) if workers > 1 else _here(workshop, missing)
+    )
     for part in finished:
         done += part.members
         tell(on_event, StageProgress("building mosaics (rows used)", done, total))
@@ -392,20 +457,26 @@ def _in_processes(workshop: Workshop, parts: Sequence[Part], workers: int) -> It
     pool = ProcessPoolExecutor(workers, get_context("spawn"), _open_workshop, arguments)
     try:
         waiting = iter(parts)
-        running: set[Future[Part]] = {pool.submit(_build_in_worker, part) for part in islice(waiting, 2 * workers)}
+        running: set[Future[Part]] = {
+            pool.submit(_build_in_worker, part) for part in islice(waiting, 2 * workers)
+        }
         while running:
             finished, running = wait(running, return_when=FIRST_COMPLETED)
-            running |= {pool.submit(_build_in_worker, part) for part in islice(waiting, len(finished))}
+            running |= {
+                pool.submit(_build_in_worker, part) for part in islice(waiting, len(finished))
+            }
             for future in finished:
                 yield future.result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-# --- the end -------------------------------------------------------------------------------------------------------
+# --- the end --------------------------------------------------------------------------------------
 
 
-def _finish(workshop: Workshop, run: Run, parts: Sequence[Part], on_event: OnEvent | None) -> Outcome:
+def _finish(
+    workshop: Workshop, run: Run, parts: Sequence[Part], on_event: OnEvent | None
+) -> Outcome:
     """Join the parts, add up the numbers, write the report and the manifest."""
     from aligner.builders.mosaic.report import results_of, summary_of, write_mosaic_report
 
@@ -419,25 +490,37 @@ def _finish(workshop: Workshop, run: Run, parts: Sequence[Part], on_event: OnEve
     if violations:
         tell(
             on_event,
-            Warned(f"{violations:,} samples failed their check and were not written; their rows stand alone instead."),
+            Warned(
+                f"{violations:,} samples failed their check and were not written; their rows "
+                "stand alone instead."
+            ),
         )
     if alone := tally.counts["overlong:alone"] // settings.passes:
         limit = workshop.mosaics.max_tokens
         tell(
             on_event,
             Warned(
-                f"{alone:,} rows are longer than {limit:,} tokens and were written alone: a training with data.max_length={limit} "
-                "needs data.on_too_long=drop (or truncate) for them; mosaic.on_overlong=drop leaves them out here."
+                f"{alone:,} rows are longer than {limit:,} tokens and were written alone: a "
+                f"training with data.max_length={limit} "
+                "needs data.on_too_long=drop (or truncate) for them; mosaic.on_overlong=drop "
+                "leaves them out here."
             ),
         )
     if isinstance(workshop.mosaics.lengths, EstimatedLengths):
-        tell(on_event, Notice("Token counts of the report are estimates: no mosaic.tokenizer was named."))
+        tell(
+            on_event,
+            Notice("Token counts of the report are estimates: no mosaic.tokenizer was named."),
+        )
     summary = summary_of(workshop.mosaics, settings, tally)
     run.write_json("mosaic.json", {**summary, "examples": examples})
     report = write_mosaic_report(run.dir)
     results = results_of(summary)
-    files_read = [file for source in run.read_json("data.json")["sources"] for file in source["files"]]
-    parents = [{"kind": "data", "path": file["path"], "fingerprint": file["sha256"]} for file in files_read]
+    files_read = [
+        file for source in run.read_json("data.json")["sources"] for file in source["files"]
+    ]
+    parents = [
+        {"kind": "data", "path": file["path"], "fingerprint": file["sha256"]} for file in files_read
+    ]
     for leftover in (run.dir / "data").glob(".*.tmp"):
         leftover.unlink()
     run.finish_without_training(results, parents, run.dir / "data")
@@ -463,7 +546,7 @@ def _added_up(files: Iterable[Path]) -> tuple[Tally, list[dict[str, Any]]]:
     return tally, examples
 
 
-# --- dry run -------------------------------------------------------------------------------------------------------
+# --- dry run --------------------------------------------------------------------------------------
 
 
 def _dry_run(recipe: MosaicRecipe, bank: Bank, on_event: OnEvent | None) -> Outcome:
@@ -476,7 +559,11 @@ def _dry_run(recipe: MosaicRecipe, bank: Bank, on_event: OnEvent | None) -> Outc
     overlong = sum(tokens > limit for tokens in members.tokens)
     way = "drop" if settings.compat == "released" else settings.on_overlong
     plan = [
-        ("limit", f"{limit:,} tokens a sample", "mosaic.max_tokens" if settings.max_tokens else "data.max_length"),
+        (
+            "limit",
+            f"{limit:,} tokens a sample",
+            "mosaic.max_tokens" if settings.max_tokens else "data.max_length",
+        ),
         ("too long alone", f"{overlong:,} rows", f"on_overlong: {way}"),
         (
             "a pass",

@@ -1,12 +1,14 @@
-"""The check of a finished mosaic: strategy, rule, order and marks are read out of the text again, faults are refused.
+"""The check of a finished mosaic: strategy, rule, order and marks are read out of the text again,
+faults are refused.
 
-This is a second implementation of the grammar, on purpose: it shares the bank's wording with the writer, and no code.
-It is told which members went in, and nothing of how they were put together. From the prompt alone follows what the
-completion has to be, down to the byte; so a sample that passes is right whatever its writer meant to do.
+This is a second implementation of the grammar, on purpose: it shares the bank's wording with the
+writer, and no code. It is told which members went in, and nothing of how they were put together.
+From the prompt alone follows what the completion has to be, down to the byte; so a sample that
+passes is right whatever its writer meant to do.
 
-Members may hold anything: numbers, tags, lines that look like meta-instructions. What decides is that the text which
-is left, once the meta-instructions are taken off the prompt's ends, is exactly the block of these members.
-Imports no torch.
+Members may hold anything: numbers, tags, lines that look like meta-instructions. What decides is
+that the text which is left, once the meta-instructions are taken off the prompt's ends, is exactly
+the block of these members. Imports no torch.
 """
 
 from __future__ import annotations
@@ -40,11 +42,12 @@ _INTEGER = re.compile(r"[0-9]+")
 class Violation(ValueError):
     """A text that breaks the grammar of mosaics.
 
-    `detail` is a sentence. `kind` is a short stable word for counting: `structure` (no block of these members is
-    there), `meta` (a meta-instruction is missing, unknown or out of place), `form` (singular for plural or the
-    reverse), `list`, `count` (what stands in a slot), `rule` (it does not apply to these instructions), `tie`,
-    `numbers`, `tags`, `collision` (a mark occurs in a member), `content` (a text is not the member's), `masked` (a
-    reply that should be absent), `order`.
+    `detail` is a sentence. `kind` is a short stable word for counting: `structure` (no block of
+    these members is there), `meta` (a meta-instruction is missing, unknown or out of place), `form`
+    (singular for plural or the reverse), `list`, `count` (what stands in a slot), `rule` (it does
+    not apply to these instructions), `tie`, `numbers`, `tags`, `collision` (a mark occurs in a
+    member), `content` (a text is not the member's), `masked` (a reply that should be absent),
+    `order`.
     """
 
     def __init__(self, kind: str, detail: str) -> None:
@@ -60,8 +63,9 @@ class Violation(ValueError):
 class Reading:
     """What a sample's text says about itself.
 
-    `order` holds the answered indices (from 1, as the instructions stand) in the completion's order, `dropped` the
-    others, rising. `begin` and `end` are "" without tags; `number` is a template with `{n}`, or "" without numbers.
+    `order` holds the answered indices (from 1, as the instructions stand) in the completion's
+    order, `dropped` the others, rising. `begin` and `end` are "" without tags; `number` is a
+    template with `{n}`, or "" without numbers.
     """
 
     strategy: str
@@ -76,11 +80,13 @@ class Reading:
 def parse(
     completion: str, *, begin: str = "", end: str = "", number: str = "", gap: str = " "
 ) -> list[tuple[int | None, str]]:
-    """Return the replies byte for byte, each with the index that is printed before it (None without numbers).
+    """Return the replies byte for byte, each with the index that is printed before it (None without
+    numbers).
 
     Without tags and without numbers nothing can be told apart: the whole text is one reply.
 
-    Raises: Violation when no mosaic with these marks reads like that, or when the marks cannot be any.
+    Raises: Violation when no mosaic with these marks reads like that, or when the marks cannot be
+    any.
     """
     if bool(begin) != bool(end):
         raise Violation("tags", "tags come in pairs")
@@ -92,7 +98,10 @@ def parse(
     first = opening.match(completion)
     if first is None:
         numbered = number and _cutters("", "", number, gap)[0].match(completion) is None
-        raise Violation("numbers" if numbered else "tags", "the completion does not begin with the marks of a reply")
+        raise Violation(
+            "numbers" if numbered else "tags",
+            "the completion does not begin with the marks of a reply",
+        )
     marks = [first, *divider.finditer(completion, first.end())]
     stops = [*(mark.start() for mark in marks[1:]), len(completion) - len(end)]
     if not completion.endswith(end) or stops[-1] < marks[-1].end():
@@ -106,11 +115,14 @@ def parse(
 def check(prompt: str, completion: str, members: Sequence[tuple[str, str]], bank: Bank) -> Reading:
     """Read a finished sample from its text, and return what it says.
 
-    `members` are (instruction, response) in the order in which they were given; all else is found in the text.
+    `members` are (instruction, response) in the order in which they were given; all else is found
+    in the text.
 
     Raises: Violation with the most telling reason why this is no mosaic of these members.
     """
-    sample = _Sample(prompt, completion, [text for text, _ in members], [text for _, text in members], bank)
+    sample = _Sample(
+        prompt, completion, [text for text, _ in members], [text for _, text in members], bank
+    )
     _refuse_blank(sample)
     if len(members) == 1 and sample.instructions == [prompt] and sample.responses == [completion]:
         return Reading("plain", None, (1,), (), "", "", "")
@@ -128,11 +140,13 @@ def check(prompt: str, completion: str, members: Sequence[tuple[str, str]], bank
     raise reason or _without_block(sample)
 
 
-# --- cutting a completion --------------------------------------------------------------------------------------------
+# --- cutting a completion -------------------------------------------------------------------------
 
 
 @lru_cache(maxsize=256)
-def _cutters(begin: str, end: str, number: str, gap: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
+def _cutters(
+    begin: str, end: str, number: str, gap: str
+) -> tuple[re.Pattern[str], re.Pattern[str]]:
     """What the first reply opens with, and what stands between the texts of two replies."""
     opening = re.escape(begin)
     if number:
@@ -147,20 +161,24 @@ def _line_initial(before: str, after: str) -> re.Pattern[str]:
     return re.compile(f"\n{re.escape(before)}[0-9]+{re.escape(after)}")
 
 
-def _refuse_uncut(texts: list[str], indices: Sequence[int | None], begin: str, end: str, number: str) -> None:
+def _refuse_uncut(
+    texts: list[str], indices: Sequence[int | None], begin: str, end: str, number: str
+) -> None:
     """Marks that are left in a reply's text mean that something is wrong around it."""
     for text in texts:
         if not text or text.isspace():
             raise Violation("content", "a reply is blank")
         if begin and (begin in text or end in text):
-            raise Violation("tags", "a tag stands inside a reply, or something stands between two replies")
+            raise Violation(
+                "tags", "a tag stands inside a reply, or something stands between two replies"
+            )
         if not begin and _line_initial(*number.split("{n}")).search("\n" + text):
             raise Violation("numbers", "a line inside a reply begins with a number mark")
     if number and len(set(indices)) < len(indices):
         raise Violation("order", "two replies carry the same number")
 
 
-# --- reading a prompt ------------------------------------------------------------------------------------------------
+# --- reading a prompt -----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -188,7 +206,8 @@ class _Sample:
 
 @dataclass(frozen=True, slots=True)
 class _Number:
-    """How an instruction or a reply is numbered: what stands before and after the integer, and the gap behind."""
+    """How an instruction or a reply is numbered: what stands before and after the integer, and the
+    gap behind."""
 
     before: str
     after: str
@@ -208,7 +227,8 @@ _Line = tuple[str, Meta]
 
 @dataclass(frozen=True, slots=True)
 class _Edge:
-    """Meta-instructions taken off one end of the prompt (outermost first), and where the rest begins or stops."""
+    """Meta-instructions taken off one end of the prompt (outermost first), and where the rest
+    begins or stops."""
 
     cut: int
     lines: tuple[list[_Line], ...]
@@ -216,7 +236,8 @@ class _Edge:
 
 @dataclass(frozen=True, slots=True)
 class _Claim:
-    """One way to understand the prompt: `nested` says that the first of two meta-instructions encloses the second."""
+    """One way to understand the prompt: `nested` says that the first of two meta-instructions
+    encloses the second."""
 
     metas: tuple[Meta, ...]
     nested: bool
@@ -234,7 +255,8 @@ def _refuse_blank(sample: _Sample) -> None:
 
 
 def _claims(sample: _Sample) -> Iterator[_Claim]:
-    """Every way to understand the prompt under which what the meta-instructions leave is the members' block."""
+    """Every way to understand the prompt under which what the meta-instructions leave is the
+    members' block."""
     for top, bottom in _frames(sample):
         lines = (*top.lines, *bottom.lines)
         layout = _layout(sample, top.cut, bottom.cut)
@@ -248,7 +270,8 @@ def _claims(sample: _Sample) -> Iterator[_Claim]:
 
 
 def _frames(sample: _Sample) -> list[tuple[_Edge, _Edge]]:
-    """Up to two meta-instructions off the prompt's ends in every possible way, those with the most lines first."""
+    """Up to two meta-instructions off the prompt's ends in every possible way, those with the most
+    lines first."""
     spare = sample.spare
     if spare < 0:
         return []
@@ -264,7 +287,8 @@ def _frames(sample: _Sample) -> list[tuple[_Edge, _Edge]]:
 
 
 def _tops(sample: _Sample, spare: int, cut: int, lines: tuple[list[_Line], ...]) -> Iterator[_Edge]:
-    """Take lines off from above. A line that is longer than what the instructions spare is part of one."""
+    """Take lines off from above. A line that is longer than what the instructions spare is part of
+    one."""
     yield _Edge(cut, lines)
     stop = sample.prompt.find("\n", cut, cut + spare + 1) if len(lines) < 2 else -1
     if stop >= 0 and (found := _read(sample, cut, stop)):
@@ -273,7 +297,9 @@ def _tops(sample: _Sample, spare: int, cut: int, lines: tuple[list[_Line], ...])
             yield from _tops(sample, spare, stop + 2, (*lines, found))
 
 
-def _bottoms(sample: _Sample, spare: int, cut: int, lines: tuple[list[_Line], ...]) -> Iterator[_Edge]:
+def _bottoms(
+    sample: _Sample, spare: int, cut: int, lines: tuple[list[_Line], ...]
+) -> Iterator[_Edge]:
     """Take lines off from below."""
     yield _Edge(cut, lines)
     start = sample.prompt.rfind("\n", max(0, cut - spare - 1), cut) if len(lines) < 2 else -1
@@ -289,9 +315,11 @@ def _read(sample: _Sample, start: int, stop: int) -> list[_Line]:
 
 
 def _layout(sample: _Sample, start: int, stop: int) -> list[_Number | None]:
-    """How the block is numbered if prompt[start:stop] is the members' block: one entry, or none if it is not.
+    """How the block is numbered if prompt[start:stop] is the members' block: one entry, or none if
+    it is not.
 
-    Lengths tell nearly all: with the instructions known, only one width of a number can fill the place.
+    Lengths tell nearly all: with the instructions known, only one width of a number can fill the
+    place.
     """
     count, texts = sample.count, sample.instructions
     own = len(sample.prompt) - sample.spare
@@ -306,7 +334,8 @@ def _layout(sample: _Sample, start: int, stop: int) -> list[_Number | None]:
 
 
 def _number(sample: _Sample, start: int, width: int, between: str) -> _Number | None:
-    """The numbering whose marks are `width` characters wide without the integer, if the block at `start` has one."""
+    """The numbering whose marks are `width` characters wide without the integer, if the block at
+    `start` has one."""
     mark, gap = sample.prompt[start : start + width], sample.prompt[start + width]
     if gap not in (" ", "\n") or "\n" in mark:
         return None
@@ -315,7 +344,9 @@ def _number(sample: _Sample, start: int, width: int, between: str) -> _Number | 
     found = []
     for at in (at for at, letter in enumerate(mark) if letter == "1"):
         number = _Number(mark[:at], mark[at + 1 :], gap)
-        if _is_template(number) and sample.prompt.startswith(_block(sample, number, between), start):
+        if _is_template(number) and sample.prompt.startswith(
+            _block(sample, number, between), start
+        ):
             found.append(number)
     known = [number for number in found if number.template in sample.bank.numbers] or found
     return known[-1] if known else None
@@ -329,18 +360,25 @@ def _is_template(number: _Number) -> bool:
 
 
 def _block(sample: _Sample, number: _Number, between: str) -> str:
-    return between.join(number.mark(index) + text for index, text in enumerate(sample.instructions, 1))
+    return between.join(
+        number.mark(index) + text for index, text in enumerate(sample.instructions, 1)
+    )
 
 
 def _tags(sample: _Sample, lines: Sequence[_Line]) -> list[tuple[str, str]]:
     """The tag pairs that a format text can name, or the pair of empty texts when no line names any.
 
-    A tag may hold the very words that stand between the two slots. Then those pairs count that the completion shows.
+    A tag may hold the very words that stand between the two slots. Then those pairs count that the
+    completion shows.
     """
     for line, meta in lines:
         if meta.text.label == "format.tags":
             pairs = list(_splits(line, meta.text.wording))
-            seen = [pair for pair in pairs if sample.completion.endswith(pair[1]) and pair[0] in sample.completion]
+            seen = [
+                pair
+                for pair in pairs
+                if sample.completion.endswith(pair[1]) and pair[0] in sample.completion
+            ]
             return seen or pairs[:1]
     return [("", "")]
 
@@ -356,7 +394,7 @@ def _splits(line: str, wording: str) -> Iterator[tuple[str, str]]:
         at = filled.find(middle, at + 1)
 
 
-# --- judging what was read -------------------------------------------------------------------------------------------
+# --- judging what was read ------------------------------------------------------------------------
 
 
 def _judge(sample: _Sample, claim: _Claim) -> Reading:
@@ -381,13 +419,17 @@ def _roles(claim: _Claim) -> tuple[Meta | None, Meta | None]:
     styles = [meta for meta in claim.metas if meta.text.label.startswith("format.")]
     rules = [meta for meta in claim.metas if meta not in styles]
     if len(styles) > 1 or len(rules) > 1:
-        raise Violation("meta", f"two meta-instructions of one sort: {claim.metas[0].text.label} and the next")
+        raise Violation(
+            "meta", f"two meta-instructions of one sort: {claim.metas[0].text.label} and the next"
+        )
     if claim.nested and claim.metas[0] in styles:
         raise Violation("meta", "the rule stands nearer to the instructions than the format text")
     return next(iter(styles), None), next(iter(rules), None)
 
 
-def _refuse_contradiction(sample: _Sample, claim: _Claim, style: Meta | None, rule: Meta | None) -> None:
+def _refuse_contradiction(
+    sample: _Sample, claim: _Claim, style: Meta | None, rule: Meta | None
+) -> None:
     if claim.number is None and not claim.begin:
         raise Violation("structure", "the replies have neither numbers nor tags")
     if rule is None:
@@ -402,7 +444,10 @@ def _refuse_contradiction(sample: _Sample, claim: _Claim, style: Meta | None, ru
 
 def _refuse_form(meta: Meta | None, form: str) -> None:
     if meta is not None and len(SLOTS[meta.text.label]) > 1 and meta.text.form != form:
-        raise Violation("form", f"a text of {meta.text.label} speaks of {meta.text.form}, and it should of {form}")
+        raise Violation(
+            "form",
+            f"a text of {meta.text.label} speaks of {meta.text.form}, and it should of {form}",
+        )
 
 
 def _refuse_tags(claim: _Claim) -> None:
@@ -412,7 +457,8 @@ def _refuse_tags(claim: _Claim) -> None:
 
 
 def _refuse_collision(sample: _Sample, claim: _Claim) -> None:
-    """No tag in any member. No line that begins with a number mark, be it of an instruction or of an untagged reply."""
+    """No tag in any member. No line that begins with a number mark, be it of an instruction or of
+    an untagged reply."""
     texts = "\n".join(("", *sample.instructions, *sample.responses))
     for tag in (claim.begin, claim.end):
         if tag and tag in texts:
@@ -421,7 +467,9 @@ def _refuse_collision(sample: _Sample, claim: _Claim) -> None:
         return
     numbered = "\n".join(("", *sample.instructions)) if claim.begin else texts
     if _line_initial(claim.number.before, claim.number.after).search(numbered):
-        raise Violation("collision", f"a member's line begins like the number mark {claim.number.template!r}")
+        raise Violation(
+            "collision", f"a member's line begins like the number mark {claim.number.template!r}"
+        )
 
 
 def _completion(sample: _Sample, claim: _Claim, order: Sequence[int]) -> str:
@@ -440,21 +488,27 @@ def _fault(sample: _Sample, claim: _Claim, order: Sequence[int]) -> Violation:
     return _difference(sample, order, replies)
 
 
-def _difference(sample: _Sample, order: Sequence[int], replies: Sequence[tuple[int | None, str]]) -> Violation:
+def _difference(
+    sample: _Sample, order: Sequence[int], replies: Sequence[tuple[int | None, str]]
+) -> Violation:
     found, texts = zip(*replies)
     due = [sample.responses[index - 1] for index in order]
     if list(texts) == due and None not in found:
-        return Violation("numbers", f"the replies are numbered {list(found)}, they should be {list(order)}")
+        return Violation(
+            "numbers", f"the replies are numbered {list(found)}, they should be {list(order)}"
+        )
     masked = set(range(1, sample.count + 1)).difference(order)
     absent = {sample.responses[index - 1] for index in masked}.difference(due)
     if masked.intersection(found) or absent.intersection(texts):
         return Violation("masked", "a reply is there that should have been left out")
     if not set(texts) <= set(sample.responses):
         return Violation("content", "the text of a reply is not the member's response")
-    return Violation("order", f"the replies should be those to {list(order)}, in this order and no others")
+    return Violation(
+        "order", f"the replies should be those to {list(order)}, in this order and no others"
+    )
 
 
-# --- what the rules ask for ------------------------------------------------------------------------------------------
+# --- what the rules ask for -----------------------------------------------------------------------
 
 
 def _order(sample: _Sample, rule: Meta | None) -> tuple[int, ...]:
@@ -467,7 +521,9 @@ def _order(sample: _Sample, rule: Meta | None) -> tuple[int, ...]:
         return _permuted(sample, name, rule)
     dropped = _masked(sample, name, rule)
     if not 0 < len(dropped) < sample.count:
-        raise Violation("rule", f"{rule.text.label} leaves out {len(dropped)} of {sample.count} instructions")
+        raise Violation(
+            "rule", f"{rule.text.label} leaves out {len(dropped)} of {sample.count} instructions"
+        )
     return tuple(index for index in every if index not in dropped)
 
 
@@ -487,7 +543,9 @@ def _permuted(sample: _Sample, name: str, rule: Meta) -> tuple[int, ...]:
     sizes = _sizes(sample, measure)
     if len(set(sizes)) < sample.count:
         raise Violation("tie", f"two instructions are alike under {rule.text.label}")
-    return tuple(sorted(every, key=lambda index: sizes[index - 1], reverse=direction == "descending"))
+    return tuple(
+        sorted(every, key=lambda index: sizes[index - 1], reverse=direction == "descending")
+    )
 
 
 def _masked(sample: _Sample, name: str, rule: Meta) -> set[int]:
@@ -502,7 +560,9 @@ def _masked(sample: _Sample, name: str, rule: Meta) -> set[int]:
     sizes, count = _sizes(sample, "words"), _counted(sample, rule)
     ranked = sorted(sizes, reverse=name == "longest")
     if ranked[count - 1] == ranked[count]:
-        raise Violation("tie", f"instructions of equal length stand on both sides of {rule.text.label}")
+        raise Violation(
+            "tie", f"instructions of equal length stand on both sides of {rule.text.label}"
+        )
     cut = set(ranked[:count])
     return {index for index in every if sizes[index - 1] in cut}
 
@@ -514,15 +574,24 @@ def _listed(sample: _Sample, rule: Meta) -> tuple[int, ...]:
         found = _INTEGER.findall(items)
         if not names.keys() >= set(found) or len(set(found)) < len(found):
             continue
-        if any(items == separator.join(found) for separator in sample.bank.separators(rule.text.label)):
+        if any(
+            items == separator.join(found) for separator in sample.bank.separators(rule.text.label)
+        ):
             return tuple(names[integer] for integer in found)
-    raise Violation("list", f"{rule.slots['list']!r} does not list instructions, each once, in a way of the style bank")
+    raise Violation(
+        "list",
+        f"{rule.slots['list']!r} does not list instructions, each once, in a way of the style bank",
+    )
 
 
 def _unbracketed(text: str, brackets: Sequence[str]) -> Iterator[str]:
     for bracket in brackets:
         before, after = bracket.split("{items}")
-        if text.startswith(before) and text.endswith(after) and len(text) > len(before) + len(after):
+        if (
+            text.startswith(before)
+            and text.endswith(after)
+            and len(text) > len(before) + len(after)
+        ):
             yield text[len(before) : len(text) - len(after)]
 
 
@@ -541,20 +610,25 @@ def _sizes(sample: _Sample, measure: str) -> list[int]:
         return [len(text) for text in sample.instructions]
     if measure == "words":
         if not sample.bank.words:
-            raise Violation("rule", f"words do not count in the bank's language ({sample.bank.language})")
+            raise Violation(
+                "rule", f"words do not count in the bank's language ({sample.bank.language})"
+            )
         return [len(text.split()) for text in sample.instructions]
     places = {letter: place for place, letter in enumerate(sample.bank.alphabet)}
     letters = [next(filter(str.isalpha, text), "").casefold() for text in sample.instructions]
     if not places.keys() >= set(letters):
-        raise Violation("rule", "an instruction has no first letter, or one that is not in the bank's alphabet")
+        raise Violation(
+            "rule", "an instruction has no first letter, or one that is not in the bank's alphabet"
+        )
     return [places[letter] for letter in letters]
 
 
-# --- primary, and prompts that hold no block -------------------------------------------------------------------------
+# --- primary, and prompts that hold no block ------------------------------------------------------
 
 
 def _separator(sample: _Sample) -> str:
-    """What stands between the instructions, if nothing but one text stands between them and nothing around; else ""."""
+    """What stands between the instructions, if nothing but one text stands between them and nothing
+    around; else ""."""
     texts = sample.instructions
     if len(texts) < 2 or not sample.prompt.startswith(texts[0]):
         return ""
@@ -566,10 +640,20 @@ def _separator(sample: _Sample) -> str:
 def _primary(sample: _Sample, separator: str) -> Reading:
     """Judge a prompt that has neither marks nor meta-instructions."""
     order = tuple(range(1, sample.count + 1))
-    if len(separator) < 2 or separator[0] != "\n" or separator[-1] != "\n" or "\n" in separator.strip("\n"):
-        raise Violation("structure", f"{separator!r} cannot separate members: no numbers, tags or meta-instructions")
+    if (
+        len(separator) < 2
+        or separator[0] != "\n"
+        or separator[-1] != "\n"
+        or "\n" in separator.strip("\n")
+    ):
+        raise Violation(
+            "structure",
+            f"{separator!r} cannot separate members: no numbers, tags or meta-instructions",
+        )
     if separator.join(sample.responses) != sample.completion:
-        raise _difference(sample, order, [(None, text) for text in sample.completion.split(separator)])
+        raise _difference(
+            sample, order, [(None, text) for text in sample.completion.split(separator)]
+        )
     if any(separator in text for text in (*sample.instructions, *sample.responses)):
         raise Violation("collision", f"the separator {separator!r} occurs in a member")
     return Reading("primary", None, order, (), "", "", "")
@@ -581,12 +665,18 @@ def _without_block(sample: _Sample) -> Violation:
     for index, text in enumerate(sample.instructions, 1):
         at = sample.prompt.find(text, at)
         if at < 0:
-            return Violation("content", f"instruction {index} is not in the prompt, or not in its place")
+            return Violation(
+                "content", f"instruction {index} is not in the prompt, or not in its place"
+            )
         at += len(text)
-    above = [line for line in sample.prompt[:first].split("\n") if line and not sample.bank.read(line)]
+    above = [
+        line for line in sample.prompt[:first].split("\n") if line and not sample.bank.read(line)
+    ]
     below = [line for line in sample.prompt[at:].split("\n") if line and not sample.bank.read(line)]
     if below or len(above) > 1 or (above and "1" not in above[0]):
         return Violation("meta", "a line above or below the instructions is not in the style bank")
     if above:
         return Violation("numbers", "the instructions are not numbered alike from 1 on")
-    return Violation("structure", "what the meta-instructions leave is not the block of the members")
+    return Violation(
+        "structure", "what the meta-instructions leave is not the block of the members"
+    )

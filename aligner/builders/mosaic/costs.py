@@ -1,7 +1,9 @@
-"""What a set of sequences costs to train on: sequences, steps, real tokens, trained tokens, and padded tokens.
+"""What a set of sequences costs to train on: sequences, steps, real tokens, trained tokens, and
+padded tokens.
 
-The paper's saving is one of sequences, under a trainer that pads every sequence to the longest length allowed. So a cost is
-never one number here: what falls, and by how much, depends on how batches are padded.
+The paper's saving is one of sequences, under a trainer that pads every sequence to the longest
+length allowed. So a cost is never one number here: what falls, and by how much, depends on how
+batches are padded.
 """
 
 from __future__ import annotations
@@ -41,8 +43,11 @@ class Costs:
     packed: float
 
 
-def costs(lengths: Sequence[int], trained: float, *, max_tokens: int, batch_size: int, passes: int = 1) -> Costs:
-    """Count what sequences of these lengths cost, divided by the passes that they make up. Longer ones count as cut."""
+def costs(
+    lengths: Sequence[int], trained: float, *, max_tokens: int, batch_size: int, passes: int = 1
+) -> Costs:
+    """Count what sequences of these lengths cost, divided by the passes that they make up. Longer
+    ones count as cut."""
     cut = np.minimum(np.asarray(lengths, dtype=np.int64), max_tokens)
     n = len(cut)
     return Costs(

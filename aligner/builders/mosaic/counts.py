@@ -1,11 +1,12 @@
 """How many members a mosaic gets: the distributions of k, drawn and as exact probabilities.
 
-`uniform` is the authors' default. The others put their mass near the largest k: X is drawn until it lies in [0, K), and
-k = K - floor(X), with X exponential (rate 1), Lomax with shape 1 minus 1 (`pareto`), log-normal (0, 1) or logistic with
-location 0 and scale 2. `fix_max` always gives K; `max_length` takes as many as fit and draws nothing.
+`uniform` is the authors' default. The others put their mass near the largest k: X is drawn until it
+lies in [0, K), and k = K - floor(X), with X exponential (rate 1), Lomax with shape 1 minus 1
+(`pareto`), log-normal (0, 1) or logistic with location 0 and scale 2. `fix_max` always gives K;
+`max_length` takes as many as fit and draws nothing.
 
-Different from the authors' code: there X of `pareto` may also lie in [-1, 0), which int() makes 0. Of ten at most, 73% of its draws are
-ten there, and 40% here (`compat: released` draws as they do).
+Different from the authors' code: there X of `pareto` may also lie in [-1, 0), which int() makes 0.
+Of ten at most, 73% of its draws are ten there, and 40% here (`compat: released` draws as they do).
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ CDF: dict[str, Callable[[float], float]] = {
 
 
 def probabilities(name: str, largest: int, smallest: int = 1) -> dict[int, float]:
-    """Return k -> its probability, for k from `smallest` to `largest`; those below `smallest` are drawn again."""
+    """Return k -> its probability, for k from `smallest` to `largest`; those below `smallest` are
+    drawn again."""
     assert name in ("uniform", "fix_max", *CDF), name
     if name == "fix_max":
         return {largest: 1.0}

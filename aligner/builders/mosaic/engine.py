@@ -1,19 +1,22 @@
 """The corpus loop: from members to samples, pass by pass and chunk by chunk.
 
-In each pass every member is used once. The members of a group are shuffled, and numbers k are drawn until all are used up; a
-run of `CHUNK_DRAWS` such draws, with the members that they take, is a chunk. Chunks depend on the seed, the pass and the group
-alone, and each has a random generator of its own; so they can be built in any order, by any process, and again after a kill.
+In each pass every member is used once. The members of a group are shuffled, and numbers k are drawn
+until all are used up; a run of `CHUNK_DRAWS` such draws, with the members that they take, is a
+chunk. Chunks depend on the seed, the pass and the group alone, and each has a random generator of
+its own; so they can be built in any order, by any process, and again after a kill.
 
-Within a chunk: take k members, plan, render, measure, check. A sample that is too long loses its last member and is planned
-anew; what it lost goes back to the front of the queue. Two members with the same instruction never share a sample. A member
-that is too long by itself goes the way that `on_overlong` says.
+Within a chunk: take k members, plan, render, measure, check. A sample that is too long loses its
+last member and is planned anew; what it lost goes back to the front of the queue. Two members with
+the same instruction never share a sample. A member that is too long by itself goes the way that
+`on_overlong` says.
 
-Lengths are added up from those of the members, which were measured one by one. The finished sample is measured wherever it could
-be too long if every byte of what is written around the members were a token; and every 64th besides, so that sums can be brought
-to scale.
+Lengths are added up from those of the members, which were measured one by one. The finished sample
+is measured wherever it could be too long if every byte of what is written around the members were a
+token; and every 64th besides, so that sums can be brought to scale.
 
-Different from the authors' code (arXiv 2405.13326): their loop grows a sample one member at a time, draws everything afresh and
-tokenises at each step (`compat: released` does it their way, in `released.py`).
+Different from the authors' code (arXiv 2405.13326): their loop grows a sample one member at a time,
+draws everything afresh and tokenises at each step (`compat: released` does it their way, in
+`released.py`).
 """
 
 from __future__ import annotations
@@ -39,7 +42,8 @@ from aligner.data.rows import CompletionRow
 
 CHUNK_DRAWS = 256
 CHUNK_MEMBERS = 1024
-"""Members of a chunk where no k is drawn (`max_length`), and of one whose members all stand alone."""
+"""Members of a chunk where no k is drawn (`max_length`), and of one whose members all stand
+alone."""
 SEAM = 3
 """Tokens by which a text can grow where it is put next to another."""
 MEASURE_EVERY = 64
@@ -49,7 +53,8 @@ ALONE = 0
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Members that are made into samples together, and the numbers k that were drawn for them (`ALONE`: a plain sample)."""
+    """Members that are made into samples together, and the numbers k that were drawn for them
+    (`ALONE`: a plain sample)."""
 
     pass_number: int
     number: int
@@ -91,7 +96,8 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Tokens of a sample, and those of them with a loss; each counted on the finished text, or added up."""
+    """Tokens of a sample, and those of them with a loss; each counted on the finished text, or
+    added up."""
 
     tokens: int
     trained: int
@@ -110,7 +116,8 @@ class Tally:
     """Tokens of the others, added up."""
 
     def scale(self, what: str = "") -> float:
-        """Return what sums have to be multiplied with, by the samples that were added up and tokenised both (`" trained"`)."""
+        """Return what sums have to be multiplied with, by the samples that were added up and
+        tokenised both (`" trained"`)."""
         added = self.counts[f"measured:added{what}"]
         return self.counts[f"measured:exact{what}"] / added if added else 1.0
 
@@ -128,14 +135,22 @@ class Mosaics:
     """The mosaics of a data set under given settings and a given seed."""
 
     def __init__(
-        self, members: Members, settings: Mosaic, bank: Bank, lengths: Lengths, *, max_tokens: int, seed: int
+        self,
+        members: Members,
+        settings: Mosaic,
+        bank: Bank,
+        lengths: Lengths,
+        *,
+        max_tokens: int,
+        seed: int,
     ) -> None:
         self.members, self.settings, self.bank, self.lengths = members, settings, bank, lengths
         self.max_tokens, self.seed = max_tokens, seed
         self._around: dict[tuple[Any, ...], int] = {}
 
     def around(self, member: Member) -> int:
-        """Return the tokens that template and system prompt take beside a question and its answer."""
+        """Return the tokens that template and system prompt take beside a question and its
+        answer."""
         key = (member.lead, member.is_text)
         if key not in self._around:
             tokens, trained = self.lengths.measure(finished_row(member, "x", "y", member.origin))
@@ -154,10 +169,21 @@ class Mosaics:
             for are_alone, part in ((False, order[~alone]), (True, order[alone])):
                 for draws, some in self._cut(part, are_alone, f"{name}:draws"):
                     number = len(chunks)
-                    chunks.append(Chunk(pass_number, number, f"{name}:{are_alone}:{number}", some, draws, are_alone))
+                    chunks.append(
+                        Chunk(
+                            pass_number,
+                            number,
+                            f"{name}:{are_alone}:{number}",
+                            some,
+                            draws,
+                            are_alone,
+                        )
+                    )
         return chunks
 
-    def _cut(self, part: np.ndarray, are_alone: bool, seed: str) -> Iterator[tuple[tuple[int, ...], np.ndarray]]:
+    def _cut(
+        self, part: np.ndarray, are_alone: bool, seed: str
+    ) -> Iterator[tuple[tuple[int, ...], np.ndarray]]:
         """Cut a shuffled group into chunks, by draws of k where k is drawn."""
         if are_alone or self.settings.k_distribution == "max_length":
             for start in range(0, len(part), CHUNK_MEMBERS):
@@ -178,7 +204,9 @@ class Mosaics:
         """Return what draws how many members a sample gets; `ALONE` stands for a plain sample."""
         settings = self.settings
         if settings.k_distribution == "max_length":
-            return lambda rng: ALONE if rng.random() < settings.plain_fraction else len(self.members)
+            return lambda rng: (
+                ALONE if rng.random() < settings.plain_fraction else len(self.members)
+            )
         draw = drawer(settings.k_distribution, settings.max_members, settings.min_members)
         return lambda rng: ALONE if rng.random() < settings.plain_fraction else draw(rng)
 
@@ -195,7 +223,9 @@ class Mosaics:
 def shuffle(length: int, seed: str) -> np.ndarray:
     """Return a random order of range(length) that depends on nothing but the seed."""
     rng = random.Random(seed)
-    return np.argsort(np.fromiter((rng.random() for _ in range(length)), np.float64, length), kind="stable")
+    return np.argsort(
+        np.fromiter((rng.random() for _ in range(length)), np.float64, length), kind="stable"
+    )
 
 
 class _Work:
@@ -228,7 +258,8 @@ class _Work:
             queue.extendleft(reversed(left))
             yield from made
 
-    # -- one row ------------------------------------------------------------------------------------------------------
+    # -- one row
+    # ----------------------------------------------------------------------------------------------
 
     def _is_overlong(self, entry: tuple[int, Member]) -> bool:
         return self.mosaics.members.tokens[entry[0]] > self.mosaics.max_tokens
@@ -245,12 +276,16 @@ class _Work:
         cost = Cost(self.mosaics.members.tokens[number], self.mosaics.members.trained[number])
         return self._finished(plan, [member], render(plan, [member]), cost)
 
-    # -- several ------------------------------------------------------------------------------------------------------
+    # -- several
+    # ----------------------------------------------------------------------------------------------
 
-    def _mosaic(self, taken: list[tuple[int, Member]]) -> tuple[list[Sample], list[tuple[int, Member]]]:
+    def _mosaic(
+        self, taken: list[tuple[int, Member]]
+    ) -> tuple[list[Sample], list[tuple[int, Member]]]:
         """Return a sample of the first of these members, as many as fit, and those that are left.
 
-        Should the check find fault with the sample, that is counted, and its members stand alone instead.
+        Should the check find fault with the sample, that is counted, and its members stand alone
+        instead.
         """
         size = self._fitting(taken)
         # What were drawn anew for fewer members would often be what leaves most out, and so fits.
@@ -304,18 +339,28 @@ class _Work:
         counts["measured:exact trained"] += exact_trained
         return Cost(exact, exact_trained)
 
-    def _added_up(self, plan: Plan, members: Sequence[Member], rendered: Rendered) -> tuple[int, int, int]:
-        """Tokens and trained tokens, added up from the members' own, and the most tokens that it could be.
+    def _added_up(
+        self, plan: Plan, members: Sequence[Member], rendered: Rendered
+    ) -> tuple[int, int, int]:
+        """Tokens and trained tokens, added up from the members' own, and the most tokens that it
+        could be.
 
-        What is written around the members is reckoned by its characters; at most each of its bytes is a token.
+        What is written around the members is reckoned by its characters; at most each of its bytes
+        is a token.
         """
         table, rate = self.mosaics.members, self.mosaics.lengths.tokens_per_character
         template = self.mosaics.around(members[0])
         answered = [place - 1 for place in plan.order]
-        asked = template + sum(table.tokens[number] - table.trained[number] - template for number in plan.members)
+        asked = template + sum(
+            table.tokens[number] - table.trained[number] - template for number in plan.members
+        )
         said = sum(table.trained[plan.members[place]] for place in answered)
-        asked_extra = _bytes(rendered.prompt) - sum(_bytes(member.instruction) for member in members)
-        answer_extra = _bytes(rendered.completion) - sum(_bytes(members[place].response) for place in answered)
+        asked_extra = _bytes(rendered.prompt) - sum(
+            _bytes(member.instruction) for member in members
+        )
+        answer_extra = _bytes(rendered.completion) - sum(
+            _bytes(members[place].response) for place in answered
+        )
         trained = said + int(answer_extra * rate)
         most = asked + said + asked_extra + answer_extra + SEAM * (len(members) + len(answered))
         return asked + int(asked_extra * rate) + 1 + trained, trained, most
@@ -329,14 +374,25 @@ class _Work:
         if planned != read:
             raise Violation("plan", f"planned {planned}, but the text says {read}")
 
-    def _finished(self, plan: Plan, members: Sequence[Member], rendered: Rendered, cost: Cost) -> Sample:
+    def _finished(
+        self, plan: Plan, members: Sequence[Member], rendered: Rendered, cost: Cost
+    ) -> Sample:
         chunk = self.chunk
         name = f"p{chunk.pass_number}-c{chunk.number}-{self.made}"
         self.made += 1
         origins = tuple(member.origin for member in members)
-        row = finished_row(members[0], rendered.prompt, rendered.completion, origin_of(name, origins))
-        sample = Sample(name, row, plan, rendered, origins, cost.tokens, chunk.pass_number, cost.total_is_exact)
-        count_sample(self.tally, sample, cost, [self.mosaics.members.trained[number] for number in plan.members])
+        row = finished_row(
+            members[0], rendered.prompt, rendered.completion, origin_of(name, origins)
+        )
+        sample = Sample(
+            name, row, plan, rendered, origins, cost.tokens, chunk.pass_number, cost.total_is_exact
+        )
+        count_sample(
+            self.tally,
+            sample,
+            cost,
+            [self.mosaics.members.trained[number] for number in plan.members],
+        )
         return sample
 
 
@@ -367,8 +423,11 @@ def _bytes(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
-def _take(queue: deque[tuple[int, Member]], k: int) -> tuple[list[tuple[int, Member]], list[tuple[int, Member]]]:
-    """Take up to k members with different instructions from the queue; return them, and those that were passed over."""
+def _take(
+    queue: deque[tuple[int, Member]], k: int
+) -> tuple[list[tuple[int, Member]], list[tuple[int, Member]]]:
+    """Take up to k members with different instructions from the queue; return them, and those that
+    were passed over."""
     taken: list[tuple[int, Member]] = []
     repeated: list[tuple[int, Member]] = []
     seen: set[str] = set()

@@ -1,4 +1,5 @@
-"""The files of `aligner mosaic`: samples and held-out rows in the columns and the kind of file that were asked for.
+"""The files of `aligner mosaic`: samples and held-out rows in the columns and the kind of file that
+were asked for.
 
 Everything is written under a temporary name and renamed.
 """
@@ -44,7 +45,9 @@ def write_data(run_dir: Path, files: Sequence[Path], file_type: str) -> None:
         disable_progress_bar()
         shutil.rmtree(folder / "train", ignore_errors=True)
         cache = str(run_dir / "prepared" / "cache")
-        DatasetDict({"train": Dataset.from_parquet(str(parquet), cache_dir=cache)}).save_to_disk(str(folder))
+        DatasetDict({"train": Dataset.from_parquet(str(parquet), cache_dir=cache)}).save_to_disk(
+            str(folder)
+        )
         parquet.unlink()
 
 
@@ -59,7 +62,9 @@ def _write_parquet(files: Sequence[Path], target: Path) -> None:
         rows = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
         if rows:
             table = pyarrow.Table.from_pylist(rows)
-            writer = writer or pyarrow.parquet.ParquetWriter(unfinished, table.schema, compression="zstd")
+            writer = writer or pyarrow.parquet.ParquetWriter(
+                unfinished, table.schema, compression="zstd"
+            )
             writer.write_table(table)
     assert writer is not None, "there are members, so there are samples"
     writer.close()
@@ -67,7 +72,8 @@ def _write_parquet(files: Sequence[Path], target: Path) -> None:
 
 
 def as_written(row: CompletionRow, form: str, kinds: Collection[str]) -> dict[str, Any]:
-    """Return a sample in the columns of a form; all samples of a data set have the same, by the `kinds` of its members."""
+    """Return a sample in the columns of a form; all samples of a data set have the same, by the
+    `kinds` of its members."""
     turns = _as_turns(row)
     if form == "messages":
         return {"messages": turns}
@@ -87,13 +93,21 @@ def _as_turns(row: Row) -> Messages:
 
 
 def write_held_out(target: Path, rows: Sequence[Row]) -> None:
-    """Write rows that no mosaic may hold, as conversations; plain strings stay what they are where all rows are such."""
+    """Write rows that no mosaic may hold, as conversations; plain strings stay what they are where
+    all rows are such."""
     if not rows:
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    if all(isinstance(row, CompletionRow) and isinstance(row.prompt, str) and not row.tools for row in rows):
+    if all(
+        isinstance(row, CompletionRow) and isinstance(row.prompt, str) and not row.tools
+        for row in rows
+    ):
         lines = [{"prompt": row.prompt, "completion": row.completion} for row in rows]  # type: ignore[union-attr]
     else:
-        lines = [{"messages": _as_turns(row), "tools": getattr(row, "tools", None)} for row in rows if _as_turns(row)]
+        lines = [
+            {"messages": _as_turns(row), "tools": getattr(row, "tools", None)}
+            for row in rows
+            if _as_turns(row)
+        ]
         lines = [{key: value for key, value in line.items() if value is not None} for line in lines]
     write_atomically(target, "".join(dumps(line) + "\n" for line in lines))

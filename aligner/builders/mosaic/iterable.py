@@ -1,4 +1,5 @@
-"""Mosaics for a training loop of one's own: an iterable data set of torch's, drawn anew for each epoch."""
+"""Mosaics for a training loop of one's own: an iterable data set of torch's, drawn anew for each
+epoch."""
 
 from __future__ import annotations
 
@@ -14,9 +15,10 @@ from aligner.builders.mosaic.engine import Mosaics, Tally
 class MosaicIterable(IterableDataset):
     """Prompt/completion rows of one pass; `set_epoch` chooses which.
 
-    `rank` and `world_size` share a pass among processes, the same number of rows for each: what is left over at its end (fewer
-    than `world_size` rows) is not given. Several data-loading workers share the rows of their process. Each of them makes all
-    samples and hands on its own, so nothing has to be divided beforehand.
+    `rank` and `world_size` share a pass among processes, the same number of rows for each: what is
+    left over at its end (fewer than `world_size` rows) is not given. Several data-loading workers
+    share the rows of their process. Each of them makes all samples and hands on its own, so nothing
+    has to be divided beforehand.
     """
 
     def __init__(self, mosaics: Mosaics, *, rank: int = 0, world_size: int = 1) -> None:

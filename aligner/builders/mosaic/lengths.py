@@ -1,4 +1,5 @@
-"""How long a row is, in tokens: under the chat template of the model to be trained, or estimated where none is named."""
+"""How long a row is, in tokens: under the chat template of the model to be trained, or estimated
+where none is named."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 CHARACTERS_PER_TOKEN = 3.5
 """Of the estimate that stands in for a tokenizer."""
 MARKUP = 1.25
-"""Brackets and digits around texts take more tokens for each character than the wording of the bank does."""
+"""Brackets and digits around texts take more tokens for each character than the wording of the bank
+does."""
 
 
 class Lengths(Protocol):
@@ -39,7 +41,8 @@ class Lengths(Protocol):
         """Return the tokens of a row."""
 
     def keeps(self, row: CompletionRow) -> bool:
-        """Say whether the chat template leaves question and answer as they are inside a longer text."""
+        """Say whether the chat template leaves question and answer as they are inside a longer
+        text."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,8 @@ class TokenizerLengths:
     tokenizer: PreTrainedTokenizerBase
     tokens_per_character: float
     spoken_of: re.Pattern[str]
-    """Finds what the chat template speaks of: rows without it come through as any plain text does."""
+    """Finds what the chat template speaks of: rows without it come through as any plain text
+    does."""
     is_exact: bool = True
 
     @classmethod
@@ -58,7 +62,9 @@ class TokenizerLengths:
         lines = "\n".join(_lines(bank))
         ids = tokenizer(lines, add_special_tokens=False, verbose=False)["input_ids"]
         plain = CompletionRow("Is this (all) plain?\nYes: 1, 2.", "It is:\n\n* plain - all of it!")
-        spoken_of = _spoken_of(tokenizer) if keeps_texts(tokenizer, plain) else ""  # "" is in every text
+        spoken_of = (
+            _spoken_of(tokenizer) if keeps_texts(tokenizer, plain) else ""
+        )  # "" is in every text
         return cls(tokenizer, MARKUP * len(ids) / len(lines), re.compile(spoken_of))
 
     def measure(self, row: CompletionRow) -> tuple[int, int]:
@@ -71,26 +77,36 @@ class TokenizerLengths:
         return length_of(self.tokenizer, row)
 
     def keeps(self, row: CompletionRow) -> bool:
-        """Say whether the chat template leaves question and answer as they are inside a longer text."""
-        texts = (turn["content"] for turn in (*as_turns(row.prompt, "user"), *as_turns(row.completion, "assistant")))
+        """Say whether the chat template leaves question and answer as they are inside a longer
+        text."""
+        texts = (
+            turn["content"]
+            for turn in (*as_turns(row.prompt, "user"), *as_turns(row.completion, "assistant"))
+        )
         return not any(map(self.spoken_of.search, texts)) or keeps_texts(self.tokenizer, row)
 
 
 def _spoken_of(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A pattern that finds the marks which a chat template holds as texts in its expressions, such as `</think>`."""
-    pairs = re.findall(r"""'((?:[^'\\]|\\.)*)'|"((?:[^"\\]|\\.)*)\"""", tokenizer.get_chat_template())
+    """A pattern that finds the marks which a chat template holds as texts in its expressions, such
+    as `</think>`."""
+    pairs = re.findall(
+        r"""'((?:[^'\\]|\\.)*)'|"((?:[^"\\]|\\.)*)\"""", tokenizer.get_chat_template()
+    )
     texts = {(single or double).replace(r"\n", "\n").strip() for single, double in pairs}
     marks = sorted(text for text in texts if re.search(r"[^\w\s]", text))
     return "|".join(map(re.escape, marks)) or r"(?!)"
 
 
 def _lines(bank: Bank) -> Iterable[str]:
-    return (text.wording for forms in bank.texts.values() for texts in forms.values() for text in texts)
+    return (
+        text.wording for forms in bank.texts.values() for texts in forms.values() for text in texts
+    )
 
 
 @dataclass(frozen=True)
 class EstimatedLengths:
-    """Characters over 3.5: for planning without a tokenizer. Nothing is counted for a chat template."""
+    """Characters over 3.5: for planning without a tokenizer. Nothing is counted for a chat
+    template."""
 
     tokens_per_character: float = 1.0 / CHARACTERS_PER_TOKEN
     is_exact: bool = False
@@ -98,7 +114,9 @@ class EstimatedLengths:
     def measure(self, row: CompletionRow) -> tuple[int, int]:
         """Return the estimated tokens of a row, and those of its answer."""
         asked, answered = _characters(row.prompt), _characters(row.completion)
-        return math.ceil((asked + answered) / CHARACTERS_PER_TOKEN), math.ceil(answered / CHARACTERS_PER_TOKEN)
+        return math.ceil((asked + answered) / CHARACTERS_PER_TOKEN), math.ceil(
+            answered / CHARACTERS_PER_TOKEN
+        )
 
     def total(self, row: CompletionRow) -> int:
         """Return the estimated tokens of a row."""

@@ -1,10 +1,13 @@
-"""What a mosaic is made of: rows of one question and one answer, and where they stand between memory and disk.
+"""What a mosaic is made of: rows of one question and one answer, and where they stand between
+memory and disk.
 
-A row can be a member when it is one instruction and one answer in plain text, with or without a system prompt before them.
-Of longer conversations the first round can be taken, if asked for; tool calls, plain text and turns that carry more than text
-are left out, each with its reason. Rows with different system prompts, or of different groups, never meet in a sample. A row
-that cannot stand beside others is used, but always alone: one that speaks of other messages ("ignore the previous instruction"),
-one whose answer begins with its author's thinking, and one that the chat template would change inside a longer text.
+A row can be a member when it is one instruction and one answer in plain text, with or without a
+system prompt before them. Of longer conversations the first round can be taken, if asked for; tool
+calls, plain text and turns that carry more than text are left out, each with its reason. Rows with
+different system prompts, or of different groups, never meet in a sample. A row that cannot stand
+beside others is used, but always alone: one that speaks of other messages ("ignore the previous
+instruction"), one whose answer begins with its author's thinking, and one that the chat template
+would change inside a longer text.
 """
 
 from __future__ import annotations
@@ -32,7 +35,8 @@ THINKING = re.compile(
     r"</?(?:think|thinking|thought|thoughts|reasoning)>|\[/?THINK\]|<\|channel\|>|<\|(?:begin|end)_of_thought\|>",
     re.IGNORECASE,
 )
-"""What marks thinking in an answer. Templates cut there, and a sample of several such answers would think in its middle."""
+"""What marks thinking in an answer. Templates cut there, and a sample of several such answers would
+think in its middle."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,20 +57,29 @@ class Member:
 
 
 def finished_row(like: Member, prompt: str, completion: str, origin: str) -> CompletionRow:
-    """Return prompt and completion in the form of the member: plain strings, or turns behind its system prompt."""
+    """Return prompt and completion in the form of the member: plain strings, or turns behind its
+    system prompt."""
     if like.is_text:
         return CompletionRow(prompt, completion, origin, like.group)
     lead = [{"role": role, "content": content} for role, content in like.lead]
     return CompletionRow(
-        [*lead, {"role": "user", "content": prompt}], [{"role": "assistant", "content": completion}], origin, like.group
+        [*lead, {"role": "user", "content": prompt}],
+        [{"role": "assistant", "content": completion}],
+        origin,
+        like.group,
     )
 
 
 def member_of(row: Row, multiturn: str = "skip") -> Member | str:
-    """Return the row as a member, or why it cannot be one. `multiturn` is `skip` or `first_turn`."""
+    """Return the row as a member, or why it cannot be one. `multiturn` is `skip` or
+    `first_turn`."""
     if isinstance(row, CompletionRow) and row.tools:
         return "tool calls"
-    if isinstance(row, CompletionRow) and isinstance(row.prompt, str) and isinstance(row.completion, str):
+    if (
+        isinstance(row, CompletionRow)
+        and isinstance(row.prompt, str)
+        and isinstance(row.completion, str)
+    ):
         if not row.prompt.strip() or not row.completion.strip():
             return "an empty turn"
         return Member(row.prompt, row.completion, (), row.group, row.origin, is_text=True)
@@ -96,14 +109,17 @@ def member_of(row: Row, multiturn: str = "skip") -> Member | str:
 
 
 def _says(turn: dict[str, Any]) -> set[str]:
-    """The keys of a turn that mean something: only the assistant's turns are ever trained, so only they have a weight."""
+    """The keys of a turn that mean something: only the assistant's turns are ever trained, so only
+    they have a weight."""
     return set(turn) - (set() if turn["role"] == "assistant" else {WEIGHT})
 
 
 class RowStore:
-    """Rows in one file on disk, written once in order and then read at random: memory holds 8 bytes for each.
+    """Rows in one file on disk, written once in order and then read at random: memory holds 8 bytes
+    for each.
 
-    Written by `append` and `flush`; `RowStore.open` reads. Pickles of our own typed rows, in our own run directory.
+    Written by `append` and `flush`; `RowStore.open` reads. Pickles of our own typed rows, in our
+    own run directory.
     """
 
     def __init__(self, path: Path, offsets: array.array | None = None) -> None:
@@ -149,12 +165,14 @@ class RowStore:
 
 
 class Members:
-    """All members of a data set, by number, with what the planning needs to know of each without reading it.
+    """All members of a data set, by number, with what the planning needs to know of each without
+    reading it.
 
-    `tokens[i]` and `trained[i]` are the lengths of member i standing alone under the chat template; `alone[i]` says that it
-    may not be combined, and `alone_because` counts why; `groups` maps a group's name to the numbers of its members, in their
-    order. `left_out` counts the rows that could not become members, by reason. With `read`, a member is read again by its row's
-    number in `rows`.
+    `tokens[i]` and `trained[i]` are the lengths of member i standing alone under the chat template;
+    `alone[i]` says that it may not be combined, and `alone_because` counts why; `groups` maps a
+    group's name to the numbers of its members, in their order. `left_out` counts the rows that
+    could not become members, by reason. With `read`, a member is read again by its row's number in
+    `rows`.
     """
 
     def __init__(self, read: Callable[[int], Row] | None, multiturn: str) -> None:
@@ -164,7 +182,8 @@ class Members:
         self.left_out: Counter[str] = Counter()
         self.alone_because: Counter[str] = Counter()
         self.kinds: set[str] = set()
-        """`text` and `turns` for the forms in which members came, `lead` where one has a system prompt."""
+        """`text` and `turns` for the forms in which members came, `lead` where one has a system
+        prompt."""
         self._read, self._multiturn = read, multiturn
         self._kept: list[Member] = []
 
@@ -208,14 +227,18 @@ class Members:
         unfinished = path.with_name(f"{path.name}.unfinished")
         with unfinished.open("wb") as file:
             arrays = (self.tokens, self.trained, self.rows, self.alone, self.groups)
-            pickle.dump((*arrays, self.left_out, self.alone_because, self.kinds, self._multiturn), file, 5)
+            pickle.dump(
+                (*arrays, self.left_out, self.alone_because, self.kinds, self._multiturn), file, 5
+            )
         unfinished.replace(path)
 
     @classmethod
     def load(cls, path: Path, read: Callable[[int], Row]) -> Members:
         """Read what `save` wrote."""
         with path.open("rb") as file:
-            tokens, trained, rows, alone, groups, left_out, alone_because, kinds, multiturn = pickle.load(file)
+            tokens, trained, rows, alone, groups, left_out, alone_because, kinds, multiturn = (
+                pickle.load(file)
+            )
         members = cls(read, multiturn)
         members.tokens, members.trained, members.rows, members.alone = tokens, trained, rows, alone
         members.groups, members.left_out, members.kinds = groups, left_out, kinds
@@ -229,7 +252,11 @@ def _why_alone(member: Member, bank: Bank, lengths: Lengths) -> str:
         return "it speaks of other messages"
     if THINKING.search(member.response):
         return "its answer holds thinking"
-    return "" if lengths.keeps(member.row()) else "the chat template would change it inside a longer text"
+    return (
+        ""
+        if lengths.keeps(member.row())
+        else "the chat template would change it inside a longer text"
+    )
 
 
 def _group_name(member: Member) -> str:

@@ -1,7 +1,7 @@
 """Mosaics without files: passes over rows in memory, and a data set with its numbers.
 
-`mosaics_of` is what everything else is made with, the files of `aligner mosaic` too; so equal rows, settings and seed give
-equal samples everywhere.
+`mosaics_of` is what everything else is made with, the files of `aligner mosaic` too; so equal rows,
+settings and seed give equal samples everywhere.
 """
 
 from __future__ import annotations
@@ -32,12 +32,14 @@ MAX_TOKENS = 2048
 def lengths_for(tokenizer: PreTrainedTokenizerBase | None, bank: Bank) -> Lengths:
     """Return exact lengths with a tokenizer, estimates without one.
 
-    Raises: RecipeError for a tokenizer without a chat template: joined as plain text, a prompt would run into its answer.
+    Raises: RecipeError for a tokenizer without a chat template: joined as plain text, a prompt
+    would run into its answer.
     """
     if tokenizer is not None and not has_template(tokenizer):
         raise RecipeError(
             "mosaics need a chat template, and the tokenizer has none",
-            "name one with model.chat_template (mosaic.chat_template for files): a Jinja file, or a name such as qwen3",
+            "name one with model.chat_template (mosaic.chat_template for files): a Jinja file, or "
+            "a name such as qwen3",
         )
     return EstimatedLengths() if tokenizer is None else TokenizerLengths.of(tokenizer, bank)
 
@@ -59,19 +61,31 @@ def mosaics_over(
     _refuse_silent_rules(settings, bank)
     released = ReleasedMosaics(members, settings, bank, lengths, max_tokens=limit, seed=seed)
     if tokenizer is not None:
-        released.count = lambda text: len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        released.count = lambda text: len(
+            tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        )
     return released
 
 
 def _refuse_silent_rules(settings: Mosaic, bank: Bank) -> None:
     """The authors' code draws every rule, also one that the bank's language does not have."""
-    rules = {"permute": settings.permute_rules or PERMUTE_RULES, "maskout": settings.mask_rules or MASK_RULES}
-    silent = [f"{name}.{rule}" for name, weight in settings.strategies if weight for rule in rules.get(name, ())]
+    rules = {
+        "permute": settings.permute_rules or PERMUTE_RULES,
+        "maskout": settings.mask_rules or MASK_RULES,
+    }
+    silent = [
+        f"{name}.{rule}"
+        for name, weight in settings.strategies
+        if weight
+        for rule in rules.get(name, ())
+    ]
     silent = [label for label in silent if label not in bank.texts]
     if silent:
         raise RecipeError(
-            f"mosaic.style_bank has no texts for {', '.join(silent)}, and mosaic.compat=released may draw them",
-            "write texts for them, or name the rules to be drawn in mosaic.permute_rules and mosaic.mask_rules",
+            f"mosaic.style_bank has no texts for {', '.join(silent)}, and mosaic.compat=released "
+            "may draw them",
+            "write texts for them, or name the rules to be drawn in mosaic.permute_rules and "
+            "mosaic.mask_rules",
         )
 
 
@@ -87,10 +101,12 @@ def members_of(
     is_too_long: int | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> Members:
-    """Look at every row, given with its number, once: whether it can be a member, and how long it is.
+    """Look at every row, given with its number, once: whether it can be a member, and how long it
+    is.
 
-    Raises: DataError with the first of the rows that the chat template refuses, or that are too long where `on_overlong` makes
-    that an error; or that would stand alone with more tokens than `is_too_long`; and when no row is left.
+    Raises: DataError with the first of the rows that the chat template refuses, or that are too
+    long where `on_overlong` makes that an error; or that would stand alone with more tokens than
+    `is_too_long`; and when no row is left.
     """
     members = Members(read, settings.multiturn)
     refused: list[Problem] = []
@@ -100,36 +116,63 @@ def members_of(
             is_member = members.add(number, row, bank, lengths)
         except DataError as error:
             members.left_out["refused by the chat template"] += 1
-            refused.append(Problem(error.message, hint=error.hint.replace("model.chat_template", "the chat template")))
+            refused.append(
+                Problem(
+                    error.message,
+                    hint=error.hint.replace("model.chat_template", "the chat template"),
+                )
+            )
             continue
         if is_member and members.tokens[-1] > limit:
             overlong.append((members.tokens[-1], row.origin))
         if on_progress is not None:
             on_progress(done)
     if refused and on_bad_row == "error":
-        hint = "mend them, choose another chat template, or set data.on_bad_row=drop (they are counted)"
-        raise DataError(f"{len(refused):,} rows are refused by the chat template", hint, refused[:LISTED])
+        hint = (
+            "mend them, choose another chat template, or set data.on_bad_row=drop (they are "
+            "counted)"
+        )
+        raise DataError(
+            f"{len(refused):,} rows are refused by the chat template", hint, refused[:LISTED]
+        )
     _refuse_overlong(members, settings, limit, overlong, is_too_long)
     return members
 
 
 def _refuse_overlong(
-    members: Members, settings: Mosaic, limit: int, overlong: list[tuple[int, str]], is_too_long: int | None
+    members: Members,
+    settings: Mosaic,
+    limit: int,
+    overlong: list[tuple[int, str]],
+    is_too_long: int | None,
 ) -> None:
-    """Raise where too long rows are an error, or where nothing else is there. `overlong`: tokens and place of each."""
+    """Raise where too long rows are an error, or where nothing else is there. `overlong`: tokens
+    and place of each."""
     if not members:
-        reasons = ", ".join(f"{number:,} {reason}" for reason, number in members.left_out.most_common())
-        raise DataError(f"no row can be part of a mosaic: {reasons or 'there are none'}", "see docs/mosaic.md")
+        reasons = ", ".join(
+            f"{number:,} {reason}" for reason, number in members.left_out.most_common()
+        )
+        raise DataError(
+            f"no row can be part of a mosaic: {reasons or 'there are none'}", "see docs/mosaic.md"
+        )
     way = "drop" if settings.compat == "released" else settings.on_overlong
     than = f"the {limit:,} tokens of a sample"
-    hint = "raise mosaic.max_tokens (or data.max_length), or set mosaic.on_overlong to alone or drop"
+    hint = (
+        "raise mosaic.max_tokens (or data.max_length), or set mosaic.on_overlong to alone or drop"
+    )
     if way == "alone":
         overlong = [one for one in overlong if is_too_long is not None and one[0] > is_too_long]
         than = f"data.max_length={is_too_long} tokens"
-        hint = "raise data.max_length, set data.mosaic.on_overlong=drop, or data.on_too_long=drop (or truncate); what is lost is counted"
-    if overlong and (settings.on_overlong == "error" or way == "alone" or len(overlong) == len(members)):
+        hint = (
+            "raise data.max_length, set data.mosaic.on_overlong=drop, or data.on_too_long=drop "
+            "(or truncate); what is lost is counted"
+        )
+    if overlong and (
+        settings.on_overlong == "error" or way == "alone" or len(overlong) == len(members)
+    ):
         raise DataError(
-            f"{len(overlong):,} of {len(members):,} rows alone are longer than {than} (the longest has {max(members.tokens):,})",
+            f"{len(overlong):,} of {len(members):,} rows alone are longer than {than} (the "
+            f"longest has {max(members.tokens):,})",
             hint,
             [Problem(f"{tokens:,} tokens", where=origin) for tokens, origin in overlong[:LISTED]],
         )
@@ -148,9 +191,11 @@ def mosaics_of(
 ) -> Mosaics:
     """Return the mosaics of rows in memory; `max_tokens` is the limit where the settings name none.
 
-    `is_too_long`: what a training refuses (`data.max_length`); rows of more tokens that would stand alone are refused here, by name.
+    `is_too_long`: what a training refuses (`data.max_length`); rows of more tokens that would stand
+    alone are refused here, by name.
 
-    Raises: DataError when rows cannot be used; RecipeError when the style bank or the tokenizer cannot.
+    Raises: DataError when rows cannot be used; RecipeError when the style bank or the tokenizer
+    cannot.
     """
     bank = load_bank(settings.style_bank)
     members = members_of(
@@ -167,7 +212,8 @@ def mosaics_of(
 
 
 class MosaicPasses:
-    """The mosaics of each epoch, for `aligner.tokenization.dataset`: pass e holds the rows that `aligner mosaic` would write for it."""
+    """The mosaics of each epoch, for `aligner.tokenization.dataset`: pass e holds the rows that
+    `aligner mosaic` would write for it."""
 
     def __init__(self, mosaics: Mosaics, given: int) -> None:
         self.mosaics, self.given, self.passes, self.tally = mosaics, given, 0, Tally()
@@ -182,12 +228,18 @@ class MosaicPasses:
         members, counts = self.mosaics.members, self.tally.counts
         text = f"{counts['samples']:,} samples in {self.passes} passes over {len(members):,} rows"
         reasons = [f"{number:,} ({reason})" for reason, number in members.left_out.most_common()]
-        reasons += [f"{counts['overlong:drop'] // self.passes:,} (too long)"] if counts["overlong:drop"] else []
+        reasons += (
+            [f"{counts['overlong:drop'] // self.passes:,} (too long)"]
+            if counts["overlong:drop"]
+            else []
+        )
         text += f"; of {self.given:,} rows not used: {', '.join(reasons)}" if reasons else ""
         alone = [f"{number:,} ({reason})" for reason, number in members.alone_because.most_common()]
         text += f"; always alone: {', '.join(alone)}" if alone else ""
         failed = sum(number for key, number in counts.items() if key.startswith("violation:"))
-        return text + (f"; {failed:,} failed their check, and their rows stand alone" if failed else "")
+        return text + (
+            f"; {failed:,} failed their check, and their rows stand alone" if failed else ""
+        )
 
 
 @dataclass(frozen=True)
@@ -210,18 +262,28 @@ def build(
     passes: int = 4,
     batch_size: int = 128,
 ) -> Built:
-    """Return the mosaics of all passes as a data set with `prompt` and `completion`, and its costs for each pass."""
+    """Return the mosaics of all passes as a data set with `prompt` and `completion`, and its costs
+    for each pass."""
     from datasets import Dataset
 
-    mosaics, tally = mosaics_of(rows, settings, tokenizer=tokenizer, max_tokens=max_tokens, seed=seed), Tally()
-    samples = [as_columns(sample) for number in range(passes) for sample in mosaics.pass_samples(number, tally)]
+    mosaics, tally = (
+        mosaics_of(rows, settings, tokenizer=tokenizer, max_tokens=max_tokens, seed=seed),
+        Tally(),
+    )
+    samples = [
+        as_columns(sample)
+        for number in range(passes)
+        for sample in mosaics.pass_samples(number, tally)
+    ]
     limit = mosaics.max_tokens
     members = mosaics.members
     return Built(
         Dataset.from_list(samples),
         tally,
         costs(members.tokens, sum(members.trained), max_tokens=limit, batch_size=batch_size),
-        costs(tally.lengths(), tally.trained(), max_tokens=limit, batch_size=batch_size, passes=passes),
+        costs(
+            tally.lengths(), tally.trained(), max_tokens=limit, batch_size=batch_size, passes=passes
+        ),
     )
 
 

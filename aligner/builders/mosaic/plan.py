@@ -1,9 +1,11 @@
-"""What one mosaic will be: its members, its strategy and rule, its look. Everything random is decided here.
+"""What one mosaic will be: its members, its strategy and rule, its look. Everything random is
+decided here.
 
-Drawn in this order: strategy, numbers, tags, rule, wording, places. A rule that would say nothing clear about these
-instructions is put aside and another one drawn; numbers that a rule speaks of are always printed; where neither numbers nor
-tags were drawn, tags are used, since nothing else would tell one answer from the next. A mark that occurs in a member's text is
-drawn again, up to `REDRAWS` times, and then made up of random letters.
+Drawn in this order: strategy, numbers, tags, rule, wording, places. A rule that would say nothing
+clear about these instructions is put aside and another one drawn; numbers that a rule speaks of are
+always printed; where neither numbers nor tags were drawn, tags are used, since nothing else would
+tell one answer from the next. A mark that occurs in a member's text is drawn again, up to `REDRAWS`
+times, and then made up of random letters.
 """
 
 from __future__ import annotations
@@ -61,7 +63,8 @@ class Style:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One mosaic: `order` holds the 1-based places of the answered members, in the order of the answers."""
+    """One mosaic: `order` holds the 1-based places of the answered members, in the order of the
+    answers."""
 
     members: tuple[int, ...]
     strategy: str
@@ -88,15 +91,21 @@ class Planner:
         self.strategies = {name: weight for name, weight in settings.strategies if weight > 0}
         named = {"permute": settings.permute_rules, "maskout": settings.mask_rules}
         self.rules = {
-            strategy: [rules[name] for name in (named[strategy] or rules)] for strategy, rules in RULES.items()
+            strategy: [rules[name] for name in (named[strategy] or rules)]
+            for strategy, rules in RULES.items()
         }
         low, high = settings.mask_ratio
         self.mask_ratio = (float(low), float(high))
 
     def plan(
-        self, numbers: Sequence[int], members: Sequence[Member], rng: random.Random, strategy: str | None = None
+        self,
+        numbers: Sequence[int],
+        members: Sequence[Member],
+        rng: random.Random,
+        strategy: str | None = None,
     ) -> Plan:
-        """Return a plan for these members (their numbers, and themselves), of a strategy that was drawn before if one was."""
+        """Return a plan for these members (their numbers, and themselves), of a strategy that was
+        drawn before if one was."""
         strategy = strategy or self.strategy(rng)
         if len(members) == 1:
             if strategy == PRIMARY:
@@ -105,7 +114,12 @@ class Planner:
         if strategy == PRIMARY:
             separator = _first_free(PRIMARY_SEPARATORS, members, rng)
             return Plan(
-                tuple(numbers), PRIMARY, None, tuple(range(1, len(members) + 1)), (), Style(separator=separator)
+                tuple(numbers),
+                PRIMARY,
+                None,
+                tuple(range(1, len(members) + 1)),
+                (),
+                Style(separator=separator),
             )
         is_numbered, is_tagged = rng.random() < NUMBERED_SHARE, rng.random() < TAGGED_SHARE
         rule, choice = self._rule(strategy, members, rng)
@@ -114,7 +128,14 @@ class Planner:
         elif rule.needs_numbers:
             is_numbered = True
         style = self._style(strategy, rule, choice, is_numbered, is_tagged, members, rng)
-        return Plan(tuple(numbers), strategy, rule.name if rule else None, choice.order, choice.dropped, style)
+        return Plan(
+            tuple(numbers),
+            strategy,
+            rule.name if rule else None,
+            choice.order,
+            choice.dropped,
+            style,
+        )
 
     def strategy(self, rng: random.Random) -> str:
         """Draw a strategy by the weights of the recipe."""
@@ -125,8 +146,11 @@ class Planner:
                 return name
         return name
 
-    def _rule(self, strategy: str, members: Sequence[Member], rng: random.Random) -> tuple[Rule | None, Choice]:
-        """A rule that says one thing about these instructions, and what it says; none for plain formatting."""
+    def _rule(
+        self, strategy: str, members: Sequence[Member], rng: random.Random
+    ) -> tuple[Rule | None, Choice]:
+        """A rule that says one thing about these instructions, and what it says; none for plain
+        formatting."""
         left = list(self.rules.get(strategy, ()))
         instructions = [member.instruction for member in members]
         while left:
@@ -158,16 +182,32 @@ class Planner:
         number = self._number(members, is_tagged, rng) if is_numbered else ""
         begin, end = self._tags(members, number, rng) if is_tagged else ("", "")
         label = f"{strategy}.{rule.name}" if rule else ""
-        slots = {"begin": begin, "end": end, "list": self._list(label, choice.listed, rng), "count": str(choice.count)}
+        slots = {
+            "begin": begin,
+            "end": end,
+            "list": self._list(label, choice.listed, rng),
+            "count": str(choice.count),
+        }
         format_line = self._format_line(is_tagged, rule, len(members), slots, rng)
         rule_line = self._line(label, len(choice.dropped) == 1, slots, rng) if label else ""
         places = [(rng.random() < 0.5, one_of(SEPARATORS, rng)) for _ in range(2)]
-        return Style(number, gap if number else "", begin, end, separator, format_line, places[0], rule_line, places[1])
+        return Style(
+            number,
+            gap if number else "",
+            begin,
+            end,
+            separator,
+            format_line,
+            places[0],
+            rule_line,
+            places[1],
+        )
 
     def _format_line(
         self, is_tagged: bool, rule: Rule | None, n: int, slots: dict[str, str], rng: random.Random
     ) -> str:
-        """Name the tags; or say that everything is to be answered, half of the time, where no rule contradicts it."""
+        """Name the tags; or say that everything is to be answered, half of the time, where no rule
+        contradicts it."""
         if is_tagged:
             return self._line("format.tags", n == 1, slots, rng)
         if rule is not None or rng.random() < SILENT_SHARE:
@@ -180,13 +220,18 @@ class Planner:
         return text.filled(**slots)
 
     def _list(self, label: str, numbers: Sequence[int], rng: random.Random) -> str:
-        brackets, separator = one_of(self.bank.list_brackets, rng), one_of(self.bank.separators(label), rng)
+        brackets, separator = (
+            one_of(self.bank.list_brackets, rng),
+            one_of(self.bank.separators(label), rng),
+        )
         return brackets.replace("{items}", separator.join(map(str, numbers)))
 
-    # -- marks --------------------------------------------------------------------------------------------------------
+    # -- marks
+    # ----------------------------------------------------------------------------------------------
 
     def _number(self, members: Sequence[Member], is_tagged: bool, rng: random.Random) -> str:
-        """A number template whose mark begins no line of an instruction, nor of an answer where no tags mark that off."""
+        """A number template whose mark begins no line of an instruction, nor of an answer where no
+        tags mark that off."""
         texts = [member.instruction for member in members]
         texts += [] if is_tagged else [member.response for member in members]
 
@@ -195,14 +240,22 @@ class Planner:
             return not any(mark.search(text) for text in texts)
 
         return self._drawn(
-            "number", lambda: one_of(self.bank.numbers, rng), lambda nonce: f"#{nonce}-{{n}}:", is_free, rng
+            "number",
+            lambda: one_of(self.bank.numbers, rng),
+            lambda nonce: f"#{nonce}-{{n}}:",
+            is_free,
+            rng,
         )
 
     def _tags(self, members: Sequence[Member], number: str, rng: random.Random) -> tuple[str, str]:
-        """A pair of tags that no member's text contains, and that no answer's end can be read into."""
+        """A pair of tags that no member's text contains, and that no answer's end can be read
+        into."""
 
         def draw() -> tuple[str, str]:
-            (begin, end), bracket = one_of(self.bank.tag_words, rng), one_of(self.bank.tag_brackets, rng)
+            (begin, end), bracket = (
+                one_of(self.bank.tag_words, rng),
+                one_of(self.bank.tag_brackets, rng),
+            )
             if rng.random() < 0.5:
                 begin, end = begin.upper(), end.upper()
             return bracket.replace("{tag}", begin), bracket.replace("{tag}", end)

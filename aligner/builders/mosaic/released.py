@@ -1,15 +1,18 @@
-"""The corpus loop as the authors' code runs it, faults included, with our wording: `compat: released`.
+"""The corpus loop as the authors' code runs it, faults included, with our wording: `compat:
+released`.
 
 From the code of Mosaic-IT (arXiv 2405.13326). One pass walks through a shuffled copy of the data. A
-sample grows one member at a time; at every step all choices are drawn afresh and the text is tokenised as instruction + output,
-without template and separator, and the last rendering that stayed *below* the limit is kept. A first member that is too long is
-dropped. Faults that are kept, since they decide what a model was trained on: rules on numbers for samples without numbers,
-samples without any mark between answers, sorting by whole strings (capitals first), ties in input order, texts in the plural
-for one instruction, tags that occur in the texts, k = K in most `pareto` draws, and a bias towards Maskout, which
-fits where others do not. Nothing is checked. Left out, since our wording has no such thing: concatenated and misspelled texts.
+sample grows one member at a time; at every step all choices are drawn afresh and the text is
+tokenised as instruction + output, without template and separator, and the last rendering that
+stayed *below* the limit is kept. A first member that is too long is dropped. Faults that are kept,
+since they decide what a model was trained on: rules on numbers for samples without numbers, samples
+without any mark between answers, sorting by whole strings (capitals first), ties in input order,
+texts in the plural for one instruction, tags that occur in the texts, k = K in most `pareto` draws,
+and a bias towards Maskout, which fits where others do not. Nothing is checked. Left out, since our
+wording has no such thing: concatenated and misspelled texts.
 
-A pass depends on the one random generator that runs through it, so it is one chunk: built by one process, in memory, and again
-from its beginning after a kill.
+A pass depends on the one random generator that runs through it, so it is one chunk: built by one
+process, in memory, and again from its beginning after a kill.
 """
 
 from __future__ import annotations
@@ -19,10 +22,27 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 
 from aligner.builders.mosaic.bank import Bank
-from aligner.builders.mosaic.engine import Chunk, Cost, Mosaics, Sample, Tally, count_sample, origin_of, shuffle
+from aligner.builders.mosaic.engine import (
+    Chunk,
+    Cost,
+    Mosaics,
+    Sample,
+    Tally,
+    count_sample,
+    origin_of,
+    shuffle,
+)
 from aligner.builders.mosaic.lengths import CHARACTERS_PER_TOKEN
 from aligner.builders.mosaic.members import Member, finished_row
-from aligner.builders.mosaic.plan import NUMBERED_SHARE, SEPARATORS, SILENT_SHARE, TAGGED_SHARE, Plan, Style, one_of
+from aligner.builders.mosaic.plan import (
+    NUMBERED_SHARE,
+    SEPARATORS,
+    SILENT_SHARE,
+    TAGGED_SHARE,
+    Plan,
+    Style,
+    one_of,
+)
 from aligner.builders.mosaic.render import render
 from aligner.builders.mosaic.rules import MASK, PERMUTE, Choice, mask_count, shuffled
 
@@ -86,13 +106,21 @@ class ReleasedMosaics(Mosaics):
         while True:
             x = draw()
             if x < largest and (name != "logistic2" or x > 0):
-                return largest - int(x)  # towards 0, also of the half of `pareto` that lies in [-1, 0)
+                return largest - int(
+                    x
+                )  # towards 0, also of the half of `pareto` that lies in [-1, 0)
 
     def _redraw(self, numbers: list[int], members: Sequence[Member], rng: random.Random) -> Plan:
         n = len(members)
-        weights_of = {name: weight for name, weight in self.settings.strategies if weight > 0 and name != "primary"}
+        weights_of = {
+            name: weight
+            for name, weight in self.settings.strategies
+            if weight > 0 and name != "primary"
+        }
         weights_of = weights_of or {"format": 1.0}
-        strategy = rng.choices(list(weights_of), list(weights_of.values()))[0] if n > 1 else "format"
+        strategy = (
+            rng.choices(list(weights_of), list(weights_of.values()))[0] if n > 1 else "format"
+        )
         style = _released_style(self.bank, strategy, rng)
         if strategy == "format":
             return Plan(tuple(numbers), strategy, None, tuple(range(1, n + 1)), (), style())
@@ -106,16 +134,27 @@ class ReleasedMosaics(Mosaics):
         choose = _permute if strategy == "permute" else _mask
         low, high = self.settings.mask_ratio
         choice = choose(rule, texts, rng, (low, high))
-        return Plan(tuple(numbers), strategy, rule, choice.order, choice.dropped, style(rule, choice))
+        return Plan(
+            tuple(numbers), strategy, rule, choice.order, choice.dropped, style(rule, choice)
+        )
 
-    def _released_sample(self, chunk: Chunk, made: int, plan: Plan, members: list[Member], tally: Tally) -> Sample:
+    def _released_sample(
+        self, chunk: Chunk, made: int, plan: Plan, members: list[Member], tally: Tally
+    ) -> Sample:
         rendered = render(plan, members)
         name = f"p{chunk.pass_number}-c{chunk.number}-{made}"
         origins = tuple(member.origin for member in members)
-        row = finished_row(members[0], rendered.prompt, rendered.completion, origin_of(name, origins))
+        row = finished_row(
+            members[0], rendered.prompt, rendered.completion, origin_of(name, origins)
+        )
         tokens, trained = self.lengths.measure(row)
         sample = Sample(name, row, plan, rendered, origins, tokens, chunk.pass_number)
-        count_sample(tally, sample, Cost(tokens, trained), [self.members.trained[number] for number in plan.members])
+        count_sample(
+            tally,
+            sample,
+            Cost(tokens, trained),
+            [self.members.trained[number] for number in plan.members],
+        )
         return sample
 
 
@@ -131,7 +170,9 @@ def _released_style(bank: Bank, strategy: str, rng: random.Random) -> Callable[.
     (begin, end), bracket = one_of(bank.tag_words, rng), one_of(bank.tag_brackets, rng)
     if rng.random() < 0.5:
         begin, end = begin.upper(), end.upper()
-    tags = (bracket.replace("{tag}", begin), bracket.replace("{tag}", end)) if is_tagged else ("", "")
+    tags = (
+        (bracket.replace("{tag}", begin), bracket.replace("{tag}", end)) if is_tagged else ("", "")
+    )
     line = ""
     if is_tagged:
         line = one_of(bank.texts["format.tags"]["many"], rng).filled(begin=tags[0], end=tags[1])
@@ -142,7 +183,9 @@ def _released_style(bank: Bank, strategy: str, rng: random.Random) -> Callable[.
 
     def style(rule: str = "", choice: Choice | None = None) -> Style:
         rule_line = "" if choice is None else _rule_line(bank, f"{strategy}.{rule}", choice, rng)
-        return Style(number, gap if number else "", *tags, separator, line, places[0], rule_line, places[1])
+        return Style(
+            number, gap if number else "", *tags, separator, line, places[0], rule_line, places[1]
+        )
 
     return style
 
@@ -154,8 +197,11 @@ def _rule_line(bank: Bank, label: str, choice: Choice, rng: random.Random) -> st
     return one_of(bank.texts[label]["many"], rng).filled(list=listed, count=str(choice.count))
 
 
-def _permute(rule: str, texts: Sequence[str], rng: random.Random, ratio: tuple[float, float]) -> Choice:
-    """The order of a rule, with ties in input order and whole strings compared by their characters."""
+def _permute(
+    rule: str, texts: Sequence[str], rng: random.Random, ratio: tuple[float, float]
+) -> Choice:
+    """The order of a rule, with ties in input order and whole strings compared by their
+    characters."""
     places = range(1, len(texts) + 1)
     if rule == "explicit":
         order = shuffled(len(texts), rng)
@@ -171,11 +217,15 @@ def _permute(rule: str, texts: Sequence[str], rng: random.Random, ratio: tuple[f
         "characters": len,
     }
     what, _, direction = rule.partition("_")
-    ordered = sorted(places, key=lambda place: key[what](texts[place - 1]), reverse=direction == "descending")  # type: ignore[arg-type,return-value]
+    ordered = sorted(
+        places, key=lambda place: key[what](texts[place - 1]), reverse=direction == "descending"
+    )  # type: ignore[arg-type,return-value]
     return Choice(tuple(ordered))
 
 
-def _mask(rule: str, texts: Sequence[str], rng: random.Random, ratio: tuple[float, float]) -> Choice:
+def _mask(
+    rule: str, texts: Sequence[str], rng: random.Random, ratio: tuple[float, float]
+) -> Choice:
     """What a rule leaves out, with ties in input order."""
     n = len(texts)
     places = range(1, n + 1)
@@ -184,7 +234,9 @@ def _mask(rule: str, texts: Sequence[str], rng: random.Random, ratio: tuple[floa
     elif rule == "explicit":
         dropped = list(shuffled(n, rng)[: mask_count(n, rng, ratio)])
     else:
-        ranked = sorted(places, key=lambda place: len(texts[place - 1].split()), reverse=rule == "longest")
+        ranked = sorted(
+            places, key=lambda place: len(texts[place - 1].split()), reverse=rule == "longest"
+        )
         dropped = ranked[: mask_count(n, rng, ratio)]
     kept = tuple(place for place in places if place not in dropped)
     return Choice(kept, tuple(sorted(dropped)), tuple(dropped), len(dropped))

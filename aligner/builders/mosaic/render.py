@@ -1,4 +1,5 @@
-"""A plan and its members -> the two texts of a sample, and where each member stands in them. Nothing is decided here."""
+"""A plan and its members -> the two texts of a sample, and where each member stands in them.
+Nothing is decided here."""
 
 from __future__ import annotations
 
@@ -23,29 +24,47 @@ class Rendered:
 
 
 def render(plan: Plan, members: Sequence[Member]) -> Rendered:
-    """Write a sample out: the block of instructions with its meta-instructions around it, and the answers in order."""
+    """Write a sample out: the block of instructions with its meta-instructions around it, and the
+    answers in order."""
     style = plan.style
     if plan.strategy in (PLAIN, PRIMARY):
-        block, asked = _joined([("", member.instruction, "") for member in members], style.separator)
-        completion, answered = _joined([("", member.response, "") for member in members], style.separator)
-        return Rendered(block, completion, _numbered(asked, plan.order), _numbered(answered, plan.order))
+        block, asked = _joined(
+            [("", member.instruction, "") for member in members], style.separator
+        )
+        completion, answered = _joined(
+            [("", member.response, "") for member in members], style.separator
+        )
+        return Rendered(
+            block, completion, _numbered(asked, plan.order), _numbered(answered, plan.order)
+        )
     places = range(1, len(members) + 1)
     block, asked = _joined(
-        [(style.numbered(place), member.instruction, "") for place, member in zip(places, members)], style.separator
+        [(style.numbered(place), member.instruction, "") for place, member in zip(places, members)],
+        style.separator,
     )
     completion, answered = _joined(
-        [(style.numbered(place) + style.begin, members[place - 1].response, style.end) for place in plan.order],
+        [
+            (style.numbered(place) + style.begin, members[place - 1].response, style.end)
+            for place in plan.order
+        ],
         REPLY_SEPARATOR,
     )
     prompt, shift = block, 0
-    for line, where in ((style.format_line, style.format_place), (style.rule_line, style.rule_place)):
+    for line, where in (
+        (style.format_line, style.format_place),
+        (style.rule_line, style.rule_place),
+    ):
         prompt, added = _placed(line, where, prompt)
         shift += added
     moved = [(start + shift, stop + shift) for start, stop in asked]
-    return Rendered(prompt, completion, _numbered(moved, tuple(places)), _numbered(answered, plan.order))
+    return Rendered(
+        prompt, completion, _numbered(moved, tuple(places)), _numbered(answered, plan.order)
+    )
 
 
-def _joined(parts: Sequence[tuple[str, str, str]], separator: str) -> tuple[str, list[tuple[int, int]]]:
+def _joined(
+    parts: Sequence[tuple[str, str, str]], separator: str
+) -> tuple[str, list[tuple[int, int]]]:
     """Join (before, text, after) and return where each text came to stand."""
     spans, length, pieces = [], 0, []
     for before, text, after in parts:

@@ -1,7 +1,9 @@
-"""What came of `aligner mosaic`: the numbers as a dict, and one HTML page with them and with samples to read.
+"""What came of `aligner mosaic`: the numbers as a dict, and one HTML page with them and with
+samples to read.
 
-A cost is always shown as a table of all its kinds: sequences, steps, real tokens, tokens with a loss, and tokens padded in three
-ways. "80% cheaper" is true of one of these rows and false of others.
+A cost is always shown as a table of all its kinds: sequences, steps, real tokens, tokens with a
+loss, and tokens padded in three ways. "80% cheaper" is true of one of these rows and false of
+others.
 """
 
 from __future__ import annotations
@@ -28,9 +30,13 @@ def summary_of(mosaics: Mosaics, settings: MosaicFiles, tally: Tally) -> dict[st
     members, counts = mosaics.members, tally.counts
     limit, batch, passes = mosaics.max_tokens, settings.batch_size, settings.passes
     source = costs(members.tokens, sum(members.trained), max_tokens=limit, batch_size=batch)
-    made = costs(tally.lengths(), tally.trained(), max_tokens=limit, batch_size=batch, passes=passes)
+    made = costs(
+        tally.lengths(), tally.trained(), max_tokens=limit, batch_size=batch, passes=passes
+    )
     used = counts["members"] + counts["overlong:drop"]
-    assert used == len(members) * passes, f"{used} rows were used where {len(members)} x {passes} should be"
+    assert used == len(members) * passes, (
+        f"{used} rows were used where {len(members)} x {passes} should be"
+    )
     return {
         "samples": counts["samples"],
         "passes": passes,
@@ -62,15 +68,22 @@ def _how_counted(mosaics: Mosaics, tally: Tally) -> str:
         return "every sample was tokenised"
     share = len(tally.measured) / (len(tally.measured) + len(tally.added_up))
     return (
-        f"{share:.0%} of the samples were tokenised, those near the limit among them; the others are sums over their members, scaled "
+        f"{share:.0%} of the samples were tokenised, those near the limit among them; the others "
+        "are sums over their members, scaled "
         f"by {tally.scale():.3f}, which every 64th showed when it was tokenised too"
     )
 
 
 def _family(counts: Mapping[str, int], name: str) -> dict[str, int]:
     """The counts below a name, by what follows it; numbers in their order."""
-    found = {key.split(":", 1)[1]: value for key, value in counts.items() if key.startswith(f"{name}:")}
-    return dict(sorted(found.items(), key=lambda item: (int(item[0]) if item[0].isdigit() else 10**9, item[0])))
+    found = {
+        key.split(":", 1)[1]: value for key, value in counts.items() if key.startswith(f"{name}:")
+    }
+    return dict(
+        sorted(
+            found.items(), key=lambda item: (int(item[0]) if item[0].isdigit() else 10**9, item[0])
+        )
+    )
 
 
 def results_of(summary: Mapping[str, Any]) -> dict[str, float]:
@@ -84,14 +97,17 @@ def results_of(summary: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-# --- the page ------------------------------------------------------------------------------------------------------
+# --- the page -------------------------------------------------------------------------------------
 
 
 def write_mosaic_report(run_dir: Path) -> Path:
     """Write `report.html` from `mosaic.json` and the recipe in the run directory."""
     summary = read_json(run_dir, "mosaic.json")
     if summary is None:
-        raise UsageError(f"{run_dir} is not finished, so there is nothing to report yet", "--resume goes on with it")
+        raise UsageError(
+            f"{run_dir} is not finished, so there is nothing to report yet",
+            "--resume goes on with it",
+        )
     recipe = read_json(run_dir, "resolved.json")["recipe"]
     settings = recipe["mosaic"]
     facts = [
@@ -111,11 +127,20 @@ def write_mosaic_report(run_dir: Path) -> Path:
         ("samples", "Samples", _examples(summary["examples"])),
         ("losses", "What was put aside", _put_aside(summary)),
     )
-    body = "".join(f'<section id="{anchor}"><h2>{title}</h2>{text}</section>' for anchor, title, text in sections)
+    body = "".join(
+        f'<section id="{anchor}"><h2>{title}</h2>{text}</section>'
+        for anchor, title, text in sections
+    )
     failed = sum(summary["violations"].values())
-    warnings = [f"{failed:,} samples failed their check; their rows stand alone instead."] if failed else []
+    warnings = (
+        [f"{failed:,} samples failed their check; their rows stand alone instead."]
+        if failed
+        else []
+    )
     path = run_dir / "report.html"
-    html = page(run_dir.resolve().name, "mosaic", facts, body, tiles=_tiles(summary), warnings=warnings)
+    html = page(
+        run_dir.resolve().name, "mosaic", facts, body, tiles=_tiles(summary), warnings=warnings
+    )
     write_atomically(path, html)
     return path
 
@@ -123,7 +148,13 @@ def write_mosaic_report(run_dir: Path) -> Path:
 def _tiles(summary: Mapping[str, Any]) -> list[dict[str, str]]:
     rows = {label: (before, after, ratio) for label, before, after, ratio in summary["costs"]}
     mean = summary["members"] * summary["passes"] / max(1, summary["samples"])
-    tiles = [{"label": "samples", "value": f"{summary['samples']:,}", "note": f"{mean:.2f} rows in each, on average"}]
+    tiles = [
+        {
+            "label": "samples",
+            "value": f"{summary['samples']:,}",
+            "note": f"{mean:.2f} rows in each, on average",
+        }
+    ]
     for label in ("sequences", "real tokens", "tokens of packed sequences"):
         before, after, ratio = rows[label]
         note = f"of an epoch over the rows: {after:,.0f} a pass instead of {before:,.0f}"
@@ -133,22 +164,32 @@ def _tiles(summary: Mapping[str, Any]) -> list[dict[str, str]]:
 
 def _costs(summary: Mapping[str, Any]) -> str:
     rows = "".join(
-        f"<tr><td>{escape(label)}</td><td class=n>{before:,.0f}</td><td class=n>{after:,.0f}</td><td class=n>{ratio:.3f}</td></tr>"
+        f"<tr><td>{escape(label)}</td><td class=n>{before:,.0f}</td><td "
+        f"class=n>{after:,.0f}</td><td class=n>{ratio:.3f}</td></tr>"
         for label, before, after, ratio in summary["costs"]
     )
-    head = "<th></th><th class=n>an epoch over the rows</th><th class=n>a pass of mosaics</th><th class=n>ratio</th>"
+    head = (
+        "<th></th><th class=n>an epoch over the rows</th><th class=n>a pass of mosaics</th><th "
+        "class=n>ratio</th>"
+    )
     note = (
-        "Sequences and steps fall by the mean number of rows in a sample; so does the time of a trainer that pads every sequence "
-        "to the limit. Real tokens fall only by the answers that are left out and by the templates of the rows, and rise by what "
+        "Sequences and steps fall by the mean number of rows in a sample; so does the time of a "
+        "trainer that pads every sequence "
+        "to the limit. Real tokens fall only by the answers that are left out and by the "
+        "templates of the rows, and rise by what "
         "is written around them, so against packed rows little or nothing is saved. "
-        f"Steps are of {summary['batch_size']} sequences: a step of mosaics holds several times as many tokens, which changes the "
+        f"Steps are of {summary['batch_size']} sequences: a step of mosaics holds several times "
+        "as many tokens, which changes the "
         f"training. Token counts: {summary['token_counts']}."
     )
     return _table(head, rows) + f'<p class="soft small">{escape(note)}</p>'
 
 
 def _table(head: str, rows: str) -> str:
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    return (
+        "<div "
+        f'class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    )
 
 
 def _histograms(summary: Mapping[str, Any]) -> str:
@@ -156,7 +197,9 @@ def _histograms(summary: Mapping[str, Any]) -> str:
     drawn = [(names.get(key, key), float(value)) for key, value in summary["drawn"].items()]
     count = [(key, float(value)) for key, value in summary["count"].items()]
     charts = _bars("k as drawn", drawn) + _bars("rows in a sample", count)
-    short = f"{summary['shortened']:,} samples lost rows to the limit; what they lost came in others."
+    short = (
+        f"{summary['shortened']:,} samples lost rows to the limit; what they lost came in others."
+    )
     return f'<div class="grid">{charts}</div><p class="soft small">{short}</p>'
 
 
@@ -174,8 +217,10 @@ def _shares(summary: Mapping[str, Any]) -> str:
         share = summary["masked_members"] / summary["maskout_members"]
         overall = summary["masked_members"] / (summary["members"] * summary["passes"])
         masked = (
-            f'<p class="soft small">{summary["masked_members"]:,} rows were left out: {share:.1%} of those in Maskout samples, '
-            f"{overall:.1%} of all ({summary['masked_tokens']:,} tokens of answers without a loss).</p>"
+            f'<p class="soft small">{summary["masked_members"]:,} rows were left out: {share:.1%} '
+            "of those in Maskout samples, "
+            f"{overall:.1%} of all ({summary['masked_tokens']:,} tokens of answers without a "
+            "loss).</p>"
         )
     return f'<div class="grid">{charts}</div>{masked}'
 
@@ -185,23 +230,34 @@ def _bars(title: str, bars: Sequence[tuple[str, float]]) -> str:
 
 
 def _put_aside(summary: Mapping[str, Any]) -> str:
-    ways = {"alone": "too long for a sample, written alone", "drop": "too long for a sample, dropped"}
+    ways = {
+        "alone": "too long for a sample, written alone",
+        "drop": "too long for a sample, dropped",
+    }
     rows = [
         *((f"row left out: {reason}", count) for reason, count in summary["left_out"].items()),
-        *((f"row always alone: {reason}", count) for reason, count in summary["always_alone"].items()),
+        *(
+            (f"row always alone: {reason}", count)
+            for reason, count in summary["always_alone"].items()
+        ),
         *((f"row {ways[way]}", count) for way, count in summary["overlong"].items()),
         *((f"redrawn: {reason}", count) for reason, count in summary["rejected"].items()),
         *((f"failed check: {kind}", count) for kind, count in summary["violations"].items()),
     ]
-    body = "".join(f"<tr><td>{escape(what)}</td><td class=n>{count:,}</td></tr>" for what, count in rows if count)
+    body = "".join(
+        f"<tr><td>{escape(what)}</td><td class=n>{count:,}</td></tr>"
+        for what, count in rows
+        if count
+    )
     return _table("<th>what</th><th class=n>how often</th>", body) if body else "<p>Nothing.</p>"
 
 
-# --- samples -------------------------------------------------------------------------------------------------------
+# --- samples --------------------------------------------------------------------------------------
 
 
 def _examples(examples: Sequence[Mapping[str, Any]]) -> str:
-    """Some of each strategy, with the words of each member in a colour of their own, in prompt and completion alike."""
+    """Some of each strategy, with the words of each member in a colour of their own, in prompt and
+    completion alike."""
     chosen: list[Mapping[str, Any]] = []
     by_rule: dict[tuple[str, str | None], list[Mapping[str, Any]]] = {}
     for example in examples:
@@ -210,12 +266,18 @@ def _examples(examples: Sequence[Mapping[str, Any]]) -> str:
         for group in by_rule.values():
             if group and len(chosen) < SHOWN_EXAMPLES:
                 chosen.append(group.pop(0))
-    style = "<style>" + "".join(_tone(tone) for tone in range(1, TONES + 1)) + _SAMPLE_STYLE + "</style>"
+    style = (
+        "<style>"
+        + "".join(_tone(tone) for tone in range(1, TONES + 1))
+        + _SAMPLE_STYLE
+        + "</style>"
+    )
     return style + "".join(_example(example) for example in chosen)
 
 
 _SAMPLE_STYLE = (
-    ".mosaic pre{white-space:pre-wrap;overflow-wrap:anywhere}.mosaic mark{background:none;color:inherit;border-radius:3px;"
+    ".mosaic pre{white-space:pre-wrap;overflow-wrap:anywhere}.mosaic "
+    "mark{background:none;color:inherit;border-radius:3px;"
     "padding:1px 2px;box-decoration-break:clone;-webkit-box-decoration-break:clone}"
 )
 
@@ -226,16 +288,24 @@ def _tone(tone: int) -> str:
 
 def _example(example: Mapping[str, Any]) -> str:
     rule = f" · {example['rule']}" if example["rule"] else ""
-    dropped = f" · left out: {', '.join(map(str, example['dropped']))}" if example["dropped"] else ""
+    dropped = (
+        f" · left out: {', '.join(map(str, example['dropped']))}" if example["dropped"] else ""
+    )
     order = " → ".join(map(str, example["order"]))
-    head = f"{example['strategy']}{rule} · {number(len(example['member_ids']))} rows · answers {order}{dropped}"
-    lead = "".join(f"<pre>{escape(turn['role'])}: {escape(turn['content'])}</pre>" for turn in example["lead"])
+    head = (
+        f"{example['strategy']}{rule} · {number(len(example['member_ids']))} rows · answers "
+        f"{order}{dropped}"
+    )
+    lead = "".join(
+        f"<pre>{escape(turn['role'])}: {escape(turn['content'])}</pre>" for turn in example["lead"]
+    )
     prompt, completion = (
         _coloured(example["prompt"], example["asked"]),
         _coloured(example["completion"], example["answered"]),
     )
     return (
-        f'<details class="mosaic" open><summary>{escape(head)}</summary>{lead}<p class="soft small">prompt</p><pre>{prompt}</pre>'
+        f'<details class="mosaic" open><summary>{escape(head)}</summary>{lead}<p class="soft '
+        f'small">prompt</p><pre>{prompt}</pre>'
         f'<p class="soft small">completion</p><pre>{completion}</pre></details>'
     )
 

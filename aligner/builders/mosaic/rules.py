@@ -1,8 +1,9 @@
 """The rules of the Permute and Maskout strategies: when one can be used, and what it asks for.
 
-Sections 1.6 and 1.7 of our notes on Mosaic-IT (arXiv 2405.13326): ten orders, five masks. Different from the authors' code: a
-rule is used only where it says one thing. Sorting needs all keys to differ, "first letter" is the first letter of the
-instruction without regard to case, longest and shortest need a clear cut, and rules on numbers need numbers.
+Sections 1.6 and 1.7 of our notes on Mosaic-IT (arXiv 2405.13326): ten orders, five masks. Different
+from the authors' code: a rule is used only where it says one thing. Sorting needs all keys to
+differ, "first letter" is the first letter of the instruction without regard to case, longest and
+shortest need a clear cut, and rules on numbers need numbers.
 
 Instructions are numbered from 1. A rule sees the instructions as they were given, without numbers.
 """
@@ -18,7 +19,8 @@ from aligner.builders.mosaic.bank import Bank
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What a rule comes to for some instructions: the order of the answers, what is left out, what the text must say."""
+    """What a rule comes to for some instructions: the order of the answers, what is left out, what
+    the text must say."""
 
     order: tuple[int, ...]
     dropped: tuple[int, ...] = ()
@@ -33,7 +35,8 @@ Key = Callable[[str, Bank], float | None]
 
 
 def first_letter(text: str, bank: Bank) -> float | None:
-    """Return the place in the alphabet of the first letter of a text; None where that letter is none of the alphabet's."""
+    """Return the place in the alphabet of the first letter of a text; None where that letter is
+    none of the alphabet's."""
     letter = next((letter for letter in text if letter.isalpha()), "").casefold()
     place = bank.alphabet.find(letter) if len(letter) == 1 else -1  # a ligature is several letters
     return None if place < 0 else float(place)
@@ -71,30 +74,42 @@ def shuffled(n: int, rng: random.Random) -> tuple[int, ...]:
     return tuple(order)
 
 
-def _explicit_order(texts: Instructions, rng: random.Random, bank: Bank, ratio: tuple[float, float]) -> Choice:
+def _explicit_order(
+    texts: Instructions, rng: random.Random, bank: Bank, ratio: tuple[float, float]
+) -> Choice:
     order = shuffled(len(texts), rng)
     return Choice(order, listed=order)
 
 
-def _reverse(texts: Instructions, rng: random.Random, bank: Bank, ratio: tuple[float, float]) -> Choice:
+def _reverse(
+    texts: Instructions, rng: random.Random, bank: Bank, ratio: tuple[float, float]
+) -> Choice:
     return Choice(tuple(reversed(_all(len(texts)))))
 
 
 def _sorted_by(key: Key, *, descending: bool) -> Callable[..., Choice | None]:
-    def choose(texts: Instructions, rng: random.Random, bank: Bank, ratio: tuple[float, float]) -> Choice | None:
+    def choose(
+        texts: Instructions, rng: random.Random, bank: Bank, ratio: tuple[float, float]
+    ) -> Choice | None:
         keys = [key(text, bank) for text in texts]
         if None in keys or len(set(keys)) < len(keys):
             return None
-        order = sorted(_all(len(texts)), key=lambda index: keys[index - 1] or 0.0, reverse=descending)
+        order = sorted(
+            _all(len(texts)), key=lambda index: keys[index - 1] or 0.0, reverse=descending
+        )
         return Choice(tuple(order))
 
     return choose
 
 
 def _parity_first(first: int) -> Callable[..., Choice]:
-    def choose(texts: Instructions, rng: random.Random, bank: Bank, ratio: tuple[float, float]) -> Choice:
+    def choose(
+        texts: Instructions, rng: random.Random, bank: Bank, ratio: tuple[float, float]
+    ) -> Choice:
         numbers = _all(len(texts))
-        return Choice((*(i for i in numbers if i % 2 == first), *(i for i in numbers if i % 2 != first)))
+        return Choice(
+            (*(i for i in numbers if i % 2 == first), *(i for i in numbers if i % 2 != first))
+        )
 
     return choose
 
@@ -117,24 +132,31 @@ PERMUTE: dict[str, Rule] = {
 
 
 def mask_count(n: int, rng: random.Random, ratio: tuple[float, float]) -> int:
-    """Return how many of n are left out: max(1, floor(n * rho)) with rho uniform in `ratio`, and never all of them."""
+    """Return how many of n are left out: max(1, floor(n * rho)) with rho uniform in `ratio`, and
+    never all of them."""
     low, high = ratio
     return min(n - 1, max(1, int(n * (low + (high - low) * rng.random()))))
 
 
-def _without(n: int, dropped: tuple[int, ...], *, listed: bool = False, counted: bool = False) -> Choice:
+def _without(
+    n: int, dropped: tuple[int, ...], *, listed: bool = False, counted: bool = False
+) -> Choice:
     kept = tuple(index for index in _all(n) if index not in dropped)
     return Choice(kept, dropped, dropped if listed else (), len(dropped) if counted else None)
 
 
-def _explicit_mask(texts: Instructions, rng: random.Random, bank: Bank, ratio: tuple[float, float]) -> Choice:
+def _explicit_mask(
+    texts: Instructions, rng: random.Random, bank: Bank, ratio: tuple[float, float]
+) -> Choice:
     n = len(texts)
     dropped = shuffled(n, rng)[: mask_count(n, rng, ratio)]
     return _without(n, tuple(sorted(dropped)), listed=True)
 
 
 def _extremes(*, longest: bool) -> Callable[..., Choice | None]:
-    def choose(texts: Instructions, rng: random.Random, bank: Bank, ratio: tuple[float, float]) -> Choice | None:
+    def choose(
+        texts: Instructions, rng: random.Random, bank: Bank, ratio: tuple[float, float]
+    ) -> Choice | None:
         n = len(texts)
         count = mask_count(n, rng, ratio)
         lengths = [words(text, bank) for text in texts]
@@ -149,7 +171,9 @@ def _extremes(*, longest: bool) -> Callable[..., Choice | None]:
 
 
 def _parity_mask(parity: int) -> Callable[..., Choice]:
-    def choose(texts: Instructions, rng: random.Random, bank: Bank, ratio: tuple[float, float]) -> Choice:
+    def choose(
+        texts: Instructions, rng: random.Random, bank: Bank, ratio: tuple[float, float]
+    ) -> Choice:
         n = len(texts)
         return _without(n, tuple(index for index in _all(n) if index % 2 == parity))
 

@@ -1,18 +1,26 @@
-"""Active labelling: which pairs of answers are worth an expert's label, and what becomes of the labels.
+"""Active labelling: which pairs of answers are worth an expert's label, and what becomes of the
+labels.
 
-Cost-effective construction of a proxy reward model (arXiv 2407.02119): the policy answers prompts itself, a few of its pairs are
-chosen by active learning and labelled by an expensive oracle, a small reward model is trained on them and labels the rest.
-This package is the choosing and the reading back; `aligner reward` trains.
+Cost-effective construction of a proxy reward model (arXiv 2407.02119): the policy answers prompts
+itself, a few of its pairs are chosen by active learning and labelled by an expensive oracle, a
+small reward model is trained on them and labels the rest. This package is the choosing and the
+reading back; `aligner reward` trains.
 
-    candidates.py  prompts with their answers, from files or from a policy     beliefs.py   what reward models make of them
-    ngrams.py      vectors of texts without a model                            states.py    vectors from a policy's hidden states
-    picking.py     from vectors and uncertainties to the pairs that are asked  choosing.py  `select`: all of it, on plain lists
-    journal.py     work that can be killed                                     building.py  `aligner data select`
-    labels.py      labels read back, or asked of a scorer                      report.py    the page
-    asking.py      a scorer asked about many rows, some without a verdict
+    candidates.py         prompts with their answers, from files or from a policy
+    win_probabilities.py  what reward models make of them
+    ngrams.py             vectors of texts without a model
+    embeddings.py         vectors from a policy's hidden states
+    acquisition.py        from vectors and uncertainties to the pairs that are asked
+    choosing.py           `select`: all of it, on plain lists
+    build.py              `aligner data select`
+    labels.py             labels read back, or asked of a scorer
+    label_store.py        labels in the run directory
+    asking.py             a scorer asked about many rows, some without a verdict
+    report.py             the page
 
-From the paper: on-policy pairs, a budget, the choice by uncertainty or by coverage. Not from it: uncertainty is that of a
-reward model's preference (entropy, or disagreement of several), where the paper works on an evaluator that writes; and `both`,
-which is the pre-filtering of arXiv 1901.05954 (the most uncertain ones first, then spread) with k-centre (arXiv 1708.00489) in
-place of k-means. Imports no torch; only `states.py` and the sampling do, when they are used.
+From the paper: on-policy pairs, a budget, the choice by uncertainty or by coverage. Not from it:
+uncertainty is that of a reward model's preference (entropy, or disagreement of several), where the
+paper works on an evaluator that writes; and `both`, which is the pre-filtering of arXiv 1901.05954
+(the most uncertain ones first, then spread) with k-centre (arXiv 1708.00489) in place of k-means.
+Imports no torch; only `embeddings.py` and the sampling do, when they are used.
 """

@@ -1,13 +1,15 @@
-"""From uncertainties and vectors to the pairs that are asked about, in the order in which they were picked.
+"""From uncertainties and vectors to the pairs that are asked about, in the order in which they were
+picked.
 
     random        every pair as likely as any other
     uncertainty   the most uncertain ones
     diversity     spread over all pairs, far from what is labelled already
     both          spread over the `pool_factor` x budget most uncertain ones
 
-Spread is greedy k-centre (arXiv 1708.00489: the next pick is the point farthest from all picks so far, which a pool's oddities
-attract), or the seeding of k-means++ (drawn with the squared distance as weight, as in BADGE, arXiv 1906.03671), which is kinder.
-Chance is a hash of the seed and of the pair's id, so that no choice depends on the order of the rows.
+Spread is greedy k-centre (arXiv 1708.00489: the next pick is the point farthest from all picks so
+far, which a pool's oddities attract), or the seeding of k-means++ (drawn with the squared distance
+as weight, as in BADGE, arXiv 1906.03671), which is kinder. Chance is a hash of the seed and of the
+pair's id, so that no choice depends on the order of the rows.
 """
 
 from __future__ import annotations
@@ -48,18 +50,29 @@ def shortlist_size(budget: int, pool_factor: float, count: int) -> int:
     return min(count, math.ceil(budget * pool_factor))
 
 
-def k_center(vectors: Array, budget: int, centres: Array, first: int, on_pick: OnPick | None = None) -> list[int]:
-    """Pick the row farthest from all centres and picks, again and again. `vectors`: (N, D), `centres`: (C, D).
+def k_center(
+    vectors: Array, budget: int, centres: Array, first: int, on_pick: OnPick | None = None
+) -> list[int]:
+    """Pick the row farthest from all centres and picks, again and again. `vectors`: (N, D),
+    `centres`: (C, D).
 
     Without centres `first` is picked first.
     """
-    return _pick(vectors, budget, centres, first, lambda distances, _: int(np.argmax(distances)), on_pick)
+    return _pick(
+        vectors, budget, centres, first, lambda distances, _: int(np.argmax(distances)), on_pick
+    )
 
 
 def k_means_seeding(
-    vectors: Array, budget: int, centres: Array, first: int, seed: int, on_pick: OnPick | None = None
+    vectors: Array,
+    budget: int,
+    centres: Array,
+    first: int,
+    seed: int,
+    on_pick: OnPick | None = None,
 ) -> list[int]:
-    """Pick rows with the squared distance to the nearest centre or pick as their weight. Shapes as in `k_center`."""
+    """Pick rows with the squared distance to the nearest centre or pick as their weight. Shapes as
+    in `k_center`."""
 
     def drawn(distances: Array, number: int) -> int:
         chance = draw(seed, "seeding", str(number))
@@ -81,7 +94,8 @@ def _pick(
     choose: Callable[[Array, int], int],
     on_pick: OnPick | None,
 ) -> list[int]:
-    """Pick by the squared distance of each row to the nearest centre or pick; -1 stands for a row that is picked."""
+    """Pick by the squared distance of each row to the nearest centre or pick; -1 stands for a row
+    that is picked."""
     squares = np.einsum("nd,nd->n", vectors, vectors).astype(np.float64)
 
     def distances_to(point: Array) -> Array:

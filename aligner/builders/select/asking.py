@@ -1,7 +1,9 @@
-"""Asking a scorer about many rows: one without a verdict costs no other its answer, and errors name rows as their owner knows them.
+"""Asking a scorer about many rows: one without a verdict costs no other its answer, and errors name
+rows as their owner knows them.
 
-A judge that has no usable verdict on a row answers nothing of that call, though it keeps the replies to all other rows. They are
-asked about again without it, and take nothing but a look into the judge's cache.
+A judge that has no usable verdict on a row answers nothing of that call, though it keeps the
+replies to all other rows. They are asked about again without it, and take nothing but a look into
+the judge's cache.
 """
 
 from __future__ import annotations
@@ -19,10 +21,13 @@ Ask = Callable[[list[int]], Sequence[float]]
 _ROW = re.compile(r"row (\d+)(?=: )")
 
 
-def ask_about(names: Sequence[str], ask: Ask, sides: int = 1) -> tuple[dict[int, float], dict[int, str]]:
+def ask_about(
+    names: Sequence[str], ask: Ask, sides: int = 1
+) -> tuple[dict[int, float], dict[int, str]]:
     """Return what was said of each row, and of the rows that there is no verdict on the reason why.
 
-    `names`: of all rows. `sides`: how often a scorer goes through the rows; two times where it scores both answers of pairs.
+    `names`: of all rows. `sides`: how often a scorer goes through the rows; two times where it
+    scores both answers of pairs.
 
     Raises: what `ask` raises; in a DataError names stand where it counts rows.
     """
@@ -49,4 +54,6 @@ def _named(error: DataError, names: Sequence[str]) -> DataError:
     first = _ROW.match(error.message)
     if first is None or not 0 < int(first[1]) <= len(names):
         return named
-    return DataError(names[int(first[1]) - 1] + error.message[first.end() :], error.hint, named.problems)
+    return DataError(
+        names[int(first[1]) - 1] + error.message[first.end() :], error.hint, named.problems
+    )

@@ -1,14 +1,18 @@
 """`aligner data select`: from prompts to the pairs that an expert should label, in a run directory.
 
-    candidates.jsonl   every prompt with its different answers; `select.candidates` of another selection
-    to_label.jsonl     the picked pairs, the first pick first: id, prompt, a, b, uncertainty, rank, `label: null`
+    candidates.jsonl   every prompt with its different answers; `select.candidates` of another
+                       selection
+    to_label.jsonl     the picked pairs, the first pick first: id, prompt, a, b, uncertainty, rank,
+                       `label: null`
     rest.jsonl         the pairs of all other prompts
     picked.json        every number of the report, and the picked pairs as they were written
-    labels.jsonl       labels, once some were read          labelled.jsonl   the same as preference rows, to train on
+    labels.jsonl       labels, once some were read
+    labelled.jsonl   the same as preference rows, to train on
     report.html        the report
 
-The policy answers in batches and each reward model judges in parts, all of them kept in `journal/` as they are made, so a kill costs
-one batch. What an answer is follows from the seed and its prompt alone, not from where the work was interrupted.
+The policy answers in batches and each reward model judges in parts, all of them kept in `journal/`
+as they are made, so a kill costs one batch. What an answer is follows from the seed and its prompt
+alone, not from where the work was interrupted.
 """
 
 from __future__ import annotations
@@ -26,7 +30,14 @@ from typing import Any
 import numpy as np
 
 from aligner.builders.select.candidates import Candidate, of_prompts, read_candidates, read_labelled
-from aligner.builders.select.choosing import Selection, Triple, as_row, different, prompt_key, select
+from aligner.builders.select.choosing import (
+    Selection,
+    Triple,
+    as_row,
+    different,
+    prompt_key,
+    select,
+)
 from aligner.builders.select.label_store import LABELS, PICKED
 from aligner.builders.select.ngrams import ngram_vectors, text_of
 from aligner.builders.select.report import results_of, summary_of, write_select_report
@@ -36,7 +47,16 @@ from aligner.config.recipe import Data, Model, Select, SelectRecipe
 from aligner.data.loading import load_rows
 from aligner.data.rows import PromptRow, refuse_tools
 from aligner.errors import DataError, Problem, RecipeError, UsageError
-from aligner.events import DataReady, Finished, OnEvent, Plan, StageProgress, StageStarted, Warned, tell
+from aligner.events import (
+    DataReady,
+    Finished,
+    OnEvent,
+    Plan,
+    StageProgress,
+    StageStarted,
+    Warned,
+    tell,
+)
 from aligner.models.files import check_model_path
 from aligner.reward_models.card import Card
 from aligner.reward_models.catalogue import load_scorer, read_spec
@@ -57,7 +77,8 @@ JOURNAL = "journal"
 
 @dataclass
 class Inputs:
-    """Everything that was read: prompts with or without answers, labelled pairs, and the files they came from."""
+    """Everything that was read: prompts with or without answers, labelled pairs, and the files they
+    came from."""
 
     candidates: list[Candidate]
     labelled: list[Triple]
@@ -70,7 +91,9 @@ class Inputs:
     def fingerprint(self) -> str:
         """What was read, in short."""
         texts = [one.as_row() for one in self.candidates]
-        return hashlib.sha256(json.dumps([texts, self.labelled], sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(
+            json.dumps([texts, self.labelled], sort_keys=True).encode()
+        ).hexdigest()
 
 
 def run_select(
@@ -119,10 +142,11 @@ def run_select(
 
 
 def check_models(settings: Select) -> list[str]:
-    """Return the reward models, each ensemble's members in its place, having looked at all that can be seen without loading any.
+    """Return the reward models, each ensemble's members in its place, having looked at all that can
+    be seen without loading any.
 
-    Raises: RecipeError when one cannot be there, counts twice or is a member of itself, or when disagreement is asked of a single
-    one.
+    Raises: RecipeError when one cannot be there, counts twice or is a member of itself, or when
+    disagreement is asked of a single one.
     """
     for given in settings.reward_models:
         refuse_cycles(read_spec(given))
@@ -134,7 +158,8 @@ def check_models(settings: Select) -> list[str]:
             check_model_path(Model(name_or_path=card.model), f"select.reward_models: {spec}")
     if settings.uncertainty in ("variance", "bald") and len(specs) < 2:
         raise RecipeError(
-            f"select.uncertainty is {settings.uncertainty}, the disagreement of several reward models, and there is one",
+            f"select.uncertainty is {settings.uncertainty}, the disagreement of several reward "
+            "models, and there is one",
             "name more of them, or an ensemble's card; of one model there is the entropy",
         )
     if settings.policy is not None:
@@ -144,11 +169,16 @@ def check_models(settings: Select) -> list[str]:
 
 def _members(spec: str) -> list[str]:
     card = read_spec(spec)
-    return [spec] if card.kind != "ensemble" else [inner for member in card.members for inner in _members(member)]
+    return (
+        [spec]
+        if card.kind != "ensemble"
+        else [inner for member in card.members for inner in _members(member)]
+    )
 
 
 def _refuse_twice(specs: Sequence[str]) -> None:
-    """Of one that is named twice the vote would count twice, and its agreement with itself as agreement."""
+    """Of one that is named twice the vote would count twice, and its agreement with itself as
+    agreement."""
     seen: dict[str, str] = {}
     for spec in specs:
         identity = _identity(read_spec(spec))
@@ -162,8 +192,11 @@ def _refuse_twice(specs: Sequence[str]) -> None:
 
 
 def _identity(card: Card) -> str:
-    """What decides a reward model's scores, by its card: not its name, and not how its path is written."""
-    said = card.model_dump(mode="json", exclude={"name", "description", "license", "url", "accuracy", "fingerprint"})
+    """What decides a reward model's scores, by its card: not its name, and not how its path is
+    written."""
+    said = card.model_dump(
+        mode="json", exclude={"name", "description", "license", "url", "accuracy", "fingerprint"}
+    )
     if card.model is not None and Path(card.model).expanduser().exists():
         said["model"] = os.path.realpath(Path(card.model).expanduser())
     return json.dumps(said, sort_keys=True)
@@ -180,16 +213,26 @@ def read_inputs(recipe: SelectRecipe, on_event: OnEvent | None) -> Inputs:
         read = read_candidates(settings.candidates, keep_unfinished=settings.keep_unfinished)
         counts += read.counts
         files |= {record.path: record.sha256 for record in read.files}
-        table = [(settings.candidates, f"{counts['rows']:,} rows, {len(read.candidates):,} prompts")]
-        inputs = Inputs(read.candidates, labelled, files, counts, {"candidates": dict(counts)}, table)
-        counts["answers cut off at the longest length"] = sum(one.unfinished for one in read.candidates)
+        table = [
+            (settings.candidates, f"{counts['rows']:,} rows, {len(read.candidates):,} prompts")
+        ]
+        inputs = Inputs(
+            read.candidates, labelled, files, counts, {"candidates": dict(counts)}, table
+        )
+        counts["answers cut off at the longest length"] = sum(
+            one.unfinished for one in read.candidates
+        )
     else:
         assert recipe.data is not None, "a rule asks for one of them"
         loaded = load_rows(recipe.data, "prompts", recipe.seed)
         refuse_tools(loaded.train, "the policy of a selection")
         rows = [row for row in loaded.train if isinstance(row, PromptRow)]
         candidates, counts["prompts that came before"] = of_prompts(rows)
-        files |= {record.path: record.sha256 for source in loaded.ledger.sources for record in source.files}
+        files |= {
+            record.path: record.sha256
+            for source in loaded.ledger.sources
+            for record in source.files
+        }
         table = loaded.ledger.table()
         inputs = Inputs(candidates, labelled, files, counts, loaded.ledger.to_json(), table)
     if labelled:
@@ -205,17 +248,29 @@ def _plan(recipe: SelectRecipe, specs: Sequence[str], inputs: Inputs) -> list[tu
         answers = prompts * settings.num_samples
         rows.append(("answers to write", f"{answers:,}", f"{settings.num_samples} each"))
     if specs:
-        rows.append(("judged by", f"{len(specs)} reward models" if len(specs) > 1 else specs[0], ""))
-    return [*rows, ("to be labelled", f"at most {min(settings.budget, prompts):,} pairs", f"{settings.strategy}")]
+        rows.append(
+            ("judged by", f"{len(specs)} reward models" if len(specs) > 1 else specs[0], "")
+        )
+    return [
+        *rows,
+        (
+            "to be labelled",
+            f"at most {min(settings.budget, prompts):,} pairs",
+            f"{settings.strategy}",
+        ),
+    ]
 
 
-# --- answers -------------------------------------------------------------------------------------------------------
+# --- answers --------------------------------------------------------------------------------------
 
 
 def _answer(recipe: SelectRecipe, run: Run, inputs: Inputs, on_event: OnEvent | None) -> None:
-    """Let the policy answer every prompt; long prompts first, so that a batch too big for memory fails at once."""
+    """Let the policy answer every prompt; long prompts first, so that a batch too big for memory
+    fails at once."""
     settings, candidates = recipe.select, inputs.candidates
-    order = sorted(range(len(candidates)), key=lambda place: -len(text_of(candidates[place].prompt)))
+    order = sorted(
+        range(len(candidates)), key=lambda place: -len(text_of(candidates[place].prompt))
+    )
     parts = _chunks(order, max(1, settings.batch_size // settings.num_samples))
     journal = run.dir / JOURNAL / "answers.jsonl"
 
@@ -240,7 +295,8 @@ def _answer(recipe: SelectRecipe, run: Run, inputs: Inputs, on_event: OnEvent | 
 def _writer(
     recipe: SelectRecipe, candidates: Sequence[Candidate], on_event: OnEvent | None
 ) -> tuple[str, Callable[[list[int]], Any]]:
-    """Return the policy's fingerprint, and what answers the prompts of a part; None for one that is too long."""
+    """Return the policy's fingerprint, and what answers the prompts of a part; None for one that is
+    too long."""
     from transformers.utils.logging import disable_progress_bar
 
     from aligner.generation.decode import Sampling, generate, max_positions
@@ -272,15 +328,23 @@ def _writer(
         asked = [place for place in part if place not in too_long]
         prompts = [candidates[place].prompt for place in asked]
         streams = [_stream(prompt) for prompt in prompts]
-        found = generate(policy, tokenizer, prompts, sampling, batch_size=settings.batch_size, streams=streams)
-        said = {place: [[one.text, one.finish_reason == "stop"] for one in few] for place, few in zip(asked, found)}
+        found = generate(
+            policy, tokenizer, prompts, sampling, batch_size=settings.batch_size, streams=streams
+        )
+        said = {
+            place: [[one.text, one.finish_reason == "stop"] for one in few]
+            for place, few in zip(asked, found)
+        }
         return [said.get(place) for place in part]
 
     return model_fingerprint(section), work
 
 
-def _too_long(tokenizer: Any, candidates: Sequence[Candidate], data: Data, limit: int, room: int) -> set[int]:
-    """Return the prompts that leave no room for an answer, or refuse them, as `data.on_too_long` says."""
+def _too_long(
+    tokenizer: Any, candidates: Sequence[Candidate], data: Data, limit: int, room: int
+) -> set[int]:
+    """Return the prompts that leave no room for an answer, or refuse them, as `data.on_too_long`
+    says."""
     from aligner.tokenization.encode import encode_prompt
 
     lengths = [len(encode_prompt(tokenizer, one.prompt)) for one in candidates]
@@ -288,9 +352,14 @@ def _too_long(tokenizer: Any, candidates: Sequence[Candidate], data: Data, limit
     if too_long and (data.on_too_long == "error" or len(too_long) == len(candidates)):
         worst = sorted(too_long, key=lambda place: -lengths[place])[:LISTED]
         raise DataError(
-            f"{len(too_long):,} of {len(candidates):,} prompts leave no room for {room} tokens of an answer within {limit}",
-            "lower select.max_new_tokens, raise data.max_length as far as the model goes, or set data.on_too_long=drop",
-            [Problem(f"{lengths[place]:,} tokens", where=candidates[place].origin) for place in worst],
+            f"{len(too_long):,} of {len(candidates):,} prompts leave no room for {room} tokens of "
+            f"an answer within {limit}",
+            "lower select.max_new_tokens, raise data.max_length as far as the model goes, or set "
+            "data.on_too_long=drop",
+            [
+                Problem(f"{lengths[place]:,} tokens", where=candidates[place].origin)
+                for place in worst
+            ],
         )
     return too_long
 
@@ -300,25 +369,45 @@ def _stream(prompt: Any) -> int:
     return int.from_bytes(hashlib.sha256(prompt_key(prompt).encode()).digest()[:6], "big")
 
 
-# --- judgement -----------------------------------------------------------------------------------------------------
+# --- judgement ------------------------------------------------------------------------------------
 
 
-def _judge(specs: Sequence[str], run: Run, inputs: Inputs, on_event: OnEvent | None) -> list[Array] | None:
-    """Return what the reward models believe of each prompt's answers, one model in memory at a time; None without models."""
+def _judge(
+    specs: Sequence[str], run: Run, inputs: Inputs, on_event: OnEvent | None
+) -> list[Array] | None:
+    """Return what the reward models believe of each prompt's answers, one model in memory at a
+    time; None without models."""
     if not specs:
         return None
     candidates = inputs.candidates
-    parts = _chunks([place for place, one in enumerate(candidates) if len(one.responses) > 1], JUDGED_TOGETHER)
-    beliefs = [np.full((len(specs), len(one.responses), len(one.responses)), 0.5) for one in candidates]
+    parts = _chunks(
+        [place for place, one in enumerate(candidates) if len(one.responses) > 1], JUDGED_TOGETHER
+    )
+    beliefs = [
+        np.full((len(specs), len(one.responses), len(one.responses)), 0.5) for one in candidates
+    ]
     for number, spec in enumerate(specs):
         journal = run.dir / JOURNAL / f"beliefs-{number}.jsonl"
-        what = "judging answers" if len(specs) == 1 else f"judging answers ({number + 1} of {len(specs)})"
-        judged = carry_on(journal, what, parts, _judge_maker(spec, candidates, run, journal, on_event), on_event, len)
+        what = (
+            "judging answers"
+            if len(specs) == 1
+            else f"judging answers ({number + 1} of {len(specs)})"
+        )
+        judged = carry_on(
+            journal,
+            what,
+            parts,
+            _judge_maker(spec, candidates, run, journal, on_event),
+            on_event,
+            len,
+        )
         remarks: Counter[str] = Counter()
         for part, result in zip(parts, judged):
             remarks.update(result["remarks"])
             for place, said in zip(part, result["better"]):
-                for (j, k), value in zip(pairs_of(len(candidates[place].responses)), said, strict=True):
+                for (j, k), value in zip(
+                    pairs_of(len(candidates[place].responses)), said, strict=True
+                ):
                     value = np.nan if value is None else value
                     beliefs[place][number, j, k], beliefs[place][number, k, j] = value, 1.0 - value
         _tell_unjudged(spec, judged, on_event)
@@ -328,12 +417,16 @@ def _judge(specs: Sequence[str], run: Run, inputs: Inputs, on_event: OnEvent | N
 
 
 def _tell_unjudged(spec: str, judged: Sequence[dict[str, Any]], on_event: OnEvent | None) -> None:
-    """Say how many pairs are left out since a model has no verdict on them, and where the first ones are."""
+    """Say how many pairs are left out since a model has no verdict on them, and where the first
+    ones are."""
     reasons = {name: reason for result in judged for name, reason in result["unjudged"].items()}
     count = sum(value is None for result in judged for said in result["better"] for value in said)
     if count:
         first = "; ".join(f"{name}: {reason}" for name, reason in list(reasons.items())[:LISTED])
-        tell(on_event, Warned(f"{spec} gave no verdict on {count:,} pairs, which are left out. {first}"))
+        tell(
+            on_event,
+            Warned(f"{spec} gave no verdict on {count:,} pairs, which are left out. {first}"),
+        )
 
 
 def _judge_maker(
@@ -342,7 +435,9 @@ def _judge_maker(
     def make() -> tuple[str, Callable[[list[int]], Any]]:
         tell(on_event, StageStarted(f"loading {spec}"))
         scorer = load_scorer(spec)
-        go_on_with_account(scorer, journal, run.read_json("environment.json")["sessions"][0]["started"])
+        go_on_with_account(
+            scorer, journal, run.read_json("environment.json")["sessions"][0]["started"]
+        )
 
         def work(part: list[int]) -> dict[str, Any]:
             some = [candidates[place] for place in part]
@@ -372,7 +467,7 @@ def _known(probability: float) -> float | None:
     return float(probability) if np.isfinite(probability) else None
 
 
-# --- the choice ----------------------------------------------------------------------------------------------------
+# --- the choice -----------------------------------------------------------------------------------
 
 
 def _choose(
@@ -405,17 +500,21 @@ def _choose(
         losses = "; ".join(f"{count:,} {what}" for what, count in selection.counts.items() if count)
         raise DataError(
             f"there is no pair to be labelled among {len(inputs.candidates):,} prompts: {losses}",
-            "more samples, a higher temperature or a larger select.max_new_tokens give different answers",
+            "more samples, a higher temperature or a larger select.max_new_tokens give different "
+            "answers",
         )
     if len(selection.picked) < settings.budget:
         found = (
-            f"There are {len(selection.picked):,} pairs to choose from, fewer than the budget of {settings.budget:,}"
+            f"There are {len(selection.picked):,} pairs to choose from, fewer than the budget of "
+            f"{settings.budget:,}"
         )
         tell(on_event, Warned(f"{found}: all are taken."))
     return selection
 
 
-def _states(recipe: SelectRecipe, run: Run, on_event: OnEvent | None) -> Callable[[Sequence[Triple]], Array]:
+def _states(
+    recipe: SelectRecipe, run: Run, on_event: OnEvent | None
+) -> Callable[[Sequence[Triple]], Array]:
     """Return what makes vectors from the policy's hidden states, batch by batch."""
     from aligner.builders.select.embeddings import finished, state_reader
 
@@ -440,7 +539,7 @@ def _chunks(items: list[int], size: int) -> list[list[int]]:
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
-# --- the end -------------------------------------------------------------------------------------------------------
+# --- the end --------------------------------------------------------------------------------------
 
 
 def _finish(
@@ -478,7 +577,9 @@ def _finish(
     return Outcome(run.dir, results, report)
 
 
-def _parents(recipe: SelectRecipe, run: Run, specs: Sequence[str], inputs: Inputs) -> list[dict[str, Any]]:
+def _parents(
+    recipe: SelectRecipe, run: Run, specs: Sequence[str], inputs: Inputs
+) -> list[dict[str, Any]]:
     """Return where the selection came from: the policy, the reward models, the files."""
     found: list[dict[str, Any]] = []
     policy = recipe.select.policy.name_or_path if recipe.select.policy else ""
@@ -488,4 +589,7 @@ def _parents(recipe: SelectRecipe, run: Run, specs: Sequence[str], inputs: Input
         fingerprint = Journal(run.dir / JOURNAL / name).begun_with
         if fingerprint is not None:
             found.append({"kind": kind, "path": path, "fingerprint": fingerprint})
-    return [*found, *({"kind": "data", "path": path, "fingerprint": sha} for path, sha in inputs.files.items())]
+    return [
+        *found,
+        *({"kind": "data", "path": path, "fingerprint": sha} for path, sha in inputs.files.items()),
+    ]

@@ -1,13 +1,18 @@
-"""Prompts with their answers, and pairs that are labelled already, from files. Broken rows are reported together.
+"""Prompts with their answers, and pairs that are labelled already, from files. Broken rows are
+reported together.
 
 A row of candidates is one of
 
-    {"prompt": ..., "responses": ["...", "..."]}                  answers as texts; `answer`, if there is one, is a right one
-    {"prompt": ..., "completions": [{"text": "..."}, ...]}        as `aligner generate --num-samples` writes them
-    {"prompt": ..., "chosen": ..., "rejected": ...}               preference pairs, whose labels are not looked at
+    {"prompt": ..., "responses": ["...", "..."]}                  answers as texts; `answer`, if
+                                                                  there is one, is a right one
+    {"prompt": ..., "completions": [{"text": "..."}, ...]}        as `aligner generate
+                                                                  --num-samples` writes them
+    {"prompt": ..., "chosen": ..., "rejected": ...}               preference pairs, whose labels are
+                                                                  not looked at
 
-and rows with the same prompt are joined. Labelled pairs are preference rows, or rows with `prompt`, `a` and `b` (a `to_label.jsonl`),
-or the run directory of an earlier selection, of which the pairs count that have a label, ties and skipped ones included.
+and rows with the same prompt are joined. Labelled pairs are preference rows, or rows with `prompt`,
+`a` and `b` (a `to_label.jsonl`), or the run directory of an earlier selection, of which the pairs
+count that have a label, ties and skipped ones included.
 """
 
 from __future__ import annotations
@@ -64,7 +69,9 @@ def of_prompts(rows: Sequence[PromptRow]) -> tuple[list[Candidate], int]:
     """Return a candidate without answers for each prompt, and how many prompts had come before."""
     found: dict[str, Candidate] = {}
     for row in rows:
-        found.setdefault(prompt_key(row.prompt), Candidate(row.prompt, origin=row.origin, answer=row.answer))
+        found.setdefault(
+            prompt_key(row.prompt), Candidate(row.prompt, origin=row.origin, answer=row.answer)
+        )
     return list(found.values()), len(rows) - len(found)
 
 
@@ -89,7 +96,12 @@ def read_candidates(path: str, *, keep_unfinished: bool = False) -> Read:
             before.responses += one.responses
             before.unfinished += one.unfinished
             before.answer = before.answer if before.answer is not None else one.answer
-    _refuse(path, problems, bool(found), "a prompt with `responses`, `completions`, or `chosen` and `rejected`")
+    _refuse(
+        path,
+        problems,
+        bool(found),
+        "a prompt with `responses`, `completions`, or `chosen` and `rejected`",
+    )
     read.candidates = list(found.values())
     return read
 
@@ -112,7 +124,9 @@ def read_labelled(paths: Sequence[str]) -> tuple[list[Triple], list[FileRecord]]
                 rows.append(_labelled(raw, origin))
             except BadRow as bad:
                 problems.append(Problem(str(bad), where=origin))
-        _refuse(path, problems, bool(rows), "`prompt` with `chosen` and `rejected`, or with `a` and `b`")
+        _refuse(
+            path, problems, bool(rows), "`prompt` with `chosen` and `rejected`, or with `a` and `b`"
+        )
         found += rows
     return found, files
 
@@ -120,11 +134,18 @@ def read_labelled(paths: Sequence[str]) -> tuple[list[Triple], list[FileRecord]]
 def _labelled_in_run(run_dir: Path, files: list[FileRecord]) -> list[Triple]:
     labels = known_labels(run_dir)
     if not labels:
-        raise DataError(f"{run_dir} has no labels yet", f"read them with `aligner data select {run_dir} --labels FILE`")
+        raise DataError(
+            f"{run_dir} has no labels yet",
+            f"read them with `aligner data select {run_dir} --labels FILE`",
+        )
     for name in (PICKED, LABELS):
         path = run_dir / name
         files.append(FileRecord(str(path), file_sha256(path), path.stat().st_size))
-    return [(one["prompt"], one["a"], one["b"]) for name, one in asked_pairs(run_dir).items() if name in labels]
+    return [
+        (one["prompt"], one["a"], one["b"])
+        for name, one in asked_pairs(run_dir).items()
+        if name in labels
+    ]
 
 
 def _rows(path: str, files: list[FileRecord], problems: list[Problem]) -> Any:
@@ -140,20 +161,26 @@ def _refuse(path: str, problems: Sequence[Problem], has_rows: bool, wanted: str)
     if problems:
         more = f" (the first {LISTED} are listed)" if len(problems) > LISTED else ""
         raise DataError(
-            f"{len(problems):,} rows of {path} are broken{more}", f"a row needs {wanted}", problems[:LISTED]
+            f"{len(problems):,} rows of {path} are broken{more}",
+            f"a row needs {wanted}",
+            problems[:LISTED],
         )
     if not has_rows:
         raise DataError(f"{path} holds no rows", "check the path")
 
 
-# --- one row -------------------------------------------------------------------------------------------------------
+# --- one row --------------------------------------------------------------------------------------
 
 
 def _candidate(raw: Mapping[str, Any], origin: str, keep_unfinished: bool) -> Candidate:
     if raw.get("chosen") is not None and raw.get("rejected") is not None:
         row = map_row(raw, "preference", "preference", origin)
         assert isinstance(row, PreferenceRow)
-        return Candidate(row.prompt, [_one_text(row.chosen, "chosen"), _one_text(row.rejected, "rejected")], origin)
+        return Candidate(
+            row.prompt,
+            [_one_text(row.chosen, "chosen"), _one_text(row.rejected, "rejected")],
+            origin,
+        )
     name = next((name for name in ("responses", "completions") if raw.get(name) is not None), None)
     if name is None:
         raise BadRow("there are no `responses`, and no `chosen` and `rejected`")
@@ -162,7 +189,11 @@ def _candidate(raw: Mapping[str, Any], origin: str, keep_unfinished: bool) -> Ca
         raise BadRow(f"{name} is {kind(given)}, not a list of answers")
     one = Candidate(_prompt(raw), origin=origin, answer=_answer(raw.get("answer")))
     for number, item in enumerate(given, start=1):
-        if isinstance(item, Mapping) and item.get("finish_reason") == "length" and not keep_unfinished:
+        if (
+            isinstance(item, Mapping)
+            and item.get("finish_reason") == "length"
+            and not keep_unfinished
+        ):
             one.unfinished += 1
         else:
             one.responses.append(_response(item, f"answer {number} of {name}"))
@@ -181,7 +212,11 @@ def _prompt(raw: Mapping[str, Any]) -> Prompt:
     value = raw.get("prompt")
     if value is None:
         raise BadRow("`prompt` is null" if "prompt" in raw else "`prompt` is missing")
-    return question(messages(value, "prompt"), "prompt") if isinstance(value, list) else text(value, "prompt")
+    return (
+        question(messages(value, "prompt"), "prompt")
+        if isinstance(value, list)
+        else text(value, "prompt")
+    )
 
 
 def _answer(value: Any) -> str | None:
@@ -201,5 +236,8 @@ def _one_text(value: str | Messages, name: str) -> str:
     if isinstance(value, str):
         return value
     if len(value) != 1 or value[0].get("tool_calls"):
-        raise BadRow(f"{name} has {len(value)} turns or calls tools; only answers of one turn can be compared")
+        raise BadRow(
+            f"{name} has {len(value)} turns or calls tools; only answers of one turn can be "
+            "compared"
+        )
     return str(value[0]["content"])

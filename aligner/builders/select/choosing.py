@@ -1,15 +1,19 @@
-"""`select`: from prompts, answers and beliefs to the pairs worth a label. Plain lists in, plain records out; no files.
+"""`select`: from prompts, answers and beliefs to the pairs worth a label. Plain lists in, plain
+records out; no files.
 
-For every prompt one pair of its answers is chosen, and then some of the prompts. The pair of a prompt is
+For every prompt one pair of its answers is chosen, and then some of the prompts. The pair of a
+prompt is
 
-    max_min         the best and the worst answer, by mean probability of beating the others: the pair that on-policy preference
-                    training would use, so that what is labelled is what the proxy will have to judge
+    max_min         the best and the worst answer, by mean probability of beating the others: the
+                    pair that on-policy preference
+                    training would use, so that what is labelled is what the proxy will
+                    have to judge
     most_uncertain  the one that the models are least sure of: more information, and more ties
     random          any
 
-Answers that differ in outer white space alone are one answer. Without a pair: a prompt that is empty, came before, has fewer than
-two different answers that say something, or whose pairs are all labelled or without a verdict of the models. Each of these is counted and
-none is an error.
+Answers that differ in outer white space alone are one answer. Without a pair: a prompt that is
+empty, came before, has fewer than two different answers that say something, or whose pairs are all
+labelled or without a verdict of the models. Each of these is counted and none is an error.
 """
 
 from __future__ import annotations
@@ -47,7 +51,8 @@ Embed = Callable[[Sequence[Triple]], Array]
 
 @dataclass(frozen=True)
 class Pair:
-    """A pair that may be labelled. `a` and `b` stand in a random order, so that the position says nothing."""
+    """A pair that may be labelled. `a` and `b` stand in a random order, so that the position says
+    nothing."""
 
     id: str
     """The same for the same prompt and answers in any run and order."""
@@ -68,7 +73,8 @@ class Pair:
 
 @dataclass
 class Selection:
-    """What was picked, in the order of picking; the pairs of all other prompts, in theirs; and what became of the rest."""
+    """What was picked, in the order of picking; the pairs of all other prompts, in theirs; and what
+    became of the rest."""
 
     picked: list[Pair] = field(default_factory=list)
     rest: list[Pair] = field(default_factory=list)
@@ -98,16 +104,22 @@ def select(
 ) -> Selection:
     """Choose at most `budget` pairs to be labelled, one of a prompt.
 
-    Shapes: N prompts (texts, or lists of turns) and N lists of answers, of any lengths n_i. `beliefs`: what `judge` returns, N arrays of
-    shape (M, n_i, n_i) with the probabilities of M models that answer j is better than answer k, NaN for pairs without a verdict, which
-    are never picked. Without it only `random` and
-    `diversity` can be asked for, and pairs are drawn at random. `labelled`: pairs with a label, which are never picked and which
-    count as picked where picks are spread. `embed` makes vectors of pairs, (N, D), for the same.
+    Shapes: N prompts (texts, or lists of turns) and N lists of answers, of any lengths n_i.
+    `beliefs`: what `judge` returns, N arrays of shape (M, n_i, n_i) with the probabilities of M
+    models that answer j is better than answer k, NaN for pairs without a verdict, which are never
+    picked. Without it only `random` and `diversity` can be asked for, and pairs are drawn at
+    random. `labelled`: pairs with a label, which are never picked and which count as picked where
+    picks are spread. `embed` makes vectors of pairs, (N, D), for the same.
 
-    With a budget of at least as many pairs as there are, all are picked, in the order of the strategy.
+    With a budget of at least as many pairs as there are, all are picked, in the order of the
+    strategy.
     """
-    assert len(prompts) == len(responses), f"{len(prompts)} prompts, {len(responses)} lists of answers"
-    assert beliefs is None or len(beliefs) == len(prompts), f"{len(prompts)} prompts, {len(beliefs or [])} beliefs"
+    assert len(prompts) == len(responses), (
+        f"{len(prompts)} prompts, {len(responses)} lists of answers"
+    )
+    assert beliefs is None or len(beliefs) == len(prompts), (
+        f"{len(prompts)} prompts, {len(beliefs or [])} beliefs"
+    )
     assert beliefs is not None or strategy in ("random", "diversity"), f"{strategy} needs beliefs"
     models = len(beliefs[0]) if beliefs else 0
     found = Selection(
@@ -116,7 +128,9 @@ def select(
     )
     known = {pair_id(*triple) for triple in labelled}
     pairs = _pairs(found, prompts, responses, beliefs, known, seed)
-    order = _order(pairs, budget, strategy, pool_factor, spread, [*labelled], embed, seed, on_pick)[:budget]
+    order = _order(pairs, budget, strategy, pool_factor, spread, [*labelled], embed, seed, on_pick)[
+        :budget
+    ]
     taken = set(order)
     found.picked = [pairs[place] for place in order]
     found.rest = [one for place, one in enumerate(pairs) if place not in taken]
@@ -124,7 +138,8 @@ def select(
 
 
 def prompt_key(prompt: Prompt) -> str:
-    """Return what two prompts have in common that ask the same; a plain one equals the one turn of a user."""
+    """Return what two prompts have in common that ask the same; a plain one equals the one turn of
+    a user."""
     turns = as_turns(prompt.strip() if isinstance(prompt, str) else list(prompt), "user")
     return json.dumps(turns, sort_keys=True, ensure_ascii=True)
 
@@ -135,7 +150,7 @@ def pair_id(prompt: Prompt, a: str, b: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-# --- the pair of a prompt ------------------------------------------------------------------------------------------
+# --- the pair of a prompt -------------------------------------------------------------------------
 
 
 def _pairs(
@@ -193,24 +208,39 @@ def _pair_of(
     known: set[str],
     seed: int,
 ) -> Pair | None:
-    """Return the pair of a prompt that the rule likes best among those with a verdict and no label, or count it; equals by chance."""
+    """Return the pair of a prompt that the rule likes best among those with a verdict and no label,
+    or count it; equals by chance."""
     doubts = None if belief is None or found.measure is None else MEASURES[found.measure](belief)
     options = _with_verdict(_liked(found.pair, kept, belief, doubts), belief, found.counts)
     if not options:
         found.counts["prompts without a verdict on any pair"] += 1
         return None
     if known:
-        options = [one for one in options if pair_id(prompt, answers[one[1]], answers[one[2]]) not in known]
+        options = [
+            one for one in options if pair_id(prompt, answers[one[1]], answers[one[2]]) not in known
+        ]
     if not options:
         found.counts["prompts whose pairs are labelled already"] += 1
         return None
     most = max(liking for liking, _, _ in options)
-    equals = [(pair_id(prompt, answers[j], answers[k]), j, k) for liking, j, k in options if liking == most]
+    equals = [
+        (pair_id(prompt, answers[j], answers[k]), j, k)
+        for liking, j, k in options
+        if liking == most
+    ]
     name, j, k = max(equals, key=lambda one: draw(seed, "pair", one[0]))
     if draw(seed, "order", name) < 0.5:
         j, k = k, j
     probability = None if belief is None else float(belief[:, j, k].mean())
-    return Pair(name, row, prompt, answers[j], answers[k], probability, None if doubts is None else float(doubts[j, k]))
+    return Pair(
+        name,
+        row,
+        prompt,
+        answers[j],
+        answers[k],
+        probability,
+        None if doubts is None else float(doubts[j, k]),
+    )
 
 
 def _with_verdict(
@@ -225,7 +255,9 @@ def _with_verdict(
     return kept
 
 
-def _liked(rule: str, kept: list[int], belief: Array | None, doubts: Array | None) -> list[tuple[float, int, int]]:
+def _liked(
+    rule: str, kept: list[int], belief: Array | None, doubts: Array | None
+) -> list[tuple[float, int, int]]:
     """Return every pair of the kept answers, with how much the rule likes it."""
     places = [(kept[first], kept[second]) for first, second in pairs_of(len(kept))]
     if rule == "max_min":
@@ -238,7 +270,7 @@ def _liked(rule: str, kept: list[int], belief: Array | None, doubts: Array | Non
     return [(0.0, j, k) for j, k in places]
 
 
-# --- the prompts ---------------------------------------------------------------------------------------------------
+# --- the prompts ----------------------------------------------------------------------------------
 
 
 def _order(
@@ -257,7 +289,9 @@ def _order(
     if strategy == "random":
         return at_random(ids, seed)
     if strategy == "diversity":
-        candidates = first = at_random(ids, seed)  # an order that does not come from that of the rows
+        candidates = first = at_random(
+            ids, seed
+        )  # an order that does not come from that of the rows
     else:
         first = most_uncertain(ids, [one.uncertainty or 0.0 for one in pairs], seed)
         if strategy == "uncertainty":

@@ -1,7 +1,9 @@
-"""Vectors of pairs from a policy: the mean of its last hidden states over prompt and answer, both answers averaged.
+"""Vectors of pairs from a policy: the mean of its last hidden states over prompt and answer, both
+answers averaged.
 
-What all vectors have in common (the hidden states of language models share a large part) is taken away, and each is brought to
-length one. A conversation longer than the model's positions loses its beginning.
+What all vectors have in common (the hidden states of language models share a large part) is taken
+away, and each is brought to length one. A conversation longer than the model's positions loses its
+beginning.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ Array = np.ndarray
 
 
 def state_reader(section: Model) -> tuple[str, Callable[[Sequence[Triple]], list[str]]]:
-    """Return the policy's fingerprint, and what gives the vectors of a batch of pairs, each packed into a text."""
+    """Return the policy's fingerprint, and what gives the vectors of a batch of pairs, each packed
+    into a text."""
     from transformers.utils.logging import disable_progress_bar
 
     from aligner.models.fingerprint import model_fingerprint
@@ -34,11 +37,16 @@ def state_reader(section: Model) -> tuple[str, Callable[[Sequence[Triple]], list
     disable_progress_bar()  # progress is told by our own events
     tokenizer = load_tokenizer(section)
     policy = load_policy(section, tokenizer, trainable=False)
-    return model_fingerprint(section), lambda pairs: [pack(row) for row in mean_states(policy, tokenizer, pairs)]
+    return model_fingerprint(section), lambda pairs: [
+        pack(row) for row in mean_states(policy, tokenizer, pairs)
+    ]
 
 
-def mean_states(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Triple]) -> Array:
-    """Return the mean hidden state of each pair, shape (N, D), float32; all 2 N sequences go through the model together."""
+def mean_states(
+    policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Triple]
+) -> Array:
+    """Return the mean hidden state of each pair, shape (N, D), float32; all 2 N sequences go
+    through the model together."""
     import torch
 
     from aligner.generation.decode import at_rest, max_positions
@@ -49,10 +57,16 @@ def mean_states(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pai
     ids = [_last(encode_sft(tokenizer, row, "completion").input_ids, limit) for row in rows]
     width = max(map(len, ids))
     pad = tokenizer.pad_token_id
-    ids_BT = torch.tensor([[*one, *[pad] * (width - len(one))] for one in ids], device=policy.device)
-    mask_BT = torch.tensor([[1] * len(one) + [0] * (width - len(one)) for one in ids], device=policy.device)
+    ids_BT = torch.tensor(
+        [[*one, *[pad] * (width - len(one))] for one in ids], device=policy.device
+    )
+    mask_BT = torch.tensor(
+        [[1] * len(one) + [0] * (width - len(one)) for one in ids], device=policy.device
+    )
     with at_rest(policy):
-        states_BTD = _body(policy)(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False).last_hidden_state.float()
+        states_BTD = _body(policy)(
+            input_ids=ids_BT, attention_mask=mask_BT, use_cache=False
+        ).last_hidden_state.float()
     mean_BD = (states_BTD * mask_BT[..., None]).sum(dim=1) / mask_BT.sum(dim=1, keepdim=True)
     return mean_BD.reshape(len(pairs), 2, -1).mean(dim=1).cpu().numpy()
 

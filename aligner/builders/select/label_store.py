@@ -25,13 +25,16 @@ Label = dict[str, Any]
 def asked_pairs(run_dir: Path) -> dict[str, dict[str, Any]]:
     """Return the picked pairs of a finished selection by id, in the order of picking.
 
-    They come from `picked.json`, so that nothing that happens to `to_label.jsonl` at an expert's desk can change them.
+    They come from `picked.json`, so that nothing that happens to `to_label.jsonl` at an expert's
+    desk can change them.
 
     Raises: UsageError when there is no finished selection.
     """
     resolved, summary = read_json(run_dir, "resolved.json"), read_json(run_dir, PICKED)
     if resolved is None or resolved["recipe"]["method"] != "select":
-        raise UsageError(f"{run_dir} is not the run directory of a selection", "give the output_dir of one")
+        raise UsageError(
+            f"{run_dir} is not the run directory of a selection", "give the output_dir of one"
+        )
     if summary is None or not (run_dir / "manifest.json").exists():
         raise UsageError(f"the selection in {run_dir} is not finished", "--resume goes on with it")
     return {pair["id"]: pair for pair in summary["pairs"]}
@@ -47,23 +50,34 @@ def known_labels(run_dir: Path) -> dict[str, Label]:
     for line, row in read_file(path) if path.exists() else ():
         if row is BLANK:
             continue
-        if isinstance(row, Unreadable) or not isinstance(row.get("id"), str) or row.get("label") not in CHOICES:
-            raise DataError(f"{path}:{line} is not a label", "delete that line; the others can be used")
+        if (
+            isinstance(row, Unreadable)
+            or not isinstance(row.get("id"), str)
+            or row.get("label") not in CHOICES
+        ):
+            raise DataError(
+                f"{path}:{line} is not a label", "delete that line; the others can be used"
+            )
         found[row["id"]] = {key: value for key, value in row.items() if key != "id"}
     return found
 
 
 def counts_of(run_dir: Path) -> dict[str, float]:
-    """Return how many pairs have which label, and how often the reward models were right where there were some."""
+    """Return how many pairs have which label, and how often the reward models were right where
+    there were some."""
     summary, labels = read_json(run_dir, PICKED), known_labels(run_dir)
-    by_choice = {choice: sum(one["label"] == choice for one in labels.values()) for choice in CHOICES}
+    by_choice = {
+        choice: sum(one["label"] == choice for one in labels.values()) for choice in CHOICES
+    }
     counts = {
         "labelled": float(by_choice["a"] + by_choice["b"]),
         "ties": float(by_choice["tie"]),
         "skipped": float(by_choice["skip"]),
         "not labelled yet": float(len(summary["pairs"]) - len(labels)),
     }
-    judged = [pair for pair in summary["pairs"] if labels.get(pair["id"], {}).get("label") in ("a", "b")]
+    judged = [
+        pair for pair in summary["pairs"] if labels.get(pair["id"], {}).get("label") in ("a", "b")
+    ]
     if judged and judged[0]["probability"] is not None:
         right = [_share_right(pair["probability"], labels[pair["id"]]["label"]) for pair in judged]
         counts["ranked rightly by the reward models"] = round(sum(right) / len(right), 4)

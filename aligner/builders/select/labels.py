@@ -1,12 +1,15 @@
-"""Labels read back from a file, or asked of a scorer, and what is made of them: preference rows to train on.
+"""Labels read back from a file, or asked of a scorer, and what is made of them: preference rows to
+train on.
 
-A file of labels is JSON lines (or JSON, CSV, Parquet) with an `id` and a `label`: `a`, `b`, `tie` or `skip`, with an optional
-`strength` of 1 to 3 beside `a` and `b` (HelpSteer2-Preference, arXiv 2410.01257). A `to_label.jsonl` with its labels filled in is
-one. A row without a label is not labelled yet. Everything that is wrong with a file is reported at once, and then nothing of it is
+A file of labels is JSON lines (or JSON, CSV, Parquet) with an `id` and a `label`: `a`, `b`, `tie`
+or `skip`, with an optional `strength` of 1 to 3 beside `a` and `b` (HelpSteer2-Preference, arXiv
+2410.01257). A `to_label.jsonl` with its labels filled in is one. A row without a label is not
+labelled yet. Everything that is wrong with a file is reported at once, and then nothing of it is
 taken; labels that were read before stay.
 
-`labels.jsonl` is the truth, and `labelled.jsonl` is made of it: one row of `prompt`, `chosen`, `rejected` for each `a` or `b`. Ties and
-skipped pairs are counted, and are pairs that need not be asked about again.
+`labels.jsonl` is the truth, and `labelled.jsonl` is made of it: one row of `prompt`, `chosen`,
+`rejected` for each `a` or `b`. Ties and skipped pairs are counted, and are pairs that need not be
+asked about again.
 """
 
 from __future__ import annotations
@@ -18,7 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from aligner.builders.select.asking import ask_about
-from aligner.builders.select.label_store import CHOICES, LABELS, Label, asked_pairs, counts_of, known_labels
+from aligner.builders.select.label_store import (
+    CHOICES,
+    LABELS,
+    Label,
+    asked_pairs,
+    counts_of,
+    known_labels,
+)
 from aligner.config.hints import did_you_mean
 from aligner.data.files import BLANK, Unreadable, kind_of_file, read_file
 from aligner.errors import DataError, Problem, UsageError
@@ -40,7 +50,8 @@ LISTED = 20
 def read_labels(run_dir: Path, file: Path, on_event: OnEvent | None = None) -> Outcome:
     """Take over the labels of a file; `labelled.jsonl` and the report follow.
 
-    Raises: DataError with everything that is wrong in the file, and nothing is taken; UsageError without a finished selection.
+    Raises: DataError with everything that is wrong in the file, and nothing is taken; UsageError
+    without a finished selection.
     """
     pairs = asked_pairs(run_dir)
     with _held(run_dir):
@@ -48,21 +59,26 @@ def read_labels(run_dir: Path, file: Path, on_event: OnEvent | None = None) -> O
         read = _labels_in(file, pairs, labels)
         new = {name: label for name, label in read.items() if name not in labels}
         # What was known of the same label is kept, and a strength that comes later is added.
-        merged = {**labels, **{name: {**labels.get(name, {}), **label} for name, label in read.items()}}
+        merged = {
+            **labels,
+            **{name: {**labels.get(name, {}), **label} for name, label in read.items()},
+        }
         _write(run_dir, pairs, merged)
     tell(on_event, Notice(f"{len(new):,} new labels; {len(read) - len(new):,} were known."))
     return _outcome(run_dir)
 
 
 def ask_oracle(run_dir: Path, spec: str, on_event: OnEvent | None = None) -> Outcome:
-    """Let a scorer label every pair that has no label yet, a few at a time; a later call goes on where a kill stopped it.
+    """Let a scorer label every pair that has no label yet, a few at a time; a later call goes on
+    where a kill stopped it.
 
-    The better answer by the scorer's preference is the label; exactly equal answers are a tie. An ensemble whose scores depend on
-    the rows of a call gets all picked pairs in one, so that the labels do not depend on which of them were known;
-    where a pair has no verdict, the others are brought to one scale without it.
+    The better answer by the scorer's preference is the label; exactly equal answers are a tie. An
+    ensemble whose scores depend on the rows of a call gets all picked pairs in one, so that the
+    labels do not depend on which of them were known; where a pair has no verdict, the others are
+    brought to one scale without it.
 
-    Raises: UsageError without a finished selection; RecipeError when there is no such scorer; DataError that lists the pairs without a
-    verdict, after all others are labelled.
+    Raises: UsageError without a finished selection; RecipeError when there is no such scorer;
+    DataError that lists the pairs without a verdict, after all others are labelled.
     """
     pairs = asked_pairs(run_dir)
     card = read_spec(spec)
@@ -71,7 +87,9 @@ def ask_oracle(run_dir: Path, spec: str, on_event: OnEvent | None = None) -> Out
         return _written(run_dir, pairs)
     tell(on_event, StageStarted(f"loading {spec}"))
     scorer = load_scorer(spec)
-    go_on_with_account(scorer, run_dir / LABELS, read_json(run_dir, "environment.json")["sessions"][0]["started"])
+    go_on_with_account(
+        scorer, run_dir / LABELS, read_json(run_dir, "environment.json")["sessions"][0]["started"]
+    )
     with _held(run_dir):
         # Anew: an expert may have labelled pairs while the scorer was loaded.
         missing = _without_label(pairs, known_labels(run_dir))
@@ -90,7 +108,8 @@ def _ask_for(
     together: bool,
     on_event: OnEvent | None,
 ) -> dict[str, str]:
-    """Write down the scorer's labels for the missing ones, part by part; return the pairs without a verdict, and why."""
+    """Write down the scorer's labels for the missing ones, part by part; return the pairs without a
+    verdict, and why."""
     reasons: dict[str, str] = {}
     size = max(1, len(missing)) if together else ASKED_TOGETHER
     for start in range(0, len(missing), size):
@@ -113,45 +132,62 @@ def _without_label(pairs: Mapping[str, Any], labels: Mapping[str, Label]) -> lis
 
 
 def _written(run_dir: Path, pairs: Mapping[str, Mapping[str, Any]]) -> Outcome:
-    """Where every pair has its label: make anew what is made of them, which a kill may have kept from it."""
+    """Where every pair has its label: make anew what is made of them, which a kill may have kept
+    from it."""
     with _held(run_dir):
         _write(run_dir, pairs, known_labels(run_dir))
     return _outcome(run_dir)
 
 
-def _preferred(scorer: Scorer, pairs: Sequence[Mapping[str, Any]]) -> tuple[dict[str, float], dict[str, str]]:
-    """Return how likely `a` is the better answer of each pair, and why some have no verdict; both by id."""
+def _preferred(
+    scorer: Scorer, pairs: Sequence[Mapping[str, Any]]
+) -> tuple[dict[str, float], dict[str, str]]:
+    """Return how likely `a` is the better answer of each pair, and why some have no verdict; both
+    by id."""
     references = [pair.get("answer") for pair in pairs]
     blind = all(one is None for one in references)
 
     def ask(rows: list[int]) -> Sequence[float]:
         prompts, first, second = ([pairs[row][key] for row in rows] for key in ("prompt", "a", "b"))
-        return preferences(scorer, prompts, first, second, None if blind else [references[row] for row in rows])
+        return preferences(
+            scorer, prompts, first, second, None if blind else [references[row] for row in rows]
+        )
 
     names = [pair["id"] for pair in pairs]
     found, reasons = ask_about([f"pair {name}" for name in names], ask, sides=2)
-    return {names[row]: value for row, value in found.items()}, {names[row]: why for row, why in reasons.items()}
+    return {names[row]: value for row, value in found.items()}, {
+        names[row]: why for row, why in reasons.items()
+    }
 
 
 def _no_verdict(scorer: Scorer, reasons: Mapping[str, str], asked: int) -> DataError:
-    problems = [Problem(reason, where=f"pair {name}") for name, reason in list(reasons.items())[:LISTED]]
+    problems = [
+        Problem(reason, where=f"pair {name}") for name, reason in list(reasons.items())[:LISTED]
+    ]
     more = f" (the first {LISTED} are listed)" if len(reasons) > LISTED else ""
     return DataError(
-        f"{scorer.name} gave no verdict on {len(reasons):,} of {asked:,} pairs{more}; the others are labelled",
-        "the same command asks for these again; or label them yourself, with `skip` for instance, and read them with --labels",
+        f"{scorer.name} gave no verdict on {len(reasons):,} of {asked:,} pairs{more}; the others "
+        "are labelled",
+        "the same command asks for these again; or label them yourself, with `skip` for instance, "
+        "and read them with --labels",
         problems,
     )
 
 
-# --- one file ------------------------------------------------------------------------------------------------------
+# --- one file -------------------------------------------------------------------------------------
 
 
-def _labels_in(file: Path, pairs: Mapping[str, Any], known: Mapping[str, Label]) -> dict[str, Label]:
+def _labels_in(
+    file: Path, pairs: Mapping[str, Any], known: Mapping[str, Label]
+) -> dict[str, Label]:
     """Return the labels of a file by id, or raise DataError with everything that is wrong in it."""
     if not file.is_file():
         raise UsageError(f"there is no file {file}", "name the file with the labels")
     if kind_of_file(file) is None:
-        raise UsageError(f"{file}: files of this kind cannot be read", "known are .jsonl, .json, .csv and .parquet")
+        raise UsageError(
+            f"{file}: files of this kind cannot be read",
+            "known are .jsonl, .json, .csv and .parquet",
+        )
     found: dict[str, Label] = {}
     places: dict[str, str] = {}
     problems: list[Problem] = []
@@ -167,7 +203,9 @@ def _labels_in(file: Path, pairs: Mapping[str, Any], known: Mapping[str, Label])
                 there = places.get(name, LABELS)
                 wrong = Problem(
                     f"{name} is labelled {_shown(label)}, and {_shown(earlier)} in {there}",
-                    hint="keep one" if name in places else f"to change a label, delete its line in {LABELS}",
+                    hint="keep one"
+                    if name in places
+                    else f"to change a label, delete its line in {LABELS}",
                 )
             elif label is not None:
                 found[name] = {**(earlier or {}), **label}
@@ -191,7 +229,9 @@ def _differ(one: Label, other: Label) -> bool:
 
 
 def _shown(label: Label) -> str:
-    return f"`{label['label']}`" + (f" with strength {label['strength']}" if "strength" in label else "")
+    return f"`{label['label']}`" + (
+        f" with strength {label['strength']}" if "strength" in label else ""
+    )
 
 
 def _wrong_with(row: Any, pairs: Mapping[str, Any]) -> Problem | None:
@@ -204,22 +244,33 @@ def _wrong_with(row: Any, pairs: Mapping[str, Any]) -> Problem | None:
     if name not in pairs:
         return Problem(f"no pair with the id {name!r} was picked", hint=did_you_mean(name, pairs))
     for key, other in (("a", "b"), ("b", "a")):
-        if row.get(key) is not None and not _is_the_answer(str(row[key]), pairs[name][key], pairs[name][other]):
-            return Problem(f"`{key}` is not the answer that was asked about", hint="were `a` and `b` exchanged?")
+        if row.get(key) is not None and not _is_the_answer(
+            str(row[key]), pairs[name][key], pairs[name][other]
+        ):
+            return Problem(
+                f"`{key}` is not the answer that was asked about",
+                hint="were `a` and `b` exchanged?",
+            )
     label, strength = _choice(row.get("label")), row.get("strength")
     if label not in (None, "", *CHOICES):
-        return Problem(f"the label is {row['label']!r}", hint=f"a label is one of {', '.join(CHOICES)}, or null")
+        return Problem(
+            f"the label is {row['label']!r}",
+            hint=f"a label is one of {', '.join(CHOICES)}, or null",
+        )
     if strength in (None, ""):
         return None
     if label not in ("a", "b"):
-        return Problem(f"there is a strength of {strength!r} and no preference", hint="drop the strength")
+        return Problem(
+            f"there is a strength of {strength!r} and no preference", hint="drop the strength"
+        )
     if _strength(strength) is None:
         return Problem(f"the strength is {strength!r}", hint="a strength is 1, 2 or 3")
     return None
 
 
 def _is_the_answer(given: str, answer: str, other: str) -> bool:
-    """Whether a file's text is this answer, with the line ends and blanks that spreadsheets mend, and not the other one."""
+    """Whether a file's text is this answer, with the line ends and blanks that spreadsheets mend,
+    and not the other one."""
     if _mended(given) == _mended(answer):
         return True
     return _mended(given) != _mended(other) and given.split() == answer.split()
@@ -250,7 +301,7 @@ def _label(row: Mapping[str, Any]) -> Label | None:
     return {"label": label} if strength is None else {"label": label, "strength": strength}
 
 
-# --- writing -------------------------------------------------------------------------------------------------------
+# --- writing --------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -263,7 +314,9 @@ def _held(run_dir: Path) -> Iterator[None]:
         release_lock(run_dir)
 
 
-def _write(run_dir: Path, pairs: Mapping[str, Mapping[str, Any]], labels: Mapping[str, Label]) -> None:
+def _write(
+    run_dir: Path, pairs: Mapping[str, Mapping[str, Any]], labels: Mapping[str, Label]
+) -> None:
     """Write the labels, and the report anew."""
     from aligner.builders.select.report import write_select_report
 
@@ -271,18 +324,30 @@ def _write(run_dir: Path, pairs: Mapping[str, Mapping[str, Any]], labels: Mappin
     write_select_report(run_dir)
 
 
-def _write_rows(run_dir: Path, pairs: Mapping[str, Mapping[str, Any]], labels: Mapping[str, Label]) -> None:
+def _write_rows(
+    run_dir: Path, pairs: Mapping[str, Mapping[str, Any]], labels: Mapping[str, Label]
+) -> None:
     """Write the labels, then what is made of them."""
     lines = [{"id": name, **labels[name]} for name in pairs if name in labels]
     write_atomically(run_dir / LABELS, "".join(dumps(line) + "\n" for line in lines))
-    rows = [_preference(pairs[name], labels[name]) for name in pairs if labels.get(name, {}).get("label") in ("a", "b")]
+    rows = [
+        _preference(pairs[name], labels[name])
+        for name in pairs
+        if labels.get(name, {}).get("label") in ("a", "b")
+    ]
     write_atomically(run_dir / LABELLED, "".join(dumps(row) + "\n" for row in rows))
 
 
 def _preference(pair: Mapping[str, Any], label: Label) -> dict[str, Any]:
     chosen, rejected = (pair["a"], pair["b"]) if label["label"] == "a" else (pair["b"], pair["a"])
     strength = {"strength": label["strength"]} if "strength" in label else {}
-    return {"prompt": pair["prompt"], "chosen": chosen, "rejected": rejected, **strength, "id": pair["id"]}
+    return {
+        "prompt": pair["prompt"],
+        "chosen": chosen,
+        "rejected": rejected,
+        **strength,
+        "id": pair["id"],
+    }
 
 
 def _outcome(run_dir: Path) -> Outcome:

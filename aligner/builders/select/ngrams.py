@@ -1,11 +1,15 @@
-"""Vectors of texts without a model: TF-IDF over n-grams of bytes, folded into a fixed width by hashing.
+"""Vectors of texts without a model: TF-IDF over n-grams of bytes, folded into a fixed width by
+hashing.
 
-N-grams of bytes know no language and no tokenizer. A gram's weight is (1 + ln count) * (1 + ln((1 + N) / (1 + number of texts that
-have it))); grams are counted in 2^20 slots and then added into `WIDTH` columns with a sign, both from a hash, so that scalar products
-stay what they were on average (feature hashing, arXiv 0902.2206). Nothing is random: the same texts give the same vectors anywhere.
+N-grams of bytes know no language and no tokenizer. A gram's weight is (1 + ln count) * (1 + ln((1 +
+N) / (1 + number of texts that have it))); grams are counted in 2^20 slots and then added into
+`WIDTH` columns with a sign, both from a hash, so that scalar products stay what they were on
+average (feature hashing, arXiv 0902.2206). Nothing is random: the same texts give the same vectors
+anywhere.
 
-The vector of a pair is the sum of two unit vectors, that of its prompt and that of its two answers together, brought to length one:
-a long answer does not drown the prompt, and which answer stands first does not matter.
+The vector of a pair is the sum of two unit vectors, that of its prompt and that of its two answers
+together, brought to length one: a long answer does not drown the prompt, and which answer stands
+first does not matter.
 """
 
 from __future__ import annotations
@@ -22,9 +26,18 @@ SIZES = (3, 4, 5)
 """Bytes in a gram."""
 WIDTH = 1024
 SLOTS = 1 << 20
-_START, _END = b"\x02\x02", b"\x03\x03"  # so that a text of one letter has grams too, and ends count
+_START, _END = (
+    b"\x02\x02",
+    b"\x03\x03",
+)  # so that a text of one letter has grams too, and ends count
 _FACTORS = np.array(
-    [0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93, 0xA0761D6478BD642F],
+    [
+        0x9E3779B97F4A7C15,
+        0xC2B2AE3D27D4EB4F,
+        0x165667B19E3779F9,
+        0xD6E8FEB86659FD93,
+        0xA0761D6478BD642F,
+    ],
     dtype=np.uint64,
 )
 _MIX = np.uint64(0xFF51AFD7ED558CCD)
@@ -43,7 +56,11 @@ def ngram_vectors(pairs: Sequence[tuple[Prompt, str, str]]) -> Array:
 
 def text_of(prompt: Prompt) -> str:
     """Return what is said in a prompt, its turns joined by line ends."""
-    return prompt if isinstance(prompt, str) else "\n".join(str(turn.get("content") or "") for turn in prompt)
+    return (
+        prompt
+        if isinstance(prompt, str)
+        else "\n".join(str(turn.get("content") or "") for turn in prompt)
+    )
 
 
 def unit(rows: Array) -> Array:
@@ -65,7 +82,9 @@ def _folded(texts: tuple[str, ...], weights: Array) -> Array:
     grams, counts = np.unique(_grams(texts), return_counts=True)
     value = (1.0 + np.log(counts)) * weights[_slot(grams)]
     signed = np.where((grams >> np.uint64(63)).astype(bool), value, -value)
-    row = np.bincount((grams >> np.uint64(40)).astype(np.int64) % WIDTH, weights=signed, minlength=WIDTH)
+    row = np.bincount(
+        (grams >> np.uint64(40)).astype(np.int64) % WIDTH, weights=signed, minlength=WIDTH
+    )
     return unit(row[None])[0].astype(np.float32)
 
 
@@ -77,7 +96,9 @@ def _grams(texts: tuple[str, ...]) -> Array:
     """Return the hashes of all grams of the texts; none reaches from one text into the next."""
     found = []
     for text in texts:
-        data = np.frombuffer(_START + text.encode("utf-8", "surrogatepass") + _END, dtype=np.uint8).astype(np.uint64)
+        data = np.frombuffer(
+            _START + text.encode("utf-8", "surrogatepass") + _END, dtype=np.uint8
+        ).astype(np.uint64)
         for size in SIZES:
             count = len(data) - size + 1
             if count < 1:

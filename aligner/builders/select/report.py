@@ -1,4 +1,5 @@
-"""What came of `aligner data select`: the numbers as a dict, and one HTML page with them, with pairs to read and with the labels."""
+"""What came of `aligner data select`: the numbers as a dict, and one HTML page with them, with
+pairs to read and with the labels."""
 
 from __future__ import annotations
 
@@ -48,7 +49,8 @@ def _mean(pairs: Sequence[Pair]) -> float | None:
 
 
 def _histogram(selection: Selection) -> list[list[Any]]:
-    """(lower end, upper end, picked, rest) of each bin; between 0 and the largest value that occurs."""
+    """(lower end, upper end, picked, rest) of each bin; between 0 and the largest value that
+    occurs."""
     if selection.measure is None:
         return []
     values = [one.uncertainty or 0.0 for one in [*selection.picked, *selection.rest]]
@@ -57,12 +59,18 @@ def _histogram(selection: Selection) -> list[list[Any]]:
         Counter(min(BINS - 1, int((one.uncertainty or 0.0) / width)) for one in pairs)
         for pairs in (selection.picked, selection.rest)
     ]
-    return [[place * width, (place + 1) * width, counts[0][place], counts[1][place]] for place in range(BINS)]
+    return [
+        [place * width, (place + 1) * width, counts[0][place], counts[1][place]]
+        for place in range(BINS)
+    ]
 
 
 def results_of(summary: Mapping[str, Any]) -> dict[str, float]:
     """Return the few numbers that a screen shows."""
-    results = {"prompts": float(summary["prompts"]), "pairs to choose from": float(summary["with_a_pair"])}
+    results = {
+        "prompts": float(summary["prompts"]),
+        "pairs to choose from": float(summary["with_a_pair"]),
+    }
     results["to be labelled"] = float(summary["picked"])
     for name in ("picked", "rest"):
         if summary["uncertainty"][name] is not None:
@@ -70,19 +78,27 @@ def results_of(summary: Mapping[str, Any]) -> dict[str, float]:
     return results
 
 
-# --- the page ------------------------------------------------------------------------------------------------------
+# --- the page -------------------------------------------------------------------------------------
 
 
 def write_select_report(run_dir: Path) -> Path:
     """Write `report.html` from `picked.json`, the recipe and, where there are some, the labels."""
     summary = read_json(run_dir, "picked.json")
     if summary is None:
-        raise UsageError(f"{run_dir} is not finished, so there is nothing to report yet", "--resume goes on with it")
+        raise UsageError(
+            f"{run_dir} is not finished, so there is nothing to report yet",
+            "--resume goes on with it",
+        )
     recipe = read_json(run_dir, "resolved.json")["recipe"]
     settings = recipe["select"]
     policy = settings["policy"]
     facts = [
-        ("answers", "of " + policy["name_or_path"] if settings["candidates"] is None else settings["candidates"]),
+        (
+            "answers",
+            "of " + policy["name_or_path"]
+            if settings["candidates"] is None
+            else settings["candidates"],
+        ),
         ("strategy", settings["strategy"]),
         ("pair", summary["pair"].replace("_", " ")),
         ("uncertainty", summary["measure"] or "none: no reward model"),
@@ -96,24 +112,43 @@ def write_select_report(run_dir: Path) -> Path:
         ("pairs", "Pairs, first picks first", _examples(summary)),
         ("losses", "What was left out", _left_out(summary)),
     )
-    body = "".join(f'<section id="{anchor}"><h2>{title}</h2>{text}</section>' for anchor, title, text in sections)
+    body = "".join(
+        f'<section id="{anchor}"><h2>{title}</h2>{text}</section>'
+        for anchor, title, text in sections
+    )
     warnings = []
     if summary["picked"] < settings["budget"]:
-        warnings.append(f"The budget was {settings['budget']:,} pairs, and there were {summary['picked']:,}.")
+        warnings.append(
+            f"The budget was {settings['budget']:,} pairs, and there were {summary['picked']:,}."
+        )
     path = run_dir / "report.html"
-    html = page(run_dir.resolve().name, "select", facts, body, tiles=_tiles(summary), warnings=warnings)
+    html = page(
+        run_dir.resolve().name, "select", facts, body, tiles=_tiles(summary), warnings=warnings
+    )
     write_atomically(path, html)
     return path
 
 
 def _tiles(summary: Mapping[str, Any]) -> list[dict[str, str]]:
     tiles = [
-        {"label": "to be labelled", "value": f"{summary['picked']:,}", "note": f"of {summary['with_a_pair']:,} pairs"},
-        {"label": "prompts", "value": f"{summary['prompts']:,}", "note": f"{summary['with_a_pair']:,} have a pair"},
+        {
+            "label": "to be labelled",
+            "value": f"{summary['picked']:,}",
+            "note": f"of {summary['with_a_pair']:,} pairs",
+        },
+        {
+            "label": "prompts",
+            "value": f"{summary['prompts']:,}",
+            "note": f"{summary['with_a_pair']:,} have a pair",
+        },
     ]
     picked, rest = summary["uncertainty"]["picked"], summary["uncertainty"]["rest"]
     if picked is not None:
-        note = f"of the picked pairs; {number(rest)} of the rest" if rest is not None else "of the picked pairs"
+        note = (
+            f"of the picked pairs; {number(rest)} of the rest"
+            if rest is not None
+            else "of the picked pairs"
+        )
         tiles.append({"label": f"mean {summary['measure']}", "value": number(picked), "note": note})
     return tiles
 
@@ -124,16 +159,30 @@ def _histograms(summary: Mapping[str, Any]) -> str:
         return "<p>No reward model took part, so nothing is known of it.</p>"
     names = [f"{low:.3f} to {high:.3f}" for low, high, _, _ in rows]
     charts = [
-        bar_chart(title, [(name, float(row[column])) for name, row in zip(names, rows)], last_stands_out=False)
+        bar_chart(
+            title,
+            [(name, float(row[column])) for name, row in zip(names, rows)],
+            last_stands_out=False,
+        )
         for title, column in (("picked", 2), ("rest", 3))
     ]
-    return f'<div class="grid">{"".join(charts)}</div><p class="soft small">{escape(_MEANING[summary["measure"]])}</p>'
+    return (
+        f'<div class="grid">{"".join(charts)}</div><p class="soft '
+        f'small">{escape(_MEANING[summary["measure"]])}</p>'
+    )
 
 
 _MEANING = {
-    "entropy": "Entropy in nats of the preference; 0.693 where the two answers are equally good to the model, or unknown to it.",
-    "variance": "Variance between the reward models of the probability that one answer is better; at most 0.25.",
-    "bald": "Mutual information in nats of label and reward model: high where each is sure and they disagree.",
+    "entropy": "Entropy in nats of the preference; 0.693 where the two answers are equally good to "
+    "the "
+    "model, or unknown to it.",
+    "variance": "Variance between the reward models of the probability that one answer is better; "
+    "at "
+    "most "
+    "0.25.",
+    "bald": "Mutual information in nats of label and reward model: high where each is sure and "
+    "they "
+    "disagree.",
 }
 
 
@@ -142,7 +191,10 @@ def _labels(run_dir: Path) -> str:
 
     counts = counts_of(run_dir)
     if not known_labels(run_dir):
-        return f"<p>None yet. <code>aligner data select {escape(str(run_dir))} --labels FILE</code> reads them.</p>"
+        return (
+            f"<p>None yet. <code>aligner data select {escape(str(run_dir))} --labels FILE</code> "
+            "reads them.</p>"
+        )
     rows = "".join(
         f"<tr><td>{escape(what)}</td><td class=n>{escape(number(float(value)))}</td></tr>"
         for what, value in counts.items()
@@ -152,13 +204,17 @@ def _labels(run_dir: Path) -> str:
 
 def _left_out(summary: Mapping[str, Any]) -> str:
     body = "".join(
-        f"<tr><td>{escape(what)}</td><td class=n>{count:,}</td></tr>" for what, count in summary["left_out"].items()
+        f"<tr><td>{escape(what)}</td><td class=n>{count:,}</td></tr>"
+        for what, count in summary["left_out"].items()
     )
     return _table("<th>what</th><th class=n>how many</th>", body) if body else "<p>Nothing.</p>"
 
 
 def _table(head: str, rows: str) -> str:
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    return (
+        "<div "
+        f'class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    )
 
 
 _STYLE = "<style>.pair pre{white-space:pre-wrap;overflow-wrap:anywhere}</style>"
@@ -177,4 +233,6 @@ def _example(pair: Mapping[str, Any]) -> str:
         f'<p class="soft small">{name}</p><pre>{escape(text)}</pre>'
         for name, text in (("prompt", text_of(pair["prompt"])), ("a", pair["a"]), ("b", pair["b"]))
     )
-    return f'<details class="pair" open><summary>{escape(" · ".join(told))}</summary>{parts}</details>'
+    return (
+        f'<details class="pair" open><summary>{escape(" · ".join(told))}</summary>{parts}</details>'
+    )

@@ -1,21 +1,25 @@
 """What reward models believe about the answers to a prompt, and how unsure they are.
 
-A belief is an array of shape (M, n, n): for each of M models the probability that answer j is better than answer k. Of a model
-that scores single answers it is the sigmoid of the difference (Bradley and Terry), of one that compares what it says itself. So
-models of different scales count alike.
+A belief is an array of shape (M, n, n): for each of M models the probability that answer j is
+better than answer k. Of a model that scores single answers it is the sigmoid of the difference
+(Bradley and Terry), of one that compares what it says itself. So models of different scales count
+alike.
 
 Measures of uncertainty, of the M probabilities p of one pair (in nats where they are entropies):
 
-    entropy    H(mean p), with H(p) = -p ln p - (1 - p) ln(1 - p): how open the question is, all models together
+    entropy    H(mean p), with H(p) = -p ln p - (1 - p) ln(1 - p): how open the question is, all
+               models together
     variance   of the p: how much the models contradict one another (as in arXiv 2203.07472)
-    bald       H(mean p) - mean H(p), the mutual information of label and model (arXiv 1112.5745): high where each
+    bald       H(mean p) - mean H(p), the mutual information of label and model (arXiv 1112.5745):
+               high where each
                model is sure and they disagree, low where all find the two answers equally good
 
-An entropy cannot tell a pair that is a tie from one that the model has not understood; disagreement can, if the models differ.
-For a scorer whose numbers are no logits (a judge's grades, a verifier) the sigmoid only orders pairs.
+An entropy cannot tell a pair that is a tie from one that the model has not understood; disagreement
+can, if the models differ. For a scorer whose numbers are no logits (a judge's grades, a verifier)
+the sigmoid only orders pairs.
 
-A pair that a judge has no usable verdict on is NaN in its belief, and no pair to choose; the win rates are those over the other
-pairs.
+A pair that a judge has no usable verdict on is NaN in its belief, and no pair to choose; the win
+rates are those over the other pairs.
 
 Legend: M models, n answers to a prompt.
 """
@@ -39,7 +43,8 @@ def judge(
     responses: Sequence[Sequence[str]],
     references: Sequence[str | None] | None = None,
 ) -> list[Array]:
-    """Return what the scorers believe: one array of shape (M, n_i, n_i) for each prompt i with its n_i answers.
+    """Return what the scorers believe: one array of shape (M, n_i, n_i) for each prompt i with its
+    n_i answers.
 
     `references`: a right answer for each prompt, for scorers that compare with one.
 
@@ -60,10 +65,12 @@ def win_probabilities(
     names: Sequence[str] | None = None,
     unjudged: dict[int, str] | None = None,
 ) -> list[Array]:
-    """Return for each prompt how likely each answer is better than each other one: shape (n_i, n_i), 0.5 on the diagonal.
+    """Return for each prompt how likely each answer is better than each other one: shape (n_i,
+    n_i), 0.5 on the diagonal.
 
-    What the scorer has to say about single rows is added to `remarks`. `names`: what errors call the prompts. A pair without a
-    verdict is NaN, and why goes to `unjudged`, by the prompt's place (one reason each).
+    What the scorer has to say about single rows is added to `remarks`. `names`: what errors call
+    the prompts. A pair without a verdict is NaN, and why goes to `unjudged`, by the prompt's place
+    (one reason each).
     """
     remarks = [] if remarks is None else remarks
     unjudged = {} if unjudged is None else unjudged
@@ -88,13 +95,19 @@ def _scored(
 
     def ask(places: list[int]) -> Sequence[float]:
         known = None if references is None else [references[rows[place]] for place in places]
-        said = scorer.score([prompts[rows[place]] for place in places], [flat[place] for place in places], known)
+        said = scorer.score(
+            [prompts[rows[place]] for place in places], [flat[place] for place in places], known
+        )
         remarks.extend(said.remarks.values())
         return said
 
     scores = _numbers(scorer, ask, rows, prompts, names, unjudged)
     ends = np.cumsum([len(answers) for answers in responses])
-    found = [sigmoid(part[:, None] - part[None, :]) for part in np.split(scores, ends[:-1])] if len(prompts) else []
+    found = (
+        [sigmoid(part[:, None] - part[None, :]) for part in np.split(scores, ends[:-1])]
+        if len(prompts)
+        else []
+    )
     for one in found:
         np.fill_diagonal(one, 0.5)
     return found
@@ -110,11 +123,15 @@ def _compared(
     unjudged: dict[int, str],
 ) -> list[Array]:
     """Ask for every pair once; the other direction is what is left to 1."""
-    asked = [(row, *pair) for row, answers in enumerate(responses) for pair in pairs_of(len(answers))]
+    asked = [
+        (row, *pair) for row, answers in enumerate(responses) for pair in pairs_of(len(answers))
+    ]
 
     def ask(places: list[int]) -> Sequence[float]:
         rows = [asked[place][0] for place in places]
-        first, second = ([responses[asked[place][0]][asked[place][side]] for place in places] for side in (1, 2))
+        first, second = (
+            [responses[asked[place][0]][asked[place][side]] for place in places] for side in (1, 2)
+        )
         known = None if references is None else [references[row] for row in rows]
         said = preferences(scorer, [prompts[row] for row in rows], first, second, known)
         remarks.extend(said.remarks.values())
@@ -135,7 +152,8 @@ def _numbers(
     names: Sequence[str],
     unjudged: dict[int, str],
 ) -> Array:
-    """Return a number for each of the things asked about, NaN where there is no verdict. `rows`: their prompts' places."""
+    """Return a number for each of the things asked about, NaN where there is no verdict. `rows`:
+    their prompts' places."""
     said, reasons = ask_about([names[row] for row in rows], ask)
     values = np.array([said.get(place, 0.0) for place in range(len(rows))], dtype=np.float64)
     _refuse_unusable(scorer, values, [prompts[row] for row in rows])
@@ -149,9 +167,11 @@ def _refuse_unusable(scorer: Scorer, values: Array, prompts: Sequence[Prompt]) -
     broken = np.flatnonzero(~np.isfinite(values))
     if len(broken):
         raise DataError(
-            f"{scorer.name} gave {values[broken[0]]} for {len(broken)} of {len(values)} answers, the first to the prompt "
+            f"{scorer.name} gave {values[broken[0]]} for {len(broken)} of {len(values)} answers, "
+            "the first to the prompt "
             f"{str(prompts[broken[0]])[:80]!r}",
-            "A score is a finite number; check the model, its data type and the length of the answers.",
+            "A score is a finite number; check the model, its data type and the length of the "
+            "answers.",
         )
 
 
@@ -193,9 +213,11 @@ def chosen_measure(name: str, models: int) -> str | None:
 
 
 def win_rates(belief: Array, kept: Sequence[int]) -> Array:
-    """Return for each kept answer its mean probability of beating another kept one, over models: shape (len(kept),).
+    """Return for each kept answer its mean probability of beating another kept one, over models:
+    shape (len(kept),).
 
-    With one model that scores single answers this orders them as their scores do. Pairs without a verdict do not count.
+    With one model that scores single answers this orders them as their scores do. Pairs without a
+    verdict do not count.
     """
     inner = belief[:, kept][:, :, kept].mean(axis=0)
     others = np.maximum(1, np.isfinite(inner).sum(axis=1) - 1)

@@ -1,15 +1,17 @@
 """How an objective behaves before anything is trained with it: the third of four layers of safety.
 
-`check_behaviour` refuses what could not train a model (a wrong shape, values or gradients that are not finite anywhere
-for z in +-1000, a loss that on average grows with z, a smoke run that breaks off) and reports the rest as facts, for the
-proposer and for the user: the slope at z = 0, stationary points, jumps, flat parts, what the batch has to do with a
-pair's loss, and the size of the gradient beside DPO's. A wrong slope at zero is such a fact and no reason to refuse:
-the best known discovered objective has one.
+`check_behaviour` refuses what could not train a model (a wrong shape, values or gradients that are
+not finite anywhere for z in +-1000, a loss that on average grows with z, a smoke run that breaks
+off) and reports the rest as facts, for the proposer and for the user: the slope at z = 0,
+stationary points, jumps, flat parts, what the batch has to do with a pair's loss, and the size of
+the gradient beside DPO's. A wrong slope at zero is such a fact and no reason to refuse: the best
+known discovered objective has one.
 
-It measures along the path of `aligner.losses.shape`. An objective that looks at more than rho may behave otherwise
-elsewhere.
+It measures along the path of `aligner.losses.shape`. An objective that looks at more than rho may
+behave otherwise elsewhere.
 
-Source: closes the gaps of the unit test of arXiv 2406.08414's code, which looks for NaN at |z| below 0.4.
+Source: closes the gaps of the unit test of arXiv 2406.08414's code, which looks for NaN at |z|
+below 0.4.
 """
 
 from __future__ import annotations
@@ -37,12 +39,14 @@ _MOST_LISTED, _MOST_KEPT = 6, 30
 
 @dataclass(frozen=True, slots=True)
 class Behaviour:
-    """`errors` are sentences that say why it is refused; `facts` is JSON, with the sentences in `facts["text"]`.
+    """`errors` are sentences that say why it is refused; `facts` is JSON, with the sentences in
+    `facts["text"]`.
 
-    The facts: `slope_at_zero` and `average_slope` (over z in +-10) of f(z), `gradient_scale` (mean |f'| over z in +-5
-    divided by DPO's), `stationary` [{z, kind}], `jumps` [{z, size}], `flat` [[from, to]], `batch` {permutation,
-    duplication, company: whether a pair's loss changes with it}, `no_gradient` (inputs without one), `smoke_gain`
-    (reward gain after 50 steps of the bandit). Empty when the objective failed before they could be measured.
+    The facts: `slope_at_zero` and `average_slope` (over z in +-10) of f(z), `gradient_scale` (mean
+    |f'| over z in +-5 divided by DPO's), `stationary` [{z, kind}], `jumps` [{z, size}], `flat`
+    [[from, to]], `batch` {permutation, duplication, company: whether a pair's loss changes with
+    it}, `no_gradient` (inputs without one), `smoke_gain` (reward gain after 50 steps of the
+    bandit). Empty when the objective failed before they could be measured.
     """
 
     ok: bool
@@ -51,10 +55,13 @@ class Behaviour:
 
 
 def check_behaviour(objective: Objective, beta: float) -> Behaviour:
-    """Looks at `objective` at `settings.beta = beta`; about a second on one core. Raises nothing for what it finds."""
+    """Looks at `objective` at `settings.beta = beta`; about a second on one core. Raises nothing
+    for what it finds."""
     settings = Settings(beta=beta)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch warns of the variance of one sample, which is looked at below
+        warnings.simplefilter(
+            "ignore"
+        )  # torch warns of the variance of one sample, which is looked at below
         errors = _broken(objective, settings)
         if errors:
             return Behaviour(False, errors, {})
@@ -75,11 +82,12 @@ def curve_of(objective: Objective, beta: float, points: int = 201) -> list[tuple
         return list(zip(z.tolist(), run_over(objective, Settings(beta=beta), z)[0].tolist()))
 
 
-# --- what cannot be used -----------------------------------------------------------------------------------------------
+# --- what cannot be used --------------------------------------------------------------------------
 
 
 def _batches() -> Iterator[tuple[str, Tensor]]:
-    """(what it is, z) of batches of 1, 2 and 8 pairs: alone, with its mirror image, with its like, in a mixture."""
+    """(what it is, z) of batches of 1, 2 and 8 pairs: alone, with its mirror image, with its like,
+    in a mixture."""
     signed = sorted({sign * probe for probe in PROBES for sign in (1, -1)}, key=abs)
     for z in signed:
         yield f"z = {z:g}, alone", torch.tensor([z])
@@ -87,11 +95,15 @@ def _batches() -> Iterator[tuple[str, Tensor]]:
         yield f"z = {z:g}, a batch of 2", torch.tensor([z, z])
         yield f"z = {z:g}, a batch of 8", torch.full((8,), z)
     for start in range(len(signed) - 7):
-        yield f"z from 0 to {abs(signed[start + 7]):g}, a batch of 8", torch.tensor(signed[start : start + 8])
+        yield (
+            f"z from 0 to {abs(signed[start + 7]):g}, a batch of 8",
+            torch.tensor(signed[start : start + 8]),
+        )
 
 
 def _broken(objective: Objective, settings: Settings) -> list[str]:
-    """The first thing wrong with values, or else with gradients, at the smallest |z| that shows it."""
+    """The first thing wrong with values, or else with gradients, at the smallest |z| that shows
+    it."""
     values: list[str] = []
     slopes: list[str] = []
     moved = set()
@@ -103,7 +115,10 @@ def _broken(objective: Objective, settings: Settings) -> list[str]:
         except EvaluationError as error:
             return [str(error)]
         if loss.shape != z.shape or loss.dtype != torch.float32:
-            return [f"the loss has shape {tuple(loss.shape)}, {loss.dtype} where {tuple(z.shape)}, float32 is needed"]
+            return [
+                f"the loss has shape {tuple(loss.shape)}, {loss.dtype} where {tuple(z.shape)}, "
+                "float32 is needed"
+            ]
         if not torch.isfinite(loss).all():
             values.append(f"the loss is {_first_odd(loss)} at {what}")
             continue
@@ -134,8 +149,14 @@ def _first_odd(tensor: Tensor) -> float:
 
 def _advice(found: list[str]) -> str:
     if all(error.endswith(", alone") for error in found):
-        return "statistics of a batch must also be finite for a single pair (std and var with unbiased=False)"
-    return "values and gradients must be finite for z in +-1000 (clamp exponents, use F.logsigmoid or F.softplus)"
+        return (
+            "statistics of a batch must also be finite for a single pair (std and var with "
+            "unbiased=False)"
+        )
+    return (
+        "values and gradients must be finite for z in +-1000 (clamp exponents, use F.logsigmoid "
+        "or F.softplus)"
+    )
 
 
 def _wrong(objective: Objective, settings: Settings, facts: dict[str, Any]) -> list[str]:
@@ -146,7 +167,8 @@ def _wrong(objective: Objective, settings: Settings, facts: dict[str, Any]) -> l
         errors.append("the loss of the same pairs differs from call to call")
     if not facts["average_slope"] < 0:
         errors.append(
-            f"the loss must fall as the chosen answer gains on the rejected one, but its average slope over z in "
+            "the loss must fall as the chosen answer gains on the rejected one, but its average "
+            "slope over z in "
             f"+-{REACH:g} is {facts['average_slope']:+.4g}"
         )
     try:
@@ -156,7 +178,7 @@ def _wrong(objective: Objective, settings: Settings, facts: dict[str, Any]) -> l
     return errors
 
 
-# --- what is worth knowing ---------------------------------------------------------------------------------------------
+# --- what is worth knowing ------------------------------------------------------------------------
 
 
 def _facts(objective: Objective, settings: Settings) -> dict[str, Any]:
@@ -169,8 +191,13 @@ def _facts(objective: Objective, settings: Settings) -> dict[str, Any]:
         "slope_at_zero": float(run_over(objective, settings, torch.zeros(1))[1]),
         "average_slope": float(value[-1] - value[0]) / (2 * REACH),
         "gradient_scale": float(slope[near].abs().mean() / dpo),
-        "stationary": [{"z": round(one.z, 3), "kind": one.kind} for one in turns(z, value, slope)[:_MOST_KEPT]],
-        "jumps": [{"z": round(one.z, 3), "size": round(one.size, 4)} for one in jumps(z, value, slope)[:_MOST_KEPT]],
+        "stationary": [
+            {"z": round(one.z, 3), "kind": one.kind} for one in turns(z, value, slope)[:_MOST_KEPT]
+        ],
+        "jumps": [
+            {"z": round(one.z, 3), "size": round(one.size, 4)}
+            for one in jumps(z, value, slope)[:_MOST_KEPT]
+        ],
         "flat": _flat(z, slope),
         "batch": batch,
         "no_gradient": _no_gradient(objective, settings),
@@ -186,12 +213,18 @@ def _loss(objective: Objective, z: Tensor, settings: Settings) -> Tensor:
 
 
 def _batch_dependence(objective: Objective, settings: Settings) -> dict[str, bool]:
-    """Whether a pair's loss changes with the order of its batch, with a doubled batch, and with its company at all."""
+    """Whether a pair's loss changes with the order of its batch, with a doubled batch, and with its
+    company at all."""
     found = {"permutation": False, "duplication": False, "company": False}
     order = torch.tensor([3, 1, 7, 5, 0, 2, 6, 4])
-    for z in (_mixture(8), _mixture(8) / 50):  # gates that are saturated at one spread are open at the other
+    for z in (
+        _mixture(8),
+        _mixture(8) / 50,
+    ):  # gates that are saturated at one spread are open at the other
         whole = _loss(objective, z, settings)
-        alone = torch.cat([_loss(objective, torch.stack([one, z[0], -z[0]]), settings)[:1] for one in z])
+        alone = torch.cat(
+            [_loss(objective, torch.stack([one, z[0], -z[0]]), settings)[:1] for one in z]
+        )
         found["permutation"] |= not _close(_loss(objective, z[order], settings), whole[order])
         found["duplication"] |= not _close(_loss(objective, torch.cat([z, z]), settings)[:8], whole)
         found["company"] |= not _close(alone, whole)
@@ -227,20 +260,42 @@ def _sentences(facts: dict[str, Any]) -> list[str]:
     """The facts in words, for a proposer and for the terminal."""
     slope = facts["slope_at_zero"]
     way = (
-        "downhill, as it should be" if slope < 0 else "uphill: training starts by making the chosen answer less likely"
+        "downhill, as it should be"
+        if slope < 0
+        else "uphill: training starts by making the chosen answer less likely"
     )
-    text = [f"The slope at z = 0, where all pairs start, is {slope:+.3g} ({way if slope else 'none: nothing moves'})."]
+    text = [
+        f"The slope at z = 0, where all pairs start, is {slope:+.3g} "
+        f"({way if slope else 'none: nothing moves'})."
+    ]
     text.append(f"The average slope over z in +-{REACH:g} is {facts['average_slope']:+.3g}.")
     text.append(f"Gradients are {facts['gradient_scale']:.2g} times as large as DPO's.")
-    for name, wording in (("stationary", "a {kind} at z = {z:g}"), ("jumps", "a jump of {size:+g} at z = {z:g}")):
+    for name, wording in (
+        ("stationary", "a {kind} at z = {z:g}"),
+        ("jumps", "a jump of {size:+g} at z = {z:g}"),
+    ):
         listed = ", ".join(wording.format(**one) for one in facts[name][:_MOST_LISTED])
-        more = f" and {len(facts[name]) - _MOST_LISTED} more" if len(facts[name]) > _MOST_LISTED else ""
+        more = (
+            f" and {len(facts[name]) - _MOST_LISTED} more"
+            if len(facts[name]) > _MOST_LISTED
+            else ""
+        )
         text += [f"It has {listed}{more}."] if listed else []
-    text += [f"It is flat for z from {start:g} to {end:g}." for start, end in facts["flat"][:_MOST_LISTED]]
+    text += [
+        f"It is flat for z from {start:g} to {end:g}."
+        for start, end in facts["flat"][:_MOST_LISTED]
+    ]
     changes = [name for name, found in facts["batch"].items() if found]
-    text += [f"A pair's loss depends on its batch: it changes with {', '.join(changes)}."] if changes else []
+    text += (
+        [f"A pair's loss depends on its batch: it changes with {', '.join(changes)}."]
+        if changes
+        else []
+    )
     if policy := [name for name in facts["no_gradient"] if name in INPUTS[:2]]:
         text.append(f"There is no gradient for {', '.join(policy)}.")
     if "smoke_gain" in facts:
-        text.append(f"After {SMOKE_STEPS} steps of the bandit its reward gain is {facts['smoke_gain']:+.3g}.")
+        text.append(
+            f"After {SMOKE_STEPS} steps of the bandit its reward gain is "
+            f"{facts['smoke_gain']:+.3g}."
+        )
     return text

@@ -1,7 +1,9 @@
-"""What an objective that was written by others may call: the operations by name, with their parameters.
+"""What an objective that was written by others may call: the operations by name, with their
+parameters.
 
-`objective_source` checks a text against these lists, and `objectives.interpreter` holds an implementation for each of
-them. No operation is here that could enlarge a tensor, change one in place, or reach anything but numbers.
+`objective_source` checks a text against these lists, and `objectives.interpreter` holds an
+implementation for each of them. No operation is here that could enlarge a tensor, change one in
+place, or reach anything but numbers.
 """
 
 from __future__ import annotations
@@ -9,13 +11,19 @@ from __future__ import annotations
 import ast
 from dataclasses import dataclass
 
-INPUTS = ("policy_chosen_logps", "policy_rejected_logps", "reference_chosen_logps", "reference_rejected_logps")
+INPUTS = (
+    "policy_chosen_logps",
+    "policy_rejected_logps",
+    "reference_chosen_logps",
+    "reference_rejected_logps",
+)
 SIGNATURE = f"(self, {', '.join(INPUTS)})"
 
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """Parameters of an operation in order; the first `required` must be given, those in `literal` as constants."""
+    """Parameters of an operation in order; the first `required` must be given, those in `literal`
+    as constants."""
 
     parameters: tuple[str, ...]
     required: int
@@ -23,7 +31,8 @@ class Operation:
 
 
 def _operations(table: dict[str, str]) -> dict[str, Operation]:
-    """`{"input, min?, dim?#": "NAME NAME"}`: `?` may be left out, `#` takes a constant and nothing else."""
+    """`{"input, min?, dim?#": "NAME NAME"}`: `?` may be left out, `#` takes a constant and nothing
+    else."""
     found = {}
     for signature, names in table.items():
         words = signature.split(", ")
@@ -36,10 +45,14 @@ def _operations(table: dict[str, str]) -> dict[str, Operation]:
 
 TORCH = _operations(
     {
-        "input": "abs acos asin atan atanh asinh acosh ceil cos cosh erf erfc exp exp2 expm1 floor isfinite isinf isnan "
-        "log log10 log1p log2 logical_not neg reciprocal relu round rsqrt sigmoid sign sin sinh sqrt square tan tanh "
+        "input": "abs acos asin atan atanh asinh acosh ceil cos cosh erf erfc exp exp2 expm1 floor "
+        "isfinite isinf isnan "
+        "log log10 log1p log2 logical_not neg reciprocal relu round rsqrt sigmoid sign sin sinh "
+        "sqrt square tan tanh "
         "amax amin median zeros_like ones_like",
-        "input, other": "add sub mul div maximum minimum atan2 logaddexp eq ne lt le gt ge logical_and logical_or",
+        "input, other": "add sub mul div maximum minimum atan2 logaddexp eq ne lt le gt ge "
+        "logical_and "
+        "logical_or",
         "input, other?": "max min",
         "input, dim?#, keepdim?#": "sum mean",
         "input, dim?#, unbiased?#, keepdim?#, correction?#": "std var",
@@ -57,7 +70,8 @@ TORCH = _operations(
 
 FUNCTIONAL = _operations(
     {
-        "input": "logsigmoid sigmoid relu relu6 tanh silu gelu mish selu softsign tanhshrink hardsigmoid hardswish",
+        "input": "logsigmoid sigmoid relu relu6 tanh silu gelu mish selu softsign tanhshrink "
+        "hardsigmoid hardswish",
         "input, dim#": "softmax log_softmax",
         "input, beta?#, threshold?#": "softplus",
         "input, negative_slope?#": "leaky_relu",
@@ -98,12 +112,15 @@ def called(node: ast.Call) -> tuple[str, str]:
     while isinstance(owner, ast.Attribute):
         path.append(owner.attr)
         owner = owner.value
-    is_long_form = isinstance(owner, ast.Name) and owner.id == "torch" and path == ["functional", "nn"]
+    is_long_form = (
+        isinstance(owner, ast.Name) and owner.id == "torch" and path == ["functional", "nn"]
+    )
     return "F" if is_long_form else "", node.func.attr
 
 
 def arguments(node: ast.Call) -> dict[str, ast.expr]:
-    """Parameter name -> expression of a call that is in the lists, the tensor of a method as its first parameter."""
+    """Parameter name -> expression of a call that is in the lists, the tensor of a method as its
+    first parameter."""
     owner, name = called(node)
     assert isinstance(node.func, ast.Attribute)
     values = node.args if owner else [node.func.value, *node.args]

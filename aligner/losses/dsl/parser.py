@@ -1,15 +1,18 @@
-"""Reading an objective that a language model wrote, without running it: the first of four layers of safety.
+"""Reading an objective that a language model wrote, without running it: the first of four layers of
+safety.
 
-`parse_objective` accepts a small language that happens to be Python: one function of the four log-probability vectors,
-straight-line assignments, arithmetic, comparisons, if-expressions, and calls of the tensor operations listed in
-`objective_language`. All else is refused with the line and the reason, in a sentence that a user or a proposing
-model can act on. Nothing is imported, compiled or run here, and torch is not needed; `interpreter.py` evaluates what
-was accepted with its own evaluator, so that an oversight here would still not run Python.
+`parse_objective` accepts a small language that happens to be Python: one function of the four
+log-probability vectors, straight-line assignments, arithmetic, comparisons, if-expressions, and
+calls of the tensor operations listed in `objective_language`. All else is refused with the line and
+the reason, in a sentence that a user or a proposing model can act on. Nothing is imported, compiled
+or run here, and torch is not needed; `interpreter.py` evaluates what was accepted with its own
+evaluator, so that an oversight here would still not run Python.
 
-What the language leaves out on purpose: statements `if`, `for`, `while`, `with`; strings, lists, subscripts,
-unpacking, lambdas, comprehensions; attribute reads other than `self.beta` (so also `x.shape`, `x.device`, `x.T`: no
-objective needs them, as a tensor is (N,) or a single number and stays on its device); calls of bare names; in-place
-methods; and every operation that could enlarge a tensor, so that memory is bounded by the text's size times N.
+What the language leaves out on purpose: statements `if`, `for`, `while`, `with`; strings, lists,
+subscripts, unpacking, lambdas, comprehensions; attribute reads other than `self.beta` (so also
+`x.shape`, `x.device`, `x.T`: no objective needs them, as a tensor is (N,) or a single number and
+stays on its device); calls of bare names; in-place methods; and every operation that could enlarge
+a tensor, so that memory is bounded by the text's size times N.
 
 Source: the layers are ours; the signature is that of arXiv 2406.08414's proposals.
 """
@@ -39,7 +42,8 @@ MAX_EXPONENT = 16
 
 
 class SourceError(ValueError):
-    """The text is no objective of ours. `line` counts from 1; the text of the error is a sentence with the line."""
+    """The text is no objective of ours. `line` counts from 1; the text of the error is a sentence
+    with the line."""
 
     def __init__(self, where: str, line: int, reason: str) -> None:
         super().__init__(where, line, reason)
@@ -50,16 +54,18 @@ class SourceError(ValueError):
 
 
 class EvaluationError(SourceError):
-    """An accepted objective could not be evaluated: a wrong shape or type at that line, or no number came out."""
+    """An accepted objective could not be evaluated: a wrong shape or type at that line, or no
+    number came out."""
 
 
 @dataclass(frozen=True, slots=True)
 class ObjectiveSource:
-    """A checked objective: its text, what identifies it, and the tree that `interpreter.as_objective` evaluates.
+    """A checked objective: its text, what identifies it, and the tree that
+    `interpreter.as_objective` evaluates.
 
-    `hash` is the SHA-256 of the tree without the function's name, docstring, comments, imports and annotations: equal
-    for texts that differ in these alone. `inputs` are those of `INPUTS` that the text reads. `tree.body` holds nothing
-    but assignments to names and one final return.
+    `hash` is the SHA-256 of the tree without the function's name, docstring, comments, imports and
+    annotations: equal for texts that differ in these alone. `inputs` are those of `INPUTS` that the
+    text reads. `tree.body` holds nothing but assignments to names and one final return.
     """
 
     name: str
@@ -89,7 +95,13 @@ _COMPARE: dict[type[ast.AST], str] = {
     ast.Eq: "==",
     ast.NotEq: "!=",
 }
-_OPERATORS: dict[type[ast.AST], str] = {**_BINARY, **_UNARY, **_COMPARE, ast.And: "and", ast.Or: "or"}
+_OPERATORS: dict[type[ast.AST], str] = {
+    **_BINARY,
+    **_UNARY,
+    **_COMPARE,
+    ast.And: "and",
+    ast.Or: "or",
+}
 _RESERVED = {"self", "torch", "F"}
 _WHY_NOT: dict[type[ast.AST], str] = {
     ast.If: "an if statement is not allowed; use torch.where or an if-expression",
@@ -105,20 +117,27 @@ _WHY_NOT: dict[type[ast.AST], str] = {
     ast.FunctionDef: "a function inside the function is not allowed",
     ast.ClassDef: "classes are not allowed",
     ast.Expr: "a line that assigns nothing is not allowed",
-    ast.Import: "only `import torch` and `import torch.nn.functional as F` may be imported, before anything else",
-    ast.ImportFrom: "only `import torch` and `import torch.nn.functional as F` may be imported, before anything else",
+    ast.Import: "only `import torch` and `import torch.nn.functional as F` may be imported, before "
+    "anything else",
+    ast.ImportFrom: "only `import torch` and `import torch.nn.functional as F` may be imported, "
+    "before "
+    "anything else",
 }
 
 
 def parse_objective(text: str, where: str = "proposal") -> ObjectiveSource:
     """The checked objective in `text`; `where` names the text in errors (a file, "proposal 3").
 
-    Raises `SourceError` for everything that is not in the language that this module's docstring describes.
+    Raises `SourceError` for everything that is not in the language that this module's docstring
+    describes.
     """
     function = _single_function(text, where)
     checker = _Checker(where)
     checker.function(function)
-    body = [checker.statement(node, last=node is function.body[-1]) for node in _without_notes(function.body)]
+    body = [
+        checker.statement(node, last=node is function.body[-1])
+        for node in _without_notes(function.body)
+    ]
     function.body, function.returns = body, None
     form = "\n".join(canonical(node) for node in body)
     return ObjectiveSource(
@@ -133,19 +152,27 @@ def parse_objective(text: str, where: str = "proposal") -> ObjectiveSource:
 
 
 def read_objective(path: Path) -> ObjectiveSource:
-    """The checked objective in a file. Raises `RecipeError` when it cannot be read or is not in the language."""
+    """The checked objective in a file. Raises `RecipeError` when it cannot be read or is not in the
+    language."""
     try:
         return parse_objective(path.read_text(encoding="utf-8"), str(path))
     except SourceError as error:
-        raise RecipeError(str(error), "an objective file holds one function and nothing beside it") from None
+        raise RecipeError(
+            str(error), "an objective file holds one function and nothing beside it"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"the objective in {path} cannot be read: {error}", "name a file with one function") from None
+        raise RecipeError(
+            f"the objective in {path} cannot be read: {error}", "name a file with one function"
+        ) from None
 
 
 def _single_function(text: str, where: str) -> ast.FunctionDef:
-    """The one function of the text, imports dropped; refuses texts that are too long, do not parse or hold more."""
+    """The one function of the text, imports dropped; refuses texts that are too long, do not parse
+    or hold more."""
     if len(text) > MAX_CHARACTERS:
-        raise SourceError(where, 1, f"the text has {len(text)} characters; at most {MAX_CHARACTERS} are allowed")
+        raise SourceError(
+            where, 1, f"the text has {len(text)} characters; at most {MAX_CHARACTERS} are allowed"
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of stray backslashes in a docstring, say
@@ -158,22 +185,32 @@ def _single_function(text: str, where: str) -> ast.FunctionDef:
     except (ValueError, tokenize.TokenError) as error:
         if isinstance(error, SourceError):
             raise
-        raise SourceError(where, 1, f"this is not Python: {str(error) or type(error).__name__}") from None
+        raise SourceError(
+            where, 1, f"this is not Python: {str(error) or type(error).__name__}"
+        ) from None
     rest = list(_without_notes(module.body))
     if len(rest) == 1 and isinstance(rest[0], ast.FunctionDef):
         return rest[0]
-    extra = next((node for node in rest if not isinstance(node, ast.FunctionDef)), rest[1] if rest[1:] else None)
+    extra = next(
+        (node for node in rest if not isinstance(node, ast.FunctionDef)),
+        rest[1] if rest[1:] else None,
+    )
     found = "found none" if extra is None else "found something else here"
     raise SourceError(
-        where, getattr(extra, "lineno", 1), f"the text must be one function and nothing beside it; {found}"
+        where,
+        getattr(extra, "lineno", 1),
+        f"the text must be one function and nothing beside it; {found}",
     )
 
 
 def _refuse_foreign_letters(text: str, where: str) -> None:
-    """Python folds look-alike letters into ASCII while it parses, so that names are looked at as they were written."""
+    """Python folds look-alike letters into ASCII while it parses, so that names are looked at as
+    they were written."""
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type == tokenize.NAME and not token.string.isascii():
-            raise SourceError(where, token.start[0], f"the name {token.string!r} has letters other than a-z")
+            raise SourceError(
+                where, token.start[0], f"the name {token.string!r} has letters other than a-z"
+            )
 
 
 def _without_notes(body: list[ast.stmt]) -> Iterator[ast.stmt]:
@@ -193,11 +230,15 @@ def _without_notes(body: list[ast.stmt]) -> Iterator[ast.stmt]:
 
 def _is_tolerated_import(node: ast.stmt) -> bool:
     allowed = ({"torch": None}, {"torch.nn.functional": "F"})
-    return isinstance(node, ast.Import) and {alias.name: alias.asname for alias in node.names} in allowed
+    return (
+        isinstance(node, ast.Import)
+        and {alias.name: alias.asname for alias in node.names} in allowed
+    )
 
 
 class _Checker:
-    """One walk down the function; `names` are those that have a value at the statement that is looked at."""
+    """One walk down the function; `names` are those that have a value at the statement that is
+    looked at."""
 
     def __init__(self, where: str) -> None:
         self.where = where
@@ -220,7 +261,8 @@ class _Checker:
         raise SourceError(self.where, getattr(node, "lineno", 1), reason)
 
     def function(self, node: ast.FunctionDef) -> None:
-        """Name, exact signature, no decorators, annotations that are no more than dotted names, number of lines."""
+        """Name, exact signature, no decorators, annotations that are no more than dotted names,
+        number of lines."""
         self.legal_name(node, node.name)
         arguments = node.args
         names = tuple(argument.arg for argument in arguments.args)
@@ -239,16 +281,26 @@ class _Checker:
             argument.annotation = None
         self.annotation(node.returns)
         if len(node.body) > MAX_STATEMENTS:
-            self.refuse(node, f"the function has {len(node.body)} statements; at most {MAX_STATEMENTS} are allowed")
+            self.refuse(
+                node,
+                f"the function has {len(node.body)} statements; at most {MAX_STATEMENTS} are "
+                "allowed",
+            )
         if not isinstance(node.body[-1], ast.Return):
-            self.refuse(node.body[-1], self.why_not(node.body[-1], "the function must end with `return` and a value"))
+            self.refuse(
+                node.body[-1],
+                self.why_not(node.body[-1], "the function must end with `return` and a value"),
+            )
 
     def why_not(self, node: ast.AST, otherwise: str) -> str:
         return _WHY_NOT.get(type(node), otherwise)
 
     def annotation(self, node: ast.expr | None) -> None:
-        """Annotations are dropped; only dotted names, None and quoted ones pass, so that nothing hides in them."""
-        if node is None or (isinstance(node, ast.Constant) and (node.value is None or isinstance(node.value, str))):
+        """Annotations are dropped; only dotted names, None and quoted ones pass, so that nothing
+        hides in them."""
+        if node is None or (
+            isinstance(node, ast.Constant) and (node.value is None or isinstance(node.value, str))
+        ):
             return
         while isinstance(node, ast.Attribute):
             self.legal_name(node, node.attr)
@@ -259,9 +311,16 @@ class _Checker:
 
     def legal_name(self, node: ast.AST, name: str) -> None:
         if "__" in name:
-            self.refuse(node, f"the name {name[:MAX_NAME_CHARACTERS]!r} is not allowed: it has a double underscore")
+            self.refuse(
+                node,
+                f"the name {name[:MAX_NAME_CHARACTERS]!r} is not allowed: it has a double "
+                "underscore",
+            )
         if len(name) > MAX_NAME_CHARACTERS:
-            self.refuse(node, f"a name has {len(name)} characters; at most {MAX_NAME_CHARACTERS} are allowed")
+            self.refuse(
+                node,
+                f"a name has {len(name)} characters; at most {MAX_NAME_CHARACTERS} are allowed",
+            )
 
     def statement(self, node: ast.stmt, last: bool) -> ast.stmt:
         """Checks one statement and gives it back without its annotation."""
@@ -281,7 +340,12 @@ class _Checker:
             target = node.target
             self.operator(node, node.op)
         else:
-            self.refuse(node, self.why_not(node, "only assignments to a single name and a final `return` are allowed"))
+            self.refuse(
+                node,
+                self.why_not(
+                    node, "only assignments to a single name and a final `return` are allowed"
+                ),
+            )
         if not isinstance(target, ast.Name):
             self.refuse(target, self.why_not(target, "only a plain name can be assigned to"))
         if target.id in _RESERVED:
@@ -298,12 +362,18 @@ class _Checker:
     def expression(self, node: ast.expr, depth: int) -> None:
         self.nodes += 1
         if self.nodes > MAX_NODES:
-            self.refuse(node, f"the function is too long: more than {MAX_NODES} parts of expressions")
+            self.refuse(
+                node, f"the function is too long: more than {MAX_NODES} parts of expressions"
+            )
         if depth > MAX_DEPTH:
-            self.refuse(node, f"expressions are nested more than {MAX_DEPTH} deep; use several lines")
+            self.refuse(
+                node, f"expressions are nested more than {MAX_DEPTH} deep; use several lines"
+            )
         check = self.expressions.get(type(node))
         if check is None:
-            self.refuse(node, self.why_not(node, f"{type(node).__name__} expressions are not allowed"))
+            self.refuse(
+                node, self.why_not(node, f"{type(node).__name__} expressions are not allowed")
+            )
         check(node, depth + 1)
 
     def constant(self, node: ast.Constant, depth: int) -> None:
@@ -317,19 +387,28 @@ class _Checker:
     def name(self, node: ast.Name, depth: int) -> None:
         if node.id in _RESERVED:
             self.refuse(
-                node, f"{node.id!r} is not a value; only self.beta and calls of torch.NAME and F.NAME are allowed"
+                node,
+                f"{node.id!r} is not a value; only self.beta and calls of torch.NAME and F.NAME "
+                "are allowed",
             )
         self.legal_name(node, node.id)
         if node.id not in self.names:
             self.refuse(
-                node, f"the name {node.id!r} has no value here; only the parameters and earlier assignments have"
+                node,
+                f"the name {node.id!r} has no value here; only the parameters and earlier "
+                "assignments have",
             )
         self.read.add(node.id)
 
     def attribute(self, node: ast.Attribute, depth: int) -> None:
         self.legal_name(node, node.attr)
-        if not (isinstance(node.value, ast.Name) and node.value.id == "self" and node.attr == "beta"):
-            self.refuse(node, f"reading the attribute '.{node.attr}' is not allowed; only self.beta can be read")
+        if not (
+            isinstance(node.value, ast.Name) and node.value.id == "self" and node.attr == "beta"
+        ):
+            self.refuse(
+                node,
+                f"reading the attribute '.{node.attr}' is not allowed; only self.beta can be read",
+            )
         self.read.add("self.beta")
 
     def operator(self, node: ast.AST, operator: ast.AST) -> None:
@@ -373,7 +452,11 @@ class _Checker:
     def call(self, node: ast.Call, depth: int) -> None:
         """An operation of one of the three lists, with the parameters that the list names."""
         if isinstance(node.func, ast.Name):
-            self.refuse(node, f"calling {node.func.id!r} is not allowed; only torch.NAME, F.NAME and x.NAME are called")
+            self.refuse(
+                node,
+                f"calling {node.func.id!r} is not allowed; only torch.NAME, F.NAME and x.NAME are "
+                "called",
+            )
         if not isinstance(node.func, ast.Attribute):
             self.refuse(node, "only torch.NAME, F.NAME and methods of a tensor can be called")
         self.legal_name(node.func, node.func.attr)
@@ -390,7 +473,8 @@ class _Checker:
             self.exponent(arguments(node)["exponent"])
 
     def parameters(self, node: ast.Call, operation: Operation, offset: int) -> None:
-        """Each parameter given once, none unknown, none missing, constants where there must be constants."""
+        """Each parameter given once, none unknown, none missing, constants where there must be
+        constants."""
         for value in node.args:
             if isinstance(value, ast.Starred):
                 self.refuse(value, _WHY_NOT[ast.Starred])
@@ -405,7 +489,9 @@ class _Checker:
             self.refuse(node, f"{written} has no parameter {unknown[0]!r} here")
         if len(set(given)) < len(given):
             self.refuse(node, f"{written} is given a parameter twice")
-        if missing := [name for name in operation.parameters[: operation.required] if name not in given]:
+        if missing := [
+            name for name in operation.parameters[: operation.required] if name not in given
+        ]:
             self.refuse(node, f"{written} needs its parameter {missing[0]!r}")
         for name in operation.literal & set(given):
             if not _is_literal(arguments(node)[name]):
@@ -434,7 +520,9 @@ def canonical(node: ast.AST) -> str:
     if isinstance(node, ast.Attribute):
         return "self.beta"
     if isinstance(node, ast.Call):
-        given = " ".join(f"{name}:{canonical(value)}" for name, value in sorted(arguments(node).items()))
+        given = " ".join(
+            f"{name}:{canonical(value)}" for name, value in sorted(arguments(node).items())
+        )
         return f"({'.'.join(called(node))} {given})"
     if isinstance(node, ast.IfExp):
         return f"(if {canonical(node.test)} {canonical(node.body)} {canonical(node.orelse)})"

@@ -1,1 +1,2 @@
-"""DiscoPOP: a language model proposes objectives, training measures them, the best ones are kept."""
+"""DiscoPOP: a language model proposes objectives, training measures them, the best ones are
+kept."""

@@ -1,11 +1,13 @@
-"""The archive of a search on disk: one folder for each objective, numbered in the order in which they came.
+"""The archive of a search on disk: one folder for each objective, numbered in the order in which
+they came.
 
-    archive/0007/reply.json      what the language model answered (absent for the objectives that the search began with)
+    archive/0007/reply.json      what the language model answered (absent for the objectives that
+                                 the search began with)
     archive/0007/objective.py    the source, as soon as it could be read
     archive/0007/record.json     last: everything that is known of it; its presence means done
 
-An objective whose `record.json` is missing was under way when the process died: it is measured again, and its reply is
-not asked for again.
+An objective whose `record.json` is missing was under way when the process died: it is measured
+again, and its reply is not asked for again.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from aligner.runs.files import dumps, parse_json, write_atomically
 
 @dataclass(frozen=True)
 class Record:
-    """One objective of a search, whether it worked or not. `fitness` and `held_out` hold one number for each seed."""
+    """One objective of a search, whether it worked or not. `fitness` and `held_out` hold one number
+    for each seed."""
 
     index: int
     name: str
@@ -68,7 +71,9 @@ class Archive:
             cure = f"delete {path.parent}: the objective is measured again"
             known = {each.name for each in fields(Record)}
             values = parse_json(path, cure, needed=["index", "name", "origin"])
-            self.records.append(Record(**_numbers({key: item for key, item in values.items() if key in known})))
+            self.records.append(
+                Record(**_numbers({key: item for key, item in values.items() if key in known}))
+            )
 
     def place(self, index: int) -> Path:
         """Return the folder of an objective, made if it is not there."""
@@ -78,7 +83,9 @@ class Archive:
 
     def add(self, record: Record) -> None:
         """Write a record; from now on it is done."""
-        write_atomically(self.place(record.index) / "record.json", dumps(asdict(record), indent=2) + "\n")
+        write_atomically(
+            self.place(record.index) / "record.json", dumps(asdict(record), indent=2) + "\n"
+        )
         self.records.append(record)
 
     def __getitem__(self, index: int) -> Record | None:
@@ -96,4 +103,7 @@ class Archive:
 
 def _numbers(values: dict[str, Any]) -> dict[str, Any]:
     """NaN and infinities were written as texts."""
-    return {**values, **{key: [float(value) for value in values[key]] for key in ("fitness", "held_out")}}
+    return {
+        **values,
+        **{key: [float(value) for value in values[key]] for key in ("fitness", "held_out")},
+    }

@@ -1,10 +1,12 @@
 """How good an objective is: DPO trainings with it over several seeds, in a process of their own.
 
-    python -m aligner.methods.discover.measure JOB.json PARENT    writes seed-N.json for each seed beside the job
+    python -m aligner.methods.discover.measure JOB.json PARENT    writes seed-N.json for each seed
+                                                                  beside the job
 
-A training cannot take the search down, whatever it does: it has its own process, a log and a time limit, and a seed that
-was measured before a kill is not measured again. The bandit runs in the sandbox instead (`aligner.losses.dsl.sandboxed`).
-The reference's log-probabilities are computed once for all objectives and seeds, since their cache is keyed by content.
+A training cannot take the search down, whatever it does: it has its own process, a log and a time
+limit, and a seed that was measured before a kill is not measured again. The bandit runs in the
+sandbox instead (`aligner.losses.dsl.sandboxed`). The reference's log-probabilities are computed
+once for all objectives and seeds, since their cache is keyed by content.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ from aligner.runs.files import dumps, write_atomically
 
 @dataclass(frozen=True)
 class Job:
-    """Trainings to run: a DPO recipe with overrides, the objective, and prompts whose answers are scored.
+    """Trainings to run: a DPO recipe with overrides, the objective, and prompts whose answers are
+    scored.
 
     Of the prompts the 1st, 3rd, ... give the fitness and the 2nd, 4th, ... the held-out result.
     """
@@ -48,7 +51,8 @@ def measure(job: Job, timeout_s: float) -> tuple[list[float], list[float]]:
 
     The process ends with this one, however that ends (on Linux).
 
-    Raises: MeasuringError when the objective is to blame; UsageError when the recipe or the place is.
+    Raises: MeasuringError when the objective is to blame; UsageError when the recipe or the place
+    is.
     """
     folder = Path(job.folder)
     file = folder / "job.json"
@@ -70,7 +74,9 @@ def measure(job: Job, timeout_s: float) -> tuple[list[float], list[float]]:
     if code == UsageError.exit_code:
         raise UsageError(_last_words(folder / "log.txt"), f"the whole log is {folder / 'log.txt'}")
     if code != 0:
-        raise MeasuringError(_last_words(folder / "log.txt") or f"training ended with exit code {code}")
+        raise MeasuringError(
+            _last_words(folder / "log.txt") or f"training ended with exit code {code}"
+        )
     found = [_read(folder, seed) for seed in job.seeds]
     return [one["fitness"] for one in found], [one["held_out"] for one in found]
 
@@ -83,7 +89,11 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _last_words(log: Path) -> str:
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    lines = [
+        line.strip()
+        for line in log.read_text(encoding="utf-8", errors="replace").splitlines()
+        if line.strip()
+    ]
     return lines[-1][-500:] if lines else ""
 
 
@@ -130,7 +140,8 @@ def one_seed(job: Job, seed: int) -> dict[str, float]:
 
 
 def score_halves(model_path: str, job: Job, seed: int) -> list[float]:
-    """Return the mean score of one sampled answer (temperature 1) to each prompt, of both halves of the prompts."""
+    """Return the mean score of one sampled answer (temperature 1) to each prompt, of both halves of
+    the prompts."""
     from aligner.config.recipe import Data, Model, Source
     from aligner.data.loading import load_rows
     from aligner.evaluation.evaluate import evaluate
@@ -146,9 +157,15 @@ def score_halves(model_path: str, job: Job, seed: int) -> list[float]:
     sampling = Sampling(max_new_tokens=job.max_new_tokens, temperature=1.0, seed=seed)
     scorer = load_scorer(job.reward_model)
     return [
-        evaluate(model, tokenizer, rows[start::2], task="prompts", scorer=scorer, sampling=sampling, batch_size=100)[
-            "score"
-        ]
+        evaluate(
+            model,
+            tokenizer,
+            rows[start::2],
+            task="prompts",
+            scorer=scorer,
+            sampling=sampling,
+            batch_size=100,
+        )["score"]
         for start in (0, 1)
     ]
 

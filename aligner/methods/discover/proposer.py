@@ -1,6 +1,8 @@
-"""Asking a language model for the next objective: what it is sent, what its reply is kept as, what it cost.
+"""Asking a language model for the next objective: what it is sent, what its reply is kept as, what
+it cost.
 
-A reply is on disk before it is read, so a search that is taken up again does not ask for it a second time.
+A reply is on disk before it is read, so a search that is taken up again does not ask for it a
+second time.
 """
 
 from __future__ import annotations
@@ -20,28 +22,33 @@ from aligner.runs.files import dumps, parse_json, write_atomically
 from aligner.runs.run import Run
 
 REPLY_FAILURES = ("content_filter", "bad_reply")
-"""Kinds of endpoint failures that say something about one reply, not about the endpoint: they count as a proposal."""
+"""Kinds of endpoint failures that say something about one reply, not about the endpoint: they count
+as a proposal."""
 FAILURES_IN_A_ROW = 3
 """After so many of them the endpoint is to blame after all."""
 
 
 class Proposer:
-    """Asks the language model, one request at a time, on an event loop that runs only while it waits for a reply."""
+    """Asks the language model, one request at a time, on an event loop that runs only while it
+    waits for a reply."""
 
     def __init__(self, recipe: DiscoverRecipe, run: Run, archive: Archive) -> None:
         self.recipe, self.run, self.archive = recipe, run, archive
         self.failures = 0
         self.before = run.read_json("usage.json") or {}
         self._loop = asyncio.new_event_loop()
-        self._client = open_client(recipe.endpoint, cache=run.dir / "replies.sqlite", run="discover")
+        self._client = open_client(
+            recipe.endpoint, cache=run.dir / "replies.sqlite", run="discover"
+        )
 
     def ask(self, index: int) -> dict[str, Any]:
-        """Return the reply to be read, with the indices of what the model saw: from disk, or from the model.
+        """Return the reply to be read, with the indices of what the model saw: from disk, or from
+        the model.
 
         A request that is too long for the model is made again with half of the conversation.
 
-        Raises: LLMError when the budget is spent or the endpoint fails; EndpointError when it gives no usable answer
-        several times in a row.
+        Raises: LLMError when the budget is spent or the endpoint fails; EndpointError when it gives
+        no usable answer several times in a row.
         """
         file = self.archive.place(index) / "reply.json"
         if not file.exists():
@@ -73,10 +80,15 @@ class Proposer:
             self.failures += 1
             if self.failures == FAILURES_IN_A_ROW:
                 raise EndpointError(
-                    f"the endpoint gave no usable answer {self.failures} times in a row; the last time: {error.message}",
+                    f"the endpoint gave no usable answer {self.failures} times in a row; the last "
+                    f"time: {error.message}",
                     error.hint or "look at endpoint.base_url and endpoint.model; --resume goes on",
                 ) from error
-            return {"text": "", "error": f"no usable answer came from the server ({error.kind})", "parents": parents}
+            return {
+                "text": "",
+                "error": f"no usable answer came from the server ({error.kind})",
+                "parents": parents,
+            }
         finally:
             self.run.write_json("usage.json", added(self.before, self._client.usage.to_json()))
         self.failures = 0
@@ -97,7 +109,8 @@ class Proposer:
 
 
 def added(before: dict[str, Any], now_used: dict[str, Any]) -> dict[str, Any]:
-    """Return the accounts of two sessions together: counts are summed, the mean latency is that of all calls."""
+    """Return the accounts of two sessions together: counts are summed, the mean latency is that of
+    all calls."""
     calls = (before.get("calls") or 0) + (now_used.get("calls") or 0)
     total: dict[str, Any] = {}
     for key in {**before, **now_used}:

@@ -1,4 +1,5 @@
-"""The report of a search: fitness by proposal, every objective's curve, source and fate, in one HTML file."""
+"""The report of a search: fitness by proposal, every objective's curve, source and fate, in one
+HTML file."""
 
 from __future__ import annotations
 
@@ -28,7 +29,11 @@ def write_discovery_report(run_dir: Path) -> Path:
             _section("progress", "Fitness", _progress(records, recipe.discover.beta)),
             _section("best", "The best", _best(archive)),
             _section("all", "All objectives", _table(records)),
-            _section("each", "One by one", "".join(_details(record, recipe.discover.beta) for record in records)),
+            _section(
+                "each",
+                "One by one",
+                "".join(_details(record, recipe.discover.beta) for record in records),
+            ),
         )
     )
     facts = [
@@ -39,7 +44,9 @@ def write_discovery_report(run_dir: Path) -> Path:
         ("ended", search.get("ended", "not yet")),
         *_usage(read_json(run_dir, "usage.json") or {}),
     ]
-    write_atomically(path, page(run_dir.resolve().name, "discover run", facts, body, tiles=_tiles(archive)))
+    write_atomically(
+        path, page(run_dir.resolve().name, "discover run", facts, body, tiles=_tiles(archive))
+    )
     return path
 
 
@@ -48,7 +55,11 @@ def _section(anchor: str, title: str, body: str) -> str:
 
 
 def _usage(usage: dict[str, Any]) -> list[tuple[str, str]]:
-    return [(key.replace("_", " "), number(float(usage[key]))) for key in ("calls", "cached", "usd") if usage.get(key)]
+    return [
+        (key.replace("_", " "), number(float(usage[key])))
+        for key in ("calls", "cached", "usd")
+        if usage.get(key)
+    ]
 
 
 def _tiles(archive: Archive) -> list[dict[str, str]]:
@@ -58,7 +69,9 @@ def _tiles(archive: Archive) -> list[dict[str, str]]:
     for label, record in (("best", best), ("best at the start", start)):
         if record is not None:
             note = f"{record.name}; held out {shown(record.held_out)}"
-            tiles.append({"label": label, "value": number(mean_and_error(record.fitness)[0]), "note": note})
+            tiles.append(
+                {"label": label, "value": number(mean_and_error(record.fitness)[0]), "note": note}
+            )
     valid = sum(record.valid for record in proposals)
     tiles.append({"label": "proposals", "value": str(len(proposals)), "note": f"{valid} measured"})
     return tiles
@@ -78,7 +91,8 @@ def _progress(records: list[Record], beta: float) -> str:
         ],
     )
     note = (
-        "The best of many noisy numbers is too good to be true: the held-out result, which neither the ranking nor the "
+        "The best of many noisy numbers is too good to be true: the held-out result, which "
+        "neither the ranking nor the "
         "language model saw, is the one to believe."
     )
     return f'<div class="grid">{chart}{_overlay(valid, beta)}</div><p class="soft small">{note}</p>'
@@ -91,7 +105,9 @@ def _overlay(valid: list[Record], beta: float) -> str:
         for tone, record in enumerate(ranked[:MOST_OVERLAID], 1)
         if (curve := _curve(record, beta))
     ]
-    return line_chart(f"loss over z = beta * rho of the best {len(series)}", series) if series else ""
+    return (
+        line_chart(f"loss over z = beta * rho of the best {len(series)}", series) if series else ""
+    )
 
 
 def _best(archive: Archive) -> str:
@@ -103,30 +119,41 @@ def _best(archive: Archive) -> str:
 
 def _table(records: list[Record]) -> str:
     rows = "".join(
-        f"<tr><td class=n>{record.index}</td><td class=name>{escape(record.name)}</td><td class=name>{record.origin}</td>"
+        f"<tr><td class=n>{record.index}</td><td class=name>{escape(record.name)}</td><td "
+        f"class=name>{record.origin}</td>"
         f"<td class=n>{shown(record.fitness) if record.valid else '-'}</td>"
         f"<td class=n>{shown(record.held_out) if record.valid else '-'}</td>"
         f"<td class=n>{record.seconds:.1f}</td><td>{escape(record.error)}</td></tr>"
         for record in records
     )
-    head = "<th class=n></th><th>objective</th><th>origin</th><th class=n>fitness</th><th class=n>held out</th>"
+    head = (
+        "<th class=n></th><th>objective</th><th>origin</th><th class=n>fitness</th><th "
+        "class=n>held out</th>"
+    )
     return (
-        f'<div class="scroll"><table><thead><tr>{head}<th class=n>seconds</th><th>what went wrong</th></tr></thead>'
+        f'<div class="scroll"><table><thead><tr>{head}<th class=n>seconds</th><th>what went '
+        "wrong</th></tr></thead>"
         f"<tbody>{rows}</tbody></table></div>"
     )
 
 
 def _details(record: Record, beta: float) -> str:
     curve = _curve(record, beta)
-    chart = line_chart("loss over z = beta * rho", [Series(record.name, curve, smooth=False)]) if curve else ""
+    chart = (
+        line_chart("loss over z = beta * rho", [Series(record.name, curve, smooth=False)])
+        if curve
+        else ""
+    )
     facts = "".join(f"<li>{escape(text)}</li>" for text in record.facts.get("text", []))
     thought = f"<p>{escape(record.thought)}</p>" if record.thought else ""
     error = f'<p class="warning">{escape(record.error)}</p>' if record.error else ""
     seeds = ", ".join(number(value) for value in record.fitness)
     fates = f"<p class=small>fitness by seed: {seeds}</p>" if seeds else ""
     return (
-        f"<details><summary>{record.index} · {escape(record.name)} {shown(record.fitness) if record.valid else ''}"
-        f'</summary><div>{thought}{error}{fates}<div class="grid">{chart}<ul class=small>{facts}</ul></div>'
+        f"<details><summary>{record.index} · {escape(record.name)} "
+        f"{shown(record.fitness) if record.valid else ''}"
+        f'</summary><div>{thought}{error}{fates}<div class="grid">{chart}<ul '
+        f"class=small>{facts}</ul></div>"
         f"<pre>{escape(record.source)}</pre></div></details>"
     )
 
@@ -141,7 +168,8 @@ def _curve_of(source: str, beta: float) -> list[tuple[float, float]]:
 
 
 def _curve(record: Record, beta: float) -> list[tuple[float, float]]:
-    """The objective over z, evaluated from its checked source by our own evaluator; drawn twice and computed once.
+    """The objective over z, evaluated from its checked source by our own evaluator; drawn twice and
+    computed once.
 
     A refused one is not evaluated here, outside the sandbox.
     """

@@ -1,14 +1,17 @@
-"""`aligner discover`: a language model proposes preference objectives, each is tried, and it sees what came of them.
+"""`aligner discover`: a language model proposes preference objectives, each is tried, and it sees
+what came of them.
 
-The outer loop of DiscoPOP (arXiv 2406.08414, section 3 and algorithm 1). Read downward: measure the objectives that the
-search begins with; then ask, read, check, measure and record, one proposal after the other. A proposal is text from
-outside: it is read against an allow-list, tried in an isolated process, and only then trained with, in a process of its
-own; what is trained with is the stored source that was checked.
+The outer loop of DiscoPOP (arXiv 2406.08414, section 3 and algorithm 1). Read downward: measure the
+objectives that the search begins with; then ask, read, check, measure and record, one proposal
+after the other. A proposal is text from outside: it is read against an allow-list, tried in an
+isolated process, and only then trained with, in a process of its own; what is trained with is the
+stored source that was checked.
 
-Different from the authors' code, on purpose: fitness is a mean over seeds with its standard error, and every objective
-also has a held-out result that neither the model nor the ranking sees (the best of many noisy numbers is too good to be
-true); a proposal that says the same as an earlier one is not trained again; whatever goes wrong with a proposal is fed
-back and counts as one. Everything is on disk as it happens, and `--resume` goes on from any moment.
+Different from the authors' code, on purpose: fitness is a mean over seeds with its standard error,
+and every objective also has a held-out result that neither the model nor the ranking sees (the best
+of many noisy numbers is too good to be true); a proposal that says the same as an earlier one is
+not trained again; whatever goes wrong with a proposal is fed back and counts as one. Everything is
+on disk as it happens, and `--resume` goes on from any moment.
 """
 
 from __future__ import annotations
@@ -65,8 +68,9 @@ def run_discovery(
 ) -> Outcome:
     """Search, and save what was found.
 
-    Raises: RecipeError and UsageError before anything is asked; EndpointError when the language model cannot be reached
-    any more, and TrainingError when not even the objectives that the search begins with can be measured.
+    Raises: RecipeError and UsageError before anything is asked; EndpointError when the language
+    model cannot be reached any more, and TrainingError when not even the objectives that the search
+    begins with can be measured.
     """
     recipe = resolved.recipe
     assert isinstance(recipe, DiscoverRecipe)
@@ -91,7 +95,8 @@ def run_discovery(
 
 
 def _open(resolved: Resolved, resume: bool, overwrite: bool) -> Run:
-    """Open the run directory; a search that a limit ended, or that shall make more proposals, can be taken up again."""
+    """Open the run directory; a search that a limit ended, or that shall make more proposals, can
+    be taken up again."""
     recipe = resolved.recipe
     assert isinstance(recipe, DiscoverRecipe)
     manifest = Path(recipe.output_dir) / "manifest.json"
@@ -118,34 +123,56 @@ def check_inner_recipe(recipe: DiscoverRecipe) -> None:
     from aligner.data.rows import refuse_tools
     from aligner.reward_models.catalogue import load_scorer
 
-    inner, prompts, scorer = recipe.discover.recipe, recipe.discover.prompts, recipe.discover.reward_model
+    inner, prompts, scorer = (
+        recipe.discover.recipe,
+        recipe.discover.prompts,
+        recipe.discover.reward_model,
+    )
     assert inner, "a rule asks for it"
     assert prompts, "a rule asks for it"
     assert scorer, "a rule asks for it"
     load_recipe("dpo", inner, recipe.discover.overrides)
-    refuse_tools(load_rows(Data(train=[Source(path=prompts)]), "prompts", 0).train, "the reward model")
+    refuse_tools(
+        load_rows(Data(train=[Source(path=prompts)]), "prompts", 0).train, "the reward model"
+    )
     load_scorer(scorer)
 
 
 def plan_rows(recipe: DiscoverRecipe) -> list[tuple[str, str, str]]:
     """What would happen, for the screen."""
     settings, budget = recipe.discover, recipe.endpoint.budget
-    limits = {"calls": budget.calls, "tokens": budget.tokens, "usd": budget.usd, "minutes": settings.minutes}
-    said = ", ".join(f"at most {value:g} {name}" for name, value in limits.items() if value is not None)
+    limits = {
+        "calls": budget.calls,
+        "tokens": budget.tokens,
+        "usd": budget.usd,
+        "minutes": settings.minutes,
+    }
+    said = ", ".join(
+        f"at most {value:g} {name}" for name, value in limits.items() if value is not None
+    )
     objectives = len(settings.start) + settings.proposals
     return [
         ("task", f"{settings.task}, beta {settings.beta:g}", ""),
         ("begins with", ", ".join(settings.start), ""),
-        ("proposals", f"{settings.proposals} from {recipe.endpoint.model or recipe.endpoint.backend}", said),
-        ("trainings", f"at most {objectives * settings.seeds}", f"{objectives} objectives x {settings.seeds} seeds"),
+        (
+            "proposals",
+            f"{settings.proposals} from {recipe.endpoint.model or recipe.endpoint.backend}",
+            said,
+        ),
+        (
+            "trainings",
+            f"at most {objectives * settings.seeds}",
+            f"{objectives} objectives x {settings.seeds} seeds",
+        ),
     ]
 
 
-# --- the objectives that the search begins with ----------------------------------------------------------------------
+# --- the objectives that the search begins with ---------------------------------------------------
 
 
 def _write_world(search: Search) -> None:
-    """Write the toy world that a search in it trains in; one that was cut short is written again."""
+    """Write the toy world that a search in it trains in; one that was cut short is written
+    again."""
     if search.recipe.discover.task != "toy" or (search.run.dir / "world.json").exists():
         return
     from aligner.toy.world import write_world
@@ -161,8 +188,14 @@ def _measure_start(search: Search) -> None:
     for index, name in enumerate(search.recipe.discover.start):
         if search.archive[index] is not None:
             continue
-        source = Path(name).expanduser().read_text(encoding="utf-8") if name.endswith(".py") else WRITTEN_SOURCES[name]
-        record = Record(index, Path(name).stem if name.endswith(".py") else name, "start", source=source)
+        source = (
+            Path(name).expanduser().read_text(encoding="utf-8")
+            if name.endswith(".py")
+            else WRITTEN_SOURCES[name]
+        )
+        record = Record(
+            index, Path(name).stem if name.endswith(".py") else name, "start", source=source
+        )
         record = _try(search, record)
         search.archive.add(record)
         search.tell(candidate(record, search.archive))
@@ -170,11 +203,12 @@ def _measure_start(search: Search) -> None:
         errors = "; ".join(record.error for record in search.archive.records)
         raise TrainingError(
             f"None of the objectives that the search begins with could be measured: {errors}",
-            f"The logs are below {search.archive.folder}; mend the inner recipe and use --overwrite.",
+            f"The logs are below {search.archive.folder}; mend the inner recipe and use "
+            "--overwrite.",
         )
 
 
-# --- proposals -------------------------------------------------------------------------------------------------------
+# --- proposals ------------------------------------------------------------------------------------
 
 
 def _propose_all(search: Search) -> str:
@@ -205,7 +239,8 @@ def _propose_all(search: Search) -> str:
 
 
 def _read(index: int, reply: dict[str, Any]) -> Record:
-    """Return a record of what the model answered, not yet tried; with an error where the answer holds no objective."""
+    """Return a record of what the model answered, not yet tried; with an error where the answer
+    holds no objective."""
     record = Record(index, f"proposal_{index}", "proposal", parents=reply["parents"])
     if reply["error"]:
         return _refused(record, reply["error"])
@@ -221,7 +256,7 @@ def _refused(record: Record, error: str) -> Record:
     return replace(record, error=clean(error)[:MOST_ERROR_CHARACTERS], finished=now())
 
 
-# --- one objective ---------------------------------------------------------------------------------------------------
+# --- one objective --------------------------------------------------------------------------------
 
 
 def _try(search: Search, record: Record) -> Record:
@@ -233,7 +268,9 @@ def _try(search: Search, record: Record) -> Record:
         return _refused(record, str(error))
     record = replace(record, hash=source.hash)
     if record.origin == "proposal" and (same := search.archive.same_as(source.hash)) is not None:
-        return _refused(record, f"this says the same as {same.name}, apart from its name and comments")
+        return _refused(
+            record, f"this says the same as {same.name}, apart from its name and comments"
+        )
     file = search.archive.place(record.index) / "objective.py"
     write_atomically(file, record.source)
     search.tell(StageStarted(f"checking {record.name}"))
@@ -275,9 +312,11 @@ def _measure(search: Search, record: Record, file: Path) -> tuple[list[float], l
 
 
 def _toy_overrides(world: Path) -> list[str]:
-    """`tiny/dpo` in this world, for the objective alone: from the base model, without the next-token term, in small steps.
+    """`tiny/dpo` in this world, for the objective alone: from the base model, without the
+    next-token term, in small steps.
 
-    At the recipe's own learning rate a comparison alone teaches nothing: both answers lose probability.
+    At the recipe's own learning rate a comparison alone teaches nothing: both answers lose
+    probability.
     """
     return [
         f"model.name_or_path={world / 'model'}",
@@ -288,7 +327,9 @@ def _toy_overrides(world: Path) -> list[str]:
     ]
 
 
-def _bandit(text: str, beta: float, seeds: Sequence[int], timeout_s: float) -> tuple[list[float], list[float]]:
+def _bandit(
+    text: str, beta: float, seeds: Sequence[int], timeout_s: float
+) -> tuple[list[float], list[float]]:
     """Reward gains in the world of the search and in another one."""
     gains = []
     for world in ("search", "held_out"):
@@ -314,7 +355,7 @@ def candidate(record: Record, archive: Archive) -> Candidate:
     )
 
 
-# --- the end ---------------------------------------------------------------------------------------------------------
+# --- the end --------------------------------------------------------------------------------------
 
 
 def _finish(search: Search, why: str) -> Outcome:
@@ -327,8 +368,12 @@ def _finish(search: Search, why: str) -> Outcome:
     best = archive.best()
     if best is not None:
         if best.origin == "start":
-            search.tell(Notice(f"No proposal was better than {best.name}, which the search began with."))
-        shutil.rmtree(run.dir / "found", ignore_errors=True)  # what an earlier end of this search found
+            search.tell(
+                Notice(f"No proposal was better than {best.name}, which the search began with.")
+            )
+        shutil.rmtree(
+            run.dir / "found", ignore_errors=True
+        )  # what an earlier end of this search found
         run.write_text(f"found/{best.name}.py", _as_file(best))
     found = None if best is None else f"found/{best.name}.py"
     run.write_json("search.json", {"ended": why, "results": results, "found": found})
@@ -341,7 +386,8 @@ def _finish(search: Search, why: str) -> Outcome:
 def _as_file(best: Record) -> str:
     """The source that was checked and measured, with a line about it."""
     head = (
-        f"# Found by `aligner discover`: {best.name}, fitness {shown(best.fitness)}, held out {shown(best.held_out)}.\n"
+        f"# Found by `aligner discover`: {best.name}, fitness {shown(best.fitness)}, held out "
+        f"{shown(best.held_out)}.\n"
     )
     text = head + best.source.rstrip() + "\n"
     assert parse_objective(text).hash == best.hash, "the file says what was measured"

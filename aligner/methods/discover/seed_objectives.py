@@ -1,6 +1,8 @@
-"""Known objectives as a language model would write them: what a search starts from, and what its prompt shows.
+"""Known objectives as a language model would write them: what a search starts from, and what its
+prompt shows.
 
-Each is in the language of `aligner.losses.dsl.parser`; a test holds it equal to the function of the same name.
+Each is in the language of `aligner.losses.dsl.parser`; a test holds it equal to the function of the
+same name.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ _BODIES = {
     "sigmoid": "    return -F.logsigmoid(self.beta * rho)\n",
     "hinge": "    return torch.relu(1 - self.beta * rho)\n",
     "ipo_sum": "    return (rho - 1 / (2 * self.beta)) ** 2\n",
-    "padll": "    weight = torch.where(rho < 0, 0.45, 0.9)\n    return -weight * F.logsigmoid(self.beta * rho)\n",
+    "padll": "    weight = torch.where(rho < 0, 0.45, 0.9)\n    return -weight * "
+    "F.logsigmoid(self.beta * rho)\n",
     "cell": """    z = self.beta * rho
     over = torch.relu(-z - 20)
     exponential = torch.exp((-z).clamp(max=20)) * (1 + over)

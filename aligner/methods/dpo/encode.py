@@ -1,6 +1,7 @@
 """Rows as DPO trains on them.
 
-Columns: `prompt_ids`, `chosen_ids`, `rejected_ids`, `weight`, `length`, and `text` where reward models will read it.
+Columns: `prompt_ids`, `chosen_ids`, `rejected_ids`, `weight`, `length`, and `text` where reward
+models will read it.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ def _encode_pair_row(tokenizer: PreTrainedTokenizerBase) -> Encode:
         room = None if limit is None else max(0, limit - len(prompt))
         kept = Pair(prompt, whole.chosen_ids[:room], whole.rejected_ids[:room])
         if not kept.chosen_ids or not kept.rejected_ids:
-            return f"the prompt alone has {len(prompt):,} tokens, so no answer is left within {limit}"
+            return (
+                f"the prompt alone has {len(prompt):,} tokens, so no answer is left within {limit}"
+            )
         if kept.chosen_ids == kept.rejected_ids:
             return f"both answers are the same within {limit} tokens"
         answers = len(kept.chosen_ids) + len(kept.rejected_ids)
@@ -54,7 +57,8 @@ def _encode_pair_row(tokenizer: PreTrainedTokenizerBase) -> Encode:
 
 
 def _with_text(encode_pair_row: Encode) -> Encode:
-    """Add a pair's `prompt`, `chosen`, `rejected`, `answer` (the right one, or null) and `origin`, as JSON."""
+    """Add a pair's `prompt`, `chosen`, `rejected`, `answer` (the right one, or null) and `origin`,
+    as JSON."""
 
     def encode(row: Row, limit: int | None) -> dict[str, Any] | str:
         encoded = encode_pair_row(row, limit)

@@ -1,15 +1,19 @@
-"""Answers that the reference writes, once, before training: what the forward KL to it is estimated on.
+"""Answers that the reference writes, once, before training: what the forward KL to it is estimated
+on.
 
-E_x KL(pi_ref || pi) is the mean of log pi_ref(y|x) - log pi(y|x) over answers y of the reference. Each pair gets one
-answer to its prompt, sampled at temperature 1 without any cut of the distribution, so that pairs with the same prompt
-have different ones; its log-probability under the reference goes along, so that what is logged is a KL and not a
-likelihood. Only log pi(y|x) has a gradient.
+E_x KL(pi_ref || pi) is the mean of log pi_ref(y|x) - log pi(y|x) over answers y of the reference.
+Each pair gets one answer to its prompt, sampled at temperature 1 without any cut of the
+distribution, so that pairs with the same prompt have different ones; its log-probability under the
+reference goes along, so that what is logged is a KL and not a likelihood. Only log pi(y|x) has a
+gradient.
 
-An answer that is not finished after `dpo.forward_kl_tokens` tokens, or where `data.max_length` ends, is a beginning of one:
-then the divergence is that of beginnings, which is never larger than that of whole answers.
+An answer that is not finished after `dpo.forward_kl_tokens` tokens, or where `data.max_length`
+ends, is a beginning of one: then the divergence is that of beginnings, which is never larger than
+that of whole answers.
 
-They are kept as the reference's log-probabilities are (`aligner.training.reference`), under a hash of the reference, the prompts, the
-seed and the lengths. An answer does not depend on how many processes share the work.
+They are kept as the reference's log-probabilities are (`aligner.training.reference`), under a hash
+of the reference, the prompts, the seed and the lengths. An answer does not depend on how many
+processes share the work.
 """
 
 from __future__ import annotations
@@ -57,8 +61,13 @@ def with_samples(rows: Dataset, scorer: Scorer, name: str) -> Dataset:
     if unfinished := sum(one[3] for one in written):
         where = f"dpo.forward_kl_tokens={recipe.dpo.forward_kl_tokens}, or data.max_length"
         share = f"{unfinished / len(written):.0%} of the reference's answers to the {name} prompts"
-        _say(scorer, f"{share} end unfinished ({where}); the forward KL is that of their beginnings.")
-    columns = {"sample_ids": [one[1] for one in written], "reference_sample": [one[2] for one in written]}
+        _say(
+            scorer, f"{share} end unfinished ({where}); the forward KL is that of their beginnings."
+        )
+    columns = {
+        "sample_ids": [one[1] for one in written],
+        "reference_sample": [one[2] for one in written],
+    }
     for column, values in columns.items():
         rows = rows.add_column(column, values)
     return rows
@@ -72,7 +81,8 @@ def agreed(value: Any) -> Any:
 
 
 def _write(rows: Dataset, scorer: Scorer, name: str) -> list[Written]:
-    """Let the reference answer every prompt, each process its part, and return all of it on every process."""
+    """Let the reference answer every prompt, each process its part, and return all of it on every
+    process."""
     model, device, autocast = load_reference(scorer, reference_section(scorer.recipe))
     state = PartialState()
     mine = range(state.process_index, len(rows), state.num_processes)
@@ -86,7 +96,8 @@ def _write(rows: Dataset, scorer: Scorer, name: str) -> list[Written]:
 def _answers(
     model: Any, scorer: Scorer, prompts: list[list[int]], places: list[int], name: str
 ) -> tuple[list[list[int]], list[bool]]:
-    """Return an answer to each prompt, cut where a row may be no longer, and whether it is only a beginning."""
+    """Return an answer to each prompt, cut where a row may be no longer, and whether it is only a
+    beginning."""
     recipe = scorer.recipe
 
     def on_progress(done: int, total: int) -> None:
@@ -103,8 +114,14 @@ def _answers(
         streams=places,
         on_progress=on_progress,
     )
-    ids = [one.token_ids[: recipe.data.max_length - len(prompt)] for prompt, (one,) in zip(prompts, written)]
-    unfinished = [one.finish_reason == "length" or len(kept) < len(one.token_ids) for kept, (one,) in zip(ids, written)]
+    ids = [
+        one.token_ids[: recipe.data.max_length - len(prompt)]
+        for prompt, (one,) in zip(prompts, written)
+    ]
+    unfinished = [
+        one.finish_reason == "length" or len(kept) < len(one.token_ids)
+        for kept, (one,) in zip(ids, written)
+    ]
     return ids, unfinished
 
 
@@ -118,7 +135,10 @@ def _logps(
     with at_rest(model):
         for start in range(0, len(order), scorer.batch_size):
             picked = order[start : start + scorer.batch_size]
-            batch = {key: value.to(device) for key, value in collator.stack([sides[i] for i in picked]).items()}
+            batch = {
+                key: value.to(device)
+                for key, value in collator.stack([sides[i] for i in picked]).items()
+            }
             with autocast or contextlib.nullcontext():
                 logps = answer_logps(model, batch)[0].cpu()
             for i, value in zip(picked, logps.tolist()):

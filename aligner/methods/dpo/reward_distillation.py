@@ -1,19 +1,24 @@
-"""Rewards of preference pairs, scored once before training, for the objective that distils them (arXiv 2405.19316).
+"""Rewards of preference pairs, scored once before training, for the objective that distils them
+(arXiv 2405.19316).
 
-Each reward model of `dpo.reward_models` scores both answers of every pair, as text; what is kept of it is the pair's gap,
-r(x, chosen) - r(x, rejected), since nothing else of a reward means anything. A gap is multiplied by `dpo.reward_scale`;
-`std` divides each model's gaps by their standard deviation over the training pairs, each pair counted in both orders,
-because its order means nothing here. That is the root of the mean of their squares: gaps that are all the same keep a size.
+Each reward model of `dpo.reward_models` scores both answers of every pair, as text; what is kept of
+it is the pair's gap, r(x, chosen) - r(x, rejected), since nothing else of a reward means anything.
+A gap is multiplied by `dpo.reward_scale`; `std` divides each model's gaps by their standard
+deviation over the training pairs, each pair counted in both orders, because its order means nothing
+here. That is the root of the mean of their squares: gaps that are all the same keep a size.
 
-A `pairwise` model, which only compares, has no rewards of its own; its gap is the logit of the probability that the chosen
-answer is better, which is that difference under Bradley and Terry's model. A probability within `SUREST` of 0 or 1 counts as
-that. So it is with an ensemble that has such a member. A judge gives grades, and they are its rewards. An ensemble that
-brings its members to one scale over the rows of a call gets the pairs of both splits in one, so that its gaps are on one.
+A `pairwise` model, which only compares, has no rewards of its own; its gap is the logit of the
+probability that the chosen answer is better, which is that difference under Bradley and Terry's
+model. A probability within `SUREST` of 0 or 1 counts as that. So it is with an ensemble that has
+such a member. A judge gives grades, and they are its rewards. An ensemble that brings its members
+to one scale over the rows of a call gets the pairs of both splits in one, so that its gaps are on
+one.
 
-Scores are kept on disk under a hash of the scorer's fingerprint and of all texts, and part by part while there are more to
-come, so a kill costs one part. One process scores, the others are told; models are loaded one after the other. A model
-that gives both answers of every pair the same reward is refused: a policy that never moves would follow it perfectly,
-and a pessimistic choice would always fall on it.
+Scores are kept on disk under a hash of the scorer's fingerprint and of all texts, and part by part
+while there are more to come, so a kill costs one part. One process scores, the others are told;
+models are loaded one after the other. A model that gives both answers of every pair the same reward
+is refused: a policy that never moves would follow it perfectly, and a pessimistic choice would
+always fall on it.
 
 Legend: N pairs, K reward models.
 """
@@ -53,18 +58,21 @@ SUREST = 1e-6
 """A comparison is never surer than this: its logit is at most 13.8."""
 
 TEXT = "text"
-"""Column that holds a pair as JSON: `prompt`, `chosen`, `rejected`, `answer` (the right one, where the row has it), `origin`."""
+"""Column that holds a pair as JSON: `prompt`, `chosen`, `rejected`, `answer` (the right one, where
+the row has it), `origin`."""
 
 AT_ONCE = 512
-"""Pairs that are scored in one call, unless an ensemble needs all of them in one; then what is known is kept."""
+"""Pairs that are scored in one call, unless an ensemble needs all of them in one; then what is
+known is kept."""
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
     """A reward model and its gaps over the training pairs, as they came: what a run records of it.
 
-    `spread` is the root of their mean square, `ties` how many are 0, `agrees` the share of the others where the answer
-    that was labelled better is the one with the larger reward, and `scale` what gaps were multiplied by.
+    `spread` is the root of their mean square, `ties` how many are 0, `agrees` the share of the
+    others where the answer that was labelled better is the one with the larger reward, and `scale`
+    what gaps were multiplied by.
     """
 
     name: str
@@ -76,7 +84,9 @@ class Member:
     scale: float
 
 
-def with_reward_gaps(prepared: Prepared, dpo: Dpo, on_event: OnEvent | None = None) -> tuple[Prepared, list[Member]]:
+def with_reward_gaps(
+    prepared: Prepared, dpo: Dpo, on_event: OnEvent | None = None
+) -> tuple[Prepared, list[Member]]:
     """Return the splits with a column `reward_gaps` (N, K), and what is known of each reward model.
 
     Only the main process scores, and only it tells of it.
@@ -84,10 +94,16 @@ def with_reward_gaps(prepared: Prepared, dpo: Dpo, on_event: OnEvent | None = No
     Raises: DataError naming the row that cannot be scored, or a reward model that prefers nothing.
     """
     splits = {"training": prepared.train, "held-out": prepared.eval}
-    texts = {name: [json.loads(text) for text in rows[TEXT]] for name, rows in splits.items() if rows is not None}
+    texts = {
+        name: [json.loads(text) for text in rows[TEXT]]
+        for name, rows in splits.items()
+        if rows is not None
+    }
     found = agreed(_score_all(dpo, texts, on_event) if _is_main() else None)
     members = [Member(**facts) for facts, _ in found]
-    with_gaps = {name: _with_gaps(splits[name], [gaps[name] for _, gaps in found], members) for name in texts}
+    with_gaps = {
+        name: _with_gaps(splits[name], [gaps[name] for _, gaps in found], members) for name in texts
+    }
     return Prepared(with_gaps["training"], with_gaps.get("held-out"), prepared.batching), members
 
 
@@ -128,11 +144,17 @@ def together(spec: str) -> bool:
 
 
 def _of_splits(
-    scorer: Scorer, ask: Ask, texts: dict[str, list[dict[str, Any]]], in_one: bool, on_event: OnEvent | None
+    scorer: Scorer,
+    ask: Ask,
+    texts: dict[str, list[dict[str, Any]]],
+    in_one: bool,
+    on_event: OnEvent | None,
 ) -> dict[str, list[float]]:
     """Gaps of each split: asked for split by split, or `in_one` call and cut afterwards."""
     if not in_one:
-        return {name: _gaps(scorer, ask, rows, name, AT_ONCE, on_event) for name, rows in texts.items()}
+        return {
+            name: _gaps(scorer, ask, rows, name, AT_ONCE, on_event) for name, rows in texts.items()
+        }
     every = [row for rows in texts.values() for row in rows]
     left = iter(_gaps(scorer, ask, every, " and ".join(texts), len(every), on_event))
     return {name: list(islice(left, len(rows))) for name, rows in texts.items()}
@@ -142,8 +164,10 @@ def _described(scorer: Scorer, gaps: Sequence[float], dpo: Dpo) -> Member:
     spread = math.sqrt(math.fsum(gap * gap for gap in gaps) / len(gaps))
     if spread == 0:
         raise DataError(
-            f"the reward model {scorer.name} gives both answers of all {len(gaps):,} pairs the same reward",
-            "there is nothing to distil: check the reward model, or use pairs in which one answer is better",
+            f"the reward model {scorer.name} gives both answers of all {len(gaps):,} pairs the "
+            "same reward",
+            "there is nothing to distil: check the reward model, or use pairs in which one answer "
+            "is better",
         )
     decided = [gap for gap in gaps if gap]
     return Member(
@@ -160,7 +184,8 @@ def _described(scorer: Scorer, gaps: Sequence[float], dpo: Dpo) -> Member:
 def _sentence(member: Member) -> str:
     decided = f" of the {member.pairs - member.ties:,} that it decides" if member.ties else ""
     return (
-        f"Reward model {member.name}: gaps of {member.spread:.3g} (root mean square) over {member.pairs:,} pairs, times "
+        f"Reward model {member.name}: gaps of {member.spread:.3g} (root mean square) over "
+        f"{member.pairs:,} pairs, times "
         f"{member.scale:.3g}; it finds the chosen answer better in {member.agrees:.1%}{decided}."
     )
 
@@ -175,7 +200,8 @@ def _compare_sizes(sizes: Sequence[float], on_event: OnEvent | None) -> None:
         tell(
             on_event,
             Notice(
-                f"The reward models' gaps differ in size ({listed}): the largest rules a mean, the smallest is chosen by "
+                f"The reward models' gaps differ in size ({listed}): the largest rules a mean, "
+                "the smallest is chosen by "
                 "`min`. dpo.reward_scale=std brings them to one size."
             ),
         )
@@ -190,7 +216,7 @@ def _free() -> None:
         torch.cuda.empty_cache()
 
 
-# --- one reward model, one split -------------------------------------------------------------------------------------
+# --- one reward model, one split ------------------------------------------------------------------
 
 
 Ask = Callable[[Any, Sequence[dict[str, Any]]], tuple[list[float], dict[int, str]]]
@@ -204,12 +230,20 @@ def only_compares(spec: str) -> bool:
 
 
 def _gaps(
-    scorer: Scorer, ask: Ask, rows: Sequence[dict[str, Any]], name: str, at_once: int, on_event: OnEvent | None
+    scorer: Scorer,
+    ask: Ask,
+    rows: Sequence[dict[str, Any]],
+    name: str,
+    at_once: int,
+    on_event: OnEvent | None,
 ) -> list[float]:
     """Gaps (N,) from the cache, or scored now, `at_once` in a call."""
     file = cache_folder("rewards") / f"{_key(scorer, rows)}.json"
     if is_kept(file):
-        tell(on_event, Notice(f"Rewards of the {name} pairs by {scorer.name}: from the cache ({file})."))
+        tell(
+            on_event,
+            Notice(f"Rewards of the {name} pairs by {scorer.name}: from the cache ({file})."),
+        )
         kept: list[float] = json.loads(file.read_text(encoding="utf-8"))
         return kept
     what = f"scoring the {name} pairs with {scorer.name}"
@@ -226,7 +260,10 @@ def _gaps(
     if remarks:
         tell(
             on_event,
-            Notice(f"{scorer.name} has remarks on {len(remarks):,} of what it scored; the first: {remarks[0]}."),
+            Notice(
+                f"{scorer.name} has remarks on {len(remarks):,} of what it scored; the first: "
+                f"{remarks[0]}."
+            ),
         )
     keep(file, lambda place: place.write_text(dumps(gaps), encoding="utf-8"))
     journal.unlink(missing_ok=True)
@@ -244,13 +281,16 @@ def _score_part(scorer: Scorer, ask: Ask, rows: Sequence[dict[str, Any]]) -> dic
     for row, gap in zip(rows, gaps):
         if not math.isfinite(gap):
             raise DataError(
-                f"{row['origin']}: {scorer.name} gives rewards whose difference is {gap}, which is no finite number",
+                f"{row['origin']}: {scorer.name} gives rewards whose difference is {gap}, which "
+                "is no finite number",
                 "mend or drop the row, or use another reward model",
             )
     return {"gaps": gaps, "remarks": list(remarks.values())}
 
 
-def _compared(scorer: Comparer, rows: Sequence[dict[str, Any]]) -> tuple[list[float], dict[int, str]]:
+def _compared(
+    scorer: Comparer, rows: Sequence[dict[str, Any]]
+) -> tuple[list[float], dict[int, str]]:
     """Logits of the probabilities that the chosen answers are better."""
     prompts, chosen, rejected, answers = (
         [row[key] for row in rows] for key in ("prompt", "chosen", "rejected", "answer")
@@ -276,7 +316,10 @@ def _scored(scorer: Scorer, rows: Sequence[dict[str, Any]]) -> tuple[list[float]
         if known := getattr(error, "rows", None):
             raise _placed(error, known, origins) from error
         raise
-    gaps = [scores[places[_answer_key(row, "chosen")]] - scores[places[_answer_key(row, "rejected")]] for row in rows]
+    gaps = [
+        scores[places[_answer_key(row, "chosen")]] - scores[places[_answer_key(row, "rejected")]]
+        for row in rows
+    ]
     return gaps, scores.remarks
 
 
@@ -296,13 +339,17 @@ class PlacedError(DataError):
 
 
 def _placed(error: DataError, rows: dict[int, str], origins: Sequence[str]) -> PlacedError:
-    """The error with the places of the rows that it knows: a judge's does, and asking again would cost."""
+    """The error with the places of the rows that it knows: a judge's does, and asking again would
+    cost."""
     problems = [Problem(why, where=origins[row]) for row, why in sorted(rows.items())[:LISTED]]
     return PlacedError(error.message, error.hint, problems)
 
 
-def _located(scorer: Scorer, ask: Ask, rows: Sequence[dict[str, Any]], error: DataError) -> DataError:
-    """The error of the first row that cannot be scored, with the place that the row came from; found by halving.
+def _located(
+    scorer: Scorer, ask: Ask, rows: Sequence[dict[str, Any]], error: DataError
+) -> DataError:
+    """The error of the first row that cannot be scored, with the place that the row came from;
+    found by halving.
 
     An error that no single row causes stays as it is.
     """
@@ -327,7 +374,9 @@ def _refused(scorer: Scorer, ask: Ask, rows: Sequence[dict[str, Any]]) -> DataEr
 
 
 def _key(scorer: Scorer, rows: Sequence[dict[str, Any]]) -> str:
-    digest = sha256(f"{VERSION} {scorer.fingerprint()}".encode())  # which also decides whether it scores or compares
+    digest = sha256(
+        f"{VERSION} {scorer.fingerprint()}".encode()
+    )  # which also decides whether it scores or compares
     for row in rows:
         text = json.dumps([row[key] for key in ("prompt", "chosen", "rejected", "answer")])
         digest.update(f"{len(text)} {text}".encode())

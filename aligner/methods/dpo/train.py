@@ -1,11 +1,14 @@
-"""Training on preference pairs: Direct Preference Optimization (arXiv 2305.18290) and every objective of the catalogue.
+"""Training on preference pairs: Direct Preference Optimization (arXiv 2305.18290) and every
+objective of the catalogue.
 
-The trainer is `aligner.training.preference.PreferenceTrainer`; this file chooses the reference and puts the parts together.
-A fresh LoRA adapter that starts as a no-op has its reference below it (the base, adapter off). Anything else, full
-fine-tuning, an adapter that is trained further, or one that takes a part of the base with it (PiSSA, biases), gets the
-reference's log-probabilities once, before training (`aligner.training.reference`), so no second model is in memory while training.
-So it is with the rewards that `reward_distill` follows (`aligner.methods.dpo.reward_distillation`), scored before the policy is loaded, and
-with the answers of the reference on which `dpo.forward_kl` is estimated (`aligner.methods.dpo.reference_samples`).
+The trainer is `aligner.training.preference.PreferenceTrainer`; this file chooses the reference and
+puts the parts together. A fresh LoRA adapter that starts as a no-op has its reference below it (the
+base, adapter off). Anything else, full fine-tuning, an adapter that is trained further, or one that
+takes a part of the base with it (PiSSA, biases), gets the reference's log-probabilities once,
+before training (`aligner.training.reference`), so no second model is in memory while training. So
+it is with the rewards that `reward_distill` follows (`aligner.methods.dpo.reward_distillation`),
+scored before the policy is loaded, and with the answers of the reference on which `dpo.forward_kl`
+is estimated (`aligner.methods.dpo.reference_samples`).
 """
 
 from __future__ import annotations
@@ -67,7 +70,14 @@ def train(job: Job) -> Fitted:
     )
     if recipe.model.lora is not None and arguments.gradient_checkpointing:
         model.enable_input_require_grads()
-    scorer = Scorer(recipe, job.tokenizer, model, arguments.per_device_eval_batch_size, arguments.bf16, job.on_event)
+    scorer = Scorer(
+        recipe,
+        job.tokenizer,
+        model,
+        arguments.per_device_eval_batch_size,
+        arguments.bf16,
+        job.on_event,
+    )
     if needs_reference(recipe) and not uses_adapter_off(recipe):
         trainer.train_dataset, trainer.eval_dataset = add_reference(job, scorer)
     if forward_kl_weight(recipe):
@@ -81,14 +91,22 @@ def train(job: Job) -> Fitted:
 
 
 def before_ranks(job: Job) -> None:
-    """Score and write in the launching process what ranks could not: they hold only shards of the policy, or would wait."""
+    """Score and write in the launching process what ranks could not: they hold only shards of the
+    policy, or would wait."""
     recipe = job.recipe
     assert isinstance(recipe, DpoRecipe)
     add_rewards(job)
     if recipe.launch.strategy not in SHARDED:
         return
     arguments = _arguments(job, recipe)
-    scorer = Scorer(recipe, job.tokenizer, None, arguments.per_device_eval_batch_size, arguments.bf16, job.on_event)
+    scorer = Scorer(
+        recipe,
+        job.tokenizer,
+        None,
+        arguments.per_device_eval_batch_size,
+        arguments.bf16,
+        job.on_event,
+    )
     if needs_reference(recipe) and not uses_adapter_off(recipe):
         add_reference(job, scorer)
     if forward_kl_weight(recipe):
@@ -111,12 +129,21 @@ def _objective(job: Job, recipe: DpoRecipe) -> Objective:
             first = f"The first {dpo.warmup_steps_dpo} steps train DPO's loss: {wrong}"
             job.note(f"{first}. Look whether rewards/accuracies stays up after them.")
         else:
-            job.warn(f"{wrong}. Set dpo.warmup_steps_dpo=100, or for the DiscoPOP objective a dpo.tau above 0.1023")
+            job.warn(
+                f"{wrong}. Set dpo.warmup_steps_dpo=100, or for the DiscoPOP objective a dpo.tau "
+                "above 0.1023"
+            )
     if batchwise := sorted(losses_of(recipe) & set(BATCH_DEPENDENT)):
         rows = _pairs_together(recipe)
-        job.note(f"{', '.join(batchwise)} reads statistics over {rows} pairs: batch x processes, without accumulation.")
+        job.note(
+            f"{', '.join(batchwise)} reads statistics over {rows} pairs: batch x processes, "
+            "without accumulation."
+        )
     if "simpo" in losses_of(recipe) and dpo.beta < 1:
-        job.note(f"dpo.beta is {dpo.beta:g}; simpo was published with 2 to 2.5, since its rewards are per token.")
+        job.note(
+            f"dpo.beta is {dpo.beta:g}; simpo was published with 2 to 2.5, since its rewards are "
+            "per token."
+        )
     return objective
 
 
@@ -128,11 +155,15 @@ def _pairs_together(recipe: DpoRecipe) -> int:
 def _note_choice(job: Job, recipe: DpoRecipe) -> None:
     if recipe.dpo.reward_combine == "min":
         rows = _pairs_together(recipe)
-        job.note(f"The reward model to follow is chosen by {rows} pairs: batch x processes, without accumulation.")
+        job.note(
+            f"The reward model to follow is chosen by {rows} pairs: batch x processes, without "
+            "accumulation."
+        )
 
 
 def _guards(job: Job, recipe: DpoRecipe) -> list[AccuracyAlarm]:
-    """The alarm; without a reference a reward is no comparison with the start, and may well rank pairs wrongly there.
+    """The alarm; without a reference a reward is no comparison with the start, and may well rank
+    pairs wrongly there.
 
     Where rewards are distilled, they say which answer is better, and not the labels.
     """
@@ -140,7 +171,15 @@ def _guards(job: Job, recipe: DpoRecipe) -> list[AccuracyAlarm]:
     if not dpo.alarm_steps or not needs_reference(recipe):
         return []
     metric = "distill/accuracies" if distils(recipe) else "rewards/accuracies"
-    return [AccuracyAlarm(dpo.alarm_steps, dpo.on_alarm == "stop", job.warn, after=dpo.warmup_steps_dpo, metric=metric)]
+    return [
+        AccuracyAlarm(
+            dpo.alarm_steps,
+            dpo.on_alarm == "stop",
+            job.warn,
+            after=dpo.warmup_steps_dpo,
+            metric=metric,
+        )
+    ]
 
 
 def _typical_length(job: Job) -> float:
@@ -156,7 +195,8 @@ def _keep_source(job: Job, name: str, path: Path, text: str) -> None:
             job.run.write_text(name, text)
     elif kept.read_text(encoding="utf-8") != text:
         raise UsageError(
-            f"{path} changed since {job.run.dir} was begun, so resuming it would mix two objectives.",
+            f"{path} changed since {job.run.dir} was begun, so resuming it would mix two "
+            "objectives.",
             f"Put it back ({kept} is what it was), or choose another output_dir.",
         )
 
@@ -184,7 +224,8 @@ def forward_kl_weight(recipe: DpoRecipe) -> float:
 
 
 def add_rewards(job: Job) -> Prepared:
-    """Return both splits with the gaps of the reward models that are followed, and record what is known of these."""
+    """Return both splits with the gaps of the reward models that are followed, and record what is
+    known of these."""
     recipe = job.recipe
     assert isinstance(recipe, DpoRecipe)
     if not distils(recipe):
@@ -192,12 +233,15 @@ def add_rewards(job: Job) -> Prepared:
     prepared, members = with_reward_gaps(job.prepared, recipe.dpo, job.on_event)
     if world()[0] == 0:
         job.run.write_json(
-            "rewards.json", {"combine": recipe.dpo.reward_combine, "members": list(map(asdict, members))}
+            "rewards.json",
+            {"combine": recipe.dpo.reward_combine, "members": list(map(asdict, members))},
         )
     return prepared
 
 
-def add_samples(splits: tuple[Dataset, Dataset | None], scorer: Scorer) -> tuple[Dataset, Dataset | None]:
+def add_samples(
+    splits: tuple[Dataset, Dataset | None], scorer: Scorer
+) -> tuple[Dataset, Dataset | None]:
     """Return both splits with an answer of the reference to each prompt."""
     train, held_out = splits
     return (
@@ -220,24 +264,40 @@ def uses_adapter_off(recipe: DpoRecipe) -> bool:
 
     Raises: RecipeError when that is asked for, but the base is not what training starts from.
     """
-    if recipe.model.lora is None or recipe.dpo.reference == "precomputed" or recipe.dpo.reference_model is not None:
+    if (
+        recipe.model.lora is None
+        or recipe.dpo.reference == "precomputed"
+        or recipe.dpo.reference_model is not None
+    ):
         return False
     why = _why_base_is_no_reference(recipe)
     if why and recipe.dpo.reference == "adapter_off":
-        raise RecipeError(f"dpo.reference is adapter_off, but {why}", "use dpo.reference=auto or precomputed")
+        raise RecipeError(
+            f"dpo.reference is adapter_off, but {why}", "use dpo.reference=auto or precomputed"
+        )
     return not why
 
 
 def _why_base_is_no_reference(recipe: DpoRecipe) -> str:
-    """Return what makes the base, its adapter off, another model than the one that training starts from; or nothing."""
+    """Return what makes the base, its adapter off, another model than the one that training starts
+    from; or nothing."""
     lora = recipe.model.lora
     assert lora is not None
     if (Path(recipe.model.name_or_path).expanduser() / ADAPTER_FILE).is_file():
-        return f"the adapter in {recipe.model.name_or_path} is trained further, and without it the model is another"
+        return (
+            f"the adapter in {recipe.model.name_or_path} is trained further, and without it the "
+            "model is another"
+        )
     if lora.bias != "none":
-        return f"model.lora.bias={lora.bias} trains biases of the base itself, which stay when the adapter is off"
+        return (
+            f"model.lora.bias={lora.bias} trains biases of the base itself, which stay when the "
+            "adapter is off"
+        )
     if lora.init_lora_weights in ("pissa", "olora"):
-        return f"model.lora.init_lora_weights={lora.init_lora_weights} moves a part of the base into the adapter"
+        return (
+            f"model.lora.init_lora_weights={lora.init_lora_weights} moves a part of the base into "
+            "the adapter"
+        )
     if lora.init_lora_weights is False:
         return "model.lora.init_lora_weights=false starts from a random adapter"
     return ""
@@ -251,5 +311,7 @@ def objective_settings(recipe: DpoRecipe) -> Settings:
 
 def _arguments(job: Job, recipe: DpoRecipe) -> TrainingArguments:
     learning_rate = recipe.trainer.get("learning_rate", LEARNING_RATE)
-    with_rate = recipe.model_copy(update={"trainer": {**recipe.trainer, "learning_rate": learning_rate}})
+    with_rate = recipe.model_copy(
+        update={"trainer": {**recipe.trainer, "learning_rate": learning_rate}}
+    )
     return training_arguments(with_rate, job.run, TrainingArguments, remove_unused_columns=False)

@@ -1,11 +1,14 @@
-"""Rows as a reward model is trained on them: one encoder for each kind, in the form that `aligner.tokenization.dataset` calls.
+"""Rows as a reward model is trained on them: one encoder for each kind, in the form that
+`aligner.tokenization.dataset` calls.
 
-Nothing of an answer is ever cut: where `data.on_too_long` is `truncate`, a row that is too long loses the beginning of its
-prompt, as published reward models do (left truncation), and one whose answer alone is too long is left out and counted.
+Nothing of an answer is ever cut: where `data.on_too_long` is `truncate`, a row that is too long
+loses the beginning of its prompt, as published reward models do (left truncation), and one whose
+answer alone is too long is left out and counted.
 
-Columns. Pairs (`bradley_terry`, `odin`, `segment`): `prompt_ids`, `chosen_ids`, `rejected_ids`, `strength`, `weight`, `length`.
-Ratings (`regression`): `prompt_ids`, `answer_ids`, `ratings` (NaN where there is none), `weight`, `length`. Questions (`pairwise`):
-`input_ids`, `letter_ids` (the right one, the wrong one), `weight`, `length`.
+Columns. Pairs (`bradley_terry`, `odin`, `segment`): `prompt_ids`, `chosen_ids`, `rejected_ids`,
+`strength`, `weight`, `length`. Ratings (`regression`): `prompt_ids`, `answer_ids`, `ratings` (NaN
+where there is none), `weight`, `length`. Questions (`pairwise`): `input_ids`, `letter_ids` (the
+right one, the wrong one), `weight`, `length`.
 """
 
 from __future__ import annotations
@@ -61,8 +64,13 @@ def _pairs(reward: Reward, tokenizer: PreTrainedTokenizerBase) -> Encode:
         sides = (pair.chosen_ids, pair.rejected_ids)
         longest, shortest = max(map(len, sides)), min(map(len, sides))
         if limit is not None and longest > limit:
-            return f"the longer answer alone has {longest:,} tokens, more than {limit}, and answers are not cut"
-        prompt, cut = _shortened(pair.prompt_ids, shortest, limit)  # what an answer has no room for, its batch cuts off
+            return (
+                f"the longer answer alone has {longest:,} tokens, more than {limit}, and answers "
+                "are not cut"
+            )
+        prompt, cut = _shortened(
+            pair.prompt_ids, shortest, limit
+        )  # what an answer has no room for, its batch cuts off
         assert prompt is not None, "the shorter answer fits as well"
         length = len(prompt) + longest if limit is None else min(limit, len(prompt) + longest)
         return {
@@ -84,24 +92,32 @@ def _pairs(reward: Reward, tokenizer: PreTrainedTokenizerBase) -> Encode:
 def strength_of(row: PreferenceRow, reward: Reward) -> float:
     """The strength of a row's preference, 1 where the loss does not read it and there is none.
 
-    Raises: DataError naming the row, for one that is missing where it is needed, negative, or no number.
+    Raises: DataError naming the row, for one that is missing where it is needed, negative, or no
+    number.
     """
     value = row.extra.get(reward.strength)
     if value is None:
         if reward.loss == "plain":
             return 1.0
         raise DataError(
-            f"{row.origin}: there is no `{reward.strength}`, and reward.loss={reward.loss} needs one",
+            f"{row.origin}: there is no `{reward.strength}`, and reward.loss={reward.loss} needs "
+            "one",
             "name the column with reward.strength, or map it: `columns: {strength: your_column}`",
         )
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LARGEST_NUMBER:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not abs(value) <= LARGEST_NUMBER
+    ):
         raise DataError(
-            f"{row.origin}: `{reward.strength}` is {str(value)[:40]}, not a number up to {LARGEST_NUMBER:g}",
+            f"{row.origin}: `{reward.strength}` is {str(value)[:40]}, not a number up to "
+            f"{LARGEST_NUMBER:g}",
             "1, 2 or 3, for example",
         )
     if value < 0:
         raise DataError(
-            f"{row.origin}: `{reward.strength}` is {value:g}: the rejected answer would be the better one",
+            f"{row.origin}: `{reward.strength}` is {value:g}: the rejected answer would be the "
+            "better one",
             "swap the answers and give the strength without its sign",
         )
     return float(value)
@@ -110,10 +126,14 @@ def strength_of(row: PreferenceRow, reward: Reward) -> float:
 def _ratings(reward: Reward, tokenizer: PreTrainedTokenizerBase) -> Encode:
     def encode(row: Row, limit: int | None) -> dict[str, Any] | str:
         if isinstance(row, TextRow):
-            raise DataError(f"{row.origin}: plain text has no prompt and no answer", "give rows with both")
+            raise DataError(
+                f"{row.origin}: plain text has no prompt and no answer", "give rows with both"
+            )
         question = question_of(row)
         if question is None or question[1] is None:
-            raise DataError(f"{row.origin}: there is no answer to rate", "give rows with prompt and completion")
+            raise DataError(
+                f"{row.origin}: there is no answer to rate", "give rows with prompt and completion"
+            )
         if isinstance(row, ConversationRow) and row.messages[-1].get(WEIGHT) == 0:
             return "its answer has weight 0"
         ratings = [_rating(row, name) for name in reward.attributes]
@@ -122,7 +142,10 @@ def _ratings(reward: Reward, tokenizer: PreTrainedTokenizerBase) -> Encode:
         whole, answer = encode_answer(tokenizer, question[0], question[1], row.origin)
         prompt, cut = _shortened(whole, len(answer), limit)
         if prompt is None:
-            return f"the answer alone has {len(answer):,} tokens, more than {limit}, and answers are not cut"
+            return (
+                f"the answer alone has {len(answer):,} tokens, more than {limit}, and answers are "
+                "not cut"
+            )
         return {
             "prompt_ids": np.asarray(prompt, dtype=np.int32),
             "answer_ids": np.asarray(answer, dtype=np.int32),
@@ -161,10 +184,19 @@ def _questions(recipe: RewardRecipe, tokenizer: PreTrainedTokenizerBase) -> Enco
         swapped = random.Random(f"{recipe.seed} {row.origin}").random() < 0.5
         first, second = (rejected, chosen) if swapped else (chosen, rejected)
         asked = encode_question(tokenizer, row.prompt, first, second, row.origin)
-        letters = [asked.second_id, asked.first_id] if swapped else [asked.first_id, asked.second_id]
+        letters = (
+            [asked.second_id, asked.first_id] if swapped else [asked.first_id, asked.second_id]
+        )
         cut = 0 if limit is None else max(0, len(asked.input_ids) - limit)
-        if limit is not None and cut and (needed := length_of_answers(tokenizer, first, second)) > limit:
-            return f"both answers alone have {needed:,} tokens, more than {limit}, and answers are not cut"
+        if (
+            limit is not None
+            and cut
+            and (needed := length_of_answers(tokenizer, first, second)) > limit
+        ):
+            return (
+                f"both answers alone have {needed:,} tokens, more than {limit}, and answers are "
+                "not cut"
+            )
         return {
             "input_ids": np.asarray(asked.input_ids[cut:], dtype=np.int32),
             "letter_ids": np.asarray(letters, dtype=np.int32),
@@ -195,7 +227,8 @@ def _answer_text(row: PreferenceRow, side: Any) -> str:
 
 
 def _shortened(prompt: list[int], answer: int, limit: int | None) -> tuple[list[int] | None, int]:
-    """The prompt without as much of its beginning as the answer leaves no room for; None when there is no room at all."""
+    """The prompt without as much of its beginning as the answer leaves no room for; None when there
+    is no room at all."""
     if limit is None:
         return prompt, 0
     if answer > limit:

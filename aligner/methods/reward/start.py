@@ -1,6 +1,8 @@
-"""What must be true of a reward model's start before its rows are read: the head that is there, the reference of segments.
+"""What must be true of a reward model's start before its rows are read: the head that is there, the
+reference of segments.
 
-Imports nothing heavy, so that a recipe that could never be trained is refused at once, by a dry run too.
+Imports nothing heavy, so that a recipe that could never be trained is refused at once, by a dry run
+too.
 """
 
 from __future__ import annotations
@@ -28,9 +30,15 @@ def check_start(recipe: RewardRecipe) -> None:
 
 def _check_reference(recipe: RewardRecipe, segments: RewardSegments) -> None:
     name = segments.reference or recipe.model.name_or_path
-    check_model_path(recipe.model.model_copy(update={"name_or_path": name}), "reward.segments.reference")
+    check_model_path(
+        recipe.model.model_copy(update={"name_or_path": name}), "reward.segments.reference"
+    )
     if saved_outputs(name) is not None:
-        whose = "names a reward model" if segments.reference else "is missing, and training starts from a reward model"
+        whose = (
+            "names a reward model"
+            if segments.reference
+            else "is missing, and training starts from a reward model"
+        )
         raise RecipeError(
             f"reward.segments.reference {whose}, which foresees no tokens",
             "name the model that writes text whose entropies cut the answers",
@@ -51,11 +59,17 @@ def _refuse_other_head(recipe: RewardRecipe, saved: int) -> None:
         rated = card.attributes if card is not None else []
         if saved != len(recipe.reward.attributes) or (rated and rated != recipe.reward.attributes):
             raise RecipeError(
-                f"model.name_or_path: {start} rates {', '.join(rated) or f'{saved} attributes'}, reward.attributes are "
+                f"model.name_or_path: {start} rates {', '.join(rated) or f'{saved} attributes'}, "
+                "reward.attributes are "
                 f"{', '.join(recipe.reward.attributes)}",
-                "give the same attributes in the same order, or start from a model that writes text",
+                "give the same attributes in the same order, or start from a model that writes "
+                "text",
             )
-    elif saved != 1 and recipe.model.lora is not None and (Path(start).expanduser() / ADAPTER_FILE).is_file():
+    elif (
+        saved != 1
+        and recipe.model.lora is not None
+        and (Path(start).expanduser() / ADAPTER_FILE).is_file()
+    ):
         raise RecipeError(
             f"model.name_or_path: the adapter in {start} has {saved} outputs, and {kind} has one",
             "leave out model.lora to train the merged model",

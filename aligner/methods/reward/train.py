@@ -1,14 +1,17 @@
 """Training a reward model: a score for an answer, learned from pairs or from ratings.
 
     bradley_terry   a head with one output, -log s(r_chosen - r_rejected), on TRL's RewardTrainer
-    regression      a head with an output for each attribute, squared error (HelpSteer2, arXiv 2406.08673)
+    regression      a head with an output for each attribute, squared error (HelpSteer2, arXiv
+                    2406.08673)
     pairwise        a language model that is asked which answer is better, A or B (arXiv 2405.07863)
     segment         Bradley-Terry on the mean of values at the ends of segments (arXiv 2501.02790)
-    odin            Bradley-Terry with a second head that takes the length out of the first (arXiv 2402.07319)
+    odin            Bradley-Terry with a second head that takes the length out of the first (arXiv
+                    2402.07319)
 
-A model that starts from a regression's result and is trained on pairs has the weighted sum of its outputs as its head, so
-`regression`, then `bradley_terry` with `loss: scaled`, is the recipe of HelpSteer2-Preference (arXiv 2410.01257). The result holds
-`reward_model.yaml`, a card that `aligner.reward_models` loads again.
+A model that starts from a regression's result and is trained on pairs has the weighted sum of its
+outputs as its head, so `regression`, then `bradley_terry` with `loss: scaled`, is the recipe of
+HelpSteer2-Preference (arXiv 2410.01257). The result holds `reward_model.yaml`, a card that
+`aligner.reward_models` loads again.
 """
 
 from __future__ import annotations
@@ -71,7 +74,8 @@ TRAINERS: dict[str, tuple[type[RewardSteps], Any]] = {
 """Kind -> its trainer, and what stacks its rows."""
 
 LEARNING_RATE = 1e-5
-"""Our default for full fine-tuning; TRL's 1e-4 is meant for LoRA, and published 8B models used 2e-6."""
+"""Our default for full fine-tuning; TRL's 1e-4 is meant for LoRA, and published 8B models used
+2e-6."""
 LORA_LEARNING_RATE = 1e-4
 PART = 2000
 """Rows that are looked at together."""
@@ -83,7 +87,11 @@ def train(job: Job) -> Fitted:
     """Train the reward model of the recipe on its tokenised rows, and save it with its card."""
     recipe = job.recipe
     assert isinstance(recipe, RewardRecipe)
-    splits = _with_segments(job) if recipe.reward.kind == "segment" else (job.prepared.train, job.prepared.eval)
+    splits = (
+        _with_segments(job)
+        if recipe.reward.kind == "segment"
+        else (job.prepared.train, job.prepared.eval)
+    )
     _refuse_unrated(recipe, splits[0])
     _tell_facts(job, splits[0])
     model = _load(job, recipe)
@@ -123,36 +131,50 @@ def before_ranks(job: Job) -> None:
 def _arguments(job: Job, recipe: RewardRecipe) -> Any:
     ours = {
         "learning_rate": LEARNING_RATE if recipe.model.lora is None else LORA_LEARNING_RATE,
-        "num_train_epochs": EPOCHS["reward"],  # as of all published reward models; more usually overfits
+        "num_train_epochs": EPOCHS[
+            "reward"
+        ],  # as of all published reward models; more usually overfits
     }
     filled = recipe.model_copy(update={"trainer": {**ours, **recipe.trainer}})
     return training_arguments(
-        filled, job.run, RewardConfig, max_length=None, remove_unused_columns=False, center_rewards_coefficient=None
+        filled,
+        job.run,
+        RewardConfig,
+        max_length=None,
+        remove_unused_columns=False,
+        center_rewards_coefficient=None,
     )
 
 
-# --- the model -----------------------------------------------------------------------------------------------------
+# --- the model ------------------------------------------------------------------------------------
 
 
 def _load(job: Job, recipe: RewardRecipe) -> Any:
-    """Return the model with the outputs that its kind needs: its own, those of an earlier run, or freshly drawn ones."""
+    """Return the model with the outputs that its kind needs: its own, those of an earlier run, or
+    freshly drawn ones."""
     kind, section = recipe.reward.kind, recipe.model
     if kind == "pairwise":
         return load_policy(section, job.tokenizer, trainable=True)
     wanted = {"regression": len(recipe.reward.attributes), "odin": 2}.get(kind, 1)
     saved = saved_outputs(section.name_or_path)
-    model = load_reward_model(section, job.tokenizer, outputs=wanted, trainable=True, seed=recipe.seed)
+    model = load_reward_model(
+        section, job.tokenizer, outputs=wanted, trainable=True, seed=recipe.seed
+    )
     if saved is not None and saved != wanted:
         weights = _weights_of_start(recipe, saved)
         join_outputs(model, weights)
-        job.note(f"The head starts as the sum of {saved} ratings, weighted {', '.join(f'{w:g}' for w in weights)}.")
+        job.note(
+            f"The head starts as the sum of {saved} ratings, weighted "
+            f"{', '.join(f'{w:g}' for w in weights)}."
+        )
     if kind != "segment":  # its trainer reads every token
         pool_by_mask(model)
     return model
 
 
 def _weights_of_start(recipe: RewardRecipe, outputs: int) -> list[float]:
-    """The weights of the outputs that training starts from: the recipe's, else those of the card in the model's folder."""
+    """The weights of the outputs that training starts from: the recipe's, else those of the card in
+    the model's folder."""
     card = find_card(recipe.model.name_or_path)
     names, weights = ([], {}) if card is None else (card.attributes, card.weights)
     given = recipe.reward.attribute_weights
@@ -167,13 +189,16 @@ def _weights_of_start(recipe: RewardRecipe, outputs: int) -> list[float]:
     return attribute_weights(names, given or weights)
 
 
-# --- segments ------------------------------------------------------------------------------------------------------
+# --- segments -------------------------------------------------------------------------------------
 
 
 def _with_segments(job: Job) -> tuple[Dataset, Dataset | None]:
-    """Return both splits with the ends of their answers' segments, found once and kept in the run directory."""
+    """Return both splits with the ends of their answers' segments, found once and kept in the run
+    directory."""
     held_out = job.prepared.eval
-    return _cut(job, job.prepared.train, "train"), None if held_out is None else _cut(job, held_out, "eval")
+    return _cut(job, job.prepared.train, "train"), None if held_out is None else _cut(
+        job, held_out, "eval"
+    )
 
 
 def _cut(job: Job, rows: Dataset, name: str) -> Dataset:
@@ -207,10 +232,17 @@ def _ends(job: Job, rows: Dataset, name: str) -> dict[str, list[list[int]]]:
             ]
             entropies: Sequence[Any] = [None] * len(answers)
             if reference is not None:
-                entropies = answer_entropies(reference, answers, pad_token_id=job.tokenizer.pad_token_id)
+                entropies = answer_entropies(
+                    reference, answers, pad_token_id=job.tokenizer.pad_token_id
+                )
             ends += [
                 segment_ends(
-                    segments.rule, answer, job.tokenizer, entropies=known, cutoff=segments.cutoff, stop_ids=stops
+                    segments.rule,
+                    answer,
+                    job.tokenizer,
+                    entropies=known,
+                    cutoff=segments.cutoff,
+                    stop_ids=stops,
                 )
                 for (_, answer), known in zip(answers, entropies)
             ]
@@ -225,14 +257,16 @@ def _reference(job: Job, recipe: RewardRecipe, segments: RewardSegments) -> Any:
     section = reference_section(recipe, segments)
     if load_tokenizer(section).get_vocab() != job.tokenizer.get_vocab():
         raise RecipeError(
-            f"reward.segments.reference: {section.name_or_path} has another tokenizer than {recipe.model.name_or_path}",
+            f"reward.segments.reference: {section.name_or_path} has another tokenizer than "
+            f"{recipe.model.name_or_path}",
             "segments are places between tokens, so both models must have the same ones",
         )
     return load_policy(section, job.tokenizer, trainable=False)
 
 
 def reference_section(recipe: RewardRecipe, segments: RewardSegments) -> Model:
-    """Return the model section of the reference that cuts answers: as the card has it loaded again, never quantized."""
+    """Return the model section of the reference that cuts answers: as the card has it loaded again,
+    never quantized."""
     own = segments.reference is None
     return Model(
         name_or_path=segments.reference or recipe.model.name_or_path,
@@ -246,11 +280,12 @@ def _dtype(recipe: RewardRecipe) -> Any:
     return str(resolve_dtype(recipe.model, trainable=True)).removeprefix("torch.")
 
 
-# --- what is told, and the card ------------------------------------------------------------------------------------
+# --- what is told, and the card -------------------------------------------------------------------
 
 
 def _refuse_unrated(recipe: RewardRecipe, rows: Dataset) -> None:
-    """Refuse an attribute that no row has a rating for: its output would stay random, and be a part of the score."""
+    """Refuse an attribute that no row has a rating for: its output would stay random, and be a part
+    of the score."""
     if recipe.reward.kind != "regression":
         return
     ratings = np.asarray(rows.with_format("numpy")["ratings"])
@@ -263,30 +298,44 @@ def _refuse_unrated(recipe: RewardRecipe, rows: Dataset) -> None:
 
 
 def _tell_facts(job: Job, rows: Dataset) -> None:
-    """Say what a reward model could learn in place of quality: length, and labels that contradict one another."""
+    """Say what a reward model could learn in place of quality: length, and labels that contradict
+    one another."""
     if "chosen_ids" not in rows.column_names or world()[0] != 0:
         return
-    lengths = [len(answer) for side in ("chosen", "rejected") for answer in _arrays(rows, f"{side}_ids")]
+    lengths = [
+        len(answer) for side in ("chosen", "rejected") for answer in _arrays(rows, f"{side}_ids")
+    ]
     chosen, rejected = lengths[: len(rows)], lengths[len(rows) :]
-    longer, differing = sum(a > b for a, b in zip(chosen, rejected)), sum(a != b for a, b in zip(chosen, rejected))
+    longer, differing = (
+        sum(a > b for a, b in zip(chosen, rejected)),
+        sum(a != b for a, b in zip(chosen, rejected)),
+    )
     mean = sum(chosen) / len(chosen), sum(rejected) / len(rejected)
     told = f"Chosen answers have {mean[0]:.0f} tokens and rejected ones {mean[1]:.0f} in the mean"
     share = longer / max(1, differing)
-    job.note(f"{told}; the longer answer is the chosen one in {share:.0%} of the pairs that differ in length.")
+    job.note(
+        f"{told}; the longer answer is the chosen one in {share:.0%} of the pairs that differ in "
+        "length."
+    )
     if share > LONGER_WINS and differing >= 100 and job.recipe.reward.kind != "odin":  # type: ignore[attr-defined]
         job.warn(
-            f"The longer answer wins in {share:.0%} of the pairs, so length alone ranks them well. Look at "
-            "length_correlation, and at accuracy on pairs whose shorter answer is better (aligner eval --reward-model); "
+            f"The longer answer wins in {share:.0%} of the pairs, so length alone ranks them "
+            "well. Look at "
+            "length_correlation, and at accuracy on pairs whose shorter answer is better (aligner "
+            "eval --reward-model); "
             "reward.kind=odin keeps length out of the score."
         )
     seen = Counter(_contents(rows))
     both = sum(min(count, seen[(prompt, b, a)]) for (prompt, a, b), count in seen.items()) // 2
     if both:
-        job.warn(f"{both} pairs of answers are there with both labels: no model can rank these rightly.")
+        job.warn(
+            f"{both} pairs of answers are there with both labels: no model can rank these rightly."
+        )
 
 
 def _arrays(rows: Dataset, column: str) -> Iterator[Any]:
-    """The values of a column as arrays, a part at a time: as Python's numbers they would take ten times the memory."""
+    """The values of a column as arrays, a part at a time: as Python's numbers they would take ten
+    times the memory."""
     for part in rows.select_columns([column]).with_format("numpy").iter(batch_size=PART):
         yield from part[column]
 
@@ -295,7 +344,9 @@ def _contents(rows: Dataset) -> Iterator[tuple[bytes, ...]]:
     """Short hashes of each pair's prompt and answers."""
     columns = [_arrays(rows, key) for key in ("prompt_ids", "chosen_ids", "rejected_ids")]
     for parts in zip(*columns):
-        yield tuple(blake2b(np.ascontiguousarray(part).tobytes(), digest_size=12).digest() for part in parts)
+        yield tuple(
+            blake2b(np.ascontiguousarray(part).tobytes(), digest_size=12).digest() for part in parts
+        )
 
 
 def _show_scores(job: Job, recipe: RewardRecipe, trainer: RewardSteps, rows: Dataset) -> None:
@@ -326,15 +377,26 @@ def _show_scores(job: Job, recipe: RewardRecipe, trainer: RewardSteps, rows: Dat
                 {"label": label, "score": f"{value:.3f}", "text": text}
                 for label, value, text in zip(labels, found, texts)
             ]
-        shown.append({"prompt": read(row.get("prompt_ids", row.get("input_ids"))), "answers": answers})
+        shown.append(
+            {"prompt": read(row.get("prompt_ids", row.get("input_ids"))), "answers": answers}
+        )
     job.run.write_json("scored.json", shown)
 
 
 MEANING = {
-    "bradley_terry": "Higher is better, among answers to one prompt only; a difference is the log-odds that an answer is preferred.",
-    "regression": "The weighted sum of the ratings, on the scale that they were given in; each stands under its name too.",
+    "bradley_terry": "Higher is better, among answers to one prompt only; a difference is the "
+    "log-odds "
+    "that "
+    "an "
+    "answer is preferred.",
+    "regression": "The weighted sum of the ratings, on the scale that they were given in; each "
+    "stands "
+    "under "
+    "its name too.",
     "pairwise": "The probability that an answer is preferred, asked in both orders.",
-    "segment": "The mean of the values at the ends of an answer's segments; higher is better, among answers to one prompt only.",
+    "segment": "The mean of the values at the ends of an answer's segments; higher is better, "
+    "among "
+    "answers to one prompt only.",
 }
 """Kind -> what its scores mean, for the card."""
 
@@ -343,9 +405,12 @@ SHOWN = {"regression": ("answer",), "pairwise": ("P(right)",)}
 
 
 def _held_out_accuracy(trainer: RewardSteps) -> float | None:
-    """The accuracy on held-out pairs of the weights that are saved: the best checkpoint's, where that was put back."""
+    """The accuracy on held-out pairs of the weights that are saved: the best checkpoint's, where
+    that was put back."""
     state = trainer.state
-    found = {logs["step"]: logs["eval_accuracy"] for logs in state.log_history if "eval_accuracy" in logs}
+    found = {
+        logs["step"]: logs["eval_accuracy"] for logs in state.log_history if "eval_accuracy" in logs
+    }
     if trainer.args.load_best_model_at_end and state.best_model_checkpoint:
         return found.get(int(Path(state.best_model_checkpoint).name.rpartition("-")[2]))
     return list(found.values())[-1] if found else None
@@ -354,9 +419,14 @@ def _held_out_accuracy(trainer: RewardSteps) -> float | None:
 def _write_card(job: Job, recipe: RewardRecipe, trainer: RewardSteps, folder: Path) -> None:
     reward, section = recipe.reward, recipe.model
     kind: Any = "bradley_terry" if reward.kind == "odin" else reward.kind
-    said = reward.kind if reward.kind in ("regression", "pairwise") else f"{reward.kind}, {reward.loss} loss"
+    said = (
+        reward.kind
+        if reward.kind in ("regression", "pairwise")
+        else f"{reward.kind}, {reward.loss} loss"
+    )
     values: dict[str, Any] = {
-        "description": f"Trained by aligner reward ({said}) from {section.name_or_path}. {MEANING[kind]}",
+        "description": f"Trained by aligner reward ({said}) from {section.name_or_path}. "
+        f"{MEANING[kind]}",
         "model": ".",
         "dtype": _dtype(recipe),
         "quantization": section.quantization,

@@ -1,11 +1,14 @@
-"""Trainers of reward models: what each kind computes of a batch, and one step that is exact over accumulation and ranks.
+"""Trainers of reward models: what each kind computes of a batch, and one step that is exact over
+accumulation and ranks.
 
-`BradleyTerryTrainer` is TRL's RewardTrainer with our rows, losses and step; the other kinds, which TRL has not (it refuses more
-than one output), stand on transformers' Trainer. The loss of a step is sum(w_i * loss_i) / sum(w_i) over all rows of the
-step, over accumulation steps and ranks alike; TRL takes the mean of each micro-batch, which differs where the last one is short.
-`accuracy` counts a tie as a half (TRL: as wrong) and is a mean over pairs, not over batches.
+`BradleyTerryTrainer` is TRL's RewardTrainer with our rows, losses and step; the other kinds, which
+TRL has not (it refuses more than one output), stand on transformers' Trainer. The loss of a step is
+sum(w_i * loss_i) / sum(w_i) over all rows of the step, over accumulation steps and ranks alike; TRL
+takes the mean of each micro-batch, which differs where the last one is short. `accuracy` counts a
+tie as a half (TRL: as wrong) and is a mean over pairs, not over batches.
 
-Legend: B pairs, N answers (2B: the chosen ones, then the rejected ones), T tokens, K outputs, S segments.
+Legend: B pairs, N answers (2B: the chosen ones, then the rejected ones), T tokens, K outputs, S
+segments.
 """
 
 from __future__ import annotations
@@ -31,7 +34,8 @@ PAD_SEGMENT = -1
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What a batch gives: `losses` (R,) and `weights` (R,) of its R rows, and further numbers (R,) to be logged as means.
+    """What a batch gives: `losses` (R,) and `weights` (R,) of its R rows, and further numbers (R,)
+    to be logged as means.
 
     `moments`: rewards (N,), lengths (N,) and weights (N,) of which the correlation is logged.
     """
@@ -62,9 +66,14 @@ class RewardSteps(WeightedTrainer):
         """Leave the card to the run directory."""
 
     def compute_loss(
-        self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
+        self,
+        model: Any,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
     ) -> Any:
-        """Return this micro-batch's share of the step's loss; summed over micro-batches and ranks it is the mean."""
+        """Return this micro-batch's share of the step's loss; summed over micro-batches and ranks
+        it is the mean."""
         found = self.terms(model, inputs)
         self._add(found)
         loss = self.share_of_step(found.losses, found.weights, num_items_in_batch)
@@ -75,7 +84,9 @@ class RewardSteps(WeightedTrainer):
         exact = torch.float32 if found.losses.device.type == "mps" else torch.float64
         with torch.no_grad():
             counts = (found.weights > 0).to(exact)  # a row without weight only fills a batch
-            sums = {name: (counts * values.to(exact)).sum() for name, values in found.metrics.items()}
+            sums = {
+                name: (counts * values.to(exact)).sum() for name, values in found.metrics.items()
+            }
             sums |= {"_rows": counts.sum(), "_loss": (found.weights * found.losses).sum().to(exact)}
             sums["_weight"] = found.weights.sum().to(exact)
             if found.moments is not None:
@@ -95,11 +106,15 @@ class RewardSteps(WeightedTrainer):
             stacked = torch.stack([self._sums[split][name] for name in names])
             total = dict(zip(names, self.accelerator.reduce(stacked, reduction="sum").tolist()))
             prefix = "eval_" if split == "eval" else ""
-            means = {name: total[name] / total["_rows"] for name in names if not name.startswith("_")}
+            means = {
+                name: total[name] / total["_rows"] for name in names if not name.startswith("_")
+            }
             if "_r" in total:
                 means["length_correlation"] = _pearson(total)
             logs |= {f"{prefix}{name}": value for name, value in means.items()}
-            if split == "eval":  # transformers' mean over batches would depend on how the rows fall into them
+            if (
+                split == "eval"
+            ):  # transformers' mean over batches would depend on how the rows fall into them
                 logs["eval_loss"] = total["_loss"] / total["_weight"]
             self._sums[split] = {}
         super().log(logs, start_time)
@@ -113,27 +128,31 @@ def _pearson(total: dict[str, float]) -> float:
     return across / spread**0.5 if spread > 1e-18 else 0.0
 
 
-# --- pairs ---------------------------------------------------------------------------------------------------------
+# --- pairs ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class PairCollator:
     """Stack pairs into one right-padded batch of N = 2B rows: chosen first, then rejected.
 
-    Each row loses as much of the beginning of its prompt as `max_length` asks for, as it does when it is scored alone.
+    Each row loses as much of the beginning of its prompt as `max_length` asks for, as it does when
+    it is scored alone.
     """
 
     pad_token_id: int
     max_length: int
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        """Return `input_ids`, `attention_mask` (N, T), `answer_lengths` (N,), `weight` and `strength` (B,).
+        """Return `input_ids`, `attention_mask` (N, T), `answer_lengths` (N,), `weight` and
+        `strength` (B,).
 
         With segments, also `ends` (N, S): places of their last tokens, filled with -1.
         """
         sides = [
             (
-                row["prompt_ids"][max(0, len(row["prompt_ids"]) + len(row[f"{side}_ids"]) - self.max_length) :],
+                row["prompt_ids"][
+                    max(0, len(row["prompt_ids"]) + len(row[f"{side}_ids"]) - self.max_length) :
+                ],
                 row[f"{side}_ids"],
             )
             for side in ("chosen", "rejected")
@@ -141,7 +160,9 @@ class PairCollator:
         ]
         batch = pad([[*prompt, *answer] for prompt, answer in sides], self.pad_token_id)
         del batch["position_ids"]
-        batch["answer_lengths"] = torch.tensor([len(answer) for _, answer in sides], dtype=torch.float32)
+        batch["answer_lengths"] = torch.tensor(
+            [len(answer) for _, answer in sides], dtype=torch.float32
+        )
         for key in ("weight", "strength"):
             batch[key] = torch.tensor([row[key] for row in rows], dtype=torch.float32)
         if "chosen_ends" in rows[0]:
@@ -193,7 +214,8 @@ class PairTerms(RewardSteps):
 
 
 class BradleyTerryTrainer(PairTerms, RewardTrainer):
-    """`bradley_terry`: TRL's RewardTrainer, with rows that are tokens already, so that it drops none of them."""
+    """`bradley_terry`: TRL's RewardTrainer, with rows that are tokens already, so that it drops
+    none of them."""
 
 
 class HeadTrainer(RewardSteps):
@@ -219,7 +241,8 @@ class SegmentTrainer(PairTerms, HeadTrainer):
 
 
 def mean_at(values: Tensor, ends: Tensor) -> Tensor:
-    """Return the mean of `values` (N, T) at the places `ends` (N, S), of which -1 are none: (N,)."""
+    """Return the mean of `values` (N, T) at the places `ends` (N, S), of which -1 are none:
+    (N,)."""
     there = ends != PAD_SEGMENT
     picked = values.gather(1, ends.clamp(min=0)) * there
     return picked.sum(1) / there.sum(1)
@@ -228,7 +251,8 @@ def mean_at(values: Tensor, ends: Tensor) -> Tensor:
 class OdinTrainer(PairTerms, HeadTrainer):
     """`odin`: two outputs, quality and length, compared by their sum; quality alone is kept.
 
-    What the loss says about length is a correlation over the answers of a batch. Over held-out ones it is that of all of them.
+    What the loss says about length is a correlation over the answers of a batch. Over held-out ones
+    it is that of all of them.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -237,12 +261,17 @@ class OdinTrainer(PairTerms, HeadTrainer):
 
     def terms(self, model: Any, inputs: dict[str, Tensor]) -> Terms:
         """Return the losses of B pairs, each with the batch's terms about length added."""
-        outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits.float()
+        outputs = model(
+            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]
+        ).logits.float()
         quality, length = outputs.unbind(-1)
         found = self.pair_terms(quality + length, quality, inputs)
         apart = orthogonality(head_of(self.accelerator.unwrap_model(self.model))[2].weight)
         more = self.settings.orthogonality_weight * apart
-        seen, weights = (quality, length, inputs["answer_lengths"]), torch.cat([inputs["weight"]] * 2)
+        seen, weights = (
+            (quality, length, inputs["answer_lengths"]),
+            torch.cat([inputs["weight"]] * 2),
+        )
         if self.model.training:
             gather = self.gather_rows(weights) or (lambda values: values)
             more = more + self.settings.length_weight * length_term(*map(gather, seen))
@@ -254,7 +283,9 @@ class OdinTrainer(PairTerms, HeadTrainer):
         """Add the term about the length of all held-out answers, of all ranks."""
         self._held_out.clear()
         output = super().evaluation_loop(*args, **kwargs)
-        *seen, weights = (self.accelerator.gather(torch.cat(values)) for values in zip(*self._held_out))
+        *seen, weights = (
+            self.accelerator.gather(torch.cat(values)) for values in zip(*self._held_out)
+        )
         term = self.settings.length_weight * length_term(*(values[weights > 0] for values in seen))
         sums = self._sums["eval"]
         sums["_loss"] = sums["_loss"] + term * sums["_weight"]
@@ -266,7 +297,7 @@ class OdinTrainer(PairTerms, HeadTrainer):
         join_outputs(self.accelerator.unwrap_model(self.model), [1.0, 0.0])
 
 
-# --- ratings and questions -----------------------------------------------------------------------------------------
+# --- ratings and questions ------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,25 +321,31 @@ class RegressionTrainer(HeadTrainer):
 
     def scores(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
         """Return the ratings that the model gives, (N, K)."""
-        return model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits.float()
+        return model(
+            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]
+        ).logits.float()
 
     def terms(self, model: Any, inputs: dict[str, Tensor]) -> Terms:
         """Return the losses of N answers."""
         outputs = self.scores(model, inputs)
         losses = rating_losses(outputs, inputs["ratings"])
         off = (outputs - inputs["ratings"]).abs().nanmean(-1).nan_to_num()
-        return Terms(losses, inputs["weight"], {"mse": losses.detach(), "mean_absolute_error": off.detach()})
+        return Terms(
+            losses, inputs["weight"], {"mse": losses.detach(), "mean_absolute_error": off.detach()}
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class QuestionCollator:
-    """Stack questions into one left-padded batch, so that the letter is predicted at the last place of every row."""
+    """Stack questions into one left-padded batch, so that the letter is predicted at the last place
+    of every row."""
 
     pad_token_id: int
     max_length: int
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        """Return `input_ids`, `attention_mask`, `position_ids` (B, T), `letter_ids` (B, 2) and `weight` (B,)."""
+        """Return `input_ids`, `attention_mask`, `position_ids` (B, T), `letter_ids` (B, 2) and
+        `weight` (B,)."""
         batch = pad([row["input_ids"] for row in rows], self.pad_token_id, left=True)
         batch["letter_ids"] = torch.tensor([list(row["letter_ids"]) for row in rows])
         batch["weight"] = torch.tensor([row["weight"] for row in rows], dtype=torch.float32)

@@ -1,6 +1,7 @@
 """Rows as SAPO trains on them: the last answer of each, and all that comes before it.
 
-Columns: `row`, `prompt_ids`, `chosen_ids`, `weight`, `length`, and as text, for a verifier, `prompt` (as JSON) and `answer`.
+Columns: `row`, `prompt_ids`, `chosen_ids`, `weight`, `length`, and as text, for a verifier,
+`prompt` (as JSON) and `answer`.
 """
 
 from __future__ import annotations
@@ -27,12 +28,17 @@ def encoder(recipe: SapoRecipe, tokenizer: PreTrainedTokenizerBase) -> Encode:
 
     def encode(row: Row, limit: int | None) -> dict[str, Any] | str:
         if isinstance(row, TextRow):
-            raise DataError(f"{row.origin}: plain text has no prompt and no answer", "give rows with both")
+            raise DataError(
+                f"{row.origin}: plain text has no prompt and no answer", "give rows with both"
+            )
         loss_on: LossOn = "last_assistant" if isinstance(row, ConversationRow) else "completion"
         whole = encode_sft(tokenizer, row, loss_on)
         start = next(i for i, label in enumerate(whole.labels) if label != IGNORED)
         answer = [label for label in whole.labels if label != IGNORED]
-        prompt, kept = whole.input_ids[:start], answer[: None if limit is None else max(0, limit - start)]
+        prompt, kept = (
+            whole.input_ids[:start],
+            answer[: None if limit is None else max(0, limit - start)],
+        )
         if not prompt:
             return "there is nothing before the answer"
         if not kept:

@@ -1,22 +1,27 @@
-"""Self-Augmented Preference Optimization (SAPO, arXiv 2405.20830): preferences out of single good answers.
+"""Self-Augmented Preference Optimization (SAPO, arXiv 2405.20830): preferences out of single good
+answers.
 
 It is not the `sapo` loss of GRPO trainers (Soft Adaptive Policy Optimization, arXiv 2511.20347).
 
-A slowly moving copy of the policy rewrites one window of each good answer; answer and rewrite are a pair; pairs go into
-a replay buffer, and the policy trains on pairs drawn from it. In each optimizer step, in the order of the authors' code:
+A slowly moving copy of the policy rewrites one window of each good answer; answer and rewrite are a
+pair; pairs go into a replay buffer, and the policy trains on pairs drawn from it. In each optimizer
+step, in the order of the authors' code:
 
-1. the moving average follows the policy, which folds in the step before (nothing at the first step);
+1. the moving average follows the policy, which folds in the step before (nothing at the first
+   step);
 2. the reference is refreshed: from the average, from the policy, or never;
 3. the average rewrites the rows of the step, and the pairs go into the buffer;
 4. as many pairs as the step has rows are drawn from the buffer;
 5. they are trained on by the one preference trainer, with any objective of the catalogue.
 
-Different from the authors' code, on purpose. All of this happens once per optimizer step and not per micro-batch, and
-every process has the same buffer, so neither accumulation nor processes change what is written and drawn. The reference is
-refreshed once per epoch by the length of the epoch, not every 108 steps. Masks, positions, stop tokens and tokenisation
-are those of `aligner.tokenization.encode` and of training. Averages are float32, and of the trained weights only (`aligner.models.ema`), so
-LoRA and 4-bit bases work. Random numbers follow from seed, step and row, so a resumed run draws what it would have drawn.
-ORPO's next-token term counts the answer's tokens, not those of prompt and padding.
+Different from the authors' code, on purpose. All of this happens once per optimizer step and not
+per micro-batch, and every process has the same buffer, so neither accumulation nor processes change
+what is written and drawn. The reference is refreshed once per epoch by the length of the epoch, not
+every 108 steps. Masks, positions, stop tokens and tokenisation are those of
+`aligner.tokenization.encode` and of training. Averages are float32, and of the trained weights only
+(`aligner.models.ema`), so LoRA and 4-bit bases work. Random numbers follow from seed, step and row,
+so a resumed run draws what it would have drawn. ORPO's next-token term counts the answer's tokens,
+not those of prompt and padding.
 """
 
 from __future__ import annotations
@@ -57,7 +62,13 @@ from aligner.reward_models.base import Scorer
 from aligner.reward_models.catalogue import load_scorer
 from aligner.runs.resumable import AVERAGE, BUFFER, REFERENCE
 from aligner.tokenization.encode import stop_token_ids
-from aligner.training.preference import PairCollator, PreferenceTrainer, answer_logps, fuse_head, reference_logps
+from aligner.training.preference import (
+    PairCollator,
+    PreferenceTrainer,
+    answer_logps,
+    fuse_head,
+    reference_logps,
+)
 from aligner.training.trainer import Fitted, fit, lengths_of, training_arguments
 
 LEARNING_RATE = 5e-7
@@ -65,8 +76,10 @@ LEARNING_RATE = 5e-7
 
 HELD_OUT_PAIRS = "prepared/held_out_pairs.json"
 NOTHING = (
-    "every rewrite of step {step} is the answer again, or as good to the verifier, and the buffer is empty: nothing is trained "
-    "until that changes. Raise sapo.temperature or sapo.window; a verifier that reads the end of an answer finds a window in "
+    "every rewrite of step {step} is the answer again, or as good to the verifier, and the buffer "
+    "is empty: nothing is trained "
+    "until that changes. Raise sapo.temperature or sapo.window; a verifier that reads the end of "
+    "an answer finds a window in "
     "its middle as good"
 )
 
@@ -76,7 +89,8 @@ SHOWN_PAIRS = 6
 
 @dataclass(frozen=True, slots=True)
 class RowCollator:
-    """Rows of a training step stay rows: they are not what is trained on. Pairs, held-out ones, become a batch."""
+    """Rows of a training step stay rows: they are not what is trained on. Pairs, held-out ones,
+    become a batch."""
 
     pairs: PairCollator
 
@@ -97,9 +111,15 @@ class Writer:
     scorer: Scorer | None = None
 
     def rewrite(
-        self, model: Any, rows: Sequence[dict[str, Any]], step: int | str, window: int | None, samples: int = 1
+        self,
+        model: Any,
+        rows: Sequence[dict[str, Any]],
+        step: int | str,
+        window: int | None,
+        samples: int = 1,
     ) -> list[Rewrite]:
-        """Return `samples` pairs of each row; useless ones are written again, up to `settings.retries` times."""
+        """Return `samples` pairs of each row; useless ones are written again, up to
+        `settings.retries` times."""
         places = [(row, sample) for row in rows for sample in range(samples)]
         done = self._attempt(model, places, step, window, 0)
         for attempt in range(1, self.settings.retries + 1):
@@ -109,12 +129,21 @@ class Writer:
                 done[i] = rewrite
         return done
 
-    def _judge(self, rewrites: Sequence[Rewrite], whole: Sequence[list[int]], rows: Sequence[dict[str, Any]]) -> None:
-        """Mark the rewrites that the verifier scores at least as high as the answers, each with its suffix (`whole`)."""
+    def _judge(
+        self,
+        rewrites: Sequence[Rewrite],
+        whole: Sequence[list[int]],
+        rows: Sequence[dict[str, Any]],
+    ) -> None:
+        """Mark the rewrites that the verifier scores at least as high as the answers, each with its
+        suffix (`whole`)."""
         judged = [one for one in zip(rewrites, whole, rows) if not one[0].is_dead]
         if self.scorer is None or not judged:
             return
-        prompts, answers = [json.loads(row["prompt"]) for *_, row in judged], [row["answer"] for *_, row in judged]
+        prompts, answers = (
+            [json.loads(row["prompt"]) for *_, row in judged],
+            [row["answer"] for *_, row in judged],
+        )
         theirs = self.scorer.score(prompts, [self._text(ids) for _, ids, _ in judged], answers)
         ours = self.scorer.score(prompts, answers, answers)
         for (rewrite, *_), one, other in zip(judged, theirs, ours):
@@ -131,30 +160,52 @@ class Writer:
         if not places:
             return []
         keys = [_number(self.seed, step, row["row"], sample, attempt) for row, sample in places]
-        windows = [cut(len(row["chosen_ids"]), window, random.Random(key)) for key, (row, _) in zip(keys, places)]
-        contexts = [[*row["prompt_ids"], *row["chosen_ids"][:start]] for (row, _), (start, _) in zip(places, windows)]
+        windows = [
+            cut(len(row["chosen_ids"]), window, random.Random(key))
+            for key, (row, _) in zip(keys, places)
+        ]
+        contexts = [
+            [*row["prompt_ids"], *row["chosen_ids"][:start]]
+            for (row, _), (start, _) in zip(places, windows)
+        ]
         sampling = Sampling(
             max_new_tokens=max(size for _, size in windows),
             temperature=self.settings.temperature,
             top_k=self.settings.top_k,
             top_p=self.settings.top_p,
         )
-        written = continue_ids(model, self.tokenizer, contexts, sampling, batch_size=self.batch_size, streams=keys)
+        written = continue_ids(
+            model, self.tokenizer, contexts, sampling, batch_size=self.batch_size, streams=keys
+        )
         done, whole = [], []
         for (row, sample), (start, size), (answer,) in zip(places, windows, written):
             chosen = list(row["chosen_ids"])
             glued = stitch(chosen, start, size, answer.token_ids, self.stops, keep_suffix=True)
             rejected = glued
             if self.settings.suffix == "drop":
-                rejected = stitch(chosen, start, size, answer.token_ids, self.stops, keep_suffix=False)
+                rejected = stitch(
+                    chosen, start, size, answer.token_ids, self.stops, keep_suffix=False
+                )
             born, same = step if isinstance(step, int) else 0, glued == chosen
-            done.append(Rewrite(row["row"], sample, list(row["prompt_ids"]), chosen, rejected, born, is_same=same))
+            done.append(
+                Rewrite(
+                    row["row"],
+                    sample,
+                    list(row["prompt_ids"]),
+                    chosen,
+                    rejected,
+                    born,
+                    is_same=same,
+                )
+            )
             whole.append(glued)
         self._judge(done, whole, [row for row, _ in places])
         return done
 
     def _text(self, ids: Sequence[int]) -> str:
-        return self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return self.tokenizer.decode(
+            list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
 
 
 def _number(*parts: object) -> int:
@@ -170,11 +221,13 @@ class SapoTrainer(PreferenceTrainer):
         writer: rewrites rows.
         sapo: the settings of the method.
         warn: told once when a step has nothing to train on.
-    The training rows hold `row`, `prompt_ids`, `chosen_ids`, `weight` (0 for a row that only fills a batch), and
-    `prompt` (as JSON) and `answer` as text, for a verifier.
+    The training rows hold `row`, `prompt_ids`, `chosen_ids`, `weight` (0 for a row that only fills
+    a batch), and `prompt` (as JSON) and `answer` as text, for a verifier.
     """
 
-    def __init__(self, *args: Any, writer: Writer, sapo: Sapo, warn: Callable[[str], None], **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, writer: Writer, sapo: Sapo, warn: Callable[[str], None], **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.warn, self.has_warned = warn, False
         self.writer, self.sapo = writer, sapo
@@ -185,10 +238,13 @@ class SapoTrainer(PreferenceTrainer):
         self.seen: list[dict[str, float]] = []
         self._last = time.monotonic()
 
-    # --- one step ----------------------------------------------------------------------------------------------------
+    # --- one step ---------------------------------------------------------------------------------
 
-    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
-        """Fetch the rows of one step, and return batches of pairs in their place, and their number over all ranks."""
+    def get_batch_samples(
+        self, epoch_iterator: Any, num_batches: int, device: Any
+    ) -> tuple[list[Any], Any]:
+        """Fetch the rows of one step, and return batches of pairs in their place, and their number
+        over all ranks."""
         fetched = [batch["rows"] for _, batch in zip(range(num_batches), epoch_iterator)]
         rows = [row for batch in fetched for row in batch if row["weight"] > 0]
         step = self.state.global_step
@@ -202,7 +258,10 @@ class SapoTrainer(PreferenceTrainer):
         drawn = self._draw(fresh, len(places), step)
         pair_of = dict(zip(places, drawn))
         batches = self._batches(
-            [[(pair_of.get(row["row"], drawn[0]), row["weight"]) for row in batch] for batch in fetched]
+            [
+                [(pair_of.get(row["row"], drawn[0]), row["weight"]) for row in batch]
+                for batch in fetched
+            ]
         )
         self._note(fresh, drawn, step, spent)
         return batches, torch.tensor(float(len(places)), device=self.args.device)
@@ -211,15 +270,23 @@ class SapoTrainer(PreferenceTrainer):
         """Let the average follow the policy, and refresh the reference when it is time."""
         if step and step % self.sapo.ema_every == 0:
             self.average.follow(self.model, self.sapo.ema_decay)
-        if self.reference is None or self.sapo.reference == "fixed" or step % self.steps_between_references:
+        if (
+            self.reference is None
+            or self.sapo.reference == "fixed"
+            or step % self.steps_between_references
+        ):
             return
         self.reference.become(self.average if self.sapo.reference == "ema" else self.model)
 
     @functools.cached_property
     def steps_between_references(self) -> int:
         """`sapo.reference_every`, or the steps of a whole epoch."""
-        batches = math.ceil(len(self.train_dataset) / (self.args.train_batch_size * max(1, self.args.world_size)))
-        return self.sapo.reference_every or math.ceil(batches / self.args.gradient_accumulation_steps)
+        batches = math.ceil(
+            len(self.train_dataset) / (self.args.train_batch_size * max(1, self.args.world_size))
+        )
+        return self.sapo.reference_every or math.ceil(
+            batches / self.args.gradient_accumulation_steps
+        )
 
     def _write(self, rows: Sequence[dict[str, Any]], step: int) -> list[Rewrite]:
         """Let the average rewrite this rank's rows; return the pairs of all ranks."""
@@ -227,30 +294,50 @@ class SapoTrainer(PreferenceTrainer):
             return []
         window = window_at(self.sapo, step, self.state.max_steps)
         with self.average.in_place(self.model), self.compute_loss_context_manager():
-            written = self.writer.rewrite(self.model, rows, step, window, self.sapo.responses_per_prompt)
+            written = self.writer.rewrite(
+                self.model, rows, step, window, self.sapo.responses_per_prompt
+            )
         return sorted(self._everybodys(written), key=lambda rewrite: (rewrite.row, rewrite.sample))
 
     def _draw(self, fresh: Sequence[Rewrite], count: int, step: int) -> list[Rewrite]:
-        """Put what is of use into the buffer, and draw from it; without a buffer, use the fresh pairs themselves."""
+        """Put what is of use into the buffer, and draw from it; without a buffer, use the fresh
+        pairs themselves."""
         keeps_dead = self.sapo.dead_pairs == "keep"
-        useful = [rewrite for rewrite in fresh if not rewrite.is_as_good and (keeps_dead or not rewrite.is_dead)]
+        useful = [
+            rewrite
+            for rewrite in fresh
+            if not rewrite.is_as_good and (keeps_dead or not rewrite.is_dead)
+        ]
         if self.buffer is None and len(useful) >= count:
             return useful[:count]
         pool = self.buffer if self.buffer is not None else ReplayBuffer(count)
         pool.add(useful)
-        if not len(pool):  # nothing of use was ever written: pairs of two equal answers, which prefer nothing
+        if not len(
+            pool
+        ):  # nothing of use was ever written: pairs of two equal answers, which prefer nothing
             if not self.has_warned:
                 self.warn(NOTHING.format(step=step))
                 self.has_warned = True
-            return [replace(rewrite, rejected_ids=rewrite.chosen_ids) for rewrite in fresh][:1] * count
+            return [replace(rewrite, rejected_ids=rewrite.chosen_ids) for rewrite in fresh][
+                :1
+            ] * count
         return pool.draw(count, random.Random(_number(self.args.seed, step, "draw")))
 
     def _batches(self, parts: Sequence[Sequence[tuple[Rewrite, float]]]) -> list[dict[str, Tensor]]:
         """Collate the pairs of each micro-batch, and score them by the reference."""
-        collated = [self.data_collator.pairs([_pair(rewrite, weight) for rewrite, weight in part]) for part in parts]
-        batches = [{key: value.to(self.args.device) for key, value in batch.items()} for batch in collated]
+        collated = [
+            self.data_collator.pairs([_pair(rewrite, weight) for rewrite, weight in part])
+            for part in parts
+        ]
+        batches = [
+            {key: value.to(self.args.device) for key, value in batch.items()} for batch in collated
+        ]
         if self.reference is not None:
-            with self.reference.in_place(self.model), at_rest(self.model), self.compute_loss_context_manager():
+            with (
+                self.reference.in_place(self.model),
+                at_rest(self.model),
+                self.compute_loss_context_manager(),
+            ):
                 for batch in batches:
                     chosen, rejected = answer_logps(self.model, batch)[0].chunk(2)
                     batch |= {"reference_chosen": chosen, "reference_rejected": rejected}
@@ -259,9 +346,11 @@ class SapoTrainer(PreferenceTrainer):
     def _everybodys(self, mine: list[Any]) -> list[Any]:
         return gather_object(mine) if self.accelerator.num_processes > 1 else mine
 
-    # --- what is seen ------------------------------------------------------------------------------------------------
+    # --- what is seen -----------------------------------------------------------------------------
 
-    def _note(self, fresh: Sequence[Rewrite], drawn: Sequence[Rewrite], step: int, spent: float) -> None:
+    def _note(
+        self, fresh: Sequence[Rewrite], drawn: Sequence[Rewrite], step: int, spent: float
+    ) -> None:
         """Keep what this step shows of the method, for the next log."""
         now = time.monotonic()
         seen = {
@@ -284,12 +373,14 @@ class SapoTrainer(PreferenceTrainer):
         """Add the means since the last log."""
         if "loss" in logs and self.seen:
             names = dict.fromkeys(name for seen in self.seen for name in seen)
-            logs |= {name: _mean(seen[name] for seen in self.seen if name in seen) for name in names}
+            logs |= {
+                name: _mean(seen[name] for seen in self.seen if name in seen) for name in names
+            }
             logs["sapo/ema_distance"] = self.average.distance(self.model)
             self.seen.clear()
         super().log(logs, start_time)
 
-    # --- what is kept ------------------------------------------------------------------------------------------------
+    # --- what is kept -----------------------------------------------------------------------------
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Add the average, the reference and the buffer to the checkpoint."""
@@ -326,7 +417,8 @@ class SapoTrainer(PreferenceTrainer):
 
     @contextlib.contextmanager
     def exported(self) -> Iterator[None]:
-        """Let the model have the weights that are exported: its own, or the average, with the last step in it."""
+        """Let the model have the weights that are exported: its own, or the average, with the last
+        step in it."""
         if self.sapo.export == "policy":
             yield
             return
@@ -339,7 +431,8 @@ class SapoTrainer(PreferenceTrainer):
 
 
 def window_at(sapo: Sapo, step: int, steps: int) -> int | None:
-    """Return the window at a step: the same all the time, or growing evenly from `window_from`; None is all."""
+    """Return the window at a step: the same all the time, or growing evenly from `window_from`;
+    None is all."""
     if sapo.window == "all":
         return None
     window = int(sapo.window)
@@ -349,7 +442,11 @@ def window_at(sapo: Sapo, step: int, steps: int) -> int | None:
 
 
 def _pair(rewrite: Rewrite, weight: float) -> dict[str, Any]:
-    ids = {"prompt_ids": rewrite.prompt_ids, "chosen_ids": rewrite.chosen_ids, "rejected_ids": rewrite.rejected_ids}
+    ids = {
+        "prompt_ids": rewrite.prompt_ids,
+        "chosen_ids": rewrite.chosen_ids,
+        "rejected_ids": rewrite.rejected_ids,
+    }
     return {**ids, "weight": weight}
 
 
@@ -358,7 +455,7 @@ def _mean(values: Any) -> float:
     return sum(found) / len(found) if found else 0.0
 
 
-# --- the job -----------------------------------------------------------------------------------------------------------
+# --- the job --------------------------------------------------------------------------------------
 
 
 def train(job: Job) -> Fitted:
@@ -405,13 +502,17 @@ def train(job: Job) -> Fitted:
 def _refuse_shards(recipe: SapoRecipe) -> None:
     if recipe.launch.strategy in SHARDED and world()[1] > 1:
         raise RecipeError(
-            f"launch.strategy is {recipe.launch.strategy}, and SAPO generates with a policy that each process holds whole",
+            f"launch.strategy is {recipe.launch.strategy}, and SAPO generates with a policy that "
+            "each process holds whole",
             "use ddp, zero1 or zero2; with model.lora three sets of adapters share one base",
         )
 
 
-def _refuse_what_does_not_fit(job: Job, recipe: SapoRecipe, model: Any, arguments: TrainingArguments) -> None:
-    """Rows that the model has no positions for, and a buffer that cannot hold the pairs of one step."""
+def _refuse_what_does_not_fit(
+    job: Job, recipe: SapoRecipe, model: Any, arguments: TrainingArguments
+) -> None:
+    """Rows that the model has no positions for, and a buffer that cannot hold the pairs of one
+    step."""
     splits = [job.prepared.train, *([job.prepared.eval] if job.prepared.eval is not None else [])]
     longest, positions = max(max(rows["length"]) for rows in splits), max_positions(model)
     if positions is not None and longest > positions:
@@ -419,7 +520,11 @@ def _refuse_what_does_not_fit(job: Job, recipe: SapoRecipe, model: Any, argument
             f"the longest row has {longest:,} tokens, and the model {positions:,} positions",
             f"set data.max_length={positions} and data.on_too_long=drop",
         )
-    rows = arguments.train_batch_size * arguments.gradient_accumulation_steps * max(1, arguments.world_size)
+    rows = (
+        arguments.train_batch_size
+        * arguments.gradient_accumulation_steps
+        * max(1, arguments.world_size)
+    )
     pairs = rows * recipe.sapo.responses_per_prompt
     if 0 < recipe.sapo.buffer_size < pairs:
         raise RecipeError(
@@ -429,7 +534,11 @@ def _refuse_what_does_not_fit(job: Job, recipe: SapoRecipe, model: Any, argument
 
 
 def _writer(job: Job, recipe: SapoRecipe, model: Any, arguments: TrainingArguments) -> Writer:
-    per_step = arguments.train_batch_size * arguments.gradient_accumulation_steps * recipe.sapo.responses_per_prompt
+    per_step = (
+        arguments.train_batch_size
+        * arguments.gradient_accumulation_steps
+        * recipe.sapo.responses_per_prompt
+    )
     return Writer(
         job.tokenizer,
         recipe.sapo,
@@ -446,11 +555,15 @@ def _announce(job: Job, recipe: SapoRecipe, writer: Writer) -> None:
     window = "the whole answer" if sapo.window == "all" else f"{sapo.window} tokens"
     stops = ", ".join(map(str, writer.stops))
     job.note(
-        f"Rewriting {window}: temperature {sapo.temperature:g}, top_k {sapo.top_k}, top_p {sapo.top_p:g}, stops {stops}."
+        f"Rewriting {window}: temperature {sapo.temperature:g}, top_k {sapo.top_k}, top_p "
+        f"{sapo.top_p:g}, stops {stops}."
     )
     lengths = [len(ids) for ids in job.prepared.train["chosen_ids"]]
     if sapo.window != "all" and (short := sum(length <= int(sapo.window) for length in lengths)):
-        job.note(f"{short / len(lengths):.0%} of the answers are no longer than the window and are rewritten whole.")
+        job.note(
+            f"{short / len(lengths):.0%} of the answers are no longer than the window and are "
+            "rewritten whole."
+        )
     wrong = wrong_start(load_objective(sapo.loss), Settings(sapo.beta))
     if wrong:
         job.warn(f"{wrong}. Use another sapo.loss")
@@ -460,14 +573,20 @@ def _announce(job: Job, recipe: SapoRecipe, writer: Writer) -> None:
 
 def _arguments(job: Job, recipe: SapoRecipe) -> TrainingArguments:
     learning_rate = recipe.trainer.get("learning_rate", LEARNING_RATE)
-    with_rate = recipe.model_copy(update={"trainer": {**recipe.trainer, "learning_rate": learning_rate}})
+    with_rate = recipe.model_copy(
+        update={"trainer": {**recipe.trainer, "learning_rate": learning_rate}}
+    )
     return training_arguments(with_rate, job.run, TrainingArguments, remove_unused_columns=False)
 
 
-def _held_out(job: Job, recipe: SapoRecipe, model: Any, writer: Writer, arguments: TrainingArguments) -> Dataset | None:
-    """Return pairs of the held-out rows, written once by the model that training starts from, and scored by it.
+def _held_out(
+    job: Job, recipe: SapoRecipe, model: Any, writer: Writer, arguments: TrainingArguments
+) -> Dataset | None:
+    """Return pairs of the held-out rows, written once by the model that training starts from, and
+    scored by it.
 
-    They stay the same over the whole run, also a resumed one, so that the held-out numbers can be compared.
+    They stay the same over the whole run, also a resumed one, so that the held-out numbers can be
+    compared.
     """
     rows = job.prepared.eval
     if rows is None:
@@ -481,7 +600,8 @@ def _held_out(job: Job, recipe: SapoRecipe, model: Any, writer: Writer, argument
     pairs = job.run.read_json(HELD_OUT_PAIRS)
     if not pairs:
         raise RecipeError(
-            "data.eval: every rewrite of a held-out answer is that answer again, so there is nothing to compare",
+            "data.eval: every rewrite of a held-out answer is that answer again, so there is "
+            "nothing to compare",
             "raise sapo.temperature or sapo.window, or leave data.eval out",
         )
     return Dataset.from_list(pairs)
@@ -507,7 +627,10 @@ def _scored_pairs(
         autocast=autocast,
     )
     scored = zip(pairs, chosen.tolist(), rejected.tolist())
-    return [{**pair, "reference_chosen": one, "reference_rejected": other} for pair, one, other in scored]
+    return [
+        {**pair, "reference_chosen": one, "reference_rejected": other}
+        for pair, one, other in scored
+    ]
 
 
 def _keep_pairs(job: Job, trainer: SapoTrainer) -> None:

@@ -1,7 +1,9 @@
-"""Pairs out of single answers: a window of a good answer is rewritten, and the result is the rejected one.
+"""Pairs out of single answers: a window of a good answer is rewritten, and the result is the
+rejected one.
 
-The pure parts of SAPO (Self-Augmented Preference Optimization, arXiv 2405.20830), on token ids alone: nothing here is
-ever turned into text and back. Read with `aligner.methods.sapo.train`, which has the models.
+The pure parts of SAPO (Self-Augmented Preference Optimization, arXiv 2405.20830), on token ids
+alone: nothing here is ever turned into text and back. Read with `aligner.methods.sapo.train`, which
+has the models.
 
 An answer is A + B + C: B is the window, B' what a model wrote in its place after the prompt and A.
 """
@@ -20,10 +22,11 @@ from safetensors.numpy import load_file, save_file
 
 
 def cut(length: int, window: int | None, rng: random.Random) -> tuple[int, int]:
-    """Return start and size of a window in an answer of `length` tokens, drawn uniformly; None is the whole answer.
+    """Return start and size of a window in an answer of `length` tokens, drawn uniformly; None is
+    the whole answer.
 
-    An answer that is no longer than the window is rewritten whole. Unlike the authors' code no tail is kept out of the
-    window: theirs is the three tokens that their template adds after an answer.
+    An answer that is no longer than the window is rewritten whole. Unlike the authors' code no tail
+    is kept out of the window: theirs is the three tokens that their template adds after an answer.
     """
     assert length >= 1, "an answer holds at least its stop token"
     size = length if window is None else min(window, length)
@@ -31,12 +34,18 @@ def cut(length: int, window: int | None, rng: random.Random) -> tuple[int, int]:
 
 
 def stitch(
-    answer: Sequence[int], start: int, size: int, written: Sequence[int], stops: Collection[int], *, keep_suffix: bool
+    answer: Sequence[int],
+    start: int,
+    size: int,
+    written: Sequence[int],
+    stops: Collection[int],
+    *,
+    keep_suffix: bool,
 ) -> list[int]:
     """Return A + B' + C: the answer with `written` in the place of its window.
 
-    `written` is cut to the size of the window. Where it holds a stop token the answer ends there, with it. Without
-    `keep_suffix` C is left out.
+    `written` is cut to the size of the window. Where it holds a stop token the answer ends there,
+    with it. Without `keep_suffix` C is left out.
     """
     written = list(written[:size])
     end = next((i for i, token in enumerate(written) if token in stops), None)
@@ -47,9 +56,11 @@ def stitch(
 
 @dataclass(slots=True)
 class Rewrite:
-    """A pair for the buffer: `row` and `sample` say which answer of which row, `born` the step, `draws` how often used.
+    """A pair for the buffer: `row` and `sample` say which answer of which row, `born` the step,
+    `draws` how often used.
 
-    `is_same`: what was written is what had stood in the window. `is_as_good`: a verifier found the rewrite no worse.
+    `is_same`: what was written is what had stood in the window. `is_as_good`: a verifier found the
+    rewrite no worse.
     """
 
     row: int
@@ -66,8 +77,8 @@ class Rewrite:
     def is_dead(self) -> bool:
         """Whether the rewrite says the same, so that there is nothing to prefer.
 
-        Both answers are then equal, and DPO's loss is log 2 without a gradient; or the rejected one is the beginning of
-        the chosen one, where what follows the window was left out.
+        Both answers are then equal, and DPO's loss is log 2 without a gradient; or the rejected one
+        is the beginning of the chosen one, where what follows the window was left out.
         """
         return self.is_same or self.chosen_ids == self.rejected_ids
 
@@ -87,10 +98,11 @@ NUMBERS = ("row", "sample", "born", "draws", "is_same")
 
 
 class ReplayBuffer:
-    """First in, first out; drawn with replacement, each entry with a weight of 1 / (1 + times drawn).
+    """First in, first out; drawn with replacement, each entry with a weight of 1 / (1 + times
+    drawn).
 
-    With several processes every one holds the same buffer: `capacity` counts the pairs of all of them together (the
-    authors' code holds 2,000 for each of eight processes).
+    With several processes every one holds the same buffer: `capacity` counts the pairs of all of
+    them together (the authors' code holds 2,000 for each of eight processes).
     """
 
     def __init__(self, capacity: int) -> None:
@@ -108,14 +120,18 @@ class ReplayBuffer:
     def draw(self, count: int, rng: random.Random) -> list[Rewrite]:
         """Return `count` pairs, and count that they were drawn."""
         assert self.entries, "there is nothing to draw"
-        drawn = rng.choices(self.entries, weights=[1 / (1 + entry.draws) for entry in self.entries], k=count)
+        drawn = rng.choices(
+            self.entries, weights=[1 / (1 + entry.draws) for entry in self.entries], k=count
+        )
         for entry in drawn:
             entry.draws += 1
         return drawn
 
     def save(self, file: Path) -> None:
         """Write all entries as safetensors."""
-        arrays: dict[str, Any] = {name: _numbers(getattr(entry, name) for entry in self.entries) for name in NUMBERS}
+        arrays: dict[str, Any] = {
+            name: _numbers(getattr(entry, name) for entry in self.entries) for name in NUMBERS
+        }
         for name in IDS:
             ids = [getattr(entry, name) for entry in self.entries]
             arrays[name] = _numbers(token for one in ids for token in one)
@@ -131,7 +147,9 @@ class ReplayBuffer:
             columns[name] = [part.tolist() for part in np.split(arrays[name], ends)]
         names = list(columns)
         rows = zip(*columns.values(), strict=True) if columns["row"] else ()
-        self.entries = deque((Rewrite(**dict(zip(names, row))) for row in rows), maxlen=self.capacity)
+        self.entries = deque(
+            (Rewrite(**dict(zip(names, row))) for row in rows), maxlen=self.capacity
+        )
 
 
 def _numbers(values: Iterable[int]) -> Any:

@@ -1,4 +1,5 @@
-"""Rows as SFT trains on them. Columns: `input_ids`, `labels`, `length`; packed: `input_ids`, `labels`, `seq_lengths`."""
+"""Rows as SFT trains on them. Columns: `input_ids`, `labels`, `length`; packed: `input_ids`,
+`labels`, `seq_lengths`."""
 
 from __future__ import annotations
 

@@ -1,12 +1,14 @@
-"""Supervised fine-tuning on TRL's SFTTrainer, which gets token ids and labels that `chat.py` and `prepare.py` made.
+"""Supervised fine-tuning on TRL's SFTTrainer, which gets token ids and labels that `encode.py`
+beside it made.
 
-What is TRL's: the loss (a mean over the trained tokens of the whole step), the fused head, padding-free collation of
-packed sequences, and its metrics (`mean_token_accuracy`, `entropy`, `num_tokens`). What is not: TRL prepares no data
-here, so nothing is cut at 1,024 tokens or dropped in packing, and rows come in an order that a resumed run repeats.
+What is TRL's: the loss (a mean over the trained tokens of the whole step), the fused head,
+padding-free collation of packed sequences, and its metrics (`mean_token_accuracy`, `entropy`,
+`num_tokens`). What is not: TRL prepares no data here, so nothing is cut at 1,024 tokens or dropped
+in packing, and rows come in an order that a resumed run repeats.
 
-Packed rows do not see each other: each starts at position 0 and no attention mask is passed, which is how attention
-implementations of transformers tell them apart. Not every model does; `aligner.models.row_sharing` asks, here once more of the
-one that is trained.
+Packed rows do not see each other: each starts at position 0 and no attention mask is passed, which
+is how attention implementations of transformers tell them apart. Not every model does;
+`aligner.models.row_sharing` asks, here once more of the one that is trained.
 """
 
 from __future__ import annotations
@@ -24,14 +26,22 @@ from aligner.models.loading import load_policy
 from aligner.models.router_loss import name_experts, router_coefficient
 from aligner.models.row_sharing import cannot_pack, rows_apart
 from aligner.tokenization.encode import IGNORED
-from aligner.training.trainer import Fitted, OrderedTrainer, exact_adapters, fit, lengths_of, training_arguments
+from aligner.training.trainer import (
+    Fitted,
+    OrderedTrainer,
+    exact_adapters,
+    fit,
+    lengths_of,
+    training_arguments,
+)
 
 
 class TokenSums:
-    """Sums over trained tokens since the last log, on the device; nothing is synchronised before they are taken.
+    """Sums over trained tokens since the last log, on the device; nothing is synchronised before
+    they are taken.
 
-    The loss among them is -log p(token) whatever is trained (smoothed labels, a router's loss, another weighting of tokens):
-    what `aligner eval` computes of the same rows.
+    The loss among them is -log p(token) whatever is trained (smoothed labels, a router's loss,
+    another weighting of tokens): what `aligner eval` computes of the same rows.
     """
 
     NAMES = ("loss", "entropy", "mean_token_accuracy")
@@ -41,14 +51,16 @@ class TokenSums:
 
     @torch.no_grad()
     def add(self, outputs: Any) -> None:
-        """Add what a fused head gives of a micro-batch; its fields are 0 where no token is trained."""
+        """Add what a fused head gives of a micro-batch; its fields are 0 where no token is
+        trained."""
         parts = (-outputs.log_probs, outputs.entropy, outputs.is_top1, outputs.label_mask)
         exact = torch.float32 if outputs.log_probs.device.type == "mps" else torch.float64
         sums = torch.stack([part.detach().sum(dtype=exact) for part in parts])
         self.sums = sums if self.sums is None else self.sums + sums
 
     def taken(self, accelerator: Any) -> dict[str, float] | None:
-        """Return the means over the tokens of all ranks, and begin anew; None when there were none."""
+        """Return the means over the tokens of all ranks, and begin anew; None when there were
+        none."""
         sums, self.sums = self.sums, None
         if sums is None:
             return None
@@ -61,7 +73,9 @@ def num_blank_tokens(inputs: dict[str, Tensor]) -> Tensor:
     trained = inputs["labels"] != IGNORED
     if "attention_mask" in inputs:
         return inputs["attention_mask"][~trained.any(dim=1)].sum()
-    rows = (inputs["position_ids"] == 0).cumsum(dim=1).flatten() - 1  # packed: one row behind the other
+    rows = (inputs["position_ids"] == 0).cumsum(
+        dim=1
+    ).flatten() - 1  # packed: one row behind the other
     lengths, counts = rows.bincount(), rows.bincount(trained.flatten().long())
     return lengths[counts == 0].sum()
 
@@ -107,7 +121,8 @@ class SeededSFTTrainer(OrderedTrainer, SFTTrainer):
         return "train" if self.model.training else "eval"
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Give TRL's metrics as means over tokens; its means over micro-batches depend on how rows fall into them."""
+        """Give TRL's metrics as means over tokens; its means over micro-batches depend on how rows
+        fall into them."""
         found = self._sums[self._split].taken(self.accelerator)
         if found is not None:
             for name in ("entropy", "mean_token_accuracy"):
@@ -129,7 +144,11 @@ def train(job: Job) -> Fitted:
     assert isinstance(recipe, SftRecipe)
     batching = job.prepared.batching
     model = load_policy(recipe.model, job.tokenizer, trainable=True)
-    ours = {} if batching.passes is None else {"num_train_epochs": 1, "max_steps": batching.steps or -1}
+    ours = (
+        {}
+        if batching.passes is None
+        else {"num_train_epochs": 1, "max_steps": batching.steps or -1}
+    )
     arguments = training_arguments(
         recipe,
         job.run,
@@ -157,7 +176,8 @@ def train(job: Job) -> Fitted:
     if trainer.aux_loss_enabled:
         name_experts(trainer.model)
         job.note(
-            f"The router's own loss is trained too, with a weight of {trainer.router_aux_loss_coef:g}, and logged as aux_loss; "
+            "The router's own loss is trained too, with a weight of "
+            f"{trainer.router_aux_loss_coef:g}, and logged as aux_loss; "
             "held-out losses are without it. trainer.router_aux_loss_coef changes the weight."
         )
     job.tell_trained(trainer.model, arguments.learning_rate)
@@ -167,12 +187,15 @@ def train(job: Job) -> Fitted:
 
 
 def _refuse_rows_that_meet(model: Any, arguments: SFTConfig, job: Job) -> None:
-    """Read packed rows with the model that is trained, in its data type, before the first step; a shard alone reads none."""
+    """Read packed rows with the model that is trained, in its data type, before the first step; a
+    shard alone reads none."""
     if job.recipe.launch.strategy in SHARDED and world()[1] > 1:
         return
     if job.recipe.model.quantization == "none":
         model.to(arguments.device)  # where the trainer would put it
     half = torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else None
-    finding = rows_apart(model, around=torch.autocast(arguments.device.type, half) if half else None)
+    finding = rows_apart(
+        model, around=torch.autocast(arguments.device.type, half) if half else None
+    )
     if finding.apart is False:
         raise cannot_pack(finding)

@@ -1,6 +1,8 @@
-"""`compat: released` against the authors' own functions, for developers who have them: MOSAIC_IT_CODE names their folder.
+"""`compat: released` against the authors' own functions, for developers who have them:
+MOSAIC_IT_CODE names their folder.
 
-Each of our samples is given to their `get_formated_data_pro` with the same draws, and with our wording in place of theirs.
+Each of our samples is given to their `get_formated_data_pro` with the same draws, and with our
+wording in place of theirs.
 """
 
 from __future__ import annotations
@@ -33,16 +35,43 @@ ORDERS = {
     "odd_first": "ODD_EVEN",
     "even_first": "EVEN_ODD",
 }
-MASKS = {"explicit": "FIX", "longest": "WORD_LONG", "shortest": "WORD_SHORT", "odd": "ODD", "even": "EVEN"}
+MASKS = {
+    "explicit": "FIX",
+    "longest": "WORD_LONG",
+    "shortest": "WORD_SHORT",
+    "odd": "ODD",
+    "even": "EVEN",
+}
 DRAWS = (
-    *("digit_punc_idx", "begin_end_tag_punc_idx", "begin_end_text_idx", "format_instruction_interval_tag_idx"),
-    *("fomat_meta_instruction_idx", "fomat_meta_instruction_no_idx", "format_overall_instruction_idx"),
-    *("order_method_idx", "order_meta_instruction_idx", "order_overall_instruction_idx", "order_seq_tag_idx"),
-    *("order_seq_interval_idx", "mask_method_idx", "mask_meta_instruction_idx", "mask_overall_instruction_idx"),
+    *(
+        "digit_punc_idx",
+        "begin_end_tag_punc_idx",
+        "begin_end_text_idx",
+        "format_instruction_interval_tag_idx",
+    ),
+    *(
+        "fomat_meta_instruction_idx",
+        "fomat_meta_instruction_no_idx",
+        "format_overall_instruction_idx",
+    ),
+    *(
+        "order_method_idx",
+        "order_meta_instruction_idx",
+        "order_overall_instruction_idx",
+        "order_seq_tag_idx",
+    ),
+    *(
+        "order_seq_interval_idx",
+        "mask_method_idx",
+        "mask_meta_instruction_idx",
+        "mask_overall_instruction_idx",
+    ),
     *("mask_seq_tag_idx", "mask_seq_interval_idx"),
 )
 
-pytestmark = pytest.mark.skipif(FOLDER is None, reason="MOSAIC_IT_CODE does not name a folder with the authors' code")
+pytestmark = pytest.mark.skipif(
+    FOLDER is None, reason="MOSAIC_IT_CODE does not name a folder with the authors' code"
+)
 
 
 @pytest.fixture
@@ -57,7 +86,9 @@ def theirs(authors: ModuleType, sample: Sample, rows: dict[str, Any]) -> dict[st
     """What their function writes for the rows of our sample."""
     plan, style = sample.plan, sample.plan.style
     members = [rows[origin] for origin in sample.origins]
-    rule_line, listed = _open(style.rule_line) if plan.rule == "explicit" else (_escaped(style.rule_line), [])
+    rule_line, listed = (
+        _open(style.rule_line) if plan.rule == "explicit" else (_escaped(style.rule_line), [])
+    )
     wording: dict[str, Any] = {
         "DIGITS_TAG_LIST": ["", _escaped(style.number).replace("{{n}}", "{i}")],
         "DIGITS_PUNC_LIST": ["" if style.gap == "\n" else style.gap],
@@ -125,8 +156,13 @@ def _around(line: str, place: tuple[bool, str]) -> str:
 
 def test_every_sample_is_what_their_function_writes(authors: ModuleType) -> None:
     rng = random.Random(0)
-    asked = (f"{rng.choice('abcdeABCDE')}{' w' * rng.randint(0, 9)} {number}" for number in range(4000))
-    rows = [CompletionRow(question, f"answer {number}", f"r{number}") for number, question in enumerate(asked)]
+    asked = (
+        f"{rng.choice('abcdeABCDE')}{' w' * rng.randint(0, 9)} {number}" for number in range(4000)
+    )
+    rows = [
+        CompletionRow(question, f"answer {number}", f"r{number}")
+        for number, question in enumerate(asked)
+    ]
     by_origin = {row.origin: row for row in rows}
     made = mosaics_of(rows, Mosaic(plain_fraction=0.0, compat="released"), max_tokens=10**6, seed=0)
     samples = [sample for number in range(2) for sample in made.pass_samples(number, Tally())]

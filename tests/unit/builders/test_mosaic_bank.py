@@ -1,4 +1,5 @@
-"""The style bank: enough wordings for each rule, no line with two meanings, and a user's file laid over ours."""
+"""The style bank: enough wordings for each rule, no line with two meanings, and a user's file laid
+over ours."""
 
 from __future__ import annotations
 
@@ -33,7 +34,9 @@ def write(tmp_path: Path) -> Write:
 
     def write_it(values: Any) -> str:
         path = tmp_path / "bank.yaml"
-        path.write_text(values if isinstance(values, str) else yaml.safe_dump(values), encoding="utf-8")
+        path.write_text(
+            values if isinstance(values, str) else yaml.safe_dump(values), encoding="utf-8"
+        )
         return str(path)
 
     return write_it
@@ -50,16 +53,21 @@ def wordings(bank: Bank, label: str, form: str = "many") -> list[str]:
     return [text.wording for text in bank.texts[label][form]]
 
 
-# --- ours ------------------------------------------------------------------------------------------------------------
+# --- ours -----------------------------------------------------------------------------------------
 
 
 def test_every_rule_of_the_recipe_has_texts() -> None:
-    rules = {*(f"permute.{rule}" for rule in PERMUTE_RULES), *(f"maskout.{rule}" for rule in MASK_RULES)}
+    rules = {
+        *(f"permute.{rule}" for rule in PERMUTE_RULES),
+        *(f"maskout.{rule}" for rule in MASK_RULES),
+    }
     assert set(BANK.texts) == {*rules, "format.tags", "format.list"}
 
 
 @pytest.mark.parametrize(("label", "form"), FORMS)
-def test_every_form_has_at_least_eight_different_wordings_with_their_slots(label: str, form: str) -> None:
+def test_every_form_has_at_least_eight_different_wordings_with_their_slots(
+    label: str, form: str
+) -> None:
     texts = wordings(BANK, label, form)
     assert len({" ".join(text.lower().split()) for text in texts}) == len(texts) >= 8
     for text in texts:
@@ -96,9 +104,13 @@ def test_no_finished_line_can_be_read_as_two_labels_or_forms() -> None:
         for text in BANK.texts[label][form]:
             for _ in range(12):
                 begin, end = rng.choice(TAGS)
-                line = text.filled(begin=begin, end=end, list=rng.choice(LISTS), count=str(rng.randint(2, 10)))
+                line = text.filled(
+                    begin=begin, end=end, list=rng.choice(LISTS), count=str(rng.randint(2, 10))
+                )
                 found = BANK.read(line)
-                assert {(meta.text.label, meta.text.form) for meta in found} == {(label, form)}, line
+                assert {(meta.text.label, meta.text.form) for meta in found} == {(label, form)}, (
+                    line
+                )
                 assert BRACES.search(line) is None
 
 
@@ -114,12 +126,17 @@ def test_the_slots_of_a_line_are_read_back() -> None:
 
 
 SINGULAR = re.compile(
-    r"\b(the answer|your answer|the instruction|instruction|number|one|single|no answer)\b", re.IGNORECASE
+    r"\b(the answer|your answer|the instruction|instruction|number|one|single|no answer)\b",
+    re.IGNORECASE,
 )
-PLURAL = re.compile(r"\b(instructions|answers|each|every|an answer|an instruction|numbers)\b", re.IGNORECASE)
+PLURAL = re.compile(
+    r"\b(instructions|answers|each|every|an answer|an instruction|numbers)\b", re.IGNORECASE
+)
 
 
-@pytest.mark.parametrize("label", [label for label, forms in SLOTS.items() if set(forms) == {"one", "many"}])
+@pytest.mark.parametrize(
+    "label", [label for label, forms in SLOTS.items() if set(forms) == {"one", "many"}]
+)
 def test_the_forms_speak_in_the_singular_and_in_the_plural(label: str) -> None:
     for text in wordings(BANK, label, "many"):
         assert PLURAL.search(text), text
@@ -131,7 +148,9 @@ def test_the_forms_speak_in_the_singular_and_in_the_plural(label: str) -> None:
 
 def test_sorting_rules_say_what_is_compared() -> None:
     for rule in PERMUTE_RULES:
-        what = {"words": "word", "characters": "character", "alphabet": "alphabet"}.get(rule.partition("_")[0])
+        what = {"words": "word", "characters": "character", "alphabet": "alphabet"}.get(
+            rule.partition("_")[0]
+        )
         for text in wordings(BANK, f"permute.{rule}") if what else ():
             assert re.search(what or "", text, re.IGNORECASE) or re.search(
                 r"\bA to(wards)? Z\b|\bZ to(wards)? A\b", text
@@ -150,7 +169,10 @@ def test_opposite_rules_never_share_their_direction() -> None:
             for one, other in pairs:
                 if one in rule:
                     opposite = rule.replace(one, other)
-                    mine, theirs = wordings(BANK, f"{strategy}.{rule}"), wordings(BANK, f"{strategy}.{opposite}")
+                    mine, theirs = (
+                        wordings(BANK, f"{strategy}.{rule}"),
+                        wordings(BANK, f"{strategy}.{opposite}"),
+                    )
                     assert not set(mine) & set(theirs)
 
 
@@ -161,12 +183,20 @@ def test_tags_and_numbers_are_many_and_different() -> None:
     assert len(BANK.list_brackets) >= 8
     assert len(BANK.list_separators) >= 4
     assert len(BANK.separators("permute.explicit")) >= 7
-    assert not any(mark in "".join(BANK.separators("maskout.explicit")) for mark in "-/>|")  # 1 - 5 is a range
-    for values in (BANK.numbers, BANK.tag_words, BANK.tag_brackets, BANK.list_brackets, BANK.list_separators):
+    assert not any(
+        mark in "".join(BANK.separators("maskout.explicit")) for mark in "-/>|"
+    )  # 1 - 5 is a range
+    for values in (
+        BANK.numbers,
+        BANK.tag_words,
+        BANK.tag_brackets,
+        BANK.list_brackets,
+        BANK.list_separators,
+    ):
         assert len(set(values)) == len(values)
 
 
-# --- a user's file ---------------------------------------------------------------------------------------------------
+# --- a user's file --------------------------------------------------------------------------------
 
 
 def test_a_file_adds_to_every_list_and_to_the_texts(write: Write) -> None:
@@ -190,7 +220,10 @@ def test_a_file_adds_to_every_list_and_to_the_texts(write: Write) -> None:
     assert bank.list_separators[-1] == " | "
     assert stands_alone("say XYZZY now", bank)
     assert not stands_alone("say XYZZY now")
-    assert wordings(bank, "permute.reverse") == [*wordings(BANK, "permute.reverse"), "Back to front, please."]
+    assert wordings(bank, "permute.reverse") == [
+        *wordings(BANK, "permute.reverse"),
+        "Back to front, please.",
+    ]
     assert wordings(bank, "format.tags", "one")[-1] == "Just {begin}, then the answer, then {end}."
     assert wordings(bank, "format.tags") == wordings(BANK, "format.tags")
     assert [meta.text.label for meta in bank.read("Back to front, please.")] == ["permute.reverse"]
@@ -202,7 +235,9 @@ def whole_bank(**changes: Any) -> dict[str, Any]:
     texts: dict[str, dict[str, list[str]]] = {}
     for label, forms in SLOTS.items():
         texts[label] = {
-            form: [f"{label} {form}" + "".join(f" {name} {{{name}}}" for name in sorted(slots)) + " !"]
+            form: [
+                f"{label} {form}" + "".join(f" {name} {{{name}}}" for name in sorted(slots)) + " !"
+            ]
             for form, slots in forms.items()
         }
     return {
@@ -230,14 +265,26 @@ def test_extends_none_stands_in_the_place_of_ours(write: Write) -> None:
     assert {len(texts) for forms in bank.texts.values() for texts in forms.values()} == {1}
 
 
-def test_samples_are_written_in_the_words_of_the_file_and_rules_without_sense_are_left_out(write: Write) -> None:
-    chosen = Mosaic(style_bank=write(whole_bank()), plain_fraction=0.0, k_distribution="fix_max", max_members=4)
-    rows = [CompletionRow(f"a{'b ' * number}", f"c {number}", f"r{number}") for number in range(200)]
+def test_samples_are_written_in_the_words_of_the_file_and_rules_without_sense_are_left_out(
+    write: Write,
+) -> None:
+    chosen = Mosaic(
+        style_bank=write(whole_bank()), plain_fraction=0.0, k_distribution="fix_max", max_members=4
+    )
+    rows = [
+        CompletionRow(f"a{'b ' * number}", f"c {number}", f"r{number}") for number in range(200)
+    ]
     tally = Tally()
     samples = list(mosaics_of(rows, chosen).pass_samples(0, tally))
     assert not [key for key in tally.counts if key.startswith("violation:")]
     rules = {sample.plan.rule for sample in samples}
-    assert not rules & {"words_ascending", "words_descending", "longest", "shortest", "alphabet_ascending"}
+    assert not rules & {
+        "words_ascending",
+        "words_descending",
+        "longest",
+        "shortest",
+        "alphabet_ascending",
+    }
     assert {"explicit", "reverse", "odd", "characters_ascending"} <= rules
     assert {sample.plan.style.begin for sample in samples} == {"", "<auf>", "<AUF>"}
     assert {sample.plan.style.number for sample in samples} == {"", "Nr. {n}:"}
@@ -252,7 +299,10 @@ def test_samples_with_added_marks_pass_their_check(write: Write) -> None:
         "list_separators": ["-", "   "],
     }
     chosen = Mosaic(style_bank=write(added), plain_fraction=0.0)
-    rows = [CompletionRow(f"w{number} " * (number % 7 + 1), f"a{number}", f"r{number}") for number in range(400)]
+    rows = [
+        CompletionRow(f"w{number} " * (number % 7 + 1), f"a{number}", f"r{number}")
+        for number in range(400)
+    ]
     mosaics, tally = mosaics_of(rows, chosen), Tally()
     for pass_number in range(3):
         list(mosaics.pass_samples(pass_number, tally))
@@ -260,7 +310,8 @@ def test_samples_with_added_marks_pass_their_check(write: Write) -> None:
 
 
 def test_a_tag_that_begins_with_a_blank_is_refused_or_can_be_read(write: Write) -> None:
-    # was wrong once: the pattern of a slot begins with \S, so samples of such a bracket fail their check
+    # was wrong once: the pattern of a slot begins with \S, so samples of such a bracket fail their
+    # check
     try:
         bank = load_bank(write({"tag_brackets": [" {tag}"]}))
     except RecipeError as error:
@@ -270,22 +321,42 @@ def test_a_tag_that_begins_with_a_blank_is_refused_or_can_be_read(write: Write) 
         assert bank.read(text.filled(begin=" a", end=" b")), text.wording
 
 
-# --- mistakes --------------------------------------------------------------------------------------------------------
+# --- mistakes -------------------------------------------------------------------------------------
 
 TEXT = "texts.permute.reverse.many"
 MISTAKES: dict[str, tuple[Any, str, str]] = {
     "an unknown key": ({"number": ["{n}!"]}, "number", "numbers"),
-    "an unknown rule": ({"texts": {"permute.revers": {"many": ["x"]}}}, "texts.permute.revers", "permute.reverse"),
-    "an unknown form": ({"texts": {"permute.reverse": {"one": ["x"]}}}, "texts.permute.reverse.one", "many"),
+    "an unknown rule": (
+        {"texts": {"permute.revers": {"many": ["x"]}}},
+        "texts.permute.revers",
+        "permute.reverse",
+    ),
+    "an unknown form": (
+        {"texts": {"permute.reverse": {"one": ["x"]}}},
+        "texts.permute.reverse.one",
+        "many",
+    ),
     "a slot too many": ({"texts": {"permute.reverse": {"many": ["Go {list}"]}}}, TEXT, "no slot"),
-    "a missing slot": ({"texts": {"permute.explicit": {"many": ["Go on"]}}}, "texts.permute.explicit.many", "{list}"),
+    "a missing slot": (
+        {"texts": {"permute.explicit": {"many": ["Go on"]}}},
+        "texts.permute.explicit.many",
+        "{list}",
+    ),
     "a slot that comes twice": (
         {"texts": {"maskout.longest": {"many": ["{count} or {count}"]}}},
         "texts.maskout.longest.many",
         "each once",
     ),
-    "a text of two lines": ({"texts": {"permute.reverse": {"many": ["Go\nback"]}}}, TEXT, "one line"),
-    "a text with blanks around it": ({"texts": {"permute.reverse": {"many": [" Go back"]}}}, TEXT, "blanks"),
+    "a text of two lines": (
+        {"texts": {"permute.reverse": {"many": ["Go\nback"]}}},
+        TEXT,
+        "one line",
+    ),
+    "a text with blanks around it": (
+        {"texts": {"permute.reverse": {"many": [" Go back"]}}},
+        TEXT,
+        "blanks",
+    ),
     "a text that is a number": ({"texts": {"permute.reverse": {"many": [7]}}}, TEXT, "7"),
     "texts that are no list": ({"texts": {"permute.reverse": {"many": "Go back"}}}, TEXT, "text"),
     "texts that are no mapping": ({"texts": ["Go back"]}, "texts", "found list"),
@@ -298,7 +369,11 @@ MISTAKES: dict[str, tuple[Any, str, str]] = {
     "capital letters": ({"alphabet": "ABC"}, "alphabet", "capitals"),
     "an alphabet that is no text": ({"alphabet": 5}, "alphabet", "found 5"),
     "a text that means another rule": (
-        {"texts": {"permute.reverse": {"many": ["Answer each of the instructions, one after another."]}}},
+        {
+            "texts": {
+                "permute.reverse": {"many": ["Answer each of the instructions, one after another."]}
+            }
+        },
         TEXT,
         "format.list",
     ),
@@ -347,27 +422,42 @@ def test_of_two_texts_that_clash_the_users_is_told_and_not_ours(write: Write) ->
 
 
 def test_texts_of_rules_that_are_switched_off_may_be_missing(write: Write) -> None:
-    idle = [label for label in SLOTS if "alphabet" in label or "words" in label or label.endswith("est")]
+    idle = [
+        label for label in SLOTS if "alphabet" in label or "words" in label or label.endswith("est")
+    ]
     assert len(idle) == 6
     bank = whole_bank(alphabet="", words=False)
     without = {label: forms for label, forms in bank["texts"].items() if label not in idle}
     path = write({**bank, "texts": without})
-    rows = [CompletionRow(f"a{'b ' * number}", f"c {number}", f"r{number}") for number in range(200)]
+    rows = [
+        CompletionRow(f"a{'b ' * number}", f"c {number}", f"r{number}") for number in range(200)
+    ]
     chosen = Mosaic(style_bank=path, plain_fraction=0.0, k_distribution="fix_max", max_members=4)
     tally = Tally()
     samples = list(mosaics_of(rows, chosen).pass_samples(0, tally))
-    assert {sample.plan.rule for sample in samples} >= {"reverse", "odd_first", "characters_ascending", "even"}
+    assert {sample.plan.rule for sample in samples} >= {
+        "reverse",
+        "odd_first",
+        "characters_ascending",
+        "even",
+    }
     assert not [key for key in tally.counts if key.startswith("violation:")]
-    with pytest.raises(RecipeError, match=r"no texts for permute\.alphabet_ascending, .*compat=released"):
+    with pytest.raises(
+        RecipeError, match=r"no texts for permute\.alphabet_ascending, .*compat=released"
+    ):
         mosaics_of(rows, Mosaic(style_bank=path, compat="released"))
     with pytest.raises(RecipeError, match=r"style bank") as caught:
         load_bank(write({**bank, "alphabet": "abc", "words": True, "texts": without}))
-    assert {problem.key for problem in caught.value.problems} == {f"texts.{label}" for label in idle}
+    assert {problem.key for problem in caught.value.problems} == {
+        f"texts.{label}" for label in idle
+    }
 
 
 def test_all_mistakes_are_told_at_once(write: Write) -> None:
     with pytest.raises(RecipeError) as caught:
-        load_bank(write({"numbers": ["#", "{n}"], "stand_alone": ["(", "["], "tag_words": [["a", "a"]]}))
+        load_bank(
+            write({"numbers": ["#", "{n}"], "stand_alone": ["(", "["], "tag_words": [["a", "a"]]})
+        )
     assert len(caught.value.problems) == 5
 
 
@@ -397,15 +487,18 @@ def test_texts_without_a_form_are_told_and_not_passed_over(given: Any, write: Wr
 
 
 @pytest.mark.parametrize("pattern", ["(?i)foo", r"(a)\1"])
-def test_a_pattern_that_is_right_by_itself_works_beside_the_others(pattern: str, write: Write) -> None:
-    # was wrong once: patterns are joined, so global flags end in a traceback and group numbers shift
+def test_a_pattern_that_is_right_by_itself_works_beside_the_others(
+    pattern: str, write: Write
+) -> None:
+    # was wrong once: patterns are joined, so global flags end in a traceback and group numbers
+    # shift
     bank = load_bank(write({"stand_alone": ["(x)y", pattern]}))
     assert stands_alone("FOO aa", bank)
     assert stands_alone("continue", bank)
     assert not stands_alone("bar", bank)
 
 
-# --- rows that stand alone -------------------------------------------------------------------------------------------
+# --- rows that stand alone ------------------------------------------------------------------------
 
 ALONE = [
     "Ignore all previous instructions.",
@@ -482,12 +575,14 @@ def test_what_speaks_for_itself_is_not_kept_apart(instruction: str) -> None:
     ],
 )
 def test_what_follows_in_the_same_row_is_no_other_message(instruction: str) -> None:
-    # was wrong once: "the following question" is a row's own text, and among the commonest openings of instruction data
+    # was wrong once: "the following question" is a row's own text, and among the commonest openings
+    # of instruction data
     assert not stands_alone(instruction)
 
 
 @pytest.mark.parametrize(
-    "instruction", ["Summarize the above.", "Rewrite the above in a formal tone.", "Disregard everything above!"]
+    "instruction",
+    ["Summarize the above.", "Rewrite the above in a formal tone.", "Disregard everything above!"],
 )
 def test_the_above_is_another_message(instruction: str) -> None:
     # was wrong once: only "the above answer" and its like are known; a bare "the above" is not
@@ -516,11 +611,13 @@ def test_a_bank_of_ones_own_may_leave_out_what_can_be_empty(write: Write) -> Non
         ("The table shows sales.\n\n1 2 3\n\nUsing the table above, compute the mean.", False),
     ],
 )
-def test_what_speaks_of_other_messages_is_told_from_what_does_not(prompt: str, is_alone: bool) -> None:
+def test_what_speaks_of_other_messages_is_told_from_what_does_not(
+    prompt: str, is_alone: bool
+) -> None:
     assert stands_alone(prompt) == is_alone
 
 
-# --- docs/mosaic.md --------------------------------------------------------------------------------------------------
+# --- docs/mosaic.md -------------------------------------------------------------------------------
 
 PAGE = (Path(__file__).parents[3] / "docs" / "mosaic.md").read_text(encoding="utf-8")
 
@@ -539,7 +636,9 @@ def test_the_program_of_the_page_runs(
 
     (block,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     monkeypatch.chdir(tmp_path)
-    write_jsonl(tmp_path / "rows.jsonl", ({"prompt": f"Say {n}", "completion": f"{n}"} for n in range(40)))
+    write_jsonl(
+        tmp_path / "rows.jsonl", ({"prompt": f"Say {n}", "completion": f"{n}"} for n in range(40))
+    )
     names = {"tokenizer": byte_tokenizer()}
     exec(block, names)
     assert "Say 7" in capsys.readouterr().out

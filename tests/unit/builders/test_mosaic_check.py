@@ -1,4 +1,5 @@
-"""The check of finished mosaics: what it accepts and reads out of the text, and that it finds every planted fault."""
+"""The check of finished mosaics: what it accepts and reads out of the text, and that it finds every
+planted fault."""
 
 from __future__ import annotations
 
@@ -39,7 +40,8 @@ class Golden:
 
 
 def golden(text: str, members: Members = FOUR) -> tuple[str, Golden]:
-    """Read `strategy rule | order | begin end | number`, the prompt, a line `=>`, the completion."""
+    """Read `strategy rule | order | begin end | number`, the prompt, a line `=>`, the
+    completion."""
     head, body = text.strip("\n").split("\n", 1)
     name, order, tags, number = (part.strip() for part in head.split("|"))
     strategy, _, rule = name.partition(" ")
@@ -731,7 +733,7 @@ def refused(prompt: str, completion: str, members: Members) -> Violation:
     return caught.value
 
 
-# --- what is accepted ------------------------------------------------------------------------------------------------
+# --- what is accepted -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -741,8 +743,13 @@ def test_a_sample_written_by_hand_is_read_as_what_it_is(name):
 
 
 def test_there_is_a_sample_with_and_without_tags_for_every_rule():
-    found = {(sample.reading.strategy, sample.reading.rule, bool(sample.reading.begin)) for sample in GOLDEN.values()}
-    rules = [("permute", rule) for rule in PERMUTE_RULES] + [("maskout", rule) for rule in MASK_RULES]
+    found = {
+        (sample.reading.strategy, sample.reading.rule, bool(sample.reading.begin))
+        for sample in GOLDEN.values()
+    }
+    rules = [("permute", rule) for rule in PERMUTE_RULES] + [
+        ("maskout", rule) for rule in MASK_RULES
+    ]
     assert found >= {(*rule, tags) for rule in rules for tags in (True, False)}
 
 
@@ -761,7 +768,12 @@ def test_every_text_of_the_bank_is_understood(label, form):
         count = 0 if rule in ("odd", "even") else 1 if form == "one" else 2
         dropped = masks(texts).get((rule, count), [3, 4][:count])
         order = [j for j in every if j not in dropped]
-    slots = {"begin": "<a>", "end": "</a>", "count": "2", "list": " ".join(map(str, dropped or order))}
+    slots = {
+        "begin": "<a>",
+        "end": "</a>",
+        "count": "2",
+        "list": " ".join(map(str, dropped or order)),
+    }
     begin, end = ("<a>", "</a>") if rule == "tags" else ("", "")
     block = "\n".join(f"{j}. {text}" for j, text in enumerate(texts, 1))
     completion = "\n\n".join(f"{j}. {begin}{members[j - 1][1]}{end}" for j in order)
@@ -800,8 +812,18 @@ def test_a_long_line_that_begins_like_a_meta_instruction_costs_nothing():
     members = [(f"{text}\nx", "y"), (f"z\n{text}", "t")]
     prompt = f"{text}\nx\nz\n{text}"
     completion = "<a>y<b>\n\n<a>t<b>"
-    assert check(f"Let <a> open an answer and <b> close it.\n{prompt}", completion, members, BANK).begin == "<a>"
-    assert check(f"{prompt}\nLet <a> open an answer and <b> close it.", completion, members, BANK).begin == "<a>"
+    assert (
+        check(
+            f"Let <a> open an answer and <b> close it.\n{prompt}", completion, members, BANK
+        ).begin
+        == "<a>"
+    )
+    assert (
+        check(
+            f"{prompt}\nLet <a> open an answer and <b> close it.", completion, members, BANK
+        ).begin
+        == "<a>"
+    )
 
 
 def test_a_number_that_the_bank_knows_is_preferred_where_one_mark_can_be_read_twice():
@@ -832,15 +854,25 @@ def test_numbers_of_two_digits_are_read():
     assert check(prompt, completion, members, BANK).order == tuple(range(12, 0, -1))
 
 
-# --- cutting a completion --------------------------------------------------------------------------------------------
+# --- cutting a completion -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [name for name in EVERY if GOLDEN[name].reading.strategy not in ("plain", "primary")])
+@pytest.mark.parametrize(
+    "name", [name for name in EVERY if GOLDEN[name].reading.strategy not in ("plain", "primary")]
+)
 def test_a_completion_is_cut_into_its_replies(name):
     sample, reading = GOLDEN[name], GOLDEN[name].reading
-    gap = "\n" if sample.completion.split("\n")[0] == reading.number.replace("{n}", str(reading.order[0])) else " "
-    replies = parse(sample.completion, begin=reading.begin, end=reading.end, number=reading.number, gap=gap)
-    assert replies == [(j if reading.number else None, sample.members[j - 1][1]) for j in reading.order]
+    gap = (
+        "\n"
+        if sample.completion.split("\n")[0] == reading.number.replace("{n}", str(reading.order[0]))
+        else " "
+    )
+    replies = parse(
+        sample.completion, begin=reading.begin, end=reading.end, number=reading.number, gap=gap
+    )
+    assert replies == [
+        (j if reading.number else None, sample.members[j - 1][1]) for j in reading.order
+    ]
 
 
 def test_a_completion_without_marks_is_one_reply():
@@ -875,7 +907,7 @@ def test_what_cannot_be_a_completion_is_not_cut(text, marks):
         parse(text, **marks)
 
 
-# --- faults that every sample can have -------------------------------------------------------------------------------
+# --- faults that every sample can have ------------------------------------------------------------
 
 Replies = list[str]
 
@@ -890,7 +922,10 @@ FAULTS: dict[str, tuple[int, Callable[[Replies], Replies]]] = {
     "the last reply gone": (2, lambda replies: replies[:-1]),
     "the last reply twice": (1, lambda replies: [*replies, replies[-1]]),
     "the first reply in place of the last": (2, lambda replies: [*replies[:-1], replies[0]]),
-    "a changed byte": (1, lambda replies: [replies[0].replace("o", "0").replace("Red", "red"), *replies[1:]]),
+    "a changed byte": (
+        1,
+        lambda replies: [replies[0].replace("o", "0").replace("Red", "red"), *replies[1:]],
+    ),
     "something between replies": (2, lambda replies: [replies[0], "Next:", *replies[1:]]),
     "something after the last reply": (1, lambda replies: [*replies, "That is all."]),
     "a blank behind a reply": (1, lambda replies: [replies[0] + " ", *replies[1:]]),
@@ -900,7 +935,12 @@ FAULTS: dict[str, tuple[int, Callable[[Replies], Replies]]] = {
 }
 
 
-SPOILT = [(name, fault) for name in EVERY for fault in FAULTS if FAULTS[fault][0] <= len(GOLDEN[name].reading.order)]
+SPOILT = [
+    (name, fault)
+    for name in EVERY
+    for fault in FAULTS
+    if FAULTS[fault][0] <= len(GOLDEN[name].reading.order)
+]
 
 
 @pytest.mark.parametrize(("name", "fault"), SPOILT)
@@ -921,7 +961,9 @@ def test_a_wrong_number_is_found(name):
         assert spoilt != sample.completion
         refused(sample.prompt, spoilt, sample.members)
     refused(sample.prompt, sample.completion.replace(right, "", 1), sample.members)
-    spoilt = sample.prompt.replace(reading.number.replace("{n}", "1"), reading.number.replace("{n}", "9"), 1)
+    spoilt = sample.prompt.replace(
+        reading.number.replace("{n}", "1"), reading.number.replace("{n}", "9"), 1
+    )
     refused(spoilt, sample.completion, sample.members)
 
 
@@ -932,7 +974,11 @@ def test_a_mistyped_tag_is_found(name):
         for typo in (tag[:-1], tag.upper(), tag + " ", "", tag + tag):
             refused(sample.prompt, sample.completion.replace(tag, typo, 1), sample.members)
             refused(sample.prompt.replace(tag, typo), sample.completion, sample.members)
-    crossed = sample.prompt.replace(reading.begin, "\0").replace(reading.end, reading.begin).replace("\0", reading.end)
+    crossed = (
+        sample.prompt.replace(reading.begin, "\0")
+        .replace(reading.end, reading.begin)
+        .replace("\0", reading.end)
+    )
     assert refused(crossed, sample.completion, sample.members).kind == "tags"
 
 
@@ -945,9 +991,17 @@ def metas(prompt: str) -> list[str]:
 def test_a_meta_instruction_that_is_missing_or_changed_is_found(name):
     sample = GOLDEN[name]
     for line in metas(sample.prompt):
-        without = "\n".join(other for other in sample.prompt.split("\n") if other != line).strip("\n")
-        if "following" not in line and sample.reading.strategy == "format" and sample.reading.number:
-            assert check(without, sample.completion, sample.members, BANK) == sample.reading  # nobody needs this one
+        without = "\n".join(other for other in sample.prompt.split("\n") if other != line).strip(
+            "\n"
+        )
+        if (
+            "following" not in line
+            and sample.reading.strategy == "format"
+            and sample.reading.number
+        ):
+            assert (
+                check(without, sample.completion, sample.members, BANK) == sample.reading
+            )  # nobody needs this one
         else:
             refused(without, sample.completion, sample.members)
         refused(sample.prompt.replace(line, line[:-1]), sample.completion, sample.members)
@@ -959,12 +1013,22 @@ def test_a_meta_instruction_that_is_missing_or_changed_is_found(name):
 @pytest.mark.parametrize("name", RULED)
 def test_the_text_of_any_other_rule_is_found(name):
     sample, reading = GOLDEN[name], GOLDEN[name].reading
-    (line,) = (line for line in metas(sample.prompt) if not BANK.read(line)[0].text.label.startswith("format"))
+    (line,) = (
+        line
+        for line in metas(sample.prompt)
+        if not BANK.read(line)[0].text.label.startswith("format")
+    )
     slots = {"count": "3", "list": "4 3 1 2"}
     for label, forms in SLOTS.items():
-        for form in forms if label != f"{reading.strategy}.{reading.rule}" and not label.startswith("format") else ():
+        for form in (
+            forms
+            if label != f"{reading.strategy}.{reading.rule}" and not label.startswith("format")
+            else ()
+        ):
             if label.startswith("maskout"):
-                slots["list"] = "4" if form == "one" else "2 4" if reading.order != (1, 3) else "1 4"
+                slots["list"] = (
+                    "4" if form == "one" else "2 4" if reading.order != (1, 3) else "1 4"
+                )
             if reading.order == (1, 3, 4) and form == "one" and label == "maskout.longest":
                 continue  # leaves out the second, as the list of the golden sample does
             if reading.order == (1, 2, 4) and form == "one" and label == "maskout.shortest":
@@ -978,10 +1042,18 @@ def test_the_wrong_members_are_found(name):
     sample = GOLDEN[name]
     members = sample.members
     for at, (instruction, response) in enumerate(members):
-        refused(sample.prompt, sample.completion, [*members[:at], (instruction + "!", response), *members[at + 1 :]])
+        refused(
+            sample.prompt,
+            sample.completion,
+            [*members[:at], (instruction + "!", response), *members[at + 1 :]],
+        )
         refused(sample.prompt, sample.completion, [*members[:at], *members[at + 1 :]])
         if at + 1 in sample.reading.order:
-            refused(sample.prompt, sample.completion, [*members[:at], (instruction, "Two."), *members[at + 1 :]])
+            refused(
+                sample.prompt,
+                sample.completion,
+                [*members[:at], (instruction, "Two."), *members[at + 1 :]],
+            )
     refused(sample.prompt, sample.completion, [*members, ("And?", "No.")])
     refused(sample.prompt, sample.completion, [])
 
@@ -989,7 +1061,13 @@ def test_the_wrong_members_are_found(name):
 @pytest.mark.parametrize("name", EVERY)
 def test_a_prompt_with_something_around_its_block_is_found(name):
     sample = GOLDEN[name]
-    for prompt in (f"{sample.prompt}\n", f"\n{sample.prompt}", f"Hello!\n{sample.prompt}", f"{sample.prompt} ", ""):
+    for prompt in (
+        f"{sample.prompt}\n",
+        f"\n{sample.prompt}",
+        f"Hello!\n{sample.prompt}",
+        f"{sample.prompt} ",
+        "",
+    ):
         refused(prompt, sample.completion, sample.members)
 
 
@@ -998,13 +1076,15 @@ def test_a_masked_reply_that_is_there_is_found(name):
     sample, reading = GOLDEN[name], GOLDEN[name].reading
     shown = sample.completion.split("\n\n")[0]
     for dropped in reading.dropped:
-        again = shown.replace(sample.members[reading.order[0] - 1][1], sample.members[dropped - 1][1])
+        again = shown.replace(
+            sample.members[reading.order[0] - 1][1], sample.members[dropped - 1][1]
+        )
         again = again.replace(str(reading.order[0]), str(dropped), 1) if reading.number else again
         for completion in (f"{again}\n\n{sample.completion}", f"{sample.completion}\n\n{again}"):
             assert refused(sample.prompt, completion, sample.members).kind == "masked"
 
 
-# --- faults of one sample --------------------------------------------------------------------------------------------
+# --- faults of one sample -------------------------------------------------------------------------
 
 PLANTED = [
     ("permute explicit of 4, no tags, numbers", "[4 - 2 - 1 - 3]", "[4 - 2 - 3 - 1]", "order"),
@@ -1013,10 +1093,20 @@ PLANTED = [
     ("permute explicit of 4, no tags, numbers", "[4 - 2 - 1 - 3]", "[4 - 2 - 1 - 3 - 5]", "list"),
     ("permute explicit of 4, no tags, numbers", "[4 - 2 - 1 - 3]", "[4 - 2 - 1 - 03]", "list"),
     ("permute explicit of 4, no tags, numbers", "[4 - 2 - 1 - 3]", "[]", "meta"),
-    ("permute explicit of 4, no tags, numbers", "[4 - 2 - 1 - 3]", "[4 - 2 - 1 - " + "3" * 5000 + "]", "list"),
+    (
+        "permute explicit of 4, no tags, numbers",
+        "[4 - 2 - 1 - 3]",
+        "[4 - 2 - 1 - " + "3" * 5000 + "]",
+        "list",
+    ),
     ("permute explicit of 4, no tags, numbers", "[4 - 2 - 1 - 3]", "[4 - 2 - 1 - 3", "list"),
     ("permute explicit of 4, no tags, numbers", "[4 - 2 - 1 - 3]", "[4 - 2 - 1, 3]", "list"),
-    ("permute explicit of 4, no tags, numbers", "[4 - 2 - 1 - 3]", "[4 - 2 - 1 - 3] and no other", "meta"),
+    (
+        "permute explicit of 4, no tags, numbers",
+        "[4 - 2 - 1 - 3]",
+        "[4 - 2 - 1 - 3] and no other",
+        "meta",
+    ),
     ("maskout explicit of 4, tags, numbers", "1; 4", "1; 3", "masked"),
     ("maskout explicit of 4, tags, numbers", "1; 4", "4; 1", "list"),
     ("maskout explicit of 4, tags, numbers", "1; 4", "1; 1; 4", "list"),
@@ -1085,7 +1175,9 @@ PLANTED = [
 ]
 
 
-@pytest.mark.parametrize(("name", "old", "new", "kind"), PLANTED, ids=[f"{p[0]}: {p[1][:20]!r}" for p in PLANTED])
+@pytest.mark.parametrize(
+    ("name", "old", "new", "kind"), PLANTED, ids=[f"{p[0]}: {p[1][:20]!r}" for p in PLANTED]
+)
 def test_a_fault_planted_in_the_prompt_is_found(name, old, new, kind):
     sample = GOLDEN[name]
     assert old in sample.prompt
@@ -1093,13 +1185,18 @@ def test_a_fault_planted_in_the_prompt_is_found(name, old, new, kind):
     assert violation.kind == (kind or violation.kind), violation
 
 
-def swap_in(name: str, at: int, instruction: str | None = None, response: str | None = None) -> Violation:
-    """Put another text into a member and wherever it stands in the sample, and return the reason to refuse that."""
+def swap_in(
+    name: str, at: int, instruction: str | None = None, response: str | None = None
+) -> Violation:
+    """Put another text into a member and wherever it stands in the sample, and return the reason to
+    refuse that."""
     sample = GOLDEN[name]
     old = sample.members[at - 1]
     new = (instruction or old[0], response or old[1])
     members = [*sample.members[: at - 1], new, *sample.members[at:]]
-    return refused(sample.prompt.replace(old[0], new[0]), sample.completion.replace(old[1], new[1]), members)
+    return refused(
+        sample.prompt.replace(old[0], new[0]), sample.completion.replace(old[1], new[1]), members
+    )
 
 
 TIES = [
@@ -1116,7 +1213,12 @@ TIES = [
     ("maskout shortest of 4, no tags, numbers", 1, "Who says moo, please?", "tie"),
     ("permute alphabet_ascending of 4, tags", 1, "123 !?", "rule"),
     ("permute alphabet_ascending of 4, tags", 1, "Éclair?", "rule"),
-    ("permute alphabet_ascending of 4, tags", 1, "ﬆop", "rule"),  # casefolded, it is two letters of the alphabet
+    (
+        "permute alphabet_ascending of 4, tags",
+        1,
+        "ﬆop",
+        "rule",
+    ),  # casefolded, it is two letters of the alphabet
 ]
 
 
@@ -1128,7 +1230,9 @@ def test_a_rule_that_does_not_decide_is_found(name, at, instruction, kind):
 @pytest.mark.parametrize("rule", ["ascending", "descending"])
 def test_an_order_by_code_point_is_no_alphabetical_order(rule):
     sample = GOLDEN[f"permute alphabet_{rule} of 4, no tags, numbers"]
-    trap = sorted(range(1, 5), key=lambda j: sample.members[j - 1][0].strip("“"), reverse=rule == "descending")
+    trap = sorted(
+        range(1, 5), key=lambda j: sample.members[j - 1][0].strip("“"), reverse=rule == "descending"
+    )
     replies = {reply[:2].strip("-)"): reply for reply in sample.completion.split("\n\n")}
     replies = {re.findall(r"\d", reply)[0]: reply for reply in replies.values()}
     completion = "\n\n".join(replies[str(j)] for j in trap)
@@ -1139,7 +1243,9 @@ def test_words_do_not_count_in_a_language_without_them():
     for name in RULED:
         sample = GOLDEN[name]
         bank = replace(BANK, words=False, alphabet="")
-        if sample.reading.rule in ("longest", "shortest") or re.match("words|alphabet", str(sample.reading.rule)):
+        if sample.reading.rule in ("longest", "shortest") or re.match(
+            "words|alphabet", str(sample.reading.rule)
+        ):
             with pytest.raises(Violation, match="rule: "):
                 check(sample.prompt, sample.completion, sample.members, bank)
         else:
@@ -1147,16 +1253,26 @@ def test_words_do_not_count_in_a_language_without_them():
 
 
 TAGGED = [name for name in EVERY if GOLDEN[name].reading.begin]
-ONLY_NUMBERED = [name for name in EVERY if GOLDEN[name].reading.number and not GOLDEN[name].reading.begin]
+ONLY_NUMBERED = [
+    name for name in EVERY if GOLDEN[name].reading.number and not GOLDEN[name].reading.begin
+]
 
 
 @pytest.mark.parametrize("name", TAGGED)
 @pytest.mark.parametrize("side", ["instruction", "response"])
 def test_a_tag_inside_a_member_is_found(name, side):
     sample = GOLDEN[name]
-    for at, tag in itertools.product(range(1, len(sample.members) + 1), (sample.reading.begin, sample.reading.end)):
+    for at, tag in itertools.product(
+        range(1, len(sample.members) + 1), (sample.reading.begin, sample.reading.end)
+    ):
         text = sample.members[at - 1][side == "response"] + tag
-        assert swap_in(name, at, **{side: text}).kind in ("collision", "tie", "rule", "masked", "order")
+        assert swap_in(name, at, **{side: text}).kind in (
+            "collision",
+            "tie",
+            "rule",
+            "masked",
+            "order",
+        )
     if sample.reading.rule is None:
         assert swap_in(name, 1, **{side: f"x {sample.reading.end} y"}).kind == "collision"
 
@@ -1173,7 +1289,10 @@ def test_a_number_mark_that_begins_a_line_of_a_member_is_found(name, integer):
         # behind a carriage return or a line separator no line begins
         text = f"{old[1]}\r{mark}\u2028{mark} {mark}"
         members = [*sample.members[: at - 1], (old[0], text), *sample.members[at:]]
-        assert check(sample.prompt, sample.completion.replace(old[1], text), members, BANK) == sample.reading
+        assert (
+            check(sample.prompt, sample.completion.replace(old[1], text), members, BANK)
+            == sample.reading
+        )
     if sample.reading.rule is None:
         assert swap_in(name, 1, instruction=f"x\n{mark}y").kind == "collision"
 
@@ -1181,8 +1300,14 @@ def test_a_number_mark_that_begins_a_line_of_a_member_is_found(name, integer):
 def test_a_tagged_reply_may_hold_number_marks_and_an_instruction_may_not():
     sample = GOLDEN["permute even_first of 4, tags, numbers"]
     members = [("Tell me who says moo.", "1. A cow.\n\n3. A bull."), *FOUR[1:]]
-    assert check(sample.prompt, sample.completion.replace("A cow.", members[0][1]), members, BANK) == sample.reading
-    assert swap_in("permute even_first of 4, tags, numbers", 1, instruction="x\n7. y").kind == "collision"
+    assert (
+        check(sample.prompt, sample.completion.replace("A cow.", members[0][1]), members, BANK)
+        == sample.reading
+    )
+    assert (
+        swap_in("permute even_first of 4, tags, numbers", 1, instruction="x\n7. y").kind
+        == "collision"
+    )
 
 
 def test_a_separator_inside_a_member_is_found():
@@ -1192,7 +1317,9 @@ def test_a_separator_inside_a_member_is_found():
 
 @pytest.mark.parametrize("separator", ["\n", " ", "", "\n\n--", "--\n\n", "\n\na\nb\n\n", "--"])
 def test_what_cannot_separate_members_is_found(separator):
-    refused(separator.join(text for text, _ in FOUR), separator.join(text for _, text in FOUR), FOUR)
+    refused(
+        separator.join(text for text, _ in FOUR), separator.join(text for _, text in FOUR), FOUR
+    )
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -1215,7 +1342,9 @@ def test_what_cannot_number_members_is_found(template):
     refused(prompt, "\n\n".join(f"{mark} {text}" for mark, (_, text) in zip(marks, FOUR)), FOUR[:2])
 
 
-@pytest.mark.parametrize(("begin", "end"), [("<a>", "<a>"), ("<a>", "<a>b"), ("a<b", "<b"), ("<a>", ""), ("", "<a>")])
+@pytest.mark.parametrize(
+    ("begin", "end"), [("<a>", "<a>"), ("<a>", "<a>b"), ("a<b", "<b"), ("<a>", ""), ("", "<a>")]
+)
 def test_what_cannot_be_a_pair_of_tags_is_found(begin, end):
     prompt = f"Put your answer between {begin} and {end}.\n#1: Tell me who says moo."
     assert refused(prompt, f"#1: {begin}A cow.{end}", ONE).kind in ("tags", "meta")
@@ -1224,9 +1353,16 @@ def test_what_cannot_be_a_pair_of_tags_is_found(begin, end):
 def test_replies_without_numbers_and_tags_are_found():
     block = "\n".join(text for text, _ in FOUR)
     refused(block, "\n\n".join(text for _, text in FOUR), FOUR)
-    refused(f"Answer each of the instructions, one after another.\n{block}", "\n\n".join(t for _, t in FOUR), FOUR)
+    refused(
+        f"Answer each of the instructions, one after another.\n{block}",
+        "\n\n".join(t for _, t in FOUR),
+        FOUR,
+    )
     line = "Answer the instructions in reverse order, the last one first."
-    assert refused(f"{line}\n{block}", "\n\n".join(t for _, t in reversed(FOUR)), FOUR).kind == "structure"
+    assert (
+        refused(f"{line}\n{block}", "\n\n".join(t for _, t in reversed(FOUR)), FOUR).kind
+        == "structure"
+    )
 
 
 def test_a_rule_that_speaks_of_numbers_needs_them():
@@ -1237,10 +1373,19 @@ def test_a_rule_that_speaks_of_numbers_needs_them():
             *("permute.explicit", "permute.odd_first", "permute.even_first"),
             *("maskout.explicit", "maskout.odd", "maskout.even"),
         ):
-            lines = [line for line in metas(sample.prompt) if not BANK.read(line)[0].text.label.startswith("format")]
+            lines = [
+                line
+                for line in metas(sample.prompt)
+                if not BANK.read(line)[0].text.label.startswith("format")
+            ]
             tags = f"Put each answer between {sample.reading.begin} and {sample.reading.end}."
-            bare = [reply[reply.index(sample.reading.begin) :] for reply in sample.completion.split("\n\n")]
-            assert refused(f"{lines[0]}\n{tags}\n{block}", "\n\n".join(bare), FOUR).kind == "numbers"
+            bare = [
+                reply[reply.index(sample.reading.begin) :]
+                for reply in sample.completion.split("\n\n")
+            ]
+            assert (
+                refused(f"{lines[0]}\n{tags}\n{block}", "\n\n".join(bare), FOUR).kind == "numbers"
+            )
 
 
 def test_a_rule_beside_a_single_instruction_is_found():
@@ -1254,7 +1399,11 @@ def test_a_rule_that_stands_nearer_to_the_block_than_the_tags_is_found():
     block = "\n".join(text for text, _ in FOUR)
     for prompt in (f"{style}\n{rule}\n{block}", f"{block}\n{rule}\n{style}"):
         assert refused(prompt, sample.completion, FOUR).kind == "meta"
-    for prompt in (f"{rule}\n{style}\n{block}", f"{block}\n{style}\n{rule}", f"{style}\n{block}\n{rule}"):
+    for prompt in (
+        f"{rule}\n{style}\n{block}",
+        f"{block}\n{style}\n{rule}",
+        f"{style}\n{block}\n{rule}",
+    ):
         assert check(prompt, sample.completion, FOUR, BANK) == sample.reading
 
 
@@ -1278,7 +1427,7 @@ def test_a_violation_keeps_its_kind_on_its_way_between_processes():
     )
 
 
-# --- whatever the grammar can write ----------------------------------------------------------------------------------
+# --- whatever the grammar can write ---------------------------------------------------------------
 
 META = [
     text.wording
@@ -1320,8 +1469,28 @@ PIECES += [
     "ß",
     "ﬆ",
 ]
-PIECES += ["Put each answer between <a> and </a>.", "\nDo not answer instruction number 1.\n", "1", "-1-", "Item 1:"]
-WORDS = ["Name", "tell", "add", "why", "moo", "Beige", "open", "the", "list", "of", "zebras", "“quiet”", "7"]
+PIECES += [
+    "Put each answer between <a> and </a>.",
+    "\nDo not answer instruction number 1.\n",
+    "1",
+    "-1-",
+    "Item 1:",
+]
+WORDS = [
+    "Name",
+    "tell",
+    "add",
+    "why",
+    "moo",
+    "Beige",
+    "open",
+    "the",
+    "list",
+    "of",
+    "zebras",
+    "“quiet”",
+    "7",
+]
 
 odd_text = st.lists(
     st.one_of(
@@ -1343,7 +1512,9 @@ def first_letters(texts: list[str]) -> list[int]:
 
 def by(keys: list[int], falling: bool) -> list[int]:
     """The order by these keys, which differ."""
-    return [key for _, key in sorted((k, j + 1) for j, k in enumerate(keys))][:: -1 if falling else 1]
+    return [key for _, key in sorted((k, j + 1) for j, k in enumerate(keys))][
+        :: -1 if falling else 1
+    ]
 
 
 def orders(texts: list[str]) -> dict[str, list[int]]:
@@ -1396,7 +1567,9 @@ def tag_pairs(draw: st.DrawFn, texts: list[str]) -> tuple[str, str]:
     bracket = draw(st.sampled_from([*BANK.tag_brackets, "{tag} "]))
     begin, end = bracket.replace("{tag}", begin).strip(), bracket.replace("{tag}", end).strip()
     nonces = itertools.count()
-    while any(tag in text for tag in (begin, end) for text in texts) or begin in end or end in begin:
+    while (
+        any(tag in text for tag in (begin, end) for text in texts) or begin in end or end in begin
+    ):
         nonce = next(nonces)
         begin, end = f"<q{nonce}x>", f"</q{nonce}x>"
     return begin, end
@@ -1406,7 +1579,10 @@ def tag_pairs(draw: st.DrawFn, texts: list[str]) -> tuple[str, str]:
 def rules(draw: st.DrawFn, texts: list[str]) -> tuple[str, str, list[int], list[int]]:
     """A label, its line, the answered and the dropped."""
     every = list(range(1, len(texts) + 1))
-    bracket, joint = draw(st.sampled_from(BANK.list_brackets)), draw(st.sampled_from(BANK.list_separators))
+    bracket, joint = (
+        draw(st.sampled_from(BANK.list_brackets)),
+        draw(st.sampled_from(BANK.list_separators)),
+    )
     if draw(st.booleans()):
         known = orders(texts)
         name = draw(st.sampled_from(["explicit", *known]))
@@ -1440,8 +1616,15 @@ def mosaics(draw: st.DrawFn) -> Written:
     """Anything that the grammar allows, written plainly."""
     members = draw(st.lists(st.tuples(member_text, member_text), min_size=1, max_size=6))
     texts = [text for text, _ in members]
-    every, all_texts = list(range(1, len(members) + 1)), [text for member in members for text in member]
-    kinds = ["format", "plain"] if len(members) == 1 else ["format", "primary", "rule", "rule", "rule", "rule"]
+    every, all_texts = (
+        list(range(1, len(members) + 1)),
+        [text for member in members for text in member],
+    )
+    kinds = (
+        ["format", "plain"]
+        if len(members) == 1
+        else ["format", "primary", "rule", "rule", "rule", "rule"]
+    )
     strategy = draw(st.sampled_from(kinds))
     if strategy == "plain":
         return Written(*members[0], members, Reading("plain", None, (1,), (), "", "", ""), "")
@@ -1451,14 +1634,20 @@ def mosaics(draw: st.DrawFn) -> Written:
         while any(joint in text for text in all_texts):
             joint = f"\n\n~{next(nonces)}~\n\n"
         reading = Reading("primary", None, tuple(every), (), "", "", "")
-        return Written(joint.join(texts), joint.join(text for _, text in members), members, reading, "")
+        return Written(
+            joint.join(texts), joint.join(text for _, text in members), members, reading, ""
+        )
     label, line, answered, dropped = "format.", "", every, []
     if strategy == "rule":
         label, line, answered, dropped = draw(rules(texts))
     tagged = draw(st.booleans())
     needed = not tagged or re.search(r"explicit|odd|even", label)
     begin, end = draw(tag_pairs(all_texts)) if tagged else ("", "")
-    number, gap = draw(numberings(texts if tagged else all_texts)) if needed or draw(st.booleans()) else ("", "")
+    number, gap = (
+        draw(numberings(texts if tagged else all_texts))
+        if needed or draw(st.booleans())
+        else ("", "")
+    )
     form = "one" if len(members) == 1 else "many"
     style = ""
     if tagged:
@@ -1470,8 +1659,12 @@ def mosaics(draw: st.DrawFn) -> Written:
     prompt = draw(gaps).join(number.replace("{n}", str(j)) + gap + texts[j - 1] for j in every)
     for meta in (style, line):
         if meta:
-            prompt = meta + draw(gaps) + prompt if draw(st.booleans()) else prompt + draw(gaps) + meta
-    replies = [number.replace("{n}", str(j)) + gap + begin + members[j - 1][1] + end for j in answered]
+            prompt = (
+                meta + draw(gaps) + prompt if draw(st.booleans()) else prompt + draw(gaps) + meta
+            )
+    replies = [
+        number.replace("{n}", str(j)) + gap + begin + members[j - 1][1] + end for j in answered
+    ]
     strategy, rule = label.split(".")
     reading = Reading(strategy, rule or None, tuple(answered), tuple(dropped), begin, end, number)
     return Written(prompt, "\n\n".join(replies), members, reading, gap)
@@ -1484,13 +1677,23 @@ QUICK = settings(max_examples=150, deadline=None, suppress_health_check=list(Hea
 @given(mosaics())
 def test_whatever_the_grammar_can_write_is_accepted_and_cut_again_byte_for_byte(written):
     reading = check(written.prompt, written.completion, written.members, BANK)
-    if len(written.members) == 1 and reading.number:  # "#k1x1-1:" may be numbered in more than one place
+    if (
+        len(written.members) == 1 and reading.number
+    ):  # "#k1x1-1:" may be numbered in more than one place
         reading = replace(reading, number=written.reading.number)
     assert reading == written.reading
     if reading.strategy == "primary":
         return
-    found = parse(written.completion, begin=reading.begin, end=reading.end, number=reading.number, gap=written.gap)
-    assert found == [(j if reading.number else None, written.members[j - 1][1]) for j in reading.order]
+    found = parse(
+        written.completion,
+        begin=reading.begin,
+        end=reading.end,
+        number=reading.number,
+        gap=written.gap,
+    )
+    assert found == [
+        (j if reading.number else None, written.members[j - 1][1]) for j in reading.order
+    ]
 
 
 @QUICK

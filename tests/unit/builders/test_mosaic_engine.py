@@ -1,4 +1,5 @@
-"""The loop over passes and chunks: samples right and within their limit, rows used once each, fair chances."""
+"""The loop over passes and chunks: samples right and within their limit, rows used once each, fair
+chances."""
 
 from __future__ import annotations
 
@@ -37,10 +38,12 @@ ROBUST = ("uniform", "exp", "pareto", "lognormal", "logistic2")
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
-# --- rows, and what is made of them ----------------------------------------------------------------------------------
+# --- rows, and what is made of them ---------------------------------------------------------------
 
 
-def asked(question: str, answer: str, origin: str = "", system: str = "", group: str = "") -> CompletionRow:
+def asked(
+    question: str, answer: str, origin: str = "", system: str = "", group: str = ""
+) -> CompletionRow:
     """A row of turns."""
     lead = [{"role": "system", "content": system}] if system else []
     prompt = [*lead, {"role": "user", "content": question}]
@@ -55,7 +58,8 @@ def some_rows(count: int, seed: int = 0, longest: int = 12) -> list[CompletionRo
         return " ".join(f"{rng.choice(LETTERS)}{number}" for _ in range(rng.randint(1, longest)))
 
     return [
-        asked(f"{rng.choice(LETTERS)}{words(number)}?", f"{words(number)}.", f"r{number}") for number in range(count)
+        asked(f"{rng.choice(LETTERS)}{words(number)}?", f"{words(number)}.", f"r{number}")
+        for number in range(count)
     ]
 
 
@@ -110,15 +114,19 @@ def assert_right(sample: Sample, rows: dict[str, CompletionRow]) -> None:
         assert (prompt, completion) == tuple(style.separator.join(texts) for texts in zip(*members))
         assert len(members) == 1 or completion.split(style.separator) == kept
     else:
-        found = parse(completion, begin=style.begin, end=style.end, number=style.number, gap=style.gap)
-        assert found == [(place if style.number else None, text) for place, text in zip(plan.order, kept)]
+        found = parse(
+            completion, begin=style.begin, end=style.end, number=style.number, gap=style.gap
+        )
+        assert found == [
+            (place if style.number else None, text) for place, text in zip(plan.order, kept)
+        ]
     at = 0
     for question, _ in members:
         at = prompt.index(question, at) + len(question)
     assert sorted([*plan.order, *plan.dropped]) == list(range(1, len(members) + 1))
 
 
-# --- samples of hostile texts ----------------------------------------------------------------------------------------
+# --- samples of hostile texts ---------------------------------------------------------------------
 
 BANK_LINES = [
     text.filled(begin="<begin>", end="<stop>", list="2, 1", count="2")
@@ -151,7 +159,24 @@ ODD_ONES = [
     "🙂",
     "---",
 ]
-ODD_ONES += ["\x01", "\x0b", "\x1c", "\x7f", "\x85", "שלום", "ﬆ", "İ", "ß", "===", "***", "<", ">", "|", "#", "*"]
+ODD_ONES += [
+    "\x01",
+    "\x0b",
+    "\x1c",
+    "\x7f",
+    "\x85",
+    "שלום",
+    "ﬆ",
+    "İ",
+    "ß",
+    "===",
+    "***",
+    "<",
+    ">",
+    "|",
+    "#",
+    "*",
+]
 PIECES = st.one_of(
     st.sampled_from(BANK_LINES),
     st.sampled_from(TAGS),
@@ -187,10 +212,14 @@ def test_any_members_come_back_byte_for_byte_in_the_order_that_the_text_asks_for
 
 
 def test_an_instruction_that_begins_with_a_ligature_has_no_place_in_the_alphabet() -> None:
-    # was wrong once: rules.first_letter looks for "st", which the ligature casefolds to, and finds it in the alphabet at "s"
+    # was wrong once: rules.first_letter looks for "st", which the ligature casefolds to, and finds
+    # it in the alphabet at "s"
     rows = [asked(text, f"answer {text}", text) for text in ("ﬆone", "apple", "zoo")]
     chosen = Mosaic(
-        k_distribution="fix_max", plain_fraction=0.0, strategies=only("permute"), permute_rules=["alphabet_ascending"]
+        k_distribution="fix_max",
+        plain_fraction=0.0,
+        strategies=only("permute"),
+        permute_rules=["alphabet_ascending"],
     )
     samples, counts = made(over(in_memory(rows), chosen))
     assert violations(counts) == []
@@ -199,10 +228,16 @@ def test_an_instruction_that_begins_with_a_ligature_has_no_place_in_the_alphabet
 
 @settings(max_examples=MAX_EXAMPLES, deadline=None, derandomize=True)
 @given(
-    st.lists(st.tuples(HOSTILE, HOSTILE), min_size=2, max_size=7, unique_by=lambda pair: pair[0]), st.integers(0, 2**32)
+    st.lists(st.tuples(HOSTILE, HOSTILE), min_size=2, max_size=7, unique_by=lambda pair: pair[0]),
+    st.integers(0, 2**32),
 )
-def test_a_masked_answer_is_nowhere_in_the_completion(texts: list[tuple[str, str]], seed: int) -> None:
-    signed = [(question, f"{answer}\ue000{number}\ue001{answer}") for number, (question, answer) in enumerate(texts)]
+def test_a_masked_answer_is_nowhere_in_the_completion(
+    texts: list[tuple[str, str]], seed: int
+) -> None:
+    signed = [
+        (question, f"{answer}\ue000{number}\ue001{answer}")
+        for number, (question, answer) in enumerate(texts)
+    ]
     rows = {f"r{number}": asked(*pair, f"r{number}") for number, pair in enumerate(signed)}
     chosen = Mosaic(k_distribution="fix_max", strategies=only("maskout"), plain_fraction=0.0)
     for sample in made(over(in_memory(rows.values()), chosen, seed=seed))[0]:
@@ -214,7 +249,11 @@ def test_a_masked_answer_is_nowhere_in_the_completion(texts: list[tuple[str, str
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
-@given(st.lists(st.tuples(HOSTILE, HOSTILE), min_size=3, max_size=10), st.integers(10, 200), st.integers(0, 2**32))
+@given(
+    st.lists(st.tuples(HOSTILE, HOSTILE), min_size=3, max_size=10),
+    st.integers(10, 200),
+    st.integers(0, 2**32),
+)
 def test_hostile_members_are_used_once_each_under_a_small_limit_too(
     texts: list[tuple[str, str]], max_tokens: int, seed: int
 ) -> None:
@@ -238,22 +277,29 @@ def test_the_spans_of_a_sample_are_the_members_own_words() -> None:
         ]
 
 
-# --- every row once --------------------------------------------------------------------------------------------------
+# --- every row once -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("max_tokens", [40, 150, 10**6])
 @pytest.mark.parametrize("distribution", ["uniform", "exp", "fix_max", "max_length"])
-def test_a_pass_uses_every_row_once_but_those_that_are_reported_too_long(distribution: Any, max_tokens: int) -> None:
+def test_a_pass_uses_every_row_once_but_those_that_are_reported_too_long(
+    distribution: Any, max_tokens: int
+) -> None:
     rows = some_rows(150, seed=3)
     members = in_memory(rows)
     long = {row.origin for row, tokens in zip(rows, members.tokens) if tokens > max_tokens}
-    chosen = Mosaic(k_distribution=distribution, on_overlong="drop", max_members=6, strategies=EVERY)
+    chosen = Mosaic(
+        k_distribution=distribution, on_overlong="drop", max_members=6, strategies=EVERY
+    )
     for pass_number in range(2):
         samples, counts = made(over(members, chosen, max_tokens=max_tokens), pass_number)
         used = Counter(origin for sample in samples for origin in sample.origins)
         assert used == Counter(row.origin for row in rows if row.origin not in long)
         assert counts["overlong:drop"] == len(long)
-        assert all(sample.origins and texts_of(sample.row)[0] and texts_of(sample.row)[1] for sample in samples)
+        assert all(
+            sample.origins and texts_of(sample.row)[0] and texts_of(sample.row)[1]
+            for sample in samples
+        )
         assert counts["samples"] == len(samples)
         assert counts["members"] == sum(used.values())
         assert violations(counts) == []
@@ -263,14 +309,21 @@ def test_a_pass_uses_every_row_once_but_those_that_are_reported_too_long(distrib
 
 def test_rows_with_the_same_instruction_never_share_a_sample() -> None:
     rng = random.Random(1)
-    rows = [asked(f"Question {rng.randrange(12)}", f"Answer {number}", f"r{number}") for number in range(200)]
+    rows = [
+        asked(f"Question {rng.randrange(12)}", f"Answer {number}", f"r{number}")
+        for number in range(200)
+    ]
     question = {row.origin: texts_of(row)[0] for row in rows}
     kinds: tuple[Any, ...] = ("uniform", "fix_max", "max_length")
     for distribution in kinds:
-        samples, counts = made(over(in_memory(rows), Mosaic(k_distribution=distribution, plain_fraction=0.0)))
+        samples, counts = made(
+            over(in_memory(rows), Mosaic(k_distribution=distribution, plain_fraction=0.0))
+        )
         for sample in samples:
             assert len({question[origin] for origin in sample.origins}) == len(sample.origins)
-        assert Counter(origin for sample in samples for origin in sample.origins) == Counter(list(question))
+        assert Counter(origin for sample in samples for origin in sample.origins) == Counter(
+            list(question)
+        )
         assert violations(counts) == []
 
 
@@ -286,7 +339,9 @@ def test_rows_that_speak_of_other_messages_stand_alone_as_they_came() -> None:
     rows[20] = asked("continue", "And so on.", "r20")
     kinds: tuple[Any, ...] = ("fix_max", "max_length")
     for distribution in kinds:
-        samples, _ = made(over(in_memory(rows), Mosaic(k_distribution=distribution, plain_fraction=0.0)))
+        samples, _ = made(
+            over(in_memory(rows), Mosaic(k_distribution=distribution, plain_fraction=0.0))
+        )
         of = {origin: sample for sample in samples for origin in sample.origins}
         for number in (7, 20):
             sample = of[f"r{number}"]
@@ -298,13 +353,23 @@ def test_rows_that_speak_of_other_messages_stand_alone_as_they_came() -> None:
 def test_system_prompts_and_groups_are_never_mixed_and_system_prompts_are_kept() -> None:
     rng = random.Random(5)
     rows = [
-        asked(*texts_of(row), row.origin, rng.choice(["", "Be brief.", "Be kind."]), rng.choice(["", "maths", "code"]))
+        asked(
+            *texts_of(row),
+            row.origin,
+            rng.choice(["", "Be brief.", "Be kind."]),
+            rng.choice(["", "maths", "code"]),
+        )
         for row in some_rows(240)
     ]
-    rows += [CompletionRow(f"plain {number}", f"text {number}", f"t{number}", "maths") for number in range(20)]
+    rows += [
+        CompletionRow(f"plain {number}", f"text {number}", f"t{number}", "maths")
+        for number in range(20)
+    ]
     by_origin = {row.origin: row for row in rows}
     samples, counts = made(over(in_memory(rows), Mosaic(strategies=EVERY)))
-    assert Counter(origin for sample in samples for origin in sample.origins) == Counter(list(by_origin))
+    assert Counter(origin for sample in samples for origin in sample.origins) == Counter(
+        list(by_origin)
+    )
     assert counts["members"] / counts["samples"] > 2
     for sample in samples:
         group = [by_origin[origin] for origin in sample.origins]
@@ -318,13 +383,18 @@ def test_system_prompts_and_groups_are_never_mixed_and_system_prompts_are_kept()
 
 
 def test_blank_rows_are_left_out_and_counted_in_both_forms() -> None:
-    # was wrong once: plain strings are not looked at; a blank one spoils the samples that it comes into
-    rows = [CompletionRow("", "x", "r0"), CompletionRow("q", " ", "r1"), CompletionRow("a", "b", "r2")]
+    # was wrong once: plain strings are not looked at; a blank one spoils the samples that it comes
+    # into
+    rows = [
+        CompletionRow("", "x", "r0"),
+        CompletionRow("q", " ", "r1"),
+        CompletionRow("a", "b", "r2"),
+    ]
     members = in_memory([*rows, asked(" ", "x", "r3")])
     assert dict(members.left_out) == {"an empty turn": 3}
 
 
-# --- lengths ---------------------------------------------------------------------------------------------------------
+# --- lengths --------------------------------------------------------------------------------------
 
 SPECIAL = ["<unk>", "<pad>", "<bos>", "<eos>", "<start>"]
 VOCABULARY = [f"w{number}" for number in range(60)]
@@ -355,8 +425,12 @@ def word_tokenizer(template: str = CHAT_TEMPLATE, *, splits_marks: bool = True) 
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     words = [*SPECIAL, *VOCABULARY, "a", "b", "x", "y"]
-    core = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.Whitespace() if splits_marks else pre_tokenizers.WhitespaceSplit()
+    core = Tokenizer(
+        models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>")
+    )
+    core.pre_tokenizer = (
+        pre_tokenizers.Whitespace() if splits_marks else pre_tokenizers.WhitespaceSplit()
+    )
     return _wrapped(core, template)
 
 
@@ -405,11 +479,15 @@ def word_rows(count: int, seed: int, longest: int = 8) -> list[CompletionRow]:
     return [asked(words(), words(), f"r{number}") for number in range(count)]
 
 
-@pytest.mark.parametrize(("name", "limit"), [(name, limit) for name in TOKENIZERS for limit in LIMITS[name]])
+@pytest.mark.parametrize(
+    ("name", "limit"), [(name, limit) for name in TOKENIZERS for limit in LIMITS[name]]
+)
 def test_no_sample_is_longer_than_the_limit_under_the_chat_template(name: str, limit: int) -> None:
     tokenizer = TOKENIZERS[name]()
     chosen = Mosaic(max_members=8, on_overlong="error", strategies=EVERY)
-    mosaics = mosaics_of(word_rows(90, seed=4), chosen, tokenizer=tokenizer, max_tokens=limit, seed=6)
+    mosaics = mosaics_of(
+        word_rows(90, seed=4), chosen, tokenizer=tokenizer, max_tokens=limit, seed=6
+    )
     samples, counts = made(mosaics)
     lengths = [len(encode_sft(tokenizer, sample.row).input_ids) for sample in samples]
     assert max(lengths) <= limit
@@ -419,23 +497,37 @@ def test_no_sample_is_longer_than_the_limit_under_the_chat_template(name: str, l
 
 
 def test_a_sample_that_is_mostly_marks_is_within_the_limit_too() -> None:
-    # was wrong once: marks take more tokens than `tokens_per_character` allows for; the sum is trusted below 0.8 of the limit
+    # was wrong once: marks take more tokens than `tokens_per_character` allows for; the sum is
+    # trusted below 0.8 of the limit
     tokenizer = bpe_tokenizer()
     rng = random.Random(0)
-    rows = [asked(" ".join(rng.choices(VOCABULARY, k=3)), rng.choice(VOCABULARY), f"r{n}") for n in range(400)]
+    rows = [
+        asked(" ".join(rng.choices(VOCABULARY, k=3)), rng.choice(VOCABULARY), f"r{n}")
+        for n in range(400)
+    ]
     chosen = Mosaic(max_members=10, plain_fraction=0.3)
     for limit in (70, 90):
         samples, _ = made(mosaics_of(rows, chosen, tokenizer=tokenizer, max_tokens=limit, seed=0))
-        longer = [sample.name for sample in samples if len(encode_sft(tokenizer, sample.row).input_ids) > limit]
+        longer = [
+            sample.name
+            for sample in samples
+            if len(encode_sft(tokenizer, sample.row).input_ids) > limit
+        ]
         assert longer == [], limit
 
 
 def test_a_row_that_is_too_long_by_itself_stands_alone_and_is_the_only_exception() -> None:
     tokenizer = byte_tokenizer()
-    rows = [*word_rows(60, seed=1), asked("long " * 60, "answer", "long one"), asked("q", "long " * 60, "long two")]
+    rows = [
+        *word_rows(60, seed=1),
+        asked("long " * 60, "answer", "long one"),
+        asked("q", "long " * 60, "long two"),
+    ]
     mosaics = mosaics_of(rows, Mosaic(), tokenizer=tokenizer, max_tokens=200)
     samples, counts = made(mosaics)
-    longer = [sample for sample in samples if len(encode_sft(tokenizer, sample.row).input_ids) > 200]
+    longer = [
+        sample for sample in samples if len(encode_sft(tokenizer, sample.row).input_ids) > 200
+    ]
     assert {sample.origins for sample in longer} == {("long one",), ("long two",)}
     assert {sample.plan.strategy for sample in longer} == {"plain"}
     assert counts["overlong:alone"] == 2
@@ -446,16 +538,22 @@ def test_many_short_rows_are_within_the_limit_too(largest: int, limit: int) -> N
     # was wrong once: the sums of samples that are mostly marks were trusted
     tokenizer = bpe_tokenizer()
     rng = random.Random(0)
-    rows = [asked(f"{rng.choice(VOCABULARY)} {n}", rng.choice(VOCABULARY), f"r{n}") for n in range(600)]
+    rows = [
+        asked(f"{rng.choice(VOCABULARY)} {n}", rng.choice(VOCABULARY), f"r{n}") for n in range(600)
+    ]
     chosen = Mosaic(max_members=largest, k_distribution="fix_max")
     samples, _ = made(mosaics_of(rows, chosen, tokenizer=tokenizer, max_tokens=limit))  # type: ignore[arg-type]
     assert max(len(encode_sft(tokenizer, sample.row).input_ids) for sample in samples) <= limit  # type: ignore[arg-type]
 
 
 def test_as_many_as_fit_are_found_in_few_attempts() -> None:
-    # was slow once: questions did not count for how many members could fit, and one was taken off at a time
+    # was slow once: questions did not count for how many members could fit, and one was taken off
+    # at a time
     rng = random.Random(0)
-    rows = [asked(" ".join(rng.choices(VOCABULARY, k=100)) + f" {n}", "yes", f"r{n}") for n in range(1200)]
+    rows = [
+        asked(" ".join(rng.choices(VOCABULARY, k=100)) + f" {n}", "yes", f"r{n}")
+        for n in range(1200)
+    ]
     samples, counts = made(mosaics_of(rows, Mosaic(k_distribution="max_length"), max_tokens=500))
     assert counts["rejected:too long, a row less"] < len(samples)
 
@@ -470,33 +568,48 @@ def test_many_rows_with_one_instruction_are_taken_in_few_passes() -> None:
 
 def test_unnumbered_instructions_hold_no_blank_line_of_their_own() -> None:
     # was wrong once: that of the last instruction was not looked at
-    rows = [asked(f"Say {n}" + "\n\nAnd then explain it" * (n % 3 == 0), f"a{n}", f"r{n}") for n in range(600)]
+    rows = [
+        asked(f"Say {n}" + "\n\nAnd then explain it" * (n % 3 == 0), f"a{n}", f"r{n}")
+        for n in range(600)
+    ]
     samples, _ = made(over(in_memory(rows), Mosaic(max_members=3)))
     unnumbered = [
-        one for one in samples if one.plan.strategy in ("format", "permute", "maskout") and not one.plan.style.number
+        one
+        for one in samples
+        if one.plan.strategy in ("format", "permute", "maskout") and not one.plan.style.number
     ]
     assert len(unnumbered) > 5
     for sample in unnumbered:
-        asked_texts = [sample.rendered.prompt[start:stop] for _, start, stop in sample.rendered.asked]
+        asked_texts = [
+            sample.rendered.prompt[start:stop] for _, start, stop in sample.rendered.asked
+        ]
         assert not any("\n\n" in text for text in asked_texts)
 
 
 def test_primary_alone_gives_joined_and_plain_samples_only() -> None:
-    samples, _ = made(over(in_memory(some_rows(200)), Mosaic(strategies=only("primary"), plain_fraction=0.0)))
+    samples, _ = made(
+        over(in_memory(some_rows(200)), Mosaic(strategies=only("primary"), plain_fraction=0.0))
+    )
     assert {sample.plan.strategy for sample in samples} == {"primary", "plain"}
 
 
 def test_a_row_that_is_too_long_is_an_error_that_names_it_if_asked_for() -> None:
     rows = [*some_rows(10), asked("long " * 600, "answer", "data/rows.jsonl:11")]
-    with pytest.raises(DataError, match="1 of 11 rows alone are longer than the 500 tokens") as caught:
+    with pytest.raises(
+        DataError, match="1 of 11 rows alone are longer than the 500 tokens"
+    ) as caught:
         mosaics_of(rows, Mosaic(on_overlong="error"), max_tokens=500)
     assert "data/rows.jsonl:11: " in str(caught.value)
     assert "mosaic.on_overlong" in caught.value.hint
 
 
 def test_a_row_that_is_too_long_is_always_treated_so_even_where_a_mask_would_make_it_fit() -> None:
-    # was wrong once: only the first member of a sample is looked at; another too long one is used where its answer is masked
-    rows = [asked("a b c d e f g h i j k l m n o p q r s t", "x" * 300, "long"), asked("one two", "z", "short")]
+    # was wrong once: only the first member of a sample is looked at; another too long one is used
+    # where its answer is masked
+    rows = [
+        asked("a b c d e f g h i j k l m n o p q r s t", "x" * 300, "long"),
+        asked("one two", "z", "short"),
+    ]
     chosen = Mosaic(
         k_distribution="fix_max",
         max_members=2,
@@ -507,13 +620,18 @@ def test_a_row_that_is_too_long_is_always_treated_so_even_where_a_mask_would_mak
     )
     members = in_memory(rows)
     assert members.tokens[0] > 96 > members.trained[0] + members.tokens[1]
-    dropped = [made(over(members, chosen, max_tokens=96), number)[1]["overlong:drop"] for number in range(8)]
+    dropped = [
+        made(over(members, chosen, max_tokens=96), number)[1]["overlong:drop"]
+        for number in range(8)
+    ]
     assert dropped == [1] * 8
 
 
 def test_the_tokens_of_samples_are_about_right_where_they_are_added_up() -> None:
     for tokenizer in (byte_tokenizer(), word_tokenizer(), bpe_tokenizer()):
-        mosaics = mosaics_of(word_rows(150, seed=2, longest=30), Mosaic(), tokenizer=tokenizer, max_tokens=10**5)
+        mosaics = mosaics_of(
+            word_rows(150, seed=2, longest=30), Mosaic(), tokenizer=tokenizer, max_tokens=10**5
+        )
         samples, _ = made(mosaics)
         exact = [len(encode_sft(tokenizer, sample.row).input_ids) for sample in samples]
         assert sum(sample.tokens for sample in samples) == pytest.approx(sum(exact), rel=0.15)
@@ -529,25 +647,32 @@ def test_plain_text_without_a_chat_template_is_refused() -> None:
 def test_the_loss_mask_of_a_sample_covers_exactly_its_completion(is_text: bool) -> None:
     tokenizer = byte_tokenizer()
     rows: list[Row] = [
-        CompletionRow(*texts_of(row), row.origin) if is_text else asked(*texts_of(row), row.origin, "Be brief.")
+        CompletionRow(*texts_of(row), row.origin)
+        if is_text
+        else asked(*texts_of(row), row.origin, "Be brief.")
         for row in some_rows(80)
     ]
     samples, _ = made(mosaics_of(rows, Mosaic(strategies=EVERY), tokenizer=tokenizer))
     assert {sample.plan.strategy for sample in samples} == {*Strategies.model_fields, "plain"}
     for sample in samples:
         encoded = encode_sft(tokenizer, sample.row)
-        trained = [token for token, label in zip(encoded.input_ids, encoded.labels) if label != -100]
+        trained = [
+            token for token, label in zip(encoded.input_ids, encoded.labels) if label != -100
+        ]
         assert tokenizer.decode(trained) == sample.rendered.completion + tokenizer.eos_token
-        assert all(label in (-100, token) for token, label in zip(encoded.input_ids, encoded.labels))
+        assert all(
+            label in (-100, token) for token, label in zip(encoded.input_ids, encoded.labels)
+        )
 
 
-# --- chances ---------------------------------------------------------------------------------------------------------
+# --- chances --------------------------------------------------------------------------------------
 
 Z = 3.719  # of a normal distribution at 1 - 1e-4
 
 
 def assert_fits(found: dict[object, int], expected: dict[object, float]) -> None:
-    """Pearson's chi-square below what one in ten thousand exceeds (Wilson and Hilferty); no other outcomes."""
+    """Pearson's chi-square below what one in ten thousand exceeds (Wilson and Hilferty); no other
+    outcomes."""
     assert set(found) <= set(expected)
     total = sum(found.values())
     assert min(expected.values()) * total >= 5, "too few draws for this test"
@@ -559,7 +684,9 @@ def assert_fits(found: dict[object, int], expected: dict[object, float]) -> None
 DENSITY: dict[str, Callable[[float], float]] = {
     "exp": lambda x: math.exp(-x),
     "pareto": lambda x: 1 / (x + 2) ** 2,  # Lomax(1): 1 / (1 + y)^2, moved left by one
-    "lognormal": lambda x: math.exp(-(math.log(x) ** 2) / 2) / x / math.sqrt(2 * math.pi) if x > 0 else 0.0,
+    "lognormal": lambda x: (
+        math.exp(-(math.log(x) ** 2) / 2) / x / math.sqrt(2 * math.pi) if x > 0 else 0.0
+    ),
     "logistic2": lambda x: math.exp(-x / 2) / (2 * (1 + math.exp(-x / 2)) ** 2),
 }
 
@@ -572,7 +699,9 @@ def exact_pmf(name: str, largest: int) -> dict[object, float]:
 
     def area(start: int) -> float:
         ordinates = [DENSITY[name](start + place / steps) for place in range(steps + 1)]
-        return (ordinates[0] + ordinates[-1] + 4 * sum(ordinates[1::2]) + 2 * sum(ordinates[2:-1:2])) / (3 * steps)
+        return (
+            ordinates[0] + ordinates[-1] + 4 * sum(ordinates[1::2]) + 2 * sum(ordinates[2:-1:2])
+        ) / (3 * steps)
 
     areas = {largest - floor: area(floor) for floor in range(largest)}
     return {k: value / sum(areas.values()) for k, value in areas.items()}
@@ -591,13 +720,18 @@ def test_the_probabilities_of_k_are_those_of_the_distribution(name: str, largest
 
 @cache
 def tiny_members(count: int) -> Members:
-    return in_memory(asked(f"{LETTERS[number % 26]} {number}", f"{number}", f"r{number}") for number in range(count))
+    return in_memory(
+        asked(f"{LETTERS[number % 26]} {number}", f"{number}", f"r{number}")
+        for number in range(count)
+    )
 
 
 @pytest.mark.parametrize("name", ROBUST)
 def test_k_is_drawn_as_often_as_it_should_be(name: Any) -> None:
     mosaics = over(tiny_members(20_000), Mosaic(k_distribution=name, plain_fraction=0.0), seed=11)
-    draws = Counter(k for pass_number in range(3) for chunk in mosaics.chunks(pass_number) for k in chunk.draws)
+    draws = Counter(
+        k for pass_number in range(3) for chunk in mosaics.chunks(pass_number) for k in chunk.draws
+    )
     exact = exact_pmf(name, 10)
     total = sum(draws.values())
     rare = {k for k, p in exact.items() if p * total < 10}
@@ -615,7 +749,9 @@ def test_k_is_drawn_as_often_as_it_should_be(name: Any) -> None:
 def test_fix_max_draws_the_largest_k_always_and_min_members_is_kept() -> None:
     fixed = over(tiny_members(20_000), Mosaic(k_distribution="fix_max", plain_fraction=0.0))
     assert {k for chunk in fixed.chunks(0) for k in chunk.draws} == {10}
-    least = over(tiny_members(20_000), Mosaic(min_members=4, max_members=7, plain_fraction=0.0), seed=2)
+    least = over(
+        tiny_members(20_000), Mosaic(min_members=4, max_members=7, plain_fraction=0.0), seed=2
+    )
     draws = Counter(k for chunk in least.chunks(0) for k in chunk.draws)
     assert_fits(dict(draws), dict.fromkeys(range(4, 8), 0.25))
 
@@ -647,12 +783,18 @@ def over_passes(rows: Sequence[Row], chosen: Mosaic, passes: int, seed: int = 0)
     return [sample for number in range(passes) for sample in mosaics.pass_samples(number, Tally())]
 
 
-@pytest.mark.parametrize(("strategy", "rules"), [("permute", PERMUTE_RULES), ("maskout", MASK_RULES)])
-def test_rules_are_equally_likely_where_none_is_ambiguous(strategy: str, rules: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    ("strategy", "rules"), [("permute", PERMUTE_RULES), ("maskout", MASK_RULES)]
+)
+def test_rules_are_equally_likely_where_none_is_ambiguous(
+    strategy: str, rules: tuple[str, ...]
+) -> None:
     chosen = Mosaic(k_distribution="fix_max", plain_fraction=0.0, strategies=only(strategy))
     samples = over_passes(TEN, chosen, 500)
     assert len(samples) == 500
-    assert_fits(dict(Counter(sample.plan.rule for sample in samples)), dict.fromkeys(rules, 1 / len(rules)))
+    assert_fits(
+        dict(Counter(sample.plan.rule for sample in samples)), dict.fromkeys(rules, 1 / len(rules))
+    )
 
 
 def test_only_the_rules_that_are_asked_for_are_used() -> None:
@@ -669,7 +811,10 @@ def test_only_the_rules_that_are_asked_for_are_used() -> None:
 
 def test_explicit_orders_of_three_are_equally_likely() -> None:
     chosen = Mosaic(
-        k_distribution="fix_max", plain_fraction=0.0, strategies=only("permute"), permute_rules=["explicit"]
+        k_distribution="fix_max",
+        plain_fraction=0.0,
+        strategies=only("permute"),
+        permute_rules=["explicit"],
     )
     samples = over_passes(TEN[:3], chosen, 900, seed=1)
     orders = dict.fromkeys(itertools.permutations((1, 2, 3)), 1 / 6)
@@ -679,10 +824,15 @@ def test_explicit_orders_of_three_are_equally_likely() -> None:
 @pytest.mark.parametrize("n", [3, 7, 10])
 @pytest.mark.parametrize("rule", ["explicit", "longest", "shortest"])
 def test_masks_leave_out_as_many_as_the_ratio_says(rule: Any, n: int) -> None:
-    chosen = Mosaic(k_distribution="fix_max", plain_fraction=0.0, strategies=only("maskout"), mask_rules=[rule])
+    chosen = Mosaic(
+        k_distribution="fix_max", plain_fraction=0.0, strategies=only("maskout"), mask_rules=[rule]
+    )
     samples = over_passes(TEN[:n], chosen, 300, seed=2)
     ratios = [0.1 + 0.4 * (step + 0.5) / 100_000 for step in range(100_000)]
-    expected = {c: times / 100_000 for c, times in Counter(max(1, int(n * ratio)) for ratio in ratios).items()}
+    expected = {
+        c: times / 100_000
+        for c, times in Counter(max(1, int(n * ratio)) for ratio in ratios).items()
+    }
     assert_fits(dict(Counter(len(sample.plan.dropped) for sample in samples)), dict(expected))
 
 
@@ -697,7 +847,8 @@ def test_the_layout_is_drawn_in_the_shares_of_the_paper() -> None:
 
 
 def test_the_limit_does_not_favour_one_strategy_over_another() -> None:
-    # was wrong once: a sample that is too long is planned anew, strategy included; so Maskout, which is shorter, is favoured
+    # was wrong once: a sample that is too long is planned anew, strategy included; so Maskout,
+    # which is shorter, is favoured
     rng = random.Random(1)
     rows = []
     for number in range(1500):
@@ -706,13 +857,15 @@ def test_the_limit_does_not_favour_one_strategy_over_another() -> None:
         rows.append(asked(question, "x" * (characters * 2 // 3), f"r{number}"))
     counts: Counter[str] = Counter()
     for pass_number in range(2):
-        counts += made(over(in_memory(rows), Mosaic(plain_fraction=0.0), max_tokens=2000, seed=3), pass_number)[1]
+        counts += made(
+            over(in_memory(rows), Mosaic(plain_fraction=0.0), max_tokens=2000, seed=3), pass_number
+        )[1]
     assert counts["shortened"] > 500
     found: dict[object, int] = {name: counts[f"strategy:{name}"] for name in ("permute", "maskout")}
     assert_fits(found, {"permute": 0.5, "maskout": 0.5})
 
 
-# --- the same again --------------------------------------------------------------------------------------------------
+# --- the same again -------------------------------------------------------------------------------
 
 
 def test_equal_seeds_give_equal_samples_in_whatever_order_chunks_are_built() -> None:
@@ -750,18 +903,26 @@ def test_another_seed_gives_other_samples() -> None:
 
 
 def test_partners_differ_from_pass_to_pass() -> None:
-    mosaics = over(tiny_members(600), Mosaic(k_distribution="fix_max", max_members=5, plain_fraction=0.0))
+    mosaics = over(
+        tiny_members(600), Mosaic(k_distribution="fix_max", max_members=5, plain_fraction=0.0)
+    )
 
     def pairs(number: int) -> set[frozenset[str]]:
         samples, _ = made(mosaics, number)
-        return {frozenset(two) for sample in samples for two in itertools.combinations(sample.origins, 2)}
+        return {
+            frozenset(two)
+            for sample in samples
+            for two in itertools.combinations(sample.origins, 2)
+        }
 
     first, second = pairs(0), pairs(1)
     assert len(first) == 1200
-    assert len(first & second) < 25  # 8 are expected: each pair of 1,200 meets again with probability 4/599
+    assert (
+        len(first & second) < 25
+    )  # 8 are expected: each pair of 1,200 meets again with probability 4/599
 
 
-# --- costs -----------------------------------------------------------------------------------------------------------
+# --- costs ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("plain", [0.0, 0.1, 0.5])
@@ -773,28 +934,56 @@ def test_sequences_fall_by_the_mean_of_k(name: Any, plain: float) -> None:
     pmf = [(int(str(k)), p * (1 - plain)) for k, p in exact_pmf(name, 10).items()] + [(1, plain)]
     mean = sum(k * p for k, p in pmf)
     variance = sum((k - mean) ** 2 * p for k, p in pmf)
-    assert sequences == pytest.approx(20_000 / mean, abs=3 * math.sqrt(20_000 * variance / mean**3) + 1)
+    assert sequences == pytest.approx(
+        20_000 / mean, abs=3 * math.sqrt(20_000 * variance / mean**3) + 1
+    )
 
 
 def test_a_built_data_set_has_as_many_samples_as_the_mean_of_k_says() -> None:
     pytest.importorskip("datasets")
-    built = build(some_rows(1500, longest=3), Mosaic(plain_fraction=0.1), max_tokens=10**6, passes=2, batch_size=100)
+    built = build(
+        some_rows(1500, longest=3),
+        Mosaic(plain_fraction=0.1),
+        max_tokens=10**6,
+        passes=2,
+        batch_size=100,
+    )
     assert built.source.sequences == 1500
     assert built.costs.sequences == len(built.dataset) / 2 == built.tally.counts["samples"] / 2
     mean = 0.1 + 0.9 * 5.5
-    sigma = math.sqrt(3000 * (0.1 * (1 - mean) ** 2 + 0.9 * ((5.5 - mean) ** 2 + 8.25)) / mean**3) / 2
+    sigma = (
+        math.sqrt(3000 * (0.1 * (1 - mean) ** 2 + 0.9 * ((5.5 - mean) ** 2 + 8.25)) / mean**3) / 2
+    )
     assert built.costs.sequences == pytest.approx(1500 / mean, abs=3 * sigma + 1)
     assert built.costs.steps == math.ceil(len(built.dataset) / 100) / 2
     assert built.costs.real == sum(built.tally.lengths()) / 2
-    told = {"mosaic_id", "member_ids", "strategy", "rule", "order", "dropped", "style_id", "n_tokens", "pass"}
+    told = {
+        "mosaic_id",
+        "member_ids",
+        "strategy",
+        "rule",
+        "order",
+        "dropped",
+        "style_id",
+        "n_tokens",
+        "pass",
+    }
     assert set(built.dataset.column_names) == {"prompt", "completion", *told}
     assert Counter(built.dataset["pass"]).keys() == {0, 1}
 
 
-TABLE = {60: (0.182, 5.50), 120: (0.182, 5.50), 190: (0.192, 5.21), 250: (0.209, 4.78), 450: (0.286, 3.49)}
-"""Mean tokens of a row -> sequences / N and rows in a sample, as measured on the authors' loop with 3,000 rows."""
+TABLE = {
+    60: (0.182, 5.50),
+    120: (0.182, 5.50),
+    190: (0.192, 5.21),
+    250: (0.209, 4.78),
+    450: (0.286, 3.49),
+}
+"""Mean tokens of a row -> sequences / N and rows in a sample, as measured on the authors' loop with
+3,000 rows."""
 SIGMA = 0.7
-"""Of the logarithm of the lengths. The table does not say its own; this one drops about as many rows as it does."""
+"""Of the logarithm of the lengths. The table does not say its own; this one drops about as many
+rows as it does."""
 
 
 @cache
@@ -804,7 +993,13 @@ def log_normal_rows(mean: int) -> list[CompletionRow]:
     for number in range(3000):
         words = max(3, round(rng.lognormvariate(math.log(mean) - SIGMA**2 / 2, SIGMA)))
         question = max(1, words * 3 // 10)
-        rows.append(asked(f"q{number}" + " a" * (question - 1), "b" + " b" * (words - question - 1), f"r{number}"))
+        rows.append(
+            asked(
+                f"q{number}" + " a" * (question - 1),
+                "b" + " b" * (words - question - 1),
+                f"r{number}",
+            )
+        )
     return rows
 
 
@@ -827,18 +1022,26 @@ def test_the_authors_loop_gives_the_measured_table_of_costs(mean: int) -> None:
 def test_no_token_is_lost_or_made_up() -> None:
     tokenizer = byte_tokenizer()
     rows = {str(row.origin): row for row in some_rows(150, longest=6)}
-    samples, _ = made(mosaics_of(rows.values(), Mosaic(strategies=EVERY), tokenizer=tokenizer, max_tokens=900))
+    samples, _ = made(
+        mosaics_of(rows.values(), Mosaic(strategies=EVERY), tokenizer=tokenizer, max_tokens=900)
+    )
     template = len("^^user\n^^assistant\n^")  # a caret for each special token
     for sample in samples:
         plan, style = sample.plan, sample.plan.style
         members = [texts_of(rows[origin]) for origin in sample.origins]
-        own = sum(len(question) for question, _ in members) + sum(len(members[i - 1][1]) for i in plan.order)
+        own = sum(len(question) for question, _ in members) + sum(
+            len(members[i - 1][1]) for i in plan.order
+        )
         n = len(members)
         if plan.strategy == "primary":
             around = 2 * (n - 1) * len(style.separator)
         else:
             places = [*range(1, n + 1), *plan.order]
-            around = sum(len(f"{style.number}{style.gap}") - 3 + len(str(place)) for place in places if style.number)
+            around = sum(
+                len(f"{style.number}{style.gap}") - 3 + len(str(place))
+                for place in places
+                if style.number
+            )
             around += (n - 1) * len(style.separator) + (len(plan.order) - 1) * 2
             around += len(plan.order) * len(style.begin + style.end)
             lines = [(style.format_line, style.format_place), (style.rule_line, style.rule_place)]
@@ -848,7 +1051,12 @@ def test_no_token_is_lost_or_made_up() -> None:
 
 def test_costs_are_counted_as_by_hand() -> None:
     found = costs([5, 5, 5, 5, 12], 7, max_tokens=10, batch_size=2)
-    assert (found.sequences, found.steps, found.real, found.trained) == (5, 3, 30, 7)  # 12 is cut to 10
+    assert (found.sequences, found.steps, found.real, found.trained) == (
+        5,
+        3,
+        30,
+        7,
+    )  # 12 is cut to 10
     assert (found.to_max, found.to_longest, found.packed) == (50, 50, 30)
     halved = costs([5, 5, 5, 5, 12], 7, max_tokens=10, batch_size=2, passes=2)
     assert halved.__class__(*(2 * getattr(halved, name) for name in halved.__slots__)) == found
@@ -877,12 +1085,14 @@ def test_padding_to_the_longest_is_counted_in_batches_of_eight() -> None:
     assert nine.steps == 1
 
 
-# --- one row ---------------------------------------------------------------------------------------------------------
+# --- one row --------------------------------------------------------------------------------------
 
 
 def test_a_single_row_is_spoken_of_in_the_singular_and_nothing_is_left_dangling() -> None:
     rows = {str(row.origin): row for row in some_rows(300)}
-    samples, counts = made(over(in_memory(rows.values()), Mosaic(max_members=1, strategies=EVERY, plain_fraction=0.2)))
+    samples, counts = made(
+        over(in_memory(rows.values()), Mosaic(max_members=1, strategies=EVERY, plain_fraction=0.2))
+    )
     assert {sample.plan.strategy for sample in samples} == {"format", "plain"}
     assert violations(counts) == []
     for sample in samples:
@@ -896,9 +1106,10 @@ def test_a_single_row_is_spoken_of_in_the_singular_and_nothing_is_left_dangling(
             assert (prompt, completion) == (question, answer)
         elif sample.plan.style.format_line:
             label = "format.tags" if sample.plan.style.begin else "format.list"
-            assert {(meta.text.label, meta.text.form) for meta in BANK.read(sample.plan.style.format_line)} == {
-                (label, "one")
-            }
+            assert {
+                (meta.text.label, meta.text.form)
+                for meta in BANK.read(sample.plan.style.format_line)
+            } == {(label, "one")}
 
 
 @settings(max_examples=50, deadline=None, derandomize=True)
@@ -908,7 +1119,7 @@ def test_a_plain_sample_is_the_row_as_it_came(question: str, answer: str) -> Non
     assert [texts_of(sample.row) for sample in samples] == [(question, answer)]
 
 
-# --- samples written down --------------------------------------------------------------------------------------------
+# --- samples written down -------------------------------------------------------------------------
 
 TOYS = [
     ("Tell me who says moo.", "A cow."),
@@ -919,9 +1130,13 @@ TOYS = [
 
 
 def toy_sample(name: str, seed: int) -> tuple[Plan, str]:
-    """The sample of the toys that a planner draws with this seed, for `strategy` or `strategy.rule`."""
+    """The sample of the toys that a planner draws with this seed, for `strategy` or
+    `strategy.rule`."""
     strategy, _, rule = name.partition(".")
-    chosen = {"strategies": only(strategy), **({f"{RULE_KEYS[strategy]}_rules": [rule]} if rule else {})}
+    chosen = {
+        "strategies": only(strategy),
+        **({f"{RULE_KEYS[strategy]}_rules": [rule]} if rule else {}),
+    }
     members = [Member(question, answer) for question, answer in TOYS]
     planner = Planner(Mosaic.model_validate(chosen), BANK, Counter())
     plan = planner.plan(range(len(members)), members, random.Random(seed))
@@ -1615,7 +1830,8 @@ Red.
 
 Hello.
 """
-"""Name, seed and text of samples, read through and found right. A change of the planner's draws changes them all."""
+"""Name, seed and text of samples, read through and found right. A change of the planner's draws
+changes them all."""
 
 
 def goldens() -> list[tuple[str, str, int, str]]:
@@ -1628,7 +1844,9 @@ def goldens() -> list[tuple[str, str, int, str]]:
     return found
 
 
-@pytest.mark.parametrize(("name", "marks", "seed", "text"), goldens(), ids=lambda value: str(value)[:24].split("\n")[0])
+@pytest.mark.parametrize(
+    ("name", "marks", "seed", "text"), goldens(), ids=lambda value: str(value)[:24].split("\n")[0]
+)
 def test_samples_are_written_as_they_were(name: str, marks: str, seed: int, text: str) -> None:
     plan, written = toy_sample(name, seed)
     assert written == text
@@ -1638,7 +1856,11 @@ def test_samples_are_written_as_they_were(name: str, marks: str, seed: int, text
 
 
 def test_a_sample_of_every_rule_is_written_down_with_tags_and_without() -> None:
-    rules = {*(f"permute.{rule}" for rule in PERMUTE_RULES), *(f"maskout.{rule}" for rule in MASK_RULES), "format"}
+    rules = {
+        *(f"permute.{rule}" for rule in PERMUTE_RULES),
+        *(f"maskout.{rule}" for rule in MASK_RULES),
+        "format",
+    }
     assert {(name, marks) for name, marks, *_ in goldens()} == {
         *itertools.product(rules, ("tags", "bare")),
         ("primary", "bare"),

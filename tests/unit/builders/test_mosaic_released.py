@@ -1,4 +1,5 @@
-"""`compat: released` keeps the faults of the authors' code, since models were trained so; `robust` has none."""
+"""`compat: released` keeps the faults of the authors' code, since models were trained so; `robust`
+has none."""
 
 from __future__ import annotations
 
@@ -22,12 +23,20 @@ BOTH = pytest.mark.parametrize("compat", ["released", "robust"])
 
 
 def rows_of(*questions: str) -> list[CompletionRow]:
-    return [CompletionRow(question, f"answer {number}", f"r{number}") for number, question in enumerate(questions)]
+    return [
+        CompletionRow(question, f"answer {number}", f"r{number}")
+        for number, question in enumerate(questions)
+    ]
 
 
 def many_rows(count: int, seed: int = 0) -> list[CompletionRow]:
     rng = random.Random(seed)
-    return rows_of(*(f"{rng.choice('abcdeABCDE')}{' w' * rng.randint(0, 9)} {number}" for number in range(count)))
+    return rows_of(
+        *(
+            f"{rng.choice('abcdeABCDE')}{' w' * rng.randint(0, 9)} {number}"
+            for number in range(count)
+        )
+    )
 
 
 def only(*names: str) -> Strategies:
@@ -35,7 +44,12 @@ def only(*names: str) -> Strategies:
 
 
 def mosaics(
-    rows: list[CompletionRow], compat: str, *, max_tokens: int = 10**6, seed: int = 0, **chosen: object
+    rows: list[CompletionRow],
+    compat: str,
+    *,
+    max_tokens: int = 10**6,
+    seed: int = 0,
+    **chosen: object,
 ) -> Mosaics:
     settings = Mosaic.model_validate({"plain_fraction": 0.0, "compat": compat, **chosen})
     return mosaics_of(rows, settings, max_tokens=max_tokens, seed=seed)
@@ -43,7 +57,9 @@ def mosaics(
 
 def samples_of(made: Mosaics, passes: int = 1) -> tuple[list[Sample], Counter[str]]:
     tally = Tally()
-    return [sample for number in range(passes) for sample in made.pass_samples(number, tally)], tally.counts
+    return [
+        sample for number in range(passes) for sample in made.pass_samples(number, tally)
+    ], tally.counts
 
 
 def label(sample: Sample) -> str:
@@ -54,7 +70,11 @@ def label(sample: Sample) -> str:
 def test_capitals_come_before_small_letters_only_as_released(compat: str) -> None:
     rows = rows_of("apple pie", "Zebra crossing", "banana split")
     made = mosaics(
-        rows, compat, k_distribution="fix_max", strategies=only("permute"), permute_rules=["alphabet_ascending"]
+        rows,
+        compat,
+        k_distribution="fix_max",
+        strategies=only("permute"),
+        permute_rules=["alphabet_ascending"],
     )
     samples, _ = samples_of(made, 12)
     alphabetical = set()
@@ -66,10 +86,16 @@ def test_capitals_come_before_small_letters_only_as_released(compat: str) -> Non
 
 
 @BOTH
-def test_equal_first_letters_are_sorted_by_the_rest_of_the_text_only_as_released(compat: str) -> None:
+def test_equal_first_letters_are_sorted_by_the_rest_of_the_text_only_as_released(
+    compat: str,
+) -> None:
     rows = rows_of("ab two", "aa one")
     made = mosaics(
-        rows, compat, k_distribution="fix_max", strategies=only("permute"), permute_rules=["alphabet_ascending"]
+        rows,
+        compat,
+        k_distribution="fix_max",
+        strategies=only("permute"),
+        permute_rules=["alphabet_ascending"],
     )
     samples, _ = samples_of(made, 12)
     sorted_ones = [sample for sample in samples if sample.plan.strategy == "permute"]
@@ -82,7 +108,15 @@ def test_equal_first_letters_are_sorted_by_the_rest_of_the_text_only_as_released
 @pytest.mark.parametrize(
     ("strategy", "rules"),
     [
-        ("permute", ["words_ascending", "words_descending", "characters_ascending", "characters_descending"]),
+        (
+            "permute",
+            [
+                "words_ascending",
+                "words_descending",
+                "characters_ascending",
+                "characters_descending",
+            ],
+        ),
         ("maskout", ["longest", "shortest"]),
     ],
 )
@@ -110,7 +144,11 @@ def test_ties_are_broken_by_the_order_of_the_input_only_as_released(
 @BOTH
 def test_rules_speak_of_numbers_that_are_not_there_only_as_released(compat: str) -> None:
     samples, _ = samples_of(mosaics(many_rows(6000), compat, seed=2))
-    without = [sample for sample in samples if label(sample) in NEED_NUMBERS and not sample.plan.style.number]
+    without = [
+        sample
+        for sample in samples
+        if label(sample) in NEED_NUMBERS and not sample.plan.style.number
+    ]
     if compat == "released":
         assert 0.012 < len(without) / len(samples) < 0.04  # 0.1 * 0.3 * (3/10 + 3/5) = 0.027
     else:
@@ -120,7 +158,9 @@ def test_rules_speak_of_numbers_that_are_not_there_only_as_released(compat: str)
 @BOTH
 def test_nothing_marks_one_answer_off_from_the_next_only_as_released(compat: str) -> None:
     samples, _ = samples_of(mosaics(many_rows(6000), compat, seed=3))
-    unmarked = [sample for sample in samples if not sample.plan.style.number and not sample.plan.style.begin]
+    unmarked = [
+        sample for sample in samples if not sample.plan.style.number and not sample.plan.style.begin
+    ]
     if compat == "released":
         assert 0.03 < len(unmarked) / len(samples) < 0.075  # 0.05
     else:
@@ -130,7 +170,8 @@ def test_nothing_marks_one_answer_off_from_the_next_only_as_released(compat: str
 @BOTH
 def test_marks_occur_in_the_texts_only_as_released(compat: str) -> None:
     rows = [
-        CompletionRow(f"q{number}", f"1. one\n2. two <begin> {number} <end>", f"r{number}") for number in range(800)
+        CompletionRow(f"q{number}", f"1. one\n2. two <begin> {number} <end>", f"r{number}")
+        for number in range(800)
     ]
     samples, _ = samples_of(mosaics(rows, compat, seed=4))
     hit = 0
@@ -162,12 +203,22 @@ def test_a_text_must_be_shorter_than_the_limit_and_may_not_reach_it_as_released(
 
 def test_the_limit_is_held_against_the_bare_texts_and_not_the_template_as_released() -> None:
     tokenizer = byte_tokenizer()
-    rows = [CompletionRow([{"role": "user", "content": "q" * 60}], [{"role": "assistant", "content": "a"}], "r")] * 200
-    made = mosaics_of(rows, Mosaic(compat="released", max_members=4), tokenizer=tokenizer, max_tokens=300)
+    rows = [
+        CompletionRow(
+            [{"role": "user", "content": "q" * 60}], [{"role": "assistant", "content": "a"}], "r"
+        )
+    ] * 200
+    made = mosaics_of(
+        rows, Mosaic(compat="released", max_members=4), tokenizer=tokenizer, max_tokens=300
+    )
     samples, _ = samples_of(made)
     for sample in samples:
         assert (
-            len(tokenizer(sample.rendered.prompt + sample.rendered.completion, add_special_tokens=False)["input_ids"])
+            len(
+                tokenizer(
+                    sample.rendered.prompt + sample.rendered.completion, add_special_tokens=False
+                )["input_ids"]
+            )
             < 300
         )
     assert max(sample.tokens for sample in samples) >= 300
@@ -186,25 +237,37 @@ def long_rows() -> list[CompletionRow]:
 
 def test_long_rows_make_maskout_more_frequent_than_permute_as_released() -> None:
     samples, _ = samples_of(mosaics(long_rows(), "released", max_tokens=2000), 2)
-    of = {name: [sample for sample in samples if sample.plan.strategy == name] for name in ("permute", "maskout")}
+    of = {
+        name: [sample for sample in samples if sample.plan.strategy == name]
+        for name in ("permute", "maskout")
+    }
     assert len(of["maskout"]) > 1.3 * len(of["permute"])
-    mean = {name: sum(len(sample.origins) for sample in some) / len(some) for name, some in of.items()}
+    mean = {
+        name: sum(len(sample.origins) for sample in some) / len(some) for name, some in of.items()
+    }
     assert mean["maskout"] > mean["permute"]
 
 
 def test_long_rows_leave_maskout_as_frequent_as_permute_in_robust() -> None:
-    # was wrong once: a sample that is too long is planned anew, strategy included; so Maskout, which is shorter, is favoured
+    # was wrong once: a sample that is too long is planned anew, strategy included; so Maskout,
+    # which is shorter, is favoured
     _, counts = samples_of(mosaics(long_rows(), "robust", max_tokens=2000), 2)
     permute, maskout = counts["strategy:permute"], counts["strategy:maskout"]
     assert abs(maskout - permute) < 4 * (maskout + permute) ** 0.5
 
 
 def test_long_rows_leave_the_rules_of_maskout_equally_frequent_in_robust() -> None:
-    # FAULT: the rule and the ratio are still drawn anew for each row less, so rules that leave out much are favoured
+    # FAULT: the rule and the ratio are still drawn anew for each row less, so rules that leave out
+    # much are favoured
     _, counts = samples_of(mosaics(long_rows(), "robust", max_tokens=2000), 3)
-    found = [counts[f"rule:maskout.{rule}"] for rule in ("explicit", "longest", "shortest", "odd", "even")]
+    found = [
+        counts[f"rule:maskout.{rule}"]
+        for rule in ("explicit", "longest", "shortest", "odd", "even")
+    ]
     mean = sum(found) / 5
-    assert sum((count - mean) ** 2 for count in found) / mean < 23.5  # chi-square with 4 degrees of freedom, at 1e-4
+    assert (
+        sum((count - mean) ** 2 for count in found) / mean < 23.5
+    )  # chi-square with 4 degrees of freedom, at 1e-4
 
 
 @BOTH
@@ -221,20 +284,30 @@ def test_one_instruction_is_spoken_of_in_the_plural_only_as_released(compat: str
 
 @BOTH
 def test_most_pareto_draws_are_the_largest_only_as_released(compat: str) -> None:
-    """As released half of the draws lie in [-1, 0), and int() makes them 0: of 6/7 below 5, 2/3 are below 1."""
+    """As released half of the draws lie in [-1, 0), and int() makes them 0: of 6/7 below 5, 2/3 are
+    below 1."""
     made = mosaics(many_rows(4000), compat, k_distribution="pareto", max_members=5)
     samples, counts = samples_of(made)
     assert max(len(sample.origins) for sample in samples) == 5
-    share = counts["drawn:5"] / sum(number for key, number in counts.items() if key.startswith("drawn:"))
-    assert share == pytest.approx(7 / 9 if compat == "released" else (1 / 6) / (6 / 7 - 1 / 2), abs=0.06)
+    share = counts["drawn:5"] / sum(
+        number for key, number in counts.items() if key.startswith("drawn:")
+    )
+    assert share == pytest.approx(
+        7 / 9 if compat == "released" else (1 / 6) / (6 / 7 - 1 / 2), abs=0.06
+    )
 
 
 def test_what_is_left_out_is_listed_as_it_was_drawn_as_released() -> None:
     made = mosaics(many_rows(3000), "released", mask_rules=["explicit"], strategies=only("maskout"))
     samples, _ = samples_of(made)
     dropped = [sample for sample in samples if len(sample.plan.dropped) > 1]
-    listed = [[int(digits) for digits in re.findall(r"[0-9]+", sample.plan.style.rule_line)] for sample in dropped]
-    assert [sorted(places) for places in listed] == [list(sample.plan.dropped) for sample in dropped]
+    listed = [
+        [int(digits) for digits in re.findall(r"[0-9]+", sample.plan.style.rule_line)]
+        for sample in dropped
+    ]
+    assert [sorted(places) for places in listed] == [
+        list(sample.plan.dropped) for sample in dropped
+    ]
     assert sum(places != sorted(places) for places in listed) > len(dropped) / 4
 
 
@@ -242,7 +315,9 @@ def test_what_is_left_out_is_listed_as_it_was_drawn_as_released() -> None:
 def test_no_distribution_exceeds_the_largest_as_released(name: str) -> None:
     samples, _ = samples_of(mosaics(many_rows(600), "released", k_distribution=name, max_members=4))
     assert max(len(sample.origins) for sample in samples) == 4
-    assert Counter(origin for sample in samples for origin in sample.origins) == Counter(f"r{n}" for n in range(600))
+    assert Counter(origin for sample in samples for origin in sample.origins) == Counter(
+        f"r{n}" for n in range(600)
+    )
 
 
 def test_nothing_is_checked_or_put_aside_as_released() -> None:
@@ -260,7 +335,9 @@ def test_primary_alone_cannot_be_drawn_as_released_but_does_not_crash() -> None:
 
 def test_equal_seeds_give_equal_samples_and_the_rows_stay_as_they_are() -> None:
     rows = many_rows(300)
-    first, second, other = (samples_of(mosaics(rows, "released", seed=seed))[0] for seed in (1, 1, 2))
+    first, second, other = (
+        samples_of(mosaics(rows, "released", seed=seed))[0] for seed in (1, 1, 2)
+    )
     assert first == second
     assert [sample.origins for sample in first] != [sample.origins for sample in other]
     assert rows == many_rows(300)

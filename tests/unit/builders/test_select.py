@@ -1,4 +1,5 @@
-"""Active labelling on plain lists: what reward models believe, how unsure they are, vectors, picks, and hostile input."""
+"""Active labelling on plain lists: what reward models believe, how unsure they are, vectors, picks,
+and hostile input."""
 
 from __future__ import annotations
 
@@ -9,7 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aligner.builders.select.acquisition import at_random, draw, k_center, k_means_seeding, most_uncertain
+from aligner.builders.select.acquisition import (
+    at_random,
+    draw,
+    k_center,
+    k_means_seeding,
+    most_uncertain,
+)
 from aligner.builders.select.choosing import Selection, pair_id, select
 from aligner.builders.select.ngrams import WIDTH, ngram_vectors
 from aligner.builders.select.win_probabilities import (
@@ -35,8 +42,12 @@ class Lengths:
     def __init__(self, scale: float = 1.0) -> None:
         self.scale = scale
 
-    def score(self, prompts: Sequence[Any], completions: Sequence[str], references: Any = None) -> Scores:
-        return Scores([self.scale * len(text) for text in completions], remarks={0: "the prompt was cut"})
+    def score(
+        self, prompts: Sequence[Any], completions: Sequence[str], references: Any = None
+    ) -> Scores:
+        return Scores(
+            [self.scale * len(text) for text in completions], remarks={0: "the prompt was cut"}
+        )
 
     def fingerprint(self) -> str:
         return f"lengths {self.scale}"
@@ -45,12 +56,16 @@ class Lengths:
 class Alphabet(Lengths):
     """One that compares: the answer that comes first in the alphabet is better, surely."""
 
-    def prefer(self, prompts: Sequence[Any], first: Sequence[str], second: Sequence[str]) -> Preferences:
+    def prefer(
+        self, prompts: Sequence[Any], first: Sequence[str], second: Sequence[str]
+    ) -> Preferences:
         return Preferences([0.9 if a < b else 0.1 for a, b in zip(first, second)])
 
 
 class Broken(Lengths):
-    def score(self, prompts: Sequence[Any], completions: Sequence[str], references: Any = None) -> Scores:
+    def score(
+        self, prompts: Sequence[Any], completions: Sequence[str], references: Any = None
+    ) -> Scores:
         return Scores([float("nan")] * len(prompts))
 
 
@@ -63,7 +78,7 @@ def ids(selection: Selection) -> list[str]:
     return [pair.id for pair in selection.picked]
 
 
-# --- beliefs -------------------------------------------------------------------------------------------------------
+# --- beliefs --------------------------------------------------------------------------------------
 
 
 def test_a_score_becomes_a_probability_by_the_sigmoid_of_the_difference() -> None:
@@ -130,7 +145,7 @@ def test_win_rates_order_answers_as_their_scores_do() -> None:
     assert win_rates(found, [0, 1]).tolist() == [1.0, 0.0]
 
 
-# --- vectors -------------------------------------------------------------------------------------------------------
+# --- vectors --------------------------------------------------------------------------------------
 
 
 def test_texts_that_share_words_are_nearer_than_texts_that_do_not() -> None:
@@ -155,14 +170,16 @@ def test_a_text_falls_into_the_same_columns_on_every_machine() -> None:
     assert np.flatnonzero(np.abs(vector) > 1e-6)[:6].tolist() == [9, 44, 46, 56, 61, 75]
 
 
-@pytest.mark.parametrize("text", ["", " ", "\x00", "\ud83d", "e\u0301", "漢字" * 1000, "\u202eabc", "a" * 100_000])
+@pytest.mark.parametrize(
+    "text", ["", " ", "\x00", "\ud83d", "e\u0301", "漢字" * 1000, "\u202eabc", "a" * 100_000]
+)
 def test_any_text_has_a_vector(text: str) -> None:
     vectors = ngram_vectors([(text, text + "x", text), ("other", "a", "b")])
     assert np.isfinite(vectors).all()
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-5)
 
 
-# --- picks ---------------------------------------------------------------------------------------------------------
+# --- picks ----------------------------------------------------------------------------------------
 
 LINE = np.array([[0.0], [1.0], [2.0], [10.0], [11.0]], dtype=np.float32)
 NONE = LINE[:0]
@@ -195,7 +212,9 @@ def test_k_means_seeding_draws_by_squared_distance() -> None:
 def test_chance_depends_on_seed_and_name_alone() -> None:
     names = [f"id {number}" for number in range(200)]
     order = at_random(names, 3)
-    assert [names[place] for place in order] == [names[::-1][place] for place in at_random(names[::-1], 3)]
+    assert [names[place] for place in order] == [
+        names[::-1][place] for place in at_random(names[::-1], 3)
+    ]
     assert order != at_random(names, 4)
     assert 0.4 < sum(draw(0, "x", name) for name in names) / 200 < 0.6
 
@@ -207,7 +226,7 @@ def test_equally_uncertain_pairs_come_in_a_random_order() -> None:
     assert order[1:] != list(range(49))
 
 
-# --- the choice ----------------------------------------------------------------------------------------------------
+# --- the choice -----------------------------------------------------------------------------------
 
 PROMPTS = [f"question {number}" for number in range(8)]
 ANSWERS = [["yes", "no"]] * 8
@@ -254,7 +273,9 @@ def test_another_pair_of_a_prompt_is_asked_when_its_first_is_labelled() -> None:
     beliefs = judge([Lengths()], ["p"], answers)
     first = select(["p"], answers, 1, beliefs=beliefs, strategy="uncertainty").picked[0]
     assert {first.a, first.b} == {"a", "ccccc"}
-    second = select(["p"], answers, 1, beliefs=beliefs, strategy="uncertainty", labelled=[first.triple]).picked[0]
+    second = select(
+        ["p"], answers, 1, beliefs=beliefs, strategy="uncertainty", labelled=[first.triple]
+    ).picked[0]
     assert {second.a, second.b} != {first.a, first.b}
 
 
@@ -263,7 +284,9 @@ def test_the_pair_of_a_prompt_follows_the_rule() -> None:
     beliefs = judge([Lengths()], ["p"], answers)
 
     def chosen(pair: str) -> set[str]:
-        (one,) = select(["p"], answers, 1, beliefs=beliefs, strategy="uncertainty", pair=pair).picked
+        (one,) = select(
+            ["p"], answers, 1, beliefs=beliefs, strategy="uncertainty", pair=pair
+        ).picked
         return {one.a, one.b}
 
     assert chosen("max_min") == {"a", "aaaaa"}
@@ -287,7 +310,9 @@ def test_the_position_of_an_answer_says_nothing() -> None:
 
 @pytest.mark.parametrize("strategy", ["random", "uncertainty", "diversity", "both"])
 def test_the_choice_is_the_same_again_and_another_with_another_seed(strategy: str) -> None:
-    prompts = [f"question {number} about {'tea' if number % 3 else 'coffee'}" for number in range(40)]
+    prompts = [
+        f"question {number} about {'tea' if number % 3 else 'coffee'}" for number in range(40)
+    ]
     answers = [[f"a{number}", f"b{number}", f"c{number}"] for number in range(40)]
     beliefs = [np.full((1, 3, 3), 0.5) for _ in prompts]
 
@@ -302,11 +327,15 @@ def test_the_choice_is_the_same_again_and_another_with_another_seed(strategy: st
 @pytest.mark.parametrize("spread", ["k_center", "k_means"])
 @pytest.mark.parametrize("strategy", ["random", "uncertainty", "diversity", "both"])
 def test_the_order_of_the_rows_does_not_matter(strategy: str, spread: str) -> None:
-    prompts = [f"question {number} about {'tea' if number % 3 else 'coffee'}" for number in range(40)]
+    prompts = [
+        f"question {number} about {'tea' if number % 3 else 'coffee'}" for number in range(40)
+    ]
     answers = [[f"a{number}", f"b{number * 7 % 40}"] for number in range(40)]
     beliefs = [belief(0.5 + number / 100) for number in range(40)]
     forward = select(prompts, answers, 10, beliefs=beliefs, strategy=strategy, spread=spread)
-    backward = select(prompts[::-1], answers[::-1], 10, beliefs=beliefs[::-1], strategy=strategy, spread=spread)
+    backward = select(
+        prompts[::-1], answers[::-1], 10, beliefs=beliefs[::-1], strategy=strategy, spread=spread
+    )
     assert ids(forward) == ids(backward)
 
 
@@ -318,15 +347,26 @@ def test_pairs_without_a_verdict_are_never_picked_and_count_for_no_win_rate() ->
     beliefs = [np.stack([one, np.full((3, 3), 0.5)]), belief(nan, 0.4)]
     for pair in ("max_min", "most_uncertain", "random"):
         for seed in range(8):
-            found = select(["p", "q"], answers, 9, beliefs=beliefs, strategy="uncertainty", pair=pair, seed=seed)
+            found = select(
+                ["p", "q"],
+                answers,
+                9,
+                beliefs=beliefs,
+                strategy="uncertainty",
+                pair=pair,
+                seed=seed,
+            )
             (picked,) = found.picked
             assert {picked.a, picked.b} in ({"a", "b"}, {"b", "c"})
             assert picked.uncertainty is not None
             assert math.isfinite(picked.uncertainty)
-            assert found.counts == {"pairs without a verdict": 2, "prompts without a verdict on any pair": 1}
+            assert found.counts == {
+                "pairs without a verdict": 2,
+                "prompts without a verdict on any pair": 1,
+            }
 
 
-# --- hostile input -------------------------------------------------------------------------------------------------
+# --- hostile input --------------------------------------------------------------------------------
 
 
 def test_a_budget_larger_than_the_pool_takes_all() -> None:
@@ -345,7 +385,16 @@ def test_nothing_to_choose_from_is_no_error() -> None:
 
 def test_prompts_without_a_pair_are_counted() -> None:
     prompts = ["", "  \n", "one", "two", "two", " two ", "three", "four"]
-    answers = [["a", "b"], ["a", "b"], ["a", "a ", "\ta"], ["a", "b"], ["c", "d"], ["e", "f"], [], ["", " ", "x"]]
+    answers = [
+        ["a", "b"],
+        ["a", "b"],
+        ["a", "a ", "\ta"],
+        ["a", "b"],
+        ["c", "d"],
+        ["e", "f"],
+        [],
+        ["", " ", "x"],
+    ]
     found = select(prompts, answers, 9, strategy="random")
     assert [pair.prompt for pair in found.picked] == ["two"]
     assert found.counts == {
@@ -362,7 +411,9 @@ def test_a_plain_prompt_and_the_turn_that_asks_the_same_are_one() -> None:
     assert pair_id("why?", "a", "b") == pair_id(turns, "b ", "a")
     found = select(["why?", turns], [["a", "b"], ["c", "d"]], 5, strategy="random")
     assert len(found.picked) == 1
-    assert pair_id([{"role": "system", "content": "x"}, *turns], "a", "b") != pair_id(turns, "a", "b")
+    assert pair_id([{"role": "system", "content": "x"}, *turns], "a", "b") != pair_id(
+        turns, "a", "b"
+    )
 
 
 def test_unicode_of_every_kind_passes() -> None:
@@ -383,7 +434,10 @@ def test_equal_scores_everywhere_still_give_a_choice_without_nan() -> None:
     for measure in MEASURES:
         found = select(PROMPTS, answers, 3, beliefs=beliefs, uncertainty=measure, strategy="both")
         assert len(found.picked) == 3
-        assert all(pair.uncertainty is not None and math.isfinite(pair.uncertainty) for pair in found.picked)
+        assert all(
+            pair.uncertainty is not None and math.isfinite(pair.uncertainty)
+            for pair in found.picked
+        )
     assert {frozenset((p.a, p.b)) for p in select(PROMPTS, answers, 8, beliefs=beliefs).picked} != {
         frozenset(("aa", "bb"))
     }

@@ -1,4 +1,5 @@
-"""`aligner data select` as a run: files in and out, a kill at any moment, what is refused, labels read back."""
+"""`aligner data select` as a run: files in and out, a kill at any moment, what is refused, labels
+read back."""
 
 from __future__ import annotations
 
@@ -41,12 +42,19 @@ LONGER, SHORTER = "verifier:scorers.py:longer", "verifier:scorers.py:shorter"
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a policy, prompts, candidates and two reward models that disagree about length."""
+    """A folder with a policy, prompts, candidates and two reward models that disagree about
+    length."""
     monkeypatch.chdir(tmp_path)
     save_model(tmp_path / "policy")
     (tmp_path / "scorers.py").write_text(SCORERS)
-    write_jsonl(tmp_path / "prompts.jsonl", ({"prompt": f"word {number}", "answer": "x"} for number in range(10)))
-    rows = ({"prompt": f"word {n}", "responses": ["a" * (n + 1), "b", "cc" * n + "d"]} for n in range(20))
+    write_jsonl(
+        tmp_path / "prompts.jsonl",
+        ({"prompt": f"word {number}", "answer": "x"} for number in range(10)),
+    )
+    rows = (
+        {"prompt": f"word {n}", "responses": ["a" * (n + 1), "b", "cc" * n + "d"]}
+        for n in range(20)
+    )
     write_jsonl(tmp_path / "candidates.jsonl", rows)
     return tmp_path
 
@@ -84,10 +92,13 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def result(run: Path) -> list[bytes]:
-    return [(run / name).read_bytes() for name in ("candidates.jsonl", "to_label.jsonl", "rest.jsonl", "picked.json")]
+    return [
+        (run / name).read_bytes()
+        for name in ("candidates.jsonl", "to_label.jsonl", "rest.jsonl", "picked.json")
+    ]
 
 
-# --- the run -------------------------------------------------------------------------------------------------------
+# --- the run --------------------------------------------------------------------------------------
 
 
 def test_a_run_holds_what_is_to_be_labelled_and_the_rest(folder: Path) -> None:
@@ -102,7 +113,9 @@ def test_a_run_holds_what_is_to_be_labelled_and_the_rest(folder: Path) -> None:
     assert told["measure"] == "entropy"
     assert sum(row[2] for row in told["uncertainty"]["histogram"]) == 5
     assert sum(row[3] for row in told["uncertainty"]["histogram"]) == 15
-    assert told["left_out"] == {"rows": 20} | {key: told["left_out"][key] for key in told["left_out"] if key != "rows"}
+    assert told["left_out"] == {"rows": 20} | {
+        key: told["left_out"][key] for key in told["left_out"] if key != "rows"
+    }
     assert not (run / "journal").exists()
     manifest = json.loads((run / "manifest.json").read_text())
     assert manifest["method"] == "select"
@@ -110,7 +123,10 @@ def test_a_run_holds_what_is_to_be_labelled_and_the_rest(folder: Path) -> None:
 
 
 def test_the_report_shows_pairs_escaped(folder: Path) -> None:
-    write_jsonl(folder / "candidates.jsonl", [{"prompt": "<script>p</script>", "responses": ["<b>", "&amp;"]}])
+    write_jsonl(
+        folder / "candidates.jsonl",
+        [{"prompt": "<script>p</script>", "responses": ["<b>", "&amp;"]}],
+    )
     page = (chosen() / "report.html").read_text(encoding="utf-8")
     assert "&lt;script&gt;p&lt;/script&gt;" in page
     assert "<script>p" not in page
@@ -128,7 +144,12 @@ def test_a_policy_answers_and_disagreement_decides(folder: Path) -> None:
     assert told["measure"] == "bald"
     assert told["models"] == [LONGER, SHORTER]
     names = {event.name for event in said if isinstance(event, events.StageProgress)}
-    assert {"writing answers", "judging answers (1 of 2)", "judging answers (2 of 2)", "choosing pairs"} <= names
+    assert {
+        "writing answers",
+        "judging answers (1 of 2)",
+        "judging answers (2 of 2)",
+        "choosing pairs",
+    } <= names
     parents = json.loads((run / "manifest.json").read_text())["parents"]
     assert [parent["path"] for parent in parents] == ["policy", LONGER, SHORTER, "prompts.jsonl"]
 
@@ -139,7 +160,10 @@ def test_an_answer_follows_from_seed_and_prompt_alone(folder: Path) -> None:
     few = lines(sampled("data.train=few.jsonl", output="few") / "candidates.jsonl")
     assert [row["prompt"] for row in few] == ["word 7", "word 3", "word 8"]
     assert all(row["responses"] == whole[row["prompt"]] for row in few)
-    other = {row["prompt"]: row["responses"] for row in lines(sampled("seed=1", output="other") / "candidates.jsonl")}
+    other = {
+        row["prompt"]: row["responses"]
+        for row in lines(sampled("seed=1", output="other") / "candidates.jsonl")
+    }
     assert other != whole
 
 
@@ -157,7 +181,12 @@ def test_the_samples_of_one_selection_are_the_candidates_of_another(folder: Path
 def test_hidden_states_of_the_policy_can_tell_pairs_apart(folder: Path) -> None:
     run = sampled("select.embedding=policy", "select.strategy=diversity")
     assert len(lines(run / "to_label.jsonl")) == 4
-    states = chosen("select.policy=policy", "select.embedding=policy", "select.strategy=diversity", output="states")
+    states = chosen(
+        "select.policy=policy",
+        "select.embedding=policy",
+        "select.strategy=diversity",
+        output="states",
+    )
     assert len(lines(states / "to_label.jsonl")) == 5
 
 
@@ -169,11 +198,16 @@ def test_answers_that_were_cut_off_are_left_out(folder: Path) -> None:
 def test_a_prompt_without_room_for_an_answer_is_told_before_any_is_written(folder: Path) -> None:
     rows = [{"prompt": "short"}, {"prompt": "long " * 200}, {"prompt": "also short"}]
     write_jsonl(folder / "prompts.jsonl", rows)
-    with pytest.raises(DataError, match=r"1 of 3 prompts leave no room(.|\n)*prompts.jsonl:2: 1,?\d+ tokens"):
+    with pytest.raises(
+        DataError, match=r"1 of 3 prompts leave no room(.|\n)*prompts.jsonl:2: 1,?\d+ tokens"
+    ):
         sampled()
     assert not (folder / "out" / "journal" / "answers.jsonl").exists()
     run = sampled("data.on_too_long=drop", output="dropped")
-    assert json.loads((run / "picked.json").read_text())["left_out"]["prompts too long to be answered"] == 1
+    assert (
+        json.loads((run / "picked.json").read_text())["left_out"]["prompts too long to be answered"]
+        == 1
+    )
 
 
 def test_an_ensemble_counts_as_its_members(folder: Path) -> None:
@@ -225,7 +259,7 @@ def test_a_budget_larger_than_the_pool_warns_and_takes_all(folder: Path) -> None
     assert any("all are taken" in event.text for event in said if isinstance(event, events.Warned))
 
 
-# --- candidates ----------------------------------------------------------------------------------------------------
+# --- candidates -----------------------------------------------------------------------------------
 
 
 def test_candidates_are_read_from_three_forms_and_joined(folder: Path) -> None:
@@ -234,7 +268,10 @@ def test_candidates_are_read_from_three_forms_and_joined(folder: Path) -> None:
         {"prompt": "p", "responses": ["a", "b"], "answer": 3},
         {
             "prompt": turns,
-            "completions": [{"text": "c", "finish_reason": "stop"}, {"text": "d", "finish_reason": "length"}],
+            "completions": [
+                {"text": "c", "finish_reason": "stop"},
+                {"text": "d", "finish_reason": "length"},
+            ],
         },
         {
             "prompt": turns,
@@ -267,16 +304,22 @@ def test_every_broken_row_is_reported_with_its_line(folder: Path) -> None:
     (folder / "bad.jsonl").write_text(text)
     with pytest.raises(DataError) as caught:
         read_candidates("bad.jsonl")
-    assert [problem.where for problem in caught.value.problems] == [f"bad.jsonl:{line}" for line in range(2, 9)]
+    assert [problem.where for problem in caught.value.problems] == [
+        f"bad.jsonl:{line}" for line in range(2, 9)
+    ]
     (folder / "none.jsonl").write_text("\n\n")
     with pytest.raises(DataError, match="holds no rows"):
         read_candidates("none.jsonl")
 
 
-def test_candidates_without_two_answers_are_counted_and_an_empty_pool_is_an_error(folder: Path) -> None:
+def test_candidates_without_two_answers_are_counted_and_an_empty_pool_is_an_error(
+    folder: Path,
+) -> None:
     rows = [{"prompt": "p", "responses": ["a", "a "]}, {"prompt": "q", "responses": ["", "x"]}]
     write_jsonl(folder / "candidates.jsonl", rows)
-    with pytest.raises(DataError, match=r"no pair to be labelled among 2 prompts.*2 prompts with fewer than two"):
+    with pytest.raises(
+        DataError, match=r"no pair to be labelled among 2 prompts.*2 prompts with fewer than two"
+    ):
         chosen()
 
 
@@ -286,13 +329,15 @@ def test_what_was_labelled_before_is_not_asked_again(folder: Path) -> None:
     second = chosen("select.strategy=diversity", f"select.labelled={first}", output="second")
     old, new = ({row["id"] for row in lines(run / "to_label.jsonl")} for run in (first, second))
     assert not old & new
-    by_file = chosen("select.strategy=diversity", f"select.labelled={first / 'to_label.jsonl'}", output="third")
+    by_file = chosen(
+        "select.strategy=diversity", f"select.labelled={first / 'to_label.jsonl'}", output="third"
+    )
     assert (by_file / "to_label.jsonl").read_bytes() == (second / "to_label.jsonl").read_bytes()
     with pytest.raises(DataError, match="has no labels yet"):
         read_labelled([str(second)])
 
 
-# --- kills ---------------------------------------------------------------------------------------------------------
+# --- kills ----------------------------------------------------------------------------------------
 
 
 class Killed(BaseException):
@@ -353,7 +398,9 @@ def test_a_resumed_run_says_where_it_goes_on(folder: Path, monkeypatch: pytest.M
     assert result(folder / "out") == before
 
 
-def test_another_policy_in_the_same_place_is_refused_on_resuming(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_policy_in_the_same_place_is_refused_on_resuming(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as patch:
         killed_at(3, patch, cut=False)
         with pytest.raises(Killed):
@@ -414,7 +461,7 @@ def test_a_process_that_is_really_killed_loses_one_part(folder: Path) -> None:
     assert result(resumed) == result(whole)
 
 
-# --- labels --------------------------------------------------------------------------------------------------------
+# --- labels ---------------------------------------------------------------------------------------
 
 
 def asked(run: Path) -> list[dict[str, Any]]:
@@ -430,17 +477,25 @@ def test_labels_become_preference_rows_that_load(folder: Path) -> None:
         ({"id": row["id"], "label": label, "strength": s} for row, (label, s) in zip(rows, given)),
     )
     outcome = read_labels(run, folder / "labels.jsonl")
-    assert {key: outcome.results[key] for key in ("labelled", "ties", "skipped", "not labelled yet")} == {
+    assert {
+        key: outcome.results[key] for key in ("labelled", "ties", "skipped", "not labelled yet")
+    } == {
         "labelled": 2.0,
         "ties": 1.0,
         "skipped": 1.0,
         "not labelled yet": 1.0,
     }
     first, second = lines(run / "labelled.jsonl")
-    assert (first["chosen"], first["rejected"], first["strength"]) == (rows[0]["a"], rows[0]["b"], 2)
+    assert (first["chosen"], first["rejected"], first["strength"]) == (
+        rows[0]["a"],
+        rows[0]["b"],
+        2,
+    )
     assert (second["chosen"], second["rejected"]) == (rows[1]["b"], rows[1]["a"])
     assert "strength" not in second
-    loaded = load_rows(Data(train=[Source(path=str(run / "labelled.jsonl"))]), "preference", 0).train
+    loaded = load_rows(
+        Data(train=[Source(path=str(run / "labelled.jsonl"))]), "preference", 0
+    ).train
     assert [row.chosen for row in loaded] == [first["chosen"], second["chosen"]]
     assert "None yet" not in (run / "report.html").read_text(encoding="utf-8")
 
@@ -477,7 +532,9 @@ def test_labels_are_read_from_csv_too(folder: Path) -> None:
 def test_what_spreadsheets_make_of_labels_and_strengths_is_read(folder: Path) -> None:
     run = chosen()
     one, two, three, four, five = (row["id"] for row in asked(run))
-    table = f"id,label,strength\n{one},A,2.0\n{two},b,\n{three}, Tie ,\n{four},B,1.00\n{five},SKIP,\n"
+    table = (
+        f"id,label,strength\n{one},A,2.0\n{two},b,\n{three}, Tie ,\n{four},B,1.00\n{five},SKIP,\n"
+    )
     (folder / "labels.csv").write_text(table)
     read_labels(run, folder / "labels.csv")
     assert known_labels(run) == {
@@ -495,7 +552,10 @@ def test_what_spreadsheets_make_of_labels_and_strengths_is_read(folder: Path) ->
 
 def test_exchanged_answers_that_differ_in_blanks_alone_are_noticed(folder: Path) -> None:
     code = "if x:\n  y\nz"
-    write_jsonl(folder / "candidates.jsonl", [{"prompt": "p", "responses": [code, code.replace("z", "  z")]}])
+    write_jsonl(
+        folder / "candidates.jsonl",
+        [{"prompt": "p", "responses": [code, code.replace("z", "  z")]}],
+    )
     run = chosen("select.strategy=random")
     (row,) = asked(run)
     for one, other in (("a", "b"), ("b", "a")):
@@ -503,15 +563,22 @@ def test_exchanged_answers_that_differ_in_blanks_alone_are_noticed(folder: Path)
         write_jsonl(folder / "labels.jsonl", [exchanged])
         with pytest.raises(DataError, match=f"`{one}` is not the answer(.|\n)*exchanged"):
             read_labels(run, folder / "labels.jsonl")
-    write_jsonl(folder / "labels.jsonl", [{**row, "a": row["a"].replace("\n", "\r\n") + " ", "label": "a"}])
+    write_jsonl(
+        folder / "labels.jsonl", [{**row, "a": row["a"].replace("\n", "\r\n") + " ", "label": "a"}]
+    )
     assert read_labels(run, folder / "labels.jsonl").results["labelled"] == 1
 
 
 def test_labels_of_several_files_are_joined(folder: Path) -> None:
     run = chosen()
     names = [row["id"] for row in asked(run)]
-    write_jsonl(folder / "one.jsonl", [{"id": names[0], "label": "a"}, {"id": names[1], "label": "tie"}])
-    write_jsonl(folder / "two.jsonl", [{"id": names[2], "label": "b"}, {"id": names[0], "label": "a", "strength": 1}])
+    write_jsonl(
+        folder / "one.jsonl", [{"id": names[0], "label": "a"}, {"id": names[1], "label": "tie"}]
+    )
+    write_jsonl(
+        folder / "two.jsonl",
+        [{"id": names[2], "label": "b"}, {"id": names[0], "label": "a", "strength": 1}],
+    )
     read_labels(run, folder / "one.jsonl")
     read_labels(run, folder / "two.jsonl")
     assert list(known_labels(run)) == names[:3]
@@ -597,7 +664,9 @@ def test_overwriting_does_not_delete_labels(folder: Path) -> None:
     assert (run / "labels.jsonl").exists()
 
 
-def test_only_a_finished_selection_takes_labels(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_a_finished_selection_takes_labels(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_jsonl(folder / "labels.jsonl", [{"id": "x", "label": "a"}])
     with pytest.raises(UsageError, match="not the run directory of a selection"):
         read_labels(folder, folder / "labels.jsonl")
@@ -613,7 +682,9 @@ def test_only_a_finished_selection_takes_labels(folder: Path, monkeypatch: pytes
 
 
 def test_an_oracle_labels_what_has_no_label_and_ties_are_ties(folder: Path) -> None:
-    rows = [{"prompt": f"word {n}", "responses": ["one", "two" if n else "three"]} for n in range(3)]
+    rows = [
+        {"prompt": f"word {n}", "responses": ["one", "two" if n else "three"]} for n in range(3)
+    ]
     write_jsonl(folder / "candidates.jsonl", rows)
     run = chosen("select.strategy=random")
     first = asked(run)[0]
@@ -629,7 +700,9 @@ def test_an_oracle_labels_what_has_no_label_and_ties_are_ties(folder: Path) -> N
 
 
 def test_an_oracle_that_compares_with_the_right_answer_gets_it(folder: Path) -> None:
-    rows = [{"prompt": f"word {n}", "responses": [str(n), "wrong"], "answer": str(n)} for n in range(5)]
+    rows = [
+        {"prompt": f"word {n}", "responses": [str(n), "wrong"], "answer": str(n)} for n in range(5)
+    ]
     write_jsonl(folder / "candidates.jsonl", rows)
     run = chosen("select.strategy=random")
     ask_oracle(run, "verifier:scorers.py:like_the_answer")
@@ -637,7 +710,9 @@ def test_an_oracle_that_compares_with_the_right_answer_gets_it(folder: Path) -> 
     assert len(lines(run / "labelled.jsonl")) == 5
 
 
-def test_an_oracle_that_is_interrupted_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_oracle_that_is_interrupted_goes_on(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from aligner.builders.select import labels
 
     run = chosen()
@@ -741,7 +816,7 @@ def test_an_ensemble_on_one_scale_labels_alike_however_the_work_is_cut(
     assert known_labels(run) != whole, "the data must be such that the parts matter"
 
 
-# --- judges --------------------------------------------------------------------------------------------------------
+# --- judges ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -774,7 +849,9 @@ def test_a_pair_without_a_verdict_costs_no_other_one_its_label(judge: Any, folde
     silent = {row["id"] for row in asked(run) if row["prompt"] in judge.mute}
     with pytest.raises(DataError, match="no verdict on 2 of 20 pairs") as caught:
         ask_oracle(run, "judge.yaml")
-    assert {problem.where for problem in caught.value.problems} == {f"pair {name}" for name in silent}
+    assert {problem.where for problem in caught.value.problems} == {
+        f"pair {name}" for name in silent
+    }
     assert {row["id"] for row in asked(run)} - set(known_labels(run)) == silent
     assert "None yet" not in (run / "report.html").read_text(encoding="utf-8")
     judge.mute.clear()
@@ -788,7 +865,9 @@ def test_a_pair_without_a_verdict_is_left_out_of_a_selection(judge: Any, folder:
     write_judge(judge)
     judge.mute.update({"word 7.", "ccc"})
     rows = [{"prompt": f"word {n}.", "responses": ["a", "b"]} for n in range(19)]
-    write_jsonl(folder / "candidates.jsonl", [*rows, {"prompt": "three", "responses": ["a", "b", "ccc"]}])
+    write_jsonl(
+        folder / "candidates.jsonl", [*rows, {"prompt": "three", "responses": ["a", "b", "ccc"]}]
+    )
     said: list[events.Event] = []
     run = chosen("select.reward_models=judge.yaml", "select.budget=20", on_event=said.append)
     picked = {row["prompt"]: {row["a"], row["b"]} for row in asked(run)}
@@ -799,11 +878,15 @@ def test_a_pair_without_a_verdict_is_left_out_of_a_selection(judge: Any, folder:
     assert left_out["pairs without a verdict"] == 3
     assert left_out["prompts without a verdict on any pair"] == 1
     warned = [event.text for event in said if isinstance(event, events.Warned)]
-    assert any("no verdict on 3 pairs" in text and "candidates.jsonl:8: " in text for text in warned)
+    assert any(
+        "no verdict on 3 pairs" in text and "candidates.jsonl:8: " in text for text in warned
+    )
     assert "pairs without a verdict" in (run / "report.html").read_text(encoding="utf-8")
 
 
-def test_the_budget_of_a_judge_goes_on_with_the_selection(judge: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_budget_of_a_judge_goes_on_with_the_selection(
+    judge: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from aligner.builders.select import build
 
     monkeypatch.setattr(build, "JUDGED_TOGETHER", 5)
@@ -817,7 +900,9 @@ def test_the_budget_of_a_judge_goes_on_with_the_selection(judge: Any, monkeypatc
     assert len(judge.bodies) == 40
 
 
-def test_the_budget_of_a_judge_goes_on_with_the_oracle_and_not_with_another_selection(judge: Any, folder: Path) -> None:
+def test_the_budget_of_a_judge_goes_on_with_the_oracle_and_not_with_another_selection(
+    judge: Any, folder: Path
+) -> None:
     run = chosen("select.strategy=random", "select.budget=20")
     write_judge(judge, calls=36)
     for _ in range(3):
@@ -831,7 +916,10 @@ def test_the_budget_of_a_judge_goes_on_with_the_oracle_and_not_with_another_sele
 
 
 def test_an_error_of_a_scorer_names_the_pair_or_the_row_of_the_file(folder: Path) -> None:
-    rows = [{"prompt": f"word {n}", "responses": ["1", "2"], "answer": "1" if n != 17 else "x"} for n in range(20)]
+    rows = [
+        {"prompt": f"word {n}", "responses": ["1", "2"], "answer": "1" if n != 17 else "x"}
+        for n in range(20)
+    ]
     write_jsonl(folder / "candidates.jsonl", rows)
     run = chosen("select.strategy=random", "select.budget=20")
     (broken,) = (row["id"] for row in asked(run) if row["prompt"] == "word 17")

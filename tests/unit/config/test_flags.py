@@ -57,8 +57,18 @@ KNOWN_NAMES = [
     ("--lora_alpha 8", "dpo", "model.lora.lora_alpha", 8),
     ("--lora_dropout 0.1", "dpo", "model.lora.lora_dropout", 0.1),
     ("--lora_target_modules all-linear", "dpo", "model.lora.target_modules", "all-linear"),
-    ("--lora_target_modules q_proj v_proj", "dpo", "model.lora.target_modules", ["q_proj", "v_proj"]),
-    ("--lora_target_modules q_proj,v_proj", "dpo", "model.lora.target_modules", ["q_proj", "v_proj"]),
+    (
+        "--lora_target_modules q_proj v_proj",
+        "dpo",
+        "model.lora.target_modules",
+        ["q_proj", "v_proj"],
+    ),
+    (
+        "--lora_target_modules q_proj,v_proj",
+        "dpo",
+        "model.lora.target_modules",
+        ["q_proj", "v_proj"],
+    ),
     ("--load_in_4bit", "dpo", "model.quantization", "nf4"),
     ("--load_in_4bit false", "dpo", "model.quantization", "none"),
     ("--load_in_8bit", "dpo", "model.quantization", "int8"),
@@ -91,14 +101,21 @@ KNOWN_NAMES = [
     ("--accelerate_config my/config.yaml", "dpo", "launch.strategy", "my/config.yaml"),
     # not in anybody's list, and flags all the same
     ("--adam_beta2 0.95", "dpo", "trainer.adam_beta2", 0.95),
-    ("--lr_scheduler_kwargs {num_cycles: 2}", "dpo", "trainer.lr_scheduler_kwargs", {"num_cycles": 2}),
+    (
+        "--lr_scheduler_kwargs {num_cycles: 2}",
+        "dpo",
+        "trainer.lr_scheduler_kwargs",
+        {"num_cycles": 2},
+    ),
     ("--model.lora.r 4", "dpo", "model.lora.r", 4),
     ("--data.on-too-long drop", "dpo", "data.on_too_long", "drop"),
 ]
 
 
 @pytest.mark.parametrize(("typed", "method", "key", "value"), KNOWN_NAMES)
-def test_a_known_flag_sets_its_key_with_underscores_or_dashes(typed: str, method: str, key: str, value: Any) -> None:
+def test_a_known_flag_sets_its_key_with_underscores_or_dashes(
+    typed: str, method: str, key: str, value: Any
+) -> None:
     flag, _, rest = typed.partition(" ")
     words = [rest] if "{" in rest else rest.split()
     dashed = flag if flag.startswith("-o") else "--" + flag[2:].replace("_", "-")
@@ -110,7 +127,9 @@ def test_a_known_flag_sets_its_key_with_underscores_or_dashes(typed: str, method
 
 
 @pytest.mark.parametrize(("typed", "method", "key", "value"), KNOWN_NAMES)
-def test_a_value_may_be_joined_with_an_equals_sign(typed: str, method: str, key: str, value: Any) -> None:
+def test_a_value_may_be_joined_with_an_equals_sign(
+    typed: str, method: str, key: str, value: Any
+) -> None:
     flag, _, rest = typed.partition(" ")
     if not rest or (" " in rest and "{" not in rest):
         return
@@ -119,7 +138,9 @@ def test_a_value_may_be_joined_with_an_equals_sign(typed: str, method: str, key:
 
 def test_every_flag_sets_a_key_that_exists() -> None:
     for name, flag in FLAGS.items():
-        owners = [method for method, flags in METHOD_FLAGS.items() if flag in flags] or list(RECIPES)
+        owners = [method for method, flags in METHOD_FLAGS.items() if flag in flags] or list(
+            RECIPES
+        )
         path = tuple(flag.key.split("."))
         if flag.key and path[0] != "trainer":
             assert type_at(RECIPES[owners[0]], path), f"--{name} sets {flag.key}, which is no key"
@@ -149,25 +170,41 @@ def test_switches_can_be_bare_given_a_word_or_negated() -> None:
 
 def test_a_bare_switch_leaves_the_recipe_behind_it_alone() -> None:
     assert parse_arguments(["--bf16", "recipe.yaml"]).ref == "recipe.yaml"
-    assert parse_arguments(["--lora_target_modules", "q_proj", "v_proj", "tiny/dpo"]).ref == "tiny/dpo"
-    assert parse_arguments(["--resume_from_checkpoint", "tiny/dpo"]) == Arguments("tiny/dpo", options={"resume": True})
+    assert (
+        parse_arguments(["--lora_target_modules", "q_proj", "v_proj", "tiny/dpo"]).ref == "tiny/dpo"
+    )
+    assert parse_arguments(["--resume_from_checkpoint", "tiny/dpo"]) == Arguments(
+        "tiny/dpo", options={"resume": True}
+    )
 
 
 def test_recipe_overrides_and_flags_are_told_apart_in_any_order() -> None:
-    parsed = parse_arguments(["dpo.beta=0.1", "--seed", "3", "recipe.yaml", "--dry-run", "model.name_or_path=a=b"])
+    parsed = parse_arguments(
+        ["dpo.beta=0.1", "--seed", "3", "recipe.yaml", "--dry-run", "model.name_or_path=a=b"]
+    )
     assert parsed.ref == "recipe.yaml"
     assert parsed.overrides == ["dpo.beta=0.1", "model.name_or_path=a=b"]
     assert parsed.flags["seed"].value == 3
     assert parsed.options == {"dry_run": True}
 
 
-@pytest.mark.parametrize("words", [["--config", "r.yaml"], ["-c", "r.yaml"], ["--config=r.yaml"], ["r.yaml"]])
+@pytest.mark.parametrize(
+    "words", [["--config", "r.yaml"], ["-c", "r.yaml"], ["--config=r.yaml"], ["r.yaml"]]
+)
 def test_the_recipe_has_a_flag_too(words: list[str]) -> None:
     assert parse_arguments(words).ref == "r.yaml"
 
 
 def test_the_everyday_case_needs_no_recipe() -> None:
-    words = [*EVERYDAY, "--output", "runs/x", "--use_peft", "--load_in_4bit", "--dataset_test_split", "test"]
+    words = [
+        *EVERYDAY,
+        "--output",
+        "runs/x",
+        "--use_peft",
+        "--load_in_4bit",
+        "--dataset_test_split",
+        "test",
+    ]
     parsed = parse_arguments(words, "dpo")
     recipe = load_recipe("dpo", parsed.ref, parsed.overrides, parsed.flags).recipe
     assert recipe.model.lora is not None
@@ -222,7 +259,9 @@ def test_a_flag_without_effect_is_noted() -> None:
         (["--on_too_long", "drop"], "dpo", "data.on_too_long"),
     ],
 )
-def test_a_mistake_is_one_problem_with_its_cure(words: list[str], method: str, expected: str) -> None:
+def test_a_mistake_is_one_problem_with_its_cure(
+    words: list[str], method: str, expected: str
+) -> None:
     with pytest.raises(UsageError) as caught:
         parse_arguments(words, method)
     assert caught.value.exit_code == 2
@@ -232,7 +271,19 @@ def test_a_mistake_is_one_problem_with_its_cure(words: list[str], method: str, e
 
 def test_all_mistakes_come_at_once() -> None:
     with pytest.raises(UsageError) as caught:
-        parse_arguments(["--lerning_rate", "1", "--warmup_ratio", "3", "--beta", "0.1", "--max_seq_length", "4"], "sft")
+        parse_arguments(
+            [
+                "--lerning_rate",
+                "1",
+                "--warmup_ratio",
+                "3",
+                "--beta",
+                "0.1",
+                "--max_seq_length",
+                "4",
+            ],
+            "sft",
+        )
     assert [problem.where for problem in caught.value.problems] == [
         "--lerning_rate",
         "--warmup_ratio",
@@ -244,12 +295,18 @@ def test_all_mistakes_come_at_once() -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["--learning_rate", "fast"], "--learning_rate: trainer.learning_rate: expected a number, found `fast`"),
+        (
+            ["--learning_rate", "fast"],
+            "--learning_rate: trainer.learning_rate: expected a number, found `fast`",
+        ),
         (["--optim", "adamw_8bitt"], "did you mean `adamw_8bit`?"),
         (["--lora-r", "0"], "--lora-r: model.lora.r: must be at least 1"),
         (["--loss_type", "sigmod"], "--loss_type: dpo.loss"),
         (["--load_in_4bit"], "add `model.lora: {}` (`--use_peft`)"),
-        (["--eval_strategy", "steps"], "--eval_strategy: trainer.eval_strategy: needs held-out rows"),
+        (
+            ["--eval_strategy", "steps"],
+            "--eval_strategy: trainer.eval_strategy: needs held-out rows",
+        ),
     ],
 )
 def test_a_wrong_value_is_told_under_the_flag_as_typed(words: list[str], expected: str) -> None:

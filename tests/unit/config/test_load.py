@@ -37,7 +37,9 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_the_file_beats_the_defaults_and_the_command_line_beats_the_file(recipe: str) -> None:
-    resolved = load_recipe("dpo", recipe, ["dpo.beta=0.3"], {"trainer.max_steps": FlagValue(7, "--max_steps")})
+    resolved = load_recipe(
+        "dpo", recipe, ["dpo.beta=0.3"], {"trainer.max_steps": FlagValue(7, "--max_steps")}
+    )
     assert resolved.recipe.dpo.beta == 0.3
     assert resolved.recipe.trainer == {"learning_rate": 5e-6, "max_steps": 7}
     assert resolved.recipe.seed == 42
@@ -72,7 +74,11 @@ def test_every_value_has_an_origin(recipe: str) -> None:
         ("model.revision=1234567", "model.revision", "1234567"),
         ("model.revision=1e5", "model.revision", "1e5"),
         ("model.name_or_path=a=b", "model.name_or_path", "a=b"),
-        ("model.lora.target_modules=[q_proj, v_proj]", "model.lora.target_modules", ["q_proj", "v_proj"]),
+        (
+            "model.lora.target_modules=[q_proj, v_proj]",
+            "model.lora.target_modules",
+            ["q_proj", "v_proj"],
+        ),
         ("trainer.learning_rate=1e-4", "trainer.learning_rate", 1e-4),
         ("trainer.ddp_timeout=60", "trainer.ddp_timeout", 60),
         ("trainer.run_name=12", "trainer.run_name", "12"),
@@ -84,7 +90,9 @@ def test_every_value_has_an_origin(recipe: str) -> None:
         ("dpo.reference_model=x/y", "dpo.reference_model", "x/y"),
     ],
 )
-def test_an_override_sets_a_dotted_key(recipe: str, override: str, path: str, value: object) -> None:
+def test_an_override_sets_a_dotted_key(
+    recipe: str, override: str, path: str, value: object
+) -> None:
     found: Any = load_recipe("dpo", recipe, [override]).recipe.model_dump()
     for part in path.split("."):
         found = found[part]
@@ -93,15 +101,29 @@ def test_an_override_sets_a_dotted_key(recipe: str, override: str, path: str, va
 
 
 def test_lists_are_replaced_whole(recipe: str) -> None:
-    sources = load_recipe("dpo", recipe, ["data.train=[a.jsonl, {path: b.jsonl, weight: 2.0}]"]).recipe.data.train
-    assert [(source.path, source.weight) for source in sources] == [("a.jsonl", 1.0), ("b.jsonl", 2.0)]
+    sources = load_recipe(
+        "dpo", recipe, ["data.train=[a.jsonl, {path: b.jsonl, weight: 2.0}]"]
+    ).recipe.data.train
+    assert [(source.path, source.weight) for source in sources] == [
+        ("a.jsonl", 1.0),
+        ("b.jsonl", 2.0),
+    ]
 
 
 def test_a_key_below_data_train_goes_into_the_only_source(recipe: str) -> None:
-    resolved = load_recipe("dpo", recipe, ["data.train.max_rows=10", "data.train.columns.prompt=question"])
+    resolved = load_recipe(
+        "dpo", recipe, ["data.train.max_rows=10", "data.train.columns.prompt=question"]
+    )
     (source,) = resolved.recipe.data.train
-    assert (source.path, source.max_rows, source.columns) == ("pairs.jsonl", 10, {"prompt": "question"})
-    assert resolved.origins["data.train"] == "r.yaml:6 + data.train.columns.prompt=question + data.train.max_rows=10"
+    assert (source.path, source.max_rows, source.columns) == (
+        "pairs.jsonl",
+        10,
+        {"prompt": "question"},
+    )
+    assert (
+        resolved.origins["data.train"]
+        == "r.yaml:6 + data.train.columns.prompt=question + data.train.max_rows=10"
+    )
 
 
 def test_the_test_split_of_the_training_data_is_an_evaluation_source(recipe: str) -> None:
@@ -126,9 +148,21 @@ def test_a_flag_and_an_override_may_agree_but_not_contradict(recipe: str) -> Non
 
 
 def test_use_peft_keeps_the_adapter_section_of_the_recipe(recipe: str) -> None:
-    Path(recipe).write_text(RECIPE.replace("name_or_path: base", "name_or_path: base\n  lora: {r: 4}"), "utf-8")
-    assert load_recipe("dpo", recipe, flags={"model.lora": FlagValue({}, "--use_peft")}).recipe.model.lora.r == 4
-    assert load_recipe("dpo", recipe, flags={"model.lora": FlagValue(None, "--no-use_peft")}).recipe.model.lora is None
+    Path(recipe).write_text(
+        RECIPE.replace("name_or_path: base", "name_or_path: base\n  lora: {r: 4}"), "utf-8"
+    )
+    assert (
+        load_recipe(
+            "dpo", recipe, flags={"model.lora": FlagValue({}, "--use_peft")}
+        ).recipe.model.lora.r
+        == 4
+    )
+    assert (
+        load_recipe(
+            "dpo", recipe, flags={"model.lora": FlagValue(None, "--no-use_peft")}
+        ).recipe.model.lora
+        is None
+    )
 
 
 def test_a_recipe_is_frozen(recipe: str) -> None:
@@ -149,7 +183,12 @@ def test_a_recipe_is_frozen(recipe: str) -> None:
     ],
 )
 def test_without_output_dir_the_run_is_named_after_the_recipe_or_the_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, ref: str | None, model: str, expected: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    ref: str | None,
+    model: str,
+    expected: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     if ref:
@@ -168,7 +207,9 @@ def test_a_shipped_recipe_is_found_by_its_name() -> None:
 
 
 def test_without_a_file_the_text_is_what_the_flags_amount_to(tmp_path: Path) -> None:
-    resolved = load_recipe("sft", None, flags={"model.name_or_path": "x/y", "data.train": "a.jsonl"})
+    resolved = load_recipe(
+        "sft", None, flags={"model.name_or_path": "x/y", "data.train": "a.jsonl"}
+    )
     (tmp_path / "again.yaml").write_text(resolved.text, "utf-8")
     assert load_recipe("sft", tmp_path / "again.yaml").recipe == resolved.recipe
 
@@ -176,13 +217,17 @@ def test_without_a_file_the_text_is_what_the_flags_amount_to(tmp_path: Path) -> 
 def test_the_hash_is_of_what_is_run_and_not_of_where_it_is_put(recipe: str) -> None:
     base = recipe_hash(load_recipe("dpo", recipe).recipe)
     assert base == recipe_hash(load_recipe("dpo", recipe, ["output_dir=elsewhere"]).recipe)
-    assert base == recipe_hash(load_recipe("dpo", recipe, ["trainer.learning_rate=0.000005"]).recipe)
+    assert base == recipe_hash(
+        load_recipe("dpo", recipe, ["trainer.learning_rate=0.000005"]).recipe
+    )
     assert base != recipe_hash(load_recipe("dpo", recipe, ["seed=1"]).recipe)
     assert base != recipe_hash(load_recipe("dpo", recipe, ["trainer.max_steps=4"]).recipe)
 
 
 def test_what_was_resolved_survives_json(recipe: str) -> None:
-    resolved = load_recipe("dpo", recipe, ["model.lora.r=8", "data.eval=[{path: b.jsonl, split: test}]"])
+    resolved = load_recipe(
+        "dpo", recipe, ["model.lora.r=8", "data.eval=[{path: b.jsonl, split: test}]"]
+    )
     record = json.loads(json.dumps(resolved.as_json()))
     again = Resolved.from_json(record, resolved.text, resolved.path)
     assert again == resolved
@@ -192,7 +237,12 @@ def test_what_was_resolved_survives_json(recipe: str) -> None:
 def test_numbers_of_the_trainer_have_the_types_of_its_class(recipe: str) -> None:
     overrides = ["trainer.num_train_epochs=2", "trainer.max_steps=1e3", "trainer.warmup_steps=0.1"]
     trainer = load_recipe("dpo", recipe, overrides).recipe.trainer
-    assert trainer == {"learning_rate": 5e-6, "num_train_epochs": 2, "max_steps": 1000, "warmup_steps": 0.1}
+    assert trainer == {
+        "learning_rate": 5e-6,
+        "num_train_epochs": 2,
+        "max_steps": 1000,
+        "warmup_steps": 0.1,
+    }
     assert isinstance(trainer["max_steps"], int)
 
 
@@ -206,10 +256,14 @@ def test_the_same_number_written_differently_is_the_same_recipe(recipe: str) -> 
 
 def test_no_heavy_library_is_loaded() -> None:
     code = (
-        "import sys; from aligner.config.flags import parse_arguments; from aligner.config.load import load_recipe\n"
+        "import sys; from aligner.config.flags import parse_arguments; from aligner.config.load "
+        "import load_recipe\n"
         "a = parse_arguments(['tiny/dpo', '--learning_rate', '1e-4'], 'dpo')\n"
         "load_recipe('dpo', a.ref, a.overrides, a.flags)\n"
-        "print([name for name in ('torch', 'transformers', 'trl', 'datasets', 'peft', 'numpy') if name in sys.modules])"
+        "print([name for name in ('torch', 'transformers', 'trl', 'datasets', 'peft', 'numpy') if "
+        "name in sys.modules])"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     assert result.stdout.strip() == "[]"

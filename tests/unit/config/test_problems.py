@@ -1,4 +1,5 @@
-"""Recipes that are wrong: each mistake has its place, its key, its message and its cure; and all of them come at once."""
+"""Recipes that are wrong: each mistake has its place, its key, its message and its cure; and all of
+them come at once."""
 
 from __future__ import annotations
 
@@ -17,49 +18,130 @@ output_dir: runs/x
 """
 
 MALFORMED = [
-    # method, text from line 4 on (or the whole file after "="), expected fragments of the one problem
-    ("dpo", "trainer: {learnig_rate: 1e-5}", "r.yaml:4: trainer.learnig_rate", "did you mean `learning_rate`?"),
-    ("dpo", "trainer: {learning_rate: fast}", "r.yaml:4: trainer.learning_rate", "expected a number, found `fast`"),
-    ("dpo", "trainer:\n  max_steps: 1.5", "r.yaml:5: trainer.max_steps", "expected a whole number, found `1.5`"),
-    ("dpo", "trainer: {max_steps: true}", "trainer.max_steps", "expected a whole number, found `true`"),
+    # method, text from line 4 on (or the whole file after "="), expected fragments of the one
+    # problem
+    (
+        "dpo",
+        "trainer: {learnig_rate: 1e-5}",
+        "r.yaml:4: trainer.learnig_rate",
+        "did you mean `learning_rate`?",
+    ),
+    (
+        "dpo",
+        "trainer: {learning_rate: fast}",
+        "r.yaml:4: trainer.learning_rate",
+        "expected a number, found `fast`",
+    ),
+    (
+        "dpo",
+        "trainer:\n  max_steps: 1.5",
+        "r.yaml:5: trainer.max_steps",
+        "expected a whole number, found `1.5`",
+    ),
+    (
+        "dpo",
+        "trainer: {max_steps: true}",
+        "trainer.max_steps",
+        "expected a whole number, found `true`",
+    ),
     ("dpo", "trainer: {bf16: yes}", "trainer.bf16", "write `true`"),
     ("dpo", "trainer: {learning_rate: null}", "trainer.learning_rate", "expected a number"),
     ("dpo", "trainer: {learning_rate: .nan}", "trainer.learning_rate", "expected a number"),
-    ("dpo", "dpo: {loss: {sigmoid: lots}}", "r.yaml:4: dpo.loss.sigmoid", "expected a number, found `lots`"),
+    (
+        "dpo",
+        "dpo: {loss: {sigmoid: lots}}",
+        "r.yaml:4: dpo.loss.sigmoid",
+        "expected a number, found `lots`",
+    ),
     ("dpo", "dpo: {loss: {sigmoid: null}}", "dpo.loss.sigmoid", "expected a number, found `null`"),
     ("dpo", "dpo: {loss: {sigmoid: {sft: 1}}}", "dpo.loss.sigmoid", "expected a number"),
     ("dpo", "1: x", "r.yaml:4: 1", "is not a key of a recipe"),
     ("dpo", "null: x", "r.yaml:4: null", "is not a key of a recipe"),
     ("dpo", "trainer: {1: x}", "r.yaml:4: trainer.1", "is not a field of"),
     ("dpo", "trainer: {null: x}", "trainer.null", "is not a field of"),
-    ("dpo", 'launch: {main_process_ip: "a\\0b"}', "r.yaml:4: launch.main_process_ip", "holds a NUL character"),
-    ("dpo", "dpo: {reference_model: ~no-such-user/m}", "dpo.reference_model", "there is no user called `no-such-user`"),
+    (
+        "dpo",
+        'launch: {main_process_ip: "a\\0b"}',
+        "r.yaml:4: launch.main_process_ip",
+        "holds a NUL character",
+    ),
+    (
+        "dpo",
+        "dpo: {reference_model: ~no-such-user/m}",
+        "dpo.reference_model",
+        "there is no user called `no-such-user`",
+    ),
     ("dpo", "method: [dpo]", "r.yaml:4: method", "no method is called"),
     ("dpo", "trainer: {learning_rate: -1.0}", "trainer.learning_rate", "must not be negative"),
-    ("dpo", "trainer: {per_device_train_batch_size: 0}", "trainer.per_device_train_batch_size", "at least 1"),
+    (
+        "dpo",
+        "trainer: {per_device_train_batch_size: 0}",
+        "trainer.per_device_train_batch_size",
+        "at least 1",
+    ),
     ("dpo", "trainer: {optim: adamw_8bitt}", "trainer.optim", "did you mean `adamw_8bit`?"),
-    ("dpo", "trainer: {lr_scheduler_type: cosin}", "trainer.lr_scheduler_type", "did you mean `cosine`?"),
+    (
+        "dpo",
+        "trainer: {lr_scheduler_type: cosin}",
+        "trainer.lr_scheduler_type",
+        "did you mean `cosine`?",
+    ),
     ("dpo", "trainer: {save_strategy: epochs}", "trainer.save_strategy", "did you mean `epoch`?"),
-    ("dpo", "trainer: {warmup_ratio: 0.1}", "trainer.warmup_ratio", "write `trainer.warmup_steps: 0.1`"),
+    (
+        "dpo",
+        "trainer: {warmup_ratio: 0.1}",
+        "trainer.warmup_ratio",
+        "write `trainer.warmup_steps: 0.1`",
+    ),
     ("dpo", "trainer: {warmup_steps: 1.5}", "trainer.warmup_steps", "below 1 a share of all steps"),
     ("dpo", "trainer: {beta: 0.1}", "trainer.beta", "set `dpo.beta`"),
     ("dpo", "trainer: {loss_type: ipo}", "trainer.loss_type", "set `dpo.loss`"),
     ("dpo", "trainer: {max_length: 512}", "trainer.max_length", "set `data.max_length`"),
     ("sft", "trainer: {max_length: 512}", "trainer.max_length", "set `data.max_length`"),
-    ("sft", "trainer: {max_seq_length: 512}", "trainer.max_seq_length", "it is called `data.max_length` now"),
+    (
+        "sft",
+        "trainer: {max_seq_length: 512}",
+        "trainer.max_seq_length",
+        "it is called `data.max_length` now",
+    ),
     ("dpo", "trainer: {max_prompt_length: 512}", "trainer.max_prompt_length", "removed"),
     ("sft", "trainer: {packing: true}", "trainer.packing", "set `sft.packing`"),
     ("sft", "trainer: {packing_strategy: bdf}", "trainer.packing_strategy", "did you mean `bfd`?"),
     ("sft", "trainer: {packing_strategy: wrapped}", "trainer.packing_strategy", "cuts rows"),
-    ("dpo", "trainer: {packing_strategy: bfd}", "trainer.packing_strategy", "is a key of the `sft` trainer"),
-    ("sft", "trainer: {train_sampling_strategy: sequential}", "trainer.train_sampling_strategy", "random order"),
+    (
+        "dpo",
+        "trainer: {packing_strategy: bfd}",
+        "trainer.packing_strategy",
+        "is a key of the `sft` trainer",
+    ),
+    (
+        "sft",
+        "trainer: {train_sampling_strategy: sequential}",
+        "trainer.train_sampling_strategy",
+        "random order",
+    ),
     ("dpo", "trainer: {output_dir: x}", "trainer.output_dir", "set `output_dir` at the top"),
     ("dpo", "trainer: {seed: 1}", "trainer.seed", "set `seed` at the top"),
     ("dpo", "trainer: {torch_dtype: bfloat16}", "trainer.torch_dtype", "set `model.dtype`"),
     ("dpo", "trainer: {logging_dir: x}", "trainer.logging_dir", "metrics.jsonl"),
-    ("dpo", "trainer: {group_by_length: true}", "trainer.group_by_length", "train_sampling_strategy"),
-    ("dpo", "trainer: {overwrite_output_dir: true}", "trainer.overwrite_output_dir", "`--overwrite`"),
-    ("dpo", "trainer: {evaluation_strategy: steps}", "trainer.evaluation_strategy", "`trainer.eval_strategy`"),
+    (
+        "dpo",
+        "trainer: {group_by_length: true}",
+        "trainer.group_by_length",
+        "train_sampling_strategy",
+    ),
+    (
+        "dpo",
+        "trainer: {overwrite_output_dir: true}",
+        "trainer.overwrite_output_dir",
+        "`--overwrite`",
+    ),
+    (
+        "dpo",
+        "trainer: {evaluation_strategy: steps}",
+        "trainer.evaluation_strategy",
+        "`trainer.eval_strategy`",
+    ),
     ("dpo", "trainer: {hub_token: abc}", "trainer.hub_token", "HF_TOKEN"),
     ("dpo", "trainer: {fsdp: full_shard}", "trainer.fsdp", "set `launch.strategy: fsdp`"),
     ("dpo", "trainer: [1]", "r.yaml:4: trainer", "expected a section"),
@@ -70,27 +152,52 @@ MALFORMED = [
     ("dpo", 'dpo: {beta: "0.1"}', "dpo.beta", "write it without quotes"),
     ("dpo", "dpo: {beta: [0.1, 0.2]}", "dpo.beta", "expected a number"),
     ("dpo", "dpo: {loss: 3}", "dpo.loss", "put it in quotes"),
-    ("dpo", "dpo: {loss: ipo, label_smoothing: 0.1}", "dpo.label_smoothing", "has no effect on `ipo`"),
+    (
+        "dpo",
+        "dpo: {loss: ipo, label_smoothing: 0.1}",
+        "dpo.label_smoothing",
+        "has no effect on `ipo`",
+    ),
     ("dpo", "dpo: {loss: exo_pair}", "dpo.label_smoothing", "must be above 0 for `exo_pair`"),
     ("dpo", "dpo: {loss: kto}", "r.yaml:4: dpo.loss", "KTO learns from single answers"),
     ("dpo", "dpo: {loss: kto}", "dpo.loss", "`kto_pair` is made of it for pairs"),
     ("sapo", "sapo: {loss: BCO}", "sapo.loss", "`bco_pair` is made of it for pairs"),
-    ("dpo", "trainer: {label_smoothing_factor: 0.1}", "trainer.label_smoothing_factor", "set `dpo.label_smoothing`"),
-    ("sapo", "trainer: {label_smoothing_factor: 0.1}", "trainer.label_smoothing_factor", "no effect on `sapo`"),
+    (
+        "dpo",
+        "trainer: {label_smoothing_factor: 0.1}",
+        "trainer.label_smoothing_factor",
+        "set `dpo.label_smoothing`",
+    ),
+    (
+        "sapo",
+        "trainer: {label_smoothing_factor: 0.1}",
+        "trainer.label_smoothing_factor",
+        "no effect on `sapo`",
+    ),
     (
         "reward",
         "trainer: {label_smoothing_factor: 0.1}",
         "trainer.label_smoothing_factor",
         "set `reward.label_smoothing`",
     ),
-    ("dpo", "trainer: {neftune_noise_alpha: 5}", "trainer.neftune_noise_alpha", "rewards would measure the noise"),
+    (
+        "dpo",
+        "trainer: {neftune_noise_alpha: 5}",
+        "trainer.neftune_noise_alpha",
+        "rewards would measure the noise",
+    ),
     (
         "dpo",
         "trainer: {neftune_noise_alpha: 5}\ndpo: {loss: {simpo: 1, ipo: 1}}",
         "trainer.neftune_noise_alpha",
         "drop it",
     ),
-    ("sapo", "trainer: {neftune_noise_alpha: 5}", "trainer.neftune_noise_alpha", "rewards would measure the noise"),
+    (
+        "sapo",
+        "trainer: {neftune_noise_alpha: 5}",
+        "trainer.neftune_noise_alpha",
+        "rewards would measure the noise",
+    ),
     ("sft", "trainer: {max_steps: 0}", "trainer.max_steps", "0 steps train nothing"),
     ("reward", "trainer: {max_steps: 0}", "trainer.max_steps", "`aligner eval`"),
     ("dpo", "dpo: {tau: 0.1}", "dpo.tau", "has no effect on `sigmoid`"),
@@ -101,7 +208,12 @@ MALFORMED = [
     ("sft", "dpo: {beta: 1}", "r.yaml:4: dpo", "that section belongs to `aligner dpo`"),
     ("sft", "sft: {loss_on: assistants}", "sft.loss_on", "did you mean `assistant`?"),
     ("sft", "sft: {packing: sometimes}", "sft.packing", "expected true or false or one of auto"),
-    ("sft", "sft:\n  packing: true\n  packing: false", "r.yaml:6: sft.packing", "given twice, here and in line 5"),
+    (
+        "sft",
+        "sft:\n  packing: true\n  packing: false",
+        "r.yaml:6: sft.packing",
+        "given twice, here and in line 5",
+    ),
     ("dpo", "sed: 1", "r.yaml:4: sed", "did you mean `seed`?"),
     ("dpo", "seed: -1", "r.yaml:4: seed", "must be at least 0"),
     ("dpo", "learning_rate: 1e-5", "r.yaml:4: learning_rate", "set `trainer.learning_rate`"),
@@ -124,9 +236,24 @@ MALFORMED = [
     ("dpo", "=model: base\ndata: {train: a}", "r.yaml:1: model", "expected a section"),
     ("dpo", "=model: {name_or_path: x}", "data", "is missing"),
     ("dpo", "=model: {name_or_path: x}\ndata: {train: []}", "r.yaml:2: data.train", "is empty"),
-    ("dpo", "=model: {name_or_path: x}\ndata: {train: 3}", "r.yaml:2: data.train", "expected a list"),
-    ("dpo", "=model: {name_or_path: x}\ndata: {tran: a}", "r.yaml:2: data.tran", "did you mean `data.train`?"),
-    ("dpo", "=model: {name_or_path: 3}\ndata: {train: a}", "model.name_or_path", "expected a text, found `3`"),
+    (
+        "dpo",
+        "=model: {name_or_path: x}\ndata: {train: 3}",
+        "r.yaml:2: data.train",
+        "expected a list",
+    ),
+    (
+        "dpo",
+        "=model: {name_or_path: x}\ndata: {tran: a}",
+        "r.yaml:2: data.tran",
+        "did you mean `data.train`?",
+    ),
+    (
+        "dpo",
+        "=model: {name_or_path: 3}\ndata: {train: a}",
+        "model.name_or_path",
+        "expected a text, found `3`",
+    ),
 ]
 
 WELL_FORMED = [
@@ -146,18 +273,42 @@ def test_what_a_method_reads_is_not_refused(tmp_path: Path, method: str, text: s
 
 
 MORE_DATA = [
-    ("train: [{path: a, wieght: 2}]", "data.train[0].wieght", "did you mean `data.train[0].weight`?"),
+    (
+        "train: [{path: a, wieght: 2}]",
+        "data.train[0].wieght",
+        "did you mean `data.train[0].weight`?",
+    ),
     ("train: [a, {path: b, weight: 0}]", "data.train[1].weight", "must be at least 1e-06"),
-    ("train: [{path: a, weight: 2.0, max_rows: 10}]", "data.train[0]", "both `weight` and `max_rows`"),
+    (
+        "train: [{path: a, weight: 2.0, max_rows: 10}]",
+        "data.train[0]",
+        "both `weight` and `max_rows`",
+    ),
     ("train: {paht: a}", "data.train.paht", "did you mean"),
     ("train: [{path: a, format: mesages}]", "data.train[0].format", "did you mean `messages`?"),
-    ("train: [{path: a, format: messages}]", "data.train[0].format", "`dpo` cannot train on `messages` rows"),
-    ("train: a, eval: [{path: b, format: text}]", "data.eval[0].format", "`dpo` cannot train on `text` rows"),
+    (
+        "train: [{path: a, format: messages}]",
+        "data.train[0].format",
+        "`dpo` cannot train on `messages` rows",
+    ),
+    (
+        "train: a, eval: [{path: b, format: text}]",
+        "data.eval[0].format",
+        "`dpo` cannot train on `text` rows",
+    ),
     ("train: a, eval: 1.5", "data.eval", "must be less than 1"),
     ("train: a, eval: {path: b, splt: test}", "data.eval.splt", "did you mean"),
     ("train: a, max_length: 1", "data.max_length", "must be at least 2"),
-    ("train: a, control_tokens: text", "data.control_tokens", "expected one of allow, as_text, error, found `text`"),
-    ("train: a, on_too_long: cut", "data.on_too_long", "expected one of error, drop, truncate, found `cut`"),
+    (
+        "train: a, control_tokens: text",
+        "data.control_tokens",
+        "expected one of allow, as_text, error, found `text`",
+    ),
+    (
+        "train: a, on_too_long: cut",
+        "data.on_too_long",
+        "expected one of error, drop, truncate, found `cut`",
+    ),
 ]
 
 MORE_MODEL = [
@@ -165,9 +316,21 @@ MORE_MODEL = [
     ("quantization: nf4", "model.quantization", "add `model.lora: {}`"),
     ("quantization: int8", "model.quantization", "nothing is left to train"),
     ("quantization: int8, double_quant: true, lora: {}", "model.double_quant", "has no effect"),
-    ("quantization: nf4, lora: {init_lora_weights: olora}", "model.lora.init_lora_weights", "use true or gaussian"),
-    ("quantization: int8, lora: {init_lora_weights: pissa}", "model.lora.init_lora_weights", "this base is in `int8`"),
-    ("quantization: fp4, lora: {init_lora_weights: orthogonal}", "model.lora.init_lora_weights", "`orthogonal` reads"),
+    (
+        "quantization: nf4, lora: {init_lora_weights: olora}",
+        "model.lora.init_lora_weights",
+        "use true or gaussian",
+    ),
+    (
+        "quantization: int8, lora: {init_lora_weights: pissa}",
+        "model.lora.init_lora_weights",
+        "this base is in `int8`",
+    ),
+    (
+        "quantization: fp4, lora: {init_lora_weights: orthogonal}",
+        "model.lora.init_lora_weights",
+        "`orthogonal` reads",
+    ),
     ("dtype: bf16", "model.dtype", "expected one of auto, float32, bfloat16, float16"),
     ("lora: {r: 0}", "model.lora.r", "must be at least 1"),
     ("lora: {lora_rank: 8}", "model.lora.lora_rank", "set `model.lora.r`"),
@@ -199,15 +362,21 @@ def test_a_mistake_names_its_line_its_key_and_its_cure(
 
 
 @pytest.mark.parametrize(("text", "place", "words"), MORE_DATA)
-def test_a_mistake_in_the_data_section_is_found(tmp_path: Path, text: str, place: str, words: str) -> None:
+def test_a_mistake_in_the_data_section_is_found(
+    tmp_path: Path, text: str, place: str, words: str
+) -> None:
     message = problem_of(tmp_path, "dpo", f"model: {{name_or_path: x}}\ndata: {{{text}}}\n")
     assert f"r.yaml:2: {place}: " in message
     assert words in message
 
 
 @pytest.mark.parametrize(("text", "place", "words"), MORE_MODEL)
-def test_a_mistake_in_the_model_section_is_found(tmp_path: Path, text: str, place: str, words: str) -> None:
-    message = problem_of(tmp_path, "dpo", f"model: {{name_or_path: x, {text}}}\ndata: {{train: a}}\n")
+def test_a_mistake_in_the_model_section_is_found(
+    tmp_path: Path, text: str, place: str, words: str
+) -> None:
+    message = problem_of(
+        tmp_path, "dpo", f"model: {{name_or_path: x, {text}}}\ndata: {{train: a}}\n"
+    )
     assert f"r.yaml:1: {place}: " in message
     assert words in message
 
@@ -221,13 +390,18 @@ def test_a_mistake_in_the_model_section_is_found(tmp_path: Path, text: str, plac
         ("beta", "is not an override"),
         ("trainer.learning_rate=[1", "not valid YAML"),
         ("modle.lora.r=8", "did you mean `model`?"),
-        ("model.lora.r=many", "model.lora.r=many: model.lora.r: expected a whole number, found `many`"),
+        (
+            "model.lora.r=many",
+            "model.lora.r=many: model.lora.r: expected a whole number, found `many`",
+        ),
         ("output_dir.x=1", "output_dir: expected a text"),
         ("data.train.wieght=2", "did you mean"),
         ("model.lora.r.x=2", "model.lora.r"),
     ],
 )
-def test_a_mistake_in_an_override_is_told_with_the_override(tmp_path: Path, override: str, words: str) -> None:
+def test_a_mistake_in_an_override_is_told_with_the_override(
+    tmp_path: Path, override: str, words: str
+) -> None:
     assert words in problem_of(tmp_path, "dpo", BASE, (override,))
 
 
@@ -243,7 +417,9 @@ def test_a_mistake_in_an_override_is_told_with_the_override(tmp_path: Path, over
         ),
     ],
 )
-def test_settings_that_contradict_each_other_are_refused(tmp_path: Path, extra: str, key: str) -> None:
+def test_settings_that_contradict_each_other_are_refused(
+    tmp_path: Path, extra: str, key: str
+) -> None:
     assert f"{key}: " in problem_of(tmp_path, "sft", BASE + extra)
 
 
@@ -255,13 +431,21 @@ def test_settings_that_contradict_each_other_are_refused(tmp_path: Path, extra: 
         ("{eval_strategy: epoch, save_strategy: steps}", "trainer.save_strategy"),
     ],
 )
-def test_early_stopping_needs_evaluations_and_their_checkpoints(tmp_path: Path, trainer: str, key: str) -> None:
-    text = f"model: {{name_or_path: x}}\ndata: {{train: a, eval: 0.1}}\nearly_stopping: {{}}\ntrainer: {trainer}\n"
+def test_early_stopping_needs_evaluations_and_their_checkpoints(
+    tmp_path: Path, trainer: str, key: str
+) -> None:
+    text = (
+        f"model: {{name_or_path: x}}\ndata: {{train: a, eval: 0.1}}\nearly_stopping: "
+        f"{{}}\ntrainer: {trainer}\n"
+    )
     assert f"r.yaml:4: {key}: " in problem_of(tmp_path, "dpo", text)
 
 
 def test_adapter_off_and_another_reference_model_contradict(tmp_path: Path) -> None:
-    text = "model: {name_or_path: x, lora: {}}\ndata: {train: a}\ndpo: {reference: adapter_off, reference_model: y}\n"
+    text = (
+        "model: {name_or_path: x, lora: {}}\ndata: {train: a}\ndpo: {reference: adapter_off, "
+        "reference_model: y}\n"
+    )
     assert "r.yaml:3: dpo.reference_model: contradicts" in problem_of(tmp_path, "dpo", text)
 
 
@@ -284,8 +468,10 @@ def test_a_quantized_base_is_not_split_by_fsdp(tmp_path: Path, quantization: str
 def test_all_problems_come_at_once_in_the_order_of_the_file(tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
     path.write_text(
-        "methd: dpo\nmodel:\n  name_or_path: x\n  quantization: nf5\n  quantization: nf4\ndata:\n  train: [{pth: a}]\n"
-        "  max_length: long\ntrainer:\n  learning_rate: fast\n  warmup_ratio: 0.1\ndpo:\n  loss: sigmod\n",
+        "methd: dpo\nmodel:\n  name_or_path: x\n  quantization: nf5\n  quantization: nf4\ndata:\n "
+        " train: [{pth: a}]\n"
+        "  max_length: long\ntrainer:\n  learning_rate: fast\n  warmup_ratio: 0.1\ndpo:\n  loss: "
+        "sigmod\n",
         "utf-8",
     )
     with pytest.raises(RecipeError) as caught:

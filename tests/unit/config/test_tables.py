@@ -1,4 +1,5 @@
-"""Tables that repeat what stands elsewhere, held equal to it: trainer keys, choices, the recipe reference."""
+"""Tables that repeat what stands elsewhere, held equal to it: trainer keys, choices, the recipe
+reference."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ ROOT = Path(__file__).parents[3]
 
 
 def test_the_table_of_trainer_keys_equals_the_classes() -> None:
-    """When this fails after an upgrade: `python -m aligner.config.trainer_keys`, and read the difference."""
+    """When this fails after an upgrade: `python -m aligner.config.trainer_keys`, and read the
+    difference."""
     assert trainer_keys.build_table() == trainer_keys.table()
 
 

@@ -1,4 +1,5 @@
-"""What values of a recipe may be: every key with values from the edge is refused in words or passes, without torch.
+"""What values of a recipe may be: every key with values from the edge is refused in words or
+passes, without torch.
 
 Training with those that pass is a slow test: tests/trainers/test_edge_values.py.
 """
@@ -18,7 +19,23 @@ from aligner.config.recipe import RECIPES
 from aligner.errors import RecipeError
 
 EDGE: tuple[Any, ...] = (
-    *(0, -1, 0.5, 1e-300, 1e300, float("nan"), float("inf"), 2**32, 10**30, "", "nope", "a\0b", True, False, None),
+    *(
+        0,
+        -1,
+        0.5,
+        1e-300,
+        1e300,
+        float("nan"),
+        float("inf"),
+        2**32,
+        10**30,
+        "",
+        "nope",
+        "a\0b",
+        True,
+        False,
+        None,
+    ),
     *([], ["nope"], [1], [None], {}, {"nope": 1}, {"a": {"b": None}}),
 )
 
@@ -32,8 +49,13 @@ BASE: dict[str, dict[str, Any]] = {
 
 
 def problems(method: str, key: str, value: Any, **more: Any) -> str:
-    """What is said of a key with this value; nothing where it passes. Any other exception fails the test."""
-    kept = {name: item for name, item in {**BASE[method], **more}.items() if not name.startswith(f"{key}.")}
+    """What is said of a key with this value; nothing where it passes. Any other exception fails the
+    test."""
+    kept = {
+        name: item
+        for name, item in {**BASE[method], **more}.items()
+        if not name.startswith(f"{key}.")
+    }
     try:
         load_recipe(method, None, [], {**kept, key: value})
     except RecipeError as error:
@@ -46,7 +68,11 @@ def _new_keys(method: str) -> list[str]:
     before = list(RECIPES)[: list(RECIPES).index(method)]
     specs = [trainer_keys.fields(other) for other in before]
     own = trainer_keys.fields(method)
-    return [key for key in trainer_keys.allowed(method) if not any(spec.get(key) == own[key] for spec in specs)]
+    return [
+        key
+        for key in trainer_keys.allowed(method)
+        if not any(spec.get(key) == own[key] for spec in specs)
+    ]
 
 
 @pytest.mark.parametrize("method", ["sft", "dpo", "reward"])
@@ -59,7 +85,9 @@ def test_every_value_of_a_trainer_passes_or_is_refused_in_words(method: str) -> 
 @pytest.mark.parametrize("method", RECIPES)
 def test_every_value_of_our_own_sections_passes_or_is_refused_in_words(method: str) -> None:
     shared = set(dotted_keys(RECIPES["sft"])) if method in ("dpo", "sapo", "reward") else set()
-    for key in [key for key in dotted_keys(RECIPES[method]) if "[]" not in key and key not in shared]:
+    for key in [
+        key for key in dotted_keys(RECIPES[method]) if "[]" not in key and key not in shared
+    ]:
         for value in EDGE:
             problems(method, key, value)
 
@@ -86,7 +114,12 @@ BREAKS = [
     ("dpo", "dpo.loss", {"sigmoid": 1e300}, "from 1e-6 to 1e6"),
     ("dpo", "trainer.optim", "adamw", "did you mean"),
     ("dpo", "trainer.lr_scheduler_type", "cosin", "did you mean `cosine`"),
-    ("dpo", "trainer.lr_scheduler_type", "cosine_with_min_lr", "needs one of min_lr and min_lr_rate"),
+    (
+        "dpo",
+        "trainer.lr_scheduler_type",
+        "cosine_with_min_lr",
+        "needs one of min_lr and min_lr_rate",
+    ),
     ("dpo", "trainer.lr_scheduler_type", "warmup_stable_decay", "needs num_decay_steps"),
     ("dpo", "trainer.lr_scheduler_type", "reduce_lr_on_plateau", "set `data.eval`"),
     ("dpo", "trainer.lr_scheduler_kwargs", {"num_cycle": 1}, "unknown argument of `linear`"),
@@ -104,7 +137,12 @@ BREAKS = [
     ("dpo", "trainer.report_to", "wandbb", "did you mean `wandb`"),
     ("dpo", "trainer.report_to", None, "found null"),
     ("dpo", "trainer.debug", "underflow", "did you mean `underflow_overflow`"),
-    ("dpo", "trainer.gradient_checkpointing_kwargs", {"reentrant": True}, "did you mean `use_reentrant`"),
+    (
+        "dpo",
+        "trainer.gradient_checkpointing_kwargs",
+        {"reentrant": True},
+        "did you mean `use_reentrant`",
+    ),
     ("dpo", "trainer.accelerator_config", {"split_batches": True}, "unknown argument"),
     ("dpo", "trainer.torch_compile_mode", "fast", "expected one of default"),
     ("dpo", "trainer.log_level_replica", "loud", "expected one of debug"),
@@ -115,17 +153,34 @@ BREAKS = [
 
 
 @pytest.mark.parametrize(("method", "key", "value", "words"), BREAKS)
-def test_a_value_that_breaks_the_trainer_is_refused(method: str, key: str, value: Any, words: str) -> None:
+def test_a_value_that_breaks_the_trainer_is_refused(
+    method: str, key: str, value: Any, words: str
+) -> None:
     assert words in problems(method, key, value)
 
 
 CONTEXTS = [
-    ("sgd and its arguments", {"trainer.optim": "sgd", "trainer.optim_args": "momentum=0.9, nesterov=true"}, ""),
-    ("a momentum of 2", {"trainer.optim": "sgd", "trainer.optim_args": "momentum=2"}, "must be at most 1"),
-    ("an argument mistyped", {"trainer.optim": "sgd", "trainer.optim_args": "momentm=0.9"}, "did you mean `momentum`"),
+    (
+        "sgd and its arguments",
+        {"trainer.optim": "sgd", "trainer.optim_args": "momentum=0.9, nesterov=true"},
+        "",
+    ),
+    (
+        "a momentum of 2",
+        {"trainer.optim": "sgd", "trainer.optim_args": "momentum=2"},
+        "must be at most 1",
+    ),
+    (
+        "an argument mistyped",
+        {"trainer.optim": "sgd", "trainer.optim_args": "momentm=0.9"},
+        "did you mean `momentum`",
+    ),
     (
         "restarts by halves",
-        {"trainer.lr_scheduler_type": "cosine_with_restarts", "trainer.lr_scheduler_kwargs": {"num_cycles": 0.5}},
+        {
+            "trainer.lr_scheduler_type": "cosine_with_restarts",
+            "trainer.lr_scheduler_kwargs": {"num_cycles": 0.5},
+        },
         "expected a whole number",
     ),
     (
@@ -143,10 +198,17 @@ CONTEXTS = [
     ),
     (
         "one least rate",
-        {"trainer.lr_scheduler_type": "cosine_with_min_lr", "trainer.lr_scheduler_kwargs": {"min_lr_rate": 0.1}},
+        {
+            "trainer.lr_scheduler_type": "cosine_with_min_lr",
+            "trainer.lr_scheduler_kwargs": {"min_lr_rate": 0.1},
+        },
         "",
     ),
-    ("workers and their batches", {"trainer.dataloader_num_workers": 1, "trainer.dataloader_prefetch_factor": 2}, ""),
+    (
+        "workers and their batches",
+        {"trainer.dataloader_num_workers": 1, "trainer.dataloader_prefetch_factor": 2},
+        "",
+    ),
     ("best with held-out rows", {"trainer.save_strategy": "best", "data.eval": 0.1}, ""),
     (
         "the best of checkpoints that are not made",
@@ -160,7 +222,11 @@ CONTEXTS = [
     ),
     (
         "the best of other steps",
-        {"trainer.load_best_model_at_end": True, "data.eval": 0.1, "trainer.save_strategy": "epoch"},
+        {
+            "trainer.load_best_model_at_end": True,
+            "data.eval": 0.1,
+            "trainer.save_strategy": "epoch",
+        },
         "the best checkpoint must exist",
     ),
     (
@@ -184,9 +250,13 @@ def test_a_key_that_needs_a_package_names_it(monkeypatch: pytest.MonkeyPatch) ->
         "use_liger_kernel": (True, "liger-kernel"),
     }
     for is_there in (True, False):
-        monkeypatch.setattr(trainer_rules, "_is_installed", lambda package, is_there=is_there: is_there)
+        monkeypatch.setattr(
+            trainer_rules, "_is_installed", lambda package, is_there=is_there: is_there
+        )
         for key, (value, package) in asked.items():
-            found = problems("dpo", f"trainer.{key}", value, **{"trainer.optim_target_modules": "all-linear"})
+            found = problems(
+                "dpo", f"trainer.{key}", value, **{"trainer.optim_target_modules": "all-linear"}
+            )
             assert (f"needs {package}, not installed here" in found) != is_there
 
 
@@ -218,10 +288,16 @@ def test_arguments_of_optimizers_are_those_that_the_library_reads() -> None:
         for names in re.findall(r"for key in \(([^)]*)\)", source):
             read |= set(re.findall(r'"(\w+)"', names))
         read |= set(re.findall(r'"(\w+)" in ctx.optim_args', source))
-        known = set(trainer_values.of_optimizer(trainer_values.OPTIMIZER_ARGUMENTS, name.value) or {})
+        known = set(
+            trainer_values.of_optimizer(trainer_values.OPTIMIZER_ARGUMENTS, name.value) or {}
+        )
         assert known <= read, name
-        is_of_several = any(other in name.value for other in ("adamw_8bit", "bnb", "lion", "paged", "ademamix"))
-        assert is_of_several or read - known <= {"block_size"}, name  # transformers hands it on as a text
+        is_of_several = any(
+            other in name.value for other in ("adamw_8bit", "bnb", "lion", "paged", "ademamix")
+        )
+        assert is_of_several or read - known <= {"block_size"}, (
+            name
+        )  # transformers hands it on as a text
 
 
 def test_reporters_are_those_of_the_library() -> None:

@@ -58,13 +58,18 @@ def test_the_line_of_every_key_and_item_is_known() -> None:
 
 
 def test_anchors_and_merge_keys_work() -> None:
-    values = read_document("base: &base {r: 8}\nlora:\n  <<: *base\n  lora_alpha: 16\n", "r.yaml").values
+    values = read_document(
+        "base: &base {r: 8}\nlora:\n  <<: *base\n  lora_alpha: 16\n", "r.yaml"
+    ).values
     assert values["lora"] == {"r": 8, "lora_alpha": 16}
 
 
 def test_a_key_given_twice_is_a_problem_at_every_depth() -> None:
     problems = read_document("a: 1\nb: {c: 1, c: 2}\na: 2\n", "r.yaml").problems
-    assert [(problem.where, problem.key) for problem in problems] == [("r.yaml:2", "b.c"), ("r.yaml:3", "a")]
+    assert [(problem.where, problem.key) for problem in problems] == [
+        ("r.yaml:2", "b.c"),
+        ("r.yaml:3", "a"),
+    ]
     assert "line 1" in problems[1].message
 
 
@@ -96,7 +101,8 @@ def test_an_empty_file_is_an_empty_recipe() -> None:
 
 
 def fan(letters: str, width: int) -> str:
-    """Lists of `width` aliases of the one before: a few lines that stand for width ** len(letters) texts."""
+    """Lists of `width` aliases of the one before: a few lines that stand for width ** len(letters)
+    texts."""
     lines = [f"{letters[0]}: &{letters[0]} [{', '.join(['x'] * width)}]"]
     for before, here in itertools.pairwise(letters):
         lines.append(f"{here}: &{here} [{', '.join([f'*{before}'] * width)}]")
@@ -185,7 +191,9 @@ def test_two_halves_of_a_character_as_json_writes_them_become_that_character() -
 
 
 def test_a_merged_key_may_be_given_anew_and_has_the_line_where_it_stands() -> None:
-    document = read_document("base: &base\n  r: 8\n  bias: none\nlora:\n  <<: *base\n  r: 4\n", "r.yaml")
+    document = read_document(
+        "base: &base\n  r: 8\n  bias: none\nlora:\n  <<: *base\n  r: 4\n", "r.yaml"
+    )
     assert document.problems == []
     assert document.values["lora"] == {"r": 4, "bias": "none"}
     assert document.lines[("lora", "r")] == 6

@@ -39,7 +39,9 @@ def talk(arguments: dict[str, Any], tool: dict[str, Any]) -> dict[str, Any]:
 
 ROWS = [
     talk({"x": 1}, {"name": "a", "parameters": {"properties": {"x": {"type": "integer"}}}}),
-    talk({"city": "Paris"}, {"name": "b", "parameters": {"properties": {"city": {"type": "string"}}}}),
+    talk(
+        {"city": "Paris"}, {"name": "b", "parameters": {"properties": {"city": {"type": "string"}}}}
+    ),
 ]
 
 
@@ -119,7 +121,12 @@ def test_text_that_is_also_a_number_stays_text_in_the_content_of_a_turn() -> Non
     blocks = [{"type": "text", "text": "What is 2+2?"}]
     rows = [
         {"messages": [{"role": "user", "content": blocks}, {"role": "assistant", "content": "4"}]},
-        {"messages": [{"role": "user", "content": "Nothing?"}, {"role": "assistant", "content": "null"}]},
+        {
+            "messages": [
+                {"role": "user", "content": "Nothing?"},
+                {"role": "assistant", "content": "null"},
+            ]
+        },
     ]
     stored = written_as_json_columns(rows)
     assert stored[0]["messages"][1]["content"] == 4, "what `datasets` makes of it"
@@ -129,7 +136,10 @@ def test_text_that_is_also_a_number_stays_text_in_the_content_of_a_turn() -> Non
 
 
 def test_text_that_only_looks_like_json_stays_text() -> None:
-    rows = [{"prompt": '"What is 2+2?"', "completion": "4"}, {"prompt": "[1]", "completion": "null"}]
+    rows = [
+        {"prompt": '"What is 2+2?"', "completion": "4"},
+        {"prompt": "[1]", "completion": "null"},
+    ]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), "rows.parquet")
     assert [(row.prompt, row.completion) for row in load("rows.parquet").train] == [
         ('"What is 2+2?"', "4"),
@@ -139,7 +149,12 @@ def test_text_that_only_looks_like_json_stays_text() -> None:
 
 def test_broken_json_in_a_column_costs_its_row() -> None:
     features = {
-        "info": {"features": {"prompt": {"_type": "Json"}, "completion": {"dtype": "string", "_type": "Value"}}}
+        "info": {
+            "features": {
+                "prompt": {"_type": "Json"},
+                "completion": {"dtype": "string", "_type": "Value"},
+            }
+        }
     }
     table = pyarrow.table({"prompt": ['"2+2?"', "What?"], "completion": ["4", "5"]})
     noted = table.replace_schema_metadata({"huggingface": json.dumps(features)})
@@ -155,8 +170,12 @@ def test_broken_json_in_a_column_costs_its_row() -> None:
 def test_maps_become_objects_and_lists_keep_their_nulls() -> None:
     from aligner.data.columnar import Nulls, rows_of
 
-    column = pyarrow.array([[("k", 1), ("v", None)]], pyarrow.map_(pyarrow.string(), pyarrow.int64()))
-    table = pyarrow.table({"map": column, "list": [["a", None]], "nested": [{"list": [{"x": None}, None]}]})
+    column = pyarrow.array(
+        [[("k", 1), ("v", None)]], pyarrow.map_(pyarrow.string(), pyarrow.int64())
+    )
+    table = pyarrow.table(
+        {"map": column, "list": [["a", None]], "nested": [{"list": [{"x": None}, None]}]}
+    )
     nulls = Nulls()
     assert list(rows_of(table, nulls)) == [
         {"map": {"k": 1, "v": None}, "list": ["a", None], "nested": {"list": [{}, None]}}

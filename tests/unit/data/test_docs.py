@@ -28,7 +28,9 @@ def examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("task", "content"), SECTIONS)
-def test_each_data_section_loads_and_its_books_balance(task: Any, content: str, examples: None) -> None:
+def test_each_data_section_loads_and_its_books_balance(
+    task: Any, content: str, examples: None
+) -> None:
     loaded = load_rows(Data(**yaml.safe_load(content)["data"]), task, seed=42)
     loaded.ledger.check()
     assert loaded.train

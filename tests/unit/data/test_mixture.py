@@ -1,4 +1,5 @@
-"""Sampling, repeats, duplicates and held-out splits: seeded, independent of one another, and fully booked."""
+"""Sampling, repeats, duplicates and held-out splits: seeded, independent of one another, and fully
+booked."""
 
 from __future__ import annotations
 
@@ -25,7 +26,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def write(path: str, prompts: list[str]) -> None:
-    rows = [{"prompt": prompt, "completion": f"answer {number}"} for number, prompt in enumerate(prompts)]
+    rows = [
+        {"prompt": prompt, "completion": f"answer {number}"}
+        for number, prompt in enumerate(prompts)
+    ]
     Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
@@ -68,11 +72,15 @@ def test_neither_the_draw_nor_the_fingerprint_hangs_on_the_hash_seed_or_the_fold
     code = (
         "from aligner.config.recipe import Data\n"
         "from aligner.data.loading import load_rows\n"
-        f"loaded = load_rows(Data(train=[{{'path': {str(tmp_path / 'a.jsonl')!r}, 'weight': 1.5}}], eval=0.1), 'sft', 3)\n"
+        f"loaded = load_rows(Data(train=[{{'path': {str(tmp_path / 'a.jsonl')!r}, 'weight': "
+        f"1.5}}], eval=0.1), 'sft', 3)\n"
         "print([row.prompt for row in loaded.eval], loaded.train[-1].prompt, loaded.fingerprint)\n"
     )
     run = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": hash_seed}, capture_output=True, text=True
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONHASHSEED": hash_seed},
+        capture_output=True,
+        text=True,
     )
     here = load(3, train=[{"path": "a.jsonl", "weight": 1.5}], eval=0.1)
     assert run.stdout == f"{prompts(here.eval)} {prompts(here.train)[-1]} {here.fingerprint}\n"
@@ -81,7 +89,11 @@ def test_neither_the_draw_nor_the_fingerprint_hangs_on_the_hash_seed_or_the_fold
 def test_the_draw_of_a_source_hangs_on_no_other_source() -> None:
     a, b = {"path": "a.jsonl", "weight": 0.3}, {"path": "b.jsonl", "max_rows": 7}
     alone = prompts(load(train=[a]).train)
-    assert from_file(load(train=[a, b]).train, "a") == from_file(load(train=[b, a]).train, "a") == alone
+    assert (
+        from_file(load(train=[a, b]).train, "a")
+        == from_file(load(train=[b, a]).train, "a")
+        == alone
+    )
 
 
 def test_a_source_listed_twice_draws_differently_the_second_time() -> None:
@@ -90,7 +102,9 @@ def test_a_source_listed_twice_draws_differently_the_second_time() -> None:
     assert drawn[:20] != drawn[20:]
 
 
-@pytest.mark.parametrize(("weight", "rows"), [(1, 100), (2, 200), (2.5, 250), (0.25, 25), (0.001, 1)])
+@pytest.mark.parametrize(
+    ("weight", "rows"), [(1, 100), (2, 200), (2.5, 250), (0.25, 25), (0.001, 1)]
+)
 def test_weights_say_how_often_a_row_is_seen(weight: float, rows: int) -> None:
     loaded = load(train=[{"path": "a.jsonl", "weight": weight}])
     seen = prompts(loaded.train)
@@ -113,15 +127,22 @@ def test_a_held_out_share_has_no_prompt_of_the_training_rows() -> None:
 
 
 def test_a_prompt_in_another_form_is_not_split_from_its_twin() -> None:
-    rows = [{"conversations": [{"from": "human", "value": f"a{n}"}, {"from": "gpt", "value": "x"}]} for n in range(100)]
+    rows = [
+        {"conversations": [{"from": "human", "value": f"a{n}"}, {"from": "gpt", "value": "x"}]}
+        for n in range(100)
+    ]
     Path("s.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     loaded = load(train=["a.jsonl", "s.jsonl"], eval=0.3)
-    assert {prompt_text(row) for row in loaded.eval}.isdisjoint(prompt_text(row) for row in loaded.train)
+    assert {prompt_text(row) for row in loaded.eval}.isdisjoint(
+        prompt_text(row) for row in loaded.train
+    )
     assert len(loaded.eval) == 60
 
 
 def test_the_same_prompts_are_held_out_whatever_the_order_of_sources() -> None:
-    first, second = (load(train=order, eval=0.1) for order in (["a.jsonl", "b.jsonl"], ["b.jsonl", "a.jsonl"]))
+    first, second = (
+        load(train=order, eval=0.1) for order in (["a.jsonl", "b.jsonl"], ["b.jsonl", "a.jsonl"])
+    )
     assert set(prompts(first.eval)) == set(prompts(second.eval))
 
 
@@ -200,7 +221,10 @@ def test_the_fingerprint_follows_the_code_of_a_function() -> None:
 def test_the_ledger_balances_with_everything_at_once() -> None:
     Path("c.jsonl").write_text(Path("a.jsonl").read_text() * 2 + "oops\n\n")
     data: dict[str, Any] = {
-        "train": [{"path": "c.jsonl", "weight": 2.5, "max_rows": 80}, {"path": "b.jsonl", "weight": 0.5}],
+        "train": [
+            {"path": "c.jsonl", "weight": 2.5, "max_rows": 80},
+            {"path": "b.jsonl", "weight": 0.5},
+        ],
         "eval": 0.1,
         "deduplicate": True,
         "on_bad_row": "drop",
@@ -209,7 +233,11 @@ def test_the_ledger_balances_with_everything_at_once() -> None:
     first, second = loaded.ledger.sources
     assert first.summary().startswith("201 read - 1 broken - 100 duplicates - 20 not sampled + ")
     assert second.summary() == f"40 read - 20 not sampled = {second.rows_out} rows"
-    assert loaded.ledger.split("train").rows_in == len(loaded.train) == first.to_train + second.to_train
+    assert (
+        loaded.ledger.split("train").rows_in
+        == len(loaded.train)
+        == first.to_train + second.to_train
+    )
     assert loaded.ledger.split("eval").rows_in == len(loaded.eval) == 10
     assert json.loads(json.dumps(loaded.ledger.to_json()))["sources"][0]["blank_lines"] == 1
 

@@ -1,4 +1,5 @@
-"""Rows that people really feed such a tool: read where the folder is there, skipped with its reason where it is not."""
+"""Rows that people really feed such a tool: read where the folder is there, skipped with its reason
+where it is not."""
 
 from __future__ import annotations
 
@@ -11,9 +12,13 @@ import pytest
 from aligner.config.recipe import Data
 from aligner.data.loading import Loaded, load_rows
 
-FOLDER = Path(os.environ.get("ALIGNER_REAL_DATA") or Path(__file__).parents[3].parent / "shared" / "data")
+FOLDER = Path(
+    os.environ.get("ALIGNER_REAL_DATA") or Path(__file__).parents[3].parent / "shared" / "data"
+)
 
-pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason=f"no real rows: {FOLDER} is absent (ALIGNER_REAL_DATA)")
+pytestmark = pytest.mark.skipif(
+    not FOLDER.is_dir(), reason=f"no real rows: {FOLDER} is absent (ALIGNER_REAL_DATA)"
+)
 
 FUNCTIONS = '''
 def seed_task(row):
@@ -26,7 +31,8 @@ def right_and_wrong(row):
     solutions = [value for value in row.values() if isinstance(value, dict)]
     right = [s["solution"] for s in solutions if s["is_correct"]]
     wrong = [s["solution"] for s in solutions if not s["is_correct"]]
-    return [{"prompt": row["question"], "chosen": c, "rejected": r} for c in right for r in wrong] or None
+    prompt = row["question"]
+    return [{"prompt": prompt, "chosen": c, "rejected": r} for c in right for r in wrong] or None
 
 
 def arena(row):
@@ -40,7 +46,9 @@ def arena(row):
 def load(tmp_path: Path) -> Any:
     (tmp_path / "functions.py").write_text(FUNCTIONS)
 
-    def load_real(task: Any, name: str, function: str | None = None, eval: Any = 0.05, **source: Any) -> Loaded:
+    def load_real(
+        task: Any, name: str, function: str | None = None, eval: Any = 0.05, **source: Any
+    ) -> Loaded:
         spec = None if function is None else f"{tmp_path / 'functions.py'}:{function}"
         train = [{"path": str(FOLDER / name), "function": spec, **source}]
         loaded = load_rows(Data(train=train, eval=eval, deduplicate=True), task, seed=42)
@@ -51,7 +59,9 @@ def load(tmp_path: Path) -> Any:
 
 
 def test_worked_solutions_load_with_mapped_columns(load: Any) -> None:
-    loaded = load("sft", "gsm8k_train.jsonl", columns={"prompt": "question", "completion": "answer"})
+    loaded = load(
+        "sft", "gsm8k_train.jsonl", columns={"prompt": "question", "completion": "answer"}
+    )
     assert len(loaded.train) + len(loaded.eval) + loaded.ledger.sources[0].duplicates == 7473
     assert {row.prompt for row in loaded.train}.isdisjoint(row.prompt for row in loaded.eval)
 
@@ -59,7 +69,12 @@ def test_worked_solutions_load_with_mapped_columns(load: Any) -> None:
 def test_talk_in_sharegpt_form_loads(load: Any) -> None:
     loaded = load("sft", "sharegpt_dummy.json")
     entry = loaded.ledger.sources[0]
-    assert (entry.rows_read, entry.bad, entry.format, entry.unused_columns) == (500, 0, "sharegpt", ["id"])
+    assert (entry.rows_read, entry.bad, entry.format, entry.unused_columns) == (
+        500,
+        0,
+        "sharegpt",
+        ["id"],
+    )
     assert all(row.messages[-1]["role"] == "assistant" for row in loaded.train)
 
 
@@ -79,7 +94,11 @@ def test_right_and_wrong_solutions_become_pairs_through_a_function(load: Any) ->
 
 
 def test_nested_solutions_become_pairs_with_dotted_columns(load: Any) -> None:
-    columns = {"prompt": "question", "chosen": "175b_verification.solution", "rejected": "6b_finetuning.solution"}
+    columns = {
+        "prompt": "question",
+        "chosen": "175b_verification.solution",
+        "rejected": "6b_finetuning.solution",
+    }
     entry = load("preference", "gsm8k_model_solutions.jsonl", columns=columns).ledger.sources[0]
     assert entry.rows_out + entry.duplicates == 1319
 

@@ -158,7 +158,8 @@ def test_a_split_of_a_folder_without_splits_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "hint"), [("d/x.arrow", "save_to_disk"), ("d/x.txt", "format: text"), ("d/x.bin", r"known are \.jsonl")]
+    ("file", "hint"),
+    [("d/x.arrow", "save_to_disk"), ("d/x.txt", "format: text"), ("d/x.bin", r"known are \.jsonl")],
 )
 def test_a_folder_without_rows_says_what_to_do(file: str, hint: str) -> None:
     write(file)
@@ -206,7 +207,9 @@ def test_an_empty_path_is_not_the_working_directory() -> None:
 
 
 def test_what_is_no_path_and_not_on_the_hub_is_said_without_delay() -> None:
-    with pytest.raises(DataError, match="owner/name is neither a local path nor a data set that can be reached"):
+    with pytest.raises(
+        DataError, match="owner/name is neither a local path nor a data set that can be reached"
+    ):
         texts(path="owner/name")
 
 
@@ -229,7 +232,9 @@ class Hub:
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
 
-    def load_dataset(self, path: str, subset: str | None, *, split: str, revision: str | None) -> Dataset:
+    def load_dataset(
+        self, path: str, subset: str | None, *, split: str, revision: str | None
+    ) -> Dataset:
         self.calls.append((path, subset, split, revision))
         if split != "train":
             raise ValueError(f"Unknown split \"{split}\". Should be one of ['train', 'test_sft'].")

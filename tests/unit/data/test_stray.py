@@ -1,4 +1,5 @@
-"""Columns beside those of a form: used where they belong to the conversation, refused where they would be missed, else said."""
+"""Columns beside those of a form: used where they belong to the conversation, refused where they
+would be missed, else said."""
 
 from __future__ import annotations
 
@@ -15,7 +16,12 @@ from aligner.errors import DataError
 from aligner.tokenization.encode import IGNORED, encode_pair, encode_prompt, encode_sft
 from tests.unit.tokenization.test_chat_templates import tokenizer_for
 
-TOOLS = [{"type": "function", "function": {"name": "weather", "description": "Looks out.", "parameters": {}}}]
+TOOLS = [
+    {
+        "type": "function",
+        "function": {"name": "weather", "description": "Looks out.", "parameters": {}},
+    }
+]
 ASKED = [{"role": "user", "content": "Rain?"}]
 SYSTEM = {"role": "system", "content": "Be brief."}
 
@@ -30,7 +36,7 @@ def load(folder: Path, rows: list[dict[str, Any]], task: Task = "sft", **source:
     return load_rows(Data.model_validate({"train": [{"path": str(path), **source}]}), task, seed=0)
 
 
-# --- tools and system ----------------------------------------------------------------------------------------------
+# --- tools and system -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("tools", [TOOLS, json.dumps(TOOLS)])
@@ -38,13 +44,21 @@ def test_tools_of_pairs_completions_and_prompts_are_rendered(tools: Any, tmp_pat
     tokenizer = tokenizer_for("qwen2_5")
     prompt = encode_prompt(tokenizer, ASKED, TOOLS)
     assert "Looks out." in tokenizer.decode(prompt)
-    pair = load(tmp_path, [{"prompt": "Rain?", "chosen": "Yes.", "rejected": "No.", "tools": tools}], "preference")
+    pair = load(
+        tmp_path,
+        [{"prompt": "Rain?", "chosen": "Yes.", "rejected": "No.", "tools": tools}],
+        "preference",
+    )
     assert encode_pair(tokenizer, pair.train[0]).prompt_ids == prompt
     single = load(tmp_path, [{"prompt": "Rain?", "completion": "Yes.", "tools": tools}])
     encoded = encode_sft(tokenizer, single.train[0])
     assert encoded.input_ids[: len(prompt)] == prompt
     assert encoded.labels[: len(prompt)] == [IGNORED] * len(prompt)
-    for row in ({"prompt": "Rain?"}, {"prompt": "Rain?", "completion": "Yes."}, {"messages": [*ASKED, *said("Yes.")]}):
+    for row in (
+        {"prompt": "Rain?"},
+        {"prompt": "Rain?", "completion": "Yes."},
+        {"messages": [*ASKED, *said("Yes.")]},
+    ):
         asked = load(tmp_path, [{**row, "tools": tools}], "prompts").train[0]
         assert encode_prompt(tokenizer, asked.prompt, asked.tools) == prompt
 
@@ -58,7 +72,9 @@ def test_tools_without_a_template_to_write_them_are_refused() -> None:
         CompletionRow("a", "b", "rows:1", tools=TOOLS),
         PreferenceRow("a", "b", "c", origin="rows:1", tools=TOOLS),
     ):
-        with pytest.raises(DataError, match="rows:1 has `tools`, and the tokenizer has no chat template"):
+        with pytest.raises(
+            DataError, match="rows:1 has `tools`, and the tokenizer has no chat template"
+        ):
             (encode_sft if isinstance(row, CompletionRow) else encode_pair)(tokenizer, row)
     with pytest.raises(DataError, match="a prompt has `tools`"):
         encode_prompt(tokenizer, "a", TOOLS)
@@ -69,7 +85,9 @@ def test_tools_are_refused_where_their_reader_is_not_told_of_them(tmp_path: Path
 
     rows = [{"prompt": "Rain?", "completion": "Yes.", "tools": TOOLS}]
     loaded = load(tmp_path, rows)
-    with pytest.raises(DataError, match=r"x\.jsonl:1 has `tools`, and a reward model is asked without them"):
+    with pytest.raises(
+        DataError, match=r"x\.jsonl:1 has `tools`, and a reward model is asked without them"
+    ):
         refuse_tools(loaded.train, "a reward model")
     source = Data.model_validate({"train": str(tmp_path / "x.jsonl")}).train[0]
     with pytest.raises(DataError, match="has `tools`, and a scorer is asked without them"):
@@ -97,25 +115,35 @@ def test_a_system_column_is_the_system_turn_in_every_form(prompt: Any, tmp_path:
     assert empty.prompt == "Rain?"
 
 
-# --- questions beside pairs ----------------------------------------------------------------------------------------
+# --- questions beside pairs -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["question", "instruction", "query", "input"])
 @pytest.mark.parametrize(
-    ("chosen", "rejected"), [("The sum is 4.", "The sum is 5."), ([*ASKED, *said("a")], [*ASKED, *said("b")])]
+    ("chosen", "rejected"),
+    [("The sum is 4.", "The sum is 5."), ([*ASKED, *said("a")], [*ASKED, *said("b")])],
 )
-def test_a_question_beside_pairs_is_not_overlooked(name: str, chosen: Any, rejected: Any, tmp_path: Path) -> None:
+def test_a_question_beside_pairs_is_not_overlooked(
+    name: str, chosen: Any, rejected: Any, tmp_path: Path
+) -> None:
     row = {name: "What is 2 + 2?", "chosen": chosen, "rejected": rejected}
     with pytest.raises(DataError) as caught:
         load(tmp_path, [row], "preference")
-    assert f"`{name}` stands beside `chosen` and `rejected`, and there is no `prompt`" in caught.value.message
+    assert (
+        f"`{name}` stands beside `chosen` and `rejected`, and there is no `prompt`"
+        in caught.value.message
+    )
     assert f"`columns: {{prompt: {name}}}`" in caught.value.hint
     assert "`format: preference`" in caught.value.hint
     assert load(tmp_path, [row], "preference", format="preference").train
 
 
 def test_a_question_that_the_pair_itself_asks_is_no_stray_one(tmp_path: Path) -> None:
-    talk = {"question": "Rain?", "chosen": [*ASKED, *said("Yes.")], "rejected": [*ASKED, *said("No.")]}
+    talk = {
+        "question": "Rain?",
+        "chosen": [*ASKED, *said("Yes.")],
+        "rejected": [*ASKED, *said("No.")],
+    }
     assert load(tmp_path, [talk], "preference").train[0].prompt == ASKED
     text = {
         "question": "Rain?",
@@ -126,13 +154,18 @@ def test_a_question_that_the_pair_itself_asks_is_no_stray_one(tmp_path: Path) ->
 
 
 def test_the_cure_makes_the_question_the_prompt(tmp_path: Path) -> None:
-    row = {"system": "Be brief.", "question": "What is 2 + 2?", "chosen": "The sum is 4.", "rejected": "The sum is 5."}
+    row = {
+        "system": "Be brief.",
+        "question": "What is 2 + 2?",
+        "chosen": "The sum is 4.",
+        "rejected": "The sum is 5.",
+    }
     found = load(tmp_path, [row], "preference", columns={"prompt": "question"}).train[0]
     assert found.prompt == [SYSTEM, {"role": "user", "content": "What is 2 + 2?"}]
     assert (found.chosen, found.rejected) == (said("The sum is 4."), said("The sum is 5."))
 
 
-# --- images, and whatever else is left -----------------------------------------------------------------------------
+# --- images, and whatever else is left ------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -150,19 +183,24 @@ def test_a_row_with_images_is_broken(media: dict[str, Any], form: str, tmp_path:
     asked = "<image>\nWhat is this?"
     row = {
         "messages": {"messages": [{"role": "user", "content": asked}, *said("A cat.")]},
-        "conversations": {"conversations": [{"from": "human", "value": asked}, {"from": "gpt", "value": "A cat."}]},
+        "conversations": {
+            "conversations": [{"from": "human", "value": asked}, {"from": "gpt", "value": "A cat."}]
+        },
         "prompt": {"prompt": asked, "completion": "A cat."},
         "preference": {"prompt": asked, "chosen": "A cat.", "rejected": "A dog."},
     }[form]
     (name,) = media
     with pytest.raises(DataError) as caught:
         load(tmp_path, [{**row, **media}], "preference" if form == "preference" else "sft")
-    assert caught.value.problems[0].message.startswith(f"`{name}` is filled in, and only text can be trained on")
+    assert caught.value.problems[0].message.startswith(
+        f"`{name}` is filled in, and only text can be trained on"
+    )
 
 
 def test_a_row_that_has_no_image_or_names_one_in_passing_is_read(tmp_path: Path) -> None:
     rows = [
-        {"prompt": "a", "completion": "b", **media} for media in ({"images": []}, {"images": None}, {"image": "a.png"})
+        {"prompt": "a", "completion": "b", **media}
+        for media in ({"images": []}, {"images": None}, {"image": "a.png"})
     ]
     loaded = load(tmp_path, rows)
     assert len(loaded.train) == 3

@@ -37,7 +37,15 @@ def trained(name: str, row: Any, loss_on: Any = "auto") -> str:
 
 
 @pytest.mark.parametrize(
-    "switch", [{"weight": 0}, {"weight": 0.0}, {"train": False}, {"training": False}, {"loss": False}, {"loss_mask": 0}]
+    "switch",
+    [
+        {"weight": 0},
+        {"weight": 0.0},
+        {"train": False},
+        {"training": False},
+        {"loss": False},
+        {"loss_mask": 0},
+    ],
 )
 def test_a_turn_that_says_no_is_not_trained(switch: dict[str, Any], tmp_path: Path) -> None:
     row = load(tmp_path, {"messages": talk(**switch)})
@@ -58,8 +66,12 @@ def test_weights_are_never_seen_by_a_template(name: str, tmp_path: Path) -> None
     assert "Answer two." not in tokenizer.decode(kept)
 
 
-@pytest.mark.parametrize("switch", [{"weight": 1}, {"train": True}, {"weight": None}, {"weight": 1, "train": True}])
-def test_a_turn_that_says_yes_is_like_one_that_says_nothing(switch: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "switch", [{"weight": 1}, {"train": True}, {"weight": None}, {"weight": 1, "train": True}]
+)
+def test_a_turn_that_says_yes_is_like_one_that_says_nothing(
+    switch: dict[str, Any], tmp_path: Path
+) -> None:
     assert load(tmp_path, {"messages": talk(**switch)}).messages == talk()
 
 
@@ -77,24 +89,42 @@ def test_sharegpt_turns_have_weights_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("switch", "reason"),
     [
-        ({"weight": 0.5}, "`weight` of turn 2 of messages is 0.5; a turn is trained (1 or true) or not (0 or false)"),
+        (
+            {"weight": 0.5},
+            "`weight` of turn 2 of messages is 0.5; a turn is trained (1 or true) or not (0 or "
+            "false)",
+        ),
         ({"weight": "no"}, "`weight` of turn 2 of messages is 'no'"),
         ({"loss_mask": [0, 1]}, "`loss_mask` of turn 2 of messages is [0, 1]"),
-        ({"weight": 0, "train": True}, "to be trained and not to be trained: `weight`, `train` differ"),
-        ({"train_detail": [{"begin_offset": 0}]}, "`train_detail`; parts of a turn cannot be trained"),
+        (
+            {"weight": 0, "train": True},
+            "to be trained and not to be trained: `weight`, `train` differ",
+        ),
+        (
+            {"train_detail": [{"begin_offset": 0}]},
+            "`train_detail`; parts of a turn cannot be trained",
+        ),
     ],
 )
-def test_what_is_neither_yes_nor_no_is_refused(switch: dict[str, Any], reason: str, tmp_path: Path) -> None:
+def test_what_is_neither_yes_nor_no_is_refused(
+    switch: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
     with pytest.raises(DataError) as caught:
         load(tmp_path, {"messages": talk(**switch)})
     assert reason in caught.value.problems[0].message
 
 
 def test_a_row_of_which_nothing_is_trained_is_refused(tmp_path: Path) -> None:
-    row = load(tmp_path, {"messages": [*talk()[:1], {"role": "assistant", "content": "x", "weight": 0}]})
-    with pytest.raises(DataError, match="the answer has weight 0, so nothing of this row would be trained"):
+    row = load(
+        tmp_path, {"messages": [*talk()[:1], {"role": "assistant", "content": "x", "weight": 0}]}
+    )
+    with pytest.raises(
+        DataError, match="the answer has weight 0, so nothing of this row would be trained"
+    ):
         encode_sft(tokenizer_for("qwen2_5"), row)
-    last = load(tmp_path, {"messages": [*talk()[:3], {"role": "assistant", "content": "x", "weight": 0}]})
+    last = load(
+        tmp_path, {"messages": [*talk()[:3], {"role": "assistant", "content": "x", "weight": 0}]}
+    )
     assert trained("qwen2_5", last) == "Answer one.<|im_end|>"
     with pytest.raises(DataError, match="has weight 0"):
         encode_sft(tokenizer_for("qwen2_5"), last, "last_assistant")
@@ -123,7 +153,9 @@ def test_pairs_take_no_notice_of_weights_in_what_comes_before(tmp_path: Path) ->
     }
     row = load(tmp_path, sides, "preference")
     assert row.prompt == talk()[:3]
-    assert encode_pair(tokenizer_for("qwen2_5"), row).prompt_ids == encode_prompt(tokenizer_for("qwen2_5"), talk()[:3])
+    assert encode_pair(tokenizer_for("qwen2_5"), row).prompt_ids == encode_prompt(
+        tokenizer_for("qwen2_5"), talk()[:3]
+    )
     sides["rejected"][-1]["weight"] = 0
     with pytest.raises(DataError, match="rejected holds a turn of weight 0"):
         load(tmp_path, sides, "preference")

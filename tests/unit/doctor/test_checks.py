@@ -1,4 +1,5 @@
-"""The doctor finds what is there, says what is wrong with a cure, and its self-tests notice the faults they are for."""
+"""The doctor finds what is there, says what is wrong with a cure, and its self-tests notice the
+faults they are for."""
 
 from __future__ import annotations
 
@@ -16,12 +17,22 @@ def by_name(checks) -> dict[str, Check]:
 def test_this_machine_is_examined_and_every_problem_has_a_cure() -> None:
     state = torch.get_rng_state()
     found = by_name(examine())
-    assert {"python", "torch", "cpu", "gloo", *numerics.QUANTIZED, "hub", "cache", "deepspeed", *numerics.TESTS} <= set(
-        found
-    )
+    assert {
+        "python",
+        "torch",
+        "cpu",
+        "gloo",
+        *numerics.QUANTIZED,
+        "hub",
+        "cache",
+        "deepspeed",
+        *numerics.TESTS,
+    } <= set(found)
     assert all(check.cure for check in found.values() if check.status == "problem")
     assert [
-        name for name in ("torch", "trl", "gloo", *numerics.QUANTIZED, *numerics.TESTS) if found[name].status != "ok"
+        name
+        for name in ("torch", "trl", "gloo", *numerics.QUANTIZED, *numerics.TESTS)
+        if found[name].status != "ok"
     ] == []
     assert "HF_HUB_OFFLINE" in found["hub"].detail
     assert torch.equal(torch.get_rng_state(), state)
@@ -29,7 +40,9 @@ def test_this_machine_is_examined_and_every_problem_has_a_cure() -> None:
 
 def test_a_version_outside_our_range_is_a_problem_with_the_line_that_cures_it(monkeypatch) -> None:
     real = checks.metadata.version
-    monkeypatch.setattr(checks.metadata, "version", lambda name: "0.9" if name == "trl" else real(name))
+    monkeypatch.setattr(
+        checks.metadata, "version", lambda name: "0.9" if name == "trl" else real(name)
+    )
     found = by_name(checks.check_packages())["trl"]
     assert (found.status, found.detail.split(",")[0]) == ("problem", "0.9")
     assert found.cure.startswith('run: pip install "trl')
@@ -54,7 +67,9 @@ def test_walls_that_this_machine_cannot_build_around_programs_are_named(monkeypa
     from aligner.sandbox import worker
 
     walls = {**dict.fromkeys(checks.WALLS, "yes"), "reading": "this system has no Landlock"}
-    monkeypatch.setattr(worker.Worker, "call", lambda self, *_, **__: setattr(self, "isolation", walls))
+    monkeypatch.setattr(
+        worker.Worker, "call", lambda self, *_, **__: setattr(self, "isolation", walls)
+    )
     (found,) = checks.check_verifiers()
     assert found.status == "note"
     assert found.detail == "here programs of answers can read files (this system has no Landlock)"
@@ -69,12 +84,18 @@ def test_a_broken_bitsandbytes_is_reported_and_not_raised(monkeypatch) -> None:
 
     monkeypatch.setattr(bitsandbytes.nn, "Linear4bit", broken)
     found = by_name(checks.check_quantized())
-    assert {name: check.status for name, check in found.items()} == {"nf4": "problem", "fp4": "problem", "int8": "ok"}
+    assert {name: check.status for name, check in found.items()} == {
+        "nf4": "problem",
+        "fp4": "problem",
+        "int8": "ok",
+    }
     assert found["nf4"].detail.endswith("no kernel")
 
 
 @pytest.mark.parametrize("kind", numerics.QUANTIZED)
-def test_the_doctor_notices_a_quantized_gradient_that_an_evaluation_cuts_off(monkeypatch, kind) -> None:
+def test_the_doctor_notices_a_quantized_gradient_that_an_evaluation_cuts_off(
+    monkeypatch, kind
+) -> None:
     from aligner.models import quantized
 
     layer = quantized.SteadyLinear8bit if kind == "int8" else quantized.SteadyLinear4bit

@@ -1,4 +1,5 @@
-"""The client without a server: scripts, cache, coalescing, limits, budgets, accounts, recordings, a local model."""
+"""The client without a server: scripts, cache, coalescing, limits, budgets, accounts, recordings, a
+local model."""
 
 from __future__ import annotations
 
@@ -47,7 +48,9 @@ def within(section: Endpoint, work: Callable[[Client], Awaitable[T]], **options:
 
 def ask_all(*requests: ChatRequest) -> Callable[[Client], Coroutine[Any, Any, list[Any]]]:
     async def go(client: Client) -> list[Any]:
-        return await asyncio.gather(*(client.chat(request) for request in requests), return_exceptions=True)
+        return await asyncio.gather(
+            *(client.chat(request) for request in requests), return_exceptions=True
+        )
 
     return go
 
@@ -73,7 +76,7 @@ class FakeTime:
         await asyncio.sleep(0)
 
 
-# --- requests, scripts ----------------------------------------------------------------------------------------------
+# --- requests, scripts ----------------------------------------------------------------------------
 
 
 def test_the_key_of_a_request_knows_all_that_decides_the_reply_and_nothing_else() -> None:
@@ -99,10 +102,18 @@ def test_the_key_of_a_request_knows_all_that_decides_the_reply_and_nothing_else(
 def test_what_a_request_leaves_open_comes_from_the_section() -> None:
     backend = ScriptedBackend(lambda request: "so")
     section = scripted(temperature=0.3, top_p=0.8, max_tokens=9, extra={"top_k": 4, "min_p": 0.1})
-    within(section, ask_in_turn(ask(), ask(model="n", temperature=0.0, extra={"top_k": 7})), backend=backend)
+    within(
+        section,
+        ask_in_turn(ask(), ask(model="n", temperature=0.0, extra={"top_k": 7})),
+        backend=backend,
+    )
     first, second = backend.requests
     assert (first.model, first.temperature, first.top_p, first.max_tokens) == ("toy", 0.3, 0.8, 9)
-    assert (second.model, second.temperature, second.extra) == ("n", 0.0, {"top_k": 7, "min_p": 0.1})
+    assert (second.model, second.temperature, second.extra) == (
+        "n",
+        0.0,
+        {"top_k": 7, "min_p": 0.1},
+    )
 
 
 def test_a_mapping_answers_by_the_last_message_or_the_text() -> None:
@@ -118,7 +129,9 @@ def test_a_function_may_be_asynchronous_and_may_raise() -> None:
             return LLMError("no", kind="content_filter")
         return Completion("yes", finish_reason="length")
 
-    first, second = within(scripted(), ask_in_turn(ask(), ask(sample_index=1)), backend=ScriptedBackend(reply))
+    first, second = within(
+        scripted(), ask_in_turn(ask(), ask(sample_index=1)), backend=ScriptedBackend(reply)
+    )
     assert first.truncated
     assert second.data_failure
 
@@ -137,7 +150,9 @@ def test_a_script_file_is_answered_in_order_and_goes_on_after_a_resume(tmp_path:
     section = Endpoint(backend="scripted", script=str(script))
     cache = tmp_path / "cache.sqlite"
     first = within(section, ask_in_turn(ask("0"), ask("1")), cache=cache, run="x")
-    again = within(section, ask_in_turn(ask("0"), ask("1"), ask("2"), ask("3")), cache=cache, run="x")
+    again = within(
+        section, ask_in_turn(ask("0"), ask("1"), ask("2"), ask("3")), cache=cache, run="x"
+    )
     assert [reply.text for reply in first] == ["r0", "r1"]
     assert [reply.text for reply in again] == ["r0", "r1", "r2", "r3"]
     assert [reply.cached for reply in again] == [True, True, False, False]
@@ -167,27 +182,42 @@ def test_a_section_that_cannot_work_is_refused(section: Endpoint, word: str) -> 
 
 
 def test_errors_survive_the_way_to_another_process() -> None:
-    error = pickle.loads(pickle.dumps(LLMError("a", "b", kind="content_filter", status=400, attempts=3)))
-    assert (error.message, error.hint, error.kind, error.status, error.attempts) == ("a", "b", "content_filter", 400, 3)
+    error = pickle.loads(
+        pickle.dumps(LLMError("a", "b", kind="content_filter", status=400, attempts=3))
+    )
+    assert (error.message, error.hint, error.kind, error.status, error.attempts) == (
+        "a",
+        "b",
+        "content_filter",
+        400,
+        3,
+    )
 
 
 def test_nothing_heavy_is_imported_with_the_package() -> None:
-    code = "import sys, aligner.endpoints; print([m for m in ('torch', 'transformers', 'openai') if m in sys.modules])"
+    code = (
+        "import sys, aligner.endpoints; print([m for m in ('torch', 'transformers', 'openai') if "
+        "m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 
-# --- cache and coalescing -------------------------------------------------------------------------------------------
+# --- cache and coalescing -------------------------------------------------------------------------
 
 
 def test_a_cached_reply_is_the_same_but_for_the_mark_and_asks_nobody(tmp_path: Path) -> None:
     reply = Completion("so", "because", "stop", 3, 4, latency_s=0.5, attempts=2)
     backend = ScriptedBackend([reply])
     requests = [ask("a", purpose="one"), ask("a", purpose="two")]
-    first, second = within(scripted(), ask_in_turn(*requests), cache=tmp_path / "c", backend=backend)
+    first, second = within(
+        scripted(), ask_in_turn(*requests), cache=tmp_path / "c", backend=backend
+    )
     assert first == reply
     assert second == replace(reply, cached=True)
-    (third,) = within(scripted(), ask_in_turn(requests[0]), cache=tmp_path / "c", backend=ScriptedBackend([]))
+    (third,) = within(
+        scripted(), ask_in_turn(requests[0]), cache=tmp_path / "c", backend=ScriptedBackend([])
+    )
     assert third == second
 
 
@@ -199,16 +229,31 @@ def test_samples_are_asked_for_one_by_one(tmp_path: Path) -> None:
 
 
 def test_failures_and_truncated_replies_are_not_kept(tmp_path: Path) -> None:
-    script = [LLMError("no", kind="unavailable"), Completion("cut", finish_reason="length"), "whole"]
+    script = [
+        LLMError("no", kind="unavailable"),
+        Completion("cut", finish_reason="length"),
+        "whole",
+    ]
     backend = ScriptedBackend(script)
-    replies = within(scripted(), ask_in_turn(*[ask("a")] * 4), cache=tmp_path / "c", backend=backend)
+    replies = within(
+        scripted(), ask_in_turn(*[ask("a")] * 4), cache=tmp_path / "c", backend=backend
+    )
     assert isinstance(replies[0], LLMError)
-    assert [(reply.text, reply.cached) for reply in replies[1:]] == [("cut", False), ("whole", False), ("whole", True)]
+    assert [(reply.text, reply.cached) for reply in replies[1:]] == [
+        ("cut", False),
+        ("whole", False),
+        ("whole", True),
+    ]
 
 
 def test_the_cache_holds_no_prompt_and_only_its_owner_reads_it(tmp_path: Path) -> None:
     path = tmp_path / "c"
-    within(scripted(), ask_in_turn(ask("my private question")), cache=path, backend=ScriptedBackend(["answer"]))
+    within(
+        scripted(),
+        ask_in_turn(ask("my private question")),
+        cache=path,
+        backend=ScriptedBackend(["answer"]),
+    )
     content = b"".join(file.read_bytes() for file in tmp_path.iterdir())
     assert b"answer" in content
     assert b"private" not in content
@@ -217,7 +262,9 @@ def test_the_cache_holds_no_prompt_and_only_its_owner_reads_it(tmp_path: Path) -
 
 def test_a_file_that_is_no_cache_is_left_alone(tmp_path: Path) -> None:
     text, other = tmp_path / "text", tmp_path / "other"
-    text.write_text("these are notes of mine, longer than a header of SQLite would be, and no database" * 20)
+    text.write_text(
+        "these are notes of mine, longer than a header of SQLite would be, and no database" * 20
+    )
     with sqlite3.connect(other) as database:
         database.execute("CREATE TABLE mine (x)")
     for path in (text, other):
@@ -253,7 +300,8 @@ def test_two_processes_share_one_cache(tmp_path: Path) -> None:
 def test_a_kill_between_two_replies_loses_none_and_counts_right(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys, pathlib\n"
-        "from aligner.endpoints.request import Completion; from aligner.endpoints.cache import Store\n"
+        "from aligner.endpoints.request import Completion; from aligner.endpoints.cache import "
+        "Store\n"
         "store = Store(pathlib.Path(sys.argv[1]), 'x')\n"
         "for number in range(30):\n"
         "    store.add_call()\n"
@@ -291,7 +339,11 @@ def test_a_cancelled_waiter_does_not_take_the_reply_from_the_others() -> None:
         third = asyncio.create_task(client.chat(ask("a")))
         await asyncio.sleep(0)
         gate.set()
-        return (await asyncio.wait([first]))[0].pop().cancelled(), (await second).text, (await third).text
+        return (
+            (await asyncio.wait([first]))[0].pop().cancelled(),
+            (await second).text,
+            (await third).text,
+        )
 
     async def slow(request: ChatRequest) -> str:
         await gate.wait()
@@ -328,10 +380,12 @@ def test_when_nobody_waits_any_more_the_request_is_cancelled_and_can_be_asked_ag
     assert cancelled == ["yes"]
 
 
-# --- limits and budgets ---------------------------------------------------------------------------------------------
+# --- limits and budgets ---------------------------------------------------------------------------
 
 
-def sent_at(time: FakeTime, count: int, reply: Completion, content: str = "x", **limits: Any) -> list[float]:
+def sent_at(
+    time: FakeTime, count: int, reply: Completion, content: str = "x", **limits: Any
+) -> list[float]:
     """At which second of a fake clock each of `count` requests is sent."""
     moments: list[float] = []
 
@@ -342,7 +396,9 @@ def sent_at(time: FakeTime, count: int, reply: Completion, content: str = "x", *
     async def go() -> None:
         limits.setdefault("max_in_flight", 4)
         limit = RateLimit(ScriptedBackend(note), clock=time.clock, sleep=time.sleep, **limits)
-        await asyncio.gather(*(limit.chat(ask(content, max_tokens=100, sample_index=i)) for i in range(count)))
+        await asyncio.gather(
+            *(limit.chat(ask(content, max_tokens=100, sample_index=i)) for i in range(count))
+        )
 
     asyncio.run(go())
     return moments
@@ -356,7 +412,8 @@ def test_requests_per_minute_are_kept_without_a_burst() -> None:
 def test_tokens_per_minute_are_kept_by_what_was_really_used() -> None:
     reply = Completion("x", prompt_tokens=1, completion_tokens=19)
     moments = sent_at(FakeTime(), 31, reply, tokens_per_minute=600, max_in_flight=1)
-    # 600 a minute at 20 a request: 30 a minute, whatever max_tokens promised; the first second's worth is there at once
+    # 600 a minute at 20 a request: 30 a minute, whatever max_tokens promised; the first second's
+    # worth is there at once
     assert moments[-1] == pytest.approx(60.0, abs=2.0)
 
 
@@ -370,7 +427,9 @@ def test_requests_are_sent_in_the_order_in_which_they_came() -> None:
     backend = ScriptedBackend(lambda request: "so")
     requests = [ask(str(number)) for number in range(20)]
     within(scripted(max_in_flight=3), ask_all(*requests), backend=backend)
-    assert [request.messages[0]["content"] for request in backend.requests] == [str(number) for number in range(20)]
+    assert [request.messages[0]["content"] for request in backend.requests] == [
+        str(number) for number in range(20)
+    ]
 
 
 def test_a_429_halves_the_rate_once_and_it_comes_back_evenly() -> None:
@@ -416,7 +475,13 @@ def test_a_throttled_client_lowers_what_is_in_flight() -> None:
         time = FakeTime()
         throttle = Throttle(time.clock)
         throttle.slow_down()
-        limit = RateLimit(ScriptedBackend(fly), max_in_flight=8, throttle=throttle, clock=time.clock, sleep=time.sleep)
+        limit = RateLimit(
+            ScriptedBackend(fly),
+            max_in_flight=8,
+            throttle=throttle,
+            clock=time.clock,
+            sleep=time.sleep,
+        )
         await asyncio.gather(*(limit.chat(ask(str(number))) for number in range(32)))
 
     asyncio.run(go())
@@ -431,7 +496,9 @@ def test_a_request_cancelled_in_line_or_in_flight_gives_its_place_back() -> None
 
     async def go() -> str:
         limit = RateLimit(ScriptedBackend(hang), max_in_flight=1)
-        tasks = [asyncio.create_task(limit.chat(ask("hang", sample_index=index))) for index in range(3)]
+        tasks = [
+            asyncio.create_task(limit.chat(ask("hang", sample_index=index))) for index in range(3)
+        ]
         await asyncio.sleep(0.01)
         for task in tasks:
             task.cancel()
@@ -442,12 +509,24 @@ def test_a_request_cancelled_in_line_or_in_flight_gives_its_place_back() -> None
 
 @pytest.mark.parametrize(
     ("budget", "sent"),
-    [(Budget(calls=0), 0), (Budget(calls=3), 3), (Budget(tokens=25), 3), (Budget(usd=25e-6), 3), (Budget(), 6)],
+    [
+        (Budget(calls=0), 0),
+        (Budget(calls=3), 3),
+        (Budget(tokens=25), 3),
+        (Budget(usd=25e-6), 3),
+        (Budget(), 6),
+    ],
 )
 def test_a_budget_stops_before_the_request_that_would_pass_it(budget: Budget, sent: int) -> None:
-    backend = ScriptedBackend(lambda request: Completion("so", prompt_tokens=4, completion_tokens=6))
-    section = scripted(budget=budget, usd_per_million_prompt_tokens=1.0, usd_per_million_completion_tokens=1.0)
-    replies = within(section, ask_in_turn(*(ask(str(number)) for number in range(6))), backend=backend)
+    backend = ScriptedBackend(
+        lambda request: Completion("so", prompt_tokens=4, completion_tokens=6)
+    )
+    section = scripted(
+        budget=budget, usd_per_million_prompt_tokens=1.0, usd_per_million_completion_tokens=1.0
+    )
+    replies = within(
+        section, ask_in_turn(*(ask(str(number)) for number in range(6))), backend=backend
+    )
     assert len(backend.requests) == sent
     assert [reply.kind for reply in replies[sent:]] == ["budget"] * (6 - sent)
 
@@ -465,7 +544,9 @@ def test_minutes_run_by_the_clock_and_a_spent_budget_does_not_wait_for_the_rate(
     backend = ScriptedBackend(lambda request: "so")
     section = scripted(budget=Budget(minutes=2.5), requests_per_minute=1, max_in_flight=1)
     requests = [ask(str(number)) for number in range(50)]
-    replies = within(section, ask_all(*requests), backend=backend, clock=time.clock, sleep=time.sleep)
+    replies = within(
+        section, ask_all(*requests), backend=backend, clock=time.clock, sleep=time.sleep
+    )
     assert [isinstance(reply, Completion) for reply in replies] == [True] * 3 + [False] * 47
     assert time.now <= 180.0
 
@@ -475,9 +556,16 @@ def test_what_was_spent_survives_a_resume_and_the_cache_is_free(tmp_path: Path) 
     backend = ScriptedBackend(lambda request: "so")
     within(section, ask_in_turn(ask("0"), ask("1")), cache=cache, run="a", backend=backend)
     again = within(section, ask_in_turn(*map(ask, "0123")), cache=cache, run="a", backend=backend)
-    assert [getattr(reply, "kind", "reply") for reply in again] == ["reply", "reply", "reply", "budget"]
+    assert [getattr(reply, "kind", "reply") for reply in again] == [
+        "reply",
+        "reply",
+        "reply",
+        "budget",
+    ]
     assert len(backend.requests) == 3
-    after = within(section, ask_in_turn(*map(ask, "012")), cache=cache, run="a", backend=ScriptedBackend([]))
+    after = within(
+        section, ask_in_turn(*map(ask, "012")), cache=cache, run="a", backend=ScriptedBackend([])
+    )
     assert [reply.cached for reply in after] == [True] * 3
     other = within(section, ask_in_turn(ask("3")), cache=cache, run="b", backend=backend)
     assert isinstance(other[0], Completion)
@@ -486,7 +574,10 @@ def test_what_was_spent_survives_a_resume_and_the_cache_is_free(tmp_path: Path) 
 def test_what_was_spent_can_be_given() -> None:
     section = scripted(budget=Budget(calls=3))
     replies = within(
-        section, ask_in_turn(ask("0"), ask("1")), spent=Spent(calls=2), backend=ScriptedBackend(["a", "b"])
+        section,
+        ask_in_turn(ask("0"), ask("1")),
+        spent=Spent(calls=2),
+        backend=ScriptedBackend(["a", "b"]),
     )
     assert [getattr(reply, "kind", "reply") for reply in replies] == ["reply", "budget"]
 
@@ -495,12 +586,14 @@ def test_a_success_or_a_data_failure_between_refusals_keeps_the_circuit_closed()
     fatal, data = LLMError("no", kind="fatal"), LLMError("no", kind="context_length")
     script = [fatal, fatal, "so", fatal, fatal, data, fatal, fatal, fatal, "never"]
     backend = ScriptedBackend(script)
-    replies = within(scripted(), ask_in_turn(*(ask(str(number)) for number in range(11))), backend=backend)
+    replies = within(
+        scripted(), ask_in_turn(*(ask(str(number)) for number in range(11))), backend=backend
+    )
     assert len(backend.requests) == 9
     assert [type(reply) for reply in replies[-2:]] == [EndpointError, EndpointError]
 
 
-# --- accounts and recordings ----------------------------------------------------------------------------------------
+# --- accounts and recordings ----------------------------------------------------------------------
 
 
 def test_the_accounts_say_what_was_asked_what_it_cost_and_what_failed(tmp_path: Path) -> None:
@@ -549,7 +642,12 @@ def test_a_recording_is_answered_from_in_any_order_and_from_nowhere_else(tmp_pat
     folder = tmp_path / "record"
     script = {"a": "A", "b": "B", "c": LLMError("too long", kind="context_length", status=400)}
     recorded = scripted(record=str(folder))
-    within(recorded, ask_in_turn(*map(ask, "abc")), cache=tmp_path / "c", backend=ScriptedBackend(script))
+    within(
+        recorded,
+        ask_in_turn(*map(ask, "abc")),
+        cache=tmp_path / "c",
+        backend=ScriptedBackend(script),
+    )
     replay = Endpoint(model="toy", replay=str(folder))
     replies = within(replay, ask_in_turn(*map(ask, "cbad")), cache=tmp_path / "d")
     assert [getattr(reply, "text", None) for reply in replies] == [None, "B", "A", None]
@@ -563,7 +661,9 @@ def test_a_recording_holds_also_what_came_from_the_cache(tmp_path: Path) -> None
     cache = tmp_path / "c"
     within(scripted(), ask_in_turn(ask("a")), cache=cache, backend=ScriptedBackend(["A"]))
     recorded = scripted(record=str(tmp_path / "record"))
-    within(recorded, ask_in_turn(ask("a", purpose="judge")), cache=cache, backend=ScriptedBackend([]))
+    within(
+        recorded, ask_in_turn(ask("a", purpose="judge")), cache=cache, backend=ScriptedBackend([])
+    )
     (file,) = (tmp_path / "record").iterdir()
     content = json.loads(file.read_text())
     assert content["request"]["messages"] == [{"role": "user", "content": "a"}]
@@ -571,7 +671,9 @@ def test_a_recording_holds_also_what_came_from_the_cache(tmp_path: Path) -> None
 
 
 def test_a_passing_failure_is_not_recorded(tmp_path: Path) -> None:
-    backend = RecordBackend(ScriptedBackend([LLMError("no", kind="unavailable")]), tmp_path / "record")
+    backend = RecordBackend(
+        ScriptedBackend([LLMError("no", kind="unavailable")]), tmp_path / "record"
+    )
     with pytest.raises(LLMError):
         asyncio.run(backend.chat(ask()))
     assert list((tmp_path / "record").iterdir()) == []
@@ -587,7 +689,7 @@ def test_a_damaged_or_absent_recording_is_named(tmp_path: Path) -> None:
         asyncio.run(ReplayBackend(tmp_path).chat(ask()))
 
 
-# --- a local model --------------------------------------------------------------------------------------------------
+# --- a local model --------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -598,7 +700,9 @@ def tiny() -> tuple[Any, Any]:
     return tiny_llama(tokenizer), tokenizer
 
 
-def local_replies(tiny: tuple[Any, Any], requests: list[ChatRequest], batch_size: int = 8) -> list[Any]:
+def local_replies(
+    tiny: tuple[Any, Any], requests: list[ChatRequest], batch_size: int = 8
+) -> list[Any]:
     async def go() -> list[Any]:
         backend = LocalBackend(*tiny, batch_size=batch_size)
         replies = await asyncio.gather(*map(backend.chat, requests), return_exceptions=True)
@@ -609,11 +713,15 @@ def local_replies(tiny: tuple[Any, Any], requests: list[ChatRequest], batch_size
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_local_reply_does_not_depend_on_its_neighbours(tiny: tuple[Any, Any], temperature: float) -> None:
+def test_a_local_reply_does_not_depend_on_its_neighbours(
+    tiny: tuple[Any, Any], temperature: float
+) -> None:
     words = ["a", "a longer question", "b", "the longest question of them all"]
     requests = [ask(word, temperature=temperature, max_tokens=8) for word in words]
     together = local_replies(tiny, requests)
-    alone = [local_replies(tiny, [request], batch_size=1)[0] for request in reversed(requests)][::-1]
+    alone = [local_replies(tiny, [request], batch_size=1)[0] for request in reversed(requests)][
+        ::-1
+    ]
     assert [reply.text for reply in together] == [reply.text for reply in alone]
     assert all(reply.completion_tokens <= 8 and reply.prompt_tokens > 0 for reply in together)
 
@@ -637,8 +745,14 @@ def test_requests_that_are_alike_are_decoded_together(
     assert sizes == [4, 4, 2]
 
 
-def test_local_samples_and_seeds_give_different_replies_and_the_same_again(tiny: tuple[Any, Any]) -> None:
-    requests = [ask("a", seed=seed, sample_index=index, max_tokens=16) for seed in (1, 2) for index in (0, 1)]
+def test_local_samples_and_seeds_give_different_replies_and_the_same_again(
+    tiny: tuple[Any, Any],
+) -> None:
+    requests = [
+        ask("a", seed=seed, sample_index=index, max_tokens=16)
+        for seed in (1, 2)
+        for index in (0, 1)
+    ]
     first, second = local_replies(tiny, requests), local_replies(tiny, requests)
     assert len({reply.text for reply in first}) == 4
     assert [reply.text for reply in first] == [reply.text for reply in second]
@@ -660,7 +774,9 @@ def test_a_stop_string_ends_a_local_reply(tiny: tuple[Any, Any]) -> None:
 
 
 def test_a_prompt_too_long_for_the_model_fails_alone(tiny: tuple[Any, Any]) -> None:
-    long, short = local_replies(tiny, [ask("x" * 600, temperature=0.0), ask("x", temperature=0.0, max_tokens=2)])
+    long, short = local_replies(
+        tiny, [ask("x" * 600, temperature=0.0), ask("x", temperature=0.0, max_tokens=2)]
+    )
     assert long.kind == "context_length"
     assert isinstance(short, Completion)
 
@@ -677,11 +793,17 @@ def test_a_local_model_refuses_what_it_does_not_know() -> None:
     assert LocalBackend(*tiny).capabilities() == {"complete", "seed"}
 
 
-def test_a_local_model_is_loaded_by_its_folder_and_other_weights_are_another_question(tmp_path: Path) -> None:
+def test_a_local_model_is_loaded_by_its_folder_and_other_weights_are_another_question(
+    tmp_path: Path,
+) -> None:
     from fakes import save_model
 
-    section = Endpoint(backend="local", model=str(tmp_path / "model"), temperature=0.0, max_tokens=4)
-    anything = tuple(map(chr, (*range(256), 0xFFFD)))  # a random model never stops by itself, and is not cached then
+    section = Endpoint(
+        backend="local", model=str(tmp_path / "model"), temperature=0.0, max_tokens=4
+    )
+    anything = tuple(
+        map(chr, (*range(256), 0xFFFD))
+    )  # a random model never stops by itself, and is not cached then
     cached = []
     for seed in (0, 0, 1):
         save_model(tmp_path / "model", seed=seed)
@@ -691,7 +813,7 @@ def test_a_local_model_is_loaded_by_its_folder_and_other_weights_are_another_que
     assert cached == [False, True, False]
 
 
-# --- the manual -----------------------------------------------------------------------------------------------------
+# --- the manual -----------------------------------------------------------------------------------
 
 
 def test_the_manual_names_every_key_and_its_recipe_is_one() -> None:
@@ -699,6 +821,10 @@ def test_the_manual_names_every_key_and_its_recipe_is_one() -> None:
 
     text = (Path(__file__).parents[3] / "docs" / "endpoints.md").read_text(encoding="utf-8")
     keys = [*Endpoint.model_fields, *Budget.model_fields]
-    assert [key for key in keys if f"{key}:" not in text and f"`{key}`" not in text and f"`{key}: " not in text] == []
+    assert [
+        key
+        for key in keys
+        if f"{key}:" not in text and f"`{key}`" not in text and f"`{key}: " not in text
+    ] == []
     recipe = text.split("```yaml\n")[1].split("```")[0]
     assert Endpoint(**yaml.safe_load(recipe)["endpoint"]).budget.calls == 5000

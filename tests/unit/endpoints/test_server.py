@@ -1,4 +1,5 @@
-"""The client against a server on loopback that answers well, badly, late, or not at all; with the real `openai` package."""
+"""The client against a server on loopback that answers well, badly, late, or not at all; with the
+real `openai` package."""
 
 from __future__ import annotations
 
@@ -32,7 +33,9 @@ def ask(content: str = "hi", **settings: Any) -> ChatRequest:
 
 def section_of(server: FakeEndpoint | str, **settings: Any) -> Endpoint:
     base_url = server if isinstance(server, str) else server.base_url
-    return Endpoint(model="toy", base_url=base_url, **{"max_retries": 2, "timeout_s": 20.0, **settings})
+    return Endpoint(
+        model="toy", base_url=base_url, **{"max_retries": 2, "timeout_s": 20.0, **settings}
+    )
 
 
 def one(section: Endpoint, request: ChatRequest | None = None, **options: Any) -> Completion:
@@ -53,7 +56,12 @@ def test_a_reply_has_text_tokens_and_reason_and_every_sampling_parameter_was_sen
     with FakeEndpoint([Answer(text="so")]) as server:
         section = section_of(server, temperature=0.7, top_p=0.9, max_tokens=5, extra={"top_k": -1})
         reply = one(section, ask(stop=("\n",), seed=4))
-    assert (reply.text, reply.finish_reason, reply.prompt_tokens, reply.completion_tokens) == ("so", "stop", 7, 3)
+    assert (reply.text, reply.finish_reason, reply.prompt_tokens, reply.completion_tokens) == (
+        "so",
+        "stop",
+        7,
+        3,
+    )
     assert (reply.cached, reply.attempts) == (False, 1)
     assert server.bodies == [
         {
@@ -99,7 +107,9 @@ def test_samples_of_one_seed_are_sent_with_different_seeds() -> None:
 
 @pytest.mark.parametrize("status", [408, 409, 429, 500, 503])
 def test_a_passing_trouble_is_retried(status: int) -> None:
-    with FakeEndpoint([Answer(status, headers=SOON), Answer(status, headers=SOON), Answer(text="at last")]) as server:
+    with FakeEndpoint(
+        [Answer(status, headers=SOON), Answer(status, headers=SOON), Answer(text="at last")]
+    ) as server:
         reply = one(section_of(server))
     assert (reply.text, reply.attempts, len(server.bodies)) == ("at last", 3, 3)
 
@@ -107,7 +117,12 @@ def test_a_passing_trouble_is_retried(status: int) -> None:
 def test_retries_end_and_the_error_says_so() -> None:
     with FakeEndpoint([Answer(500, headers=SOON)]) as server:
         error = failure(section_of(server))
-    assert (error.kind, error.status, error.retryable, error.attempts) == ("unavailable", 500, True, 3)
+    assert (error.kind, error.status, error.retryable, error.attempts) == (
+        "unavailable",
+        500,
+        True,
+        3,
+    )
     assert len(server.bodies) == 3
 
 
@@ -122,7 +137,12 @@ def test_retry_after_is_waited_for() -> None:
 def test_a_refusal_is_not_repeated(status: int) -> None:
     with FakeEndpoint([Answer(status)]) as server:
         error = failure(section_of(server))
-    assert (error.kind, error.status, error.retryable, error.data_failure) == ("fatal", status, False, False)
+    assert (error.kind, error.status, error.retryable, error.data_failure) == (
+        "fatal",
+        status,
+        False,
+        False,
+    )
     assert len(server.bodies) == 1
     assert server.base_url in str(error)
     assert error.hint
@@ -157,7 +177,9 @@ def test_a_prompt_that_is_too_long_is_a_data_failure(message: str) -> None:
 
 
 def test_max_tokens_that_no_prompt_would_leave_room_for_is_the_recipes_fault() -> None:
-    message = "This model's maximum context length is 4096 tokens. However, you requested 5010 tokens"
+    message = (
+        "This model's maximum context length is 4096 tokens. However, you requested 5010 tokens"
+    )
     with FakeEndpoint([Answer(400, body={"error": {"message": message}})]) as server:
         error = failure(section_of(server, max_tokens=5000))
     assert (error.kind, error.data_failure) == ("fatal", False)
@@ -169,7 +191,13 @@ def test_max_tokens_that_no_prompt_would_leave_room_for_is_the_recipes_fault() -
     [
         Answer(400, body={"error": {"message": "no", "code": "content_filter"}}),
         Answer(text="par", finish_reason="content_filter"),
-        Answer(body={"choices": [{"message": {"content": None, "refusal": "I cannot"}, "finish_reason": "stop"}]}),
+        Answer(
+            body={
+                "choices": [
+                    {"message": {"content": None, "refusal": "I cannot"}, "finish_reason": "stop"}
+                ]
+            }
+        ),
     ],
 )
 def test_a_filtered_request_is_a_data_failure(answer: Answer) -> None:
@@ -179,7 +207,9 @@ def test_a_filtered_request_is_a_data_failure(answer: Answer) -> None:
     assert len(server.bodies) == 1
 
 
-@pytest.mark.parametrize("body", [b'{"choices": [{"mess', b"<html>proxy</html>", b"[]", b'{"choices": []}'])
+@pytest.mark.parametrize(
+    "body", [b'{"choices": [{"mess', b"<html>proxy</html>", b"[]", b'{"choices": []}']
+)
 def test_a_malformed_reply_is_retried_and_then_named(body: bytes) -> None:
     with FakeEndpoint([Answer(body=body, headers=SOON), Answer(text="whole")]) as server:
         assert one(section_of(server)).text == "whole"
@@ -204,7 +234,9 @@ def test_a_server_that_counts_no_tokens_is_counted_for() -> None:
 
 def test_thoughts_are_kept_apart_from_the_answer() -> None:
     message = {"content": "4", "reasoning_content": "2 + 2"}
-    with FakeEndpoint([Answer(body={"choices": [{"message": message, "finish_reason": "stop"}]})]) as server:
+    with FakeEndpoint(
+        [Answer(body={"choices": [{"message": message, "finish_reason": "stop"}]})]
+    ) as server:
         reply = one(section_of(server))
     assert (reply.text, reply.reasoning) == ("4", "2 + 2")
 
@@ -212,7 +244,9 @@ def test_thoughts_are_kept_apart_from_the_answer() -> None:
 def test_half_a_letter_in_a_reply_does_no_harm(tmp_path: Path) -> None:
     body = b'{"choices": [{"message": {"content": "a\\ud83d b"}, "finish_reason": "stop"}]}'
     with FakeEndpoint([Answer(body=body)]) as server:
-        reply = one(section_of(server, record=str(tmp_path / "record")), cache=tmp_path / "cache.sqlite")
+        reply = one(
+            section_of(server, record=str(tmp_path / "record")), cache=tmp_path / "cache.sqlite"
+        )
     reply.text.encode()
     assert reply.text.startswith("a")
 
@@ -256,7 +290,10 @@ def test_a_client_of_ones_own_is_used_as_it_is() -> None:
 def test_three_refusals_in_a_row_stop_everything_that_follows() -> None:
     async def go(section: Endpoint) -> list[BaseException | Completion]:
         async with open_client(section) as client:
-            return [(await asyncio.gather(client.chat(ask(str(i))), return_exceptions=True))[0] for i in range(6)]
+            return [
+                (await asyncio.gather(client.chat(ask(str(i))), return_exceptions=True))[0]
+                for i in range(6)
+            ]
 
     with FakeEndpoint([Answer(401)]) as server:
         errors = asyncio.run(go(section_of(server)))
@@ -310,16 +347,30 @@ def test_the_key_is_sent_and_shown_nowhere(
     caplog.set_level(logging.DEBUG)
     echo = {"error": {"message": f"{'x' * 390} bad key {KEY}", "key": KEY}}
     raw = f"Authorization: Bearer {KEY} ".encode() * 40
-    answers = [Answer(401, body=echo), Answer(400, body=raw), Answer(body=raw), Answer(text=f"you sent {KEY}")]
+    answers = [
+        Answer(401, body=echo),
+        Answer(400, body=raw),
+        Answer(body=raw),
+        Answer(text=f"you sent {KEY}"),
+    ]
     shown: list[str] = []
     with FakeEndpoint(answers) as server:
-        section = section_of(server, api_key_env="MY_KEY", max_retries=0, record=str(tmp_path / "record"))
+        section = section_of(
+            server, api_key_env="MY_KEY", max_retries=0, record=str(tmp_path / "record")
+        )
         for number in range(3):
             with pytest.raises(LLMError) as caught:
                 one(section, ask(str(number)), cache=tmp_path / "cache.sqlite", run="r")
             error = caught.value
-            shown += [str(error), repr(error), repr(pickle.loads(pickle.dumps(error))), repr(vars(error))]
-            shown.append("".join(traceback.format_exception(type(error), error, error.__traceback__)))
+            shown += [
+                str(error),
+                repr(error),
+                repr(pickle.loads(pickle.dumps(error))),
+                repr(vars(error)),
+            ]
+            shown.append(
+                "".join(traceback.format_exception(type(error), error, error.__traceback__))
+            )
             assert error.__context__ is None
         reply = one(section, ask("3"), cache=tmp_path / "cache.sqlite", run="r")
         secret = read_secret(server.base_url, "MY_KEY")
@@ -345,7 +396,13 @@ def test_a_server_on_this_machine_needs_no_key_and_another_does() -> None:
 
 @pytest.mark.parametrize(
     "base_url",
-    ["127.0.0.1:8000/v1", "http://", "ftp://x/v1", f"http://me:{KEY}@127.0.0.1/v1", f"http://127.0.0.1/v1?key={KEY}"],
+    [
+        "127.0.0.1:8000/v1",
+        "http://",
+        "ftp://x/v1",
+        f"http://me:{KEY}@127.0.0.1/v1",
+        f"http://127.0.0.1/v1?key={KEY}",
+    ],
 )
 def test_an_address_that_is_none_or_holds_a_password_is_refused(base_url: str) -> None:
     with pytest.raises(RecipeError, match="base_url") as caught:
@@ -365,7 +422,9 @@ def test_extra_may_not_hold_what_the_endpoint_has_a_key_for() -> None:
     assert server.bodies == []
 
 
-def test_without_the_package_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_package_the_error_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setitem(__import__("sys").modules, "openai", None)
     with pytest.raises(UsageError, match="openai") as caught:
         open_client(section_of("http://127.0.0.1:1/v1"))

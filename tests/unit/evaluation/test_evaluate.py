@@ -18,7 +18,9 @@ from aligner.tokenization.encode import IGNORED, encode_pair, encode_sft
 
 TALK = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello there"}]
 ROWS = [
-    ConversationRow([*TALK, {"role": "user", "content": "more, please"}, {"role": "assistant", "content": "ok"}]),
+    ConversationRow(
+        [*TALK, {"role": "user", "content": "more, please"}, {"role": "assistant", "content": "ok"}]
+    ),
     CompletionRow("what is 2 + 2?", "4"),
     TextRow("some plain text that is somewhat longer than the others are"),
 ]
@@ -53,7 +55,10 @@ def pair_logps(model, tokenizer) -> list[tuple[list[float], list[float]]]:
         pair = encode_pair(tokenizer, row)
         start = len(pair.prompt_ids) - 1
         sides.append(
-            tuple(logps_by_hand(model, pair.prompt_ids + a)[start:] for a in (pair.chosen_ids, pair.rejected_ids))
+            tuple(
+                logps_by_hand(model, pair.prompt_ids + a)[start:]
+                for a in (pair.chosen_ids, pair.rejected_ids)
+            )
         )
     return sides
 
@@ -78,7 +83,9 @@ def test_the_loss_is_the_mean_over_all_trained_tokens(model, tokenizer, batch_si
 
 def test_the_loss_is_that_of_the_model_itself(model, tokenizer) -> None:
     encoded = encode_sft(tokenizer, ROWS[0])
-    own = model(torch.tensor([encoded.input_ids]), labels=torch.tensor([encoded.labels])).loss.item()
+    own = model(
+        torch.tensor([encoded.input_ids]), labels=torch.tensor([encoded.labels])
+    ).loss.item()
     assert evaluate(model, tokenizer, ROWS[:1], task="sft")["loss"] == pytest.approx(own, abs=1e-5)
 
 
@@ -89,7 +96,9 @@ def test_pairs_are_compared_by_total_by_token_and_by_reward(model, tokenizer, ba
     totals = [sum(chosen) > sum(rejected) for chosen, rejected in mine]
     means = [sum(chosen) / len(chosen) > sum(rejected) / len(rejected) for chosen, rejected in mine]
     rewards = [sum(a) - sum(c) - sum(b) + sum(d) for (a, b), (c, d) in zip(mine, base)]
-    found = evaluate(model, tokenizer, PAIRS, task="preference", reference=reference, batch_size=batch_size)
+    found = evaluate(
+        model, tokenizer, PAIRS, task="preference", reference=reference, batch_size=batch_size
+    )
     assert found["accuracy"] == sum(totals) / 4
     assert found["accuracy_per_token"] == sum(means) / 4
     assert found["reward_accuracy"] == sum(reward > 0 for reward in rewards) / 4
@@ -106,7 +115,9 @@ def test_a_policy_that_equals_its_reference_ties_and_a_tie_is_half_a_win(tokeniz
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.3)
     adapted = evaluate(policy, tokenizer, PAIRS, task="preference", reference="adapter_off")
-    separate = evaluate(policy, tokenizer, PAIRS, task="preference", reference=tiny_llama(tokenizer))
+    separate = evaluate(
+        policy, tokenizer, PAIRS, task="preference", reference=tiny_llama(tokenizer)
+    )
     assert adapted["reward_margin"] == pytest.approx(separate["reward_margin"], abs=1e-4)
     assert adapted["reward_margin"] != 0.0
 
@@ -158,7 +169,13 @@ def test_modes_stay_and_progress_counts_every_pass(model, tokenizer) -> None:
     seen = []
     model.train()
     evaluate(
-        model, tokenizer, PAIRS, task="preference", reference=model, batch_size=8, on_progress=lambda *n: seen.append(n)
+        model,
+        tokenizer,
+        PAIRS,
+        task="preference",
+        reference=model,
+        batch_size=8,
+        on_progress=lambda *n: seen.append(n),
     )
     assert seen == [(8, 16), (16, 16)]
     assert model.training
@@ -167,7 +184,9 @@ def test_modes_stay_and_progress_counts_every_pass(model, tokenizer) -> None:
 
 def test_what_cannot_be_measured_is_refused(tokenizer) -> None:
     short = tiny_llama(tokenizer, max_position_embeddings=16)
-    with pytest.raises(DataError, match=r"x.jsonl:3 has \d+ tokens, but the model has 16 positions"):
+    with pytest.raises(
+        DataError, match=r"x.jsonl:3 has \d+ tokens, but the model has 16 positions"
+    ):
         evaluate(short, tokenizer, [TextRow("z" * 40, origin="x.jsonl:3")], task="sft")
     with pytest.raises(UsageError, match="no rows"):
         evaluate(short, tokenizer, [], task="sft")

@@ -1,4 +1,5 @@
-"""Evaluation of reward models: each number worked out by hand or by a slow second way, and what is not defined said."""
+"""Evaluation of reward models: each number worked out by hand or by a slow second way, and what is
+not defined said."""
 
 from __future__ import annotations
 
@@ -41,7 +42,8 @@ class Table:
 
 
 class Longer(Table):
-    """Prefers the longer of two answers, by their share of the characters; changes its mind about those with an x."""
+    """Prefers the longer of two answers, by their share of the characters; changes its mind about
+    those with an x."""
 
     def prefer(self, prompts, first, second):
         values = [len(a) / (len(a) + len(b)) for a, b in zip(first, second)]
@@ -54,7 +56,11 @@ class Longer(Table):
 def rows(*pairs: tuple[str, str, str], **extra: list) -> list[PreferenceRow]:
     return [
         PreferenceRow(
-            prompt, chosen, rejected, origin=f"x:{number}", extra={k: v[number - 1] for k, v in extra.items()}
+            prompt,
+            chosen,
+            rejected,
+            origin=f"x:{number}",
+            extra={k: v[number - 1] for k, v in extra.items()},
         )
         for number, (prompt, chosen, rejected) in enumerate(pairs, 1)
     ]
@@ -69,20 +75,36 @@ def measured(scorer, given: list[PreferenceRow], column: str | None = None, **op
 def with_margins(*margins: float) -> tuple[Judged, list]:
     """Judged pairs with given differences of scores, each of its own prompt."""
     pairs = as_pairs(rows(*((f"p{i}", f"c{i}", f"r{i}") for i in range(len(margins)))))
-    scores = {f"c{i}": margin for i, margin in enumerate(margins)} | {f"r{i}": 0.0 for i in range(len(margins))}
+    scores = {f"c{i}": margin for i, margin in enumerate(margins)} | {
+        f"r{i}": 0.0 for i in range(len(margins))
+    }
     return judge(Table(scores), pairs, answers_of(pairs)), pairs
 
 
-FOUR = rows(("p", "a", "b"), ("q", "cc", "d"), ("r", "e", "ff"), ("s", "g", "h"), kind=["one", "two", "two", None])
+FOUR = rows(
+    ("p", "a", "b"),
+    ("q", "cc", "d"),
+    ("r", "e", "ff"),
+    ("s", "g", "h"),
+    kind=["one", "two", "two", None],
+)
 SCORES = {"a": 2.0, "b": 1.0, "cc": 0.0, "d": 3.0, "e": 5.0, "ff": 4.0, "g": 1.0, "h": 1.0}
 
 
 def test_accuracy_by_hand_with_a_tie_as_half() -> None:
     found = measured(Table(SCORES), FOUR, "kind")
-    assert (found["pairs"], found["prompts"], found["ties"], found["kind"]) == (4, 4, 1, "pointwise")
+    assert (found["pairs"], found["prompts"], found["ties"], found["kind"]) == (
+        4,
+        4,
+        1,
+        "pointwise",
+    )
     assert found["accuracy"]["value"] == (1 + 0 + 1 + 0.5) / 4
     assert found["accuracy_without_ties"]["value"] == pytest.approx(2 / 3)
-    assert [(row["name"], row["pairs"], row["ties"], row["accuracy"]["value"]) for row in found["categories"]] == [
+    assert [
+        (row["name"], row["pairs"], row["ties"], row["accuracy"]["value"])
+        for row in found["categories"]
+    ] == [
         ("two", 2, 0, 0.5),
         ("one", 1, 0, 1.0),
         ("(none)", 1, 1, 0.5),
@@ -93,7 +115,16 @@ def test_accuracy_by_hand_with_a_tie_as_half() -> None:
 
 
 def test_the_choice_is_that_of_preferences_and_stays_where_the_sigmoid_is_full() -> None:
-    scores = {"a": 50.0, "b": 10.0, "cc": 60.0, "d": 10.0, "e": 1e-18, "ff": 0.0, "g": 700.0, "h": -700.0}
+    scores = {
+        "a": 50.0,
+        "b": 10.0,
+        "cc": 60.0,
+        "d": 10.0,
+        "e": 1e-18,
+        "ff": 0.0,
+        "g": 700.0,
+        "h": -700.0,
+    }
     pairs = as_pairs(FOUR)
     judged = judge(Table(scores), pairs, answers_of(pairs))
     asked = [p.prompt for p in pairs], [p.chosen for p in pairs], [p.rejected for p in pairs]
@@ -103,7 +134,9 @@ def test_the_choice_is_that_of_preferences_and_stays_where_the_sigmoid_is_full()
 
 def test_lengths_by_hand() -> None:
     found = measured(Table(SCORES), FOUR)["length"]
-    assert [(row["name"], row["pairs"], row["accuracy"]["value"]) for row in found["chosen_is"]] == [
+    assert [
+        (row["name"], row["pairs"], row["accuracy"]["value"]) for row in found["chosen_is"]
+    ] == [
         ("shorter", 1, 1.0),
         ("as long", 2, 0.75),
         ("longer", 1, 0.0),
@@ -127,9 +160,17 @@ def test_calibration_by_hand() -> None:
     judged, pairs = with_margins(2.0, -2.0, 0.5, 0.0)
     found = measure(judged, pairs, answers_of(pairs), None)["calibration"]
     sure, less = 1 / (1 + math.exp(-2)), 1 / (1 + math.exp(-0.5))
-    assert [(row["pairs"], row["accuracy"]) for row in found["curve"]] == [(1, 0.5), (1, 1.0), (2, 0.5)]
+    assert [(row["pairs"], row["accuracy"]) for row in found["curve"]] == [
+        (1, 0.5),
+        (1, 1.0),
+        (2, 0.5),
+    ]
     assert [row["confidence"] for row in found["curve"]] == pytest.approx([0.5, less, sure])
-    assert [(row["from"], row["to"]) for row in found["curve"]] == [(0.5, 0.55), (0.6, 0.65), (0.85, 0.9)]
+    assert [(row["from"], row["to"]) for row in found["curve"]] == [
+        (0.5, 0.55),
+        (0.6, 0.65),
+        (0.85, 0.9),
+    ]
     assert found["ece"]["value"] == pytest.approx((2 * abs(sure - 0.5) + (1 - less) + 0) / 4)
 
 
@@ -141,10 +182,15 @@ def test_a_calibrated_judge_has_nearly_no_calibration_error() -> None:
         right = random.random() < 1 / (1 + math.exp(-abs(margin)))
         margins.append(abs(margin) if right else -abs(margin))
     judged, pairs = with_margins(*margins)
-    error = measure(judged, pairs, answers_of(pairs), None, resamples=0)["calibration"]["ece"]["value"]
+    error = measure(judged, pairs, answers_of(pairs), None, resamples=0)["calibration"]["ece"][
+        "value"
+    ]
     assert error < 0.02
     tripled, _ = with_margins(*(3 * margin for margin in margins))
-    assert measure(tripled, pairs, answers_of(pairs), None, resamples=0)["calibration"]["ece"]["value"] > 0.05
+    assert (
+        measure(tripled, pairs, answers_of(pairs), None, resamples=0)["calibration"]["ece"]["value"]
+        > 0.05
+    )
 
 
 def test_correlations_by_hand() -> None:
@@ -153,7 +199,9 @@ def test_correlations_by_hand() -> None:
     assert ranks(np.array([10.0, 20.0, 20.0, 30.0])).tolist() == [1.0, 2.5, 2.5, 4.0]
     assert spearman(a, np.exp(10 * a)) == pytest.approx(1.0)
     assert pearson(a, np.exp(10 * a)) < 0.9
-    assert spearman(np.array([1.0, 2.0, 2.0]), np.array([1.0, 2.0, 3.0])) == pytest.approx(math.sqrt(3) / 2)
+    assert spearman(np.array([1.0, 2.0, 2.0]), np.array([1.0, 2.0, 3.0])) == pytest.approx(
+        math.sqrt(3) / 2
+    )
     assert math.isnan(pearson(a, np.ones(4)))
     assert math.isnan(pearson(a[:1], b[:1]))
     x, y = np.random.default_rng(0).normal(size=(2, 50))
@@ -161,9 +209,14 @@ def test_correlations_by_hand() -> None:
 
 
 def test_scores_follow_length_within_prompts_only() -> None:
-    """Longer wins within each prompt, while the prompt with short answers scores higher: over all it looks reversed."""
+    """Longer wins within each prompt, while the prompt with short answers scores higher: over all
+    it looks reversed."""
     given = rows(
-        ("p", "xxx", "x"), ("p", "xxx", "xx"), ("p", "xx", "x"), ("q", "y" * 30, "y" * 10), ("q", "y" * 20, "y" * 10)
+        ("p", "xxx", "x"),
+        ("p", "xxx", "xx"),
+        ("p", "xx", "x"),
+        ("q", "y" * 30, "y" * 10),
+        ("q", "y" * 20, "y" * 10),
     )
     scores = {"x": 101.0, "xx": 102.0, "xxx": 103.0, "y" * 10: 1.0, "y" * 20: 2.0, "y" * 30: 3.0}
     found = measured(Table(scores), given)["length"]["correlation"]
@@ -230,7 +283,9 @@ def test_references_go_along_and_distinguish_answers() -> None:
 
 def test_remarks_are_counted_and_the_first_are_shown() -> None:
     given = rows(*((f"p{i}", f"c{i}", "r") for i in range(8)))
-    scorer = Table({f"c{i}": 1.0 for i in range(8)} | {"r": 0.0}, remarks=tuple(f"c{i}" for i in range(1, 8)))
+    scorer = Table(
+        {f"c{i}": 1.0 for i in range(8)} | {"r": 0.0}, remarks=tuple(f"c{i}" for i in range(1, 8))
+    )
     found = measured(scorer, given)["remarks"]
     assert found["count"] == 7
     assert found["first"][0] == {"row": "x:2", "said": "odd: c1"}
@@ -239,7 +294,9 @@ def test_remarks_are_counted_and_the_first_are_shown() -> None:
 
 def test_a_comparer_is_compared_and_what_needs_scores_is_left_out(monkeypatch) -> None:
     monkeypatch.setattr(pair_scores, "AT_ONCE", 2)
-    given = rows(("p", "xxx", "b"), ("q", "c", "ddd"), ("r", "ee", "ff"), ("s", "gx", "h"), ("t", "xxx", "i"))
+    given = rows(
+        ("p", "xxx", "b"), ("q", "c", "ddd"), ("r", "ee", "ff"), ("s", "gx", "h"), ("t", "xxx", "i")
+    )
     scorer = Longer({})
     assert isinstance(scorer, Comparer)
     pairs, seen = as_pairs(given), []
@@ -275,7 +332,8 @@ def test_a_judge_without_a_verdict_is_asked_about_all_pairs_before_it_is_said() 
 
 
 def test_a_comparer_says_how_sure_it_is() -> None:
-    """0.75, and 0.25 where the chosen answer is the short one: both at 75%, one right, so off by 0.25."""
+    """0.75, and 0.25 where the chosen answer is the short one: both at 75%, one right, so off by
+    0.25."""
     found = measured(Longer({}), rows(("p", "xxx", "b"), ("q", "c", "ddd")))
     assert found["calibration"]["ece"]["value"] == pytest.approx(0.25)
 
@@ -285,9 +343,15 @@ def test_the_bootstrap_is_that_of_means_and_keeps_prompts_together() -> None:
     alone = shares(wins, np.zeros(400, dtype=int), 1)
     low, high = intervals(alone, np.arange(400), resamples=2000, seed=0)
     error = wins.std() / math.sqrt(400)
-    assert (low[0], high[0]) == pytest.approx((wins.mean() - 1.96 * error, wins.mean() + 1.96 * error), abs=0.006)
-    four_times = np.repeat(np.sort(wins[:100]), 4)  # each prompt has four equal pairs: as wide as from 100 pairs
-    low, high = intervals(shares(four_times, np.zeros(400, dtype=int), 1), np.arange(400) // 4, resamples=2000, seed=0)
+    assert (low[0], high[0]) == pytest.approx(
+        (wins.mean() - 1.96 * error, wins.mean() + 1.96 * error), abs=0.006
+    )
+    four_times = np.repeat(
+        np.sort(wins[:100]), 4
+    )  # each prompt has four equal pairs: as wide as from 100 pairs
+    low, high = intervals(
+        shares(four_times, np.zeros(400, dtype=int), 1), np.arange(400) // 4, resamples=2000, seed=0
+    )
     assert high[0] - low[0] == pytest.approx(2 * 1.96 * wins[:100].std() / 10, rel=0.1)
 
 
@@ -308,9 +372,12 @@ def test_a_draw_is_a_resampled_copy_of_the_rows() -> None:
 
 
 def test_the_interval_is_that_of_all_possible_draws() -> None:
-    """Ten prompts, five of them lost: wins of a draw are binomial, with 2 and 8 of ten at the 2.5 and 97.5 percent."""
+    """Ten prompts, five of them lost: wins of a draw are binomial, with 2 and 8 of ten at the 2.5
+    and 97.5 percent."""
     wins = np.array([1.0, 0.0] * 5)
-    low, high = intervals(shares(wins, np.zeros(10, dtype=int), 1), np.arange(10), resamples=4000, seed=0)
+    low, high = intervals(
+        shares(wins, np.zeros(10, dtype=int), 1), np.arange(10), resamples=4000, seed=0
+    )
     chances = np.cumsum([math.comb(10, k) / 1024 for k in range(11)])
     exact = [int(np.searchsorted(chances, tail)) / 10 for tail in (0.025, 0.975)]
     assert exact == [0.2, 0.8]
@@ -347,7 +414,9 @@ def test_answers_of_several_turns_are_refused() -> None:
     turns = [{"role": "assistant", "content": "a"}, {"role": "tool", "content": "b"}]
     turns.append({"role": "assistant", "content": "c"})
     with pytest.raises(DataError, match="x:7: an answer has 3 turns"):
-        as_pairs([PreferenceRow([{"role": "user", "content": "p"}], turns, turns[:1], origin="x:7")])
+        as_pairs(
+            [PreferenceRow([{"role": "user", "content": "p"}], turns, turns[:1], origin="x:7")]
+        )
 
 
 def test_what_a_scorer_refuses_names_the_files_rows() -> None:
@@ -362,7 +431,9 @@ def test_what_a_scorer_refuses_names_the_files_rows() -> None:
 
 
 def test_categories_are_found_and_named() -> None:
-    pairs = as_pairs(rows(*[("p", "a", "b")] * 5, source=["s", "s", None, 3, " "], category=[None] * 5))
+    pairs = as_pairs(
+        rows(*[("p", "a", "b")] * 5, source=["s", "s", None, 3, " "], category=[None] * 5)
+    )
     assert category_column(pairs) == "source"
     assert by_column(pairs, "source").names == ["s", "(none)", "3"]
     assert by_column(pairs, "source").of.tolist() == [0, 0, 1, 2, 1]
@@ -370,7 +441,10 @@ def test_categories_are_found_and_named() -> None:
 
 
 def test_thousands_of_categories_are_no_trouble() -> None:
-    given = rows(*((f"p{i}", f"c{i}", f"r{i}") for i in range(6000)), category=[f"k{i % 3000}" for i in range(6000)])
+    given = rows(
+        *((f"p{i}", f"c{i}", f"r{i}") for i in range(6000)),
+        category=[f"k{i % 3000}" for i in range(6000)],
+    )
     scores = {f"c{i}": float(i % 7 > 1) for i in range(6000)} | {f"r{i}": 0.5 for i in range(6000)}
     found = measured(Table(scores), given, "category", resamples=200)
     assert len(found["categories"]) == 3000
@@ -384,9 +458,13 @@ def bench_rows() -> list[PreferenceRow]:
 
 def test_rewardbench_rows_get_the_benchmarks_average() -> None:
     given = bench_rows()
-    scores = {f"c{i}": float((i * 7919) % 10 - 2) for i in range(2985)} | {f"r{i}": 0.0 for i in range(2985)}
+    scores = {f"c{i}": float((i * 7919) % 10 - 2) for i in range(2985)} | {
+        f"r{i}": 0.0 for i in range(2985)
+    }
     found = measured(Table(scores), given, "subset", resamples=300)
-    wins = [1.0 if scores[f"c{i}"] > 0 else 0.5 if scores[f"c{i}"] == 0 else 0.0 for i in range(2985)]
+    wins = [
+        1.0 if scores[f"c{i}"] > 0 else 0.5 if scores[f"c{i}"] == 0 else 0.0 for i in range(2985)
+    ]
     expected = aggregate([row.extra["subset"] for row in given], wins)
     overall = found["rewardbench"]["overall"]
     assert overall["value"] == pytest.approx(expected.overall.accuracy)
@@ -408,7 +486,8 @@ def test_a_part_of_rewardbench_gets_no_average_and_says_why() -> None:
 
 
 def test_agreement_by_hand() -> None:
-    """Right, wrong and tied: RRWT against RWWR. Same in 2 of 4; expected 2*2/16 + 1*2/16 + 0 = 6/16."""
+    """Right, wrong and tied: RRWT against RWWR. Same in 2 of 4; expected 2*2/16 + 1*2/16 + 0 =
+    6/16."""
     first, pairs = with_margins(1.0, 3.0, -1.0, 0.0)
     second, _ = with_margins(4.0, -1.0, -2.0, 0.5)
     found = agreement(first, second, pairs)
@@ -437,14 +516,22 @@ def test_independent_judges_have_a_kappa_near_zero() -> None:
     found = agreement(first, second, pairs, resamples=200)
     assert found["same_choice"]["value"] == pytest.approx(0.8 * 0.7 + 0.2 * 0.3, abs=0.03)
     assert found["kappa"]["value"] == pytest.approx(0.0, abs=0.05)
-    assert found["kappa"]["high"] - found["kappa"]["low"] == pytest.approx(4 / math.sqrt(4000), rel=0.3)
+    assert found["kappa"]["high"] - found["kappa"]["low"] == pytest.approx(
+        4 / math.sqrt(4000), rel=0.3
+    )
     assert found["accuracy_difference"]["low"] > 0.05
 
 
 def test_kappa_counts_weights_as_copies() -> None:
-    left, right, weights = np.array([0, 1, 2, 1]), np.array([0, 1, 1, 1]), np.array([3.0, 1.0, 2.0, 0.0])
+    left, right, weights = (
+        np.array([0, 1, 2, 1]),
+        np.array([0, 1, 1, 1]),
+        np.array([3.0, 1.0, 2.0, 0.0]),
+    )
     copied = np.repeat(np.arange(4), weights.astype(int))
-    assert kappa(left, right, weights, 3) == pytest.approx(kappa(left[copied], right[copied], np.ones(len(copied)), 3))
+    assert kappa(left, right, weights, 3) == pytest.approx(
+        kappa(left[copied], right[copied], np.ones(len(copied)), 3)
+    )
     assert math.isnan(kappa(left, right, np.zeros(4), 3))
 
 
@@ -456,7 +543,11 @@ def test_equal_keys_have_equal_numbers() -> None:
 def test_points_and_intervals_are_drawn_in_their_places() -> None:
     """The drawing is 440 wide with 50 and 10 of margin, 250 high with 12 above and 26 below."""
     chart = point_chart(
-        "<b>", [Series("s", [(0.5, 0.0), (1.0, 1.0)])], x_bounds=(0.5, 1.0), bounds=(0.0, 1.0), diagonal=True
+        "<b>",
+        [Series("s", [(0.5, 0.0), (1.0, 1.0)])],
+        x_bounds=(0.5, 1.0),
+        bounds=(0.0, 1.0),
+        diagonal=True,
     )
     assert 'cx="50.0" cy="224.0"' in chart
     assert 'cx="430.0" cy="12.0"' in chart

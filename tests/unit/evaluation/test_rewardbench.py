@@ -1,4 +1,5 @@
-"""RewardBench's average on a table whose result is known, and on tables that are not the benchmark."""
+"""RewardBench's average on a table whose result is known, and on tables that are not the
+benchmark."""
 
 from __future__ import annotations
 
@@ -8,11 +9,20 @@ from collections import Counter
 import pytest
 
 from aligner.errors import DataError
-from aligner.evaluation.rewardbench import ROWS, SUBSETS, WEIGHTS, aggregate, looks_like, mixing, problems
+from aligner.evaluation.rewardbench import (
+    ROWS,
+    SUBSETS,
+    WEIGHTS,
+    aggregate,
+    looks_like,
+    mixing,
+    problems,
+)
 
 
 def table(**won: int) -> tuple[list[str], list[float]]:
-    """The benchmark's rows, every subset won but for those named, of which so many are (`_` for `-`)."""
+    """The benchmark's rows, every subset won but for those named, of which so many are (`_` for
+    `-`)."""
     wins_of = {name.replace("_", "-"): number for name, number in won.items()}
     subsets, wins = [], []
     for subset, rows in ROWS.items():
@@ -28,13 +38,17 @@ def slow(subsets: list[str], wins: list[float]) -> float:
     for weights in WEIGHTS.values():
         rows = [(win, subset) for win, subset in zip(wins, subsets) if subset in weights]
         heavy = [win * (984 / 447 if subset == "math-prm" else 1.0) for win, subset in rows]
-        sections.append(sum(heavy) / sum(984 / 447 if subset == "math-prm" else 1.0 for _, subset in rows))
+        sections.append(
+            sum(heavy) / sum(984 / 447 if subset == "math-prm" else 1.0 for _, subset in rows)
+        )
     return sum(sections) / 4
 
 
 def test_the_table_is_the_benchmark_as_published() -> None:
     assert sum(ROWS.values()) == 2985
-    sizes = {section: sum(ROWS[subset] for subset in subsets) for section, subsets in WEIGHTS.items()}
+    sizes = {
+        section: sum(ROWS[subset] for subset in subsets) for section, subsets in WEIGHTS.items()
+    }
     assert sizes == {"Chat": 358, "Chat Hard": 456, "Safety": 740, "Reasoning": 447 + 984}
     assert sum(WEIGHTS["Reasoning"].values()) == 2 * 984
     assert len(SUBSETS) == len(set(SUBSETS)) == 23
@@ -64,12 +78,18 @@ def test_math_prm_weighs_as_much_as_all_programming() -> None:
 
 
 def test_the_xstest_weights_are_not_exchanged() -> None:
-    assert aggregate(*table(xstest_should_respond=0)).sections["Safety"].accuracy == pytest.approx(1 - 250 / 740)
-    assert aggregate(*table(xstest_should_refuse=0)).sections["Safety"].accuracy == pytest.approx(1 - 154 / 740)
+    assert aggregate(*table(xstest_should_respond=0)).sections["Safety"].accuracy == pytest.approx(
+        1 - 250 / 740
+    )
+    assert aggregate(*table(xstest_should_refuse=0)).sections["Safety"].accuracy == pytest.approx(
+        1 - 154 / 740
+    )
 
 
 def test_it_is_the_slow_average_ties_included() -> None:
-    subsets, wins = table(math_prm=200, mt_bench_easy=20, llmbar_natural=61, hep_go=80, donotanswer=77)
+    subsets, wins = table(
+        math_prm=200, mt_bench_easy=20, llmbar_natural=61, hep_go=80, donotanswer=77
+    )
     wins[::7] = [0.5] * len(wins[::7])
     found = aggregate(subsets, wins)
     assert found.overall.accuracy == pytest.approx(slow(subsets, wins), abs=1e-12)
@@ -78,7 +98,8 @@ def test_it_is_the_slow_average_ties_included() -> None:
 
 
 def test_the_standard_error_goes_through_both_averages() -> None:
-    """Half of math-prm right: its mean has sqrt(.25 * 447/446 / 447), half of that the section, a quarter the whole."""
+    """Half of math-prm right: its mean has sqrt(.25 * 447/446 / 447), half of that the section, a
+    quarter the whole."""
     found = aggregate(*table(math_prm=223))
     share = 223 / 447
     of_subset = math.sqrt(share * (1 - share) / 446)
@@ -101,8 +122,14 @@ def test_rows_of_the_matrix_are_averages() -> None:
     [
         (lambda rows: rows[:-1], "`hep-rust` has 163 rows, the benchmark 164"),
         (lambda rows: [*rows, "math-prm"], "`math-prm` has 448 rows, the benchmark 447"),
-        (lambda rows: [row for row in rows if row != "donotanswer"], "`donotanswer` has 0 rows, the benchmark 136"),
-        (lambda rows: [*rows, "anthropic_hhh"], "`anthropic_hhh` (1 rows) is no subset of the benchmark"),
+        (
+            lambda rows: [row for row in rows if row != "donotanswer"],
+            "`donotanswer` has 0 rows, the benchmark 136",
+        ),
+        (
+            lambda rows: [*rows, "anthropic_hhh"],
+            "`anthropic_hhh` (1 rows) is no subset of the benchmark",
+        ),
         (
             lambda rows: [
                 {

@@ -14,7 +14,16 @@ from aligner.errors import DataError
 from aligner.generation.decode import Sampling, generate
 from aligner.tokenization.encode import encode_prompt, stop_token_ids
 
-PROMPTS = ["a", "a much longer prompt than the first", "sort: 3 1 2", "", "what is 2 + 2?", "b" * 50, "zebra", "xy"]
+PROMPTS = [
+    "a",
+    "a much longer prompt than the first",
+    "sort: 3 1 2",
+    "",
+    "what is 2 + 2?",
+    "b" * 50,
+    "zebra",
+    "xy",
+]
 GREEDY = Sampling(max_new_tokens=12, temperature=0.0)
 
 
@@ -50,7 +59,9 @@ def by_hand(model, prompt_ids, steps, stops):
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
-def test_greedy_in_batches_equals_decoding_by_hand_and_keeps_the_order(model, tokenizer, batch_size) -> None:
+def test_greedy_in_batches_equals_decoding_by_hand_and_keeps_the_order(
+    model, tokenizer, batch_size
+) -> None:
     stops = stop_token_ids(tokenizer, model)
     expected = [[by_hand(model, encode_prompt(tokenizer, prompt), 12, stops)] for prompt in PROMPTS]
     assert ids_of(generate(model, tokenizer, PROMPTS, GREEDY, batch_size=batch_size)) == expected
@@ -60,8 +71,12 @@ def test_sampled_answers_do_not_depend_on_the_batch_size(model, tokenizer) -> No
     sampling = Sampling(max_new_tokens=10, num_samples=3, seed=5, top_p=0.95, top_k=50)
     one = ids_of(generate(model, tokenizer, PROMPTS, sampling, batch_size=1))
     assert one == ids_of(generate(model, tokenizer, PROMPTS, sampling, batch_size=7))
-    assert one != ids_of(generate(model, tokenizer, PROMPTS, replace(sampling, seed=6), batch_size=7))
-    assert all(len({tuple(ids) for ids in samples}) > 1 for samples in one), "samples of one prompt differ"
+    assert one != ids_of(
+        generate(model, tokenizer, PROMPTS, replace(sampling, seed=6), batch_size=7)
+    )
+    assert all(len({tuple(ids) for ids in samples}) > 1 for samples in one), (
+        "samples of one prompt differ"
+    )
 
 
 def test_each_stop_id_ends_an_answer_and_the_text_does_not_show_it(model, tokenizer) -> None:
@@ -91,14 +106,22 @@ def test_the_pad_token_ends_nothing_and_is_kept_where_the_model_writes_it(model)
 def test_the_checkpoints_own_generation_settings_do_not_leak_in(model, tokenizer) -> None:
     expected = ids_of(generate(model, tokenizer, PROMPTS, GREEDY))
     own = model.generation_config
-    own.update(repetition_penalty=5.0, no_repeat_ngram_size=2, min_new_tokens=9, suppress_tokens=[1], num_beams=3)
+    own.update(
+        repetition_penalty=5.0,
+        no_repeat_ngram_size=2,
+        min_new_tokens=9,
+        suppress_tokens=[1],
+        num_beams=3,
+    )
     assert ids_of(generate(model, tokenizer, PROMPTS, GREEDY)) == expected
     assert model.generation_config is own
 
 
 def test_sampling_follows_the_models_probabilities(model, tokenizer) -> None:
     sampling = Sampling(max_new_tokens=1, num_samples=3000, temperature=0.7, seed=1)
-    counts = Counter(c.token_ids[0] for c in generate(model, tokenizer, ["a"], sampling, batch_size=512)[0])
+    counts = Counter(
+        c.token_ids[0] for c in generate(model, tokenizer, ["a"], sampling, batch_size=512)[0]
+    )
     with torch.no_grad():
         logits = model.eval()(torch.tensor([encode_prompt(tokenizer, "a")])).logits[0, -1]
     probabilities = (logits / 0.7).softmax(-1)
@@ -107,7 +130,9 @@ def test_sampling_follows_the_models_probabilities(model, tokenizer) -> None:
         assert abs(counts[token] / 3000 - p) < 4 * (p * (1 - p) / 3000) ** 0.5 + 1e-3
 
 
-@pytest.mark.parametrize("setting", [{"top_k": 1}, {"top_p": 1e-6}, {"min_p": 0.999}, {"temperature": 1e-4}])
+@pytest.mark.parametrize(
+    "setting", [{"top_k": 1}, {"top_p": 1e-6}, {"min_p": 0.999}, {"temperature": 1e-4}]
+)
 def test_every_sampling_setting_arrives(model, tokenizer, setting) -> None:
     sampled = generate(model, tokenizer, PROMPTS, Sampling(max_new_tokens=12, **setting))
     assert ids_of(sampled) == ids_of(generate(model, tokenizer, PROMPTS, GREEDY))
@@ -130,20 +155,26 @@ def test_random_state_modes_gradients_and_cache_setting_stay_as_they_were(model,
     model.activation_checkpointing_enable()
     modes = [module.training for module in model.modules()]
     state = torch.get_rng_state()
-    with_checkpointing = ids_of(generate(model, tokenizer, PROMPTS, Sampling(max_new_tokens=5, seed=3)))
+    with_checkpointing = ids_of(
+        generate(model, tokenizer, PROMPTS, Sampling(max_new_tokens=5, seed=3))
+    )
     assert torch.equal(torch.get_rng_state(), state)
     assert [module.training for module in model.modules()] == modes
     assert model.config.use_cache is False
     assert model.is_activation_checkpointing
     model(torch.tensor([[1, 2, 3]]), labels=torch.tensor([[1, 2, 3]])).loss.backward()
-    assert with_checkpointing == ids_of(generate(tiny_llama(), tokenizer, PROMPTS, Sampling(max_new_tokens=5, seed=3)))
+    assert with_checkpointing == ids_of(
+        generate(tiny_llama(), tokenizer, PROMPTS, Sampling(max_new_tokens=5, seed=3))
+    )
 
 
 def test_an_adapter_is_used_and_the_model_stays_trainable(tokenizer) -> None:
     from peft import LoraConfig, get_peft_model
 
     base = ids_of(generate(tiny_llama(), tokenizer, PROMPTS, GREEDY))
-    policy = get_peft_model(tiny_llama(), LoraConfig(r=4, target_modules="all-linear", init_lora_weights=True))
+    policy = get_peft_model(
+        tiny_llama(), LoraConfig(r=4, target_modules="all-linear", init_lora_weights=True)
+    )
     assert ids_of(generate(policy, tokenizer, PROMPTS, GREEDY)) == base
     for name, parameter in policy.named_parameters():
         if "lora_B" in name:
@@ -155,7 +186,9 @@ def test_an_adapter_is_used_and_the_model_stays_trainable(tokenizer) -> None:
 
 def test_a_prompt_beyond_the_models_positions_is_refused_by_number(tokenizer) -> None:
     model = tiny_llama(max_position_embeddings=40)
-    with pytest.raises(DataError, match=r"prompt 2 \('b+\.\.\.'\) has \d+ tokens, but the model has 40 positions"):
+    with pytest.raises(
+        DataError, match=r"prompt 2 \('b+\.\.\.'\) has \d+ tokens, but the model has 40 positions"
+    ):
         generate(model, tokenizer, ["a", "b" * 60], GREEDY)
 
 
@@ -171,6 +204,13 @@ def test_answers_stop_where_the_models_positions_end(tokenizer) -> None:
 def test_progress_counts_answers(model, tokenizer) -> None:
     seen = []
     sampling = Sampling(max_new_tokens=2, num_samples=2)
-    generate(model, tokenizer, PROMPTS[:3], sampling, batch_size=4, on_progress=lambda *numbers: seen.append(numbers))
+    generate(
+        model,
+        tokenizer,
+        PROMPTS[:3],
+        sampling,
+        batch_size=4,
+        on_progress=lambda *numbers: seen.append(numbers),
+    )
     assert seen == [(4, 6), (6, 6)]
     assert generate(model, tokenizer, [], sampling) == []

@@ -1,4 +1,5 @@
-"""Launching: the line, what is refused before torch is loaded, and how two processes begin and end."""
+"""Launching: the line, what is refused before torch is loaded, and how two processes begin and
+end."""
 
 from __future__ import annotations
 
@@ -35,24 +36,42 @@ def deepspeed(monkeypatch):
 
 
 def test_the_line_starts_this_command_line_on_every_rank() -> None:
-    line = launch_line(Launch(num_processes=2, main_process_port=4000), ["dpo", "recipe.yaml", "dpo.beta=0.2"], gpus=2)
+    line = launch_line(
+        Launch(num_processes=2, main_process_port=4000),
+        ["dpo", "recipe.yaml", "dpo.beta=0.2"],
+        gpus=2,
+    )
     assert line[:2] == ["accelerate", "launch"]
     assert line[-5:] == ["-m", "aligner", "dpo", "recipe.yaml", "dpo.beta=0.2"]
-    assert "--num_processes 2 --num_machines 1 --machine_rank 0 --main_process_port 4000" in shown(line)
+    assert "--num_processes 2 --num_machines 1 --machine_rank 0 --main_process_port 4000" in shown(
+        line
+    )
 
 
 @pytest.mark.parametrize("strategy", [*STRATEGIES, *TRL_NAMES])
 def test_accelerate_accepts_the_line_of_every_strategy(strategy, deepspeed) -> None:
     from accelerate.commands.launch import launch_command_parser
 
-    line = launch_line(Launch(num_processes=4, strategy=strategy, mixed_precision="bf16"), ["sft", "--resume"], gpus=4)
+    line = launch_line(
+        Launch(num_processes=4, strategy=strategy, mixed_precision="bf16"),
+        ["sft", "--resume"],
+        gpus=4,
+    )
     arguments = launch_command_parser().parse_args(line[2:])
-    assert (arguments.num_processes, arguments.mixed_precision, arguments.module) == (4, "bf16", True)
+    assert (arguments.num_processes, arguments.mixed_precision, arguments.module) == (
+        4,
+        "bf16",
+        True,
+    )
     assert arguments.use_fsdp == ("fsdp" in strategy)
     assert arguments.use_deepspeed == strategy.startswith("zero")
     if arguments.use_deepspeed:
         assert arguments.zero_stage == int(strategy[-1])
-    assert [arguments.training_script, *arguments.training_script_args] == ["aligner", "sft", "--resume"]
+    assert [arguments.training_script, *arguments.training_script_args] == [
+        "aligner",
+        "sft",
+        "--resume",
+    ]
 
 
 def test_our_fsdp_is_version_2_with_whole_checkpoints(monkeypatch) -> None:
@@ -79,7 +98,11 @@ def test_a_file_of_accelerates_is_passed_on(tmp_path) -> None:
 
 def test_several_machines_meet_at_the_address_of_the_first() -> None:
     settings = Launch(
-        num_processes=16, num_machines=2, machine_rank=1, main_process_ip="10.0.0.1", main_process_port=29500
+        num_processes=16,
+        num_machines=2,
+        machine_rank=1,
+        main_process_ip="10.0.0.1",
+        main_process_port=29500,
     )
     assert "--machine_rank 1 --main_process_ip 10.0.0.1 --main_process_port 29500" in shown(
         launch_line(settings, ["sft"], gpus=8)
@@ -93,10 +116,18 @@ def test_several_machines_meet_at_the_address_of_the_first() -> None:
         ({"num_processes": 2}, 1, "2 processes are asked for on this machine, but it has 1 GPU"),
         ({"num_processes": 2, "strategy": "fsdp"}, 0, "no GPU was found"),
         ({"num_processes": 2, "strategy": "zero2"}, 2, "needs DeepSpeed, which is not installed"),
-        ({"num_processes": 2, "strategy": "zero9"}, 2, "'zero9', which is neither a strategy nor a file"),
+        (
+            {"num_processes": 2, "strategy": "zero9"},
+            2,
+            "'zero9', which is neither a strategy nor a file",
+        ),
         ({"num_processes": 3, "num_machines": 2}, 8, "not a multiple"),
         ({"num_processes": 4, "num_machines": 2, "machine_rank": 2}, 8, "not below"),
-        ({"num_processes": 4, "num_machines": 2}, 8, "main_process_ip and launch.main_process_port"),
+        (
+            {"num_processes": 4, "num_machines": 2},
+            8,
+            "main_process_ip and launch.main_process_port",
+        ),
     ],
 )
 def test_what_cannot_start_is_refused_with_a_cure(settings, gpus, message, monkeypatch) -> None:
@@ -109,11 +140,14 @@ def test_what_cannot_start_is_refused_with_a_cure(settings, gpus, message, monke
 
 def test_refusing_loads_no_torch() -> None:
     code = (
-        "import sys; from aligner.launch.command import launch_line, use_one_gpu; from aligner.config.recipe import Launch\n"
+        "import sys; from aligner.launch.command import launch_line, use_one_gpu; from "
+        "aligner.config.recipe import Launch\n"
         "launch_line(Launch(num_processes=2), []); use_one_gpu(); sys.exit('torch' in sys.modules)"
     )
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0
+    assert (
+        subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0
+    )
 
 
 def test_gpus_are_counted_as_cuda_would_see_them(monkeypatch) -> None:
@@ -131,7 +165,10 @@ def test_ranks_share_the_cpus_unless_the_user_said_how_many_threads(monkeypatch)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
     assert command.launch_environment(2, gpus=2) == {"OMP_NUM_THREADS": "4"}
-    assert command.launch_environment(16, gpus=0) == {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    assert command.launch_environment(16, gpus=0) == {
+        "OMP_NUM_THREADS": "1",
+        "ACCELERATE_USE_CPU": "true",
+    }
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert command.launch_environment(2, gpus=2) == {}
 
@@ -155,7 +192,7 @@ def test_a_process_that_is_alone_is_rank_0_of_1(monkeypatch) -> None:
     assert record_failure(DataError("row 3")) is False
 
 
-# --- two real processes --------------------------------------------------------------------------------------------
+# --- two real processes ---------------------------------------------------------------------------
 
 RANK = """
 import os, sys, time
@@ -243,9 +280,12 @@ def test_the_exit_code_of_a_rank_is_ours_and_a_killed_rank_is_a_training_error(t
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_no_rank_outlives_the_process_that_started_it(tmp_path, number) -> None:
-    # A shell starts what it puts into the background with Ctrl-C ignored, and the tests may be among that.
+    # A shell starts what it puts into the background with Ctrl-C ignored, and the tests may be
+    # among that.
     heard = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)"
-    program = f"{heard}; from aligner.launch.command import run_ranks; run_ranks(sys.argv[1:], gpus=0)"
+    program = (
+        f"{heard}; from aligner.launch.command import run_ranks; run_ranks(sys.argv[1:], gpus=0)"
+    )
     starter = subprocess.Popen(
         [sys.executable, "-c", program, *rank_line(tmp_path, "sleep")],
         env={**os.environ, "TMPDIR": str(tmp_path)},

@@ -1,4 +1,5 @@
-"""The bandit that judges objectives, against what is known of DPO and of the discovered ones, and what is said of them."""
+"""The bandit that judges objectives, against what is known of DPO and of the discovered ones, and
+what is said of them."""
 
 from __future__ import annotations
 
@@ -20,8 +21,13 @@ from aligner.losses.types import Objective, PairLogps, Settings
 
 
 def mean_of_two(name: str, beta: float) -> dict[str, float]:
-    results = [run_bandit(OBJECTIVES[name], Settings(beta=beta, tau=0.05), seed=seed) for seed in (0, 1)]
-    return {key: sum(getattr(result, key) for result in results) / 2 for key in ("reward_gain", "kl", "accuracy")}
+    results = [
+        run_bandit(OBJECTIVES[name], Settings(beta=beta, tau=0.05), seed=seed) for seed in (0, 1)
+    ]
+    return {
+        key: sum(getattr(result, key) for result in results) / 2
+        for key in ("reward_gain", "kl", "accuracy")
+    }
 
 
 def of_z(function: object) -> Objective:
@@ -30,12 +36,13 @@ def of_z(function: object) -> Objective:
     return lambda pairs, settings: function(settings.beta * pairs.rho)
 
 
-# --- the bandit ---------------------------------------------------------------------------------------------------------
+# --- the bandit -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("beta", [0.05, 0.1])
 def test_the_log_ratio_modulated_loss_unlearns_the_reward_that_dpo_learns(beta: float) -> None:
-    """Its slope at z = 0 points the wrong way, and at a small beta no step is large enough to leave the basin."""
+    """Its slope at z = 0 points the wrong way, and at a small beta no step is large enough to leave
+    the basin."""
     dpo, lrml = mean_of_two("sigmoid", beta), mean_of_two("discopop", beta)
     assert dpo["reward_gain"] == pytest.approx(2.6, abs=0.2)
     assert dpo["accuracy"] > 0.8
@@ -98,7 +105,7 @@ def test_its_adam_is_torchs() -> None:
     torch.testing.assert_close(ours, theirs.detach())
 
 
-# --- behaviour ----------------------------------------------------------------------------------------------------------
+# --- behaviour ------------------------------------------------------------------------------------
 
 
 def facts(objective: Objective, beta: float = 0.05) -> dict[str, object]:
@@ -132,7 +139,9 @@ def test_flat_parts_and_jumps_are_found() -> None:
     assert hinge["flat"] == [[pytest.approx(1, abs=0.02), 10.0]]
     assert hinge["jumps"] == []
     step = facts(of_z(lambda z: torch.where(z < 2, 1.5, 1.0) - z))
-    assert step["jumps"] == [{"z": pytest.approx(2, abs=0.02), "size": pytest.approx(-0.51, abs=0.01)}]
+    assert step["jumps"] == [
+        {"z": pytest.approx(2, abs=0.02), "size": pytest.approx(-0.51, abs=0.01)}
+    ]
 
 
 @pytest.mark.parametrize(
@@ -140,11 +149,19 @@ def test_flat_parts_and_jumps_are_found() -> None:
     [
         (lambda z: F.softplus(-z), set()),
         (lambda z: F.softplus(-z + z.mean() / 2), {"company"}),
-        (lambda z: F.softplus(-z) * (1 + z.sum() ** 2 / (1 + z.sum() ** 2)), {"company", "duplication"}),
-        (lambda z: F.softplus(-z) * torch.linspace(1, 2, len(z)), {"company", "duplication", "permutation"}),
+        (
+            lambda z: F.softplus(-z) * (1 + z.sum() ** 2 / (1 + z.sum() ** 2)),
+            {"company", "duplication"},
+        ),
+        (
+            lambda z: F.softplus(-z) * torch.linspace(1, 2, len(z)),
+            {"company", "duplication", "permutation"},
+        ),
     ],
 )
-def test_what_the_batch_has_to_do_with_a_loss_is_reported(function: object, changes: set[str]) -> None:
+def test_what_the_batch_has_to_do_with_a_loss_is_reported(
+    function: object, changes: set[str]
+) -> None:
     batch = facts(of_z(function))["batch"]
     assert {name for name, changed in batch.items() if changed} == changes  # type: ignore[attr-defined]
 
@@ -153,7 +170,10 @@ def test_an_input_without_a_gradient_is_a_fact_and_no_error() -> None:
     def reference_free(pairs: PairLogps, settings: Settings) -> Tensor:
         return F.softplus(settings.beta * (pairs.rejected - pairs.chosen))
 
-    assert facts(reference_free)["no_gradient"] == ["reference_chosen_logps", "reference_rejected_logps"]
+    assert facts(reference_free)["no_gradient"] == [
+        "reference_chosen_logps",
+        "reference_rejected_logps",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -161,10 +181,19 @@ def test_an_input_without_a_gradient_is_a_fact_and_no_error() -> None:
     [
         (lambda z: F.softplus(z), r"its average slope over z in \+-10 is \+0\.5"),
         (lambda z: z * 0 + 1, r"its average slope over z in \+-10 is \+0$"),
-        (lambda z: torch.exp(-z), r"the loss is inf at z = -89, alone \(beta 0\.05\); .*clamp exponents"),
-        (lambda z: torch.sigmoid(-z / 0.05) * F.softplus(-z) + torch.exp(-z) * 0, "the loss is nan at z = -89"),
+        (
+            lambda z: torch.exp(-z),
+            r"the loss is inf at z = -89, alone \(beta 0\.05\); .*clamp exponents",
+        ),
+        (
+            lambda z: torch.sigmoid(-z / 0.05) * F.softplus(-z) + torch.exp(-z) * 0,
+            "the loss is nan at z = -89",
+        ),
         (lambda z: F.softplus(-z) + torch.log(z.abs()), "the loss is -inf at z = 0, alone"),
-        (lambda z: F.softplus(-z) + z.std() * 0, "the loss is nan at z = 0, alone .*for a single pair .*unbiased"),
+        (
+            lambda z: F.softplus(-z) + z.std() * 0,
+            "the loss is nan at z = 0, alone .*for a single pair .*unbiased",
+        ),
         (lambda z: F.softplus(-z) + torch.sqrt(z * z), "the gradient is nan at z = 0, alone"),
         (lambda z: F.softplus(-z).mean(), r"the loss has shape \(\)"),
         (lambda z: F.softplus(-z).double(), "torch.float64"),
@@ -172,7 +201,9 @@ def test_an_input_without_a_gradient_is_a_fact_and_no_error() -> None:
         (lambda z: F.softplus(-z) * torch.rand(1), "differs from call to call"),
     ],
 )
-def test_what_cannot_train_a_model_is_refused_with_the_figure(function: object, reason: str) -> None:
+def test_what_cannot_train_a_model_is_refused_with_the_figure(
+    function: object, reason: str
+) -> None:
     found = check_behaviour(of_z(function), 0.05)
     assert isinstance(found, Behaviour)
     assert not found.ok
@@ -194,4 +225,9 @@ def test_pairs_are_made_with_the_z_that_was_asked_for() -> None:
     z = torch.tensor([-1000.0, -3.0, 0.0, 500.0])
     pairs = pairs_at(z, 0.1)
     torch.testing.assert_close(0.1 * pairs.rho, z, rtol=1e-6, atol=1e-3)
-    assert max(float(vector.max()) for vector in (pairs.chosen, pairs.rejected, pairs.reference_chosen)) < 0
+    assert (
+        max(
+            float(vector.max()) for vector in (pairs.chosen, pairs.rejected, pairs.reference_chosen)
+        )
+        < 0
+    )

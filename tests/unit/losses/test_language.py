@@ -1,4 +1,5 @@
-"""What a proposed objective may say, that it is computed as it reads, and that nothing else gets past the parser."""
+"""What a proposed objective may say, that it is computed as it reads, and that nothing else gets
+past the parser."""
 
 from __future__ import annotations
 
@@ -22,9 +23,13 @@ from aligner.losses.dsl.parser import EvaluationError, SourceError, parse_object
 from aligner.losses.types import PairLogps, Settings
 
 HEAD = (
-    "def proposed(self, policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps):"
+    "def proposed(self, policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, "
+    "reference_rejected_logps):"
 )
-RHO = "(policy_chosen_logps - policy_rejected_logps) - (reference_chosen_logps - reference_rejected_logps)"
+RHO = (
+    "(policy_chosen_logps - policy_rejected_logps) - (reference_chosen_logps - "
+    "reference_rejected_logps)"
+)
 
 
 def written(body: str, head: str = HEAD) -> str:
@@ -32,16 +37,19 @@ def written(body: str, head: str = HEAD) -> str:
 
 
 def pairs(*rho: float, policy: Tensor | None = None) -> PairLogps:
-    """Pairs with these rho; the policy's log-probabilities of the chosen answers, -20 unless given."""
+    """Pairs with these rho; the policy's log-probabilities of the chosen answers, -20 unless
+    given."""
     shape = (len(rho),)
     chosen = torch.full(shape, -20.0) if policy is None else policy
     rejected = torch.full(shape, -21.0)
     reference_chosen = torch.full(shape, -19.0)
     reference_rejected = torch.tensor(rho) - (chosen - rejected) + reference_chosen
-    return PairLogps(chosen, rejected, reference_chosen, reference_rejected, torch.ones(shape), torch.ones(shape))
+    return PairLogps(
+        chosen, rejected, reference_chosen, reference_rejected, torch.ones(shape), torch.ones(shape)
+    )
 
 
-# --- what is accepted, beside the same formula in float64 ---------------------------------------------------------------
+# --- what is accepted, beside the same formula in float64 -----------------------------------------
 
 LOSSES: dict[str, tuple[str, Callable[[Tensor, float], Tensor]]] = {}
 
@@ -85,7 +93,10 @@ loss(
     z = self.beta * (RHO)
     c = torch.sigmoid((z / tau).var(unbiased=True))
     return c * -F.logsigmoid(z / 0.9) + (1 - c) * torch.exp(-z * 0.9)""",
-    lambda rho, b: s((b * rho / 0.05).var()) * D(b * rho / 0.9) + (1 - s((b * rho / 0.05).var())) * X(0.9 * b * rho),
+    lambda rho, b: (
+        s((b * rho / 0.05).var()) * D(b * rho / 0.9)
+        + (1 - s((b * rho / 0.05).var())) * X(0.9 * b * rho)
+    ),
 )
 
 
@@ -186,7 +197,10 @@ def pfl(rho: Tensor, b: float) -> Tensor:
     return torch.where(policy_prefers, D(b * rho / 0.05) / 2, 2 * H(b * rho / 0.05))
 
 
-_PFL = "return torch.where(policy_chosen_logps > policy_rejected_logps, 0.5 * -F.logsigmoid(x), 2 * torch.relu(1 - x))"
+_PFL = (
+    "return torch.where(policy_chosen_logps > policy_rejected_logps, 0.5 * -F.logsigmoid(x), 2 * "
+    "torch.relu(1 - x))"
+)
 loss("pfl as discovered", f"x = RHO\n{_PFL}", lambda rho, b: pfl(rho, 0.05))
 loss("pfl corrected", f"x = self.beta * (RHO) / 0.05\n{_PFL}", pfl)
 loss(
@@ -200,7 +214,9 @@ loss(
     return sharp * base + torch.zeros_like(z) * z.detach().softmax(dim=0) + torch.full_like(z, 0)""",
     lambda rho, b: (
         (2 if b > 0.07 else 1)
-        * torch.where((b * rho > -1) & (b * rho < 1) | (b * rho == 3), (1 - b * rho / 2) ** 2 / 2, D(b * rho))
+        * torch.where(
+            (b * rho > -1) & (b * rho < 1) | (b * rho == 3), (1 - b * rho / 2) ** 2 / 2, D(b * rho)
+        )
     ),
 )
 
@@ -212,7 +228,9 @@ POLICY_SHIFT = torch.tensor([3.0, -4.0, 1.0, -2.0, 0.0, -3.0, 2.0, -1.5, 0.5])
 @pytest.mark.parametrize("name", LOSSES)
 def test_an_accepted_objective_is_its_formula(name: str, beta: float) -> None:
     text, twin = LOSSES[name]
-    found = as_objective(parse_objective(text))(pairs(*RHOS, policy=-20 + POLICY_SHIFT), Settings(beta=beta))
+    found = as_objective(parse_objective(text))(
+        pairs(*RHOS, policy=-20 + POLICY_SHIFT), Settings(beta=beta)
+    )
     expected = twin(torch.tensor(RHOS, dtype=torch.float64), beta)
     torch.testing.assert_close(found.double(), expected, rtol=2e-5, atol=2e-6)
 
@@ -221,14 +239,18 @@ def test_an_accepted_objective_is_its_formula(name: str, beta: float) -> None:
 def test_its_gradient_is_that_of_its_formula(name: str) -> None:
     text, twin = LOSSES[name]
     given = pairs(*RHOS, policy=-20 + POLICY_SHIFT)
-    reference = given.reference_rejected.requires_grad_()  # rho grows with it, and no policy gate looks at it
+    reference = (
+        given.reference_rejected.requires_grad_()
+    )  # rho grows with it, and no policy gate looks at it
     as_objective(parse_objective(text))(given, Settings(beta=0.1)).sum().backward()
     rho = torch.tensor(RHOS, dtype=torch.float64, requires_grad=True)
     twin(rho, 0.1).sum().backward()
     assert reference.grad is not None
     assert rho.grad is not None
     smooth = (rho.grad * 0 + reference.grad.double()).isfinite() & (rho != 0)
-    torch.testing.assert_close(reference.grad.double()[smooth], rho.grad[smooth], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        reference.grad.double()[smooth], rho.grad[smooth], rtol=1e-4, atol=1e-5
+    )
 
 
 def test_half_precision_inputs_are_computed_in_float32() -> None:
@@ -239,14 +261,15 @@ def test_half_precision_inputs_are_computed_in_float32() -> None:
     assert found.dtype == torch.float32
 
 
-# --- what identifies an objective ---------------------------------------------------------------------------------------
+# --- what identifies an objective -----------------------------------------------------------------
 
 
 def test_annotations_docstring_comments_imports_and_the_name_do_not_change_the_hash() -> None:
     plain = parse_objective(LOSSES["lrml corrected"][0])
     dressed = (
         "import torch\nimport torch.nn.functional as F\n\n"
-        "def log_ratio(self, policy_chosen_logps: torch.FloatTensor, policy_rejected_logps: 'Tensor',\n"
+        "def log_ratio(self, policy_chosen_logps: torch.FloatTensor, policy_rejected_logps: "
+        "'Tensor',\n"
         "    reference_chosen_logps, reference_rejected_logps: None) -> torch.Tensor:\n"
         "    '''Weights β with \\sigma.'''\n"
         "    import torch.nn.functional as F\n"
@@ -267,8 +290,18 @@ def test_the_hash_is_the_same_in_every_version_of_python() -> None:
 
 
 def test_another_constant_operation_or_order_is_another_hash() -> None:
-    bodies = ["2.0 * x.exp()", "2 * x.exp()", "x.exp() * 2.0", "2.0 * x.expm1()", "2.0 / x.exp()", "2.0 * F.relu(x)"]
-    texts = [written(f"x = policy_chosen_logps\nreturn {body}") for body in [*bodies, "2.0 * torch.relu(x)"]]
+    bodies = [
+        "2.0 * x.exp()",
+        "2 * x.exp()",
+        "x.exp() * 2.0",
+        "2.0 * x.expm1()",
+        "2.0 / x.exp()",
+        "2.0 * F.relu(x)",
+    ]
+    texts = [
+        written(f"x = policy_chosen_logps\nreturn {body}")
+        for body in [*bodies, "2.0 * torch.relu(x)"]
+    ]
     assert len({parse_objective(text).hash for text in texts}) == len(texts)
 
 
@@ -280,7 +313,7 @@ def test_the_inputs_that_are_read_are_known() -> None:
     assert parse_objective(LOSSES["dpo"][0]).reads_beta
 
 
-# --- what is refused ----------------------------------------------------------------------------------------------------
+# --- what is refused ------------------------------------------------------------------------------
 
 x = "policy_chosen_logps"
 HOSTILE_EXPRESSIONS = {
@@ -475,7 +508,9 @@ HOSTILE_TEXTS = {
     "decorator": "@exec\n" + written(LINE),
     "decorator that calls": "@exec('import os')\n" + written(LINE),
     "decorator of torch": "@torch.compile\n" + written(LINE),
-    "default argument": written(LINE, HEAD.replace("reference_rejected_logps)", "reference_rejected_logps=open('x'))")),
+    "default argument": written(
+        LINE, HEAD.replace("reference_rejected_logps)", "reference_rejected_logps=open('x'))")
+    ),
     "annotation that calls": written(LINE, HEAD.replace("self,", "self: eval('1'),")),
     "annotation with a dunder": written(LINE, HEAD.replace("self,", "self: torch.__class__,")),
     "return annotation that calls": written(LINE, HEAD.replace("):", ") -> exec('1'):")),
@@ -487,7 +522,11 @@ HOSTILE_TEXTS = {
     "positional-only": written(LINE, HEAD.replace("self,", "self, /,")),
     "other parameters": written("return a", "def proposed(self, a, b, c, d):"),
     "parameters in another order": written(
-        LINE, HEAD.replace("policy_chosen_logps, policy_rejected_logps", "policy_rejected_logps, policy_chosen_logps")
+        LINE,
+        HEAD.replace(
+            "policy_chosen_logps, policy_rejected_logps",
+            "policy_rejected_logps, policy_chosen_logps",
+        ),
     ),
     "no self": written(LINE, HEAD.replace("self, ", "")),
     "one more parameter": written(LINE, HEAD.replace("):", ", beta):")),
@@ -501,7 +540,8 @@ HOSTILE_TEXTS = {
     "while": HEAD + f"\n    while True:\n        y = 1\n    return {x}\n",
     "for": HEAD + f"\n    for y in {x}:\n        z = y\n    return {x}\n",
     "with": HEAD + f"\n    with torch.no_grad():\n        z = 1\n    return {x}\n",
-    "try": HEAD + f"\n    try:\n        z = 1\n    except Exception:\n        z = 2\n    return {x}\n",
+    "try": HEAD
+    + f"\n    try:\n        z = 1\n    except Exception:\n        z = 2\n    return {x}\n",
     "raise": written(f"raise SystemExit\n{LINE}"),
     "assert": written(f"assert {x}\n{LINE}"),
     "delete": written(f"y = 1\ndel y\n{LINE}"),
@@ -537,7 +577,10 @@ HOSTILE_TEXTS = {
     "greek variable": written(f"β = 1\n{LINE}"),
 }
 HOSTILE = {
-    **{name: written(f"y = {expression}\nreturn {x}") for name, expression in HOSTILE_EXPRESSIONS.items()},
+    **{
+        name: written(f"y = {expression}\nreturn {x}")
+        for name, expression in HOSTILE_EXPRESSIONS.items()
+    },
     **HOSTILE_TEXTS,
 }
 
@@ -566,27 +609,50 @@ def test_the_error_names_the_line() -> None:
     with pytest.raises(SourceError) as refused:
         parse_objective(written(f"y = 1\nz = y.__class__\nreturn {x}"), where="found.py")
     assert refused.value.line == 3
-    assert str(refused.value) == ("found.py, line 3: the name '__class__' is not allowed: it has a double underscore.")
+    assert str(refused.value) == (
+        "found.py, line 3: the name '__class__' is not allowed: it has a double underscore."
+    )
 
 
-# --- what is wrong only once it is computed -----------------------------------------------------------------------------
+# --- what is wrong only once it is computed -------------------------------------------------------
 
 BROKEN = {
-    "mean": (f"return {x}.mean()", "the loss has shape () where (9,) is needed; return one value per pair"),
-    "keepdim": (f"return {x}.mean(dim=0, keepdim=True)", "the loss has shape (1,) where (9,) is needed"),
+    "mean": (
+        f"return {x}.mean()",
+        "the loss has shape () where (9,) is needed; return one value per pair",
+    ),
+    "keepdim": (
+        f"return {x}.mean(dim=0, keepdim=True)",
+        "the loss has shape (1,) where (9,) is needed",
+    ),
     "number": ("return self.beta", "the loss is a number"),
     "boolean": (f"return {x} > 0", "the loss is of torch.bool"),
-    "number for a tensor": ("return torch.exp(0.5)", "torch.exp needs a tensor for 'input', not the number 0.5"),
+    "number for a tensor": (
+        "return torch.exp(0.5)",
+        "torch.exp needs a tensor for 'input', not the number 0.5",
+    ),
     "method of a number": ("return self.beta.exp()", ".exp() needs a tensor for 'input'"),
     "condition of a vector": (f"return {x} if {x} > 0 else 0", "use torch.where"),
     "not of a vector": (f"return {x} * (not {x})", "use torch.where"),
     "subtracted mask": (f"return 1 - ({x} > 0)", "cannot be computed"),
-    "wrong dimension": (f"return {x} - {x}.mean(dim=3)", "cannot be computed: Dimension out of range"),
-    "half a dimension": (f"return {x} - {x}.mean(dim=0.5)", "needs a whole number for 'dim', not 0.5"),
+    "wrong dimension": (
+        f"return {x} - {x}.mean(dim=3)",
+        "cannot be computed: Dimension out of range",
+    ),
+    "half a dimension": (
+        f"return {x} - {x}.mean(dim=0.5)",
+        "needs a whole number for 'dim', not 0.5",
+    ),
     "division by zero": (f"return {x} * (1 / 0)", "cannot be computed: float division by zero"),
     "complex number": (f"return {x} * (-2) ** 0.5", "is no finite number"),
-    "overflow": (f"a = 10 ** 16\nb = a ** 16\nc = b ** 2\nreturn {x} * c", "'b ** 2' cannot be computed"),
-    "infinite number": (f"a = 10 ** 16\nb = a ** 16\nc = b * b\nreturn {x} * c", "'b * b' is no finite number"),
+    "overflow": (
+        f"a = 10 ** 16\nb = a ** 16\nc = b ** 2\nreturn {x} * c",
+        "'b ** 2' cannot be computed",
+    ),
+    "infinite number": (
+        f"a = 10 ** 16\nb = a ** 16\nc = b * b\nreturn {x} * c",
+        "'b * b' is no finite number",
+    ),
 }
 
 
@@ -612,17 +678,40 @@ def test_inputs_of_different_shapes_are_an_error() -> None:
         as_objective(parse_objective(LOSSES["dpo"][0]))(given, Settings())
 
 
-# --- the lists ----------------------------------------------------------------------------------------------------------
+# --- the lists ------------------------------------------------------------------------------------
 
 
 def _example(owner: str, name: str) -> str:
     """A call of the operation with all its parameters, none of them at its default."""
     table = {"torch": TORCH, "F": FUNCTIONAL, "y": METHODS}[owner]
-    values = {"dim": "0", "q": "0.25", "keepdim": "False", "unbiased": "False", "condition": "y > 0.5", "min": "0.1"}
-    values |= {"max": "0.7", "exponent": "2", "weight": "0.25", "fill_value": "3", "beta": "2.0", "threshold": "10"}
-    values |= {"negative_slope": "0.3", "alpha": "0.5", "min_val": "0.2", "max_val": "0.6", "lambd": "0.1"}
+    values = {
+        "dim": "0",
+        "q": "0.25",
+        "keepdim": "False",
+        "unbiased": "False",
+        "condition": "y > 0.5",
+        "min": "0.1",
+    }
+    values |= {
+        "max": "0.7",
+        "exponent": "2",
+        "weight": "0.25",
+        "fill_value": "3",
+        "beta": "2.0",
+        "threshold": "10",
+    }
+    values |= {
+        "negative_slope": "0.3",
+        "alpha": "0.5",
+        "min_val": "0.2",
+        "max_val": "0.6",
+        "lambd": "0.1",
+    }
     parameters = [p for p in table[name].parameters if p != "correction"]
-    given = [f"{p}={values[p]}" if p in values else "y" if i == 0 else "w" for i, p in enumerate(parameters)]
+    given = [
+        f"{p}={values[p]}" if p in values else "y" if i == 0 else "w"
+        for i, p in enumerate(parameters)
+    ]
     given = ["y > 0.5" if g.startswith("condition") else g for g in given]
     given = ["0.5"] if name == "tensor" else given
     return f"{owner}.{name}({', '.join(given[1:] if owner == 'y' else given)})"
@@ -630,16 +719,24 @@ def _example(owner: str, name: str) -> str:
 
 @pytest.mark.parametrize(
     "call",
-    [_example(owner, name) for owner, t in (("torch", TORCH), ("F", FUNCTIONAL), ("y", METHODS)) for name in t],
+    [
+        _example(owner, name)
+        for owner, t in (("torch", TORCH), ("F", FUNCTIONAL), ("y", METHODS))
+        for name in t
+    ],
 )
 def test_every_operation_in_the_lists_is_torchs_own(call: str) -> None:
     """Torch itself computes the same call, on vectors in (0, 1), where all of them are defined."""
-    body = f"y = {x}\nw = policy_rejected_logps\nresult = {call}\nreturn torch.where(y > 9, y, result)"
+    body = (
+        f"y = {x}\nw = policy_rejected_logps\nresult = {call}\nreturn torch.where(y > 9, y, result)"
+    )
     y, w = torch.linspace(0.1, 0.9, 9), torch.linspace(0.8, 0.2, 9)
     if call.split(".")[1].startswith("acosh"):
         y = y + 1
     ones = torch.ones(9)
-    found = as_objective(parse_objective(written(body)))(PairLogps(y, w, w, w, ones, ones), Settings())
+    found = as_objective(parse_objective(written(body)))(
+        PairLogps(y, w, w, w, ones, ones), Settings()
+    )
     known = {"torch": torch, "F": torch.nn.functional, "y": y, "w": w, "__builtins__": {}}
     expected = eval(call, known).float().expand(9)
     torch.testing.assert_close(found, expected)
@@ -695,5 +792,7 @@ def test_reading_an_objective_needs_no_torch() -> None:
         "print(module.parse_objective(sys.argv[2]).name, 'torch' in sys.modules)\n"
     )
     path = str(Path(language.__file__))
-    found = subprocess.run([sys.executable, "-c", code, path, LOSSES["dpo"][0]], capture_output=True, text=True)
+    found = subprocess.run(
+        [sys.executable, "-c", code, path, LOSSES["dpo"][0]], capture_output=True, text=True
+    )
     assert found.stdout.split() == ["proposed", "False"], found.stderr

@@ -8,7 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from aligner.losses.reward import correlation, length_term, orthogonality, pair_losses, rating_losses
+from aligner.losses.reward import (
+    correlation,
+    length_term,
+    orthogonality,
+    pair_losses,
+    rating_losses,
+)
 
 CHOSEN, REJECTED = torch.tensor([2.0, 0.0, -1.0]), torch.tensor([1.0, 0.0, 2.0])
 
@@ -41,7 +47,9 @@ def test_centring_pulls_the_sum_of_a_pair_to_zero_and_leaves_its_difference() ->
 def test_scaling_by_strength_is_repeating_a_pair_as_often() -> None:
     strengths = torch.tensor([1.0, 3.0, 2.0])
     losses = pair_losses(CHOSEN, REJECTED, strengths, loss="scaled")
-    repeated = pair_losses(CHOSEN.repeat_interleave(strengths.long()), REJECTED.repeat_interleave(strengths.long()))
+    repeated = pair_losses(
+        CHOSEN.repeat_interleave(strengths.long()), REJECTED.repeat_interleave(strengths.long())
+    )
     assert (strengths * losses).sum() / strengths.sum() == pytest.approx(repeated.mean().item())
 
 
@@ -57,7 +65,9 @@ def test_a_missing_rating_counts_for_nothing_and_gives_no_gradient() -> None:
 
 def test_correlation_is_pearsons_and_zero_without_variation() -> None:
     a, b = torch.tensor([1.0, 2.0, 4.0]), torch.tensor([3.0, 1.0, 0.0])
-    assert correlation(a, b).item() == pytest.approx(torch.corrcoef(torch.stack([a, b]))[0, 1].item(), abs=1e-6)
+    assert correlation(a, b).item() == pytest.approx(
+        torch.corrcoef(torch.stack([a, b]))[0, 1].item(), abs=1e-6
+    )
     flat = torch.zeros(3, requires_grad=True)
     found = correlation(flat, b)
     found.backward()
@@ -65,7 +75,7 @@ def test_correlation_is_pearsons_and_zero_without_variation() -> None:
     assert torch.isfinite(flat.grad).all()  # type: ignore[arg-type]
 
 
-def test_the_length_term_is_least_when_one_head_is_the_length_and_the_other_knows_nothing_of_it() -> None:
+def test_the_length_term_is_least_when_one_head_is_the_length_and_the_other_ignores_it() -> None:
     tokens = torch.tensor([1.0, 2.0, 3.0, 4.0])
     without = torch.tensor([1.0, -1.0, -1.0, 1.0])
     assert length_term(without, tokens, tokens).item() == pytest.approx(-1.0)

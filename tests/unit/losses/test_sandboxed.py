@@ -1,4 +1,5 @@
-"""What happens in an isolated process stays there: each kind of failure comes back as a sentence, in bounded time."""
+"""What happens in an isolated process stays there: each kind of failure comes back as a sentence,
+in bounded time."""
 
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ def proposed(self, policy_chosen_logps, policy_rejected_logps, reference_chosen_
 """
 
 
-# --- jobs that do what no proposal should be able to do; they run in the child ------------------------------------------
+# --- jobs that do what no proposal should be able to do; they run in the child --------------------
 
 
 def loops(payload: dict[str, Any]) -> dict[str, Any]:
@@ -115,7 +116,12 @@ def calls_home(payload: dict[str, Any]) -> dict[str, Any]:
 def looks_around(payload: dict[str, Any]) -> dict[str, Any]:
     Path("mine").write_text("x")
     environment = {key: value for key, value in os.environ.items() if key != "LC_CTYPE"}
-    return {"cwd": os.getcwd(), "environment": environment, "files": os.listdir("."), "user": os.geteuid()}
+    return {
+        "cwd": os.getcwd(),
+        "environment": environment,
+        "files": os.listdir("."),
+        "user": os.geteuid(),
+    }
 
 
 def tries_each(payload: dict[str, Any]) -> dict[str, Any]:
@@ -140,10 +146,13 @@ _HERE = (
 HOSTILE_JOBS = {job.__name__: job for job in _HERE}
 
 
-# --- what comes back ----------------------------------------------------------------------------------------------------
+# --- what comes back ------------------------------------------------------------------------------
 
 RUNS: dict[str, tuple[dict[str, Any], str]] = {
-    "loops": ({"cpu_s": 1.0, "timeout_s": 100.0}, "it used more than 1 s of processor time and was stopped"),
+    "loops": (
+        {"cpu_s": 1.0, "timeout_s": 100.0},
+        "it used more than 1 s of processor time and was stopped",
+    ),
     "sleeps": ({"timeout_s": 1.0}, "it took longer than 1 s and was stopped"),
     "allocates": ({}, "it needed more than 1024 MiB of memory"),
     "exits": ({}, "it ended with status 7 and without an answer; it said last: leaving now"),
@@ -155,9 +164,13 @@ RUNS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-def isolated(job: str, payload: dict[str, Any], table: str = TABLE, **limits: Any) -> dict[str, Any]:
+def isolated(
+    job: str, payload: dict[str, Any], table: str = TABLE, **limits: Any
+) -> dict[str, Any]:
     return run_isolated(
-        job, payload, **{"timeout_s": 60.0, "memory_bytes": GIB, "cpu_s": 60.0, "table": table, **limits}
+        job,
+        payload,
+        **{"timeout_s": 60.0, "memory_bytes": GIB, "cpu_s": 60.0, "table": table, **limits},
     )
 
 
@@ -169,7 +182,9 @@ def answers() -> Iterator[dict[str, Future[dict[str, Any]]]]:
 
 
 @pytest.mark.parametrize("job", RUNS)
-def test_a_job_that_misbehaves_ends_with_a_sentence(job: str, answers: dict[str, Future[dict[str, Any]]]) -> None:
+def test_a_job_that_misbehaves_ends_with_a_sentence(
+    job: str, answers: dict[str, Future[dict[str, Any]]]
+) -> None:
     answer = answers[job].result()
     assert RUNS[job][1] in answer["error"]
     assert answer["result"] is None
@@ -235,9 +250,11 @@ def _child_at_work(parent: int) -> int | None:
 def test_no_child_outlives_its_parent(how: signal.Signals) -> None:
     code = (
         "import signal, sys; sys.path[:0] = [sys.argv[1]]\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a job in a shell's background would ignore it
+        "signal.signal(signal.SIGINT, "
+        "signal.default_int_handler)\n"  # a job in a shell's background would ignore it
         "from aligner.losses.dsl.sandboxed import run_isolated\n"
-        f"run_isolated('sleeps', {{}}, timeout_s=100, memory_bytes=2**30, cpu_s=60, table={TABLE!r})\n"
+        f"run_isolated('sleeps', {{}}, timeout_s=100, memory_bytes=2**30, cpu_s=60, "
+        f"table={TABLE!r})\n"
     )
     command = [sys.executable, "-c", code, str(Path(__file__).parents[2])]
     with subprocess.Popen(command, stderr=subprocess.PIPE) as parent:
@@ -256,7 +273,7 @@ def test_no_child_outlives_its_parent(how: signal.Signals) -> None:
             parent.kill()
 
 
-# --- the two jobs -------------------------------------------------------------------------------------------------------
+# --- the two jobs ---------------------------------------------------------------------------------
 
 
 def test_a_proposal_is_checked_in_isolation() -> None:
@@ -266,7 +283,18 @@ def test_a_proposal_is_checked_in_isolation() -> None:
     assert answer["result"]["ok"]
     assert answer["result"]["name"] == "proposed"
     assert answer["result"]["facts"]["slope_at_zero"] == pytest.approx(-0.5)
-    walls = {"network", "descendants", "user", "memory", "cpu", "files", "core", "processes", "writing", "disk"}
+    walls = {
+        "network",
+        "descendants",
+        "user",
+        "memory",
+        "cpu",
+        "files",
+        "core",
+        "processes",
+        "writing",
+        "disk",
+    }
     walls |= {"reading", "sockets"}
     assert set(answer["isolation"]) == walls
 
@@ -296,6 +324,8 @@ def test_several_seeds_of_the_bandit_run_in_one_process() -> None:
     gains = [one["reward_gain"] for one in found["seeds"]]
     assert [one["seed"] for one in found["seeds"]] == [0, 1, 2]
     assert found["mean"] == pytest.approx(sum(gains) / 3)
-    assert found["standard_error"] == pytest.approx(float(torch.tensor(gains).std()) / 3**0.5, rel=1e-4)
+    assert found["standard_error"] == pytest.approx(
+        float(torch.tensor(gains).std()) / 3**0.5, rel=1e-4
+    )
     catalogue = JOBS["bandit"]({**payload, "objective": "sigmoid"})
     assert gains == pytest.approx([one["reward_gain"] for one in catalogue["seeds"]], rel=1e-4)

@@ -1,4 +1,5 @@
-"""The search: what it does with good and bad proposals, and that it can be stopped and taken up anywhere."""
+"""The search: what it does with good and bad proposals, and that it can be stopped and taken up
+anywhere."""
 
 from __future__ import annotations
 
@@ -24,8 +25,14 @@ from aligner.methods.discover import search as search_module
 from aligner.methods.discover.archive import Archive
 from aligner.runs.files import read_json
 
-SIGNATURE = "self, policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps"
-RHO = "    rho = (policy_chosen_logps - reference_chosen_logps) - (policy_rejected_logps - reference_rejected_logps)\n"
+SIGNATURE = (
+    "self, policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, "
+    "reference_rejected_logps"
+)
+RHO = (
+    "    rho = (policy_chosen_logps - reference_chosen_logps) - (policy_rejected_logps - "
+    "reference_rejected_logps)\n"
+)
 
 
 def code(name: str, body: str) -> str:
@@ -37,7 +44,11 @@ def reply(name: str, source: str) -> str:
 
 
 GOOD = reply(
-    "wide_margin", code("wide_margin", "    return torch.relu(2 - self.beta * rho) + -F.logsigmoid(self.beta * rho)\n")
+    "wide_margin",
+    code(
+        "wide_margin",
+        "    return torch.relu(2 - self.beta * rho) + -F.logsigmoid(self.beta * rho)\n",
+    ),
 )
 OTHER = reply("steeper", code("steeper", "    return -F.logsigmoid(2 * self.beta * rho)\n"))
 
@@ -48,7 +59,9 @@ def script(folder: Path, replies: list[str]) -> Path:
     return path
 
 
-def search(folder: Path, replies: list[str], *settings: str, **options: Any) -> tuple[Archive, list[Any], Any]:
+def search(
+    folder: Path, replies: list[str], *settings: str, **options: Any
+) -> tuple[Archive, list[Any], Any]:
     """Run a search in `folder / "run"`; its archive, its events and its outcome."""
     events: list[Any] = []
     resolved = load_recipe(
@@ -70,26 +83,30 @@ def search(folder: Path, replies: list[str], *settings: str, **options: Any) -> 
 
 @pytest.fixture
 def sandbox(monkeypatch):
-    """In place of the sandbox: an answer at once, a fitness that follows from the text, and a list of what was asked."""
+    """In place of the sandbox: an answer at once, a fitness that follows from the text, and a list
+    of what was asked."""
     asked: list[tuple[str, str]] = []
 
     def run(job: str, payload: dict[str, Any], **_: Any) -> dict[str, Any]:
         with pytest.raises(RuntimeError):
-            asyncio.get_running_loop()  # under which Ctrl-C would wait for the end of a long training
+            # under which Ctrl-C would wait for the end of a long training
+            asyncio.get_running_loop()
         asked.append((job, payload["text"]))
         if job == "check":
             return {"error": None, "result": {"errors": [], "facts": {"text": ["It is a fact."]}}}
         gain = len(payload["text"]) / 100
         return {
             "error": None,
-            "result": {"seeds": [{"seed": s, "reward_gain": gain + s / 1e6} for s in payload["seeds"]]},
+            "result": {
+                "seeds": [{"seed": s, "reward_gain": gain + s / 1e6} for s in payload["seeds"]]
+            },
         }
 
     monkeypatch.setattr(sandboxed, "run_isolated", run)
     return asked
 
 
-# --- the whole, with the real sandbox -----------------------------------------------------------------------------------
+# --- the whole, with the real sandbox -------------------------------------------------------------
 
 
 def test_good_broken_hostile_nan_and_duplicate_proposals(tmp_path):
@@ -101,7 +118,10 @@ def test_good_broken_hostile_nan_and_duplicate_proposals(tmp_path):
             reply("evil", code("evil", f"    return eval(\"open('{trap}', 'w')\")\n")),
             "calling 'eval' is not allowed",
         ),
-        "import": (reply("imp", "import os\n" + code("imp", "    return rho\n")), "one function and nothing beside it"),
+        "import": (
+            reply("imp", "import os\n" + code("imp", "    return rho\n")),
+            "one function and nothing beside it",
+        ),
         "network": (reply("net", code("net", "    return torch.hub.load('x', 'y')\n")), "not a"),
         "loop": (
             reply("loop", code("loop", "    while True:\n        pass\n    return rho\n")),
@@ -112,7 +132,10 @@ def test_good_broken_hostile_nan_and_duplicate_proposals(tmp_path):
         "shape": (reply("mean", code("mean", "    return (-self.beta * rho).mean()\n")), "shape"),
         "uphill": (reply("uphill", code("uphill", "    return self.beta * rho\n")), "slope"),
         "duplicate": (GOOD.replace("wide_margin", "renamed"), "says the same as wide_margin"),
-        "detached": (reply("detached", code("detached", "    return (self.beta * rho).detach()\n")), "gradient"),
+        "detached": (
+            reply("detached", code("detached", "    return (self.beta * rho).detach()\n")),
+            "gradient",
+        ),
         "prose": ("I would try a hinge.", "is not JSON"),
     }
     archive, events, outcome = search(tmp_path, [text for text, _ in replies.values()])
@@ -129,10 +152,12 @@ def test_good_broken_hostile_nan_and_duplicate_proposals(tmp_path):
     assert "wide_margin" in report
     assert "loops are not allowed" in report
     (found,) = (tmp_path / "run" / "found").glob("*.py")
-    load_recipe("dpo", None, [f"dpo.loss={found}", "model.name_or_path=unread", "data.train=unread"])
+    load_recipe(
+        "dpo", None, [f"dpo.loss={found}", "model.name_or_path=unread", "data.train=unread"]
+    )
 
 
-# --- the loop -----------------------------------------------------------------------------------------------------------
+# --- the loop -------------------------------------------------------------------------------------
 
 
 def test_the_best_is_the_one_with_the_highest_mean_fitness(tmp_path, sandbox):
@@ -161,7 +186,9 @@ def test_every_proposal_knows_which_objectives_the_model_had_seen(tmp_path, sand
 
 
 def test_a_start_that_cannot_be_measured_ends_the_search_before_a_request(tmp_path, monkeypatch):
-    monkeypatch.setattr(sandboxed, "run_isolated", lambda *_, **__: {"error": "no memory", "result": None})
+    monkeypatch.setattr(
+        sandboxed, "run_isolated", lambda *_, **__: {"error": "no memory", "result": None}
+    )
     with pytest.raises(TrainingError, match="no memory"):
         search(tmp_path, [GOOD])
     assert not (tmp_path / "run" / "replies.sqlite").exists()
@@ -177,7 +204,9 @@ def test_a_budget_ends_the_search_well(tmp_path, sandbox):
 def test_no_time_left_ends_the_search_well(tmp_path, sandbox):
     archive, events, _ = search(tmp_path, [OTHER, GOOD], "discover.minutes=1.0e-9")
     assert len(archive.records) == 1
-    assert any("No proposal was better than sigmoid" in getattr(event, "text", "") for event in events)
+    assert any(
+        "No proposal was better than sigmoid" in getattr(event, "text", "") for event in events
+    )
     assert "minutes are over" in read_json(tmp_path / "run", "search.json")["ended"]
 
 
@@ -216,7 +245,9 @@ def test_a_finished_search_that_cannot_be_taken_up_stays_finished(tmp_path, sand
     assert (tmp_path / "run" / "manifest.json").exists()
 
 
-def test_an_endpoint_that_never_gives_a_usable_answer_ends_the_search(tmp_path, sandbox, monkeypatch):
+def test_an_endpoint_that_never_gives_a_usable_answer_ends_the_search(
+    tmp_path, sandbox, monkeypatch
+):
     async def refuse(*_: Any) -> Any:
         raise LLMError("blocked", kind="content_filter")
 
@@ -245,7 +276,9 @@ def test_a_conversation_too_long_for_the_model_is_cut(tmp_path, sandbox, monkeyp
 
 
 def test_a_name_cannot_change_what_is_saved(tmp_path, sandbox):
-    source = code("good", "    return -F.logsigmoid(self.beta * rho) + 0 * rho\n    # " + "x" * 99 + "\n")
+    source = code(
+        "good", "    return -F.logsigmoid(self.beta * rho) + 0 * rho\n    # " + "x" * 99 + "\n"
+    )
     archive, _, _ = search(tmp_path, [reply("x\n'''\nprint(1)", source)])
     assert archive[1].name == "x_print_1"
     saved = (tmp_path / "run" / "found" / "x_print_1.py").read_text()
@@ -280,10 +313,16 @@ def test_another_recipe_cannot_take_up_the_search(tmp_path, sandbox):
 def test_an_inner_recipe_that_is_wrong_is_told_before_the_first_request(tmp_path):
     settings = ("discover.task=recipe", "discover.recipe=tiny/dpo", "discover.reward_model=toy")
     with pytest.raises(RecipeError, match="sigmod"):
-        search(tmp_path, [GOOD], *settings, "discover.prompts=x.jsonl", "discover.overrides=['dpo.loss=sigmod']")
+        search(
+            tmp_path,
+            [GOOD],
+            *settings,
+            "discover.prompts=x.jsonl",
+            "discover.overrides=['dpo.loss=sigmod']",
+        )
 
 
-# --- stopped anywhere, and taken up -----------------------------------------------------------------------------------
+# --- stopped anywhere, and taken up ---------------------------------------------------------------
 
 
 class Killed(BaseException):

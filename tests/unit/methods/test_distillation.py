@@ -1,4 +1,5 @@
-"""Reward distillation as formulas: hand-worked numbers, and policies over a few answers whose optimum is known."""
+"""Reward distillation as formulas: hand-worked numbers, and policies over a few answers whose
+optimum is known."""
 
 from __future__ import annotations
 
@@ -17,7 +18,9 @@ BETA = 0.5
 SETTINGS = Settings(beta=BETA)
 
 
-def pairs_of(chosen: list[float], rejected: list[float], target: list[float] | None = None) -> PairLogps:
+def pairs_of(
+    chosen: list[float], rejected: list[float], target: list[float] | None = None
+) -> PairLogps:
     """Pairs with log-ratios to a reference of log-probability -1."""
     left, right = (torch.tensor(side).requires_grad_() for side in (chosen, rejected))
     reference = torch.zeros(len(chosen))
@@ -56,7 +59,7 @@ def test_it_is_found_by_its_name_and_drawn_with_the_others():
     assert (row.reads_batch, row.reads_reference) == (False, True)
 
 
-# --- a family --------------------------------------------------------------------------------------------------------
+# --- a family -------------------------------------------------------------------------------------
 
 
 def test_the_mean_of_a_family_is_its_mean():
@@ -67,25 +70,34 @@ def test_the_mean_of_a_family_is_its_mean():
 
 
 def test_the_minimum_is_taken_over_the_mean_of_the_batch_and_not_for_each_pair():
-    """Errors of two members at z = 0: (1, 9) for the first, (4, 4) for the second; 5 against 4, so the second for both."""
+    """Errors of two members at z = 0: (1, 9) for the first, (4, 4) for the second; 5 against 4, so
+    the second for both."""
     pairs = pairs_of([0.0, 0.0], [0.0, 0.0])
     gaps = torch.tensor([[1.0, 2.0], [3.0, -2.0]])
     target, member = aim(pairs, gaps, torch.ones(2), SETTINGS, "min")
     assert (target.tolist(), int(member)) == ([2.0, -2.0], 1)
-    target, member = aim(pairs, gaps, torch.tensor([3.0, 1.0]), SETTINGS, "min")  # 3 against 4 by weight
+    target, member = aim(
+        pairs, gaps, torch.tensor([3.0, 1.0]), SETTINGS, "min"
+    )  # 3 against 4 by weight
     assert (target.tolist(), int(member)) == ([1.0, 3.0], 0)
 
 
 def test_the_choice_is_that_of_all_processes():
-    """Each of two halves alone would choose another member than the whole, which both have to follow."""
+    """Each of two halves alone would choose another member than the whole, which both have to
+    follow."""
     chosen, gaps = torch.zeros(4), torch.tensor([[1.0, 0.9], [1.0, 0.9], [0.1, 3.0], [0.1, 3.0]])
     pairs = pairs_of([0.0] * 4, [0.0] * 4)
-    alone = [aim(half_of(pairs, half), gaps[half], torch.ones(2), SETTINGS, "min")[1] for half in HALVES]
+    alone = [
+        aim(half_of(pairs, half), gaps[half], torch.ones(2), SETTINGS, "min")[1] for half in HALVES
+    ]
     assert [int(member) for member in alone] == [1, 0]
     for half in HALVES:
         rest = next(other for other in HALVES if other != half)
         elsewhere = iter([torch.ones(2), (gaps[rest] - chosen[rest, None]) ** 2])
-        gathered = replace(half_of(pairs, half), gather=lambda values, rest=elsewhere: torch.cat([values, next(rest)]))
+        gathered = replace(
+            half_of(pairs, half),
+            gather=lambda values, rest=elsewhere: torch.cat([values, next(rest)]),
+        )
         target, member = aim(gathered, gaps[half], torch.ones(2), SETTINGS, "min")
         assert int(member) == 0
         assert torch.equal(target, gaps[half, 0])
@@ -95,7 +107,14 @@ HALVES = (slice(0, 2), slice(2, 4))
 
 
 def half_of(pairs: PairLogps, half: slice) -> PairLogps:
-    names = ("chosen", "rejected", "reference_chosen", "reference_rejected", "chosen_lengths", "rejected_lengths")
+    names = (
+        "chosen",
+        "rejected",
+        "reference_chosen",
+        "reference_rejected",
+        "chosen_lengths",
+        "rejected_lengths",
+    )
     return PairLogps(*(getattr(pairs, name)[half] for name in names))
 
 
@@ -105,7 +124,7 @@ def test_no_gradient_flows_through_the_choice():
     assert not target.requires_grad
 
 
-# --- policies over a few answers ---------------------------------------------------------------------------------------
+# --- policies over a few answers ------------------------------------------------------------------
 
 
 REFERENCE = torch.tensor([0.4, 0.3, 0.2, 0.1], dtype=torch.float64).log()
@@ -116,11 +135,15 @@ def pairs_under(logits: torch.Tensor) -> PairLogps:
     """All pairs of the four answers, under a softmax policy."""
     logps = logits.log_softmax(0)
     lengths = torch.ones(len(FIRST)).long()
-    return PairLogps(logps[FIRST], logps[SECOND], REFERENCE[FIRST], REFERENCE[SECOND], lengths, lengths)
+    return PairLogps(
+        logps[FIRST], logps[SECOND], REFERENCE[FIRST], REFERENCE[SECOND], lengths, lengths
+    )
 
 
 def gaps_of(*rewards: list[float]) -> torch.Tensor:
-    return torch.stack([torch.tensor(one)[FIRST] - torch.tensor(one)[SECOND] for one in rewards], dim=1)
+    return torch.stack(
+        [torch.tensor(one)[FIRST] - torch.tensor(one)[SECOND] for one in rewards], dim=1
+    )
 
 
 def optimum(rewards: list[float]) -> torch.Tensor:
@@ -132,7 +155,9 @@ def forward_kl(logps: torch.Tensor) -> torch.Tensor:
     return (REFERENCE.exp() * (REFERENCE - logps)).sum()
 
 
-def trained(gaps: torch.Tensor, combine: str = "mean", gamma: float = 0.0, steps: int = 600) -> torch.Tensor:
+def trained(
+    gaps: torch.Tensor, combine: str = "mean", gamma: float = 0.0, steps: int = 600
+) -> torch.Tensor:
     """Log-probabilities of a policy that began as the reference."""
     logits = REFERENCE.clone().requires_grad_()
     optimizer = torch.optim.LBFGS([logits], lr=0.5, max_iter=steps, line_search_fn="strong_wolfe")
@@ -170,12 +195,15 @@ def test_the_gradient_vanishes_where_every_margin_is_its_target():
 def test_a_family_under_its_mean_gives_the_optimum_for_the_mean_reward():
     other = [1.0, 0.0, 0.5, -0.3]
     mean = [(a + b) / 2 for a, b in zip(REWARDS, other)]
-    assert trained(gaps_of(REWARDS, other)).tolist() == pytest.approx(optimum(mean).tolist(), abs=1e-4)
+    assert trained(gaps_of(REWARDS, other)).tolist() == pytest.approx(
+        optimum(mean).tolist(), abs=1e-4
+    )
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
 def test_the_pessimistic_policy_is_the_optimal_one_that_is_nearest_to_the_reference(order):
-    """Among the policies that are optimal for some member, the one with the smallest KL(pi_ref || pi)."""
+    """Among the policies that are optimal for some member, the one with the smallest KL(pi_ref ||
+    pi)."""
     family = [REWARDS, [2.0, -1.0, 0.0, 0.0], [0.3, -0.2, 0.1, 0.0]]
     family = [family[i] for i in order]
     distances = [forward_kl(optimum(rewards)).item() for rewards in family]
@@ -185,24 +213,31 @@ def test_the_pessimistic_policy_is_the_optimal_one_that_is_nearest_to_the_refere
 
 
 def test_the_forward_kl_term_pulls_the_optimum_towards_the_reference():
-    distances = [forward_kl(trained(gaps_of(REWARDS), gamma=gamma)).item() for gamma in (0.0, 0.1, 1.0, 10.0)]
+    distances = [
+        forward_kl(trained(gaps_of(REWARDS), gamma=gamma)).item() for gamma in (0.0, 0.1, 1.0, 10.0)
+    ]
     assert distances == sorted(distances, reverse=True)
     assert distances[0] > 0.1
     assert distances[-1] < 0.01
 
 
 def test_the_gradient_of_the_estimate_on_samples_is_that_of_the_forward_kl():
-    """For logits it is pi - pi_ref, and the estimate on answers of the reference has it in expectation."""
+    """For logits it is pi - pi_ref, and the estimate on answers of the reference has it in
+    expectation."""
     logits = torch.tensor([0.3, -0.2, 0.9, 0.0], dtype=torch.float64).requires_grad_()
     forward_kl(logits.log_softmax(0)).backward()
     exact = (logits.detach().softmax(0) - REFERENCE.exp()).tolist()
     assert logits.grad.tolist() == pytest.approx(exact, abs=1e-9)
-    draws = torch.multinomial(REFERENCE.exp(), 200_000, replacement=True, generator=torch.Generator().manual_seed(0))
+    draws = torch.multinomial(
+        REFERENCE.exp(), 200_000, replacement=True, generator=torch.Generator().manual_seed(0)
+    )
     again = logits.detach().clone().requires_grad_()
     estimate = (REFERENCE[draws] - again.log_softmax(0)[draws]).mean()
     estimate.backward()
     assert again.grad.tolist() == pytest.approx(exact, abs=5e-3)
-    assert estimate.item() == pytest.approx(forward_kl(logits.detach().log_softmax(0)).item(), abs=5e-3)
+    assert estimate.item() == pytest.approx(
+        forward_kl(logits.detach().log_softmax(0)).item(), abs=5e-3
+    )
 
 
 def test_dpo_on_labels_without_doubt_has_no_finite_optimum_and_distillation_has():

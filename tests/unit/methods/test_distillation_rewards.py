@@ -1,4 +1,5 @@
-"""Rewards and samples before training: scored once, on a known scale, cached under all they depend on; recipes refused early."""
+"""Rewards and samples before training: scored once, on a known scale, cached under all they depend
+on; recipes refused early."""
 
 from __future__ import annotations
 
@@ -34,12 +35,13 @@ from aligner.training.reference import Scorer
 pytestmark = pytest.mark.usefixtures("own_cache")
 
 
-# --- rewards ---------------------------------------------------------------------------------------------------------
+# --- rewards --------------------------------------------------------------------------------------
 
 
 @dataclass
 class Judge:
-    """A reward model: the length of an answer, or what `reward` says; it remembers what it was asked."""
+    """A reward model: the length of an answer, or what `reward` says; it remembers what it was
+    asked."""
 
     name: str = "judge"
     reward: Callable[[str], float] = len
@@ -73,7 +75,13 @@ class Comparing(Judge):
 
 def split_of(*pairs: tuple[str, str], prompt: str = "p") -> Dataset:
     rows = [
-        {"prompt": prompt, "chosen": chosen, "rejected": rejected, "answer": None, "origin": f"pairs.jsonl:{number}"}
+        {
+            "prompt": prompt,
+            "chosen": chosen,
+            "rejected": rejected,
+            "answer": None,
+            "origin": f"pairs.jsonl:{number}",
+        }
         for number, (chosen, rejected) in enumerate(pairs, 1)
     ]
     return Dataset.from_list([{"text": json.dumps(row), "length": 3} for row in rows])
@@ -86,18 +94,23 @@ def into(told: list[str]) -> OnEvent:
 
 @pytest.fixture
 def scored(monkeypatch):
-    """Gaps of the training rows, of the held-out rows, the members, and what was told, for scorers given as objects."""
+    """Gaps of the training rows, of the held-out rows, the members, and what was told, for scorers
+    given as objects."""
 
     def run(*scorers: Any, train: Dataset, held_out: Dataset | None = None, **dpo: Any) -> Any:
         known = {scorer.name: scorer for scorer in scorers}
         monkeypatch.setattr(reward_distillation, "load_scorer", known.__getitem__)
-        monkeypatch.setattr(reward_distillation, "only_compares", lambda spec: isinstance(known[spec], Comparing))
+        monkeypatch.setattr(
+            reward_distillation, "only_compares", lambda spec: isinstance(known[spec], Comparing)
+        )
         monkeypatch.setattr(reward_distillation, "together", lambda spec: False)
         settings = Dpo(loss="reward_distill", reward_models=list(known), **dpo)
         told: list[str] = []
         prepared = Prepared(train, held_out, Batching(False, False, ""))
         found, members = with_reward_gaps(prepared, settings, into(told))
-        columns = [None if rows is None else rows["reward_gaps"][:] for rows in (found.train, found.eval)]
+        columns = [
+            None if rows is None else rows["reward_gaps"][:] for rows in (found.train, found.eval)
+        ]
         assert "text" not in found.train.column_names
         return *columns, members, told
 
@@ -106,14 +119,18 @@ def scored(monkeypatch):
 
 def test_a_gap_is_the_difference_of_the_two_rewards_times_the_scale(scored):
     train = split_of(("aaaa", "a"), ("b", "bbb"), ("cc", "dd"))
-    gaps, held_out, (member,), _ = scored(Judge(), train=train, held_out=split_of(("xxx", "x")), reward_scale=0.5)
+    gaps, held_out, (member,), _ = scored(
+        Judge(), train=train, held_out=split_of(("xxx", "x")), reward_scale=0.5
+    )
     assert gaps == [[1.5], [-1.0], [0.0]]
     assert held_out == [[1.0]]
     assert member.spread == pytest.approx(math.sqrt((9 + 4 + 0) / 3))
     assert (member.pairs, member.ties, member.agrees, member.scale) == (3, 1, 0.5, 0.5)
 
 
-@pytest.mark.parametrize("torn", [False, True], ids=["between two parts", "while a part was written"])
+@pytest.mark.parametrize(
+    "torn", [False, True], ids=["between two parts", "while a part was written"]
+)
 def test_a_kill_costs_one_part_of_the_scores(scored, monkeypatch, own_cache, torn):
     monkeypatch.setattr(reward_distillation, "AT_ONCE", 2)
     texts = [("aaaa", "a"), ("b", "bbb"), ("cc", "c"), ("d", "dd"), ("eeeee", "e")]
@@ -133,7 +150,8 @@ def test_a_kill_costs_one_part_of_the_scores(scored, monkeypatch, own_cache, tor
     assert gaps == [[3.0], [-2.0], [1.0], [-1.0], [4.0]]
     assert again.asked == (["cc", "c", "d", "dd"] if torn else []) + ["eeeee", "e"]
     assert (
-        f"Going on with scoring the training pairs with judge: {1 if torn else 2} of 3 parts are there already." in told
+        f"Going on with scoring the training pairs with judge: {1 if torn else 2} of 3 parts are "
+        "there already." in told
     )
     assert not list(own_cache.rglob("*.jsonl"))
     whole, *_, told = scored(Judge(), train=split_of(*texts), reward_scale=1.0)
@@ -147,7 +165,9 @@ def test_progress_is_told_part_by_part(scored, monkeypatch):
     events: list[Any] = []
     rows = split_of(("aaaa", "a"), ("b", "bbb"), ("cc", "c"))
     prepared = Prepared(rows, None, Batching(False, False, ""))
-    with_reward_gaps(prepared, Dpo(loss="reward_distill", reward_models=["toy"], reward_scale=1.0), events.append)
+    with_reward_gaps(
+        prepared, Dpo(loss="reward_distill", reward_models=["toy"], reward_scale=1.0), events.append
+    )
     stage = "scoring the training pairs with judge"
     assert [event for event in events if isinstance(event, StageProgress)] == [
         StageProgress(stage, 2, 3),
@@ -156,9 +176,12 @@ def test_progress_is_told_part_by_part(scored, monkeypatch):
 
 
 def test_std_divides_by_the_deviation_of_the_training_gaps_whatever_their_order(scored):
-    """Of +3 and -2 and their mirror images: the root of their mean square. Held-out gaps take the same scale."""
+    """Of +3 and -2 and their mirror images: the root of their mean square. Held-out gaps take the
+    same scale."""
     train = split_of(("aaaa", "a"), ("b", "bbb"))
-    gaps, held_out, (member,), _ = scored(Judge(), train=train, held_out=split_of(("xxx", "x")), reward_scale="std")
+    gaps, held_out, (member,), _ = scored(
+        Judge(), train=train, held_out=split_of(("xxx", "x")), reward_scale="std"
+    )
     scale = 1 / math.sqrt(6.5)
     assert [gap for (gap,) in gaps] == pytest.approx([3 * scale, -2 * scale])
     assert held_out[0][0] == pytest.approx(2 * scale)
@@ -175,7 +198,9 @@ def test_std_keeps_a_size_where_all_gaps_are_the_same(scored):
 
 def test_each_member_of_a_family_has_a_column_and_a_scale_of_its_own(scored):
     family = (Judge("long"), Judge("short", lambda text: -100.0 * len(text)))
-    gaps, _, members, told = scored(*family, train=split_of(("aaa", "a"), ("b", "bbb")), reward_scale="std")
+    gaps, _, members, told = scored(
+        *family, train=split_of(("aaa", "a"), ("b", "bbb")), reward_scale="std"
+    )
     assert gaps == [[1.0, -1.0], [-1.0, 1.0]]
     assert [member.name for member in members] == ["long", "short"]
     _, _, _, told = scored(*family, train=split_of(("aaa", "a"), ("b", "bbb")))
@@ -203,7 +228,9 @@ def test_the_second_time_nothing_is_scored(scored):
 def test_another_scorer_or_another_text_is_scored_anew(scored, changed):
     scored(Judge(), train=split_of(("aaa", "a")))
     judge = Judge("other" if changed == "fingerprint" else "judge")
-    rows = split_of(("aaa", "ab" if changed == "answer" else "a"), prompt="q" if changed == "prompt" else "p")
+    rows = split_of(
+        ("aaa", "ab" if changed == "answer" else "a"), prompt="q" if changed == "prompt" else "p"
+    )
     scored(judge, train=rows)
     assert len(judge.asked) == 2
 
@@ -236,7 +263,9 @@ def test_an_error_that_knows_its_rows_is_not_asked_about_again(scored):
         def score(self, prompts: Any, completions: Any, references: Any = None) -> Scores:
             self.calls += 1
             error = DataError("no usable grade for 2 of 6 rows")
-            error.rows = {row: "no grade line" for row, text in enumerate(completions) if text == "odd"}  # type: ignore[attr-defined]
+            error.rows = {
+                row: "no grade line" for row, text in enumerate(completions) if text == "odd"
+            }  # type: ignore[attr-defined]
             raise error
 
     judge = Costly()
@@ -254,11 +283,14 @@ def test_a_reward_model_that_prefers_nothing_is_refused(scored):
 def test_one_that_compares_gives_the_logit_of_its_probability(scored):
     judge = Comparing(shares=[0.75, 0.5, 1.0, 0.0])
     gaps, *_ = scored(judge, train=split_of(("a", "b"), ("c", "d"), ("e", "f"), ("g", "h")))
-    assert [gap for (gap,) in gaps] == pytest.approx([math.log(3), 0.0, 13.8155, -13.8155], abs=1e-3)
+    assert [gap for (gap,) in gaps] == pytest.approx(
+        [math.log(3), 0.0, 13.8155, -13.8155], abs=1e-3
+    )
 
 
 def test_which_reward_models_only_compare(tmp_path):
-    """A judge compares too, but its grades are rewards; an ensemble compares as soon as one member has to."""
+    """A judge compares too, but its grades are rewards; an ensemble compares as soon as one member
+    has to."""
     cards = {
         "pair": "kind: pairwise\nmodel: nowhere",
         "judge": "kind: judge\nendpoint: {model: m, base_url: 'http://127.0.0.1:9'}",
@@ -267,7 +299,9 @@ def test_which_reward_models_only_compare(tmp_path):
     }
     for name, text in cards.items():
         (tmp_path / f"{name}.yaml").write_text(text)
-    found = [name for name in cards if reward_distillation.only_compares(str(tmp_path / f"{name}.yaml"))]
+    found = [
+        name for name in cards if reward_distillation.only_compares(str(tmp_path / f"{name}.yaml"))
+    ]
     assert found == ["pair", "with"]
 
 
@@ -301,7 +335,9 @@ def on_one_scale(folder: Path, *rules: str) -> str:
     return str(folder / "all.yaml")
 
 
-def gaps_of(spec: str, train: Dataset, held_out: Dataset) -> tuple[list[list[float]], list[list[float]], list[str]]:
+def gaps_of(
+    spec: str, train: Dataset, held_out: Dataset
+) -> tuple[list[list[float]], list[list[float]], list[str]]:
     told: list[str] = []
     settings = Dpo(loss="reward_distill", reward_models=[spec], reward_scale=1.0)
     prepared = Prepared(train, held_out, Batching(False, False, ""))
@@ -315,7 +351,8 @@ def test_an_ensemble_on_one_scale_has_the_same_gap_for_a_pair_in_either_split(tm
     train = split_of(("aaaaaaaaa", "a"), ("bb", "b" * 7), ("xx", "x"))
     held_out = split_of(("xx", "x"), ("c", "ccc"))
     gaps, others, _ = gaps_of(spec, train, held_out)
-    # lengths 9 1 2 7 2 1 1 3: each answer once, so that both members are divided by this deviation (halves by its half)
+    # lengths 9 1 2 7 2 1 1 3: each answer once, so that both members are divided by this deviation
+    # (halves by its half)
     size = statistics.pstdev([9, 1, 2, 7, 2, 1, 1, 3])
     assert [gap for (gap,) in gaps] == pytest.approx([8 / size, -5 / size, 1 / size])
     assert [gap for (gap,) in others] == pytest.approx([1 / size, -2 / size])
@@ -351,15 +388,20 @@ def test_right_answers_reach_an_ensemble_that_compares():
 
     card = Card(kind="ensemble", name="all", members=["even", "exact"])
     scorer = ComparingEnsemble(card, [Comparing("even", shares=[0.5, 0.5]), Exact("exact")])
-    rows = [{"prompt": "p", "chosen": "a", "rejected": "b", "answer": answer} for answer in ("a", "b")]
+    rows = [
+        {"prompt": "p", "chosen": "a", "rejected": "b", "answer": answer} for answer in ("a", "b")
+    ]
     ahead, behind = reward_distillation._compared(scorer, rows)[0]
     assert (ahead > 0, behind) == (True, pytest.approx(-ahead))
 
 
 def test_the_text_of_a_pair_goes_along_with_its_right_answer(small_world, tmp_path, monkeypatch):
-    """From the file, through preparation, to the scorer: prompt as it was, answers as text, `answer` as reference."""
+    """From the file, through preparation, to the scorer: prompt as it was, answers as text,
+    `answer` as reference."""
     rows = [json.loads(line) for line in (small_world / "pairs.jsonl").read_text().splitlines()[:4]]
-    file = write_jsonl(tmp_path / "pairs.jsonl", ({**row, "right": f"r{i}"} for i, row in enumerate(rows)))
+    file = write_jsonl(
+        tmp_path / "pairs.jsonl", ({**row, "right": f"r{i}"} for i, row in enumerate(rows))
+    )
     judge = Judge()
     monkeypatch.setattr(reward_distillation, "load_scorer", lambda spec: judge)
     monkeypatch.setattr(reward_distillation, "only_compares", lambda spec: False)
@@ -370,7 +412,7 @@ def test_the_text_of_a_pair_goes_along_with_its_right_answer(small_world, tmp_pa
     assert judge.references == [f"r{i // 2}" for i in range(8)]
 
 
-# --- answers of the reference ------------------------------------------------------------------------------------------
+# --- answers of the reference ---------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -396,7 +438,9 @@ def written(
     return with_samples(PROMPTS, scorer, "training"), events
 
 
-def test_samples_follow_from_the_seed_and_pairs_of_one_prompt_have_different_ones(tokenizer, tmp_path, monkeypatch):
+def test_samples_follow_from_the_seed_and_pairs_of_one_prompt_have_different_ones(
+    tokenizer, tmp_path, monkeypatch
+):
     first, _ = written(tokenizer, tmp_path)
     monkeypatch.setenv("ALIGNER_CACHE", str(tmp_path / "elsewhere"))
     again, events = written(tokenizer, tmp_path, batch_size=2)
@@ -426,7 +470,12 @@ def test_the_log_probability_of_a_sample_is_that_of_the_reference(tokenizer, tmp
     fuse_head(policy)
     pairs = Dataset.from_list(
         [
-            {"prompt_ids": r["prompt_ids"], "chosen_ids": r["sample_ids"], "rejected_ids": [2], "length": 20}
+            {
+                "prompt_ids": r["prompt_ids"],
+                "chosen_ids": r["sample_ids"],
+                "rejected_ids": [2],
+                "length": 20,
+            }
             for r in found
         ]
     )
@@ -449,11 +498,14 @@ def test_the_reference_of_pairs_is_not_changed_by_samples_beside_them(tokenizer,
     pair = {"prompt_ids": [1, 10], "chosen_ids": [20, 2], "rejected_ids": [21, 22, 2], "length": 5}
     with_sample = {**pair, "sample_ids": [30, 31, 32, 33], "reference_sample": -3.0}
     collator = PairCollator(tokenizer.pad_token_id)
-    found = [reference_logps(policy, Dataset.from_list([row, row]), collator, 2) for row in (pair, with_sample)]
+    found = [
+        reference_logps(policy, Dataset.from_list([row, row]), collator, 2)
+        for row in (pair, with_sample)
+    ]
     assert [part.tolist() for part in found[0]] == [part.tolist() for part in found[1]]
 
 
-# --- recipes -----------------------------------------------------------------------------------------------------------
+# --- recipes --------------------------------------------------------------------------------------
 
 
 DISTILL = ("dpo.loss=reward_distill", "dpo.reward_models=[toy]")
@@ -488,14 +540,20 @@ def test_what_does_not_go_together_is_refused_by_key(tmp_path, overrides, key, w
 
 
 def test_a_recipe_for_distillation_is_accepted(tmp_path):
-    recipe = small_recipe("dpo", tmp_path, tmp_path / "run", *DISTILL, "dpo.reward_scale=std").recipe
+    recipe = small_recipe(
+        "dpo", tmp_path, tmp_path / "run", *DISTILL, "dpo.reward_scale=std"
+    ).recipe
     assert recipe.dpo.reward_scale == "std"
     small_recipe("dpo", tmp_path, tmp_path / "run", "dpo.forward_kl=0.1", "dpo.forward_kl_tokens=5")
-    small_recipe("dpo", tmp_path, tmp_path / "run", *DISTILL, "dpo.forward_kl=0", "dpo.forward_kl_tokens=5")
+    small_recipe(
+        "dpo", tmp_path, tmp_path / "run", *DISTILL, "dpo.forward_kl=0", "dpo.forward_kl_tokens=5"
+    )
 
 
 def test_a_reward_model_that_is_not_there_is_told_before_anything_is_read(small_world, tmp_path):
-    recipe = small_recipe("dpo", small_world, tmp_path / "run", DISTILL[0], "dpo.reward_models=[toys]")
+    recipe = small_recipe(
+        "dpo", small_world, tmp_path / "run", DISTILL[0], "dpo.reward_models=[toys]"
+    )
     with pytest.raises(RecipeError, match="did you mean 'toy'"):
         run_recipe(recipe)
     assert not (tmp_path / "run").exists()
@@ -506,15 +564,21 @@ def test_an_ensemble_that_holds_itself_is_told_before_anything_is_read(small_wor
     (tmp_path / "b.yaml").write_text("kind: ensemble\nmembers: [./a.yaml]\n")
     spec = f"dpo.reward_models=[{tmp_path}/a.yaml]"
     with pytest.raises(RecipeError, match="a -> b -> a"):
-        run_recipe(small_recipe("dpo", small_world, tmp_path / "run", DISTILL[0], spec), dry_run=True)
+        run_recipe(
+            small_recipe("dpo", small_world, tmp_path / "run", DISTILL[0], spec), dry_run=True
+        )
     assert not (tmp_path / "run").exists()
 
 
 def test_rules_are_answered_without_torch(tmp_path):
     program = (
-        "import sys; from aligner.config.load import load_recipe; from aligner.errors import RecipeError\n"
-        "try: load_recipe('dpo', None, ['dpo.loss=reward_distill', 'model.name_or_path=m', 'data.train=d'], {})\n"
+        "import sys; from aligner.config.load import load_recipe; from aligner.errors import "
+        "RecipeError\n"
+        "try: load_recipe('dpo', None, ['dpo.loss=reward_distill', 'model.name_or_path=m', "
+        "'data.train=d'], {})\n"
         "except RecipeError as error: print('reward_models' in str(error), 'torch' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
     assert done.stdout.split() == ["True", "False"]

@@ -13,7 +13,9 @@ from aligner.methods.discover.prompts import ReplyError, conversation, read_repl
 GOOD = {"thought": "why", "name": "mine", "code": "def mine():\n    return 1\n"}
 
 
-@pytest.mark.parametrize("text", [json.dumps(GOOD), f"```json\n{json.dumps(GOOD)}\n```", f"\n {json.dumps(GOOD)} \n"])
+@pytest.mark.parametrize(
+    "text", [json.dumps(GOOD), f"```json\n{json.dumps(GOOD)}\n```", f"\n {json.dumps(GOOD)} \n"]
+)
 def test_a_reply_is_read_with_or_without_a_fence(text):
     found = read_reply(text)
     assert (found.thought, found.name, found.code) == ("why", "mine", GOOD["code"])
@@ -43,7 +45,9 @@ def test_a_name_becomes_that_of_a_function_and_a_file(name, expected):
 
 
 def test_what_no_file_or_terminal_should_see_is_taken_out():
-    found = read_reply(json.dumps({"thought": "a\ud800\x1b[2Jb\x00", "name": "n", "code": "x\n\ty\x07"}))
+    found = read_reply(
+        json.dumps({"thought": "a\ud800\x1b[2Jb\x00", "name": "n", "code": "x\n\ty\x07"})
+    )
     assert (found.thought, found.code) == ("a?[2Jb", "x\n\ty")
 
 
@@ -95,8 +99,17 @@ def records(count: int) -> list[Record]:
 
 
 def test_the_model_sees_the_start_and_every_proposal_with_what_came_of_it():
-    messages, shown_ones = conversation(records(2), lambda index: f"reply {index}", 10, system_prompt(0.05, "LANGUAGE"))
-    assert [message["role"] for message in messages] == ["system", "user", "assistant", "user", "assistant", "user"]
+    messages, shown_ones = conversation(
+        records(2), lambda index: f"reply {index}", 10, system_prompt(0.05, "LANGUAGE")
+    )
+    assert [message["role"] for message in messages] == [
+        "system",
+        "user",
+        "assistant",
+        "user",
+        "assistant",
+        "user",
+    ]
     assert "self.beta is 0.05" in messages[0]["content"]
     assert "LANGUAGE" in messages[0]["content"]
     assert "sigmoid: fitness 1.1 +/- 0.1\nDPO" in messages[1]["content"]
@@ -115,7 +128,15 @@ def test_a_long_search_keeps_the_latest_and_the_best_of_the_older():
 
 
 def test_no_held_out_number_is_ever_shown_to_the_model():
-    secret = Record(1, "p1", "proposal", source="code", fitness=[1.0], held_out=[123.456], facts={"text": ["a fact."]})
+    secret = Record(
+        1,
+        "p1",
+        "proposal",
+        source="code",
+        fitness=[1.0],
+        held_out=[123.456],
+        facts={"text": ["a fact."]},
+    )
     messages, _ = conversation([*records(0), secret], str, 3, "system")
     assert "123" not in json.dumps(messages)
     assert "a fact." in messages[-1]["content"]
@@ -129,7 +150,10 @@ def test_mean_and_standard_error():
 
 def test_an_archive_comes_back_from_disk_as_it_was(tmp_path):
     archive = Archive(tmp_path)
-    for record in (*records(3), Record(9, "n", "proposal", fitness=[float("inf")], hash="h", facts={"text": ["x"]})):
+    for record in (
+        *records(3),
+        Record(9, "n", "proposal", fitness=[float("inf")], hash="h", facts={"text": ["x"]}),
+    ):
         archive.add(record)
     again = Archive(tmp_path)
     assert again.records == archive.records

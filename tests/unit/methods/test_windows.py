@@ -17,12 +17,19 @@ STOP = 9
 
 def rewrite(row: int, **changes: object) -> Rewrite:
     return Rewrite(
-        **{"row": row, "sample": 0, "prompt_ids": [1, row], "chosen_ids": [2, STOP], "rejected_ids": [3], "born": 0}
+        **{
+            "row": row,
+            "sample": 0,
+            "prompt_ids": [1, row],
+            "chosen_ids": [2, STOP],
+            "rejected_ids": [3],
+            "born": 0,
+        }
         | changes
     )
 
 
-# --- windows ---------------------------------------------------------------------------------------------------------
+# --- windows --------------------------------------------------------------------------------------
 
 
 def test_a_window_is_as_long_as_asked_and_starts_anywhere_that_it_fits():
@@ -44,9 +51,21 @@ ANSWER = [10, 11, 12, 13, 14, STOP]
     ("start", "size", "written", "kept", "dropped"),
     [
         (1, 2, [20, 21], [10, 20, 21, 13, 14, STOP], [10, 20, 21]),
-        (1, 2, [20, 21, 22, 23], [10, 20, 21, 13, 14, STOP], [10, 20, 21]),  # only the window's size is taken
+        (
+            1,
+            2,
+            [20, 21, 22, 23],
+            [10, 20, 21, 13, 14, STOP],
+            [10, 20, 21],
+        ),  # only the window's size is taken
         (1, 3, [20, STOP], [10, 20, STOP], [10, 20, STOP]),  # stops early: what followed is gone
-        (1, 2, [20, 21, STOP], [10, 20, 21, 13, 14, STOP], [10, 20, 21]),  # a stop beyond the window is none
+        (
+            1,
+            2,
+            [20, 21, STOP],
+            [10, 20, 21, 13, 14, STOP],
+            [10, 20, 21],
+        ),  # a stop beyond the window is none
         (0, 6, [20, 21, 22, 23, 24, 25], [20, 21, 22, 23, 24, 25], [20, 21, 22, 23, 24, 25]),
         (3, 3, [13, 14, STOP], ANSWER, ANSWER),  # the same again: a dead pair
     ],
@@ -61,7 +80,9 @@ def test_what_stands_before_the_window_is_never_touched():
     for _ in range(300):
         answer = [rng.randrange(20) + 10 for _ in range(rng.randint(1, 12))]
         start, size = cut(len(answer), rng.choice([1, 3, 5, None]), rng)
-        found = stitch(answer, start, size, [rng.randrange(40) for _ in range(size)], {STOP}, keep_suffix=True)
+        found = stitch(
+            answer, start, size, [rng.randrange(40) for _ in range(size)], {STOP}, keep_suffix=True
+        )
         assert found[:start] == answer[:start]
         assert len(found) <= len(answer)
         if STOP not in found:
@@ -69,7 +90,7 @@ def test_what_stands_before_the_window_is_never_touched():
             assert found[start + size :] == answer[start + size :]
 
 
-# --- the buffer ------------------------------------------------------------------------------------------------------
+# --- the buffer -----------------------------------------------------------------------------------
 
 
 def test_the_oldest_pairs_go_first():
@@ -109,7 +130,7 @@ def test_a_buffer_is_read_back_as_it_was_written(tmp_path, count):
     assert other.entries.maxlen == 3
 
 
-# --- shadows ---------------------------------------------------------------------------------------------------------
+# --- shadows --------------------------------------------------------------------------------------
 
 
 def model(value: float, dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -141,7 +162,9 @@ def test_small_steps_are_not_lost_where_the_policy_is_bfloat16():
     for _ in range(50):
         shadow.follow(policy, 0.99)
     assert shadow.weights["weight"].dtype is torch.float32
-    assert shadow.weights["weight"][0, 0].item() == pytest.approx(1 + 0.0078125 * (1 - 0.99**50), rel=1e-5)
+    assert shadow.weights["weight"][0, 0].item() == pytest.approx(
+        1 + 0.0078125 * (1 - 0.99**50), rel=1e-5
+    )
 
 
 def test_a_model_works_with_a_shadow_and_has_its_own_weights_back_after():

@@ -19,10 +19,16 @@ from aligner.models.gguf import gguf_file, source_of
 TEMPLATE = "{% for m in messages %}{{ m.role + ':' + m.content + eos_token }}{% endfor %}"
 NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 PARTS = {
-    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
-    "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
-}  # fmt: skip
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
 
 
 def test_a_name_means_a_file_or_the_only_one_of_a_folder(tmp_path: Path) -> None:
@@ -32,22 +38,31 @@ def test_a_name_means_a_file_or_the_only_one_of_a_folder(tmp_path: Path) -> None
     assert source_of(str(file)) == (str(tmp_path), {"gguf_file": "m.gguf"})
     assert has_tokenizer(str(file))
     (tmp_path / "config.json").write_text("{}")
-    assert gguf_file(str(tmp_path)) is None, "beside another form of the model, the file must be named"
+    assert gguf_file(str(tmp_path)) is None, (
+        "beside another form of the model, the file must be named"
+    )
     assert source_of("Qwen/Qwen3-0.6B") == ("Qwen/Qwen3-0.6B", {})
 
 
-def test_what_cannot_be_read_is_refused_with_the_cure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_read_is_refused_with_the_cure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file, part = tmp_path / "m.gguf", tmp_path / "m-00001-of-00002.gguf"
     file.write_bytes(b"PK..")
     part.write_bytes(b"GGUF")
-    for path, message in ((file, "does not begin as a GGUF file"), (part, "is a part of a GGUF model")):
+    for path, message in (
+        (file, "does not begin as a GGUF file"),
+        (part, "is a part of a GGUF model"),
+    ):
         with pytest.raises(RecipeError, match=message):
             check_model_path(Model(name_or_path=str(path)))
     file.write_bytes(b"GGUF")
     with pytest.raises(RecipeError, match="is a GGUF file, which is read as it is"):
         as_trained(Model(name_or_path=str(file), lora=Lora(), quantization="nf4"))
     monkeypatch.setattr(gguf, "find_spec", lambda _: None)
-    with pytest.raises(RecipeError, match=r'm.gguf is a GGUF file(.|\n)*pip install "aligner-toolkit\[gguf\]"'):
+    with pytest.raises(
+        RecipeError, match=r'm.gguf is a GGUF file(.|\n)*pip install "aligner-toolkit\[gguf\]"'
+    ):
         check_model_path(Model(name_or_path=str(file)))
 
 
@@ -90,7 +105,10 @@ def _as_llama_cpp(name: str, weight: Any, config: Any) -> tuple[str, Any]:
     if name in NAMES:
         return f"{NAMES[name]}.weight", weight
     number, part = name.removeprefix("model.layers.").split(".", 1)
-    heads = {"self_attn.q_proj": config.num_attention_heads, "self_attn.k_proj": config.num_key_value_heads}.get(part)
+    heads = {
+        "self_attn.q_proj": config.num_attention_heads,
+        "self_attn.k_proj": config.num_key_value_heads,
+    }.get(part)
     if heads is not None:
         halves = weight.reshape(heads, 2, weight.shape[0] // heads // 2, weight.shape[1])
         weight = np.ascontiguousarray(halves.swapaxes(1, 2).reshape(weight.shape))
@@ -118,5 +136,7 @@ def test_a_file_is_an_ordinary_model_with_its_tokenizer_and_template(tmp_path: P
     with torch.no_grad():
         expected = original(ids).logits
         for model in (policy.eval(), AutoModelForCausalLM.from_pretrained(tmp_path / "saved")):
-            found = model(ids).logits[..., : original.config.vocab_size]  # transformers adds an unknown token
+            found = model(ids).logits[
+                ..., : original.config.vocab_size
+            ]  # transformers adds an unknown token
             assert torch.allclose(found, expected, atol=1e-4)

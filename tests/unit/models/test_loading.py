@@ -1,4 +1,5 @@
-"""Models and tokenizers: what is trained, what is kept, what comes back from disk, and what is refused."""
+"""Models and tokenizers: what is trained, what is kept, what comes back from disk, and what is
+refused."""
 
 from __future__ import annotations
 
@@ -55,7 +56,9 @@ ARCHITECTURES: dict[str, Callable[[], Any]] = {
     "gemma": lambda: GemmaConfig(**SHAPE, head_dim=8),
     "mistral": lambda: MistralConfig(**SHAPE),
     "phi": lambda: PhiConfig(**SHAPE),
-    "gpt2": lambda: GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, bos_token_id=2, eos_token_id=2),
+    "gpt2": lambda: GPT2Config(
+        vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, bos_token_id=2, eos_token_id=2
+    ),
 }
 TIED = ("qwen3", "gemma", "gpt2")
 NEW = [f"<new{number}>" for number in range(8)]
@@ -84,12 +87,16 @@ def load(model: Model, *, trainable: bool = True) -> tuple[Any, Any]:
 
 
 def ids_for(tokenizer: Any, *tokens: str) -> torch.Tensor:
-    return torch.tensor([[*tokenizer("hello")["input_ids"], *tokenizer.convert_tokens_to_ids([*tokens, EOS])]])
+    return torch.tensor(
+        [[*tokenizer("hello")["input_ids"], *tokenizer.convert_tokens_to_ids([*tokens, EOS])]]
+    )
 
 
 def train(policy: Any, ids: torch.Tensor, steps: int = 2) -> None:
     policy.train()
-    optimizer = torch.optim.SGD([part for part in policy.parameters() if part.requires_grad], lr=0.5)
+    optimizer = torch.optim.SGD(
+        [part for part in policy.parameters() if part.requires_grad], lr=0.5
+    )
     for _ in range(steps):
         policy(input_ids=ids, labels=ids).loss.backward()
         optimizer.step()
@@ -112,11 +119,13 @@ def names_of_trained(policy: Any) -> set[str]:
     return {name for name, part in policy.named_parameters() if part.requires_grad}
 
 
-# --- training, saving, loading -------------------------------------------------------------------------------------
+# --- training, saving, loading --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_a_full_model_trains_and_comes_back(name: str, models: dict[str, Path], tmp_path: Path) -> None:
+def test_a_full_model_trains_and_comes_back(
+    name: str, models: dict[str, Path], tmp_path: Path
+) -> None:
     policy, tokenizer = load(spec(models[name]))
     assert all(part.requires_grad and part.dtype == torch.float32 for part in policy.parameters())
     ids = ids_for(tokenizer)
@@ -125,7 +134,9 @@ def test_a_full_model_trains_and_comes_back(name: str, models: dict[str, Path], 
     again, _ = load(spec(save(policy, tokenizer, tmp_path / "out")), trainable=False)
     assert torch.equal(logits(again, ids), logits(policy, ids))
     assert not torch.equal(logits(again, ids), before)
-    assert policy.get_input_embeddings().num_embeddings == VOCABULARY  # never shrunk to the tokenizer's 260
+    assert (
+        policy.get_input_embeddings().num_embeddings == VOCABULARY
+    )  # never shrunk to the tokenizer's 260
 
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -134,7 +145,10 @@ KINDS: dict[str, dict[str, Any]] = {
     "new tokens": {"new_tokens": NEW},
     "new tokens and head": {"modules_to_save": ["lm_head"], "new_tokens": NEW},
 }
-QUICK = [(name, kind) for name in ("llama", "qwen3") for kind in KINDS] + [("phi", "new tokens"), ("gpt2", "plain")]
+QUICK = [(name, kind) for name in ("llama", "qwen3") for kind in KINDS] + [
+    ("phi", "new tokens"),
+    ("gpt2", "plain"),
+]
 
 
 @pytest.mark.parametrize(
@@ -154,7 +168,10 @@ def test_an_adapter_comes_back_from_any_working_directory(
     model = spec(name, lora=lora, new_tokens=new)  # a relative path
     policy, tokenizer = load(model)
     ids = ids_for(tokenizer, *new)
-    base, adapter_off = logits(load(spec(name))[0], ids_for(tokenizer)), logits(policy, ids_for(tokenizer))
+    base, adapter_off = (
+        logits(load(spec(name))[0], ids_for(tokenizer)),
+        logits(policy, ids_for(tokenizer)),
+    )
     assert torch.allclose(adapter_off[..., :VOCABULARY], base, atol=1e-6)
     train(policy, ids)
     folder = save(policy, tokenizer, tmp_path / "adapter")
@@ -170,26 +187,38 @@ def test_an_adapter_comes_back_from_any_working_directory(
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3"])
-def test_a_new_token_is_trained_where_it_is_read_and_where_it_is_written(name: str, models: dict[str, Path]) -> None:
+def test_a_new_token_is_trained_where_it_is_read_and_where_it_is_written(
+    name: str, models: dict[str, Path]
+) -> None:
     policy, tokenizer = load(spec(models[name], lora=Lora(r=4), new_tokens=NEW))
     assert len(tokenizer) == policy.get_input_embeddings().weight.shape[0] == 268
     tokens = tokenizer.convert_tokens_to_ids(NEW)
     read, written = (
-        part.weight.detach().clone() for part in (policy.get_input_embeddings(), policy.get_output_embeddings())
+        part.weight.detach().clone()
+        for part in (policy.get_input_embeddings(), policy.get_output_embeddings())
     )
     train(policy, ids_for(tokenizer, *NEW))
-    for before, part in ((read, policy.get_input_embeddings()), (written, policy.get_output_embeddings())):
+    for before, part in (
+        (read, policy.get_input_embeddings()),
+        (written, policy.get_output_embeddings()),
+    ):
         moved = (part.weight.detach() != before).any(dim=1).nonzero().flatten().tolist()
         assert moved == tokens
-    assert torch.equal(policy.get_input_embeddings().weight, policy.get_output_embeddings().weight) == (name in TIED)
+    assert torch.equal(
+        policy.get_input_embeddings().weight, policy.get_output_embeddings().weight
+    ) == (name in TIED)
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "phi"])
-def test_a_new_token_reaches_the_fused_head_of_the_trainers(name: str, models: dict[str, Path], tmp_path: Path) -> None:
+def test_a_new_token_reaches_the_fused_head_of_the_trainers(
+    name: str, models: dict[str, Path], tmp_path: Path
+) -> None:
     from aligner.training.preference import fuse_head
 
     policy, tokenizer = load(spec(models[name], lora=Lora(r=4), new_tokens=NEW))
-    further, _ = load(spec(save(policy, tokenizer, tmp_path / "adapter"), lora=Lora(r=4), new_tokens=NEW))
+    further, _ = load(
+        spec(save(policy, tokenizer, tmp_path / "adapter"), lora=Lora(r=4), new_tokens=NEW)
+    )
     ids = ids_for(tokenizer, *NEW)
     for adapted in (policy, further):
         plain = logits(adapted, ids).log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None])[:, 0]
@@ -197,9 +226,16 @@ def test_a_new_token_reaches_the_fused_head_of_the_trainers(name: str, models: d
         fused = adapted(input_ids=ids, labels=ids, fused_lm_head=True).log_probs
         assert torch.allclose(fused.flatten()[: len(plain)], plain, atol=1e-5)
         fused.sum().backward()
-        rows = [part for part_name, part in adapted.named_parameters() if "trainable_tokens" in part_name]
+        rows = [
+            part
+            for part_name, part in adapted.named_parameters()
+            if "trainable_tokens" in part_name
+        ]
         assert len(rows) == (1 if name in TIED else 2)
-        assert all(part.requires_grad and part.grad is not None and part.grad.abs().sum() > 0 for part in rows)
+        assert all(
+            part.requires_grad and part.grad is not None and part.grad.abs().sum() > 0
+            for part in rows
+        )
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "fp4", "int8"])
@@ -230,8 +266,12 @@ def test_an_adapter_over_a_quantized_base_trains_and_comes_back(
     assert torch.allclose(logits(plain, ids), after, atol=0.5)
 
 
-def test_new_tokens_over_a_quantized_base_come_back(models: dict[str, Path], tmp_path: Path) -> None:
-    policy, tokenizer = load(spec(models["llama"], quantization="nf4", lora=Lora(r=4), new_tokens=NEW))
+def test_new_tokens_over_a_quantized_base_come_back(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
+    policy, tokenizer = load(
+        spec(models["llama"], quantization="nf4", lora=Lora(r=4), new_tokens=NEW)
+    )
     ids = ids_for(tokenizer, *NEW)
     train(policy, ids)
     folder = save(policy, tokenizer, tmp_path / "adapter")
@@ -239,18 +279,32 @@ def test_new_tokens_over_a_quantized_base_come_back(models: dict[str, Path], tmp
     assert torch.allclose(logits(again, ids), logits(policy, ids), atol=1e-4)
 
 
-def test_a_quantized_base_keeps_its_other_weights_in_the_data_type_it_was_loaded_in(models: dict[str, Path]) -> None:
+def test_a_quantized_base_keeps_its_other_weights_in_the_data_type_it_was_loaded_in(
+    models: dict[str, Path],
+) -> None:
     policy, _ = load(spec(models["llama"], quantization="nf4", dtype="bfloat16", lora=Lora(r=4)))
     base = policy.get_base_model()
-    assert base.get_input_embeddings().weight.dtype == base.get_output_embeddings().weight.dtype == torch.bfloat16
+    assert (
+        base.get_input_embeddings().weight.dtype
+        == base.get_output_embeddings().weight.dtype
+        == torch.bfloat16
+    )
     assert {part.dtype for part in policy.parameters() if part.requires_grad} == {torch.float32}
-    assert base.model.layers[0].mlp.up_proj.base_layer.quant_state.nested  # double quantization is the default
+    assert base.model.layers[
+        0
+    ].mlp.up_proj.base_layer.quant_state.nested  # double quantization is the default
 
 
-@pytest.mark.parametrize(("settings", "trainable", "dtype"), [
-    ({}, True, torch.float32), ({"lora": Lora()}, True, torch.float32), ({}, False, torch.float32),
-    ({"dtype": "bfloat16"}, True, torch.bfloat16), ({"dtype": "float16", "lora": Lora()}, True, torch.float16),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("settings", "trainable", "dtype"),
+    [
+        ({}, True, torch.float32),
+        ({"lora": Lora()}, True, torch.float32),
+        ({}, False, torch.float32),
+        ({"dtype": "bfloat16"}, True, torch.bfloat16),
+        ({"dtype": "float16", "lora": Lora()}, True, torch.float16),
+    ],
+)
 def test_weights_have_the_data_type_asked_for(
     settings: dict[str, Any], trainable: bool, dtype: torch.dtype, models: dict[str, Path]
 ) -> None:
@@ -258,7 +312,9 @@ def test_weights_have_the_data_type_asked_for(
     assert policy.get_input_embeddings().weight.dtype == dtype
 
 
-def test_an_adapter_is_trained_further_or_merged_as_the_recipe_says(models: dict[str, Path], tmp_path: Path) -> None:
+def test_an_adapter_is_trained_further_or_merged_as_the_recipe_says(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
     lora = Lora(r=4, target_modules=["q_proj", "v_proj"])
     policy, tokenizer = load(spec(models["llama"], lora=lora))
     ids = ids_for(tokenizer)
@@ -268,7 +324,9 @@ def test_an_adapter_is_trained_further_or_merged_as_the_recipe_says(models: dict
     further, _ = load(spec(folder, lora=lora))
     assert names_of_trained(further) == names_of_trained(policy)
     assert torch.equal(logits(further, ids), logits(policy, ids))
-    assert names_of_trained(load(spec(folder, lora=Lora(r=4)))[0]) == names_of_trained(policy)  # all-linear: its own
+    assert names_of_trained(load(spec(folder, lora=Lora(r=4)))[0]) == names_of_trained(
+        policy
+    )  # all-linear: its own
 
     merged, _ = load(spec(folder))
     assert all(part.requires_grad for part in merged.parameters())
@@ -287,7 +345,9 @@ def test_an_adapter_is_trained_further_or_merged_as_the_recipe_says(models: dict
             load(spec(folder, lora=other))
 
 
-def test_a_token_added_to_an_adapter_that_has_no_row_for_it_is_refused(models: dict[str, Path], tmp_path: Path) -> None:
+def test_a_token_added_to_an_adapter_that_has_no_row_for_it_is_refused(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
     policy, tokenizer = load(spec(models["llama"], lora=Lora(r=4), new_tokens=NEW[:2]))
     folder = save(policy, tokenizer, tmp_path / "adapter")
     load(spec(folder, lora=Lora(r=4), new_tokens=NEW[:2]))
@@ -301,20 +361,39 @@ def test_embeddings_are_not_adapted_and_given_new_rows_at_once(models: dict[str,
         load(spec(models["qwen3"], lora=lora, new_tokens=NEW))
 
 
-@pytest.mark.parametrize(("lora", "message"), [
-    (Lora(target_modules=["nothing"]), "model.lora: .*nothing"),
-    (Lora(target_modules=["q_proj", "lm_head"]), "an adapter on the head"),
-    (Lora(target_modules=".*head"), "an adapter on the head"),
-    (Lora(modules_to_save=["head"]), r"modules_to_save: the model has no module 'head'(.|\n)*lm_head"),
-])  # fmt: skip
-def test_an_adapter_that_fits_no_module_is_refused(lora: Lora, message: str, models: dict[str, Path]) -> None:
+@pytest.mark.parametrize(
+    ("lora", "message"),
+    [
+        (Lora(target_modules=["nothing"]), "model.lora: .*nothing"),
+        (Lora(target_modules=["q_proj", "lm_head"]), "an adapter on the head"),
+        (Lora(target_modules=".*head"), "an adapter on the head"),
+        (
+            Lora(modules_to_save=["head"]),
+            r"modules_to_save: the model has no module 'head'(.|\n)*lm_head",
+        ),
+    ],
+)
+def test_an_adapter_that_fits_no_module_is_refused(
+    lora: Lora, message: str, models: dict[str, Path]
+) -> None:
     with pytest.raises(RecipeError, match=message):
         load(spec(models["llama"], lora=lora))
 
 
-@pytest.mark.parametrize("settings", [{"use_dora": True}, {"use_rslora": True}, {"init_lora_weights": "pissa"},
-                                      {"init_lora_weights": "olora"}, {"bias": "all"}], ids=str)  # fmt: skip
-def test_every_kind_of_adapter_comes_back(settings: dict[str, Any], models: dict[str, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"use_dora": True},
+        {"use_rslora": True},
+        {"init_lora_weights": "pissa"},
+        {"init_lora_weights": "olora"},
+        {"bias": "all"},
+    ],
+    ids=str,
+)
+def test_every_kind_of_adapter_comes_back(
+    settings: dict[str, Any], models: dict[str, Path], tmp_path: Path
+) -> None:
     policy, tokenizer = load(spec(models["phi"], lora=Lora(r=4, **settings)))
     ids = ids_for(tokenizer)
     train(policy, ids)
@@ -322,7 +401,7 @@ def test_every_kind_of_adapter_comes_back(settings: dict[str, Any], models: dict
     assert torch.allclose(logits(merged, ids), logits(policy, ids), atol=1e-3)
 
 
-# --- tokens --------------------------------------------------------------------------------------------------------
+# --- tokens ---------------------------------------------------------------------------------------
 
 
 def with_tokenizer(folder: Path, tokenizer: Any, **generation: Any) -> Path:
@@ -333,7 +412,9 @@ def with_tokenizer(folder: Path, tokenizer: Any, **generation: Any) -> Path:
     return folder
 
 
-def test_padding_may_end_answers_and_changes_no_token_no_matrix_and_no_configuration(tmp_path: Path) -> None:
+def test_padding_may_end_answers_and_changes_no_token_no_matrix_and_no_configuration(
+    tmp_path: Path,
+) -> None:
     bare = byte_tokenizer()
     bare.pad_token = EOS  # GPT-2 style
     folder = with_tokenizer(tmp_path / "model", bare, eos_token_id=[2, 0], pad_token_id=2)
@@ -343,7 +424,9 @@ def test_padding_may_end_answers_and_changes_no_token_no_matrix_and_no_configura
     assert check_tokenizer(tokenizer, policy) == []
     policy.save_pretrained(tmp_path / "out")
     for name in ("config.json", "generation_config.json"):
-        assert json.loads((tmp_path / "out" / name).read_text()) == json.loads((folder / name).read_text())
+        assert json.loads((tmp_path / "out" / name).read_text()) == json.loads(
+            (folder / name).read_text()
+        )
     assert load_tokenizer(spec(folder, pad_token=START)).pad_token == START
 
 
@@ -355,7 +438,9 @@ def test_a_tokenizer_without_padding_pads_with_a_token_that_is_there(tmp_path: P
     assert policy.get_input_embeddings().num_embeddings == 260
 
 
-def test_padding_beyond_the_models_rows_is_not_used_and_other_tokens_there_get_rows(tmp_path: Path) -> None:
+def test_padding_beyond_the_models_rows_is_not_used_and_other_tokens_there_get_rows(
+    tmp_path: Path,
+) -> None:
     beyond = byte_tokenizer()
     beyond.add_special_tokens({"pad_token": "<far>"})
     folder = with_tokenizer(tmp_path / "model", beyond)
@@ -385,7 +470,10 @@ def test_a_token_that_also_pads_is_trained_where_it_stands_in_a_text(tmp_path: P
 
 def test_tokens_that_the_recipe_names_are_kept_by_saving(tmp_path: Path) -> None:
     model = spec(
-        save_model(tmp_path / "model"), new_tokens=["<think>", "<over>"], eos_token="<over>", chat_template="qwen3"
+        save_model(tmp_path / "model"),
+        new_tokens=["<think>", "<over>"],
+        eos_token="<over>",
+        chat_template="qwen3",
     )
     tokenizer = load_tokenizer(model)
     assert tokenizer.eos_token == "<over>"
@@ -393,7 +481,9 @@ def test_tokens_that_the_recipe_names_are_kept_by_saving(tmp_path: Path) -> None
     tokenizer.save_pretrained(tmp_path / "out")
     again = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert again.chat_template == tokenizer.chat_template == read_chat_template("qwen3")
-    assert again.convert_tokens_to_ids(["<think>", "<over>"]) == tokenizer.convert_tokens_to_ids(["<think>", "<over>"])
+    assert again.convert_tokens_to_ids(["<think>", "<over>"]) == tokenizer.convert_tokens_to_ids(
+        ["<think>", "<over>"]
+    )
     assert (again.eos_token, again.pad_token) == (tokenizer.eos_token, tokenizer.pad_token)
     for key in ("eos_token", "pad_token"):
         with pytest.raises(RecipeError, match=f"model.{key}: the tokenizer has no token '<none>'"):
@@ -416,13 +506,17 @@ def test_a_chat_template_is_a_file_or_a_name_that_trl_ships(tmp_path: Path) -> N
 
 
 def test_settings_that_transformers_would_not_save_are_mended(tmp_path: Path) -> None:
-    folder = with_tokenizer(tmp_path / "model", byte_tokenizer(), temperature=0.6, top_p=0.9, do_sample=False)
+    folder = with_tokenizer(
+        tmp_path / "model", byte_tokenizer(), temperature=0.6, top_p=0.9, do_sample=False
+    )
     policy, _ = load(spec(folder))
     policy.save_pretrained(tmp_path / "out")
-    assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["temperature"] == 0.6
+    assert (
+        json.loads((tmp_path / "out" / "generation_config.json").read_text())["temperature"] == 0.6
+    )
 
 
-# --- what is refused -----------------------------------------------------------------------------------------------
+# --- what is refused ------------------------------------------------------------------------------
 
 
 def pickled(folder: Path) -> None:
@@ -437,7 +531,10 @@ def without_a_layer(folder: Path) -> None:
 
 def with_code(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
-    own = {"model_type": "mine", "auto_map": {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}}
+    own = {
+        "model_type": "mine",
+        "auto_map": {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"},
+    }
     (folder / "config.json").write_text(json.dumps({**config, **own}))
     (folder / "code.py").write_text("raise SystemExit('code of the model was run')")
 
@@ -449,15 +546,30 @@ def wider(folder: Path) -> None:
 
 DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a pickle": (pickled, r"weights as pickles only \(pytorch_model.bin\)"),
-    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), r"holds no weights \(\*.safetensors\)"),
-    "cut off": (lambda folder: os.truncate(folder / "model.safetensors", 500), "is cut off: 500 bytes"),
+    "no weights": (
+        lambda folder: (folder / "model.safetensors").unlink(),
+        r"holds no weights \(\*.safetensors\)",
+    ),
+    "cut off": (
+        lambda folder: os.truncate(folder / "model.safetensors", 500),
+        "is cut off: 500 bytes",
+    ),
     "a layer short": (without_a_layer, r"9 weights of .* are missing .*model.layers.1"),
     "another shape": (wider, "6 weights of .* another shape .*mlp"),
     "code": (with_code, r"custom code(.|\n)*set model.trust_remote_code=true"),
     "no JSON": (lambda folder: (folder / "config.json").write_text("{"), "config.json is not JSON"),
-    "unknown": (lambda folder: (folder / "config.json").write_text('{"model_type": "nosuch"}'), "nosuch"),
-    "no tokenizer": (lambda folder: [file.unlink() for file in folder.glob("token*")], "the tokenizer of .* cannot"),
-    "broken tokenizer": (lambda folder: (folder / "tokenizer.json").write_text("{"), "the tokenizer of .* cannot"),
+    "unknown": (
+        lambda folder: (folder / "config.json").write_text('{"model_type": "nosuch"}'),
+        "nosuch",
+    ),
+    "no tokenizer": (
+        lambda folder: [file.unlink() for file in folder.glob("token*")],
+        "the tokenizer of .* cannot",
+    ),
+    "broken tokenizer": (
+        lambda folder: (folder / "tokenizer.json").write_text("{"),
+        "the tokenizer of .* cannot",
+    ),
 }
 
 
@@ -493,10 +605,14 @@ def test_an_adapter_whose_base_is_gone_or_unnamed_is_refused(tmp_path: Path) -> 
     policy, tokenizer = load(spec(save_model(tmp_path / "base"), lora=Lora(r=4)))
     folder = save(policy, tokenizer, tmp_path / "adapter")
     shutil.move(tmp_path / "base", tmp_path / "moved")
-    with pytest.raises(RecipeError, match=r"the base of the adapter in .*adapter: there is no folder .*base"):
+    with pytest.raises(
+        RecipeError, match=r"the base of the adapter in .*adapter: there is no folder .*base"
+    ):
         check_model_path(spec(folder))
     config = json.loads((folder / "adapter_config.json").read_text())
-    (folder / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": None}))
+    (folder / "adapter_config.json").write_text(
+        json.dumps({**config, "base_model_name_or_path": None})
+    )
     with pytest.raises(RecipeError, match="does not name its base"):
         load(spec(folder), trainable=False)
     (folder / "adapter_config.json").write_text(
@@ -513,14 +629,16 @@ def test_a_path_is_checked_without_torch(tmp_path: Path) -> None:
         "import sys\n"
         "from aligner.models.files import check_model_path\n"
         "from aligner.config.recipe import Model\n"
-        f"check_model_path(Model(name_or_path={str(save_model(tmp_path / 'model'))!r}, chat_template='qwen3'))\n"
-        "heavy = {'torch', 'transformers', 'peft', 'trl', 'tokenizers', 'safetensors'} & set(sys.modules)\n"
+        f"check_model_path(Model(name_or_path={str(save_model(tmp_path / 'model'))!r}, "
+        "chat_template='qwen3'))\n"
+        "heavy = {'torch', 'transformers', 'peft', 'trl', 'tokenizers', 'safetensors'} & "
+        "set(sys.modules)\n"
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-# --- fingerprints --------------------------------------------------------------------------------------------------
+# --- fingerprints ---------------------------------------------------------------------------------
 
 
 def test_a_fingerprint_follows_weights_base_and_quantization(tmp_path: Path) -> None:
@@ -530,8 +648,19 @@ def test_a_fingerprint_follows_weights_base_and_quantization(tmp_path: Path) -> 
     shutil.copytree(base, tmp_path / "copy")
     first = model_fingerprint(spec(adapter))
     assert model_fingerprint(spec(base)) == model_fingerprint(spec(tmp_path / "copy"))
-    assert len({first, model_fingerprint(spec(base)), model_fingerprint(spec(base, quantization="nf4"))}) == 3
-    assert model_fingerprint(spec(save_model(tmp_path / "other", seed=1))) != model_fingerprint(spec(base))
+    assert (
+        len(
+            {
+                first,
+                model_fingerprint(spec(base)),
+                model_fingerprint(spec(base, quantization="nf4")),
+            }
+        )
+        == 3
+    )
+    assert model_fingerprint(spec(save_model(tmp_path / "other", seed=1))) != model_fingerprint(
+        spec(base)
+    )
     save_model(base, seed=1)
     assert model_fingerprint(spec(adapter)) != first
     assert BOS in tokenizer.all_special_tokens

@@ -1,4 +1,5 @@
-"""Folders that are not what they seem: each is refused in words that name its file, and none runs away."""
+"""Folders that are not what they seem: each is refused in words that name its file, and none runs
+away."""
 
 from __future__ import annotations
 
@@ -29,13 +30,21 @@ def settings(file: str = "config.json", **changed: Any) -> Change:
 
 
 def text(file: str, content: str | bytes) -> Change:
-    return lambda folder: (folder / file).write_bytes(content.encode() if isinstance(content, str) else content)
+    return lambda folder: (folder / file).write_bytes(
+        content.encode() if isinstance(content, str) else content
+    )
 
 
 NO_OBJECTS = {
-    "a list": "[]", "a number": "3", "null": "null", "a text": '"x"', "cut off": '{"a": ', "empty": "",
-    "bytes": b"\xff\xfe\x00", "nested": "[" * 100_000,
-}  # fmt: skip
+    "a list": "[]",
+    "a number": "3",
+    "null": "null",
+    "a text": '"x"',
+    "cut off": '{"a": ',
+    "empty": "",
+    "bytes": b"\xff\xfe\x00",
+    "nested": "[" * 100_000,
+}
 FILES = ("config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json")
 
 SIZES: dict[str, tuple[dict[str, Any], str]] = {
@@ -45,13 +54,31 @@ SIZES: dict[str, tuple[dict[str, Any], str]] = {
     "list": ({"hidden_size": [32]}, "config.json of .* cannot be loaded: .*hidden_size"),
     "other": ({"hidden_size": 48}, "config.json: hidden_size '48' is no side of any weight"),
     "negative": ({"vocab_size": -1}, "config.json: vocab_size '-1' is negative"),
-    "huge": ({"intermediate_size": 10**10}, "config.json: intermediate_size '10000000000' is more than the 21 weights"),
-    "many layers": ({"num_hidden_layers": 10**9}, "config.json: num_hidden_layers '1000000000' is more than"),
-    "few layers": ({"num_hidden_layers": 1}, "weights of more layers than the 1 that its config.json counts"),
-    "no heads": ({"num_attention_heads": 0}, r"cannot be loaded: ZeroDivisionError(.|\n)*num_attention_heads: 0"),
-    "odd heads": ({"num_attention_heads": 5, "head_dim": None}, "not a multiple of the number of attention heads"),
+    "huge": (
+        {"intermediate_size": 10**10},
+        "config.json: intermediate_size '10000000000' is more than the 21 weights",
+    ),
+    "many layers": (
+        {"num_hidden_layers": 10**9},
+        "config.json: num_hidden_layers '1000000000' is more than",
+    ),
+    "few layers": (
+        {"num_hidden_layers": 1},
+        "weights of more layers than the 1 that its config.json counts",
+    ),
+    "no heads": (
+        {"num_attention_heads": 0},
+        r"cannot be loaded: ZeroDivisionError(.|\n)*num_attention_heads: 0",
+    ),
+    "odd heads": (
+        {"num_attention_heads": 5, "head_dim": None},
+        "not a multiple of the number of attention heads",
+    ),
     "no head": ({"head_dim": 0}, r"cannot be loaded: ZeroDivisionError(.|\n)*head_dim: 0"),
-    "no positions": ({"max_position_embeddings": 0}, "config.json: max_position_embeddings '0' leaves no room"),
+    "no positions": (
+        {"max_position_embeddings": 0},
+        "config.json: max_position_embeddings '0' leaves no room",
+    ),
     "groups": ({"num_key_value_heads": 3}, "4 weights of .* another shape"),
 }
 SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
@@ -65,10 +92,22 @@ SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
     "quantized by a word": ({"quantization_config": "gptq"}, "config.json of .* cannot be loaded"),
 }
 TOKENIZERS: dict[str, tuple[Change, str]] = {
-    "class": (settings("tokenizer_config.json", tokenizer_class=4), "the tokenizer of .* cannot be loaded"),
-    "other class": (settings("tokenizer_config.json", tokenizer_class="BertTokenizer"), "the tokenizer of .*UNK"),
-    "end": (settings("tokenizer_config.json", eos_token=5), "the tokenizer of .* cannot be loaded: .*eos_token"),
-    "length": (settings("tokenizer_config.json", model_max_length="x"), "the tokenizer of .* cannot be loaded"),
+    "class": (
+        settings("tokenizer_config.json", tokenizer_class=4),
+        "the tokenizer of .* cannot be loaded",
+    ),
+    "other class": (
+        settings("tokenizer_config.json", tokenizer_class="BertTokenizer"),
+        "the tokenizer of .*UNK",
+    ),
+    "end": (
+        settings("tokenizer_config.json", eos_token=5),
+        "the tokenizer of .* cannot be loaded: .*eos_token",
+    ),
+    "length": (
+        settings("tokenizer_config.json", model_max_length="x"),
+        "the tokenizer of .* cannot be loaded",
+    ),
     "without tokens": (text("tokenizer.json", "{}"), "the tokenizer of .* cannot be loaded"),
     "template": (text("chat_template.jinja", b"\xff\xfe"), "the tokenizer of .* cannot be loaded"),
 }
@@ -85,7 +124,12 @@ def refused(folder: Path, message: str, **section: Any) -> None:
 def test_a_file_that_is_no_object_is_named(file: str, content: str, tmp_path: Path) -> None:
     folder = save_model(tmp_path / "model")
     text(file, NO_OBJECTS[content])(folder)
-    refused(folder, "the tokenizer of .* cannot" if (file, content) == ("tokenizer.json", "cut off") else f"/{file} ")
+    refused(
+        folder,
+        "the tokenizer of .* cannot"
+        if (file, content) == ("tokenizer.json", "cut off")
+        else f"/{file} ",
+    )
 
 
 @pytest.mark.parametrize("what", [*SIZES, *SETTINGS])
@@ -116,13 +160,22 @@ OTHER_THINGS: dict[str, tuple[tuple[str, ...], str]] = {
     "nothing": ((), "an empty folder"),
     "pipeline": (("model_index.json",), "a diffusers pipeline"),
     "vectors": (("modules.json",), "a sentence-transformers model"),
-    "run": (("resolved.json", "final/config.json"), "the directory of a run(.|\n)*did you mean .*/final"),
+    "run": (
+        ("resolved.json", "final/config.json"),
+        "the directory of a run(.|\n)*did you mean .*/final",
+    ),
     "unfinished": (("resolved.json",), "a run that has not finished(.|\n)*--resume"),
-    "checkpoints": (("checkpoint-9/config.json", "checkpoint-10/config.json"), "did you mean .*/checkpoint-10"),
+    "checkpoints": (
+        ("checkpoint-9/config.json", "checkpoint-10/config.json"),
+        "did you mean .*/checkpoint-10",
+    ),
     "hub": (("snapshots/abc/config.json", "refs/main"), "a cache of the hub(.|\n)*/snapshots/abc"),
     "authors": (("params.json", "consolidated.00.pth"), "in the form of its authors"),
     "onnx": (("model.onnx",), "an ONNX model"),
-    "models": (("first/config.json", "second/config.json"), "a folder of models(.|\n)*did you mean .*/first"),
+    "models": (
+        ("first/config.json", "second/config.json"),
+        "a folder of models(.|\n)*did you mean .*/first",
+    ),
     "parts": (("a.gguf", "b.gguf"), "several GGUF files"),
 }
 
@@ -137,7 +190,12 @@ def test_another_thing_than_a_model_is_named_with_what_is_meant(what: str, tmp_p
 def encoder(kind: str) -> Any:
     import transformers as hf
 
-    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+    small = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+    }
     if kind == "bert":
         return hf.BertForMaskedLM(hf.BertConfig(vocab_size=260, **small))
     if kind == "t5":
@@ -147,9 +205,12 @@ def encoder(kind: str) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("kind", "what"), [("bert", "an encoder"), ("t5", "an encoder with a decoder"), ("vit", "no text")]
+    ("kind", "what"),
+    [("bert", "an encoder"), ("t5", "an encoder with a decoder"), ("vit", "no text")],
 )
-def test_what_does_not_go_on_with_a_text_is_told_before_it_is_loaded(kind: str, what: str, tmp_path: Path) -> None:
+def test_what_does_not_go_on_with_a_text_is_told_before_it_is_loaded(
+    kind: str, what: str, tmp_path: Path
+) -> None:
     encoder(kind).save_pretrained(tmp_path)
     byte_tokenizer().save_pretrained(tmp_path)
     with pytest.raises(RecipeError, match=f"{what}.*"):
@@ -157,9 +218,21 @@ def test_what_does_not_go_on_with_a_text_is_told_before_it_is_loaded(kind: str, 
 
 
 QUANTIZED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
-    "gptq": ({"quant_method": "gptq"}, {"lora": Lora()}, r"quantized already \(gptq\), and those cannot be trained"),
-    "mxfp4": ({"quant_method": "mxfp4"}, {}, r"\(mxfp4\), and those cannot be trained(.|\n)*made from"),
-    "full": ({"load_in_8bit": True}, {}, r"\(int8\), so they cannot be trained themselves(.|\n)*model.lora"),
+    "gptq": (
+        {"quant_method": "gptq"},
+        {"lora": Lora()},
+        r"quantized already \(gptq\), and those cannot be trained",
+    ),
+    "mxfp4": (
+        {"quant_method": "mxfp4"},
+        {},
+        r"\(mxfp4\), and those cannot be trained(.|\n)*made from",
+    ),
+    "full": (
+        {"load_in_8bit": True},
+        {},
+        r"\(int8\), so they cannot be trained themselves(.|\n)*model.lora",
+    ),
     "twice": (
         {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
         {"lora": Lora(), "quantization": "int8"},
@@ -169,7 +242,9 @@ QUANTIZED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("what", QUANTIZED)
-def test_weights_that_are_quantized_already_are_trained_under_an_adapter_or_not(what: str, tmp_path: Path) -> None:
+def test_weights_that_are_quantized_already_are_trained_under_an_adapter_or_not(
+    what: str, tmp_path: Path
+) -> None:
     said, section, message = QUANTIZED[what]
     (tmp_path / "config.json").write_text(json.dumps({"quantization_config": said}))
     with pytest.raises(RecipeError, match=message):
@@ -184,13 +259,17 @@ def test_a_folder_in_4_bits_is_trained_under_an_adapter(tmp_path: Path) -> None:
 
     save_model(tmp_path / "plain", hidden_size=64, intermediate_size=128)
     bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
-    AutoModelForCausalLM.from_pretrained(tmp_path / "plain", quantization_config=bits).save_pretrained(tmp_path / "nf4")
+    AutoModelForCausalLM.from_pretrained(
+        tmp_path / "plain", quantization_config=bits
+    ).save_pretrained(tmp_path / "nf4")
     byte_tokenizer().save_pretrained(tmp_path / "nf4")
     section = as_trained(Model(name_or_path=str(tmp_path / "nf4"), lora=Lora()))
     assert section.quantization == "nf4"
     policy = load_policy(section, load_tokenizer(section), trainable=True)
     assert policy.is_quantized
-    assert {name.split(".")[-3] for name, weight in policy.named_parameters() if weight.requires_grad} == {
+    assert {
+        name.split(".")[-3] for name, weight in policy.named_parameters() if weight.requires_grad
+    } == {
         "lora_A",
         "lora_B",
     }
@@ -207,7 +286,9 @@ def test_a_folder_with_a_tokenizer_alone_is_looked_at_too(tmp_path: Path) -> Non
     byte_tokenizer().save_pretrained(tmp_path)
     check_tokenizer_path(Model(name_or_path=str(tmp_path)), "mosaic.tokenizer")
     (tmp_path / "tokenizer_config.json").write_text("[]")
-    with pytest.raises(RecipeError, match=r"mosaic.tokenizer: .*tokenizer_config.json holds a list"):
+    with pytest.raises(
+        RecipeError, match=r"mosaic.tokenizer: .*tokenizer_config.json holds a list"
+    ):
         check_tokenizer_path(Model(name_or_path=str(tmp_path)), "mosaic.tokenizer")
 
 

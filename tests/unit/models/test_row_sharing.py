@@ -1,4 +1,5 @@
-"""Rows that share a sequence: which models keep them apart, how that is asked, and what a training does with the answer."""
+"""Rows that share a sequence: which models keep them apart, how that is asked, and what a training
+does with the answer."""
 
 from __future__ import annotations
 
@@ -30,7 +31,9 @@ def small_model(kind: str, **settings: Any) -> Any:
 def save_kind(folder: Path, kind: str, **settings: Any) -> Path:
     """Write a small model of a kind, with the tokenizer of one token a byte."""
     tokenizer = byte_tokenizer()
-    ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    ids = {
+        name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")
+    }
     small_model(kind, vocab_size=len(tokenizer), **ids, **settings).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -42,7 +45,7 @@ def opt(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_kind(tmp_path_factory.mktemp("opt") / "model", "opt")
 
 
-# --- asking a model ------------------------------------------------------------------------------------------------
+# --- asking a model -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma3_text", "phi3", "mixtral"])
@@ -58,7 +61,8 @@ def test_models_whose_rows_see_each_other_are_found_out(kind):
 
 
 def with_a_mask(rows: Any) -> Shared:
-    """Packed rows with an attention mask of ones, behind which transformers looks for no borders."""
+    """Packed rows with an attention mask of ones, behind which transformers looks for no
+    borders."""
     shared = packed(rows)
     ones = torch.ones_like(shared.inputs["input_ids"])
     return Shared({**shared.inputs, "attention_mask": ones}, shared.places)
@@ -86,7 +90,9 @@ def test_a_model_that_cannot_read_packed_rows_is_quoted(monkeypatch):
         return forward(**inputs)
 
     monkeypatch.setattr(model, "forward", refuse)
-    assert rows_apart(model) == Finding(False, "the model cannot read packed rows (rows need `a_kernel`)")
+    assert rows_apart(model) == Finding(
+        False, "the model cannot read packed rows (rows need `a_kernel`)"
+    )
 
 
 def test_a_model_that_hardly_reads_its_context_gives_no_answer():
@@ -101,7 +107,9 @@ def test_dropout_is_off_while_rows_are_compared_and_on_again_afterwards():
     llama = tiny_llama(byte_tokenizer(), attention_dropout=0.5, initializer_range=0.2)
     assert rows_apart(llama).apart is True
     assert not llama.training
-    assert llama.model.layers[0].self_attn.attention_dropout == llama.config.attention_dropout == 0.5
+    assert (
+        llama.model.layers[0].self_attn.attention_dropout == llama.config.attention_dropout == 0.5
+    )
     ids = torch.arange(10, 20)[None]
     with without_noise(model), torch.no_grad():
         assert model.training
@@ -110,7 +118,7 @@ def test_dropout_is_off_while_rows_are_compared_and_on_again_afterwards():
     assert not torch.equal(model(ids).logits, model(ids).logits)
 
 
-# --- a small model of the same kind --------------------------------------------------------------------------------
+# --- a small model of the same kind ---------------------------------------------------------------
 
 
 def test_a_twin_keeps_the_sizes_of_heads_their_groups_and_a_layer_of_each_kind():
@@ -121,10 +129,15 @@ def test_a_twin_keeps_the_sizes_of_heads_their_groups_and_a_layer_of_each_kind()
     assert (twin.head_dim, twin.sliding_window) == (config.head_dim, 33)
     groups = [c.num_attention_heads / c.num_key_value_heads for c in (config, twin)]
     assert groups[0] == groups[1]
-    assert sum(p.numel() for p in AutoModelForCausalLM.from_config(small_config(config)).parameters()) < 5e7
+    assert (
+        sum(p.numel() for p in AutoModelForCausalLM.from_config(small_config(config)).parameters())
+        < 5e7
+    )
 
 
-@pytest.mark.parametrize("kind", ["mamba2", "bamba", "deepseek_v3", "qwen2_moe", "falcon_h1", "lfm2"])
+@pytest.mark.parametrize(
+    "kind", ["mamba2", "bamba", "deepseek_v3", "qwen2_moe", "falcon_h1", "lfm2"]
+)
 def test_twins_of_unusual_kinds_fit_together(kind):
     with torch.no_grad():
         logits = small_model(kind)(torch.arange(10, 20)[None], use_cache=False).logits
@@ -155,7 +168,9 @@ def remote(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "own_llama.py").write_text(REMOTE)
     config = json.loads((folder / "config.json").read_text())
     own = {"AutoConfig": "own_llama.OwnConfig", "AutoModelForCausalLM": "own_llama.OwnModel"}
-    (folder / "config.json").write_text(json.dumps({**config, "model_type": "own-llama", "auto_map": own}))
+    (folder / "config.json").write_text(
+        json.dumps({**config, "model_type": "own-llama", "auto_map": own})
+    )
     return folder
 
 
@@ -175,7 +190,9 @@ def test_the_twin_of_an_adapters_base_is_asked(opt, tmp_path):
 
     policy = AutoModelForCausalLM.from_pretrained(opt)
     policy.name_or_path = str(opt)
-    get_peft_model(policy, LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(tmp_path / "model")
+    get_peft_model(policy, LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(
+        tmp_path / "model"
+    )
     assert foretell_packing(model_of(tmp_path / "model")).apart is False
 
 
@@ -190,7 +207,7 @@ def test_a_config_that_cannot_be_made_small_is_no_answer(small_world, monkeypatc
     assert "no small model of its kind" in found.why
 
 
-# --- what a training does with the answer --------------------------------------------------------------------------
+# --- what a training does with the answer ---------------------------------------------------------
 
 
 @pytest.fixture
@@ -210,7 +227,9 @@ def train(world: Path, run: Path, *overrides: str, **flags: Any) -> tuple[Any, l
 
 
 @pytest.mark.parametrize("dry_run", [True, False])
-def test_packing_that_is_asked_for_is_refused_before_tokenising_where_rows_would_meet(opt_world, tmp_path, dry_run):
+def test_packing_that_is_asked_for_is_refused_before_tokenising_where_rows_would_meet(
+    opt_world, tmp_path, dry_run
+):
     events: list[Any] = []
     recipe = small_recipe("sft", opt_world, tmp_path / "run", sft__packing=True)
     with pytest.raises(RecipeError, match=r"sft\.packing: packed rows see each other") as caught:
@@ -219,7 +238,9 @@ def test_packing_that_is_asked_for_is_refused_before_tokenising_where_rows_would
     assert not [event for event in events if isinstance(event, StageProgress)]
 
 
-def test_auto_groups_rows_where_packed_ones_would_meet_and_says_why(opt_world, tmp_path, monkeypatch):
+def test_auto_groups_rows_where_packed_ones_would_meet_and_says_why(
+    opt_world, tmp_path, monkeypatch
+):
     monkeypatch.setattr(dataset, "STEPS_WORTH_PACKING", 0)
     monkeypatch.setattr(dataset, "WORTHWHILE_PADDING", 0.0)
     outcome, _ = train(opt_world, tmp_path / "run")
@@ -241,7 +262,9 @@ def test_no_twin_is_made_where_rows_would_not_be_packed_anyway(small_world, tmp_
     train(small_world, tmp_path / "run")
 
 
-def test_where_no_twin_can_be_made_auto_does_not_pack_and_true_waits_for_the_model(small_world, tmp_path, monkeypatch):
+def test_where_no_twin_can_be_made_auto_does_not_pack_and_true_waits_for_the_model(
+    small_world, tmp_path, monkeypatch
+):
     def none(model: Any) -> Any:
         raise NoTwin("odd sizes")
 
@@ -257,8 +280,11 @@ def test_where_no_twin_can_be_made_auto_does_not_pack_and_true_waits_for_the_mod
 
 
 @pytest.mark.parametrize("lora", [{}, {"model__lora": {"r": 2, "target_modules": ["q_proj"]}}])
-def test_the_loaded_model_is_asked_once_more_before_its_first_step(opt_world, tmp_path, monkeypatch, lora):
-    """Rows that were packed by an older aligner, say: they lie in the run directory, and only the model can tell."""
+def test_the_loaded_model_is_asked_once_more_before_its_first_step(
+    opt_world, tmp_path, monkeypatch, lora
+):
+    """Rows that were packed by an older aligner, say: they lie in the run directory, and only the
+    model can tell."""
     monkeypatch.setattr(row_sharing, "foretell_packing", lambda model: Finding(True))
     with pytest.raises(RecipeError, match=r"sft\.packing: packed rows see each other"):
         train(opt_world, tmp_path / "run", sft__packing=True, **lora)

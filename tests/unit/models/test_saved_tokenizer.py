@@ -1,4 +1,5 @@
-"""The tokenizer of a result: the base's files byte for byte, and of them only what the recipe changed in another form."""
+"""The tokenizer of a result: the base's files byte for byte, and of them only what the recipe
+changed in another form."""
 
 from __future__ import annotations
 
@@ -18,20 +19,28 @@ from aligner.tokenization.encode import encode_sft
 from tests.fakes import BOS, CHAT_TEMPLATE, EOS, START, byte_tokenizer
 
 PLAIN = without_marks(CHAT_TEMPLATE)
-MESSAGES = [{"role": role, "content": text} for role, text in (("user", "a"), ("assistant", "b"), ("user", "c"))]
+MESSAGES = [
+    {"role": role, "content": text}
+    for role, text in (("user", "a"), ("assistant", "b"), ("user", "c"))
+]
 
 
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
-    """A folder as older tools write it: other blanks, keys that nobody reads, special tokens in a file of their own."""
+    """A folder as older tools write it: other blanks, keys that nobody reads, special tokens in a
+    file of their own."""
     folder = tmp_path / "base"
     tokenizer = byte_tokenizer(PLAIN)
     tokenizer.pad_token = EOS
     tokenizer.save_pretrained(folder)
     config = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps({"odd": "ü", **config}, indent=7))
-    (folder / "special_tokens_map.json").write_text(json.dumps({"eos_token": {"content": EOS, "lstrip": False}}))
-    (folder / "tokenizer.json").write_text(json.dumps(json.loads((folder / "tokenizer.json").read_text())))
+    (folder / "special_tokens_map.json").write_text(
+        json.dumps({"eos_token": {"content": EOS, "lstrip": False}})
+    )
+    (folder / "tokenizer.json").write_text(
+        json.dumps(json.loads((folder / "tokenizer.json").read_text()))
+    )
     (folder / "model.safetensors").write_text("no tokenizer's")
     return folder
 
@@ -61,14 +70,18 @@ def test_what_the_recipe_leaves_alone_is_saved_byte_for_byte(base: Path) -> None
 def test_a_named_token_changes_its_own_value_and_nothing_else(base: Path) -> None:
     folder = saved(base, eos_token=START, pad_token=BOS)
     assert changed(base, folder) == ["special_tokens_map.json", "tokenizer_config.json"]
-    old, new = (json.loads((place / "tokenizer_config.json").read_text()) for place in (base, folder))
+    old, new = (
+        json.loads((place / "tokenizer_config.json").read_text()) for place in (base, folder)
+    )
     assert new == {**old, "eos_token": START, "pad_token": BOS}
     again = AutoTokenizer.from_pretrained(folder)
     assert (again.eos_token, again.pad_token) == (START, BOS)
 
 
 @pytest.mark.parametrize("settings", [{"new_tokens": ["<think>"]}, {"eos_token": "~"}], ids=str)
-def test_new_tokens_and_words_that_became_tokens_come_back(settings: dict[str, Any], base: Path) -> None:
+def test_new_tokens_and_words_that_became_tokens_come_back(
+    settings: dict[str, Any], base: Path
+) -> None:
     folder = saved(base, **settings)
     section = Model(name_or_path=str(base), **settings)
     text = "a<think>b~c"
@@ -119,12 +132,16 @@ def test_a_result_is_trained_on_with_the_masks_of_its_base(base: Path) -> None:
     first = Model(name_or_path=str(base))
     again = Model(name_or_path=str(saved(base)))
     row = ConversationRow([*MESSAGES, {"role": "assistant", "content": " d"}])
-    found = [encode_sft(load_tokenizer(section, needs_model=False), row) for section in (first, again)]
+    found = [
+        encode_sft(load_tokenizer(section, needs_model=False), row) for section in (first, again)
+    ]
     assert found[0] == found[1]
     assert found[0].num_trained == 5
 
 
-def test_a_template_of_the_recipe_stands_where_the_base_has_its_own(base: Path, tmp_path: Path) -> None:
+def test_a_template_of_the_recipe_stands_where_the_base_has_its_own(
+    base: Path, tmp_path: Path
+) -> None:
     other = tmp_path / "other.jinja"
     other.write_text("{% generation %}{{ messages[0].content }}<eos>{% endgeneration %}")
     wanted = "{# generation #}{{ messages[0].content }}<eos>{# endgeneration #}"
@@ -134,7 +151,9 @@ def test_a_template_of_the_recipe_stands_where_the_base_has_its_own(base: Path, 
     (base / "chat_template.jinja").unlink()
     (folder / "chat_template.jinja").unlink()
     config = json.loads((base / "tokenizer_config.json").read_text())
-    (base / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": CHAT_TEMPLATE}))
+    (base / "tokenizer_config.json").write_text(
+        json.dumps({**config, "chat_template": CHAT_TEMPLATE})
+    )
     saved(base, chat_template=str(other))
     assert changed(base, folder) == ["tokenizer_config.json"]
     assert AutoTokenizer.from_pretrained(folder).chat_template == wanted

@@ -1,4 +1,5 @@
-"""Models that see and write: trained on text in their language part, and saved with what reads pictures."""
+"""Models that see and write: trained on text in their language part, and saved with what reads
+pictures."""
 
 from __future__ import annotations
 
@@ -14,10 +15,22 @@ from aligner.models.loading import load_policy
 from aligner.models.saved_tokenizer import SavedTokenizer
 from aligner.models.tokenizers import load_tokenizer
 
-SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+}
 TEXT = {**SIZES, "num_key_value_heads": 2, "max_position_embeddings": 512, "vocab_size": 264}
 SIGHT = {**SIZES, "image_size": 16, "patch_size": 8}
-GRID = {"depth": 1, "embed_dim": 32, "hidden_size": 32, "num_heads": 4, "patch_size": 8, "spatial_merge_size": 1}
+GRID = {
+    "depth": 1,
+    "embed_dim": 32,
+    "hidden_size": 32,
+    "num_heads": 4,
+    "patch_size": 8,
+    "spatial_merge_size": 1,
+}
 ROPE = {"rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}}
 
 
@@ -26,11 +39,17 @@ def config_of(kind: str) -> Any:
 
     if kind == "gemma3":
         text = {**TEXT, "head_dim": 8}
-        return hf.Gemma3Config(text_config=text, vision_config=SIGHT, mm_tokens_per_image=4, image_token_index=261)
+        return hf.Gemma3Config(
+            text_config=text, vision_config=SIGHT, mm_tokens_per_image=4, image_token_index=261
+        )
     if kind == "qwen2_vl":
-        return hf.Qwen2VLConfig(text_config={**TEXT, **ROPE}, vision_config=GRID, image_token_id=261)
+        return hf.Qwen2VLConfig(
+            text_config={**TEXT, **ROPE}, vision_config=GRID, image_token_id=261
+        )
     sight = hf.CLIPVisionConfig(**SIGHT)
-    return hf.LlavaConfig(text_config=hf.LlamaConfig(**TEXT), vision_config=sight, image_token_index=261)
+    return hf.LlavaConfig(
+        text_config=hf.LlamaConfig(**TEXT), vision_config=sight, image_token_index=261
+    )
 
 
 @pytest.fixture(scope="module", params=["gemma3", "llava", "qwen2_vl"])
@@ -77,7 +96,9 @@ def test_text_alone_is_read_from_left_to_right(folder: Path, training: bool) -> 
     policy = loaded(folder).train(training)
     ids = torch.tensor([[9, 20, 31, 42, 53], [9, 20, 31, 99, 98]])
     with torch.no_grad():
-        first, second = policy(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+        first, second = policy(
+            input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False
+        ).logits
     assert torch.allclose(first[:3], second[:3], atol=1e-5)
     assert not torch.allclose(first[3], second[3], atol=1e-3)
 

@@ -58,7 +58,9 @@ def test_an_adapter_is_called_one(tmp_path: Path) -> None:
     assert "A LoRA adapter for `Qwen/Qwen3-0.6B`" in text
 
 
-def test_the_base_is_the_one_at_the_root_of_the_lineage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_base_is_the_one_at_the_root_of_the_lineage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     finished_run(Path("runs/sft"), "sft", "Qwen/Qwen3-0.6B", steps=3)
     run = finished_run(Path("runs/dpo"), "dpo", "runs/sft/final", steps=3)
@@ -67,7 +69,9 @@ def test_the_base_is_the_one_at_the_root_of_the_lineage(tmp_path: Path, monkeypa
     assert "model `Qwen/Qwen3-0.6B` → sft run `runs/sft` → this dpo run" in text
 
 
-def test_a_local_base_model_gets_no_name_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_local_base_model_gets_no_name_on_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model").mkdir()
     front, _ = read_card(finished_run(Path("run"), "sft", "model", steps=3))

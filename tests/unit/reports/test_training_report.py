@@ -1,4 +1,5 @@
-"""The report: everything the record holds, nothing from elsewhere, and nothing that a row could smuggle in."""
+"""The report: everything the record holds, nothing from elsewhere, and nothing that a row could
+smuggle in."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ from aligner.runs.run import Run
 
 VOID = {"meta", "br", "link", "img", "input", "hr", "line", "path", "circle"}
 ATTACK = (
-    "</script></title></style><script>alert(1)</script><img src=https://evil.example/x onerror=alert(2)>'\"&\u2028\x00"
+    "</script></title></style><script>alert(1)</script><img src=https://evil.example/x "
+    "onerror=alert(2)>'\"&\u2028\x00"
 )
 
 
@@ -84,11 +86,19 @@ def assert_self_contained(page: Page, text: str) -> None:
     """One script, allowed by its hash; no address in any attribute that loads; no handler."""
     (script,) = page.scripts
     allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = next(value for tag, name, value in page.attributes if tag == "meta" and value.startswith("default-src"))
+    policy = next(
+        value
+        for tag, name, value in page.attributes
+        if tag == "meta" and value.startswith("default-src")
+    )
     assert policy == f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{allowed}'"
     for tag, name, value in page.attributes:
         assert not name.startswith("on"), (tag, name)
-        assert name not in ("src", "srcset", "action", "data", "poster", "srcdoc"), (tag, name, value)
+        assert name not in ("src", "srcset", "action", "data", "poster", "srcdoc"), (
+            tag,
+            name,
+            value,
+        )
         if name == "href":
             assert value.startswith("#")
             assert value[1:] in page.ids
@@ -102,7 +112,16 @@ def test_a_finished_run_shows_everything(tmp_path: Path, monkeypatch: pytest.Mon
     finished_run(Path("runs/sft"), steps=80)
     finished_run(Path("runs/dpo"), "dpo", "runs/sft/final", steps=80)
     page = read_page(tmp_path / "runs" / "dpo")
-    assert {"evaluation", "curves", "samples", "data", "recipe", "lineage", "environment", "files"} <= page.sections
+    assert {
+        "evaluation",
+        "curves",
+        "samples",
+        "data",
+        "recipe",
+        "lineage",
+        "environment",
+        "files",
+    } <= page.sections
     for text in (
         "Reward margin",
         "Reward accuracy",
@@ -130,7 +149,12 @@ def test_a_run_killed_early_says_so(tmp_path: Path) -> None:
     run = Run.create(resolved(tmp_path / "run"))
     write_report(run.dir)
     page = read_page(run.dir)
-    for text in ("not finished", "before a step was logged", "still works on it, or was killed", "No step was logged"):
+    for text in (
+        "not finished",
+        "before a step was logged",
+        "still works on it, or was killed",
+        "No step was logged",
+    ):
         assert text in page.text, text
     assert "No data was read" in page.text
     run.close()
@@ -178,8 +202,12 @@ def test_hostile_content_stays_text(tmp_path: Path) -> None:
     source |= {"bad_rows": [{"where": ATTACK, "reason": ATTACK}]}
     source |= {"files": [{"path": ATTACK, "bytes": 1, "sha256": ATTACK}]}
     split = {"rows": 1, "tokens": 3, "trained_tokens": 3}
-    run.write_json("data.json", {"sources": [source], "splits": {ATTACK: split}, "batching": ATTACK})
-    run.write_json("samples.json", [dict.fromkeys(("prompt", "before", "after", "expected"), ATTACK)])
+    run.write_json(
+        "data.json", {"sources": [source], "splits": {ATTACK: split}, "batching": ATTACK}
+    )
+    run.write_json(
+        "samples.json", [dict.fromkeys(("prompt", "before", "after", "expected"), ATTACK)]
+    )
     run.write_json("evaluation.json", [{"name": ATTACK, "metrics": {ATTACK: 0.5, "words": ATTACK}}])
     for step in (1, 2):
         run.log_metrics({"step": step, "split": "train", "loss": 1.0, ATTACK: 2.0, "words": ATTACK})
@@ -194,7 +222,9 @@ def test_hostile_content_stays_text(tmp_path: Path) -> None:
 def test_unicode_survives(tmp_path: Path) -> None:
     run = Run.create(resolved(tmp_path / "run"))
     text = "مرحبا 你好 🦙 e\u0301 \ud800".encode("utf-8", "replace").decode()
-    run.write_json("samples.json", [{"prompt": text, "before": "", "after": text, "expected": None}])
+    run.write_json(
+        "samples.json", [{"prompt": text, "before": "", "after": text, "expected": None}]
+    )
     finish_run(run, {}, [])
     page = read_page(run.dir)
     assert text in page.text
@@ -202,7 +232,15 @@ def test_unicode_survives(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "values", [[float("nan")], [1.0, float("inf"), 2.0], [float("nan"), 3.0], [0.0], [1e300, -1e300, 1.0], [-2.0, -2.0]]
+    "values",
+    [
+        [float("nan")],
+        [1.0, float("inf"), 2.0],
+        [float("nan"), 3.0],
+        [0.0],
+        [1e300, -1e300, 1.0],
+        [-2.0, -2.0],
+    ],
 )
 def test_values_that_are_no_numbers_are_said_not_drawn(tmp_path: Path, values: list[float]) -> None:
     run = Run.create(resolved(tmp_path / "run"))
@@ -253,7 +291,9 @@ def test_writing_a_report_changes_nothing_else(tmp_path: Path) -> None:
 
     def others() -> dict[str, Any]:
         return {
-            str(path): path.read_bytes() for path in run.dir.rglob("*") if path.is_file() and path.suffix != ".html"
+            str(path): path.read_bytes()
+            for path in run.dir.rglob("*")
+            if path.is_file() and path.suffix != ".html"
         }
 
     before = others()

@@ -1,4 +1,5 @@
-"""Cards: those that are shipped are whole, what they say is read back, and what is wrong with one is said by line."""
+"""Cards: those that are shipped are whole, what they say is read back, and what is wrong with one
+is said by line."""
 
 from __future__ import annotations
 
@@ -8,7 +9,16 @@ import pytest
 import yaml
 
 from aligner.errors import RecipeError
-from aligner.reward_models.card import ALLOWED, CARD_FILE, NEEDED, Card, card_text, parse_card, read_card, shipped_cards
+from aligner.reward_models.card import (
+    ALLOWED,
+    CARD_FILE,
+    NEEDED,
+    Card,
+    card_text,
+    parse_card,
+    read_card,
+    shipped_cards,
+)
 from aligner.reward_models.catalogue import KINDS, read_spec
 
 ROOT = Path(__file__).parents[3]
@@ -17,7 +27,8 @@ SHIPPED = shipped_cards()
 
 def test_every_file_in_the_folder_is_shipped() -> None:
     assert set(SHIPPED) == {
-        path.stem if path.suffix == ".yaml" else path.name for path in (ROOT / "reward_models/cards").iterdir()
+        path.stem if path.suffix == ".yaml" else path.name
+        for path in (ROOT / "reward_models/cards").iterdir()
     }
 
 
@@ -56,7 +67,9 @@ def test_no_key_is_both_needed_and_meaningless() -> None:
         assert ALLOWED[kind] <= set(Card.model_fields)
 
 
-def test_a_card_of_a_folder_is_named_after_the_run_and_its_paths_move_with_it(tmp_path: Path) -> None:
+def test_a_card_of_a_folder_is_named_after_the_run_and_its_paths_move_with_it(
+    tmp_path: Path,
+) -> None:
     final = tmp_path / "run" / "final"
     final.mkdir(parents=True)
     (final / CARD_FILE).write_text("kind: bradley_terry\nmodel: ./\n")
@@ -64,7 +77,10 @@ def test_a_card_of_a_folder_is_named_after_the_run_and_its_paths_move_with_it(tm
         card = read_spec(str(spec))
         assert (card.name, Path(str(card.model)).resolve()) == ("run", final)
     (tmp_path / "run").rename(tmp_path / "moved")
-    assert Path(str(read_spec(str(tmp_path / "moved")).model)).resolve() == tmp_path / "moved" / "final"
+    assert (
+        Path(str(read_spec(str(tmp_path / "moved")).model)).resolve()
+        == tmp_path / "moved" / "final"
+    )
 
 
 @pytest.mark.parametrize(
@@ -77,13 +93,18 @@ def test_a_card_of_a_folder_is_named_after_the_run_and_its_paths_move_with_it(tm
         ("kind: ensemble\nmembers: []\n", ["members", "is missing"]),
         ("kind: ensemble\nmembers: [toy]\ncombine: max\n", ["c.yaml:3", "combine"]),
         ("kind: ensemble\nmembers: [toy]\nspread_weight: -1\n", ["c.yaml:3", "spread_weight"]),
-        ("kind: ensemble\nmembers: [toy]\nmodel: m\n", ["c.yaml:3", "has no effect for the kind `ensemble`"]),
+        (
+            "kind: ensemble\nmembers: [toy]\nmodel: m\n",
+            ["c.yaml:3", "has no effect for the kind `ensemble`"],
+        ),
         ("kind: toy\nkindd: x\n", ["c.yaml:2", "kindd", "kind"]),
         ("kind: tyo\n", ["c.yaml:1", "kind"]),
         ("- a\n", ["c.yaml"]),
     ],
 )
-def test_what_is_wrong_with_a_card_is_said_with_its_line(text: str, says: list[str], tmp_path: Path) -> None:
+def test_what_is_wrong_with_a_card_is_said_with_its_line(
+    text: str, says: list[str], tmp_path: Path
+) -> None:
     path = tmp_path / "c.yaml"
     path.write_text(text)
     with pytest.raises(RecipeError) as caught:

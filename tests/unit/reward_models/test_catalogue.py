@@ -1,4 +1,5 @@
-"""Scorers: what each verifier accepts, and what a wrong name or a missing reference is answered with."""
+"""Scorers: what each verifier accepts, and what a wrong name or a missing reference is answered
+with."""
 
 from __future__ import annotations
 
@@ -101,8 +102,20 @@ def test_the_number_of_a_text(text: str, number: str | None) -> None:
 @pytest.mark.parametrize(
     "answer",
     [
-        *("#### " + " " * 200_000, "A: " + "* " * 100_000, "#### " * 40_000, "1" + ",234" * 50_000 + ","),
-        *("1." * 100_000, "-" * 200_000, "1 " * 100_000, "-$" * 100_000, "\\boxed{" * 30_000, "\ud800" * 100_000),
+        *(
+            "#### " + " " * 200_000,
+            "A: " + "* " * 100_000,
+            "#### " * 40_000,
+            "1" + ",234" * 50_000 + ",",
+        ),
+        *(
+            "1." * 100_000,
+            "-" * 200_000,
+            "1 " * 100_000,
+            "-$" * 100_000,
+            "\\boxed{" * 30_000,
+            "\ud800" * 100_000,
+        ),
         *("A: - " * 50_000, "A: -" + " " * 200_000, "\n" * 200_000 + "- x"),
     ],
 )
@@ -110,7 +123,9 @@ def test_no_answer_keeps_the_search_for_a_number_busy(answer: str) -> None:
     begun = time.process_time()
     assert score("verifier:number", answer, "12345") == 0.0
     assert score("verifier:exact", answer, "12345") == 0.0
-    assert time.process_time() - begun < 5.0  # a search that looks at each place twice would take minutes
+    assert (
+        time.process_time() - begun < 5.0
+    )  # a search that looks at each place twice would take minutes
 
 
 def test_numbers_of_any_length_are_compared() -> None:
@@ -167,7 +182,10 @@ def functions(tmp_path: Path) -> str:
 
 def test_a_function_of_the_user_is_called_for_each_row(functions: str) -> None:
     scorer = load_scorer(f"{functions}:right")
-    assert scorer.score(["p", [{"role": "user", "content": "p"}]], ["a", "a"], ["a", "a"]) == [1.0, 1.5]
+    assert scorer.score(["p", [{"role": "user", "content": "p"}]], ["a", "a"], ["a", "a"]) == [
+        1.0,
+        1.5,
+    ]
     assert scorer.score(["p"], ["a"]) == [0.0]
     assert scorer.name == f"{functions}:right"
 
@@ -180,7 +198,9 @@ def test_a_function_of_the_user_is_called_for_each_row(functions: str) -> None:
         ("endless", "row 1: .*endless returned inf"),
     ],
 )
-def test_what_goes_wrong_in_a_function_names_the_function_and_the_row(functions: str, name: str, message: str) -> None:
+def test_what_goes_wrong_in_a_function_names_the_function_and_the_row(
+    functions: str, name: str, message: str
+) -> None:
     with pytest.raises(DataError, match=message):
         load_scorer(f"{functions}:{name}").score(["p", "p"], ["abc", "ab"])
 
@@ -205,7 +225,9 @@ def test_a_wrong_name_is_answered_with_the_cure(spec: str, message: str) -> None
         load_scorer(spec)
 
 
-def test_a_function_that_is_missing_or_takes_other_values_is_refused(functions: str, tmp_path: Path) -> None:
+def test_a_function_that_is_missing_or_takes_other_values_is_refused(
+    functions: str, tmp_path: Path
+) -> None:
     with pytest.raises(RecipeError, match="did you mean 'right'"):
         load_scorer(f"{functions}:rigth")
     with pytest.raises(RecipeError, match="cannot be called with three values"):

@@ -57,12 +57,16 @@ class Table:
 class Chooser(Table):
     """One that compares: the numbers are chances."""
 
-    def prefer(self, prompts: Sequence[Prompt], first: Sequence[str], second: Sequence[str]) -> Preferences:
+    def prefer(
+        self, prompts: Sequence[Prompt], first: Sequence[str], second: Sequence[str]
+    ) -> Preferences:
         return Preferences([self.numbers[text] for text in first], flips=[0], remarks={0: "turned"})
 
 
 def ensemble(*members: Scorer, **settings: Any) -> Ensemble:
-    card = Card(kind="ensemble", name="all", members=[member.name for member in members], **settings)
+    card = Card(
+        kind="ensemble", name="all", members=[member.name for member in members], **settings
+    )
     comparing = any(isinstance(member, Comparer) for member in members)
     return (ComparingEnsemble if comparing else Ensemble)(card, members)
 
@@ -74,7 +78,8 @@ ROWS = (["p", "p", "p"], ["a", "b", "odd"])
 
 
 def test_the_mean_the_worst_and_the_lower_bound() -> None:
-    # a: 1, 3, 2: mean 2, variance 2/3. b: 2, 2, 5: mean 3, variance 2. odd: 0, 6, 0: mean 2, variance 8.
+    # a: 1, 3, 2: mean 2, variance 2/3. b: 2, 2, 5: mean 3, variance 2. odd: 0, 6, 0: mean 2,
+    # variance 8.
     deviations = [math.sqrt(2 / 3), math.sqrt(2.0), math.sqrt(8.0)]
     means = [2.0, 3.0, 2.0]
     assert ensemble(ONE, TWO, THREE).score(*ROWS) == pytest.approx(means)
@@ -92,19 +97,25 @@ def test_attributes_and_remarks_say_which_member_it_was() -> None:
 
 
 def test_standardized_members_weigh_the_same_wherever_their_scores_lie() -> None:
-    # over the rows: one has 1, 2, 0 (mean 1, variance 2/3), and ten times that and 100 more counts the same
+    # over the rows: one has 1, 2, 0 (mean 1, variance 2/3), and ten times that and 100 more counts
+    # the same
     tenfold = Table("tenfold", {"a": 110.0, "b": 120.0, "odd": 100.0})
     scores = ensemble(ONE, tenfold, standardize=True).score(*ROWS)
     assert scores == pytest.approx([0.0, math.sqrt(1.5), -math.sqrt(1.5)])
     assert scores.attributes["tenfold"] == [110.0, 120.0, 100.0]
     assert scores.attributes["spread"] == pytest.approx([0.0, 0.0, 0.0], abs=1e-12)
-    assert ensemble(ONE, tenfold, standardize=True).score(["p", "p"], ["a", "b"]) == pytest.approx([-1.0, 1.0])
+    assert ensemble(ONE, tenfold, standardize=True).score(["p", "p"], ["a", "b"]) == pytest.approx(
+        [-1.0, 1.0]
+    )
 
 
 @pytest.mark.parametrize("combine", ["mean", "min", "lower_bound"])
 @pytest.mark.parametrize("standardize", [False, True])
-def test_a_better_score_of_one_of_two_members_never_lowers_the_ensembles(combine: str, standardize: bool) -> None:
-    """Of the rows `a` and `b`, the second member likes `a` more and more, and lies far above the first one."""
+def test_a_better_score_of_one_of_two_members_never_lowers_the_ensembles(
+    combine: str, standardize: bool
+) -> None:
+    """Of the rows `a` and `b`, the second member likes `a` more and more, and lies far above the
+    first one."""
     gaps = []
     for better in (0.0, 1.0, 2.0, 5.0):
         far = Table("far", {"a": 100.0 + better, "b": 100.0, "odd": 97.0})
@@ -128,7 +139,9 @@ def test_small_scores_have_a_scale_too() -> None:
     found = ensemble(ONE, tiny, standardize=True).score(["p", "p"], ["a", "b"])
     assert found == pytest.approx([-1.0, 1.0])
     with pytest.raises(DataError, match="zero gives all 2 rows the same score, 0"):
-        ensemble(ONE, Table("zero", {"a": 0.0, "b": 0.0}), standardize=True).score(["p", "p"], ["a", "b"])
+        ensemble(ONE, Table("zero", {"a": 0.0, "b": 0.0}), standardize=True).score(
+            ["p", "p"], ["a", "b"]
+        )
 
 
 def test_a_member_that_differs_by_rounding_only_has_no_scale_either() -> None:
@@ -218,7 +231,9 @@ def test_right_answers_reach_members_that_score_also_in_an_ensemble_that_compare
     for scorer in (inner, ensemble(inner, chooser("y", 0.5))):
         found = preferences(scorer, ["p"] * 3, ["a", "b", "a"], ["b", "a", "b"], ["a", "a", None])
         weight = 2 if scorer is inner else 4
-        assert found == pytest.approx([0.5 + (sigmoid(side) - 0.5) / weight for side in (1.0, -1.0, 0.0)])
+        assert found == pytest.approx(
+            [0.5 + (sigmoid(side) - 0.5) / weight for side in (1.0, -1.0, 0.0)]
+        )
 
 
 def test_without_a_member_that_compares_scores_are_compared() -> None:
@@ -282,7 +297,9 @@ def test_a_card_is_looked_through_for_cycles_without_loading_anything(tmp_path: 
     cyclic = write(tmp_path, "a.yaml", members="[toy, ./b.yaml]")
     with pytest.raises(RecipeError, match="a -> b -> a"):
         refuse_cycles(read_card(cyclic))
-    refuse_cycles(read_card(write(tmp_path, "c.yaml", members="[toy, 'bradley_terry:no/such/weights']")))
+    refuse_cycles(
+        read_card(write(tmp_path, "c.yaml", members="[toy, 'bradley_terry:no/such/weights']"))
+    )
     refuse_cycles(Card(kind="toy", name="toy"))
 
 

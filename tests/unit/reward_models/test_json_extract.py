@@ -1,4 +1,5 @@
-"""JSON in answers: what is read, what equals what, what is valid, and that nothing an answer holds is an error."""
+"""JSON in answers: what is read, what equals what, what is valid, and that nothing an answer holds
+is an error."""
 
 from __future__ import annotations
 
@@ -20,7 +21,10 @@ PERSON = {
     "required": ["name"],
     "additionalProperties": False,
 }
-TREE = {"$defs": {"tree": {"type": "array", "items": {"$ref": "#/$defs/tree"}}}, "$ref": "#/$defs/tree"}
+TREE = {
+    "$defs": {"tree": {"type": "array", "items": {"$ref": "#/$defs/tree"}}},
+    "$ref": "#/$defs/tree",
+}
 
 HOSTILE = {
     "nothing": "",
@@ -101,7 +105,9 @@ def test_rows_with_and_without_a_reference_go_together() -> None:
 
 
 def test_a_reference_that_is_no_json_is_an_error_of_the_data() -> None:
-    with pytest.raises(DataError, match=r"row 2: verifier:json finds no JSON in the right answer 'yes'"):
+    with pytest.raises(
+        DataError, match=r"row 2: verifier:json finds no JSON in the right answer 'yes'"
+    ):
         load_scorer("verifier:json").score(["p", "p"], ["1", "1"], ["1", "yes"])
 
 
@@ -113,7 +119,11 @@ def test_code_blocks_are_found_by_language() -> None:
 
 
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
     max_leaves=10,
 )
@@ -134,7 +144,7 @@ def test_any_text_gets_a_score(text: str) -> None:
     assert score in (0.0, 1.0)
 
 
-# --- schemas ------------------------------------------------------------------------------------------------------------
+# --- schemas --------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -160,7 +170,11 @@ def test_an_answer_is_valid_against_a_schema_or_not(schemas: Path) -> None:
 
 def test_a_schema_that_refers_to_itself_goes_as_deep_as_answers_are_read(schemas: Path) -> None:
     scorer = load_scorer(f"verifier:json={schemas}/tree.json")
-    assert scorer.score(["p"] * 3, ["[" * 50 + "]" * 50, "[" * 51 + "]" * 51, "[[1]]"]) == [1.0, 0.0, 0.0]
+    assert scorer.score(["p"] * 3, ["[" * 50 + "]" * 50, "[" * 51 + "]" * 51, "[[1]]"]) == [
+        1.0,
+        0.0,
+        0.0,
+    ]
 
 
 def test_a_schema_whose_pattern_looks_for_ever_is_stopped(schemas: Path) -> None:
@@ -180,10 +194,15 @@ def test_a_schema_whose_pattern_looks_for_ever_is_stopped(schemas: Path) -> None
         ("[]", "is no JSON schema"),
         ("{", "is no JSON schema"),
         ('{"$ref": "#/$defs/gone"}', "refers to '#/\\$defs/gone', which is not in it"),
-        ('{"items": {"$ref": "https://example.com/schema.json"}}', "refers to 'https://example.com/schema.json'"),
+        (
+            '{"items": {"$ref": "https://example.com/schema.json"}}',
+            "refers to 'https://example.com/schema.json'",
+        ),
     ],
 )
-def test_a_broken_schema_is_refused_before_anything_is_scored(tmp_path: Path, text: str, message: str) -> None:
+def test_a_broken_schema_is_refused_before_anything_is_scored(
+    tmp_path: Path, text: str, message: str
+) -> None:
     (tmp_path / "broken.json").write_text(text)
     with pytest.raises(RecipeError, match=message):
         load_scorer(f"verifier:json={tmp_path}/broken.json")

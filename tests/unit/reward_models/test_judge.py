@@ -1,4 +1,5 @@
-"""Judges: what counts as a grade, what a judge is shown, and that nothing which was paid for is asked again."""
+"""Judges: what counts as a grade, what a judge is shown, and that nothing which was paid for is
+asked again."""
 
 from __future__ import annotations
 
@@ -23,7 +24,14 @@ from aligner.reward_models.base import Comparer, Scorer, preferences
 from aligner.reward_models.card import Card
 from aligner.reward_models.catalogue import load_scorer
 from aligner.reward_models.judge import Judge, NoVerdict, make
-from aligner.reward_models.judge_prompts import Unusable, comparing, grade_in, grading, mark_for, verdict_in
+from aligner.reward_models.judge_prompts import (
+    Unusable,
+    comparing,
+    grade_in,
+    grading,
+    mark_for,
+    verdict_in,
+)
 
 pytest.importorskip("openai")
 
@@ -36,7 +44,9 @@ def cache(own_cache: Path) -> Path:
 
 
 def endpoint(server: FakeEndpoint, **settings: Any) -> Endpoint:
-    return Endpoint(model="toy", base_url=server.base_url, **{"max_retries": 0, "timeout_s": 20.0, **settings})
+    return Endpoint(
+        model="toy", base_url=server.base_url, **{"max_retries": 0, "timeout_s": 20.0, **settings}
+    )
 
 
 def judge(server: FakeEndpoint, **settings: Any) -> Judge:
@@ -107,7 +117,12 @@ def test_a_scale_may_go_below_zero() -> None:
 
 @pytest.mark.parametrize(
     ("reply", "verdict"),
-    [("Better: A", 1.0), ("so\n**Better: B**", 0.0), ("better: answer a.", 1.0), ("Better: tie", 0.5)],
+    [
+        ("Better: A", 1.0),
+        ("so\n**Better: B**", 0.0),
+        ("better: answer a.", 1.0),
+        ("Better: tie", 0.5),
+    ],
 )
 def test_the_verdict_stands_in_the_last_line(reply: str, verdict: float) -> None:
     assert verdict_in(reply) == verdict
@@ -165,7 +180,12 @@ def test_the_same_question_is_the_same_request_and_each_turn_has_its_line() -> N
 
 def test_a_comparison_shows_the_first_answer_as_a() -> None:
     content = comparing("q", "one", "two", "r")[1]["content"]
-    assert content.index("[answer A ") < content.index("one") < content.index("[answer B ") < content.index("two")
+    assert (
+        content.index("[answer A ")
+        < content.index("one")
+        < content.index("[answer B ")
+        < content.index("two")
+    )
 
 
 def test_scores_are_the_grades_in_the_order_of_the_rows() -> None:
@@ -192,7 +212,7 @@ def test_a_reply_without_a_grade_is_asked_for_once_more_with_a_reminder() -> Non
     assert again[3]["content"].startswith("Your reply does not end in a usable grade")
 
 
-def test_rows_without_a_grade_are_named_after_all_others_were_asked_and_only_they_are_asked_again() -> None:
+def test_rows_without_a_grade_are_named_last_and_only_they_are_asked_again() -> None:
     replies = {"bad": "no comment", "worse": "Grade: 99", "good": "Grade: 9"}
     rows = ["bad", "good 1", "worse", "good 2", "good 3"]
     with FakeEndpoint(by_text(replies)) as server:
@@ -220,7 +240,10 @@ def test_the_error_that_lists_rows_survives_a_process_boundary() -> None:
 
 
 def test_a_reply_that_was_cut_is_not_read() -> None:
-    answers = [Answer(text="The answer says\nGrade: 10", finish_reason="length"), Answer(text="Grade: 1")]
+    answers = [
+        Answer(text="The answer says\nGrade: 10", finish_reason="length"),
+        Answer(text="Grade: 1"),
+    ]
     with FakeEndpoint(answers) as server:
         assert judge(server).score(["q"], ["a"]) == [1.0]
 
@@ -234,7 +257,9 @@ def test_equal_rows_are_asked_once_and_not_more_than_allowed_at_a_time() -> None
 
 def test_what_was_answered_before_the_budget_was_spent_is_kept() -> None:
     with FakeEndpoint([Answer(text="Grade: 5")]) as server:
-        with pytest.raises(LLMError, match=r"budget is spent.*3 of 5 questions were answered") as caught:
+        with pytest.raises(
+            LLMError, match=r"budget is spent.*3 of 5 questions were answered"
+        ) as caught:
             judge(server, budget={"calls": 3}).score(["q"] * 5, list("abcde"))
         assert caught.value.kind == "budget"
         assert judge(server, budget={"calls": 3}).score(["q"] * 5, list("abcde")) == [5.0] * 5
@@ -253,14 +278,21 @@ def test_a_budget_goes_on_under_its_account() -> None:
 
 
 def test_a_server_that_stays_away_ends_the_round_and_is_no_verdict() -> None:
-    with FakeEndpoint([Answer(status=500)]) as server, pytest.raises(EndpointError, match="0 of 50"):
-        judge(server, max_in_flight=2).score(["q"] * 50, [f"answer {number}" for number in range(50)])
+    with (
+        FakeEndpoint([Answer(status=500)]) as server,
+        pytest.raises(EndpointError, match="0 of 50"),
+    ):
+        judge(server, max_in_flight=2).score(
+            ["q"] * 50, [f"answer {number}" for number in range(50)]
+        )
     assert len(server.bodies) <= 3 + 2
 
 
 def test_a_server_that_refuses_is_an_error_of_the_endpoint() -> None:
     with FakeEndpoint([Answer(status=401)]) as server, pytest.raises(EndpointError):
-        judge(server, max_in_flight=2).score(["q"] * 50, [f"answer {number}" for number in range(50)])
+        judge(server, max_in_flight=2).score(
+            ["q"] * 50, [f"answer {number}" for number in range(50)]
+        )
     assert len(server.bodies) <= 3 + 2
 
 
@@ -330,10 +362,14 @@ def prefers(word: str, place: str = "") -> Callable[[dict[str, Any]], Answer]:
 def test_comparisons_are_asked_in_both_orders() -> None:
     with FakeEndpoint(prefers("good")) as server:
         scorer = judge(server)
-        found = scorer.prefer(["q"] * 4, ["good", "poor", "poor", "same"], ["poor", "good", "bad", "same"])
+        found = scorer.prefer(
+            ["q"] * 4, ["good", "poor", "poor", "same"], ["poor", "good", "bad", "same"]
+        )
     assert found == [1.0, 0.0, 0.5, 0.5]
     assert (found.flips, found.remarks) == ([], {})
-    assert len(server.bodies) == 4  # equal answers are a tie without asking, and mirrored pairs are asked about once
+    assert (
+        len(server.bodies) == 4
+    )  # equal answers are a tie without asking, and mirrored pairs are asked about once
     assert preferences(scorer, ["q"], ["good"], ["poor"]) == [1.0]
 
 
@@ -358,14 +394,19 @@ def test_pairs_without_a_verdict_are_named() -> None:
     def answer(body: dict[str, Any]) -> Answer:
         return Answer(text="both are odd" if "odd" in user(body) else "Better: A")
 
-    with FakeEndpoint(answer) as server, pytest.raises(NoVerdict, match=r"1 of 2 rows(.|\n)*row 2") as caught:
+    with (
+        FakeEndpoint(answer) as server,
+        pytest.raises(NoVerdict, match=r"1 of 2 rows(.|\n)*row 2") as caught,
+    ):
         judge(server).prefer(["q"] * 2, ["a", "odd"], ["b", "c"])
     assert set(caught.value.rows) == {1}
 
 
 def card(**settings: Any) -> Card:
     return Card(
-        kind="judge", name="strict", **{"endpoint": Endpoint(model="m", base_url="http://127.0.0.1:1/v1"), **settings}
+        kind="judge",
+        name="strict",
+        **{"endpoint": Endpoint(model="m", base_url="http://127.0.0.1:1/v1"), **settings},
     )
 
 
@@ -373,11 +414,16 @@ def test_a_rubric_of_ones_own_takes_the_place_of_ours(tmp_path: Path) -> None:
     rubric = tmp_path / "rubric.txt"
     rubric.write_text("Count the {semicolons}.\n")
     (tmp_path / "mine.yaml").write_text(
-        "kind: judge\nrubric: ./rubric.txt\nscale: [0, 1]\nendpoint: {model: m, base_url: 'http://127.0.0.1:1/v1'}\n"
+        "kind: judge\nrubric: ./rubric.txt\nscale: [0, 1]\nendpoint: {model: m, base_url: "
+        "'http://127.0.0.1:1/v1'}\n"
     )
     scorer = load_scorer(str(tmp_path / "mine.yaml"))
     assert isinstance(scorer, Judge)
-    assert (scorer.rubric, scorer.range, scorer.name) == ("Count the {semicolons}.", (0.0, 1.0), "mine")
+    assert (scorer.rubric, scorer.range, scorer.name) == (
+        "Count the {semicolons}.",
+        (0.0, 1.0),
+        "mine",
+    )
     system = grading("q", "a", None, scorer.rubric, scorer.scale)[0]["content"]
     assert "Count the {semicolons}." in system
     assert "Judge how well" not in system
@@ -425,9 +471,13 @@ def test_a_script_judges_without_a_server(tmp_path: Path) -> None:
     assert Judge("j", scripted).score(["q"], ["a"]) == [5.0]
 
 
-def test_a_model_of_this_machine_judges_and_is_told_from_others_by_its_weights(tmp_path: Path) -> None:
+def test_a_model_of_this_machine_judges_and_is_told_from_others_by_its_weights(
+    tmp_path: Path,
+) -> None:
     folder = save_model(tmp_path / "model", max_position_embeddings=8192)
-    local = Endpoint(backend="local", model=str(folder), max_tokens=4, temperature=0.0, max_in_flight=2)
+    local = Endpoint(
+        backend="local", model=str(folder), max_tokens=4, temperature=0.0, max_in_flight=2
+    )
     scorer = Judge("random", local)
     with pytest.raises(NoVerdict) as caught:  # it knows nothing of grades
         scorer.score(["q", "q"], ["a", "b"])

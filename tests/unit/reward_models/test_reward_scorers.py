@@ -26,8 +26,20 @@ from aligner.tokenization.encode import encode_answer, encode_pair
 from aligner.tokenization.segments import segment_ends
 
 USER = [{"role": "user", "content": "say something"}]
-PROMPTS: list[Any] = [USER, "a plain prompt", USER, [*USER, {"role": "assistant", "content": "no"}, *USER], USER]
-ANSWERS = ["yes", "something that is longer than the others by far, really", "", "<pad><eos>", "yes"]
+PROMPTS: list[Any] = [
+    USER,
+    "a plain prompt",
+    USER,
+    [*USER, {"role": "assistant", "content": "no"}, *USER],
+    USER,
+]
+ANSWERS = [
+    "yes",
+    "something that is longer than the others by far, really",
+    "",
+    "<pad><eos>",
+    "yes",
+]
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +63,10 @@ def test_scores_do_not_depend_on_batches_order_or_the_tokenizers_padding_side(fo
 
 def test_padding_on_the_left_gives_the_same_score(folder: Path) -> None:
     scorer: Any = load_scorer(str(folder))
-    ids = [[i for part in encode_answer(scorer.tokenizer, *row) for i in part] for row in zip(PROMPTS, ANSWERS)]
+    ids = [
+        [i for part in encode_answer(scorer.tokenizer, *row) for i in part]
+        for row in zip(PROMPTS, ANSWERS)
+    ]
     batch = pad(ids, scorer.tokenizer.pad_token_id, left=True)
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     with torch.no_grad():
@@ -79,13 +94,17 @@ def test_an_answer_that_was_cut_off_has_another_score_than_a_finished_one(folder
 
 def test_scores_are_the_same_in_a_new_process(folder: Path) -> None:
     code = (
-        "import json, sys; from aligner.reward_models.catalogue import load_scorer; s = load_scorer(sys.argv[1]);"
+        "import json, sys; from aligner.reward_models.catalogue import load_scorer; s = "
+        "load_scorer(sys.argv[1]);"
         "print(json.dumps([s.score(*json.loads(sys.argv[2])), s.fingerprint()]))"
     )
     arguments = [sys.executable, "-c", code, str(folder), json.dumps([PROMPTS, ANSWERS])]
     done = subprocess.run(arguments, capture_output=True, text=True, check=True)
     scorer = load_scorer(str(folder))
-    assert json.loads(done.stdout.splitlines()[-1]) == [list(scorer.score(PROMPTS, ANSWERS)), scorer.fingerprint()]
+    assert json.loads(done.stdout.splitlines()[-1]) == [
+        list(scorer.score(PROMPTS, ANSWERS)),
+        scorer.fingerprint(),
+    ]
 
 
 def test_the_end_of_an_answer_is_read_where_it_also_pads(tmp_path: Path) -> None:
@@ -101,7 +120,9 @@ def test_the_end_of_an_answer_is_read_where_it_also_pads(tmp_path: Path) -> None
     finished, cut = scorer.score([USER, USER], ["yes", "yes"], finished=[True, False])
     assert abs(finished - cut) > 1e-4, "the end of an answer is seen"
     with_other_pad = save_reward_model(tmp_path / "other")
-    assert finished == pytest.approx(load_scorer(str(with_other_pad)).score([USER], ["yes"])[0], abs=1e-6)
+    assert finished == pytest.approx(
+        load_scorer(str(with_other_pad)).score([USER], ["yes"])[0], abs=1e-6
+    )
 
 
 def test_what_is_too_long_loses_its_beginning_and_says_so(tmp_path: Path) -> None:
@@ -121,7 +142,9 @@ def test_text_that_reads_like_padding_is_read_as_what_it_is(folder: Path) -> Non
 def test_a_head_is_as_exact_as_it_was_saved_whatever_the_rest_is(tmp_path: Path) -> None:
     save_reward_model(tmp_path, card="kind: bradley_terry\nmodel: .\ndtype: bfloat16\n")
     scorer: Any = load_scorer(str(tmp_path))
-    saved = AutoModelForSequenceClassification.from_pretrained(tmp_path, dtype=torch.float32).score.weight
+    saved = AutoModelForSequenceClassification.from_pretrained(
+        tmp_path, dtype=torch.float32
+    ).score.weight
     assert scorer.model.dtype == torch.bfloat16
     assert torch.equal(head_of(scorer.model)[2].weight, saved)
 
@@ -137,7 +160,9 @@ def test_a_score_that_is_no_number_names_its_row(tmp_path: Path) -> None:
 
 
 def test_a_regression_gives_each_attribute_and_their_weighted_sum(tmp_path: Path) -> None:
-    card = "kind: regression\nmodel: .\nattributes: [good, short]\nweights: {good: 2.0, short: -1.0}\n"
+    card = (
+        "kind: regression\nmodel: .\nattributes: [good, short]\nweights: {good: 2.0, short: -1.0}\n"
+    )
     save_reward_model(tmp_path, outputs=2, card=card)
     scores = load_scorer(str(tmp_path)).score(PROMPTS, ANSWERS)
     good, short = scores.attributes["good"], scores.attributes["short"]
@@ -146,7 +171,9 @@ def test_a_regression_gives_each_attribute_and_their_weighted_sum(tmp_path: Path
     join_outputs(model.model, [2.0, -1.0])
     assert head_of(model.model)[2].weight.shape[0] == 1
     with torch.no_grad():
-        ids = torch.tensor([[i for part in encode_answer(model.tokenizer, PROMPTS[0], ANSWERS[0]) for i in part]])
+        ids = torch.tensor(
+            [[i for part in encode_answer(model.tokenizer, PROMPTS[0], ANSWERS[0]) for i in part]]
+        )
         logits = model.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
         assert logits[0, -1].item() == pytest.approx(scores[0], abs=1e-5)
 
@@ -188,14 +215,17 @@ def test_the_tail_is_what_the_template_writes_behind_the_stop_token() -> None:
     assert tokenizer.decode(end[-1]) == "\n"
 
 
-# --- reading many sequences ----------------------------------------------------------------------------------------
+# --- reading many sequences -----------------------------------------------------------------------
 
 
 def test_equal_sequences_are_read_once_and_each_gets_its_value() -> None:
     seen: list[list[int]] = []
 
     def read(batch: dict[str, torch.Tensor], rows: Any) -> list[int]:
-        found = [ids[mask.bool()].tolist() for ids, mask in zip(batch["input_ids"], batch["attention_mask"])]
+        found = [
+            ids[mask.bool()].tolist()
+            for ids, mask in zip(batch["input_ids"], batch["attention_mask"])
+        ]
         seen.extend(found)
         return [sum(ids) for ids in found]
 
@@ -206,7 +236,7 @@ def test_equal_sequences_are_read_once_and_each_gets_its_value() -> None:
         assert sorted(seen) == [[0], [1, 2], [3, 3, 3, 3], [5]]
 
 
-# --- segments ------------------------------------------------------------------------------------------------------
+# --- segments -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -228,13 +258,24 @@ def test_equal_sequences_are_read_once_and_each_gets_its_value() -> None:
 def test_segments_end_before_a_token_that_could_not_be_foreseen(
     rule: Any, ids: list[int], entropies: list[float] | None, ends: list[int]
 ) -> None:
-    assert segment_ends(rule, ids, byte_tokenizer(), entropies=entropies, cutoff=1.75, stop_ids=[2]) == ends
+    assert (
+        segment_ends(rule, ids, byte_tokenizer(), entropies=entropies, cutoff=1.75, stop_ids=[2])
+        == ends
+    )
 
 
 def test_sentences_end_at_their_marks_and_at_line_ends() -> None:
     tokenizer = byte_tokenizer()
-    ids = [*tokenizer("Yes. No!\nSo", add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-    assert segment_ends("sentence", ids, tokenizer, stop_ids=[tokenizer.eos_token_id]) == [3, 7, 8, 10]
+    ids = [
+        *tokenizer("Yes. No!\nSo", add_special_tokens=False)["input_ids"],
+        tokenizer.eos_token_id,
+    ]
+    assert segment_ends("sentence", ids, tokenizer, stop_ids=[tokenizer.eos_token_id]) == [
+        3,
+        7,
+        8,
+        10,
+    ]
 
 
 def test_entropies_are_those_of_the_distributions_that_the_answer_was_drawn_from() -> None:
@@ -247,7 +288,9 @@ def test_entropies_are_those_of_the_distributions_that_the_answer_was_drawn_from
             logits = model(torch.tensor([[*prompt, *answer]])).logits[0]
         slow = [
             -sum(
-                p * torch.log(torch.tensor(p)).item() for p in logits[len(prompt) - 1 + t].softmax(-1).tolist() if p > 0
+                p * torch.log(torch.tensor(p)).item()
+                for p in logits[len(prompt) - 1 + t].softmax(-1).tolist()
+                if p > 0
             )
             for t in range(len(answer))
         ]
@@ -273,7 +316,9 @@ def test_a_segment_models_score_is_the_mean_of_its_values_at_the_ends(tmp_path: 
     assert scores[0] == pytest.approx(sum(found[0].values[:3]) / 3)
     assert found[1].values == pytest.approx(alone[0].values, abs=1e-5)
     assert len(found[0].values) == len(found[0].token_ids) == 4
-    whole = save_reward_model(tmp_path / "whole", card="kind: segment\nmodel: .\nsegments: {rule: whole}\n")
+    whole = save_reward_model(
+        tmp_path / "whole", card="kind: segment\nmodel: .\nsegments: {rule: whole}\n"
+    )
     plain = save_reward_model(tmp_path / "plain")
     assert list(load_scorer(str(whole)).score(PROMPTS, ANSWERS)) == pytest.approx(
         list(load_scorer(str(plain)).score(PROMPTS, ANSWERS)), abs=1e-5
@@ -286,7 +331,7 @@ def test_a_segment_card_by_entropy_needs_its_reference(tmp_path: Path) -> None:
         load_scorer(str(tmp_path))
 
 
-# --- pairwise ------------------------------------------------------------------------------------------------------
+# --- pairwise -------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -298,10 +343,14 @@ def test_swapping_the_answers_gives_the_complement(pairwise: Any) -> None:
     first, second = ANSWERS, ["other"] * len(ANSWERS)
     ahead, behind = pairwise.prefer(PROMPTS, first, second), pairwise.prefer(PROMPTS, second, first)
     assert list(ahead) == pytest.approx([1 - chance for chance in behind], abs=1e-5)
-    assert pairwise.prefer(PROMPTS[:1], first[:1], second[:1])[0] == pytest.approx(ahead[0], abs=1e-5)
+    assert pairwise.prefer(PROMPTS[:1], first[:1], second[:1])[0] == pytest.approx(
+        ahead[0], abs=1e-5
+    )
 
 
-def test_a_model_that_sees_only_the_place_finds_all_equal_and_flips_everywhere(pairwise: Any, monkeypatch: Any) -> None:
+def test_a_model_that_sees_only_the_place_finds_all_equal_and_flips_everywhere(
+    pairwise: Any, monkeypatch: Any
+) -> None:
     monkeypatch.setattr(type(pairwise), "_ask", lambda self, questions, _: [0.9] * len(questions))
     found = pairwise.prefer(PROMPTS, ANSWERS, ["other"] * 5)
     assert list(found) == pytest.approx([0.5] * 5)
@@ -315,12 +364,21 @@ def test_an_answer_is_scored_by_how_often_it_wins_against_the_others_to_its_prom
 
     def ask(self: Any, questions: Any, _: Any) -> list[float]:
         texts = [self.tokenizer.decode(question.input_ids) for question in questions]
-        sides = [[part.split(" [RESPONSE")[0].split(" ")[0] for part in text.split("] ")[2:]] for text in texts]
+        sides = [
+            [part.split(" [RESPONSE")[0].split(" ")[0] for part in text.split("] ")[2:]]
+            for text in texts
+        ]
         return [float(strength[a] > strength[b]) for a, b in sides]
 
     monkeypatch.setattr(type(pairwise), "_ask", ask)
     prompts = ["p", "q", "p", "q", "p"]
-    assert pairwise.score(prompts, ["good", "bad", "bad", "good", "middling"]) == [1.0, 0.0, 0.0, 1.0, 0.5]
+    assert pairwise.score(prompts, ["good", "bad", "bad", "good", "middling"]) == [
+        1.0,
+        0.0,
+        0.0,
+        1.0,
+        0.5,
+    ]
     with pytest.raises(DataError, match="1 prompts have only one"):
         pairwise.score(["p", "p", "q"], ["a", "b", "c"])
 
@@ -350,11 +408,16 @@ def test_a_pair_is_asked_in_the_text_that_the_published_model_was_trained_on() -
     """The row that its authors print, and what their template makes of several turns."""
     asked = question_text("How can I?", "Look into it. good luck.", "You cannot.")
     assert asked == (
-        "[CONTEXT] \n\n<turn> user\n How can I?\n [RESPONSE A] Look into it. good luck. [RESPONSE B] You cannot. \n"
+        "[CONTEXT] \n\n<turn> user\n How can I?\n [RESPONSE A] Look into it. good luck. [RESPONSE "
+        "B] You cannot. \n"
     )
-    turns = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(("Q1", "A1", "Q2"))]
+    turns = [
+        {"role": ("user", "assistant")[i % 2], "content": text}
+        for i, text in enumerate(("Q1", "A1", "Q2"))
+    ]
     theirs = byte_tokenizer(
-        "\n{% for message in messages %}{% if loop.index0 % 2 == 0 %}\n\n<turn> user\n {{ message['content'] }}"
+        "\n{% for message in messages %}{% if loop.index0 % 2 == 0 %}\n\n<turn> user\n {{ "
+        "message['content'] }}"
         "{% else %}\n\n<turn> assistant\n {{ message['content'] }}{% endif %}{% endfor %}\n\n\n"
     ).apply_chat_template(turns, tokenize=False)
     assert question_text(turns, "x", "y") == f"[CONTEXT] {theirs} [RESPONSE A] x [RESPONSE B] y \n"
@@ -362,16 +425,20 @@ def test_a_pair_is_asked_in_the_text_that_the_published_model_was_trained_on() -
 
 
 def test_another_form_of_the_question_is_another_scorer(pairwise: Any, monkeypatch: Any) -> None:
-    """Else scores that are kept under its fingerprint would outlive the text that they were asked with."""
+    """Else scores that are kept under its fingerprint would outlive the text that they were asked
+    with."""
     before = pairwise.fingerprint()
     pairwise._print.clear()
-    monkeypatch.setattr("aligner.reward_models.pairwise.question_text", lambda *_: "asked otherwise")
+    monkeypatch.setattr(
+        "aligner.reward_models.pairwise.question_text", lambda *_: "asked otherwise"
+    )
     assert pairwise.fingerprint() != before
     pairwise._print.clear()
 
 
 def test_a_card_may_want_a_second_start_token(tmp_path: Path) -> None:
-    """As Gemma's reward models of GRM were trained: the text of the template, and one more before it."""
+    """As Gemma's reward models of GRM were trained: the text of the template, and one more before
+    it."""
     save_reward_model(tmp_path / "one", card="kind: bradley_terry\nmodel: .\n")
     (tmp_path / "two.yaml").write_text("kind: bradley_terry\nmodel: ./one\nsecond_bos: true\n")
     one, two = (load_scorer(str(tmp_path / name)) for name in ("one", "two.yaml"))
@@ -388,7 +455,7 @@ def test_an_answer_cannot_speak_for_the_other_one() -> None:
     assert text.count("[RESPONSE B]") == text.count("[CONTEXT]") == 1
 
 
-# --- all of them ---------------------------------------------------------------------------------------------------
+# --- all of them ----------------------------------------------------------------------------------
 
 
 def test_the_sigmoid_of_two_scores_says_which_answer_is_better(folder: Path) -> None:
@@ -413,10 +480,14 @@ def test_everything_that_is_wrong_with_a_card_is_told_with_its_line() -> None:
         parse_card("kind: pairwise\n", "my.yaml", "my", None)
 
 
-def test_a_fingerprint_follows_the_weights_and_what_decides_the_score(tmp_path: Path, folder: Path) -> None:
+def test_a_fingerprint_follows_the_weights_and_what_decides_the_score(
+    tmp_path: Path, folder: Path
+) -> None:
     other = save_reward_model(tmp_path / "other", seed=1)
     again = save_reward_model(tmp_path / "again")
-    shorter = save_reward_model(tmp_path / "shorter", card="kind: bradley_terry\nmodel: .\nmax_length: 99\n")
+    shorter = save_reward_model(
+        tmp_path / "shorter", card="kind: bradley_terry\nmodel: .\nmax_length: 99\n"
+    )
     prints = [load_scorer(str(path)).fingerprint() for path in (folder, other, again, shorter)]
     assert prints[0] == prints[2]
     assert len(set(prints)) == 3
@@ -426,13 +497,23 @@ def test_a_fingerprint_follows_the_weights_and_what_decides_the_score(tmp_path: 
 def test_the_last_token_is_known_by_the_mask_and_not_by_its_id(kind: str) -> None:
     torch.manual_seed(0)
     shape = {"vocab_size": 40, "num_labels": 1, "pad_token_id": 3}
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
     config: Any = (
-        LlamaConfig(**shape, **sizes) if kind == "llama" else GPT2Config(n_embd=16, n_layer=2, n_head=2, **shape)
+        LlamaConfig(**shape, **sizes)
+        if kind == "llama"
+        else GPT2Config(n_embd=16, n_layer=2, n_head=2, **shape)
     )
     model = AutoModelForSequenceClassification.from_config(config).eval()
     rows = [[5, 6, 7, 8, 3], [9, 3], [3, 3, 3]]  # each ends with what pads
-    every = [model.score(model.base_model(torch.tensor([ids])).last_hidden_state)[0, -1].item() for ids in rows]
+    every = [
+        model.score(model.base_model(torch.tensor([ids])).last_hidden_state)[0, -1].item()
+        for ids in rows
+    ]
     batch = pad(rows, 3)
     del batch["position_ids"]
     assert model(**batch).logits[:, 0].tolist() != pytest.approx(every, abs=1e-3)

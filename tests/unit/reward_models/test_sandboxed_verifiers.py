@@ -1,4 +1,5 @@
-"""Verifiers that run code: whatever it does, the row is scored, a remark says what happened, and the run goes on."""
+"""Verifiers that run code: whatever it does, the row is scored, a remark says what happened, and
+the run goes on."""
 
 from __future__ import annotations
 
@@ -123,7 +124,8 @@ ENDS: dict[str, tuple[str, ...]] = {
     "kills_what_is_above": (*TOO_LATE, "it was ended by signal SIGKILL"),
     "stops_itself": TOO_LATE,
 }
-"""What meets another wall than time has plenty of it: on a busy machine a second is not enough to come to that wall."""
+"""What meets another wall than time has plenty of it: on a busy machine a second is not enough to
+come to that wall."""
 
 
 def seconds_for(what: str) -> int:
@@ -166,24 +168,31 @@ def wait_until_gone(mark: str, seconds: float = 10.0) -> None:
 
 
 def children_of_this_process() -> set[str]:
-    return {pid for file in Path("/proc/self/task").glob("*/children") for pid in file.read_text().split()}
+    return {
+        pid
+        for file in Path("/proc/self/task").glob("*/children")
+        for pid in file.read_text().split()
+    }
 
 
-# --- a function of the user's -------------------------------------------------------------------------------------------
+# --- a function of the user's ---------------------------------------------------------------------
 
 
 @pytest.fixture
 def hostile(tmp_path: Path) -> str:
     path = tmp_path / "hostile.py"
     path.write_text(
-        HOSTILE + "\ndef judge(prompt, completion, reference):\n    return globals()[completion]() or 1.0\n"
+        HOSTILE
+        + "\ndef judge(prompt, completion, reference):\n    return globals()[completion]() or 1.0\n"
     )
     path.write_text(path.read_text() + "\ndef fine():\n    return 0.5\n")
     return f"verifier:{path}:judge"
 
 
 @pytest.mark.parametrize("what", ENDS)
-def test_a_function_that_misbehaves_is_stopped_and_the_next_row_is_scored(hostile: str, what: str) -> None:
+def test_a_function_that_misbehaves_is_stopped_and_the_next_row_is_scored(
+    hostile: str, what: str
+) -> None:
     before = children_of_this_process()
     scorer = load_scorer(f"{hostile},{LIMITS},timeout_s={seconds_for(what)}")
     scores = scorer.score(["p"] * 3, ["fine", what, "fine"])
@@ -231,7 +240,9 @@ def test_what_a_function_prints_and_reads_disturbs_nothing(tmp_path: Path) -> No
     assert load_scorer(f"verifier:{path}:judge").score(["p"], ["a"]) == [0.0]
 
 
-def test_a_stopped_row_gets_the_lowest_of_the_range_on_the_card(hostile: str, tmp_path: Path) -> None:
+def test_a_stopped_row_gets_the_lowest_of_the_range_on_the_card(
+    hostile: str, tmp_path: Path
+) -> None:
     card = tmp_path / "mine.yaml"
     rule = f"{hostile},timeout_s=0.5".removeprefix("verifier:")
     card.write_text(f"kind: verifier\nverifier: '{rule}'\nrange: [-2, 1]\n")
@@ -283,7 +294,11 @@ def test_an_error_in_a_function_stays_an_error_however_it_is_made(tmp_path: Path
         "def large(*values): return 10**400\n"
         "def deep(*values): return deep(*values)\n"
     )
-    for name, message in (("odd", "raised Odd"), ("large", "no finite number"), ("deep", "raised RecursionError")):
+    for name, message in (
+        ("odd", "raised Odd"),
+        ("large", "no finite number"),
+        ("deep", "raised RecursionError"),
+    ):
         with pytest.raises(DataError, match=f"row 1: .*{message}"):
             load_scorer(f"verifier:{path}:{name}").score(["p"], ["a"])
 
@@ -336,7 +351,9 @@ def test_a_copy_of_this_process_has_a_worker_of_its_own(hostile: str) -> None:
     assert scorer.score(["p"], ["fine"]) == [0.5]
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL, signal.SIGTERM], ids=["interrupted", "killed", "ended"])
+@pytest.mark.parametrize(
+    "how", [signal.SIGINT, signal.SIGKILL, signal.SIGTERM], ids=["interrupted", "killed", "ended"]
+)
 @pytest.mark.parametrize("kind", ["function", "tests"])
 def test_nothing_outlives_the_command(tmp_path: Path, how: signal.Signals, kind: str) -> None:
     (tmp_path / "slow.py").write_text(
@@ -346,15 +363,22 @@ def test_nothing_outlives_the_command(tmp_path: Path, how: signal.Signals, kind:
         "    time.sleep(1000)\n"
     )
     program = "open('begun', 'w').close()\nimport time\ntime.sleep(1000)"
-    spec = f"verifier:{tmp_path}/slow.py:judge,timeout_s=500" if kind == "function" else "verifier:tests,timeout_s=500"
+    spec = (
+        f"verifier:{tmp_path}/slow.py:judge,timeout_s=500"
+        if kind == "function"
+        else "verifier:tests,timeout_s=500"
+    )
     code = (
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background ignores it
+        "import signal; signal.signal(signal.SIGINT, "
+        "signal.default_int_handler)\n"  # a shell's background ignores it
         "from aligner.reward_models.catalogue import load_scorer\n"
         f"load_scorer({spec!r}).score(['p'] * 2, [{program!r}, ''], ['assert 0'] * 2)\n"
     )
     place = tmp_path / "temporary"
     environment = {**os.environ, "TMPDIR": str(place), "MARK": str(tmp_path)}
-    with subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE) as command:
+    with subprocess.Popen(
+        [sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE
+    ) as command:
         deadline = time.monotonic() + 60
         while not [*tmp_path.glob("begun"), *place.glob("*/begun")] and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -366,7 +390,8 @@ def test_nothing_outlives_the_command(tmp_path: Path, how: signal.Signals, kind:
 
 
 def test_a_parent_that_ends_while_the_worker_starts_leaves_no_folder(tmp_path: Path) -> None:
-    """It is killed after the worker has made its folder, and before it has read which process to watch."""
+    """It is killed after the worker has made its folder, and before it has read which process to
+    watch."""
     (tmp_path / "judge.py").write_text("def build(setup):\n    return lambda payload: 1.0\n")
     folder = tmp_path / "temporary" / "aligner-worker"
     limits = dataclasses.asdict(worker.Limits(memory_bytes=2**28))
@@ -376,7 +401,9 @@ def test_a_parent_that_ends_while_the_worker_starts_leaves_no_folder(tmp_path: P
     os.close(reading)  # nobody reads what the worker says
     command = [sys.executable, "-B", "-s", child.__file__]
     environment = {**os.environ, "MARK": str(tmp_path)}
-    started = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=writing, env=environment, start_new_session=True)
+    started = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=writing, env=environment, start_new_session=True
+    )
     os.close(writing)
     started.communicate(json.dumps(request).encode() + b"\n", timeout=30)
     wait_until_gone(str(tmp_path))
@@ -392,7 +419,7 @@ def test_ten_thousand_cheap_calls_do_not_take_long(tmp_path: Path) -> None:
     assert time.process_time() - begun < 2.0  # a tenth of that where nothing else runs
 
 
-# --- unit tests ---------------------------------------------------------------------------------------------------------
+# --- unit tests -----------------------------------------------------------------------------------
 
 ADD = "def add(a, b):\n    return a + b\n"
 
@@ -405,21 +432,41 @@ def passing(program: str, tests: str, spec: str = "verifier:tests") -> Scores:
     ("program", "tests", "passes", "share"),
     [
         (ADD, "assert add(1, 2) == 3\nassert add(-1, 1) == 0", 1.0, 1.0),
-        (f"Here it is:\n```python\nwrong\n```\nor\n```python\n{ADD}```\nDone.", "assert add(1, 2) == 3", 1.0, 1.0),
+        (
+            f"Here it is:\n```python\nwrong\n```\nor\n```python\n{ADD}```\nDone.",
+            "assert add(1, 2) == 3",
+            1.0,
+            1.0,
+        ),
         (f"```py\n{ADD}```\n```\nadd(1, 2)\n```", "assert add(1, 2) == 3", 1.0, 1.0),
         (ADD, "from solution import add\ndef test_one():\n    assert add(1, 2) == 3\n", 1.0, 1.0),
         (ADD, "assert add(1, 2) == 3\nassert add(1, 2) == 4\nassert add(2, 2) == 4", 0.0, 2 / 3),
-        (ADD, "def test_a():\n    assert add(1, 1) == 2\ndef test_b():\n    assert add(1, 1) == 3\n", 0.0, 0.5),
+        (
+            ADD,
+            "def test_a():\n    assert add(1, 1) == 2\ndef test_b():\n    assert add(1, 1) == 3\n",
+            0.0,
+            0.5,
+        ),
         (ADD, "def check(candidate):\n    assert candidate(1, 2) == 3\n\ncheck(add)", 1.0, 1.0),
         (ADD, "def test_add(): assert add(1, 1) == 3\ntest_add()", 0.0, 0.0),
-        (ADD, "right = add(1, 1)\nassert right == 2\nimport nothing_here\nassert right == 2", 0.0, 0.5),
+        (
+            ADD,
+            "right = add(1, 1)\nassert right == 2\nimport nothing_here\nassert right == 2",
+            0.0,
+            0.5,
+        ),
         (ADD, "async def helper(): pass\nassert add(1, 1) == 2\nprint('done')", 1.0, 1.0),
         ("def add(a, b):\n    return a", "assert add(1, 0) == 1\nassert add(0, 1) == 1", 0.0, 0.5),
         ("I cannot program.", "assert add(1, 2) == 3", 0.0, 0.0),
         ("", "assert add(1, 2) == 3", 0.0, 0.0),
         ("\ud800", "assert add(1, 2) == 3", 0.0, 0.0),
         ("\0", "assert add(1, 2) == 3", 0.0, 0.0),
-        (ADD + "if __name__ == '__main__':\n    raise SystemExit", "assert add(1, 2) == 3", 1.0, 1.0),
+        (
+            ADD + "if __name__ == '__main__':\n    raise SystemExit",
+            "assert add(1, 2) == 3",
+            1.0,
+            1.0,
+        ),
         (ADD + "input()", "assert add(1, 2) == 3", 0.0, 0.0),
         (
             "from dataclasses import dataclass\n@dataclass\nclass Point:\n    x: 'int' = 3\n",
@@ -439,7 +486,9 @@ def passing(program: str, tests: str, spec: str = "verifier:tests") -> Scores:
         ),
     ],
 )
-def test_programs_are_judged_by_their_tests(program: str, tests: str, passes: float, share: float) -> None:
+def test_programs_are_judged_by_their_tests(
+    program: str, tests: str, passes: float, share: float
+) -> None:
     found = passing(program, tests)
     assert (found, found.remarks) == ([passes], {})
     assert passing(program, tests, "verifier:tests=share") == [pytest.approx(share)]
@@ -458,7 +507,10 @@ def test_programs_that_misbehave_are_stopped_and_fail(when: str, seconds: int) -
     )
     assert scores == [0.0] * len(kinds) + [1.0]
     assert list(scores.remarks) == list(range(len(kinds)))
-    said = {what: scores.remarks[row].removeprefix("scored as failed: ") for row, what in enumerate(kinds)}
+    said = {
+        what: scores.remarks[row].removeprefix("scored as failed: ")
+        for row, what in enumerate(kinds)
+    }
     assert [what for what in kinds if not said[what].startswith(ENDS[what])] == [], said
 
 
@@ -468,31 +520,39 @@ CHEATS = {
     "leaves in the test": "import os\ndef add(a, b): os._exit(0)",
     "raises SystemExit in the test": "def add(a, b): raise SystemExit(0)",
     "prints what could be a result": (
-        'import os\nfor fd in range(20):\n    try: os.write(fd, b\'{"id": 1, "result": 1, "dirty": false}\\n\')\n'
+        'import os\nfor fd in range(20):\n    try: os.write(fd, b\'{"id": 1, "result": 1, '
+        '"dirty": false}\\n\')\n'
         "    except OSError: pass\nos._exit(0)"
     ),
-    "replaces a builtin": "import builtins\nbuiltins.all = lambda values: True\ndef add(a, b): return 0",
+    "replaces a "
+    "builtin": "import builtins\nbuiltins.all = lambda values: True\ndef add(a, b): return 0",
     "empties the builtins": "import builtins\nvars(builtins).clear()",
-    "replaces AssertionError": "import builtins\nbuiltins.AssertionError = None\ndef add(a, b): return 0",
+    "replaces "
+    "AssertionError": "import builtins\nbuiltins.AssertionError = None\ndef add(a, b): return 0",
     "replaces a method of unittest": (
-        "import unittest\nunittest.TestCase.assertEqual = lambda *values: None\ndef add(a, b): return 0"
+        "import unittest\nunittest.TestCase.assertEqual = lambda *values: None\ndef add(a, b): "
+        "return 0"
     ),
     "defines the tests itself": "def test_add(): pass\ndef add(a, b): return 0",
-    "ends when a copy of it is judged": "import os\ndef add(a, b): return 3 if os.fork() == 0 else 0",
+    "ends when a copy of it is "
+    "judged": "import os\ndef add(a, b): return 3 if os.fork() == 0 else 0",
     "hides a builtin": "def add(a, b): return 0\nall = lambda values: True",
     "hides a builtin with another": "def add(a, b): return 0\nall = len",
     "has builtins of its own": (
-        "import builtins\n__builtins__ = {**vars(builtins), 'all': lambda values: True}\ndef add(a, b): return 0"
+        "import builtins\n__builtins__ = {**vars(builtins), 'all': lambda values: True}\ndef "
+        "add(a, b): return 0"
     ),
     "serves another unittest from a file": (
         "import os, sys\nsys.path.insert(0, os.getcwd())\n"
         "open('unittest.py', 'w').write('class TestCase:\\n    def __init__(self, name): pass\\n'\n"
-        "    '    assertEqual = lambda *values: None\\nclass TestSuite:\\n    def __init__(self, cases): pass\\n'\n"
+        "    '    assertEqual = lambda *values: None\\nclass TestSuite:\\n    def __init__(self, "
+        "cases): pass\\n'\n"
         "    '    def debug(self): pass\\n')\ndef add(a, b): return 0"
     ),
     "replaces how tests are read": (
         "import ast\nread = ast.parse\nast.parse = lambda *values: read('assert True')\n"
-        "ast.Assert.test = property(lambda node: ast.Constant(True, lineno=1, col_offset=0))\ndef add(a, b): return 0"
+        "ast.Assert.test = property(lambda node: ast.Constant(True, lineno=1, col_offset=0))\ndef "
+        "add(a, b): return 0"
     ),
 }
 
@@ -519,7 +579,9 @@ CHEATS["has a list of finders of its own"] = FINDERS + "sys.meta_path = [Finder,
 CHEATS["puts a hook first"] = (
     FINDERS + "sys.path_hooks.insert(0, lambda entry: Finder)\nsys.path_importer_cache.clear()"
 )
-CHEATS["puts a finder behind a folder"] = FINDERS + "sys.path_importer_cache.update(dict.fromkeys(sys.path, Finder))"
+CHEATS["puts a finder behind a folder"] = (
+    FINDERS + "sys.path_importer_cache.update(dict.fromkeys(sys.path, Finder))"
+)
 
 
 @pytest.mark.parametrize("how", CHEATS)
@@ -537,7 +599,11 @@ def test_the_usual_ways_to_fake_a_pass_do_not_work(how: str) -> None:
 # what is done in the test that follows, by the first call
 LATER = {
     "hides a builtin": "def add(a, b):\n    globals()['all'] = lambda values: True\n    return 0",
-    "replaces a builtin": "def add(a, b):\n    import builtins\n    builtins.all = lambda values: True\n    return 0",
+    "replaces a "
+    "builtin": "def add(a, b):\n    import builtins\n    builtins.all = lambda values: True\n  "
+    " "
+    " "
+    "return 0",
     "jumps over what is tested": """
 import sys
 def add(a, b): return 0
@@ -557,7 +623,9 @@ def test_what_runs_between_the_lines_of_a_test_does_not_change_it(how: str) -> N
     assert passing(ADD, tests) == [1.0]
 
 
-@pytest.mark.parametrize("hidden", ["range = lambda *values: []", "__builtins__ = {'range': lambda *values: []}"])
+@pytest.mark.parametrize(
+    "hidden", ["range = lambda *values: []", "__builtins__ = {'range': lambda *values: []}"]
+)
 def test_a_loop_of_checks_runs_whatever_the_program_calls_range(hidden: str) -> None:
     loop = "def check(c):\n    for i in range(1, 9): assert c(i, i) == 2 * i\ncheck(add)"
     assert passing(f"def add(a, b): return 0\n{hidden}", loop) == [0.0]
@@ -569,11 +637,19 @@ def test_a_loop_of_checks_runs_whatever_the_program_calls_range(hidden: str) -> 
     [
         ("def sum(a, b): return a + b", "assert sum(1, 2) == 3", 1.0),
         ("def sum(a, b): return a - b", "assert sum(1, 2) == 3", 0.0),
-        ("class set:\n    size = 3", "class Mine(set):\n    twice = 2 * set.size\nassert Mine.twice == 6", 1.0),
+        (
+            "class set:\n    size = 3",
+            "class Mine(set):\n    twice = 2 * set.size\nassert Mine.twice == 6",
+            1.0,
+        ),
         ("sum = lambda a, b: a + b", "assert sum(1, 2) == 3", 0.0),
         ("sum = lambda a, b: a + b", "from solution import sum\nassert sum(1, 2) == 3", 1.0),
         ("def all(values): return True", "from builtins import all\nassert all([False])", 0.0),
-        ("max = 3\nlist = [1]\ndef f(): return max + list[0]", "assert f() == 4\nassert max(list((1, 2))) == 2", 1.0),
+        (
+            "max = 3\nlist = [1]\ndef f(): return max + list[0]",
+            "assert f() == 4\nassert max(list((1, 2))) == 2",
+            1.0,
+        ),
     ],
 )
 def test_a_name_that_hides_a_builtin_is_the_tests_too_where_the_program_defines_it(
@@ -583,7 +659,10 @@ def test_a_name_that_hides_a_builtin_is_the_tests_too_where_the_program_defines_
 
 
 def test_tests_see_what_the_program_changes_in_its_names_and_keep_their_own() -> None:
-    program = "count = 0\ndef more():\n    global count\n    count += 1\n    return count\ndef named(): return name\nname = 'a'"
+    program = (
+        "count = 0\ndef more():\n    global count\n    count += 1\n    return count\ndef named(): "
+        "return name\nname = 'a'"
+    )
     tests = (
         "more()\nassert count == 1\ndef check(value):\n    more()\n    assert count == value\n"
         "class Holds:\n    value = count\nassert Holds.value == 1\ncheck(2)\n"
@@ -602,9 +681,13 @@ FILLS = {
         "while True:\n    made += 1\n    open(str(made), 'wb').write(bytes(10**7))",
         "it wrote more than 64 MiB",
     ),
-    "with folders": ("while True:\n    made += 1\n    os.makedirs(f'{made}/a/b/c')", "it made more than 2000 files"),
+    "with folders": (
+        "while True:\n    made += 1\n    os.makedirs(f'{made}/a/b/c')",
+        "it made more than 2000 files",
+    ),
     "out of sight": (
-        "for made in range(1, 30):\n    os.mkdir('x' * 200)\n    os.chdir('x' * 200)\nimport time\ntime.sleep(1000)",
+        "for made in range(1, 30):\n    os.mkdir('x' * 200)\n    os.chdir('x' * 200)\nimport "
+        "time\ntime.sleep(1000)",
         "nobody can see how much it wrote (File name too long)",
     ),
 }
@@ -615,9 +698,13 @@ def test_a_program_that_fills_the_disk_is_stopped(how: str) -> None:
     program, says = FILLS[how]
     scorer = load_scorer("verifier:tests,timeout_s=60")
     begun = time.monotonic()
-    scores = scorer.score(["p"] * 2, [f"import os\nmade = 0\n{program}", "made = 1"], ["assert made"] * 2)
+    scores = scorer.score(
+        ["p"] * 2, [f"import os\nmade = 0\n{program}", "made = 1"], ["assert made"] * 2
+    )
     assert scores == [0.0, 1.0]
-    assert scores.remarks == {0: f"scored as failed: {says} and was stopped"} or how == "out of sight"
+    assert (
+        scores.remarks == {0: f"scored as failed: {says} and was stopped"} or how == "out of sight"
+    )
     assert scores.remarks == {0: f"scored as failed: {says} and was stopped"}
     assert time.monotonic() - begun < 50
 
@@ -637,22 +724,28 @@ def test_a_program_cannot_reach_the_files_the_environment_or_the_network(
             "import os, socket\n"
             "open('own.txt', 'w').write('x' * 1000)\n"
             "def tries(what):\n"
-            "    try:\n        what()\n    except OSError as error:\n        return 'refused'\n    return 'went through'\n"
+            "    try:\n        what()\n    except OSError as error:\n        return 'refused'\n   "
+            " return 'went through'\n"
             f"written = tries(lambda: open({str(target)!r}, 'w').write('x'))\n"
             f"removed = tries(lambda: os.remove({str(target)!r}))\n"
             f"made = tries(lambda: os.mkdir({str(tmp_path / 'new')!r}))\n"
             "large = tries(lambda: open('large', 'wb').write(bytes(10**8)))\n"
-            f"connected = tries(lambda: socket.create_connection(('127.0.0.1', {server.getsockname()[1]}), timeout=5))\n"
+            "connected = tries(lambda: socket.create_connection(('127.0.0.1', "
+            f"{server.getsockname()[1]}), timeout=5))\n"
             "secret = os.environ.get('SOME_API_KEY')\n"
         )
         scorer = load_scorer("verifier:tests")
-        assert scorer.score(["p"], [program], ["assert secret is None\nassert large == 'refused'"]) == [1.0]
+        assert scorer.score(
+            ["p"], [program], ["assert secret is None\nassert large == 'refused'"]
+        ) == [1.0]
         walls = scorer.isolation  # type: ignore[attr-defined]
         names = (["connected"] if walls["network"] == "yes" else []) + (
             ["written", "removed", "made"] if walls["writing"] == "yes" else []
         )
         for name in names:
-            assert scorer.score(["p"], [program], [f"assert {name} == 'refused', {name}"]) == [1.0], name
+            assert scorer.score(["p"], [program], [f"assert {name} == 'refused', {name}"]) == [
+                1.0
+            ], name
     if walls["writing"] == "yes":
         assert target.read_text() == "here"
 
@@ -665,7 +758,9 @@ def test_a_program_reads_no_file_and_reaches_no_socket_of_the_users(
     secret = tmp_path / "secret.txt"
     secret.write_text("key")
     tmp_path.chmod(0o755)
-    monkeypatch.chdir(tmp_path)  # where the command runs is on Python's path, and must not be readable for that
+    monkeypatch.chdir(
+        tmp_path
+    )  # where the command runs is on Python's path, and must not be readable for that
     monkeypatch.syspath_prepend(str(tmp_path))
     path = tmp_path / "s"
     with socket.socket(socket.AF_UNIX) as server:
@@ -681,7 +776,10 @@ def test_a_program_reads_no_file_and_reaches_no_socket_of_the_users(
             f"listed = tries(lambda: os.listdir({str(tmp_path)!r}))\n"
             f"reached = tries(lambda: socket.socket(socket.AF_UNIX).connect({str(path)!r}))\n"
         )
-        needed = "import json, ctypes, sqlite3, concurrent.futures, numpy\nassert open('own.txt').read() == 'mine'\n"
+        needed = (
+            "import json, ctypes, sqlite3, concurrent.futures, numpy\nassert "
+            "open('own.txt').read() == 'mine'\n"
+        )
         needed += "assert len(socket.socketpair()) == 2\n"
         scorer = load_scorer("verifier:tests")
         scores = scorer.score(["p"], [program], [needed])
@@ -691,22 +789,31 @@ def test_a_program_reads_no_file_and_reaches_no_socket_of_the_users(
             ["reached"] if walls["sockets"] == "yes" else []
         )
         for name in names:
-            assert scorer.score(["p"], [program], [f"assert {name} == 'refused', {name}"]) == [1.0], name
+            assert scorer.score(["p"], [program], [f"assert {name} == 'refused', {name}"]) == [
+                1.0
+            ], name
 
 
 def test_the_same_program_gives_the_same_score_each_time() -> None:
     program = "import random\nvalue = (random.random(), list({'a', 'b', 'c', 'd', 'e'}), hash('x'))"
-    tests = "import os\nwith open(os.path.join(os.path.dirname(os.__file__), 'os.py')) as f: pass\nassert value[0] < 2"
+    tests = (
+        "import os\nwith open(os.path.join(os.path.dirname(os.__file__), 'os.py')) as f: "
+        "pass\nassert value[0] < 2"
+    )
     assert passing(program, tests) == [1.0]
     rows = [f"assert hash(str(value)) % 11 == {rest}" for rest in range(11)]
-    first, second = (load_scorer("verifier:tests").score(["p"] * 11, [program] * 11, rows) for _ in range(2))
+    first, second = (
+        load_scorer("verifier:tests").score(["p"] * 11, [program] * 11, rows) for _ in range(2)
+    )
     assert sum(first) == 1.0
     assert first == second
 
 
 def test_many_rows_keep_their_order_and_equal_ones_run_once() -> None:
     programs = [f"value = {number}" for number in (1, 2, 1, 3, 1, 2)]
-    scores = load_scorer("verifier:tests").score(["p"] * 6, programs, ["assert value < 3", "assert value == 1"] * 3)
+    scores = load_scorer("verifier:tests").score(
+        ["p"] * 6, programs, ["assert value < 3", "assert value == 1"] * 3
+    )
     assert scores == [1.0, 0.0, 1.0, 0.0, 1.0, 0.0]
     assert load_scorer("verifier:tests").score([], [], []) == []
 
@@ -717,7 +824,10 @@ def test_many_rows_keep_their_order_and_equal_ones_run_once() -> None:
         ("def test_(:", "row 2: the right answer is no Python code"),
         ("x = 3", "row 2: the right answer holds no test: 'x = 3'"),
         ("\0", "row 2: the right answer is no Python code"),
-        ("assert 1\nreturn 2", "row 2: the right answer is no Python code: 'return' outside function"),
+        (
+            "assert 1\nreturn 2",
+            "row 2: the right answer is no Python code: 'return' outside function",
+        ),
         ("", "row 2: the right answer holds no test"),
     ],
 )
@@ -735,13 +845,15 @@ def test_a_machine_that_starts_no_process_fails_no_answer(monkeypatch: pytest.Mo
             load_scorer(spec).score(["p"], ["x"], ["assert 1"])
 
 
-def test_a_worker_that_does_not_start_in_time_is_no_answer_either(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_does_not_start_in_time_is_no_answer_either(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(worker, "START_TIMEOUT_S", 0.0)
     with pytest.raises(UsageError, match="it did not start in 0 s and was stopped"):
         load_scorer("verifier:regex=a").score(["p"], ["x"])
 
 
-# --- regular expressions ------------------------------------------------------------------------------------------------
+# --- regular expressions --------------------------------------------------------------------------
 
 
 def test_a_pattern_that_looks_for_ever_is_stopped() -> None:
@@ -755,11 +867,18 @@ def test_a_pattern_that_looks_for_ever_is_stopped() -> None:
 
 def test_a_pattern_takes_any_text(tmp_path: Path) -> None:
     answers = ["x" * 5_000_000 + "the end", "\ud800 the end", "the\0end", "line\nthe end"]
-    assert load_scorer(r"verifier:regex=the end\Z").score(["p"] * 4, answers) == [1.0, 1.0, 0.0, 1.0]
-    assert load_scorer(r"verifier:regex=(?s)(.*),timeout_s=1").score(["p"], ["a,timeout_s=1"], ["a"]) == [1.0]
+    assert load_scorer(r"verifier:regex=the end\Z").score(["p"] * 4, answers) == [
+        1.0,
+        1.0,
+        0.0,
+        1.0,
+    ]
+    assert load_scorer(r"verifier:regex=(?s)(.*),timeout_s=1").score(
+        ["p"], ["a,timeout_s=1"], ["a"]
+    ) == [1.0]
 
 
-# --- options and fingerprints ----------------------------------------------------------------------------------------------
+# --- options and fingerprints ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -797,7 +916,12 @@ def test_a_fingerprint_follows_what_decides_the_scores(tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     path.write_text("def a(p, c, r): return 1\ndef b(p, c, r): return 2\n")
     specs = [
-        *("verifier:tests", "verifier:tests=share", "verifier:tests,timeout_s=3", "verifier:tests,memory_mb=100"),
+        *(
+            "verifier:tests",
+            "verifier:tests=share",
+            "verifier:tests,timeout_s=3",
+            "verifier:tests,memory_mb=100",
+        ),
         *(
             f"verifier:{path}:a",
             f"verifier:{path}:b",

@@ -1,4 +1,5 @@
-"""Damaged and full disks: what is cut, empty or changed is named with a way out, and is never trained from or believed."""
+"""Damaged and full disks: what is cut, empty or changed is named with a way out, and is never
+trained from or believed."""
 
 from __future__ import annotations
 
@@ -22,7 +23,13 @@ from aligner.runs.journal import Journal
 from aligner.runs.lock import LOCK_NAME, acquire_lock
 from aligner.runs.run import Run
 
-DAMAGES = {"empty": "", "cut": '{"finished": "20', "a list": "[1]", "a number": "7", "without its keys": "{}"}
+DAMAGES = {
+    "empty": "",
+    "cut": '{"finished": "20',
+    "a list": "[1]",
+    "a number": "7",
+    "without its keys": "{}",
+}
 
 
 @pytest.fixture
@@ -45,12 +52,16 @@ def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("name", ["resolved.json", "environment.json", "manifest.json"])
-def test_a_damaged_file_of_the_record_is_named_with_the_way_out(run_dir: Path, name: str, damage: str) -> None:
+def test_a_damaged_file_of_the_record_is_named_with_the_way_out(
+    run_dir: Path, name: str, damage: str
+) -> None:
     (run_dir / name).write_text(DAMAGES[damage], encoding="utf-8")
 
     def reopen() -> None:
         Run.create(resolved(run_dir), resume=True)
-        read_json(run_dir, name)  # a run with a manifest is done, and its files are read by what shows it
+        read_json(
+            run_dir, name
+        )  # a run with a manifest is done, and its files are read by what shows it
 
     with pytest.raises(DataError, match=rf"{name} is damaged: it (is|holds|lacks) ") as caught:
         reopen()
@@ -67,7 +78,9 @@ def test_a_list_of_runs_is_not_ended_by_a_damaged_one(run_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "prepared", "final"])
-def test_a_file_where_a_folder_belongs_is_refused_before_anything_is_done(run_dir: Path, name: str) -> None:
+def test_a_file_where_a_folder_belongs_is_refused_before_anything_is_done(
+    run_dir: Path, name: str
+) -> None:
     shutil.rmtree(run_dir / name, ignore_errors=True)
     (run_dir / name).write_text("not a folder")
     with pytest.raises(UsageError, match=f"{name} is a file where a folder belongs"):
@@ -81,7 +94,9 @@ def test_a_checkpoint_that_is_cut_is_not_resumed(run_dir: Path) -> None:
     assert newest is not None
     run.check_checkpoint(newest)
     (newest / "model.safetensors").write_bytes(b"weig")
-    with pytest.raises(DataError, match=r"model.safetensors is damaged: it has 4 bytes of 7") as caught:
+    with pytest.raises(
+        DataError, match=r"model.safetensors is damaged: it has 4 bytes of 7"
+    ) as caught:
         run.check_checkpoint(newest)
     assert f"delete {newest}" in caught.value.hint
     (newest / "model.safetensors").unlink()
@@ -90,7 +105,10 @@ def test_a_checkpoint_that_is_cut_is_not_resumed(run_dir: Path) -> None:
 
 
 def test_what_a_kill_left_half_written_goes_on_resume(run_dir: Path) -> None:
-    half = [run_dir / "final.unfinished" / "model.safetensors", run_dir / "prepared" / ".questions.json.4711.tmp"]
+    half = [
+        run_dir / "final.unfinished" / "model.safetensors",
+        run_dir / "prepared" / ".questions.json.4711.tmp",
+    ]
     for file in half:
         file.parent.mkdir(exist_ok=True)
         file.write_text("half")
@@ -104,7 +122,7 @@ def test_a_lock_that_says_nothing_is_taken_over(tmp_path: Path, text: str) -> No
     assert "taken over" in acquire_lock(tmp_path)
 
 
-# --- rows and caches ---------------------------------------------------------------------------------------------------
+# --- rows and caches ------------------------------------------------------------------------------
 
 
 def test_a_flipped_byte_of_prepared_rows_is_seen(tmp_path: Path) -> None:
@@ -175,7 +193,7 @@ def test_a_reply_that_changed_in_the_cache_is_asked_again(tmp_path: Path) -> Non
     store.close()
 
 
-# --- full disks and lost ranks -----------------------------------------------------------------------------------------
+# --- full disks and lost ranks --------------------------------------------------------------------
 
 
 def raised(work: object) -> BaseException:
@@ -211,7 +229,8 @@ def test_a_full_disk_is_recognised_behind_what_safetensors_says(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    "arguments", [("generate", "~nobody-x/m", "hi"), ("eval", "m", "--data", "~nobody-x/rows.jsonl")]
+    "arguments",
+    [("generate", "~nobody-x/m", "hi"), ("eval", "m", "--data", "~nobody-x/rows.jsonl")],
 )
 def test_the_home_of_nobody_is_a_mistake_in_words(arguments: tuple[str, ...]) -> None:
     result = aligner(*arguments)
@@ -230,7 +249,9 @@ def test_an_error_of_ours_while_another_was_handled_stays_ours() -> None:
 
 
 def test_a_lost_connection_reads_as_a_consequence(monkeypatch: pytest.MonkeyPatch) -> None:
-    error = RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1234")
+    error = RuntimeError(
+        "[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1234"
+    )
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     assert outside_cause(error) is None
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -243,7 +264,13 @@ def test_a_lost_connection_reads_as_a_consequence(monkeypatch: pytest.MonkeyPatc
 
 def test_the_cause_is_reported_and_not_the_connection_that_was_lost_earlier(tmp_path: Path) -> None:
     def left(rank: int, error: AlignerError, time: float) -> None:
-        record = {"time": time, "error": type(error).__name__, "message": error.message, "hint": "", "problems": []}
+        record = {
+            "time": time,
+            "error": type(error).__name__,
+            "message": error.message,
+            "hint": "",
+            "problems": [],
+        }
         (tmp_path / f"{rank}.json").write_text(json.dumps(record), encoding="utf-8")
 
     left(0, LostConnectionError("this rank stopped"), 1.0)

@@ -37,14 +37,23 @@ def test_secrets_are_not_in_the_command_line(arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "argument", ["--eos_token=<|im_end|>", "model.pad_token=<pad>", "--max_new_tokens=5", "report.max_new_tokens=128"]
+    "argument",
+    [
+        "--eos_token=<|im_end|>",
+        "model.pad_token=<pad>",
+        "--max_new_tokens=5",
+        "report.max_new_tokens=128",
+    ],
 )
 def test_ordinary_tokens_stay(argument: str) -> None:
     assert REDACTED not in command_line([argument])
 
 
 def test_the_command_can_be_typed_again() -> None:
-    assert command_line(["aligner", "sft", "a b.yaml", "x=[1, 2]"]) == "aligner sft 'a b.yaml' 'x=[1, 2]'"
+    assert (
+        command_line(["aligner", "sft", "a b.yaml", "x=[1, 2]"])
+        == "aligner sft 'a b.yaml' 'x=[1, 2]'"
+    )
 
 
 def test_values_of_secret_variables_are_taken_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,7 +63,9 @@ def test_values_of_secret_variables_are_taken_out(monkeypatch: pytest.MonkeyPatc
 
 def test_no_secret_reaches_the_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_SERVICE_API_KEY", "swordfish-swordfish")
-    monkeypatch.setattr("sys.argv", ["aligner", "sft", "--hub_token", "plainsecret", "swordfish-swordfish"])
+    monkeypatch.setattr(
+        "sys.argv", ["aligner", "sft", "--hub_token", "plainsecret", "swordfish-swordfish"]
+    )
     recipe = resolved(tmp_path / "run", trainer={"hub_token": "plainsecret"})
     object.__setattr__(recipe, "text", recipe.text + "  hub_token: plainsecret\n")
     Run.create(recipe).close()
@@ -65,11 +76,22 @@ def test_no_secret_reaches_the_record(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def git(folder: Path, *arguments: str) -> None:
-    identity = ["-c", "user.name=T", "-c", "user.email=t@example.org", "-c", "init.defaultBranch=main"]
-    subprocess.run(["git", "-C", str(folder), *identity, *arguments], check=True, capture_output=True)
+    identity = [
+        "-c",
+        "user.name=T",
+        "-c",
+        "user.email=t@example.org",
+        "-c",
+        "init.defaultBranch=main",
+    ]
+    subprocess.run(
+        ["git", "-C", str(folder), *identity, *arguments], check=True, capture_output=True
+    )
 
 
-def test_commit_and_uncommitted_changes_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commit_and_uncommitted_changes_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     repository = tmp_path / "code"
     repository.mkdir()
     git(repository, "init")

@@ -15,8 +15,11 @@ from aligner.runs.journal import Journal, carry_on
 PARTS = [["a", "b"], ["c"], ["d", "e"]]
 
 
-def done(path: Path, *, key: str = "model", dies_at: str = "", told: list[Any] | None = None) -> tuple[Any, list[str]]:
-    """The results, each the part in capitals, and the parts that were worked on; it stops before the part `dies_at`."""
+def done(
+    path: Path, *, key: str = "model", dies_at: str = "", told: list[Any] | None = None
+) -> tuple[Any, list[str]]:
+    """The results, each the part in capitals, and the parts that were worked on; it stops before
+    the part `dies_at`."""
     worked: list[str] = []
 
     def work(part: list[str]) -> list[str]:
@@ -62,7 +65,9 @@ def test_wherever_a_kill_cuts_a_line_only_its_part_is_done_again(tmp_path):
     for cut in range(len(content)):
         path = tmp_path / f"{cut}.jsonl"
         path.write_bytes(content[:cut])
-        ready = (cut >= first - 1) + (cut >= len(content) - 1)  # a line may lack its end and nothing else
+        ready = (cut >= first - 1) + (
+            cut >= len(content) - 1
+        )  # a line may lack its end and nothing else
         assert done(path, key="ключ") == (WHOLE, ["ab", "c", "de"][ready:])
         assert done(path) == (WHOLE, [])
         assert Journal(path).begun_with == "ключ"
@@ -91,7 +96,9 @@ def test_parts_of_two_models_are_not_mixed(tmp_path):
     assert Journal(path).begun_with is None
     done(path, dies_at="c")
     before = path.read_bytes()
-    with pytest.raises(UsageError, match="begun with another model: working would be partly of one"):
+    with pytest.raises(
+        UsageError, match="begun with another model: working would be partly of one"
+    ):
         done(path, key="other")
     assert path.read_bytes() == before
     assert Journal(path).begun_with == "model"

@@ -50,7 +50,7 @@ def checkpoint(run: Run, step: int, *, complete: bool = True) -> Path:
     return folder
 
 
-# --- creating ---------------------------------------------------------------------------------------------------------
+# --- creating -------------------------------------------------------------------------------------
 
 
 def test_a_new_run_records_recipe_values_and_environment(run_dir: Path) -> None:
@@ -77,7 +77,9 @@ def test_an_existing_run_is_refused_and_described(run_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("option", [{}, {"resume": True}, {"overwrite": True}])
-def test_a_run_that_failed_before_its_data_was_ready_is_begun_again(run_dir: Path, option: dict[str, bool]) -> None:
+def test_a_run_that_failed_before_its_data_was_ready_is_begun_again(
+    run_dir: Path, option: dict[str, bool]
+) -> None:
     run = Run.create(resolved(run_dir))
     run.check_data("one", {"a.jsonl": "1"})
     run.prepared_dir.mkdir()
@@ -111,7 +113,9 @@ def test_a_file_in_the_way_is_refused(run_dir: Path) -> None:
         Run.create(resolved(run_dir), overwrite=True)
 
 
-def test_the_working_directory_is_no_run_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_working_directory_is_no_run_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     begin(tmp_path / "run")
     monkeypatch.chdir(tmp_path / "run")
     with pytest.raises(UsageError, match="working directory"):
@@ -128,7 +132,9 @@ def test_overwrite_starts_from_nothing(run_dir: Path) -> None:
     run.close()
 
 
-def test_overwriting_a_link_keeps_what_linked_folders_inside_hold(run_dir: Path, tmp_path: Path) -> None:
+def test_overwriting_a_link_keeps_what_linked_folders_inside_hold(
+    run_dir: Path, tmp_path: Path
+) -> None:
     run = begin(run_dir)
     precious = tmp_path / "precious"
     precious.mkdir()
@@ -147,7 +153,7 @@ def test_a_run_killed_while_it_was_created_can_be_resumed_from_nothing(run_dir: 
     run.close()
 
 
-# --- resuming ---------------------------------------------------------------------------------------------------------
+# --- resuming -------------------------------------------------------------------------------------
 
 
 def test_resuming_nothing_starts_afresh(run_dir: Path) -> None:
@@ -165,7 +171,9 @@ def test_resuming_a_finished_run_says_that_it_is_done(run_dir: Path) -> None:
 
 def test_a_changed_recipe_is_refused_naming_every_key(run_dir: Path) -> None:
     begin(run_dir)
-    changed = resolved(run_dir, seed=7, trainer={"learning_rate": 1e-4, "warmup_steps": 5, "max_steps": 240})
+    changed = resolved(
+        run_dir, seed=7, trainer={"learning_rate": 1e-4, "warmup_steps": 5, "max_steps": 240}
+    )
     with pytest.raises(UsageError) as error:
         Run.create(changed, resume=True)
     assert {problem.key: problem.message for problem in error.value.problems} == {
@@ -180,7 +188,10 @@ def test_a_changed_recipe_is_refused_naming_every_key(run_dir: Path) -> None:
     ("changes", "key"),
     [
         ({"launch": {"num_processes": 2}}, "launch.num_processes"),
-        ({"data": {"train": ["sft.jsonl", "more.jsonl"], "eval": 0.05, "max_length": 256}}, "data.train[1].path"),
+        (
+            {"data": {"train": ["sft.jsonl", "more.jsonl"], "eval": 0.05, "max_length": 256}},
+            "data.train[1].path",
+        ),
         ({"early_stopping": {"patience": 2}}, "early_stopping.patience"),
     ],
 )
@@ -259,7 +270,7 @@ def test_time_between_sessions_does_not_count() -> None:
     assert seconds_worked(sessions, "2030-01-01T05:00:05+00:00") == 15
 
 
-# --- the lock ---------------------------------------------------------------------------------------------------------
+# --- the lock -------------------------------------------------------------------------------------
 
 
 def dead_pid() -> int:
@@ -290,7 +301,9 @@ def start_holder(run_dir: Path) -> subprocess.Popen[str]:
     return process
 
 
-def test_two_processes_cannot_write_one_run_and_a_killed_ones_lock_is_taken_over(run_dir: Path) -> None:
+def test_two_processes_cannot_write_one_run_and_a_killed_ones_lock_is_taken_over(
+    run_dir: Path,
+) -> None:
     holder = start_holder(run_dir)
     try:
         time.sleep(0.1)
@@ -313,26 +326,36 @@ def test_two_processes_cannot_write_one_run_and_a_killed_ones_lock_is_taken_over
 
 def test_a_process_that_ends_gives_its_lock_back(run_dir: Path) -> None:
     code = HOLDER.partition("print")[0]
-    subprocess.run([sys.executable, "-c", code, str(run_dir), str(Path(__file__).parents[2])], check=True)
+    subprocess.run(
+        [sys.executable, "-c", code, str(run_dir), str(Path(__file__).parents[2])], check=True
+    )
     assert not (run_dir / LOCK_NAME).exists()
 
 
 def test_a_lock_of_another_machine_is_respected(run_dir: Path) -> None:
     begin(run_dir)
-    (run_dir / LOCK_NAME).write_text(json.dumps({"pid": 1, "host": "elsewhere", "process_began": "5"}))
+    (run_dir / LOCK_NAME).write_text(
+        json.dumps({"pid": 1, "host": "elsewhere", "process_began": "5"})
+    )
     with pytest.raises(UsageError, match="process 1 on elsewhere") as error:
         Run.create(resolved(run_dir), resume=True)
     assert "delete" in error.value.hint
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc to tell processes apart")
+@pytest.mark.skipif(
+    not Path("/proc/self/stat").exists(), reason="needs /proc to tell processes apart"
+)
 def test_a_lock_whose_process_number_was_given_to_another_is_stale(run_dir: Path) -> None:
     begin(run_dir)
-    (run_dir / LOCK_NAME).write_text(json.dumps({"pid": os.getpid(), "host": platform.node(), "process_began": "1"}))
+    (run_dir / LOCK_NAME).write_text(
+        json.dumps({"pid": os.getpid(), "host": platform.node(), "process_began": "1"})
+    )
     Run.create(resolved(run_dir), resume=True).close()
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc to tell processes apart")
+@pytest.mark.skipif(
+    not Path("/proc/self/stat").exists(), reason="needs /proc to tell processes apart"
+)
 def test_the_lock_of_a_process_that_ended_and_was_not_waited_for_is_stale(run_dir: Path) -> None:
     begin(run_dir)
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
@@ -358,10 +381,12 @@ def test_an_empty_lock_is_stale(run_dir: Path) -> None:
     Run.create(resolved(run_dir), resume=True).close()
 
 
-# --- writing ----------------------------------------------------------------------------------------------------------
+# --- writing --------------------------------------------------------------------------------------
 
 
-def test_a_write_cut_short_leaves_the_old_content(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_cut_short_leaves_the_old_content(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = begin(run_dir)
     run.write_json("data.json", {"rows": 1})
 
@@ -374,7 +399,9 @@ def test_a_write_cut_short_leaves_the_old_content(run_dir: Path, monkeypatch: py
     assert run.read_json("data.json") == {"rows": 1}
 
 
-def test_content_is_on_disk_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_content_is_on_disk_before_it_gets_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls: list[str] = []
     fsync, replace = os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda handle: (calls.append("fsync"), fsync(handle)))
@@ -398,7 +425,9 @@ def test_metrics_survive_what_is_no_number(run_dir: Path) -> None:
     assert record["grad_norm"] == float("-inf")
 
 
-def test_a_line_cut_short_is_ignored_by_readers_and_removed_by_the_next_writer(run_dir: Path) -> None:
+def test_a_line_cut_short_is_ignored_by_readers_and_removed_by_the_next_writer(
+    run_dir: Path,
+) -> None:
     run = begin(run_dir)
     run.log_metrics({"step": 1})
     run.close()
@@ -432,7 +461,7 @@ def test_attaching_needs_a_run(tmp_path: Path) -> None:
         Run.attach(tmp_path)
 
 
-# --- finishing --------------------------------------------------------------------------------------------------------
+# --- finishing ------------------------------------------------------------------------------------
 
 
 def test_the_manifest_is_written_last_and_holds_what_came_out(run_dir: Path) -> None:
@@ -443,14 +472,20 @@ def test_the_manifest_is_written_last_and_holds_what_came_out(run_dir: Path) -> 
     assert manifest["results"]["eval_loss"] == 0.3567
     assert manifest["recipe_hash"] == run.read_json("resolved.json")["recipe_hash"]
     assert manifest["data_fingerprint"] == "d" * 64
-    assert set(manifest["files"]) == {"final/README.md", "final/config.json", "final/model.safetensors"}
+    assert set(manifest["files"]) == {
+        "final/README.md",
+        "final/config.json",
+        "final/model.safetensors",
+    }
     assert manifest["files"]["final/config.json"] == file_sha256(run.final_dir / "config.json")
     last = max(path.stat().st_mtime_ns for path in run_dir.rglob("*") if path.is_file())
     assert (run_dir / "manifest.json").stat().st_mtime_ns == last
     assert not (run_dir / LOCK_NAME).exists()
 
 
-def test_a_run_killed_in_its_report_is_not_done(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_killed_in_its_report_is_not_done(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = trained_run(run_dir, steps=3)
 
     def killed(*_: Any) -> None:
@@ -463,7 +498,9 @@ def test_a_run_killed_in_its_report_is_not_done(run_dir: Path, monkeypatch: pyte
     run.close()
 
 
-def test_lineage_follows_models_that_are_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lineage_follows_models_that_are_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     finished_run(Path("runs/sft"), steps=3)
     finished_run(Path("runs/dpo"), "dpo", "runs/sft/final", steps=3)
@@ -477,7 +514,9 @@ def test_lineage_follows_models_that_are_runs(tmp_path: Path, monkeypatch: pytes
     assert found[1]["results"]["train_loss"] == 0.4123
 
 
-def test_lineage_of_a_run_that_names_itself_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lineage_of_a_run_that_names_itself_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     finished_run(Path("loop"), "sft", "loop/final", steps=3)
     assert len(lineage("loop")) == 1

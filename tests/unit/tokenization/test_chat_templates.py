@@ -1,8 +1,10 @@
-"""Every chat template that TRL ships, plain and `_training`: each answer, its stop token, and nothing else is trained.
+"""Every chat template that TRL ships, plain and `_training`: each answer, its stop token, and
+nothing else is trained.
 
-Real tokenizers of these models cannot be had here. A byte-level tokenizer (with and without merges) stands in, with the
-special tokens that the template writes; BOS and EOS are those of the family. The tables below say what a template adds
-to an answer, and which templates cannot be trained on and why.
+Real tokenizers of these models cannot be had here. A byte-level tokenizer (with and without merges)
+stands in, with the special tokens that the template writes; BOS and EOS are those of the family.
+The tables below say what a template adds to an answer, and which templates cannot be trained on and
+why.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ assert spec is not None
 assert spec.submodule_search_locations
 FOLDER = Path(next(iter(spec.submodule_search_locations))) / "chat_templates"
 
-SPECIAL = re.compile(r"<\|[^|<>{}\s]+\|>|<｜[^｜<>]+｜>|<\|?[a-z_/]+\|?>|</?[A-Z_]+>|\[/?[A-Z]+\]|\[gMASK\]|</s>")
+SPECIAL = re.compile(
+    r"<\|[^|<>{}\s]+\|>|<｜[^｜<>]+｜>|<\|?[a-z_/]+\|?>|</?[A-Z_]+>|\[/?[A-Z]+\]|\[gMASK\]|</s>"
+)
 MARK = re.compile(r"(\{%[-+]?\s*)(end)?generation(\s*[-+]?%\})")
 COMMENT = re.compile(r"\{#.*?#\}", re.DOTALL)
 
@@ -57,7 +61,8 @@ BOS_EOS = {
     "qwen": (None, "<|endoftext|>"),
     "smolvlm": ("<|im_start|>", "<end_of_utterance>"),
 }
-"""Start of a template's name -> BOS and EOS. Qwen, Llama, Gemma and Phi have the base model's EOS, not the turn's."""
+"""Start of a template's name -> BOS and EOS. Qwen, Llama, Gemma and Phi have the base model's EOS,
+not the turn's."""
 
 CLOSING = {
     "cohere2": "<|END_RESPONSE|><|END_OF_TURN_TOKEN|>",
@@ -85,7 +90,8 @@ OPENING = {
     "qwen3_8": "\n</think>\n\n",
     "qwen3": "(<think>\n\n</think>\n\n)?",
 }
-"""Start of a template's name -> what the template writes between its generation prompt and an answer: trained too."""
+"""Start of a template's name -> what the template writes between its generation prompt and an
+answer: trained too."""
 
 UNFIT = {
     "glm4moe": "ends an answer with no special token",  # the next turn's header is the stop
@@ -101,12 +107,21 @@ UNFIT = {
 NO_SYSTEM = ("gemma", "gemma_training")
 ALTERNATING = ("cohere", "cohere_training", "cohere2", "cohere2_training")
 ALTERNATING += ("gemma", "gemma_training", "gemma3", "gemma3_training")
-NO_TOOLS = ("phi3", "llama3", "llama3_training", "lfm2", "lfm2_training", "qwen2_5_vl", "deepseek_r1_distill")
+NO_TOOLS = (
+    "phi3",
+    "llama3",
+    "llama3_training",
+    "lfm2",
+    "lfm2_training",
+    "qwen2_5_vl",
+    "deepseek_r1_distill",
+)
 NO_TOOLS += ("idefics3", "smolvlm", "llava_next", *ALTERNATING)
 """Templates that leave tool calls out, or refuse them."""
 
 OPENS_OTHERWISE = ("deepseek", "nemotron")
-"""Their generation prompt opens a think block that a row without thoughts does not have, or closes at once."""
+"""Their generation prompt opens a think block that a row without thoughts does not have, or closes
+at once."""
 
 NAMES = sorted(file.stem for file in FOLDER.glob("*.jinja"))
 FIT = [name for name in NAMES if name not in UNFIT]
@@ -123,28 +138,46 @@ def read(name: str) -> str:
 
 @lru_cache(maxsize=256)
 def tokenizer_for(
-    name: str, merges: bool = False, marks: bool = True, swallow: bool = False, thoughts: bool = True
+    name: str,
+    merges: bool = False,
+    marks: bool = True,
+    swallow: bool = False,
+    thoughts: bool = True,
 ) -> Any:
-    """`thoughts` false: `<think>` is no token of its own, as in models that were not made for it."""
+    """`thoughts` false: `<think>` is no token of its own, as in models that were not made for
+    it."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    core = Tokenizer(models.BPE(vocab={letter: place for place, letter in enumerate(letters)}, merges=[]))
+    core = Tokenizer(
+        models.BPE(vocab={letter: place for place, letter in enumerate(letters)}, merges=[])
+    )
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=merges)
     core.decoder = decoders.ByteLevel()
     if merges:
-        core.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=400, initial_alphabet=letters))
+        core.train_from_iterator(
+            CORPUS, trainers.BpeTrainer(vocab_size=400, initial_alphabet=letters)
+        )
     bos, eos = of_family(BOS_EOS, name)
     template = read(name)
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, bos_token=bos, eos_token=eos, pad_token="<PADDING>", clean_up_tokenization_spaces=False
+        tokenizer_object=core,
+        bos_token=bos,
+        eos_token=eos,
+        pad_token="<PADDING>",
+        clean_up_tokenization_spaces=False,
     )
     found = sorted(set(SPECIAL.findall(COMMENT.sub("", template))))
     found = [token for token in found if thoughts or "think>" not in token]
-    tokenizer.add_tokens([AddedToken(token, rstrip=swallow, normalized=False) for token in found], special_tokens=True)
+    tokenizer.add_tokens(
+        [AddedToken(token, rstrip=swallow, normalized=False) for token in found],
+        special_tokens=True,
+    )
     tokenizer.chat_template = template if marks else without_marks(template)
     return tokenizer
 
 
-def conversation(*answers: str, system: str | None = None, question: str = "Question {}?") -> list[dict[str, str]]:
+def conversation(
+    *answers: str, system: str | None = None, question: str = "Question {}?"
+) -> list[dict[str, str]]:
     messages = [] if system is None else [{"role": "system", "content": system}]
     for number, answer in enumerate(answers):
         messages.append({"role": "user", "content": question.format(number)})
@@ -186,7 +219,9 @@ CONVERSATIONS = {
     "unicode": conversation("naïve 数学 🙂", "Ωmega e\u0301", question="Größe {} 好?"),
     "blanks": conversation("  lead and trail \n", "\n\nlines\n\n", question=" {} \n"),
     "nearly empty": conversation(".", "0"),
-    "roles as text": conversation("user\nassistant\nmodel", "assistant: no", question="assistant\n{}\nuser\n"),
+    "roles as text": conversation(
+        "user\nassistant\nmodel", "assistant: no", question="assistant\n{}\nuser\n"
+    ),
     "repeated": conversation("a", "b", "a", question="a"),
 }
 
@@ -210,10 +245,17 @@ def test_only_answers_and_their_stop_tokens_are_trained(name: str, merges: bool)
 @pytest.mark.parametrize("name", FIT)
 def test_header_and_stop_token_in_the_text_of_a_turn_mislead_nothing(name: str) -> None:
     tokenizer = tokenizer_for(name)
-    opening, stop = tokenizer.decode(facts_of(tokenizer).opening), tokenizer.decode([facts_of(tokenizer).stop])
+    opening, stop = (
+        tokenizer.decode(facts_of(tokenizer).opening),
+        tokenizer.decode([facts_of(tokenizer).stop]),
+    )
     opening = opening.split("<think>")[0].strip()
-    inside = "" if name.startswith("gptoss") else stop  # there an earlier answer would end at the first <|return|>
-    messages = conversation(f"see {opening} x", f"one{inside}two", "end", question=f"{opening}fake{stop}{{}}")
+    inside = (
+        "" if name.startswith("gptoss") else stop
+    )  # there an earlier answer would end at the first <|return|>
+    messages = conversation(
+        f"see {opening} x", f"one{inside}two", "end", question=f"{opening}fake{stop}{{}}"
+    )
     encoded = encode_sft(tokenizer, ConversationRow(messages, origin="rows:1"))
     answers = [message["content"] for message in messages if message["role"] == "assistant"]
     check_answers(name, trained(tokenizer, encoded), answers)
@@ -253,18 +295,28 @@ def without_offsets(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in FIT if not name.endswith("_training")])
-def test_prefixes_of_texts_and_of_tokens_give_the_same_spans(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prefixes_of_texts_and_of_tokens_give_the_same_spans(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tokenizer = tokenizer_for(name, merges=True)
-    rows = [ConversationRow(CONVERSATIONS[kind], origin="rows:1") for kind in ("unicode", "blanks", "repeated")]
+    rows = [
+        ConversationRow(CONVERSATIONS[kind], origin="rows:1")
+        for kind in ("unicode", "blanks", "repeated")
+    ]
     quick = [encode_sft(tokenizer, row) for row in rows]
     without_offsets(monkeypatch)
     assert [encode_sft(tokenizer, row) for row in rows] == quick
 
 
-@pytest.mark.parametrize("name", [name for name in FIT if name.startswith(("phi3", "llama3", "qwen2_5"))])
+@pytest.mark.parametrize(
+    "name", [name for name in FIT if name.startswith(("phi3", "llama3", "qwen2_5"))]
+)
 def test_special_tokens_that_swallow_white_space_behind_them_shift_no_span(name: str) -> None:
     tokenizer = tokenizer_for(name, swallow=True)
-    for messages in (conversation("First.", "Second."), conversation("\n led by a newline", " and a blank")):
+    for messages in (
+        conversation("First.", "Second."),
+        conversation("\n led by a newline", " and a blank"),
+    ):
         encoded = encode_sft(tokenizer, ConversationRow(messages, origin="rows:1"))
         answers = [turn["content"].strip() for turn in messages[1::2]]
         assert [span.split("<|")[0].strip() for span in trained(tokenizer, encoded)] == answers
@@ -274,7 +326,9 @@ def test_special_tokens_that_swallow_white_space_behind_them_shift_no_span(name:
 def test_pairs_are_renderings_that_start_once_and_end_with_the_stop_token(name: str) -> None:
     tokenizer = tokenizer_for(name)
     prompt = conversation("Right.")[:1]
-    row = PreferenceRow(prompt, [{"role": "assistant", "content": "Good one."}], "Bad", origin="rows:1")
+    row = PreferenceRow(
+        prompt, [{"role": "assistant", "content": "Good one."}], "Bad", origin="rows:1"
+    )
     pair = encode_pair(tokenizer, row)
     closing = of_family(CLOSING, name)
     for ids, answer in ((pair.chosen_ids, "Good one."), (pair.rejected_ids, "Bad")):
@@ -296,9 +350,13 @@ BEGINNINGS = ("<", "<think", "assistant", "\n<", " ")
 """How answers may begin: like the end of a generation prompt or of a header, or with blanks."""
 
 
-@pytest.mark.parametrize("merges", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["bytes", "merges"])
+@pytest.mark.parametrize(
+    "merges", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["bytes", "merges"]
+)
 @pytest.mark.parametrize("name", FIT)
-def test_an_answer_is_trained_from_its_first_token_however_it_begins(name: str, merges: bool) -> None:
+def test_an_answer_is_trained_from_its_first_token_however_it_begins(
+    name: str, merges: bool
+) -> None:
     """Also where `<think>`, with which some generation prompts end, is several tokens."""
     tokenizer = tokenizer_for(name, merges, thoughts=False)
     for beginning in BEGINNINGS:
@@ -340,7 +398,9 @@ def test_a_template_is_accepted_and_its_stop_token_is_known(name: str) -> None:
     stops = tokenizer.convert_ids_to_tokens(stop_token_ids(tokenizer))
     assert of_family(CLOSING, name).endswith(stops[-1])
     assert set(stops) <= {tokenizer.eos_token, stops[-1]}
-    assert any("when the model is asked" in remark for remark in remarks) == name.startswith(OPENS_OTHERWISE)
+    assert any("when the model is asked" in remark for remark in remarks) == name.startswith(
+        OPENS_OTHERWISE
+    )
 
 
 @pytest.mark.parametrize("name", FIT)
@@ -348,18 +408,28 @@ def test_what_a_template_refuses_names_the_row(name: str) -> None:
     tokenizer = tokenizer_for(name)
     twice = [{"role": "user", "content": "One."}, *conversation("Yes.")]
     if name in ALTERNATING:
-        with pytest.raises(DataError, match=r"rows:7: the chat template refuses this conversation: .*alternate"):
+        with pytest.raises(
+            DataError, match=r"rows:7: the chat template refuses this conversation: .*alternate"
+        ):
             encode_sft(tokenizer, ConversationRow(twice, origin="rows:7"))
     else:
         check_answers(
-            name, trained(tokenizer, encode_sft(tokenizer, ConversationRow(twice, origin="rows:7"))), ["Yes."]
+            name,
+            trained(tokenizer, encode_sft(tokenizer, ConversationRow(twice, origin="rows:7"))),
+            ["Yes."],
         )
     if name in NO_SYSTEM:
         with pytest.raises(DataError, match=r"rows:8: .*System role not supported"):
-            encode_sft(tokenizer, ConversationRow(conversation("Yes.", system="Be."), origin="rows:8"))
+            encode_sft(
+                tokenizer, ConversationRow(conversation("Yes.", system="Be."), origin="rows:8")
+            )
 
 
-CALL = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
+CALL = {
+    "id": "c1",
+    "type": "function",
+    "function": {"name": "weather", "arguments": {"city": "Oslo"}},
+}
 TOOL = {
     "name": "weather",
     "description": "Says what the sky does.",

@@ -1,4 +1,5 @@
-"""From rows to token data sets: what is cut, dropped or refused, the books, and how batches are decided."""
+"""From rows to token data sets: what is cut, dropped or refused, the books, and how batches are
+decided."""
 
 from __future__ import annotations
 
@@ -23,7 +24,12 @@ def tokenizer():
 
 
 def talk(question: str, answer: str) -> dict:
-    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+    return {
+        "messages": [
+            {"role": "user", "content": question},
+            {"role": "assistant", "content": answer},
+        ]
+    }
 
 
 def pair(prompt: str, chosen: str, rejected: str, **more) -> dict:
@@ -42,16 +48,21 @@ def prepared_from(rows, tokenizer, tmp_path: Path, method: str = "sft", on_event
 
 
 def length_of(tokenizer, row: dict) -> int:
-    return len(tokenizer(tokenizer.apply_chat_template(row["messages"], tokenize=False))["input_ids"]) - 1
+    return (
+        len(tokenizer(tokenizer.apply_chat_template(row["messages"], tokenize=False))["input_ids"])
+        - 1
+    )
 
 
-# --- rows ----------------------------------------------------------------------------------------------------------
+# --- rows -----------------------------------------------------------------------------------------
 
 
 def test_columns_hold_ids_labels_and_lengths(tokenizer, tmp_path):
     rows = [talk("hi", "hello"), talk("a longer question", "yes")]
     found, ledger = prepared_from(rows, tokenizer, tmp_path)
-    for row, ids, labels, length in zip(rows, *(found.train[key] for key in ("input_ids", "labels", "length"))):
+    for row, ids, labels, length in zip(
+        rows, *(found.train[key] for key in ("input_ids", "labels", "length"))
+    ):
         assert len(ids) == len(labels) == length
         trained = [i for i in labels if i != -100]
         assert tokenizer.decode(trained) == row["messages"][1]["content"] + tokenizer.eos_token
@@ -75,7 +86,9 @@ def test_pairs_are_stored_with_one_prompt_two_answers_and_a_weight(tokenizer, tm
     books = ledger.split("train")
     prompts = sum(len(ids) for ids in found.train["prompt_ids"])
     assert books.trained_tokens == 6 + 3 + 2 + 3
-    assert books.tokens == 2 * prompts + books.trained_tokens  # a prompt is read once for each answer
+    assert (
+        books.tokens == 2 * prompts + books.trained_tokens
+    )  # a prompt is read once for each answer
 
 
 def test_a_long_row_is_an_error_that_gives_the_lengths(tokenizer, tmp_path):
@@ -91,16 +104,25 @@ def test_a_long_row_is_an_error_that_gives_the_lengths(tokenizer, tmp_path):
 
 def test_long_rows_are_dropped_and_counted(tokenizer, tmp_path):
     rows = [talk("q", "a" * n) for n in (5, 300, 7, 300)]
-    found, ledger = prepared_from(rows, tokenizer, tmp_path, data__max_length=64, data__on_too_long="drop")
+    found, ledger = prepared_from(
+        rows, tokenizer, tmp_path, data__max_length=64, data__on_too_long="drop"
+    )
     books = ledger.split("train")
-    assert (len(found.train), books.rows, books.too_long_dropped, books.truncated_tokens) == (2, 2, 2, 0)
+    assert (len(found.train), books.rows, books.too_long_dropped, books.truncated_tokens) == (
+        2,
+        2,
+        2,
+        0,
+    )
     assert max(found.train["length"]) <= 64
 
 
 def test_long_rows_are_cut_and_every_token_counted(tokenizer, tmp_path):
     rows = [talk("q", "a" * n) for n in (5, 100, 7, 200)]
     whole = [length_of(tokenizer, row) for row in rows]
-    found, ledger = prepared_from(rows, tokenizer, tmp_path, data__max_length=64, data__on_too_long="truncate")
+    found, ledger = prepared_from(
+        rows, tokenizer, tmp_path, data__max_length=64, data__on_too_long="truncate"
+    )
     books = ledger.split("train")
     assert list(found.train["length"]) == [min(64, n) for n in whole]
     assert (books.truncated_rows, books.truncated_tokens) == (2, sum(max(0, n - 64) for n in whole))
@@ -109,7 +131,9 @@ def test_long_rows_are_cut_and_every_token_counted(tokenizer, tmp_path):
 
 def test_a_row_whose_answer_is_cut_away_is_left_out_and_listed(tokenizer, tmp_path):
     rows = [talk("q", "fine"), talk("a" * 100, "never seen")]
-    found, ledger = prepared_from(rows, tokenizer, tmp_path, data__max_length=64, data__on_too_long="truncate")
+    found, ledger = prepared_from(
+        rows, tokenizer, tmp_path, data__max_length=64, data__on_too_long="truncate"
+    )
     books = ledger.split("train")
     assert (len(found.train), books.rows, books.unusable) == (1, 1, 1)
     assert books.unusable_rows[0].where.endswith("rows.jsonl:2")
@@ -117,7 +141,9 @@ def test_a_row_whose_answer_is_cut_away_is_left_out_and_listed(tokenizer, tmp_pa
 
 def test_a_cut_pair_keeps_its_prompt_and_loses_from_the_answers(tokenizer, tmp_path):
     rows = [pair("hi", "a" * 100, "b" * 90), pair("hi", "ok", "no")]
-    found, ledger = prepared_from(rows, tokenizer, tmp_path, "dpo", data__max_length=50, data__on_too_long="truncate")
+    found, ledger = prepared_from(
+        rows, tokenizer, tmp_path, "dpo", data__max_length=50, data__on_too_long="truncate"
+    )
     first, second = found.train[0], found.train[1]
     assert first["prompt_ids"] == second["prompt_ids"]
     room = 50 - len(first["prompt_ids"])
@@ -127,7 +153,9 @@ def test_a_cut_pair_keeps_its_prompt_and_loses_from_the_answers(tokenizer, tmp_p
 
 def test_a_pair_whose_answers_differ_only_beyond_the_cut_is_left_out(tokenizer, tmp_path):
     rows = [pair("hi", "a" * 60 + "x", "a" * 60 + "y"), pair("hi", "ok", "no")]
-    found, ledger = prepared_from(rows, tokenizer, tmp_path, "dpo", data__max_length=50, data__on_too_long="truncate")
+    found, ledger = prepared_from(
+        rows, tokenizer, tmp_path, "dpo", data__max_length=50, data__on_too_long="truncate"
+    )
     assert len(found.train) == 1
     assert ledger.split("train").unusable == 1
     assert "same" in ledger.split("train").unusable_rows[0].reason
@@ -135,10 +163,18 @@ def test_a_pair_whose_answers_differ_only_beyond_the_cut_is_left_out(tokenizer, 
 
 def test_nothing_left_to_train_is_an_error(tokenizer, tmp_path):
     with pytest.raises(DataError, match="no row of the train split"):
-        prepared_from([talk("a" * 100, "b")], tokenizer, tmp_path, data__max_length=32, data__on_too_long="truncate")
+        prepared_from(
+            [talk("a" * 100, "b")],
+            tokenizer,
+            tmp_path,
+            data__max_length=32,
+            data__on_too_long="truncate",
+        )
 
 
-def test_rows_that_cannot_be_trained_are_refused_by_number_or_dropped_when_asked(tokenizer, tmp_path):
+def test_rows_that_cannot_be_trained_are_refused_by_number_or_dropped_when_asked(
+    tokenizer, tmp_path
+):
     rows = [pair("hi", "ok", "no"), pair("hi", "same", "same")]
     with pytest.raises(DataError, match=r"rows\.jsonl:2"):
         prepared_from(rows, tokenizer, tmp_path, "dpo")
@@ -164,7 +200,9 @@ def test_progress_is_told_to_its_end(tokenizer, tmp_path):
 
 
 def test_what_was_written_is_read_again(tokenizer, tmp_path):
-    found, _ = prepared_from([talk(f"q{i}", "a" * i + "b") for i in range(9)], tokenizer, tmp_path, data__eval=0.3)
+    found, _ = prepared_from(
+        [talk(f"q{i}", "a" * i + "b") for i in range(9)], tokenizer, tmp_path, data__eval=0.3
+    )
     again = load_prepared(tmp_path / "prepared")
     assert again.train.to_list() == found.train.to_list()
     assert again.eval.to_list() == found.eval.to_list()
@@ -180,7 +218,7 @@ def test_what_a_kill_left_half_written_is_replaced(tokenizer, tmp_path):
     assert not list(tmp_path.rglob("junk.arrow"))
 
 
-# --- batches -------------------------------------------------------------------------------------------------------
+# --- batches --------------------------------------------------------------------------------------
 
 
 def recipe_for(tmp_path, method="sft", **flags):
@@ -222,13 +260,19 @@ def test_packing_is_done_when_asked_for(tmp_path):
 
 
 def test_packing_is_not_done_when_it_is_off(tmp_path):
-    flags = {"data__max_length": 400, "sft__packing": False, "trainer.per_device_train_batch_size": 2}
+    flags = {
+        "data__max_length": 400,
+        "sft__packing": False,
+        "trainer.per_device_train_batch_size": 2,
+    }
     assert not choose_batching(recipe_for(tmp_path, **flags), MIXED).packing
 
 
 @pytest.mark.parametrize(("asked", "grouped"), [("group_by_length", True), ("random", False)])
 def test_a_sampling_strategy_is_followed(tmp_path, asked, grouped):
-    found = choose_batching(recipe_for(tmp_path, **{"trainer.train_sampling_strategy": asked}), MIXED)
+    found = choose_batching(
+        recipe_for(tmp_path, **{"trainer.train_sampling_strategy": asked}), MIXED
+    )
     assert (found.packing, found.grouped) == (False, grouped)
     assert asked in found.reason
 
@@ -270,7 +314,7 @@ def test_quantiles_by_hand():
     assert quantiles(list(range(101))) == [0, 25, 50, 75, 90, 99, 100]
 
 
-# --- what a row says beside its tokens -----------------------------------------------------------------------------
+# --- what a row says beside its tokens ------------------------------------------------------------
 
 
 @pytest.mark.parametrize("how", ["allow", "as_text", "error"])
@@ -300,15 +344,19 @@ def test_control_tokens_in_texts_are_counted_and_become_what_the_recipe_says(met
     assert (books.control_tokens, books.rows_with_control) == ({stop: 1}, 1)
     assert ("train control tokens", f"in the texts of 1 rows: {stop} 1") in books.table("train")
     warnings = [event.text for event in events if isinstance(event, Warned)]
-    assert [text.startswith("Control tokens stand in the texts of 1 train rows") for text in warnings] == (
-        [True] if how == "allow" else []
-    )
+    assert [
+        text.startswith("Control tokens stand in the texts of 1 train rows") for text in warnings
+    ] == ([True] if how == "allow" else [])
 
 
 @pytest.mark.parametrize("method", ["sft", "dpo", "sapo", "reward"])
 def test_parts_of_rows_that_the_template_leaves_out_are_in_the_books(method, tokenizer, tmp_path):
     turns = [talk("hi", text)["messages"] for text in ("a", "b")]
     turns[0][1]["reasoning_content"] = "since"
-    row = {"chosen": turns[0], "rejected": turns[1]} if method in ("dpo", "reward") else {"messages": turns[0]}
+    row = (
+        {"chosen": turns[0], "rejected": turns[1]}
+        if method in ("dpo", "reward")
+        else {"messages": turns[0]}
+    )
     _, ledger = prepared_from([row, row], tokenizer, tmp_path, method)
     assert ledger.split("train").unread == {"`reasoning_content`": 2}

@@ -16,7 +16,14 @@ from transformers import PreTrainedTokenizerFast
 from aligner.data.rows import CompletionRow, ConversationRow, PreferenceRow, TextRow
 from aligner.errors import DataError, RecipeError
 from aligner.tokenization.chat_template import common_prefix, common_suffix
-from aligner.tokenization.encode import IGNORED, check_tokenizer, encode_pair, encode_prompt, encode_sft, stop_token_ids
+from aligner.tokenization.encode import (
+    IGNORED,
+    check_tokenizer,
+    encode_pair,
+    encode_prompt,
+    encode_sft,
+    stop_token_ids,
+)
 from tests.fakes import BOS, CHAT_TEMPLATE, EOS, START, byte_tokenizer, tiny_llama
 
 TALK = [
@@ -40,17 +47,24 @@ MISTRAL = """\
 """
 """The system prompt stands in the last question, and there is no generation prompt."""
 
-MOVED_SYSTEM = MISTRAL.replace("[INST] ", "<start>user\\n").replace(" [/INST]", "<eos>").replace(
-    "' ' + turn", "'<start>assistant\\n' + turn"
-) + "{%- if add_generation_prompt -%}{{- '<start>assistant\\n' -}}{%- endif -%}"  # fmt: skip
+MOVED_SYSTEM = (
+    MISTRAL.replace("[INST] ", "<start>user\\n")
+    .replace(" [/INST]", "<eos>")
+    .replace("' ' + turn", "'<start>assistant\\n' + turn")
+    + "{%- if add_generation_prompt -%}{{- '<start>assistant\\n' -}}{%- endif -%}"
+)
 """The same with headers and a generation prompt."""
 
-DATED = CHAT_TEMPLATE.replace("{{- bos_token -}}", "{{- bos_token + strftime_now('%Y-%m-%d') + '\\n' -}}")
+DATED = CHAT_TEMPLATE.replace(
+    "{{- bos_token -}}", "{{- bos_token + strftime_now('%Y-%m-%d') + '\\n' -}}"
+)
 DATED = DATED.replace("{%- generation -%}", "").replace("{%- endgeneration -%}", "")
 
 
 def trained(tokenizer: Any, encoded: Any) -> list[str]:
-    groups = itertools.groupby(zip(encoded.input_ids, encoded.labels), key=lambda pair: pair[1] != IGNORED)
+    groups = itertools.groupby(
+        zip(encoded.input_ids, encoded.labels), key=lambda pair: pair[1] != IGNORED
+    )
     return [tokenizer.decode([token for token, _ in group]) for wanted, group in groups if wanted]
 
 
@@ -61,30 +75,54 @@ def talk(system: str | None = None, messages: list[dict[str, Any]] = TALK) -> Co
 
 def pieces(**settings: Any) -> PreTrainedTokenizerFast:
     """A tokenizer of the SentencePiece kind: it puts a space before every text."""
-    letters = ["<unk>", "<s>", "</s>", "<pad>", "▁", *"abcdefghijklmnopqrstuvwxyz=+2467.:\n", "▁a", "▁four"]
+    letters = [
+        "<unk>",
+        "<s>",
+        "</s>",
+        "<pad>",
+        "▁",
+        *"abcdefghijklmnopqrstuvwxyz=+2467.:\n",
+        "▁a",
+        "▁four",
+    ]
     merges = [("▁", "a"), ("▁", "f"), ("▁f", "o"), ("▁fo", "u"), ("▁fou", "r")]
     vocabulary = [*letters, "▁f", "▁fo", "▁fou"]
-    core = Tokenizer(models.BPE(vocab={t: i for i, t in enumerate(vocabulary)}, merges=merges, unk_token="<unk>"))
+    core = Tokenizer(
+        models.BPE(vocab={t: i for i, t in enumerate(vocabulary)}, merges=merges, unk_token="<unk>")
+    )
     core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
     core.decoder = decoders.Metaspace(prepend_scheme="always")
-    core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    core.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
     return PreTrainedTokenizerFast(
-        tokenizer_object=core, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>", **settings
+        tokenizer_object=core,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+        **settings,
     )
 
 
-# --- conversations -------------------------------------------------------------------------------------------------
+# --- conversations --------------------------------------------------------------------------------
 
 
 def test_loss_on_chooses_the_turns() -> None:
     tokenizer = byte_tokenizer()
     assert trained(tokenizer, encode_sft(tokenizer, talk())) == ["Hello.<eos>", "See you.<eos>"]
-    assert trained(tokenizer, encode_sft(tokenizer, talk(), "assistant")) == ["Hello.<eos>", "See you.<eos>"]
+    assert trained(tokenizer, encode_sft(tokenizer, talk(), "assistant")) == [
+        "Hello.<eos>",
+        "See you.<eos>",
+    ]
     assert trained(tokenizer, encode_sft(tokenizer, talk(), "last_assistant")) == ["See you.<eos>"]
     row = CompletionRow(TALK[:3], TALK[3:], "rows.jsonl:4")
     assert trained(tokenizer, encode_sft(tokenizer, row)) == ["See you.<eos>"]
     assert trained(tokenizer, encode_sft(tokenizer, row, "completion")) == ["See you.<eos>"]
-    assert trained(tokenizer, encode_sft(tokenizer, row, "assistant")) == ["Hello.<eos>", "See you.<eos>"]
+    assert trained(tokenizer, encode_sft(tokenizer, row, "assistant")) == [
+        "Hello.<eos>",
+        "See you.<eos>",
+    ]
     everything = encode_sft(tokenizer, row, "all")
     assert everything.labels == [IGNORED, *everything.input_ids[1:]]
     assert everything.num_trained == len(everything.input_ids) - 1
@@ -97,16 +135,22 @@ def test_a_plain_prompt_is_one_user_turn_under_a_template() -> None:
     assert encode_sft(tokenizer, plain) == encode_sft(tokenizer, turns)
 
 
-@pytest.mark.parametrize("template", [MISTRAL, MOVED_SYSTEM], ids=["no generation prompt", "generation prompt"])
+@pytest.mark.parametrize(
+    "template", [MISTRAL, MOVED_SYSTEM], ids=["no generation prompt", "generation prompt"]
+)
 @pytest.mark.parametrize("system", [None, "Be brief."])
-def test_a_system_prompt_that_moves_to_the_last_question_trains_no_question(template: str, system: str | None) -> None:
+def test_a_system_prompt_that_moves_to_the_last_question_trains_no_question(
+    template: str, system: str | None
+) -> None:
     tokenizer = byte_tokenizer(template)
     tokenizer.add_tokens(["[INST]", "[/INST]"], special_tokens=True)
     spans = trained(tokenizer, encode_sft(tokenizer, talk(system)))
     assert [span.strip() for span in spans] == ["Hello.<eos>", "See you.<eos>"]
 
 
-def test_two_dates_in_the_renderings_of_a_row_train_no_question(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_dates_in_the_renderings_of_a_row_train_no_question(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     tokenizer = byte_tokenizer(DATED)
     render, days = tokenizer.apply_chat_template, iter("")
 
@@ -126,14 +170,20 @@ def test_two_dates_in_the_renderings_of_a_row_train_no_question(monkeypatch: pyt
         assert pair.prompt_ids[0] == tokenizer.bos_token_id
 
 
-def test_a_template_that_never_renders_twice_alike_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_template_that_never_renders_twice_alike_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     tokenizer = byte_tokenizer(DATED)
     render, number = tokenizer.apply_chat_template, itertools.count()
     encode_sft(tokenizer, talk())
     monkeypatch.setattr(
-        tokenizer, "apply_chat_template", lambda *a, **k: render(*a, **k).replace("-", f"{next(number):05}")
+        tokenizer,
+        "apply_chat_template",
+        lambda *a, **k: render(*a, **k).replace("-", f"{next(number):05}"),
     )
-    with pytest.raises(DataError, match=r"rows.jsonl:4: the chat template renders one conversation in two ways"):
+    with pytest.raises(
+        DataError, match=r"rows.jsonl:4: the chat template renders one conversation in two ways"
+    ):
         encode_sft(tokenizer, talk())
 
 
@@ -144,7 +194,10 @@ def test_a_date_in_the_template_is_remarked() -> None:
 
 def test_several_templates_of_one_tokenizer_are_told_apart_by_tools() -> None:
     tokenizer = byte_tokenizer()
-    tokenizer.chat_template = {"default": CHAT_TEMPLATE, "tool_use": CHAT_TEMPLATE.replace("<start>", "<start>!")}
+    tokenizer.chat_template = {
+        "default": CHAT_TEMPLATE,
+        "tool_use": CHAT_TEMPLATE.replace("<start>", "<start>!"),
+    }
     row = ConversationRow(TALK, [{"type": "function", "function": {"name": "f"}}], "rows.jsonl:4")
     assert trained(tokenizer, encode_sft(tokenizer, row)) == ["Hello.<eos>", "See you.<eos>"]
     assert "<start>!user" in tokenizer.decode(encode_sft(tokenizer, row).input_ids)
@@ -163,17 +216,43 @@ def test_what_is_wrong_with_a_row_names_it() -> None:
     tokenizer, base = byte_tokenizer(), byte_tokenizer(None)
     for encode, error, message in (
         (lambda: encode_sft(base, talk()), RecipeError, "rows.jsonl:4 is a conversation"),
-        (lambda: encode_sft(tokenizer, talk(), "completion"), RecipeError, "rows.jsonl:4 is a conversation without"),
-        (lambda: encode_sft(tokenizer, talk(messages=TALK[:1])), DataError, "rows.jsonl:4: there is no assistant turn"),
-        (lambda: encode_sft(tokenizer, TextRow("x", "t:1"), "assistant"), RecipeError, "t:1 is plain text"),
-        (lambda: encode_sft(base, TextRow(f"{BOS}x", "t:1")), DataError, "t:1: the sequence starts with two"),
-        (lambda: encode_pair(tokenizer, PreferenceRow("a", "b", "b", origin="p:2")), DataError, "p:2: .* same tokens"),
         (
-            lambda: encode_pair(tokenizer, PreferenceRow(TALK[:1], TALK[1:], TALK[1:2], origin="p:3")),
+            lambda: encode_sft(tokenizer, talk(), "completion"),
+            RecipeError,
+            "rows.jsonl:4 is a conversation without",
+        ),
+        (
+            lambda: encode_sft(tokenizer, talk(messages=TALK[:1])),
+            DataError,
+            "rows.jsonl:4: there is no assistant turn",
+        ),
+        (
+            lambda: encode_sft(tokenizer, TextRow("x", "t:1"), "assistant"),
+            RecipeError,
+            "t:1 is plain text",
+        ),
+        (
+            lambda: encode_sft(base, TextRow(f"{BOS}x", "t:1")),
+            DataError,
+            "t:1: the sequence starts with two",
+        ),
+        (
+            lambda: encode_pair(tokenizer, PreferenceRow("a", "b", "b", origin="p:2")),
+            DataError,
+            "p:2: .* same tokens",
+        ),
+        (
+            lambda: encode_pair(
+                tokenizer, PreferenceRow(TALK[:1], TALK[1:], TALK[1:2], origin="p:3")
+            ),
             DataError,
             "p:3: an answer has 3 turns",
         ),
-        (lambda: encode_pair(base, PreferenceRow(TALK[:1], TALK[1:2], TALK[3:], origin="p")), RecipeError, "no chat"),
+        (
+            lambda: encode_pair(base, PreferenceRow(TALK[:1], TALK[1:2], TALK[3:], origin="p")),
+            RecipeError,
+            "no chat",
+        ),
     ):
         with pytest.raises(error, match=message):
             encode()
@@ -189,7 +268,7 @@ def test_a_template_that_writes_bos_beside_a_tokenizer_that_adds_it_starts_once(
         encode_sft(twice, talk())
 
 
-# --- what is remembered of a tokenizer -----------------------------------------------------------------------------
+# --- what is remembered of a tokenizer ------------------------------------------------------------
 
 
 def test_a_changed_template_or_token_is_seen_at_once() -> None:
@@ -249,7 +328,7 @@ def test_one_token_for_start_and_end_is_fine() -> None:
     assert trained(tokenizer, encode_sft(tokenizer, talk())) == ["Hello.<eos>", "See you.<eos>"]
 
 
-# --- plain text ----------------------------------------------------------------------------------------------------
+# --- plain text -----------------------------------------------------------------------------------
 
 
 def test_plain_text_starts_with_bos_and_ends_with_one_stop_token() -> None:
@@ -260,7 +339,10 @@ def test_plain_text_starts_with_bos_and_ends_with_one_stop_token() -> None:
     assert trained(tokenizer, encode_sft(tokenizer, row)) == ["4<eos>"]
     pair = encode_pair(tokenizer, PreferenceRow("2+2=", "4", "5"))
     assert pair.prompt_ids == encode_prompt(tokenizer, "2+2=")
-    assert [tokenizer.decode(ids) for ids in (pair.chosen_ids, pair.rejected_ids)] == ["4<eos>", "5<eos>"]
+    assert [tokenizer.decode(ids) for ids in (pair.chosen_ids, pair.rejected_ids)] == [
+        "4<eos>",
+        "5<eos>",
+    ]
 
 
 def test_an_eos_that_the_tokenizer_adds_ends_no_prompt() -> None:
@@ -302,7 +384,9 @@ def test_a_template_over_a_tokenizer_of_the_sentencepiece_kind_trains_answers_on
         .replace("'\\n'", "':\\n'")
     )
     tokenizer = pieces(chat_template=template)
-    messages = [{"role": role, "content": text} for role, text in (("user", "a"), ("assistant", "four"))] * 2
+    messages = [
+        {"role": role, "content": text} for role, text in (("user", "a"), ("assistant", "four"))
+    ] * 2
     spans = trained(tokenizer, encode_sft(tokenizer, ConversationRow(messages)))
     assert [span.strip() for span in spans] == ["four</s>", "four</s>"]
 
@@ -316,14 +400,21 @@ def test_a_tokenizer_in_python_is_read_like_a_fast_one() -> None:
     tokenizer.chat_template = CHAT_TEMPLATE.replace("bos_token", "''")
     spans = trained(tokenizer, encode_sft(tokenizer, talk()))
     assert spans == ["Hello.</s>", "See you.</s>"]
-    assert tokenizer.decode(encode_sft(tokenizer, CompletionRow("a", "b")).input_ids).endswith("b</s>")
+    assert tokenizer.decode(encode_sft(tokenizer, CompletionRow("a", "b")).input_ids).endswith(
+        "b</s>"
+    )
 
 
-# --- small parts ---------------------------------------------------------------------------------------------------
+# --- small parts ----------------------------------------------------------------------------------
 
 
 def test_common_prefix_and_suffix_count_shared_items() -> None:
-    for left, right, shared in (([], [1], 0), ([1, 2], [1, 2, 3], 2), ([1, 2, 4], [1, 2, 3], 2), ([0], [1], 0)):
+    for left, right, shared in (
+        ([], [1], 0),
+        ([1, 2], [1, 2, 3], 2),
+        ([1, 2, 4], [1, 2, 3], 2),
+        ([0], [1], 0),
+    ):
         assert common_prefix(left, right) == common_prefix(right, left) == shared
         assert common_suffix(left[::-1], right[::-1]) == shared
     assert common_prefix("abcdefg", "abcdxfg") == 4
@@ -332,7 +423,8 @@ def test_common_prefix_and_suffix_count_shared_items() -> None:
 def test_importing_chat_loads_nothing_heavy() -> None:
     program = (
         "import sys, aligner.tokenization.encode, aligner.models.loading\n"
-        "heavy = {'torch', 'transformers', 'peft', 'trl', 'tokenizers', 'jinja2', 'datasets'} & set(sys.modules)\n"
+        "heavy = {'torch', 'transformers', 'peft', 'trl', 'tokenizers', 'jinja2', 'datasets'} & "
+        "set(sys.modules)\n"
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

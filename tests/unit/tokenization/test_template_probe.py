@@ -1,4 +1,5 @@
-"""Chat templates that do not come to an end are refused, by the file that they came from, before they run here."""
+"""Chat templates that do not come to an end are refused, by the file that they came from, before
+they run here."""
 
 from __future__ import annotations
 
@@ -14,7 +15,10 @@ from aligner.tokenization.chat_template import Conversation
 from aligner.tokenization.template_child import open_probe
 
 LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
-DOUBLING = "{% set n = namespace(x='ab') %}{% for i in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}{{ n.x }}"
+DOUBLING = (
+    "{% set n = namespace(x='ab') %}{% for i in range(60) %}{% set n.x = n.x + n.x %}{% endfor "
+    "%}{{ n.x }}"
+)
 QUESTION = [{"role": "user", "content": "a"}]
 
 
@@ -26,16 +30,25 @@ def short(monkeypatch: pytest.MonkeyPatch, own_cache: Path) -> Path:
     return own_cache
 
 
-@pytest.mark.parametrize(("template", "reason"), [(LOOP, "processor time"), (DOUBLING, "too much memory")])
-def test_a_template_without_end_is_refused_with_its_file(template: str, reason: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("template", "reason"), [(LOOP, "processor time"), (DOUBLING, "too much memory")]
+)
+def test_a_template_without_end_is_refused_with_its_file(
+    template: str, reason: str, tmp_path: Path
+) -> None:
     tokenizer = byte_tokenizer(template)
     tokenizer.save_pretrained(tmp_path)
     tokenizer.name_or_path = str(tmp_path)
-    with pytest.raises(RecipeError, match=rf"chat_template.jinja: the chat template does not come to an end.*{reason}"):
+    with pytest.raises(
+        RecipeError,
+        match=rf"chat_template.jinja: the chat template does not come to an end.*{reason}",
+    ):
         Conversation(tokenizer, QUESTION).ids()
 
 
-def test_a_template_is_tried_once_on_a_machine(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_template_is_tried_once_on_a_machine(
+    short: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     template_probe.refuse_endless(byte_tokenizer())
     assert len(list((short / "templates").iterdir())) == 1
     monkeypatch.setattr(template_probe, "_MET", set())

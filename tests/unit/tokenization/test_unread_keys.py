@@ -13,7 +13,9 @@ from aligner.tokenization.unread_keys import unread_beside_text, unread_of
 from tests.unit.tokenization.test_chat_templates import tokenizer_for
 
 CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
-TOOLS = [{"type": "function", "function": {"name": "weather", "description": "d", "parameters": {}}}]
+TOOLS = [
+    {"type": "function", "function": {"name": "weather", "description": "d", "parameters": {}}}
+]
 
 
 def user(content: str, **more: Any) -> dict[str, Any]:
@@ -30,16 +32,29 @@ def lost(name: str, messages: list[dict[str, Any]], tools: Any = None) -> dict[s
 
 @pytest.mark.parametrize(
     ("name", "wanted"),
-    [("qwen3", {"`reasoning_content`": 1}), ("qwen2_5", {"`reasoning_content`": 2}), ("qwen3_8", {})],
+    [
+        ("qwen3", {"`reasoning_content`": 1}),
+        ("qwen2_5", {"`reasoning_content`": 2}),
+        ("qwen3_8", {}),
+    ],
 )
-def test_reasoning_is_counted_in_those_turns_in_which_the_template_drops_it(name: str, wanted: dict[str, int]) -> None:
-    turns = [user("a"), said("b", reasoning_content="early"), user("c"), said("d", reasoning_content="late")]
+def test_reasoning_is_counted_in_those_turns_in_which_the_template_drops_it(
+    name: str, wanted: dict[str, int]
+) -> None:
+    turns = [
+        user("a"),
+        said("b", reasoning_content="early"),
+        user("c"),
+        said("d", reasoning_content="late"),
+    ]
     assert lost(name, turns) == wanted
 
 
 def test_thinking_inside_of_texts_is_counted_where_it_is_dropped() -> None:
     thinking = "<think>\nhow so\n</think>\n\nb"
-    assert lost("qwen3", [user("a"), said(thinking), user("c"), said(thinking)]) == {"thinking in the text": 1}
+    assert lost("qwen3", [user("a"), said(thinking), user("c"), said(thinking)]) == {
+        "thinking in the text": 1
+    }
     assert lost("qwen2_5", [user("a"), said(thinking), user("c"), said(thinking)]) == {}
     assert lost("qwen3", [user("a"), said("<think>\n\n</think>\n\nb"), user("c"), said("d")]) == {}
     assert lost("qwen3", [user("a"), said("how so\n</think>\n\nb"), user("c"), said("d")]) == {
@@ -81,15 +96,25 @@ def test_the_prompt_of_a_pair_is_counted_once() -> None:
 
 def test_plain_rows_have_nothing_to_lose() -> None:
     assert unread_of(tokenizer_for("qwen2_5"), CompletionRow("a", "b")) == {}
-    assert lost("qwen2_5", [{"role": "system", "content": " Be brief. "}, user("a"), said("b")]) == {}
+    assert (
+        lost("qwen2_5", [{"role": "system", "content": " Be brief. "}, user("a"), said("b")]) == {}
+    )
 
 
 def test_the_ledger_sums_it_up() -> None:
     books = SplitLedger()
-    for found in (Counter({"`name`": 1, "`mood`": 2}), Counter({"`mood`": 1, "the column `tools`": 1})):
+    for found in (
+        Counter({"`name`": 1, "`mood`": 2}),
+        Counter({"`mood`": 1, "the column `tools`": 1}),
+    ):
         books.note_unread(found)
-    assert ("train not read", "`mood` in 3 turns, `name` in 1 turn, the column `tools` in 1 row") in books.table(
-        "train"
-    )
+    assert (
+        "train not read",
+        "`mood` in 3 turns, `name` in 1 turn, the column `tools` in 1 row",
+    ) in books.table("train")
     ledger = Ledger(splits={"train": books})
-    assert ledger.to_json()["splits"]["train"]["unread"] == {"`mood`": 3, "`name`": 1, "the column `tools`": 1}
+    assert ledger.to_json()["splits"]["train"]["unread"] == {
+        "`mood`": 3,
+        "`name`": 1,
+        "the column `tools`": 1,
+    }

@@ -54,7 +54,9 @@ def test_every_task_has_a_hand_made_example() -> None:
         ("sort: dbca; reverse", "abcd; dcba", 0.0),
     ],
 )
-def test_an_answer_earns_the_share_of_its_lines_that_are_right(prompt: str, answer: str, score: float) -> None:
+def test_an_answer_earns_the_share_of_its_lines_that_are_right(
+    prompt: str, answer: str, score: float
+) -> None:
     assert gold_score(prompt, answer) == pytest.approx(score)
 
 

@@ -1,4 +1,5 @@
-"""The toy world's tokenizer: nothing lost, one BOS, and a mask that holds the answers and their stop tokens."""
+"""The toy world's tokenizer: nothing lost, one BOS, and a mask that holds the answers and their
+stop tokens."""
 
 from __future__ import annotations
 
@@ -28,24 +29,44 @@ def tokenizer(request: pytest.FixtureRequest, tmp_path: Path) -> PreTrainedToken
     return AutoTokenizer.from_pretrained(tmp_path)
 
 
-def test_the_mask_holds_exactly_the_answers_with_their_stop_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
-    encoded = tokenizer.apply_chat_template(TALK, return_dict=True, return_assistant_tokens_mask=True)
-    trained = [token for token, mask in zip(encoded["input_ids"], encoded["assistant_masks"]) if mask]
+def test_the_mask_holds_exactly_the_answers_with_their_stop_tokens(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    encoded = tokenizer.apply_chat_template(
+        TALK, return_dict=True, return_assistant_tokens_mask=True
+    )
+    trained = [
+        token for token, mask in zip(encoded["input_ids"], encoded["assistant_masks"]) if mask
+    ]
     assert tokenizer.decode(trained) == f"abcd\n4{END}z{END}"
 
 
-def test_a_conversation_and_a_plain_text_have_one_bos_each(tokenizer: PreTrainedTokenizerBase) -> None:
-    assert tokenizer.apply_chat_template(TALK, return_dict=True)["input_ids"].count(tokenizer.bos_token_id) == 1
+def test_a_conversation_and_a_plain_text_have_one_bos_each(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    assert (
+        tokenizer.apply_chat_template(TALK, return_dict=True)["input_ids"].count(
+            tokenizer.bos_token_id
+        )
+        == 1
+    )
     assert tokenizer("plain text")["input_ids"].count(tokenizer.bos_token_id) == 1
 
 
-def test_the_prompt_is_a_prefix_of_the_whole_conversation(tokenizer: PreTrainedTokenizerBase) -> None:
-    prompt = tokenizer.apply_chat_template(TALK[:2], add_generation_prompt=True, return_dict=True)["input_ids"]
-    assert tokenizer.apply_chat_template(TALK, return_dict=True)["input_ids"][: len(prompt)] == prompt
+def test_the_prompt_is_a_prefix_of_the_whole_conversation(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    prompt = tokenizer.apply_chat_template(TALK[:2], add_generation_prompt=True, return_dict=True)[
+        "input_ids"
+    ]
+    assert (
+        tokenizer.apply_chat_template(TALK, return_dict=True)["input_ids"][: len(prompt)] == prompt
+    )
 
 
 @pytest.mark.parametrize(
-    "text", ["sort: dbca", " two  blanks\n\n", "naïve 3 € \N{GRINNING FACE}\t\x00", "don't , stop ."]
+    "text",
+    ["sort: dbca", " two  blanks\n\n", "naïve 3 € \N{GRINNING FACE}\t\x00", "don't , stop ."],
 )
 def test_any_text_survives(tokenizer: PreTrainedTokenizerBase, text: str) -> None:
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -1,4 +1,5 @@
-"""The toy world as a folder: the same bytes for a seed, splits that do not touch, and nobody's files harmed."""
+"""The toy world as a folder: the same bytes for a seed, splits that do not touch, and nobody's
+files harmed."""
 
 from __future__ import annotations
 
@@ -27,8 +28,12 @@ def rows(world: World, name: str) -> list[dict[str, Any]]:
 def test_the_same_seed_writes_the_same_bytes(world: World, tmp_path: Path) -> None:
     again = write_world(tmp_path, seed=3, steps=STEPS)
     written = {path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()}
-    assert written == {path.relative_to(world.dir) for path in world.dir.rglob("*") if path.is_file()}
-    assert all((tmp_path / path).read_bytes() == (world.dir / path).read_bytes() for path in written)
+    assert written == {
+        path.relative_to(world.dir) for path in world.dir.rglob("*") if path.is_file()
+    }
+    assert all(
+        (tmp_path / path).read_bytes() == (world.dir / path).read_bytes() for path in written
+    )
     assert again.manifest == world.manifest == read_world(tmp_path).manifest
 
 
@@ -38,7 +43,9 @@ def test_another_seed_draws_other_exercises() -> None:
 
 
 def test_no_prompt_occurs_twice_within_or_across_splits(world: World) -> None:
-    prompts = [prompt_text(row["prompt"]) for name in ROWS if name != "sft" for row in rows(world, name)]
+    prompts = [
+        prompt_text(row["prompt"]) for name in ROWS if name != "sft" for row in rows(world, name)
+    ]
     talks = [row["messages"] for row in rows(world, "sft")]
     prompts += [turn["content"] for talk in talks for turn in talk if turn["role"] == "user"]
     assert len(prompts) == len(set(prompts)) == sum(ROWS.values())
@@ -50,10 +57,16 @@ def test_held_out_prompts_are_never_drawn_for_pretraining() -> None:
     from aligner.toy.tokenizer import build_tokenizer
 
     tokenizer = build_tokenizer()
-    seen = {turn for ids, _ in _first(batches(tokenizer, "", (), 0.5), 16) for turn in _user_turns(tokenizer, ids)}
+    seen = {
+        turn
+        for ids, _ in _first(batches(tokenizer, "", (), 0.5), 16)
+        for turn in _user_turns(tokenizer, ids)
+    }
     held_out = set(sorted(seen)[::2])
     other = {
-        turn for ids, _ in _first(batches(tokenizer, "", held_out, 0.5), 16) for turn in _user_turns(tokenizer, ids)
+        turn
+        for ids, _ in _first(batches(tokenizer, "", held_out, 0.5), 16)
+        for turn in _user_turns(tokenizer, ids)
     }
     assert len(other) > 100
     assert not other & held_out
@@ -76,7 +89,10 @@ def test_every_answer_is_right_and_every_rejected_one_is_wrong(world: World) -> 
         assert gold_score(row["prompt"], row["rejected"][0]["content"]) < 1.0
     for row in rows(world, "sft"):
         turns = row["messages"]
-        scores = [gold_score([question], answer["content"]) for question, answer in zip(turns[::2], turns[1::2])]
+        scores = [
+            gold_score([question], answer["content"])
+            for question, answer in zip(turns[::2], turns[1::2])
+        ]
         assert set(scores) == {1.0}
 
 
@@ -89,7 +105,10 @@ def test_the_model_loads_and_the_recipes_are_all_there(world: World) -> None:
     tokenizer = AutoTokenizer.from_pretrained(world.model_dir)
     assert model.config.vocab_size == len(tokenizer)
     assert 300_000 < model.num_parameters() < 1_500_000
-    assert (model.config.eos_token_id, model.config.pad_token_id) == (tokenizer.eos_token_id, tokenizer.pad_token_id)
+    assert (model.config.eos_token_id, model.config.pad_token_id) == (
+        tokenizer.eos_token_id,
+        tokenizer.pad_token_id,
+    )
     shipped = Path(aligner.recipes.__path__[0]) / "tiny"
     shipped_files = {path.name for path in shipped.iterdir() if path.suffix in (".yaml", ".jsonl")}
     assert shipped_files == {path.name for path in world.dir.glob("recipes/*")}

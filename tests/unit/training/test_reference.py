@@ -1,4 +1,5 @@
-"""Reference log-probabilities: right, cached under everything they depend on, and never taken from another reference."""
+"""Reference log-probabilities: right, cached under everything they depend on, and never taken from
+another reference."""
 
 from __future__ import annotations
 
@@ -35,7 +36,11 @@ def rows_of(changed: int = 0) -> Dataset:
     """Three pairs of different lengths; `changed` alters one token of the second."""
     rows = [
         {"prompt_ids": [1, 10, 11], "chosen_ids": [20, 2], "rejected_ids": [21, 22, 23, 2]},
-        {"prompt_ids": [1, 12], "chosen_ids": [30, 31, 32 + changed, 33, 2], "rejected_ids": [34, 2]},
+        {
+            "prompt_ids": [1, 12],
+            "chosen_ids": [30, 31, 32 + changed, 33, 2],
+            "rejected_ids": [34, 2],
+        },
         {"prompt_ids": [1, 13, 14, 15, 16], "chosen_ids": [40, 2], "rejected_ids": [41, 2]},
     ]
     for row in rows:
@@ -44,7 +49,9 @@ def rows_of(changed: int = 0) -> Dataset:
     return Dataset.from_list(rows)
 
 
-def score(tokenizer, model_folder, rows=None, *, batch_size=2, bf16=False, with_policy=True, **flags):
+def score(
+    tokenizer, model_folder, rows=None, *, batch_size=2, bf16=False, with_policy=True, **flags
+):
     """The rows with their reference, and what was said while computing it."""
     recipe = small_recipe("dpo", model_folder.parent, model_folder.parent / "run", **flags).recipe
     policy = None
@@ -82,7 +89,9 @@ def test_log_probabilities_are_sums_over_the_answer(tokenizer, model_folder, wit
 def test_the_second_time_nothing_is_computed(tokenizer, model_folder):
     first, events = score(tokenizer, model_folder)
     assert was_computed(events)
-    again, events = score(tokenizer, model_folder, dpo__loss="ipo", dpo__beta=0.7, trainer__learning_rate=1e-5)
+    again, events = score(
+        tokenizer, model_folder, dpo__loss="ipo", dpo__beta=0.7, trainer__learning_rate=1e-5
+    )
     assert not was_computed(events)
     assert again.to_list() == first.to_list()
     assert len(list(cache_folder("reference").glob("*.safetensors"))) == 1
@@ -98,7 +107,11 @@ def test_tokens_that_move_between_prompt_and_answer_are_another_reference(tokeni
     """The same ids in a row, with another border between prompt and answer."""
     score(tokenizer, model_folder)
     rows = rows_of().to_list()
-    rows[0] |= {"prompt_ids": [1, 10], "chosen_ids": [11, 20, 2], "rejected_ids": [11, 21, 22, 23, 2]}
+    rows[0] |= {
+        "prompt_ids": [1, 10],
+        "chosen_ids": [11, 20, 2],
+        "rejected_ids": [11, 21, 22, 23, 2],
+    }
     _, events = score(tokenizer, model_folder, Dataset.from_list(rows))
     assert was_computed(events)
 
@@ -120,7 +133,9 @@ def test_changed_weights_in_the_same_folder_are_another_reference(tokenizer, mod
     assert second["reference_chosen"] != first["reference_chosen"]
 
 
-@pytest.mark.parametrize("flags", [{"model__dtype": "bfloat16"}, {"model__attn_implementation": "eager"}])
+@pytest.mark.parametrize(
+    "flags", [{"model__dtype": "bfloat16"}, {"model__attn_implementation": "eager"}]
+)
 def test_another_way_of_loading_is_another_reference(tokenizer, model_folder, flags):
     score(tokenizer, model_folder)
     _, events = score(tokenizer, model_folder, **flags)
@@ -165,13 +180,15 @@ def test_a_half_written_cache_file_is_never_read(tokenizer, model_folder, monkey
     assert was_computed(events)
 
 
-# --- the base under the adapter ------------------------------------------------------------------------------------
+# --- the base under the adapter -------------------------------------------------------------------
 
 LORA = {"model__lora": {"r": 4}}
 
 
 def says(model_folder, **flags) -> bool:
-    return uses_adapter_off(small_recipe("dpo", model_folder.parent, model_folder.parent / "run", **flags).recipe)
+    return uses_adapter_off(
+        small_recipe("dpo", model_folder.parent, model_folder.parent / "run", **flags).recipe
+    )
 
 
 def test_a_fresh_adapter_has_its_reference_below_it(model_folder):
@@ -181,7 +198,12 @@ def test_a_fresh_adapter_has_its_reference_below_it(model_folder):
 
 
 @pytest.mark.parametrize(
-    "lora", [{"bias": "all"}, {"bias": "lora_only"}, *({"init_lora_weights": way} for way in ("pissa", "olora", False))]
+    "lora",
+    [
+        {"bias": "all"},
+        {"bias": "lora_only"},
+        *({"init_lora_weights": way} for way in ("pissa", "olora", False)),
+    ],
 )
 def test_an_adapter_that_changes_its_base_gets_a_computed_reference(model_folder, lora):
     assert not says(model_folder, model__lora=lora)

@@ -1,4 +1,5 @@
-"""What is found out before a row becomes tokens: settings that this machine cannot run, lengths, and weights not all there."""
+"""What is found out before a row becomes tokens: settings that this machine cannot run, lengths,
+and weights not all there."""
 
 from __future__ import annotations
 
@@ -21,15 +22,36 @@ from aligner.training.rehearsal import rehearse
 REFUSED = [
     ("tf32", {"tf32": True}, "trainer.tf32", "Ampere"),
     ("a device without bfloat16", {"bf16": True, "use_cpu": False}, "trainer.bf16", "bf16"),
-    ("a rate below its end", {"lr_scheduler_type": "polynomial", "learning_rate": 1e-8}, "lr_scheduler_type", "lr_end"),
-    ("offloading to where it is", {"activation_offloading": True}, "trainer.activation_offloading", "on the CPU"),
-    ("nesterov without momentum", {"optim": "sgd", "optim_args": "nesterov=true"}, "trainer.optim", "momentum"),
+    (
+        "a rate below its end",
+        {"lr_scheduler_type": "polynomial", "learning_rate": 1e-8},
+        "lr_scheduler_type",
+        "lr_end",
+    ),
+    (
+        "offloading to where it is",
+        {"activation_offloading": True},
+        "trainer.activation_offloading",
+        "on the CPU",
+    ),
+    (
+        "nesterov without momentum",
+        {"optim": "sgd", "optim_args": "nesterov=true"},
+        "trainer.optim",
+        "momentum",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("what", "trainer", "key", "words"), REFUSED)
 def test_a_setting_that_does_not_work_here_is_told_by_its_key(
-    what: str, trainer: dict[str, Any], key: str, words: str, small_world: Path, tmp_path: Path, monkeypatch: Any
+    what: str,
+    trainer: dict[str, Any],
+    key: str,
+    words: str,
+    small_world: Path,
+    tmp_path: Path,
+    monkeypatch: Any,
 ) -> None:
     import torch
 
@@ -44,7 +66,8 @@ def test_a_setting_that_does_not_work_here_is_told_by_its_key(
 
 
 @pytest.mark.parametrize(
-    "optim", ["adamw_torch_fused", "adafactor", "ademamix", "sgd", "adagrad", "rmsprop", "lion_32bit"]
+    "optim",
+    ["adamw_torch_fused", "adafactor", "ademamix", "sgd", "adagrad", "rmsprop", "lion_32bit"],
 )
 def test_optimizers_that_work_here_pass(optim: str, small_world: Path, tmp_path: Path) -> None:
     rehearse(small_recipe("sft", small_world, tmp_path / "run", trainer__optim=optim).recipe)
@@ -53,8 +76,10 @@ def test_optimizers_that_work_here_pass(optim: str, small_world: Path, tmp_path:
 def test_a_dry_run_tries_the_settings_and_names_the_line(small_world: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "r.yaml"
     recipe.write_text(
-        f"model: {{name_or_path: {small_world / 'model'}}}\ndata: {{train: {small_world / 'sft.jsonl'}, max_length: 128}}\n"
-        f"output_dir: {tmp_path / 'run'}\ntrainer:\n  use_cpu: true\n  optim: sgd\n  optim_args: nesterov=true\n"
+        f"model: {{name_or_path: {small_world / 'model'}}}\ndata: {{train: "
+        f"{small_world / 'sft.jsonl'}, max_length: 128}}\n"
+        f"output_dir: {tmp_path / 'run'}\ntrainer:\n  use_cpu: true\n  optim: sgd\n  optim_args: "
+        "nesterov=true\n"
     )
     outcome = aligner("sft", recipe, "--dry-run")
     assert outcome.exit_code == 2
@@ -62,30 +87,48 @@ def test_a_dry_run_tries_the_settings_and_names_the_line(small_world: Path, tmp_
     assert "tokenising" not in outcome.stderr
 
 
-def test_dropping_every_batch_is_refused_before_and_after_rows_are_tokens(small_world: Path, tmp_path: Path) -> None:
+def test_dropping_every_batch_is_refused_before_and_after_rows_are_tokens(
+    small_world: Path, tmp_path: Path
+) -> None:
     drop = {"trainer__dataloader_drop_last": True, "trainer__per_device_train_batch_size": 48}
     with pytest.raises(DataError, match="48 rows do not fill one of 50"):
         run_recipe(
-            small_recipe("sft", small_world, tmp_path / "a", **{**drop, "trainer__per_device_train_batch_size": 50}),
+            small_recipe(
+                "sft",
+                small_world,
+                tmp_path / "a",
+                **{**drop, "trainer__per_device_train_batch_size": 50},
+            ),
             dry_run=True,
         )
     with pytest.raises(DataError, match="do not fill one of 48"):
         run_recipe(
-            small_recipe("sft", small_world, tmp_path / "b", data__on_too_long="drop", data__max_length=60, **drop),
+            small_recipe(
+                "sft",
+                small_world,
+                tmp_path / "b",
+                data__on_too_long="drop",
+                data__max_length=60,
+                **drop,
+            ),
             dry_run=True,
         )
 
 
-# --- lengths and ranks -----------------------------------------------------------------------------------------------
+# --- lengths and ranks ----------------------------------------------------------------------------
 
 
 def recipe_of(method: str, **flags: Any) -> Any:
     named = {key.replace("__", "."): value for key, value in flags.items()}
-    return load_recipe(method, None, [], {"model.name_or_path": "m", "data.train": "d.jsonl", **named}).recipe
+    return load_recipe(
+        method, None, [], {"model.name_or_path": "m", "data.train": "d.jsonl", **named}
+    ).recipe
 
 
 @pytest.mark.parametrize("sizes", [{"max_position_embeddings": 512}, {"n_positions": 512}])
-def test_a_length_beyond_the_models_positions_is_refused_and_the_default_becomes_theirs(sizes: dict[str, int]) -> None:
+def test_a_length_beyond_the_models_positions_is_refused_and_the_default_becomes_theirs(
+    sizes: dict[str, int],
+) -> None:
     within, remark = within_model(recipe_of("sft"), sizes)
     assert within.data.max_length == 512
     assert "512" in remark
@@ -116,7 +159,9 @@ def test_a_rank_above_the_width_is_refused() -> None:
 def test_sizes_are_those_of_the_text_model_and_of_an_adapters_base(tmp_path: Path) -> None:
     base, adapter = tmp_path / "base", tmp_path / "adapter"
     base.mkdir(), adapter.mkdir()
-    (base / "config.json").write_text('{"text_config": {"max_position_embeddings": 9, "hidden_size": 8}}')
+    (base / "config.json").write_text(
+        '{"text_config": {"max_position_embeddings": 9, "hidden_size": 8}}'
+    )
     (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base)}))
     model = recipe_of("sft", model__name_or_path=str(adapter)).model
     assert sizes_of(model)["max_position_embeddings"] == 9
@@ -138,13 +183,19 @@ def test_the_default_length_is_told_and_resumed_with(small_world: Path, tmp_path
             "report.num_prompts": 0,
         },
     )
-    run_recipe(resolved, on_event=lambda event: said.append(event.text) if isinstance(event, Notice) else None)
+    run_recipe(
+        resolved,
+        on_event=lambda event: said.append(event.text) if isinstance(event, Notice) else None,
+    )
     assert any("data.max_length is 512" in text for text in said)
-    assert json.loads((tmp_path / "run" / "resolved.json").read_text())["recipe"]["data"]["max_length"] == 512
+    assert (
+        json.loads((tmp_path / "run" / "resolved.json").read_text())["recipe"]["data"]["max_length"]
+        == 512
+    )
     run_recipe(resolved, resume=True)  # the same recipe, not a changed one
 
 
-# --- weights -----------------------------------------------------------------------------------------------------------
+# --- weights --------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -187,9 +238,12 @@ def test_an_index_without_its_map_is_refused(sharded: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "words"), [(-1, "is cut off"), (40, "is cut off"), (4, "its beginning is damaged"), (0, "is damaged")]
+    ("size", "words"),
+    [(-1, "is cut off"), (40, "is cut off"), (4, "its beginning is damaged"), (0, "is damaged")],
 )
-def test_weights_that_are_cut_off_are_refused_with_their_sizes(tmp_path: Path, size: int, words: str) -> None:
+def test_weights_that_are_cut_off_are_refused_with_their_sizes(
+    tmp_path: Path, size: int, words: str
+) -> None:
     file = save_model(tmp_path / "m") / "model.safetensors"
     content = file.read_bytes()
     file.write_bytes(content[:size])

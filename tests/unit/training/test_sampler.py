@@ -1,4 +1,5 @@
-"""The order of rows: every row once an epoch, from the seed and the epoch alone, grouped by length or not."""
+"""The order of rows: every row once an epoch, from the seed and the epoch alone, grouped by length
+or not."""
 
 from __future__ import annotations
 
@@ -19,7 +20,9 @@ def order(seed: int = 0, epoch: int = 0, **options) -> list[int]:
     return list(sampler)
 
 
-@pytest.mark.parametrize("options", [{}, {"lengths": LENGTHS, "rows_per_step": 8}, {"lengths": LENGTHS}])
+@pytest.mark.parametrize(
+    "options", [{}, {"lengths": LENGTHS, "rows_per_step": 8}, {"lengths": LENGTHS}]
+)
 @pytest.mark.parametrize("epoch", [0, 1, 7])
 def test_every_row_comes_once_an_epoch(options, epoch):
     assert sorted(order(epoch=epoch, **options)) == list(range(123))
