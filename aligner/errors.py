@@ -8,7 +8,7 @@
     ├── DataError                exit code 3: a file, a split, a column or a row is wrong (also a
                                  ValueError)
     ├── EndpointError            exit code 4: a model server failed for good
-    └── TrainingError            exit code 5: training started and could not go on
+    └── TrainingError            exit code 5: training started and could not continue
 
 Rules. What a user did wrong raises one of these; what we did wrong asserts. `message` is one
 sentence that names the file, line, row or key and what was found there; `hint` is one sentence that
@@ -81,6 +81,6 @@ class EndpointError(AlignerError):
 
 
 class TrainingError(AlignerError):
-    """Training began and cannot go on: the loss is not a number, memory ran out, a rank died."""
+    """Training started and cannot continue: the loss is NaN or inf, memory ran out, a rank died."""
 
     exit_code = 5

@@ -36,7 +36,7 @@ class Notice:
 
 @dataclass(frozen=True, slots=True)
 class Warned:
-    """Something that the user should look at, though the work goes on: one sentence."""
+    """Something that the user should look at, though the work continues: one sentence."""
 
     text: str
 

@@ -48,7 +48,7 @@ def select(
         bool, typer.Option("--dry-run", help="Check everything, print the plan, stop.")
     ] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on where the selection was stopped.")
+        bool, typer.Option("--resume", help="Continue where the selection was stopped.")
     ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an existing run directory.")
@@ -68,7 +68,7 @@ def select(
         "select",
         headline,
         _choose,
-        goes_on="goes on",
+        goes_on="continues",
         untouched="nothing was asked and nothing was chosen",
         paths=_paths,
         resume=resume,
@@ -129,8 +129,8 @@ def _read_back(
 
     if labels is not None and oracle is not None:
         raise UsageError(
-            "--labels and --oracle exclude each other.",
-            "Read the file first, and ask for the rest then.",
+            "--labels and --oracle exclude each other",
+            "read the file first, and ask for the rest then",
         )
     if unfit:
         raise UsageError(
@@ -138,7 +138,7 @@ def _read_back(
             "drop --resume, --overwrite and --dry-run",
         )
     run_dir = _run_dir(arguments)
-    with Screen() as screen, resumable("is not needed: the same command goes on"):
+    with Screen() as screen, resumable("is not needed: the same command continues"):
         if labels is not None:
             outcome = read_labels(run_dir, labels, screen.on_event)
         else:

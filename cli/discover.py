@@ -20,7 +20,7 @@ def discover(
         bool, typer.Option("--dry-run", help="Check everything, print the plan, stop.")
     ] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on where the search was stopped.")
+        bool, typer.Option("--resume", help="Continue where the search was stopped.")
     ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an existing run directory.")
@@ -36,7 +36,7 @@ def discover(
         "discover",
         headline,
         _search,
-        goes_on="goes on with the search",
+        goes_on="continues the search",
         untouched="nothing was asked and nothing was trained",
         paths=_paths,
         resume=resume,

@@ -1,8 +1,8 @@
 """Where exceptions end: one group class that turns them into a sentence on stderr and an exit code.
 
 It is the group and not a wrapper around `main()`, so that a shell, `python -m aligner` and a test's
-CliRunner all see the same thing, from sub-commands too. Exit codes: see `aligner.errors`; 1 is a
-bug of ours, 130 is Ctrl-C, 141 a reader that went away (`aligner recipes list | head`).
+CliRunner all see the same thing, from sub-commands too. Exit codes: see `aligner.errors`; 1 is an
+internal error, 130 is Ctrl-C, 141 a reader that went away (`aligner recipes list | head`).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ KEPT_TRACEBACKS = 10
 
 @contextmanager
 def resumable(goes_on: str) -> Iterator[None]:
-    """Let Ctrl-C say how to go on: "the same command with --resume ..."."""
+    """Let Ctrl-C say how to continue: "the same command with --resume ..."."""
     try:
         yield
     except KeyboardInterrupt as error:
@@ -131,8 +131,8 @@ def _report_bug(error: Exception, ctx: Any) -> int:
     what = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
     path = _keep_traceback(error)
     _say(
-        f"this is a bug of ours: {type(error).__name__}{where}: {what[:300]} (traceback: {path}, "
-        "or --debug)",
+        f"internal error, please report it: {type(error).__name__}{where}: {what[:300]} "
+        f"(traceback: {path}, or --debug)",
         ctx,
     )
     return 1

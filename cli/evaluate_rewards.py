@@ -164,7 +164,7 @@ def _judge(
     """What one reward model says, and its fingerprint; it is gone from memory before the next is
     loaded.
 
-    What it says is kept under `name`, if anything is, and a judge goes on with the account of its
+    What it says is kept under `name`, if anything is, and a judge continues the account of its
     budget for these `data`.
     """
     from aligner.evaluation.pair_scores import AT_ONCE, judge

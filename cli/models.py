@@ -29,7 +29,7 @@ ModelName = Annotated[
 Column = Annotated[
     list[str] | None, typer.Option("--column", help="Which column holds what: prompt=question.")
 ]
-Split = Annotated[str, typer.Option("--split", help="Split of a hub data set or folder.")]
+Split = Annotated[str, typer.Option("--split", help="Split of a hub dataset or folder.")]
 MaxRows = Annotated[
     int | None, typer.Option("--max-rows", min=1, help="A random sample of so many rows.")
 ]
@@ -51,7 +51,7 @@ MaxNewTokens = Annotated[
 Temperature = Annotated[float, typer.Option("--temperature", min=0.0, help="0 is greedy.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Same seed, same answers.")]
 
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with an output that was begun.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue an unfinished output.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
 
 
@@ -150,7 +150,7 @@ def remark_on_control_tokens(tokenizer: Any, rows: Sequence[Any], on_event: OnEv
 
     remark = remark_on(tokenizer, rows)
     if remark is not None:
-        on_event(Warned(f"{remark[:1].upper()}{remark[1:]}."))
+        on_event(Warned(f"{remark[:1].upper()}{remark[1:]}"))
 
 
 def check_output(
@@ -164,7 +164,7 @@ def check_output(
         partial_output.check_output(output, data, resume=resume, overwrite=overwrite, suffix=suffix)
     elif resume or overwrite:
         raise UsageError(
-            "--resume and --overwrite are about an output, and there is none", "Add --output."
+            "--resume and --overwrite are about an output, and there is none", "add --output"
         )
 
 
@@ -173,8 +173,8 @@ def goes_on(output: Path | None, overwrite: bool) -> str:
     from aligner.runs.partial_output import is_stream
 
     if output is None or is_stream(output):
-        return "needs --output FILE to go on"
-    return "in place of --overwrite goes on" if overwrite else "goes on"
+        return "needs --output FILE to continue"
+    return "in place of --overwrite continues" if overwrite else "continues"
 
 
 def flags(values: Mapping[str, Any]) -> dict[str, Any]:

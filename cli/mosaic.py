@@ -26,7 +26,7 @@ def mosaic(
         bool, typer.Option("--dry-run", help="Check everything, print the plan, stop.")
     ] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on where the building was stopped.")
+        bool, typer.Option("--resume", help="Continue where the build was stopped.")
     ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an existing run directory.")
@@ -42,7 +42,7 @@ def mosaic(
         "mosaic",
         headline,
         _build,
-        goes_on="goes on",
+        goes_on="continues",
         untouched="nothing was built",
         paths=_paths,
         resume=resume,

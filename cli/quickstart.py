@@ -17,7 +17,7 @@ MODELS = {"base": "model", "SFT": "runs/sft/final", "DPO": "runs/dpo/final"}
 def quickstart(
     directory: Annotated[Path, typer.Option("--dir", help="Folder to work in.")] = Path("toy"),
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on where an earlier one was stopped.")
+        bool, typer.Option("--resume", help="Continue where an earlier one was stopped.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier one.")] = False,
 ) -> None:

@@ -118,7 +118,7 @@ def _with_scores(source: Source, rows: AnswerRows, scored: list[Scored], prefix:
 
 
 def _store(scorer: Scorer, rows: AnswerRows, output: Path, overwrite: bool) -> ScoreStore:
-    """The unfinished output. Judges go on with the accounts of their budget under its name."""
+    """The unfinished output. Judges continue the accounts of their budget under its name."""
     from aligner.evaluation.score_store import ScoreStore
     from aligner.reward_models.ensemble import go_on_with_account
 

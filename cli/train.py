@@ -85,7 +85,7 @@ def _command(method: str) -> Any:
             bool, typer.Option("--dry-run", help="Check everything, print the plan, stop.")
         ] = False,
         resume: Annotated[
-            bool, typer.Option("--resume", help="Go on from the last checkpoint.")
+            bool, typer.Option("--resume", help="Continue from the last checkpoint.")
         ] = False,
         overwrite: Annotated[
             bool, typer.Option("--overwrite", help="Replace an existing run directory.")
@@ -166,10 +166,10 @@ def train(
 
 
 def run(resolved: Resolved, screen: Any, **options: bool) -> Any:
-    """`run_recipe` with its events on the screen; Ctrl-C says how to go on."""
+    """`run_recipe` with its events on the screen; Ctrl-C says how to continue."""
     from aligner.methods.pipeline import run_recipe
 
-    with resumable("goes on from the last checkpoint"):
+    with resumable("continues from the last checkpoint"):
         return run_recipe(resolved, on_event=screen.on_event, **options)
 
 

@@ -214,7 +214,7 @@ def required_references(
         raise DataError(
             f"{name} compares with a right answer, and {len(missing)} of {count} rows have none: "
             f"row {shown}",
-            "Give every row an `answer`, or map the column that holds it: `columns: {answer: "
-            "your_column}`.",
+            "give every row an `answer`, or map the column that holds it: `columns: {answer: "
+            "your_column}`",
         )
     return [reference for reference in found if reference is not None]

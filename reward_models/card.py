@@ -194,7 +194,7 @@ def find_card(spec: str) -> Card | None:
         if not path.is_file():
             raise RecipeError(
                 f"there is no reward model card {spec}",
-                "The path is taken from the working directory.",
+                "the path is taken from the working directory",
             )
         return read_card(path)
     text = shipped_cards().get(spec)
@@ -255,7 +255,7 @@ def parse_card(text: str, where: str, name: str, folder: Path | None) -> Card:
                 note((key,), f"runs from {ends[0]:g} to {ends[1]:g}", "the smaller number first")
     if problems or card is None:
         raise RecipeError(
-            f"{where} is no card of a reward model", "See reward_models/README.md.", problems
+            f"{where} is not a card of a reward model", "see reward_models/README.md", problems
         )
     placed: dict[str, Any] = {
         key: _placed(getattr(card, key), folder) for key in ("model", "chat_template", "rubric")

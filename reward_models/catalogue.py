@@ -49,14 +49,14 @@ def read_spec(spec: str) -> Card:
     if spec and Path(spec).expanduser().is_dir():
         raise RecipeError(
             f"the folder {spec} holds no {CARD_FILE}",
-            f"Write one, or say what it is: bradley_terry:{spec}",
+            f"write one, or say what it is: bradley_terry:{spec}",
         )
     close = difflib.get_close_matches(kind, [*KINDS, *shipped_cards()], n=1)
     raise RecipeError(
         f"there is no scorer {spec!r}" + (f"; did you mean {close[0]!r}?" if close else ""),
-        f"The kinds are {', '.join(sorted(KINDS))}; for example `toy`, `verifier:number`, a "
+        f"the kinds are {', '.join(sorted(KINDS))}; for example `toy`, `verifier:number`, a "
         "reward model's card (a file, or the "
-        "folder of a run), or `bradley_terry:HUB_ID`.",
+        "folder of a run), or `bradley_terry:HUB_ID`",
     )
 
 
@@ -65,7 +65,7 @@ def _card_of(kind: str, argument: str, spec: str) -> Card:
     if kind == "toy":
         if argument:
             raise RecipeError(
-                f"the scorer `toy` takes no argument, found {argument!r}", "Write just `toy`."
+                f"the scorer `toy` takes no argument, found {argument!r}", "write just `toy`"
             )
         return Card(kind="toy", name="toy")
     if kind == "verifier":
@@ -73,10 +73,10 @@ def _card_of(kind: str, argument: str, spec: str) -> Card:
     if NEEDED[kind] != ("model",):
         raise RecipeError(
             f"a {kind} scorer needs more than one argument: {', '.join(NEEDED[kind])}",
-            "Write a card, a YAML file with `kind:` and these keys, and name the file.",
+            "write a card, a YAML file with `kind:` and these keys, and name the file",
         )
     if not argument:
-        raise RecipeError(f"{spec!r} names no model", f"Write {kind}:HUB_ID or {kind}:FOLDER.")
+        raise RecipeError(f"{spec!r} names no model", f"write {kind}:HUB_ID or {kind}:FOLDER")
     # What other tools have trained reads its score behind the last token that the chat template
     # writes.
     return Card(

@@ -229,13 +229,11 @@ def make(card: Card) -> Scorer:
     if len(card.members) < 2 and card.combine == "lower_bound":
         raise RecipeError(
             f"{card.name}: lower_bound needs two members or more, found {len(card.members)}",
-            "Add members, or set `combine: mean`.",
+            "add members, or set `combine: mean`",
         )
     twice = sorted({member for member in card.members if card.members.count(member) > 1})
     if twice:
-        raise RecipeError(
-            f"{card.name} names the member {twice[0]} twice", "Name each member once."
-        )
+        raise RecipeError(f"{card.name} names the member {twice[0]} twice", "name each member once")
     refuse_cycles(card)
     members = [load_scorer(member) for member in card.members]
     kind = (
@@ -254,11 +252,11 @@ def leaves(scorer: Scorer) -> Iterator[Scorer]:
 
 
 def go_on_with_account(scorer: Scorer, path: Path, what: str = "") -> None:
-    """Let the budgets of judges, also of those in an ensemble, go on when the program that writes
-    `path` is started again.
+    """Let the budgets of judges, also of those in an ensemble, continue when the program that
+    writes `path` is started again.
 
     Call it before the first question. With another scorer, or another `what` (the data, say),
-    budgets begin anew.
+    budgets start from zero.
     """
     text = f"{path.expanduser().resolve()} {scorer.fingerprint()} {what}"
     account = hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -282,7 +280,7 @@ def refuse_cycles(card: Card, above: tuple[Card, ...] = ()) -> None:
     if placed in above:
         names = " -> ".join([*(outer.name for outer in above[above.index(placed) :]), card.name])
         raise RecipeError(
-            f"the ensemble {card.name} is a member of itself: {names}", "Take it out of `members`."
+            f"the ensemble {card.name} is a member of itself: {names}", "take it out of `members`"
         )
     for member in card.members:
         inner = read_spec(member)

@@ -76,7 +76,7 @@ class HeadScorer:
         """Score answers; see `Scorer.score`.
 
         `finished[i]` False: the answer was cut off by a limit, so it is read without a stop token,
-        at its last token. Raises: DataError naming the rows whose score is no number.
+        at its last token. Raises: DataError naming the rows whose score is NaN or inf.
         """
         check_lengths(prompts, completions, references)
         encoded = Conversations(self.card, self.tokenizer, prompts, completions, finished)
@@ -182,14 +182,13 @@ def _unfinished(answer: list[int], stops: Sequence[int]) -> list[int]:
 
 
 def refuse_no_numbers(name: str, rows: Sequence[Sequence[float]]) -> None:
-    """Raise for rows of which some number is none."""
+    """Raise for rows that hold a NaN or inf."""
     bad = [place for place, row in enumerate(rows, start=1) if not all(map(math.isfinite, row))]
     if bad:
         raise DataError(
-            f"{name} gives {len(bad)} of {len(rows)} rows a score that is no number",
-            "Its weights are broken, or overflow in this data type: try dtype: float32 in its "
-            "card.",
-            [Problem("no number", where=f"row {place}") for place in bad[:10]],
+            f"{name} gives {len(bad)} of {len(rows)} rows a score that is NaN or inf",
+            "its weights are broken, or overflow in this data type: try dtype: float32 in its card",
+            [Problem("NaN or inf", where=f"row {place}") for place in bad[:10]],
         )
 
 

@@ -2,7 +2,7 @@
 and raises nothing.
 
 Stricter than Python's parser, which takes more than JSON is: no NaN and no Infinity, no key twice
-in an object, no number beyond what a float holds, no lone surrogate in a string. An answer of more
+in an object, no numeral beyond what a float holds, no lone surrogate in a string. An answer of more
 than `MAX_CHARACTERS`, or nested deeper than `MAX_DEPTH`, is not read at all: what checks a schema
 goes down one level with several calls of functions.
 """

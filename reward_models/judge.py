@@ -19,7 +19,7 @@ cache and asks new questions only for these.
 
 Replies are kept in `$ALIGNER_CACHE/judge`, or `~/.cache/aligner/judge`, in one file for each
 fingerprint; deleting it costs money and time only. The endpoint's budget holds from the first
-question to the end of the program; under `account` it goes on in a later one. Not here: several
+question to the end of the program; under `account` it continues in a later one. Not here: several
 judges with votes (an `ensemble` of judges is that), and battles with ratings.
 """
 
@@ -85,7 +85,7 @@ class Judge:
 
     @property
     def account(self) -> str:
-        """The name under which the budget goes on in a later program; set it before the first
+        """The name under which the budget continues in a later program; set it before the first
         question."""
         return self._session.run
 
@@ -158,7 +158,7 @@ class Judge:
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
 
     def fingerprint(self) -> str:
-        """Model, sampling, scale and all that the judge is told; not the address, as in the cache
+        """Model, sampling, scale and all that the judge reads; not the address, as in the cache
         of replies."""
         return f"judge:{self._asked}{self._weights}"
 
@@ -228,7 +228,7 @@ def make(card: Card) -> Scorer:
         raise RecipeError(
             f"{card.name}: range is {card.range[0]:g} to {card.range[1]:g}, and scale "
             f"{scale[0]:g} to {scale[1]:g}",
-            "The grades of a judge are its scores: drop range.",
+            "the grades of a judge are its scores: drop range",
         )
     check_endpoint(card.endpoint)
     return Judge(
@@ -245,11 +245,11 @@ def _read_rubric(file: str) -> str:
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(
             f"the rubric {file} cannot be read: {error}",
-            "A path that begins with a dot is taken from the card's folder.",
+            "a path that begins with a dot is taken from the card's folder",
         ) from error
     if not text:
         raise RecipeError(
-            f"the rubric {file} is empty", "Write down what is to be judged, or drop `rubric`."
+            f"the rubric {file} is empty", "write down what is to be judged, or drop `rubric`"
         )
     return text
 

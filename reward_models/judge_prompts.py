@@ -4,7 +4,7 @@ talks to a model.
 Two questions: a grade for one answer, and which of two answers is better. Both show the
 conversation and the answers between lines that carry a mark, a few letters and digits that occur
 nowhere in what is shown (the mosaic builder chooses its tags by the same rule). So no text can
-close its own frame, and the judge is told that nothing inside is addressed to it. The mark follows
+close its own frame, and the judge reads that nothing inside is addressed to it. The mark follows
 from the texts, so the same question is the same request, and comes from the cache.
 
 Only the last line of a reply counts, and only in the fixed form. A reply that quotes "Grade: 10"
@@ -120,17 +120,17 @@ def comparing(prompt: Prompt, first: str, second: str, rubric: str) -> Messages:
 
 
 def grade_system(rubric: str, scale: Range) -> str:
-    """What a judge that grades is told once."""
+    """The instructions of a judge that grades."""
     return _GRADE.format(rubric=rubric, frame=_FRAME, worst=f"{scale[0]:g}", best=f"{scale[1]:g}")
 
 
 def grade_reminder(scale: Range) -> str:
-    """What it is told after a reply without a usable grade."""
+    """The reminder after a reply without a usable grade."""
     return _GRADE_REMINDER.format(worst=f"{scale[0]:g}", best=f"{scale[1]:g}")
 
 
 def compare_system(rubric: str) -> str:
-    """What a judge that compares is told once."""
+    """The instructions of a judge that compares."""
     return _COMPARE.format(rubric=rubric, frame=_FRAME)
 
 

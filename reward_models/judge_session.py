@@ -4,7 +4,7 @@ A session has one client, and one event loop in a thread of its own, opened with
 and kept until the session is closed or forgotten: the budget, the rates, a server's connections and
 the weights of a `local` model last as long as the judge does. The caller waits for its answers. A
 program that runs an event loop itself (a notebook) may call as well, and its loop waits too; `await
-asyncio.to_thread(judge.score, ...)` lets it go on meanwhile.
+asyncio.to_thread(judge.score, ...)` lets it run meanwhile.
 
 Every reply is in the cache before it is read, so what was paid for is never lost: not with a kill,
 a spent budget, a server that goes away, nor with another question that gets no usable answer.
@@ -60,7 +60,7 @@ class Reply:
 
 
 class Session:
-    """A client and its event loop. `run` names the accounts that the budget goes on with; see
+    """A client and its event loop. `run` names the accounts that the budget continues; see
     `aligner.endpoints`."""
 
     def __init__(self, endpoint: Endpoint, cache: Path) -> None:
@@ -163,7 +163,7 @@ class _Round:
         """Ask, and after an unusable reply once more with a reminder; replies that are in the cache
         are gone through first.
 
-        So a question that got no usable answer in an earlier run is asked anew, and not read from
+        So a question that got no usable answer in an earlier run is asked again, and not read from
         the cache forever.
         """
         new, messages = 0, question.messages

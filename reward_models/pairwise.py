@@ -138,8 +138,8 @@ class PairScorer:
         if alone:
             raise DataError(
                 f"{self.name} compares answers, and {len(alone)} prompts have only one",
-                "Give several answers to each prompt, or use a reward model that scores answers "
-                "one by one.",
+                "give several answers to each prompt, or use a reward model that scores answers "
+                "one by one",
                 [
                     Problem("the only answer to its prompt", where=f"row {row}")
                     for row in alone[:10]

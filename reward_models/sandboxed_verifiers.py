@@ -3,8 +3,8 @@ expression, a JSON schema.
 
 All of it runs in worker processes (`aligner.sandbox.worker`) with limits on time, memory, processes
 and files, without the network. A row whose code loops, allocates without end, forks or dies gets
-the lowest score, a remark says what happened, and scoring goes on with the next row in a new
-worker. The other side is `verifier_worker.py`.
+the lowest score, a remark says what happened, and scoring continues with the next row in a
+new worker. The other side is `verifier_worker.py`.
 
 Whose code it is decides what it may. An answer's program is nobody's: each row has a process of its
 own, which can write to its temporary folder alone (Linux 5.13 and newer) and sees nothing of the
@@ -64,7 +64,7 @@ def cannot_start(name: str, error: StartError) -> UsageError:
     """The machine's fault, and no answer's: nothing is scored."""
     return UsageError(
         f"{name} could not start the process that it judges in: {error}",
-        "See whether the machine is short of memory or processes.",
+        "see whether the machine is short of memory or processes",
     )
 
 
@@ -168,7 +168,7 @@ class SchemaVerifier:
             if outcome.error:
                 raise RecipeError(
                     f"the schema {self.path} cannot be applied: {outcome.error}",
-                    "Nothing is fetched for it.",
+                    "nothing is fetched for it",
                 )
             judged.add(float(outcome.result is True), outcome.stopped)
         return judged.scores()
@@ -190,12 +190,12 @@ def _read_schema(name: str, path: Path) -> Any:
 
     if not path.is_file():
         raise RecipeError(
-            f"{name}: there is no file {path}", "The path is taken from the working directory."
+            f"{name}: there is no file {path}", "the path is taken from the working directory"
         )
     schema = read_json(path.read_bytes().decode(errors="surrogateescape"))
     if not isinstance(schema, dict | bool):
         raise RecipeError(
-            f"{name}: {path} is no JSON schema", "Write a JSON object, with no key twice."
+            f"{name}: {path} is no JSON schema", "write a JSON object, with no key twice"
         )
     kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
     try:
@@ -203,13 +203,13 @@ def _read_schema(name: str, path: Path) -> Any:
     except jsonschema.SchemaError as error:
         where = "/".join(map(str, error.absolute_path))
         raise RecipeError(
-            f"{name}: {path} is no JSON schema: {where}: {error.message}", "See json-schema.org."
+            f"{name}: {path} is no JSON schema: {where}: {error.message}", "see json-schema.org"
         ) from error
     missing = [reference for reference in _references(schema) if not _is_there(schema, reference)]
     if missing:
         raise RecipeError(
             f"{name}: {path} refers to {missing[0]!r}, which is not in it",
-            "Nothing is fetched; copy it into the file.",
+            "nothing is fetched; copy it into the file",
         )
     return schema
 
@@ -249,8 +249,8 @@ def _is_there(schema: Any, reference: str) -> bool:
 
 
 class FunctionVerifier:
-    """A user's function, called once for each row in a worker that is kept; made anew after a row
-    that was stopped.
+    """A user's function, called once for each row in a worker that is kept; a row that was stopped
+    costs a new worker.
 
     What it keeps in variables between rows is lost then, so a score should not hang on it. `range`
     is what the card says; without one, a row that was stopped gets 0.
@@ -263,7 +263,7 @@ class FunctionVerifier:
         self._path, self._function = path.resolve(), function
         if not path.is_file():
             raise RecipeError(
-                f"{name}: there is no file {path}", "The path is taken from the working directory."
+                f"{name}: there is no file {path}", "the path is taken from the working directory"
             )
         self._hash = content_hash(path)
         setup = {"path": str(self._path), "function": function}
@@ -315,21 +315,21 @@ class FunctionVerifier:
             )
             raise DataError(
                 f"row {number}: {self.name} raised {outcome.error}",
-                "Make the function give a score to every answer; this one was "
+                "make the function give a score to every answer; this one was "
                 f"{completion[:60]!r}.{network}",
             )
         if "shown" in outcome.result:
             raise DataError(
                 f"row {number}: {self.name} returned {outcome.result['shown']}, which is no "
                 "finite number",
-                "Return a float; higher is better.",
+                "return a float; higher is better",
             )
         value = float(outcome.result["value"])
         if not self.range[0] <= value <= self.range[1]:
             raise DataError(
                 f"row {number}: {self.name} returned {value:g}, which is not from "
                 f"{self.range[0]:g} to {self.range[1]:g}",
-                "That is the `range` on its card; change the one or the other.",
+                "that is the `range` on its card; change the one or the other",
             )
         return value
 
@@ -424,12 +424,12 @@ class TestsVerifier:
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             raise DataError(
                 f"row {row}: the right answer is no Python code: {error}",
-                "For `verifier:tests` it holds the tests.",
+                "for `verifier:tests` it holds the tests",
             ) from error
         if not total:
             raise DataError(
                 f"row {row}: the right answer holds no test: {reference[:60]!r}",
-                "Write `assert` statements, or functions whose names begin with test_.",
+                "write `assert` statements, or functions whose names begin with test_",
             )
         return total
 

@@ -38,7 +38,7 @@ class ToyScorer:
             raise DataError(
                 f"the toy gold score knows the toy world's prompts only; {len(problems)} of "
                 f"{len(prompts)} rows are others",
-                "Use a `verifier:...` for your own data.",
+                "use a `verifier:...` for your own data",
                 problems[:10],
             )
         return Scores(scores)

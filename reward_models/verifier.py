@@ -26,8 +26,8 @@ not looked at.
 
 Numbers. The number of a text is the one after its last answer mark (`#### 42`, `A: 42`, `Answer:
 42`, `answer is 42`, `\\boxed{42}`), else the last number in it. Read are signs (a minus sign
-between two numbers, as in `7-2`, is no sign; one that is followed by blanks, as in `- 3`, is a sign
-only behind an answer mark in its line or at the start of the text), decimals, exponents and
+between two numbers, as in `7-2`, is not a sign; one that is followed by blanks, as in `- 3`, is a
+sign only behind an answer mark in its line or at the start of the text), decimals, exponents and
 thousands separators (`1,234.50`); currency signs, units and percent signs around the number are
 passed over, so `50%` equals `50`. Not read: number words, fractions (`1/2` ends in the number 2),
 decimal commas. Two numbers are equal when they differ by at most `TOLERANCE` times the reference,
@@ -73,7 +73,7 @@ _MARKED = re.compile(
 
 
 def same_text(text: str) -> str:
-    """A text with its blanks normalised, for comparing."""
+    """A text with its blanks normalized, for comparing."""
     return " ".join(text.split())
 
 
@@ -136,9 +136,9 @@ class NumberVerifier:
         for row, (target, reference) in enumerate(zip(targets, right), start=1):
             if target is None:
                 raise DataError(
-                    f"row {row}: {self.name} finds no number in the right answer "
+                    f"row {row}: {self.name} cannot find a number in the right answer "
                     f"{reference[:60]!r}",
-                    "Use `verifier:exact` for answers that are words.",
+                    "use `verifier:exact` for answers that are words",
                 )
         return Scores(
             float(_equal(number_in(answer), target)) for answer, target in zip(completions, targets)
@@ -180,7 +180,7 @@ class JsonVerifier:
                 raise DataError(
                     f"row {row}: {self.name} finds no JSON in the right answer "
                     f"{str(references[row - 1])[:60]!r}",
-                    "Give JSON, or no `answer` at all where any JSON will do.",
+                    "give JSON, or no `answer` at all where any JSON will do",
                 )
         return Scores(
             _json_score(read_answer(answer), target) for answer, target in zip(completions, targets)
@@ -221,7 +221,7 @@ def make(card: Card) -> Scorer:
         raise RecipeError(
             f"the card {name} says a range from {card.range[0]:g} to {card.range[1]:g}, and "
             f"verifier:{argument} has 0 to 1",
-            "Drop `range`; it is for functions of your own.",
+            "drop `range`; it is for functions of your own",
         )
     return scorer
 
@@ -244,7 +244,7 @@ def _make_ready(name: str, kind: str, written: dict[str, str]) -> Scorer:
     close = closest(kind, READY)
     raise RecipeError(
         f"there is no verifier {kind!r}" + (f"; did you mean {close!r}?" if close else ""),
-        f"Write verifier: and one of {', '.join(READY)}, or verifier:path/to/file.py:function.",
+        f"write verifier: and one of {', '.join(READY)}, or verifier:path/to/file.py:function",
     )
 
 
@@ -256,12 +256,12 @@ def _make_regex(name: str, text: str) -> RegexVerifier:
         pattern = re.compile(text)
     except (re.error, OverflowError, RecursionError) as error:
         raise RecipeError(
-            f"verifier:regex={text} is no regular expression: {error}", "Python's `re` syntax."
+            f"verifier:regex={text} is not a regular expression: {error}", "Python's `re` syntax"
         ) from error
     if not text or pattern.groups > 1:
         raise RecipeError(
             f"verifier:regex={text} needs a pattern with at most one group, found "
             f"{pattern.groups} groups",
-            "Use (?:...) for groups that are not the answer.",
+            "use (?:...) for groups that are not the answer",
         )
     return RegexVerifier(name, pattern, Options())

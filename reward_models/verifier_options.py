@@ -46,7 +46,7 @@ def split_options(text: str) -> tuple[str, dict[str, str]]:
     while match := _WRITTEN.search(text):
         if match[1] in found:
             raise RecipeError(
-                f"the option {match[1]} stands twice behind a verifier", "Write it once."
+                f"the option {match[1]} stands twice behind a verifier", "write it once"
             )
         found[match[1]] = match[2]
         text = text[: match.start()]
@@ -68,7 +68,7 @@ def read_options(name: str, written: dict[str, str], allowed: tuple[str, ...]) -
 
 def _value(name: str, key: str, value: str) -> float | int | bool:
     pattern, words = RULES[key]
-    bad = RecipeError(f"{name}: the option {key} is {value!r}", f"Write {words}.")
+    bad = RecipeError(f"{name}: the option {key} is {value!r}", f"write {words}")
     if not re.fullmatch(pattern, value):
         raise bad
     if key == "network":

@@ -185,7 +185,7 @@ class _Interpreter:
         self._importers = dict(sys.path_importer_cache)
 
     def restore(self) -> None:
-        """As it was; unittest will be loaded anew, and nothing of the program's watches what runs
+        """As it was; unittest will be loaded again, and nothing of the program's watches what runs
         from here on."""
         built_in = vars(builtins)
         built_in.clear()
@@ -200,7 +200,7 @@ class _Interpreter:
 
 class _Beneath(dict[str, Any]):
     """Stands in for the builtins of the tests: the real ones, and the program's names where there
-    is no builtin.
+    is not a builtin.
 
     The tests' own names come first, as everywhere. The program's are looked up at the time, so that
     tests see what its functions change; a function that tests call cannot put a name over a

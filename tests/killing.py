@@ -24,8 +24,8 @@ Place = tuple[str, str, bool]
 after it)."""
 
 MOMENTS: dict[str, Place] = {
-    "while rows are tokenised": ("aligner.tokenization.dataset", "_write", True),
-    "before the tokenised rows have their books": ("aligner.tokenization.dataset", "_write", False),
+    "while rows are tokenized": ("aligner.tokenization.dataset", "_write", True),
+    "before the tokenized rows have their books": ("aligner.tokenization.dataset", "_write", False),
     "while the model is loaded": ("aligner.methods.{method}.train", "load_policy", True),
     "while the reference is computed": ("aligner.training.reference", "_save", True),
     "while rewards are kept": ("aligner.methods.dpo.reward_distillation", "write_atomically", True),

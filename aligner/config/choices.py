@@ -11,7 +11,7 @@ LOSSES: dict[str, str] = {
     "hinge": "SLiC's hinge on the margin (arXiv 2305.10425)",
     "ipo": "IPO, a squared loss that bounds the margin (arXiv 2310.12036), on log-ratios per "
     "token; "
-    "beta is its regularisation",
+    "beta is its regularization",
     "ipo_sum": "IPO as printed, on log-ratios summed over the answer",
     "robust": "robust DPO for labels flipped at a known rate (arXiv 2403.00409)",
     "exo_pair": "EXO, reverse KL on the pair (arXiv 2402.00856); needs `label_smoothing`",

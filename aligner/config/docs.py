@@ -232,7 +232,7 @@ def _trainer() -> str:
         "optimizers and schedulers (`optim_args`, `lr_scheduler_kwargs`), and the packages that a "
         "key needs are checked\n"
         "too, also before anything is loaded; what only the device knows is tried before rows are "
-        "tokenised.\n"
+        "tokenized.\n"
     )
     first = ["| Field | Instead |", "| --- | --- |", *rows]
     return "\n".join([head, *first, bounds, "| Field | Number |", "| --- | --- |", *ranges])

@@ -111,7 +111,7 @@ ADAPTERS = (
 DATA = (
     Flag("data", "data.train", "File, folder, glob or hub id of training rows; may be repeated."),
     Flag("dataset_name", "data.train", "The same as --data."),
-    Flag("dataset_config", "data.train.subset", "Configuration of a hub data set."),
+    Flag("dataset_config", "data.train.subset", "Configuration of a hub dataset."),
     Flag("dataset_train_split", "data.train.split", "Split to train on."),
     Flag(
         "dataset_test_split",
@@ -197,11 +197,11 @@ RUN = (
     Flag("config", "", "The recipe; the same as naming it without a flag. Short: -c."),
     Flag("output", "output_dir", "The run directory. Short: -o."),
     Flag("output_dir", "output_dir", "The same as --output."),
-    Flag("seed", "seed", "Seed of sampling, shuffling and initialisation."),
+    Flag("seed", "seed", "Seed of sampling, shuffling and initialization."),
     Flag(
         "resume_from_checkpoint",
         "",
-        "true: go on from the last complete checkpoint, as --resume does.",
+        "true: continue from the last complete checkpoint, as --resume does.",
     ),
     Flag(
         "dataset_num_proc",

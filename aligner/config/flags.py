@@ -37,7 +37,7 @@ class Arguments:
     flag as typed).
 
     `options` holds the command's own switches (`resume`, `dry_run`, ...); `notes` are things the
-    user should be told.
+    user should know.
     """
 
     ref: str | None = None
@@ -268,7 +268,7 @@ class _Parser:
     def _unknown(self, name: str, typed: str) -> None:
         place = place_of(self.recipe_class, name)
         if place:
-            self._complain(typed, "is no flag", place)
+            self._complain(typed, "is not a flag", place)
             return
         near = hints.closest(name, _all_names(self.method))
         keys = [

@@ -89,7 +89,8 @@ def _loss_exists(view: View) -> Findings:
 
 
 def _meant_loss(name: str, known: Iterable[str]) -> str:
-    """Say what a name that is no objective's is called here, what it is, or which one is near."""
+    """Say what a name that is not an objective's is called here, what it is, or which one is
+    near."""
     if explained := NO_LOSSES_OF_PAIRS.get(name.lower()):
         return explained
     other = OTHER_LOSS_NAMES.get(name.lower())

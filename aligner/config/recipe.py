@@ -120,11 +120,11 @@ class Source(Section):
     path: str
     """A file (.jsonl, .json, .parquet, .csv, each also .gz), a folder, a glob, or a hub id."""
     split: str = "train"
-    """Split of a hub data set, or of a folder laid out by split."""
+    """Split of a hub dataset, or of a folder laid out by split."""
     subset: str | None = None
-    """Configuration of a hub data set."""
+    """Configuration of a hub dataset."""
     revision: str | None = None
-    """Revision of a hub data set."""
+    """Revision of a hub dataset."""
     format: Format = "auto"
     """Form of the rows. `auto` detects it and prints what it found."""
     columns: dict[str, str] = {}
@@ -256,7 +256,7 @@ class Data(Section):
     deduplicate: bool = False
     """Remove exact duplicates, after mapping and before the split."""
     mosaic: Mosaic | None = None
-    """Only `sft`: train on mosaics of the rows instead, drawn anew for each epoch, as `aligner
+    """Only `sft`: train on mosaics of the rows instead, new ones for each epoch, as `aligner
     mosaic` would write them."""
 
 
@@ -529,7 +529,7 @@ class Discover(Section):
     seeds: int = Field(3, ge=1, le=1000)
     """Trainings for each objective; the fitness is their mean."""
     beta: Strength = 0.05
-    """Beta of every training; the language model is told it."""
+    """Beta of every training run; the language model is given it too."""
     start: list[str] = ["sigmoid", "hinge", "ipo_sum", "kto_pair"]
     """Objectives that are measured first and shown to the language model. The default are the
     paper's four."""
@@ -622,7 +622,7 @@ class Recipe(Section):
     output_dir: str
     """The run directory. Left out: `runs/`, named after the recipe or the model."""
     seed: int = Field(42, ge=0, le=2**32 - 1)
-    """Seed of sampling, shuffling and initialisation."""
+    """Seed of sampling, shuffling and initialization."""
 
 
 class TrainRecipe(Recipe):

@@ -2,7 +2,7 @@
 that fail are reported.
 
 A rule reads values through a `View`, which fills in the schema's defaults. A key that is already
-known to be wrong makes the rules that read it stand aside, so that one mistake is told once. Here
+known to be wrong makes the rules that read it stand aside: one mistake is reported once. Here
 stand the rules of every training recipe.
 """
 

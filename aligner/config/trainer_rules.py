@@ -262,7 +262,7 @@ def _best_is_known(view: View) -> Findings:
         )
         if (save < 1) != (evaluate < 1) or not _is_multiple(save, evaluate):
             message = (
-                f"is {save:g}, which is no multiple of `eval_steps` ({evaluate:g}); the best "
+                f"is {save:g}, which is not a multiple of `eval_steps` ({evaluate:g}); the best "
                 "checkpoint must exist"
             )
             yield finding("trainer.save_steps", message, "give both the same value")

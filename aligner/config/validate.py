@@ -2,7 +2,7 @@
 it, not the first.
 
 pydantic decides what is valid; this module turns what it says into sentences about the user's file.
-Values are checked strictly: a quoted number is a text, and `yes` is no boolean.
+Values are checked strictly: a quoted number is a text, and `yes` is not a boolean.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def build(
 
 
 def _clean(loc: tuple[str | int, ...], kind: str, values: Any) -> KeyPath:
-    """pydantic's location without the names of union members, which are no keys of anybody's
+    """pydantic's location without the names of union members, which are not keys of anybody's
     file."""
     path: list[str | int] = []
     here = values

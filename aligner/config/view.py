@@ -44,7 +44,7 @@ class View:
             and section is None
             and any(b[: len(path)] == path for b in self._broken)
         ):
-            raise StandAside  # one of its items is no number, say
+            raise StandAside  # one of its items is not a number, say
         return here
 
     def unless_broken(self, key: str) -> Any:

@@ -112,7 +112,7 @@ class _Loader(yaml.SafeLoader):
         try:
             return self.construct_scalar(node).encode("utf-16", "surrogatepass").decode("utf-16")
         except UnicodeDecodeError:
-            problem = "half a surrogate pair, which is no character"
+            problem = "half a surrogate pair, which is not a character"
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from None
 
     def _scalar(self, node: yaml.ScalarNode) -> Any:
@@ -192,7 +192,7 @@ def read_document(text: str, name: str, kind: str = "a recipe") -> Document:
         hint = (
             "`aligner recipes show tiny/sft` prints one to start from"
             if kind == "a recipe"
-            else "mend the file"
+            else "fix the file"
         )
         raise RecipeError(f"{name} is not {kind}", hint, [problem])
     return document

@@ -2,5 +2,5 @@
 it.
 
 Start at `load_rows`, which takes the `data:` section of a recipe. Imports no torch; `datasets` and
-`pyarrow` are loaded only where a hub data set or a Parquet file is read.
+`pyarrow` are loaded only where a hub dataset or a Parquet file is read.
 """

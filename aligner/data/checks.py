@@ -25,7 +25,7 @@ def kind(value: Any) -> str:
 
 
 def text(value: Any, name: str, *, allow_empty: bool = False) -> str:
-    """The value as a string that can be tokenised, or the reason why not."""
+    """The value as a string that can be tokenized, or the reason why not."""
     if not isinstance(value, str):
         raise BadRow(f"{name} is {kind(value)}, not text")
     if not allow_empty and not value.strip():

@@ -142,7 +142,7 @@ def check_columns(
         if task != "prompts" and target not in known:
             near = difflib.get_close_matches(target, known, n=1)
             raise DataError(
-                f"{source.path}: columns: {target!r} is no name that a form uses (the target "
+                f"{source.path}: columns: {target!r} is not a name that a form uses (the target "
                 "comes first)",
                 f"did you mean `{near[0]}`?" if near else f"names in use: {', '.join(known)}",
             )

@@ -1,6 +1,6 @@
 """The books: what became of every row and token between a source and the trained token.
 
-`load_rows` fills one `SourceLedger` per source and the `rows_in` of each split; tokenisation and
+`load_rows` fills one `SourceLedger` per source and the `rows_in` of each split; tokenization and
 packing add to the splits through `ledger.split(name).count(...)`. `check()` asserts that nothing
 went missing: an imbalance is a mistake of ours, never of the user's. The whole is plain dataclasses
 and goes to `data.json` with `to_json()`, and to the screen and the report with `table()`.
@@ -90,7 +90,7 @@ class SourceLedger:
         return [
             f"{self.path}: the column `{name}` says something in {rows.format(filled)} and is not "
             "used. If it belongs to the "
-            "conversation, map it with `columns:`."
+            "conversation, map it with `columns:`"
             for name, filled in self.unused_parts.items()
         ]
 
@@ -134,7 +134,7 @@ class SplitLedger:
     made_of: str = ""
     """What was made of what, in a few words."""
     rows: int = 0
-    """Rows that were tokenised and kept."""
+    """Rows that were tokenized and kept."""
     too_long_dropped: int = 0
     unusable: int = 0
     """Rows that could not become a trained sequence, or had nothing left to train once cut; the
@@ -210,7 +210,7 @@ class SplitLedger:
             self.control_tokens[mark] = self.control_tokens.get(mark, 0) + times
 
     def check(self, name: str) -> None:
-        """Assert that, once tokenised, rows and tokens add up."""
+        """Assert that, once tokenized, rows and tokens add up."""
         dropped = self.too_long_dropped + self.unusable
         if not self.rows and not dropped:
             return

@@ -1,4 +1,4 @@
-"""Where rows come from: a file, a folder, a glob or a hub data set, found by the shape of `path`.
+"""Where rows come from: a file, a folder, a glob or a hub dataset, found by the shape of `path`.
 
 A path that exists is local. A folder is either laid out by split (`train.jsonl`,
 `data/train-00000-of-00002.parquet`, `train/part.jsonl`), of which the wanted split is read, or
@@ -37,7 +37,7 @@ RawRows = Iterator[tuple[str, Any]]
 def open_source(source: Source, files: list[FileRecord], nulls: Nulls | None = None) -> RawRows:
     """The raw rows of a source; each file is recorded in `files` before its first row.
 
-    `nulls` counts the nulls in nested columns of Parquet, Arrow and hub data sets that were taken
+    `nulls` counts the nulls in nested columns of Parquet, Arrow and hub datasets that were taken
     as absent keys.
     """
     nulls = nulls or Nulls()
@@ -107,7 +107,7 @@ def _glob_files(source: Source) -> list[Path]:
     )
     files = [path for path in found if path.is_file() and kind_of_file(path)]
     if not files:
-        matched = f"; it matches {found[0]}, which is no file of a known kind" if found else ""
+        matched = f"; it matches {found[0]}, which is not a file of a known kind" if found else ""
         raise DataError(f"no file matches {source.path}{matched}", f"known are {_known_kinds()}")
     return files
 
@@ -123,7 +123,7 @@ def _saved_rows(paths: list[Path], files: list[FileRecord], nulls: Nulls) -> Raw
         rows = load_from_disk(str(folder))
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise DataError(
-            f"{folder} is broken as a saved data set: {error}", "write or copy it again"
+            f"{folder} is broken as a saved dataset: {error}", "write or copy it again"
         ) from error
     for number, row in enumerate(_decoded(rows, nulls), start=1):
         yield f"{folder}:{number}", row
@@ -137,11 +137,11 @@ def _decoded(dataset: Any, nulls: Nulls) -> Iterator[Any]:
 
 
 def _saved_folder(folder: Path, source: Source) -> Path | None:
-    """The folder of a data set that `save_to_disk` wrote: this one, or that of the wanted split in
+    """The folder of a dataset that `save_to_disk` wrote: this one, or that of the wanted split in
     it."""
     if (folder / "state.json").is_file():
         if source.split != "train":
-            raise DataError(f"{source.path} holds one data set and no splits", "remove `split`")
+            raise DataError(f"{source.path} holds one dataset and no splits", "remove `split`")
         return folder
     if not (folder / "dataset_dict.json").is_file():
         return None
@@ -246,7 +246,7 @@ def _near_names(path: Path) -> str:
 
 
 def _hub_rows(source: Source, files: list[FileRecord], nulls: Nulls) -> RawRows:
-    """Rows of a hub data set. Its fingerprint is taken over the rows, since its files are not at
+    """Rows of a hub dataset. Its fingerprint is taken over the rows, since its files are not at
     hand."""
     dataset = _load_hub(source)
     name = f"{source.path}[{source.split}]"
@@ -296,7 +296,7 @@ def _refuse_unreachable_hub(source: Source) -> None:
             f"{source.path} is not a local path, and the hub cannot be reached ({error.strerror})",
             near
             if near.startswith("did you mean")
-            else "HF_HUB_OFFLINE=1 uses data sets that are in the cache",
+            else "HF_HUB_OFFLINE=1 uses datasets that are in the cache",
         ) from error
 
 
@@ -305,7 +305,7 @@ def _hub_error(source: Source, error: Exception) -> DataError:
     if isinstance(error, OSError):
         near = _near_names(Path(source.path))
         return DataError(
-            f"{source.path} is neither a local path nor a data set that can be reached on the hub "
+            f"{source.path} is neither a local path nor a dataset that can be reached on the hub "
             f"({told})",
             near
             if near.startswith("did you mean")

@@ -3,7 +3,7 @@ word being said.
 
 A question beside `chosen` and `rejected` is refused, since without it the answers' common beginning
 would become the prompt; so are images and sounds, whose answers would be trained without them.
-Whatever else looks like a part of the conversation is left to the user, who is told in how many
+Whatever else looks like a part of the conversation is left to the user, with a note in how many
 rows it is filled in.
 """
 
@@ -54,7 +54,7 @@ Row = Mapping[str, Any]
 
 
 def refuse_stray_question(head: Sequence[Row], source: Source, form: str) -> None:
-    """Raise DataError for pairs without a prompt beside which a question stands that is no part of
+    """Raise DataError for pairs without a prompt beside which a question stands that is not part of
     them."""
     if form != "preference" or source.format != "auto" or any(row.get("prompt") for row in head):
         return

@@ -3,8 +3,8 @@
 
 The arguments become an object. OpenAI's wire form has them as JSON text, which some templates would
 encode a second time and others refuse; which of the two a template wants is for
-`aligner.tokenization.chat_template` to find out. What is no call raises `BadRow` with the turn and
-the call.
+`aligner.tokenization.chat_template` to find out. What is not a call raises `BadRow` with the turn
+and the call.
 """
 
 from __future__ import annotations

@@ -250,7 +250,7 @@ def check_verifiers() -> Iterator[Check]:
 
 
 def check_hub() -> Iterator[Check]:
-    """Whether models and data sets can be fetched."""
+    """Whether models and datasets can be fetched."""
     import urllib.error
     import urllib.request
 

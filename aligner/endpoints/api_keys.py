@@ -59,9 +59,9 @@ def read_secret(
 ) -> Secret:
     """Read the key for a server.
 
-    Raises: RecipeError when `variable` is no name of a variable, or the address holds a password.
-    UsageError when the variable is not set and the server is elsewhere, or holds what cannot be a
-    key.
+    Raises: RecipeError when `variable` is not a name of a variable, or the address holds a
+    password. UsageError when the variable is not set and the server is elsewhere, or holds what
+    cannot be a key.
     """
     if not VARIABLE.fullmatch(variable):
         raise RecipeError(

@@ -45,7 +45,7 @@ class Prices:
 class Guard(Wrapper):
     """Sends a request on only while the budget lasts and the server is not known to refuse.
 
-    `spent` goes on from an earlier start; `on_call` is told of each request before it is sent.
+    `spent` continues from an earlier start; `on_call` gets each request before it is sent.
     `minutes` count from the making of the guard, by `clock` (seconds).
     """
 

@@ -57,7 +57,7 @@ ADD_REPLY = (
 
 
 class Store:
-    """The file. `run` names the accounts to go on with; without one nothing is kept but replies."""
+    """The file. `run` names the accounts to continue; without one nothing is kept but replies."""
 
     def __init__(self, path: Path, run: str = "") -> None:
         """Open the file, or make it. Raises: UsageError when it cannot be opened or is something

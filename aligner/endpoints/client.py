@@ -113,7 +113,7 @@ def open_client(
     `local` one.
 
     `cache`: the SQLite file of replies. `run`: under this name the accounts of the budget are kept
-    in it, and gone on with after a resume; `spent` gives them instead. `backend` takes the place of
+    in it, and continued after a resume; `spent` gives them instead. `backend` takes the place of
     the section's own.
 
     Raises: RecipeError or UsageError when the section cannot be used, DataError for a script that

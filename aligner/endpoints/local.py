@@ -56,7 +56,7 @@ class _Waiting:
 
 class LocalBackend(Backend):
     """A model and its tokenizer; one batch is decoded at a time, in a thread, so the event loop
-    goes on."""
+    keeps running."""
 
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, batch_size: int = 8
@@ -64,7 +64,7 @@ class LocalBackend(Backend):
         self._model = model
         self._tokenizer = tokenizer
         self._raw_tokenizer = copy.copy(tokenizer)
-        self._raw_tokenizer.chat_template = None  # a text to be continued is no message
+        self._raw_tokenizer.chat_template = None  # a text to be continued is not a message
         self._batch_size = batch_size
         self._waiting: list[_Waiting] = []
         self._worker: asyncio.Task[None] | None = None

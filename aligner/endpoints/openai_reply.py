@@ -3,7 +3,7 @@ server, and what does not.
 
 An empty answer is an answer (text ""): whether it is one worth keeping is for whoever asked. A
 filtered or refused one is a data failure; one without any `choices`, or with something else than
-text in it, is no reply.
+text in it, is not a reply.
 """
 
 from __future__ import annotations

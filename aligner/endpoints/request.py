@@ -84,7 +84,7 @@ class LLMError(EndpointError):
 
     `kind`: "fatal" (the server refuses: key, model, parameters), "content_filter" and
     "context_length" (this request alone is at fault: see `data_failure`), "unavailable" (no answer,
-    or 408, 409, 429, 5xx, after all retries), "bad_reply" (an answer that is no reply), "budget"
+    or 408, 409, 429, 5xx, after all retries), "bad_reply" (an answer that is not a reply), "budget"
     (not sent). `status`: the HTTP status, where there was one. `attempts`: how often it was sent.
     `retryable`: asking again later may help.
     """
@@ -112,7 +112,7 @@ class LLMError(EndpointError):
     @property
     def data_failure(self) -> bool:
         """Whether the request itself cannot be answered: a builder drops the row, counts it and
-        goes on."""
+        continues."""
         return self.kind in DATA_FAILURES
 
 

@@ -87,7 +87,7 @@ class ScriptedBackend(Backend):
 def read_script(path: Path) -> list[Reply]:
     """Read a JSONL file of {"reply": "..."}, in the order of the requests.
 
-    Raises: RecipeError when there is no such file; DataError naming the line that is no reply.
+    Raises: RecipeError when there is no such file; DataError naming the line that is not a reply.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()

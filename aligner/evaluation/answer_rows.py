@@ -135,7 +135,7 @@ def _answers(row: Row, number: int) -> list[Answer]:
     assert isinstance(row, TextRow), row
     raise DataError(
         f"{row.origin}: plain text answers no prompt",
-        "Name the columns: --column prompt=... --column completion=...",
+        "name the columns: --column prompt=... --column completion=...",
     )
 
 
@@ -146,7 +146,7 @@ def _last_turn(
         return Answer(prompt, answer, reference, number)
     if answer[-1].get("tool_calls") and not answer[-1]["content"]:
         raise DataError(
-            f"{origin}: the answer is a call of a tool, without text to score", "Leave the row out."
+            f"{origin}: the answer is a call of a tool, without text to score", "leave the row out"
         )
     before = answer[:-1]
     asked = [*as_turns(prompt, "user"), *before] if before else prompt
@@ -160,7 +160,7 @@ def _reference(value: Any, origin: str) -> str | None:
         return str(value)
     raise DataError(
         f"{origin}: answer is {type(value).__name__}, not text",
-        "The column `answer` holds the right answer.",
+        "the column `answer` holds the right answer",
     )
 
 
@@ -168,12 +168,12 @@ def _texts(row: PromptRow) -> list[str]:
     name = next((name for name in LISTS if row.extra.get(name) is not None), None)
     if name is None:
         raise DataError(
-            f"{row.origin}: there is neither `completions` nor `responses`", "Leave the row out."
+            f"{row.origin}: there is neither `completions` nor `responses`", "leave the row out"
         )
     held = row.extra[name]
     if not isinstance(held, list) or not held:
         raise DataError(
-            f"{row.origin}: {name} is no list of answers, or an empty one", "Leave the row out."
+            f"{row.origin}: {name} is not a list of answers, or an empty one", "leave the row out"
         )
     texts = [item.get("text") if isinstance(item, Mapping) else item for item in held]
     try:
@@ -183,7 +183,7 @@ def _texts(row: PromptRow) -> list[str]:
         ]
     except BadRow as bad:
         raise DataError(
-            f"{row.origin}: {bad}", 'Each answer is a string, or an object with "text".'
+            f"{row.origin}: {bad}", 'each answer is a string, or an object with "text"'
         ) from bad
 
 
@@ -207,8 +207,8 @@ def refuse_taken_columns(source: Source, form: Form, prefix: str) -> None:
         if taken:
             raise DataError(
                 f"{origin} has a column `{taken[0]}` already, and nothing is overwritten",
-                "Name the new ones otherwise: --prefix new_ adds "
-                f"`new_{taken[0].removeprefix(prefix)}`.",
+                "name the new ones otherwise: --prefix new_ adds "
+                f"`new_{taken[0].removeprefix(prefix)}`",
             )
 
 

@@ -31,7 +31,7 @@ def trained_on(spec: str, digests: Collection[str]) -> list[str]:
 
 
 def _parents(manifest: Path) -> list[dict[str, Any]]:
-    """The data files in a manifest; what is no manifest of ours has none."""
+    """The data files in a manifest; what is not a manifest of ours has none."""
     try:
         parents = json.loads(manifest.read_text(encoding="utf-8"))["parents"]
         return [parent for parent in parents if parent["kind"] == "data"]

@@ -54,7 +54,7 @@ def evaluate(
 
     `reference` is for preferences: another model, or `adapter_off` for the base under the adapter
     of `model`. `scorer` and `sampling` are for prompts; answers are greedy where `sampling` is
-    absent. `journals` opens the journal of a name, for the same call to go on with after a kill
+    absent. `journals` opens the journal of a name, for the same call to resume after a kill
     (`aligner.runs.partial_output`); that it is the same call is for whoever opens it to say.
 
     Raises: UsageError when there are no rows; DataError naming a row that cannot be used.

@@ -97,7 +97,7 @@ def likelihoods(
     """Return the likelihood of each sequence, in their order; batches go from the longest to the
     shortest.
 
-    `journal`: where each batch is kept, so that the same call goes on after a kill.
+    `journal`: where each batch is kept, so that the same call resumes after a kill.
 
     Raises: DataError naming a row that is longer than the positions of the model.
     """

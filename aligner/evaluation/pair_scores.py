@@ -118,7 +118,7 @@ def _text(answer: str | Messages, origin: str) -> str:
     if len(turns) != 1:
         raise DataError(
             f"{origin}: an answer has {len(turns)} turns, and a scorer reads the text of one",
-            "Put the turns that both answers share into the prompt, or leave the row out.",
+            "put the turns that both answers share into the prompt, or leave the row out",
         )
     return str(turns[0]["content"])
 
@@ -169,7 +169,7 @@ def judge(
 ) -> Judged:
     """Ask the scorer about every pair. `at_once=None` asks in one call, for scores that depend on
     what else is scored (`reward_models.ensemble.scored_together`). `journal` keeps what was said,
-    call by call, so that it goes on after a kill."""
+    call by call, so that it resumes after a kill."""
     journal = journal or Journal(None)
     if isinstance(scorer, Comparer):
         return _compare(scorer, pairs, on_progress, at_once, journal)
@@ -295,6 +295,6 @@ def _no_verdict(name: str, pairs: Sequence[Pair], silent: dict[int, str]) -> Dat
     return DataError(
         f"{name} gave no verdict on {len(silent):,} of {len(pairs):,} pairs; those on the others "
         "are kept",
-        "The same command asks about these pairs again; or leave their rows out.",
+        "the same command asks about these pairs again; or leave their rows out",
         problems[:LISTED],
     )

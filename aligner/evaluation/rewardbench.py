@@ -6,7 +6,7 @@ subsets weighted by their rows, and the overall score the plain mean of the four
 together.
 
 The weights are checked against the rows: a file with other rows than the benchmark's 2,985 (some
-filtered out, a sample, two subsets exchanged) gets no number, since it would be compared with
+filtered out, a sample, two subsets exchanged) gets no score, since it would be compared with
 published ones. Published scripts have exchanged the weights of the two `xstest` subsets (154 and
 250 here and in the benchmark), which moves Safety.
 
@@ -100,7 +100,8 @@ def problems(counts: Mapping[str, int]) -> list[str]:
     ]
     strange = sorted(set(counts) - set(SUBSETS))
     found += [
-        f"`{subset}` ({counts[subset]:,} rows) is no subset of the benchmark" for subset in strange
+        f"`{subset}` ({counts[subset]:,} rows) is not a subset of the benchmark"
+        for subset in strange
     ]
     return found
 
@@ -116,7 +117,7 @@ def aggregate(subsets: Sequence[str], wins: Sequence[float]) -> RewardBench:
     if wrong:
         raise DataError(
             "the rows are not those of RewardBench, whose average would mean nothing",
-            "Evaluate the whole split `filtered`, with nothing dropped and no --max-rows.",
+            "evaluate the whole split `filtered`, with nothing dropped and no --max-rows",
             [Problem(text) for text in wrong],
         )
     place = {subset: index for index, subset in enumerate(SUBSETS)}

@@ -61,7 +61,7 @@ class ScoreStore(Unfinished):
                     raise ValueError(f"a part of {len(part)} answers")
             except (ValueError, TypeError, KeyError, AttributeError) as error:
                 raise DataError(
-                    f"{path}:{number} is no score", "Begin again with --overwrite."
+                    f"{path}:{number} is not a score", "start again with --overwrite"
                 ) from error
             self.done.update(part)
             part = {}

@@ -142,8 +142,8 @@ def _no_score(name: str, rows: AnswerRows, failed: dict[int, str]) -> DataError:
     return DataError(
         f"{name} gave no score for {len(failed):,} of {len(rows.answers):,} answers; the others "
         "are scored",
-        "The same command asks for these again (with --output, add --resume); --keep-failed "
-        "writes them without a score.",
+        "the same command asks for these again (with --output, add --resume); --keep-failed "
+        "writes them without a score",
         problems,
     )
 

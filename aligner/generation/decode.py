@@ -122,7 +122,7 @@ def generate(
 
     `streams`: a number for each prompt, from which its random numbers follow (its place by
     default), for answers that do not depend on which prompts are asked together. `journal`: where
-    the answers of each batch are kept, so that the same call goes on after a kill.
+    the answers of each batch are kept, so that the same call resumes after a kill.
 
     Raises: DataError when a prompt leaves no room for an answer within the positions that the model
     has.

@@ -276,7 +276,7 @@ def count_gpus() -> int:
 
 
 def _visible_entries(visible: str) -> list[str]:
-    """CUDA reads the list up to the first entry that is no device."""
+    """CUDA reads the list up to the first entry that is not a device."""
     entries = []
     for entry in visible.split(","):
         if entry.strip() in ("", "-1"):
@@ -314,8 +314,8 @@ def use_one_gpu() -> str | None:
     first = _visible_entries(visible)[0] if visible else "0"
     os.environ["CUDA_VISIBLE_DEVICES"] = first
     return (
-        f"This machine has {gpus} GPUs and one process uses one (GPU {first}); --num-processes "
-        f"{gpus} uses all."
+        f"this machine has {gpus} GPUs and one process uses one (GPU {first}); --num-processes "
+        f"{gpus} uses all"
     )
 
 
@@ -364,7 +364,7 @@ def _ranks_here(line: Sequence[str]) -> int:
 
 
 def _wait_for(command: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Run the launcher; on Ctrl-C or SIGTERM end it with all ranks before going on."""
+    """Run the launcher; on Ctrl-C or SIGTERM end it with all ranks before continuing."""
     # A session of its own: Ctrl-C reaches this process alone, and the ranks end in order and not
     # each in its way.
     launcher = subprocess.Popen(command, env=dict(environment), start_new_session=True)
@@ -492,7 +492,7 @@ def _main(arguments: Sequence[str]) -> int:
     watch_launcher()
     import logging
 
-    logging.disable(logging.CRITICAL)  # what went wrong is told by the ranks and by the exit code
+    logging.disable(logging.CRITICAL)  # the ranks and the exit code say what went wrong
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

@@ -80,7 +80,7 @@ def load_objective(loss: str | Mapping[str, float]) -> Objective:
 
 
 def mixture(parts: Mapping[Objective, float]) -> Objective:
-    """Return the weighted sum of objectives; the weights are not normalised."""
+    """Return the weighted sum of objectives; the weights are not normalized."""
 
     def weighted(pairs: PairLogps, settings: Settings) -> Tensor:
         losses = [weight * objective(pairs, settings) for objective, weight in parts.items()]

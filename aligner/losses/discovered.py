@@ -104,8 +104,8 @@ def pfl(pairs: PairLogps, settings: Settings) -> Tensor:
     """Policy focused loss: D(z/tau)/2 where log pi(y_w) > log pi(y_l), else 2 H(z/tau) (eq. 29).
 
     The paper's z/tau, which equals what was found at beta = tau; the corrected code drops the tau.
-    The condition reads the policy alone, so this is no function of z; summed log-probabilities make
-    it prefer short answers.
+    The condition reads the policy alone, so this is not a function of z; summed log-probabilities
+    make it prefer short answers.
     """
     scaled = settings.beta * pairs.rho / settings.tau
     agrees = pairs.chosen.float() > pairs.rejected.float()

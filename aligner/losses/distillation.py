@@ -3,7 +3,7 @@
 A pair's target is the difference of the rewards of its two answers, and the loss is the squared
 distance of z from it. Targets are finite, so nothing drives margins to infinity, and a pair needs
 no label: with its sides swapped, target and z both change their sign. With enough support the
-minimiser is the optimum of the KL-regularised problem, pi(y|x) ~ pi_ref(y|x) exp(r(x, y) / beta).
+minimizer is the optimum of the KL-regularized problem, pi(y|x) ~ pi_ref(y|x) exp(r(x, y) / beta).
 
 A family of K reward models is combined by `aim`: their mean, or, pessimistically, the one whose
 mean loss over the batch is smallest. The pessimistic policy of the paper is, among those that are

@@ -120,7 +120,7 @@ def apo_down(pairs: PairLogps, settings: Settings) -> Tensor:
 
 
 def sigmoid_norm(pairs: PairLogps, settings: Settings) -> Tensor:
-    """DPO on length-averaged ratios: -log s(beta rho') (the normalised form of arXiv
+    """DPO on length-averaged ratios: -log s(beta rho') (the normalized form of arXiv
     2411.15124)."""
     return -F.logsigmoid(settings.beta * pairs.mean_rho)
 

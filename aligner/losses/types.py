@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 LARGEST_EXPONENT = 20.0
-"""Beyond e^20 the exponential loss goes on as its tangent, so that neither it nor its gradient
+"""Beyond e^20 the exponential loss continues as its tangent, so that neither it nor its gradient
 overflows."""
 
 

@@ -26,7 +26,7 @@ KEEPS_FLOAT32 = (*SHARDED, "zero1", "zero2")
 
 @dataclass(frozen=True)
 class Job:
-    """One training job: the frozen recipe, its run directory, the tokenizer, the tokenised data,
+    """One training job: the frozen recipe, its run directory, the tokenizer, the tokenized data,
     the listener."""
 
     recipe: TrainRecipe
@@ -96,7 +96,7 @@ class Job:
         if self.recipe.launch.strategy in SHARDED and world()[1] > 1:
             if self.on_event:
                 self.on_event(
-                    Notice("The report shows no answers: no process holds the whole model.")
+                    Notice("the report shows no answers: no process holds the whole model")
                 )
             return False
         return True

@@ -1,7 +1,7 @@
 """Training from a resolved recipe: the same flow for every method, read downward in `run_recipe`.
 
 Nothing heavy is imported before recipe, model path and every row have been checked. Data are
-tokenised once, before any rank starts. One process trains here; more are started through
+tokenized once, before any rank starts. One process trains here; more are started through
 accelerate's launcher and find the prepared run directory through the environment. Under somebody
 else's launcher (`accelerate launch -m aligner ...`), rank 0 prepares while the others wait, with a
 time-out of a day instead of NCCL's ten minutes.
@@ -54,7 +54,7 @@ PREPARED_RUN = "ALIGNER_PREPARED_RUN"
 """Environment variable: the run directory that the launching process has prepared for its ranks."""
 
 QUESTIONS = "prepared/questions.json"
-"""Held-out prompts for the report, kept beside the tokenised data so that ranks read no rows."""
+"""Held-out prompts for the report, kept beside the tokenized data so that ranks read no rows."""
 
 RANKS_RECIPE = "prepared/recipe.json"
 """The recipe with overrides and flags applied, as the ranks read it."""
@@ -70,7 +70,7 @@ def run_recipe(
     dry_run: bool = False,
     on_event: OnEvent | None = None,
 ) -> Outcome:
-    """Check, tokenise, train, and write everything down.
+    """Check, tokenize, train, and write everything down.
 
     Raises: RecipeError, DataError and UsageError before anything is trained; TrainingError
     afterwards.
@@ -118,9 +118,8 @@ def _load(recipe: TrainRecipe, on_event: OnEvent | None) -> Loaded:
     if recipe.data.mosaic is not None:
         from aligner.builders.mosaic.bank import load_bank
 
-        load_bank(
-            recipe.data.mosaic.style_bank
-        )  # what is wrong with it is told before anything is read
+        # its problems are reported before anything else is read
+        load_bank(recipe.data.mosaic.style_bank)
         group_by = recipe.data.mosaic.group_by
     scorers = recipe.dpo.reward_models if isinstance(recipe, DpoRecipe) else []
     if scorers:
@@ -213,7 +212,7 @@ def _further_columns(recipe: TrainRecipe) -> tuple[str, ...]:
 
 
 def _passes(recipe: TrainRecipe, loaded: Loaded, tokenizer: Any, on_event: OnEvent | None) -> Any:
-    """Return what makes the training rows of each epoch anew, where the recipe asks for that."""
+    """Return what makes new training rows for each epoch, where the recipe asks for that."""
     if recipe.data.mosaic is None:
         return None
     from aligner.builders.mosaic.passes import MosaicPasses, mosaics_of
@@ -238,12 +237,12 @@ def _passes(recipe: TrainRecipe, loaded: Loaded, tokenizer: Any, on_event: OnEve
 
 
 def _prepare(recipe: TrainRecipe, run: Run, loaded: Loaded, on_event: OnEvent | None) -> Job:
-    """Tokenise, or find it done by an earlier attempt at this run, and write the ledger."""
+    """Tokenize, or find it done by an earlier attempt at this run, and write the ledger."""
     run.check_data(loaded.fingerprint, _files_of(loaded))
     tell(on_event, StageStarted("loading torch, transformers and TRL"))
     _import_method(recipe.method)
     recipe = _try_out(recipe, loaded, run.read_json("resolved.json")["origins"], on_event)
-    tell(on_event, StageStarted("tokenising"))
+    tell(on_event, StageStarted("tokenizing"))
     from aligner.methods.job import questions_from
     from aligner.tokenization.dataset import load_prepared
 
@@ -313,7 +312,7 @@ def _load_tokenizer(recipe: TrainRecipe, on_event: OnEvent | None) -> Any:
     it.
 
     A model that cannot be trained as the recipe says is refused here, before the rows are
-    tokenised.
+    tokenized.
     """
     from aligner.models.configs import read_config
     from aligner.models.loading import check_policy
@@ -334,7 +333,7 @@ def _load_tokenizer(recipe: TrainRecipe, on_event: OnEvent | None) -> Any:
 
 
 def _look_ahead(recipe: TrainRecipe, tokenizer: Any, on_event: OnEvent | None = None) -> None:
-    """Look up what the recipe names in the model before anything is tokenised; with a listener, say
+    """Look up what the recipe names in the model before anything is tokenized; with a listener, say
     what would be trained."""
     from aligner.models.loading import load_outline
     from aligner.models.trained_weights import told, trained_of
@@ -350,12 +349,12 @@ def _look_ahead(recipe: TrainRecipe, tokenizer: Any, on_event: OnEvent | None = 
             tell(on_event, Notice(line))
         if recipe.model.lora is None and recipe.model.dtype in ("bfloat16", "float16"):
             text = (
-                f"Weights are trained in {recipe.model.dtype}, where small steps are lost in "
-                "rounding; for how many weights is said"
+                f"weights are trained in {recipe.model.dtype}, where small steps are lost in "
+                "rounding; the number of such weights follows"
             )
             tell(
                 on_event,
-                Notice(f"{text} when they are loaded. model.dtype=float32 keeps them all."),
+                Notice(f"{text} when they are loaded. model.dtype=float32 keeps them all"),
             )
 
 
@@ -375,7 +374,7 @@ def _train_and_finish(job: Job) -> Outcome:
     _record_devices(job.run)
     from transformers import set_seed
 
-    set_seed(job.recipe.seed)  # what is initialised at random: a fresh adapter, new embeddings
+    set_seed(job.recipe.seed)  # what is initialized at random: a fresh adapter, new embeddings
     fitted = train(job)
     if world()[0] == 0:
         job.say("writing the report")
@@ -444,11 +443,11 @@ def _run_machine(
 
 
 def _launch(line: list[str], on_event: OnEvent | None) -> None:
-    code = run_ranks(line, on_line=lambda text: tell(on_event, Notice(f"Launching: {text}")))
+    code = run_ranks(line, on_line=lambda text: tell(on_event, Notice(f"launching: {text}")))
     if code != 0:
         raise TrainingError(
             f"the processes ended with exit code {code} before the run was finished",
-            "look at the messages above; --resume goes on from the last checkpoint",
+            "see the messages above; continue from the last checkpoint with --resume",
         )
 
 
@@ -498,7 +497,7 @@ def _with_world(resolved: Resolved, size: int) -> Resolved:
 
 
 def _dry_run(resolved: Resolved, loaded: Loaded, on_event: OnEvent | None) -> Outcome:
-    """Tokenise into a temporary folder, count, and say what would run."""
+    """Tokenize into a temporary folder, count, and say what would run."""
     recipe = _try_out(resolved.recipe, loaded, resolved.origins, on_event)
     tokenizer = _load_tokenizer(recipe, on_event)
     _look_ahead(recipe, tokenizer, on_event)

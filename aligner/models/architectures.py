@@ -37,7 +37,7 @@ def refuse_what_writes_nothing(config: Any, name: str, key: str = "model.name_or
     elif kind not in writes and kind not in sees:
         what = f"a model of the kind {kind}, which writes no text"
     elif is_encoder and "CausalLM" not in str(config.architectures):
-        what = f"an encoder ({kind}), which fills gaps and does not go on with a text"
+        what = f"an encoder ({kind}), which fills gaps and does not continue a text"
     else:
         return
     raise RecipeError(f"{key}: {name} is {what}", NO_WRITER)

@@ -179,7 +179,7 @@ def read_chat_template(name: str) -> str:
 def adapter_config(name: str, where: str = "model.name_or_path") -> dict[str, Any] | None:
     """Return what a folder's adapter_config.json says; None where there is none.
 
-    Raises: RecipeError when it is no object, or names its kind or its base by what is no name.
+    Raises: RecipeError when it is no object, or names its kind or its base by what is not a name.
     """
     file = Path(name).expanduser() / ADAPTER_FILE
     if not file.is_file():
@@ -188,7 +188,7 @@ def adapter_config(name: str, where: str = "model.name_or_path") -> dict[str, An
     for key in ("peft_type", "base_model_name_or_path", "revision", "task_type"):
         if not isinstance(adapter.get(key), str | None):
             raise RecipeError(
-                f"{where}: {file}: {key} is {str(adapter[key])[:40]!r}, which is no name",
+                f"{where}: {file}: {key} is {str(adapter[key])[:40]!r}, which is not a name",
                 "the file is damaged: save it again",
             )
     return adapter
@@ -211,8 +211,8 @@ def saved_outputs(name: str) -> int | None:
     labels, names = config.get("num_labels"), config.get("id2label")
     if not isinstance(labels, int | None) or not isinstance(names, dict | None):
         raise RecipeError(
-            f"model.name_or_path: {path / CONFIG_FILE}: num_labels or id2label is no number of "
-            "labels, and no table",
+            f"model.name_or_path: {path / CONFIG_FILE}: num_labels is not a number of "
+            "labels, or id2label not a table",
             "the file is damaged: download it again, or save the model again",
         )
     return labels or len(names or {}) or 2

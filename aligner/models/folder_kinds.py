@@ -111,7 +111,7 @@ def _other_things(folder: Path) -> Iterator[tuple[bool, str, str]]:
     yield (
         (folder / "resolved.json").is_file(),
         "a run that has not finished",
-        "--resume goes on with it",
+        "continue it with --resume",
     )
     yield (
         bool(checkpoints),
@@ -160,7 +160,7 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 
 def check_sizes(folder: Path, where: str) -> None:
-    """Refuse sizes that are no sizes, or that are too large for the weights, before anything is
+    """Refuse sizes that are not sizes, or that are too large for the weights, before anything is
     made of them.
 
     Made of them it would be: transformers fills up with random numbers what the files lack.
@@ -183,7 +183,7 @@ def check_sizes(folder: Path, where: str) -> None:
 def _wrong_size(key: str, value: Any, shapes: list[list[int]], *, has_own_code: bool) -> str:
     """ "" or what is wrong with a size of a config."""
     if isinstance(value, bool | str | float):
-        return "is no whole number"
+        return "is not a whole number"
     if not isinstance(value, int):
         return ""
     if value < 0:
@@ -195,7 +195,7 @@ def _wrong_size(key: str, value: Any, shapes: list[list[int]], *, has_own_code: 
     if shapes and value > most:
         return f"is more than the {len(shapes):,} weights beside it can have"
     if shapes and value and key in EXACT and value not in sides and not has_own_code:
-        return "is no side of any weight beside it"
+        return "is not a side of any weight beside it"
     return ""
 
 

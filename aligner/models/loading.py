@@ -99,7 +99,7 @@ def load_outline(
     """Return a model that is ready to be trained, but for its weights, of which only the shapes are
     there.
 
-    So what the recipe names in it is looked up before anything is tokenised, and weights are
+    So what the recipe names in it is looked up before anything is tokenized, and weights are
     counted before they are read. `outputs`: that of a reward model's head, for a model that has
     one. None for a kind of model that is not made from a config alone.
 
@@ -340,8 +340,8 @@ def _refuse_layers_left_out(policy: PreTrainedModel, unexpected: Iterable[str], 
 
 @contextmanager
 def without_messages(text: str, *modules: str) -> Iterator[None]:
-    """Keep modules of transformers from logging what holds `text`, where it is wrong or what
-    matters of it is told by us."""
+    """Keep modules of transformers from logging what holds `text`, where it is wrong or we
+    report what matters of it ourselves."""
     loggers = [logging.getLogger(f"transformers.{name}") for name in modules]
 
     def wanted(record: logging.LogRecord) -> bool:
@@ -393,9 +393,9 @@ def load_saved_weights(policy: PreTrainedModel, folder: str) -> None:
     if loaded["missing_keys"] or loaded["mismatched_keys"]:
         absent = sorted([*loaded["missing_keys"], *(key for key, *_ in loaded["mismatched_keys"])])
         raise TrainingError(
-            f"The checkpoint {folder} lacks {len(absent)} weights of the model ({absent[0]}).",
-            "Remove its folder, so that --resume goes on from the one before; or begin again with "
-            "--overwrite.",
+            f"the checkpoint {folder} lacks {len(absent)} weights of the model ({absent[0]})",
+            "remove its folder, so that --resume continues from the one before; or start again "
+            "with --overwrite",
         )
     policy.load_state_dict(saved.state_dict())
 

@@ -4,7 +4,7 @@ PEFT's own `all-linear` depends on the family of a mixture of experts: it adapts
 the router of one, neither of another, and the router alone of a third; shared experts and dense
 layers are then left out. Here it means the same for every model: each linear layer, except for the
 head and for routers, which decide over experts and are best left alone. Experts that are stacked in
-one weight are no layers; `model.lora.target_parameters` adapts them, and a notice says so.
+one weight are not layers; `model.lora.target_parameters` adapts them, and a notice says so.
 
 Nothing here knows a family by its name. Experts and routers are found by their shapes, and what
 PEFT would make of a layer's name is asked of PEFT.
@@ -34,7 +34,7 @@ SMALL = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """What PEFT is told: modules, as names or a pattern, and parameters that are adapted without
+    """What PEFT gets: modules, as names or a pattern, and parameters that are adapted without
     being layers."""
 
     modules: str | list[str]
@@ -284,7 +284,7 @@ def _check_names(model: Any, lora: Lora) -> None:
             raise RecipeError(
                 f"model.lora.exclude_modules: {pattern!r} fits no module of the model",
                 f"list names, or their last parts, such as [{last_parts(example)}]; a text that "
-                "is no list is a pattern for "
+                "is not a list is a pattern for "
                 f"whole names such as {example}",
             )
 

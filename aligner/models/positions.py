@@ -76,5 +76,5 @@ def within_model(recipe: TrainRecipe, sizes: Mapping[str, Any]) -> tuple[TrainRe
     if data.max_length <= positions:
         return recipe, ""
     shorter = data.model_copy(update={"max_length": positions})
-    remark = f"data.max_length is {positions:,}: more positions the model does not have."
+    remark = f"data.max_length is {positions:,}: more positions the model does not have"
     return recipe.model_copy(update={"data": shorter}), remark

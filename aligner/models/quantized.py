@@ -3,7 +3,7 @@ proof at loading.
 
 On a CPU, bitsandbytes has other arithmetic for inference. A layer in 4 bits is repacked for
 AVX512-BF16 at its first forward in eval mode: from then on no gradient flows through it, its scales
-are rounded to bfloat16, and sizes that are no multiple of 32 raise. A layer in 8 bits rounds its
+are rounded to bfloat16, and sizes that are not a multiple of 32 raise. A layer in 8 bits rounds its
 inputs to 8 bits too, so that a loss in evaluation is not the loss that is trained. Here every layer
 always takes the way of training; on a GPU both ways are the same already. Nor is a bias turned into
 the data type of whatever comes in, which under autocast would round it to bfloat16 for good.

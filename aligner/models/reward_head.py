@@ -2,7 +2,7 @@
 several.
 
 Models are Hugging Face's for sequence classification, so that they load anywhere and public ones
-load here. `pool_by_mask` makes such a model read the head at the last token that is no padding;
+load here. `pool_by_mask` makes such a model read the head at the last token that is not padding;
 `give_values` makes it hand out the numbers of every token instead, for segments. The head computes
 in float32 whatever the rest does: in bfloat16, scores between 8 and 16 come in steps of 1/16.
 

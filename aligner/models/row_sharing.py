@@ -12,7 +12,7 @@ is about all of it.
 
     finding = rows_apart(model)                # of a model that is loaded
     finding = foretell_packing(recipe.model)   # of a small random twin of it, before anything is
-                                               tokenised or loaded
+                                               tokenized or loaded
 
 Another way to share a sequence is asked about by another arrangement: see `Arrange` and `packed`.
 """
@@ -60,8 +60,8 @@ Arrange = Callable[[Sequence[Sequence[int]]], Shared]
 
 
 def packed(rows: Sequence[Sequence[int]]) -> Shared:
-    """Put rows behind one another as TRL's collator does: positions begin anew, no mask, borders
-    for kernels."""
+    """Concatenate rows as TRL's collator does: positions start again at 0, no mask, borders for
+    kernels."""
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
     ids = [token for row in rows for token in row]

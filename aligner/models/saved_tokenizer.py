@@ -1,10 +1,10 @@
 """The tokenizer's files in a result: its base's own, byte for byte, and only what the recipe
 changed in another form.
 
-transformers writes all of them anew, in the form of its own version, so that nobody could tell
+transformers rewrites all of them in the form of its own version, so that nobody could tell
 whether a tokenizer is still the base's. Here files are copied. Where the recipe names a stop or
 padding token, or a template, that one value changes; new tokens alone, or a word that became a
-token, have the tokenizer written anew.
+token, have the whole tokenizer written again.
 
 A template's `{% generation %}` marks are for training and only transformers reads them, so the
 saved template has comments in their place, which write the same nothing and leave the same blanks.

@@ -28,7 +28,7 @@ def check_shards(folder: Path, where: str, *, is_adapter: bool) -> None:
         size, promised = file.stat().st_size, _promised(file)
         if promised is None:
             raise RecipeError(
-                f"{where}: {file} is no safetensors file, or its beginning is damaged", AGAIN
+                f"{where}: {file} is not a safetensors file, or its beginning is damaged", AGAIN
             )
         if size != promised:
             what = "is cut off" if size < promised else "is longer than it says"

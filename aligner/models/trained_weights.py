@@ -131,7 +131,7 @@ def _left(model: Any, trained: Mapping[str, int]) -> dict[str, int]:
 
 
 def _out_of_reach(model: Any, lora: Lora) -> dict[str, int]:
-    """Return the linear layers that PEFT does not adapt, whatever it is told."""
+    """Return the linear layers that PEFT does not adapt, whatever it is asked for."""
     base, found = model.get_base_model(), Counter[str]()
     for name in out_of_reach(base, lora):
         layer = base.get_submodule(name)
@@ -171,7 +171,7 @@ def unmoved(model: Any, rate: float) -> str:
         str(w.dtype) for w in model.parameters() if w.requires_grad and w.itemsize == 2
     ).removeprefix("torch.")
     return (
-        f"Weights are trained in {dtype}, where a step of {rate:g} (trainer.learning_rate) is "
+        f"weights are trained in {dtype}, where a step of {rate:g} (trainer.learning_rate) is "
         "lost in rounding for "
         f"{share:.0%} of them. Set model.dtype=float32 (trainer.bf16=true still computes in "
         "bfloat16), "
@@ -198,22 +198,22 @@ def told(trained: Trained, quantization: str = "none") -> Iterator[str]:
     whole = trained.trained == trained.total
     number = f"all {trained.total:,}" if whole else f"{trained.trained:,} of {trained.total:,}"
     of_all = "" if whole else f" ({_share(share)})"
-    yield f"Training {number} weights{of_all}: {listed(trained.places)}."
+    yield f"training {number} weights{of_all}: {listed(trained.places)}"
     if trained.left:
         part = sum(trained.left.values()) / trained.total
         names = ", ".join(sorted(trained.left))
         yield (
-            f"No adapter for {listed(trained.left)}, {_share(part)} of the weights; "
-            f"model.lora.target_parameters=[{names}] gives these one."
+            f"no adapter for {listed(trained.left)}, {_share(part)} of the weights; "
+            f"model.lora.target_parameters=[{names}] gives these one"
         )
     if trained.out_of_reach:
         parts = listed(trained.out_of_reach)
-        yield f"PEFT adapts no {parts} in this architecture, at least not with these settings."
+        yield f"PEFT adapts no {parts} in this architecture, at least not with these settings"
     if trained.plain:
         inside = trained.quantized / max(1, trained.quantized + sum(trained.plain.values()))
         yield (
-            f"In {quantization} are {trained.quantized:,} weights of the base ({_share(inside)}). "
-            f"In {' and '.join(trained.plain_dtypes)} stay {listed(trained.plain)}."
+            f"in {quantization} are {trained.quantized:,} weights of the base ({_share(inside)}); "
+            f"in {' and '.join(trained.plain_dtypes)} stay {listed(trained.plain)}"
         )
 
 

@@ -2,7 +2,7 @@
 
 What a forward does with positions, masks and rows that share a sequence is a matter of its class
 and of its config, and not of its size. So a twin of a few hundred thousand weights answers such
-questions before anything is tokenised, in a fraction of a second, wherever the real model takes
+questions before anything is tokenized, in a fraction of a second, wherever the real model takes
 minutes to load.
 
 Widths and numbers of heads are all divided by the same number, so that what belongs together still

@@ -326,7 +326,7 @@ def _reproduce(environment: Record, manifest: Record) -> str:
 
 
 def _without_place(command: str) -> str:
-    """The command without what says where the run lies and whether it was begun before: the model
+    """The command without what says where the run lies and whether it was started before: the model
     depends on neither."""
     try:
         words = shlex.split(command)

@@ -4,7 +4,7 @@ printed.
 Made from the run directory alone, at any time: what is missing (a run killed early, no held-out
 rows) is said, not hidden. Everything that comes from outside is escaped; a content security policy
 forbids every request and every script but the one that moves the cursor over the curves. It judges
-nothing: no number is coloured good or bad.
+nothing: numbers are not coloured good or bad.
 """
 
 from __future__ import annotations
@@ -268,7 +268,7 @@ def _warnings(
         reached = "before a step was logged" if step is None else f"at or after step {step:,}"
         held = "still works on it, or was killed" if (folder / LOCK_NAME).exists() else "stopped"
         found.append(
-            f"This run has not finished: its process {held} {reached}. `--resume` goes on with it."
+            f"This run has not finished: its process {held} {reached}. Continue it with `--resume`."
         )
     found += [text[0].upper() + text[1:] for text in read_json(folder, "warnings.json") or []]
     for session in environment.get("sessions", []):
@@ -391,7 +391,7 @@ def _as_float(value: Any) -> float | None:
 
 
 def _evaluation(evaluation: Any) -> Record | None:
-    """Bars for the first metrics; a table when there are more, or values that are no numbers."""
+    """Bars for the first metrics; a table when there are more, or values that are not numbers."""
     if not evaluation:
         return None
     metrics = _metric_names(evaluation)

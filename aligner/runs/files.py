@@ -101,7 +101,7 @@ def _metrics_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
         return {key: _number(item) for key, item in json.loads(line).items()}
     except (ValueError, AttributeError) as error:
         raise DataError(
-            f"{path}:{number} is not a JSON object.", "Delete that line; the rest can be used."
+            f"{path}:{number} is not a JSON object", "delete that line; the rest can be used"
         ) from error
 
 

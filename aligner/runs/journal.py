@@ -1,4 +1,4 @@
-"""Work in parts that a kill interrupts and that is gone on with: one line of JSON for each finished
+"""Work in parts that a kill interrupts and that is resumed: one line of JSON for each finished
 part.
 
 A line says which part it is and what it was made with (a fingerprint of a model), so that two
@@ -59,9 +59,9 @@ class Journal:
         """
         if self._all_with - {self.made_with}:
             raise UsageError(
-                f"{self.path} was begun with another model: {what} would be partly of one and "
-                "partly of the other.",
-                "Put the old model back, or start again with --overwrite.",
+                f"{self.path} was started with a different model: {what} would be partly of one "
+                "and partly of the other",
+                "put the old model back, or start again with --overwrite",
             )
 
     def add(self, part: int, result: Any) -> Any:
@@ -94,10 +94,10 @@ def carry_on(
     """Return the result of each part, in order, doing those that the file does not have.
 
     `make` returns the fingerprint of what does the work, and what does it; it is called only when
-    there is work to do. `size` counts the pieces of a part, for the progress that is told under the
-    name `what`.
+    there is work to do. `size` counts the pieces of a part, for the progress that is reported under
+    the name `what`.
 
-    Raises: UsageError when the file was begun with something else.
+    Raises: UsageError when the file was started with something else.
     """
     journal = Journal(path)
     assert journal.done <= len(parts), f"{path} holds {journal.done} of {len(parts)} parts"
@@ -106,9 +106,7 @@ def carry_on(
     if journal.done:
         tell(
             on_event,
-            Notice(
-                f"Going on with {what}: {journal.done} of {len(parts)} parts are there already."
-            ),
+            Notice(f"resuming {what}: {journal.done} of {len(parts)} parts are there already"),
         )
     journal.made_with, work = make()
     journal.check(what)

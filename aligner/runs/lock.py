@@ -1,7 +1,7 @@
 """One writer for a directory: a small file that says which process holds it.
 
 The file names process, machine and the moment the process began, so a lock left by a kill is
-recognised (that process is gone, or its number now belongs to another) and taken over without
+recognized (that process is gone, or its number now belongs to another) and taken over without
 asking. On another machine nothing can be known about the holder: the lock is then respected and the
 message says what to do. It guards against a second start by mistake; it does not arbitrate between
 two machines that start in the same millisecond on a network disk.
@@ -36,7 +36,7 @@ def acquire_lock(folder: Path) -> str:
             raise _in_use(folder, path, holder)
         note = _take_away(path, holder)
     raise UsageError(
-        f"{folder} is being opened by another process.", "Try again when that one is done."
+        f"{folder} is being opened by another process", "try again when that one is done"
     )
 
 
@@ -133,8 +133,8 @@ def _in_use(folder: Path, path: Path, holder: dict[str, Any]) -> UsageError:
     same = holder.get("host") == platform.node()
     where = "" if same else f" on {holder.get('host')}"
     hint = (
-        "Wait for it or stop it."
+        "wait for it or stop it"
         if same
-        else f"If that process is gone, delete {path} and start again."
+        else f"if that process is gone, delete {path} and start again"
     )
-    return UsageError(f"{folder} is in use by process {holder['pid']}{where}.", hint)
+    return UsageError(f"{folder} is in use by process {holder['pid']}{where}", hint)

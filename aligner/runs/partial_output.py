@@ -5,10 +5,10 @@ is done.
     lock           the process that writes
     *.jsonl        what is done so far (`aligner.runs.journal`, or what the writer makes of it)
 
-What was begun with something else is never gone on with: opening refuses it and says what changed.
-Nothing is removed, also to begin again, before the lock is held. The finished file is written in
-the folder and moved to its place, and then the folder is gone. A link is followed. An output that
-is no file (a pipe, /dev/stdout) is simply written to, at the end.
+An output that was started with something else is never resumed: opening refuses it and says what
+changed. Nothing is removed, also to start again, before the lock is held. The finished file is
+written in the folder and moved to its place, and then the folder is gone. A link is followed. An
+output that is not a file (a pipe, /dev/stdout) is simply written to, at the end.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ OTHER_FORMATS = (".csv", ".parquet", ".gz")
 
 
 def is_stream(output: Path) -> bool:
-    """Say whether an output is no file that could be replaced: a pipe, a terminal, a device."""
+    """Say whether an output is not a file that could be replaced: a pipe, a terminal, a device."""
     if output.absolute().parts[1:2] in (("dev",), ("proc",)):
         return True
     return output.exists() and not output.is_file() and not output.is_dir()
@@ -51,27 +51,28 @@ def check_output(
     """Say what is in the way, before anything is read or computed. `data`: a file or folder that is
     read.
 
-    Raises: UsageError for an output that exists, or that was begun, unless the user says what to do
-    with it.
+    Raises: UsageError for an output that exists, or that was started, unless the user says what to
+    do with it.
     """
     if resume and overwrite:
-        raise UsageError("--resume goes on and --overwrite begins again", "Give one of them.")
+        raise UsageError("--resume continues and --overwrite starts again", "give one of them")
     refuse_name(output, "--output")
     if is_stream(output):
         if not output.exists():
-            raise UsageError(f"there is no device {output}", "Name a file, or /dev/stdout.")
+            raise UsageError(f"there is no device {output}", "name a file, or /dev/stdout")
         if resume:
             raise UsageError(
-                f"{output} is no file: nothing of it is kept", "Leave out --resume, or name a file."
+                f"{output} is not a file: nothing of it is kept",
+                "leave out --resume, or name a file",
             )
         return
     if output.suffix in OTHER_FORMATS:
         what = "lines of JSON" if suffix == ".jsonl" else "JSON"
         raise UsageError(
-            f"{output} would hold {what}, which its name does not say", f"Name it {suffix}."
+            f"{output} would hold {what}, which its name does not say", f"name it {suffix}"
         )
     if output.is_dir():
-        raise UsageError(f"{output} is a folder", f"Name a file: {output / f'result{suffix}'}.")
+        raise UsageError(f"{output} is a folder", f"name a file: {output / f'result{suffix}'}")
     refuse_unusable(output, "--output")
     output = _followed(output)
     if data is not None and Path(data).expanduser().resolve() in (
@@ -81,18 +82,19 @@ def check_output(
         where = (
             "in the folder of the data" if Path(data).expanduser().is_dir() else "the data itself"
         )
-        raise UsageError(f"{output} is {where}", "Write to another place.")
+        raise UsageError(f"{output} is {where}", "write to another place")
     part = part_folder(output)
     if part.exists() and not _is_ours(part):
         raise UsageError(
             f"{part} is in the way, and aligner did not make it",
-            "Move it away, or name another output.",
+            "move it away, or name another output",
         )
     if overwrite:
         return
     if part.exists() and not resume:
         raise UsageError(
-            f"{output} was begun and not finished", "--resume goes on; --overwrite begins again."
+            f"{output} was started and not finished",
+            "continue with --resume, or start again with --overwrite",
         )
     if output.exists() and not part.exists():
         raise _exists(output, resume=resume)
@@ -100,7 +102,7 @@ def check_output(
 
 def _exists(output: Path, *, resume: bool = False) -> UsageError:
     hint = (
-        "--overwrite begins again; nothing is left to be resumed."
+        "start again with --overwrite; nothing is left to be resumed"
         if resume
         else "--overwrite replaces it."
     )
@@ -128,7 +130,7 @@ class Unfinished:
     It holds the lock meanwhile. `header` says what is computed with what; its keys are words that a
     user understands.
 
-    Raises, on entering: UsageError when it was begun with something else, when another process
+    Raises, on entering: UsageError when it was started with something else, when another process
     holds it, or when the output has come into being since it was checked.
     """
 
@@ -160,15 +162,15 @@ class Unfinished:
                 raise _exists(self.output)
             write_atomically(path, dumps(self.header, indent=2))
             return
-        known = parse_json(path, "begin again with --overwrite")
+        known = parse_json(path, "start again with --overwrite")
         changed = [
             key for key in {**known, **self.header} if known.get(key) != self.header.get(key)
         ]
         if changed:
             raise UsageError(
-                f"{self.output} was begun with something else: {' and '.join(changed)} changed "
+                f"{self.output} was started with something else: {' and '.join(changed)} changed "
                 "since",
-                "Give what it was begun with, or begin again with --overwrite.",
+                "give what it was started with, or start again with --overwrite",
             )
 
     def _clear(self) -> None:
@@ -187,7 +189,7 @@ class Unfinished:
         }:
             self._clear()
         release_lock(self.folder)
-        with suppress(OSError):  # not empty: there is something to go on with
+        with suppress(OSError):  # not empty: there is something to resume
             self.folder.rmdir()
 
     def journal(self, name: str, made_with: str = "") -> Journal:

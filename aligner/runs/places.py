@@ -37,7 +37,7 @@ def refuse_unusable(place: Path, what: str) -> None:
     if nearest != place and not nearest.is_dir():
         kind = "a file" if nearest.exists() else "a link to nothing"
         raise UsageError(
-            f"{what}: {nearest} is {kind}, so {place} cannot be made", "Choose another place."
+            f"{what}: {nearest} is {kind}, so {place} cannot be made", "choose another place"
         )
     folder = nearest if nearest.is_dir() else nearest.absolute().parent
     try:
@@ -46,7 +46,7 @@ def refuse_unusable(place: Path, what: str) -> None:
         reason = error.strerror or type(error).__name__
         raise UsageError(
             f"{what}: nothing can be made in {folder}: {reason}",
-            "Choose a place on a disk that you may write to.",
+            "choose a place on a disk that you may write to",
         ) from error
     with suppress(OSError):
         os.rmdir(probe)
@@ -60,13 +60,13 @@ def refuse_name(place: Path, what: str) -> None:
     text = str(place)
     if "\0" in text:
         raise UsageError(
-            f"{what}: {text!r} holds a NUL character, which no name may", "Leave it out."
+            f"{what}: {text!r} holds a NUL character, which no name may", "leave it out"
         )
     try:
         encoded = [os.fsencode(part) for part in place.absolute().parts]
     except UnicodeEncodeError as error:
         raise UsageError(
-            f"{what}: {text!r} cannot be written in this system's encoding", "Use plain letters."
+            f"{what}: {text!r} cannot be written in this system's encoding", "use plain letters"
         ) from error
     longest = max(encoded, key=len)
     if (
@@ -77,7 +77,7 @@ def refuse_name(place: Path, what: str) -> None:
         raise UsageError(
             f"{what}: the name is too long: `{shown}...` has {len(longest):,} bytes, the path "
             f"{len(os.fsencode(text)):,}",
-            f"Keep each part below {LONGEST_NAME - SPARE} bytes.",
+            f"keep each part below {LONGEST_NAME - SPARE} bytes",
         )
 
 
@@ -89,5 +89,5 @@ def make_room(file: Path, what: str) -> None:
     """
     refuse_unusable(file, what)
     if file.is_dir():
-        raise UsageError(f"{what}: {file} is a folder", "Name a file.")
+        raise UsageError(f"{what}: {file} is a folder", "name a file")
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -26,6 +26,6 @@ def already_done(run: Run, on_event: OnEvent | None) -> Outcome:
     """Say that there is nothing left to do, and return what the run gave."""
     tell(
         on_event,
-        Notice(f"{run.dir} is finished already; --overwrite starts it again from nothing."),
+        Notice(f"{run.dir} is finished already; --overwrite starts it again from nothing"),
     )
     return Outcome(run.dir, run.read_json("manifest.json")["results"], run.dir / "report.html")

@@ -1,8 +1,8 @@
-"""What a checkpoint must hold so that a run goes on from it as if it had never stopped. Imports no
+"""What a checkpoint must hold so that a run resumes from it as if it had never stopped. Imports no
 torch.
 
-`--resume` promises weights, optimizer, schedule and random state. transformers takes up what it
-finds in a checkpoint and begins anew with the rest, so one that holds less is refused before
+`--resume` promises weights, optimizer, schedule and random state. transformers loads what it
+finds in a checkpoint and starts the rest from zero, so one that holds less is refused before
 anything is read.
 """
 
@@ -29,7 +29,7 @@ AVERAGE, REFERENCE, BUFFER = (
 
 
 def refuse_smaller(checkpoint: Path | None, recipe: Recipe) -> None:
-    """Raise UsageError when a checkpoint holds less than what a run of the recipe goes on from."""
+    """Raise UsageError when a checkpoint holds less than a run of the recipe resumes from."""
     if checkpoint is None or not isinstance(recipe, TrainRecipe):
         return
     missing = list(missing_parts(checkpoint, recipe))
@@ -37,13 +37,13 @@ def refuse_smaller(checkpoint: Path | None, recipe: Recipe) -> None:
         return
     why = ""
     if recipe.trainer.get("save_only_model"):
-        why = "trainer.save_only_model=true leaves everything but the weights out of checkpoints. "
+        why = "trainer.save_only_model=true leaves everything but the weights out of checkpoints; "
     raise UsageError(
-        f"{checkpoint} holds less than what --resume goes on from, so the run would not be the "
-        "one that was stopped.",
-        f"{why}Start again with --overwrite, or remove the folder to go on from an older "
-        "checkpoint. Its weights alone "
-        f"can be trained further: model.name_or_path={checkpoint} with another output_dir.",
+        f"{checkpoint} holds less than --resume needs, so the run would not be the one that was "
+        "stopped",
+        f"{why}start again with --overwrite, or remove the folder to continue from an older "
+        "checkpoint; its weights alone "
+        f"can be trained further: model.name_or_path={checkpoint} with another output_dir",
         [Problem(f"is missing: {what}", where=name) for name, what in missing],
     )
 

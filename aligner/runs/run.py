@@ -6,7 +6,7 @@
     evaluation.json  what was measured, when something was
     environment.json   versions, devices, git, command
     checkpoints/     checkpoint-N, whole once `complete` is in
-    code.diff          uncommitted changes, if any           prepared/        tokenised data
+    code.diff          uncommitted changes, if any           prepared/        tokenized data
     inputs.json        fingerprints of the data files
     final/           model, tokenizer, model card
     data.json          the ledger of rows and tokens
@@ -18,8 +18,8 @@
 A process may be killed at any moment. Files are written under a temporary name, flushed to disk and
 renamed, so they are whole or absent; `metrics.jsonl` is appended to, and a line cut short by a kill
 is removed when the file is opened again. A run is resumed only with the recipe and the data that it
-began with, apart from the keys in `FREE_KEYS`, which change no number. One process at a time holds
-the `lock`; that of a dead process on this machine is taken over.
+started with, apart from the keys in `FREE_KEYS`, which do not change the result. One process at a
+time holds the `lock`; that of a dead process on this machine is taken over.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ WORK = (
     "journal",
     "manifest.json",
 )
-"""A run that has none of these failed before its data was ready: it is begun again, since nothing
+"""A run that has none of these failed before its data was ready: it is started again, since nothing
 would be lost."""
 
 FOLDERS = ("checkpoints", "final", "prepared", "archive", "shards", "journal")
@@ -164,7 +164,7 @@ class Run:
         """Refuse a place that cannot be used, before any work; return what is there ("free",
         "barely begun", "run")."""
         if resume and overwrite:
-            raise UsageError("--resume and --overwrite exclude each other.", "Give one of them.")
+            raise UsageError("--resume and --overwrite exclude each other", "give one of them")
         refuse_name(folder, "output_dir")
         state = _state_of(folder)
         if state == "run" and not overwrite and (file := next(_files_in_the_way(folder), None)):
@@ -174,13 +174,13 @@ class Run:
             )
         if state not in ("free", "barely begun", "run"):
             raise UsageError(
-                f"{folder} {state}.", "Choose another output_dir; nothing in there was touched."
+                f"{folder} {state}", "choose another output_dir; nothing in there was touched"
             )
         if state == "run" and not (resume or overwrite):
             raise UsageError(
-                f"{folder} exists already: {_what_is_in(folder)}.",
-                "Add --resume to go on with it, --overwrite to start again from nothing, or "
-                "choose another output_dir.",
+                f"{folder} exists already: {_what_is_in(folder)}",
+                "add --resume to continue it, --overwrite to start again from nothing, or choose "
+                "another output_dir",
             )
         refuse_unusable(folder, "output_dir")
         return state
@@ -191,8 +191,8 @@ class Run:
         folder = Path(run_dir)
         if not (folder / "resolved.json").is_file():
             raise UsageError(
-                f"{folder} is not a run directory: it has no resolved.json.",
-                "Give the output_dir of a run.",
+                f"{folder} is not a run directory: it has no resolved.json",
+                "give the output_dir of a run",
             )
         return cls(folder)
 
@@ -233,8 +233,8 @@ class Run:
         if changed:
             self.close()
             raise UsageError(
-                f"{self.dir} was begun with another recipe, so resuming it would mix two runs.",
-                "Change these keys back, or choose another output_dir.",
+                f"{self.dir} was started with a different recipe; resuming would mix two runs",
+                "change these keys back, or choose another output_dir",
                 [Problem(f"{_shown(old)} -> {_shown(new)}", key=key) for key, old, new in changed],
             )
         if self.is_done:
@@ -309,8 +309,8 @@ class Run:
             ]
         if problems:
             raise DataError(
-                f"The data changed since {self.dir} was begun, so resuming it would mix two runs.",
-                "Put the old data back, or choose another output_dir.",
+                f"the data changed since {self.dir} was started; resuming would mix two runs",
+                "put the old data back, or choose another output_dir",
                 problems,
             )
 
@@ -397,7 +397,7 @@ class Run:
                 )
 
     def latest_checkpoint(self) -> Path | None:
-        """The checkpoint to go on from: the highest step among the whole ones."""
+        """The checkpoint to resume from: the highest step among the whole ones."""
         whole = [path for path in self._checkpoints() if (path / "complete").exists()]
         return whole[-1] if whole else None
 

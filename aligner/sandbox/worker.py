@@ -150,7 +150,7 @@ class Worker:
             return outcome
 
     def interrupt(self) -> None:
-        """From another thread: end the call that is going on; its outcome says that it was
+        """From another thread: end the call that is running; its outcome says that it was
         stopped."""
         child = self._child
         if child is not None:
@@ -318,7 +318,7 @@ class _Child:
         return self.isolation
 
     def call(self, payload: Any, timeout_s: float) -> tuple[Outcome, bool]:
-        """What became of the call, and whether the worker can go on."""
+        """What became of the call, and whether the worker can continue."""
         number = secrets.token_hex(8)
         self._said.complaints = b""
         late = f"it took longer than {timeout_s:g} s and was stopped"

@@ -14,7 +14,7 @@ that turn. Text is never searched for role names.
 
 Two things save time and change nothing. Marks are used where they are there. And where a rendering
 is a prefix of the conversation as text, and the generation prompt's tokens stand there, it need not
-be tokenised: so a conversation of n turns is tokenised once, and not 2n times.
+be tokenized: so a conversation of n turns is tokenized once, and not 2n times.
 
 A turn that is closed by a token which does not end a generation (gpt-oss closes all but the last
 with `<|end|>`) is trained without that token.
@@ -152,7 +152,7 @@ class Conversation:
         return text_ids(self.tokenizer, self.text(self.messages[:count], opened=opened))
 
     def whole(self) -> Whole:
-        """Render and tokenise the whole conversation."""
+        """Render and tokenize the whole conversation."""
         text, reader = self.text(self.messages), reader_of(self.tokenizer)
         if reader is not None:
             return Whole(text, *reader.encode(text, add_special_tokens=False))

@@ -1,8 +1,8 @@
-"""From typed rows to the token data sets that trainers read, with every row and token counted on
+"""From typed rows to the token datasets that trainers read, with every row and token counted on
 the way.
 
-Tokenised data are written below the run directory (`prepared/`) once, before any rank starts, and
-read from there: ranks, and a resumed run, never tokenise again. How rows become batches is decided
+Tokenized data are written below the run directory (`prepared/`) once, before any rank starts, and
+read from there: ranks, and a resumed run, never tokenize again. How rows become batches is decided
 here too, from the histogram of their lengths: packed, grouped by length, or neither, and the
 decision comes with its reason.
 
@@ -62,7 +62,7 @@ class Finding:
 class Batching:
     """How rows become batches: `packing`, `grouped` or neither, and why.
 
-    Where each epoch has rows of its own, they follow one another in the data set, and `passes`
+    Where each epoch has rows of its own, they follow one another in the dataset, and `passes`
     holds their numbers; `steps` is where training ends, if that is not their end.
     """
 
@@ -74,7 +74,7 @@ class Batching:
 
 
 class Passes(Protocol):
-    """Training rows that are made anew for each epoch."""
+    """Training rows that are made again for each epoch."""
 
     def rows(self, number: int) -> list[Row]:
         """Return the rows of a pass."""
@@ -85,7 +85,7 @@ class Passes(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """Tokenised splits and how they are batched."""
+    """Tokenized splits and how they are batched."""
 
     train: Dataset
     eval: Dataset | None
@@ -102,7 +102,7 @@ def prepare(
     passes: Passes | None = None,
     test_packing: Callable[[], Finding] | None = None,
 ) -> Prepared:
-    """Tokenise both splits, decide on batches, count everything in the ledger, and write the result
+    """Tokenize both splits, decide on batches, count everything in the ledger, and write the result
     to `folder`.
 
     `encode` is the method's; `test_packing` is asked, where rows would be packed, whether the model
@@ -164,7 +164,7 @@ def _training_parts(
     on_event: OnEvent | None,
     test_packing: Callable[[], Finding] | None,
 ) -> tuple[list[Dataset], list[int], Batching]:
-    """Tokenise the training rows, or as many passes of made ones as training takes; pack them where
+    """Tokenize the training rows, or as many passes of made ones as training takes; pack them where
     that is decided.
 
     Returns the parts, the lengths of all rows, and how they are batched, which the first part
@@ -193,7 +193,7 @@ def _training_parts(
 
 
 def _wants_more(recipe: TrainRecipe, parts: Sequence[Dataset]) -> bool:
-    """Say whether training goes on after these passes."""
+    """Say whether training needs more than these passes."""
     max_steps = int(recipe.trainer.get("max_steps", -1))
     if max_steps > 0:
         return sum(map(len, parts)) < max_steps * rows_per_step(recipe)
@@ -280,7 +280,7 @@ def _tokenise(
     too_long: list[tuple[str, int]] = []
     for number, row in enumerate(rows):
         if on_event and number % PROGRESS_EVERY == 0:
-            on_event(StageProgress(f"tokenising {name}", number, len(rows)))
+            on_event(StageProgress(f"tokenizing {name}", number, len(rows)))
         try:
             notes.check(row)
             encoded = encode(row, limit)
@@ -297,7 +297,7 @@ def _tokenise(
             for key, value in encoded.items():
                 columns.setdefault(key, []).append(value)
     if on_event:
-        on_event(StageProgress(f"tokenising {name}", len(rows), len(rows)))
+        on_event(StageProgress(f"tokenizing {name}", len(rows), len(rows)))
     _refuse_broken(broken, data)
     _refuse_too_long(too_long, columns.get("whole", []), data, len(rows))
     if not columns:
@@ -319,7 +319,7 @@ def _count(ledger: SplitLedger, columns: dict[str, list[Any]], dropped: int) -> 
         too_long_dropped=dropped,
         truncated_rows=sum(cut > 0 for cut in columns["cut"]),
         truncated_tokens=sum(columns["cut"]),
-        lengths=quantiles(columns["length"]),  # of a pass that is made anew: those of the last
+        lengths=quantiles(columns["length"]),  # where each pass has its own rows: those of the last
     )
 
 
@@ -327,7 +327,7 @@ def _refuse_broken(broken: list[Problem], data: Data) -> None:
     if broken and data.on_bad_row == "error":
         raise DataError(
             f"{len(broken):,} rows cannot be trained on",
-            "mend them, or set data.on_bad_row=drop to leave them out (they are counted and "
+            "fix them, or set data.on_bad_row=drop to leave them out (they are counted and "
             "listed in data.json)",
             broken,
         )

@@ -9,7 +9,7 @@ templates add) is trained. Masks are never built by comparing ids with the pad i
 
 Plain text. Prompt and completion are one text; the prompt's ids are those that it has alone, since
 at generation it stands alone too. Where the tokenizer would merge across the boundary, the
-completion is tokenised apart.
+completion is tokenized apart.
 
 Legend: a `label` is a token id, or -100 where the token is not trained.
 """
@@ -418,7 +418,7 @@ def _answer_ids(
     """Return what the whole text adds to its prompt's ids; or those of the answer alone, when
     tokens merge across.
 
-    A tokenizer of the SentencePiece kind would put a space before an answer that is tokenised
+    A tokenizer of the SentencePiece kind would put a space before an answer that is tokenized
     alone.
     """
     whole = _plain_ids(tokenizer, prompt + answer)
@@ -469,24 +469,24 @@ def _check_start(tokenizer: PreTrainedTokenizerBase, ids: list[int], origin: str
 
 def _remarks(tokenizer: PreTrainedTokenizerBase) -> Iterable[str]:
     if not has_template(tokenizer):
-        yield "The tokenizer has no chat template: prompts and answers are joined as plain text."
+        yield "the tokenizer has no chat template: prompts and answers are joined as plain text"
         return
     plain, bos = _plain_ids(tokenizer, QUESTION), tokenizer.bos_token_id
     rendered = Conversation(tokenizer, as_turns(QUESTION, "user")).ids()
     if bos is not None and plain[:1] == [bos] and bos not in rendered:
         bos = tokenizer.bos_token
-        yield f"The chat template writes no {bos}, which the tokenizer puts before plain text."
+        yield f"the chat template writes no {bos}, which the tokenizer puts before plain text"
     facts = facts_of(tokenizer)
     if facts.opens_otherwise:
         yield (
-            f"The chat template opens an answer with {tokenizer.decode(facts.opening)!r} when the "
+            f"the chat template opens an answer with {tokenizer.decode(facts.opening)!r} when the "
             "model is asked; the end of "
             f"that, {facts.opens_otherwise!r}, is not in training rows, so answers are trained "
-            "without it."
+            "without it"
         )
     if "strftime_now" in str(tokenizer.chat_template):
         yield (
-            "The chat template writes today's date: rows tokenised on another day are other tokens."
+            "the chat template writes today's date: rows tokenized on another day are other tokens"
         )
 
 

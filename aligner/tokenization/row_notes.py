@@ -1,4 +1,4 @@
-"""What is noted of each row while it is tokenised: parts that reach no token, and control tokens in
+"""What is noted of each row while it is tokenized: parts that reach no token, and control tokens in
 its texts."""
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ class RowNotes:
             ledger.note_control_tokens(marks, is_chat=is_chat)
 
     def remark(self, ledger: SplitLedger, name: str) -> str | None:
-        """Return what to warn of once the rows of a split are tokenised."""
+        """Return what to warn of once the rows of a split are tokenized."""
         if not ledger.chats_with_control or control_tokens_of(self.tokenizer) != "allow":
             return None
         return (
-            f"Control tokens stand in the texts of {ledger.chats_with_control:,} {name} rows and "
+            f"control tokens stand in the texts of {ledger.chats_with_control:,} {name} rows and "
             "act as such "
             f"({in_words(ledger.control_tokens)}). data.control_tokens=as_text writes them as "
-            "text, error refuses the rows."
+            "text, error refuses the rows"
         )
 
     def _unread(self, row: Row) -> Counter[str]:

@@ -58,7 +58,7 @@ def open_probe(setup: Any) -> Callable[[Any], str]:
             template = environment.from_string(given["template"])
         except MemoryError:
             return "it needs too much memory"
-        except Exception:  # what else is wrong with a template is told where it is rendered
+        except Exception:  # what else is wrong with a template is reported where it is rendered
             return ""
         return next(
             filter(None, (_rendered(template, talk, given["tokens"]) for talk in CONVERSATIONS)), ""

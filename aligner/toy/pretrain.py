@@ -43,7 +43,7 @@ OnProgress = Callable[[float, str], None]
 
 
 def new_model(tokenizer: PreTrainedTokenizerBase, seed: int) -> LlamaForCausalLM:
-    """A Llama of about 0.5 million parameters, randomly initialised."""
+    """A Llama of about 0.5 million parameters, randomly initialized."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,

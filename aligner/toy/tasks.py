@@ -192,7 +192,7 @@ _SLIPS = (_refuses, _chats_before, _chats_after, _slip_in_part, _other_task, _pa
 
 def _no_exercise(found: object) -> DataError:
     return DataError(
-        f"this prompt is no exercise of the toy world: {str(found)[:80]!r}",
-        "A toy prompt reads `task: text` or `task: text; task; ...`, with the tasks "
-        f"{', '.join(TASKS)}.",
+        f"this prompt is not an exercise of the toy world: {str(found)[:80]!r}",
+        "a toy prompt reads `task: text` or `task: text; task; ...`, with the tasks "
+        f"{', '.join(TASKS)}",
     )

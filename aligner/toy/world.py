@@ -16,7 +16,7 @@
 
 The same seed gives the same bytes on the same kind of machine; one thread is used. While it is
 being written the folder holds a file `unfinished`; when the writing was killed, the next call sees
-that file and starts anew. A folder with anything else in it is refused.
+that file and starts again. A folder with anything else in it is refused.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def write_world(
     overwrite: bool = False,
     on_progress: OnProgress | None = None,
 ) -> World:
-    """Write the world, in about a minute; `on_progress(share, text)` is told how far it is.
+    """Write the world, in about a minute; `on_progress(share, text)` gets how far it is.
 
     `steps` shortens the pretraining: with 5 the base knows nothing, and everything else is as it
     should be. Raises: UsageError when the folder holds something; `overwrite` replaces an earlier
@@ -113,9 +113,7 @@ def read_world(directory: str | Path) -> World:
         parse_json(path, f"write the world again: aligner toy {directory}") if path.exists() else {}
     )
     if manifest.get("kind") != KIND:
-        raise UsageError(
-            f"{directory} is not a toy world", f"`aligner toy {directory}` writes one."
-        )
+        raise UsageError(f"{directory} is not a toy world", f"`aligner toy {directory}` writes one")
     return World(Path(directory), manifest)
 
 
@@ -139,13 +137,13 @@ def draw_splits(seed: int) -> dict[str, list[Exercise]]:
 def _make_room(folder: Path, overwrite: bool) -> None:
     """Leave an empty folder with the file `unfinished`, or refuse."""
     if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder} is a file", "Choose another folder.")
+        raise UsageError(f"{folder} is a file", "choose another folder")
     inside = list(folder.iterdir()) if folder.exists() else []
     if inside and not (folder / UNFINISHED).exists():
         if not overwrite:
             raise UsageError(
                 f"{folder} is not empty",
-                "Choose another folder, or give --overwrite to replace an earlier toy world.",
+                "choose another folder, or give --overwrite to replace an earlier toy world",
             )
         read_world(folder)
     folder.mkdir(parents=True, exist_ok=True)

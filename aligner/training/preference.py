@@ -1,21 +1,21 @@
-"""The one preference trainer: pairs already tokenised, a pluggable objective, a reference that
+"""The one preference trainer: pairs already tokenized, a pluggable objective, a reference that
 costs no second model.
 
 It subclasses transformers' Trainer and uses TRL's fused log-probability head. The alternative,
 TRL's DPOTrainer with `_prepare_dataset` and `_compute_loss` replaced, was measured beside it
 (`benchmarks/RESULTS.md`): TRL's step also computes entropies, mean logits and top-1 matches at
-every position and synchronises each metric each step, and with those two private methods replaced
+every position and synchronizes each metric each step, and with those two private methods replaced
 little of it is left. So this is the simpler one, and it was the faster one.
 
 What it does. The loss of a step is the weighted mean of the objective over *all* pairs of the step,
 over accumulation steps and ranks alike: `sum(w_i * f_i) / sum(w_i)`. So accumulation equals the
 large batch also where the last batch is short. `nll_weight` adds the length-averaged negative
 log-likelihood of the chosen answer (arXiv 2404.19733, eq. 1). The reference is the base under the
-adapter (`adapter_off`), or two columns of the data set, computed once
+adapter (`adapter_off`), or two columns of the dataset, computed once
 (`aligner.training.reference`), or nothing where the objective reads none. Metrics carry TRL's
 names.
 
-Two things come with columns of the data set. `reward_gaps` holds what reward models think of each
+Two things come with columns of the dataset. `reward_gaps` holds what reward models think of each
 pair, for the objective that distils them (`aligner.methods.dpo.reward_distillation`). `sample_ids`
 and `reference_sample` hold an answer that the reference wrote and its log-probability
 (`aligner.methods.dpo.reference_samples`): `forward_kl` weighs the forward KL to the reference, log
@@ -215,7 +215,7 @@ class PreferenceTrainer(WeightedTrainer):
             become one target.
         forward_kl: weight of the forward KL to the reference; needs the columns `sample_ids` and
             `reference_sample`.
-    The data set holds the columns of `aligner.tokenization.dataset`; with `reference_chosen` and
+    The dataset holds the columns of `aligner.tokenization.dataset`; with `reference_chosen` and
     `reference_rejected` (summed log-probabilities) the reference is not computed again, and without
     them the policy must be a PEFT model whose base is the reference.
     """
@@ -355,7 +355,7 @@ class PreferenceTrainer(WeightedTrainer):
         return chosen, rejected
 
     def _add_metrics(self, pairs: PairLogps, nll: Tensor, losses: Tensor, weights: Tensor) -> None:
-        """Add to the running sums on the device; nothing is synchronised before the next log."""
+        """Add to the running sums on the device; nothing is synchronized before the next log."""
         with torch.no_grad():
             of = (pairs.chosen_ratio, pairs.rejected_ratio)
             of = of if self.needs_reference else (pairs.chosen_mean, pairs.rejected_mean)

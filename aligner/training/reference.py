@@ -72,7 +72,7 @@ def with_reference(rows: Dataset, scorer: Scorer, name: str) -> Dataset:
     )
     if is_kept(file):
         columns = load_file(str(file))
-        _say(scorer, f"Reference log-probabilities of the {name} pairs: from the cache ({file}).")
+        _say(scorer, f"reference log-probabilities of the {name} pairs: from the cache ({file})")
     else:
         columns = _compute(rows, scorer, section, name)
         if PartialState().is_main_process:

@@ -23,8 +23,8 @@ class SeededSampler(Sampler[int]):
 
     `lengths` (N,) turns grouping on; `rows_per_step` is the number of rows of one optimizer step
     over all processes. The step with the longest row comes first, so that a step that does not fit
-    into memory fails at once. Blank rows, which follow the others in the data set and count for
-    nothing, come last in every epoch. With `passes`, the data set holds so many rows after one
+    into memory fails at once. Blank rows, which follow the others in the dataset and count for
+    nothing, come last in every epoch. With `passes`, the dataset holds so many rows after one
     another for each pass, and all passes are one epoch: they come in turn, each in an order of its
     own.
     """

@@ -199,7 +199,7 @@ class OrderedTrainer(Trainer):
     train_order: SeededSampler | None = None
 
     has_ended: bool = False
-    """Set when the checkpoint to go on from is the last one: training is over, and only the end is
+    """Set when the checkpoint to resume from is the last one: training is over, and only the end is
     left to do."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -238,8 +238,8 @@ class OrderedTrainer(Trainer):
         """Read weights again that a checkpoint holds under other names or in another form, as it
         does those of experts.
 
-        transformers would go on with what the model had before. Tied weights are held once, under
-        one of their names.
+        transformers would continue with what the model had before. Tied weights are held once,
+        under one of their names.
         """
         tied = getattr(self.model, "all_tied_weights_keys", {})
         load_result.missing_keys[:] = [key for key in load_result.missing_keys if key not in tied]
@@ -386,7 +386,7 @@ class WeightedTrainer(OrderedTrainer):
 
 class Recorder(TrainerCallback):
     """Write metrics and checkpoint marks into the run directory, tell the listener, and stop at a
-    loss that is no number."""
+    loss that is NaN or inf."""
 
     def __init__(
         self, trainer: OrderedTrainer, run: Run, on_event: OnEvent | None, keep: int
@@ -417,7 +417,7 @@ class Recorder(TrainerCallback):
         if places := without_gradient(self.trainer.model):
             self.on_event(
                 Warned(
-                    f"No gradient reached {listed(places)} in the first step, so these weights "
+                    f"no gradient reached {listed(places)} in the first step, so these weights "
                     "did not move. "
                     "model.lora.exclude_modules leaves out adapters on layers that a model reads "
                     "without calling them"
@@ -469,10 +469,10 @@ class Recorder(TrainerCallback):
                 self.on_event(Metrics(state.global_step, state.max_steps, values, split))
         if not math.isfinite(values.get("loss", 0.0)):
             raise TrainingError(
-                f"The {split} loss is {values['loss']} at step {state.global_step}.",
-                "Lower trainer.learning_rate, set trainer.max_grad_norm, or look at the rows of "
+                f"the {split} loss is {values['loss']} at step {state.global_step}",
+                "lower trainer.learning_rate, set trainer.max_grad_norm, or look at the rows of "
                 "the last steps; "
-                "the last complete checkpoint is from before.",
+                "the last complete checkpoint is from before",
             )
 
     def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -495,8 +495,8 @@ class Recorder(TrainerCallback):
 
 
 def refuse_broken_weights(trainer: OrderedTrainer) -> None:
-    """Raise TrainingError when a trained weight is no number, so that no checkpoint to go on from
-    holds one.
+    """Raise TrainingError when a trained weight is NaN or inf, so that no checkpoint to resume
+    from holds one.
 
     The loss is looked at only where it is logged; weights that it has spoilt in between would be
     kept otherwise.
@@ -507,10 +507,9 @@ def refuse_broken_weights(trainer: OrderedTrainer) -> None:
             here = here.to_local() if hasattr(here, "to_local") else here  # this rank's shard
             if not bool(torch.isfinite(here).all()):
                 raise TrainingError(
-                    f"Weights are no numbers any more at step {trainer.state.global_step} "
-                    f"({name}).",
-                    "Lower trainer.learning_rate or set trainer.max_grad_norm; the last complete "
-                    "checkpoint is from before.",
+                    f"parameter {name} is NaN or inf at step {trainer.state.global_step}",
+                    "lower trainer.learning_rate or set trainer.max_grad_norm; the last complete "
+                    "checkpoint is from before that",
                 )
 
 
@@ -533,7 +532,7 @@ def fit(
 
     `finish` may add files to the folder of the result before it takes its name. `guards` hear of
     every log after it was recorded, and may end the training with an error. Raises: TrainingError
-    when the loss is no number or memory runs out.
+    when the loss is NaN or inf, or memory runs out.
     """
     keep = int(recipe.trainer.get("save_total_limit") or KEPT_CHECKPOINTS)
     trainer.remove_callback(PrinterCallback)
@@ -578,11 +577,11 @@ def fit(
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except torch.OutOfMemoryError as error:
         raise TrainingError(
-            f"The device ran out of memory at step {trainer.state.global_step}.",
-            "Halve trainer.per_device_train_batch_size and double "
+            f"the device ran out of memory at step {trainer.state.global_step}",
+            "halve trainer.per_device_train_batch_size and double "
             "trainer.gradient_accumulation_steps, set "
             "trainer.gradient_checkpointing=true, lower data.max_length, or use model.lora with "
-            "model.quantization=nf4.",
+            "model.quantization=nf4",
         ) from error
     refuse_broken_weights(trainer)
     trainer.own_config.put_back()
@@ -601,7 +600,7 @@ def _announce(checkpoint: Path | None, run: Run, on_event: OnEvent | None) -> No
             if is_last(checkpoint)
             else whole
         )
-        on_event(Notice(f"Going on from {checkpoint} ({taken})."))
+        on_event(Notice(f"resuming from {checkpoint} ({taken})"))
 
 
 def save_final(

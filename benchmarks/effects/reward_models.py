@@ -3,7 +3,7 @@
     python -m benchmarks.effects.reward_models [--seeds N] [--workers N] [--write]
 
 Every arm starts from the base model and trains on pairs of answers to the same prompts, none of
-which is held out; one of each pair has the higher gold score. Three data sets, each with a way in
+which is held out; one of each pair has the higher gold score. Three datasets, each with a way in
 which labels go wrong:
 
 * *noise*: a quarter of the labels is flipped. Who memorises labels is right on 75% of the training
@@ -140,7 +140,7 @@ def is_flipped(kind: str, pair: Pair, rng: random.Random) -> bool:
 
 
 def prepare(world: Path, seed: int) -> None:
-    """Write a world and its data sets, each with the pairs that are held out for it."""
+    """Write a world and its datasets, each with the pairs that are held out for it."""
     torch.set_num_threads(1)
     write_world(world, seed=seed)
     lines = map(json.loads, (world / "heldout.jsonl").read_text(encoding="utf-8").splitlines())

@@ -1,14 +1,14 @@
-"""How fast mosaics are made: against drawing and tokenising at every step of growth, and by the
+"""How fast mosaics are made: against drawing and tokenizing at every step of growth, and by the
 number of rows.
 
     python -m benchmarks.speed.mosaic [--rows N] [--largest N] [--write]
 
 The peer is the straightforward loop: a sample grows one member at a time; at each step its look and
-rule are drawn afresh, it is rendered and tokenised, and the last rendering that fits is kept. It
+rule are drawn afresh, it is rendered and tokenized, and the last rendering that fits is kept. It
 makes samples of the same members as ours, on one core, with the same tokenizer, a byte-pair encoder
 trained on the rows. Ours includes measuring the rows, and the check of every sample; the peer
 checks nothing. Then ours is run over more and more rows from a file, each time in a process of its
-own and with estimated lengths, since tokenising is linear anyway: CPU time, and peak memory above
+own and with estimated lengths, since tokenizing is linear anyway: CPU time, and peak memory above
 that of the loaded libraries. With `--write` the result goes into `benchmarks/RESULTS.md`.
 """
 
@@ -181,7 +181,7 @@ def lines(folder: Path, number: int, largest: int) -> Iterator[str]:
     yield (
         f"One core, {number:,} rows of about {MEAN_TOKENS} tokens, {rounds[0][2]:,} samples, "
         f"median of {ROUNDS} rounds: "
-        f"{theirs:,.0f} samples per CPU-second drawn and tokenised at every step, {ours:,.0f} by "
+        f"{theirs:,.0f} samples per CPU-second drawn and tokenized at every step, {ours:,.0f} by "
         "`aligner mosaic`, checks included: "
         f"{ours / theirs:.1f} times (goal: 5)."
     )

@@ -2,7 +2,7 @@
 line of JSON.
 
 Measured is the CPU time of `Trainer.train()` over one epoch of the same rows on one thread (and,
-for our DPO, of scoring the reference before it, which TRL does inside). Model loading, tokenisation
+for our DPO, of scoring the reference before it, which TRL does inside). Model loading, tokenization
 and saving are not in it. Tokens are those of the rows, without padding: for pairs, prompt and both
 answers.
 """

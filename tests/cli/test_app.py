@@ -102,7 +102,7 @@ def test_a_bug_of_ours_is_one_line_that_names_the_file_of_the_traceback(
     result = failing(KeyError("loss"))
     assert result.exit_code == 1
     (line,) = result.stderr.splitlines()
-    assert line.startswith("this is a bug of ours: KeyError at ")
+    assert line.startswith("internal error, please report it: KeyError at ")
     (kept,) = (tmp_path / "crashes").iterdir()
     assert str(kept) in line
     assert "KeyError: 'loss'" in kept.read_text(encoding="utf-8")
@@ -124,7 +124,7 @@ def test_a_cache_that_cannot_be_written_does_not_hide_the_bug(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("ALIGNER_CACHE", str(tmp_path / "file"))
-    assert "this is a bug of ours: KeyError" in failing(KeyError("loss")).stderr
+    assert "internal error, please report it: KeyError" in failing(KeyError("loss")).stderr
 
 
 def test_debug_shows_the_traceback_and_keeps_the_exit_code(failing: Failing) -> None:

@@ -93,8 +93,8 @@ def test_a_new_stage_has_its_own_clock(clock: Clock, capsys: pytest.CaptureFixtu
         screen.on_event(events.StageStarted("loading the model"))
         screen.on_event(events.StageProgress("loading the model", 1, 2))
         clock += 100
-        screen.on_event(events.StageProgress("tokenising", 10, 10))
-    assert capsys.readouterr().err.splitlines()[-1] == "tokenising: 10/10"
+        screen.on_event(events.StageProgress("tokenizing", 10, 10))
+    assert capsys.readouterr().err.splitlines()[-1] == "tokenizing: 10/10"
 
 
 def test_what_was_done_before_counts_for_no_rate(

@@ -261,7 +261,7 @@ def numbered(count: int) -> list[dict[str, Any]]:
 BREAKS = """
 
 def breaks(prompt, completion, reference):
-    if len(completion) == 10 and not LOG.with_name("mended").exists():
+    if len(completion) == 10 and not LOG.with_name("fixed").exists():
         raise ValueError("ten")
     return length(prompt, completion, reference)
 """
@@ -285,8 +285,8 @@ def test_a_scoring_that_was_stopped_goes_on_where_it_was(tmp_path: Path, grader:
     assert not output.exists()
     assert "raised ValueError: ten" in first.stderr
     again = aligner(*command)
-    assert (again.exit_code, "--resume goes on" in again.stderr) == (2, True)
-    grader.with_name("mended").touch()
+    assert (again.exit_code, "--resume" in again.stderr) == (2, True)
+    grader.with_name("fixed").touch()
     before = len(calls(grader))
     with (tmp_path / "scored.jsonl.part" / "scores.jsonl").open("a") as file:
         file.write(
@@ -628,7 +628,7 @@ def test_a_budget_holds_across_resumes_and_nothing_is_paid_for_twice(tmp_path: P
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--resume", "--overwrite", "-o", "out.jsonl"), "begins again"),
+        (("--resume", "--overwrite", "-o", "out.jsonl"), "starts again"),
         (("--resume",), "there is none"),
         (("-o", "rows.jsonl"), "is the data itself"),
         (("-o", "out.csv"), "Name it .jsonl"),

@@ -1,4 +1,4 @@
-"""`aligner generate` and `aligner eval` that are stopped: gone on with, bit for bit, and never
+"""`aligner generate` and `aligner eval` that are stopped: resumed, bit for bit, and never
 mixed with anything else."""
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ def test_what_was_begun_is_gone_on_with_or_replaced_and_not_by_mistake(
     words = command(name, other)
     killed(words, monkeypatch)
     kept = (here / "out.json.part" / "answers.jsonl").read_bytes()
-    assert "was begun and not finished" in said(aligner(*words, "--output", "out.json"))
+    assert "was started and not finished" in said(aligner(*words, "--output", "out.json"))
     assert (here / "out.json.part" / "answers.jsonl").read_bytes() == kept
     assert aligner(*words, "--output", "out.json", "--overwrite").exit_code == 0
     done = Path("out.json").read_bytes()
@@ -192,7 +192,7 @@ def test_what_was_begun_with_something_else_is_not_gone_on_with(
         words += ["--batch-size", "3"]
     message = said(aligner(*words, "--output", "out.json", "--resume"))
     what = "the prompts" if (changed, name) == ("the data", "generate") else changed
-    assert f"out.json was begun with something else: {what} changed since" in message
+    assert f"out.json was started with something else: {what} changed since" in message
     data.rename("moved.jsonl")  # the place of the rows does not count
     words[words.index("--data") + 1] = "moved.jsonl"
     assert aligner(*words, "--output", "out.json", "--overwrite").exit_code == 0
@@ -211,7 +211,9 @@ def test_another_reward_model_under_the_same_name_is_not_gone_on_with(
     words = command("eval rewards", other)
     killed(words, monkeypatch)
     Path("longer.py").write_text(LONGER.replace("len(completion)", "len(completion) + 1"))
-    assert "begun with another model" in said(aligner(*words, "--output", "out.json", "--resume"))
+    assert "started with a different model" in said(
+        aligner(*words, "--output", "out.json", "--resume")
+    )
 
 
 def test_where_nothing_was_done_nothing_is_left(
@@ -236,12 +238,12 @@ def test_a_stopped_command_says_how_to_go_on(here: Path, monkeypatch: pytest.Mon
     for name, data in (("generate", "prompts.jsonl"), ("eval", "sft.jsonl")):
         words = [name, "model", "--data", data, *SMALL, "--output"]
         result = aligner(*words, "out.json")
-        assert (result.exit_code, "the same command with --resume goes on" in result.stderr) == (
+        assert (result.exit_code, "the same command with --resume continues" in result.stderr) == (
             130,
             True,
         )
         result = aligner(*words, "out.json", "--overwrite")
-        assert "--resume in place of --overwrite goes on" in result.stderr
+        assert "--resume in place of --overwrite continues" in result.stderr
 
 
 @pytest.mark.parametrize("name", ["generate", "eval sft", "eval rewards"])

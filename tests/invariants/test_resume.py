@@ -39,7 +39,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "sft",
         {**EVERY, "sft__packing": True, "trainer__per_device_train_batch_size": 1},
     ),
-    "sft on mosaics that are drawn anew for each epoch": (
+    "sft on mosaics that are drawn again for each epoch": (
         "sft",
         {
             **EVERY,
@@ -185,7 +185,7 @@ def kill_and_resume(
     ("case", "moment"),
     [
         ("sft grouped by length", "in the middle of an epoch"),
-        ("sft on mosaics that are drawn anew for each epoch", "in the middle of an epoch"),
+        ("sft on mosaics that are drawn again for each epoch", "in the middle of an epoch"),
         ("dpo with LoRA and dropout", "before a checkpoint is declared whole"),
         ("reward of two heads of which one is kept", "in the middle of an epoch"),
         ("dpo that distils rewards", "in the middle of an epoch"),

@@ -1,4 +1,4 @@
-"""A checkpoint that holds less than what `--resume` goes on from is refused, before anything is
+"""A checkpoint that holds less than what `--resume` needs is refused, before anything is
 read."""
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def test_weights_alone_are_not_resumed_as_if_they_were_all(
     recipe = stopped(
         monkeypatch, small_world, tmp_path / "run", method, "trainer.save_only_model=true"
     )
-    with pytest.raises(UsageError, match="holds less than what --resume goes on from") as caught:
+    with pytest.raises(UsageError, match="holds less than --resume needs") as caught:
         run_recipe(recipe, resume=True)
     assert [problem.where for problem in caught.value.problems] == [
         "optimizer.pt",

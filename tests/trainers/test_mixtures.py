@@ -66,11 +66,11 @@ def test_sft_of_a_mixture_ends_with_answers_and_the_configuration_that_it_began_
     for result in (tmp_path / "run" / "final", tmp_path / "run" / "checkpoints" / "checkpoint-1"):
         assert config_of(result) == before
     assert any(
-        text.startswith("Training all") and ".experts (gate_up_proj, down_proj)" in text
+        text.startswith("training all") and ".experts (gate_up_proj, down_proj)" in text
         for text in said
     )
     assert any(
-        "The router's own loss is trained too, with a weight of 0.001" in text for text in said
+        "the router's own loss is trained too, with a weight of 0.001" in text for text in said
     )
 
 

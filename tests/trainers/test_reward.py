@@ -473,7 +473,7 @@ def test_pairs_with_both_labels_and_a_liking_for_length_are_told(
     )
     warned = told(events, Warned)
     assert "1 pairs of answers are there with both labels" in warned
-    assert "The longer answer wins in 99% of the pairs" in warned
+    assert "the longer answer wins in 99% of the pairs" in warned
     assert "length alone ranks them well" in (run / "report.html").read_text()
 
 

@@ -213,10 +213,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
             f"the style bank {path} cannot be read: {error.strerror}", "check `style_bank`"
         ) from error
     except UnicodeDecodeError as error:
-        raise RecipeError(f"the style bank {path} is broken: {error}", "mend the file") from error
+        raise RecipeError(f"the style bank {path} is broken: {error}", "fix the file") from error
     if document.problems:
         raise RecipeError(
-            f"{path} cannot be used as a style bank", "mend the file", document.problems
+            f"{path} cannot be used as a style bank", "fix the file", document.problems
         )
     if not document.values:
         raise RecipeError(
@@ -376,7 +376,7 @@ def _list_problems(key: str, values: Any) -> list[Problem]:
                 Problem(f"{value!r} has letters or digits, which belong in the texts", key=key)
             )
         elif key == "stand_alone" and (reason := _regex_problem(value)):
-            problems.append(Problem(f"{value!r} is no regular expression: {reason}", key=key))
+            problems.append(Problem(f"{value!r} is not a regular expression: {reason}", key=key))
     return problems
 
 

@@ -337,15 +337,15 @@ def _settings_files(settings: MosaicFiles) -> dict[str, str]:
 
 
 def _check_inputs(run: Run, on_event: OnEvent | None) -> None:
-    """Refuse to go on with other data, or with another style bank or tokenizer."""
-    tell(on_event, StageStarted("looking whether the data are the same"))
+    """Refuse to resume with other data, or with another style bank or tokenizer."""
+    tell(on_event, StageStarted("checking that the data are the same"))
     inputs = run.read_json("inputs.json")
     now = dict(inputs["sources"])
     for path in now:
         if Path(path).is_file():
             now[path] = file_record(Path(path)).sha256
-        elif not path.endswith("]"):  # else a data set of the hub
-            tell(on_event, Warned(f"{path} is gone; the rows that were read from it are used."))
+        elif not path.endswith("]"):  # else a dataset of the hub
+            tell(on_event, Warned(f"{path} is gone; the rows that were read from it are used"))
     run.check_data(inputs["fingerprint"], now)
 
 
@@ -362,8 +362,8 @@ def _measured(
         tell(
             on_event,
             Warned(
-                "No mosaic.tokenizer is named: lengths are estimated as characters / 3.5, without "
-                "a chat template."
+                "no mosaic.tokenizer is named: lengths are estimated as characters / 3.5, without "
+                "a chat template"
             ),
         )
 
@@ -408,7 +408,7 @@ def _build_parts(workshop: Workshop, parts: Sequence[Part], on_event: OnEvent | 
         tell(
             on_event,
             Notice(
-                f"Going on: {len(parts) - len(missing)} of {len(parts)} parts are there already."
+                f"resuming: {len(parts) - len(missing)} of {len(parts)} parts are there already"
             ),
         )
     tell(on_event, StageProgress("building mosaics (rows used)", done, total))
@@ -492,7 +492,7 @@ def _finish(
             on_event,
             Warned(
                 f"{violations:,} samples failed their check and were not written; their rows "
-                "stand alone instead."
+                "stand alone instead"
             ),
         )
     if alone := tally.counts["overlong:alone"] // settings.passes:
@@ -503,13 +503,13 @@ def _finish(
                 f"{alone:,} rows are longer than {limit:,} tokens and were written alone: a "
                 f"training with data.max_length={limit} "
                 "needs data.on_too_long=drop (or truncate) for them; mosaic.on_overlong=drop "
-                "leaves them out here."
+                "leaves them out here"
             ),
         )
     if isinstance(workshop.mosaics.lengths, EstimatedLengths):
         tell(
             on_event,
-            Notice("Token counts of the report are estimates: no mosaic.tokenizer was named."),
+            Notice("token counts of the report are estimates: no mosaic.tokenizer was named"),
         )
     summary = summary_of(workshop.mosaics, settings, tally)
     run.write_json("mosaic.json", {**summary, "examples": examples})

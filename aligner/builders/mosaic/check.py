@@ -2,7 +2,7 @@
 faults are refused.
 
 This is a second implementation of the grammar, on purpose: it shares the bank's wording with the
-writer, and no code. It is told which members went in, and nothing of how they were put together.
+writer, and no code. It gets the members that went in, and nothing of how they were put together.
 From the prompt alone follows what the completion has to be, down to the byte; so a sample that
 passes is right whatever its writer meant to do.
 
@@ -118,7 +118,7 @@ def check(prompt: str, completion: str, members: Sequence[tuple[str, str]], bank
     `members` are (instruction, response) in the order in which they were given; all else is found
     in the text.
 
-    Raises: Violation with the most telling reason why this is no mosaic of these members.
+    Raises: Violation with the most telling reason why this is not a mosaic of these members.
     """
     sample = _Sample(
         prompt, completion, [text for text, _ in members], [text for _, text in members], bank
@@ -532,7 +532,7 @@ def _permuted(sample: _Sample, name: str, rule: Meta) -> tuple[int, ...]:
     if name == "explicit":
         order = _listed(sample, rule)
         if len(order) != sample.count:
-            raise Violation("list", f"{list(order)} is no order of {sample.count} instructions")
+            raise Violation("list", f"{list(order)} is not an order of {sample.count} instructions")
         return order
     if name == "reverse":
         return tuple(reversed(every))
@@ -648,7 +648,7 @@ def _primary(sample: _Sample, separator: str) -> Reading:
     ):
         raise Violation(
             "structure",
-            f"{separator!r} cannot separate members: no numbers, tags or meta-instructions",
+            f"{separator!r} cannot separate members that have neither numbers nor tags",
         )
     if separator.join(sample.responses) != sample.completion:
         raise _difference(

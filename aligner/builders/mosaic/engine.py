@@ -6,7 +6,7 @@ chunk. Chunks depend on the seed, the pass and the group alone, and each has a r
 its own; so they can be built in any order, by any process, and again after a kill.
 
 Within a chunk: take k members, plan, render, measure, check. A sample that is too long loses its
-last member and is planned anew; what it lost goes back to the front of the queue. Two members with
+last member and is planned again; what it lost goes back to the front of the queue. Two members with
 the same instruction never share a sample. A member that is too long by itself goes the way that
 `on_overlong` says.
 
@@ -15,7 +15,7 @@ is measured wherever it could be too long if every byte of what is written aroun
 token; and every 64th besides, so that sums can be brought to scale.
 
 Different from the authors' code (arXiv 2405.13326): their loop grows a sample one member at a time,
-draws everything afresh and tokenises at each step (`compat: released` does it their way, in
+draws everything afresh and tokenizes at each step (`compat: released` does it their way, in
 `released.py`).
 """
 
@@ -79,7 +79,7 @@ class Sample:
     """Whether `tokens` were counted on the finished text, not added up from its members'."""
 
     def record(self) -> dict[str, Any]:
-        """Return what is told about the sample beside its texts."""
+        """Return what is recorded about the sample beside its texts."""
         style = repr(self.plan.style).encode("utf-8", "surrogatepass")
         return {
             "mosaic_id": self.name,
@@ -111,13 +111,13 @@ class Tally:
 
     counts: Counter[str] = field(default_factory=Counter)
     measured: list[int] = field(default_factory=list)
-    """Tokens of the samples that were tokenised whole, or stand alone."""
+    """Tokens of the samples that were tokenized whole, or stand alone."""
     added_up: list[int] = field(default_factory=list)
     """Tokens of the others, added up."""
 
     def scale(self, what: str = "") -> float:
         """Return what sums have to be multiplied with, by the samples that were added up and
-        tokenised both (`" trained"`)."""
+        tokenized both (`" trained"`)."""
         added = self.counts[f"measured:added{what}"]
         return self.counts[f"measured:exact{what}"] / added if added else 1.0
 
@@ -132,7 +132,7 @@ class Tally:
 
 
 class Mosaics:
-    """The mosaics of a data set under given settings and a given seed."""
+    """The mosaics of a dataset under given settings and a given seed."""
 
     def __init__(
         self,
@@ -288,7 +288,7 @@ class _Work:
         instead.
         """
         size = self._fitting(taken)
-        # What were drawn anew for fewer members would often be what leaves most out, and so fits.
+        # A new draw for fewer members would often be one that leaves most out, since that fits.
         strategy, seed = self.planner.strategy(self.rng), self.rng.random()
         while True:
             some, left = taken[:size], taken[size:]

@@ -72,7 +72,7 @@ def _write_parquet(files: Sequence[Path], target: Path) -> None:
 
 
 def as_written(row: CompletionRow, form: str, kinds: Collection[str]) -> dict[str, Any]:
-    """Return a sample in the columns of a form; all samples of a data set have the same, by the
+    """Return a sample in the columns of a form; all samples of a dataset have the same, by the
     `kinds` of its members."""
     turns = _as_turns(row)
     if form == "messages":

@@ -1,4 +1,4 @@
-"""Mosaics for a training loop of one's own: an iterable data set of torch's, drawn anew for each
+"""Mosaics for a training loop of one's own: a torch iterable dataset with new ones for each
 epoch."""
 
 from __future__ import annotations

@@ -165,7 +165,7 @@ class RowStore:
 
 
 class Members:
-    """All members of a data set, by number, with what the planning needs to know of each without
+    """All members of a dataset, by number, with what the planning needs to know of each without
     reading it.
 
     `tokens[i]` and `trained[i]` are the lengths of member i standing alone under the chat template;

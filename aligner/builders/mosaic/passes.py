@@ -1,4 +1,4 @@
-"""Mosaics without files: passes over rows in memory, and a data set with its numbers.
+"""Mosaics without files: passes over rows in memory, and a dataset with its numbers.
 
 `mosaics_of` is what everything else is made with, the files of `aligner mosaic` too; so equal rows,
 settings and seed give equal samples everywhere.
@@ -129,8 +129,7 @@ def members_of(
             on_progress(done)
     if refused and on_bad_row == "error":
         hint = (
-            "mend them, choose another chat template, or set data.on_bad_row=drop (they are "
-            "counted)"
+            "fix them, choose another chat template, or set data.on_bad_row=drop (they are counted)"
         )
         raise DataError(
             f"{len(refused):,} rows are refused by the chat template", hint, refused[:LISTED]
@@ -244,7 +243,7 @@ class MosaicPasses:
 
 @dataclass(frozen=True)
 class Built:
-    """A data set of mosaics, and what there is to know of it."""
+    """A dataset of mosaics, and what there is to know of it."""
 
     dataset: Dataset
     tally: Tally
@@ -262,7 +261,7 @@ def build(
     passes: int = 4,
     batch_size: int = 128,
 ) -> Built:
-    """Return the mosaics of all passes as a data set with `prompt` and `completion`, and its costs
+    """Return the mosaics of all passes as a dataset with `prompt` and `completion`, and its costs
     for each pass."""
     from datasets import Dataset
 
@@ -288,5 +287,5 @@ def build(
 
 
 def as_columns(sample: Sample) -> dict[str, Any]:
-    """Return a sample as TRL's prompt/completion row, with what is told about it."""
+    """Return a sample as TRL's prompt/completion row, with what is recorded about it."""
     return {"prompt": sample.row.prompt, "completion": sample.row.completion, **sample.record()}

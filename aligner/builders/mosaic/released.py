@@ -3,7 +3,7 @@ released`.
 
 From the code of Mosaic-IT (arXiv 2405.13326). One pass walks through a shuffled copy of the data. A
 sample grows one member at a time; at every step all choices are drawn afresh and the text is
-tokenised as instruction + output, without template and separator, and the last rendering that
+tokenized as instruction + output, without template and separator, and the last rendering that
 stayed *below* the limit is kept. A first member that is too long is dropped. Faults that are kept,
 since they decide what a model was trained on: rules on numbers for samples without numbers, samples
 without any mark between answers, sorting by whole strings (capitals first), ties in input order,

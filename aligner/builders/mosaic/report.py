@@ -65,12 +65,12 @@ def _how_counted(mosaics: Mosaics, tally: Tally) -> str:
     if not mosaics.lengths.is_exact:
         return "estimated as characters / 3.5; name mosaic.tokenizer to count them"
     if not tally.added_up:
-        return "every sample was tokenised"
+        return "every sample was tokenized"
     share = len(tally.measured) / (len(tally.measured) + len(tally.added_up))
     return (
-        f"{share:.0%} of the samples were tokenised, those near the limit among them; the others "
+        f"{share:.0%} of the samples were tokenized, those near the limit among them; the others "
         "are sums over their members, scaled "
-        f"by {tally.scale():.3f}, which every 64th showed when it was tokenised too"
+        f"by {tally.scale():.3f}, which every 64th showed when it was tokenized too"
     )
 
 
@@ -106,7 +106,7 @@ def write_mosaic_report(run_dir: Path) -> Path:
     if summary is None:
         raise UsageError(
             f"{run_dir} is not finished, so there is nothing to report yet",
-            "--resume goes on with it",
+            "continue it with --resume",
         )
     recipe = read_json(run_dir, "resolved.json")["recipe"]
     settings = recipe["mosaic"]

@@ -118,8 +118,8 @@ def run_select(
         Run.check_place(folder, resume=resume, overwrite=overwrite)
         if overwrite and (folder / LABELS).exists():
             raise UsageError(
-                f"{folder} holds labels, which --overwrite would delete with it.",
-                f"Choose another output_dir, or move {folder / LABELS} away.",
+                f"{folder} holds labels, which --overwrite would delete with it",
+                f"choose another output_dir, or move {folder / LABELS} away",
             )
         if resume and (folder / "manifest.json").exists():
             return already_done(Run.create(resolved, resume=True), on_event)
@@ -305,7 +305,7 @@ def _writer(
     from aligner.models.tokenizers import load_tokenizer
     from aligner.tokenization.encode import check_tokenizer
 
-    disable_progress_bar()  # progress is told by our own events
+    disable_progress_bar()  # our own events report the progress
     settings, section = recipe.select, recipe.select.policy
     assert section is not None
     assert recipe.data is not None
@@ -505,10 +505,10 @@ def _choose(
         )
     if len(selection.picked) < settings.budget:
         found = (
-            f"There are {len(selection.picked):,} pairs to choose from, fewer than the budget of "
+            f"there are {len(selection.picked):,} pairs to choose from, fewer than the budget of "
             f"{settings.budget:,}"
         )
-        tell(on_event, Warned(f"{found}: all are taken."))
+        tell(on_event, Warned(f"{found}: all are taken"))
     return selection
 
 

@@ -34,7 +34,7 @@ def state_reader(section: Model) -> tuple[str, Callable[[Sequence[Triple]], list
     from aligner.models.loading import load_policy
     from aligner.models.tokenizers import load_tokenizer
 
-    disable_progress_bar()  # progress is told by our own events
+    disable_progress_bar()  # our own events report the progress
     tokenizer = load_tokenizer(section)
     policy = load_policy(section, tokenizer, trainable=False)
     return model_fingerprint(section), lambda pairs: [

@@ -36,7 +36,7 @@ def asked_pairs(run_dir: Path) -> dict[str, dict[str, Any]]:
             f"{run_dir} is not the run directory of a selection", "give the output_dir of one"
         )
     if summary is None or not (run_dir / "manifest.json").exists():
-        raise UsageError(f"the selection in {run_dir} is not finished", "--resume goes on with it")
+        raise UsageError(f"the selection in {run_dir} is not finished", "continue it with --resume")
     return {pair["id"]: pair for pair in summary["pairs"]}
 
 

@@ -64,13 +64,13 @@ def read_labels(run_dir: Path, file: Path, on_event: OnEvent | None = None) -> O
             **{name: {**labels.get(name, {}), **label} for name, label in read.items()},
         }
         _write(run_dir, pairs, merged)
-    tell(on_event, Notice(f"{len(new):,} new labels; {len(read) - len(new):,} were known."))
+    tell(on_event, Notice(f"{len(new):,} new labels; {len(read) - len(new):,} were known"))
     return _outcome(run_dir)
 
 
 def ask_oracle(run_dir: Path, spec: str, on_event: OnEvent | None = None) -> Outcome:
-    """Let a scorer label every pair that has no label yet, a few at a time; a later call goes on
-    where a kill stopped it.
+    """Let a scorer label every pair that has no label yet, a few at a time; a later call
+    resumes where a kill stopped it.
 
     The better answer by the scorer's preference is the label; exactly equal answers are a tie. An
     ensemble whose scores depend on the rows of a call gets all picked pairs in one, so that the
@@ -132,8 +132,8 @@ def _without_label(pairs: Mapping[str, Any], labels: Mapping[str, Label]) -> lis
 
 
 def _written(run_dir: Path, pairs: Mapping[str, Mapping[str, Any]]) -> Outcome:
-    """Where every pair has its label: make anew what is made of them, which a kill may have kept
-    from it."""
+    """Where every pair has its label: write again what follows from them, since a kill may have
+    prevented it."""
     with _held(run_dir):
         _write(run_dir, pairs, known_labels(run_dir))
     return _outcome(run_dir)
@@ -216,7 +216,7 @@ def _labels_in(
         more = f" (the first {LISTED} are listed)" if len(problems) > LISTED else ""
         raise DataError(
             f"{len(problems):,} labels in {file} cannot be used{more}; none was taken",
-            "mend them and read the file again",
+            "fix them and read the file again",
             problems[:LISTED],
         )
     return found
@@ -269,8 +269,8 @@ def _wrong_with(row: Any, pairs: Mapping[str, Any]) -> Problem | None:
 
 
 def _is_the_answer(given: str, answer: str, other: str) -> bool:
-    """Whether a file's text is this answer, with the line ends and blanks that spreadsheets mend,
-    and not the other one."""
+    """Whether a file's text is this answer, up to the line ends and blanks that spreadsheets
+    change, and not the other one."""
     if _mended(given) == _mended(answer):
         return True
     return _mended(given) != _mended(other) and given.split() == answer.split()
@@ -317,7 +317,7 @@ def _held(run_dir: Path) -> Iterator[None]:
 def _write(
     run_dir: Path, pairs: Mapping[str, Mapping[str, Any]], labels: Mapping[str, Label]
 ) -> None:
-    """Write the labels, and the report anew."""
+    """Write the labels, and the report again."""
     from aligner.builders.select.report import write_select_report
 
     _write_rows(run_dir, pairs, labels)

@@ -87,7 +87,7 @@ def write_select_report(run_dir: Path) -> Path:
     if summary is None:
         raise UsageError(
             f"{run_dir} is not finished, so there is nothing to report yet",
-            "--resume goes on with it",
+            "continue it with --resume",
         )
     recipe = read_json(run_dir, "resolved.json")["recipe"]
     settings = recipe["select"]

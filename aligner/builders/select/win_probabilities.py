@@ -15,7 +15,7 @@ Measures of uncertainty, of the M probabilities p of one pair (in nats where the
                model is sure and they disagree, low where all find the two answers equally good
 
 An entropy cannot tell a pair that is a tie from one that the model has not understood; disagreement
-can, if the models differ. For a scorer whose numbers are no logits (a judge's grades, a verifier)
+can, if the models differ. For a scorer whose numbers are not logits (a judge's grades, a verifier)
 the sigmoid only orders pairs.
 
 A pair that a judge has no usable verdict on is NaN in its belief, and no pair to choose; the win
@@ -170,8 +170,8 @@ def _refuse_unusable(scorer: Scorer, values: Array, prompts: Sequence[Prompt]) -
             f"{scorer.name} gave {values[broken[0]]} for {len(broken)} of {len(values)} answers, "
             "the first to the prompt "
             f"{str(prompts[broken[0]])[:80]!r}",
-            "A score is a finite number; check the model, its data type and the length of the "
-            "answers.",
+            "a score is a finite number; check the model, its data type and the length of the "
+            "answers",
         )
 
 

@@ -178,7 +178,7 @@ class _Evaluation:
         if isinstance(value, Tensor | bool):
             return value
         if not isinstance(value, float | int) or not math.isfinite(value):
-            self.refuse(node, f"{ast.unparse(node)[:80]!r} is no finite number")
+            self.refuse(node, f"{ast.unparse(node)[:80]!r} is not a finite number")
         return float(value)
 
     def combine(

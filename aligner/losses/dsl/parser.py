@@ -42,8 +42,8 @@ MAX_EXPONENT = 16
 
 
 class SourceError(ValueError):
-    """The text is no objective of ours. `line` counts from 1; the text of the error is a sentence
-    with the line."""
+    """The text is not an objective of ours. `line` counts from 1; the text of the error is a
+    sentence with the line."""
 
     def __init__(self, where: str, line: int, reason: str) -> None:
         super().__init__(where, line, reason)

@@ -73,7 +73,7 @@ def run_isolated(
     Returns `result` (what the job gave, or None), `error` (None, or a sentence: the job failed, ran
     too long, took too much, died or answered rubbish), `isolation` (part -> "yes" or why not; empty
     if the child never got that far) and `wall_s` with the start. Raises nothing for what a job
-    does; an interrupt (Ctrl-C) kills the child and goes on up.
+    does; an interrupt (Ctrl-C) kills the child and is raised again.
     """
     started = time.monotonic()
     setup = {"table": table, "job": job, "threads": threads}
@@ -190,6 +190,6 @@ def check_file(path: Path, beta: float) -> str:
     problem, _ = check(source.text, str(path), beta)
     if problem:
         raise RecipeError(
-            f"the objective in {path} cannot be trained with: {problem}", "mend it, or use another"
+            f"the objective in {path} cannot be trained with: {problem}", "fix it, or use another"
         )
     return source.text

@@ -154,8 +154,8 @@ def _entry(record: Record) -> str:
 
 
 def verdict(record: Record) -> str:
-    """Return what is told about a proposal: why it failed, or how good it is and how it is
-    shaped."""
+    """Return what the language model reads about a proposal: why it failed, or how good it is and
+    how it is shaped."""
     if not record.valid:
         return f"This objective failed: {record.error}"
     facts = "".join(f"\n- {sentence}" for sentence in record.facts.get("text", []))

@@ -82,7 +82,8 @@ class Proposer:
                 raise EndpointError(
                     f"the endpoint gave no usable answer {self.failures} times in a row; the last "
                     f"time: {error.message}",
-                    error.hint or "look at endpoint.base_url and endpoint.model; --resume goes on",
+                    error.hint
+                    or "check endpoint.base_url and endpoint.model, then continue with --resume",
                 ) from error
             return {
                 "text": "",

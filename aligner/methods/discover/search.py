@@ -11,7 +11,7 @@ Different from the authors' code, on purpose: fitness is a mean over seeds with 
 and every objective also has a held-out result that neither the model nor the ranking sees (the best
 of many noisy numbers is too good to be true); a proposal that says the same as an earlier one is
 not trained again; whatever goes wrong with a proposal is fed back and counts as one. Everything is
-on disk as it happens, and `--resume` goes on from any moment.
+on disk as it happens, and `--resume` continues from any moment.
 """
 
 from __future__ import annotations
@@ -202,9 +202,8 @@ def _measure_start(search: Search) -> None:
     if search.archive.best("start") is None and search.recipe.discover.start:
         errors = "; ".join(record.error for record in search.archive.records)
         raise TrainingError(
-            f"None of the objectives that the search begins with could be measured: {errors}",
-            f"The logs are below {search.archive.folder}; mend the inner recipe and use "
-            "--overwrite.",
+            f"none of the objectives that the search starts with could be measured: {errors}",
+            f"see the logs below {search.archive.folder}, fix the inner recipe and use --overwrite",
         )
 
 
@@ -363,13 +362,13 @@ def _finish(search: Search, why: str) -> Outcome:
     from aligner.methods.discover.report import write_discovery_report
 
     archive, run = search.archive, search.run
-    search.tell(Notice(f"The search ended: {why}."))
+    search.tell(Notice(f"the search ended: {why}"))
     results = results_of(archive)
     best = archive.best()
     if best is not None:
         if best.origin == "start":
             search.tell(
-                Notice(f"No proposal was better than {best.name}, which the search began with.")
+                Notice(f"no proposal was better than {best.name}, which the search started with")
             )
         shutil.rmtree(
             run.dir / "found", ignore_errors=True

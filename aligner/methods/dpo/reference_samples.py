@@ -52,7 +52,7 @@ def with_samples(rows: Dataset, scorer: Scorer, name: str) -> Dataset:
     file = cache_folder("samples") / f"{key}.safetensors"
     if agreed(is_kept(file)):
         written = agreed(_read(file) if PartialState().is_main_process else None)
-        _say(scorer, f"Answers of the reference to the {name} prompts: from the cache ({file}).")
+        _say(scorer, f"answers of the reference to the {name} prompts: from the cache ({file})")
     else:
         written = _write(rows, scorer, name)
         if PartialState().is_main_process:
@@ -62,7 +62,7 @@ def with_samples(rows: Dataset, scorer: Scorer, name: str) -> Dataset:
         where = f"dpo.forward_kl_tokens={recipe.dpo.forward_kl_tokens}, or data.max_length"
         share = f"{unfinished / len(written):.0%} of the reference's answers to the {name} prompts"
         _say(
-            scorer, f"{share} end unfinished ({where}); the forward KL is that of their beginnings."
+            scorer, f"{share} end unfinished ({where}); the forward KL is that of their beginnings"
         )
     columns = {
         "sample_ids": [one[1] for one in written],

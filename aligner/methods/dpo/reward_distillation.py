@@ -184,9 +184,9 @@ def _described(scorer: Scorer, gaps: Sequence[float], dpo: Dpo) -> Member:
 def _sentence(member: Member) -> str:
     decided = f" of the {member.pairs - member.ties:,} that it decides" if member.ties else ""
     return (
-        f"Reward model {member.name}: gaps of {member.spread:.3g} (root mean square) over "
+        f"reward model {member.name}: gaps of {member.spread:.3g} (root mean square) over "
         f"{member.pairs:,} pairs, times "
-        f"{member.scale:.3g}; it finds the chosen answer better in {member.agrees:.1%}{decided}."
+        f"{member.scale:.3g}; it finds the chosen answer better in {member.agrees:.1%}{decided}"
     )
 
 
@@ -200,9 +200,9 @@ def _compare_sizes(sizes: Sequence[float], on_event: OnEvent | None) -> None:
         tell(
             on_event,
             Notice(
-                f"The reward models' gaps differ in size ({listed}): the largest rules a mean, "
+                f"the reward models' gaps differ in size ({listed}): the largest rules a mean, "
                 "the smallest is chosen by "
-                "`min`. dpo.reward_scale=std brings them to one size."
+                "`min`. dpo.reward_scale=std brings them to one size"
             ),
         )
 
@@ -242,7 +242,7 @@ def _gaps(
     if is_kept(file):
         tell(
             on_event,
-            Notice(f"Rewards of the {name} pairs by {scorer.name}: from the cache ({file})."),
+            Notice(f"rewards of the {name} pairs by {scorer.name}: from the cache ({file})"),
         )
         kept: list[float] = json.loads(file.read_text(encoding="utf-8"))
         return kept
@@ -262,7 +262,7 @@ def _gaps(
             on_event,
             Notice(
                 f"{scorer.name} has remarks on {len(remarks):,} of what it scored; the first: "
-                f"{remarks[0]}."
+                f"{remarks[0]}"
             ),
         )
     keep(file, lambda place: place.write_text(dumps(gaps), encoding="utf-8"))
@@ -282,8 +282,8 @@ def _score_part(scorer: Scorer, ask: Ask, rows: Sequence[dict[str, Any]]) -> dic
         if not math.isfinite(gap):
             raise DataError(
                 f"{row['origin']}: {scorer.name} gives rewards whose difference is {gap}, which "
-                "is no finite number",
-                "mend or drop the row, or use another reward model",
+                "is not a finite number",
+                "fix or drop the row, or use another reward model",
             )
     return {"gaps": gaps, "remarks": list(remarks.values())}
 

@@ -100,9 +100,7 @@ class AccuracyAlarm(TrainerCallback):
             "small, raise dpo.reward_scale"
         )
         if self.stop:
-            raise TrainingError(
-                found[0].upper() + found[1:] + ".", cure + " (dpo.on_alarm=warn goes on)."
-            )
+            raise TrainingError(found, cure + " (dpo.on_alarm=warn continues)")
         self.tell(f"{found}: {cure}")
 
     def _is_now(self, steps: Sequence[int]) -> bool:

@@ -46,7 +46,7 @@ LEARNING_RATE = 1e-6
 
 
 def train(job: Job) -> Fitted:
-    """Optimise the policy of the recipe on its tokenised pairs, and save it."""
+    """Optimize the policy of the recipe on its tokenized pairs, and save it."""
     recipe = job.recipe
     assert isinstance(recipe, DpoRecipe)
     job = replace(job, prepared=add_rewards(job))
@@ -126,8 +126,8 @@ def _objective(job: Job, recipe: DpoRecipe) -> Objective:
         return objective
     if wrong := wrong_start(objective, settings, _typical_length(job)):
         if dpo.warmup_steps_dpo:
-            first = f"The first {dpo.warmup_steps_dpo} steps train DPO's loss: {wrong}"
-            job.note(f"{first}. Look whether rewards/accuracies stays up after them.")
+            first = f"the first {dpo.warmup_steps_dpo} steps train DPO's loss: {wrong}"
+            job.note(f"{first}. Look whether rewards/accuracies stays up after them")
         else:
             job.warn(
                 f"{wrong}. Set dpo.warmup_steps_dpo=100, or for the DiscoPOP objective a dpo.tau "
@@ -137,12 +137,12 @@ def _objective(job: Job, recipe: DpoRecipe) -> Objective:
         rows = _pairs_together(recipe)
         job.note(
             f"{', '.join(batchwise)} reads statistics over {rows} pairs: batch x processes, "
-            "without accumulation."
+            "without accumulation"
         )
     if "simpo" in losses_of(recipe) and dpo.beta < 1:
         job.note(
             f"dpo.beta is {dpo.beta:g}; simpo was published with 2 to 2.5, since its rewards are "
-            "per token."
+            "per token"
         )
     return objective
 
@@ -156,13 +156,13 @@ def _note_choice(job: Job, recipe: DpoRecipe) -> None:
     if recipe.dpo.reward_combine == "min":
         rows = _pairs_together(recipe)
         job.note(
-            f"The reward model to follow is chosen by {rows} pairs: batch x processes, without "
-            "accumulation."
+            f"the reward model to follow is chosen by {rows} pairs: batch x processes, without "
+            "accumulation"
         )
 
 
 def _guards(job: Job, recipe: DpoRecipe) -> list[AccuracyAlarm]:
-    """The alarm; without a reference a reward is no comparison with the start, and may well rank
+    """The alarm; without a reference a reward is not a comparison with the start, and may well rank
     pairs wrongly there.
 
     Where rewards are distilled, they say which answer is better, and not the labels.
@@ -188,16 +188,15 @@ def _typical_length(job: Job) -> float:
 
 
 def _keep_source(job: Job, name: str, path: Path, text: str) -> None:
-    """Keep the objective's source in the run, and refuse to go on with another one."""
+    """Keep the objective's source in the run, and refuse to resume with another one."""
     kept = job.run.dir / name
     if not kept.exists():
         if world()[0] == 0:
             job.run.write_text(name, text)
     elif kept.read_text(encoding="utf-8") != text:
         raise UsageError(
-            f"{path} changed since {job.run.dir} was begun, so resuming it would mix two "
-            "objectives.",
-            f"Put it back ({kept} is what it was), or choose another output_dir.",
+            f"{path} changed since {job.run.dir} was started; resuming would mix two objectives",
+            f"put it back ({kept} is what it was), or choose another output_dir",
         )
 
 

@@ -84,7 +84,7 @@ LONGER_WINS = 0.6
 
 
 def train(job: Job) -> Fitted:
-    """Train the reward model of the recipe on its tokenised rows, and save it with its card."""
+    """Train the reward model of the recipe on its tokenized rows, and save it with its card."""
     recipe = job.recipe
     assert isinstance(recipe, RewardRecipe)
     splits = (
@@ -164,8 +164,8 @@ def _load(job: Job, recipe: RewardRecipe) -> Any:
         weights = _weights_of_start(recipe, saved)
         join_outputs(model, weights)
         job.note(
-            f"The head starts as the sum of {saved} ratings, weighted "
-            f"{', '.join(f'{w:g}' for w in weights)}."
+            f"the head starts as the sum of {saved} ratings, weighted "
+            f"{', '.join(f'{w:g}' for w in weights)}"
         )
     if kind != "segment":  # its trainer reads every token
         pool_by_mask(model)
@@ -280,7 +280,7 @@ def _dtype(recipe: RewardRecipe) -> Any:
     return str(resolve_dtype(recipe.model, trainable=True)).removeprefix("torch.")
 
 
-# --- what is told, and the card -------------------------------------------------------------------
+# --- messages, and the card -----------------------------------------------------------------------
 
 
 def _refuse_unrated(recipe: RewardRecipe, rows: Dataset) -> None:
@@ -311,25 +311,25 @@ def _tell_facts(job: Job, rows: Dataset) -> None:
         sum(a != b for a, b in zip(chosen, rejected)),
     )
     mean = sum(chosen) / len(chosen), sum(rejected) / len(rejected)
-    told = f"Chosen answers have {mean[0]:.0f} tokens and rejected ones {mean[1]:.0f} in the mean"
+    told = f"chosen answers have {mean[0]:.0f} tokens and rejected ones {mean[1]:.0f} in the mean"
     share = longer / max(1, differing)
     job.note(
         f"{told}; the longer answer is the chosen one in {share:.0%} of the pairs that differ in "
-        "length."
+        "length"
     )
     if share > LONGER_WINS and differing >= 100 and job.recipe.reward.kind != "odin":  # type: ignore[attr-defined]
         job.warn(
-            f"The longer answer wins in {share:.0%} of the pairs, so length alone ranks them "
+            f"the longer answer wins in {share:.0%} of the pairs, so length alone ranks them "
             "well. Look at "
             "length_correlation, and at accuracy on pairs whose shorter answer is better (aligner "
             "eval --reward-model); "
-            "reward.kind=odin keeps length out of the score."
+            "reward.kind=odin keeps length out of the score"
         )
     seen = Counter(_contents(rows))
     both = sum(min(count, seen[(prompt, b, a)]) for (prompt, a, b), count in seen.items()) // 2
     if both:
         job.warn(
-            f"{both} pairs of answers are there with both labels: no model can rank these rightly."
+            f"{both} pairs of answers are there with both labels: no model can rank these rightly"
         )
 
 

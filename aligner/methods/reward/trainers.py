@@ -80,7 +80,7 @@ class RewardSteps(WeightedTrainer):
         return (loss, None) if return_outputs else loss
 
     def _add(self, found: Terms) -> None:
-        """Add to the running sums on the device; nothing is synchronised before the next log."""
+        """Add to the running sums on the device; nothing is synchronized before the next log."""
         exact = torch.float32 if found.losses.device.type == "mps" else torch.float64
         with torch.no_grad():
             counts = (found.weights > 0).to(exact)  # a row without weight only fills a batch

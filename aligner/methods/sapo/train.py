@@ -17,7 +17,7 @@ step, in the order of the authors' code:
 Different from the authors' code, on purpose. All of this happens once per optimizer step and not
 per micro-batch, and every process has the same buffer, so neither accumulation nor processes change
 what is written and drawn. The reference is refreshed once per epoch by the length of the epoch, not
-every 108 steps. Masks, positions, stop tokens and tokenisation are those of
+every 108 steps. Masks, positions, stop tokens and tokenization are those of
 `aligner.tokenization.encode` and of training. Averages are float32, and of the trained weights only
 (`aligner.models.ema`), so LoRA and 4-bit bases work. Random numbers follow from seed, step and row,
 so a resumed run draws what it would have drawn. ORPO's next-token term counts the answer's tokens,
@@ -555,20 +555,20 @@ def _announce(job: Job, recipe: SapoRecipe, writer: Writer) -> None:
     window = "the whole answer" if sapo.window == "all" else f"{sapo.window} tokens"
     stops = ", ".join(map(str, writer.stops))
     job.note(
-        f"Rewriting {window}: temperature {sapo.temperature:g}, top_k {sapo.top_k}, top_p "
-        f"{sapo.top_p:g}, stops {stops}."
+        f"rewriting {window}: temperature {sapo.temperature:g}, top_k {sapo.top_k}, top_p "
+        f"{sapo.top_p:g}, stops {stops}"
     )
     lengths = [len(ids) for ids in job.prepared.train["chosen_ids"]]
     if sapo.window != "all" and (short := sum(length <= int(sapo.window) for length in lengths)):
         job.note(
             f"{short / len(lengths):.0%} of the answers are no longer than the window and are "
-            "rewritten whole."
+            "rewritten whole"
         )
     wrong = wrong_start(load_objective(sapo.loss), Settings(sapo.beta))
     if wrong:
         job.warn(f"{wrong}. Use another sapo.loss")
     if sapo.loss in BATCH_DEPENDENT:
-        job.note(f"{sapo.loss} reads statistics of the batch.")
+        job.note(f"{sapo.loss} reads statistics of the batch")
 
 
 def _arguments(job: Job, recipe: SapoRecipe) -> TrainingArguments:

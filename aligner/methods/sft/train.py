@@ -37,7 +37,7 @@ from aligner.training.trainer import (
 
 
 class TokenSums:
-    """Sums over trained tokens since the last log, on the device; nothing is synchronised before
+    """Sums over trained tokens since the last log, on the device; nothing is synchronized before
     they are taken.
 
     The loss among them is -log p(token) whatever is trained (smoothed labels, a router's loss,
@@ -59,8 +59,8 @@ class TokenSums:
         self.sums = sums if self.sums is None else self.sums + sums
 
     def taken(self, accelerator: Any) -> dict[str, float] | None:
-        """Return the means over the tokens of all ranks, and begin anew; None when there were
-        none."""
+        """Return the means over the tokens of all ranks, and start again from zero; None when there
+        were none."""
         sums, self.sums = self.sums, None
         if sums is None:
             return None
@@ -132,14 +132,14 @@ class SeededSFTTrainer(OrderedTrainer, SFTTrainer):
         super().log(logs, start_time)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """Let the count of tokens go on where the checkpoint left it; TRL starts again from 0."""
+        """Continue the count of tokens where the checkpoint left it; TRL starts again from 0."""
         counts = [logs["num_tokens"] for logs in self.state.log_history if "num_tokens" in logs]
         self._total_train_tokens = max(self._total_train_tokens, int(max(counts, default=0)))
         super()._run_epoch(*args, **kwargs)
 
 
 def train(job: Job) -> Fitted:
-    """Fine-tune the model of the recipe on its tokenised rows, and save it."""
+    """Fine-tune the model of the recipe on its tokenized rows, and save it."""
     recipe = job.recipe
     assert isinstance(recipe, SftRecipe)
     batching = job.prepared.batching
@@ -176,9 +176,9 @@ def train(job: Job) -> Fitted:
     if trainer.aux_loss_enabled:
         name_experts(trainer.model)
         job.note(
-            "The router's own loss is trained too, with a weight of "
+            "the router's own loss is trained too, with a weight of "
             f"{trainer.router_aux_loss_coef:g}, and logged as aux_loss; "
-            "held-out losses are without it. trainer.router_aux_loss_coef changes the weight."
+            "held-out losses are without it. trainer.router_aux_loss_coef changes the weight"
         )
     job.tell_trained(trainer.model, arguments.learning_rate)
     fitted = fit(trainer, recipe, job.run, job.on_event)

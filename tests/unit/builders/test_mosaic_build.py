@@ -1,5 +1,5 @@
 """`aligner mosaic` as a build: files in and out, workers, a kill at any moment, what is refused,
-what is told."""
+what is said."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def result(run: Path) -> tuple[bytes, bytes]:
-    """What a build is: its samples and what is told of them."""
+    """What a build is: its samples and what is said of them."""
     return (run / "data" / "train.jsonl").read_bytes(), (run / "mosaics.jsonl").read_bytes()
 
 

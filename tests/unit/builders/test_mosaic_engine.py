@@ -847,7 +847,7 @@ def test_the_layout_is_drawn_in_the_shares_of_the_paper() -> None:
 
 
 def test_the_limit_does_not_favour_one_strategy_over_another() -> None:
-    # was wrong once: a sample that is too long is planned anew, strategy included; so Maskout,
+    # was wrong once: a sample that is too long is planned again, strategy included; so Maskout,
     # which is shorter, is favoured
     rng = random.Random(1)
     rows = []

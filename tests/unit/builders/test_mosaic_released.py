@@ -249,7 +249,7 @@ def test_long_rows_make_maskout_more_frequent_than_permute_as_released() -> None
 
 
 def test_long_rows_leave_maskout_as_frequent_as_permute_in_robust() -> None:
-    # was wrong once: a sample that is too long is planned anew, strategy included; so Maskout,
+    # was wrong once: a sample that is too long is planned again, strategy included; so Maskout,
     # which is shorter, is favoured
     _, counts = samples_of(mosaics(long_rows(), "robust", max_tokens=2000), 2)
     permute, maskout = counts["strategy:permute"], counts["strategy:maskout"]
@@ -257,7 +257,7 @@ def test_long_rows_leave_maskout_as_frequent_as_permute_in_robust() -> None:
 
 
 def test_long_rows_leave_the_rules_of_maskout_equally_frequent_in_robust() -> None:
-    # FAULT: the rule and the ratio are still drawn anew for each row less, so rules that leave out
+    # FAULT: the rule and the ratio are still drawn again for each row less, so rules that leave out
     # much are favoured
     _, counts = samples_of(mosaics(long_rows(), "robust", max_tokens=2000), 3)
     found = [

@@ -406,7 +406,7 @@ def test_another_policy_in_the_same_place_is_refused_on_resuming(
         with pytest.raises(Killed):
             sampled()
     save_model(folder / "policy", seed=1)
-    with pytest.raises(UsageError, match="begun with another model"):
+    with pytest.raises(UsageError, match="started with a different model"):
         sampled(resume=True)
 
 
@@ -416,7 +416,7 @@ def test_other_data_are_refused_on_resuming(folder: Path, monkeypatch: pytest.Mo
         with pytest.raises(Killed):
             chosen()
     write_jsonl(folder / "candidates.jsonl", [{"prompt": "p", "responses": ["a", "b"]}])
-    with pytest.raises(DataError, match="The data changed"):
+    with pytest.raises(DataError, match="the data changed"):
         chosen(resume=True)
     with pytest.raises(UsageError, match=r"select.budget"):
         chosen("select.budget=6", resume=True)
@@ -516,8 +516,8 @@ def test_line_ends_that_a_spreadsheet_mends_are_no_exchange(folder: Path) -> Non
     write_jsonl(folder / "candidates.jsonl", [{"prompt": "p", "responses": ["one\ntwo", "three"]}])
     run = chosen("select.strategy=random")
     (row,) = asked(run)
-    mended = {key: row[key].replace("\n", "\r\n") for key in ("a", "b")}
-    write_jsonl(folder / "labels.jsonl", [{**row, **mended, "label": "a"}])
+    rewritten = {key: row[key].replace("\n", "\r\n") for key in ("a", "b")}
+    write_jsonl(folder / "labels.jsonl", [{**row, **rewritten, "label": "a"}])
     assert read_labels(run, folder / "labels.jsonl").results["labelled"] == 1
 
 
@@ -923,7 +923,9 @@ def test_an_error_of_a_scorer_names_the_pair_or_the_row_of_the_file(folder: Path
     write_jsonl(folder / "candidates.jsonl", rows)
     run = chosen("select.strategy=random", "select.budget=20")
     (broken,) = (row["id"] for row in asked(run) if row["prompt"] == "word 17")
-    with pytest.raises(DataError, match=f"pair {broken}: verifier:number finds no number"):
+    with pytest.raises(DataError, match=f"pair {broken}: verifier:number cannot find a number"):
         ask_oracle(run, "verifier:number")
-    with pytest.raises(DataError, match=r"candidates\.jsonl:18: verifier:number finds no number"):
+    with pytest.raises(
+        DataError, match=r"candidates\.jsonl:18: verifier:number cannot find a number"
+    ):
         chosen("select.reward_models=verifier:number", output="other")

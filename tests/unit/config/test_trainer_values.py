@@ -218,7 +218,7 @@ CONTEXTS = [
             "trainer.save_steps": 0.25,
             "trainer.eval_steps": 0.1,
         },
-        "no multiple of `eval_steps`",
+        "not a multiple of `eval_steps`",
     ),
     (
         "the best of other steps",

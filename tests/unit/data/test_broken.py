@@ -423,7 +423,7 @@ FILES = [
     Case(
         "unknown target",
         GOOD,
-        ("'promt' is no name that a form uses", "did you mean `prompt`?"),
+        ("'promt' is not a name that a form uses", "did you mean `prompt`?"),
         source={"columns": {"promt": "prompt"}},
     ),
     Case(

@@ -1,4 +1,4 @@
-"""Parquet, saved and hub data sets: what Arrow did to the rows is undone, and nothing else."""
+"""Parquet, saved and hub datasets: what Arrow did to the rows is undone, and nothing else."""
 
 from __future__ import annotations
 

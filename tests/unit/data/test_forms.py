@@ -1,4 +1,4 @@
-"""Every form of row is recognised and becomes the typed row that it should."""
+"""Every form of row is recognized and becomes the typed row that it should."""
 
 from __future__ import annotations
 

@@ -208,7 +208,7 @@ def test_an_empty_path_is_not_the_working_directory() -> None:
 
 def test_what_is_no_path_and_not_on_the_hub_is_said_without_delay() -> None:
     with pytest.raises(
-        DataError, match="owner/name is neither a local path nor a data set that can be reached"
+        DataError, match="owner/name is neither a local path nor a dataset that can be reached"
     ):
         texts(path="owner/name")
 
@@ -227,7 +227,7 @@ def test_without_a_network_the_hub_is_not_tried(monkeypatch: pytest.MonkeyPatch)
 
 
 class Hub:
-    """A stand-in for the hub: one data set with two splits."""
+    """A stand-in for the hub: one dataset with two splits."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []

@@ -1,4 +1,4 @@
-"""Calls of tools: every form that they come in becomes one, and what is no call is named by row,
+"""Calls of tools: every form that they come in becomes one, and what is not a call is named by row,
 turn and call."""
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ def ask_in_turn(*requests: ChatRequest) -> Callable[[Client], Coroutine[Any, Any
 
 
 class FakeTime:
-    """A clock that goes on only when somebody sleeps."""
+    """A clock that moves only when somebody sleeps."""
 
     def __init__(self) -> None:
         self.now = 0.0

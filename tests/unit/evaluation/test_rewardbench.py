@@ -128,7 +128,7 @@ def test_rows_of_the_matrix_are_averages() -> None:
         ),
         (
             lambda rows: [*rows, "anthropic_hhh"],
-            "`anthropic_hhh` (1 rows) is no subset of the benchmark",
+            "`anthropic_hhh` (1 rows) is not a subset of the benchmark",
         ),
         (
             lambda rows: [

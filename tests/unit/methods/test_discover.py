@@ -205,7 +205,7 @@ def test_no_time_left_ends_the_search_well(tmp_path, sandbox):
     archive, events, _ = search(tmp_path, [OTHER, GOOD], "discover.minutes=1.0e-9")
     assert len(archive.records) == 1
     assert any(
-        "No proposal was better than sigmoid" in getattr(event, "text", "") for event in events
+        "no proposal was better than sigmoid" in getattr(event, "text", "") for event in events
     )
     assert "minutes are over" in read_json(tmp_path / "run", "search.json")["ended"]
 

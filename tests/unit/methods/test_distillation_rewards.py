@@ -150,8 +150,8 @@ def test_a_kill_costs_one_part_of_the_scores(scored, monkeypatch, own_cache, tor
     assert gaps == [[3.0], [-2.0], [1.0], [-1.0], [4.0]]
     assert again.asked == (["cc", "c", "d", "dd"] if torn else []) + ["eeeee", "e"]
     assert (
-        f"Going on with scoring the training pairs with judge: {1 if torn else 2} of 3 parts are "
-        "there already." in told
+        f"resuming scoring the training pairs with judge: {1 if torn else 2} of 3 parts are "
+        "there already" in told
     )
     assert not list(own_cache.rglob("*.jsonl"))
     whole, *_, told = scored(Judge(), train=split_of(*texts), reward_scale=1.0)

@@ -119,7 +119,7 @@ def test_only_lora_is_trained_further(base: Path, tmp_path: Path) -> None:
 CONFIGS = {
     "unknown": ({"peft_type": "WOBBLE"}, "kind that PEFT does not know .WOBBLE"),
     "by tasks": ({"peft_type": "POLY"}, "chooses by the task of a row"),
-    "no name": ({"peft_type": 3}, "adapter_config.json: peft_type is '3', which is no name"),
+    "no name": ({"peft_type": 3}, "adapter_config.json: peft_type is '3', which is not a name"),
     "rank": ({"r": 0}, "the adapter of .* cannot be loaded: .r. should be a positive integer"),
     "other modules": ({"target_modules": ["q_proj"]}, "4 weights have no place"),
     "further modules": (

@@ -230,7 +230,7 @@ def test_a_dry_run_says_what_would_be_trained_and_refuses_what_the_model_has_not
     recipe = small_recipe("sft", small_world, tmp_path / "run", model__lora={"r": 2})
     run_recipe(recipe, dry_run=True, on_event=lambda event: said.append(getattr(event, "text", "")))
     assert any(
-        text.startswith("Training 2,048 of ") and "self_attn (q_proj, " in text for text in said
+        text.startswith("training 2,048 of ") and "self_attn (q_proj, " in text for text in said
     )
     wrong = small_recipe(
         "sft", small_world, tmp_path / "run", model__lora={"target_parameters": ["experts.w1"]}

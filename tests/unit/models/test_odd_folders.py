@@ -48,11 +48,11 @@ NO_OBJECTS = {
 FILES = ("config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json")
 
 SIZES: dict[str, tuple[dict[str, Any], str]] = {
-    "text": ({"hidden_size": "32"}, "config.json: hidden_size '32' is no whole number"),
-    "fraction": ({"hidden_size": 32.5}, "config.json: hidden_size '32.5' is no whole number"),
+    "text": ({"hidden_size": "32"}, "config.json: hidden_size '32' is not a whole number"),
+    "fraction": ({"hidden_size": 32.5}, "config.json: hidden_size '32.5' is not a whole number"),
     "null": ({"hidden_size": None}, "config.json of .* cannot be loaded: .*hidden_size"),
     "list": ({"hidden_size": [32]}, "config.json of .* cannot be loaded: .*hidden_size"),
-    "other": ({"hidden_size": 48}, "config.json: hidden_size '48' is no side of any weight"),
+    "other": ({"hidden_size": 48}, "config.json: hidden_size '48' is not a side of any weight"),
     "negative": ({"vocab_size": -1}, "config.json: vocab_size '-1' is negative"),
     "huge": (
         {"intermediate_size": 10**10},
@@ -278,7 +278,7 @@ def test_a_folder_in_4_bits_is_trained_under_an_adapter(tmp_path: Path) -> None:
 def test_a_reward_head_without_a_number_is_refused(tmp_path: Path) -> None:
     folder = save_reward_model(tmp_path / "model")
     settings(id2label=[1])(folder)
-    with pytest.raises(RecipeError, match=r"config.json: num_labels or id2label"):
+    with pytest.raises(RecipeError, match=r"config.json: num_labels is not a number of labels"):
         saved_outputs(str(folder))
 
 

@@ -39,7 +39,7 @@ def test_full_fine_tuning_trains_every_weight_and_counts_a_tied_one_once() -> No
     assert untied.total - tied.total == 260 * 32
     assert untied.places["self_attn.q_proj"] == 2 * 32 * 32
     assert next(told(untied)).startswith(
-        f"Training all {untied.total:,} weights: mlp (gate_proj, up_proj, down_proj) 12,288, "
+        f"training all {untied.total:,} weights: mlp (gate_proj, up_proj, down_proj) 12,288, "
     )
 
 
@@ -61,7 +61,7 @@ def test_an_adapter_is_counted_by_the_layers_that_it_sits_on(tmp_path) -> None:
 def test_experts_without_an_adapter_are_named_with_the_key_that_gives_them_one(tmp_path) -> None:
     lora = Lora(r=4)
     found = trained_of(load(save_mixture("jetmoe", tmp_path), lora=lora), lora)
-    line = next(text for text in told(found) if text.startswith("No adapter"))
+    line = next(text for text in told(found) if text.startswith("no adapter"))
     assert (
         "model.lora.target_parameters=[mlp.input_linear.weight, mlp.output_linear.weight, " in line
     )
@@ -86,7 +86,7 @@ def test_what_quantization_leaves_alone_is_counted(tmp_path) -> None:
     assert found.plain["mlp.experts.down_proj"] == 2 * 4 * 64 * 96
     line = list(told(found, "nf4"))[-1]
     assert line.startswith(
-        "In nf4 are 24,576 weights of the base (11.9%). In float32 stay mlp.experts (gate_up_proj, "
+        "in nf4 are 24,576 weights of the base (11.9%); in float32 stay mlp.experts (gate_up_proj, "
     )
 
 
@@ -154,7 +154,7 @@ def test_weights_that_the_first_backward_pass_does_not_reach_are_named() -> None
             None, SimpleNamespace(global_step=step), None
         )  # type: ignore[arg-type]
     assert len(said) == 1
-    assert said[0].text.startswith("No gradient reached self_attn (q_proj) 1,024 in the first step")
+    assert said[0].text.startswith("no gradient reached self_attn (q_proj) 1,024 in the first step")
 
 
 def test_float16_weights_under_scaled_gradients_are_refused_in_the_recipe() -> None:

@@ -215,7 +215,7 @@ def test_what_goes_wrong_in_a_function_names_the_function_and_the_row(
         ("verifier", "no verifier ''"),
         ("verifier:exakt", "did you mean 'exact'"),
         ("verifier:regex=", "at most one group"),
-        ("verifier:regex=(a", "no regular expression"),
+        ("verifier:regex=(a", "not a regular expression"),
         ("verifier:regex=(a)(b)", "found 2 groups"),
         ("verifier:nowhere.py:right", "no file nowhere.py"),
     ],

@@ -1,4 +1,4 @@
-"""Neural reward models as scorers: what must not change a score, what must, and what is told."""
+"""Neural reward models as scorers: what must not change a score, what must, and what is said."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def test_a_score_that_is_no_number_names_its_row(tmp_path: Path) -> None:
     scorer: Any = load_scorer(str(tmp_path))
     with torch.no_grad():
         scorer.model.score.weight.fill_(float("nan"))
-    with pytest.raises(DataError, match="no number") as caught:
+    with pytest.raises(DataError, match="NaN or inf") as caught:
         scorer.score([USER, USER], ["a", "b"])
     assert caught.value.problems[0].where == "row 1"
 

@@ -1,5 +1,5 @@
 """Verifiers that run code: whatever it does, the row is scored, a remark says what happened, and
-the run goes on."""
+the run continues."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def test_what_a_kill_left_is_gone_on_with(tmp_path):
     told: list[Any] = []
     assert done(path, told=told) == (WHOLE, ["de"])
     assert told == [
-        Notice("Going on with working: 2 of 3 parts are there already."),
+        Notice("resuming working: 2 of 3 parts are there already"),
         StageProgress("working", 5, 5),
     ]
 
@@ -97,7 +97,7 @@ def test_parts_of_two_models_are_not_mixed(tmp_path):
     done(path, dies_at="c")
     before = path.read_bytes()
     with pytest.raises(
-        UsageError, match="begun with another model: working would be partly of one"
+        UsageError, match="started with a different model: working would be partly of one"
     ):
         done(path, key="other")
     assert path.read_bytes() == before
@@ -105,5 +105,5 @@ def test_parts_of_two_models_are_not_mixed(tmp_path):
     with path.open("a") as file:
         file.write("5\n{}\n")
     Journal(path, "other").add(1, ["c"])
-    with pytest.raises(UsageError, match="begun with another model"):
+    with pytest.raises(UsageError, match="started with a different model"):
         done(path)

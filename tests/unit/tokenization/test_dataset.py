@@ -1,4 +1,4 @@
-"""From rows to token data sets: what is cut, dropped or refused, the books, and how batches are
+"""From rows to token datasets: what is cut, dropped or refused, the books, and how batches are
 decided."""
 
 from __future__ import annotations
@@ -345,7 +345,7 @@ def test_control_tokens_in_texts_are_counted_and_become_what_the_recipe_says(met
     assert ("train control tokens", f"in the texts of 1 rows: {stop} 1") in books.table("train")
     warnings = [event.text for event in events if isinstance(event, Warned)]
     assert [
-        text.startswith("Control tokens stand in the texts of 1 train rows") for text in warnings
+        text.startswith("control tokens stand in the texts of 1 train rows") for text in warnings
     ] == ([True] if how == "allow" else [])
 
 

@@ -84,7 +84,7 @@ def test_a_dry_run_tries_the_settings_and_names_the_line(small_world: Path, tmp_
     outcome = aligner("sft", recipe, "--dry-run")
     assert outcome.exit_code == 2
     assert "r.yaml:6: trainer.optim: Nesterov momentum requires" in outcome.stderr
-    assert "tokenising" not in outcome.stderr
+    assert "tokenizing" not in outcome.stderr
 
 
 def test_dropping_every_batch_is_refused_before_and_after_rows_are_tokens(

@@ -72,7 +72,7 @@ def test_steps_are_not_in_the_order_of_their_length():
 
 
 def test_rows_of_other_epochs_meet_other_rows():
-    """Grouping must not freeze the batches: pools are drawn anew each epoch."""
+    """Grouping must not freeze the batches: pools are drawn again each epoch."""
     lengths = LENGTHS * 20
     steps = []
     for epoch in (0, 1):
