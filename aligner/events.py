@@ -1,4 +1,4 @@
-"""What a long command tells whoever started it: small frozen records, handed to one callable.
+"""Events: small frozen records of what a long command does, passed to one callable.
 
 The library never prints. A function that takes a while accepts `on_event` and calls it with one of
 the records below; the command line draws them, a test collects them, a program may ignore them

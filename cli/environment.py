@@ -1,4 +1,4 @@
-"""What is set before any heavy library is imported, so that a screen shows our words and not
+"""What is set before a heavy library is imported, so that the screen shows our messages and not
 theirs.
 
 Environment variables that a user has set win. Warnings of other libraries that say the same thing

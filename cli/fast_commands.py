@@ -1,4 +1,4 @@
-"""Commands that start at once: what typer does by default, less what costs time without being used.
+"""Commands that start fast: typer's defaults without those that cost time unused.
 
 typer loads pydantic to convert a switch that was not given (its value is None and not False); that
 is a third of the time of `aligner recipes list`. It also names `-h` and `--help` in an order that

@@ -1,5 +1,5 @@
-"""What the commands that take a recipe share: help with examples, and the course of those that
-train nothing themselves."""
+"""What the commands that take a recipe share: help with examples, and how those run that train
+nothing."""
 
 from __future__ import annotations
 

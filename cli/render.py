@@ -1,4 +1,4 @@
-"""Everything that is drawn: the only module that imports rich, and only when something is drawn.
+"""Everything that is drawn on the screen; rich is imported only when something is drawn.
 
 What a person watches goes to stderr, what a program may read to stdout. On a terminal a live bar
 shows step, loss and time left; elsewhere there are plain lines, at most one every few seconds.

@@ -1,4 +1,4 @@
-"""The recipe that a command line describes."""
+"""Resolve the recipe that a command line describes."""
 
 from __future__ import annotations
 

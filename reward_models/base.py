@@ -1,4 +1,4 @@
-"""What it means to hand out scores: the protocols that every resident of this folder follows.
+"""The protocols of this folder: a `Scorer` gives scores, a `Comparer` also compares two responses.
 
 A scorer is any object with a `name`, a `range` and a `score` method. It sees text only, never token
 ids, so the same scorer judges a policy of ours, a served model and a file of answers. One that

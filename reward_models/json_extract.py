@@ -1,4 +1,4 @@
-"""Reading JSON out of answers, strictly, and comparing it. Whatever an answer holds, this ends soon
+"""Read JSON out of responses, strictly, and compare it. Whatever an answer holds, this ends soon
 and raises nothing.
 
 Stricter than Python's parser, which takes more than JSON is: no NaN and no Infinity, no key twice

@@ -112,7 +112,7 @@ class Session:
             return self._opened
 
     def usage(self) -> dict[str, Any]:
-        """What was asked and spent since the session was opened; see `aligner.endpoints.Usage`."""
+        """What was asked and spent since the session was opened (`aligner.endpoints.usage`)."""
         return {} if self._opened is None else self._opened[0].usage.to_json()
 
     def close(self) -> None:

@@ -1,5 +1,5 @@
-"""Verifiers that run what may never end: unit tests, a function of the user's, a regular
-expression, a JSON schema.
+"""Verifiers that run what may not terminate: unit tests, a user's function, a regular expression, a
+JSON schema.
 
 All of it runs in worker processes (`aligner.sandbox.worker`) with limits on time, memory, processes
 and files, without the network. A row whose code loops, allocates without end, forks or dies gets
@@ -138,8 +138,8 @@ class RegexVerifier:
 
 
 class SchemaVerifier:
-    """1 when the answer's JSON (see `json_answers`) is valid against a schema; else 0. `format` is
-    not looked at."""
+    """1 when the answer's JSON (see `json_extract.py`) is valid against a schema; else 0. `format`
+    is not looked at."""
 
     range: Range = SHARE
 

@@ -15,7 +15,7 @@ from .card import Card
 
 @dataclass(frozen=True, slots=True)
 class ToyScorer:
-    """`aligner.toy.gold_score`, row by row, in [0, 1]."""
+    """`aligner.toy.tasks.gold_score`, row by row, in [0, 1]."""
 
     name: str = "toy"
     range: Range = SHARE

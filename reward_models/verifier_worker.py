@@ -1,5 +1,5 @@
-"""What the isolated verifiers run on the other side: a regular expression, a schema, a user's
-function, unit tests.
+"""The process behind the sandboxed verifiers: a regular expression, a schema, a user's function,
+unit tests.
 
 `aligner.sandbox.worker` opens this file by its path in a fresh interpreter, so it imports the
 standard library alone. Each `open_...` is called once with the setup, and gives the function that

@@ -1,5 +1,5 @@
-"""Names that a recipe may give and that live in modules which import torch, kept here without
-torch.
+"""Names that a recipe may give (losses, strategies, ...), listed without the torch modules that
+define them.
 
 Each table is held equal to its module by a test.
 """

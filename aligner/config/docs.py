@@ -98,7 +98,8 @@ def _sections() -> Iterator[str]:
         ("endpoint.budget", recipe_module.Budget),
     )
     for title, section in titled:
-        yield f"## {title}\n\n{section.__doc__}\n\n{_table(section)}"
+        text = " ".join((section.__doc__ or "").split())
+        yield f"## {title}\n\n{text}\n\n{_table(section)}"
 
 
 def _method_sections() -> Iterator[tuple[str, type[Section]]]:

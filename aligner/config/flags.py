@@ -1,4 +1,4 @@
-"""The command line of a training command, read into a recipe's name, overrides and flags.
+"""Parse the command line of a training command into a recipe's name, overrides and flags.
 
 `--learning_rate 5e-6`, `--learning-rate=5e-6`, `--bf16`, `--no-bf16`, `--bf16 false`, `-o runs/x`,
 `trainer.max_steps=10`. Which flag sets which key stands in `flag_table.py`. Nothing is validated

@@ -1,4 +1,4 @@
-"""Names that people bring from older versions and other tools -> where the same is said here.
+"""Hints for unknown keys: names from other tools and older versions, and what they are called here.
 
 Used for hints only: nothing in this file is accepted as a key. A renamed key fails, and says its
 new name.

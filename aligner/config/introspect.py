@@ -1,5 +1,4 @@
-"""Questions about the schema: which section or type stands at a dotted key. No recipe values
-here."""
+"""Look up the schema: which section or type a dotted key has. No recipe values here."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""From a recipe, overrides and flags to one resolved, frozen recipe; or to everything that is
-wrong, all at once.
+"""Resolve a recipe, overrides and flags to one frozen recipe, or report everything that is wrong at
+once.
 
 Order of strength: flags and `key=value` overrides beat the file, the file beats the defaults. A
 flag and an override that say different things about one key are a problem, since neither order

@@ -1,5 +1,4 @@
-"""Rules of single methods that join several keys of a recipe, as those of `rules.py` do for all of
-them."""
+"""Rules of one method that involve several keys; `rules.py` has those of all methods."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Values laid over a recipe: `key=value` after it, and flags. Which value came from where is
+"""Override values of a recipe with `key=value` and with flags. Which value came from where is
 remembered.
 
 A value replaces what was there, lists and mappings whole. One convenience: a key below `data.train`

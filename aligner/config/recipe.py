@@ -45,7 +45,7 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, protected_namespaces=(), defer_build=True, allow_inf_nan=False
     )
-    # pydantic could read the docstrings below the fields at every start; `reference.py` does it
+    # pydantic could read the docstrings below the fields at every start; `docs.py` does it
     # when they are wanted.
 
 

@@ -1,4 +1,4 @@
-"""Rules that join several keys of a recipe. Each is one short function; all of them run, and all
+"""Rules that involve several keys of a recipe. Each is one short function; all of them run, and all
 that fail are reported.
 
 A rule reads values through a `View`, which fills in the schema's defaults. A key that is already

@@ -1,5 +1,5 @@
-"""What the values of `trainer:` may be, beyond their types: bounds, words, and the arguments of
-optimizers and schedulers.
+"""Allowed values in `trainer:` beyond their types: bounds, choices, and the arguments of optimizers
+and schedulers.
 
 The classes check little of it themselves, and late: torch refuses a beta of 1.5 when the optimizer
 is made, a scheduler its arguments at the first step. So what those libraries demand is written down

@@ -1,5 +1,5 @@
-"""What is wrong with the values of a recipe: against the schema, against the trainer's keys. All of
-it, not the first.
+"""Validate the values of a recipe against the schema and against the trainer's keys, and report all
+problems.
 
 pydantic decides what is valid; this module turns what it says into sentences about the user's file.
 Values are checked strictly: a quoted number is a text, and `yes` is not a boolean.

@@ -1,5 +1,5 @@
-"""What a rule reads a recipe through: values by dotted key, defaults filled in, known mistakes out
-of the way."""
+"""The view of a recipe that rules read: values by dotted key, defaults filled in, known mistakes
+skipped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""YAML read with the line of every key, so that a problem can be reported where it was written.
+"""Read YAML with the line of every key, so that a problem is reported where it was written.
 
 Differs from PyYAML's safe loader in five ways. Numbers follow YAML 1.2: `5e-6` is a float, not a
 text. Only `true` and `false` are booleans, so `save_strategy: no` keeps its `no`. A key is a text,

@@ -1,4 +1,4 @@
-"""Values of Parquet and Arrow columns -> what was in the row before it was stored there.
+"""Restore the rows of Parquet and Arrow tables to what they were before they were stored.
 
 Two things happen to a row on its way into such a file. Objects become structs, which have the keys
 of all rows: a key that a row lacked is there as null. And what fits no column type becomes JSON

@@ -1,4 +1,4 @@
-"""What the user says about the rows: a function of theirs, and which column holds what.
+"""Reshape rows as the recipe says: the user's `function`, and which column holds what.
 
 The function sees each raw row as it was read and returns a row (a dict), several (a list of dicts),
 or None to drop it. `columns` then names the parts: target first, and the source may reach into

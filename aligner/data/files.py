@@ -1,4 +1,4 @@
-"""One local file -> raw rows with their numbers. Knows JSON lines, JSON, CSV, Parquet and text
+"""Read one local file as raw rows with their numbers. Knows JSON lines, JSON, CSV, Parquet and text
 lines, and gzip.
 
 What is broken about one row (a line that is no JSON, bytes that are no UTF-8, a row that is no

@@ -1,4 +1,4 @@
-"""Which form the rows of a source have: found from their columns, said with its evidence, never
+"""Find the form of a source's rows from their columns; the evidence is shown, and nothing is
 guessed.
 
 The first `HEAD_ROWS` rows vote with the columns that they hold. A form is taken when it is the only

@@ -1,4 +1,4 @@
-"""The books: what became of every row and token between a source and the trained token.
+"""Row and token accounting, from source file to training target.
 
 `load_rows` fills one `SourceLedger` per source and the `rows_in` of each split; tokenization and
 packing add to the splits through `ledger.split(name).count(...)`. `check()` asserts that nothing

@@ -1,5 +1,5 @@
-"""The data section of a recipe -> typed rows for training and evaluation, with the books and a
-fingerprint.
+"""Load the data section of a recipe: typed rows for training and evaluation, with their ledger and
+a fingerprint.
 
 What is wrong is reported together: every source is read before anything is refused, and the first
 broken rows of all of them are listed with file, row and reason. Nothing here knows tokens.

@@ -1,4 +1,4 @@
-"""One raw row -> one typed row, form by form. A row that does not fit raises `BadRow` with the
+"""Map one raw row to one typed row, form by form. A row that does not fit raises `BadRow` with the
 reason.
 
 The preference form follows TRL's conventions: an explicit `prompt`, or none, in which case what

@@ -1,5 +1,4 @@
-"""Columns that belong to what a row says, and that its form does not read: used by nobody without a
-word being said.
+"""Find columns that look like a part of the conversation and that the row's form does not read.
 
 A question beside `chosen` and `rejected` is refused, since without it the answers' common beginning
 would become the prompt; so are images and sounds, whose answers would be trained without them.

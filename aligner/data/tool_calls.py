@@ -1,4 +1,4 @@
-"""Calls of tools in a turn, brought into one form: `{"type": "function", "function": {"name",
+"""Tool calls in a turn, brought into one form: `{"type": "function", "function": {"name",
 "arguments"}}`.
 
 The arguments become an object. OpenAI's wire form has them as JSON text, which some templates would

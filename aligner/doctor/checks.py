@@ -1,5 +1,5 @@
-"""What this machine can do: versions, devices, 4-bit, several processes, the hub, the disk, and
-whether sums are right.
+"""The checks of `aligner doctor`: versions, devices, 4-bit, several processes, the hub, the disk,
+and the numerics.
 
 `examine()` runs every check and returns them; nothing is printed or changed, and no check depends
 on the network (one asks the hub whether it answers, unless HF_HUB_OFFLINE is set). A check names

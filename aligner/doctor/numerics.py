@@ -1,4 +1,4 @@
-"""Self-tests of the arithmetic that training stands on, each on a random Llama with two layers, in
+"""Self-tests of the arithmetic that training relies on, each on a random Llama with two layers, in
 about a second.
 
 Every one compares two ways to the same numbers and returns the largest difference. They exist

@@ -1,4 +1,4 @@
-"""The key of a server: read from the environment, shown to nobody.
+"""API keys of servers: read from the environment, never shown.
 
 A recipe names the variable, never the key. A server on this machine needs none. `strike` takes the
 key out of a text, in the spellings in which a server may hand it back.

@@ -1,4 +1,4 @@
-"""Where to stop: the budget of a run, and a server that refuses everything.
+"""When to stop: the budget of a run is spent, or a server refuses everything.
 
 Both are looked at before a request is sent; what is in flight finishes and counts. Calls are
 counted when they are sent, so their limit is exact; tokens and money are known afterwards, so

@@ -1,4 +1,4 @@
-"""Replies kept in one SQLite file, so that nothing is asked twice, and the accounts of runs beside
+"""Replies in one SQLite file, so that nothing is asked twice, with the usage of each run beside
 them.
 
 The key is the request (`request_key`); failures and truncated replies are never kept. The file is

@@ -1,5 +1,5 @@
-"""How fast to ask: requests in flight, requests a minute and tokens a minute, with a step back when
-the server says so.
+"""Rate limits: requests in flight, requests a minute and tokens a minute, lowered when the server
+says so.
 
 Two token buckets refill evenly and hold one second's worth, so a minute's limit is not spent in one
 burst. The tokens of a request are not known before its reply: the prompt's estimate and

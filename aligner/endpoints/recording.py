@@ -1,5 +1,5 @@
-"""A folder of requests and their replies: written by one run, answered from by another, read by
-whoever wants to know.
+"""Record and replay: a folder of requests with their replies, written by one run and answered from
+by another.
 
 One JSON file for each request, named by its key: the request as it was asked and the reply, or the
 failure that belongs to the request itself (filtered, too long). A request that is asked again

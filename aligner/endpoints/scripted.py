@@ -1,5 +1,5 @@
-"""Replies made up beforehand: for tests, for trying a recipe without a model, and for what must not
-depend on one.
+"""Scripted replies: for tests, for trying a recipe without a model, and for what must not depend on
+one.
 
 Three forms: a function of the request, a mapping from the last message (or the text to continue) to
 the reply, or a list of replies in the order of the requests. A request that the script does not

@@ -1,4 +1,4 @@
-"""The accounts: what was asked, what it cost, what failed; in all and for each purpose.
+"""Usage: what was asked, what it cost and what failed, in total and for each purpose.
 
 Calls, tokens and money are of requests that were sent since the client was opened; replies from the
 cache, and those shared with an identical request in flight, are counted as `cached` and cost

@@ -1,4 +1,4 @@
-"""What a model answers, and what a scorer thinks of it.
+"""Generate a model's responses to prompts, and score them.
 
 `score` is the mean over prompts of the mean over a prompt's samples; its standard error counts
 prompts, not samples, since samples of one prompt are not independent. `stopped` is the share of

@@ -1,4 +1,4 @@
-"""Percentile intervals of anything that can be computed from weighted rows, by resampling groups of
+"""Bootstrap intervals of anything that is computed from weighted rows, by resampling groups of
 rows.
 
 Rows that are not independent (the pairs of one prompt) form a group and are drawn together, as

@@ -1,6 +1,6 @@
-"""Whether a judge is as often right as it is sure. Pairs come with the chosen answer first, so what
-counts is confidence: the larger of the probabilities of the two answers, from 0.5 on, in bins of
-equal width."""
+"""Calibration: is a scorer right as often as it is sure? Pairs come with the chosen answer first,
+so what counts is confidence: the larger of the probabilities of the two answers, from 0.5 on, in
+bins of equal width."""
 
 from __future__ import annotations
 

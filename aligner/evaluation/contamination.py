@@ -1,5 +1,4 @@
-"""Whether a model was trained on the very files that it is measured with, as far as its run
-directory tells."""
+"""Was a model trained on the files that it is measured with, as far as its run directory tells?"""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""What turns a model into numbers: loss on rows, preference accuracy on pairs, scores of its own
-answers.
+"""Measure a model: loss on rows, preference accuracy on pairs, scores of its own responses.
 
     sft          loss, perplexity, bits_per_token, token_accuracy           `likelihood.py`
     preference   accuracy, accuracy_per_token; with a reference also        `preferences.py`

@@ -1,5 +1,4 @@
-"""Ways to divide pairs into groups that get an accuracy of their own: by a column, and by the
-length of the answers."""
+"""Group pairs for an accuracy of each group: by a column, and by the length of the responses."""
 
 from __future__ import annotations
 

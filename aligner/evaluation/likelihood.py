@@ -1,5 +1,5 @@
-"""How likely a model finds given tokens: loss and perplexity of rows, and the log-probabilities
-behind them.
+"""The likelihood of given tokens under a model: loss and perplexity of rows, and the
+log-probabilities behind them.
 
 The loss is the mean over all trained tokens of all rows together, so a long row weighs more than a
 short one, as in training. Which tokens are trained is decided in `aligner.tokenization.encode`, the

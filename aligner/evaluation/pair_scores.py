@@ -1,4 +1,4 @@
-"""Preference pairs as text, and what a scorer says of them.
+"""Preference pairs as text, and a scorer's scores or preferences for them.
 
 A scorer of single answers is asked once for every different answer to a prompt, however many pairs
 it stands in; one that compares is asked for every pair. It is asked for some hundred answers at a

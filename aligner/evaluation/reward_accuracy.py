@@ -1,5 +1,4 @@
-"""What a reward model's choices among pairs are worth: accuracy, bias for length, calibration,
-agreement.
+"""Measure a reward model on preference pairs: accuracy, length bias, calibration, agreement.
 
     accuracy           share of pairs whose chosen answer wins, a tie counting half; also without
                        ties, by category, by

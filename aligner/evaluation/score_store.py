@@ -1,5 +1,6 @@
-"""Where scores are kept until all of them are there: the folder of an unfinished output
-(`aligner.runs.partial_output`), and in it
+"""Scores that are kept until all rows are scored, in the folder of an unfinished output.
+
+The folder is that of `aligner.runs.partial_output`, and in it is
 
     scores.jsonl   a line for each answer, appended part by part and flushed to disk; behind each
                    part `{"end": answers}`

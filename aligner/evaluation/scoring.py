@@ -1,4 +1,4 @@
-"""Scoring many answers part by part, so that there is progress to report and a kill costs one part.
+"""Score many rows part by part, so that progress can be reported and a kill costs one part.
 
 A part holds some hundred answers, and all answers to a prompt, since a model that compares answers
 scores them beside one another. An ensemble that brings its members to one scale over the rows of a

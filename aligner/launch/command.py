@@ -1,4 +1,4 @@
-"""Training on several processes: what to start, how to end it, and what its end means.
+"""Training on several processes: start them, stop them, and say why they ended.
 
 One process trains where it is. More are started by accelerate's launcher, with a line that is
 printed and can be typed again. The line names every setting, so that a default configuration which

@@ -1,11 +1,11 @@
 """The catalogue of preference objectives: pure functions of the log-probabilities of pairs, one
 loss for each pair.
 
-`designed` holds those that people thought up, `discovered` those that a search found, `distilled`
-the one that takes its targets from reward models; `load_objective` takes a name, a file with a
-proposed objective, or a weighted mixture of them. What each needs of its surroundings (a reference,
-a batch, lengths) stands in small tables, held true by tests. `bandit`, `behaviour` and `sandbox`
-try objectives that a language model wrote; `table` describes any of them.
+`published.py` holds those that people designed, `discovered.py` those that a search found,
+`distillation.py` the one that takes its targets from reward models; `load_objective` takes a name,
+a file with a proposed objective, or a weighted mixture of them. What each reads beside its pairs (a
+reference, a batch, lengths) is in small tables, held true by tests. `bandit.py`, `dsl/checks.py`
+and `dsl/sandboxed.py` try objectives that a language model wrote; `table.py` describes any of them.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""Preference objectives that people designed: the log-probabilities of pairs in, one loss per pair
-out.
+"""Published preference objectives: the log-probabilities of pairs in, one loss per pair out.
 
 Each function computes in float32, never reads global state, and may be called with any batch size.
 The names and the values are TRL's where TRL has the objective, but for `sft` (a mean over answers

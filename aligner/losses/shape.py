@@ -1,5 +1,5 @@
-"""How an objective runs over z = beta * rho, the scaled margin: its curve, its slope, where it
-turns and where it jumps.
+"""The shape of an objective over z = beta * rho, the scaled margin: its curve, slope, turning
+points and jumps.
 
 An objective is followed along one path, on which chosen and rejected answers move by the same
 amount in opposite directions from equal reference log-probabilities, all of them below zero. The

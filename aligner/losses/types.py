@@ -1,4 +1,4 @@
-"""What an objective sees, and the two helpers that keep its numbers finite.
+"""The inputs of an objective, and helpers that keep its numbers finite.
 
 Legend: B pairs. rho = (log pi(y_w|x) - log pi_ref(y_w|x)) - (log pi(y_l|x) - log pi_ref(y_l|x)), z
 = beta * rho, where y_w is the chosen and y_l the rejected answer, and log-probabilities are summed

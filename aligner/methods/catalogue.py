@@ -1,5 +1,5 @@
-"""The training methods: the folder of each, and what the pipeline asks before anything of it is
-imported. No torch.
+"""The table of training methods: the folder of each, and what the pipeline must know before it
+imports one. No torch.
 
 A method's folder holds `encode.py`, whose `encoder(recipe, tokenizer)` turns a row into columns,
 and `train.py`, whose `train(job)` trains, saves, and returns `Fitted`.

@@ -1,5 +1,5 @@
-"""What a method gets to work with, and the answers that the report shows from before and after
-training."""
+"""The job that a method's `train` gets, and the responses that the report shows from before and
+after training."""
 
 from __future__ import annotations
 

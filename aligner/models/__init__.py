@@ -1,2 +1,2 @@
-"""Models and tokenizers: reading, changing and writing them. The only room that calls
+"""Models and tokenizers: loading, changing and saving them. The only room that calls
 `from_pretrained`."""

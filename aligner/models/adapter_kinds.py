@@ -1,5 +1,5 @@
-"""Kinds of PEFT adapters: which merge into their base, which only stand in front of it, which are
-not read.
+"""Kinds of PEFT adapters: which can be merged into their base, which are used as they are, which
+are refused.
 
 LoRA and its relatives change weights, so they merge. Prompt learning (prompt tuning, prefix tuning,
 p-tuning, ...) puts trained vectors in front of every text instead: nothing to merge, so such a

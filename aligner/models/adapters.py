@@ -1,5 +1,5 @@
-"""What PEFT does to an adapter beside training it: what of it is saved, in which order, and what
-merging does to ties."""
+"""Saving and merging PEFT adapters: which weights are saved, in which order, and what merging does
+to tied weights."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Which of transformers' classes a model is loaded by, from its config; and what is not a model
-that writes text.
+"""Choose the transformers class that loads a model from its config, and refuse what does not
+generate text.
 
 transformers itself makes a writer of every encoder that has a causal sibling (BERT), which then
 sees the tokens that it is asked for.

@@ -1,4 +1,4 @@
-"""Further sets of a policy's trained weights: a moving average, a reference that follows it.
+"""Further copies of a policy's trained weights: a moving average, and a reference that follows it.
 
 A shadow holds what training changes and nothing else: under LoRA the adapter's weights (policy,
 average and reference then share one base, also a 4-bit one), in full fine-tuning every weight, on

@@ -1,5 +1,5 @@
-"""What lies on disk for a model: its folder, the base of its adapter, its chat template. Imports
-nothing heavy.
+"""The files of a model: its folder, the base of its adapter, its chat template. Imports nothing
+heavy.
 
 A recipe's model is checked here before torch is loaded: a folder that is not there, is unfinished,
 holds no weights, or holds them as pickles (which can run code when they are read) is refused with

@@ -1,4 +1,4 @@
-"""What a model's weights and a tokenizer are known by: hashes that change when anything read from
+"""Fingerprints of a model's weights and of a tokenizer: hashes that change when anything read from
 them changes."""
 
 from __future__ import annotations

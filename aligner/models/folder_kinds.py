@@ -1,5 +1,4 @@
-"""What a folder is, told from its files, where it is not the model that was meant: and what to name
-instead.
+"""Recognize from its files a folder that is not a model, and say what to name instead.
 
 Also whether its small files are JSON objects, and whether the sizes in its config.json can be those
 of its weights. Imports nothing heavy.

@@ -1,4 +1,4 @@
-"""Reading many sequences with a model: sorted by length, in batches of about so many tokens, each
+"""Forward passes over many sequences: sorted by length, in batches of a number of tokens, each
 sequence once.
 
 What comes out does not depend on the order of the sequences, nor (but for rounding) on which others

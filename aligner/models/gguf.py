@@ -1,5 +1,5 @@
-"""GGUF files, the form of llama.cpp: read by transformers as an ordinary model, its blocks turned
-back into numbers.
+"""GGUF files, the format of llama.cpp: read by transformers as an ordinary model, with the blocks
+dequantized.
 
 Tokenizer and chat template come out of the file too. The model is trained and saved like any other,
 as safetensors. What llama.cpp's rounding took away is gone; the model that the file was made from

@@ -1,5 +1,5 @@
-"""Reading somebody's model folder through libraries: whatever they raise becomes a sentence that
-names the folder.
+"""Turn whatever libraries raise while they load a model folder into one sentence that names the
+folder.
 
 A folder can be wrong in more ways than a list of exceptions holds: transformers and PEFT raise
 KeyError for an unknown kind, ZeroDivisionError for no heads, and tokenizers a bare Exception for a

@@ -1,5 +1,5 @@
-"""How long a row the model can read, and how wide it is: told from its config.json before anything
-is loaded.
+"""How long a row a model can read, and how wide it is, from its config.json before anything is
+loaded.
 
 One rule for every command: no row is longer than the model's positions. Learned positions have an
 end, beyond which there is nothing to look up; rotary ones would go on, with numbers that the model

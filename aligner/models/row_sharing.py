@@ -1,4 +1,4 @@
-"""Do rows that share a sequence stay apart? Asked of a model itself, since its class does not say.
+"""Test whether packed rows stay apart, on the model itself, since its class does not say.
 
 Several rows in one sequence (packing) save padding, and are right only where a model's forward
 tells them apart by their positions. Some hand those to their attention mask, some do not, some have

@@ -1,5 +1,5 @@
-"""The tokenizer's files in a result: its base's own, byte for byte, and only what the recipe
-changed in another form.
+"""Save the tokenizer of a result: the files of its base, byte for byte, but for what the recipe
+changed.
 
 transformers rewrites all of them in the form of its own version, so that nobody could tell
 whether a tokenizer is still the base's. Here files are copied. Where the recipe names a stop or

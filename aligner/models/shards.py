@@ -1,4 +1,4 @@
-"""Whether the weights of a model's folder are all there and whole, told from names, sizes and
+"""Check that the weights of a model's folder are complete and undamaged, by names, sizes and
 headers: nothing is loaded.
 
 transformers and PEFT find out late, in words of their own, that a shard is missing or cut off:

@@ -1,5 +1,4 @@
-"""Padding and stop ids: what a tokenizer pads with here, and what a model's configurations say of
-them.
+"""Padding and stop ids: which token pads, and what a model's configs say about both.
 
 Masks know what is padding, so any id will do for it: the tokenizer's own, whether or not it also
 ends answers, or another that is there already. No token is added for it and no matrix grows, and

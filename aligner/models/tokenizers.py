@@ -1,4 +1,4 @@
-"""Tokenizers: read as their files have them, then with the recipe's template and tokens."""
+"""Load tokenizers: as their files have them, then with the recipe's template and tokens."""
 
 from __future__ import annotations
 

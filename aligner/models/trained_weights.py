@@ -1,4 +1,4 @@
-"""What of a model is trained: how many weights, of how many, where, and what is left as it is.
+"""Which weights of a model are trained: how many, of how many, where, and what is left as it is.
 
 Places are read from the names of the weights: what follows the number of the layer, without the
 parts that adapters add. So they are those of the model's own code, and what a recipe would list.

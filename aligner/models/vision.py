@@ -1,5 +1,5 @@
-"""Models that see and write: their language part is trained, on text; what sees stays as it is, and
-is saved as it was."""
+"""Models that also see: their language part is trained on text, and the vision part is saved as it
+was."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The pictures and pages of a run, and the card of its model."""
+"""Reports and charts of runs, and the model card."""

@@ -1,4 +1,4 @@
-"""Parts of the report that only lay out what the record holds: data, recipe, lineage, environment,
+"""Parts of the report that only show what the record holds: data, recipe, lineage, environment,
 files."""
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""Where things lie that were computed once and cost time only: `$ALIGNER_CACHE`, else
-`~/.cache/aligner`.
+"""The cache of what only costs time to compute again: `$ALIGNER_CACHE`, else `~/.cache/aligner`.
 
 A kept file has its checksum beside it (`NAME.sha256`). One that is damaged, or that a kill left
 without its checksum, counts as not there: it is computed again. Two processes may keep the same

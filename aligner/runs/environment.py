@@ -1,4 +1,4 @@
-"""What a run was run with: versions, platform, git state and command line, with secrets taken out.
+"""The environment of a run: versions, platform, git state and command line, with secrets removed.
 
 Versions come from package metadata, so nothing heavy is imported; devices are added by whoever has
 torch loaded. The git state is that of the working directory, since that is where a user's recipes

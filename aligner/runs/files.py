@@ -1,5 +1,5 @@
-"""The files of a run's record: written whole or not at all, read by whoever wants to know. Imports
-no torch.
+"""Read and write the files of a run's record; a file is written whole or not at all. Imports no
+torch.
 
 `run.py` decides who may write and when; this module holds what it shares with the report, the model
 card and the commands that list runs. Nothing in here changes a run, apart from `write_atomically`,

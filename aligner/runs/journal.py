@@ -1,5 +1,4 @@
-"""Work in parts that a kill interrupts and that is resumed: one line of JSON for each finished
-part.
+"""Resumable work in parts: one line of JSON for each finished part.
 
 A line says which part it is and what it was made with (a fingerprint of a model), so that two
 processes may write side by side where nothing keeps them apart, and parts of two models are never

@@ -1,5 +1,4 @@
-"""A file that takes long to compute: until it is whole, a folder `OUTPUT.part` beside it keeps what
-is done.
+"""Resumable output: partial results are kept in `OUTPUT.part/` until the file is complete.
 
     header.json    what is computed with what; written first
     lock           the process that writes

@@ -1,5 +1,4 @@
-"""Whether something can be written at a place, found out before any work: by trying it. Imports
-nothing heavy.
+"""Check that a path can be written to before any work starts, by trying it. Imports nothing heavy.
 
 A folder is made below the nearest one that is there, and removed again; so a read-only or virtual
 file system, a full quota and missing rights are told in their own words, whoever asks (root may, by

@@ -1,1 +1,2 @@
-"""Foreign code in a process of its own: everything that shuts it in, in one place to audit."""
+"""Run untrusted code in a process of its own: everything that confines it, in one place to
+audit."""

@@ -1,5 +1,4 @@
-"""What runs on the other side of `aligner.sandbox.worker`: shut this process in, then answer calls
-one by one.
+"""The process behind `aligner.sandbox.worker`: confine this process, then answer calls one by one.
 
 This file is run as a script by its path, in a fresh interpreter, so all of it is one file, and
 imports the standard library alone. Its first line of input says which function to open

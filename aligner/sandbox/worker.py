@@ -1,4 +1,4 @@
-"""Calling a function in a process of its own that can be stopped: time, memory, processes, disk,
+"""Call a function in a process of its own that can be stopped: time, memory, processes, disk and
 network are limited.
 
 A `Worker` opens one function in a fresh interpreter ("module:function" or

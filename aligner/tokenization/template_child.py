@@ -1,5 +1,5 @@
-"""What runs in a process of its own that can be stopped: short conversations through a chat
-template (`template_probe`).
+"""Render short conversations through a chat template in a process that can be stopped (for
+`template_probe`).
 
 A file of its own that imports Jinja alone, so that it starts quickly.
 """

@@ -1,4 +1,4 @@
-"""Chat templates that do not come to an end are refused before they run in this process.
+"""Refuse chat templates that never finish, before they run in this process.
 
 A template is a program that came with a model: loops within loops run for minutes, and a long
 multiplication of texts takes all memory, where no signal reaches. So a template that this machine

@@ -1,5 +1,4 @@
-"""What a row says and its chat template leaves out: counted, so that nothing is dropped without a
-word.
+"""Count what a row says and its chat template leaves out, so that nothing is dropped silently.
 
 A key of a turn (`reasoning_content`, `name`) is read if the conversation is another one without it.
 Thinking in a text (`<think>...</think>`) is dropped where it is nowhere in the conversation.

@@ -1,5 +1,5 @@
-"""The one preference trainer: pairs already tokenized, a pluggable objective, a reference that
-costs no second model.
+"""The one preference trainer: tokenized pairs, a pluggable objective, a reference that costs no
+second model.
 
 It subclasses transformers' Trainer and uses TRL's fused log-probability head. The alternative,
 TRL's DPOTrainer with `_prepare_dataset` and `_compute_loss` replaced, was measured beside it

@@ -1,5 +1,4 @@
-"""What of a trainer's settings only this machine can know, tried before any row is turned into
-tokens.
+"""Try the trainer's settings that depend on this machine before any row is tokenized.
 
 A device may lack bfloat16 or TF32, an optimizer its kernels, a schedule may not fit its rate, a
 compiler may be absent. So the arguments are built as the training will build them, and their

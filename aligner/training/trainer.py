@@ -1,5 +1,4 @@
-"""What every trainer here shares: its arguments, its record, its order of rows, its checkpoints,
-its end.
+"""What all trainers share: arguments, metrics, the order of rows, checkpoints, saving the result.
 
 A method builds a trainer from these parts and hands it to `fit`. Checkpoints count only once the
 file `complete` is in them, written after everything else is on disk, and older ones are removed

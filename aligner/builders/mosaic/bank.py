@@ -1,4 +1,4 @@
-"""The style bank: how a mosaic's numbers, tags, lists and meta-instructions may look, as data.
+"""The style bank: the wordings of a mosaic's numbers, tags, lists and meta-instructions, as data.
 
 Each text carries a label (`permute.reverse`, `maskout.longest`, ...) that says what it means, and
 belongs to a form: `one` speaks of a single instruction, `many` of several. Texts are one line each,

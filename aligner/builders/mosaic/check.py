@@ -1,5 +1,5 @@
-"""The check of a finished mosaic: strategy, rule, order and marks are read out of the text again,
-faults are refused.
+"""Check a finished mosaic: read strategy, rule, order and marks out of its text again, and refuse
+faults.
 
 This is a second implementation of the grammar, on purpose: it shares the bank's wording with the
 writer, and no code. It gets the members that went in, and nothing of how they were put together.

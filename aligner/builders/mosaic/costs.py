@@ -1,5 +1,4 @@
-"""What a set of sequences costs to train on: sequences, steps, real tokens, trained tokens, and
-padded tokens.
+"""What a set of sequences costs to train on: sequences, steps, and real, trained and padded tokens.
 
 The paper's saving is one of sequences, under a trainer that pads every sequence to the longest
 length allowed. So a cost is never one number here: what falls, and by how much, depends on how

@@ -1,4 +1,4 @@
-"""How many members a mosaic gets: the distributions of k, drawn and as exact probabilities.
+"""How many rows a mosaic holds: distributions of k, as random draws and as exact probabilities.
 
 `uniform` is the authors' default. The others put their mass near the largest k: X is drawn until it
 lies in [0, K), and k = K - floor(X), with X exponential (rate 1), Lomax with shape 1 minus 1

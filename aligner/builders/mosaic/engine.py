@@ -1,4 +1,4 @@
-"""The corpus loop: from members to samples, pass by pass and chunk by chunk.
+"""The corpus loop: from examples to mosaics, epoch by epoch and chunk by chunk.
 
 In each pass every member is used once. The members of a group are shuffled, and numbers k are drawn
 until all are used up; a run of `CHUNK_DRAWS` such draws, with the members that they take, is a

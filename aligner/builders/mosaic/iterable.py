@@ -1,5 +1,4 @@
-"""Mosaics for a training loop of one's own: a torch iterable dataset with new ones for each
-epoch."""
+"""Mosaics for a training loop of your own: a torch IterableDataset, drawn again for each epoch."""
 
 from __future__ import annotations
 

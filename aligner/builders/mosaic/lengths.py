@@ -1,5 +1,5 @@
-"""How long a row is, in tokens: under the chat template of the model to be trained, or estimated
-where none is named."""
+"""How long a row is, in tokens: by the chat template of the model to be trained, or an estimate
+where no model is named."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What a mosaic is made of: rows of one question and one answer, and where they stand between
-memory and disk.
+"""The examples that a mosaic is made of: rows of one question and one answer, kept in memory or on
+disk.
 
 A row can be a member when it is one instruction and one answer in plain text, with or without a
 system prompt before them. Of longer conversations the first round can be taken, if asked for; tool

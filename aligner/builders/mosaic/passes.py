@@ -1,4 +1,4 @@
-"""Mosaics without files: passes over rows in memory, and a dataset with its numbers.
+"""Mosaics without files: epochs over rows in memory, or a dataset with its counts and costs.
 
 `mosaics_of` is what everything else is made with, the files of `aligner mosaic` too; so equal rows,
 settings and seed give equal samples everywhere.

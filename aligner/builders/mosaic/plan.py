@@ -1,4 +1,4 @@
-"""What one mosaic will be: its members, its strategy and rule, its look. Everything random is
+"""The plan of one mosaic: its examples, its strategy and rule, its wording. Everything random is
 decided here.
 
 Drawn in this order: strategy, numbers, tags, rule, wording, places. A rule that would say nothing

@@ -1,4 +1,4 @@
-"""A plan and its members -> the two texts of a sample, and where each member stands in them.
+"""Write out a plan: the prompt and the completion of a mosaic, and where each example is in them.
 Nothing is decided here."""
 
 from __future__ import annotations

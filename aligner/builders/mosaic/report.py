@@ -1,4 +1,4 @@
-"""What came of `aligner mosaic`: the numbers as a dict, and one HTML page with them and with
+"""The report of `aligner mosaic`: the numbers as a dict, and one HTML page with them and with
 samples to read.
 
 A cost is always shown as a table of all its kinds: sequences, steps, real tokens, tokens with a

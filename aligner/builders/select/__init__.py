@@ -1,5 +1,5 @@
-"""Active labelling: which pairs of answers are worth an expert's label, and what becomes of the
-labels.
+"""Active labelling: choose the pairs of responses that are worth an expert's label, and read the
+labels back.
 
 Cost-effective construction of a proxy reward model (arXiv 2407.02119): the policy answers prompts
 itself, a few of its pairs are chosen by active learning and labelled by an expensive oracle, a

@@ -1,5 +1,4 @@
-"""From uncertainties and vectors to the pairs that are asked about, in the order in which they were
-picked.
+"""From uncertainties and embeddings to the picked pairs, in the order in which they are picked.
 
     random        every pair as likely as any other
     uncertainty   the most uncertain ones

@@ -1,5 +1,5 @@
-"""Asking a scorer about many rows: one without a verdict costs no other its answer, and errors name
-rows as their owner knows them.
+"""Ask a scorer about many rows: a row without a verdict does not cost the others theirs, and errors
+use the caller's names of rows.
 
 A judge that has no usable verdict on a row answers nothing of that call, though it keeps the
 replies to all other rows. They are asked about again without it, and take nothing but a look into

@@ -1,5 +1,5 @@
-"""Prompts with their answers, and pairs that are labelled already, from files. Broken rows are
-reported together.
+"""Read prompts with their responses, and pairs that are labelled already, from files. Broken rows
+are reported together.
 
 A row of candidates is one of
 

@@ -1,5 +1,5 @@
-"""`select`: from prompts, answers and beliefs to the pairs worth a label. Plain lists in, plain
-records out; no files.
+"""`select`: from prompts, responses and win probabilities to the pairs worth a label. Plain lists
+in, plain records out; no files.
 
 For every prompt one pair of its answers is chosen, and then some of the prompts. The pair of a
 prompt is

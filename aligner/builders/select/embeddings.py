@@ -1,5 +1,5 @@
-"""Vectors of pairs from a policy: the mean of its last hidden states over prompt and answer, both
-answers averaged.
+"""Embeddings of pairs by a policy: the mean of its last hidden states over prompt and response,
+averaged over both responses.
 
 What all vectors have in common (the hidden states of language models share a large part) is taken
 away, and each is brought to length one. A conversation longer than the model's positions loses its

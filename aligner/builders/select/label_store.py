@@ -1,4 +1,4 @@
-"""The labels of a selection as they lie in its run directory, and what they add up to."""
+"""The labels of a selection as they are kept in its run directory, and their totals."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Labels read back from a file, or asked of a scorer, and what is made of them: preference rows to
-train on.
+"""Labels from a file or from a scorer, turned into preference rows to train on.
 
 A file of labels is JSON lines (or JSON, CSV, Parquet) with an `id` and a `label`: `a`, `b`, `tie`
 or `skip`, with an optional `strength` of 1 to 3 beside `a` and `b` (HelpSteer2-Preference, arXiv

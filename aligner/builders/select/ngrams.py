@@ -1,5 +1,4 @@
-"""Vectors of texts without a model: TF-IDF over n-grams of bytes, folded into a fixed width by
-hashing.
+"""Embeddings of texts without a model: TF-IDF over n-grams of bytes, hashed into a fixed width.
 
 N-grams of bytes know no language and no tokenizer. A gram's weight is (1 + ln count) * (1 + ln((1 +
 N) / (1 + number of texts that have it))); grams are counted in 2^20 slots and then added into

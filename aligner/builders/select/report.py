@@ -1,5 +1,5 @@
-"""What came of `aligner data select`: the numbers as a dict, and one HTML page with them, with
-pairs to read and with the labels."""
+"""The report of `aligner data select`: the numbers as a dict, and one HTML page with them, with
+pairs to read and the labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What reward models believe about the answers to a prompt, and how unsure they are.
+"""How likely each response to a prompt beats each other one by the reward models, and how uncertain
+that is.
 
 A belief is an array of shape (M, n, n): for each of M models the probability that answer j is
 better than answer k. Of a model that scores single answers it is the sigmoid of the difference

@@ -1,9 +1,8 @@
-"""What an objective that was written by others may call: the operations by name, with their
-parameters.
+"""The operations that an objective written as text may call, by name, with their parameters.
 
-`objective_source` checks a text against these lists, and `objectives.interpreter` holds an
-implementation for each of them. No operation is here that could enlarge a tensor, change one in
-place, or reach anything but numbers.
+`parser.py` checks a text against these lists, and `interpreter.py` holds an implementation for each
+of them. No operation is here that could enlarge a tensor, change one in place, or reach anything
+but numbers.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Reading an objective that a language model wrote, without running it: the first of four layers of
+"""Parse an objective that a language model wrote, without running it: the first of four layers of
 safety.
 
 `parse_objective` accepts a small language that happens to be Python: one function of the four
 log-probability vectors, straight-line assignments, arithmetic, comparisons, if-expressions, and
-calls of the tensor operations listed in `objective_language`. All else is refused with the line and
+calls of the tensor operations listed in `language.py`. All else is refused with the line and
 the reason, in a sentence that a user or a proposing model can act on. Nothing is imported, compiled
 or run here, and torch is not needed; `interpreter.py` evaluates what was accepted with its own
 evaluator, so that an oversight here would still not run Python.

@@ -1,5 +1,4 @@
-"""Asking a language model for the next objective: what it is sent, what its reply is kept as, what
-it cost.
+"""Ask a language model for the next objective: the request, the reply that is kept, and its cost.
 
 A reply is on disk before it is read, so a search that is taken up again does not ask for it a
 second time.

@@ -1,4 +1,4 @@
-"""Rows as DPO trains on them.
+"""Encode preference pairs for DPO.
 
 Columns: `prompt_ids`, `chosen_ids`, `rejected_ids`, `weight`, `length`, and `text` where reward
 models will read it.

@@ -1,5 +1,4 @@
-"""Answers that the reference writes, once, before training: what the forward KL to it is estimated
-on.
+"""Samples of the reference, drawn once before training, on which the forward KL to it is estimated.
 
 E_x KL(pi_ref || pi) is the mean of log pi_ref(y|x) - log pi(y|x) over answers y of the reference.
 Each pair gets one answer to its prompt, sampled at temperature 1 without any cut of the

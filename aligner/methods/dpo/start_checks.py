@@ -1,4 +1,4 @@
-"""Two guards over an objective that may train the chosen answers down: one before training, one in
+"""Two checks of an objective that may train the chosen responses down: one before training, one in
 its first steps.
 
 All pairs start at z = 0, where policy and reference are the same. An objective whose slope there is

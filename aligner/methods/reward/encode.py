@@ -1,4 +1,4 @@
-"""Rows as a reward model is trained on them: one encoder for each kind, in the form that
+"""Encode rows for a reward model: one encoder for each kind, in the form that
 `aligner.tokenization.dataset` calls.
 
 Nothing of an answer is ever cut: where `data.on_too_long` is `truncate`, a row that is too long

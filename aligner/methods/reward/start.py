@@ -1,5 +1,5 @@
-"""What must be true of a reward model's start before its rows are read: the head that is there, the
-reference of segments.
+"""Checks of a reward model's start before its rows are read: an existing head, the reference of
+segments.
 
 Imports nothing heavy, so that a recipe that could never be trained is refused at once, by a dry run
 too.

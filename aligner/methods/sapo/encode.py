@@ -1,4 +1,4 @@
-"""Rows as SAPO trains on them: the last answer of each, and all that comes before it.
+"""Encode rows for SAPO: the last response of each, and all that comes before it.
 
 Columns: `row`, `prompt_ids`, `chosen_ids`, `weight`, `length`, and as text, for a verifier,
 `prompt` (as JSON) and `answer`.

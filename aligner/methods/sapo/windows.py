@@ -1,4 +1,4 @@
-"""Pairs out of single answers: a window of a good answer is rewritten, and the result is the
+"""Pairs from single responses: a window of a good response is rewritten, and the result is the
 rejected one.
 
 The pure parts of SAPO (Self-Augmented Preference Optimization, arXiv 2405.20830), on token ids

@@ -1,5 +1,5 @@
-"""Rows as SFT trains on them. Columns: `input_ids`, `labels`, `length`; packed: `input_ids`,
-`labels`, `seq_lengths`."""
+"""Encode rows for SFT. Columns: `input_ids`, `labels`, `length`; packed: `input_ids`, `labels`,
+`seq_lengths`."""
 
 from __future__ import annotations
 
