@@ -2,6 +2,7 @@
 #   make quickstart   see it work (about three minutes after installing)
 #   make test         the tests, without the slow ones        make test-slow   the slow ones
 #   make lint         ruff and mypy                           make bench       the benchmarks
+#   make docs         write the generated pages again
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3.10 || echo python3)
 VENV ?= .venv
@@ -16,10 +17,10 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
-.PHONY: help install quickstart test test-slow lint format bench findings clean
+.PHONY: help install quickstart test test-slow lint format docs bench findings clean
 
 help:
-	@sed -n '2,4s/^# *//p' Makefile
+	@sed -n '2,5s/^# *//p' Makefile
 
 install: $(STAMP)
 
@@ -53,6 +54,10 @@ lint: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(STAMP)
+	$(BIN)/python -m aligner.config.docs > docs/recipe.md
+	$(BIN)/python docs/write_architecture.py
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks
