@@ -48,6 +48,13 @@ def test_modules_on_a_page_exist(page: Path) -> None:
     assert [name for name in sorted(named) if not exists(name)] == []
 
 
+@each_page
+def test_names_that_a_page_imports_exist(page: Path) -> None:
+    lines = re.findall(r"^from (aligner[\w.]*) import ([\w, ]+)$", read(page), flags=re.MULTILINE)
+    named = [f"{module}.{name}" for module, names in lines for name in names.split(", ")]
+    assert [name for name in named if not exists(name)] == []
+
+
 def exists(name: str) -> bool:
     """Whether a dotted name is a module, or a name that a module holds."""
     module, _, last = name.rpartition(".")
