@@ -35,21 +35,14 @@ def show_losses(arguments: Sequence[str], plot: Path | None) -> None:
         f"Losses over z = beta * rho from -6 to 6, at beta {beta:g} and tau {tau:g}; training "
         "starts at z = 0.\n"
     )
-    columns(
-        ("loss", "shape", "slope at 0", "turns at z", "jumps at z", "reads"),
-        [
-            (
-                row.name,
-                curve(row.shape),
-                f"{row.shape.slope_at_start:+.3g}"
-                + ("  wrong" if row.shape.slope_at_start > 0 else ""),
-                ", ".join(f"{z:.3f} ({kind[:3]})" for z, _, kind in row.shape.turns) or "-",
-                ", ".join(f"{round(one.z, 2) + 0.0:g}" for one in row.shape.jumps) or "-",
-                _reads(row),
-            )
-            for row in rows
-        ],
-    )
+    cells = []
+    for row in rows:
+        shape = row.shape
+        slope = f"{shape.slope_at_start:+.3g}" + ("  wrong" if shape.slope_at_start > 0 else "")
+        turns = ", ".join(f"{z:.3f} ({kind[:3]})" for z, _, kind in shape.turns)
+        jumps = ", ".join(f"{round(jump.z, 2) + 0.0:g}" for jump in shape.jumps)
+        cells.append((row.name, curve(shape), slope, turns or "-", jumps or "-", _reads(row)))
+    columns(("loss", "shape", "slope at 0", "turns at z", "jumps at z", "reads"), cells)
     typer.echo(
         f"\n{', '.join(REWARD_LOSSES)}: drawn for a pair whose rewards differ by 1; the minimum "
         "is where they say.\n"

@@ -42,11 +42,9 @@ def console(stream: str = "stderr") -> Console:
 
 def columns(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """A plain table on stdout: as wide as its words, no frame, the header in bold on a terminal."""
-    cells = [[str(cell) for cell in row] for row in rows]
-    widths = [
-        max(len(row[index]) for row in [list(header), *cells]) for index in range(len(header))
-    ]
-    for number, row in enumerate([list(header), *cells]):
+    lines = [list(header), *(list(map(str, row)) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    for number, row in enumerate(lines):
         line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()
         typer.echo(typer.style(line, bold=True) if number == 0 else line)
 

@@ -41,15 +41,10 @@ def list_runs(
     if not runs:
         typer.echo(f"no runs below {directory}")
         return
-    rows = [
-        (
-            run["dir"],
-            run["method"],
-            run["state"],
-            *(number(run["results"].get(name, "")) for name in LISTED),
-        )
-        for run in runs
-    ]
+    rows = []
+    for run in runs:
+        results = [number(run["results"].get(name, "")) for name in LISTED]
+        rows.append((run["dir"], run["method"], run["state"], *results))
     columns(("run", "method", "state", *LISTED), rows)
 
 

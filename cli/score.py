@@ -164,10 +164,10 @@ def _print_summary(record: dict[str, Any]) -> None:
     lines = {"score": summary["score"]}
     lines |= {name: summary[name] for name in ("chosen", "rejected") if name in summary}
     lines |= summary["attributes"]
-    shown = [
-        (name, *("-" if values[key] is None else number(values[key]) for key in NUMBERS))
-        for name, values in lines.items()
-    ]
+    shown = []
+    for name, values in lines.items():
+        cells = ["-" if values[key] is None else number(values[key]) for key in NUMBERS]
+        shown.append((name, *cells))
     columns((record["reward_model"], *NUMBERS), shown)
     notes = (
         [f"accuracy: {number(summary['accuracy'])} of the pairs"]

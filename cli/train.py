@@ -59,10 +59,10 @@ class TrainCommand(RecipeCommand):
         from aligner.config.flag_table import flag_groups
 
         with formatter.section("Flags for keys of the recipe, with _ or -"):
-            groups = flag_groups(self.name).items()
-            formatter.write_dl(
-                [(group, ", ".join(flag.name for flag in flags)) for group, flags in groups]
-            )
+            lines = []
+            for group, flags in flag_groups(self.name).items():
+                lines.append((group, ", ".join(flag.name for flag in flags)))
+            formatter.write_dl(lines)
         formatter.write_text(
             "Any other key is KEY=VALUE: model.lora.r=8, data.on_too_long=drop, "
             "trainer.adam_beta2=0.95"

@@ -214,13 +214,11 @@ class ComparingEnsemble(Ensemble):
         twice = None if references is None else [*references, *references]
         found = member.score([*prompts, *prompts], [*first, *second], twice)
         scores, count = self._to_scale(found, name), len(prompts)
-        remarks = [
-            {row % count: said for row, said in found.remarks.items() if row // count == half}
-            for half in (1, 0)
-        ]
+        of_first = {row: text for row, text in found.remarks.items() if row < count}
+        of_second = {row - count: text for row, text in found.remarks.items() if row >= count}
         return Preferences(
             [sigmoid(a - b) for a, b in zip(scores[:count], scores[count:])],
-            remarks={**remarks[0], **remarks[1]},
+            remarks={**of_second, **of_first},
         )
 
 
@@ -318,10 +316,11 @@ def _range(card: Card, ranges: Sequence[Range]) -> Range:
 def _joined(remarks: Sequence[dict[int, str]], names: Sequence[str]) -> dict[int, str]:
     """Each row's remarks, with the name of the member that made them."""
     rows = sorted({row for said in remarks for row in said})
-    return {
-        row: "; ".join(f"{name}: {said[row]}" for name, said in zip(names, remarks) if row in said)
-        for row in rows
-    }
+    joined = {}
+    for row in rows:
+        parts = [f"{name}: {said[row]}" for name, said in zip(names, remarks) if row in said]
+        joined[row] = "; ".join(parts)
+    return joined
 
 
 def _all_rows(count: int) -> str:

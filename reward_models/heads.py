@@ -96,12 +96,13 @@ class HeadScorer:
                 on_progress=on_progress,
             )
         refuse_no_numbers(self.name, rows)
-        names = self.card.attributes
-        return Scores(
-            (sum(weight * value for weight, value in zip(self.weights, row)) for row in rows),
-            {name: [row[place] for row in rows] for place, name in enumerate(names)},
-            encoded.remarks,
-        )
+        attributes = {}
+        for index, name in enumerate(self.card.attributes):
+            attributes[name] = [row[index] for row in rows]
+        return Scores(map(self._weighted, rows), attributes, encoded.remarks)
+
+    def _weighted(self, row: Sequence[float]) -> float:
+        return sum(weight * value for weight, value in zip(self.weights, row))
 
     def fingerprint(self) -> str:
         """A hash of the weights, of how they are loaded, and of how text becomes ids."""

@@ -191,17 +191,14 @@ class Judge:
 
     def _values(self, replies: dict[int, list[Reply]], what: str) -> dict[int, list[float]]:
         """The values of each row's replies; NoVerdict names the rows that lack one."""
-        missing = {
-            row: next(reply.reason for reply in found if reply.value is None)
-            for row, found in replies.items()
-            if any(reply.value is None for reply in found)
-        }
+        values, missing = {}, {}
+        for row, found in replies.items():
+            values[row] = [reply.value for reply in found if reply.value is not None]
+            if len(values[row]) < len(found):
+                missing[row] = next(reply.reason for reply in found if reply.value is None)
         if missing:
             raise self._no_verdict(missing, len(replies), what)
-        return {
-            row: [reply.value for reply in found if reply.value is not None]
-            for row, found in replies.items()
-        }
+        return values
 
     def _no_verdict(self, missing: dict[int, str], asked: int, what: str) -> NoVerdict:
         problems = [

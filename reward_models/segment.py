@@ -50,6 +50,11 @@ class Valued:
     values: list[float]
     ends: list[int]
 
+    @property
+    def mean(self) -> float:
+        """The mean of the values at the ends of the segments."""
+        return fmean(self.values[end] for end in self.ends)
+
 
 @dataclass(frozen=True)
 class SegmentScorer:
@@ -85,7 +90,7 @@ class SegmentScorer:
         found, remarks = self.values(
             prompts, completions, finished=finished, on_progress=on_progress
         )
-        means = [fmean(one.values[end] for end in one.ends) for one in found]
+        means = [one.mean for one in found]
         return Scores(means, {"segments": [float(len(one.ends)) for one in found]}, remarks)
 
     def values(

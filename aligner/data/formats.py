@@ -13,6 +13,7 @@ from __future__ import annotations
 import difflib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from aligner.config.recipe import Source
@@ -133,7 +134,8 @@ def _check_given_form(head: Sequence[Row], source: Source, task: Task) -> None:
     form = source.format
     if form not in FORMS_OF_TASK[task]:
         raise _wrong_task({form}, head, source, task)
-    missing = [name for name in REQUIRED[form] if not any(name in row for row in head)]
+    there = set(chain.from_iterable(head))
+    missing = [name for name in REQUIRED[form] if name not in there]
     if missing:
         raise DataError(
             f"{source.path}: form `{form}` needs the columns {_ticked(REQUIRED[form])}; "

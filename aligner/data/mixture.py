@@ -117,7 +117,9 @@ def hold_out(pools: Sequence[Pool], share: float, seed: int, get: Get = itself) 
     Prompts are ranked by a keyed hash of their text, so that the same prompt is held out whatever
     else is in the mixture. A prompt with more rows than are still wanted is passed over.
     """
-    ranks = [[_prompt_rank(get(row), seed) for row in pool.rows] for pool in pools]
+    ranks = []
+    for pool in pools:
+        ranks.append([_prompt_rank(get(row), seed) for row in pool.rows])
     held = _choose_prompts(Counter(chain.from_iterable(ranks)), share)
     for pool, ranks_of_pool in zip(pools, ranks):
         ranked = list(zip(pool.rows, ranks_of_pool))

@@ -117,8 +117,11 @@ def unused_parts(head: Sequence[Row], unused: Iterable[str]) -> dict[str, int]:
     """Columns that are not used and look like a part of the conversation -> how many of the rows
     say something new there."""
     idle = [*unused]
-    new = {name: sum(_is_new(row, name, idle) for row in head) for name in idle if name in PARTS}
-    return {name: rows for name, rows in new.items() if rows}
+    new = {}
+    for name in idle:
+        if name in PARTS and (rows := sum(_is_new(row, name, idle) for row in head)):
+            new[name] = rows
+    return new
 
 
 def _is_new(row: Row, name: str, idle: Sequence[str]) -> bool:

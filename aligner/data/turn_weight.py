@@ -54,7 +54,11 @@ def without_weights(turns: Messages) -> Messages:
     """The turns without what they say of their training, for what is read and never trained."""
     if not any(WEIGHT in turn for turn in turns):
         return turns
-    return [{key: value for key, value in turn.items() if key != WEIGHT} for turn in turns]
+
+    def unweighted(turn: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in turn.items() if key != WEIGHT}
+
+    return list(map(unweighted, turns))
 
 
 def trained_side(turns: Messages, name: str) -> Messages:

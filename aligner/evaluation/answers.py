@@ -10,6 +10,7 @@ what was scored. `distinct` is the share of different texts among all answers; w
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from aligner.data.rows import PromptRow
@@ -58,8 +59,12 @@ def _scores(
     asked = [row for row, samples in zip(rows, answers) for _ in samples]
     texts = [completion.text for samples in answers for completion in samples]
     scores = iter(scorer.score([row.prompt for row in asked], texts, [row.answer for row in asked]))
-    means = [sum(next(scores) for _ in samples) / len(samples) for samples in answers]
+    means = [sum(islice(scores, len(samples))) / len(samples) for samples in answers]
     return {"score": sum(means) / len(means), "score_stderr": standard_error(means)}
+
+
+def _distinct(samples: Sequence[Completion]) -> float:
+    return len({completion.text for completion in samples}) / len(samples)
 
 
 def describe(answers: Sequence[Sequence[Completion]]) -> dict[str, float]:
@@ -68,11 +73,9 @@ def describe(answers: Sequence[Sequence[Completion]]) -> dict[str, float]:
     numbers = {
         "stopped": sum(completion.finish_reason == "stop" for completion in flat) / len(flat),
         "mean_tokens": sum(len(completion.token_ids) for completion in flat) / len(flat),
-        "distinct": len({completion.text for completion in flat}) / len(flat),
+        "distinct": _distinct(flat),
     }
     if len(flat) > len(answers):
-        shares = [
-            len({completion.text for completion in samples}) / len(samples) for samples in answers
-        ]
+        shares = [_distinct(samples) for samples in answers]
         numbers["distinct_per_prompt"] = sum(shares) / len(shares)
     return {**numbers, "prompts": float(len(answers)), "answers": float(len(flat))}

@@ -31,14 +31,10 @@ class Groups:
 
 def category_column(pairs: Sequence[Pair]) -> str | None:
     """The column to divide by where none is named."""
-    return next(
-        (
-            name
-            for name in CATEGORY_COLUMNS
-            if any(pair.extra.get(name) is not None for pair in pairs)
-        ),
-        None,
-    )
+    for name in CATEGORY_COLUMNS:
+        if any(pair.extra.get(name) is not None for pair in pairs):
+            return name
+    return None
 
 
 def by_column(pairs: Sequence[Pair], column: str) -> Groups:

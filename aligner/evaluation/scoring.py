@@ -123,14 +123,10 @@ def _score_part(
     assert len(found) == len(left), (
         f"{scorer.name} gave {len(found)} scores for {len(left)} answers"
     )
-    scored = {
-        number: Scored(
-            score,
-            {name: values[row] for name, values in found.attributes.items()},
-            found.remarks.get(row, ""),
-        )
-        for row, (number, score) in enumerate(zip(left, found))
-    }
+    scored = {}
+    for row, (number, score) in enumerate(zip(left, found)):
+        attributes = {name: values[row] for name, values in found.attributes.items()}
+        scored[number] = Scored(score, attributes, found.remarks.get(row, ""))
     return scored, failed
 
 
@@ -160,11 +156,11 @@ def summary(rows: AnswerRows, scored: Sequence[Scored]) -> dict[str, Any]:
         sides = scored[0::2], scored[1::2]
         record |= {name: _describe(side) for name, side in zip(SIDES, sides)}
         record["accuracy"] = _accuracy(*sides)
-    names = dict.fromkeys(name for found in scored for name in found.attributes)
-    record["attributes"] = {
-        name: _numbers([found.attributes[name] for found in scored if name in found.attributes])
-        for name in names
-    }
+    values: dict[str, list[float]] = {}
+    for answer in scored:
+        for name, value in answer.attributes.items():
+            values.setdefault(name, []).append(value)
+    record["attributes"] = {name: _numbers(numbers) for name, numbers in values.items()}
     remarks = [(number, found.remark) for number, found in enumerate(scored) if found.remark]
     record["remarks"] = len(remarks)
     record["first_remarks"] = [

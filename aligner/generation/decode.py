@@ -185,10 +185,10 @@ def continue_ids(
             }
             if on_progress is not None and is_new:
                 on_progress(len(answers), len(rows))
-    return [
-        [answers[place, sample] for sample in range(sampling.num_samples)]
-        for place in range(len(contexts))
-    ]
+    found = []
+    for index in range(len(contexts)):
+        found.append([answers[index, sample] for sample in range(sampling.num_samples)])
+    return found
 
 
 def max_positions(model: PreTrainedModel) -> int | None:

@@ -67,8 +67,12 @@ def _within_language(model: Any, wanted: str | list[str]) -> str | list[str]:
     language = language_modules(model)
     if language is None or isinstance(wanted, str):
         return wanted
+
+    def is_wanted(name: str) -> bool:
+        return any(_fits(ending, name) for ending in wanted)
+
     named = [name for name, module in model.named_modules() if id(module) in language]
-    return sorted(name for name in named if any(_fits(ending, name) for ending in wanted))
+    return sorted(filter(is_wanted, named))
 
 
 def linear_layers(model: Any) -> list[str]:

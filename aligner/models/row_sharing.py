@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -68,8 +69,7 @@ def packed(rows: Sequence[Sequence[int]]) -> Shared:
     sequence = {"input_ids": ids, "labels": ids, "seq_lengths": [len(row) for row in rows]}
     inputs = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)([sequence])
     del inputs["labels"]
-    places = iter(range(len(ids)))
-    return Shared(inputs, [[next(places) for _ in row] for row in rows])
+    return Shared(inputs, packed_places(rows))
 
 
 def foretell_packing(model: Model) -> Finding:
@@ -147,7 +147,7 @@ def rows_apart(
 def packed_places(rows: Sequence[Sequence[int]]) -> list[list[int]]:
     """Return where the tokens of rows stand that follow one another."""
     places = iter(range(sum(map(len, rows))))
-    return [[next(places) for _ in row] for row in rows]
+    return [list(islice(places, len(row))) for row in rows]
 
 
 def _random_rows(num_embeddings: int) -> list[list[int]]:

@@ -47,7 +47,7 @@ def name_padding_that_ends_nothing(
         index: token.content.lower()
         for index, token in sorted(tokenizer.added_tokens_decoder.items())
     }
-    reserved = [index for index, name in added.items() if any(part in name for part in RESERVED)]
+    reserved = [index for index, name in added.items() if _is_reserved(name)]
     held = [tokenizer.pad_token_id, getattr(config, "pad_token_id", None)]
     wished = [*held, *reserved, tokenizer.bos_token_id, *added, *range(rows)]
     fit = next(
@@ -55,6 +55,10 @@ def name_padding_that_ends_nothing(
     )
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(fit)
     config.pad_token_id = fit
+
+
+def _is_reserved(name: str) -> bool:
+    return any(part in name for part in RESERVED)
 
 
 def tell_stops(

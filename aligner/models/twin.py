@@ -121,9 +121,12 @@ def _fewer_layers(values: dict[str, Any]) -> None:
         if "label" not in name and (table := _by_layer(value, depth))
     }
     if by_layer:
-        kinds = [repr([table.get(i) for table in by_layer.values()]) for i in range(depth)]
+        kinds = []
+        for i in range(depth):
+            kinds.append(repr([table.get(i) for table in by_layer.values()]))
         kept = sorted({kinds.index(kind) for kind in kinds})
-        kept = sorted([*kept, *[i for i in range(depth) if i not in kept][: max(0, 2 - len(kept))]])
+        others = [i for i in range(depth) if i not in kept]
+        kept = sorted([*kept, *others[: max(0, 2 - len(kept))]])
     else:
         patterns = [
             value for name, value in values.items() if _PATTERN.fullmatch(name) and _is_size(value)

@@ -229,12 +229,11 @@ def line_chart(
         f"{title}: "
         + ", ".join(f"{line.name} ends at {number(line.points[-1][1])}" for line in drawn)
     )
-    data = {
-        "x": [scale.x_low, scale.x_high, LEFT, WIDTH - RIGHT],
-        "s": [
-            {"n": line.name, "p": [[x, number(y)] for x, y in thin(line.finite)]} for line in drawn
-        ],
-    }
+    curves = []
+    for line in drawn:
+        points = [[x, number(y)] for x, y in thin(line.finite)]
+        curves.append({"n": line.name, "p": points})
+    data = {"x": [scale.x_low, scale.x_high, LEFT, WIDTH - RIGHT], "s": curves}
     rule = f'<line class="rule" x1="0" x2="0" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
     return (
         f'<figure class="chart" data-chart="{escape(json.dumps(data, ensure_ascii=False))}">'

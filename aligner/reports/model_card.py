@@ -291,10 +291,10 @@ def _results(manifest: Record, evaluation: Any) -> str:
     if not evaluation:
         return text
     metrics = list(dict.fromkeys(metric for entry in evaluation for metric in entry["metrics"]))
-    lines = [
-        (entry["name"], *(_shown(entry["metrics"].get(metric, "")) for metric in metrics))
-        for entry in evaluation
-    ]
+    lines = []
+    for entry in evaluation:
+        cells = [_shown(entry["metrics"].get(metric, "")) for metric in metrics]
+        lines.append((entry["name"], *cells))
     return f"{text}\n\n{_table(('model', *metrics), lines)}"
 
 
@@ -358,7 +358,7 @@ def _code(value: Any) -> str:
 
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     lines = [head, tuple("---" for _ in head), *rows]
-    return "\n".join(f"| {' | '.join(_cell(cell) for cell in line)} |" for line in lines)
+    return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
 
 
 def _cell(text: str) -> str:

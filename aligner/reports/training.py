@@ -396,13 +396,10 @@ def _evaluation(evaluation: Any) -> Record | None:
         return None
     metrics = _metric_names(evaluation)
     bars = {metric: _bars(evaluation, metric) for metric in metrics}
-    rows = [
-        {
-            "name": entry["name"],
-            "cells": [value_text(entry["metrics"].get(metric, "")) for metric in metrics],
-        }
-        for entry in evaluation
-    ]
+    rows = []
+    for entry in evaluation:
+        cells = [value_text(entry["metrics"].get(metric, "")) for metric in metrics]
+        rows.append({"name": entry["name"], "cells": cells})
     told = len(metrics) <= MOST_BARS and all(
         len(values) == len(evaluation) for values in bars.values()
     )

@@ -265,10 +265,8 @@ def _write_rows(
             _pair(exercise, text, rng)
             for exercise, text in zip_longest(splits["preferences"], said)
         ],
-        **{
-            name: [_question(exercise) for exercise in splits[name]]
-            for name in ("prompts", "heldout")
-        },
+        "prompts": [_question(exercise) for exercise in splits["prompts"]],
+        "heldout": [_question(exercise) for exercise in splits["heldout"]],
     }
     rows["rated"] = [
         rated

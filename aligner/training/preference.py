@@ -97,13 +97,13 @@ class PairCollator:
         names = (
             ("chosen", "rejected", "sample") if "sample_ids" in rows[0] else ("chosen", "rejected")
         )
-        return self.stack(
+        batch = self.stack(
             [(row["prompt_ids"], row[f"{name}_ids"]) for name in names for row in rows]
-        ) | {
-            key: torch.tensor([row[key] for row in rows], dtype=torch.float32)
-            for key in NUMBERS
-            if key in rows[0]
-        }
+        )
+        for key in NUMBERS:
+            if key in rows[0]:
+                batch[key] = torch.tensor([row[key] for row in rows], dtype=torch.float32)
+        return batch
 
     def stack(self, sides: Sequence[tuple[Sequence[int], Sequence[int]]]) -> dict[str, Tensor]:
         """Return `input_ids`, `attention_mask` and `labels` (N, T) of N prompts with their
@@ -270,11 +270,10 @@ class PreferenceTrainer(WeightedTrainer):
         weight only fill batches."""
         self._held_out.clear()
         output = super().evaluation_loop(*args, **kwargs)
-        mine = {
-            name: torch.cat([scored[name] for scored in self._held_out])
-            for name in self._held_out[0]
-        }
-        everything = {name: self.accelerator.gather(values) for name, values in mine.items()}
+        everything = {}
+        for name in self._held_out[0]:
+            mine = torch.cat([scored[name] for scored in self._held_out])
+            everything[name] = self.accelerator.gather(mine)
         counted = everything["weight"] > 0
         with torch.no_grad():
             self._losses({name: values[counted] for name, values in everything.items()}, None)
@@ -436,9 +435,8 @@ def reference_logps(
     with at_rest(model):
         for start in range(0, len(order), batch_size):
             picked = order[start : start + batch_size]
-            batch = {
-                key: value.to(device) for key, value in collator([rows[i] for i in picked]).items()
-            }
+            stacked = collator([rows[i] for i in picked])
+            batch = {key: value.to(device) for key, value in stacked.items()}
             with autocast:
                 logps = answer_logps(model, batch)[0].cpu()
             chosen[picked], rejected[picked] = logps.chunk(2)

@@ -254,10 +254,9 @@ def _joined(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
     }
     for key in LISTS:
         joined[key] = _both(ours[key], theirs.get(key) or [])
-    texts = {
-        label: {form: list(lines) for form, lines in forms.items()}
-        for label, forms in ours["texts"].items()
-    }
+    texts = {}
+    for label, forms in ours["texts"].items():
+        texts[label] = {form: list(lines) for form, lines in forms.items()}
     more = theirs.get("texts") or {}
     for label, forms in more.items() if isinstance(more, dict) else ():
         if not isinstance(forms, dict):
@@ -408,12 +407,11 @@ def _text_problems(label: str, form: str, line: Any, slots: set[str]) -> list[Pr
 
 
 def _build(values: dict[str, Any]) -> Bank:
-    texts = {
-        label: {
-            form: tuple(Text(label, form, line) for line in lines) for form, lines in forms.items()
-        }
-        for label, forms in values["texts"].items()
-    }
+    texts: dict[str, dict[str, tuple[Text, ...]]] = {}
+    for label, forms in values["texts"].items():
+        texts[label] = {}
+        for form, lines in forms.items():
+            texts[label][form] = tuple(Text(label, form, line) for line in lines)
     return Bank(
         language=str(values.get("language", "")),
         alphabet=str(values.get("alphabet", "")),

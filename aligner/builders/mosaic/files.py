@@ -92,6 +92,12 @@ def _as_turns(row: Row) -> Messages:
     return [*as_turns(row.prompt, "user"), *as_turns(row.completion, "assistant")]
 
 
+def _as_conversation(row: Row) -> dict[str, Any]:
+    tools = getattr(row, "tools", None)
+    line = {"messages": _as_turns(row)}
+    return line if tools is None else {**line, "tools": tools}
+
+
 def write_held_out(target: Path, rows: Sequence[Row]) -> None:
     """Write rows that no mosaic may hold, as conversations; plain strings stay what they are where
     all rows are such."""
@@ -104,10 +110,5 @@ def write_held_out(target: Path, rows: Sequence[Row]) -> None:
     ):
         lines = [{"prompt": row.prompt, "completion": row.completion} for row in rows]  # type: ignore[union-attr]
     else:
-        lines = [
-            {"messages": _as_turns(row), "tools": getattr(row, "tools", None)}
-            for row in rows
-            if _as_turns(row)
-        ]
-        lines = [{key: value for key, value in line.items() if value is not None} for line in lines]
+        lines = [_as_conversation(row) for row in rows if _as_turns(row)]
     write_atomically(target, "".join(dumps(line) + "\n" for line in lines))

@@ -90,10 +90,9 @@ class Planner:
         self.settings, self.bank, self.tally = settings, bank, tally
         self.strategies = {name: weight for name, weight in settings.strategies if weight > 0}
         named = {"permute": settings.permute_rules, "maskout": settings.mask_rules}
-        self.rules = {
-            strategy: [rules[name] for name in (named[strategy] or rules)]
-            for strategy, rules in RULES.items()
-        }
+        self.rules = {}
+        for strategy, rules in RULES.items():
+            self.rules[strategy] = [rules[name] for name in (named[strategy] or rules)]
         low, high = settings.mask_ratio
         self.mask_ratio = (float(low), float(high))
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from aligner.builders.mosaic.bank import Bank
 from aligner.builders.mosaic.engine import (
@@ -211,7 +212,7 @@ def _permute(
     if rule in ("odd_first", "even_first"):
         first = rule == "odd_first"
         return Choice(tuple(sorted(places, key=lambda place: (place % 2 == 1) != first)))
-    key: dict[str, Callable[[str], object]] = {
+    key: dict[str, Callable[[str], Any]] = {
         "alphabet": str,
         "words": lambda text: len(text.split()),
         "characters": len,
@@ -219,7 +220,7 @@ def _permute(
     what, _, direction = rule.partition("_")
     ordered = sorted(
         places, key=lambda place: key[what](texts[place - 1]), reverse=direction == "descending"
-    )  # type: ignore[arg-type,return-value]
+    )
     return Choice(tuple(ordered))
 
 

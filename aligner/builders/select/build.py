@@ -331,11 +331,10 @@ def _writer(
         found = generate(
             policy, tokenizer, prompts, sampling, batch_size=settings.batch_size, streams=streams
         )
-        said = {
-            place: [[one.text, one.finish_reason == "stop"] for one in few]
-            for place, few in zip(asked, found)
-        }
-        return [said.get(place) for place in part]
+        answers = {}
+        for index, samples in zip(asked, found):
+            answers[index] = [[one.text, one.finish_reason == "stop"] for one in samples]
+        return [answers.get(index) for index in part]
 
     return model_fingerprint(section), work
 
@@ -453,13 +452,18 @@ def _judge_maker(
                 [one.origin for one in some],
                 unjudged,
             )
-            better = [[_known(one[j, k]) for j, k in pairs_of(len(one))] for one in found]
+            better = [_pairwise(matrix) for matrix in found]
             reasons = {some[place].origin: reason for place, reason in unjudged.items()}
             return {"better": better, "remarks": remarks, "unjudged": reasons}
 
         return scorer.fingerprint(), work
 
     return make
+
+
+def _pairwise(matrix: Array) -> list[float | None]:
+    """The probabilities above the diagonal, row by row."""
+    return [_known(matrix[j, k]) for j, k in pairs_of(len(matrix))]
 
 
 def _known(probability: float) -> float | None:

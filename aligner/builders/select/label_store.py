@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +67,7 @@ def counts_of(run_dir: Path) -> dict[str, float]:
     """Return how many pairs have which label, and how often the reward models were right where
     there were some."""
     summary, labels = read_json(run_dir, PICKED), known_labels(run_dir)
-    by_choice = {
-        choice: sum(one["label"] == choice for one in labels.values()) for choice in CHOICES
-    }
+    by_choice = Counter(label["label"] for label in labels.values())
     counts = {
         "labelled": float(by_choice["a"] + by_choice["b"]),
         "ties": float(by_choice["tie"]),

@@ -147,9 +147,13 @@ def _preferred(
     blind = all(one is None for one in references)
 
     def ask(rows: list[int]) -> Sequence[float]:
-        prompts, first, second = ([pairs[row][key] for row in rows] for key in ("prompt", "a", "b"))
+        asked = [pairs[row] for row in rows]
         return preferences(
-            scorer, prompts, first, second, None if blind else [references[row] for row in rows]
+            scorer,
+            [pair["prompt"] for pair in asked],
+            [pair["a"] for pair in asked],
+            [pair["b"] for pair in asked],
+            None if blind else [references[row] for row in rows],
         )
 
     names = [pair["id"] for pair in pairs]

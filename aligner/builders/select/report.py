@@ -55,10 +55,11 @@ def _histogram(selection: Selection) -> list[list[Any]]:
         return []
     values = [one.uncertainty or 0.0 for one in [*selection.picked, *selection.rest]]
     width = (max(values, default=0.0) or LARGEST[selection.measure]) / BINS
-    counts = [
-        Counter(min(BINS - 1, int((one.uncertainty or 0.0) / width)) for one in pairs)
-        for pairs in (selection.picked, selection.rest)
-    ]
+
+    def histogram(pairs: Sequence[Any]) -> Counter[int]:
+        return Counter(min(BINS - 1, int((one.uncertainty or 0.0) / width)) for one in pairs)
+
+    counts = [histogram(selection.picked), histogram(selection.rest)]
     return [
         [place * width, (place + 1) * width, counts[0][place], counts[1][place]]
         for place in range(BINS)
@@ -158,14 +159,10 @@ def _histograms(summary: Mapping[str, Any]) -> str:
     if not rows:
         return "<p>No reward model took part, so nothing is known of it.</p>"
     names = [f"{low:.3f} to {high:.3f}" for low, high, _, _ in rows]
-    charts = [
-        bar_chart(
-            title,
-            [(name, float(row[column])) for name, row in zip(names, rows)],
-            last_stands_out=False,
-        )
-        for title, column in (("picked", 2), ("rest", 3))
-    ]
+    charts = []
+    for title, column in (("picked", 2), ("rest", 3)):
+        bars = [(name, float(row[column])) for name, row in zip(names, rows)]
+        charts.append(bar_chart(title, bars, last_stands_out=False))
     return (
         f'<div class="grid">{"".join(charts)}</div><p class="soft '
         f'small">{escape(_MEANING[summary["measure"]])}</p>'

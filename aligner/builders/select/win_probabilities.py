@@ -54,7 +54,7 @@ def judge(
     Raises: DataError when a scorer gives something else than a finite number.
     """
     by_model = [win_probabilities(scorer, prompts, responses, references) for scorer in scorers]
-    return [np.stack([one[row] for one in by_model]) for row in range(len(prompts))]
+    return [np.stack(matrices) for matrices in zip(*by_model)]
 
 
 def win_probabilities(
@@ -129,10 +129,10 @@ def _compared(
     ]
 
     def ask(places: list[int]) -> Sequence[float]:
-        rows = [asked[place][0] for place in places]
-        first, second = (
-            [responses[asked[place][0]][asked[place][side]] for place in places] for side in (1, 2)
-        )
+        some = [asked[place] for place in places]
+        rows = [row for row, _, _ in some]
+        first = [responses[row][j] for row, j, _ in some]
+        second = [responses[row][k] for row, _, k in some]
         known = None if references is None else [references[row] for row in rows]
         said = preferences(scorer, [prompts[row] for row in rows], first, second, known)
         remarks.extend(said.remarks.values())

@@ -103,7 +103,5 @@ class Archive:
 
 def _numbers(values: dict[str, Any]) -> dict[str, Any]:
     """NaN and infinities were written as texts."""
-    return {
-        **values,
-        **{key: [float(value) for value in values[key]] for key in ("fitness", "held_out")},
-    }
+    fitness, held_out = map(float, values["fitness"]), map(float, values["held_out"])
+    return {**values, "fitness": list(fitness), "held_out": list(held_out)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 from html import escape
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,8 @@ def _progress(records: list[Record], beta: float) -> str:
     valid = [record for record in records if record.valid]
     fitness = [(float(record.index), mean_and_error(record.fitness)[0]) for record in valid]
     held_out = [(float(record.index), mean_and_error(record.held_out)[0]) for record in valid]
-    best = [(x, max(value for place, value in fitness if place <= x)) for x, _ in fitness]
+    highest = accumulate((value for _, value in fitness), max)
+    best = [(x, value) for (x, _), value in zip(fitness, highest)]
     chart = line_chart(
         "fitness by number",
         [

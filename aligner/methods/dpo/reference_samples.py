@@ -134,10 +134,8 @@ def _logps(
     with at_rest(model):
         for start in range(0, len(order), scorer.batch_size):
             picked = order[start : start + scorer.batch_size]
-            batch = {
-                key: value.to(device)
-                for key, value in collator.stack([sides[i] for i in picked]).items()
-            }
+            stacked = collator.stack([sides[i] for i in picked])
+            batch = {key: value.to(device) for key, value in stacked.items()}
             with autocast or contextlib.nullcontext():
                 logps = answer_logps(model, batch)[0].cpu()
             for i, value in zip(picked, logps.tolist()):

@@ -94,16 +94,15 @@ def with_reward_gaps(
     Raises: DataError naming the row that cannot be scored, or a reward model that prefers nothing.
     """
     splits = {"training": prepared.train, "held-out": prepared.eval}
-    texts = {
-        name: [json.loads(text) for text in rows[TEXT]]
-        for name, rows in splits.items()
-        if rows is not None
-    }
+    texts = {}
+    for name, rows in splits.items():
+        if rows is not None:
+            texts[name] = [json.loads(text) for text in rows[TEXT]]
     found = agreed(_score_all(dpo, texts, on_event) if _is_main() else None)
     members = [Member(**facts) for facts, _ in found]
-    with_gaps = {
-        name: _with_gaps(splits[name], [gaps[name] for _, gaps in found], members) for name in texts
-    }
+    with_gaps = {}
+    for name in texts:
+        with_gaps[name] = _with_gaps(splits[name], [gaps[name] for _, gaps in found], members)
     return Prepared(with_gaps["training"], with_gaps.get("held-out"), prepared.batching), members
 
 
@@ -115,7 +114,9 @@ def _is_main() -> bool:
 
 def _with_gaps(rows: Any, gaps: Sequence[list[float]], members: Sequence[Member]) -> Dataset:
     """Exchange the text of the pairs for their gaps, scaled."""
-    scaled = [[member.scale * gap for member, gap in zip(members, row)] for row in zip(*gaps)]
+    scaled = []
+    for row in zip(*gaps):
+        scaled.append([member.scale * gap for member, gap in zip(members, row)])
     return rows.remove_columns(TEXT).add_column("reward_gaps", scaled)
 
 
@@ -292,10 +293,13 @@ def _compared(
     scorer: Comparer, rows: Sequence[dict[str, Any]]
 ) -> tuple[list[float], dict[int, str]]:
     """Logits of the probabilities that the chosen answers are better."""
-    prompts, chosen, rejected, answers = (
-        [row[key] for row in rows] for key in ("prompt", "chosen", "rejected", "answer")
+    shares = preferences(
+        scorer,
+        [row["prompt"] for row in rows],
+        [row["chosen"] for row in rows],
+        [row["rejected"] for row in rows],
+        [row["answer"] for row in rows],
     )
-    shares = preferences(scorer, prompts, chosen, rejected, answers)
     return [_logit(share) for share in shares], shares.remarks
 
 

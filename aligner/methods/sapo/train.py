@@ -35,6 +35,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -257,12 +258,10 @@ class SapoTrainer(PreferenceTrainer):
             return [], torch.tensor(0.0, device=self.args.device)
         drawn = self._draw(fresh, len(places), step)
         pair_of = dict(zip(places, drawn))
-        batches = self._batches(
-            [
-                [(pair_of.get(row["row"], drawn[0]), row["weight"]) for row in batch]
-                for batch in fetched
-            ]
-        )
+        parts = []
+        for batch in fetched:
+            parts.append([(pair_of.get(row["row"], drawn[0]), row["weight"]) for row in batch])
+        batches = self._batches(parts)
         self._note(fresh, drawn, step, spent)
         return batches, torch.tensor(float(len(places)), device=self.args.device)
 
@@ -325,13 +324,11 @@ class SapoTrainer(PreferenceTrainer):
 
     def _batches(self, parts: Sequence[Sequence[tuple[Rewrite, float]]]) -> list[dict[str, Tensor]]:
         """Collate the pairs of each micro-batch, and score them by the reference."""
-        collated = [
-            self.data_collator.pairs([_pair(rewrite, weight) for rewrite, weight in part])
-            for part in parts
-        ]
-        batches = [
-            {key: value.to(self.args.device) for key, value in batch.items()} for batch in collated
-        ]
+        batches = []
+        for part in parts:
+            pairs = [_pair(rewrite, weight) for rewrite, weight in part]
+            collated = self.data_collator.pairs(pairs)
+            batches.append({key: value.to(self.args.device) for key, value in collated.items()})
         if self.reference is not None:
             with (
                 self.reference.in_place(self.model),
@@ -372,10 +369,8 @@ class SapoTrainer(PreferenceTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the means since the last log."""
         if "loss" in logs and self.seen:
-            names = dict.fromkeys(name for seen in self.seen for name in seen)
-            logs |= {
-                name: _mean(seen[name] for seen in self.seen if name in seen) for name in names
-            }
+            for name in dict.fromkeys(chain.from_iterable(self.seen)):
+                logs[name] = _mean(seen[name] for seen in self.seen if name in seen)
             logs["sapo/ema_distance"] = self.average.distance(self.model)
             self.seen.clear()
         super().log(logs, start_time)

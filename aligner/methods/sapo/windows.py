@@ -129,9 +129,9 @@ class ReplayBuffer:
 
     def save(self, file: Path) -> None:
         """Write all entries as safetensors."""
-        arrays: dict[str, Any] = {
-            name: _numbers(getattr(entry, name) for entry in self.entries) for name in NUMBERS
-        }
+        arrays: dict[str, Any] = {}
+        for name in NUMBERS:
+            arrays[name] = _numbers(getattr(entry, name) for entry in self.entries)
         for name in IDS:
             ids = [getattr(entry, name) for entry in self.entries]
             arrays[name] = _numbers(token for one in ids for token in one)
