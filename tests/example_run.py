@@ -17,6 +17,7 @@ from typing import Any
 from aligner.config.load import Resolved
 from aligner.config.recipe import RECIPES
 from aligner.data.ledger import FileRecord, Ledger
+from aligner.reports.finish import finish_run
 from aligner.runs.run import Run
 
 RECIPE_TEXT = """# DPO on the toy world: about a minute on two cores
@@ -184,9 +185,8 @@ def finished_run(
     ]
     run.write_json("evaluation.json", metrics)
     parents = [{"kind": "model", "path": model, "fingerprint": None}]
-    run.finish(
-        {"train_loss": 0.4123, "eval_loss": 0.3567, "eval_rewards/accuracies": 0.912}, parents
-    )
+    results = {"train_loss": 0.4123, "eval_loss": 0.3567, "eval_rewards/accuracies": 0.912}
+    finish_run(run, results, parents)
     return run
 
 
