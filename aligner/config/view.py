@@ -100,3 +100,13 @@ Rule = Callable[[View], Findings]
 
 def finding(key: str, message: str, hint: str = "") -> Finding:
     return Finding(tuple(key.split(".")), message, hint)
+
+
+def refuse_formats(
+    view: View, usable: tuple[str, ...], method: str, hint: str, verb: str = "train on"
+) -> Findings:
+    """Report the sources whose `format` the method cannot use."""
+    for path, source in [*view.sources("data.train"), *view.sources("data.eval")]:
+        found = source.get("format", "auto")
+        if found not in usable:
+            yield Finding((*path, "format"), f"`{method}` cannot {verb} `{found}` rows", hint)
