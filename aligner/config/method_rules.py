@@ -1,5 +1,5 @@
-"""The table of rules by method, and the rules of `sft`, `sapo` and `reward`; `rules.py` has those of
-all methods."""
+"""The table of rules by method, and the rules of `sft`, `sapo` and `reward`; `rules.py` has those
+of all methods."""
 
 from __future__ import annotations
 
