@@ -150,7 +150,7 @@ def remark_on_control_tokens(tokenizer: Any, rows: Sequence[Any], on_event: OnEv
 
     remark = remark_on(tokenizer, rows)
     if remark is not None:
-        on_event(Warned(f"{remark[:1].upper()}{remark[1:]}"))
+        on_event(Warned(remark))
 
 
 def check_output(

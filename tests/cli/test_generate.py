@@ -59,7 +59,7 @@ def test_control_tokens_in_a_prompt_are_remarked_on(model: Path) -> None:
     result = aligner("generate", model, f"a {stop} b", "--max-new-tokens", "2")
     assert result.exit_code == 0, result.output
     assert (
-        f"One row holds control tokens in their texts, which act as such: `{stop}` 1 time."
+        f"one row holds control tokens in their texts, which act as such: `{stop}` 1 time"
         in result.stderr
     )
     assert "control tokens" not in aligner("generate", model, "a b", "--max-new-tokens", "2").stderr

@@ -411,7 +411,7 @@ def test_scores_that_are_broken_inside_are_told(
             "score", "--data", data, "--reward-model", card, "--output", output, "--resume"
         )
         assert result.exit_code == 3
-        assert f"scores.jsonl:{line} is no score" in result.stderr
+        assert f"scores.jsonl:{line} is not a score" in result.stderr
 
 
 def test_an_output_that_another_process_writes_is_not_overwritten(tmp_path: Path) -> None:
@@ -631,7 +631,7 @@ def test_a_budget_holds_across_resumes_and_nothing_is_paid_for_twice(tmp_path: P
         (("--resume", "--overwrite", "-o", "out.jsonl"), "starts again"),
         (("--resume",), "there is none"),
         (("-o", "rows.jsonl"), "is the data itself"),
-        (("-o", "out.csv"), "Name it .jsonl"),
+        (("-o", "out.csv"), "name it .jsonl"),
         (("-o", "."), "is a folder"),
         (("-o", "done.jsonl"), "--overwrite replaces it"),
         (("-o", "done.jsonl", "--resume"), "nothing is left to be resumed"),
@@ -658,7 +658,7 @@ def test_what_cannot_be_done_is_said_before_anything_is_scored(
     ("row", "words"),
     [
         ({"prompt": "a", "completions": []}, "empty one"),
-        ({"prompt": "a", "completions": "b"}, "no list of answers"),
+        ({"prompt": "a", "completions": "b"}, "not a list of answers"),
         ({"prompt": "a", "responses": ["b", 3]}, "answer 2 of responses is a number"),
         ({"prompt": "a", "responses": [{"txt": "b"}]}, "answer 1 of responses is null"),
         ({"prompt": "a", "completion": "b", "answer": [1]}, "answer is list"),

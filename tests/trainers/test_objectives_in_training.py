@@ -209,7 +209,7 @@ def test_an_alarm_is_raised_when_pairs_stay_ranked_wrongly(small_world, tmp_path
     _, events = train(small_world, tmp_path / "warn", *frozen)
     (warning,) = warnings_in(events)
     assert warning.startswith("after 3 steps")
-    with pytest.raises(TrainingError, match="After 3 steps"):
+    with pytest.raises(TrainingError, match="after 3 steps"):
         train(small_world, tmp_path / "stop", *frozen, "dpo.on_alarm=stop")
     assert len(read_metrics(tmp_path / "stop")) == 3
     _, events = train(
