@@ -16,6 +16,8 @@ from aligner.errors import DataError, RecipeError
 from aligner.events import Notice, Warned
 from aligner.methods.pipeline import run_recipe
 from aligner.methods.sapo import train as sapo_train
+from aligner.methods.sapo import trainer as sapo_trainer
+from aligner.methods.sapo import writer as sapo_writer
 from aligner.runs.files import read_json, read_metrics
 
 FAST = (
@@ -96,7 +98,7 @@ def test_it_trains_and_shows_what_it_does(small_world, tmp_path):
     }
     assert {f"sapo/{name}" for name in shown} <= log[0].keys()
     text = next(
-        event.text for event in events if isinstance(event, Notice) and "Rewriting" in event.text
+        event.text for event in events if isinstance(event, Notice) and "rewriting" in event.text
     )
     assert "temperature 1" in text
     pairs = read_json(tmp_path, "pairs.json")
@@ -200,7 +202,7 @@ def test_the_reference_is_refreshed_once_per_epoch_by_its_length(
     """Also where the training ends in the middle of one. 12 steps an epoch: 48 rows, 2 x 2 a
     step."""
     refreshed = []
-    become = sapo_train.Shadow.become
+    become = sapo_trainer.Shadow.become
 
     def spy(shadow: Any, other: Any) -> None:
         if trainers:
@@ -208,7 +210,7 @@ def test_the_reference_is_refreshed_once_per_epoch_by_its_length(
         become(shadow, other)
 
     trainers = Spy(monkeypatch).trainers
-    monkeypatch.setattr(sapo_train.Shadow, "become", spy)
+    monkeypatch.setattr(sapo_trainer.Shadow, "become", spy)
     shape = ("trainer.per_device_train_batch_size=2", "trainer.gradient_accumulation_steps=2")
     train(small_world, tmp_path, *shape, trainer__max_steps=steps, trainer__num_train_epochs=epochs)
     assert trainers[-1].steps_between_references == 12
@@ -268,7 +270,7 @@ def test_a_dead_pair_has_no_gradient(small_world, tmp_path, monkeypatch):
 
 def test_dead_pairs_are_counted_and_left_out(small_world, tmp_path, monkeypatch):
     spy = Spy(monkeypatch)
-    monkeypatch.setattr(sapo_train, "stitch", lambda answer, *_, **__: list(answer))
+    monkeypatch.setattr(sapo_writer, "stitch", lambda answer, *_, **__: list(answer))
     log, events = train(
         small_world, tmp_path / "run", "trainer.max_steps=2", "sapo.dead_pairs=drop"
     )
@@ -284,12 +286,12 @@ def test_the_same_again_is_dead_also_where_what_followed_is_left_out(
 ):
     """The rejected answer would be the beginning of the good one."""
     spy = Spy(monkeypatch)
-    real = sapo_train.stitch
+    real = sapo_writer.stitch
 
     def same(answer: Any, start: int, size: int, written: Any, stops: Any, **options: Any) -> Any:
         return real(answer, start, size, answer[start : start + size], stops, **options)
 
-    monkeypatch.setattr(sapo_train, "stitch", same)
+    monkeypatch.setattr(sapo_writer, "stitch", same)
     log, _ = train(small_world, tmp_path / "run", "trainer.max_steps=1", "sapo.suffix=drop")
     assert log[0]["sapo/dead_pairs"] == 1
     assert any(entry.rejected_ids != entry.chosen_ids for entry in spy.written[0])
@@ -431,7 +433,7 @@ def test_the_average_of_adapters_is_the_average_of_their_weights(
     spy = Spy(monkeypatch)
     train(small_world, tmp_path, "trainer.max_steps=1", "sapo.ema_decay=0.75", model__lora={"r": 2})
     trainer = spy.trainers[0]
-    name, weight = next(iter(sapo_train.Shadow(trainer.model).weights.items()))
+    name, weight = next(iter(sapo_trainer.Shadow(trainer.model).weights.items()))
     before = trainer.average.weights[name].clone()
     trainer.average.follow(trainer.model, 0.75)
     assert torch.allclose(trainer.average.weights[name], 0.75 * before + 0.25 * weight)
@@ -489,7 +491,7 @@ def test_held_out_pairs_stay_the_same_over_the_run(small_world, tmp_path):
 
 
 def test_held_out_rows_that_are_all_written_again_are_an_error(small_world, tmp_path, monkeypatch):
-    monkeypatch.setattr(sapo_train, "stitch", lambda answer, *_, **__: list(answer))
+    monkeypatch.setattr(sapo_writer, "stitch", lambda answer, *_, **__: list(answer))
     with pytest.raises(RecipeError, match=r"data\.eval"):
         train(small_world, tmp_path, "data.eval=0.3")
 

@@ -407,9 +407,8 @@ def _text_problems(label: str, form: str, line: Any, slots: set[str]) -> list[Pr
 
 
 def _build(values: dict[str, Any]) -> Bank:
-    texts: dict[str, dict[str, tuple[Text, ...]]] = {}
+    texts: dict[str, dict[str, tuple[Text, ...]]] = {label: {} for label in values["texts"]}
     for label, forms in values["texts"].items():
-        texts[label] = {}
         for form, lines in forms.items():
             texts[label][form] = tuple(Text(label, form, line) for line in lines)
     return Bank(

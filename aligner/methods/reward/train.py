@@ -17,9 +17,8 @@ HelpSteer2-Preference (arXiv 2410.01257). The result holds `reward_model.yaml`, 
 from __future__ import annotations
 
 import math
-import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
@@ -27,16 +26,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from trl import RewardConfig
 
 from aligner.config.load import recipe_hash
-from aligner.config.recipe import Model, RewardRecipe, RewardSegments
+from aligner.config.recipe import RewardRecipe, RewardSegments
 from aligner.errors import RecipeError
-from aligner.events import StageProgress
 from aligner.launch.command import world
 from aligner.methods.catalogue import EPOCHS
 from aligner.methods.job import SHARDED, Job
+from aligner.methods.reward.segments import PART, dtype_of, reference_section, with_segments
 from aligner.methods.reward.trainers import (
     BradleyTerryTrainer,
     OdinTrainer,
@@ -49,16 +47,11 @@ from aligner.methods.reward.trainers import (
     SegmentTrainer,
 )
 from aligner.models.files import saved_outputs
-from aligner.models.forward import answer_entropies
-from aligner.models.loading import load_policy, load_reward_model, resolve_dtype
+from aligner.models.loading import load_policy, load_reward_model
 from aligner.models.reward_head import join_outputs, pool_by_mask
-from aligner.models.tokenizers import load_tokenizer
 from aligner.reward_models.card import CARD_FILE, Card, Segments, card_text, find_card
 from aligner.reward_models.heads import attribute_weights
-from aligner.runs.cache import is_kept, keep
-from aligner.runs.files import dumps, write_atomically
-from aligner.tokenization.encode import stop_token_ids
-from aligner.tokenization.segments import segment_ends
+from aligner.runs.files import write_atomically
 from aligner.training.trainer import Fitted, exact_adapters, fit, lengths_of, training_arguments
 
 if TYPE_CHECKING:
@@ -77,8 +70,6 @@ LEARNING_RATE = 1e-5
 """Our default for full fine-tuning; TRL's 1e-4 is meant for LoRA, and published 8B models used
 2e-6."""
 LORA_LEARNING_RATE = 1e-4
-PART = 2000
-"""Rows that are looked at together."""
 LONGER_WINS = 0.6
 """Share of pairs whose longer answer is the chosen one, above which a word is said about it."""
 
@@ -88,7 +79,7 @@ def train(job: Job) -> Fitted:
     recipe = job.recipe
     assert isinstance(recipe, RewardRecipe)
     splits = (
-        _with_segments(job)
+        with_segments(job)
         if recipe.reward.kind == "segment"
         else (job.prepared.train, job.prepared.eval)
     )
@@ -125,7 +116,7 @@ def before_ranks(job: Job) -> None:
     recipe = job.recipe
     assert isinstance(recipe, RewardRecipe)
     if recipe.reward.kind == "segment":
-        _with_segments(job)
+        with_segments(job)
 
 
 def _arguments(job: Job, recipe: RewardRecipe) -> Any:
@@ -187,97 +178,6 @@ def _weights_of_start(recipe: RewardRecipe, outputs: int) -> list[float]:
                 f"it has {', '.join(names)}",
             )
     return attribute_weights(names, given or weights)
-
-
-# --- segments -------------------------------------------------------------------------------------
-
-
-def _with_segments(job: Job) -> tuple[Dataset, Dataset | None]:
-    """Return both splits with the ends of their answers' segments, found once and kept in the run
-    directory."""
-    held_out = job.prepared.eval
-    return _cut(job, job.prepared.train, "train"), None if held_out is None else _cut(
-        job, held_out, "eval"
-    )
-
-
-def _cut(job: Job, rows: Dataset, name: str) -> Dataset:
-    file = job.run.prepared_dir / f"segments-{name}.json"
-    state = PartialState()
-    if state.is_main_process and not is_kept(file):
-        ends = _ends(job, rows, name)
-        keep(file, lambda place: place.write_text(dumps(ends), encoding="utf-8"))
-    state.wait_for_everyone()
-    found = job.run.read_json(os.path.relpath(file, job.run.dir))
-    for side in ("chosen", "rejected"):
-        rows = rows.add_column(f"{side}_ends", found[side])
-    return rows
-
-
-def _ends(job: Job, rows: Dataset, name: str) -> dict[str, list[list[int]]]:
-    """The ends of the segments of all chosen and all rejected answers."""
-    recipe = job.recipe
-    assert isinstance(recipe, RewardRecipe)
-    segments, stops = recipe.reward.segments or RewardSegments(), stop_token_ids(job.tokenizer)
-    reference = _reference(job, recipe, segments) if segments.rule == "entropy" else None
-    found: dict[str, list[list[int]]] = {"chosen": [], "rejected": []}
-    for start in range(0, len(rows), PART):
-        if job.on_event:
-            job.on_event(StageProgress(f"cutting {name} answers into segments", start, len(rows)))
-        part = rows[start : start + PART]
-        for side, ends in found.items():
-            answers = [
-                (prompt[max(0, len(prompt) + len(answer) - recipe.data.max_length) :], answer)
-                for prompt, answer in zip(part["prompt_ids"], part[f"{side}_ids"])
-            ]
-            entropies: Sequence[Any] = [None] * len(answers)
-            if reference is not None:
-                entropies = answer_entropies(
-                    reference, answers, pad_token_id=job.tokenizer.pad_token_id
-                )
-            ends += [
-                segment_ends(
-                    segments.rule,
-                    answer,
-                    job.tokenizer,
-                    entropies=known,
-                    cutoff=segments.cutoff,
-                    stop_ids=stops,
-                )
-                for (_, answer), known in zip(answers, entropies)
-            ]
-    return found
-
-
-def _reference(job: Job, recipe: RewardRecipe, segments: RewardSegments) -> Any:
-    """Load the model whose entropies cut the answers.
-
-    Raises: RecipeError when it has another tokenizer.
-    """
-    section = reference_section(recipe, segments)
-    if load_tokenizer(section).get_vocab() != job.tokenizer.get_vocab():
-        raise RecipeError(
-            f"reward.segments.reference: {section.name_or_path} has another tokenizer than "
-            f"{recipe.model.name_or_path}",
-            "segments are places between tokens, so both models must have the same ones",
-        )
-    return load_policy(section, job.tokenizer, trainable=False)
-
-
-def reference_section(recipe: RewardRecipe, segments: RewardSegments) -> Model:
-    """Return the model section of the reference that cuts answers: as the card has it loaded again,
-    never quantized."""
-    own = segments.reference is None
-    return Model(
-        name_or_path=segments.reference or recipe.model.name_or_path,
-        revision=recipe.model.revision if own else None,
-        dtype=_dtype(recipe),
-        trust_remote_code=recipe.model.trust_remote_code,
-    )
-
-
-def _dtype(recipe: RewardRecipe) -> Any:
-    return str(resolve_dtype(recipe.model, trainable=True)).removeprefix("torch.")
 
 
 # --- messages, and the card -----------------------------------------------------------------------
@@ -428,7 +328,7 @@ def _write_card(job: Job, recipe: RewardRecipe, trainer: RewardSteps, folder: Pa
         "description": f"Trained by aligner reward ({said}) from {section.name_or_path}. "
         f"{MEANING[kind]}",
         "model": ".",
-        "dtype": _dtype(recipe),
+        "dtype": dtype_of(recipe),
         "quantization": section.quantization,
         "attn_implementation": section.attn_implementation,
         "trust_remote_code": section.trust_remote_code,
