@@ -165,7 +165,7 @@ def train(
         result_table(outcome.results, paths)
 
 
-def run(resolved: Resolved, screen: Any, **options: bool) -> Any:
+def run(resolved: Resolved, screen: Any, **options: Any) -> Any:
     """`run_recipe` with its events on the screen; Ctrl-C says how to continue."""
     from aligner.methods.pipeline import run_recipe
 

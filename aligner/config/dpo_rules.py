@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from aligner.config.callables import is_callable
 from aligner.config.choices import (
     LABEL_SMOOTHING_LOSSES,
     LOSSES,
@@ -36,7 +37,7 @@ def _loss_exists(view: View) -> Findings:
     for name in _losses(view):
         if name.endswith(".py"):
             yield from objective_file(name)
-        elif name not in LOSSES:
+        elif name not in LOSSES and not is_callable(name):
             hint = meant_loss(name, LOSSES)
             expected = f"expected one of {', '.join(LOSSES)}, or a .py file"
             yield finding("dpo.loss", f"{expected}, found {show(name)}", hint)

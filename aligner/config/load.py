@@ -81,21 +81,55 @@ def load_recipe(
     Raises RecipeError with every problem found: in the file, in the overrides, in the flags, and
     between them.
     """
-    recipe_class = RECIPES[method]
-    name, text, path = _read(ref)
+    name, text, path = read_text(ref)
     draft, problems = _draft(text, name)
-    assignments, more = _assignments(overrides, flags, recipe_class)
-    problems += more + lay_over(draft, assignments) + _settle_method(draft, method)
-    derived = _derive_output_dir(draft, method, path)
+    hint = (
+        f"give a recipe (`aligner {command_of(method)} RECIPE`), or at least `--model` and `--data`"
+    )
+    recipe, origins = settle(
+        Unsettled(method, name, draft, path, problems, "" if ref else hint), overrides, flags
+    )
+    given = text if ref is not None else yaml.safe_dump(draft.values, sort_keys=False)
+    return Resolved(recipe, origins, given, path)
+
+
+@dataclass(frozen=True)
+class Unsettled:
+    """A recipe as it was given, before anything is laid over it.
+
+    `name` is what messages call it, `problems` what is wrong with its text already, `hint` what to
+    do where it says nothing at all.
+    """
+
+    method: str
+    name: str
+    draft: Draft
+    path: Path | None = None
+    problems: Sequence[Problem] = ()
+    hint: str = ""
+
+
+def settle(
+    given: Unsettled, overrides: Sequence[str] = (), flags: Mapping[str, Any] = {}
+) -> tuple[Any, dict[str, str]]:
+    """Lay overrides and flags over a draft and check all of it; return the recipe, and the origin
+    of each value.
+
+    Raises: RecipeError with every problem found.
+    """
+    recipe_class, draft = RECIPES[given.method], given.draft
+    assignments, problems = _assignments(overrides, flags, recipe_class)
+    problems = [*given.problems, *problems, *lay_over(draft, assignments)]
+    problems += _settle_method(draft, given.method)
+    derived = _derive_output_dir(draft, given.method, given.path)
     recipe, more = _validate(recipe_class, draft)
     problems += more
     if problems or recipe is None:
-        raise _error(name, method, ref, problems)
-    given = text if ref is not None else yaml.safe_dump(draft.values, sort_keys=False)
-    return Resolved(recipe, _origins(recipe, draft, derived), given, path)
+        raise _error(given, problems)
+    return recipe, _origins(recipe, draft, derived)
 
 
-def _read(ref: str | Path | None) -> tuple[str, str, Path | None]:
+def read_text(ref: str | Path | None) -> tuple[str, str, Path | None]:
     """Name for messages, text, and path of a recipe."""
     if ref is None:
         return "the command line", "", None
@@ -197,18 +231,14 @@ def _validate(recipe_class: type[Recipe], draft: Draft) -> tuple[Recipe | None, 
     return recipe, [finding.problem(draft.where) for finding in findings]
 
 
-def _error(name: str, method: str, ref: str | Path | None, problems: list[Problem]) -> RecipeError:
+def _error(given: Unsettled, problems: list[Problem]) -> RecipeError:
     count = "a problem" if len(problems) == 1 else f"{len(problems)} problems"
-    hint = (
-        ""
-        if ref
-        else f"give a recipe (`aligner {command_of(method)} RECIPE`), or at least `--model` and "
-        "`--data`"
-    )
     is_empty = any(problem.key == "model" for problem in problems) and any(
         problem.key == "data" for problem in problems
     )
-    return RecipeError(f"{count} in {name}", hint if is_empty else "", sorted(problems, key=_line))
+    return RecipeError(
+        f"{count} in {given.name}", given.hint if is_empty else "", sorted(problems, key=_line)
+    )
 
 
 def _line(problem: Problem) -> int:

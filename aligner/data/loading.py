@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -29,6 +29,7 @@ from aligner.data.files import BLANK, Unreadable
 from aligner.data.formats import HEAD_ROWS, choose_form, unused_columns
 from aligner.data.ledger import LISTED, Ledger, SourceLedger
 from aligner.data.mapping import map_row
+from aligner.data.memory import MemoryRows
 from aligner.data.mixture import (
     Pool,
     hold_out,
@@ -80,20 +81,21 @@ def load_rows(
     group_by: str | None = None,
     keep: Sequence[str] = (),
     store: Store | None = None,
+    memory: Mapping[str, MemoryRows] | None = None,
 ) -> Loaded:
     """Read, map, mix and split the sources of a recipe's `data:` section.
 
     `group_by` names a column whose value goes along as the rows' `group`; the columns in `keep` go
     along, as they came, in the rows' `extra`. With a `store`, rows are kept there as they are read,
-    and memory holds their numbers.
+    and memory holds their numbers. `memory` maps `train` and `eval` to rows that are in no file:
+    they are read in place of that split's source, whose settings they get.
     """
     ledger = Ledger()
     eval_sources = data.eval if isinstance(data.eval, list) else []
     put = itself if store is None else store.append
     get = itself if store is None else store.__getitem__
-    pools = _read_pools(
-        data.train, eval_sources, _Reader(task, ledger, group_by, tuple(keep), put), data.on_bad_row
-    )
+    reader = _Reader(task, ledger, group_by, tuple(keep), put, memory or {})
+    pools = _read_pools(data.train, eval_sources, reader, data.on_bad_row)
     if store is not None:
         store.flush()
     name_pools(pools)
@@ -116,11 +118,18 @@ def load_rows(
 
 
 def read_source(
-    source: Source, task: Task, on_bad_row: OnBadRow, ledger: Ledger, keep: Sequence[str] = ()
+    source: Source,
+    task: Task,
+    on_bad_row: OnBadRow,
+    ledger: Ledger,
+    keep: Sequence[str] = (),
+    memory: MemoryRows | None = None,
 ) -> list[Row]:
-    """All rows of one source, mapped, with the columns in `keep`; no sampling."""
+    """All rows of one source, mapped, with the columns in `keep`; no sampling. With `memory`, the
+    rows are those."""
     entry = ledger.source(source.path)
-    rows = _Reader(task, ledger, keep=tuple(keep)).read(source, entry)
+    given = {} if memory is None else {"train": memory}
+    rows = _Reader(task, ledger, keep=tuple(keep), memory=given).read(source, entry)
     _refuse_bad_rows([entry], on_bad_row)
     return rows
 
@@ -160,11 +169,12 @@ class _Reader:
     group_by: str | None = None
     keep: tuple[str, ...] = ()
     put: Callable[[Row], Any] = itself
+    memory: Mapping[str, MemoryRows] = field(default_factory=dict)
 
     def read(self, source: Source, entry: SourceLedger) -> list[Any]:
         """The usable rows of a source; its losses go to the books."""
         function = None if source.function is None else load_function(source.function)
-        stream = _raw_rows(source, function, entry)
+        stream = _raw_rows(source, function, entry, self.memory.get(entry.role))
         head = list(islice(stream, HEAD_ROWS))
         if not head:
             if not entry.rows_read:
@@ -208,11 +218,16 @@ class _Reader:
 
 
 def _raw_rows(
-    source: Source, function: UserFunction | None, entry: SourceLedger
+    source: Source, function: UserFunction | None, entry: SourceLedger, memory: MemoryRows | None
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Rows as read, after the user's function; what cannot be read is counted on the way."""
     nulls = Nulls()
-    for origin, row in open_source(source, entry.files, nulls):
+    opened = (
+        open_source(source, entry.files, nulls)
+        if memory is None
+        else memory.read(entry.files, nulls)
+    )
+    for origin, row in opened:
         entry.nulls = nulls.count
         if row is BLANK:
             entry.blank_lines += 1

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import difflib
 import glob
-import hashlib
-import json
 import re
 import socket
 from collections.abc import Iterator
@@ -22,9 +20,10 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from aligner.config.recipe import Source
-from aligner.data.columnar import Nulls, rows_of
-from aligner.data.files import KINDS, file_record, kind_of_file, read_file, readable
+from aligner.data.columnar import Nulls
+from aligner.data.files import KINDS, file_record, kind_of_file, read_file
 from aligner.data.ledger import FileRecord
+from aligner.data.memory import IN_MEMORY, decoded, fingerprinted
 from aligner.errors import DataError
 
 SPLIT_NAMES = ("train", "test", "validation", "valid", "val", "dev", "eval")
@@ -64,6 +63,11 @@ def local_files(source: Source) -> list[Path] | None:
     """The files of a local source, or None for a hub id."""
     if not source.path.strip():
         raise DataError("`path` of a source is empty", "name a file, a folder, a glob or a hub id")
+    if source.path == IN_MEMORY:
+        raise DataError(
+            "the rows of this recipe were given in Python, and are in no file",
+            "run it from Python again, with `aligner.train(..., rows=...)`, or name a file",
+        )
     path = Path(source.path).expanduser()
     if path.is_dir():
         _refuse_hub_settings(source, allow_split=True)
@@ -125,15 +129,8 @@ def _saved_rows(paths: list[Path], files: list[FileRecord], nulls: Nulls) -> Raw
         raise DataError(
             f"{folder} is broken as a saved dataset: {error}", "write or copy it again"
         ) from error
-    for number, row in enumerate(_decoded(rows, nulls), start=1):
+    for number, row in enumerate(decoded(rows, nulls), start=1):
         yield f"{folder}:{number}", row
-
-
-def _decoded(dataset: Any, nulls: Nulls) -> Iterator[Any]:
-    """The rows of a `datasets.Dataset`, as they were before Arrow stored them; images stay
-    bytes."""
-    for table in dataset.with_format("arrow").iter(batch_size=1000):
-        yield from map(readable, rows_of(table, nulls))
 
 
 def _saved_folder(folder: Path, source: Source) -> Path | None:
@@ -248,18 +245,11 @@ def _near_names(path: Path) -> str:
 def _hub_rows(source: Source, files: list[FileRecord], nulls: Nulls) -> RawRows:
     """Rows of a hub dataset. Its fingerprint is taken over the rows, since its files are not at
     hand."""
-    dataset = _load_hub(source)
     name = f"{source.path}[{source.split}]"
-    digest, size, rows = hashlib.sha256(), 0, []
-    for number, row in enumerate(_decoded(dataset, nulls), start=1):
-        line = json.dumps(row, sort_keys=True, ensure_ascii=False, default=repr).encode(
-            "utf-8", "surrogatepass"
-        )
-        digest.update(line + b"\n")
-        size += len(line) + 1
-        rows.append((f"{name}:{number}", row))
-    files.append(FileRecord(name, digest.hexdigest(), size))
-    yield from rows
+    rows = list(decoded(_load_hub(source), nulls))
+    files.append(fingerprinted(name, rows))
+    for number, row in enumerate(rows, start=1):
+        yield f"{name}:{number}", row
 
 
 def _load_hub(source: Source) -> Any:

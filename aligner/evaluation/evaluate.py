@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from aligner.config.recipe import LossOn
     from aligner.generation.decode import Progress, Sampling
     from aligner.reward_models.base import Scorer
+    from aligner.reward_models.functions import ScoreFunction
 
 
 def _kept_nowhere(name: str) -> Journal:
@@ -41,7 +42,7 @@ def evaluate(
     rows: Sequence[Any],
     *,
     task: Task,
-    scorer: Scorer | None = None,
+    scorer: Scorer | ScoreFunction | None = None,
     sampling: Sampling | None = None,
     reference: PreTrainedModel | Literal["adapter_off"] | None = None,
     loss_on: LossOn = "auto",
@@ -53,8 +54,9 @@ def evaluate(
 
     `reference` is for preferences: another model, or `adapter_off` for the base under the adapter
     of `model`. `scorer` and `sampling` are for prompts; answers are greedy where `sampling` is
-    absent. `journals` opens the journal of a name, for the same call to resume after a kill
-    (`aligner.runs.partial_output`); that it is the same call is for whoever opens it to say.
+    absent. A function of (prompts, answers, right answers) that returns a number for each answer
+    is a scorer too. `journals` opens the journal of a name, for the same call to resume after a
+    kill (`aligner.runs.partial_output`); that it is the same call is for whoever opens it to say.
 
     Raises: UsageError when there are no rows; DataError naming a row that cannot be used.
     """
@@ -78,8 +80,10 @@ def evaluate(
             model, tokenizer, rows, reference=reference, journals=both, **settings
         )
     from aligner.evaluation.answers import evaluate_prompts
+    from aligner.reward_models.functions import as_scorer
 
     journal = journals("answers")
+    judge = None if scorer is None else as_scorer(scorer)
     return evaluate_prompts(
-        model, tokenizer, rows, scorer=scorer, sampling=sampling, journal=journal, **settings
+        model, tokenizer, rows, scorer=judge, sampling=sampling, journal=journal, **settings
     )[0]

@@ -17,6 +17,8 @@ from aligner.tokenization.dataset import Prepared
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from aligner.losses.types import Objective
+
 SHARDED = ("fsdp", "fsdp1", "fsdp2", "zero3")
 """Strategies under which no rank holds a whole policy."""
 
@@ -36,6 +38,8 @@ class Job:
     on_event: OnEvent | None = None
     questions: Sequence[tuple[str | Messages, str | None]] = field(default_factory=tuple)
     """Held-out prompts with their expected answers, for the report."""
+    objective: Objective | None = None
+    """The loss, where it was given as a function in Python."""
 
     def say(self, text: str) -> None:
         """Tell the listener that a part of the work begins."""

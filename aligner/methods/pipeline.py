@@ -20,11 +20,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from aligner.config.callables import is_callable
 from aligner.config.load import Resolved, recipe_hash
 from aligner.config.recipe import DpoRecipe, RewardRecipe, SftRecipe, TrainRecipe
 from aligner.data.loading import Loaded, load_rows
+from aligner.data.memory import MemoryRows
 from aligner.data.rows import Task
-from aligner.errors import DataError, TrainingError
+from aligner.errors import DataError, RecipeError, TrainingError
 from aligner.events import (
     DataReady,
     Finished,
@@ -47,6 +49,7 @@ from aligner.runs.result import Outcome, already_done
 from aligner.runs.run import Run
 
 if TYPE_CHECKING:
+    from aligner.losses.types import Objective
     from aligner.methods.job import Job
     from aligner.tokenization.dataset import Finding, Prepared
 
@@ -69,8 +72,13 @@ def run_recipe(
     overwrite: bool = False,
     dry_run: bool = False,
     on_event: OnEvent | None = None,
+    memory: Mapping[str, MemoryRows] | None = None,
+    objective: Objective | None = None,
 ) -> Outcome:
     """Check, tokenize, train, and write everything down.
+
+    `memory` holds the rows of a split that are in no file, `objective` the loss that the recipe
+    names as a callable: both live in this process alone, so no other one is started or joined.
 
     Raises: RecipeError, DataError and UsageError before anything is trained; TrainingError
     afterwards.
@@ -81,6 +89,7 @@ def run_recipe(
     trained = resolved.recipe.model_copy(update={"model": as_trained(resolved.recipe.model)})
     resolved = replace(resolved, recipe=trained)
     rank, size = world()
+    _refuse_what_lives_elsewhere(resolved.recipe, size, memory, objective)
     if size > 1:
         return _run_as_rank(_with_world(resolved, size), rank, resume, overwrite, on_event)
     resolved = replace(
@@ -94,7 +103,7 @@ def run_recipe(
         Run.check_place(Path(resolved.recipe.output_dir), resume=resume, overwrite=overwrite)
     if resolved.recipe.launch.num_machines > 1 and not dry_run:
         return _run_machine(resolved, resume, overwrite, on_event)
-    loaded = _load(resolved.recipe, on_event)
+    loaded = _load(resolved.recipe, on_event, memory)
     if dry_run:
         return _dry_run(resolved, loaded, on_event)
     run = Run.create(resolved, resume=resume, overwrite=overwrite)
@@ -107,13 +116,38 @@ def run_recipe(
     if (remark := use_one_gpu()) is not None:
         tell(on_event, Notice(remark))
     job = _prepare(resolved.recipe, run, loaded, on_event)
-    return _train_and_finish(job)
+    return _train_and_finish(replace(job, objective=objective))
 
 
 # --- the steps ------------------------------------------------------------------------------------
 
 
-def _load(recipe: TrainRecipe, on_event: OnEvent | None) -> Loaded:
+def _refuse_what_lives_elsewhere(
+    recipe: TrainRecipe, size: int, memory: Mapping[str, MemoryRows] | None, objective: Any
+) -> None:
+    """Refuse several processes where one alone has the rows or the objective, and an objective that
+    a process long ended had."""
+    if isinstance(recipe, DpoRecipe) and objective is None:
+        for name in [recipe.dpo.loss] if isinstance(recipe.dpo.loss, str) else recipe.dpo.loss:
+            if is_callable(name):
+                raise RecipeError(
+                    f"dpo.loss: `{name}` was a function given in Python, which no recipe can name",
+                    "give it again with `aligner.train(..., objective=...)`, or write a .py file",
+                )
+    several = max(size, recipe.launch.num_processes, recipe.launch.num_machines) > 1
+    given = "rows in memory" if memory else "a callable as the objective" if objective else ""
+    if several and given:
+        raise RecipeError(
+            f"several processes cannot train with {given}: it lives in this process alone",
+            "write the rows to a file, the objective to a .py file, or use one process",
+        )
+
+
+def _load(
+    recipe: TrainRecipe,
+    on_event: OnEvent | None,
+    memory: Mapping[str, MemoryRows] | None = None,
+) -> Loaded:
     group_by = None
     if recipe.data.mosaic is not None:
         from aligner.builders.mosaic.bank import load_bank
@@ -133,7 +167,9 @@ def _load(recipe: TrainRecipe, on_event: OnEvent | None) -> Loaded:
         check_start(recipe)
     tell(on_event, StageStarted("reading the data"))
     further = _further_columns(recipe)
-    loaded = load_rows(recipe.data, task_of(recipe), recipe.seed, group_by=group_by, keep=further)
+    loaded = load_rows(
+        recipe.data, task_of(recipe), recipe.seed, group_by=group_by, keep=further, memory=memory
+    )
     if isinstance(recipe, RewardRecipe):
         _refuse_absent_columns(recipe, loaded, further)
     for source in loaded.ledger.sources:

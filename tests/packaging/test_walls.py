@@ -79,6 +79,7 @@ LOADS_HEAVY: dict[str, tuple[str, ...]] = {
         "reward",
         "shape",
         "table",
+        "trial",
         "types",
     ),
     "losses.dsl": ("checks", "interpreter"),

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from transformers import TrainingArguments
 
+from aligner.config.callables import source_of
 from aligner.config.choices import DISTILL_FORWARD_KL, REFERENCE_FREE_LOSSES, REWARD_LOSSES
 from aligner.config.recipe import DpoRecipe
 from aligner.errors import RecipeError, UsageError
@@ -120,7 +121,11 @@ def _objective(job: Job, recipe: DpoRecipe) -> Objective:
     for number, path in enumerate(files):
         job.say(f"trying the objective {path}")
         _keep_source(job, f"objectives/{number}-{path.name}", path, check_file(path, dpo.beta))
-    objective, settings = load_objective(dpo.loss), objective_settings(recipe)
+    objective, settings = job.objective, objective_settings(recipe)
+    if objective is None:
+        objective = load_objective(dpo.loss)
+    elif (source := source_of(objective)) is not None and world()[0] == 0:
+        job.run.write_text("objectives/callable.py", source)
     if distils(recipe):
         _note_choice(job, recipe)
         return objective

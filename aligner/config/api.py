@@ -1,0 +1,109 @@
+"""What `aligner` hands out of this room: recipes from Python.
+
+A recipe is named by its path, by a shipped name (`tiny/dpo`), or by a method alone (`dpo`), whose
+values then all come from `overrides`; or it is an object (`DpoRecipe(...)`). Whichever it is, the
+same rules are applied as on the command line, and all problems are reported at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from aligner.config import load
+from aligner.config.hints import did_you_mean
+from aligner.config.load import Resolved, Unsettled, read_text, settle
+from aligner.config.overrides import Draft, FlagValue
+from aligner.config.recipe import RECIPES, Recipe
+from aligner.config.yaml_lines import read_document
+from aligner.errors import RecipeError
+
+GivenRecipe = str | Path | Recipe | Resolved
+"""A path, a shipped name, a method's name, a recipe object, or what `load_recipe` returned."""
+
+
+def load_recipe(recipe: GivenRecipe, overrides: Mapping[str, Any] | None = None) -> Resolved:
+    """Return the recipe with the overrides laid over it, checked and frozen (`.recipe`), and where
+    each value came from (`.origins`).
+
+    `overrides` maps dotted keys to values: `{"trainer.max_steps": 20}`.
+
+    Raises: RecipeError with every problem found.
+    """
+    return resolve(recipe, labelled(overrides))
+
+
+def labelled(overrides: Mapping[str, Any] | None) -> dict[str, FlagValue]:
+    """Return the overrides with the origin that records give to their values."""
+    return {
+        key: FlagValue(value, f"overrides[{key!r}]") for key, value in (overrides or {}).items()
+    }
+
+
+def resolve(recipe: GivenRecipe, laid_over: Mapping[str, FlagValue]) -> Resolved:
+    """Return a recipe with values laid over it, each with its origin."""
+    if isinstance(recipe, Resolved):
+        return _again(recipe, laid_over) if laid_over else recipe
+    if isinstance(recipe, Recipe):
+        return _from_object(recipe, laid_over)
+    if _is_method(recipe):
+        return _from_values(str(recipe), laid_over)
+    return load.load_recipe(method_of(recipe), recipe, (), laid_over)
+
+
+def _again(resolved: Resolved, laid_over: Mapping[str, FlagValue]) -> Resolved:
+    values = resolved.recipe.model_dump(mode="json", exclude_unset=True)
+    origins = {key: place for key, place in resolved.origins.items() if place != "default"}
+    draft = Draft(values, {tuple(key.split(".")): place for key, place in origins.items()})
+    given = Unsettled(resolved.recipe.method, "the recipe", draft, resolved.path)
+    recipe, origins = settle(given, (), laid_over)
+    return Resolved(recipe, origins, resolved.text, resolved.path)
+
+
+def _from_object(recipe: Recipe, laid_over: Mapping[str, FlagValue]) -> Resolved:
+    values = recipe.model_dump(mode="json", exclude_unset=True)
+    name = f"the {type(recipe).__name__}"
+    draft = Draft(values, {(key,): name for key in values})
+    text = yaml.safe_dump({"method": recipe.method, **values}, sort_keys=False)
+    settled, origins = settle(Unsettled(recipe.method, name, draft), (), laid_over)
+    return Resolved(settled, origins, text, None)
+
+
+def _from_values(method: str, laid_over: Mapping[str, FlagValue]) -> Resolved:
+    draft = Draft({})
+    hint = 'give at least overrides={"model.name_or_path": ..., "data.train": ...}'
+    given = Unsettled(method, f"the overrides of `{method}`", draft, hint=hint)
+    settled, origins = settle(given, (), laid_over)
+    return Resolved(settled, origins, yaml.safe_dump(draft.values, sort_keys=False), None)
+
+
+def method_of(recipe: GivenRecipe) -> str:
+    """Return the method that a recipe is for.
+
+    Raises: RecipeError where its text names none.
+    """
+    if isinstance(recipe, Resolved):
+        return str(recipe.recipe.method)
+    if isinstance(recipe, Recipe):
+        return recipe.method
+    if _is_method(recipe):
+        return str(recipe)
+    name, text, _ = read_text(recipe)
+    document = read_document(text, name)
+    if document.problems:
+        raise RecipeError(f"{name} cannot be read", problems=document.problems)
+    found = document.values.get("method")
+    if found not in RECIPES:
+        problem = "names no method" if found is None else f"has no known method: `{found}`"
+        hint = (
+            did_you_mean(str(found), RECIPES) or f"write `method:` and one of {', '.join(RECIPES)}"
+        )
+        raise RecipeError(f"{name} {problem}", hint)
+    return str(found)
+
+
+def _is_method(ref: str | Path) -> bool:
+    return str(ref) in RECIPES and not Path(ref).is_file()

@@ -1,0 +1,67 @@
+"""A function as a scorer: (prompts, completions, references) -> one number for each answer.
+
+It runs in this process, without limits of time or memory, and what it raises is not caught: that is
+for a program's own functions. One that the command line is to call, or that runs foreign code, is
+`verifier:FILE.py:FUNCTION`, in a process of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from aligner.config.callables import describe, name_of
+from aligner.errors import DataError
+
+from .base import UNBOUNDED, Prompt, Range, Scorer, Scores, check_lengths
+
+ScoreFunction = Callable[[Sequence[Prompt], Sequence[str], Sequence["str | None"]], Sequence[float]]
+"""Prompts, answers and right answers (None where there is none) -> scores, all of length n."""
+
+
+def as_scorer(scorer: Scorer | ScoreFunction) -> Scorer:
+    """Return a scorer as it is, and a function as a scorer."""
+    return scorer if isinstance(scorer, Scorer) else FunctionScorer(scorer)
+
+
+@dataclass(frozen=True)
+class FunctionScorer:
+    """Scores with a function of a program's own."""
+
+    function: ScoreFunction
+    range: Range = UNBOUNDED
+
+    @property
+    def name(self) -> str:
+        """`module:name` of the function."""
+        return name_of(self.function)
+
+    def score(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[str],
+        references: Sequence[str | None] | None = None,
+    ) -> Scores:
+        """Call the function once, for all rows.
+
+        Raises: DataError when it does not return one finite number for each answer.
+        """
+        check_lengths(prompts, completions, references)
+        right = [None] * len(prompts) if references is None else references
+        scores = [float(score) for score in self.function(prompts, completions, right)]
+        if len(scores) != len(completions):
+            raise DataError(
+                f"{self.name} returned {len(scores)} scores for {len(completions)} answers",
+                "return one number for each answer, in their order",
+            )
+        for row, score in enumerate(scores, start=1):
+            if not math.isfinite(score):
+                raise DataError(
+                    f"{self.name} returned {score} for row {row}", "return a finite number"
+                )
+        return Scores(scores)
+
+    def fingerprint(self) -> str:
+        """The function's name and the digest of its source."""
+        return describe(self.function)
