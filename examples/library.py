@@ -15,14 +15,8 @@ import json
 import tempfile
 from pathlib import Path
 
-from aligner.config.load import load_recipe
-from aligner.config.recipe import Model
+import aligner
 from aligner.events import Event, Metrics
-from aligner.generation.decode import Sampling, generate
-from aligner.methods.pipeline import run_recipe
-from aligner.models.loading import load_policy
-from aligner.models.tokenizers import load_tokenizer
-from aligner.reward_models.catalogue import load_scorer
 from aligner.toy.world import write_world
 
 
@@ -37,13 +31,11 @@ def show(event: Event) -> None:
 
 def gold_score(folder: Path, prompts: list[str]) -> float:
     """Sample one answer to each prompt and return the mean of the toy world's gold scores."""
-    section = Model(name_or_path=str(folder))
-    tokenizer = load_tokenizer(section)
-    model = load_policy(section, tokenizer, trainable=False)
-    answers = generate(
-        model, tokenizer, prompts, Sampling(max_new_tokens=48, seed=1), batch_size=64
-    )
-    scores = load_scorer("toy").score(prompts, [samples[0].text for samples in answers])
+    tokenizer = aligner.load_tokenizer(folder)
+    model = aligner.load_model(folder, tokenizer)
+    sampling = aligner.Sampling(max_new_tokens=48, seed=1)
+    answers = aligner.generate(model, tokenizer, prompts, sampling, batch_size=64)
+    scores = aligner.load_scorer("toy").score(prompts, [samples[0].text for samples in answers])
     return sum(scores) / len(scores)
 
 
@@ -57,16 +49,16 @@ def main(quick: bool) -> None:
         ]
         prompts = [row["prompt"] for row in rows][: 20 if quick else 200]
 
-        settings = [
-            f"model.name_or_path={world / 'model'}",
-            f"data.train={world / 'sft.jsonl'}",
-            f"output_dir={run}",
-            "trainer.learning_rate=1e-3",
-            "trainer.per_device_train_batch_size=16",
-            f"trainer.max_steps={5 if quick else 100}",
-        ]
+        settings = {
+            "model.name_or_path": world / "model",
+            "data.train": world / "sft.jsonl",
+            "output_dir": run,
+            "trainer.learning_rate": 1e-3,
+            "trainer.per_device_train_batch_size": 16,
+            "trainer.max_steps": 5 if quick else 100,
+        }
         before = gold_score(world / "model", prompts)
-        outcome = run_recipe(load_recipe("sft", None, settings), on_event=show)
+        outcome = aligner.train("sft", overrides=settings, on_event=show)
         after = gold_score(outcome.run_dir / "final", prompts)
         print(f"gold score {before:.3f} before, {after:.3f} after; the report is {outcome.report}")
 

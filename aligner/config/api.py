@@ -17,7 +17,7 @@ from aligner.config import load
 from aligner.config.hints import did_you_mean
 from aligner.config.load import Resolved, Unsettled, read_text, settle
 from aligner.config.overrides import Draft, FlagValue
-from aligner.config.recipe import RECIPES, Recipe
+from aligner.config.recipe import RECIPES, Recipe, Section
 from aligner.config.yaml_lines import read_document
 from aligner.errors import RecipeError
 
@@ -37,10 +37,32 @@ def load_recipe(recipe: GivenRecipe, overrides: Mapping[str, Any] | None = None)
 
 
 def labelled(overrides: Mapping[str, Any] | None) -> dict[str, FlagValue]:
-    """Return the overrides with the origin that records give to their values."""
+    """Return the overrides as plain values, with the origin that records give to each.
+
+    Raises: RecipeError for a value that no recipe can hold.
+    """
     return {
-        key: FlagValue(value, f"overrides[{key!r}]") for key, value in (overrides or {}).items()
+        key: FlagValue(_plain(value, key), f"overrides[{key!r}]")
+        for key, value in (overrides or {}).items()
     }
+
+
+def _plain(value: Any, key: str) -> Any:
+    """The value as YAML has it: paths as text, sections (`Lora(r=8)`) as mappings."""
+    if isinstance(value, Section):
+        return value.model_dump(mode="json", exclude_unset=True)
+    if isinstance(value, Mapping):
+        return {str(name): _plain(inner, f"{key}.{name}") for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner, key) for inner in value]
+    if isinstance(value, Path):
+        return str(value)
+    if value is None or type(value) in (str, bool, int, float):
+        return value
+    raise RecipeError(
+        f"`{key}` is of the type `{type(value).__name__}`, which no recipe holds",
+        "give a number, a text, true or false, a list, or a mapping",
+    )
 
 
 def resolve(recipe: GivenRecipe, laid_over: Mapping[str, FlagValue]) -> Resolved:

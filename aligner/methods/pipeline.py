@@ -277,6 +277,7 @@ def _prepare(recipe: TrainRecipe, run: Run, loaded: Loaded, on_event: OnEvent | 
     run.check_data(loaded.fingerprint, _files_of(loaded))
     tell(on_event, StageStarted("loading torch, transformers and TRL"))
     _import_method(recipe.method)
+    _quieten()
     recipe = _try_out(recipe, loaded, run.read_json("resolved.json")["origins"], on_event)
     tell(on_event, StageStarted("tokenizing"))
     from aligner.methods.job import questions_from

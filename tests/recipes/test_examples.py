@@ -4,11 +4,13 @@ functions give rows."""
 from __future__ import annotations
 
 import json
+import math
 import os
 import runpy
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,6 +38,29 @@ def test_the_mosaic_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().out
     assert "sequences: 6 rows become 2 samples a pass" in said
     assert "read again: Reading(strategy=" in said
+
+
+def test_a_loop_of_ones_own_lowers_the_loss(toy_world: Path) -> None:
+    losses = example("dpo_loop")["main"](toy_world, steps=4)
+    assert len(losses) == 4
+    assert losses[0] == pytest.approx(math.log(2))
+    assert losses[-1] < losses[0]
+
+
+def test_a_loss_of_ones_own_is_trained(toy_world: Path, tmp_path: Path) -> None:
+    accuracy = example("custom_loss")["main"](toy_world, tmp_path / "run", steps=3)
+    assert 0.0 <= accuracy <= 1.0
+    recorded = json.loads((tmp_path / "run" / "resolved.json").read_text(encoding="utf-8"))
+    assert ":squared sha256:" in recorded["recipe"]["dpo"]["loss"]
+
+
+def test_a_reward_of_ones_own_makes_the_pairs_and_measures(toy_world: Path, tmp_path: Path) -> None:
+    before, after = example("custom_reward")["main"](toy_world, tmp_path / "run", steps=3)
+    assert 0.0 <= min(before, after) <= max(before, after) <= 1.0
+
+
+def example(name: str) -> dict[str, Any]:
+    return runpy.run_path(str(ROOT / "examples" / f"{name}.py"))
 
 
 def test_rows_of_helpsteer2_become_pairs_with_a_strength() -> None:

@@ -161,6 +161,14 @@ def test_what_cannot_be_trained_is_a_recipe_error(
     assert message in str(caught.value)
 
 
+def test_overrides_may_be_paths_and_sections_and_nothing_that_no_recipe_holds() -> None:
+    given = {"model.name_or_path": Path("m"), "data.train": Path("rows.jsonl")}
+    recipe = load_recipe("sft", {**given, "model.lora": aligner.Lora(r=4)}).recipe
+    assert (recipe.model.name_or_path, recipe.model.lora.r) == ("m", 4)
+    with pytest.raises(aligner.errors.RecipeError, match="`seed` is of the type `Tensor`"):
+        load_recipe("sft", {**given, "seed": torch.tensor(1)})
+
+
 def test_a_recipe_without_a_method_is_told_so(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("model: {name_or_path: m}\n")
