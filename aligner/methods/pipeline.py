@@ -43,7 +43,6 @@ from aligner.methods.catalogue import EPOCHS, TASKS, part_of
 from aligner.models.load_errors import quick_imports
 from aligner.models.positions import sizes_of, within_model
 from aligner.reports.finish import finish_run
-from aligner.reward_models.catalogue import read_spec
 from aligner.runs.places import refuse_unusable
 from aligner.runs.result import Outcome, already_done
 from aligner.runs.run import Run
@@ -157,6 +156,7 @@ def _load(
         group_by = recipe.data.mosaic.group_by
     scorers = recipe.dpo.reward_models if isinstance(recipe, DpoRecipe) else []
     if scorers:
+        from aligner.reward_models.catalogue import read_spec
         from aligner.reward_models.ensemble import refuse_cycles
 
         for scorer in scorers:

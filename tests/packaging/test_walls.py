@@ -4,6 +4,8 @@ heavy."""
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Container, Iterable, Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -278,3 +280,19 @@ def test_siblings_in_a_mapped_folder_are_imported_relatively(folder: str) -> Non
             if line.lstrip().startswith(f"from aligner.{folder}")
         ]
     assert not wrong, "\n".join(wrong)
+
+
+def test_plain_training_loads_no_judge_and_no_client_of_endpoints() -> None:
+    code = (
+        "import sys\n"
+        "FAR = ('aligner.endpoints', 'aligner.reward_models.judge')\n"
+        "from aligner.methods import pipeline\n"
+        "from aligner.methods.catalogue import METHODS, part_of\n"
+        "for method in METHODS:\n"
+        "    for part in ('encode', 'train'):\n"
+        "        part_of(method, part)\n"
+        "        found = [name for name in sys.modules if name.startswith(FAR)]\n"
+        "        assert not found, (method, part, found)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -29,7 +29,6 @@ from aligner.losses.catalogue import BATCH_DEPENDENT, load_objective
 from aligner.losses.dsl.sandboxed import check_file
 from aligner.losses.types import Objective, Settings
 from aligner.methods.dpo.reference_samples import with_samples
-from aligner.methods.dpo.reward_distillation import with_reward_gaps
 from aligner.methods.dpo.start_checks import AccuracyAlarm, wrong_start
 from aligner.methods.job import SHARDED, Job
 from aligner.models.files import ADAPTER_FILE
@@ -234,6 +233,9 @@ def add_rewards(job: Job) -> Prepared:
     assert isinstance(recipe, DpoRecipe)
     if not distils(recipe):
         return job.prepared
+    # Judges and their clients are loaded where rewards are followed, and by no other training.
+    from aligner.methods.dpo.reward_distillation import with_reward_gaps
+
     prepared, members = with_reward_gaps(job.prepared, recipe.dpo, job.on_event)
     if world()[0] == 0:
         job.run.write_json(
