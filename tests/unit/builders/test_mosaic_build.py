@@ -480,7 +480,7 @@ def test_a_resumed_build_refuses_other_data_and_other_settings(folder: Path) -> 
     )
     process.start()
     process.join(120)
-    with pytest.raises(UsageError, match="another recipe"):
+    with pytest.raises(UsageError, match="different recipe"):
         built("mosaic.max_members=3", output="killed", resume=True)
     with pytest.raises(UsageError, match=r"unfinished mosaic run that has built 3 parts"):
         built(output="killed")

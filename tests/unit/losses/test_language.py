@@ -644,14 +644,14 @@ BROKEN = {
         "needs a whole number for 'dim', not 0.5",
     ),
     "division by zero": (f"return {x} * (1 / 0)", "cannot be computed: float division by zero"),
-    "complex number": (f"return {x} * (-2) ** 0.5", "is no finite number"),
+    "complex number": (f"return {x} * (-2) ** 0.5", "is not a finite number"),
     "overflow": (
         f"a = 10 ** 16\nb = a ** 16\nc = b ** 2\nreturn {x} * c",
         "'b ** 2' cannot be computed",
     ),
     "infinite number": (
         f"a = 10 ** 16\nb = a ** 16\nc = b * b\nreturn {x} * c",
-        "'b * b' is no finite number",
+        "'b * b' is not a finite number",
     ),
 }
 

@@ -240,7 +240,7 @@ def test_a_finished_search_makes_more_proposals_when_asked_to(tmp_path, sandbox)
 
 def test_a_finished_search_that_cannot_be_taken_up_stays_finished(tmp_path, sandbox):
     search(tmp_path, [OTHER, GOOD], "discover.proposals=1")
-    with pytest.raises(UsageError, match="another recipe"):
+    with pytest.raises(UsageError, match="different recipe"):
         search(tmp_path, [OTHER, GOOD], "discover.proposals=2", "discover.beta=0.3", resume=True)
     assert (tmp_path / "run" / "manifest.json").exists()
 
@@ -306,7 +306,7 @@ def test_a_search_that_was_begun_says_how_far_it_came(tmp_path, sandbox):
 def test_another_recipe_cannot_take_up_the_search(tmp_path, sandbox):
     search(tmp_path, [OTHER], "endpoint.budget.calls=0")
     (tmp_path / "run" / "manifest.json").unlink()
-    with pytest.raises(UsageError, match="another recipe"):
+    with pytest.raises(UsageError, match="different recipe"):
         search(tmp_path, [OTHER], "endpoint.budget.calls=0", "discover.beta=0.2", resume=True)
 
 

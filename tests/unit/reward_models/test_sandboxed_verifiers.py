@@ -296,7 +296,7 @@ def test_an_error_in_a_function_stays_an_error_however_it_is_made(tmp_path: Path
     )
     for name, message in (
         ("odd", "raised Odd"),
-        ("large", "no finite number"),
+        ("large", "not a finite number"),
         ("deep", "raised RecursionError"),
     ):
         with pytest.raises(DataError, match=f"row 1: .*{message}"):

@@ -93,7 +93,7 @@ def test_the_last_user_turn_is_the_exercise() -> None:
     ],
 )
 def test_a_prompt_that_is_no_exercise_is_refused(prompt: str | list) -> None:
-    with pytest.raises(DataError, match="no exercise"):
+    with pytest.raises(DataError, match="not an exercise"):
         gold_score(prompt, "abcd")
 
 
