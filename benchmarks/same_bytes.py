@@ -41,7 +41,7 @@ ROOT = Path(__file__).parents[1]
 MAPPED = ("cli", "recipes", "reward_models")
 """Folders that are installed below `aligner`; `pyproject.toml` says so too."""
 
-WORLD = "from aligner.toy import write_world; write_world('world', steps=100)"
+WORLD = "from aligner.toy.world import write_world; write_world('world', steps=100)"
 """A sixth of the pretraining: enough for answers that are sometimes right."""
 
 STEPS = [

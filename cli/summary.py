@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from aligner.config.defaults import is_default, keys_that_matter, trainer_value
+
 if TYPE_CHECKING:
     from aligner.config.load import Resolved
     from aligner.config.recipe import Model, Source, TrainRecipe
@@ -14,7 +16,8 @@ SHOWN_ABOVE = ("method", "output_dir", "model.name_or_path")
 
 
 def summary_rows(resolved: Resolved) -> Rows:
-    """The headline first, then every value that is not a default, with its origin."""
+    """The headline first, then what decides the result most and every value that is not a default,
+    with its origin."""
     return [*headline(resolved), *settings_rows(resolved)]
 
 
@@ -32,14 +35,24 @@ def headline(resolved: Resolved) -> Rows:
 
 
 def settings_rows(resolved: Resolved) -> Rows:
-    """Every value that is not a default, with its origin."""
-    values = _flatten(resolved.recipe.model_dump(mode="json"))
-    rows = []
-    for key, origin in sorted(resolved.origins.items()):
-        if origin == "default" or key in SHOWN_ABOVE or key.startswith("data.train"):
-            continue
-        rows.append((f"  {key}", _short(values.get(key)), origin))
-    return rows
+    """What decides the result most, default or not, and every other value that is not a
+    default."""
+    recipe = resolved.recipe.model_dump(mode="json")
+    values, origins = _flatten(recipe), resolved.origins
+    given = {key for key, origin in origins.items() if not is_default(origin)}
+    wanted = given | set(keys_that_matter(recipe))
+    return [
+        (f"  {key}", _short(values.get(key)), _origin(origins, key))
+        for key in sorted(wanted)
+        if key not in SHOWN_ABOVE and not key.startswith("data.train")
+    ]
+
+
+def _origin(origins: dict[str, str], key: str) -> str:
+    """Where a value came from; a section that was given as a whole answers for its parts."""
+    while key and key not in origins:
+        key = key.rpartition(".")[0]
+    return origins.get(key, "default")
 
 
 def _flatten(tree: dict[str, object], prefix: str = "") -> dict[str, object]:
@@ -101,8 +114,8 @@ def _held_out(recipe: TrainRecipe) -> str:
 
 def _batch(recipe: TrainRecipe) -> str:
     """The arithmetic of one optimizer step, spelled out."""
-    per_device = int(recipe.trainer.get("per_device_train_batch_size", 8))
-    accumulation = int(recipe.trainer.get("gradient_accumulation_steps", 1))
+    per_device = int(trainer_value(recipe, "per_device_train_batch_size"))
+    accumulation = int(trainer_value(recipe, "gradient_accumulation_steps"))
     processes = recipe.launch.num_processes
     total = per_device * accumulation * processes
     count = "1 process" if processes == 1 else f"{processes} processes"

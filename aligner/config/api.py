@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from aligner.config import load
+from aligner.config.defaults import as_given, is_default, unfilled
 from aligner.config.hints import did_you_mean
 from aligner.config.load import Resolved, Unsettled, read_text, settle
 from aligner.config.overrides import Draft, FlagValue
@@ -77,16 +78,17 @@ def resolve(recipe: GivenRecipe, laid_over: Mapping[str, FlagValue]) -> Resolved
 
 
 def _again(resolved: Resolved, laid_over: Mapping[str, FlagValue]) -> Resolved:
-    values = resolved.recipe.model_dump(mode="json", exclude_unset=True)
-    origins = {key: place for key, place in resolved.origins.items() if place != "default"}
+    given = as_given(resolved.recipe, resolved.origins)
+    values = given.model_dump(mode="json", exclude_unset=True)
+    origins = {key: place for key, place in resolved.origins.items() if not is_default(place)}
     draft = Draft(values, {tuple(key.split(".")): place for key, place in origins.items()})
-    given = Unsettled(resolved.recipe.method, "the recipe", draft, resolved.path)
-    recipe, origins = settle(given, (), laid_over)
+    unsettled = Unsettled(resolved.recipe.method, "the recipe", draft, resolved.path)
+    recipe, origins = settle(unsettled, (), laid_over)
     return Resolved(recipe, origins, resolved.text, resolved.path)
 
 
 def _from_object(recipe: Recipe, laid_over: Mapping[str, FlagValue]) -> Resolved:
-    values = recipe.model_dump(mode="json", exclude_unset=True)
+    values = unfilled(recipe).model_dump(mode="json", exclude_unset=True)
     name = f"the {type(recipe).__name__}"
     draft = Draft(values, {(key,): name for key in values})
     text = yaml.safe_dump({"method": recipe.method, **values}, sort_keys=False)

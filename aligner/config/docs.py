@@ -19,8 +19,8 @@ from typing import Annotated, Any, Literal
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from aligner.config import defaults, trainer_keys
 from aligner.config import recipe as recipe_module
-from aligner.config import trainer_keys
 from aligner.config.choices import LOSSES, STRATEGIES
 from aligner.config.flag_table import flag_groups
 from aligner.config.recipe import METHOD_SECTIONS, RECIPES, Section
@@ -50,7 +50,9 @@ output_dir: runs/mine
   `data.train.max_rows=100` sets a key of the only source.
 * Flags set keys as well; the names are those of TRL, with `_` or `-`. They are listed at the end.
 * Flags and `key=value` beat the recipe. `resolved.json` in the run directory says where every value
-  came from.
+  came from, those that nobody wrote included: `default`, or in `trainer` whose default it is
+  (`default of dpo`, `default of aligner`, `default of TRL`, `default of transformers`). The hash of
+  a recipe is of all of them: writing a default out does not change it, another default does.
 * A key is a text, as it stands there. Aliases (`&name`, `*name`) and merged keys (`<<`) may be
   used; with all of them written out a recipe has at most 1,000,000 characters and 40 levels.
 * Numbers may be written `5e-6`; they are finite, and what is counted ends at 2,147,483,647.
@@ -236,7 +238,49 @@ def _trainer() -> str:
         "tokenized.\n"
     )
     first = ["| Field | Instead |", "| --- | --- |", *rows]
-    return "\n".join([head, *first, bounds, "| Field | Number |", "| --- | --- |", *ranges])
+    numbers = ["| Field | Number |", "| --- | --- |", *ranges]
+    return "\n".join([head, *first, bounds, *numbers, _defaults()])
+
+
+def _defaults() -> str:
+    """The defaults that decide the result most, and those that are not the libraries'."""
+    found = {method: defaults.defaults(_bare(method)) for method in trainer_keys.CLASSES}
+    own = [key for table in defaults.OF_METHOD.values() for key in table]
+    keys = dict.fromkeys([*defaults.MATTERS, *own, *defaults.OF_ALIGNER])
+    head = (
+        "\n### What is filled in\n\n"
+        "Every field that a recipe leaves out, with what TRL and transformers do then or with what "
+        "we do instead. Here\n"
+        "are those that decide the result most and those that are ours (in bold); `resolved.json` "
+        "has all of them. With\n"
+        "`data.eval`, `eval_strategy` is `steps` and `eval_steps` 0.1; with `early_stopping`, "
+        "checkpoints and evaluations\n"
+        "fall together. What only the device, the rows or the loaded model can tell is set when "
+        "the run starts and written\n"
+        "to `environment.json` then: " + ", ".join(f"`{key}`" for key in defaults.LATE) + ".\n"
+    )
+    rows = [f"| Field | {' | '.join(found)} |", f"| --- | {'--- | ' * len(found)}".rstrip()]
+    for key in keys:
+        cells = [_default_cell(method, key, table) for method, table in found.items()]
+        rows.append(f"| `{key}` | {' | '.join(cells)} |")
+    return "\n".join([head, *rows])
+
+
+def _default_cell(method: str, key: str, table: dict[str, defaults.Default]) -> str:
+    value, origin = table[key]
+    text = f"`{value if isinstance(value, str) else json.dumps(value)}`"
+    text = text if origin in defaults.OF_LIBRARIES else f"**{text}**"
+    under_lora = defaults.UNDER_LORA.get(method, {}).get(key)
+    return text if under_lora is None else f"{text}, with `model.lora` **`{under_lora}`**"
+
+
+def _bare(method: str) -> recipe_module.TrainRecipe:
+    """A recipe that says nothing but what it must."""
+    recipe = RECIPES[method].model_validate(
+        {"output_dir": "", "model": {"name_or_path": ""}, "data": {"train": ""}}
+    )
+    assert isinstance(recipe, recipe_module.TrainRecipe)
+    return recipe
 
 
 def _flags() -> str:

@@ -3,8 +3,8 @@ once.
 
 Order of strength: flags and `key=value` overrides beat the file, the file beats the defaults. A
 flag and an override that say different things about one key are a problem, since neither order
-would be anybody's obvious choice. Nothing is loaded but pydantic and yaml, so a wrong recipe is
-answered at once.
+would be anybody's obvious choice. The trainer's defaults (`defaults.py`) are filled in last.
+Nothing is loaded but pydantic and yaml, so a wrong recipe is answered at once.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from aligner.config.defaults import fill
 from aligner.config.hints import did_you_mean
 from aligner.config.overrides import Assignment, Draft, FlagValue, lay_over, split_override
 from aligner.config.recipe import RECIPES, Recipe, command_of
@@ -34,8 +35,9 @@ class Resolved:
     """A recipe that can be run, and where each of its values came from.
 
     `recipe` is of the class that `RECIPES` names for its method. `origins` maps a dotted key to a
-    place: `recipe.yaml:12`, the flag or the override as it was typed, or `default`. `text` is the
-    recipe as the user wrote it (or what the flags amount to, when there was no file).
+    place: `recipe.yaml:12`, the flag or the override as it was typed, `default`, or in `trainer`
+    `default of dpo`, `default of aligner`, `default of TRL`, `default of transformers`. `text` is
+    the recipe as the user wrote it (or what the flags amount to, when there was no file).
     """
 
     recipe: Any
@@ -51,6 +53,13 @@ class Resolved:
             "origins": dict(self.origins),
             "recipe_hash": recipe_hash(self.recipe),
         }
+
+    def filled(self) -> Resolved:
+        """Return the same with the trainer's defaults written out; for a recipe that was not
+        loaded, but made."""
+        recipe, origins = fill(self.recipe)
+        kept = {key: origin for key, origin in self.origins.items() if key != "trainer"}
+        return replace(self, recipe=recipe, origins={**kept, **origins})
 
     @classmethod
     def from_json(
@@ -126,7 +135,8 @@ def settle(
     problems += more
     if problems or recipe is None:
         raise _error(given, problems)
-    return recipe, _origins(recipe, draft, derived)
+    filled, origins = fill(recipe)
+    return filled, {**_origins(filled, draft, derived), **origins}
 
 
 def read_text(ref: str | Path | None) -> tuple[str, str, Path | None]:

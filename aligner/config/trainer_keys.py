@@ -29,6 +29,9 @@ CLASSES = {
 """Method -> the class that its trainer is configured with. Our preference trainer sits on
 transformers' Trainer."""
 
+PLAIN = "dpo"
+"""A method whose class is transformers' own: what the others inherit."""
+
 WRITTEN_CHOICES = {
     "loss_type": ("nll", "dft"),
     "log_level": ("debug", "info", "warning", "error", "critical", "passive"),

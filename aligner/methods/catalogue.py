@@ -24,9 +24,6 @@ TASKS: dict[str, Task] = {"sft": "sft", "dpo": "preference", "sapo": "sft", "rew
 """Method name -> the kind of rows that it trains on; `aligner.methods.pipeline.task_of` knows the
 exceptions."""
 
-EPOCHS: dict[str, float] = {"reward": 1.0}
-"""Method name -> epochs without a word in the recipe, where they are not transformers' 3."""
-
 
 def part_of(method: str, part: str) -> ModuleType:
     """Import a part of a method: `encode` or `train`."""

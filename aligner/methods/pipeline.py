@@ -21,6 +21,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from aligner.config.callables import is_callable
+from aligner.config.defaults import as_given, trainer_value
 from aligner.config.load import Resolved, recipe_hash
 from aligner.config.recipe import DpoRecipe, RewardRecipe, SftRecipe, TrainRecipe
 from aligner.data.loading import Loaded, load_rows
@@ -39,7 +40,7 @@ from aligner.events import (
     tell,
 )
 from aligner.launch.command import launch_line, run_ranks, use_one_gpu, world
-from aligner.methods.catalogue import EPOCHS, TASKS, part_of
+from aligner.methods.catalogue import TASKS, part_of
 from aligner.models.load_errors import quick_imports
 from aligner.models.positions import sizes_of, within_model
 from aligner.reports.finish import finish_run
@@ -62,6 +63,9 @@ RANKS_RECIPE = "prepared/recipe.json"
 """The recipe with overrides and flags applied, as the ranks read it."""
 
 LONGEST_WAIT = timedelta(days=1)
+
+PlanRows = list[tuple[str, str, str]]
+"""What, value, and how or from where."""
 
 
 def run_recipe(
@@ -86,7 +90,7 @@ def run_recipe(
 
     check_model_path(resolved.recipe.model)
     trained = resolved.recipe.model_copy(update={"model": as_trained(resolved.recipe.model)})
-    resolved = replace(resolved, recipe=trained)
+    resolved = replace(resolved, recipe=trained).filled()
     rank, size = world()
     _refuse_what_lives_elsewhere(resolved.recipe, size, memory, objective)
     if size > 1:
@@ -188,16 +192,16 @@ def _within(recipe: TrainRecipe, sizes: Mapping[str, Any], on_event: OnEvent | N
 
 def _try_out(
     recipe: TrainRecipe, loaded: Loaded, origins: Mapping[str, str], on_event: OnEvent | None
-) -> TrainRecipe:
+) -> tuple[TrainRecipe, PlanRows]:
     """Find out, before rows are tokens, what would not work: settings on this device, sizes of a
-    model on the hub, no batch."""
+    model on the hub, no batch. Returns the recipe within its model, and what the device decides."""
     from aligner.tokenization.dataset import refuse_no_batch
 
     with quick_imports():
         from aligner.training.rehearsal import rehearse
     refuse_no_batch(recipe, len(loaded.train))
-    rehearse(recipe, origins)
-    return _within(recipe, _sizes_once_loaded(recipe), on_event)
+    decided = rehearse(recipe, origins)
+    return _within(recipe, _sizes_once_loaded(recipe), on_event), decided
 
 
 def _sizes_once_loaded(recipe: TrainRecipe) -> Mapping[str, Any]:
@@ -278,7 +282,7 @@ def _prepare(recipe: TrainRecipe, run: Run, loaded: Loaded, on_event: OnEvent | 
     tell(on_event, StageStarted("loading torch, transformers and TRL"))
     _import_method(recipe.method)
     _quieten()
-    recipe = _try_out(recipe, loaded, run.read_json("resolved.json")["origins"], on_event)
+    recipe, _ = _try_out(recipe, loaded, run.read_json("resolved.json")["origins"], on_event)
     tell(on_event, StageStarted("tokenizing"))
     from aligner.methods.job import questions_from
     from aligner.tokenization.dataset import load_prepared
@@ -448,7 +452,8 @@ def _run_ranks(resolved: Resolved, run: Run, loaded: Loaded, on_event: OnEvent |
     hook = getattr(_import_method(recipe.method), "before_ranks", None)
     if hook is not None:
         hook(job)
-    run.write_json(RANKS_RECIPE, recipe.model_dump(mode="json", exclude_unset=True))
+    given = as_given(recipe, resolved.origins)
+    run.write_json(RANKS_RECIPE, given.model_dump(mode="json", exclude_unset=True))
     line = launch_line(recipe.launch, [recipe.method, str(run.dir / RANKS_RECIPE)])
     os.environ[PREPARED_RUN] = str(run.dir)
     try:
@@ -468,8 +473,9 @@ def _run_machine(
     options = [name for name, given in (("--resume", resume), ("--overwrite", overwrite)) if given]
     with tempfile.TemporaryDirectory(prefix="aligner-machine-") as folder:
         file = Path(folder) / "recipe.json"
+        given = as_given(recipe, resolved.origins)
         file.write_text(
-            json.dumps(recipe.model_dump(mode="json", exclude_unset=True)), encoding="utf-8"
+            json.dumps(given.model_dump(mode="json", exclude_unset=True)), encoding="utf-8"
         )
         line = launch_line(recipe.launch, [recipe.method, str(file), *options])
         _launch(line, on_event)
@@ -535,7 +541,7 @@ def _with_world(resolved: Resolved, size: int) -> Resolved:
 
 def _dry_run(resolved: Resolved, loaded: Loaded, on_event: OnEvent | None) -> Outcome:
     """Tokenize into a temporary folder, count, and say what would run."""
-    recipe = _try_out(resolved.recipe, loaded, resolved.origins, on_event)
+    recipe, decided = _try_out(resolved.recipe, loaded, resolved.origins, on_event)
     tokenizer = _load_tokenizer(recipe, on_event)
     _look_ahead(recipe, tokenizer, on_event)
     with tempfile.TemporaryDirectory(prefix="aligner-dry-run-") as folder:
@@ -543,13 +549,14 @@ def _dry_run(resolved: Resolved, loaded: Loaded, on_event: OnEvent | None) -> Ou
         batching, sequences = prepared.batching, len(prepared.train)
         del prepared
     tell(on_event, DataReady([*loaded.ledger.table(), ("batches", batching.reason)]))
-    tell(on_event, Plan(plan_rows(recipe, sequences, batching.passes, batching.steps)))
+    rows = plan_rows(recipe, sequences, batching.passes, batching.steps)
+    tell(on_event, Plan([*decided, *rows]))
     return Outcome(Path(recipe.output_dir))
 
 
 def plan_rows(
     recipe: TrainRecipe, sequences: int, passes: list[int] | None = None, stop: int | None = None
-) -> list[tuple[str, str, str]]:
+) -> PlanRows:
     """Return the arithmetic of the training as rows (what, value, how).
 
     With `passes`, `sequences` counts those of all epochs together, and `stop` is the step to stop
@@ -557,7 +564,7 @@ def plan_rows(
     """
     from aligner.tokenization.dataset import rows_per_step
 
-    trainer, per_step = recipe.trainer, rows_per_step(recipe)
+    per_step = rows_per_step(recipe)
     all_steps = -(-sequences // per_step)
     if passes is not None:
         counted = (
@@ -567,8 +574,8 @@ def plan_rows(
         )
         total, how = stop or all_steps, f"{sequences:,} / {per_step} a step"
         return [counted, ("steps", f"{total:,}", how), ("recipe", recipe_hash(recipe)[:12], "hash")]
-    epochs = float(trainer.get("num_train_epochs", EPOCHS.get(recipe.method, 3.0)))
-    steps = int(trainer.get("max_steps", -1))
+    epochs = float(trainer_value(recipe, "num_train_epochs"))
+    steps = int(trainer_value(recipe, "max_steps"))
     total = steps if steps > 0 else -(-int(all_steps * epochs * 1000) // 1000)
     return [
         ("sequences", f"{sequences:,}", ""),

@@ -17,8 +17,10 @@ from typing import Any
 
 import yaml
 
+from aligner.config.defaults import DEFAULT, OF_DEVICE, OF_LIBRARIES, is_default, keys_that_matter
 from aligner.config.method_rules import KINDS_OF_KEY
 from aligner.reports.charts import number
+from aligner.reports.page import AT_START
 from aligner.runs.files import dumps, lineage, read_json, write_atomically
 
 Record = dict[str, Any]
@@ -38,12 +40,14 @@ LOSSES = (
     ("dropped_by_function", "dropped by the mapping function"),
     ("bad", "broken"),
 )
+FOLDED = "Every other setting of the trainer, as TRL and transformers have it"
 
 
 def write_model_card(run_dir: Path, manifest: Record) -> None:
     """Write `final/README.md`. `manifest` is the one that is about to be written."""
     folder = Path(run_dir)
-    recipe = (read_json(folder, "resolved.json") or {}).get("recipe", {})
+    resolved = read_json(folder, "resolved.json") or {}
+    recipe = resolved.get("recipe", {})
     environment = read_json(folder, "environment.json") or {}
     ancestors = lineage(folder, manifest)
     start = environment.get("working_directory", "")
@@ -55,7 +59,12 @@ def write_model_card(run_dir: Path, manifest: Record) -> None:
         if recipe.get("method") == "reward"
         else _use(folder, recipe, adapter),
         _data(read_json(folder, "data.json")),
-        _training(recipe, read_json(folder, "weights.json")),
+        _training(
+            recipe,
+            resolved.get("origins", {}),
+            environment.get("arguments", {}),
+            read_json(folder, "weights.json"),
+        ),
         _results(manifest, read_json(folder, "evaluation.json")),
         _origin(ancestors, start),
         _reproduce(environment, manifest),
@@ -243,12 +252,41 @@ def _split_row(split: Record) -> tuple[str, ...]:
     return tuple(f"{split.get(key, 0):,}" for key in keys)
 
 
-def _training(recipe: Record, weights: Any) -> str:
-    """The settings that decide the result: the method's own, the trainer's as given, and the
-    adapter's; and what was trained."""
+def _training(recipe: Record, origins: Record, arguments: Record, weights: Any) -> str:
+    """The settings that decide the result, then what was trained; every other setting of the
+    trainer is folded away below them."""
+    settings = _settings(recipe)
+    first = [key for key in keys_that_matter(recipe) if key in settings]
+    folded = [key for key in settings if origins.get(key) in OF_LIBRARIES and key not in first]
+    shown = [key for key in dict.fromkeys([*first, *settings]) if key not in folded]
+    rows = [_setting(key, settings[key], origins) for key in shown]
+    rows += [
+        (_code(f"trainer.{key}"), _code(dumps(arguments[key])), AT_START)
+        for key in OF_DEVICE
+        if key in arguments
+    ]
+    if weights:
+        rows.append(("weights trained", f"{weights['trained']:,} of {weights['total']:,}", ""))
+        rows += [
+            (f"trained in {_code(place)}", f"{number:,}", "")
+            for place, number in weights["places"].items()
+        ]
+    text = "## Training\n\n" + _table(("setting", "value", "from"), rows)
+    if not folded:
+        return text
+    rest = _table(
+        ("setting", "value", "from"),
+        [_setting(key, settings[key], origins) for key in folded],
+    )
+    return f"{text}\n\n<details><summary>{FOLDED}</summary>\n\n{rest}\n\n</details>"
+
+
+def _settings(recipe: Record) -> Record:
+    """The method's own settings, the trainer's, and the adapter's, by dotted key; what is not set
+    is left out."""
     method = recipe.get("method", "")
     model, data = recipe.get("model", {}), recipe.get("data", {})
-    settings: Record = {
+    settings = {
         "seed": recipe.get("seed"),
         "data.max_length": data.get("max_length"),
         "data.on_too_long": data.get("on_too_long"),
@@ -259,16 +297,13 @@ def _training(recipe: Record, weights: Any) -> str:
         **{f"trainer.{key}": value for key, value in recipe.get("trainer", {}).items()},
         "launch.num_processes": recipe.get("launch", {}).get("num_processes"),
     }
-    rows = [
-        (_code(key), _code(dumps(value))) for key, value in settings.items() if value is not None
-    ]
-    if weights:
-        rows.append(("weights trained", f"{weights['trained']:,} of {weights['total']:,}"))
-        rows += [
-            (f"trained in {_code(place)}", f"{number:,}")
-            for place, number in weights["places"].items()
-        ]
-    return "## Training\n\n" + _table(("setting", "value"), rows)
+    return {key: value for key, value in settings.items() if value is not None}
+
+
+def _setting(key: str, value: Any, origins: Record) -> tuple[str, ...]:
+    """A row of the table. Where a given value stands in a file of this machine is not told."""
+    origin = origins.get(key, DEFAULT)
+    return _code(key), _code(dumps(value)), origin if is_default(origin) else "the recipe"
 
 
 def _own_settings(recipe: Record) -> Record:

@@ -9,6 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from aligner.config.defaults import is_default, keys_that_matter
 from aligner.reports.charts import number, split_bar
 from aligner.runs.files import dumps, flatten, lineage, read_json
 from aligner.runs.lock import LOCK_NAME
@@ -16,6 +17,9 @@ from aligner.runs.lock import LOCK_NAME
 Rows = list[tuple[str, str]]
 
 SHOWN_FILES = 200
+
+AT_START = "set when the run started"
+"""The origin of what device, data and model decide, and of what only we set."""
 
 
 def value_text(value: Any) -> str:
@@ -173,17 +177,30 @@ def _counts(entry: dict[str, Any]) -> list[tuple[str, Any]]:
     ]
 
 
-def resolved_part(resolved: dict[str, Any]) -> list[dict[str, Any]]:
+def resolved_part(
+    resolved: dict[str, Any], arguments: dict[str, Any] | None = None
+) -> list[dict[str, Any]]:
+    """Every value of the recipe, what decides the result most first, and what the trainer got
+    otherwise."""
     origins = resolved.get("origins", {})
-    return [
-        {
-            "key": key,
-            "value": dumps(value),
-            "origin": _origin(origins, key),
-            "is_default": _origin(origins, key) == "default",
-        }
-        for key, value in flatten(resolved.get("recipe", {})).items()
+    recipe = resolved.get("recipe", {})
+    values = flatten(recipe)
+    first = [key for key in keys_that_matter(recipe) if key in values]
+    rows = [
+        _resolved_row(key, values[key], _origin(origins, key))
+        for key in dict.fromkeys([*first, *values])
     ]
+    late = flatten(arguments) if arguments else {}
+    return rows + [_resolved_row(f"trainer.{key}", late[key], AT_START) for key in late]
+
+
+def _resolved_row(key: str, value: Any, origin: str) -> dict[str, Any]:
+    return {
+        "key": key,
+        "value": dumps(value),
+        "origin": origin,
+        "is_default": is_default(origin) or origin == AT_START,
+    }
 
 
 def _origin(origins: dict[str, str], key: str) -> str:

@@ -195,7 +195,7 @@ def _content(folder: Path, manifest: Record | None) -> Record:
         "scored": read_json(folder, "scored.json") or [],
         "ledger": ledger_part(data),
         "recipe_text": _text(folder / "recipe.yaml"),
-        "resolved": resolved_part(resolved),
+        "resolved": resolved_part(resolved, environment.get("arguments", {})),
         "lineage": lineage_part(folder, manifest),
         "environment": environment_part(environment),
         "diff": _text(folder / "code.diff")[:MAX_DIFF_CHARS],

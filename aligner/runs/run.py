@@ -34,6 +34,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
+from aligner.config.defaults import is_default
 from aligner.config.load import Resolved, recipe_hash
 from aligner.errors import AlignerError, DataError, Problem, UsageError
 from aligner.runs.environment import (
@@ -229,7 +230,15 @@ class Run:
     def _reopen(self, resolved: Resolved) -> None:
         """Refuse a changed recipe; then clear away what the kill left half done and note the new
         session."""
-        changed = changed_keys(self.read_json("resolved.json")["recipe"], _recipe(resolved))
+        record = self.read_json("resolved.json")
+        changed = changed_keys(record["recipe"], _recipe(resolved))
+        unwritten = _unwritten_defaults(changed, record.get("origins", {}), resolved.origins)
+        changed = [change for change in changed if change[0] not in unwritten]
+        if unwritten:
+            self.notes.append(
+                f"resolved.json of this run says nothing of {len(unwritten)} defaults (it was "
+                f"started with other versions), so they were not compared: {_listed(unwritten)}"
+            )
         if changed:
             self.close()
             raise UsageError(
@@ -332,6 +341,21 @@ class Run:
         environment = self.read_json("environment.json")
         environment["devices"] = plain(devices)
         self.write_json("environment.json", environment)
+
+    def record_arguments(self, arguments: Mapping[str, Any], of_device: Sequence[str]) -> list[str]:
+        """Add to `environment.json` what the recipe leaves to device, data and model, as the
+        trainer has it; return remarks on what the device decided otherwise before a
+        resumption."""
+        environment = self.read_json("environment.json")
+        before, found = environment.get("arguments", {}), redact_values(plain(arguments))
+        environment["arguments"] = found
+        self.write_json("environment.json", environment)
+        return [
+            f"{key} was {_shown(before[key])} before this run was resumed, and is "
+            f"{_shown(found[key])} on this device: results may differ"
+            for key in of_device
+            if key in before and before[key] != found.get(key)
+        ]
 
     def log_metrics(self, record: Mapping[str, Any]) -> None:
         """Append one line to `metrics.jsonl` and hand it to the operating system, so that a kill
@@ -547,6 +571,24 @@ def _recipe(resolved: Resolved) -> dict[str, Any]:
     """The recipe's values as they stand in `resolved.json`."""
     values: dict[str, Any] = json.loads(dumps(resolved.recipe.model_dump(mode="json")))
     return redact_values(values, secrets_in(values))
+
+
+def _unwritten_defaults(
+    changed: Sequence[tuple[str, Any, Any]], before: Mapping[str, str], now: Mapping[str, str]
+) -> list[str]:
+    """The keys among the changed ones that only one of two recipes has, as a default: other
+    versions wrote fewer of them down, or had other ones."""
+    return [
+        key
+        for key, *_ in changed
+        if (key not in before and is_default(now.get(key, "")))
+        or (key not in now and is_default(before.get(key, "")))
+    ]
+
+
+def _listed(keys: Sequence[str], most: int = 5) -> str:
+    more = f" and {len(keys) - most} more" if len(keys) > most else ""
+    return ", ".join(keys[:most]) + more
 
 
 def _shown(value: Any) -> str:

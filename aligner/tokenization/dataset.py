@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from aligner.config.defaults import trainer_value
 from aligner.config.recipe import Data, SftRecipe, TrainRecipe
 from aligner.data.ledger import SplitLedger
 from aligner.data.loading import Loaded
@@ -128,7 +129,7 @@ def prepare(
             sequences=sequences, packed_fill=books.tokens / (sequences * recipe.data.max_length)
         )
     else:
-        rows = recipe.trainer.get("per_device_train_batch_size", 8)
+        rows = trainer_value(recipe, "per_device_train_batch_size")
         books.count(
             padding_share=padding_share(lengths, rows, recipe.seed, grouped=batching.grouped)
         )
@@ -145,7 +146,7 @@ def prepare(
 
 def refuse_no_batch(recipe: TrainRecipe, rows: int) -> None:
     """Refuse `dataloader_drop_last` where it would drop everything there is. Raises: DataError."""
-    batch = int(recipe.trainer.get("per_device_train_batch_size", 8)) * recipe.launch.num_processes
+    batch = int(trainer_value(recipe, "per_device_train_batch_size")) * recipe.launch.num_processes
     if recipe.trainer.get("dataloader_drop_last") and rows < batch:
         raise DataError(
             f"trainer.dataloader_drop_last drops batches that are not full, and {rows:,} rows do "
@@ -194,10 +195,10 @@ def _training_parts(
 
 def _wants_more(recipe: TrainRecipe, parts: Sequence[Dataset]) -> bool:
     """Say whether training needs more than these passes."""
-    max_steps = int(recipe.trainer.get("max_steps", -1))
+    max_steps = int(trainer_value(recipe, "max_steps"))
     if max_steps > 0:
         return sum(map(len, parts)) < max_steps * rows_per_step(recipe)
-    return len(parts) < float(recipe.trainer.get("num_train_epochs", 3))
+    return len(parts) < float(trainer_value(recipe, "num_train_epochs"))
 
 
 def _joined(parts: Sequence[Dataset]) -> Dataset:
@@ -208,10 +209,10 @@ def _joined(parts: Sequence[Dataset]) -> Dataset:
 
 def rows_per_step(recipe: TrainRecipe) -> int:
     """Return the rows of an optimizer step over all processes."""
-    batch = int(recipe.trainer.get("per_device_train_batch_size", 8))
+    batch = int(trainer_value(recipe, "per_device_train_batch_size"))
     return (
         batch
-        * int(recipe.trainer.get("gradient_accumulation_steps", 1))
+        * int(trainer_value(recipe, "gradient_accumulation_steps"))
         * recipe.launch.num_processes
     )
 
@@ -219,9 +220,9 @@ def rows_per_step(recipe: TrainRecipe) -> int:
 def _steps_of(recipe: TrainRecipe, sizes: Sequence[int]) -> int | None:
     """Where training ends that does not end with a pass: `max_steps`, or so much of the last
     epoch."""
-    if (max_steps := int(recipe.trainer.get("max_steps", -1))) > 0:
+    if (max_steps := int(trainer_value(recipe, "max_steps"))) > 0:
         return max_steps
-    rest = float(recipe.trainer.get("num_train_epochs", 3)) % 1.0
+    rest = float(trainer_value(recipe, "num_train_epochs")) % 1.0
     if not rest:
         return None
     return math.ceil((sum(sizes[:-1]) + rest * sizes[-1]) / rows_per_step(recipe))
@@ -380,7 +381,7 @@ def choose_batching(
         return Batching(
             False, asked == "group_by_length", f"trainer.train_sampling_strategy={asked}, as asked"
         )
-    batch = recipe.trainer.get("per_device_train_batch_size", 8)
+    batch = trainer_value(recipe, "per_device_train_batch_size")
     share = padding_share(lengths, batch, recipe.seed)
     if share < WORTHWHILE_PADDING:
         return Batching(False, False, f"random batches: only {share:.0%} of one is padding")

@@ -32,8 +32,9 @@ BY_MODEL = ("galore", "apollo", "lomo", "adalomo")
 OF_DEVICE = ("bf16", "bf16_full_eval", "fp16", "fp16_full_eval", "tf32")
 
 
-def rehearse(recipe: TrainRecipe, origins: Mapping[str, str] = {}) -> None:
-    """Try the trainer's settings; `origins` says where each key was written.
+def rehearse(recipe: TrainRecipe, origins: Mapping[str, str] = {}) -> list[tuple[str, str, str]]:
+    """Try the trainer's settings; `origins` says where each key was written. Returns what this
+    device decides of them, as rows of a plan: (what, value, origin).
 
     Raises: RecipeError naming the key, with what the library says.
     """
@@ -50,6 +51,23 @@ def rehearse(recipe: TrainRecipe, origins: Mapping[str, str] = {}) -> None:
                 )
         if not arguments.optim.startswith(BY_MODEL):
             _try_steps(arguments, recipe, origins)
+        return _decided(arguments, recipe, origins)
+
+
+def _decided(
+    arguments: TrainingArguments, recipe: TrainRecipe, origins: Mapping[str, str]
+) -> list[tuple[str, str, str]]:
+    """What this device decides; nothing in front of several processes, which have their own."""
+    if recipe.launch.num_processes > 1:
+        return [("precision", "as the device of each process allows", "known when they start")]
+    half = "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else ""
+    precision = f"mixed, {half} and float32" if half else "that of the weights"
+    kept = "computed again in the backward pass" if arguments.activation_checkpointing else "kept"
+    rows = [("precision", precision, "bf16"), ("activations", kept, "gradient_checkpointing")]
+    return [
+        ("device", arguments.device.type, ""),
+        *((what, value, origins.get(f"trainer.{key}", "this device")) for what, value, key in rows),
+    ]
 
 
 def _arguments(recipe: TrainRecipe, folder: Path) -> TrainingArguments:

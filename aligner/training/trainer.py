@@ -32,10 +32,11 @@ from transformers import (
 )
 from transformers.trainer_callback import TrainerControl, TrainerState
 
+from aligner.config import trainer_keys
+from aligner.config.defaults import OF_ALIGNER, OF_DEVICE, fill, trainer_value
 from aligner.config.recipe import TrainRecipe
-from aligner.config.trainer_values import METRICS
 from aligner.errors import Problem, RecipeError, TrainingError
-from aligner.events import Metrics, Notice, OnEvent, StageStarted, Warned
+from aligner.events import Metrics, Notice, OnEvent, StageStarted, Warned, tell
 from aligner.launch.devices import has_bf16_gpu
 from aligner.models.loading import load_saved_weights, without_messages
 from aligner.models.own_config import OwnConfig, forget_router_logits
@@ -45,30 +46,22 @@ from aligner.runs.resumable import is_last
 from aligner.runs.run import Run
 from aligner.training.sampler import SeededSampler
 
-DEFAULT_SHARE_OF_STEPS = 0.1
-"""Without a word in the recipe, a checkpoint (and an evaluation) is made every tenth of the run."""
-
-KEPT_CHECKPOINTS = 2
-
 
 def training_arguments(
     recipe: TrainRecipe, run: Run, argument_class: type[TrainingArguments], **ours: Any
 ) -> TrainingArguments:
-    """Build the arguments of a trainer: the recipe's `trainer:` section over our defaults, and what
-    only we may set.
-
-    Where our default differs from transformers' (bf16, checkpoint interval, no reporting), it
-    stands here and in the resolved plan that is printed before training.
-    """
-    values = {**default_arguments(recipe), **recipe.trainer, **ours}
+    """Build the arguments of a trainer: what the device decides, the recipe's `trainer:` section
+    over it, filled, and what only we may set."""
+    filled, _ = fill(recipe)
+    values = {**of_device(filled), **filled.trainer, **ours}
     # The name people know is on its way out of transformers, which warns about it twice a run.
     for key in ("gradient_checkpointing", "gradient_checkpointing_kwargs"):
-        if key in values:
-            values[key.replace("gradient", "activation")] = values.pop(key)
+        known = values.pop(key, None)
+        new = key.replace("gradient", "activation")
+        values[new] = known if values.get(new) is None else values[new]
     # Rotation is ours: transformers removes old checkpoints before the new one is known to be
     # whole.
     values["save_total_limit"] = None
-    # Else a resumed run forgets how many evaluations brought no improvement, and stops late.
     values["restore_callback_states_from_checkpoint"] = True
     with told_by_key("trainer", recipe):
         return argument_class(
@@ -111,8 +104,11 @@ def told_by_key(key: str, recipe: TrainRecipe, origins: Mapping[str, str] = {}) 
         raise RecipeError(error.message, error.hint, placed) from error
     except WHAT_LIBRARIES_RAISE as error:
         text = " ".join(str(error).split()) or type(error).__name__
+        known = trainer_keys.fields(recipe.method)
         named = sorted(
-            (text.find(name), -len(name), name) for name in recipe.trainer if name in text
+            (text.find(name), -len(name), name)
+            for name, value in recipe.trainer.items()
+            if name in text and value != known.get(name, {}).get("default")
         )
         name = f"trainer.{named[0][2]}" if named else key
         problem = Problem(text[:300], origins.get(name, ""), name)
@@ -121,47 +117,26 @@ def told_by_key(key: str, recipe: TrainRecipe, origins: Mapping[str, str] = {}) 
         ) from error
 
 
-def default_arguments(recipe: TrainRecipe) -> dict[str, Any]:
-    """Return our defaults for `trainer:` keys that the recipe leaves out."""
-    on_gpu = torch.cuda.is_available() and not recipe.trainer.get("use_cpu", False)
-    values: dict[str, Any] = {
-        "per_device_train_batch_size": 8,
-        "per_device_eval_batch_size": 8,
-        "logging_steps": 10,
-        "logging_first_step": True,
-        "save_strategy": "steps",
-        "save_steps": DEFAULT_SHARE_OF_STEPS,
-        "report_to": "none",
-        "bf16": has_bf16_gpu() and on_gpu and not recipe.trainer.get("fp16", False),
+def of_device(recipe: TrainRecipe) -> dict[str, Any]:
+    """Return what this device decides where the recipe leaves it out."""
+    on_gpu = torch.cuda.is_available() and not trainer_value(recipe, "use_cpu")
+    return {
+        "bf16": has_bf16_gpu() and on_gpu and not trainer_value(recipe, "fp16"),
         "gradient_checkpointing": on_gpu,
         "dataloader_pin_memory": on_gpu,
-        # Every step uses every trained weight; looking for others costs time.
-        "ddp_find_unused_parameters": False,
     }
-    if recipe.trainer.get("save_strategy") == "best":
-        values["metric_for_best_model"] = "loss"
-    metric = str(recipe.trainer.get("metric_for_best_model", "loss")).removeprefix("eval_")
-    values["greater_is_better"] = METRICS[recipe.method].get(metric, False)
-    if recipe.data.eval is not None:
-        values |= {"eval_strategy": "steps", "eval_steps": DEFAULT_SHARE_OF_STEPS}
-    if recipe.early_stopping is not None:
-        values |= {
-            "load_best_model_at_end": True,
-            "metric_for_best_model": "loss",
-            **_saves_where_it_evaluates(recipe),
-        }
-    return values
 
 
-def _saves_where_it_evaluates(recipe: TrainRecipe) -> dict[str, Any]:
-    """Let checkpoints follow evaluations, or the other way round, where the recipe sets only one of
-    the two."""
-    values: dict[str, Any] = {}
-    for one, other in (("eval", "save"), ("save", "eval")):
-        for key in ("strategy", "steps"):
-            if (given := recipe.trainer.get(f"{one}_{key}")) is not None:
-                values.setdefault(f"{other}_{key}", given)
-    return values
+def found_late(arguments: TrainingArguments, recipe: TrainRecipe) -> dict[str, Any]:
+    """Return the arguments of a trainer that differ from what the recipe says, or that it does not
+    hold: what device, data and model decided, and what only we set."""
+    values = arguments.to_dict()  # without secrets
+    # Ours are rotated by `Recorder`; what the recipe says of them holds.
+    values.pop("save_total_limit")
+    trainer = fill(recipe)[0].trainer
+    return {
+        key: value for key, value in values.items() if key not in trainer or value != trainer[key]
+    }
 
 
 @contextmanager
@@ -533,7 +508,7 @@ def fit(
     every log after it was recorded, and may end the training with an error. Raises: TrainingError
     when the loss is NaN or inf, or memory runs out.
     """
-    keep = int(recipe.trainer.get("save_total_limit") or KEPT_CHECKPOINTS)
+    keep = int(trainer_value(recipe, "save_total_limit") or OF_ALIGNER["save_total_limit"])
     trainer.remove_callback(PrinterCallback)
     trainer.fill_last_batch()
     if trainer.processing_class is not None:
@@ -553,6 +528,8 @@ def fit(
         recipe.seed
     )  # what was computed before, or found in a cache, leaves no trace in dropout
     if trainer.is_world_process_zero():
+        for remark in run.record_arguments(found_late(trainer.args, recipe), OF_DEVICE):
+            tell(on_event, Warned(remark))
         _announce(checkpoint, run, on_event)
         if trainer.args.save_only_model and on_event:
             on_event(

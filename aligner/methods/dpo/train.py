@@ -22,6 +22,7 @@ from transformers import TrainingArguments
 
 from aligner.config.callables import source_of
 from aligner.config.choices import DISTILL_FORWARD_KL, REFERENCE_FREE_LOSSES, REWARD_LOSSES
+from aligner.config.defaults import trainer_value
 from aligner.config.recipe import DpoRecipe
 from aligner.errors import RecipeError, UsageError
 from aligner.launch.command import world
@@ -40,9 +41,6 @@ from aligner.training.trainer import Fitted, fit, lengths_of, training_arguments
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-LEARNING_RATE = 1e-6
-"""Our default, which is TRL's for DPO; transformers' 5e-5 would wreck a policy."""
 
 
 def train(job: Job) -> Fitted:
@@ -153,7 +151,7 @@ def _objective(job: Job, recipe: DpoRecipe) -> Objective:
 
 def _pairs_together(recipe: DpoRecipe) -> int:
     """The pairs of a micro-batch over all processes."""
-    return int(recipe.trainer.get("per_device_train_batch_size", 8)) * recipe.launch.num_processes
+    return int(trainer_value(recipe, "per_device_train_batch_size")) * recipe.launch.num_processes
 
 
 def _note_choice(job: Job, recipe: DpoRecipe) -> None:
@@ -316,8 +314,4 @@ def objective_settings(recipe: DpoRecipe) -> Settings:
 
 
 def _arguments(job: Job, recipe: DpoRecipe) -> TrainingArguments:
-    learning_rate = recipe.trainer.get("learning_rate", LEARNING_RATE)
-    with_rate = recipe.model_copy(
-        update={"trainer": {**recipe.trainer, "learning_rate": learning_rate}}
-    )
-    return training_arguments(with_rate, job.run, TrainingArguments, remove_unused_columns=False)
+    return training_arguments(recipe, job.run, TrainingArguments, remove_unused_columns=False)

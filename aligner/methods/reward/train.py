@@ -32,7 +32,6 @@ from aligner.config.load import recipe_hash
 from aligner.config.recipe import RewardRecipe, RewardSegments
 from aligner.errors import RecipeError
 from aligner.launch.command import world
-from aligner.methods.catalogue import EPOCHS
 from aligner.methods.job import SHARDED, Job
 from aligner.methods.reward.segments import PART, dtype_of, reference_section, with_segments
 from aligner.methods.reward.trainers import (
@@ -66,10 +65,6 @@ TRAINERS: dict[str, tuple[type[RewardSteps], Any]] = {
 }
 """Kind -> its trainer, and what stacks its rows."""
 
-LEARNING_RATE = 1e-5
-"""Our default for full fine-tuning; TRL's 1e-4 is meant for LoRA, and published 8B models used
-2e-6."""
-LORA_LEARNING_RATE = 1e-4
 LONGER_WINS = 0.6
 """Share of pairs whose longer answer is the chosen one, above which a word is said about it."""
 
@@ -120,15 +115,8 @@ def before_ranks(job: Job) -> None:
 
 
 def _arguments(job: Job, recipe: RewardRecipe) -> Any:
-    ours = {
-        "learning_rate": LEARNING_RATE if recipe.model.lora is None else LORA_LEARNING_RATE,
-        "num_train_epochs": EPOCHS[
-            "reward"
-        ],  # as of all published reward models; more usually overfits
-    }
-    filled = recipe.model_copy(update={"trainer": {**ours, **recipe.trainer}})
     return training_arguments(
-        filled,
+        recipe,
         job.run,
         RewardConfig,
         max_length=None,

@@ -55,9 +55,6 @@ from aligner.training.preference import (
 )
 from aligner.training.trainer import Fitted, fit, lengths_of, training_arguments
 
-LEARNING_RATE = 5e-7
-"""Our default, which is the authors' for the DPO variant."""
-
 HELD_OUT_PAIRS = "prepared/held_out_pairs.json"
 SHOWN_PAIRS = 6
 """Latest pairs that the report shows."""
@@ -177,11 +174,7 @@ def _announce(job: Job, recipe: SapoRecipe, writer: Writer) -> None:
 
 
 def _arguments(job: Job, recipe: SapoRecipe) -> TrainingArguments:
-    learning_rate = recipe.trainer.get("learning_rate", LEARNING_RATE)
-    with_rate = recipe.model_copy(
-        update={"trainer": {**recipe.trainer, "learning_rate": learning_rate}}
-    )
-    return training_arguments(with_rate, job.run, TrainingArguments, remove_unused_columns=False)
+    return training_arguments(recipe, job.run, TrainingArguments, remove_unused_columns=False)
 
 
 def _held_out(

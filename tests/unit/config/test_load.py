@@ -11,6 +11,7 @@ from typing import Any
 import pydantic
 import pytest
 
+from aligner.config.defaults import as_given
 from aligner.config.load import Resolved, load_recipe, recipe_hash
 from aligner.config.overrides import FlagValue
 from aligner.errors import RecipeError
@@ -41,7 +42,10 @@ def test_the_file_beats_the_defaults_and_the_command_line_beats_the_file(recipe:
         "dpo", recipe, ["dpo.beta=0.3"], {"trainer.max_steps": FlagValue(7, "--max_steps")}
     )
     assert resolved.recipe.dpo.beta == 0.3
-    assert resolved.recipe.trainer == {"learning_rate": 5e-6, "max_steps": 7}
+    assert as_given(resolved.recipe, resolved.origins).trainer == {
+        "learning_rate": 5e-6,
+        "max_steps": 7,
+    }
     assert resolved.recipe.seed == 42
     origins = resolved.origins
     assert origins["dpo.beta"] == "dpo.beta=0.3"
@@ -236,14 +240,14 @@ def test_what_was_resolved_survives_json(recipe: str) -> None:
 
 def test_numbers_of_the_trainer_have_the_types_of_its_class(recipe: str) -> None:
     overrides = ["trainer.num_train_epochs=2", "trainer.max_steps=1e3", "trainer.warmup_steps=0.1"]
-    trainer = load_recipe("dpo", recipe, overrides).recipe.trainer
-    assert trainer == {
+    resolved = load_recipe("dpo", recipe, overrides)
+    assert as_given(resolved.recipe, resolved.origins).trainer == {
         "learning_rate": 5e-6,
         "num_train_epochs": 2,
         "max_steps": 1000,
         "warmup_steps": 0.1,
     }
-    assert isinstance(trainer["max_steps"], int)
+    assert isinstance(resolved.recipe.trainer["max_steps"], int)
 
 
 def test_the_same_number_written_differently_is_the_same_recipe(recipe: str) -> None:

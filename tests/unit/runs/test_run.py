@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from example_run import finished_run, resolved, trained_run
 
+from aligner.config.defaults import OF_ALIGNER
 from aligner.errors import DataError, UsageError
 from aligner.reports.finish import finish_run
 from aligner.runs.files import file_sha256, lineage, read_metrics, write_atomically
@@ -182,6 +183,40 @@ def test_a_changed_recipe_is_refused_naming_every_key(run_dir: Path) -> None:
         "trainer.warmup_steps": "(absent) -> 5",
     }
     assert not (run_dir / LOCK_NAME).exists()
+
+
+TRAINER = {"learning_rate": 5e-5, "max_steps": 240}
+
+
+def test_another_default_is_another_recipe(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run.create(resolved(run_dir).filled())
+    run.write_json("data.json", {})
+    run.close()
+    given = resolved(run_dir, trainer={**TRAINER, "weight_decay": 0.0}).filled()
+    Run.create(given, resume=True).close()
+    monkeypatch.setitem(OF_ALIGNER, "logging_steps", 50)
+    changed = resolved(run_dir, trainer={**TRAINER, "weight_decay": 0.1}).filled()
+    with pytest.raises(UsageError) as error:
+        Run.create(changed, resume=True)
+    assert {problem.key: problem.message for problem in error.value.problems} == {
+        "trainer.weight_decay": "0.0 -> 0.1",
+        "trainer.logging_steps": "10 -> 50",
+    }
+
+
+def test_a_run_that_wrote_no_defaults_down_is_resumed_and_they_are_not_compared(
+    run_dir: Path,
+) -> None:
+    """As runs of older versions did."""
+    begin(run_dir)
+    run = Run.create(resolved(run_dir).filled(), resume=True)
+    assert any("were not compared" in note for note in run.notes)
+    assert run.read_json("resolved.json")["recipe"]["trainer"]["weight_decay"] == 0.0
+    run.close()
+    changed = resolved(run_dir, trainer={"max_steps": 240}).filled()
+    with pytest.raises(UsageError) as error:
+        Run.create(changed, resume=True)
+    assert [problem.key for problem in error.value.problems] == ["trainer.learning_rate"]
 
 
 @pytest.mark.parametrize(
