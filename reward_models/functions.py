@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from aligner.config.callables import describe, name_of
 from aligner.errors import DataError
@@ -21,8 +22,10 @@ ScoreFunction = Callable[[Sequence[Prompt], Sequence[str], Sequence["str | None"
 
 
 def as_scorer(scorer: Scorer | ScoreFunction) -> Scorer:
-    """Return a scorer as it is, and a function as a scorer."""
-    return scorer if isinstance(scorer, Scorer) else FunctionScorer(scorer)
+    """Return what has a `score` method as it is, and a function as a scorer."""
+    if hasattr(scorer, "score"):
+        return cast("Scorer", scorer)
+    return FunctionScorer(scorer)
 
 
 @dataclass(frozen=True)
