@@ -28,7 +28,7 @@ IN_MEMORY = "<rows in memory>"
 """Stands for the path of a source whose rows were given in Python."""
 
 RowList = Union[Sequence[Mapping[str, Any]], "Dataset"]
-"""Rows of one split: a list of dicts, or a data set."""
+"""Rows of one split: a list of dicts, or a dataset."""
 
 Rows = RowList | Mapping[str, RowList]
 """Training rows, or rows of both splits: `{"train": ..., "eval": ...}`."""
@@ -46,7 +46,7 @@ class MemoryRows:
     def read(self, files: list[FileRecord], nulls: Nulls) -> Iterator[tuple[str, Any]]:
         """The rows with their origins; a record of all of them is put into `files` first.
 
-        `nulls` counts those of a data set that were taken as absent keys.
+        `nulls` counts those of a dataset that were taken as absent keys.
         """
         rows = list(_raw(self.rows, nulls))
         files.append(fingerprinted(self.name, rows))
@@ -57,7 +57,7 @@ class MemoryRows:
 def by_role(rows: Rows | None) -> dict[str, MemoryRows]:
     """Return the given rows by the split that they are for; nothing for none.
 
-    Raises: DataError when they are no list of dicts, no data set, and no mapping of these.
+    Raises: DataError when they are not a list of dicts, a dataset, or a mapping of these.
     """
     if rows is None:
         return {}
@@ -73,7 +73,7 @@ def by_role(rows: Rows | None) -> dict[str, MemoryRows]:
 def memory_rows(name: str, rows: Any) -> MemoryRows:
     """Return rows of one split under a name.
 
-    Raises: DataError when they are neither a list of dicts nor a data set.
+    Raises: DataError when they are neither a list of dicts nor a dataset.
     """
     if isinstance(rows, list | tuple) or _is_data_set(rows):
         return MemoryRows(name, rows)
@@ -121,7 +121,7 @@ def _checked(row: Any) -> Any:
 
 
 def _is_data_set(rows: Any) -> bool:
-    datasets = sys.modules.get("datasets")  # whoever holds a data set has imported it
+    datasets = sys.modules.get("datasets")  # whoever holds a dataset has imported it
     return datasets is not None and isinstance(rows, datasets.Dataset)
 
 

@@ -35,7 +35,7 @@ def open_run(path: str | Path) -> RunView:
 
 @dataclass(frozen=True)
 class RunView:
-    """A run directory, read only: each property reads its file anew."""
+    """A run directory, read only: each property reads its file again."""
 
     dir: Path
 
