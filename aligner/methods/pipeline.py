@@ -15,15 +15,14 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from aligner.config.callables import is_callable
-from aligner.config.defaults import as_given, trainer_value
-from aligner.config.load import Resolved, recipe_hash
-from aligner.config.recipe import DpoRecipe, RewardRecipe, SftRecipe, TrainRecipe
+from aligner.config.defaults import as_given
+from aligner.config.load import Resolved
+from aligner.config.recipe import DpoRecipe, RewardRecipe, TrainRecipe
 from aligner.data.loading import Loaded, load_rows
 from aligner.data.memory import MemoryRows
 from aligner.data.rows import Task
@@ -34,13 +33,14 @@ from aligner.events import (
     Notice,
     OnEvent,
     Plan,
-    StageProgress,
     StageStarted,
     Warned,
     tell,
 )
 from aligner.launch.command import launch_line, run_ranks, use_one_gpu, world
 from aligner.methods.catalogue import TASKS, part_of
+from aligner.methods.plan import PlanRows, plan_rows
+from aligner.methods.tokenized import tokenize
 from aligner.models.load_errors import quick_imports
 from aligner.models.positions import sizes_of, within_model
 from aligner.reports.finish import finish_run
@@ -51,7 +51,6 @@ from aligner.runs.run import Run
 if TYPE_CHECKING:
     from aligner.losses.types import Objective
     from aligner.methods.job import Job
-    from aligner.tokenization.dataset import Finding, Prepared
 
 PREPARED_RUN = "ALIGNER_PREPARED_RUN"
 """Environment variable: the run directory that the launching process has prepared for its ranks."""
@@ -63,9 +62,6 @@ RANKS_RECIPE = "prepared/recipe.json"
 """The recipe with overrides and flags applied, as the ranks read it."""
 
 LONGEST_WAIT = timedelta(days=1)
-
-PlanRows = list[tuple[str, str, str]]
-"""What, value, and how or from where."""
 
 
 def run_recipe(
@@ -251,31 +247,6 @@ def _further_columns(recipe: TrainRecipe) -> tuple[str, ...]:
     return ()
 
 
-def _passes(recipe: TrainRecipe, loaded: Loaded, tokenizer: Any, on_event: OnEvent | None) -> Any:
-    """Return what makes new training rows for each epoch, where the recipe asks for that."""
-    if recipe.data.mosaic is None:
-        return None
-    from aligner.builders.mosaic.passes import MosaicPasses, mosaics_of
-
-    total = len(loaded.train)
-
-    def count(done: int) -> None:
-        if done % 1000 == 0 or done == total:
-            tell(on_event, StageProgress("measuring rows for mosaics", done, total))
-
-    mosaics = mosaics_of(
-        loaded.train,
-        recipe.data.mosaic,
-        tokenizer=tokenizer,
-        max_tokens=recipe.data.max_length,
-        seed=recipe.seed,
-        on_bad_row=recipe.data.on_bad_row,
-        is_too_long=recipe.data.max_length if recipe.data.on_too_long == "error" else None,
-        on_progress=count,
-    )
-    return MosaicPasses(mosaics, len(loaded.train))
-
-
 def _prepare(recipe: TrainRecipe, run: Run, loaded: Loaded, on_event: OnEvent | None) -> Job:
     """Tokenize, or find it done by an earlier attempt at this run, and write the ledger."""
     run.check_data(loaded.fingerprint, _files_of(loaded))
@@ -301,51 +272,6 @@ def _prepare(recipe: TrainRecipe, run: Run, loaded: Loaded, on_event: OnEvent | 
         )
         tell(on_event, DataReady([*loaded.ledger.table(), ("batches", prepared.batching.reason)]))
     return _job(recipe, run, tokenizer, prepared, on_event)
-
-
-def tokenize(
-    recipe: TrainRecipe,
-    loaded: Loaded,
-    tokenizer: Any,
-    folder: Path,
-    on_event: OnEvent | None = None,
-) -> Prepared:
-    """Turn the rows into columns of token ids as the method wants them, and write them to `folder`.
-
-    Raises: DataError listing rows that cannot be used; RecipeError where the model would not keep
-    packed rows apart.
-    """
-    from aligner.models.row_sharing import foretell_packing
-    from aligner.tokenization.dataset import prepare
-
-    if isinstance(recipe, SftRecipe) and recipe.sft.packing is True:
-        _refuse_to_pack(foretell_packing(recipe.model), on_event)
-    encode = part_of(recipe.method, "encode").encoder(recipe, tokenizer)
-    passes = _passes(recipe, loaded, tokenizer, on_event)
-    return prepare(
-        recipe,
-        loaded,
-        tokenizer,
-        encode,
-        folder,
-        on_event,
-        passes,
-        partial(foretell_packing, recipe.model),
-    )
-
-
-def _refuse_to_pack(finding: Finding, on_event: OnEvent | None) -> None:
-    """Refuse `sft.packing: true` for a model that does not keep rows apart; where that cannot be
-    told yet, say so."""
-    from aligner.models.row_sharing import cannot_pack
-
-    if finding.apart is False:
-        raise cannot_pack(finding)
-    if finding.apart is None:
-        tell(
-            on_event,
-            Notice(f"sft.packing: {finding.why}; the model itself is tested once it is loaded"),
-        )
 
 
 def _load_tokenizer(recipe: TrainRecipe, on_event: OnEvent | None) -> Any:
@@ -552,37 +478,6 @@ def _dry_run(resolved: Resolved, loaded: Loaded, on_event: OnEvent | None) -> Ou
     rows = plan_rows(recipe, sequences, batching.passes, batching.steps)
     tell(on_event, Plan([*decided, *rows]))
     return Outcome(Path(recipe.output_dir))
-
-
-def plan_rows(
-    recipe: TrainRecipe, sequences: int, passes: list[int] | None = None, stop: int | None = None
-) -> PlanRows:
-    """Return the arithmetic of the training as rows (what, value, how).
-
-    With `passes`, `sequences` counts those of all epochs together, and `stop` is the step to stop
-    at, if there is one.
-    """
-    from aligner.tokenization.dataset import rows_per_step
-
-    per_step = rows_per_step(recipe)
-    all_steps = -(-sequences // per_step)
-    if passes is not None:
-        counted = (
-            "sequences",
-            f"{sequences:,}",
-            f"in {len(passes)} passes: {', '.join(f'{size:,}' for size in passes)}",
-        )
-        total, how = stop or all_steps, f"{sequences:,} / {per_step} a step"
-        return [counted, ("steps", f"{total:,}", how), ("recipe", recipe_hash(recipe)[:12], "hash")]
-    epochs = float(trainer_value(recipe, "num_train_epochs"))
-    steps = int(trainer_value(recipe, "max_steps"))
-    total = steps if steps > 0 else -(-int(all_steps * epochs * 1000) // 1000)
-    return [
-        ("sequences", f"{sequences:,}", ""),
-        ("steps an epoch", f"{all_steps:,}", f"{sequences:,} / {per_step} a step"),
-        ("steps", f"{total:,}", "trainer.max_steps" if steps > 0 else f"{epochs:g} epochs"),
-        ("recipe", recipe_hash(recipe)[:12], "hash"),
-    ]
 
 
 # --- small parts ----------------------------------------------------------------------------------

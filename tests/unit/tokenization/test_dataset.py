@@ -14,7 +14,7 @@ from aligner.data.loading import load_rows
 from aligner.errors import DataError
 from aligner.events import StageProgress, Warned
 from aligner.methods.catalogue import TASKS
-from aligner.methods.pipeline import tokenize
+from aligner.methods.tokenized import tokenize
 from aligner.tokenization.dataset import choose_batching, load_prepared, padding_share, quantiles
 
 
