@@ -4,8 +4,8 @@ writes load everywhere?
     python -m benchmarks.real.first_look MODEL DATA [--write]
 
 MODEL is a folder with a small chat model (the figures in RESULTS.md are of SmolLM2-135M-Instruct),
-DATA one with GSM8K as `examples/gsm8k/README.md` describes it. Takes about twenty minutes of one
-CPU; `--only sft-lora,dpo` takes some of the runs.
+DATA one with GSM8K as `examples/gsm8k/README.md` describes it. Takes about an hour of
+one CPU; `--only sft-lora,dpo-lora` takes some of the runs, and `--write` keeps the other rows.
 
 For each training: the loss on held-out rows before the first step and at the end, as the run says;
 the same number from plain transformers and plain PEFT, with none of this project's code between the
@@ -29,7 +29,7 @@ from typing import Any
 import torch
 import yaml
 
-from benchmarks.results import write
+from benchmarks.results import read, write
 
 ROOT = Path(__file__).parents[2]
 PAIRS = ROOT / "examples" / "gsm8k" / "pairs.py"
@@ -38,6 +38,10 @@ LORA = {"r": 8, "lora_alpha": 16}
 MAX_LENGTH = 256
 HELD_OUT = 24
 TOLERANCE = 1e-4
+BASE_RUN = "sft-full"
+"""The run whose result the other commands are tried on."""
+HEADER = ["run", "steps", "held-out loss before", "after"]
+HEADER += ["plain libraries", "difference", "weights saved", "tokenizer"]
 
 
 @dataclass(frozen=True)
@@ -297,6 +301,7 @@ def train(name: str, run: Run, model: Path, folder: Path, steps: int) -> list[st
     assert not run.model.get("lora") or size < 12, f"{name}: an adapter of {size} MB"
     return [
         name,
+        str(steps),
         f"{before:.4f}",
         f"{after:.4f}",
         f"{plain:.4f}",
@@ -377,25 +382,33 @@ def main() -> None:
         folder = (options.folder or Path(temporary) / "look").resolve()
         folder.mkdir()
         write_rows(options.data, folder)
-        header = [
-            "run",
-            "held-out loss before",
-            "after",
-            "plain libraries",
-            "difference",
-            "weights saved",
-            "tokenizer",
-        ]
-        table = [header, ["---"] * len(header)]
+        rows, said = shown() if options.write else ({}, [])
         for name in names:
-            table.append(train(name, RUNS[name], options.model.resolve(), folder, options.steps))
-            print(table[-1], flush=True)
-        lines = ["| " + " | ".join(row) + " |" for row in table]
-        said = others(options.model.resolve(), folder, folder / names[0] / "run/final")
-        text = "\n".join([*lines, "", *(f"* {line}" for line in said)])
-    print(text)
-    if options.write and names == list(RUNS):
-        write("first-look", text)
+            row = train(name, RUNS[name], options.model.resolve(), folder, options.steps)
+            print(row, flush=True)
+            rows[name] = row
+            if options.write:  # now, so that a stop loses no training
+                write("first-look", page(rows, said))
+        if names[0] == BASE_RUN:
+            said = others(options.model.resolve(), folder, folder / BASE_RUN / "run/final")
+    print(page(rows, said))
+    if options.write:
+        write("first-look", page(rows, said))
+
+
+def shown() -> tuple[dict[str, list[str]], list[str]]:
+    """Rows by run, and further lines, as RESULTS.md has them."""
+    lines = read("first-look").splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    rows = {row[0]: row for row in cells if row[0] in RUNS}
+    return rows, [line[2:] for line in lines if line.startswith("* ")]
+
+
+def page(rows: dict[str, list[str]], said: list[str]) -> str:
+    """The table with its rows in the order of RUNS, and what the other commands said."""
+    table = [HEADER, ["---"] * len(HEADER), *(rows[name] for name in RUNS if name in rows)]
+    lines = ["| " + " | ".join(row) + " |" for row in table]
+    return "\n".join([*lines, "", *(f"* {line}" for line in said)])
 
 
 if __name__ == "__main__":
