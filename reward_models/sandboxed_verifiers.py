@@ -195,7 +195,7 @@ def _read_schema(name: str, path: Path) -> Any:
     schema = read_json(path.read_bytes().decode(errors="surrogateescape"))
     if not isinstance(schema, dict | bool):
         raise RecipeError(
-            f"{name}: {path} is no JSON schema", "write a JSON object, with no key twice"
+            f"{name}: {path} is not a JSON schema", "write a JSON object, with no key twice"
         )
     kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
     try:
@@ -203,7 +203,7 @@ def _read_schema(name: str, path: Path) -> Any:
     except jsonschema.SchemaError as error:
         where = "/".join(map(str, error.absolute_path))
         raise RecipeError(
-            f"{name}: {path} is no JSON schema: {where}: {error.message}", "see json-schema.org"
+            f"{name}: {path} is not a JSON schema: {where}: {error.message}", "see json-schema.org"
         ) from error
     missing = [reference for reference in _references(schema) if not _is_there(schema, reference)]
     if missing:
@@ -320,7 +320,7 @@ class FunctionVerifier:
             )
         if "shown" in outcome.result:
             raise DataError(
-                f"row {number}: {self.name} returned {outcome.result['shown']}, which is no "
+                f"row {number}: {self.name} returned {outcome.result['shown']}, which is not a "
                 "finite number",
                 "return a float; higher is better",
             )

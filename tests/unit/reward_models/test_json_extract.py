@@ -188,11 +188,11 @@ def test_a_schema_whose_pattern_looks_for_ever_is_stopped(schemas: Path) -> None
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"type": "objekt"}', "is no JSON schema: type: 'objekt'"),
-        ('{"properties": {"a": {"minimum": "x"}}}', "is no JSON schema: properties/a/minimum"),
-        ('{"type": "object", "type": "array"}', "is no JSON schema"),
-        ("[]", "is no JSON schema"),
-        ("{", "is no JSON schema"),
+        ('{"type": "objekt"}', "is not a JSON schema: type: 'objekt'"),
+        ('{"properties": {"a": {"minimum": "x"}}}', "is not a JSON schema: properties/a/minimum"),
+        ('{"type": "object", "type": "array"}', "is not a JSON schema"),
+        ("[]", "is not a JSON schema"),
+        ("{", "is not a JSON schema"),
         ('{"$ref": "#/$defs/gone"}', "refers to '#/\\$defs/gone', which is not in it"),
         (
             '{"items": {"$ref": "https://example.com/schema.json"}}',
@@ -212,7 +212,7 @@ def test_a_schema_that_is_not_there_or_no_text_is_refused(tmp_path: Path) -> Non
     with pytest.raises(RecipeError, match=r"there is no file nowhere\.json"):
         load_scorer("verifier:json=nowhere.json")
     (tmp_path / "bytes.json").write_bytes(b"\xff\xfe{")
-    with pytest.raises(RecipeError, match="is no JSON schema"):
+    with pytest.raises(RecipeError, match="is not a JSON schema"):
         load_scorer(f"verifier:json={tmp_path}/bytes.json")
 
 
