@@ -11,7 +11,15 @@ import typer
 
 from .errors import resumable
 from .fast_commands import QuickGroup
-from .recipe_command import ANY_KEY, RecipeCommand, carry_out
+from .recipe_command import (
+    ANY_KEY,
+    Debug,
+    DryRun,
+    OverwriteRun,
+    RecipeCommand,
+    ResultAsJson,
+    carry_out,
+)
 
 if TYPE_CHECKING:
     from aligner.config.load import Resolved
@@ -44,19 +52,13 @@ def select(
         str | None,
         typer.Option("--oracle", metavar="CARD", help="Let a scorer label what has no label."),
     ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything, print the plan, stop.")
-    ] = False,
+    dry_run: DryRun = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue where the selection was stopped.")
     ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an existing run directory.")
-    ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the result as JSON on stdout.")
-    ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    overwrite: OverwriteRun = False,
+    as_json: ResultAsJson = False,
+    debug: Debug = False,
 ) -> None:
     """Choose, or read back, with progress on stderr and the result on stdout."""
     if labels is not None or oracle is not None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .recipe_command import carry_out
+from .recipe_command import Debug, DryRun, OverwriteRun, ResultAsJson, carry_out
 
 if TYPE_CHECKING:
     from aligner.config.load import Resolved
@@ -16,19 +16,13 @@ HELP = "Let a language model search for preference objectives."
 
 def discover(
     context: typer.Context,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything, print the plan, stop.")
-    ] = False,
+    dry_run: DryRun = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue where the search was stopped.")
     ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an existing run directory.")
-    ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the result as JSON on stdout.")
-    ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    overwrite: OverwriteRun = False,
+    as_json: ResultAsJson = False,
+    debug: Debug = False,
 ) -> None:
     """Run the search with its table on the screen."""
     carry_out(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .recipe_command import carry_out
+from .recipe_command import Debug, DryRun, OverwriteRun, ResultAsJson, carry_out
 
 if TYPE_CHECKING:
     from aligner.config.load import Resolved
@@ -22,19 +22,13 @@ SHORT = "Glue instruction rows into samples of several instructions."
 
 def mosaic(
     context: typer.Context,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything, print the plan, stop.")
-    ] = False,
+    dry_run: DryRun = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue where the build was stopped.")
     ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an existing run directory.")
-    ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the result as JSON on stdout.")
-    ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    overwrite: OverwriteRun = False,
+    as_json: ResultAsJson = False,
+    debug: Debug = False,
 ) -> None:
     """Build with progress on stderr and the result on stdout."""
     carry_out(

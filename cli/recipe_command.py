@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +14,13 @@ from .fast_commands import QuickCommand
 
 if TYPE_CHECKING:
     from aligner.config.load import Resolved
+
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan, stop.")]
+OverwriteRun = Annotated[
+    bool, typer.Option("--overwrite", help="Replace an existing run directory.")
+]
+ResultAsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
 EXAMPLES = {
     "sft": (

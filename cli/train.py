@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .errors import resumable
-from .recipe_command import ANY_KEY, RecipeCommand
+from .recipe_command import ANY_KEY, Debug, DryRun, OverwriteRun, RecipeCommand, ResultAsJson
 from .resolve import resolve
 
 if TYPE_CHECKING:
@@ -81,25 +81,19 @@ def add_commands(app: typer.Typer) -> None:
 def _command(method: str) -> Any:
     def command(
         context: typer.Context,
-        dry_run: Annotated[
-            bool, typer.Option("--dry-run", help="Check everything, print the plan, stop.")
-        ] = False,
+        dry_run: DryRun = False,
         resume: Annotated[
             bool, typer.Option("--resume", help="Continue from the last checkpoint.")
         ] = False,
-        overwrite: Annotated[
-            bool, typer.Option("--overwrite", help="Replace an existing run directory.")
-        ] = False,
+        overwrite: OverwriteRun = False,
         num_processes: Annotated[
             int | None,
             typer.Option(
                 "--num-processes", "--num_processes", min=1, help="Processes, one per GPU."
             ),
         ] = None,
-        as_json: Annotated[
-            bool, typer.Option("--json", help="Print the result as JSON on stdout.")
-        ] = False,
-        debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+        as_json: ResultAsJson = False,
+        debug: Debug = False,
         loss_table: Annotated[
             bool, typer.Option("--loss-table", help="Show the objectives, and stop.")
         ] = False,

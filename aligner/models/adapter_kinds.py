@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    pass
-
 PROMPTS = (
     "PROMPT_TUNING",
     "MULTITASK_PROMPT_TUNING",

@@ -5,9 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from aligner.config.recipe import Model
-from aligner.models.files import (
-    base_of,
-)
+from aligner.models.files import base_of
 from aligner.models.folder_kinds import CONFIG_FILE
 from aligner.models.gguf import source_of
 from aligner.models.load_errors import quick_imports, reading
@@ -24,10 +22,8 @@ def read_config(model: Model) -> PreTrainedConfig:
 
     name, revision = base_of(model)
     source, form = source_of(name)
-    with (
-        quick_imports(),
-        reading(name, CONFIG_FILE),
-    ):  # with the config comes the code of its family
+    # With the config comes the code of its family.
+    with quick_imports(), reading(name, CONFIG_FILE):
         return AutoConfig.from_pretrained(
             source, revision=revision, trust_remote_code=model.trust_remote_code, **form
         )

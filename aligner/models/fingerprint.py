@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from aligner.config.recipe import Model
 from aligner.models.files import (
@@ -14,9 +14,6 @@ from aligner.models.files import (
     base_of,
 )
 from aligner.models.gguf import gguf_file
-
-if TYPE_CHECKING:
-    pass
 
 
 def model_fingerprint(model: Model) -> str:

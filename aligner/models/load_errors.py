@@ -13,13 +13,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from aligner.errors import AlignerError, RecipeError
 from aligner.models.folder_kinds import SIZES, read_object
-
-if TYPE_CHECKING:
-    pass
 
 MAX_REASON_CHARACTERS = 300
 
