@@ -87,7 +87,7 @@ LOADS_HEAVY: dict[str, tuple[str, ...]] = {
     "losses.dsl": ("checks", "interpreter"),
     "methods.dpo": ("encode", "reference_samples", "reward_distillation", "start_checks", "train"),
     "methods.reward": ("encode", "segments", "train", "trainers"),
-    "methods.sapo": ("encode", "train", "trainer", "windows", "writer"),
+    "methods.sapo": ("encode", "replay_buffer", "train", "trainer", "writer"),
     "methods.sft": ("encode", "train"),
     "models": ("ema", "forward", "own_config", "quantized", "reward_head", "row_sharing"),
     "reward_models": ("heads", "pairwise", "segment"),

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from aligner.config.recipe import Sapo
 from aligner.generation.decode import at_rest
-from aligner.methods.sapo.windows import ReplayBuffer, Rewrite
+from aligner.methods.sapo.replay_buffer import ReplayBuffer, Rewrite
 from aligner.methods.sapo.writer import Writer, number_of
 from aligner.models.ema import Shadow
 from aligner.runs.resumable import AVERAGE, BUFFER, REFERENCE

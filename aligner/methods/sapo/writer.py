@@ -12,7 +12,8 @@ from typing import Any
 
 from aligner.config.recipe import Sapo
 from aligner.generation.decode import Sampling, continue_ids
-from aligner.methods.sapo.windows import Rewrite, cut, stitch
+from aligner.methods.sapo.replay_buffer import Rewrite
+from aligner.methods.sapo.windows import cut, stitch
 from aligner.reward_models.base import Scorer
 
 
