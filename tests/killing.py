@@ -40,12 +40,12 @@ MOMENTS: dict[str, Place] = {
         "_save_optimizer_and_scheduler",
         True,
     ),
-    "before a checkpoint is declared whole": ("aligner.runs.run:Run", "complete_checkpoint", True),
-    "after a checkpoint is declared whole": ("aligner.runs.run:Run", "complete_checkpoint", False),
+    "before a checkpoint is declared whole": ("aligner.training.callbacks", "mark_complete", True),
+    "after a checkpoint is declared whole": ("aligner.training.callbacks", "mark_complete", False),
     "after a line of metrics": ("aligner.runs.run:Run", "log_metrics", False),
-    "while the final weights are saved": ("aligner.training.trainer", "save_final", True),
-    "before the final weights are in their place": ("aligner.training.trainer", "_results", True),
-    "after the final weights": ("aligner.training.trainer", "save_final", False),
+    "while the final weights are saved": ("aligner.training.fit", "save_final", True),
+    "before the final weights are in their place": ("aligner.training.fit", "_results", True),
+    "after the final weights": ("aligner.training.fit", "save_final", False),
     "before the manifest": ("aligner.runs.run:Run", "finish", True),
 }
 

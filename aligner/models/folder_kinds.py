@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from aligner.errors import RecipeError
+from aligner.runs.checkpoints import checkpoints_in
 
 CONFIG_FILE = "config.json"
 JSON_FILES = (
@@ -98,7 +99,7 @@ def what_else(folder: Path) -> tuple[str, str]:
 
 
 def _other_things(folder: Path) -> Iterator[tuple[bool, str, str]]:
-    final, checkpoints = folder / "final", _checkpoints(folder)
+    final, checkpoints = folder / "final", checkpoints_in(folder)
     snapshots = sorted(folder.glob("snapshots/*/config.json"))
     inside = sorted(
         file.parent
@@ -148,11 +149,6 @@ def _other_things(folder: Path) -> Iterator[tuple[bool, str, str]]:
         "name the model that it was exported from",
     )
     yield bool(inside), "a folder of models", f"did you mean {inside[0] if inside else ''}?"
-
-
-def _checkpoints(folder: Path) -> list[Path]:
-    found = [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
-    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
 
 
 # --- sizes ----------------------------------------------------------------------------------------

@@ -21,7 +21,8 @@ from aligner.config.defaults import DEFAULT, OF_DEVICE, OF_LIBRARIES, is_default
 from aligner.config.method_rules import KINDS_OF_KEY
 from aligner.reports.charts import number
 from aligner.reports.page import AT_START
-from aligner.runs.files import dumps, lineage, read_json, write_atomically
+from aligner.runs.files import dumps, read_json, write_atomically
+from aligner.runs.lineage import lineage
 
 Record = dict[str, Any]
 

@@ -11,7 +11,8 @@ from markupsafe import Markup
 
 from aligner.config.defaults import is_default, keys_that_matter
 from aligner.reports.charts import number, split_bar
-from aligner.runs.files import dumps, flatten, lineage, read_json
+from aligner.runs.files import dumps, flatten, read_json
+from aligner.runs.lineage import lineage
 from aligner.runs.lock import LOCK_NAME
 
 Rows = list[tuple[str, str]]

@@ -14,9 +14,8 @@ from pathlib import Path
 from aligner.config.choices import REFERENCE_FREE_LOSSES
 from aligner.config.recipe import Recipe, SapoRecipe, TrainRecipe
 from aligner.errors import Problem, UsageError
-from aligner.runs.files import parse_json
+from aligner.runs.checkpoints import STATE, is_last
 
-STATE = "trainer_state.json"
 OPTIMIZER = ("optimizer.pt", "optimizer.bin", "optimizer_0", "global_step*")
 """Where the optimizer stands: plain, under FSDP in one file or in shards, under DeepSpeed."""
 
@@ -81,13 +80,3 @@ def _missing_of_sapo(checkpoint: Path, recipe: SapoRecipe) -> Iterator[tuple[str
     if recipe.sapo.buffer_size:
         wanted[BUFFER] = "the pairs to draw from"
     yield from ((name, what) for name, what in wanted.items() if not (checkpoint / name).is_file())
-
-
-def is_last(checkpoint: Path) -> bool:
-    """Say whether a run had come to its end, by its steps or by early stopping, when it wrote this
-    checkpoint."""
-    state = parse_json(
-        checkpoint / STATE, f"delete {checkpoint}", needed=["global_step", "max_steps"]
-    )
-    control = state["stateful_callbacks"].get("TrainerControl", {}).get("args", {})
-    return bool(state["global_step"] >= state["max_steps"] or control.get("should_training_stop"))

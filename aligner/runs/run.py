@@ -37,6 +37,7 @@ from typing import IO, Any
 from aligner.config.defaults import is_default
 from aligner.config.load import Resolved, recipe_hash
 from aligner.errors import AlignerError, DataError, Problem, UsageError
+from aligner.runs.checkpoints import latest_checkpoint, remove_incomplete, step_of
 from aligner.runs.environment import (
     REDACTED,
     describe_environment,
@@ -51,7 +52,6 @@ from aligner.runs.files import (
     dumps,
     fingerprints,
     flatten,
-    parse_json,
     plain,
     read_json,
     read_metrics,
@@ -109,7 +109,6 @@ FOLDERS = ("checkpoints", "final", "prepared", "archive", "shards", "journal")
 """What must be a folder where it is there."""
 
 _TEMPORARY = re.compile(r"^\..+\.\d+\.tmp$")
-_CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
 
 
 def _is_free(key: str) -> bool:
@@ -250,7 +249,7 @@ class Run:
             self.close()
             return
         try:
-            refuse_smaller(self.latest_checkpoint(), resolved.recipe)
+            refuse_smaller(latest_checkpoint(self.checkpoints_dir), resolved.recipe)
         except AlignerError:
             self.close()
             raise
@@ -296,9 +295,7 @@ class Run:
                 path.unlink()
         for path in (self.dir / f"{name}.unfinished" for name in FOLDERS):
             shutil.rmtree(path, ignore_errors=True)
-        for path in self._checkpoints():
-            if not (path / "complete").exists():
-                shutil.rmtree(path)
+        remove_incomplete(self.checkpoints_dir)
 
     def check_data(self, fingerprint: str, sources: Mapping[str, Any]) -> None:
         """Remember the data on the first call; on a resumed run refuse other data. `sources`: path
@@ -381,50 +378,6 @@ class Run:
         if (self.dir / "metrics.jsonl").exists():
             self.write_text("metrics.jsonl", "".join(dumps(record) + "\n" for record in kept))
 
-    def _checkpoints(self) -> list[Path]:
-        """Checkpoint folders, whole or not, by step."""
-        if not self.checkpoints_dir.is_dir():
-            return []
-        found = [
-            path
-            for path in self.checkpoints_dir.iterdir()
-            if _CHECKPOINT.match(path.name) and path.is_dir()
-        ]
-        return sorted(found, key=checkpoint_step)
-
-    def complete_checkpoint(self, checkpoint: Path) -> None:
-        """Declare a checkpoint whole: everything in it goes to disk first, the file `complete` with
-        all sizes last."""
-        sizes = {}
-        for path in sorted(checkpoint.rglob("*")):
-            if path.is_file():
-                with open(path, "rb+") as file:
-                    os.fsync(file.fileno())
-                sizes[path.relative_to(checkpoint).as_posix()] = path.stat().st_size
-        write_atomically(checkpoint / "complete", dumps({"time": now(), "sizes": sizes}))
-
-    def check_checkpoint(self, checkpoint: Path) -> None:
-        """Raise DataError where a file of a whole checkpoint is no longer there or has another size
-        than it had."""
-        cure = (
-            f"delete {checkpoint}: --resume then continues from the checkpoint before it, or from "
-            "the start"
-        )
-        sizes = parse_json(checkpoint / "complete", cure, needed=["sizes"])["sizes"]
-        for name, size in sizes.items():
-            file = checkpoint / name
-            if not file.is_file():
-                raise DataError(f"{file} is missing", cure)
-            if file.stat().st_size != size:
-                raise DataError(
-                    f"{file} is damaged: it has {file.stat().st_size:,} bytes of {size:,}", cure
-                )
-
-    def latest_checkpoint(self) -> Path | None:
-        """The checkpoint to resume from: the highest step among the whole ones."""
-        whole = [path for path in self._checkpoints() if (path / "complete").exists()]
-        return whole[-1] if whole else None
-
     @property
     def is_done(self) -> bool:
         return (self.dir / "manifest.json").exists()
@@ -493,12 +446,6 @@ class Run:
         atexit.unregister(self.close)
 
 
-def checkpoint_step(path: Path) -> int:
-    match = _CHECKPOINT.match(path.name)
-    assert match, path
-    return int(match[1])
-
-
 def seconds_worked(sessions: list[dict[str, Any]], finished: str) -> float:
     """Time in which the run was worked on: a session that was killed counts up to its last sign of
     life."""
@@ -549,8 +496,8 @@ def _what_is_in(folder: Path) -> str:
         return f"an unfinished {method} run that has built {built} part{'' if built == 1 else 's'}"
     if (folder / "journal").is_dir():
         return f"an unfinished {method} run, parts of which are done"
-    latest = run.latest_checkpoint()
-    saved = f"saved up to step {checkpoint_step(latest)}" if latest else "with no checkpoint yet"
+    latest = latest_checkpoint(run.checkpoints_dir)
+    saved = f"saved up to step {step_of(latest)}" if latest else "with no checkpoint yet"
     return f"an unfinished {method} run, {saved}"
 
 

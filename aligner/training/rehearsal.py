@@ -20,7 +20,7 @@ from transformers import Trainer, TrainingArguments, get_scheduler
 from aligner.config import trainer_keys
 from aligner.config.recipe import TrainRecipe
 from aligner.runs.run import Run
-from aligner.training.trainer import told_by_key, training_arguments
+from aligner.training.arguments import told_by_key, training_arguments
 
 STEPS = 4
 WIDTH = 96

@@ -48,6 +48,7 @@ from aligner.methods.pipeline import run_recipe
 from aligner.models.loading import load_policy
 from aligner.models.tokenizers import load_tokenizer
 from aligner.reward_models.catalogue import load_scorer
+from aligner.runs.checkpoints import checkpoints_in, step_of
 from aligner.toy.tasks import draw, gold_score
 from aligner.toy.world import write_world
 from benchmarks.results import write
@@ -224,10 +225,8 @@ def curve(world: Path, run: Path, seed: int) -> Iterator[Point]:
         for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     ]
     tokens = {line["step"]: line["num_tokens"] for line in metrics}
-    for checkpoint in sorted(
-        (run / "checkpoints").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1])
-    ):
-        steps = int(checkpoint.name.split("-")[1])
+    for checkpoint in checkpoints_in(run / "checkpoints"):
+        steps = step_of(checkpoint)
         yield Point(steps, steps * BATCH * LIMIT, tokens[steps], single(world, checkpoint, seed))
 
 

@@ -191,7 +191,7 @@ def sft_trainer(
 
     from aligner.methods.sft.train import SeededSFTTrainer
     from aligner.runs.run import Run
-    from aligner.training.trainer import training_arguments
+    from aligner.training.arguments import training_arguments
 
     recipe = small_recipe("sft", small_world, folder, sft__packing=packing).recipe
     arguments = training_arguments(

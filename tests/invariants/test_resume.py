@@ -326,7 +326,7 @@ def begun(small_world, tmp_path, own_cache):
         )
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("aligner.training.trainer.save_final", _interrupted)
+        patched.setattr("aligner.training.fit.save_final", _interrupted)
         with pytest.raises(KeyboardInterrupt):
             run_recipe(small_recipe("sft", small_world, run, **flags))
     return run, resume, data
@@ -344,7 +344,7 @@ def test_a_resumption_warns_of_nothing_that_is_not_so(
     model = save_model(tmp_path / "model", tie_word_embeddings=True)
     flags = {"trainer__save_steps": 0.5, "model__name_or_path": str(model)}
     with monkeypatch.context() as patched:
-        patched.setattr("aligner.training.trainer.save_final", _interrupted)
+        patched.setattr("aligner.training.fit.save_final", _interrupted)
         with pytest.raises(KeyboardInterrupt):
             run_recipe(small_recipe("sft", small_world, tmp_path / "run", **flags))
     said: list[logging.LogRecord] = []

@@ -33,7 +33,7 @@ def stopped(
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr("aligner.training.trainer.Recorder.on_step_begin", end_at_third(end))
+        patch.setattr("aligner.training.callbacks.Recorder.on_step_begin", end_at_third(end))
         with pytest.raises(Killed):
             run_recipe(recipe)
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["checkpoint-2"]

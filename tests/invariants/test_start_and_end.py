@@ -247,7 +247,7 @@ def test_adapters_merged_answer_like_adapters_on_their_base(
     are the same."""
     from peft import PeftModel
 
-    import aligner.training.trainer as training
+    import aligner.training.fit as training
 
     trained: list[torch.Tensor] = []
     save_final = training.save_final

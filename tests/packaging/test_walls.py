@@ -92,7 +92,10 @@ LOADS_HEAVY: dict[str, tuple[str, ...]] = {
     "models": ("ema", "forward", "own_config", "quantized", "reward_head", "row_sharing"),
     "reward_models": ("heads", "pairwise", "segment"),
     "toy": ("muon", "pretrain", "tokenizer"),
-    "training": ("preference", "reference", "rehearsal", "sampler", "trainer"),
+    "training": (
+        *("arguments", "callbacks", "fit", "preference", "reference", "rehearsal", "sampler"),
+        "trainer",
+    ),
 }
 """Folder -> its modules that load a heavy library when they are imported, themselves or by what
 they import; no others do."""

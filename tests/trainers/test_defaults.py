@@ -17,7 +17,7 @@ from aligner.config.load import load_recipe
 from aligner.methods.pipeline import run_recipe
 from aligner.runs.files import read_json
 from aligner.runs.run import Run
-from aligner.training.trainer import training_arguments
+from aligner.training.arguments import training_arguments
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

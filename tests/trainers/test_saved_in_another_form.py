@@ -57,7 +57,7 @@ def test_a_resumed_run_goes_on_from_the_trained_experts(experts, tmp_path, monke
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("aligner.training.trainer.save_final", stop)
+        patched.setattr("aligner.training.fit.save_final", stop)
         with pytest.raises(KeyboardInterrupt):
             train(experts, tmp_path / "run", trainer__save_steps=2)
     (tmp_path / "run" / "checkpoints" / "checkpoint-4" / "complete").unlink()

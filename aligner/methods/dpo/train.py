@@ -18,8 +18,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from transformers import TrainingArguments
-
 from aligner.config.callables import source_of
 from aligner.config.choices import DISTILL_FORWARD_KL, REFERENCE_FREE_LOSSES, REWARD_LOSSES
 from aligner.config.defaults import trainer_value
@@ -35,9 +33,11 @@ from aligner.methods.job import SHARDED, Job
 from aligner.models.files import ADAPTER_FILE
 from aligner.models.loading import load_policy
 from aligner.tokenization.dataset import Prepared
+from aligner.training.arguments import preference_arguments
+from aligner.training.fit import Fitted, fit
 from aligner.training.preference import PairCollator, PreferenceTrainer
 from aligner.training.reference import Scorer, with_reference
-from aligner.training.trainer import Fitted, fit, lengths_of, training_arguments
+from aligner.training.trainer import lengths_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -50,7 +50,7 @@ def train(job: Job) -> Fitted:
     job = replace(job, prepared=add_rewards(job))
     model = load_policy(recipe.model, job.tokenizer, trainable=True)
     job.answer_before(model)
-    arguments = _arguments(job, recipe)
+    arguments = preference_arguments(recipe, job.run)
     trainer = PreferenceTrainer(
         model=model,
         args=arguments,
@@ -96,7 +96,7 @@ def before_ranks(job: Job) -> None:
     add_rewards(job)
     if recipe.launch.strategy not in SHARDED:
         return
-    arguments = _arguments(job, recipe)
+    arguments = preference_arguments(recipe, job.run)
     scorer = Scorer(
         recipe,
         job.tokenizer,
@@ -311,7 +311,3 @@ def objective_settings(recipe: DpoRecipe) -> Settings:
     """Return the numbers of the objective."""
     dpo = recipe.dpo
     return Settings(dpo.beta, dpo.label_smoothing, dpo.tau, dpo.simpo_gamma)
-
-
-def _arguments(job: Job, recipe: DpoRecipe) -> TrainingArguments:
-    return training_arguments(recipe, job.run, TrainingArguments, remove_unused_columns=False)

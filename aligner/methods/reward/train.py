@@ -50,8 +50,11 @@ from aligner.models.loading import load_policy, load_reward_model
 from aligner.models.reward_head import join_outputs, pool_by_mask
 from aligner.reward_models.card import CARD_FILE, Card, Segments, card_text, find_card
 from aligner.reward_models.heads import attribute_weights
+from aligner.runs.checkpoints import step_of
 from aligner.runs.files import write_atomically
-from aligner.training.trainer import Fitted, exact_adapters, fit, lengths_of, training_arguments
+from aligner.training.arguments import training_arguments
+from aligner.training.fit import Fitted, fit
+from aligner.training.trainer import exact_adapters, lengths_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -300,7 +303,7 @@ def _held_out_accuracy(trainer: RewardSteps) -> float | None:
         logs["step"]: logs["eval_accuracy"] for logs in state.log_history if "eval_accuracy" in logs
     }
     if trainer.args.load_best_model_at_end and state.best_model_checkpoint:
-        return found.get(int(Path(state.best_model_checkpoint).name.rpartition("-")[2]))
+        return found.get(step_of(state.best_model_checkpoint))
     return list(found.values())[-1] if found else None
 
 

@@ -47,13 +47,16 @@ from aligner.methods.sapo.trainer import RowCollator, SapoTrainer, as_pair, wind
 from aligner.methods.sapo.writer import Writer
 from aligner.models.loading import load_policy
 from aligner.reward_models.catalogue import load_scorer
+from aligner.runs.checkpoints import latest_checkpoint
 from aligner.tokenization.encode import stop_token_ids
+from aligner.training.arguments import preference_arguments
+from aligner.training.fit import Fitted, fit
 from aligner.training.preference import (
     PairCollator,
     fuse_head,
     reference_logps,
 )
-from aligner.training.trainer import Fitted, fit, lengths_of, training_arguments
+from aligner.training.trainer import lengths_of
 
 HELD_OUT_PAIRS = "prepared/held_out_pairs.json"
 SHOWN_PAIRS = 6
@@ -67,7 +70,7 @@ def train(job: Job) -> Fitted:
     _refuse_shards(recipe)
     sapo = recipe.sapo
     model = load_policy(recipe.model, job.tokenizer, trainable=True)
-    arguments = _arguments(job, recipe)
+    arguments = preference_arguments(recipe, job.run)
     _refuse_what_does_not_fit(job, recipe, model, arguments)
     job.answer_before(model)
     writer = _writer(job, recipe, model, arguments)
@@ -90,7 +93,7 @@ def train(job: Job) -> Fitted:
     )
     if recipe.model.lora is not None and arguments.gradient_checkpointing:
         model.enable_input_require_grads()
-    if (checkpoint := job.run.latest_checkpoint()) is not None:
+    if (checkpoint := latest_checkpoint(job.run.checkpoints_dir)) is not None:
         trainer.load_rest(checkpoint)
     trainer.group_lengths = lengths_of(job.prepared.train, job.prepared.batching.grouped)
     job.tell_trained(trainer.model, arguments.learning_rate)
@@ -171,10 +174,6 @@ def _announce(job: Job, recipe: SapoRecipe, writer: Writer) -> None:
         job.warn(f"{wrong}. Use another sapo.loss")
     if sapo.loss in BATCH_DEPENDENT:
         job.note(f"{sapo.loss} reads statistics of the batch")
-
-
-def _arguments(job: Job, recipe: SapoRecipe) -> TrainingArguments:
-    return training_arguments(recipe, job.run, TrainingArguments, remove_unused_columns=False)
 
 
 def _held_out(

@@ -22,6 +22,7 @@ from aligner.generation.decode import at_rest
 from aligner.methods.sapo.replay_buffer import ReplayBuffer, Rewrite
 from aligner.methods.sapo.writer import Writer, number_of
 from aligner.models.ema import Shadow
+from aligner.runs.checkpoints import checkpoint_at
 from aligner.runs.resumable import AVERAGE, BUFFER, REFERENCE
 from aligner.training.preference import (
     PairCollator,
@@ -216,7 +217,7 @@ class SapoTrainer(PreferenceTrainer):
         """Add the average, the reference and the buffer to the checkpoint."""
         super()._save_checkpoint(model, trial)
         if self.is_world_process_zero():
-            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            folder = checkpoint_at(Path(self.args.output_dir), self.state.global_step)
             for file, part in self._parts().items():
                 part.save(folder / file)
 

@@ -26,14 +26,9 @@ from aligner.models.loading import load_policy
 from aligner.models.router_loss import name_experts, router_coefficient
 from aligner.models.row_sharing import cannot_pack, rows_apart
 from aligner.tokenization.encode import IGNORED
-from aligner.training.trainer import (
-    Fitted,
-    OrderedTrainer,
-    exact_adapters,
-    fit,
-    lengths_of,
-    training_arguments,
-)
+from aligner.training.arguments import training_arguments
+from aligner.training.fit import Fitted, fit
+from aligner.training.trainer import OrderedTrainer, exact_adapters, lengths_of
 
 
 class TokenSums:

@@ -22,7 +22,7 @@ from aligner.models.trained_weights import (
     unmoved_share,
     without_gradient,
 )
-from aligner.training.trainer import Recorder
+from aligner.training.callbacks import Recorder
 from tests.fakes import byte_tokenizer, save_model, tiny_llama
 from tests.mixtures import save_mixture
 

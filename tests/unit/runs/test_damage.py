@@ -18,6 +18,7 @@ from aligner.errors import AlignerError, DataError, UsageError
 from aligner.launch.causes import LostConnectionError, outside_cause
 from aligner.launch.command import _first_failure
 from aligner.runs.cache import is_kept, keep
+from aligner.runs.checkpoints import check_checkpoint, latest_checkpoint, mark_complete
 from aligner.runs.files import check_checksums, read_json, write_checksums
 from aligner.runs.journal import Journal
 from aligner.runs.lock import LOCK_NAME, acquire_lock
@@ -45,7 +46,7 @@ def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (folder / name).write_bytes(b"state")
     state = {"global_step": 20, "max_steps": 100, "stateful_callbacks": {}}
     (folder / "trainer_state.json").write_text(json.dumps(state), encoding="utf-8")
-    run.complete_checkpoint(folder)
+    mark_complete(folder)
     run.close()
     return run.dir
 
@@ -89,19 +90,18 @@ def test_a_file_where_a_folder_belongs_is_refused_before_anything_is_done(
 
 
 def test_a_checkpoint_that_is_cut_is_not_resumed(run_dir: Path) -> None:
-    run = Run.attach(run_dir)
-    newest = run.latest_checkpoint()
+    newest = latest_checkpoint(Run.attach(run_dir).checkpoints_dir)
     assert newest is not None
-    run.check_checkpoint(newest)
+    check_checkpoint(newest)
     (newest / "model.safetensors").write_bytes(b"weig")
     with pytest.raises(
         DataError, match=r"model.safetensors is damaged: it has 4 bytes of 7"
     ) as caught:
-        run.check_checkpoint(newest)
+        check_checkpoint(newest)
     assert f"delete {newest}" in caught.value.hint
     (newest / "model.safetensors").unlink()
     with pytest.raises(DataError, match=r"model.safetensors is missing"):
-        run.check_checkpoint(newest)
+        check_checkpoint(newest)
 
 
 def test_what_a_kill_left_half_written_goes_on_resume(run_dir: Path) -> None:

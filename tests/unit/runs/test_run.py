@@ -18,7 +18,9 @@ from example_run import finished_run, resolved, trained_run
 from aligner.config.defaults import OF_ALIGNER
 from aligner.errors import DataError, UsageError
 from aligner.reports.finish import finish_run
-from aligner.runs.files import file_sha256, lineage, read_metrics, write_atomically
+from aligner.runs.checkpoints import checkpoint_at, latest_checkpoint, mark_complete
+from aligner.runs.files import file_sha256, read_metrics, write_atomically
+from aligner.runs.lineage import lineage
 from aligner.runs.lock import LOCK_NAME
 from aligner.runs.run import Run, seconds_worked
 
@@ -43,11 +45,11 @@ def begin(run_dir: Path, **changes: Any) -> Run:
 
 
 def checkpoint(run: Run, step: int, *, complete: bool = True) -> Path:
-    folder = run.checkpoints_dir / f"checkpoint-{step}"
+    folder = checkpoint_at(run.checkpoints_dir, step)
     folder.mkdir(parents=True)
     (folder / "model.safetensors").write_bytes(b"weights")
     if complete:
-        run.complete_checkpoint(folder)
+        mark_complete(folder)
     return folder
 
 
@@ -159,7 +161,7 @@ def test_a_run_killed_while_it_was_created_can_be_resumed_from_nothing(run_dir: 
 
 def test_resuming_nothing_starts_afresh(run_dir: Path) -> None:
     run = Run.create(resolved(run_dir), resume=True)
-    assert run.latest_checkpoint() is None
+    assert latest_checkpoint(run.checkpoints_dir) is None
     run.close()
 
 
@@ -274,10 +276,10 @@ def test_only_whole_checkpoints_count_and_the_others_go_on_resume(run_dir: Path)
     state = {"global_step": 20, "max_steps": 20, "stateful_callbacks": {}}
     (newest / "trainer_state.json").write_text(json.dumps(state))
     half = checkpoint(run, 100, complete=False)
-    assert run.latest_checkpoint() == newest
+    assert latest_checkpoint(run.checkpoints_dir) == newest
     resumed = Run.create(resolved(run_dir), resume=True)
     assert not half.exists()
-    assert resumed.latest_checkpoint() == newest
+    assert latest_checkpoint(resumed.checkpoints_dir) == newest
     resumed.close()
 
 

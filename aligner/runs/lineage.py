@@ -1,0 +1,68 @@
+"""Where a model came from: its run, the run of the model that this one started from, and so on.
+Imports no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from aligner.runs.files import read_json
+
+
+def lineage(run_dir: str | Path, manifest: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+    """The run and the runs its model came from, newest first; a model that no run of ours made ends
+    the list.
+
+    `manifest` stands in for the run's own while that is not written yet.
+    """
+    found: list[dict[str, Any]] = []
+    seen: set[Path] = set()
+    folder: Path | None = Path(run_dir)
+    while folder is not None and folder.resolve() not in seen:
+        seen.add(folder.resolve())
+        entry = _lineage_entry(folder, manifest if not found else None)
+        found.append(entry)
+        parent = _model_parent(entry)
+        folder = _run_of_model(parent, entry["working_directory"]) if parent else None
+        if parent and folder is None:
+            found.append({"kind": "model", "path": parent})
+    return found
+
+
+def _lineage_entry(folder: Path, manifest: dict[str, Any] | None) -> dict[str, Any]:
+    recipe = (read_json(folder, "resolved.json") or {}).get("recipe", {})
+    environment = read_json(folder, "environment.json") or {}
+    manifest = manifest or read_json(folder, "manifest.json") or {}
+    return {
+        "kind": "run",
+        "path": str(folder),
+        "method": recipe.get("method"),
+        "model": recipe.get("model", {}).get("name_or_path"),
+        "working_directory": environment.get("working_directory", ""),
+        **{
+            key: manifest.get(key)
+            for key in ("created", "finished", "results", "recipe_hash", "data_fingerprint")
+        },
+        "parents": manifest.get("parents", []),
+    }
+
+
+def _model_parent(entry: dict[str, Any]) -> str | None:
+    recorded = [
+        parent["path"] for parent in entry["parents"] if parent.get("kind") in ("model", "run")
+    ]
+    return recorded[0] if recorded else entry["model"]
+
+
+def _run_of_model(model: str, working_directory: str) -> Path | None:
+    """The run directory that this folder lies in, if it does. Relative paths are those of the run's
+    own start."""
+    for place in (Path(working_directory) / model, Path(model)):
+        if place.is_dir():
+            inside = (
+                folder
+                for folder in (place, *place.parents[:2])
+                if (folder / "resolved.json").is_file()
+            )
+            return next(inside, None)
+    return None

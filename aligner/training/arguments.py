@@ -1,0 +1,115 @@
+"""The arguments of a trainer: the recipe's `trainer:` section, what this device decides, and what
+only we may set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from aligner.config import trainer_keys
+from aligner.config.defaults import fill, trainer_value
+from aligner.config.recipe import TrainRecipe
+from aligner.errors import Problem, RecipeError
+from aligner.launch.devices import has_bf16_gpu
+from aligner.runs.run import Run
+
+WHAT_LIBRARIES_RAISE = (
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    ImportError,
+    RuntimeError,
+    ArithmeticError,
+    OSError,
+    AssertionError,
+)
+
+
+def training_arguments(
+    recipe: TrainRecipe, run: Run, argument_class: type[TrainingArguments], **ours: Any
+) -> TrainingArguments:
+    """Build the arguments of a trainer: what the device decides, the recipe's `trainer:` section
+    over it, filled, and what only we may set."""
+    filled, _ = fill(recipe)
+    values = {**of_device(filled), **filled.trainer, **ours}
+    # The name people know is on its way out of transformers, which warns about it twice a run.
+    for key in ("gradient_checkpointing", "gradient_checkpointing_kwargs"):
+        known = values.pop(key, None)
+        new = key.replace("gradient", "activation")
+        values[new] = known if values.get(new) is None else values[new]
+    # Rotation is ours: transformers removes old checkpoints before the new one is known to be
+    # whole.
+    values["save_total_limit"] = None
+    values["restore_callback_states_from_checkpoint"] = True
+    with told_by_key("trainer", recipe):
+        return argument_class(
+            output_dir=str(run.checkpoints_dir),
+            seed=recipe.seed,
+            data_seed=recipe.seed,
+            disable_tqdm=True,
+            logging_nan_inf_filter=False,
+            **values,
+        )
+
+
+def preference_arguments(recipe: TrainRecipe, run: Run) -> TrainingArguments:
+    """Build the arguments of a `PreferenceTrainer`, whose collator reads every column."""
+    return training_arguments(recipe, run, TrainingArguments, remove_unused_columns=False)
+
+
+@contextmanager
+def told_by_key(key: str, recipe: TrainRecipe, origins: Mapping[str, str] = {}) -> Iterator[None]:
+    """Turn what a library has against a setting into a problem of the key that it names, or else of
+    `key`.
+
+    `origins` says where each key was written. Raises: RecipeError.
+    """
+    try:
+        yield
+    except RecipeError as error:
+        placed = [
+            replace(problem, where=problem.where or origins.get(problem.key, ""))
+            for problem in error.problems
+        ]
+        raise RecipeError(error.message, error.hint, placed) from error
+    except WHAT_LIBRARIES_RAISE as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        known = trainer_keys.fields(recipe.method)
+        named = sorted(
+            (text.find(name), -len(name), name)
+            for name, value in recipe.trainer.items()
+            if name in text and value != known.get(name, {}).get("default")
+        )
+        name = f"trainer.{named[0][2]}" if named else key
+        problem = Problem(text[:300], origins.get(name, ""), name)
+        raise RecipeError(
+            "a setting of the trainer does not work here", "change it, or drop it", [problem]
+        ) from error
+
+
+def of_device(recipe: TrainRecipe) -> dict[str, Any]:
+    """Return what this device decides where the recipe leaves it out."""
+    on_gpu = torch.cuda.is_available() and not trainer_value(recipe, "use_cpu")
+    return {
+        "bf16": has_bf16_gpu() and on_gpu and not trainer_value(recipe, "fp16"),
+        "gradient_checkpointing": on_gpu,
+        "dataloader_pin_memory": on_gpu,
+    }
+
+
+def found_late(arguments: TrainingArguments, recipe: TrainRecipe) -> dict[str, Any]:
+    """Return the arguments of a trainer that differ from what the recipe says, or that it does not
+    hold: what device, data and model decided, and what only we set."""
+    values = arguments.to_dict()  # without secrets
+    # Ours are rotated by `aligner.runs.checkpoints`; what the recipe says of them holds.
+    values.pop("save_total_limit")
+    trainer = fill(recipe)[0].trainer
+    return {
+        key: value for key, value in values.items() if key not in trainer or value != trainer[key]
+    }

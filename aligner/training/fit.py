@@ -1,0 +1,190 @@
+"""Train with a trainer, from its last whole checkpoint on, and save the result to `final/`.
+
+A method builds its trainer and hands it to `fit`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, set_seed
+
+from aligner.config.defaults import OF_ALIGNER, OF_DEVICE, trainer_value
+from aligner.config.recipe import TrainRecipe
+from aligner.errors import TrainingError
+from aligner.events import Notice, OnEvent, StageStarted, Warned, tell
+from aligner.models.loading import without_messages
+from aligner.models.saved_tokenizer import SavedTokenizer
+from aligner.runs.checkpoints import check_checkpoint, is_last, latest_checkpoint, step_of
+from aligner.runs.run import Run
+from aligner.training.arguments import found_late
+from aligner.training.callbacks import Recorder, refuse_broken_weights
+from aligner.training.trainer import OrderedTrainer
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """What training gave: results by name, for the manifest and the screen."""
+
+    results: dict[str, float]
+
+
+def fit(
+    trainer: OrderedTrainer,
+    recipe: TrainRecipe,
+    run: Run,
+    on_event: OnEvent | None,
+    guards: Sequence[TrainerCallback] = (),
+    finish: Callable[[Path], None] | None = None,
+) -> Fitted:
+    """Train, from the last complete checkpoint if there is one, and save the result to `final/`.
+
+    `finish` may add files to the folder of the result before it takes its name. `guards` hear of
+    every log after it was recorded, and may end the training with an error. Raises: TrainingError
+    when the loss is NaN or inf, or memory runs out.
+    """
+    keep = int(trainer_value(recipe, "save_total_limit") or OF_ALIGNER["save_total_limit"])
+    trainer.remove_callback(PrinterCallback)
+    trainer.fill_last_batch()
+    if trainer.processing_class is not None:
+        trainer.saved_tokenizer = SavedTokenizer(trainer.processing_class, recipe.model)
+    trainer.add_callback(Recorder(trainer, run, on_event, keep))
+    for guard in guards:
+        trainer.add_callback(guard)
+    if recipe.early_stopping is not None:
+        trainer.add_callback(
+            EarlyStoppingCallback(recipe.early_stopping.patience, recipe.early_stopping.threshold)
+        )
+    checkpoint = latest_checkpoint(run.checkpoints_dir)
+    if checkpoint is not None:
+        check_checkpoint(checkpoint)
+    trainer.has_ended = checkpoint is not None and is_last(checkpoint)
+    set_seed(
+        recipe.seed
+    )  # what was computed before, or found in a cache, leaves no trace in dropout
+    if trainer.is_world_process_zero():
+        for remark in run.record_arguments(found_late(trainer.args, recipe), OF_DEVICE):
+            tell(on_event, Warned(remark))
+        _announce(checkpoint, run, on_event)
+        if trainer.args.save_only_model and on_event:
+            on_event(
+                Warned(
+                    "trainer.save_only_model: checkpoints hold weights alone, and --resume will "
+                    "refuse them"
+                )
+            )
+    if on_event:
+        on_event(StageStarted("training"))
+    try:
+        # Shares of the run (0.1) are compared with numbers of steps there; a changed recipe is
+        # refused by the run. The ids that a trainer sets configurations to are put back when the
+        # model is saved.
+        with (
+            without_messages("do not match the ones in the `trainer_state.json`", "trainer_utils"),
+            without_messages(
+                "new PAD/BOS/EOS tokens that differ from the model config", "trainer_utils"
+            ),
+        ):
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(
+            f"the device ran out of memory at step {trainer.state.global_step}",
+            "halve trainer.per_device_train_batch_size and double "
+            "trainer.gradient_accumulation_steps, set "
+            "trainer.gradient_checkpointing=true, lower data.max_length, or use model.lora with "
+            "model.quantization=nf4",
+        ) from error
+    refuse_broken_weights(trainer)
+    trainer.own_config.put_back()
+    trainer.before_result()
+    save_final(trainer, run, finish)
+    return Fitted(_results(trainer))
+
+
+def _announce(checkpoint: Path | None, run: Run, on_event: OnEvent | None) -> None:
+    step = step_of(checkpoint) if checkpoint else 0
+    run.trim_metrics(step)
+    if checkpoint and on_event:
+        whole = "weights, optimizer, schedule, random state, place in the data"
+        taken = (
+            "training had ended there, and only the end of the run is left"
+            if is_last(checkpoint)
+            else whole
+        )
+        on_event(Notice(f"resuming from {checkpoint} ({taken})"))
+
+
+def save_final(
+    trainer: OrderedTrainer, run: Run, finish: Callable[[Path], None] | None = None
+) -> None:
+    """Save the model to `final/` under a temporary name first, so that a `final/` is always
+    whole."""
+    unfinished = run.dir / "final.unfinished"
+    trainer.save_model(str(unfinished))
+    if trainer.is_world_process_zero():
+        (unfinished / "training_args.bin").unlink(
+            missing_ok=True
+        )  # a pickle; the recipe says it all
+        (unfinished / "README.md").unlink(missing_ok=True)
+        if finish is not None:
+            finish(unfinished)
+        readable = (
+            (run.dir / "resolved.json").stat().st_mode
+        )  # safetensors 0.8 writes files that only their owner may read
+        for file in unfinished.rglob("*.safetensors"):
+            file.chmod(readable)
+        if run.final_dir.exists():
+            shutil.rmtree(run.final_dir)
+        os.replace(unfinished, run.final_dir)
+    PartialState().wait_for_everyone()
+
+
+def _results(trainer: OrderedTrainer) -> dict[str, float]:
+    """Return the run's numbers from the trainer's own history, which checkpoints carry over a
+    resumption."""
+    history = trainer.state.log_history
+    results = {"steps": float(trainer.state.global_step), "train_loss": _mean_loss(history)}
+    last_train: dict[str, float] = next((logs for logs in reversed(history) if "loss" in logs), {})
+    last_eval: dict[str, float] = next(
+        (logs for logs in reversed(history) if "eval_loss" in logs), {}
+    )
+    left_out = ("epoch", "step", "learning_rate")
+    kept = {
+        f"train/{key}": value
+        for key, value in last_train.items()
+        if not (key in left_out or _is_timing(key))
+    }
+    held_out = {
+        key.removeprefix("eval_"): value
+        for key, value in last_eval.items()
+        if key.startswith("eval_")
+    }
+    results |= {key: float(value) for key, value in kept.items()}
+    results |= {
+        f"eval/{key}": float(value) for key, value in held_out.items() if not _is_timing(key)
+    }
+    if trainer.state.best_metric is not None:
+        results["best_eval_loss"] = float(trainer.state.best_metric)
+    return results
+
+
+def _mean_loss(history: Sequence[dict[str, Any]]) -> float:
+    """Return the mean training loss over all steps, from logs that each give the mean since the one
+    before."""
+    total, before = 0.0, 0
+    for logs in history:
+        if "loss" in logs:
+            total += logs["loss"] * (logs["step"] - before)
+            before = logs["step"]
+    return total / max(1, before)
+
+
+def _is_timing(key: str) -> bool:
+    return key in ("runtime", "samples_per_second", "steps_per_second", "sapo/generation_share")
