@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from aligner.config.recipe import Source as Source
     from aligner.data.api import load_rows as load_rows
     from aligner.evaluation.evaluate import evaluate as evaluate
-    from aligner.generation.decode import Sampling as Sampling
     from aligner.generation.decode import generate as generate
+    from aligner.generation.sampling import Sampling as Sampling
     from aligner.methods.api import train as train
     from aligner.models.api import load_model as load_model
     from aligner.models.api import load_tokenizer as load_tokenizer
@@ -44,7 +44,8 @@ _HOMES = {
     ),
     "aligner.data.api": ("load_rows",),
     "aligner.evaluation.evaluate": ("evaluate",),
-    "aligner.generation.decode": ("Sampling", "generate"),
+    "aligner.generation.decode": ("generate",),
+    "aligner.generation.sampling": ("Sampling",),
     "aligner.methods.api": ("train",),
     "aligner.models.api": ("load_model", "load_tokenizer"),
     "aligner.reward_models.catalogue": ("load_scorer",),

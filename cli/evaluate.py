@@ -164,7 +164,7 @@ def evaluate(
     with Screen() as screen, resumable(goes_on(output, overwrite)):
         screen.start("loading the model")
         from aligner.evaluation.evaluate import evaluate as measure
-        from aligner.generation.decode import Sampling
+        from aligner.generation.sampling import Sampling
         from aligner.models.fingerprint import model_fingerprint, tokenizer_fingerprint
 
         policy, tokenizer = load_model(section)

@@ -98,7 +98,8 @@ def generate(
         screen.start("loading the model")
         policy, tokenizer = load_model(section)
         remark_on_control_tokens(tokenizer, rows, screen.on_event)
-        from aligner.generation.decode import Sampling, generate
+        from aligner.generation.decode import generate
+        from aligner.generation.sampling import Sampling
         from aligner.models.fingerprint import model_fingerprint, tokenizer_fingerprint
         from aligner.runs.files import json_line
 

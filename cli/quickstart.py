@@ -62,7 +62,7 @@ def _measure() -> dict[str, dict[str, float]]:
     """Gold score of the answers of all three models to the held-out prompts, sampled at temperature
     1."""
     from aligner.evaluation.evaluate import evaluate
-    from aligner.generation.decode import Sampling
+    from aligner.generation.sampling import Sampling
     from aligner.reward_models.catalogue import load_scorer
 
     from .models import load_model, model_section, read_rows, source_section

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from aligner.config.recipe import Model
-    from aligner.generation.decode import Sampling
+    from aligner.generation.sampling import Sampling
 
 EXTRA = ("top_k", "min_p", "repetition_penalty")
 FURTHEST_BACK = 256  # waiting requests that are looked through for one batch
@@ -176,7 +176,7 @@ def load_local(model: Model, *, batch_size: int) -> LocalBackend:
 
 def sampling_of(request: ChatRequest) -> Sampling:
     """Return the request's sampling; what makes it a draw of its own is its stream."""
-    from aligner.generation.decode import Sampling
+    from aligner.generation.sampling import Sampling
 
     unknown = sorted(set(request.extra) - set(EXTRA))
     if unknown:

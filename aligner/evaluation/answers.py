@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from aligner.data.rows import PromptRow
 from aligner.evaluation.likelihood import standard_error
-from aligner.generation.decode import Completion, Progress, Sampling, generate
+from aligner.generation.decode import Completion, Progress, generate
+from aligner.generation.sampling import Sampling
 from aligner.runs.journal import Journal
 
 if TYPE_CHECKING:

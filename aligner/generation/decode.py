@@ -1,5 +1,4 @@
-"""Sampling answers from a model: one function, and everything that decides what it returns is an
-argument.
+"""Answers from a model: one function, and everything that decides what it returns is an argument.
 
 Rows are sorted by length, padded on the left with an explicit mask, and decoded by transformers
 with its key/value cache. What this module takes out of transformers' hands, because it changes
@@ -7,10 +6,8 @@ results without a word there:
 
 * The checkpoint's own `generation_config` (and transformers' default of top_k 50) never applies: it
   is replaced by a neutral one for the duration, and every sampling setting comes from `Sampling`.
-* Randomness: each answer has its own stream of numbers, derived from the seed, the place of the
-  prompt and the number of the sample. So the answers do not depend on the batch size (but for
-  rounding in the logits), and the global random state, on which a resumed training run depends, is
-  not touched.
+* Randomness: each answer has its own stream of numbers (`aligner.generation.sampling`), so the
+  answers do not depend on the batch size, but for rounding in the logits.
 * An answer ends at the first stop id. The pad id is never looked for, so padding with any id is
   safe, and a model that writes its own pad token is shown to have done so.
 
@@ -18,12 +15,11 @@ It does not shard, compile or page the cache: serving engines do that better. Gr
 through `no_grad` and not `inference_mode`, whose tensors (rotary caches, for one) could not be used
 in a later backward pass.
 
-Legend: B rows of a batch, P prompt tokens after padding, T tokens so far, V vocabulary.
+Legend: B rows of a batch, P prompt tokens after padding.
 """
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,19 +27,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from transformers import (
-    GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
-    MinPLogitsWarper,
-    RepetitionPenaltyLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers import GenerationConfig
 
 from aligner.data.rows import Messages
 from aligner.errors import DataError
+from aligner.generation.sampling import Sampling, draws, processors
 from aligner.models.adapter_kinds import base_under_adapter, virtual_tokens
 from aligner.models.own_config import without_router_logits
 from aligner.runs.journal import Journal
@@ -52,33 +40,8 @@ from aligner.tokenization.encode import encode_prompt, stop_token_ids
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-LARGEST_DRAW = (
-    1.0 - 1e-12
-)  # keeps a draw below the last value of a cumulative sum that rounds to one
-
 Progress = Callable[[int, int], None]
 """Called with (answers done, answers in all)."""
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How to choose the next token. Temperature 0 is greedy; `top_k` 0, `top_p` 1 and `min_p` 0 are
-    off."""
-
-    max_new_tokens: int = 256
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    num_samples: int = 1
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        assert min(self.max_new_tokens, self.num_samples) >= 1, "at least one token and one sample"
-        assert min(self.temperature, self.top_k) >= 0, "temperature and top_k are not negative"
-        assert 0.0 < self.top_p <= 1.0 > self.min_p >= 0.0, "top_p lies in (0, 1], min_p in [0, 1)"
-        assert self.repetition_penalty > 0.0, "repetition_penalty is positive"
 
 
 @dataclass(frozen=True)
@@ -305,12 +268,12 @@ def _decode_batch(
         eos_token_id=list(stops) or None,
         pad_token_id=pad_id,
     )
-    processors = _processors(sampling, mask, _draws(batch, budget, sampling.seed))
+    numbers = draws([(row.stream, row.sample) for row in batch], budget, sampling.seed)
     output = decoder.generate(
         input_ids=input_ids,
         attention_mask=mask,
         generation_config=config,
-        logits_processor=processors,
+        logits_processor=processors(sampling, mask, numbers),
     )
     return output[:, input_ids.shape[1] :].tolist()
 
@@ -321,74 +284,6 @@ def pad_left(sequences: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Ten
     ids_BP = torch.tensor([[pad_id] * (width - len(ids)) + list(ids) for ids in sequences])
     mask_BP = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in sequences])
     return ids_BP, mask_BP
-
-
-def _processors(
-    sampling: Sampling, mask_BP: torch.Tensor, draws_BT: torch.Tensor
-) -> LogitsProcessorList:
-    """What turns logits into the next token, in transformers' own order, and with nothing that was
-    not asked for."""
-    chain: list[Any] = []
-    if sampling.repetition_penalty != 1.0:
-        chain.append(_PenaltyWithoutPadding(sampling.repetition_penalty, mask_BP))
-    if sampling.temperature == 0.0:
-        return LogitsProcessorList(chain)
-    if sampling.temperature != 1.0:
-        chain.append(TemperatureLogitsWarper(sampling.temperature))
-    if sampling.top_k:
-        chain.append(TopKLogitsWarper(sampling.top_k))
-    if sampling.top_p < 1.0:
-        chain.append(TopPLogitsWarper(sampling.top_p))
-    if sampling.min_p:
-        chain.append(MinPLogitsWarper(sampling.min_p))
-    return LogitsProcessorList([*chain, _Draw(draws_BT, mask_BP.shape[1])])
-
-
-class _PenaltyWithoutPadding(LogitsProcessor):
-    """Repetition penalty on what was said, not on padding (which would depend on the neighbours in
-    the batch)."""
-
-    def __init__(self, penalty: float, mask_BP: torch.Tensor) -> None:
-        self.inner = RepetitionPenaltyLogitsProcessor(penalty)
-        self.padding_BP = mask_BP == 0
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        width = self.padding_BP.shape[1]
-        said_BT = input_ids.clone()
-        said_BT[:, :width] = torch.where(
-            self.padding_BP, input_ids[:, width - 1 : width], input_ids[:, :width]
-        )
-        return self.inner(said_BT, scores)
-
-
-class _Draw(LogitsProcessor):
-    """Choose each row's token by its own number between 0 and 1 (inverse of the cumulative
-    distribution)."""
-
-    def __init__(self, draws_BT: torch.Tensor, prompt_width: int) -> None:
-        self.draws_BT = draws_BT
-        self.prompt_width = prompt_width
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        exact = torch.float32 if scores.device.type == "mps" else torch.float64
-        cumulative_BV = scores.to(exact).softmax(dim=-1).cumsum(dim=-1)
-        draw_B1 = self.draws_BT[:, input_ids.shape[1] - self.prompt_width, None].to(
-            scores.device, exact
-        )
-        choice_B1 = torch.searchsorted(cumulative_BV, draw_B1 * cumulative_BV[:, -1:], right=True)
-        choice_B1 = choice_B1.clamp(max=scores.shape[-1] - 1)
-        return torch.full_like(scores, float("-inf")).scatter(1, choice_B1, 0.0)
-
-
-def _draws(batch: Sequence[_Row], steps: int, seed: int) -> torch.Tensor:
-    """Return one number in [0, 1) for each row and step, from a generator that belongs to the row
-    alone."""
-    draws = []
-    for row in batch:
-        digest = hashlib.sha256(f"{seed}:{row.stream}:{row.sample}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-        draws.append(torch.rand(steps, generator=generator, dtype=torch.float64))
-    return torch.stack(draws).clamp(max=LARGEST_DRAW)
 
 
 def _completion(

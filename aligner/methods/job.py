@@ -106,7 +106,8 @@ class Job:
         return True
 
     def _answers(self, model: Any) -> list[str]:
-        from aligner.generation.decode import Sampling, generate
+        from aligner.generation.decode import generate
+        from aligner.generation.sampling import Sampling
         from aligner.launch.devices import best_device
 
         if self.recipe.model.quantization == "none":

@@ -235,7 +235,8 @@ def _base_answers(
     tell: OnProgress,
 ) -> list[str]:
     """What the base says to each exercise, sampled at temperature 1."""
-    from aligner.generation.decode import Sampling, generate
+    from aligner.generation.decode import generate
+    from aligner.generation.sampling import Sampling
 
     prompts = [_user(exercise) for exercise in exercises]
     sampling = Sampling(max_new_tokens=LONGEST_ANSWER_TOKENS, seed=seed)

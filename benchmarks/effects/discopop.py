@@ -30,7 +30,7 @@ from aligner.config.recipe import Data, Model, Source
 from aligner.data.loading import load_rows
 from aligner.evaluation.answers import evaluate_prompts
 from aligner.evaluation.likelihood import Tokens, likelihoods
-from aligner.generation.decode import Sampling
+from aligner.generation.sampling import Sampling
 from aligner.losses.bandit import run_bandit
 from aligner.losses.catalogue import OBJECTIVES
 from aligner.losses.types import Objective, PairLogps, Settings

@@ -43,7 +43,8 @@ from aligner.config.recipe import Data, Model, Mosaic, Source
 from aligner.data.loading import load_rows
 from aligner.data.rows import CompletionRow
 from aligner.evaluation.answers import evaluate_prompts
-from aligner.generation.decode import Sampling, generate
+from aligner.generation.decode import generate
+from aligner.generation.sampling import Sampling
 from aligner.methods.pipeline import run_recipe
 from aligner.models.loading import load_policy
 from aligner.models.tokenizers import load_tokenizer

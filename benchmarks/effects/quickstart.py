@@ -18,7 +18,7 @@ from aligner.config.load import load_recipe
 from aligner.config.recipe import Data, Model
 from aligner.data.loading import load_rows
 from aligner.evaluation.evaluate import evaluate
-from aligner.generation.decode import Sampling
+from aligner.generation.sampling import Sampling
 from aligner.methods.pipeline import run_recipe
 from aligner.models.loading import load_policy
 from aligner.models.tokenizers import load_tokenizer

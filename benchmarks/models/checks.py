@@ -17,7 +17,8 @@ from aligner.data.loading import load_rows
 from aligner.errors import AlignerError
 from aligner.evaluation.likelihood import Tokens, likelihoods
 from aligner.events import Metrics, OnEvent
-from aligner.generation.decode import Sampling, generate
+from aligner.generation.decode import generate
+from aligner.generation.sampling import Sampling
 from aligner.methods.pipeline import run_recipe
 from aligner.models.loading import load_policy
 from aligner.models.lora_targets import stacks

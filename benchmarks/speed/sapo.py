@@ -113,7 +113,8 @@ def write_alone(folder: Path, rows: int) -> tuple[float, float]:
     """Return the seconds that the same rewrites of so many rows take in one batch, and one row at a
     time."""
     from aligner.config.recipe import Model
-    from aligner.generation.decode import Sampling, continue_ids
+    from aligner.generation.decode import continue_ids
+    from aligner.generation.sampling import Sampling
     from aligner.models.loading import load_policy
     from aligner.models.tokenizers import load_tokenizer
 

@@ -71,7 +71,7 @@ LOADS_HEAVY: dict[str, tuple[str, ...]] = {
         ),
         *("pair_scores", "preferences", "reward_accuracy", "reward_report", "rewardbench"),
     ),
-    "generation": ("decode",),
+    "generation": ("decode", "sampling"),
     "losses": (
         "bandit",
         "catalogue",

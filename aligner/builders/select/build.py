@@ -299,7 +299,8 @@ def _writer(
     too long."""
     from transformers.utils.logging import disable_progress_bar
 
-    from aligner.generation.decode import Sampling, generate, max_positions
+    from aligner.generation.decode import generate, max_positions
+    from aligner.generation.sampling import Sampling
     from aligner.models.fingerprint import model_fingerprint
     from aligner.models.loading import load_policy
     from aligner.models.tokenizers import load_tokenizer

@@ -145,7 +145,7 @@ def score_halves(model_path: str, job: Job, seed: int) -> list[float]:
     from aligner.config.recipe import Data, Model, Source
     from aligner.data.loading import load_rows
     from aligner.evaluation.evaluate import evaluate
-    from aligner.generation.decode import Sampling
+    from aligner.generation.sampling import Sampling
     from aligner.models.loading import load_policy
     from aligner.models.tokenizers import load_tokenizer
     from aligner.reward_models.catalogue import load_scorer

@@ -28,7 +28,8 @@ from accelerate.utils import broadcast_object_list, gather_object
 from safetensors.torch import load_file, save_file
 
 from aligner.events import Notice, StageProgress
-from aligner.generation.decode import Sampling, at_rest, continue_ids
+from aligner.generation.decode import at_rest, continue_ids
+from aligner.generation.sampling import Sampling
 from aligner.runs.cache import cache_folder, is_kept, keep
 from aligner.training.preference import PairCollator, answer_logps
 from aligner.training.reference import Scorer, content_key, load_reference, reference_section

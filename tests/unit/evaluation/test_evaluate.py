@@ -13,7 +13,8 @@ from aligner.errors import DataError, UsageError
 from aligner.evaluation.answers import describe
 from aligner.evaluation.evaluate import evaluate
 from aligner.evaluation.likelihood import standard_error
-from aligner.generation.decode import Completion, Sampling
+from aligner.generation.decode import Completion
+from aligner.generation.sampling import Sampling
 from aligner.tokenization.encode import IGNORED, encode_pair, encode_sft
 
 TALK = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello there"}]

@@ -11,7 +11,8 @@ from fakes import byte_tokenizer
 from fakes import tiny_llama as random_llama
 
 from aligner.errors import DataError
-from aligner.generation.decode import Sampling, generate
+from aligner.generation.decode import generate
+from aligner.generation.sampling import Sampling
 from aligner.tokenization.encode import encode_prompt, stop_token_ids
 
 PROMPTS = [

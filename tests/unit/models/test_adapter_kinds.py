@@ -14,7 +14,8 @@ from fakes import byte_tokenizer, save_model
 from aligner.config.recipe import Lora, Model
 from aligner.errors import RecipeError
 from aligner.evaluation.likelihood import Tokens, likelihoods
-from aligner.generation.decode import Sampling, continue_ids, max_positions
+from aligner.generation.decode import continue_ids, max_positions
+from aligner.generation.sampling import Sampling
 from aligner.models.loading import load_policy
 from aligner.models.tokenizers import load_tokenizer
 
