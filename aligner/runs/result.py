@@ -1,11 +1,12 @@
-"""What a command reports when it is done."""
+"""What a command reports when it is done, or was done before."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from aligner.events import Notice, OnEvent, tell
+from aligner.events import Finished, Notice, OnEvent, tell
 from aligner.runs.run import Run
 
 
@@ -14,8 +15,15 @@ class Outcome:
     """What a command reports: where the run is, what came out, and the picture of it."""
 
     run_dir: Path
-    results: dict[str, float] = field(default_factory=dict)
+    results: Mapping[str, float] = field(default_factory=dict)
     report: Path | None = None
+
+
+def finished(run: Run, results: Mapping[str, float], on_event: OnEvent | None) -> Outcome:
+    """Tell what a run gave whose manifest and report are written, and return it."""
+    report = run.dir / "report.html"
+    tell(on_event, Finished(results, {"run": str(run.dir), "report": str(report)}))
+    return Outcome(run.dir, results, report)
 
 
 def already_done(run: Run, on_event: OnEvent | None) -> Outcome:

@@ -45,10 +45,8 @@ from aligner.data.loading import Loaded, load_rows
 from aligner.errors import AlignerError, DataError
 from aligner.events import (
     DataReady,
-    Finished,
     Notice,
     OnEvent,
-    Plan,
     StageProgress,
     StageStarted,
     Warned,
@@ -57,9 +55,9 @@ from aligner.events import (
 from aligner.models.files import TOKENIZER_FILES, check_tokenizer_path
 from aligner.runs.files import dumps, file_sha256, parse_json, write_atomically
 from aligner.runs.lock import acquire_lock, release_lock
-from aligner.runs.places import refuse_unusable
-from aligner.runs.result import Outcome, already_done
+from aligner.runs.result import Outcome
 from aligner.runs.run import Run
+from aligner.runs.session import Session
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -211,27 +209,29 @@ def run_mosaic(
     """
     recipe = resolved.recipe
     assert isinstance(recipe, MosaicRecipe)
+    session = Session(
+        resolved=resolved,
+        resume=resume,
+        overwrite=overwrite,
+        dry_run=dry_run,
+        on_event=on_event,
+        scratch=("shards", "prepared"),
+    )
     bank = load_bank(recipe.mosaic.style_bank)
     _check_tokenizer_path(recipe.mosaic)
-    folder = Path(recipe.output_dir)
+    session.check_place()
+    if (done := session.done()) is not None:
+        return done
     if dry_run:
-        refuse_unusable(folder, "output_dir")
-        return _dry_run(recipe, bank, on_event)
-    Run.check_place(folder, resume=resume, overwrite=overwrite)
-    is_finished = resume and (folder / "manifest.json").exists()
-    is_read = resume and (folder / TABLES).exists()
-    rows = None if is_finished or is_read else _read_rows(recipe, folder, bank, on_event)
+        return session.plan(_plan(recipe, bank, on_event))
+    is_read = resume and (session.folder / TABLES).exists()
+    rows = None if is_read else _read_rows(recipe, session.folder, bank, on_event)
     try:
-        run = Run.create(resolved, resume=resume, overwrite=overwrite)
+        run = session.open()
     except AlignerError:
         if rows is not None:
             rows.discard()
         raise
-    if run.is_done:
-        _remove_scratch(run)
-        return already_done(run, on_event)
-    for note in run.notes:
-        tell(on_event, Warned(note))
     if rows is None:
         _check_inputs(run, on_event)
     else:
@@ -240,7 +240,8 @@ def run_mosaic(
     workshop = Workshop(recipe, run.dir)
     parts = list(workshop.parts())
     _build_parts(workshop, parts, on_event)
-    return _finish(workshop, run, parts, on_event)
+    results = _write(workshop, run, parts, on_event)
+    return session.finish(run, results, _parents(run), run.dir / "data")
 
 
 def load_tokenizer_of(settings: MosaicFiles) -> PreTrainedTokenizerBase | None:
@@ -474,10 +475,10 @@ def _in_processes(workshop: Workshop, parts: Sequence[Part], workers: int) -> It
 # --- the end --------------------------------------------------------------------------------------
 
 
-def _finish(
+def _write(
     workshop: Workshop, run: Run, parts: Sequence[Part], on_event: OnEvent | None
-) -> Outcome:
-    """Join the parts, add up the numbers, write the report and the manifest."""
+) -> dict[str, float]:
+    """Join the parts, add up the numbers, write the report; return the results."""
     from aligner.builders.mosaic.report import results_of, summary_of, write_mosaic_report
 
     tell(on_event, StageStarted("writing the files"))
@@ -513,26 +514,20 @@ def _finish(
         )
     summary = summary_of(workshop.mosaics, settings, tally)
     run.write_json("mosaic.json", {**summary, "examples": examples})
-    report = write_mosaic_report(run.dir)
-    results = results_of(summary)
+    write_mosaic_report(run.dir)
+    for leftover in (run.dir / "data").glob(".*.tmp"):
+        leftover.unlink()
+    return results_of(summary)
+
+
+def _parents(run: Run) -> list[dict[str, Any]]:
+    """Return the files that the rows came from."""
     files_read = [
         file for source in run.read_json("data.json")["sources"] for file in source["files"]
     ]
-    parents = [
+    return [
         {"kind": "data", "path": file["path"], "fingerprint": file["sha256"]} for file in files_read
     ]
-    for leftover in (run.dir / "data").glob(".*.tmp"):
-        leftover.unlink()
-    run.finish_without_training(results, parents, run.dir / "data")
-    _remove_scratch(run)
-    tell(on_event, Finished(results, {"run": str(run.dir), "report": str(report)}))
-    return Outcome(run.dir, results, report)
-
-
-def _remove_scratch(run: Run) -> None:
-    """Remove what only the building needed; a kill may have left it beside the manifest."""
-    shutil.rmtree(run.dir / "shards", ignore_errors=True)
-    shutil.rmtree(run.prepared_dir, ignore_errors=True)
 
 
 def _added_up(files: Iterable[Path]) -> tuple[Tally, list[dict[str, Any]]]:
@@ -549,7 +544,7 @@ def _added_up(files: Iterable[Path]) -> tuple[Tally, list[dict[str, Any]]]:
 # --- dry run --------------------------------------------------------------------------------------
 
 
-def _dry_run(recipe: MosaicRecipe, bank: Bank, on_event: OnEvent | None) -> Outcome:
+def _plan(recipe: MosaicRecipe, bank: Bank, on_event: OnEvent | None) -> list[tuple[str, str, str]]:
     """Read and measure the rows, and say what would be built."""
     loaded = _load(recipe, None, on_event)
     members = _measured(recipe, loaded.train, None, bank, on_event)
@@ -558,7 +553,7 @@ def _dry_run(recipe: MosaicRecipe, bank: Bank, on_event: OnEvent | None) -> Outc
     limit = settings.max_tokens or recipe.data.max_length
     overlong = sum(tokens > limit for tokens in members.tokens)
     way = "drop" if settings.compat == "released" else settings.on_overlong
-    plan = [
+    return [
         (
             "limit",
             f"{limit:,} tokens a sample",
@@ -572,8 +567,6 @@ def _dry_run(recipe: MosaicRecipe, bank: Bank, on_event: OnEvent | None) -> Outc
         ),
         ("passes", f"{settings.passes}", ""),
     ]
-    tell(on_event, Plan(plan))
-    return Outcome(Path(recipe.output_dir))
 
 
 def _expected(members: Members, settings: MosaicFiles, limit: int) -> int:

@@ -20,7 +20,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -49,9 +48,7 @@ from aligner.data.rows import PromptRow, refuse_tools
 from aligner.errors import DataError, Problem, RecipeError, UsageError
 from aligner.events import (
     DataReady,
-    Finished,
     OnEvent,
-    Plan,
     StageProgress,
     StageStarted,
     Warned,
@@ -63,9 +60,9 @@ from aligner.reward_models.catalogue import load_scorer, read_spec
 from aligner.reward_models.ensemble import go_on_with_account, refuse_cycles
 from aligner.runs.files import dumps, file_sha256, write_atomically
 from aligner.runs.journal import Journal, carry_on
-from aligner.runs.places import refuse_unusable
-from aligner.runs.result import Outcome, already_done
+from aligner.runs.result import Outcome
 from aligner.runs.run import Run
+from aligner.runs.session import Session
 
 Array = np.ndarray
 
@@ -110,26 +107,23 @@ def run_select(
     """
     recipe = resolved.recipe
     assert isinstance(recipe, SelectRecipe)
+    session = Session(
+        resolved=resolved,
+        resume=resume,
+        overwrite=overwrite,
+        dry_run=dry_run,
+        on_event=on_event,
+        scratch=(JOURNAL,),
+    )
     specs = check_models(recipe.select)
-    folder = Path(recipe.output_dir)
-    if dry_run:
-        refuse_unusable(folder, "output_dir")
-    else:
-        Run.check_place(folder, resume=resume, overwrite=overwrite)
-        if overwrite and (folder / LABELS).exists():
-            raise UsageError(
-                f"{folder} holds labels, which --overwrite would delete with it",
-                f"choose another output_dir, or move {folder / LABELS} away",
-            )
-        if resume and (folder / "manifest.json").exists():
-            return already_done(Run.create(resolved, resume=True), on_event)
+    session.check_place()
+    _refuse_to_delete_labels(session)
+    if (done := session.done()) is not None:
+        return done
     inputs = read_inputs(recipe, on_event)
     if dry_run:
-        tell(on_event, Plan(_plan(recipe, specs, inputs)))
-        return Outcome(folder)
-    run = Run.create(resolved, resume=resume, overwrite=overwrite)
-    for note in run.notes:
-        tell(on_event, Warned(note))
+        return session.plan(_plan(recipe, specs, inputs))
+    run = session.open()
     run.check_data(inputs.fingerprint, inputs.files)
     run.write_json("data.json", inputs.ledger)
     if recipe.select.policy is not None and recipe.select.candidates is None:
@@ -138,7 +132,18 @@ def run_select(
         one.responses = [one.responses[place] for place in different(one.responses, inputs.counts)]
     beliefs = _judge(specs, run, inputs, on_event)
     selection = _choose(recipe, run, inputs, beliefs, on_event)
-    return _finish(recipe, run, specs, inputs, selection, on_event)
+    tell(on_event, StageStarted("writing the files"))
+    results = _write(run, specs, inputs, selection)
+    return session.finish(run, results, _parents(recipe, run, specs, inputs))
+
+
+def _refuse_to_delete_labels(session: Session) -> None:
+    labels = session.folder / LABELS
+    if session.overwrite and not session.dry_run and labels.exists():
+        raise UsageError(
+            f"{session.folder} holds labels, which --overwrite would delete with it",
+            f"choose another output_dir, or move {labels} away",
+        )
 
 
 def check_models(settings: Select) -> list[str]:
@@ -547,16 +552,10 @@ def _chunks(items: list[int], size: int) -> list[list[int]]:
 # --- the end --------------------------------------------------------------------------------------
 
 
-def _finish(
-    recipe: SelectRecipe,
-    run: Run,
-    specs: Sequence[str],
-    inputs: Inputs,
-    selection: Selection,
-    on_event: OnEvent | None,
-) -> Outcome:
-    """Write the files, the report and the manifest."""
-    tell(on_event, StageStarted("writing the files"))
+def _write(
+    run: Run, specs: Sequence[str], inputs: Inputs, selection: Selection
+) -> dict[str, float]:
+    """Write the files and the report, and return the results."""
     picked = [{**as_row(one), "rank": rank} for rank, one in enumerate(selection.picked, start=1)]
     rows = {
         "candidates.jsonl": [one.as_row() for one in inputs.candidates],
@@ -574,12 +573,8 @@ def _finish(
         ],
     }
     run.write_json(PICKED, summary)
-    report = write_select_report(run.dir)
-    results = results_of(summary)
-    run.finish_without_training(results, _parents(recipe, run, specs, inputs))
-    shutil.rmtree(run.dir / JOURNAL, ignore_errors=True)
-    tell(on_event, Finished(results, {"run": str(run.dir), "report": str(report)}))
-    return Outcome(run.dir, results, report)
+    write_select_report(run.dir)
+    return results_of(summary)
 
 
 def _parents(

@@ -28,7 +28,7 @@ from aligner.config.recipe import DiscoverRecipe
 from aligner.endpoints.client import check_endpoint
 from aligner.endpoints.request import LLMError
 from aligner.errors import AlignerError, TrainingError
-from aligner.events import Candidate, Finished, Notice, OnEvent, Plan, StageStarted, Warned, tell
+from aligner.events import Candidate, Notice, OnEvent, StageStarted, tell
 from aligner.losses.dsl import sandboxed
 from aligner.losses.dsl.parser import SourceError, parse_objective
 from aligner.methods.discover import measure
@@ -37,9 +37,9 @@ from aligner.methods.discover.prompts import ReplyError, clean, read_reply
 from aligner.methods.discover.proposer import Proposer
 from aligner.runs.environment import now
 from aligner.runs.files import write_atomically
-from aligner.runs.places import refuse_unusable
-from aligner.runs.result import Outcome, already_done
+from aligner.runs.result import Outcome
 from aligner.runs.run import Run
+from aligner.runs.session import Session
 
 MOST_ERROR_CHARACTERS = 600
 
@@ -74,40 +74,47 @@ def run_discovery(
     """
     recipe = resolved.recipe
     assert isinstance(recipe, DiscoverRecipe)
+    session = Session(
+        resolved=resolved,
+        resume=resume,
+        overwrite=overwrite,
+        dry_run=dry_run,
+        on_event=on_event,
+    )
     check_endpoint(recipe.endpoint)
     check_inner_recipe(recipe)
+    session.check_place()
     if dry_run:
-        refuse_unusable(Path(recipe.output_dir), "output_dir")
-        if on_event:
-            on_event(Plan(plan_rows(recipe)))
-        return Outcome(Path(recipe.output_dir))
-    run = _open(resolved, resume, overwrite)
-    if run.is_done:
-        return already_done(run, on_event)
+        return session.plan(plan_rows(recipe))
+    if resume and _is_over(session.folder, recipe) and (done := session.done()) is not None:
+        return done
+    run = _open(session)
     search = Search(recipe, run, Archive(run.dir / "archive"), on_event)
-    for note in run.notes:
-        search.tell(Warned(note))
     for record in search.archive.records:
         search.tell(candidate(record, search.archive))
     _write_world(search)
     _measure_start(search)
-    return _finish(search, _propose_all(search))
+    return session.finish(run, _write_findings(search, _propose_all(search)))
 
 
-def _open(resolved: Resolved, resume: bool, overwrite: bool) -> Run:
-    """Open the run directory; a search that a limit ended, or that shall make more proposals, can
-    be taken up again."""
-    recipe = resolved.recipe
-    assert isinstance(recipe, DiscoverRecipe)
-    manifest = Path(recipe.output_dir) / "manifest.json"
+def _is_over(folder: Path, recipe: DiscoverRecipe) -> bool:
+    """Whether every objective that the recipe asks for was tried; a limit may end a search
+    earlier."""
+    archive = Archive(folder / "archive")
     wanted = range(len(recipe.discover.start) + recipe.discover.proposals)
-    archive = Archive(manifest.parent / "archive")
-    if not (resume and manifest.exists()) or all(archive[index] is not None for index in wanted):
-        return Run.create(resolved, resume=resume, overwrite=overwrite)
+    return all(archive[index] is not None for index in wanted)
+
+
+def _open(session: Session) -> Run:
+    """Open the run directory; a search that a limit ended, or that shall make more proposals, is
+    taken up again."""
+    manifest = session.folder / "manifest.json"
+    if not (session.resume and manifest.exists()):
+        return session.open()
     text = manifest.read_text(encoding="utf-8")
     manifest.unlink()
     try:
-        return Run.create(resolved, resume=True)
+        return session.open()
     except AlignerError:
         write_atomically(manifest, text)
         raise
@@ -357,8 +364,8 @@ def candidate(record: Record, archive: Archive) -> Candidate:
 # --- the end --------------------------------------------------------------------------------------
 
 
-def _finish(search: Search, why: str) -> Outcome:
-    """Save the best objective, the report and the manifest."""
+def _write_findings(search: Search, why: str) -> dict[str, float]:
+    """Save the best objective and the report; return the results."""
     from aligner.methods.discover.report import write_discovery_report
 
     archive, run = search.archive, search.run
@@ -376,10 +383,8 @@ def _finish(search: Search, why: str) -> Outcome:
         run.write_text(f"found/{best.name}.py", _as_file(best))
     found = None if best is None else f"found/{best.name}.py"
     run.write_json("search.json", {"ended": why, "results": results, "found": found})
-    report = write_discovery_report(run.dir)
-    run.finish_without_training(results)
-    search.tell(Finished(results, {"run": str(run.dir), "report": str(report)}))
-    return Outcome(run.dir, results, report)
+    write_discovery_report(run.dir)
+    return results
 
 
 def _as_file(best: Record) -> str:

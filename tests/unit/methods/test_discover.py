@@ -245,6 +245,14 @@ def test_a_finished_search_that_cannot_be_taken_up_stays_finished(tmp_path, sand
     assert (tmp_path / "run" / "manifest.json").exists()
 
 
+def test_a_damaged_record_is_in_nobodys_way_when_the_search_starts_again(tmp_path, sandbox):
+    search(tmp_path, [GOOD])
+    damaged = tmp_path / "run" / "archive" / "0001" / "record.json"
+    damaged.write_text("{")
+    archive, *_ = search(tmp_path, [GOOD], overwrite=True)
+    assert [record.name for record in archive.records] == ["sigmoid", "wide_margin"]
+
+
 def test_an_endpoint_that_never_gives_a_usable_answer_ends_the_search(
     tmp_path, sandbox, monkeypatch
 ):
