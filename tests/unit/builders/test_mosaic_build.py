@@ -490,7 +490,7 @@ def test_a_resumed_build_refuses_other_data_and_other_settings(folder: Path) -> 
 
 
 def test_a_kill_after_the_manifest_leaves_nothing_for_long(folder: Path) -> None:
-    place = ("aligner.builders.mosaic.build", "_remove_scratch", 1)
+    place = ("aligner.runs.session:Session", "_remove_scratch", 1)
     process = multiprocessing.get_context("fork").Process(
         target=_build_and_die, args=(folder, place)
     )
