@@ -20,6 +20,7 @@ import typer
 
 from aligner.errors import AlignerError, Problem
 from aligner.launch.causes import outside_cause
+from aligner.launch.world import world
 from aligner.runs.cache import cache_folder
 
 from .fast_commands import QuickGroup
@@ -86,7 +87,7 @@ class Boundary(QuickGroup):
 
 def _left_to_launcher(error: AlignerError) -> bool:
     """In a rank that we launched, the launching process reports the error, once for all ranks."""
-    if "WORLD_SIZE" not in os.environ:
+    if world()[1] == 1:
         return False
     from aligner.launch.command import record_failure
 
@@ -118,8 +119,8 @@ def _say(text: str, ctx: Any) -> None:
     first."""
     if ctx.meta.get("debug"):
         traceback.print_exc()
-    rank = os.environ.get("RANK", "0")
-    typer.echo(text if rank == "0" else f"[rank {rank}] {text}", err=True)
+    rank, _ = world()
+    typer.echo(text if rank == 0 else f"[rank {rank}] {text}", err=True)
 
 
 def _report_bug(error: Exception, ctx: Any) -> int:

@@ -131,7 +131,8 @@ def train(
     as_json: bool,
 ) -> None:
     """Run a resolved recipe with progress on stderr and the result on stdout."""
-    from aligner.launch.command import is_our_rank, world
+    from aligner.launch.command import is_our_rank
+    from aligner.launch.world import world
 
     from .render import Screen, result_table
     from .summary import summary_rows

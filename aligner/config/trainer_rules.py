@@ -30,6 +30,7 @@ from aligner.config.trainer_values import (
 from aligner.config.validate import Finding, show
 from aligner.config.view import Findings, Rule, View, finding
 from aligner.config.yaml_lines import KeyPath
+from aligner.launch.world import world
 
 DEFAULT_OPTIMIZER = "adamw_torch_fused"
 DEFAULT_SHARE_OF_STEPS = 0.1
@@ -231,7 +232,7 @@ def _workers_are_there(view: View) -> Findings:
 
 
 def _backend_has_processes(view: View) -> Findings:
-    several = view["launch.num_processes"] > 1 or os.environ.get("WORLD_SIZE", "1") != "1"
+    several = view["launch.num_processes"] > 1 or world()[1] > 1
     if view["trainer.ddp_backend"] is not None and not several:
         yield finding(
             "trainer.ddp_backend", "is about several processes, and there is one", "drop it"

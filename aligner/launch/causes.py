@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterator
 
 from aligner.errors import AlignerError, TrainingError, UsageError
+from aligner.launch.world import world
 
 DISK = (
     errno.ENOSPC,
@@ -61,7 +62,7 @@ def outside_cause(error: BaseException) -> AlignerError | None:
             "a path begins with ~NAME, and nobody of that name is on this machine",
             "write the path in full",
         )
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and any(map(_is_lost_connection, chain)):
+    if world()[1] > 1 and any(map(_is_lost_connection, chain)):
         reason = str(error).strip().splitlines()[0][:200]
         return LostConnectionError(
             f"this rank stopped because another one ended ({reason})",

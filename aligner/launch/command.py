@@ -45,6 +45,7 @@ from aligner import errors
 from aligner.config.recipe import Launch
 from aligner.errors import AlignerError, Problem, TrainingError, UsageError
 from aligner.launch.causes import LostConnectionError
+from aligner.launch.world import local_world, world
 
 FAILURES = (
     "ALIGNER_RANK_FAILURES"  # environment variable: the folder in which ranks leave their errors
@@ -108,12 +109,6 @@ STRATEGIES: dict[str, tuple[str, dict[str, str]]] = {
 TRL_NAMES = {"fsdp2": "fsdp", "multi_gpu": "ddp", "single_gpu": "ddp"}
 """What TRL's `--accelerate_config` calls them. `single_gpu` is one process, whatever the
 strategy."""
-
-
-def world() -> tuple[int, int]:
-    """Return this process's rank and how many there are, as torchrun and accelerate tell it: (0, 1)
-    when alone."""
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
 # --- the line -------------------------------------------------------------------------------------
@@ -469,7 +464,7 @@ def enter_rank() -> None:
     """
     if world()[1] == 1:
         return
-    os.environ.update(launch_environment(int(os.environ.get("LOCAL_WORLD_SIZE", world()[1]))))
+    os.environ.update(launch_environment(local_world()[1]))
     watch_launcher()
 
 

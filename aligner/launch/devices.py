@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from aligner.launch.world import local_world
 
 
 def has_bf16_gpu() -> bool:
@@ -17,15 +17,11 @@ def best_device() -> str:
     import torch
 
     if torch.cuda.is_available():
-        return f"cuda:{_local_rank()}"
+        return f"cuda:{local_world()[0]}"
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def rank_device() -> str | int:
     import torch
 
-    return _local_rank() if torch.cuda.is_available() else "cpu"
-
-
-def _local_rank() -> int:
-    return int(os.environ.get("LOCAL_RANK", 0))
+    return local_world()[0] if torch.cuda.is_available() else "cpu"

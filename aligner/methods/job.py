@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from aligner.config.recipe import TrainRecipe
 from aligner.data.rows import Messages, Row, question_of
 from aligner.events import Notice, OnEvent, StageStarted, Warned
-from aligner.launch.command import world
+from aligner.launch.world import world
 from aligner.runs.run import Run
 from aligner.tokenization.dataset import Prepared
 

@@ -37,11 +37,12 @@ from aligner.events import (
     Warned,
     tell,
 )
-from aligner.launch.command import launch_line, run_ranks, use_one_gpu, world
+from aligner.launch.command import launch_line, run_ranks, use_one_gpu
+from aligner.launch.world import world
 from aligner.methods.catalogue import TASKS, part_of
 from aligner.methods.plan import PlanRows, plan_rows
 from aligner.methods.tokenized import tokenize
-from aligner.models.load_errors import quick_imports
+from aligner.models.libraries import disable_progress_bars, quick_imports
 from aligner.models.positions import sizes_of, within_model
 from aligner.reports.finish import finish_run
 from aligner.runs.places import refuse_unusable
@@ -252,7 +253,7 @@ def _prepare(recipe: TrainRecipe, run: Run, loaded: Loaded, on_event: OnEvent | 
     run.check_data(loaded.fingerprint, _files_of(loaded))
     tell(on_event, StageStarted("loading torch, transformers and TRL"))
     _import_method(recipe.method)
-    _quieten()
+    disable_progress_bars()
     recipe, _ = _try_out(recipe, loaded, run.read_json("resolved.json")["origins"], on_event)
     tell(on_event, StageStarted("tokenizing"))
     from aligner.methods.job import questions_from
@@ -336,7 +337,7 @@ def _job(
 
 def _train_and_finish(job: Job) -> Outcome:
     job.say("loading the model")
-    _quieten()
+    disable_progress_bars()
     train: Callable[[Job], Any] = _import_method(job.recipe.method).train
     _record_devices(job.run)
     from transformers import set_seed
@@ -351,15 +352,6 @@ def _train_and_finish(job: Job) -> Outcome:
             job.on_event, Finished(fitted.results, {"run": str(job.run.dir), "report": str(report)})
         )
     return Outcome(job.run.dir, fitted.results, job.run.dir / "report.html")
-
-
-def _quieten() -> None:
-    """Leave progress to our events: transformers draws a bar for each file it reads or writes."""
-    from datasets.utils.logging import disable_progress_bar as no_bars_of_datasets
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
-    no_bars_of_datasets()
 
 
 def _import_method(method: str) -> ModuleType:

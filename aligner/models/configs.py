@@ -8,7 +8,8 @@ from aligner.config.recipe import Model
 from aligner.models.files import base_of
 from aligner.models.folder_kinds import CONFIG_FILE
 from aligner.models.gguf import source_of
-from aligner.models.load_errors import quick_imports, reading
+from aligner.models.libraries import quick_imports
+from aligner.models.load_errors import reading
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

@@ -8,8 +8,6 @@ damaged file.
 
 from __future__ import annotations
 
-import gc
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,25 +16,6 @@ from aligner.errors import AlignerError, RecipeError
 from aligner.models.folder_kinds import SIZES, read_object
 
 MAX_REASON_CHARACTERS = 300
-
-
-@contextmanager
-def quick_imports() -> Iterator[None]:
-    """Let the garbage collector wait while torch and its like are imported.
-
-    Half a million objects of thousands of modules hold no garbage, and searching them again and
-    again takes a quarter of the time of the import. What they made is left out of later searches
-    too.
-    """
-    was_enabled, count = gc.isenabled(), len(sys.modules)
-    gc.disable()
-    try:
-        yield
-    finally:
-        if len(sys.modules) > count:
-            gc.freeze()
-        if was_enabled:
-            gc.enable()
 
 
 @contextmanager

@@ -37,7 +37,8 @@ from aligner.models.files import (
     saved_outputs,
 )
 from aligner.models.gguf import as_ordinary, source_of
-from aligner.models.load_errors import quick_imports, reading
+from aligner.models.libraries import quick_imports
+from aligner.models.load_errors import reading
 from aligner.models.special_tokens import name_padding, name_padding_that_ends_nothing, tell_stops
 from aligner.models.vision import auto_class_for, freeze_sight
 

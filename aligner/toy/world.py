@@ -208,8 +208,7 @@ def _one_thread() -> Iterator[None]:
 def _write_model(
     folder: Path, splits: dict[str, list[Exercise]], seed: int, steps: int | None, tell: OnProgress
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, int]:
-    from transformers.utils import logging
-
+    from aligner.models.libraries import disable_progress_bars
     from aligner.toy.pretrain import STEPS, new_model, pretrain
     from aligner.toy.tokenizer import build_tokenizer
 
@@ -219,11 +218,8 @@ def _write_model(
     held_out = {exercise.prompt for exercise in splits["heldout"]}
     pretrain(model, tokenizer, seed=seed, held_out=held_out, steps=steps, on_progress=tell)
     tokenizer.save_pretrained(folder)
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    disable_progress_bars()
     model.save_pretrained(folder)
-    if bars:
-        logging.enable_progress_bar()
     return model, tokenizer, steps
 
 

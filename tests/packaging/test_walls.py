@@ -17,7 +17,7 @@ MAPPED = ("cli", "recipes", "reward_models")
 
 LEVELS = (
     ("aligner", "errors", "events"),
-    ("sandbox", "recipes", "losses.dsl.language", "losses.dsl.parser"),
+    ("sandbox", "recipes", "launch.world", "losses.dsl.language", "losses.dsl.parser"),
     ("config",),
     ("data",),
     ("losses", "runs", "launch"),

@@ -40,9 +40,10 @@ def write_data(run_dir: Path, files: Sequence[Path], file_type: str) -> None:
     _write_parquet(files, parquet)
     if file_type == "dataset":
         from datasets import Dataset, DatasetDict
-        from datasets.utils.logging import disable_progress_bar
 
-        disable_progress_bar()
+        from aligner.models.libraries import disable_progress_bars
+
+        disable_progress_bars()
         shutil.rmtree(folder / "train", ignore_errors=True)
         cache = str(run_dir / "prepared" / "cache")
         DatasetDict({"train": Dataset.from_parquet(str(parquet), cache_dir=cache)}).save_to_disk(

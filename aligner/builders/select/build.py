@@ -302,16 +302,15 @@ def _writer(
 ) -> tuple[str, Callable[[list[int]], Any]]:
     """Return the policy's fingerprint, and what answers the prompts of a part; None for one that is
     too long."""
-    from transformers.utils.logging import disable_progress_bar
-
     from aligner.generation.decode import generate, max_positions
     from aligner.generation.sampling import Sampling
     from aligner.models.fingerprint import model_fingerprint
+    from aligner.models.libraries import disable_progress_bars
     from aligner.models.loading import load_policy
     from aligner.models.tokenizers import load_tokenizer
     from aligner.tokenization.encode import check_tokenizer
 
-    disable_progress_bar()  # our own events report the progress
+    disable_progress_bars()
     settings, section = recipe.select, recipe.select.policy
     assert section is not None
     assert recipe.data is not None

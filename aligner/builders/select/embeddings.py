@@ -28,13 +28,12 @@ Array = np.ndarray
 def state_reader(section: Model) -> tuple[str, Callable[[Sequence[Triple]], list[str]]]:
     """Return the policy's fingerprint, and what gives the vectors of a batch of pairs, each packed
     into a text."""
-    from transformers.utils.logging import disable_progress_bar
-
     from aligner.models.fingerprint import model_fingerprint
+    from aligner.models.libraries import disable_progress_bars
     from aligner.models.loading import load_policy
     from aligner.models.tokenizers import load_tokenizer
 
-    disable_progress_bar()  # our own events report the progress
+    disable_progress_bars()
     tokenizer = load_tokenizer(section)
     policy = load_policy(section, tokenizer, trainable=False)
     return model_fingerprint(section), lambda pairs: [

@@ -23,7 +23,7 @@ from aligner.config.choices import DISTILL_FORWARD_KL, REFERENCE_FREE_LOSSES, RE
 from aligner.config.defaults import trainer_value
 from aligner.config.recipe import DpoRecipe
 from aligner.errors import RecipeError, UsageError
-from aligner.launch.command import world
+from aligner.launch.world import world
 from aligner.losses.catalogue import BATCH_DEPENDENT, load_objective
 from aligner.losses.dsl.sandboxed import check_file
 from aligner.losses.types import Objective, Settings

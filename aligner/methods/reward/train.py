@@ -31,7 +31,7 @@ from trl import RewardConfig
 from aligner.config.load import recipe_hash
 from aligner.config.recipe import RewardRecipe, RewardSegments
 from aligner.errors import RecipeError
-from aligner.launch.command import world
+from aligner.launch.world import world
 from aligner.methods.job import SHARDED, Job
 from aligner.methods.reward.segments import PART, dtype_of, reference_section, with_segments
 from aligner.methods.reward.trainers import (

@@ -37,8 +37,8 @@ from aligner.config.choices import REFERENCE_FREE_LOSSES
 from aligner.config.recipe import SapoRecipe
 from aligner.errors import DataError, RecipeError
 from aligner.generation.decode import max_positions
-from aligner.launch.command import world
 from aligner.launch.devices import best_device
+from aligner.launch.world import world
 from aligner.losses.catalogue import BATCH_DEPENDENT, load_objective
 from aligner.losses.types import Settings
 from aligner.methods.dpo.start_checks import wrong_start

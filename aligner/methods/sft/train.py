@@ -20,7 +20,7 @@ from torch import Tensor
 from trl import SFTConfig, SFTTrainer
 
 from aligner.config.recipe import SftRecipe
-from aligner.launch.command import world
+from aligner.launch.world import world
 from aligner.methods.job import SHARDED, Job
 from aligner.models.loading import load_policy
 from aligner.models.router_loss import name_experts, router_coefficient

@@ -23,8 +23,8 @@ from aligner.launch.command import (
     record_failure,
     run_ranks,
     shown,
-    world,
 )
+from aligner.launch.world import local_world, world
 
 TWO = Launch(num_processes=2)
 
@@ -186,10 +186,22 @@ def test_one_process_sees_one_gpu_and_says_so(monkeypatch, visible, first) -> No
 
 
 def test_a_process_that_is_alone_is_rank_0_of_1(monkeypatch) -> None:
-    monkeypatch.delenv("RANK", raising=False)
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    assert world() == (0, 1)
+    monkeypatch.setenv("RANK", "")
+    for name in ("WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert world() == local_world() == (0, 1)
     assert record_failure(DataError("row 3")) is False
+
+
+def test_processes_of_a_machine_are_counted_apart_from_all(monkeypatch) -> None:
+    said = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert world() == (5, 8)
+    assert local_world() == (1, 8)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert local_world() == (1, 4)
 
 
 # --- two real processes ---------------------------------------------------------------------------
@@ -197,7 +209,8 @@ def test_a_process_that_is_alone_is_rank_0_of_1(monkeypatch) -> None:
 RANK = """
 import os, sys, time
 from aligner.errors import DataError, Problem
-from aligner.launch.command import enter_rank, record_failure, world
+from aligner.launch.command import enter_rank, record_failure
+from aligner.launch.world import world
 
 enter_rank()
 what, folder = sys.argv[1:]
