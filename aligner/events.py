@@ -105,3 +105,8 @@ def tell(on_event: OnEvent | None, event: Event) -> None:
     """Hand an event to the listener, if there is one."""
     if on_event is not None:
         on_event(event)
+
+
+def counter(on_event: OnEvent | None, name: str) -> Callable[[int, int], None]:
+    """Return what tells of the progress of a stage when it is called with (done, total)."""
+    return lambda done, total: tell(on_event, StageProgress(name, done, total))

@@ -15,7 +15,7 @@ from .models import OnBadRow, dropped_rows, goes_on, rows_fingerprint, unfinishe
 if TYPE_CHECKING:
     from aligner.config.recipe import Source
     from aligner.data.ledger import Ledger
-    from aligner.evaluation.pair_scores import Answers, Judged, Pair
+    from aligner.evaluation.pair_scores import DifferentAnswers, Judged, Pair
     from aligner.runs.partial_output import Straight, Unfinished
 
     from .render import Screen
@@ -113,7 +113,11 @@ def evaluate_rewards(
 
 
 def _draw(
-    record: Record, judged: Sequence[Judged], pairs: list[Pair], answers: Answers, path: Path
+    record: Record,
+    judged: Sequence[Judged],
+    pairs: list[Pair],
+    answers: DifferentAnswers,
+    path: Path,
 ) -> None:
     """Write the picture."""
     from aligner.evaluation.reward_report import Shown, write_picture
@@ -155,7 +159,7 @@ def _read(
 def _judge(
     spec: str,
     pairs: list[Pair],
-    answers: Answers,
+    answers: DifferentAnswers,
     screen: Screen,
     part: Unfinished | Straight,
     name: str,

@@ -18,15 +18,23 @@ from .models import (
     check_output,
     goes_on,
     source_section,
+    unfinished,
 )
 
 if TYPE_CHECKING:
     from aligner.config.recipe import Source
-    from aligner.evaluation.answer_rows import AnswerRows, Scored
-    from aligner.evaluation.score_store import ScoreStore
+    from aligner.evaluation.answer_rows import AnswerRows
     from aligner.reward_models.base import Scorer
+    from aligner.reward_models.batching import Verdict
+    from aligner.reward_models.card import Card
+    from aligner.runs.partial_output import Straight, Unfinished
+
+    from .render import Screen
 
 NUMBERS = ("n", "mean", "std", "min", "median", "max")
+
+FORM = 2
+"""Changed when the finished parts of an output are kept in another form."""
 
 
 def score(
@@ -66,9 +74,7 @@ def score(
     """
     from aligner.evaluation.answer_rows import read_answers, refuse_taken_columns
     from aligner.reward_models.catalogue import load_scorer, read_spec
-    from aligner.reward_models.ensemble import scored_together
     from aligner.runs.files import json_line
-    from aligner.runs.partial_output import Straight, is_stream
 
     check_output(output, data, resume=resume, overwrite=overwrite)
     card = read_spec(reward_model)
@@ -81,21 +87,19 @@ def score(
     with Screen() as screen, resumable(goes_on(output, overwrite)):
         screen.start("loading the reward model")
         scorer = load_scorer(reward_model)
-        options: dict[str, Any] = {
-            "keep_failed": keep_failed,
-            "on_progress": screen.counter("scoring"),
-        }
-        if scored_together(card):
-            options["at_once"] = None
-        if output is None or is_stream(output):
-            scored = _score(scorer, rows, **options)
-            Straight(output).finish(
-                json_line(row, default=str) for row in _with_scores(source, rows, scored, prefix)
-            )
-        else:
-            with _store(scorer, rows, output, overwrite) as store:
-                scored = _score(scorer, rows, store=store, **options)
-                store.finish_rows(_with_scores(source, rows, scored, prefix))
+
+        def header() -> dict[str, Any]:
+            return {
+                "the data": rows.fingerprint,
+                "the reward model": scorer.fingerprint(),
+                "the number of answers": len(rows.answers),
+                "the form of its parts": FORM,
+            }
+
+        with unfinished(output, header, overwrite=overwrite) as part:
+            scored = _score(scorer, card, rows, part, screen, keep_failed=keep_failed)
+            written = _with_scores(source, rows, scored, prefix)
+            part.finish(json_line(row, default=str) for row in written)
     record = _record(scorer, rows, scored, data, output)
     if as_json:
         _print_json(
@@ -105,34 +109,40 @@ def score(
         _print_summary(record)
 
 
-def _score(scorer: Scorer, rows: AnswerRows, **options: Any) -> list[Scored]:
-    from aligner.evaluation.scoring import score_answers
+def _score(
+    scorer: Scorer,
+    card: Card,
+    rows: AnswerRows,
+    part: Unfinished | Straight,
+    screen: Screen,
+    *,
+    keep_failed: bool,
+) -> list[Verdict]:
+    """The scores; judges continue the accounts of their budget under the name of the output."""
+    from aligner.evaluation.scoring import AT_ONCE, score_answers
+    from aligner.reward_models.ensemble import go_on_with_account, scored_together
 
-    return score_answers(scorer, rows, **options)
+    journal = part.journal("scores")
+    if journal.path is not None:
+        go_on_with_account(scorer, journal.path, rows.fingerprint)
+    return score_answers(
+        scorer,
+        rows,
+        journal=journal,
+        at_once=None if scored_together(card) else AT_ONCE,
+        keep_failed=keep_failed,
+        on_progress=screen.counter("scoring"),
+    )
 
 
-def _with_scores(source: Source, rows: AnswerRows, scored: list[Scored], prefix: str) -> Any:
+def _with_scores(source: Source, rows: AnswerRows, scored: list[Verdict], prefix: str) -> Any:
     from aligner.evaluation.answer_rows import with_scores
 
     return with_scores(source, rows, scored, prefix)
 
 
-def _store(scorer: Scorer, rows: AnswerRows, output: Path, overwrite: bool) -> ScoreStore:
-    """The unfinished output. Judges continue the accounts of their budget under its name."""
-    from aligner.evaluation.score_store import ScoreStore
-    from aligner.reward_models.ensemble import go_on_with_account
-
-    header = {
-        "the data": rows.fingerprint,
-        "the reward model": scorer.fingerprint(),
-        "the number of answers": len(rows.answers),
-    }
-    go_on_with_account(scorer, output, str(header))
-    return ScoreStore(output, header, overwrite=overwrite)
-
-
 def _record(
-    scorer: Scorer, rows: AnswerRows, scored: list[Scored], data: str, output: Path | None
+    scorer: Scorer, rows: AnswerRows, scored: list[Verdict], data: str, output: Path | None
 ) -> dict[str, Any]:
     from aligner.evaluation.scoring import summary
     from aligner.reward_models.ensemble import leaves

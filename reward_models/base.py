@@ -25,6 +25,8 @@ Range = tuple[float, float]
 UNBOUNDED: Range = (-math.inf, math.inf)
 SHARE: Range = (0.0, 1.0)
 
+_ROWS = re.compile(r"\brow (\d+(?:, \d+)*)")
+
 
 class Scores(list[float]):
     """Scores of n answers, in the order of the answers: a list of n finite floats, and what else is
@@ -169,6 +171,12 @@ def preferences(
     )
 
 
+class NoVerdict(DataError):
+    """Rows that a scorer has no usable verdict on. `rows`: row, counted from 0 -> why."""
+
+    rows: dict[int, str]
+
+
 def sigmoid(value: float) -> float:
     """1 / (1 + exp(-value)), without overflow."""
     if value >= 0:
@@ -189,18 +197,19 @@ def check_lengths(
     )
 
 
-def placed(error: DataError, places: Sequence[str], what: str) -> DataError:
-    """The same error with the places of the call's rows (`data.jsonl:7`); its message says what its
-    numbers count."""
-    message = (
-        f"{error.message} (rows are counted over the {len(places):,} {what} from {places[0]} on)"
-    )
-    problems = []
-    for problem in error.problems:
-        row = re.fullmatch(r"row (\d+)", problem.where)
-        where = places[int(row[1]) - 1] if row and 0 < int(row[1]) <= len(places) else problem.where
-        problems.append(replace(problem, where=where))
-    return DataError(message, error.hint, problems)
+def placed(error: DataError, origins: Sequence[str]) -> DataError:
+    """The same error with the origins of a call's rows (`data.jsonl:7`) in place of their numbers;
+    numbers go on after the last row where a scorer goes through the rows twice."""
+
+    def origin(number: str) -> str:
+        index = int(number) - 1
+        return origins[index % len(origins)] if 0 <= index < 2 * len(origins) else f"row {number}"
+
+    def named(text: str) -> str:
+        return _ROWS.sub(lambda found: ", ".join(map(origin, found[1].split(", "))), text, count=1)
+
+    problems = [replace(problem, where=named(problem.where)) for problem in error.problems]
+    return DataError(named(error.message), error.hint, problems)
 
 
 def required_references(

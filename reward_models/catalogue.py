@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+from collections.abc import Container
 from pathlib import Path
 
 from aligner.errors import RecipeError
@@ -28,6 +29,10 @@ KINDS: dict[str, str] = {
     "ensemble": "aligner.reward_models.ensemble",
 }
 """Kind -> the module whose `make(card)` gives the scorer."""
+
+
+COMPARING = ("pairwise", "judge")
+"""Kinds whose scorers compare two answers; an ensemble does with such a member."""
 
 
 def load_scorer(spec: str) -> Scorer:
@@ -58,6 +63,11 @@ def read_spec(spec: str) -> Card:
         "reward model's card (a file, or the "
         "folder of a run), or `bradley_terry:HUB_ID`",
     )
+
+
+def holds(card: Card, kinds: Container[str]) -> bool:
+    """Say whether a card, or that of a member at any depth, is of one of these kinds."""
+    return card.kind in kinds or any(holds(read_spec(member), kinds) for member in card.members)
 
 
 def _card_of(kind: str, argument: str, spec: str) -> Card:

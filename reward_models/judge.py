@@ -34,10 +34,10 @@ from typing import Any
 
 from aligner.config.recipe import Endpoint, Model
 from aligner.endpoints.client import check_endpoint
-from aligner.errors import DataError, Problem, RecipeError
+from aligner.errors import Problem, RecipeError
 from aligner.runs.cache import cache_folder
 
-from .base import Preferences, Prompt, Range, Scorer, Scores, check_lengths
+from .base import NoVerdict, Preferences, Prompt, Range, Scorer, Scores, check_lengths
 from .card import Card
 from .judge_prompts import (
     COMPARE_REMINDER,
@@ -54,12 +54,6 @@ from .judge_session import Question, Reply, Session
 
 LISTED = 20
 """Rows without a verdict that an error lists; all of them are in its `rows`."""
-
-
-class NoVerdict(DataError):
-    """Rows that a judge gave no usable verdict on. `rows`: row, counted from 0 -> why."""
-
-    rows: dict[int, str]
 
 
 class Judge:

@@ -38,6 +38,7 @@ from aligner.data.rows import (
 from aligner.data.sources import open_source
 from aligner.errors import DataError
 from aligner.reward_models.base import Prompt
+from aligner.reward_models.batching import Verdict
 
 Form = Literal["completion", "pair", "list"]
 
@@ -80,16 +81,6 @@ class AnswerRows:
             first -= 1
         what = SIDES[answer - first] if self.form == "pair" else f"answer {answer - first + 1}"
         return f"{self.origins[row]} ({what})"
-
-
-@dataclass(frozen=True, slots=True)
-class Scored:
-    """What a scorer says of one answer; `error` says why there is no score."""
-
-    score: float | None
-    attributes: dict[str, float]
-    remark: str = ""
-    error: str = ""
 
 
 def read_answers(source: Source, seed: int) -> AnswerRows:
@@ -213,10 +204,10 @@ def refuse_taken_columns(source: Source, form: Form, prefix: str) -> None:
 
 
 def with_scores(
-    source: Source, rows: AnswerRows, scored: Sequence[Scored], prefix: str
+    source: Source, rows: AnswerRows, scored: Sequence[Verdict], prefix: str
 ) -> Iterator[dict[str, Any]]:
     """The rows as they were read, each with what was said of its answers."""
-    by_row: list[list[Scored]] = [[] for _ in rows.origins]
+    by_row: list[list[Verdict]] = [[] for _ in rows.origins]
     for answer, found in zip(rows.answers, scored, strict=True):
         by_row[answer.row].append(found)
     place = {origin: number for number, origin in enumerate(rows.origins)}
@@ -227,9 +218,9 @@ def with_scores(
             yield {**raw, **{f"{prefix}{name}": value for name, value in columns.items()}}
 
 
-def _columns(form: Form, said: Sequence[Scored]) -> dict[str, Any]:
+def _columns(form: Form, said: Sequence[Verdict]) -> dict[str, Any]:
     if form == "list":
-        columns: dict[str, Any] = {"scores": [found.score for found in said]}
+        columns: dict[str, Any] = {"scores": [found.value for found in said]}
         if any(found.attributes for found in said):
             columns["attributes"] = [found.attributes for found in said]
         if any(found.remark for found in said):
@@ -237,7 +228,7 @@ def _columns(form: Form, said: Sequence[Scored]) -> dict[str, Any]:
     else:
         endings = [f"_{side}" for side in SIDES] if form == "pair" else [""]
         named = list(zip(endings, said, strict=True))
-        columns = {f"score{ending}": found.score for ending, found in named}
+        columns = {f"score{ending}": found.value for ending, found in named}
         columns |= {
             f"attributes{ending}": found.attributes for ending, found in named if found.attributes
         }

@@ -17,6 +17,7 @@ from aligner.data.rows import PromptRow
 from aligner.evaluation.likelihood import standard_error
 from aligner.generation.decode import Completion, Progress, generate
 from aligner.generation.sampling import Sampling
+from aligner.reward_models.batching import Answers, ask, chunks, refuse_silent, silent_rows
 from aligner.runs.journal import Journal
 
 if TYPE_CHECKING:
@@ -59,7 +60,22 @@ def _scores(
 ) -> dict[str, float]:
     asked = [row for row, samples in zip(rows, answers) for _ in samples]
     texts = [completion.text for samples in answers for completion in samples]
-    scores = iter(scorer.score([row.prompt for row in asked], texts, [row.answer for row in asked]))
+    columns = Answers(
+        [row.prompt for row in asked],
+        texts,
+        [row.answer for row in asked],
+        [row.origin or f"prompt {number}" for number, row in enumerate(asked, start=1)],
+    )
+    verdicts = ask(lambda: scorer, columns, chunks(len(texts), None))
+    refuse_silent(
+        scorer.name,
+        columns,
+        silent_rows(verdicts),
+        len(verdicts),
+        "their mean would not be that of all prompts",
+        "the same command asks for these again; or leave their rows out",
+    )
+    scores = iter([verdict.value for verdict in verdicts if verdict.value is not None])
     means = [sum(islice(scores, len(samples))) / len(samples) for samples in answers]
     return {"score": sum(means) / len(means), "score_stderr": standard_error(means)}
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from aligner.evaluation.bootstrap import Floats, Integers, or_none
 from aligner.evaluation.correlation import pearson, spearman
-from aligner.evaluation.pair_scores import Answers
+from aligner.evaluation.pair_scores import DifferentAnswers
 
 FEWEST_ANSWERS = 3
 
@@ -27,7 +27,7 @@ def centred(values: Floats, groups: Integers) -> Floats:
     return np.where(np.abs(left) > 1e-12 * np.abs(values).max(initial=0.0), left, 0.0)
 
 
-def length_correlation(scores: Floats, answers: Answers) -> dict[str, Any]:
+def length_correlation(scores: Floats, answers: DifferentAnswers) -> dict[str, Any]:
     """Correlation of scores with the length of answers, within prompts and with the means of the
     prompts taken off."""
     lengths = np.array([len(text) for text in answers.texts], dtype=np.float64)

@@ -8,36 +8,32 @@ where the cuts are.
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from aligner.data.rows import Messages, PreferenceRow, as_turns, prompt_text
-from aligner.errors import DataError, Problem
+from aligner.errors import DataError
 from aligner.evaluation.bootstrap import Floats, Integers
-from aligner.reward_models.base import (
-    Comparer,
-    Preferences,
-    Prompt,
-    Scorer,
-    placed,
-    preferences,
-    sigmoid,
+from aligner.reward_models.base import Comparer, Prompt, Scorer, sigmoid
+from aligner.reward_models.batching import (
+    Answers,
+    Pairs,
+    Progress,
+    ask,
+    by_prompt,
+    chunks,
+    different_answers,
+    prompt_key,
+    refuse_silent,
+    silent_rows,
 )
-from aligner.reward_models.judge import NoVerdict
 from aligner.runs.journal import Journal
-
-Progress = Callable[[int, int], None]
 
 AT_ONCE = 256
 """Answers, or pairs, that a scorer is given in one call; more where a prompt has more answers."""
-
-LISTED = 20
-"""Pairs without a verdict that an error lists."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +51,9 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True)
-class Answers:
+class DifferentAnswers(Answers):
     """Every different answer to every prompt, those of one prompt next to one another."""
 
-    prompts: list[Prompt]
-    texts: list[str]
-    references: list[str | None]
-    origins: list[str]
     groups: Integers
     """Number of each answer's prompt: scores are comparable within a group."""
     chosen: Integers
@@ -74,10 +66,10 @@ class Judged:
     """What a scorer says of pairs.
 
     `margins`: above 0 where it picks the chosen answer, 0 for a tie: the difference of two scores
-    or, of a comparer, its probability less a half. `scores`: of each of the `Answers`; none where
-    it only compares. `flips`: pairs for which a comparer named another answer when the order
-    changed; None where nothing was asked in two orders. `remarks`: (where from, what the scorer
-    said of it).
+    or, of a comparer, its probability less a half. `scores`: of each of the `DifferentAnswers`;
+    none where it only compares. `flips`: pairs for which a comparer named another answer when the
+    order changed; None where nothing was asked in two orders. `remarks`: (where from, what the
+    scorer said of it).
     """
 
     margins: Floats
@@ -129,39 +121,38 @@ def numbered(keys: Sequence[Any]) -> Integers:
     return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
 
 
-def answers_of(pairs: Sequence[Pair]) -> Answers:
+def answers_of(pairs: Sequence[Pair]) -> DifferentAnswers:
     """The different answers of the pairs, prompt by prompt in the order of the prompts' first
     appearance."""
-    members: dict[str, dict[tuple[str, str | None], Pair]] = {}
-    for pair in pairs:
-        held = members.setdefault(_key(pair.prompt), {})
-        for text in (pair.chosen, pair.rejected):
-            held.setdefault((text, pair.reference), pair)
-    found = [(key, text, pair) for key, held in members.items() for (text, _), pair in held.items()]
-    places = {(key, text, pair.reference): index for index, (key, text, pair) in enumerate(found)}
-
-    def place(pair: Pair, text: str) -> int:
-        return places[_key(pair.prompt), text, pair.reference]
-
-    return Answers(
-        prompts=[pair.prompt for _, _, pair in found],
-        texts=[text for _, text, _ in found],
-        references=[pair.reference for _, _, pair in found],
-        origins=[pair.origin for _, _, pair in found],
-        groups=numbered([key for key, _, _ in found]),
-        chosen=np.array([place(pair, pair.chosen) for pair in pairs], dtype=np.int64),
-        rejected=np.array([place(pair, pair.rejected) for pair in pairs], dtype=np.int64),
+    order = np.argsort(numbered([prompt_key(pair.prompt) for pair in pairs]), kind="stable")
+    found, first, second = different_answers(_columns([pairs[index] for index in order]))
+    chosen, rejected = np.empty((2, len(pairs)), dtype=np.int64)
+    chosen[order], rejected[order] = first, second
+    return DifferentAnswers(
+        found.prompts,
+        found.texts,
+        found.references,
+        found.origins,
+        groups=numbered([prompt_key(prompt) for prompt in found.prompts]),
+        chosen=chosen,
+        rejected=rejected,
     )
 
 
-def _key(prompt: Prompt) -> str:
-    return json.dumps(prompt, sort_keys=True, default=str)
+def _columns(pairs: Sequence[Pair]) -> Pairs:
+    return Pairs(
+        [pair.prompt for pair in pairs],
+        [pair.chosen for pair in pairs],
+        [pair.rejected for pair in pairs],
+        [pair.reference for pair in pairs],
+        [pair.origin for pair in pairs],
+    )
 
 
 def judge(
     scorer: Scorer,
     pairs: Sequence[Pair],
-    answers: Answers,
+    answers: DifferentAnswers,
     *,
     on_progress: Progress | None = None,
     at_once: int | None = AT_ONCE,
@@ -169,132 +160,37 @@ def judge(
 ) -> Judged:
     """Ask the scorer about every pair. `at_once=None` asks in one call, for scores that depend on
     what else is scored (`reward_models.ensemble.scored_together`). `journal` keeps what was said,
-    call by call, so that it resumes after a kill."""
-    journal = journal or Journal(None)
-    if isinstance(scorer, Comparer):
-        return _compare(scorer, pairs, on_progress, at_once, journal)
-    return _score(scorer, answers, on_progress, at_once, journal)
+    call by call, so that it resumes after a kill.
 
-
-def _score(
-    scorer: Scorer,
-    answers: Answers,
-    on_progress: Progress | None,
-    at_once: int | None,
-    journal: Journal,
-) -> Judged:
-    scores: list[float] = []
-    remarks: list[tuple[str, str]] = []
-
-    def work(stretch: tuple[int, int]) -> dict[str, Any]:
-        part = slice(*stretch)
-        try:
-            found = scorer.score(
-                answers.prompts[part], answers.texts[part], answers.references[part]
-            )
-        except DataError as error:
-            raise placed(error, answers.origins[part], "different answers") from error
-        assert len(found) == len(answers.texts[part]), (
-            f"{scorer.name} gave {len(found)} scores for {stretch}"
-        )
-        assert all(map(math.isfinite, found)), f"{scorer.name} gave a score that is not finite"
-        return {"scores": list(found), "remarks": sorted(found.remarks.items())}
-
-    stretches = list(_stretches(answers.groups, at_once))
-    for (start, end), (said, is_new) in zip(stretches, journal.results(stretches, work)):
-        remarks += [(answers.origins[start + row], text) for row, text in said["remarks"]]
-        scores += said["scores"]
-        if on_progress is not None and is_new:
-            on_progress(end, len(answers.texts))
-    values = np.array(scores, dtype=np.float64)
-    margins = values[answers.chosen] - values[answers.rejected]
-    return Judged(
-        margins, np.array([sigmoid(float(margin)) for margin in margins]), values, None, remarks
+    Raises: DataError that lists the pairs without a verdict, after all others were asked about.
+    """
+    compares = isinstance(scorer, Comparer)
+    rows = _columns(pairs) if compares else answers
+    verdicts = ask(
+        lambda: scorer,
+        rows,
+        chunks(len(pairs), at_once) if compares else by_prompt(answers.prompts, at_once),
+        journal=journal,
+        together=at_once is None,
+        on_progress=on_progress,
     )
-
-
-def _stretches(groups: Integers, at_once: int | None) -> Iterator[tuple[int, int]]:
-    """Cuts between groups, each stretch as short as it can be with at least `at_once` answers."""
-    ends = (
-        [*(int(end) for end in np.flatnonzero(np.diff(groups)) + 1), len(groups)]
-        if len(groups)
-        else []
-    )
-    start = 0
-    for end in ends:
-        if end == len(groups) or (at_once is not None and end - start >= at_once):
-            yield start, end
-            start = end
-
-
-def _compare(
-    scorer: Comparer,
-    pairs: Sequence[Pair],
-    on_progress: Progress | None,
-    at_once: int | None,
-    journal: Journal,
-) -> Judged:
-    """Every pair is asked about, also after a judge had no usable verdict on one: what it says is
-    in its cache then."""
-    chances: list[float] = []
-    remarks: list[tuple[str, str]] = []
-    silent: dict[int, str] = {}
-    flips = 0
-    step = at_once or max(1, len(pairs))
-    for number, start in enumerate(range(0, len(pairs), step)):
-        part = pairs[start : start + step]
-        try:
-            said = (
-                journal[number] if number in journal else journal.add(number, _said(scorer, part))
-            )
-            remarks += [(part[row].origin, text) for row, text in said["remarks"]]
-            flips += said["flips"]
-            chances += said["chances"]
-        except NoVerdict as error:
-            silent |= {start + row: reason for row, reason in error.rows.items()}
-        if on_progress is not None:
-            on_progress(start + len(part), len(pairs))
-    if silent:
-        raise _no_verdict(scorer.name, pairs, silent)
-    probabilities = np.array(chances, dtype=np.float64)
-    return Judged(probabilities - 0.5, probabilities, None, flips, remarks)
-
-
-def _said(scorer: Comparer, part: Sequence[Pair]) -> dict[str, Any]:
-    found = _preferences(scorer, part)
-    assert all(0.0 <= chance <= 1.0 for chance in found), (
-        f"{scorer.name} gave a preference outside [0, 1]"
-    )
-    return {
-        "chances": list(found),
-        "remarks": sorted(found.remarks.items()),
-        "flips": len(found.flips),
-    }
-
-
-def _preferences(scorer: Comparer, part: Sequence[Pair]) -> Preferences:
-    asked = (
-        [pair.prompt for pair in part],
-        [pair.chosen for pair in part],
-        [pair.rejected for pair in part],
-    )
-    try:
-        found = preferences(scorer, *asked, [pair.reference for pair in part])
-    except NoVerdict:
-        raise
-    except DataError as error:
-        raise placed(error, [pair.origin for pair in part], "pairs") from error
-    assert len(found) == len(part), (
-        f"{scorer.name} gave {len(found)} preferences for {len(part)} pairs"
-    )
-    return found
-
-
-def _no_verdict(name: str, pairs: Sequence[Pair], silent: dict[int, str]) -> DataError:
-    problems = [Problem(reason, where=pairs[row].origin) for row, reason in sorted(silent.items())]
-    return DataError(
-        f"{name} gave no verdict on {len(silent):,} of {len(pairs):,} pairs; those on the others "
-        "are kept",
+    refuse_silent(
+        scorer.name,
+        rows,
+        silent_rows(verdicts),
+        len(verdicts),
+        "those on the others are kept",
         "the same command asks about these pairs again; or leave their rows out",
-        problems[:LISTED],
     )
+    values = np.array([verdict.value for verdict in verdicts], dtype=np.float64)
+    remarks = [
+        (origin, verdict.remark)
+        for origin, verdict in zip(rows.origins, verdicts)
+        if verdict.remark
+    ]
+    if compares:
+        flips = sum(verdict.flipped for verdict in verdicts)
+        return Judged(values - 0.5, values, None, flips, remarks)
+    margins = values[answers.chosen] - values[answers.rejected]
+    chances = np.array([sigmoid(float(margin)) for margin in margins])
+    return Judged(margins, chances, values, None, remarks)

@@ -39,7 +39,7 @@ from aligner.evaluation.calibration import calibration_curve, calibration_error
 from aligner.evaluation.correlation import kappa, spearman
 from aligner.evaluation.groups import Groups, buckets, by_column, by_sign, length_differences
 from aligner.evaluation.length_bias import length_correlation
-from aligner.evaluation.pair_scores import Answers, Judged, Pair, numbered
+from aligner.evaluation.pair_scores import DifferentAnswers, Judged, Pair, numbered
 
 Record = dict[str, Any]
 
@@ -49,7 +49,7 @@ FIRST_REMARKS = 5
 def measure(
     judged: Judged,
     pairs: Sequence[Pair],
-    answers: Answers,
+    answers: DifferentAnswers,
     column: str | None,
     *,
     resamples: int = 1000,

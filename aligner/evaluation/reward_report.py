@@ -13,7 +13,7 @@ import numpy as np
 
 from aligner.evaluation.groups import length_differences
 from aligner.evaluation.length_bias import centred
-from aligner.evaluation.pair_scores import Answers, Judged, Pair
+from aligner.evaluation.pair_scores import DifferentAnswers, Judged, Pair
 from aligner.reports.charts import Series, bar_chart, number, point_chart
 from aligner.reports.training import page
 from aligner.runs.files import write_atomically
@@ -34,7 +34,11 @@ class Shown:
 
 
 def write_picture(
-    shown: Sequence[Shown], pairs: Sequence[Pair], answers: Answers, record: Record, path: Path
+    shown: Sequence[Shown],
+    pairs: Sequence[Pair],
+    answers: DifferentAnswers,
+    record: Record,
+    path: Path,
 ) -> None:
     """Write the picture; `record` is what `--json` prints. Raises: OSError when the place cannot be
     written."""
@@ -64,7 +68,7 @@ def _tile(one: Shown) -> dict[str, str]:
     return {"label": f"accuracy, {one.name}", "value": f"{figure['value']:.1%}", "note": note}
 
 
-def _section(one: Shown, pairs: Sequence[Pair], answers: Answers, record: Record) -> str:
+def _section(one: Shown, pairs: Sequence[Pair], answers: DifferentAnswers, record: Record) -> str:
     figures = [
         _overall(one.numbers),
         _calibration(one.numbers),
@@ -145,7 +149,7 @@ def _calibration(numbers: Record) -> str:
     )
 
 
-def _cloud(one: Shown, pairs: Sequence[Pair], answers: Answers) -> str:
+def _cloud(one: Shown, pairs: Sequence[Pair], answers: DifferentAnswers) -> str:
     """Scores against lengths, each less the mean of its prompt; of a comparer, its choices against
     the difference."""
     if one.judged.scores is None:

@@ -63,6 +63,12 @@ class Journal:
                 "put the old model back, or start again with --overwrite",
             )
 
+    def tell_resumed(self, what: str, parts: int, on_event: OnEvent | None) -> None:
+        """Say where the work resumes, if some of its parts are done and not all."""
+        if 0 < self.done < parts:
+            notice = f"resuming {what}: {self.done} of {parts} parts are there already"
+            tell(on_event, Notice(notice))
+
     def add(self, part: int, result: Any) -> Any:
         """Keep the result of a part, and return it; in a file, it is on disk before this
         returns."""
@@ -102,11 +108,7 @@ def carry_on(
     assert journal.done <= len(parts), f"{path} holds {journal.done} of {len(parts)} parts"
     if journal.done == len(parts):
         return [journal[number] for number in range(len(parts))]
-    if journal.done:
-        tell(
-            on_event,
-            Notice(f"resuming {what}: {journal.done} of {len(parts)} parts are there already"),
-        )
+    journal.tell_resumed(what, len(parts), on_event)
     journal.made_with, work = make()
     journal.check(what)
     total, count, found = sum(map(size, parts)), 0, []

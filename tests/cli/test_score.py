@@ -18,7 +18,7 @@ from fakes import write_jsonl
 from runner import aligner
 
 from aligner.evaluation import scoring
-from aligner.evaluation.score_store import ScoreStore
+from aligner.runs.partial_output import Unfinished
 
 GRADER = """
 import json, pathlib
@@ -289,9 +289,7 @@ def test_a_scoring_that_was_stopped_goes_on_where_it_was(tmp_path: Path, grader:
     grader.with_name("fixed").touch()
     before = len(calls(grader))
     with (tmp_path / "scored.jsonl.part" / "scores.jsonl").open("a") as file:
-        file.write(
-            '{"answer": 8, "score": 1.0, "attributes": {}, "remark": ""}\n{"answer": 9, "sco'
-        )  # a kill in a part
+        file.write('{"part": 2, "made with": "", "result": {"8": {"val')  # a kill in a part
     result = aligner(*command, "--resume")
     assert result.exit_code == 0, result.output
     assert len(calls(grader)) - before == 14 - 8
@@ -305,11 +303,11 @@ def kill_at_the_end(
     """The scores of a scoring that is killed after the last of them is kept, and before the output
     is written."""
 
-    def dies(self: ScoreStore, rows: object) -> None:
+    def dies(self: Unfinished, rows: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(ScoreStore, "finish", dies)
+        patch.setattr(Unfinished, "finish", dies)
         result = aligner("score", "--data", data, "--reward-model", card, "--output", output, *more)
         assert result.exit_code == 130, result.output
     return output.with_name(f"{output.name}.part") / "scores.jsonl"
@@ -327,34 +325,12 @@ def test_scores_that_belong_together_are_kept_all_or_none(
     ]
     data, output = write_jsonl(tmp_path / "rows.jsonl", rows), tmp_path / "again.jsonl"
     kept = kill_at_the_end(data, both, output, monkeypatch)
-    torn = kept.read_bytes().splitlines(keepends=True)
-    assert torn[-1] == b'{"end": 6}\n'
-    kept.write_bytes(b"".join(torn[:3]) + torn[3][:9])
+    (line,) = kept.read_bytes().splitlines()
+    kept.write_bytes(line[: len(line) // 2])
     result = aligner(
         "score", "--data", data, "--reward-model", both, "--output", output, "--resume"
     )
     assert result.exit_code == 0, result.output
-    assert lines(output) == scored(data, "--reward-model", both)
-
-
-def test_a_call_that_is_not_whole_is_begun_again_also_where_its_part_has_an_end(
-    tmp_path: Path, grader: Path, both: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    both.write_text(
-        f"kind: ensemble\nmembers: ['verifier:{grader}:length', toy]\nstandardize: true\n"
-    )
-    rows = [
-        {"prompt": "sort: ba", "completion": text} for text in ["ab", "a", "b", "x", "abc", "y"]
-    ]
-    data, output = write_jsonl(tmp_path / "rows.jsonl", rows), tmp_path / "again.jsonl"
-    kept = kill_at_the_end(data, both, output, monkeypatch)
-    kept.write_bytes(b"".join(kept.read_bytes().splitlines(keepends=True)[:3]) + b'{"end": 3}\n')
-    before = len(calls(grader))
-    result = aligner(
-        "score", "--data", data, "--reward-model", both, "--output", output, "--resume"
-    )
-    assert result.exit_code == 0, result.output
-    assert len(calls(grader)) - before == 6
     assert lines(output) == scored(data, "--reward-model", both)
 
 
@@ -393,25 +369,33 @@ def test_answers_beside_one_without_a_score_are_not_kept(
         kept = kill_at_the_end(
             data, judge_card(tmp_path, server), output, monkeypatch, "--keep-failed"
         )
-    assert [json.loads(line).get("answer") for line in kept.read_text().splitlines()] == [0, None]
+    (line,) = lines(kept)
+    assert list(line["result"]) == ["0"]
 
 
-def test_scores_that_are_broken_inside_are_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.usefixtures("small_parts")
+def test_a_part_that_is_broken_inside_is_scored_again(
+    tmp_path: Path, grader: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data, output = write_jsonl(tmp_path / "rows.jsonl", numbered(3)), tmp_path / "scored.jsonl"
-    grader = tmp_path / "grader.py"
-    grader.write_text(GRADER)
-    card = f"verifier:{grader}:length"
-    kept = kill_at_the_end(data, card, output, monkeypatch)
-    whole = kept.read_bytes().splitlines(keepends=True)
-    for broken, line in ((whole[1:], 3), ([*whole[:1], b"\0\n", *whole[2:]], 2)):
-        kept.write_bytes(b"".join(broken))
-        result = aligner(
-            "score", "--data", data, "--reward-model", card, "--output", output, "--resume"
-        )
-        assert result.exit_code == 3
-        assert f"scores.jsonl:{line} is not a score" in result.stderr
+    data, output = write_jsonl(tmp_path / "rows.jsonl", numbered(9)), tmp_path / "scored.jsonl"
+    kept = kill_at_the_end(data, f"verifier:{grader}:length", output, monkeypatch)
+    kept.write_text(kept.read_text().replace('{"value": 6.0}', '{"value": 7.0}'))
+    before = len(calls(grader))
+    rows = scored(data, "--reward-model", f"verifier:{grader}:length", "--resume")
+    assert [row["score"] for row in rows] == list(range(1, 10))
+    assert calls(grader)[before:] == ["x" * number for number in range(5, 9)]
+
+
+def test_parts_of_an_earlier_version_are_refused(tmp_path: Path, grader: Path) -> None:
+    data = write_jsonl(tmp_path / "rows.jsonl", numbered(3))
+    output = tmp_path / "scored.jsonl"
+    command = ("score", "--data", data, "--reward-model", f"verifier:{grader}:length")
+    part = tmp_path / "scored.jsonl.part"
+    part.mkdir()
+    (part / "header.json").write_text('{"the data": "", "the reward model": ""}')
+    (part / "scores.jsonl").write_text('{"answer": 0, "score": 1.0, "attributes": {}}\n')
+    result = aligner(*command, "--output", output, "--resume")
+    assert (result.exit_code, "the form of its parts changed" in result.stderr) == (2, True)
 
 
 def test_an_output_that_another_process_writes_is_not_overwritten(tmp_path: Path) -> None:
@@ -521,7 +505,7 @@ def test_all_answers_to_a_prompt_are_scored_in_one_call(tmp_path: Path) -> None:
     answers = read_answers(Source(path=str(write_jsonl(tmp_path / "rows.jsonl", rows))), 0)
     scores = scoring.score_answers(Spy(), answers, at_once=4)
     assert found == [["p0"] * 3 + ["p1"] * 3, ["p2"] * 3]
-    assert [item.score for item in scores] == [float(number) for number in range(9)]
+    assert [item.value for item in scores] == [float(number) for number in range(9)]
     found.clear()
     scoring.score_answers(Spy(), answers, at_once=None)
     assert len(found) == 1
@@ -702,7 +686,7 @@ def test_a_scoring_that_is_killed_goes_on_with_the_same_result(
         [sys.executable, "-m", "aligner", *map(str, arguments)], stderr=subprocess.DEVNULL
     )
     kept = tmp_path / "scored.jsonl.part" / "scores.jsonl"
-    while not (kept.exists() and '{"end"' in kept.read_text()):
+    while not (kept.exists() and kept.read_text().endswith("\n")):
         assert process.poll() is None
         time.sleep(0.05)
     process.kill()

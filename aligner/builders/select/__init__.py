@@ -15,7 +15,6 @@ reading back; `aligner reward` trains.
     build.py              `aligner data select`
     labels.py             labels read back, or asked of a scorer
     label_store.py        labels in the run directory
-    asking.py             a scorer asked about many rows, some without a verdict
     report.py             the page
 
 From the paper: on-policy pairs, a budget, the choice by uncertainty or by coverage. Not from it:

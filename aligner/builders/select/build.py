@@ -23,6 +23,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ from aligner.builders.select.choosing import (
 from aligner.builders.select.label_store import LABELS, PICKED
 from aligner.builders.select.ngrams import ngram_vectors, text_of
 from aligner.builders.select.report import results_of, summary_of, write_select_report
-from aligner.builders.select.win_probabilities import pairs_of, win_probabilities
+from aligner.builders.select.win_probabilities import questions, win_probabilities
 from aligner.config.load import Resolved
 from aligner.config.recipe import Data, Model, Select, SelectRecipe
 from aligner.data.loading import load_rows
@@ -49,14 +50,16 @@ from aligner.errors import DataError, Problem, RecipeError, UsageError
 from aligner.events import (
     DataReady,
     OnEvent,
-    StageProgress,
     StageStarted,
     Warned,
+    counter,
     tell,
 )
 from aligner.models.files import check_model_path
+from aligner.reward_models.base import Scorer
+from aligner.reward_models.batching import Answers, Pairs, Verdict, ask, chunks, silent_rows
 from aligner.reward_models.card import Card
-from aligner.reward_models.catalogue import load_scorer, read_spec
+from aligner.reward_models.catalogue import COMPARING, holds, load_scorer, read_spec
 from aligner.reward_models.ensemble import go_on_with_account, refuse_cycles
 from aligner.runs.files import dumps, file_sha256, write_atomically
 from aligner.runs.journal import Journal, carry_on
@@ -383,97 +386,73 @@ def _judge(
     time; None without models."""
     if not specs:
         return None
-    candidates = inputs.candidates
-    parts = _chunks(
-        [place for place, one in enumerate(candidates) if len(one.responses) > 1], JUDGED_TOGETHER
-    )
-    beliefs = [
-        np.full((len(specs), len(one.responses), len(one.responses)), 0.5) for one in candidates
-    ]
+    candidates = [one for one in inputs.candidates if len(one.responses) > 1]
+    prompts = [one.prompt for one in candidates]
+    responses = [one.responses for one in candidates]
+    answers = [one.answer for one in candidates]
+    origins = [one.origin for one in candidates]
+    by_model = []
     for number, spec in enumerate(specs):
-        journal = run.dir / JOURNAL / f"beliefs-{number}.jsonl"
-        what = (
-            "judging answers"
-            if len(specs) == 1
-            else f"judging answers ({number + 1} of {len(specs)})"
-        )
-        judged = carry_on(
-            journal,
-            what,
+        several = f" ({number + 1} of {len(specs)})" if len(specs) > 1 else ""
+        what = f"judging answers{several}"
+        compares = holds(read_spec(spec), COMPARING)
+        rows, owners = questions(prompts, responses, answers, origins, compares=compares)
+        parts: list[list[int]] = [[] for _ in range(0, len(candidates), JUDGED_TOGETHER)]
+        for row, owner in enumerate(owners):
+            parts[owner // JUDGED_TOGETHER].append(row)
+        journal = Journal(run.dir / JOURNAL / f"beliefs-{number}.jsonl")
+        journal.tell_resumed(what, len(parts), on_event)
+        verdicts = ask(
+            partial(_load, spec, run, journal, what, on_event),
+            rows,
             parts,
-            _judge_maker(spec, candidates, run, journal, on_event),
-            on_event,
-            len,
+            journal=journal,
+            keep_silent=True,
+            on_progress=counter(on_event, what),
+            sizes=list(map(len, chunks(len(candidates), JUDGED_TOGETHER))),
         )
-        remarks: Counter[str] = Counter()
-        for part, result in zip(parts, judged):
-            remarks.update(result["remarks"])
-            for place, said in zip(part, result["better"]):
-                for (j, k), value in zip(
-                    pairs_of(len(candidates[place].responses)), said, strict=True
-                ):
-                    value = np.nan if value is None else value
-                    beliefs[place][number, j, k], beliefs[place][number, k, j] = value, 1.0 - value
-        _tell_unjudged(spec, judged, on_event)
+        found = win_probabilities(responses, verdicts, compares=compares)
+        by_model.append(found)
+        _tell_unjudged(spec, rows, verdicts, found, on_event)
+        remarks = Counter(verdict.remark for verdict in verdicts if verdict.remark)
         for remark, count in remarks.most_common(3):
             tell(on_event, Warned(f"{spec}: {count:,} answers: {remark}"))
-    return beliefs
+    judged = iter(map(np.stack, zip(*by_model)))
+    counts = [len(one.responses) for one in inputs.candidates]
+    return [next(judged) if n > 1 else np.full((len(specs), n, n), 0.5) for n in counts]
 
 
-def _tell_unjudged(spec: str, judged: Sequence[dict[str, Any]], on_event: OnEvent | None) -> None:
+def _load(spec: str, run: Run, journal: Journal, what: str, on_event: OnEvent | None) -> Scorer:
+    """Load a reward model, whose verdicts go into the journal."""
+    tell(on_event, StageStarted(f"loading {spec}"))
+    scorer = load_scorer(spec)
+    assert journal.path is not None
+    started = run.read_json("environment.json")["sessions"][0]["started"]
+    go_on_with_account(scorer, journal.path, started)
+    journal.made_with = scorer.fingerprint()
+    journal.check(what)
+    return scorer
+
+
+def _tell_unjudged(
+    spec: str,
+    rows: Answers | Pairs,
+    verdicts: Sequence[Verdict],
+    beliefs: Sequence[Array],
+    on_event: OnEvent | None,
+) -> None:
     """Say how many pairs are left out since a model has no verdict on them, and where the first
     ones are."""
-    reasons = {name: reason for result in judged for name, reason in result["unjudged"].items()}
-    count = sum(value is None for result in judged for said in result["better"] for value in said)
+    reasons: dict[str, str] = {}
+    for row, reason in silent_rows(verdicts).items():
+        reasons.setdefault(rows.origins[row], reason)
+    count = sum(int(np.isnan(belief).sum()) // 2 for belief in beliefs)
     if count:
         first = "; ".join(f"{name}: {reason}" for name, reason in list(reasons.items())[:LISTED])
         tell(
             on_event,
             Warned(f"{spec} gave no verdict on {count:,} pairs, which are left out. {first}"),
         )
-
-
-def _judge_maker(
-    spec: str, candidates: Sequence[Candidate], run: Run, journal: Path, on_event: OnEvent | None
-) -> Callable[[], tuple[str, Callable[[list[int]], Any]]]:
-    def make() -> tuple[str, Callable[[list[int]], Any]]:
-        tell(on_event, StageStarted(f"loading {spec}"))
-        scorer = load_scorer(spec)
-        go_on_with_account(
-            scorer, journal, run.read_json("environment.json")["sessions"][0]["started"]
-        )
-
-        def work(part: list[int]) -> dict[str, Any]:
-            some = [candidates[place] for place in part]
-            references = [one.answer for one in some]
-            remarks: list[str] = []
-            unjudged: dict[int, str] = {}
-            found = win_probabilities(
-                scorer,
-                [one.prompt for one in some],
-                [one.responses for one in some],
-                references if any(answer is not None for answer in references) else None,
-                remarks,
-                [one.origin for one in some],
-                unjudged,
-            )
-            better = [_pairwise(matrix) for matrix in found]
-            reasons = {some[place].origin: reason for place, reason in unjudged.items()}
-            return {"better": better, "remarks": remarks, "unjudged": reasons}
-
-        return scorer.fingerprint(), work
-
-    return make
-
-
-def _pairwise(matrix: Array) -> list[float | None]:
-    """The probabilities above the diagonal, row by row."""
-    return [_known(matrix[j, k]) for j, k in pairs_of(len(matrix))]
-
-
-def _known(probability: float) -> float | None:
-    """A probability as JSON holds it; None without a verdict."""
-    return float(probability) if np.isfinite(probability) else None
 
 
 # --- the choice -----------------------------------------------------------------------------------
@@ -502,7 +481,7 @@ def _choose(
         labelled=inputs.labelled,
         embed=ngram_vectors if settings.embedding == "ngrams" else _states(recipe, run, on_event),
         seed=recipe.seed,
-        on_pick=lambda done, total: tell(on_event, StageProgress("choosing pairs", done, total)),
+        on_pick=counter(on_event, "choosing pairs"),
     )
     selection.counts += inputs.counts
     if not selection.picked:

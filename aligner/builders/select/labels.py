@@ -19,7 +19,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from aligner.builders.select.asking import ask_about
 from aligner.builders.select.label_store import (
     CHOICES,
     LABELS,
@@ -32,7 +31,8 @@ from aligner.config.hints import did_you_mean
 from aligner.data.files import BLANK, Unreadable, kind_of_file, read_file
 from aligner.errors import DataError, Problem, UsageError
 from aligner.events import Notice, OnEvent, StageProgress, StageStarted, tell
-from aligner.reward_models.base import Scorer, preferences
+from aligner.reward_models.base import Scorer
+from aligner.reward_models.batching import Pairs, ask_parts, chunks, refuse_silent
 from aligner.reward_models.catalogue import load_scorer, read_spec
 from aligner.reward_models.ensemble import go_on_with_account, refuse_cycles, scored_together
 from aligner.runs.files import dumps, read_json, write_atomically
@@ -44,6 +44,8 @@ STRENGTHS = (1, 2, 3)
 ASKED_TOGETHER = 16
 """Pairs that an oracle labels before they are written down."""
 LISTED = 20
+PAIR = "pair "
+"""Before the id of a pair, in errors."""
 
 
 def read_labels(run_dir: Path, file: Path, on_event: OnEvent | None = None) -> Outcome:
@@ -92,38 +94,50 @@ def ask_oracle(run_dir: Path, spec: str, on_event: OnEvent | None = None) -> Out
     with _held(run_dir):
         # Anew: an expert may have labelled pairs while the scorer was loaded.
         missing = _without_label(pairs, known_labels(run_dir))
-        reasons = _ask_for(missing, run_dir, pairs, scorer, scored_together(card), on_event)
+        together = scored_together(card)
+        rows = _pairs(list(pairs.values()) if together else missing)
+        silent = _ask_for(rows, len(missing), run_dir, pairs, scorer, together, on_event)
         _write(run_dir, pairs, known_labels(run_dir))
-    if reasons:
-        raise _no_verdict(scorer, reasons, len(missing))
+    refuse_silent(
+        scorer.name,
+        rows,
+        silent,
+        len(missing),
+        "the others are labelled",
+        "the same command asks for these again; or label them yourself, with `skip` for instance, "
+        "and read them with --labels",
+    )
     return _outcome(run_dir)
 
 
 def _ask_for(
-    missing: Sequence[Mapping[str, Any]],
+    rows: Pairs,
+    missing: int,
     run_dir: Path,
     pairs: Mapping[str, Mapping[str, Any]],
     scorer: Scorer,
     together: bool,
     on_event: OnEvent | None,
-) -> dict[str, str]:
-    """Write down the scorer's labels for the missing ones, part by part; return the pairs without a
-    verdict, and why."""
-    reasons: dict[str, str] = {}
-    size = max(1, len(missing)) if together else ASKED_TOGETHER
-    for start in range(0, len(missing), size):
-        some = missing[start : start + size]
-        found, lost = _preferred(scorer, list(pairs.values()) if together else some)
+) -> dict[int, str]:
+    """Write down the scorer's labels, part by part; return the rows without a verdict, and why."""
+    silent: dict[int, str] = {}
+    done = 0
+    parts = chunks(len(rows.prompts), None if together else ASKED_TOGETHER)
+    for verdicts, _ in ask_parts(lambda: scorer, rows, parts, together=together):
         labels = known_labels(run_dir)  # what was written in by hand meanwhile stays
-        for name in (pair["id"] for pair in some if pair["id"] not in labels):
-            if name in lost:
-                reasons[name] = lost[name]
+        for row, verdict in verdicts.items():
+            name = rows.origins[row].removeprefix(PAIR)
+            if name in labels:
                 continue
-            choice = "tie" if found[name] == 0.5 else ("a" if found[name] > 0.5 else "b")
+            if verdict.value is None:
+                silent[row] = verdict.error
+                continue
+            choice = "tie" if verdict.value == 0.5 else ("a" if verdict.value > 0.5 else "b")
             labels[name] = {"label": choice, "by": scorer.name}
         _write_rows(run_dir, pairs, labels)
-        tell(on_event, StageProgress("labelling", start + len(some), len(missing)))
-    return reasons
+        done = min(done + len(verdicts), missing)
+        tell(on_event, StageProgress("labelling", done, missing))
+    return silent
 
 
 def _without_label(pairs: Mapping[str, Any], labels: Mapping[str, Label]) -> list[Any]:
@@ -138,42 +152,13 @@ def _written(run_dir: Path, pairs: Mapping[str, Mapping[str, Any]]) -> Outcome:
     return _outcome(run_dir)
 
 
-def _preferred(
-    scorer: Scorer, pairs: Sequence[Mapping[str, Any]]
-) -> tuple[dict[str, float], dict[str, str]]:
-    """Return how likely `a` is the better answer of each pair, and why some have no verdict; both
-    by id."""
-    references = [pair.get("answer") for pair in pairs]
-    blind = all(one is None for one in references)
-
-    def ask(rows: list[int]) -> Sequence[float]:
-        asked = [pairs[row] for row in rows]
-        return preferences(
-            scorer,
-            [pair["prompt"] for pair in asked],
-            [pair["a"] for pair in asked],
-            [pair["b"] for pair in asked],
-            None if blind else [references[row] for row in rows],
-        )
-
-    names = [pair["id"] for pair in pairs]
-    found, reasons = ask_about([f"pair {name}" for name in names], ask, sides=2)
-    return {names[row]: value for row, value in found.items()}, {
-        names[row]: why for row, why in reasons.items()
-    }
-
-
-def _no_verdict(scorer: Scorer, reasons: Mapping[str, str], asked: int) -> DataError:
-    problems = [
-        Problem(reason, where=f"pair {name}") for name, reason in list(reasons.items())[:LISTED]
-    ]
-    more = f" (the first {LISTED} are listed)" if len(reasons) > LISTED else ""
-    return DataError(
-        f"{scorer.name} gave no verdict on {len(reasons):,} of {asked:,} pairs{more}; the others "
-        "are labelled",
-        "the same command asks for these again; or label them yourself, with `skip` for instance, "
-        "and read them with --labels",
-        problems,
+def _pairs(pairs: Sequence[Mapping[str, Any]]) -> Pairs:
+    return Pairs(
+        [pair["prompt"] for pair in pairs],
+        [pair["a"] for pair in pairs],
+        [pair["b"] for pair in pairs],
+        [pair.get("answer") for pair in pairs],
+        [f"{PAIR}{pair['id']}" for pair in pairs],
     )
 
 

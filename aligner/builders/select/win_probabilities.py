@@ -31,9 +31,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from aligner.builders.select.asking import Ask, ask_about
-from aligner.errors import DataError
-from aligner.reward_models.base import Comparer, Prompt, Scorer, preferences
+from aligner.reward_models.base import Comparer, Prompt, Scorer
+from aligner.reward_models.batching import Answers, Pairs, Verdict, ask, chunks
 
 Array = np.ndarray
 
@@ -53,127 +52,61 @@ def judge(
 
     Raises: DataError when a scorer gives something else than a finite number.
     """
-    by_model = [win_probabilities(scorer, prompts, responses, references) for scorer in scorers]
-    return [np.stack(matrices) for matrices in zip(*by_model)]
+    known = [None] * len(prompts) if references is None else references
+    origins = [f"the prompt {str(prompt)[:80]!r}" for prompt in prompts]
+
+    def by(scorer: Scorer) -> list[Array]:
+        compares = isinstance(scorer, Comparer)
+        rows, _ = questions(prompts, responses, known, origins, compares=compares)
+        verdicts = ask(lambda: scorer, rows, chunks(len(rows.prompts), None))
+        return win_probabilities(responses, verdicts, compares=compares)
+
+    return [np.stack(matrices) for matrices in zip(*map(by, scorers))]
+
+
+def questions(
+    prompts: Sequence[Prompt],
+    responses: Sequence[Sequence[str]],
+    references: Sequence[str | None],
+    origins: Sequence[str],
+    *,
+    compares: bool,
+) -> tuple[Answers | Pairs, list[int]]:
+    """Return the rows that a scorer is asked about, every answer or, where it compares, every pair
+    of answers to a prompt; and the index of each row's prompt."""
+    pairs = [(i, *pair) for i, few in enumerate(responses) for pair in pairs_of(len(few))]
+    answers = [(i, text) for i, few in enumerate(responses) for text in few]
+    owners = [i for i, *_ in pairs] if compares else [i for i, _ in answers]
+    asked = [prompts[i] for i in owners]
+    known = [references[i] for i in owners]
+    named = [origins[i] for i in owners]
+    if not compares:
+        return Answers(asked, [text for _, text in answers], known, named), owners
+    first = [responses[i][j] for i, j, _ in pairs]
+    second = [responses[i][k] for i, _, k in pairs]
+    return Pairs(asked, first, second, known, named), owners
 
 
 def win_probabilities(
-    scorer: Scorer,
-    prompts: Sequence[Prompt],
-    responses: Sequence[Sequence[str]],
-    references: Sequence[str | None] | None = None,
-    remarks: list[str] | None = None,
-    names: Sequence[str] | None = None,
-    unjudged: dict[int, str] | None = None,
+    responses: Sequence[Sequence[str]], verdicts: Sequence[Verdict], *, compares: bool
 ) -> list[Array]:
-    """Return for each prompt how likely each answer is better than each other one: shape (n_i,
-    n_i), 0.5 on the diagonal.
-
-    What the scorer has to say about single rows is added to `remarks`. `names`: what errors call
-    the prompts. A pair without a verdict is NaN, and why goes to `unjudged`, by the prompt's place
-    (one reason each).
-    """
-    remarks = [] if remarks is None else remarks
-    unjudged = {} if unjudged is None else unjudged
-    names = [f"the prompt {str(prompt)[:80]!r}" for prompt in prompts] if names is None else names
-    if isinstance(scorer, Comparer):
-        return _compared(scorer, prompts, responses, references, remarks, names, unjudged)
-    return _scored(scorer, prompts, responses, references, remarks, names, unjudged)
-
-
-def _scored(
-    scorer: Scorer,
-    prompts: Sequence[Prompt],
-    responses: Sequence[Sequence[str]],
-    references: Sequence[str | None] | None,
-    remarks: list[str],
-    names: Sequence[str],
-    unjudged: dict[int, str],
-) -> list[Array]:
-    """Score all answers in one call; an answer without a score has no pair."""
-    rows = [row for row, answers in enumerate(responses) for _ in answers]
-    flat = [answer for answers in responses for answer in answers]
-
-    def ask(places: list[int]) -> Sequence[float]:
-        known = None if references is None else [references[rows[place]] for place in places]
-        said = scorer.score(
-            [prompts[rows[place]] for place in places], [flat[place] for place in places], known
-        )
-        remarks.extend(said.remarks.values())
-        return said
-
-    scores = _numbers(scorer, ask, rows, prompts, names, unjudged)
-    ends = np.cumsum([len(answers) for answers in responses])
-    found = (
-        [sigmoid(part[:, None] - part[None, :]) for part in np.split(scores, ends[:-1])]
-        if len(prompts)
-        else []
+    """Return for each prompt how likely each answer is better than each other one, from the
+    verdicts on its `questions`: shape (n_i, n_i), 0.5 on the diagonal, NaN without a verdict."""
+    values = np.array(
+        [np.nan if verdict.value is None else verdict.value for verdict in verdicts],
+        dtype=np.float64,
     )
-    for one in found:
-        np.fill_diagonal(one, 0.5)
+    found, start = [], 0
+    for count in map(len, responses):
+        upper = np.triu_indices(count, 1)
+        size = len(upper[0]) if compares else count
+        part, start = values[start : start + size], start + size
+        if not compares:
+            part = sigmoid(part[:, None] - part[None, :])[upper]
+        one = np.full((count, count), 0.5)
+        one[upper], one.T[upper] = part, 1.0 - part
+        found.append(one)
     return found
-
-
-def _compared(
-    scorer: Comparer,
-    prompts: Sequence[Prompt],
-    responses: Sequence[Sequence[str]],
-    references: Sequence[str | None] | None,
-    remarks: list[str],
-    names: Sequence[str],
-    unjudged: dict[int, str],
-) -> list[Array]:
-    """Ask for every pair once; the other direction is what is left to 1."""
-    asked = [
-        (row, *pair) for row, answers in enumerate(responses) for pair in pairs_of(len(answers))
-    ]
-
-    def ask(places: list[int]) -> Sequence[float]:
-        some = [asked[place] for place in places]
-        rows = [row for row, _, _ in some]
-        first = [responses[row][j] for row, j, _ in some]
-        second = [responses[row][k] for row, _, k in some]
-        known = None if references is None else [references[row] for row in rows]
-        said = preferences(scorer, [prompts[row] for row in rows], first, second, known)
-        remarks.extend(said.remarks.values())
-        return said
-
-    said = _numbers(scorer, ask, [row for row, _, _ in asked], prompts, names, unjudged)
-    found = [np.full((len(few), len(few)), 0.5) for few in responses]
-    for (row, j, k), value in zip(asked, said):
-        found[row][j, k], found[row][k, j] = value, 1.0 - value
-    return found
-
-
-def _numbers(
-    scorer: Scorer,
-    ask: Ask,
-    rows: Sequence[int],
-    prompts: Sequence[Prompt],
-    names: Sequence[str],
-    unjudged: dict[int, str],
-) -> Array:
-    """Return a number for each of the things asked about, NaN where there is no verdict. `rows`:
-    their prompts' places."""
-    said, reasons = ask_about([names[row] for row in rows], ask)
-    values = np.array([said.get(place, 0.0) for place in range(len(rows))], dtype=np.float64)
-    _refuse_unusable(scorer, values, [prompts[row] for row in rows])
-    for place, reason in reasons.items():
-        values[place] = np.nan
-        unjudged.setdefault(rows[place], reason)
-    return values
-
-
-def _refuse_unusable(scorer: Scorer, values: Array, prompts: Sequence[Prompt]) -> None:
-    broken = np.flatnonzero(~np.isfinite(values))
-    if len(broken):
-        raise DataError(
-            f"{scorer.name} gave {values[broken[0]]} for {len(broken)} of {len(values)} answers, "
-            "the first to the prompt "
-            f"{str(prompts[broken[0]])[:80]!r}",
-            "a score is a finite number; check the model, its data type and the length of the "
-            "answers",
-        )
 
 
 def sigmoid(value: Array) -> Array:

@@ -28,24 +28,32 @@ from __future__ import annotations
 import gc
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from hashlib import sha256
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from aligner.config.recipe import Dpo
-from aligner.data.ledger import LISTED
-from aligner.errors import DataError, Problem
-from aligner.events import Notice, OnEvent, StageStarted, tell
+from aligner.errors import DataError
+from aligner.events import Notice, OnEvent, StageStarted, counter, tell
 from aligner.methods.dpo.reference_samples import agreed
-from aligner.reward_models.base import Comparer, Scorer, preferences
-from aligner.reward_models.catalogue import load_scorer, read_spec
-from aligner.reward_models.ensemble import NoScale, scored_together
+from aligner.reward_models.base import Comparer, Scorer
+from aligner.reward_models.batching import (
+    Answers,
+    Pairs,
+    Verdict,
+    ask,
+    chunks,
+    different_answers,
+    refuse_silent,
+    silent_rows,
+)
+from aligner.reward_models.catalogue import holds, load_scorer, read_spec
+from aligner.reward_models.ensemble import scored_together
 from aligner.runs.cache import cache_folder, is_kept, keep
 from aligner.runs.files import dumps
-from aligner.runs.journal import Work, carry_on
+from aligner.runs.journal import Journal
 from aligner.tokenization.dataset import Prepared
 
 if TYPE_CHECKING:
@@ -127,9 +135,9 @@ def _score_all(
     found = []
     for spec in dpo.reward_models:
         scorer = load_scorer(spec)
-        assert isinstance(scorer, Comparer) or not only_compares(spec)
-        ask = _compared if only_compares(spec) else _scored
-        gaps = _of_splits(scorer, ask, texts, together(spec), on_event)
+        compares = only_compares(spec)
+        assert isinstance(scorer, Comparer) or not compares
+        gaps = _of_splits(scorer, compares, texts, together(spec), on_event)
         member = _described(scorer, gaps["training"], dpo)
         tell(on_event, Notice(_sentence(member)))
         found.append((asdict(member), gaps))
@@ -146,7 +154,7 @@ def together(spec: str) -> bool:
 
 def _of_splits(
     scorer: Scorer,
-    ask: Ask,
+    compares: bool,
     texts: dict[str, list[dict[str, Any]]],
     in_one: bool,
     on_event: OnEvent | None,
@@ -154,10 +162,11 @@ def _of_splits(
     """Gaps of each split: asked for split by split, or `in_one` call and cut afterwards."""
     if not in_one:
         return {
-            name: _gaps(scorer, ask, rows, name, AT_ONCE, on_event) for name, rows in texts.items()
+            name: _gaps(scorer, compares, rows, name, AT_ONCE, on_event)
+            for name, rows in texts.items()
         }
     every = [row for rows in texts.values() for row in rows]
-    left = iter(_gaps(scorer, ask, every, " and ".join(texts), len(every), on_event))
+    left = iter(_gaps(scorer, compares, every, " and ".join(texts), None, on_event))
     return {name: list(islice(left, len(rows))) for name, rows in texts.items()}
 
 
@@ -220,25 +229,20 @@ def _free() -> None:
 # --- one reward model, one split ------------------------------------------------------------------
 
 
-Ask = Callable[[Any, Sequence[dict[str, Any]]], tuple[list[float], dict[int, str]]]
-"""Scorer and pairs -> gaps (N,), and what the scorer remarks."""
-
-
 def only_compares(spec: str) -> bool:
     """Say whether a reward model, or a member of it, has no rewards but comparisons."""
-    card = read_spec(spec)
-    return card.kind == "pairwise" or any(only_compares(member) for member in card.members)
+    return holds(read_spec(spec), ("pairwise",))
 
 
 def _gaps(
     scorer: Scorer,
-    ask: Ask,
+    compares: bool,
     rows: Sequence[dict[str, Any]],
     name: str,
-    at_once: int,
+    at_once: int | None,
     on_event: OnEvent | None,
 ) -> list[float]:
-    """Gaps (N,) from the cache, or scored now, `at_once` in a call."""
+    """Gaps (N,) from the cache, or scored now, `at_once` in a call; all in one where it is None."""
     file = cache_folder("rewards") / f"{_key(scorer, rows)}.json"
     if is_kept(file):
         tell(
@@ -249,15 +253,70 @@ def _gaps(
         return kept
     what = f"scoring the {name} pairs with {scorer.name}"
     tell(on_event, StageStarted(what))
-    parts = [rows[start : start + at_once] for start in range(0, len(rows), at_once)]
-    journal = file.with_suffix(f".{at_once}.jsonl")
+    pairs = _columns(rows)
+    parts = chunks(len(rows), at_once)
+    sizes = [len(part) for part in parts]
+    asked: Answers | Pairs = pairs
+    if not compares:
+        asked, chosen, rejected = different_answers(pairs)
+        parts = _first_appearances(parts, chosen, rejected)
+    journal = Journal(file.with_suffix(f".{at_once or len(rows)}.jsonl"), file.stem)
+    journal.tell_resumed(what, len(parts), on_event)
+    verdicts = ask(
+        lambda: scorer,
+        asked,
+        parts,
+        journal=journal,
+        together=at_once is None,
+        on_progress=counter(on_event, what),
+        sizes=sizes,
+    )
+    refuse_silent(
+        scorer.name,
+        asked,
+        silent_rows(verdicts),
+        len(verdicts),
+        "those on the others are kept",
+        "the same command asks about these again; or leave their rows out",
+    )
+    values = [verdict.value for verdict in verdicts if verdict.value is not None]
+    gaps = (
+        [_logit(share) for share in values]
+        if compares
+        else [values[a] - values[b] for a, b in zip(chosen, rejected)]
+    )
+    _tell_remarks(scorer, verdicts, on_event)
+    keep(file, lambda place: place.write_text(dumps(gaps), encoding="utf-8"))
+    assert journal.path is not None
+    journal.path.unlink(missing_ok=True)
+    return gaps
 
-    def make() -> tuple[str, Work[Sequence[dict[str, Any]]]]:
-        return file.stem, partial(_score_part, scorer, ask)
 
-    found = carry_on(journal, what, parts, make, on_event, len)
-    gaps = [gap for part in found for gap in part["gaps"]]
-    remarks = [remark for part in found for remark in part["remarks"]]
+def _columns(rows: Sequence[dict[str, Any]]) -> Pairs:
+    return Pairs(
+        [row["prompt"] for row in rows],
+        [row["chosen"] for row in rows],
+        [row["rejected"] for row in rows],
+        [row["answer"] for row in rows],
+        [row["origin"] for row in rows],
+    )
+
+
+def _first_appearances(
+    parts: Sequence[Sequence[int]], chosen: Sequence[int], rejected: Sequence[int]
+) -> list[list[int]]:
+    """For each part of the pairs its answers that no part before it has; answers are numbered as
+    they appear."""
+    found, start = [], 0
+    for part in parts:
+        end = max(start, *(max(chosen[pair], rejected[pair]) + 1 for pair in part))
+        found.append(list(range(start, end)))
+        start = end
+    return found
+
+
+def _tell_remarks(scorer: Scorer, verdicts: Sequence[Verdict], on_event: OnEvent | None) -> None:
+    remarks = [verdict.remark for verdict in verdicts if verdict.remark]
     if remarks:
         tell(
             on_event,
@@ -266,115 +325,11 @@ def _gaps(
                 f"{remarks[0]}"
             ),
         )
-    keep(file, lambda place: place.write_text(dumps(gaps), encoding="utf-8"))
-    journal.unlink(missing_ok=True)
-    return gaps
-
-
-def _score_part(scorer: Scorer, ask: Ask, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Gaps of some pairs, all finite, and what the scorer remarks."""
-    try:
-        gaps, remarks = ask(scorer, rows)
-    except (PlacedError, NoScale):
-        raise
-    except DataError as error:
-        raise _located(scorer, ask, rows, error) from error
-    for row, gap in zip(rows, gaps):
-        if not math.isfinite(gap):
-            raise DataError(
-                f"{row['origin']}: {scorer.name} gives rewards whose difference is {gap}, which "
-                "is not a finite number",
-                "fix or drop the row, or use another reward model",
-            )
-    return {"gaps": gaps, "remarks": list(remarks.values())}
-
-
-def _compared(
-    scorer: Comparer, rows: Sequence[dict[str, Any]]
-) -> tuple[list[float], dict[int, str]]:
-    """Logits of the probabilities that the chosen answers are better."""
-    shares = preferences(
-        scorer,
-        [row["prompt"] for row in rows],
-        [row["chosen"] for row in rows],
-        [row["rejected"] for row in rows],
-        [row["answer"] for row in rows],
-    )
-    return [_logit(share) for share in shares], shares.remarks
-
-
-def _scored(scorer: Scorer, rows: Sequence[dict[str, Any]]) -> tuple[list[float], dict[int, str]]:
-    """Differences of rewards. An answer that stands in several pairs of a prompt is scored once."""
-    places: dict[str, int] = {}
-    asked: list[tuple[Any, str, str | None]] = []
-    origins: list[str] = []
-    for row in rows:
-        for side in ("chosen", "rejected"):
-            if places.setdefault(_answer_key(row, side), len(asked)) == len(asked):
-                asked.append((row["prompt"], row[side], row["answer"]))
-                origins.append(row["origin"])
-    prompts, completions, references = zip(*asked)
-    try:
-        scores = scorer.score(list(prompts), list(completions), list(references))
-    except DataError as error:
-        if known := getattr(error, "rows", None):
-            raise _placed(error, known, origins) from error
-        raise
-    gaps = [
-        scores[places[_answer_key(row, "chosen")]] - scores[places[_answer_key(row, "rejected")]]
-        for row in rows
-    ]
-    return gaps, scores.remarks
-
-
-def _answer_key(row: dict[str, Any], side: str) -> str:
-    return json.dumps([row["prompt"], row[side], row["answer"]])
 
 
 def _logit(share: float) -> float:
-    if math.isnan(share):
-        return share
     share = min(max(share, SUREST), 1 - SUREST)
     return math.log(share) - math.log1p(-share)
-
-
-class PlacedError(DataError):
-    """An error that names the place in the file already."""
-
-
-def _placed(error: DataError, rows: dict[int, str], origins: Sequence[str]) -> PlacedError:
-    """The error with the places of the rows that it knows: a judge's does, and asking again would
-    cost."""
-    problems = [Problem(why, where=origins[row]) for row, why in sorted(rows.items())[:LISTED]]
-    return PlacedError(error.message, error.hint, problems)
-
-
-def _located(
-    scorer: Scorer, ask: Ask, rows: Sequence[dict[str, Any]], error: DataError
-) -> DataError:
-    """The error of the first row that cannot be scored, with the place that the row came from;
-    found by halving.
-
-    An error that no single row causes stays as it is.
-    """
-    while len(rows) > 1:
-        half = len(rows) // 2
-        rows = rows[:half] if _refused(scorer, ask, rows[:half]) else rows[half:]
-    refused = _refused(scorer, ask, rows)
-    if refused is None:
-        return error
-    error = refused
-    return DataError(f"{rows[0]['origin']}: {error.message}", error.hint, error.problems)
-
-
-def _refused(scorer: Scorer, ask: Ask, rows: Sequence[dict[str, Any]]) -> DataError | None:
-    try:
-        ask(scorer, rows)
-    except NoScale:  # few rows may well have the same score
-        return None
-    except DataError as error:
-        return error
-    return None
 
 
 def _key(scorer: Scorer, rows: Sequence[dict[str, Any]]) -> str:

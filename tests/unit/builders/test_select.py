@@ -25,7 +25,6 @@ from aligner.builders.select.win_probabilities import (
     judge,
     pairs_of,
     sigmoid,
-    win_probabilities,
     win_rates,
 )
 from aligner.errors import DataError
@@ -45,9 +44,7 @@ class Lengths:
     def score(
         self, prompts: Sequence[Any], completions: Sequence[str], references: Any = None
     ) -> Scores:
-        return Scores(
-            [self.scale * len(text) for text in completions], remarks={0: "the prompt was cut"}
-        )
+        return Scores(self.scale * len(text) for text in completions)
 
     def fingerprint(self) -> str:
         return f"lengths {self.scale}"
@@ -82,7 +79,7 @@ def ids(selection: Selection) -> list[str]:
 
 
 def test_a_score_becomes_a_probability_by_the_sigmoid_of_the_difference() -> None:
-    (found,) = win_probabilities(Lengths(), ["p"], [["a", "aaa", ""]])
+    ((found,),) = judge([Lengths()], ["p"], [["a", "aaa", ""]])
     assert found[1, 0] == pytest.approx(1 / (1 + math.exp(-2)))
     assert found[0, 2] == pytest.approx(1 / (1 + math.exp(-1)))
     assert np.allclose(found + found.T, 1.0)
@@ -97,18 +94,12 @@ def test_prompts_with_any_number_of_answers_are_judged_together() -> None:
 
 
 def test_one_that_compares_is_asked_for_every_pair_once() -> None:
-    (found,) = win_probabilities(Alphabet(), ["p"], [["c", "a", "b"]])
+    ((found,),) = judge([Alphabet()], ["p"], [["c", "a", "b"]])
     assert found.tolist() == [[0.5, 0.1, 0.1], [0.9, 0.5, 0.9], [0.9, pytest.approx(0.1), 0.5]]
 
 
-def test_remarks_of_a_scorer_are_handed_on() -> None:
-    remarks: list[str] = []
-    win_probabilities(Lengths(), ["p"], [["a", "b"]], remarks=remarks)
-    assert remarks == ["the prompt was cut"]
-
-
 def test_a_score_that_is_no_number_is_an_error_that_names_the_prompt() -> None:
-    with pytest.raises(DataError, match=r"lengths gave nan for 2 of 2 answers.*'who am I'"):
+    with pytest.raises(DataError, match=r"the prompt 'who am I': lengths gave nan"):
         judge([Broken()], ["who am I"], [["a", "b"]])
 
 

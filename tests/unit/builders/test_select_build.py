@@ -25,6 +25,7 @@ from aligner.config.load import load_recipe
 from aligner.config.recipe import Data, Source
 from aligner.data.loading import load_rows
 from aligner.errors import DataError, EndpointError, RecipeError, UsageError
+from aligner.reward_models import batching
 from aligner.runs import journal
 
 SCORERS = """
@@ -718,15 +719,15 @@ def test_an_oracle_that_is_interrupted_goes_on(
     run = chosen()
     monkeypatch.setattr(labels, "ASKED_TOGETHER", 2)
     calls: list[int] = []
-    real = labels._preferred
+    real = batching.preferences
 
-    def fails(scorer: Any, pairs: Any) -> Any:
-        calls.append(len(pairs))
+    def fails(scorer: Any, prompts: Any, *more: Any) -> Any:
+        calls.append(len(prompts))
         if len(calls) == 2:
             raise Killed
-        return real(scorer, pairs)
+        return real(scorer, prompts, *more)
 
-    monkeypatch.setattr(labels, "_preferred", fails)
+    monkeypatch.setattr(batching, "preferences", fails)
     with pytest.raises(Killed):
         ask_oracle(run, LONGER)
     assert len(known_labels(run)) == 2
@@ -775,15 +776,15 @@ def test_what_is_written_into_the_labels_while_the_oracle_works_stays(
     run = chosen()
     last = asked(run)[-1]["id"]
     monkeypatch.setattr(labels, "ASKED_TOGETHER", 3)
-    real = labels._preferred
+    real = batching.preferences
 
-    def meanwhile(scorer: Any, pairs: Any) -> Any:
+    def meanwhile(scorer: Any, prompts: Any, *more: Any) -> Any:
         with (run / "labels.jsonl").open("a") as file:
-            if len(pairs) == 2:
+            if len(prompts) == 2:
                 file.write(json.dumps({"id": last, "label": "skip"}) + "\n")
-        return real(scorer, pairs)
+        return real(scorer, prompts, *more)
 
-    monkeypatch.setattr(labels, "_preferred", meanwhile)
+    monkeypatch.setattr(batching, "preferences", meanwhile)
     ask_oracle(run, LONGER)
     assert known_labels(run)[last] == {"label": "skip"}
     assert len(known_labels(run)) == 5

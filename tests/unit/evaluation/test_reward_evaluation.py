@@ -21,7 +21,14 @@ from aligner.evaluation.pair_scores import Judged, answers_of, as_pairs, judge, 
 from aligner.evaluation.reward_accuracy import agreement, measure
 from aligner.evaluation.rewardbench import ROWS, aggregate
 from aligner.reports.charts import Series, bar_chart, point_chart
-from aligner.reward_models.base import UNBOUNDED, Comparer, Preferences, Scores, preferences
+from aligner.reward_models.base import (
+    UNBOUNDED,
+    Comparer,
+    NoVerdict,
+    Preferences,
+    Scores,
+    preferences,
+)
 
 
 class Table:
@@ -313,8 +320,6 @@ def test_a_comparer_is_compared_and_what_needs_scores_is_left_out(monkeypatch) -
 
 
 def test_a_judge_without_a_verdict_is_asked_about_all_pairs_before_it_is_said() -> None:
-    from aligner.reward_models.judge import NoVerdict
-
     class Judge(Longer):
         def prefer(self, prompts, first, second):
             self.calls.append(list(prompts))

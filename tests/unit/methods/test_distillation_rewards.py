@@ -25,7 +25,7 @@ from aligner.methods.dpo.reference_samples import with_samples
 from aligner.methods.dpo.reward_distillation import with_reward_gaps
 from aligner.methods.pipeline import run_recipe
 from aligner.models.loading import load_policy
-from aligner.reward_models.base import Preferences, Scores
+from aligner.reward_models.base import NoVerdict, Preferences, Scores
 from aligner.reward_models.card import Card
 from aligner.reward_models.ensemble import ComparingEnsemble
 from aligner.tokenization.dataset import Batching, Prepared
@@ -238,7 +238,7 @@ def test_another_scorer_or_another_text_is_scored_anew(scored, changed):
 @pytest.mark.parametrize("odd", [math.nan, math.inf])
 def test_a_reward_that_is_no_number_names_its_row(scored, odd):
     judge = Judge(reward=lambda text: odd if text == "odd" else 1.0)
-    with pytest.raises(DataError, match=r"pairs\.jsonl:2: judge gives rewards"):
+    with pytest.raises(DataError, match=rf"pairs\.jsonl:2: judge gave {odd}"):
         scored(judge, train=split_of(("a", "b"), ("c", "odd"), ("d", "e")))
     judge.reward = len  # nothing of it was kept
     gaps, *_ = scored(judge, train=split_of(("a", "b"), ("c", "odd"), ("d", "e")))
@@ -249,30 +249,35 @@ def test_a_reward_that_is_no_number_names_its_row(scored, odd):
 def test_a_row_that_cannot_be_scored_is_named_by_its_place_in_the_file(scored, place):
     pairs = [(f"a{i}", f"b{i}") for i in range(7)]
     pairs[place] = ("unjudged", "b")
-    with pytest.raises(DataError, match=rf"pairs\.jsonl:{place + 1}: row 1: no verdict"):
+    with pytest.raises(DataError, match=rf"pairs\.jsonl:{place + 1}: no verdict"):
         scored(Judge(), train=split_of(*pairs))
 
 
-def test_an_error_that_knows_its_rows_is_not_asked_about_again(scored):
+def test_pairs_without_a_verdict_are_listed_and_the_others_are_not_asked_about_again(scored):
     """A judge's replies cost; its error lists the rows that got none."""
 
     @dataclass
     class Costly(Judge):
-        calls: int = 0
-
         def score(self, prompts: Any, completions: Any, references: Any = None) -> Scores:
-            self.calls += 1
-            error = DataError("no usable grade for 2 of 6 rows")
-            error.rows = {
-                row: "no grade line" for row, text in enumerate(completions) if text == "odd"
-            }  # type: ignore[attr-defined]
-            raise error
+            self.asked += completions
+            odd = {row: "no grade" for row, text in enumerate(completions) if text == "odd"}
+            if odd:
+                error = NoVerdict("no usable grade")
+                error.rows = odd
+                raise error
+            return Scores([float(len(text)) for text in completions])
 
+    texts = [split_of(pair, prompt=pair[0]) for pair in (("a", "b"), ("c", "odd"), ("d", "e"))]
+    train = Dataset.from_list([row for rows in texts for row in rows.to_list()])
     judge = Costly()
-    with pytest.raises(DataError, match="no usable grade") as caught:
-        scored(judge, train=split_of(("a", "b"), ("c", "odd"), ("d", "e")))
-    assert judge.calls == 1
-    assert [problem.where for problem in caught.value.problems] == ["pairs.jsonl:2"]
+    with pytest.raises(DataError, match="judge gave no score for 1 of 6 answers") as caught:
+        scored(judge, train=train)
+    (problem,) = caught.value.problems
+    assert (problem.where, problem.message) == ("pairs.jsonl:1", "no grade")
+    judge.asked.clear()
+    with pytest.raises(DataError, match="judge gave no score for 1 of 6 answers"):
+        scored(judge, train=train)
+    assert judge.asked == ["c", "odd", "c"]
 
 
 def test_a_reward_model_that_prefers_nothing_is_refused(scored):
@@ -380,7 +385,7 @@ def test_a_member_without_a_scale_is_nobodys_row_and_a_broken_row_is_still_found
         gaps_of(on_one_scale(tmp_path, "longer", "once"), broken, split_of(("c", "ccc")))
 
 
-def test_right_answers_reach_an_ensemble_that_compares():
+def test_right_answers_reach_an_ensemble_that_compares(own_cache):
     @dataclass
     class Exact(Judge):
         def score(self, prompts: Any, completions: Any, references: Any = None) -> Scores:
@@ -389,9 +394,10 @@ def test_right_answers_reach_an_ensemble_that_compares():
     card = Card(kind="ensemble", name="all", members=["even", "exact"])
     scorer = ComparingEnsemble(card, [Comparing("even", shares=[0.5, 0.5]), Exact("exact")])
     rows = [
-        {"prompt": "p", "chosen": "a", "rejected": "b", "answer": answer} for answer in ("a", "b")
+        {"prompt": "p", "chosen": "a", "rejected": "b", "answer": answer, "origin": "x"}
+        for answer in ("a", "b")
     ]
-    ahead, behind = reward_distillation._compared(scorer, rows)[0]
+    ahead, behind = reward_distillation._gaps(scorer, True, rows, "training", None, None)
     assert (ahead > 0, behind) == (True, pytest.approx(-ahead))
 
 

@@ -20,10 +20,10 @@ from aligner.config.recipe import Endpoint
 from aligner.endpoints.request import LLMError
 from aligner.errors import EndpointError, RecipeError
 from aligner.reward_models import judge_prompts
-from aligner.reward_models.base import Comparer, Scorer, preferences
+from aligner.reward_models.base import Comparer, NoVerdict, Scorer, preferences
 from aligner.reward_models.card import Card
 from aligner.reward_models.catalogue import load_scorer
-from aligner.reward_models.judge import Judge, NoVerdict, make
+from aligner.reward_models.judge import Judge, make
 from aligner.reward_models.judge_prompts import (
     Unusable,
     comparing,
