@@ -20,8 +20,9 @@ import aligner
 from aligner.launch.devices import best_device
 from aligner.losses.catalogue import OBJECTIVES
 from aligner.losses.types import PairLogps, Settings
+from aligner.models.forward import answer_logps, fuse_head
 from aligner.tokenization.encode import encode_pair
-from aligner.training.preference import PairCollator, answer_logps, fuse_head
+from aligner.training.preference import PairCollator
 
 BATCH_SIZE = 16
 LEARNING_RATE = 1e-3

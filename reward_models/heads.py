@@ -20,10 +20,10 @@ import torch
 from aligner.config.recipe import Model
 from aligner.data.rows import CompletionRow
 from aligner.errors import DataError, Problem, RecipeError
-from aligner.generation.decode import max_positions
 from aligner.models.fingerprint import model_fingerprint
-from aligner.models.forward import in_batches
+from aligner.models.forward import batched_forward
 from aligner.models.loading import load_reward_model
+from aligner.models.positions import max_positions
 from aligner.models.reward_head import pool_by_mask
 from aligner.models.tokenizers import load_tokenizer
 from aligner.tokenization.control_tokens import found_in, in_words
@@ -82,19 +82,16 @@ class HeadScorer:
         encoded = Conversations(self.card, self.tokenizer, prompts, completions, finished)
 
         def read(batch: dict[str, torch.Tensor], _: Sequence[int]) -> list[list[float]]:
-            return self.model(
-                input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
-            ).logits.tolist()
+            return self.model(**batch).logits.tolist()
 
-        with torch.no_grad():
-            rows = in_batches(
-                encoded.sequences,
-                read,
-                encoded.pad_id,
-                self.card.batch_tokens,
-                self.model.device,
-                on_progress=on_progress,
-            )
+        rows = batched_forward(
+            self.model,
+            encoded.sequences,
+            read,
+            pad_token_id=encoded.pad_id,
+            batch_tokens=self.card.batch_tokens,
+            on_progress=on_progress,
+        )
         refuse_no_numbers(self.name, rows)
         attributes = {}
         for index, name in enumerate(self.card.attributes):

@@ -20,7 +20,7 @@ import torch
 
 from aligner.data.rows import Messages
 from aligner.errors import DataError, Problem
-from aligner.models.forward import in_batches
+from aligner.models.forward import batched_forward
 from aligner.models.loading import load_policy
 from aligner.models.tokenizers import load_tokenizer
 from aligner.runs.files import dumps
@@ -103,17 +103,15 @@ class PairScorer:
             return logits.gather(1, letters.to(logits.device)).softmax(-1)[:, 0].tolist()
 
         assert self.tokenizer.pad_token_id is not None, "load_tokenizer sees to it"
-        pad_id, device = self.tokenizer.pad_token_id, self.model.device
-        with torch.no_grad():
-            chances = in_batches(
-                sequences,
-                read,
-                pad_id,
-                self.card.batch_tokens,
-                device,
-                left=True,
-                on_progress=on_progress,
-            )
+        chances = batched_forward(
+            self.model,
+            sequences,
+            read,
+            pad_token_id=self.tokenizer.pad_token_id,
+            batch_tokens=self.card.batch_tokens,
+            left=True,
+            on_progress=on_progress,
+        )
         refuse_no_numbers(self.name, [[chance] for chance in chances])
         return chances
 

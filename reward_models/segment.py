@@ -19,7 +19,7 @@ import torch
 from aligner.config.recipe import Model
 from aligner.errors import RecipeError
 from aligner.models.fingerprint import model_fingerprint
-from aligner.models.forward import answer_entropies, in_batches
+from aligner.models.forward import answer_entropies, batched_forward
 from aligner.models.loading import load_policy, load_reward_model
 from aligner.models.reward_head import give_values
 from aligner.models.tokenizers import load_tokenizer
@@ -106,20 +106,18 @@ class SegmentScorer:
         encoded = Conversations(self.card, self.tokenizer, prompts, completions, finished)
 
         def read(batch: dict[str, torch.Tensor], rows: Sequence[int]) -> list[list[float]]:
-            logits = self.model(
-                input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
-            ).logits[..., 0]
-            return [logits[i, : len(encoded.sequences[row])].tolist() for i, row in enumerate(rows)]
+            values_BT = self.model(**batch).logits[..., 0]
+            lengths = [len(encoded.sequences[row]) for row in rows]
+            return [values_T[:n].tolist() for values_T, n in zip(values_BT, lengths)]
 
-        with torch.no_grad():
-            rows = in_batches(
-                encoded.sequences,
-                read,
-                encoded.pad_id,
-                self.card.batch_tokens,
-                self.model.device,
-                on_progress=on_progress,
-            )
+        rows = batched_forward(
+            self.model,
+            encoded.sequences,
+            read,
+            pad_token_id=encoded.pad_id,
+            batch_tokens=self.card.batch_tokens,
+            on_progress=on_progress,
+        )
         parts = [
             (ids[:start], ids[start:]) for ids, start in zip(encoded.sequences, encoded.starts)
         ]

@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from aligner.models.forward import pad, pad_answers
+
 VOCABULARY = 61
 LENGTHS = (11, 7, 13, 5, 9, 12, 3, 8)
 QUANTIZED = ("nf4", "fp4", "int8")
@@ -90,11 +92,9 @@ def padding(device: str) -> float:
     model, rows = random_llama(device), random_rows()
     worst = 0.0
     for left in (False, True):
-        ids_BT, mask_BT = _padded(rows, device, left)
-        positions_BT = (mask_BT.cumsum(dim=1) - 1).clamp(min=0)
-        together = model(
-            input_ids=ids_BT, attention_mask=mask_BT, position_ids=positions_BT, use_cache=False
-        ).logits
+        padded = pad([row.tolist() for row in rows], 0, left=left)
+        batch = {name: value.to(device) for name, value in padded.items()}
+        together = model(**batch, use_cache=False).logits
         for row, logits_TV in zip(rows, together):
             part = logits_TV[-len(row) :] if left else logits_TV[: len(row)]
             worst = max(worst, _gap(part, _alone(model, row, device)))
@@ -188,28 +188,13 @@ def _alone(model: Any, row_T: Tensor, device: str) -> Tensor:
     return model(input_ids=row_T[None].to(device), use_cache=False).logits[0]
 
 
-def _padded(rows: list[Tensor], device: str, left: bool) -> tuple[Tensor, Tensor]:
-    width = max(len(row) for row in rows)
-    ids_BT, mask_BT = (
-        torch.zeros(len(rows), width, dtype=torch.long),
-        torch.zeros(len(rows), width, dtype=torch.long),
-    )
-    for i, row in enumerate(rows):
-        place = slice(width - len(row), width) if left else slice(0, len(row))
-        ids_BT[i, place], mask_BT[i, place] = row, 1
-    return ids_BT.to(device), mask_BT.to(device)
-
-
 def _gradient(rows: list[Tensor], batch_size: int, device: str) -> list[Tensor]:
     model = random_llama(device)
     predicted = sum(len(row) - 1 for row in rows)
     for start in range(0, len(rows), batch_size):
-        ids_BT, mask_BT = _padded(rows[start : start + batch_size], device, left=False)
-        labels_BT = ids_BT.masked_fill(mask_BT == 0, -100)
-        output = model(
-            input_ids=ids_BT, attention_mask=mask_BT, labels=labels_BT, num_items_in_batch=predicted
-        )
-        output.loss.backward()
+        part = [((), row.tolist()) for row in rows[start : start + batch_size]]
+        batch = {name: value.to(device) for name, value in pad_answers(part, 0).items()}
+        model(**batch, num_items_in_batch=predicted).loss.backward()
     return [parameter.grad for parameter in model.parameters()]
 
 

@@ -97,7 +97,7 @@ class LocalBackend(Backend):
             await asyncio.gather(self._worker, return_exceptions=True)
 
     def _measure(self, request: ChatRequest) -> int:
-        from aligner.generation.decode import max_positions
+        from aligner.models.positions import max_positions
         from aligner.tokenization.encode import encode_prompt
 
         if request.prompt is None and not self._tokenizer.chat_template:

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 
 from aligner.data.rows import PromptRow
 from aligner.evaluation.likelihood import standard_error
-from aligner.generation.decode import Completion, Progress, generate
+from aligner.generation.decode import Completion, generate
 from aligner.generation.sampling import Sampling
+from aligner.models.forward import Progress
 from aligner.reward_models.batching import Answers, ask, chunks, refuse_silent, silent_rows
 from aligner.runs.journal import Journal
 

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from aligner.config.recipe import LossOn
-    from aligner.generation.decode import Progress
     from aligner.generation.sampling import Sampling
+    from aligner.models.forward import Progress
     from aligner.reward_models.base import Scorer
     from aligner.reward_models.functions import ScoreFunction
 

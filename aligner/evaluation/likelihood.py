@@ -3,10 +3,9 @@ log-probabilities behind them.
 
 The loss is the mean over all trained tokens of all rows together, so a long row weighs more than a
 short one, as in training. Which tokens are trained is decided in `aligner.tokenization.encode`, the
-same as for training. The softmax is computed in float32 whatever the model's type, row by row and
-for the wanted positions only, since logits are the largest tensor.
+same as for training.
 
-Legend: B rows, T tokens, N wanted positions of one row, V vocabulary.
+Legend: N wanted positions of one row, V vocabulary.
 """
 
 from __future__ import annotations
@@ -20,7 +19,8 @@ import torch
 
 from aligner.data.rows import Row
 from aligner.errors import DataError
-from aligner.generation.decode import Progress, at_rest, max_positions
+from aligner.models.forward import Progress, read_tokens, token_logps
+from aligner.models.positions import max_positions
 from aligner.runs.journal import Journal
 from aligner.tokenization.encode import IGNORED, encode_sft
 
@@ -103,45 +103,28 @@ def likelihoods(
     """
     assert batch_size >= 1, "a batch holds at least one row"
     _check_lengths(model, sequences)
-    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i].input_ids), reverse=True)
-    found: dict[int, Likelihood] = {}
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-
-    def work(places: list[int]) -> list[tuple[list[float], int]]:
-        batch = _of_batch(model, [sequences[i] for i in places])
-        return [(item.logps.tolist(), item.first_choices) for item in batch]
-
-    with at_rest(model):
-        for places, (batch, is_new) in zip(
-            batches, (journal or Journal(None)).results(batches, work)
-        ):
-            for i, (logps, right) in zip(places, batch, strict=True):
-                found[i] = Likelihood(torch.tensor([float(logp) for logp in logps]), right)
-            if on_progress is not None and is_new:
-                on_progress(len(found), len(sequences))
-    return [found[i] for i in range(len(sequences))]
-
-
-def _of_batch(model: PreTrainedModel, batch: Sequence[Tokens]) -> list[Likelihood]:
-    """Right-padded: under a causal mask no wanted position sees padding, whatever id it has."""
-    width = max(len(item.input_ids) for item in batch)
-    ids_BT = torch.tensor(
-        [[*item.input_ids, *[0] * (width - len(item.input_ids))] for item in batch]
+    numbers = read_tokens(
+        model,
+        [item.input_ids for item in sequences],
+        [item.wanted for item in sequences],
+        _logps_and_hits,
+        pad_token_id=0,
+        batch_tokens=None,
+        batch_rows=batch_size,
+        on_progress=on_progress,
+        journal=journal,
     )
-    mask_BT = torch.tensor(
-        [[1] * len(item.input_ids) + [0] * (width - len(item.input_ids)) for item in batch]
-    )
-    ids_BT, mask_BT = ids_BT.to(model.device), mask_BT.to(model.device)
-    logits_BTV = model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False).logits[
-        :, -width:
-    ]  # virtual tokens first
     found = []
-    for ids_T, logits_TV, item in zip(ids_BT, logits_BTV, batch):
-        wanted_N = torch.tensor(item.wanted, device=ids_T.device, dtype=torch.long)
-        logits_NV, token_N = logits_TV[wanted_N - 1].float(), ids_T[wanted_N]
-        logps_N = logits_NV.gather(1, token_N[:, None])[:, 0] - logits_NV.logsumexp(dim=-1)
-        found.append(Likelihood(logps_N.cpu(), int((logits_NV.argmax(dim=-1) == token_N).sum())))
+    for pairs in numbers:
+        logps = [float(logp) for logp, _ in pairs]  # a journal holds NaN as text
+        found.append(Likelihood(torch.tensor(logps), sum(int(hit) for _, hit in pairs)))
     return found
+
+
+def _logps_and_hits(logits_NV: torch.Tensor, ids_N: torch.Tensor) -> torch.Tensor:
+    """(N, 2): the log-probability of each token, and 1 where it is the model's first choice."""
+    hits_N = logits_NV.argmax(dim=-1) == ids_N
+    return torch.stack([token_logps(logits_NV, ids_N), hits_N.float()], dim=1)
 
 
 def _check_lengths(model: PreTrainedModel, sequences: Sequence[Tokens]) -> None:

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Literal
 from aligner.data.rows import PreferenceRow
 from aligner.errors import UsageError
 from aligner.evaluation.likelihood import Likelihood, Tokens, likelihoods, standard_error
-from aligner.generation.decode import Progress
 from aligner.models.adapter_kinds import base_under_adapter
+from aligner.models.forward import Progress
 from aligner.runs.journal import Journal
 from aligner.tokenization.encode import encode_pair
 

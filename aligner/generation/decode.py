@@ -11,9 +11,7 @@ results without a word there:
 * An answer ends at the first stop id. The pad id is never looked for, so padding with any id is
   safe, and a model that writes its own pad token is shown to have done so.
 
-It does not shard, compile or page the cache: serving engines do that better. Gradients are off
-through `no_grad` and not `inference_mode`, whose tensors (rotary caches, for one) could not be used
-in a later backward pass.
+It does not shard, compile or page the cache: serving engines do that better.
 
 Legend: B rows of a batch, P prompt tokens after padding.
 """
@@ -21,27 +19,24 @@ Legend: B rows of a batch, P prompt tokens after padding.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from transformers import GenerationConfig
 
 from aligner.data.rows import Messages
 from aligner.errors import DataError
 from aligner.generation.sampling import Sampling, draws, processors
 from aligner.models.adapter_kinds import base_under_adapter, virtual_tokens
-from aligner.models.own_config import without_router_logits
+from aligner.models.forward import Progress, at_rest, pad
+from aligner.models.positions import max_positions
 from aligner.runs.journal import Journal
 from aligner.tokenization.encode import encode_prompt, stop_token_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-Progress = Callable[[int, int], None]
-"""Called with (answers done, answers in all)."""
 
 
 @dataclass(frozen=True)
@@ -154,12 +149,6 @@ def continue_ids(
     return found
 
 
-def max_positions(model: PreTrainedModel) -> int | None:
-    """Return how many positions the model has, or None where it sets no limit."""
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return None if positions is None else positions - virtual_tokens(model)
-
-
 def _rows(
     model: PreTrainedModel,
     contexts: Sequence[list[int]],
@@ -209,24 +198,6 @@ def _batches(rows: Sequence[_Row], batch_size: int) -> Iterator[list[_Row]]:
 
 
 @contextmanager
-def at_rest(model: torch.nn.Module) -> Iterator[None]:
-    """Hold the model in eval mode without gradients, and put every module back into the mode it was
-    in.
-
-    The mode is kept for each module, since a frozen part may be in eval mode inside a model that
-    trains.
-    """
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad(), without_router_logits(model):
-            yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
-
-
-@contextmanager
 def _decoder_of(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
     """Lend what decodes, at rest and with a neutral generation config.
 
@@ -255,8 +226,8 @@ def _decode_batch(
 ) -> list[list[int]]:
     """Return the new ids of each row, as far as the longest row of the batch went."""
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (*stops, 0)[0]
-    input_ids, mask = pad_left([row.prompt_ids for row in batch], pad_id)
-    input_ids, mask = input_ids.to(decoder.device), mask.to(decoder.device)
+    padded = pad([row.prompt_ids for row in batch], pad_id, left=True)
+    ids_BP, mask_BP = (padded[key].to(decoder.device) for key in ("input_ids", "attention_mask"))
     budget = batch[0].budget
     # Greedy as transformers sees it: where we sample, the last processor has already chosen the
     # token.
@@ -270,20 +241,12 @@ def _decode_batch(
     )
     numbers = draws([(row.stream, row.sample) for row in batch], budget, sampling.seed)
     output = decoder.generate(
-        input_ids=input_ids,
-        attention_mask=mask,
+        input_ids=ids_BP,
+        attention_mask=mask_BP,
         generation_config=config,
-        logits_processor=processors(sampling, mask, numbers),
+        logits_processor=processors(sampling, mask_BP, numbers),
     )
-    return output[:, input_ids.shape[1] :].tolist()
-
-
-def pad_left(sequences: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (ids_BP, mask_BP) of sequences aligned on the right."""
-    width = max(len(ids) for ids in sequences)
-    ids_BP = torch.tensor([[pad_id] * (width - len(ids)) + list(ids) for ids in sequences])
-    mask_BP = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in sequences])
-    return ids_BP, mask_BP
+    return output[:, ids_BP.shape[1] :].tolist()
 
 
 def _completion(

@@ -1,139 +1,278 @@
-"""Forward passes over many sequences: sorted by length, in batches of a number of tokens, each
-sequence once.
+"""The one padded forward pass: sequences of token ids in; log-probabilities, entropies, values or
+hidden states out.
 
-What comes out does not depend on the order of the sequences, nor (but for rounding) on which others
-share a batch.
+Sequences go through a model longest first, so that a batch too big for memory fails at the start,
+in batches of a number of tokens or rows, with an explicit mask. What is read of a sequence does not
+depend on the order of the sequences, nor, but for rounding, on which others share its batch. All
+arithmetic on logits is in float32 whatever the model's type.
+
+`answer_logps` alone is also for training: it has gradients, and needs a model with `fuse_head`.
+
+Legend: B rows of a batch, T tokens, N wanted tokens of one sequence, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+from torch import Tensor
+
+from aligner.models.adapter_kinds import base_under_adapter
+from aligner.models.own_config import without_router_logits
+from aligner.runs.journal import Journal
+from aligner.tokenization.encode import IGNORED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 T = TypeVar("T")
 
+Ids = Sequence[int]
+Answer = tuple[Ids, Ids]
+"""The token ids of a prompt, and those of an answer to it."""
+Batch = dict[str, Tensor]
+Read = Callable[[Batch, Sequence[int]], Sequence[T]]
+"""From a padded batch and the places of its sequences to what is read of each."""
+Progress = Callable[[int, int], None]
+"""Called with (sequences done, sequences in all)."""
+
+BATCH_TOKENS = 16384
+"""Tokens of a batch, padding included, where nothing else is asked for."""
+
 _CHUNK = 1024
-"""Positions whose logits are turned into entropies at a time."""
-
-Read = Callable[[dict[str, torch.Tensor], Sequence[int]], Sequence[T]]
-"""A padded batch (`input_ids`, `attention_mask`, `position_ids`) and the numbers of its sequences
--> what is read of each."""
+"""Positions whose logits are turned to float32 at a time."""
 
 
-def in_batches(
-    sequences: Sequence[Sequence[int]],
-    read: Read[T],
-    pad_token_id: int,
-    batch_tokens: int,
-    device: Any,
-    *,
-    left: bool = False,
-    starts: Sequence[int] | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
-) -> list[T]:
-    """Return what `read` finds in each sequence, in their order; equal sequences (with equal
-    `starts`) are read once.
-
-    Padding is on the right, or on the `left` for who reads the last place of all rows.
-    `on_progress(done, total)` counts different sequences.
-    """
-    places: dict[tuple[int, ...], list[int]] = {}
-    for place, ids in enumerate(sequences):
-        places.setdefault((*ids, -1 if starts is None else starts[place]), []).append(place)
-    found: list[Any] = [None] * len(sequences)
-    done = 0
-    for batch in _batches(sorted(places, key=lambda key: (-len(key), key)), batch_tokens):
-        tensors = pad([key[:-1] for key in batch], pad_token_id, left=left)
-        tensors = {name: value.to(device) for name, value in tensors.items()}
-        for key, value in zip(batch, read(tensors, [places[key][0] for key in batch])):
-            for place in places[key]:
-                found[place] = value
-        done += len(batch)
-        if on_progress:
-            on_progress(done, len(places))
-    return found
+# --- batches --------------------------------------------------------------------------------------
 
 
-def _batches(
-    ordered: Sequence[tuple[int, ...]], batch_tokens: int
-) -> Iterator[list[tuple[int, ...]]]:
-    """Sequences with their start behind them: longest first, so that what does not fit into memory
-    is known at once."""
-    start = 0
-    while start < len(ordered):
-        rows = max(1, batch_tokens // max(1, len(ordered[start]) - 1))
-        yield list(ordered[start : start + rows])
-        start += rows
+def pad(sequences: Sequence[Ids], pad_token_id: int, *, left: bool = False) -> Batch:
+    """Stack B sequences into `input_ids` and `attention_mask`, each (B, T), T the longest.
 
-
-def pad(
-    sequences: Sequence[Sequence[int]], pad_token_id: int, *, left: bool = False
-) -> dict[str, torch.Tensor]:
-    """Stack sequences into `input_ids`, `attention_mask` and `position_ids`, each (B, T), T the
-    longest.
-
-    Padding is known by the mask, never by its id.
+    Padding is known by the mask, never by its id. On the right a token's position is its place,
+    which models assume; on the `left` it is not, so `position_ids` (B, T) say it.
     """
     width = max(map(len, sequences))
     input_ids = torch.full((len(sequences), width), pad_token_id)
     attention_mask = torch.zeros((len(sequences), width), dtype=torch.long)
     for i, ids in enumerate(sequences):
         where = slice(width - len(ids), width) if left else slice(0, len(ids))
-        input_ids[i, where] = torch.tensor(list(ids), dtype=torch.long)
+        input_ids[i, where] = torch.as_tensor(ids, dtype=torch.long)
         attention_mask[i, where] = 1
-    position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)
-    return {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
+    batch = {"input_ids": input_ids, "attention_mask": attention_mask}
+    if left:
+        batch["position_ids"] = (attention_mask.cumsum(-1) - 1).clamp(min=0)
+    return batch
+
+
+def pad_answers(answers: Sequence[Answer], pad_token_id: int) -> Batch:
+    """Stack B prompts with their answers into `input_ids`, `attention_mask` and `labels`, each
+    (B, T), padded on the right; labels are the ids of the answers, and -100 elsewhere."""
+    batch = pad([[*prompt, *answer] for prompt, answer in answers], pad_token_id)
+    starts = torch.tensor([[len(prompt)] for prompt, _ in answers])
+    in_answer = torch.arange(batch["input_ids"].shape[1]) >= starts
+    in_answer &= batch["attention_mask"].bool()
+    batch["labels"] = batch["input_ids"].masked_fill(~in_answer, IGNORED)
+    return batch
+
+
+def batches_by_length(
+    lengths: Sequence[int], *, rows: int | None = None, tokens: int | None = None
+) -> Iterator[list[int]]:
+    """Yield the places of sequences in batches, longest first, equal lengths in their order.
+
+    A batch holds at most `rows` sequences, and at most `tokens` once it is padded; but at least one
+    sequence.
+    """
+    order = sorted(range(len(lengths)), key=lambda place: -lengths[place])
+    start = 0
+    while start < len(order):
+        size = rows or len(order)
+        if tokens is not None:
+            size = min(size, tokens // max(1, lengths[order[start]]))
+        yield order[start : start + max(1, size)]
+        start += max(1, size)
+
+
+# --- forward passes -------------------------------------------------------------------------------
+
+
+@contextmanager
+def at_rest(model: torch.nn.Module) -> Iterator[None]:
+    """Hold the model in eval mode without gradients, and put every module back into the mode it was
+    in.
+
+    The mode is kept for each module, since a frozen part may be in eval mode inside a model that
+    trains. Gradients are off through `no_grad` and not `inference_mode`, whose tensors (rotary
+    caches, for one) could not be used in a later backward pass.
+    """
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad(), without_router_logits(model):
+            yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def batched_forward(
+    model: PreTrainedModel,
+    sequences: Sequence[Ids],
+    read: Read[T],
+    *,
+    pad_token_id: int,
+    batch_tokens: int | None = BATCH_TOKENS,
+    batch_rows: int | None = None,
+    left: bool = False,
+    marks: Sequence[Hashable] | None = None,
+    on_progress: Progress | None = None,
+    journal: Journal | None = None,
+) -> list[T]:
+    """Return what `read` finds in each sequence, in their order, with the model at rest.
+
+    `read` calls the model on a batch of `pad`, on its device: padded on the right, or on the `left`
+    for who reads the last place of every row. Equal sequences are read once, unless their `marks`
+    differ. `journal` keeps the result of each batch, which JSON must be able to hold then, so that
+    the same call resumes after a kill.
+    """
+    places: dict[Any, list[int]] = {}
+    for place, ids in enumerate(sequences):
+        places.setdefault((tuple(ids), None if marks is None else marks[place]), []).append(place)
+    keys = sorted(places)
+    lengths = [len(ids) for ids, _ in keys]
+    batches = list(batches_by_length(lengths, rows=batch_rows, tokens=batch_tokens))
+
+    def work(batch: list[int]) -> list[T]:
+        padded = pad([keys[i][0] for i in batch], pad_token_id, left=left)
+        padded = {name: value.to(model.device) for name, value in padded.items()}
+        return list(read(padded, [places[keys[i]][0] for i in batch]))
+
+    found: dict[int, T] = {}
+    with at_rest(model):
+        results = (journal or Journal(None)).results(batches, work)
+        for batch, (values, is_new) in zip(batches, results):
+            for i, value in zip(batch, values, strict=True):
+                found |= dict.fromkeys(places[keys[i]], value)
+            if on_progress is not None and is_new:
+                on_progress(len(found), len(sequences))
+    return [found[place] for place in range(len(sequences))]
+
+
+# --- what logits say of tokens --------------------------------------------------------------------
+
+
+def read_tokens(
+    model: PreTrainedModel,
+    sequences: Sequence[Ids],
+    wanted: Sequence[Ids],
+    of: Callable[[Tensor, Tensor], Tensor],
+    **options: Any,
+) -> list[list[Any]]:
+    """Return what `of` says of each wanted token of each sequence, as plain numbers.
+
+    `wanted` are ascending places of tokens in their sequence, each 1 or more, for the first has
+    nothing before it. `of` turns the logits that n of them were predicted from (n, V), in float32,
+    and their ids (n,) into (n, ...). `options` are those of `batched_forward`.
+    """
+
+    def read(batch: Batch, rows: Sequence[int]) -> list[list[Any]]:
+        ids_BT = batch["input_ids"]
+        width = ids_BT.shape[1]
+        first = min((wanted[row][0] for row in rows if wanted[row]), default=width) - 1
+        kept = width - first
+        logits = model(**batch, logits_to_keep=kept, use_cache=False).logits
+        logits_BTV = logits[:, -kept:]  # some adapters put tokens of their own in front
+        found: list[list[Any]] = [[] for _ in rows]
+        for numbers, row, ids_T, logits_TV in zip(found, rows, ids_BT, logits_BTV):
+            places_N = torch.tensor(wanted[row], dtype=torch.long, device=ids_T.device)
+            for places_n in places_N.split(_CHUNK):
+                logits_nV = logits_TV[places_n - 1 - first].float()
+                numbers += of(logits_nV, ids_T[places_n]).tolist()
+        return found
+
+    return batched_forward(model, sequences, read, marks=[tuple(one) for one in wanted], **options)
+
+
+def token_logps(logits_NV: Tensor, ids_N: Tensor) -> Tensor:
+    """Return the log-probability of each token (N,), in nats."""
+    return logits_NV.gather(1, ids_N[:, None])[:, 0] - logits_NV.logsumexp(dim=-1)
+
+
+def token_entropies(logits_NV: Tensor, _: Tensor) -> Tensor:
+    """Return the entropy (N,) in nats of what each token was drawn from."""
+    logps_NV = logits_NV.log_softmax(-1)
+    return -(logps_NV.exp() * logps_NV).sum(-1)
 
 
 def answer_entropies(
+    model: PreTrainedModel, answers: Sequence[Answer], **options: Any
+) -> list[list[float]]:
+    """Return the entropy in nats of what every token of each answer was drawn from; 0 for a token
+    that nothing stands before. `options` are those of `batched_forward`."""
+    sequences = [[*prompt, *answer] for prompt, answer in answers]
+    wanted = [range(max(1, len(p)), len(ids)) for (p, _), ids in zip(answers, sequences)]
+    found = read_tokens(model, sequences, wanted, token_entropies, **options)
+    return [
+        [0.0] * (len(answer) - len(numbers)) + numbers
+        for (_, answer), numbers in zip(answers, found)
+    ]
+
+
+# --- log-probabilities of whole answers -----------------------------------------------------------
+
+
+def fuse_head(model: Any) -> None:
+    """Give a model (or the base under its adapters) the head that returns log-probabilities instead
+    of logits, which a whole vocabulary would make the largest tensor of training."""
+    from trl.trainer.utils import add_fused_lm_head
+
+    add_fused_lm_head(base_under_adapter(model))
+
+
+def answer_logps(model: torch.nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return summed log-probabilities of the B answers of a batch of `pad_answers` (B,), in
+    float32, with gradients, and their lengths in tokens (B,). The model's head is fused."""
+    outputs = model(
+        input_ids=batch["input_ids"],
+        attention_mask=batch["attention_mask"],
+        labels=batch["labels"],
+        fused_lm_head=True,
+    )
+    lengths = (batch["labels"][:, 1:] != IGNORED).sum(dim=1)
+    return outputs.log_probs.float().sum(dim=1), lengths
+
+
+def batched_logps(
     model: PreTrainedModel,
-    sequences: Sequence[tuple[Sequence[int], Sequence[int]]],
+    answers_of: Callable[[int], Sequence[Answer]],
+    lengths: Sequence[int],
     *,
     pad_token_id: int,
-    batch_tokens: int = 16384,
-    on_progress: Callable[[int, int], None] | None = None,
+    batch_rows: int,
+    autocast: AbstractContextManager | None = None,
+    on_progress: Progress | None = None,
 ) -> list[list[float]]:
-    """Return, for each (prompt ids, answer ids), the entropy in nats of what every token of the
-    answer was drawn from."""
+    """Return `answer_logps` of the answers of each row, in the order of rows, with the model at
+    rest.
 
-    def read(batch: dict[str, Any], rows: Sequence[int]) -> list[list[float]]:
-        starts = [len(sequences[row][0]) for row in rows]
-        stops = [start + len(sequences[row][1]) for start, row in zip(starts, rows)]
-        first = max(0, min(starts) - 1)
-        width = batch["input_ids"].shape[1]
-        logits = model(
-            **batch, logits_to_keep=width - first, use_cache=False
-        ).logits  # (B, T - first, V)
-        return [
-            _entropies(logits[i, start - 1 - first : stop - 1 - first]) if start else [0.0] * stop
-            for i, (start, stop) in enumerate(zip(starts, stops))
-        ]
-
-    whole, starts = (
-        [[*prompt, *answer] for prompt, answer in sequences],
-        [len(prompt) for prompt, _ in sequences],
-    )
-    with torch.no_grad():
-        return in_batches(
-            whole,
-            read,
-            pad_token_id,
-            batch_tokens,
-            model.device,
-            starts=starts,
-            on_progress=on_progress,
-        )
-
-
-def _entropies(logits: Any) -> list[float]:
-    """(T, V) -> T entropies in nats, a part at a time in float32."""
-    found = []
-    for part in logits.split(_CHUNK):
-        logps = part.float().log_softmax(-1)
-        found.append(-(logps.exp() * logps).sum(-1))
-    return torch.cat(found).tolist() if found else []
+    Each row has as many answers as the others, and they share a batch; `answers_of` gives them when
+    it is made, and `lengths` says how long a row's longest is, with its prompt. `autocast` is what
+    is computed under.
+    """
+    found: dict[int, list[float]] = {}
+    with at_rest(model):
+        for rows in batches_by_length(lengths, rows=batch_rows):
+            by_number = zip(*(answers_of(row) for row in rows))  # as the preference trainer has it
+            padded = pad_answers(list(chain.from_iterable(by_number)), pad_token_id)
+            batch = {name: value.to(model.device) for name, value in padded.items()}
+            with autocast or nullcontext():
+                logps = answer_logps(model, batch)[0]
+            found |= zip(rows, logps.view(-1, len(rows)).T.tolist())
+            if on_progress is not None:
+                on_progress(len(found), len(lengths))
+    return [found[row] for row in range(len(lengths))]

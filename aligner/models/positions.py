@@ -15,6 +15,7 @@ from typing import Any
 
 from aligner.config.recipe import Model, TrainRecipe
 from aligner.errors import RecipeError
+from aligner.models.adapter_kinds import virtual_tokens
 from aligner.models.files import base_of
 from aligner.models.folder_kinds import POSITIONS
 
@@ -33,6 +34,12 @@ def sizes_of(model: Model) -> Mapping[str, Any]:
 def _first(sizes: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
     found = next((sizes[name] for name in names if isinstance(sizes.get(name), int)), None)
     return found if found is None or found > 0 else None
+
+
+def max_positions(model: Any) -> int | None:
+    """Return how many positions a loaded model has for a row, or None where it sets no limit."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return None if positions is None else positions - virtual_tokens(model)
 
 
 def positions_in(sizes: Mapping[str, Any]) -> int | None:

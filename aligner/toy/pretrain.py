@@ -10,7 +10,7 @@ decay, loss on answers only) and exact: the same seed gives the same weights.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from itertools import chain, islice
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
+from aligner.models.forward import pad
 from aligner.toy.muon import Muon
 from aligner.toy.tasks import Exercise, corrupt, draw
 from aligner.toy.tokenizer import MODEL_MAX_LENGTH
@@ -136,8 +137,8 @@ def batches(
         rng.shuffle(starts)
         for start in starts:
             ids, masks = zip(*rows[start : start + BATCH_SIZE])
-            inputs = _padded(ids, tokenizer.pad_token_id)
-            yield inputs, inputs.masked_fill(_padded(masks, 0) == 0, IGNORED)
+            inputs = pad(ids, tokenizer.pad_token_id)["input_ids"]
+            yield inputs, inputs.masked_fill(pad(masks, 0)["input_ids"] == 0, IGNORED)
 
 
 def _conversation(
@@ -158,8 +159,3 @@ def _fresh(rng: random.Random, held_out: Collection[str]) -> Exercise:
     while (exercise := draw(rng)).prompt in held_out:
         pass
     return exercise
-
-
-def _padded(rows: Sequence[list[int]], filler: int) -> Tensor:
-    longest = max(map(len, rows))
-    return torch.tensor([row + [filler] * (longest - len(row)) for row in rows])

@@ -32,7 +32,6 @@ rejected ones; with answers of the reference 3B, and these are the last.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
 import re
@@ -41,17 +40,13 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
-from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
-from trl.trainer.utils import add_fused_lm_head
 
-from aligner.generation.decode import at_rest
 from aligner.losses.catalogue import OBJECTIVES
 from aligner.losses.distillation import Combine, aim
 from aligner.losses.types import Objective, PairLogps, Settings
-from aligner.models.adapter_kinds import base_under_adapter
-from aligner.tokenization.encode import IGNORED
+from aligner.models.forward import answer_logps, at_rest, fuse_head, pad_answers
 from aligner.training.trainer import WeightedTrainer
 
 METRICS = (
@@ -97,46 +92,12 @@ class PairCollator:
         names = (
             ("chosen", "rejected", "sample") if "sample_ids" in rows[0] else ("chosen", "rejected")
         )
-        batch = self.stack(
-            [(row["prompt_ids"], row[f"{name}_ids"]) for name in names for row in rows]
-        )
+        answers = [(row["prompt_ids"], row[f"{name}_ids"]) for name in names for row in rows]
+        batch = pad_answers(answers, self.pad_token_id)
         for key in NUMBERS:
             if key in rows[0]:
                 batch[key] = torch.tensor([row[key] for row in rows], dtype=torch.float32)
         return batch
-
-    def stack(self, sides: Sequence[tuple[Sequence[int], Sequence[int]]]) -> dict[str, Tensor]:
-        """Return `input_ids`, `attention_mask` and `labels` (N, T) of N prompts with their
-        answers."""
-        width = max(len(prompt) + len(answer) for prompt, answer in sides)
-        input_ids = torch.full((len(sides), width), self.pad_token_id)
-        attention_mask = torch.zeros((len(sides), width), dtype=torch.long)
-        labels = torch.full((len(sides), width), IGNORED)
-        for i, (prompt, answer) in enumerate(sides):
-            start, stop = len(prompt), len(prompt) + len(answer)
-            input_ids[i, :stop] = torch.tensor([*prompt, *answer])
-            attention_mask[i, :stop] = 1
-            labels[i, start:stop] = torch.tensor(answer)
-        return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
-
-
-def answer_logps(model: torch.nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Return summed log-probabilities of the N answers of a batch (N,), in float32, and their
-    lengths in tokens (N,)."""
-    outputs = model(
-        input_ids=batch["input_ids"],
-        attention_mask=batch["attention_mask"],
-        labels=batch["labels"],
-        fused_lm_head=True,
-    )
-    lengths = (batch["labels"][:, 1:] != IGNORED).sum(dim=1)
-    return outputs.log_probs.float().sum(dim=1), lengths
-
-
-def fuse_head(model: Any) -> None:
-    """Give a model (or the base under its adapters) the head that returns log-probabilities instead
-    of logits."""
-    add_fused_lm_head(base_under_adapter(model))
 
 
 T = TypeVar("T")
@@ -412,34 +373,3 @@ class PreferenceTrainer(WeightedTrainer):
                 }
                 shares.clear()
         super().log(logs, start_time)
-
-
-def reference_logps(
-    model: PreTrainedModel, rows: Dataset, collator: PairCollator, batch_size: int, **options: Any
-) -> Any:
-    """Return the reference's summed log-probabilities of every pair, two tensors of shape (N,), in
-    row order.
-
-    `options`: `device`, `autocast` (a context), `on_progress(done, total)`. Rows are scored sorted
-    by length.
-    """
-    device, autocast = (
-        options.get("device", "cpu"),
-        options.get("autocast") or contextlib.nullcontext(),
-    )
-    on_progress = options.get("on_progress")
-    lengths = list(rows["length"])
-    rows = rows.select_columns(["prompt_ids", "chosen_ids", "rejected_ids"])
-    order = sorted(range(len(rows)), key=lambda i: -lengths[i])
-    chosen, rejected = torch.empty(len(rows)), torch.empty(len(rows))
-    with at_rest(model):
-        for start in range(0, len(order), batch_size):
-            picked = order[start : start + batch_size]
-            stacked = collator([rows[i] for i in picked])
-            batch = {key: value.to(device) for key, value in stacked.items()}
-            with autocast:
-                logps = answer_logps(model, batch)[0].cpu()
-            chosen[picked], rejected[picked] = logps.chunk(2)
-            if on_progress:
-                on_progress(min(start + batch_size, len(order)), len(order))
-    return chosen, rejected

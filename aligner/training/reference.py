@@ -26,13 +26,13 @@ from aligner.config.recipe import DpoRecipe, Model
 from aligner.events import Notice, OnEvent, StageProgress
 from aligner.launch.devices import best_device
 from aligner.models.fingerprint import model_fingerprint
+from aligner.models.forward import Answer, batched_logps, fuse_head
 from aligner.models.loading import load_policy
 from aligner.runs.cache import cache_folder, is_kept, keep
-from aligner.training.preference import PairCollator, fuse_head, reference_logps
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 VERSION = "2"
 """Changed when the way the numbers are computed changes, so that old ones are not used."""
@@ -83,24 +83,21 @@ def with_reference(rows: Dataset, scorer: Scorer, name: str) -> Dataset:
     return rows
 
 
-def load_reference(scorer: Scorer, section: Model) -> tuple[Any, str, Any]:
-    """Return the reference as a model with a fused head, its device, and the autocast to compute
+def load_reference(scorer: Scorer, section: Model) -> tuple[Any, Any]:
+    """Return the reference as a model with a fused head, on its device, and the autocast to compute
     under, or None."""
     model = scorer.policy
     if model is None or scorer.recipe.dpo.reference_model is not None:
         model = load_policy(section, scorer.tokenizer, trainable=False)
         fuse_head(model)
-    device = best_device() if section.quantization == "none" else str(model.device)
     if section.quantization == "none":
-        model.to(device)
-    autocast = (
-        torch.autocast(torch.device(device).type, dtype=torch.bfloat16) if scorer.bf16 else None
-    )
-    return model, device, autocast
+        model.to(best_device())
+    autocast = torch.autocast(model.device.type, dtype=torch.bfloat16) if scorer.bf16 else None
+    return model, autocast
 
 
 def _compute(rows: Dataset, scorer: Scorer, section: Model, name: str) -> dict[str, torch.Tensor]:
-    model, device, autocast = load_reference(scorer, section)
+    model, autocast = load_reference(scorer, section)
     state = PartialState()
     mine = range(state.process_index, len(rows), state.num_processes)
 
@@ -108,22 +105,46 @@ def _compute(rows: Dataset, scorer: Scorer, section: Model, name: str) -> dict[s
         if scorer.on_event and state.is_main_process:
             scorer.on_event(StageProgress(f"reference log-probabilities, {name}", done, total))
 
-    chosen, rejected = reference_logps(
+    logps = reference_logps(
         model,
         rows.select(mine),
-        PairCollator(scorer.tokenizer.pad_token_id),
+        scorer.tokenizer.pad_token_id,
         scorer.batch_size,
-        device=device,
         autocast=autocast,
         on_progress=on_progress,
     )
-    parts = list(zip(mine, chosen.tolist(), rejected.tolist()))
+    parts = [(row, *pair) for row, pair in zip(mine, logps)]
     parts = gather_object(parts) if state.num_processes > 1 else parts
     by_row = sorted(parts)
     return {
-        "reference_chosen": torch.tensor([part[1] for part in by_row]),
-        "reference_rejected": torch.tensor([part[2] for part in by_row]),
+        "reference_chosen": torch.tensor([chosen for _, chosen, _ in by_row]),
+        "reference_rejected": torch.tensor([rejected for _, _, rejected in by_row]),
     }
+
+
+def reference_logps(
+    model: PreTrainedModel, rows: Dataset, pad_token_id: int, batch_size: int, **options: Any
+) -> list[list[float]]:
+    """Return the reference's summed log-probabilities of the chosen and the rejected answer of each
+    pair, in the order of rows.
+
+    Both answers of a pair share a batch, of `batch_size` pairs. `options`: `autocast` and
+    `on_progress`, as for `aligner.models.forward.batched_logps`.
+    """
+    pairs = rows.select_columns(list(PAIR_COLUMNS))
+
+    def answers_of(place: int) -> list[Answer]:
+        pair = pairs[place]
+        return [(pair["prompt_ids"], pair[f"{side}_ids"]) for side in ("chosen", "rejected")]
+
+    return batched_logps(
+        model,
+        answers_of,
+        rows["length"],
+        pad_token_id=pad_token_id,
+        batch_rows=batch_size,
+        **options,
+    )
 
 
 def _key(recipe: DpoRecipe, section: Model, rows: Dataset, bf16: bool) -> str:

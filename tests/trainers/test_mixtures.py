@@ -15,9 +15,10 @@ from aligner.data.loading import load_rows
 from aligner.errors import RecipeError
 from aligner.evaluation.likelihood import evaluate_rows
 from aligner.events import Notice
-from aligner.generation.decode import at_rest, generate
+from aligner.generation.decode import generate
 from aligner.generation.sampling import Sampling
 from aligner.methods.pipeline import run_recipe
+from aligner.models.forward import at_rest
 from aligner.models.loading import load_policy
 from aligner.models.own_config import OwnConfig
 from aligner.models.router_loss import has_router_loss, router_coefficient

@@ -305,11 +305,12 @@ def _writer(
 ) -> tuple[str, Callable[[list[int]], Any]]:
     """Return the policy's fingerprint, and what answers the prompts of a part; None for one that is
     too long."""
-    from aligner.generation.decode import generate, max_positions
+    from aligner.generation.decode import generate
     from aligner.generation.sampling import Sampling
     from aligner.models.fingerprint import model_fingerprint
     from aligner.models.libraries import disable_progress_bars
     from aligner.models.loading import load_policy
+    from aligner.models.positions import max_positions
     from aligner.models.tokenizers import load_tokenizer
     from aligner.tokenization.encode import check_tokenizer
 

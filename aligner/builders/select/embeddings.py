@@ -44,30 +44,23 @@ def state_reader(section: Model) -> tuple[str, Callable[[Sequence[Triple]], list
 def mean_states(
     policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Triple]
 ) -> Array:
-    """Return the mean hidden state of each pair, shape (N, D), float32; all 2 N sequences go
-    through the model together."""
-    import torch
-
-    from aligner.generation.decode import at_rest, max_positions
+    """Return the mean hidden state of each pair, shape (N, D), float32."""
+    from aligner.models.forward import batched_forward
+    from aligner.models.positions import max_positions
     from aligner.tokenization.encode import encode_sft
 
     limit = max_positions(policy)
     rows = [CompletionRow(prompt, answer, "a pair") for prompt, a, b in pairs for answer in (a, b)]
     ids = [_last(encode_sft(tokenizer, row, "completion").input_ids, limit) for row in rows]
-    width = max(map(len, ids))
-    pad = tokenizer.pad_token_id
-    ids_BT = torch.tensor(
-        [[*one, *[pad] * (width - len(one))] for one in ids], device=policy.device
-    )
-    mask_BT = torch.tensor(
-        [[1] * len(one) + [0] * (width - len(one)) for one in ids], device=policy.device
-    )
-    with at_rest(policy):
-        states_BTD = _body(policy)(
-            input_ids=ids_BT, attention_mask=mask_BT, use_cache=False
-        ).last_hidden_state.float()
-    mean_BD = (states_BTD * mask_BT[..., None]).sum(dim=1) / mask_BT.sum(dim=1, keepdim=True)
-    return mean_BD.reshape(len(pairs), 2, -1).mean(dim=1).cpu().numpy()
+
+    def read(batch: dict[str, Any], _: Sequence[int]) -> list[Array]:
+        states_BTD = _body(policy)(**batch, use_cache=False).last_hidden_state.float()
+        mask_BT1 = batch["attention_mask"][..., None]
+        mean_BD = (states_BTD * mask_BT1).sum(dim=1) / mask_BT1.sum(dim=1)
+        return list(mean_BD.cpu().numpy())
+
+    states = batched_forward(policy, ids, read, pad_token_id=tokenizer.pad_token_id)
+    return np.stack(states).reshape(len(pairs), 2, -1).mean(axis=1)
 
 
 def _body(policy: PreTrainedModel) -> Any:

@@ -17,7 +17,6 @@ processes share the work.
 
 from __future__ import annotations
 
-import contextlib
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,10 +27,10 @@ from accelerate.utils import broadcast_object_list, gather_object
 from safetensors.torch import load_file, save_file
 
 from aligner.events import Notice, StageProgress
-from aligner.generation.decode import at_rest, continue_ids
+from aligner.generation.decode import continue_ids
 from aligner.generation.sampling import Sampling
+from aligner.models.forward import batched_logps
 from aligner.runs.cache import cache_folder, is_kept, keep
-from aligner.training.preference import PairCollator, answer_logps
 from aligner.training.reference import Scorer, content_key, load_reference, reference_section
 
 if TYPE_CHECKING:
@@ -83,13 +82,20 @@ def agreed(value: Any) -> Any:
 def _write(rows: Dataset, scorer: Scorer, name: str) -> list[Written]:
     """Let the reference answer every prompt, each process its part, and return all of it on every
     process."""
-    model, device, autocast = load_reference(scorer, reference_section(scorer.recipe))
+    model, autocast = load_reference(scorer, reference_section(scorer.recipe))
     state = PartialState()
     mine = range(state.process_index, len(rows), state.num_processes)
     prompts = rows.select(mine)["prompt_ids"]
     answers, unfinished = _answers(model, scorer, prompts, list(mine), name)
-    logps = _logps(model, scorer, list(zip(prompts, answers)), device, autocast)
-    parts = list(zip(mine, answers, logps, unfinished))
+    logps = batched_logps(
+        model,
+        lambda i: [(prompts[i], answers[i])],
+        [len(prompt) + len(answer) for prompt, answer in zip(prompts, answers)],
+        pad_token_id=scorer.tokenizer.pad_token_id,
+        batch_rows=scorer.batch_size,
+        autocast=autocast,
+    )
+    parts = list(zip(mine, answers, [logp for (logp,) in logps], unfinished))
     return sorted(gather_object(parts) if state.num_processes > 1 else parts)
 
 
@@ -123,25 +129,6 @@ def _answers(
         for kept, (one,) in zip(ids, written)
     ]
     return ids, unfinished
-
-
-def _logps(
-    model: Any, scorer: Scorer, sides: list[tuple[list[int], list[int]]], device: str, autocast: Any
-) -> list[float]:
-    """Return the reference's log-probabilities of answers, scored longest first."""
-    collator = PairCollator(scorer.tokenizer.pad_token_id)
-    order = sorted(range(len(sides)), key=lambda i: -len(sides[i][0]) - len(sides[i][1]))
-    found = [0.0] * len(sides)
-    with at_rest(model):
-        for start in range(0, len(order), scorer.batch_size):
-            picked = order[start : start + scorer.batch_size]
-            stacked = collator.stack([sides[i] for i in picked])
-            batch = {key: value.to(device) for key, value in stacked.items()}
-            with autocast or contextlib.nullcontext():
-                logps = answer_logps(model, batch)[0].cpu()
-            for i, value in zip(picked, logps.tolist()):
-                found[i] = value
-    return found
 
 
 def _save(written: list[Written], file: Path) -> None:

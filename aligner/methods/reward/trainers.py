@@ -159,7 +159,6 @@ class PairCollator:
             for row in rows
         ]
         batch = pad([[*prompt, *answer] for prompt, answer in sides], self.pad_token_id)
-        del batch["position_ids"]
         batch["answer_lengths"] = torch.tensor(
             [len(answer) for _, answer in sides], dtype=torch.float32
         )
@@ -310,7 +309,6 @@ class RatingCollator:
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         """Return `input_ids`, `attention_mask` (N, T), `ratings` (N, K) and `weight` (N,)."""
         batch = pad([[*row["prompt_ids"], *row["answer_ids"]] for row in rows], self.pad_token_id)
-        del batch["position_ids"]
         batch["ratings"] = torch.tensor([row["ratings"] for row in rows], dtype=torch.float32)
         batch["weight"] = torch.tensor([row["weight"] for row in rows], dtype=torch.float32)
         return batch

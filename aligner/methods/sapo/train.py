@@ -36,7 +36,6 @@ from transformers import TrainingArguments
 from aligner.config.choices import REFERENCE_FREE_LOSSES
 from aligner.config.recipe import SapoRecipe
 from aligner.errors import DataError, RecipeError
-from aligner.generation.decode import max_positions
 from aligner.launch.devices import best_device
 from aligner.launch.world import world
 from aligner.losses.catalogue import BATCH_DEPENDENT, load_objective
@@ -45,7 +44,9 @@ from aligner.methods.dpo.start_checks import wrong_start
 from aligner.methods.job import SHARDED, Job
 from aligner.methods.sapo.trainer import RowCollator, SapoTrainer, as_pair, window_at
 from aligner.methods.sapo.writer import Writer
+from aligner.models.forward import fuse_head
 from aligner.models.loading import load_policy
+from aligner.models.positions import max_positions
 from aligner.reward_models.catalogue import load_scorer
 from aligner.runs.checkpoints import latest_checkpoint
 from aligner.tokenization.encode import stop_token_ids
@@ -53,9 +54,8 @@ from aligner.training.arguments import preference_arguments
 from aligner.training.fit import Fitted, fit
 from aligner.training.preference import (
     PairCollator,
-    fuse_head,
-    reference_logps,
 )
+from aligner.training.reference import reference_logps
 from aligner.training.trainer import lengths_of
 
 HELD_OUT_PAIRS = "prepared/held_out_pairs.json"
@@ -213,20 +213,13 @@ def _scored_pairs(
         return []
     pairs = Dataset.from_list([{**as_pair(one, 1.0), "length": one.length} for one in useful])
     fuse_head(model)
-    device = model.device
-    autocast = torch.autocast(device.type, dtype=torch.bfloat16) if arguments.bf16 else None
-    chosen, rejected = reference_logps(
-        model,
-        pairs,
-        PairCollator(job.tokenizer.pad_token_id),
-        arguments.eval_batch_size,
-        device=device,
-        autocast=autocast,
+    autocast = torch.autocast(model.device.type, dtype=torch.bfloat16) if arguments.bf16 else None
+    logps = reference_logps(
+        model, pairs, job.tokenizer.pad_token_id, arguments.eval_batch_size, autocast=autocast
     )
-    scored = zip(pairs, chosen.tolist(), rejected.tolist())
     return [
-        {**pair, "reference_chosen": one, "reference_rejected": other}
-        for pair, one, other in scored
+        {**pair, "reference_chosen": chosen, "reference_rejected": rejected}
+        for pair, (chosen, rejected) in zip(pairs, logps)
     ]
 
 

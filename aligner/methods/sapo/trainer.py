@@ -18,16 +18,15 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from aligner.config.recipe import Sapo
-from aligner.generation.decode import at_rest
 from aligner.methods.sapo.replay_buffer import ReplayBuffer, Rewrite
 from aligner.methods.sapo.writer import Writer, number_of
 from aligner.models.ema import Shadow
+from aligner.models.forward import answer_logps, at_rest
 from aligner.runs.checkpoints import checkpoint_at
 from aligner.runs.resumable import AVERAGE, BUFFER, REFERENCE
 from aligner.training.preference import (
     PairCollator,
     PreferenceTrainer,
-    answer_logps,
 )
 
 NOTHING = (

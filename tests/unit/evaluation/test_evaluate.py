@@ -15,6 +15,7 @@ from aligner.evaluation.evaluate import evaluate
 from aligner.evaluation.likelihood import standard_error
 from aligner.generation.decode import Completion
 from aligner.generation.sampling import Sampling
+from aligner.runs.journal import Journal
 from aligner.tokenization.encode import IGNORED, encode_pair, encode_sft
 
 TALK = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello there"}]
@@ -181,6 +182,23 @@ def test_modes_stay_and_progress_counts_every_pass(model, tokenizer) -> None:
     assert seen == [(8, 16), (16, 16)]
     assert model.training
     model.eval()
+
+
+def test_a_broken_model_has_a_loss_that_is_nan_also_where_a_journal_keeps_it(
+    tokenizer, tmp_path
+) -> None:
+    broken = tiny_llama(tokenizer)
+    torch.nn.init.constant_(broken.lm_head.weight, math.nan)
+    for _ in range(2):
+        found = evaluate(
+            broken,
+            tokenizer,
+            ROWS,
+            task="sft",
+            batch_size=2,
+            journals=lambda name: Journal(tmp_path / f"{name}.jsonl"),
+        )
+        assert math.isnan(found["loss"])
 
 
 def test_what_cannot_be_measured_is_refused(tokenizer) -> None:

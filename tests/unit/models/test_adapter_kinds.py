@@ -14,9 +14,10 @@ from fakes import byte_tokenizer, save_model
 from aligner.config.recipe import Lora, Model
 from aligner.errors import RecipeError
 from aligner.evaluation.likelihood import Tokens, likelihoods
-from aligner.generation.decode import continue_ids, max_positions
+from aligner.generation.decode import continue_ids
 from aligner.generation.sampling import Sampling
 from aligner.models.loading import load_policy
+from aligner.models.positions import max_positions
 from aligner.models.tokenizers import load_tokenizer
 
 MERGED: dict[str, dict[str, Any]] = {

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from fakes import CHAT_TEMPLATE, EOS, byte_tokenizer, save_model, save_reward_model, tiny_llama
+from fakes import CHAT_TEMPLATE, EOS, byte_tokenizer, save_model, save_reward_model
 from transformers import AutoModelForSequenceClassification, GPT2Config, LlamaConfig
 
 from aligner.data.rows import PreferenceRow
 from aligner.errors import DataError, RecipeError
-from aligner.models.forward import answer_entropies, in_batches, pad
+from aligner.models.forward import pad
 from aligner.models.reward_head import Float32Linear, head_of, join_outputs, pool_by_mask
 from aligner.reward_models.base import preferences
 from aligner.reward_models.card import parse_card
@@ -215,27 +215,6 @@ def test_the_tail_is_what_the_template_writes_behind_the_stop_token() -> None:
     assert tokenizer.decode(end[-1]) == "\n"
 
 
-# --- reading many sequences -----------------------------------------------------------------------
-
-
-def test_equal_sequences_are_read_once_and_each_gets_its_value() -> None:
-    seen: list[list[int]] = []
-
-    def read(batch: dict[str, torch.Tensor], rows: Any) -> list[int]:
-        found = [
-            ids[mask.bool()].tolist()
-            for ids, mask in zip(batch["input_ids"], batch["attention_mask"])
-        ]
-        seen.extend(found)
-        return [sum(ids) for ids in found]
-
-    sequences = [[1, 2], [5], [1, 2], [3, 3, 3, 3], [0]]
-    for left in (False, True):
-        seen.clear()
-        assert in_batches(sequences, read, 0, 4, "cpu", left=left) == [3, 5, 3, 12, 0]
-        assert sorted(seen) == [[0], [1, 2], [3, 3, 3, 3], [5]]
-
-
 # --- segments -------------------------------------------------------------------------------------
 
 
@@ -276,34 +255,6 @@ def test_sentences_end_at_their_marks_and_at_line_ends() -> None:
         8,
         10,
     ]
-
-
-def test_entropies_are_those_of_the_distributions_that_the_answer_was_drawn_from() -> None:
-    tokenizer = byte_tokenizer()
-    model = tiny_llama(tokenizer).eval()
-    parts = [([1, 9, 8], [5, 6, 7, 2]), ([1], [9, 2]), ([1, 4, 4, 4, 4], [8])]
-    found = answer_entropies(model, parts, pad_token_id=tokenizer.pad_token_id, batch_tokens=10)
-    for (prompt, answer), entropies in zip(parts, found):
-        with torch.no_grad():
-            logits = model(torch.tensor([[*prompt, *answer]])).logits[0]
-        slow = [
-            -sum(
-                p * torch.log(torch.tensor(p)).item()
-                for p in logits[len(prompt) - 1 + t].softmax(-1).tolist()
-                if p > 0
-            )
-            for t in range(len(answer))
-        ]
-        assert entropies == pytest.approx(slow, abs=1e-4)
-
-
-def test_equal_tokens_with_another_boundary_have_entropies_of_their_own() -> None:
-    tokenizer = byte_tokenizer()
-    model = tiny_llama(tokenizer).eval()
-    parts = [([1, 9, 8], [5, 6]), ([1, 9], [8, 5, 6])]
-    found = answer_entropies(model, parts, pad_token_id=tokenizer.pad_token_id)
-    assert [len(one) for one in found] == [2, 3]
-    assert found[0] == pytest.approx(found[1][1:], abs=1e-5)
 
 
 def test_a_segment_models_score_is_the_mean_of_its_values_at_the_ends(tmp_path: Path) -> None:
@@ -515,7 +466,6 @@ def test_the_last_token_is_known_by_the_mask_and_not_by_its_id(kind: str) -> Non
         for ids in rows
     ]
     batch = pad(rows, 3)
-    del batch["position_ids"]
     assert model(**batch).logits[:, 0].tolist() != pytest.approx(every, abs=1e-3)
     pool_by_mask(model)
     found = model(**batch).logits

@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from aligner.errors import RecipeError
 from aligner.events import Notice, StageProgress
 from aligner.methods.dpo.train import uses_adapter_off
+from aligner.models.forward import fuse_head
 from aligner.models.loading import load_policy
 from aligner.runs.cache import cache_folder
-from aligner.training.preference import fuse_head
 from aligner.training.reference import Scorer, with_reference
 
 pytestmark = pytest.mark.usefixtures("own_cache")
