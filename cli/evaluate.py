@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from .errors import resumable
 from .models import (
     AsJson,
     BatchSize,
@@ -18,26 +17,20 @@ from .models import (
     MaxRows,
     NumSamples,
     OnBadRow,
-    Overwrite,
     QuantizationOption,
-    Resume,
     Seed,
     Split,
     Temperature,
     TrustRemoteCode,
-    check_output,
     check_paths,
     check_sampling,
-    flags,
-    goes_on,
     load_model,
     model_section,
     read_rows,
     remark_on_control_tokens,
-    rows_fingerprint,
     source_section,
-    unfinished,
 )
+from .output import Output, Overwrite, Resume, checked_output, flags, rows_fingerprint
 
 if TYPE_CHECKING:
     from aligner.config.recipe import Source
@@ -133,7 +126,7 @@ def evaluate(
     calibration, and agreement with a second one.
     """
     _check_kind(context, model, reward_model)
-    check_output(output, data, resume=resume, overwrite=overwrite, suffix=".json")
+    written = checked_output(output, data, resume=resume, overwrite=overwrite, suffix=".json")
     if reward_model:
         source = source_section(data, column, split, max_rows)
         _evaluate_rewards(
@@ -144,8 +137,7 @@ def evaluate(
             resamples,
             seed,
             plot,
-            output,
-            overwrite,
+            written,
             as_json,
         )
         return
@@ -161,7 +153,7 @@ def evaluate(
 
     from .render import Screen, columns, number
 
-    with Screen() as screen, resumable(goes_on(output, overwrite)):
+    with Screen() as screen, written.resumable():
         screen.start("loading the model")
         from aligner.evaluation.evaluate import evaluate as measure
         from aligner.generation.sampling import Sampling
@@ -195,7 +187,7 @@ def evaluate(
                 ),
             }
 
-        with unfinished(output, header, overwrite=overwrite) as part:
+        with written.parts(header) as part:
             numbers = measure(
                 policy,
                 tokenizer,
@@ -259,8 +251,7 @@ def _evaluate_rewards(
     resamples: int,
     seed: int,
     plot: Path | None,
-    output: Path | None,
-    overwrite: bool,
+    output: Output,
     as_json: bool,
 ) -> None:
     from .evaluate_rewards import evaluate_rewards, show
@@ -274,7 +265,6 @@ def _evaluate_rewards(
         seed=seed,
         plot=plot,
         output=output,
-        overwrite=overwrite,
     )
     if as_json:
         typer.echo(_dumps(record))

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from .errors import resumable
-from .models import OnBadRow, dropped_rows, goes_on, rows_fingerprint, unfinished
+from .models import OnBadRow, dropped_rows
+from .output import Output, rows_fingerprint
 
 if TYPE_CHECKING:
     from aligner.config.recipe import Source
     from aligner.data.ledger import Ledger
     from aligner.evaluation.pair_scores import DifferentAnswers, Judged, Pair
-    from aligner.runs.partial_output import Straight, Unfinished
+    from aligner.runs.partial_output import PartialOutput
 
     from .render import Screen
 
@@ -36,8 +36,7 @@ def evaluate_rewards(
     resamples: int,
     seed: int,
     plot: Path | None,
-    output: Path | None,
-    overwrite: bool,
+    output: Output,
 ) -> Record:
     """Judge the pairs of a source with one reward model or two, and measure. The record goes into
     `output`, a picture into `plot`."""
@@ -76,8 +75,8 @@ def evaluate_rewards(
 
     with (
         Screen() as screen,
-        resumable(goes_on(output, overwrite)),
-        unfinished(output, header, overwrite=overwrite) as part,
+        output.resumable(),
+        output.parts(header) as part,
     ):
         for spec, files in seen.items():
             if files:
@@ -161,7 +160,7 @@ def _judge(
     pairs: list[Pair],
     answers: DifferentAnswers,
     screen: Screen,
-    part: Unfinished | Straight,
+    part: PartialOutput,
     name: str,
     data: str,
 ) -> tuple[Judged, str]:

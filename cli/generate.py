@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .errors import resumable
 from .models import (
     AsJson,
     BatchSize,
@@ -20,26 +19,20 @@ from .models import (
     MaxRows,
     ModelName,
     NumSamples,
-    Overwrite,
     QuantizationOption,
-    Resume,
     Seed,
     Split,
     Temperature,
     TrustRemoteCode,
-    check_output,
     check_paths,
     check_sampling,
-    flags,
-    goes_on,
     load_model,
     model_section,
     read_rows,
     remark_on_control_tokens,
-    rows_fingerprint,
     source_section,
-    unfinished,
 )
+from .output import Overwrite, Resume, checked_output, flags, rows_fingerprint
 
 if TYPE_CHECKING:
     from aligner.config.recipe import Source
@@ -84,7 +77,7 @@ def generate(
     as_json: AsJson = False,
 ) -> None:
     """Answer prompts with a model, in batches."""
-    check_output(output, data, resume=resume, overwrite=overwrite)
+    written = checked_output(output, data, resume=resume, overwrite=overwrite)
     check_sampling(temperature, top_p)
     section = model_section(model, dtype, quantization, trust_remote_code)
     rows = _prompt_rows(
@@ -94,7 +87,7 @@ def generate(
 
     from .render import Screen
 
-    with Screen() as screen, resumable(goes_on(output, overwrite)):
+    with Screen() as screen, written.resumable():
         screen.start("loading the model")
         policy, tokenizer = load_model(section)
         remark_on_control_tokens(tokenizer, rows, screen.on_event)
@@ -122,7 +115,7 @@ def generate(
                 **flags({**asdict(sampling), "batch_size": batch_size}),
             }
 
-        with unfinished(output, header, overwrite=overwrite) as part:
+        with written.parts(header) as part:
             answers = generate(
                 policy,
                 tokenizer,

@@ -4,10 +4,7 @@ rows."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -17,7 +14,6 @@ if TYPE_CHECKING:
     from aligner.data.ledger import Ledger
     from aligner.data.rows import Task
     from aligner.events import OnEvent
-    from aligner.runs.partial_output import Straight, Unfinished
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["none", "nf4", "fp4", "int8"]
@@ -50,9 +46,6 @@ MaxNewTokens = Annotated[
 ]
 Temperature = Annotated[float, typer.Option("--temperature", min=0.0, help="0 is greedy.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Same seed, same answers.")]
-
-Resume = Annotated[bool, typer.Option("--resume", help="Continue an unfinished output.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
 
 
 def source_section(path: str, column: list[str] | None, split: str, max_rows: int | None) -> Source:
@@ -151,60 +144,3 @@ def remark_on_control_tokens(tokenizer: Any, rows: Sequence[Any], on_event: OnEv
     remark = remark_on(tokenizer, rows)
     if remark is not None:
         on_event(Warned(remark))
-
-
-def check_output(
-    output: Path | None, data: str | None, *, resume: bool, overwrite: bool, suffix: str = ".jsonl"
-) -> None:
-    """Say what is in the way of an output before anything is read."""
-    from aligner.errors import UsageError
-    from aligner.runs import partial_output
-
-    if output is not None:
-        partial_output.check_output(output, data, resume=resume, overwrite=overwrite, suffix=suffix)
-    elif resume or overwrite:
-        raise UsageError(
-            "--resume and --overwrite are about an output, and there is none", "add --output"
-        )
-
-
-def goes_on(output: Path | None, overwrite: bool) -> str:
-    """What Ctrl-C says after "the same command with --resume"."""
-    from aligner.runs.partial_output import is_stream
-
-    if output is None or is_stream(output):
-        return "needs --output FILE to continue"
-    return "in place of --overwrite continues" if overwrite else "continues"
-
-
-def flags(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values under the names that their options have."""
-    return {f"--{name.replace('_', '-')}": value for name, value in values.items()}
-
-
-def rows_fingerprint(rows: Sequence[Any]) -> str:
-    """A hash of what rows hold; where they came from does not count."""
-    import hashlib
-
-    from aligner.runs.files import json_line
-
-    digest = hashlib.sha256()
-    for row in rows:
-        held = {name: value for name, value in asdict(row).items() if name != "origin"}
-        digest.update(json_line(held, default=str).encode())
-    return digest.hexdigest()
-
-
-@contextmanager
-def unfinished(
-    output: Path | None, header: Callable[[], Mapping[str, Any]], *, overwrite: bool
-) -> Iterator[Unfinished | Straight]:
-    """What keeps the finished parts of an output until it is whole; nothing is kept where no file
-    is written."""
-    from aligner.runs.partial_output import Straight, Unfinished, is_stream
-
-    if output is None or is_stream(output):
-        yield Straight(output)
-        return
-    with Unfinished(output, header(), overwrite=overwrite) as found:
-        yield found

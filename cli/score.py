@@ -7,19 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .errors import resumable
 from .models import (
     AsJson,
     Column,
     MaxRows,
-    Overwrite,
-    Resume,
     Split,
-    check_output,
-    goes_on,
     source_section,
-    unfinished,
 )
+from .output import Overwrite, Resume, checked_output
 
 if TYPE_CHECKING:
     from aligner.config.recipe import Source
@@ -27,7 +22,7 @@ if TYPE_CHECKING:
     from aligner.reward_models.base import Scorer
     from aligner.reward_models.batching import Verdict
     from aligner.reward_models.card import Card
-    from aligner.runs.partial_output import Straight, Unfinished
+    from aligner.runs.partial_output import PartialOutput
 
     from .render import Screen
 
@@ -76,7 +71,7 @@ def score(
     from aligner.reward_models.catalogue import load_scorer, read_spec
     from aligner.runs.files import json_line
 
-    check_output(output, data, resume=resume, overwrite=overwrite)
+    written = checked_output(output, data, resume=resume, overwrite=overwrite)
     card = read_spec(reward_model)
     source = source_section(data, column, split, max_rows)
     rows = read_answers(source, seed)
@@ -84,7 +79,7 @@ def score(
 
     from .render import Screen
 
-    with Screen() as screen, resumable(goes_on(output, overwrite)):
+    with Screen() as screen, written.resumable():
         screen.start("loading the reward model")
         scorer = load_scorer(reward_model)
 
@@ -96,10 +91,10 @@ def score(
                 "the form of its parts": FORM,
             }
 
-        with unfinished(output, header, overwrite=overwrite) as part:
+        with written.parts(header) as part:
             scored = _score(scorer, card, rows, part, screen, keep_failed=keep_failed)
-            written = _with_scores(source, rows, scored, prefix)
-            part.finish(json_line(row, default=str) for row in written)
+            full = _with_scores(source, rows, scored, prefix)
+            part.finish(json_line(row, default=str) for row in full)
     record = _record(scorer, rows, scored, data, output)
     if as_json:
         _print_json(
@@ -113,7 +108,7 @@ def _score(
     scorer: Scorer,
     card: Card,
     rows: AnswerRows,
-    part: Unfinished | Straight,
+    part: PartialOutput,
     screen: Screen,
     *,
     keep_failed: bool,

@@ -13,7 +13,7 @@ output that is not a file (a pipe, /dev/stdout) is simply written to, at the end
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -122,81 +122,61 @@ def _is_ours(part: Path) -> bool:
     )
 
 
-class Unfinished:
-    """The folder of an unfinished output, for which `check_output` has been asked: `with
-    Unfinished(...) as part:`.
+class PartialOutput:
+    """The output of a command until it is whole, for which `check_output` has been asked: `with
+    PartialOutput(...) as part:`.
 
-    It holds the lock meanwhile. `header` says what is computed with what; its keys are words that a
-    user understands.
+    Its folder keeps what is done, and the lock meanwhile. An output that is a stream, or none, has
+    no folder, and nothing of it is kept. `header` gives what is computed with what, under words
+    that a user understands; it is called only where something is kept.
 
     Raises, on entering: UsageError when it was started with something else, when another process
     holds it, or when the output has come into being since it was checked.
     """
 
-    def __init__(self, output: Path, header: Mapping[str, Any], *, overwrite: bool = False) -> None:
-        self.output = _followed(output)
+    def __init__(
+        self,
+        output: Path | None,
+        header: Callable[[], Mapping[str, Any]],
+        *,
+        overwrite: bool = False,
+    ) -> None:
+        self.output, self.folder = output, None
+        if output is not None and not is_stream(output):
+            self.output = _followed(output)
+            self.folder = part_folder(self.output)
+        self.header = header
         self.overwrite = overwrite
-        self.folder = part_folder(self.output)
-        self.header = dict(header)
 
-    def __enter__(self) -> Unfinished:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        acquire_lock(self.folder)
-        try:
-            self._open()
-        except BaseException:
-            self._close()
-            raise
+    def __enter__(self) -> PartialOutput:
+        if self.output is not None and self.folder is not None:
+            header = dict(self.header())
+            self.folder.mkdir(parents=True, exist_ok=True)
+            acquire_lock(self.folder)
+            try:
+                _start(self.folder, self.output, header, overwrite=self.overwrite)
+            except BaseException:
+                _give_back(self.folder)
+                raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._close()
-
-    def _open(self) -> None:
-        path = self.folder / HEADER
-        if self.overwrite:
-            self._clear()
-        if not path.exists():
-            if self.output.exists() and not self.overwrite:
-                raise _exists(self.output)
-            write_atomically(path, dumps(self.header, indent=2))
-            return
-        known = parse_json(path, "start again with --overwrite")
-        changed = [
-            key for key in {**known, **self.header} if known.get(key) != self.header.get(key)
-        ]
-        if changed:
-            raise UsageError(
-                f"{self.output} was started with something else: {' and '.join(changed)} changed "
-                "since",
-                "give what it was started with, or start again with --overwrite",
-            )
-
-    def _clear(self) -> None:
-        """Remove everything but the lock; the header last, since a folder without one would not be
-        known as ours."""
-        if self.folder.exists():
-            for item in sorted(self.folder.iterdir(), key=lambda item: item.name == HEADER):
-                if item.name != LOCK_NAME:
-                    item.unlink()
-
-    def _close(self) -> None:
-        """Give the lock back; where nothing is done, nothing is left."""
-        if self.folder.exists() and {item.name for item in self.folder.iterdir()} <= {
-            HEADER,
-            LOCK_NAME,
-        }:
-            self._clear()
-        release_lock(self.folder)
-        with suppress(OSError):  # not empty: there is something to resume
-            self.folder.rmdir()
+        if self.folder is not None:
+            _give_back(self.folder)
 
     def journal(self, name: str, made_with: str = "") -> Journal:
-        """Open the journal of a part of the work."""
-        return Journal(self.folder / f"{name}.jsonl", made_with)
+        """Open the journal of a part of the work; it has no file where nothing is kept."""
+        return Journal(self.folder and self.folder / f"{name}.jsonl", made_with)
 
     def finish(self, texts: Iterable[str]) -> None:
-        """Write the output, whole or not at all, and empty the folder."""
+        """Write the output, if there is one: a file whole or not at all, whose folder is then
+        empty."""
+        if self.output is None:
+            return
+        if self.folder is None:
+            with open(self.output, "w", encoding="utf-8", newline="\n") as file:
+                file.writelines(texts)
+            return
         temporary = self.folder / WHOLE
         try:
             with open(temporary, "w", encoding="utf-8", newline="\n") as file:
@@ -207,22 +187,41 @@ class Unfinished:
         finally:
             temporary.unlink(missing_ok=True)
         sync_folder(self.output.parent)
-        self._clear()
+        _clear(self.folder)
 
 
-class Straight:
-    """Stands for `Unfinished` where nothing is kept: with an output that is a stream, or with
-    none."""
+def _start(folder: Path, output: Path, header: dict[str, Any], *, overwrite: bool) -> None:
+    """Write the header, or refuse one that says something else."""
+    path = folder / HEADER
+    if overwrite:
+        _clear(folder)
+    if not path.exists():
+        if output.exists() and not overwrite:
+            raise _exists(output)
+        write_atomically(path, dumps(header, indent=2))
+        return
+    known = parse_json(path, "start again with --overwrite")
+    changed = [key for key in {**known, **header} if known.get(key) != header.get(key)]
+    if changed:
+        raise UsageError(
+            f"{output} was started with something else: {' and '.join(changed)} changed since",
+            "give what it was started with, or start again with --overwrite",
+        )
 
-    def __init__(self, output: Path | None) -> None:
-        self.output = output
 
-    def journal(self, name: str, made_with: str = "") -> Journal:
-        """Return a journal without a file."""
-        return Journal(None, made_with)
+def _clear(folder: Path) -> None:
+    """Remove everything but the lock; the header last, since a folder without one would not be
+    known as ours."""
+    if folder.exists():
+        for item in sorted(folder.iterdir(), key=lambda item: item.name == HEADER):
+            if item.name != LOCK_NAME:
+                item.unlink()
 
-    def finish(self, texts: Iterable[str]) -> None:
-        """Write to the output, if there is one."""
-        if self.output is not None:
-            with open(self.output, "w", encoding="utf-8", newline="\n") as file:
-                file.writelines(texts)
+
+def _give_back(folder: Path) -> None:
+    """Give the lock back; where nothing is done, nothing is left."""
+    if folder.exists() and {item.name for item in folder.iterdir()} <= {HEADER, LOCK_NAME}:
+        _clear(folder)
+    release_lock(folder)
+    with suppress(OSError):  # not empty: there is something to resume
+        folder.rmdir()

@@ -18,7 +18,7 @@ from fakes import write_jsonl
 from runner import aligner
 
 from aligner.evaluation import scoring
-from aligner.runs.partial_output import Unfinished
+from aligner.runs.partial_output import PartialOutput
 
 GRADER = """
 import json, pathlib
@@ -303,11 +303,11 @@ def kill_at_the_end(
     """The scores of a scoring that is killed after the last of them is kept, and before the output
     is written."""
 
-    def dies(self: Unfinished, rows: object) -> None:
+    def dies(self: PartialOutput, rows: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Unfinished, "finish", dies)
+        patch.setattr(PartialOutput, "finish", dies)
         result = aligner("score", "--data", data, "--reward-model", card, "--output", output, *more)
         assert result.exit_code == 130, result.output
     return output.with_name(f"{output.name}.part") / "scores.jsonl"

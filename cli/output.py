@@ -1,0 +1,78 @@
+"""`--output`, `--resume` and `--overwrite` of the commands that compute one file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .errors import resumable
+
+if TYPE_CHECKING:
+    from aligner.runs.partial_output import PartialOutput
+
+Resume = Annotated[bool, typer.Option("--resume", help="Continue an unfinished output.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where a command writes, made by `checked_output`; without a path it writes nothing."""
+
+    path: Path | None
+    overwrite: bool
+
+    def resumable(self) -> AbstractContextManager[None]:
+        """Let Ctrl-C say how to continue."""
+        from aligner.runs.partial_output import is_stream
+
+        if self.path is None or is_stream(self.path):
+            return resumable("needs --output FILE to continue")
+        return resumable("in place of --overwrite continues" if self.overwrite else "continues")
+
+    def parts(self, header: Callable[[], Mapping[str, Any]]) -> PartialOutput:
+        """Return what keeps the parts that are done until the output is whole."""
+        from aligner.runs.partial_output import PartialOutput
+
+        return PartialOutput(self.path, header, overwrite=self.overwrite)
+
+
+def checked_output(
+    path: Path | None, data: str | None, *, resume: bool, overwrite: bool, suffix: str = ".jsonl"
+) -> Output:
+    """Say what is in the way of an output, before anything is read. `data`: what is read.
+
+    Raises: UsageError.
+    """
+    from aligner.errors import UsageError
+    from aligner.runs.partial_output import check_output
+
+    if path is not None:
+        check_output(path, data, resume=resume, overwrite=overwrite, suffix=suffix)
+    elif resume or overwrite:
+        raise UsageError(
+            "--resume and --overwrite are about an output, and there is none", "add --output"
+        )
+    return Output(path, overwrite)
+
+
+def flags(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values under the names that their options have, for a header."""
+    return {f"--{name.replace('_', '-')}": value for name, value in values.items()}
+
+
+def rows_fingerprint(rows: Sequence[Any]) -> str:
+    """Return a hash of what rows hold; where they came from does not count."""
+    import hashlib
+
+    from aligner.runs.files import json_line
+
+    digest = hashlib.sha256()
+    for row in rows:
+        held = {name: value for name, value in asdict(row).items() if name != "origin"}
+        digest.update(json_line(held, default=str).encode())
+    return digest.hexdigest()
