@@ -12,24 +12,19 @@ from typing import Annotated, ClassVar
 
 import typer
 
-from . import (
-    data,
-    discover,
-    doctor,
-    evaluate,
-    generate,
-    mosaic,
-    quickstart,
-    recipes,
-    runs,
-    score,
-    toy,
-    train,
-)
+from aligner.methods.catalogue import METHODS
+
+from . import data, doctor, evaluate, generate, quickstart, recipes, runs, score, toy
 from .environment import make_streams_safe, set_environment, silence_warnings
 from .errors import Boundary
 from .fast_commands import QuickCommand
-from .recipe_command import ANY_KEY, RecipeCommand
+from .recipe_command import add_commands
+
+
+def _of_group(group: str) -> tuple[str, ...]:
+    """The commands of a group of the catalogue; a sub-command stands below its first word."""
+    names = (entry.command or name for name, entry in METHODS.items() if entry.group == group)
+    return tuple(dict.fromkeys(name.split()[0] for name in names))
 
 
 class Root(Boundary):
@@ -37,9 +32,9 @@ class Root(Boundary):
 
     sections: ClassVar[dict[str, tuple[str, ...]]] = {
         "Start here": ("quickstart", "toy", "recipes", "doctor"),
-        "Build data": ("mosaic", "data"),
-        "Train": ("sft", "dpo", "sapo", "reward"),
-        "Search": ("discover",),
+        "Build data": _of_group("Build data"),
+        "Train": _of_group("Train"),
+        "Search": _of_group("Search"),
         "Use and measure": ("generate", "eval", "score", "runs"),
     }
 
@@ -93,14 +88,10 @@ app.command("quickstart", cls=QuickCommand)(quickstart.quickstart)
 app.command("toy", cls=QuickCommand)(toy.toy)
 app.add_typer(recipes.app, name="recipes")
 app.command("doctor", cls=QuickCommand)(doctor.doctor)
-train.add_commands(app)
-app.command(
-    "mosaic", cls=RecipeCommand, help=mosaic.HELP, short_help=mosaic.SHORT, context_settings=ANY_KEY
-)(mosaic.mosaic)
+add_commands(app, "Train")
+add_commands(app, "Build data")
 app.add_typer(data.app, name="data")
-app.command("discover", cls=RecipeCommand, help=discover.HELP, context_settings=ANY_KEY)(
-    discover.discover
-)
+add_commands(app, "Search")
 app.command("generate", cls=QuickCommand)(generate.generate)
 app.command("eval", cls=QuickCommand)(evaluate.evaluate)
 app.command("score", cls=QuickCommand)(score.score)

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
+
+from aligner.methods.catalogue import METHODS
 
 from .errors import resumable
 from .fast_commands import QuickGroup
@@ -18,11 +20,10 @@ from .recipe_command import (
     OverwriteRun,
     RecipeCommand,
     ResultAsJson,
+    Resume,
     carry_out,
 )
-
-if TYPE_CHECKING:
-    from aligner.config.load import Resolved
+from .resolve import resolve
 
 app = typer.Typer(
     cls=QuickGroup,
@@ -31,17 +32,10 @@ app = typer.Typer(
     help="Choose the pairs that are worth a label.",
 )
 
-HELP = (
-    "Active labelling (arXiv 2407.02119): the policy answers prompts, reward models say where "
-    "they are unsure, and a budget of pairs "
-    "is written to a file to be labelled. With --labels or --oracle, labels are read back for the "
-    "recipe or its run directory. "
-    "Common flags: --data, --model, --candidates, --reward_models, --labelled, --output, --seed."
-)
-SHORT = "Choose pairs for an expert to label, and read the labels back."
+NAME = "select"
 
 
-@app.command("select", cls=RecipeCommand, help=HELP, short_help=SHORT, context_settings=ANY_KEY)
+@app.command(NAME, cls=RecipeCommand, short_help=METHODS[NAME].about, context_settings=ANY_KEY)
 def select(
     context: typer.Context,
     labels: Annotated[
@@ -53,71 +47,25 @@ def select(
         typer.Option("--oracle", metavar="CARD", help="Let a scorer label what has no label."),
     ] = None,
     dry_run: DryRun = False,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue where the selection was stopped.")
-    ] = False,
+    resume: Resume = False,
     overwrite: OverwriteRun = False,
     as_json: ResultAsJson = False,
     debug: Debug = False,
 ) -> None:
     """Choose, or read back, with progress on stderr and the result on stdout."""
+    context.meta["debug"] = debug or context.meta.get("debug", False)
     if labels is not None or oracle is not None:
-        context.meta["debug"] = debug or context.meta.get("debug", False)
         _read_back(context.args, labels, oracle, as_json, unfit=resume or overwrite or dry_run)
         return
+    resolved, notes, said = resolve(NAME, context.args)
     carry_out(
-        context,
-        "select",
-        headline,
-        _choose,
-        goes_on="continues",
-        untouched="nothing was asked and nothing was chosen",
-        paths=_paths,
-        resume=resume,
+        resolved,
+        notes,
+        resume=resume or said.get("resume", False),
         overwrite=overwrite,
         dry_run=dry_run,
         as_json=as_json,
-        debug=debug,
     )
-
-
-def _choose(resolved: Resolved, **options: Any) -> Any:
-    from aligner.builders.select.build import run_select
-
-    return run_select(resolved, **options)
-
-
-def _paths(outcome: Any) -> dict[str, object]:
-    run = outcome.run_dir
-    read = f"aligner data select {run} --labels FILE"
-    return {"label": run / "to_label.jsonl", "report": outcome.report, "then": read}
-
-
-def headline(resolved: Resolved) -> list[tuple[str, str, str]]:
-    """What is chosen from what, by whom, and where the result goes."""
-    from .summary import settings_rows, source_text
-
-    recipe, origins = resolved.recipe, resolved.origins
-    settings = recipe.select
-    if settings.candidates is not None:
-        answers = settings.candidates
-    else:
-        sources = ", ".join(source_text(source) for source in recipe.data.train)
-        answers = (
-            f"{settings.num_samples} of {settings.policy.name_or_path} to each prompt of {sources}"
-        )
-    return [
-        ("method", f"select ({settings.strategy})", ""),
-        ("answers", answers, ""),
-        (
-            "judged by",
-            ", ".join(settings.reward_models) or "nobody",
-            origins.get("select.reward_models", ""),
-        ),
-        ("budget", f"{settings.budget:,} pairs", origins.get("select.budget", "")),
-        ("output", recipe.output_dir, origins.get("output_dir", "")),
-        *settings_rows(resolved),
-    ]
 
 
 def _read_back(
@@ -156,9 +104,7 @@ def _read_back(
 
 def _run_dir(arguments: list[str]) -> Path:
     """The run directory that was named, or that of the recipe."""
-    from .resolve import resolve
-
     if len(arguments) == 1 and (Path(arguments[0]) / "resolved.json").is_file():
         return Path(arguments[0])
-    resolved, _, _ = resolve("select", arguments)
+    resolved, _, _ = resolve(NAME, arguments)
     return Path(resolved.recipe.output_dir)

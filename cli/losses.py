@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from aligner.config.choices import LOSSES, REWARD_LOSSES
+from aligner.config.loss_names import LOSSES, REWARD_LOSSES
 
 if TYPE_CHECKING:
     from aligner.losses.table import Row, Shape

@@ -47,10 +47,10 @@ def _world(directory: Path, resume: bool, overwrite: bool) -> None:
 
 
 def _train(method: str, resume: bool) -> Any:
+    from .recipe_command import run
     from .render import Screen
     from .resolve import resolve
     from .summary import headline
-    from .train import run
 
     resolved, *_ = resolve(method, [f"recipes/{method}.yaml"])
     with Screen() as screen:

@@ -1,134 +1,187 @@
-"""What the commands that take a recipe share: help with examples, and how those run that train
-nothing."""
+"""The commands that take a recipe, written once for every method of the catalogue.
+
+    aligner dpo [RECIPE] [key=value ...] [--flags]
+
+The options that belong to a command are declared here and few; every other flag
+(`--learning_rate`, `--use_peft`) is a key of the recipe under the name the field uses, and goes to
+`aligner.config.flags`. What is said of a method stands in its folder (`recipe.py`).
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from aligner.methods.catalogue import METHODS, method_of, training_of
+
 from .errors import resumable
 from .fast_commands import QuickCommand
+from .resolve import resolve
 
 if TYPE_CHECKING:
     from aligner.config.load import Resolved
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan, stop.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue a run that was stopped.")]
 OverwriteRun = Annotated[
     bool, typer.Option("--overwrite", help="Replace an existing run directory.")
 ]
 ResultAsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
-EXAMPLES = {
-    "sft": (
-        "aligner sft tiny/sft",
-        "aligner sft recipe.yaml trainer.learning_rate=1e-5 data.max_length=4096",
-        "aligner sft --model Qwen/Qwen3-0.6B --data talks.jsonl --output runs/sft --use_peft",
-        "aligner sft recipe.yaml 'data.mosaic={}'",
-        "aligner sft recipe.yaml --num-processes 8 --resume",
-    ),
-    "dpo": (
-        "aligner dpo tiny/dpo",
-        "aligner dpo recipe.yaml dpo.beta=0.05 model.lora.r=32",
-        "aligner dpo --model runs/sft/final --data pairs.jsonl --output runs/dpo --beta 0.1",
-        "aligner dpo recipe.yaml --dry-run",
-        "aligner dpo --loss-table dpo.tau=0.2",
-    ),
-    "sapo": (
-        "aligner sapo tiny/sapo",
-        "aligner sapo recipe.yaml sapo.window=128 sapo.suffix=drop",
-        "aligner sapo --model runs/sft/final --data talks.jsonl --output runs/sapo --use_peft",
-        "aligner sapo recipe.yaml sapo.loss=orpo sapo.beta=0.05",
-    ),
-    "reward": (
-        "aligner reward tiny/reward",
-        "aligner reward --model runs/sft/final --data pairs.jsonl --output runs/reward",
-        "aligner reward recipe.yaml reward.loss=scaled reward.center_rewards_coefficient=0.01",
-        "aligner reward recipe.yaml reward.kind=regression 'reward.attributes=[helpfulness, "
-        "correctness]'",
-        "aligner eval --reward-model runs/reward --data pairs.jsonl",
-    ),
-    "mosaic": (
-        "aligner mosaic tiny/mosaic",
-        "aligner mosaic --data rows.jsonl --output data/mosaic --tokenizer Qwen/Qwen3-0.6B",
-        "aligner mosaic recipe.yaml mosaic.max_members=6 mosaic.passes=3 mosaic.workers=8",
-        "aligner mosaic recipe.yaml --resume",
-    ),
-    "select": (
-        "aligner data select tiny/select",
-        "aligner data select --model runs/sft/final --data prompts.jsonl --reward_models "
-        "runs/reward --output runs/select",
-        "aligner data select recipe.yaml select.budget=500 select.strategy=uncertainty",
-        "aligner data select runs/select --labels to_label.jsonl",
-        "aligner data select runs/select --oracle judge.yaml",
-    ),
-    "discover": (
-        "aligner discover tiny/discover",
-        "aligner discover discover/bandit endpoint.base_url=http://127.0.0.1:8000/v1 "
-        "endpoint.model=NAME",
-        "aligner discover recipe.yaml discover.proposals=50 endpoint.budget.usd=5",
-        "aligner discover recipe.yaml --resume",
-    ),
-}
-
 ANY_KEY = {"allow_extra_args": True, "ignore_unknown_options": True}
 """Settings of a command whose other arguments are keys of a recipe."""
 
+OF_TRAININGS = ("num_processes",)
+OF_LOSSES = ("loss_table", "loss_plot")
+"""Options that only methods have that train, or that take a loss."""
+
 
 class RecipeCommand(QuickCommand):
-    """Help with examples first."""
+    """A command for recipes; its help is that of the method of its name. Examples come first, the
+    flags that recipes accept last, by group."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Parameters, without those that the method has no use for."""
+        method = training_of(str(self.name))
+        unused = () if method else OF_TRAININGS
+        if method is None or not method.objective_key:
+            unused = (*unused, *OF_LOSSES)
+        return [param for param in super().get_params(ctx) if param.name not in unused]
 
     def format_usage(self, ctx: Any, formatter: Any) -> None:
         """Usage and examples."""
         formatter.write_usage(ctx.command_path, "[RECIPE] [KEY=VALUE ...] [OPTIONS]")
         with formatter.section("Examples"):
-            for example in EXAMPLES[self.name or ""]:
+            for example in method_of(str(self.name)).examples:
                 formatter.write(f"{'':>{formatter.current_indent}}{example}\n")
+
+    def format_help_text(self, ctx: Any, formatter: Any) -> None:
+        """What the method says of itself."""
+        formatter.write_paragraph()
+        with formatter.indentation():
+            formatter.write_text(method_of(str(self.name)).help)
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """Flags that stand for keys of the recipe, from the table that parses them."""
+        if training_of(str(self.name)) is None:
+            return
+        from aligner.config.flag_table import flag_groups
+
+        with formatter.section("Flags for keys of the recipe, with _ or -"):
+            lines = []
+            for group, flags in flag_groups(self.name).items():
+                lines.append((group, ", ".join(flag.name for flag in flags)))
+            formatter.write_dl(lines)
+        formatter.write_text(
+            "Any other key is KEY=VALUE: model.lora.r=8, data.on_too_long=drop, "
+            "trainer.adam_beta2=0.95"
+        )
+
+
+def add_commands(app: typer.Typer, group: str) -> None:
+    """Add the commands of a group of the catalogue; those of a sub-command have a module of their
+    own."""
+    for name, entry in METHODS.items():
+        if entry.group == group and not entry.command:
+            app.command(name, cls=RecipeCommand, short_help=entry.about, context_settings=ANY_KEY)(
+                _command(name)
+            )
+
+
+def _command(name: str) -> Any:
+    def command(
+        context: typer.Context,
+        dry_run: DryRun = False,
+        resume: Resume = False,
+        overwrite: OverwriteRun = False,
+        num_processes: Annotated[
+            int | None,
+            typer.Option(
+                "--num-processes", "--num_processes", min=1, help="Processes, one per GPU."
+            ),
+        ] = None,
+        as_json: ResultAsJson = False,
+        debug: Debug = False,
+        loss_table: Annotated[
+            bool, typer.Option("--loss-table", help="Show the objectives, and stop.")
+        ] = False,
+        loss_plot: Annotated[
+            Path | None,
+            typer.Option("--loss-plot", metavar="FILE.html", help="Draw the objectives, and stop."),
+        ] = None,
+    ) -> None:
+        context.meta["debug"] = debug or context.meta.get("debug", False)
+        if loss_table or loss_plot is not None:
+            from .losses import show_losses
+
+            show_losses(context.args, loss_plot)
+            return
+        resolved, notes, said = resolve(name, context.args, num_processes)
+        carry_out(
+            resolved,
+            notes,
+            resume=resume or said.get("resume", False),
+            overwrite=overwrite,
+            dry_run=dry_run,
+            as_json=as_json,
+        )
+
+    return command
 
 
 def carry_out(
-    context: typer.Context,
-    method: str,
-    headline: Callable[[Resolved], list[tuple[str, str, str]]],
-    work: Callable[..., Any],
+    resolved: Resolved,
+    notes: list[str],
     *,
-    goes_on: str,
-    untouched: str,
-    paths: Callable[[Any], dict[str, object]],
     resume: bool,
     overwrite: bool,
     dry_run: bool,
     as_json: bool,
-    debug: bool,
 ) -> None:
-    """Resolve the recipe and let `work` do it, with progress on stderr and the result on stdout.
+    """Run a resolved recipe with progress on stderr and the result on stdout."""
+    from aligner.launch.command import is_our_rank
+    from aligner.launch.world import world
 
-    `goes_on` ends the sentence after Ctrl-C, `untouched` the one after a dry run; `paths` says
-    where to look at an outcome.
-    """
     from .render import Screen, result_table
-    from .resolve import resolve
+    from .summary import summary_rows
 
-    context.meta["debug"] = debug or context.meta.get("debug", False)
-    resolved, notes, said = resolve(method, context.args)
-    with Screen() as screen:
-        screen.summary(headline(resolved))
+    rank, _ = world()
+    # Then the launching process shows recipe and result, and this one only its progress.
+    launched = is_our_rank()
+    with Screen(silent=rank != 0) as screen:
+        if not launched:
+            screen.summary(summary_rows(resolved))
         for note in notes:
             screen.line(note)
-        options = {
-            "resume": resume or said.get("resume", False),
-            "overwrite": overwrite,
-            "dry_run": dry_run,
-        }
-        with resumable(goes_on):
-            outcome = work(resolved, on_event=screen.on_event, **options)
+        outcome = run(resolved, screen, resume=resume, overwrite=overwrite, dry_run=dry_run)
+    if rank != 0 or launched:
+        return
+    method = method_of(resolved.recipe.method)
     if as_json:
-        result = {"run_dir": str(outcome.run_dir), "results": outcome.results, "dry_run": dry_run}
-        typer.echo(json.dumps(result, indent=2))
+        typer.echo(json.dumps(_as_json(resolved, outcome, dry_run), indent=2))
     elif dry_run:
-        typer.echo(f"dry run: everything checks out; {untouched}")
+        typer.echo(f"dry run: everything checks out; {method.untouched}")
     else:
-        result_table(outcome.results, paths(outcome))
+        result_table(outcome.results, method.paths(outcome.run_dir))
+
+
+def run(resolved: Resolved, screen: Any, **options: Any) -> Any:
+    """Let the method do it, with its events on the screen; Ctrl-C says how to continue."""
+    from importlib import import_module
+
+    method = method_of(resolved.recipe.method)
+    module, _, function = method.run.partition(":")
+    with resumable(method.continues):
+        work = getattr(import_module(module), function)
+        return work(resolved, on_event=screen.on_event, **options)
+
+
+def _as_json(resolved: Resolved, outcome: Any, dry_run: bool) -> dict[str, Any]:
+    facts = {"run_dir": str(outcome.run_dir), "results": outcome.results, "dry_run": dry_run}
+    if dry_run:
+        return {**facts, "recipe": resolved.as_json()}
+    return {**facts, "report": str(outcome.report) if outcome.report else None}

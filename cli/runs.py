@@ -61,26 +61,23 @@ def show(run: RunDir, as_json: Json = False) -> None:
     result_table(record["results"], {name: run / name for name in record["files"]})
 
 
-REPORTS = {
-    "discover": "aligner.methods.discover.report:write_discovery_report",
-    "mosaic": "aligner.builders.mosaic.report:write_mosaic_report",
-    "select": "aligner.builders.select.report:write_select_report",
-}
-"""Methods whose reports are not those of a training -> what writes them."""
-
-
 @app.command("report", cls=QuickCommand)
 def report(run: RunDir) -> None:
     """Write the HTML report of a run again, from its record."""
     from importlib import import_module
 
+    from aligner.errors import UsageError
+    from aligner.methods.catalogue import METHODS, method_of
     from aligner.runs.files import read_json
 
     folder = _checked(run)
     method = ((read_json(folder, "resolved.json") or {}).get("recipe") or {}).get("method")
-    module, _, function = REPORTS.get(
-        str(method), "aligner.reports.training:write_report"
-    ).partition(":")
+    if method not in METHODS:
+        raise UsageError(
+            f"{folder}/resolved.json names no known method: `{method}`",
+            f"reports are of {', '.join(METHODS)}",
+        )
+    module, _, function = method_of(method).report.partition(":")
     typer.echo(f"wrote {getattr(import_module(module), function)(folder)}")
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from aligner.config.defaults import is_default, keys_that_matter, trainer_value
+from aligner.methods.catalogue import method_of, training_of
 
 if TYPE_CHECKING:
     from aligner.config.load import Resolved
-    from aligner.config.recipe import Model, Source, TrainRecipe
+    from aligner.config.recipe import Model, TrainRecipe
 
 Rows = list[tuple[str, str, str]]
 
@@ -18,23 +19,33 @@ SHOWN_ABOVE = ("method", "output_dir", "model.name_or_path")
 def summary_rows(resolved: Resolved) -> Rows:
     """The headline first, then what decides the result most and every value that is not a default,
     with its origin."""
-    return [*headline(resolved), *settings_rows(resolved)]
+    return [*headline(resolved), *_settings_rows(resolved)]
 
 
 def headline(resolved: Resolved) -> Rows:
-    """What is trained, on what, in which steps, and where the result goes."""
-    recipe = resolved.recipe
+    """What is done with what, and where the result goes."""
+    recipe, origins = resolved.recipe, resolved.origins
+    method = training_of(recipe.method)
+    if method is None:
+        rows = method_of(recipe.method).summary(recipe)
+    else:
+        rows = _training_rows(recipe, method.in_short(getattr(recipe, recipe.method)))
+    rows += [("output", recipe.output_dir, "output_dir")]
+    return [(what, value, origins.get(key, "")) for what, value, key in rows]
+
+
+def _training_rows(recipe: TrainRecipe, in_short: str) -> Rows:
+    """What is trained, on what, in which steps; with the key of each value whose origin counts."""
     return [
-        ("method", _method(recipe), ""),
-        ("model", _model(recipe.model), resolved.origins.get("model.name_or_path", "")),
-        ("data", ", ".join(source_text(source) for source in recipe.data.train), ""),
+        ("method", f"{recipe.method} ({in_short})" if in_short else recipe.method, ""),
+        ("model", _model(recipe.model), "model.name_or_path"),
+        ("data", recipe.data.in_short(), ""),
         ("held out", _held_out(recipe), ""),
         ("batch", _batch(recipe), ""),
-        ("output", recipe.output_dir, resolved.origins.get("output_dir", "")),
     ]
 
 
-def settings_rows(resolved: Resolved) -> Rows:
+def _settings_rows(resolved: Resolved) -> Rows:
     """What decides the result most, default or not, and every other value that is not a
     default."""
     recipe = resolved.recipe.model_dump(mode="json")
@@ -69,21 +80,6 @@ def _short(value: object, width: int = 70) -> str:
     return text if len(text) <= width else f"{text[: width - 3]}..."
 
 
-def _method(recipe: TrainRecipe) -> str:
-    section = getattr(recipe, recipe.method)
-    if recipe.method == "sft":
-        return f"sft (loss on {section.loss_on})"
-    if recipe.method == "reward":
-        loss = f", {section.loss} loss" if section.loss != "plain" else ""
-        return f"reward ({section.kind}{loss})"
-    loss = (
-        section.loss
-        if isinstance(section.loss, str)
-        else " + ".join(f"{w:g} {name}" for name, w in section.loss.items())
-    )
-    return f"{recipe.method} ({loss}, beta {section.beta:g})"
-
-
 def _model(model: Model) -> str:
     parts = [model.name_or_path]
     if model.quantization != "none":
@@ -96,20 +92,13 @@ def _model(model: Model) -> str:
     return ", ".join(parts)
 
 
-def source_text(source: Source) -> str:
-    """A source in a line."""
-    extra = [f"weight {source.weight:g}"] if source.weight != 1 else []
-    extra += [f"at most {source.max_rows} rows"] if source.max_rows else []
-    return f"{source.path} ({', '.join(extra)})" if extra else source.path
-
-
 def _held_out(recipe: TrainRecipe) -> str:
     held_out = recipe.data.eval
     if held_out is None:
         return "nothing"
     if isinstance(held_out, float):
         return f"{held_out:.1%} of the training rows"
-    return ", ".join(source_text(source) for source in held_out)
+    return ", ".join(source.in_short() for source in held_out)
 
 
 def _batch(recipe: TrainRecipe) -> str:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from aligner.config.load import Resolved
-from aligner.config.recipe import RECIPES
 from aligner.data.ledger import FileRecord, Ledger
+from aligner.methods.catalogue import method_of
 from aligner.reports.finish import finish_run
 from aligner.runs.run import Run
 
@@ -55,7 +55,10 @@ def resolved(
         "trainer.learning_rate": "-o lr",
     }
     return Resolved(
-        recipe=RECIPES[method].model_validate(recipe), origins=origins, text=text, path=None
+        recipe=method_of(method).recipe.model_validate(recipe),
+        origins=origins,
+        text=text,
+        path=None,
     )
 
 

@@ -18,9 +18,10 @@ from aligner.config.defaults import as_given, is_default, unfilled
 from aligner.config.hints import did_you_mean
 from aligner.config.load import Resolved, Unsettled, read_text, settle
 from aligner.config.overrides import Draft, FlagValue
-from aligner.config.recipe import RECIPES, Recipe, Section
+from aligner.config.recipe import Recipe, Section
 from aligner.config.yaml_lines import read_document
 from aligner.errors import RecipeError
+from aligner.methods.catalogue import METHODS
 
 GivenRecipe = str | Path | Recipe | Resolved
 """A path, a shipped name, a method's name, a recipe object, or what `load_recipe` returned."""
@@ -120,14 +121,14 @@ def method_of(recipe: GivenRecipe) -> str:
     if document.problems:
         raise RecipeError(f"{name} cannot be read", problems=document.problems)
     found = document.values.get("method")
-    if found not in RECIPES:
+    if found not in METHODS:
         problem = "names no method" if found is None else f"has no known method: `{found}`"
         hint = (
-            did_you_mean(str(found), RECIPES) or f"write `method:` and one of {', '.join(RECIPES)}"
+            did_you_mean(str(found), METHODS) or f"write `method:` and one of {', '.join(METHODS)}"
         )
         raise RecipeError(f"{name} {problem}", hint)
     return str(found)
 
 
 def _is_method(ref: str | Path) -> bool:
-    return str(ref) in RECIPES and not Path(ref).is_file()
+    return str(ref) in METHODS and not Path(ref).is_file()

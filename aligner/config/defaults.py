@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 from aligner.config import trainer_keys
-from aligner.config.recipe import METHOD_SECTIONS, Recipe, TrainRecipe
-from aligner.config.trainer_values import METRICS
+from aligner.config.recipe import Recipe, TrainRecipe
+from aligner.methods.catalogue import trainer_fields, trainer_settings, training_of
 
 R = TypeVar("R", bound=Recipe)
 
@@ -27,19 +27,6 @@ class Default(NamedTuple):
     value: Any
     origin: str
 
-
-OF_METHOD: dict[str, dict[str, Any]] = {
-    "dpo": {"learning_rate": 1e-6},  # TRL's for DPO; transformers' 5e-5 would wreck a policy
-    "sapo": {"learning_rate": 5e-7},  # the authors' for the DPO variant
-    "reward": {
-        "learning_rate": 1e-5,  # TRL's 1e-4 is meant for LoRA, published 8B models used 2e-6
-        "num_train_epochs": 1,  # as of all published reward models; more usually overfits
-    },
-}
-"""Method -> what it sets itself."""
-
-UNDER_LORA: dict[str, dict[str, Any]] = {"reward": {"learning_rate": 1e-4}}
-"""Method -> what it sets instead where adapters are trained."""
 
 SHARE_OF_STEPS = 0.1
 """A checkpoint, and an evaluation, is made every tenth of the run."""
@@ -90,14 +77,6 @@ MATTERS = (
 """Keys of the trainer that decide the result most: told on the plan and in the card, given or
 not."""
 
-SETTINGS = {
-    "sft": ("loss_on", "packing"),
-    "dpo": ("loss", "beta", "label_smoothing"),
-    "sapo": ("loss", "beta", "window", "temperature"),
-    "reward": ("kind", "loss", "label_smoothing"),
-}
-"""Method -> the same, of its own section."""
-
 LORA = ("r", "lora_alpha", "lora_dropout", "target_modules")
 
 
@@ -130,7 +109,7 @@ def unfilled(recipe: R) -> R:
     if not isinstance(recipe, TrainRecipe):
         return recipe
     found = defaults(recipe.model_copy(update={"trainer": {}}))
-    following = _following(recipe)
+    following = _following(recipe, {})
     kept = {
         key: value
         for key, value in recipe.trainer.items()
@@ -155,20 +134,23 @@ def trainer_value(recipe: TrainRecipe, key: str) -> Any:
 
 def defaults(recipe: TrainRecipe) -> dict[str, Default]:
     """Return the defaults of the trainer's keys, those of the recipe's given ones included."""
-    method = recipe.method
+    name = recipe.method
+    method = training_of(name)
+    assert method is not None, "a recipe with a trainer is of a method that trains"
+    specs = trainer_fields(name)
     found = {
-        key: Default(_plain(spec, spec["default"]), _library(method, key))
-        for key, spec in trainer_keys.fields(method).items()
-        if key not in trainer_keys.RESERVED and key not in LATE
+        key: Default(_plain(specs[key], specs[key]["default"]), _library(key, specs[key]))
+        for key in trainer_settings(name)
+        if key not in LATE
     }
-    ours = {**OF_ALIGNER, **_following(recipe)}
-    found |= {key: Default(value, "default of aligner") for key, value in ours.items()}
-    own = OF_METHOD.get(method, {})
-    found |= {key: Default(value, f"default of {method}") for key, value in own.items()}
-    if recipe.model.lora is not None:
-        own = UNDER_LORA.get(method, {})
-        origin = f"default of {method} with model.lora"
-        found |= {key: Default(value, origin) for key, value in own.items()}
+    own = method.defaults_with_lora if recipe.model.lora is not None else {}
+    layers = {
+        "default of aligner": {**OF_ALIGNER, **_following(recipe, method.metrics)},
+        f"default of {name}": method.defaults,
+        f"default of {name} with model.lora": own,
+    }
+    for origin, values in layers.items():
+        found |= {key: Default(value, origin) for key, value in values.items()}
     return found
 
 
@@ -179,21 +161,20 @@ def _plain(spec: dict[str, Any], value: Any) -> Any:
     return copy.deepcopy(value)
 
 
-def _library(method: str, key: str) -> str:
+def _library(key: str, spec: Mapping[str, Any]) -> str:
     """Whose default the one in the table is: TRL's, where its class changes or adds the field."""
     base = trainer_keys.fields(trainer_keys.PLAIN)
-    spec = trainer_keys.fields(method)[key]
     inherited = key in base and base[key]["default"] == spec["default"]
     return "default of transformers" if inherited else "default of TRL"
 
 
-def _following(recipe: TrainRecipe) -> dict[str, Any]:
+def _following(recipe: TrainRecipe, metrics: Mapping[str, bool]) -> dict[str, Any]:
     """What follows from other keys of the recipe: evaluations, and which checkpoint is the best."""
     values: dict[str, Any] = {}
     if recipe.trainer.get("save_strategy") == "best":
         values["metric_for_best_model"] = "loss"
     metric = str(recipe.trainer.get("metric_for_best_model") or "loss").removeprefix("eval_")
-    values["greater_is_better"] = METRICS[recipe.method].get(metric, False)
+    values["greater_is_better"] = metrics.get(metric, False)
     if recipe.data.eval is not None:
         values |= {"eval_strategy": "steps", "eval_steps": SHARE_OF_STEPS}
     if recipe.early_stopping is not None:
@@ -216,7 +197,8 @@ def _saves_where_it_evaluates(recipe: TrainRecipe) -> dict[str, Any]:
 def keys_that_matter(recipe: Mapping[str, Any]) -> Iterator[str]:
     """Yield the dotted keys that a reader looks for first, in order; `recipe` as JSON has it."""
     method = recipe.get("method", "")
-    yield from (f"{METHOD_SECTIONS[method]}.{key}" for key in SETTINGS.get(method, ()))
+    training = training_of(method)
+    yield from (f"{method}.{key}" for key in (training.settings if training else ()))
     if (recipe.get("model") or {}).get("lora"):
         yield from (f"model.lora.{key}" for key in LORA)
     trainer = recipe.get("trainer") or {}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import functools
 import json
+import sys
 import types
 import typing
 from collections.abc import Iterator
@@ -21,10 +22,13 @@ from pydantic_core import PydanticUndefined
 
 from aligner.config import defaults, trainer_keys
 from aligner.config import recipe as recipe_module
-from aligner.config.choices import LOSSES, STRATEGIES
+from aligner.config.choices import STRATEGIES
 from aligner.config.flag_table import flag_groups
-from aligner.config.recipe import METHOD_SECTIONS, RECIPES, Section
+from aligner.config.introspect import section_at
+from aligner.config.loss_names import LOSSES
+from aligner.config.recipe import Section
 from aligner.config.trainer_values import MOST, RANGES, plain_number
+from aligner.methods.catalogue import command_of, recipes, training_of, trainings
 
 INTRO = """\
 # The recipe
@@ -76,15 +80,7 @@ def document() -> str:
 
 def _sections() -> Iterator[str]:
     yield "## Top level\n\n" + _table(recipe_module.TrainRecipe)
-    yield (
-        "`discover` trains nothing itself: it has `method`, `output_dir`, `seed`, `discover` and "
-        "`endpoint` "
-        "(the language model that proposes) alone. `mosaic` trains nothing either: it has "
-        "`method`, `output_dir`, `seed`, "
-        "`data` and `mosaic`; `select` (`aligner data select`) likewise, with `select` in its "
-        "place, and `data` only where a policy "
-        "answers prompts.\n"
-    )
+    yield "Recipes that train nothing have fewer keys:\n\n" + "".join(_other_keys()) + "\n"
     titled: tuple[tuple[str, type[Section]], ...] = (
         ("model", recipe_module.Model),
         ("model.lora", recipe_module.Lora),
@@ -104,19 +100,30 @@ def _sections() -> Iterator[str]:
         yield f"## {title}\n\n{text}\n\n{_table(section)}"
 
 
+def _other_keys() -> Iterator[str]:
+    """The keys of the recipes that train nothing."""
+    for name, recipe in recipes().items():
+        if training_of(name) is None:
+            keys = ", ".join(f"`{key}`" for key in recipe.model_fields)
+            yield f"* `{name}` (`aligner {command_of(name)}`): {keys}\n"
+
+
 def _method_sections() -> Iterator[tuple[str, type[Section]]]:
-    for method, recipe in RECIPES.items():
-        key = METHOD_SECTIONS[method]
-        section = recipe.model_fields[key].annotation
-        assert isinstance(section, type)
-        assert issubclass(section, Section)
-        yield key, section
+    """The section of each method, and those that its folder adds below that."""
+    for method, recipe in recipes().items():
+        section = section_at(recipe, (method,))
+        assert section is not None, "a method has a section of its name"
+        yield method, section
+        for key in section.model_fields:
+            inner = section_at(section, (key,))
+            if inner is not None and inner.__module__ == recipe.__module__:
+                yield f"{method}.{key}", inner
 
 
 @functools.cache
-def _texts() -> dict[str, dict[str, str]]:
+def _texts(module: str) -> dict[str, dict[str, str]]:
     """Class -> field -> the docstring below the field."""
-    tree = ast.parse(Path(recipe_module.__file__).read_text("utf-8"))
+    tree = ast.parse(Path(str(sys.modules[module].__file__)).read_text("utf-8"))
     return {
         node.name: dict(_texts_in(node)) for node in tree.body if isinstance(node, ast.ClassDef)
     }
@@ -133,7 +140,7 @@ def _texts_in(node: ast.ClassDef) -> Iterator[tuple[str, str]]:
 def text_of(section: type[Section], key: str) -> str:
     """What the schema says about a key. Every key is documented; a test asks for each of them."""
     for owner in section.__mro__:
-        if text := _texts().get(owner.__name__, {}).get(key):
+        if text := _texts(owner.__module__).get(owner.__name__, {}).get(key):
             return " ".join(text.split())
     raise AssertionError(f"{section.__name__}.{key} has no docstring")
 
@@ -217,7 +224,7 @@ def _strategies() -> str:
 
 def _trainer() -> str:
     classes = ", ".join(
-        f"`{table['class']}` for `{method}`" for method, table in trainer_keys.table().items()
+        f"`{method.trainer_class}` for `{name}`" for name, method in trainings().items()
     )
     head = (
         "## trainer\n\n"
@@ -244,8 +251,8 @@ def _trainer() -> str:
 
 def _defaults() -> str:
     """The defaults that decide the result most, and those that are not the libraries'."""
-    found = {method: defaults.defaults(_bare(method)) for method in trainer_keys.CLASSES}
-    own = [key for table in defaults.OF_METHOD.values() for key in table]
+    found = {name: defaults.defaults(_bare(name)) for name in trainings()}
+    own = [key for method in trainings().values() for key in method.defaults]
     keys = dict.fromkeys([*defaults.MATTERS, *own, *defaults.OF_ALIGNER])
     head = (
         "\n### What is filled in\n\n"
@@ -270,13 +277,13 @@ def _default_cell(method: str, key: str, table: dict[str, defaults.Default]) -> 
     value, origin = table[key]
     text = f"`{value if isinstance(value, str) else json.dumps(value)}`"
     text = text if origin in defaults.OF_LIBRARIES else f"**{text}**"
-    under_lora = defaults.UNDER_LORA.get(method, {}).get(key)
+    under_lora = trainings()[method].defaults_with_lora.get(key)
     return text if under_lora is None else f"{text}, with `model.lora` **`{under_lora}`**"
 
 
 def _bare(method: str) -> recipe_module.TrainRecipe:
     """A recipe that says nothing but what it must."""
-    recipe = RECIPES[method].model_validate(
+    recipe = recipes()[method].model_validate(
         {"output_dir": "", "model": {"name_or_path": ""}, "data": {"train": ""}}
     )
     assert isinstance(recipe, recipe_module.TrainRecipe)

@@ -8,29 +8,8 @@ are read stands in `flags.py`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
-from aligner.config import trainer_keys
-
-
-@dataclass(frozen=True)
-class Flag:
-    """One flag: the recipe key that it sets, its help, and what its value may be."""
-
-    name: str
-    key: str
-    help: str
-    values: dict[bool, Any] | None = None
-    """For a flag that is on or off: the value written for each. A state that is absent sets
-    nothing."""
-    many: bool = False
-    """Takes several values: `--lora_target_modules q_proj v_proj`."""
-    write: str = ""
-    """How the same is said in a recipe, where that is not simply `key: value`."""
-
-
-_ON_OFF = {True: True, False: False}
+from aligner.config.method import ON_OFF, Flag
+from aligner.methods.catalogue import METHODS, method_of, trainer_fields, trainings
 
 MODEL = (
     Flag("model", "model.name_or_path", "Hub id or folder of the model to train."),
@@ -43,7 +22,7 @@ MODEL = (
         "trust_remote_code",
         "model.trust_remote_code",
         "Run code that ships with the model.",
-        _ON_OFF,
+        ON_OFF,
     ),
     Flag(
         "chat_template_path",
@@ -84,8 +63,8 @@ ADAPTERS = (
         "Modules trained whole beside them.",
         many=True,
     ),
-    Flag("use_rslora", "model.lora.use_rslora", "Scale by alpha / sqrt(r).", _ON_OFF),
-    Flag("use_dora", "model.lora.use_dora", "Weight-decomposed adapters.", _ON_OFF),
+    Flag("use_rslora", "model.lora.use_rslora", "Scale by alpha / sqrt(r).", ON_OFF),
+    Flag("use_dora", "model.lora.use_dora", "Weight-decomposed adapters.", ON_OFF),
     Flag(
         "load_in_4bit",
         "model.quantization",
@@ -104,7 +83,7 @@ ADAPTERS = (
         "use_bnb_nested_quant",
         "model.double_quant",
         "Quantize the quantization constants too.",
-        _ON_OFF,
+        ON_OFF,
     ),
 )
 
@@ -122,58 +101,6 @@ DATA = (
     Flag("max_length", "data.max_length", "Longest row in tokens."),
 )
 
-SFT = (
-    Flag("packing", "sft.packing", "Put several rows into one sequence: true, false or auto."),
-    Flag(
-        "assistant_only_loss",
-        "sft.loss_on",
-        "Train on assistant turns only.",
-        {True: "assistant", False: "all"},
-        write="sft.loss_on: assistant",
-    ),
-    Flag(
-        "completion_only_loss",
-        "sft.loss_on",
-        "Train on completions only.",
-        {True: "completion", False: "all"},
-        write="sft.loss_on: completion",
-    ),
-)
-
-DPO = (
-    Flag("beta", "dpo.beta", "Strength of the pull towards the reference."),
-    Flag("loss_type", "dpo.loss", "Objective: sigmoid, ipo, hinge, discopop, ..."),
-    Flag("label_smoothing", "dpo.label_smoothing", "Assumed share of flipped labels."),
-    Flag("discopop_tau", "dpo.tau", "Temperature of the discovered objectives."),
-    Flag("simpo_gamma", "dpo.simpo_gamma", "Target margin of simpo."),
-    Flag(
-        "precompute_ref_log_probs",
-        "dpo.reference",
-        "Compute the reference once and keep it.",
-        {True: "precomputed", False: "auto"},
-        write="dpo.reference: precomputed",
-    ),
-)
-
-MOSAIC = (
-    Flag(
-        "tokenizer",
-        "mosaic.tokenizer",
-        "Hub id or folder of the model whose tokenizer counts lengths.",
-    ),
-)
-
-SELECT = (
-    Flag(
-        "candidates",
-        "select.candidates",
-        "File of prompts with their answers, in place of --model.",
-    ),
-    Flag("reward_models", "select.reward_models", "Reward models whose doubts decide.", many=True),
-    Flag(
-        "labelled", "select.labelled", "Files, or earlier selections, of labelled pairs.", many=True
-    ),
-)
 
 LAUNCH = (
     Flag("num_processes", "launch.num_processes", "Processes, one for each GPU."),
@@ -249,21 +176,13 @@ SHORT = {"c": "config", "o": "output"}
 OPTIONS = ("resume", "overwrite", "dry_run", "json", "debug", "help")
 """Options of the command itself; they set no key of the recipe."""
 
-METHOD_FLAGS: dict[str, tuple[Flag, ...]] = {
-    "sft": SFT,
-    "dpo": DPO,
-    "mosaic": MOSAIC,
-    "select": SELECT,
-}
 
-FLAGS: dict[str, Flag] = {
+SHARED: dict[str, Flag] = {
     flag.name: flag
-    for group in (RUN, MODEL, ADAPTERS, DATA, SFT, DPO, MOSAIC, SELECT, (WARMUP_RATIO,), LAUNCH)
+    for group in (RUN, MODEL, ADAPTERS, DATA, (WARMUP_RATIO,), LAUNCH)
     for flag in group
 }
-
-MODEL_SECTIONS = {"select": "select.policy"}
-"""Methods whose model stands in another section than `model`: the flags of models set its keys."""
+"""Flags that all methods have."""
 
 ACCELERATE_CONFIGS = {
     "zero1": "zero1",
@@ -279,19 +198,25 @@ ACCELERATE_CONFIGS = {
 """Names of TRL's accelerate profiles -> `launch.strategy`. Anything else is a file."""
 
 
+def flags_of(method: str) -> dict[str, Flag]:
+    """Return the flags of a method: those that all have, and its own."""
+    return SHARED | {flag.name: flag for flag in method_of(method).flags}
+
+
+def all_flags() -> dict[str, Flag]:
+    """Return the flags of all methods."""
+    return SHARED | {flag.name: flag for name in METHODS for flag in method_of(name).flags}
+
+
 def flag_groups(method: str | None = None) -> dict[str, list[Flag]]:
-    """The flags that help screens show, by group: of one method, or of all."""
-    table = trainer_keys.fields(method or "sft")
+    """Return the flags that help screens show, by group: of one method, or of all."""
+    table = trainer_fields(method or next(iter(trainings())))
     trainer = [
         Flag(name, f"trainer.{name}", table[name]["help"]) for name in TRAINER if name in table
     ]
-    own = {name: list(flags) for name, flags in METHOD_FLAGS.items() if method in (None, name)}
-    return {
-        "Run": list(RUN),
-        "Model": list(MODEL),
-        "Adapters": list(ADAPTERS),
-        "Data": list(DATA),
-        **{name.upper(): flags for name, flags in own.items()},
-        "Trainer": [*trainer, WARMUP_RATIO],
-        "Launch": list(LAUNCH),
-    }
+    groups = {"Run": list(RUN), "Model": list(MODEL), "Adapters": list(ADAPTERS)}
+    groups["Data"] = list(DATA)
+    for name in METHODS if method is None else [method]:
+        if own := method_of(name).flags:
+            groups[name.upper()] = list(own)
+    return {**groups, "Trainer": [*trainer, WARMUP_RATIO], "Launch": list(LAUNCH)}

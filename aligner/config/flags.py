@@ -15,15 +15,14 @@ from typing import Any
 
 import yaml
 
-from aligner.config import hints, trainer_keys
+from aligner.config import flag_table, hints
+from aligner.config.flag_table import OPTIONS, SHORT, all_flags, flags_of
 from aligner.config.introspect import dotted_keys, is_switch
+from aligner.config.method import Flag
 from aligner.config.overrides import FlagValue, read_shell_value
-from aligner.config.recipe import RECIPES
 from aligner.config.validate import place_of
 from aligner.errors import Problem, UsageError
-
-from . import flag_table
-from .flag_table import FLAGS, OPTIONS, SHORT, Flag
+from aligner.methods.catalogue import method_of, trainer_fields, trainer_settings
 
 _OVERRIDE = re.compile(r"^[A-Za-z_][\w\[\].-]*=")
 _NUMBER = re.compile(r"^-\.?\d")
@@ -47,7 +46,7 @@ class Arguments:
     notes: list[str] = field(default_factory=list)
 
 
-def parse_arguments(arguments: Sequence[str], method: str = "dpo") -> Arguments:
+def parse_arguments(arguments: Sequence[str], method: str) -> Arguments:
     """Read everything after `aligner METHOD`. Raises UsageError with every problem."""
     parser = _Parser(list(arguments), method)
     parser.run()
@@ -65,7 +64,8 @@ class _Parser:
     def __init__(self, tokens: list[str], method: str) -> None:
         self.tokens = tokens
         self.method = method
-        self.recipe_class = RECIPES[method]
+        self.recipe_class = method_of(method).recipe
+        self.flags = flags_of(method)
         self.result = Arguments()
         self.problems: list[Problem] = []
 
@@ -107,7 +107,7 @@ class _Parser:
             self._known(flag, typed, value)
         elif "." in name:
             self._key(name, typed, value, is_switch(self.recipe_class, tuple(name.split("."))))
-        elif name in trainer_keys.allowed(self.method):
+        elif name in trainer_settings(self.method):
             self._key(f"trainer.{name}", typed, value, self._is_trainer_switch(name))
         elif name.startswith("no_") and value is None and self._negate(name[3:], typed):
             pass
@@ -122,16 +122,13 @@ class _Parser:
     def _own(self, name: str) -> Flag | None:
         """The flag of that name, unless it belongs to another method (`--loss_type` is the
         objective of `dpo` only)."""
-        others = [flags for other, flags in flag_table.METHOD_FLAGS.items() if other != self.method]
-        if any(flag.name == name for flags in others for flag in flags):
-            return None
-        flag, section = FLAGS.get(name), flag_table.MODEL_SECTIONS.get(self.method)
-        if flag is None or section is None or not flag.key.startswith("model."):
+        flag, section = self.flags.get(name), method_of(self.method).model_section
+        if flag is None or not flag.key.startswith("model."):
             return flag
         return replace(flag, key=f"{section}{flag.key.removeprefix('model')}")
 
     def _is_trainer_switch(self, name: str) -> bool:
-        return "bool" in trainer_keys.fields(self.method)[name]["type"].split(" | ")
+        return "bool" in trainer_fields(self.method)[name]["type"].split(" | ")
 
     # -- values
     # ----------------------------------------------------------------------------------------------
@@ -254,9 +251,7 @@ class _Parser:
         elif flag is not None and is_switch(self.recipe_class, tuple(flag.key.split("."))):
             self._set(flag.key, False, typed)
         elif (
-            flag is None
-            and name in trainer_keys.allowed(self.method)
-            and self._is_trainer_switch(name)
+            flag is None and name in trainer_settings(self.method) and self._is_trainer_switch(name)
         ):
             self._set(f"trainer.{name}", False, typed)
         elif name in OPTIONS:
@@ -344,4 +339,4 @@ _SPECIAL: dict[str, Callable[[_Parser, str, str | None], None]] = {
 
 
 def _all_names(method: str) -> Iterable[str]:
-    return dict.fromkeys([*FLAGS, *trainer_keys.allowed(method), *OPTIONS])
+    return dict.fromkeys([*all_flags(), *trainer_settings(method), *OPTIONS])

@@ -20,21 +20,23 @@ from typing import Any
 import yaml
 
 from aligner.config.defaults import fill
+from aligner.config.finding import show
 from aligner.config.hints import did_you_mean
 from aligner.config.overrides import Assignment, Draft, FlagValue, lay_over, split_override
-from aligner.config.recipe import RECIPES, Recipe, command_of
+from aligner.config.recipe import Recipe
 from aligner.config.rules import check_rules
 from aligner.config.shipped import find_shipped, shipped_recipes
-from aligner.config.validate import build, check_texts, check_trainer, show
+from aligner.config.validate import build, check_texts, check_trainer
 from aligner.config.yaml_lines import LARGEST, KeyPath, dotted, read_document
 from aligner.errors import Problem, RecipeError
+from aligner.methods.catalogue import METHODS, command_of, method_of
 
 
 @dataclass(frozen=True)
 class Resolved:
     """A recipe that can be run, and where each of its values came from.
 
-    `recipe` is of the class that `RECIPES` names for its method. `origins` maps a dotted key to a
+    `recipe` is of the class of its method. `origins` maps a dotted key to a
     place: `recipe.yaml:12`, the flag or the override as it was typed, `default`, or in `trainer`
     `default of dpo`, `default of aligner`, `default of TRL`, `default of transformers`. `text` is
     the recipe as the user wrote it (or what the flags amount to, when there was no file).
@@ -67,7 +69,9 @@ class Resolved:
     ) -> Resolved:
         """What `as_json` wrote, read back."""
         values = record["recipe"]
-        recipe = RECIPES[values["method"]].model_validate_json(json.dumps(values), strict=True)
+        recipe = method_of(values["method"]).recipe.model_validate_json(
+            json.dumps(values), strict=True
+        )
         return cls(recipe, dict(record["origins"]), text, path)
 
 
@@ -126,7 +130,7 @@ def settle(
 
     Raises: RecipeError with every problem found.
     """
-    recipe_class, draft = RECIPES[given.method], given.draft
+    recipe_class, draft = method_of(given.method).recipe, given.draft
     assignments, problems = _assignments(overrides, flags, recipe_class)
     problems = [*given.problems, *problems, *lay_over(draft, assignments)]
     problems += _settle_method(draft, given.method)
@@ -201,13 +205,13 @@ def _settle_method(draft: Draft, method: str) -> list[Problem]:
     draft.values["method"] = method
     if found == method:
         return []
-    if str(found) in RECIPES:
+    if str(found) in METHODS:
         message = f"the recipe is for `{found}`, the command is `{command_of(method)}`"
         hint = f"run `aligner {command_of(str(found))}` with it"
     else:
         message, hint = (
             f"no method is called {show(found)}",
-            did_you_mean(str(found), RECIPES) or f"write `method: {method}`",
+            did_you_mean(str(found), METHODS) or f"write `method: {method}`",
         )
     return [Problem(message, draft.where(("method",)), "method", hint)]
 

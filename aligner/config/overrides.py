@@ -17,9 +17,9 @@ import yaml
 
 from aligner.config.introspect import is_text
 from aligner.config.recipe import Recipe
-from aligner.config.trainer_keys import fields
 from aligner.config.yaml_lines import KeyPath, dotted, read_value
 from aligner.errors import Problem
+from aligner.methods.catalogue import trainer_fields
 
 _KEY = re.compile(r"^[A-Za-z_][\w-]*(\.[\w-]+)*$")
 
@@ -125,7 +125,7 @@ def _is_text_of_trainer(recipe_class: type[Recipe], path: KeyPath) -> bool:
     if len(path) != 2 or path[0] != "trainer":
         return False
     method = recipe_class.model_fields["method"].default
-    spec = fields(method).get(str(path[1]), {"type": ""})
+    spec = trainer_fields(method).get(str(path[1]), {"type": ""})
     return set(spec["type"].split(" | ")) <= {"str", "None"}
 
 

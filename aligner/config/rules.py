@@ -13,13 +13,13 @@ from typing import Any
 
 from aligner.config.choices import ATTENTION, PLAIN_STARTS, STRATEGIES
 from aligner.config.dead_keys import DEAD_KEY_RULES
+from aligner.config.finding import Finding, Findings, finding, show
 from aligner.config.hints import closest, did_you_mean
-from aligner.config.method_rules import METHOD_RULES
-from aligner.config.recipe import Recipe, TrainRecipe
-from aligner.config.trainer_rules import TRAINER_RULES
-from aligner.config.validate import Finding, show
-from aligner.config.view import Findings, Rule, StandAside, View, finding
+from aligner.config.recipe import Recipe
+from aligner.config.trainer_rules import TRAINER_RULES, metric_is_measured
+from aligner.config.view import Rule, StandAside, View
 from aligner.config.yaml_lines import KeyPath
+from aligner.methods.catalogue import method_of, training_of
 
 
 def check_rules(
@@ -28,8 +28,10 @@ def check_rules(
     """Everything that the rules of this method have against the values."""
     view = View(recipe_class, values, broken)
     findings: list[Finding] = []
-    general = RULES if issubclass(recipe_class, TrainRecipe) else ()
-    for rule in (*general, *METHOD_RULES[recipe_class.model_fields["method"].default]):
+    name = recipe_class.model_fields["method"].default
+    training = training_of(name)
+    general = (*RULES, metric_is_measured(training.metrics)) if training else ()
+    for rule in (*general, *method_of(name).rules):
         try:
             findings.extend(rule(view))
         except StandAside:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aligner.config.hints import did_you_mean
-from aligner.config.recipe import command_of
 from aligner.errors import RecipeError
+from aligner.methods.catalogue import command_of
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The `trainer:` section: which keys a method's trainer takes, of which type, and which belong
+"""The `trainer:` section: which keys a trainer's class takes, of which type, and which belong
 elsewhere.
 
 The table of keys is a file, `trainer_keys.json`, written from the classes themselves by `python -m
@@ -20,17 +20,11 @@ import typing
 from importlib import resources
 from typing import Any
 
-CLASSES = {
-    "sft": "trl.SFTConfig",
-    "dpo": "transformers.TrainingArguments",
-    "sapo": "transformers.TrainingArguments",
-    "reward": "trl.RewardConfig",
-}
-"""Method -> the class that its trainer is configured with. Our preference trainer sits on
-transformers' Trainer."""
+PLAIN = "transformers.TrainingArguments"
+"""The class that the others inherit from; our preference trainer sits on transformers' Trainer."""
 
-PLAIN = "dpo"
-"""A method whose class is transformers' own: what the others inherit."""
+CLASSES = ("trl.SFTConfig", PLAIN, "trl.RewardConfig")
+"""Classes that trainers are configured with; a method names one in its `recipe.py`."""
 
 WRITTEN_CHOICES = {
     "loss_type": ("nll", "dft"),
@@ -111,22 +105,16 @@ instead."""
 
 
 @functools.cache
-def table() -> dict[str, Any]:
-    """Everything in `trainer_keys.json`: method -> {"class", "fields"}."""
+def table() -> dict[str, dict[str, dict[str, Any]]]:
+    """Everything in `trainer_keys.json`: class -> its fields."""
     return json.loads(
         resources.files("aligner.config").joinpath("trainer_keys.json").read_text("utf-8")
     )
 
 
-def fields(method: str) -> dict[str, dict[str, Any]]:
-    """Key -> {"type", "default", "help"} and sometimes "choices", of one method; nothing for one
-    that trains nothing."""
-    return table().get(method, {}).get("fields", {})
-
-
-def allowed(method: str) -> list[str]:
-    """Keys that a recipe of this method may set under `trainer`."""
-    return [key for key in fields(method) if key not in RESERVED]
+def fields(class_name: str) -> dict[str, dict[str, Any]]:
+    """Key -> {"type", "default", "help"} and sometimes "choices", of one class."""
+    return table()[class_name]
 
 
 class Mismatch(ValueError):
@@ -270,9 +258,7 @@ def _first_sentence(text: str) -> str:
 
 def build_table() -> dict[str, Any]:
     """The whole table, from the installed classes."""
-    return {
-        method: {"class": name, "fields": describe_class(name)} for method, name in CLASSES.items()
-    }
+    return {name: describe_class(name) for name in CLASSES}
 
 
 if __name__ == "__main__":

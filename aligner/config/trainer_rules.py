@@ -7,15 +7,16 @@ The ranges and names stand in `trainer_values.py`. Packages are looked up, not i
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from aligner.config.finding import Finding, Findings, finding, show
 from aligner.config.hints import did_you_mean
 from aligner.config.trainer_values import (
     BY_MODULES,
     MAPPINGS,
-    METRICS,
     OPTIMIZER_ARGUMENTS,
     PACKAGES,
     RANGES,
@@ -27,8 +28,7 @@ from aligner.config.trainer_values import (
     of_optimizer,
     wrong_argument,
 )
-from aligner.config.validate import Finding, show
-from aligner.config.view import Findings, Rule, View, finding
+from aligner.config.view import Rule, View
 from aligner.config.yaml_lines import KeyPath
 from aligner.launch.world import world
 
@@ -277,14 +277,18 @@ def _is_multiple(save: float, evaluate: float) -> bool:
     )
 
 
-def _metric_is_measured(view: View) -> Findings:
-    metric = view["trainer.metric_for_best_model"]
-    known = METRICS[view["method"]]
-    if metric is not None and metric.removeprefix("eval_") not in known:
-        hint = did_you_mean(metric, known) or f"it takes: {', '.join(known)}"
-        yield finding(
-            "trainer.metric_for_best_model", f"nothing called {show(metric)} is measured", hint
-        )
+def metric_is_measured(known: Collection[str]) -> Rule:
+    """The best checkpoint is chosen by something that the method measures."""
+
+    def rule(view: View) -> Findings:
+        metric = view["trainer.metric_for_best_model"]
+        if metric is not None and metric.removeprefix("eval_") not in known:
+            hint = did_you_mean(metric, known) or f"it takes: {', '.join(known)}"
+            yield finding(
+                "trainer.metric_for_best_model", f"nothing called {show(metric)} is measured", hint
+            )
+
+    return rule
 
 
 def _one_half_in_evaluation(view: View) -> Findings:
@@ -338,7 +342,6 @@ TRAINER_RULES: tuple[Rule, ...] = (
     _workers_are_there,
     _backend_has_processes,
     _best_is_known,
-    _metric_is_measured,
     _one_half_in_evaluation,
     _nothing_to_compute_metrics,
     _hub_can_be_reached,

@@ -312,34 +312,6 @@ MAPPINGS: dict[str, dict[str, Kind]] = {
 """Key that holds a mapping -> its keys. Accelerate's others would deal rows to processes in another
 way than ours."""
 
-_OF_PAIRS = {
-    "loss": False,
-    "nll": False,
-    "rewards/accuracies": True,
-    "rewards/margins": True,
-    "rewards/chosen": True,
-    "rewards/rejected": False,
-    "logps/chosen": True,
-    "logps/rejected": False,
-}
-
-METRICS: dict[str, dict[str, bool]] = {
-    "sft": {"loss": False, "mean_token_accuracy": True, "entropy": False},
-    "dpo": {**_OF_PAIRS, "forward_kl": False, "distill/error": False, "distill/accuracies": True},
-    "sapo": _OF_PAIRS,
-    "reward": {
-        "loss": False,
-        "accuracy": True,
-        "margin": True,
-        "rewards/chosen": True,
-        "rewards/rejected": False,
-        "mse": False,
-        "mean_absolute_error": False,
-    },
-}
-"""Method -> what is measured on held-out rows and can choose the best checkpoint -> whether more of
-it is better."""
-
 
 def wrong_argument(
     name: str, value: Any, arguments: dict[str, Kind], of: str = ""

@@ -11,40 +11,25 @@ import difflib
 import json
 import os
 from collections import defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError
 
 from aligner.config import hints, trainer_keys
-from aligner.config.flag_table import FLAGS
+from aligner.config.finding import Finding, show
+from aligner.config.flag_table import all_flags
 from aligner.config.introspect import choices_at, dotted_keys, section_at
-from aligner.config.recipe import METHOD_SECTIONS, RECIPES, Recipe, command_of
+from aligner.config.recipe import Recipe
 from aligner.config.yaml_lines import KeyPath, dotted
-from aligner.errors import Problem
-
-Where = Callable[[KeyPath], str]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that is wrong, at a path. `expected` is set when it is about the type or the choice
-    of a value."""
-
-    path: KeyPath
-    message: str
-    hint: str = ""
-    expected: str = ""
-
-    def problem(self, where: Where) -> Problem:
-        return Problem(self.message, where(self.path), dotted(self.path), self.hint)
-
-
-def show(value: Any) -> str:
-    """A value as it may stand in a sentence."""
-    text = value if isinstance(value, str) else json.dumps(value, default=str)
-    return f"`{text if len(text) <= 60 else text[:57] + '...'}`"
+from aligner.methods.catalogue import (
+    METHODS,
+    command_of,
+    trainer_fields,
+    trainer_settings,
+    training_of,
+    trainings,
+)
 
 
 def check_texts(values: Any, path: KeyPath = ()) -> list[Finding]:
@@ -245,7 +230,7 @@ def key_hint(recipe_class: type[Recipe], path: KeyPath) -> str:
     if near := hints.closest(name, here):
         return f"did you mean `{dotted((*parent, near))}`?"
     everywhere = {key.rsplit(".", 1)[-1]: key for key in dotted_keys(recipe_class)}
-    everywhere |= {key: f"trainer.{key}" for key in trainer_keys.allowed(_method(recipe_class))}
+    everywhere |= {key: f"trainer.{key}" for key in trainer_settings(_method(recipe_class))}
     near_name = hints.closest(name, everywhere)
     if near_name:
         return f"did you mean `{everywhere[near_name]}`?"
@@ -258,14 +243,14 @@ def place_of(recipe_class: type[Recipe], name: str) -> str:
     method = _method(recipe_class)
     if name in hints.GONE:
         return hints.GONE[name]
-    for other, section in METHOD_SECTIONS.items():
-        if name == section and other != method:
-            return f"that section belongs to `aligner {command_of(other)}`"
-    if name in FLAGS and FLAGS[name].key:
-        return _place(recipe_class, FLAGS[name].write or FLAGS[name].key)
-    if name in trainer_keys.RESERVED and name in trainer_keys.fields(method):
+    if name in METHODS and name != method:
+        return f"that section belongs to `aligner {command_of(name)}`"
+    flag = all_flags().get(name)
+    if flag is not None and flag.key:
+        return _place(recipe_class, flag.write or flag.key)
+    if name in trainer_keys.RESERVED and name in trainer_fields(method):
         return trainer_keys.RESERVED[name]
-    if name in trainer_keys.fields(method):
+    if name in trainer_fields(method):
         return f"set `trainer.{name}`"
     if name in hints.ELSEWHERE:
         return _place(recipe_class, hints.ELSEWHERE[name])
@@ -275,14 +260,13 @@ def place_of(recipe_class: type[Recipe], name: str) -> str:
 
 def _place(recipe_class: type[Recipe], key: str) -> str:
     section = key.split(".", 1)[0].split(":")[0]
-    for method, own in METHOD_SECTIONS.items():
-        if section == own and method != _method(recipe_class):
-            return f"a setting of `aligner {command_of(method)}`: `{key}`"
+    if section in METHODS and section != _method(recipe_class):
+        return f"a setting of `aligner {command_of(section)}`: `{key}`"
     return f"set `{key}`"
 
 
 def _method(recipe_class: type[Recipe]) -> str:
-    return next(name for name, candidate in RECIPES.items() if candidate is recipe_class)
+    return str(recipe_class.model_fields["method"].default)
 
 
 def check_trainer(recipe_class: type[Recipe], trainer: Any) -> tuple[dict[str, Any], list[Finding]]:
@@ -290,7 +274,7 @@ def check_trainer(recipe_class: type[Recipe], trainer: Any) -> tuple[dict[str, A
     if not isinstance(trainer, dict):
         return {}, []
     method = _method(recipe_class)
-    known, allowed = trainer_keys.fields(method), trainer_keys.allowed(method)
+    known, allowed = trainer_fields(method), trainer_settings(method)
     values, findings = {}, []
     for key, value in trainer.items():
         path = ("trainer", key)
@@ -339,7 +323,7 @@ def _nearest_first(name: str, choices: list[str]) -> list[str]:
 
 
 def _unknown_trainer_key(
-    recipe_class: type[Recipe], key: str, known: dict[str, Any], allowed: list[str]
+    recipe_class: type[Recipe], key: str, known: Mapping[str, Any], allowed: list[str]
 ) -> Finding:
     path = ("trainer", key)
     method = _method(recipe_class)
@@ -347,8 +331,10 @@ def _unknown_trainer_key(
         return Finding(path, "is not set here", trainer_keys.RESERVED[key])
     if place := place_of(recipe_class, key):
         return Finding(path, "is not a key of the trainer", place)
-    others = [other for other in RECIPES if other != method and key in trainer_keys.fields(other)]
+    others = [other for other in trainings() if other != method and key in trainer_fields(other)]
     if others:
         return Finding(path, f"is a key of the `{others[0]}` trainer, not of `{method}`", "drop it")
     hint = hints.did_you_mean(key, [*allowed, *trainer_keys.RESERVED])
-    return Finding(path, f"is not a field of {trainer_keys.table()[method]['class']}", hint)
+    training = training_of(method)
+    assert training is not None, "the recipe has a trainer"
+    return Finding(path, f"is not a field of {training.trainer_class}", hint)

@@ -8,12 +8,10 @@ from typing import Any
 
 from pydantic_core import PydanticUndefined
 
+from aligner.config.finding import Finding, Findings
 from aligner.config.introspect import section_in
 from aligner.config.recipe import Recipe, Section
-from aligner.config.validate import Finding
 from aligner.config.yaml_lines import KeyPath
-
-Findings = Iterator[Finding]
 
 
 class StandAside(Exception):
@@ -96,10 +94,6 @@ def _step(here: Any, section: type[Section] | None, part: str) -> tuple[Any, typ
 
 Rule = Callable[[View], Findings]
 """One short function that yields what it has against the values."""
-
-
-def finding(key: str, message: str, hint: str = "") -> Finding:
-    return Finding(tuple(key.split(".")), message, hint)
 
 
 def refuse_formats(

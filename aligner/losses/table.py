@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from aligner.config.choices import REFERENCE_FREE_LOSSES
+from aligner.config.loss_names import REFERENCE_FREE_LOSSES
 from aligner.losses.catalogue import BATCH_DEPENDENT, OBJECTIVES, REWARD_OBJECTIVES
 from aligner.losses.shape import Jump, Turn, jumps, run_over, turns
 from aligner.losses.types import Objective, PairLogps, Settings

@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from aligner.config.api import GivenRecipe, labelled, method_of, resolve
 from aligner.config.callables import describe
-from aligner.config.load import Resolved
 from aligner.config.overrides import FlagValue
-from aligner.config.recipe import command_of
 from aligner.data.memory import IN_MEMORY, by_role
 from aligner.errors import RecipeError
 from aligner.events import OnEvent
-from aligner.methods.catalogue import METHODS
+from aligner.methods.catalogue import command_of, training_of, trainings
 from aligner.methods.pipeline import run_recipe
+from aligner.methods.steps import steps_of
 from aligner.runs.result import Outcome
 
 if TYPE_CHECKING:
@@ -51,10 +50,10 @@ def train(
     afterwards.
     """
     memory = by_role(rows)
-    _refuse_other_methods(method_of(recipe), objective)
-    resolved = resolve(recipe, _laid_over(overrides, list(memory), objective))
+    key = _objective_key(method_of(recipe), objective)
+    resolved = resolve(recipe, _laid_over(overrides, list(memory), key, objective))
     if objective is not None:
-        _try_objective(resolved, objective)
+        steps_of(resolved.recipe.method).try_objective(resolved.recipe, objective)
     return run_recipe(
         resolved,
         resume=resume,
@@ -66,7 +65,7 @@ def train(
 
 
 def _laid_over(
-    overrides: Mapping[str, Any] | None, roles: list[str], objective: Objective | None
+    overrides: Mapping[str, Any] | None, roles: list[str], key: str, objective: Objective | None
 ) -> dict[str, FlagValue]:
     """The overrides, and the keys that stand for rows and objective.
 
@@ -74,32 +73,30 @@ def _laid_over(
     """
     given = {f"data.{role}": FlagValue([{"path": IN_MEMORY}], "rows=") for role in roles}
     if objective is not None:
-        given["dpo.loss"] = FlagValue(describe(objective), "objective=")
-    for key in given:
-        if overrides and key in overrides:
+        given[key] = FlagValue(describe(objective), "objective=")
+    for name in given:
+        if overrides and name in overrides:
             raise RecipeError(
-                f"`{key}` is given twice, in `overrides` and as `{given[key].name}`",
+                f"`{name}` is given twice, in `overrides` and as `{given[name].name}`",
                 "keep one of them",
             )
     return labelled(overrides) | given
 
 
-def _refuse_other_methods(method: str, objective: Objective | None) -> None:
-    if method not in METHODS:
-        raise RecipeError(
-            f"`{method}` trains nothing", f"run it with `aligner {command_of(method)}`"
+def _objective_key(name: str, objective: Objective | None) -> str:
+    """The key of the recipe that an objective stands for.
+
+    Raises: RecipeError for a method that trains nothing, or that takes no function.
+    """
+    method = training_of(name)
+    if method is None:
+        raise RecipeError(f"`{name}` trains nothing", f"run it with `aligner {command_of(name)}`")
+    if objective is not None and not method.objective_key:
+        takers = " or ".join(
+            f"`{other}`" for other, one in trainings().items() if one.objective_key
         )
-    if objective is not None and method != "dpo":
         raise RecipeError(
-            f"`objective` is the loss of `dpo`, and this recipe is for `{method}`",
-            "drop it, or use a recipe for `dpo`",
+            f"`objective` is the loss of {takers}, and this recipe is for `{name}`",
+            f"drop it, or use a recipe for {takers}",
         )
-
-
-def _try_objective(resolved: Resolved, objective: Objective) -> None:
-    from aligner.losses.trial import check_callable
-    from aligner.losses.types import Settings
-
-    dpo = resolved.recipe.dpo
-    settings = Settings(dpo.beta, dpo.label_smoothing, dpo.tau, dpo.simpo_gamma)
-    check_callable(objective, settings)
+    return method.objective_key

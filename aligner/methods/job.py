@@ -12,7 +12,7 @@ from aligner.data.rows import Messages, Row, question_of
 from aligner.events import Notice, OnEvent, StageStarted, Warned
 from aligner.launch.world import world
 from aligner.runs.run import Run
-from aligner.tokenization.dataset import Prepared
+from aligner.tokenization.dataset import TokenizedData
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,7 +34,7 @@ class Job:
     recipe: TrainRecipe
     run: Run
     tokenizer: PreTrainedTokenizerBase
-    prepared: Prepared
+    prepared: TokenizedData
     on_event: OnEvent | None = None
     questions: Sequence[tuple[str | Messages, str | None]] = field(default_factory=tuple)
     """Held-out prompts with their expected answers, for the report."""

@@ -18,7 +18,7 @@ def plan_rows(
     With `passes`, `sequences` counts those of all epochs together, and `stop` is the step to stop
     at, if there is one.
     """
-    from aligner.tokenization.dataset import rows_per_step
+    from aligner.tokenization.batching import rows_per_step
 
     per_step = rows_per_step(recipe)
     all_steps = -(-sequences // per_step)

@@ -33,7 +33,7 @@ from aligner.config.recipe import Model
 from aligner.errors import RecipeError
 from aligner.models.load_errors import MODEL_ERRORS, first_line
 from aligner.models.twin import FIRST_FREE_ID, VOCABULARY, NoTwin, random_twin
-from aligner.tokenization.dataset import Finding
+from aligner.tokenization.batching import RowsApart
 
 LENGTHS = (11, 7, 13)
 SHARE = {torch.float32: 0.005}
@@ -72,7 +72,7 @@ def packed(rows: Sequence[Sequence[int]]) -> Shared:
     return Shared(inputs, packed_places(rows))
 
 
-def foretell_packing(model: Model) -> Finding:
+def foretell_packing(model: Model) -> RowsApart:
     """Say whether a recipe's model would keep packed rows apart, from a small random twin of it.
 
     Raises: RecipeError when the model's config cannot be read.
@@ -81,14 +81,14 @@ def foretell_packing(model: Model) -> Finding:
         twin = random_twin(model)
         return rows_apart(twin)
     except NoTwin as error:
-        return Finding(
+        return RowsApart(
             None,
             "whether packed rows stay apart is unknown: no small model of its kind can be made "
             f"({error})",
         )
 
 
-def cannot_pack(finding: Finding) -> RecipeError:
+def cannot_pack(finding: RowsApart) -> RecipeError:
     """Return the refusal of a packed training."""
     return RecipeError(
         f"sft.packing: {finding.why}",
@@ -98,7 +98,7 @@ def cannot_pack(finding: Finding) -> RecipeError:
 
 def rows_apart(
     model: Any, arrange: Arrange = packed, around: AbstractContextManager[Any] | None = None
-) -> Finding:
+) -> RowsApart:
     """Compare rows that share a sequence with each of them alone, and with what they would be if
     they saw each other.
 
@@ -115,7 +115,7 @@ def rows_apart(
             ]
             seen = _log_probs(model, {"input_ids": joined})
         except MODEL_ERRORS as error:
-            return Finding(
+            return RowsApart(
                 None,
                 "whether packed rows stay apart is unknown: it cannot read one "
                 f"({first_line(error)})",
@@ -126,22 +126,22 @@ def rows_apart(
                 model, {name: _moved(value, device) for name, value in shared.inputs.items()}
             )
         except MODEL_ERRORS as error:
-            return Finding(False, f"the model cannot read packed rows ({first_line(error)})")
+            return RowsApart(False, f"the model cannot read packed rows ({first_line(error)})")
     behind = packed_places(rows)
     effect = _distance(seen, rows[1:], behind[1:], alone[1:])
     gap = _distance(found, rows, shared.places, alone)
     if not effect > LEAST_EFFECT:
-        return Finding(
+        return RowsApart(
             None, "whether packed rows stay apart is unknown: the model hardly reads its context"
         )
     share = (
         SHARE.get(next(model.parameters()).dtype, ROUGH_SHARE) if around is None else ROUGH_SHARE
     )
     if not gap <= share * effect:
-        return Finding(
+        return RowsApart(
             False, f"packed rows see each other in this model (log-probabilities are {gap:.2g} off)"
         )
-    return Finding(True)
+    return RowsApart(True)
 
 
 def packed_places(rows: Sequence[Sequence[int]]) -> list[list[int]]:

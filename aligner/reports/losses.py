@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aligner.config.choices import LOSSES
+from aligner.config.loss_names import LOSSES
 from aligner.reports.charts import Series, line_chart, number
 from aligner.reports.training import page
 from aligner.runs.files import write_atomically

@@ -18,7 +18,8 @@ from typing import Any
 import yaml
 
 from aligner.config.defaults import DEFAULT, OF_DEVICE, OF_LIBRARIES, is_default, keys_that_matter
-from aligner.config.method_rules import KINDS_OF_KEY
+from aligner.config.method import TrainingMethod
+from aligner.methods.catalogue import training_of
 from aligner.reports.charts import number
 from aligner.reports.page import AT_START
 from aligner.runs.files import dumps, read_json, write_atomically
@@ -26,12 +27,6 @@ from aligner.runs.lineage import lineage
 
 Record = dict[str, Any]
 
-METHOD_NAMES = {
-    "sft": "supervised fine-tuning",
-    "dpo": "direct preference optimization",
-    "sapo": "Self-Augmented Preference Optimization (arXiv 2405.20830)",
-    "reward": "reward modelling",
-}
 HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 PLACE_FLAGS = ("-o", "--output", "--output_dir", "--output-dir")
 PLACE_STARTS = ("output_dir=", *(f"{flag}=" for flag in PLACE_FLAGS))
@@ -57,7 +52,7 @@ def write_model_card(run_dir: Path, manifest: Record) -> None:
         f"# {_title(recipe, ancestors)}",
         _opening(recipe, manifest, adapter),
         _use_as_scorer(folder / "final", recipe, adapter)
-        if recipe.get("method") == "reward"
+        if _method(recipe).makes_scorer
         else _use(folder, recipe, adapter),
         _data(read_json(folder, "data.json")),
         _training(
@@ -87,45 +82,40 @@ def _title(recipe: Record, ancestors: list[Record]) -> str:
         else recipe.get("model", {}).get("name_or_path")
     )
     name = re.sub(r"[^\w.-]+", " ", Path(str(base)).name).strip()
-    return f"{name}: {METHOD_NAMES.get(recipe.get('method', ''), recipe.get('method'))}"
+    return f"{name}: {_method(recipe).title}"
 
 
 def _front_matter(recipe: Record, ancestors: list[Record], start: str, adapter: bool) -> str:
     """Metadata as the hub reads it. A base model on a local disk has no name there, so it is left
     out."""
-    method = recipe.get("method")
-    task = "text-classification" if has_head(recipe) else "text-generation"
+    method = recipe["method"]
+    is_classifier = _method(recipe).has_head(recipe[method])
+    task = "text-classification" if is_classifier else "text-generation"
     content: Record = {"library_name": "peft" if adapter else "transformers", "pipeline_tag": task}
     base = ancestors[-1]["path"] if ancestors[-1]["kind"] == "model" else ""
     if HUB_ID.match(base) and not (Path(start) / base).exists():
         content |= {"base_model": base, "base_model_relation": "adapter" if adapter else "finetune"}
-    content["tags"] = ["aligner", *([method] if method else []), *(["lora"] if adapter else [])]
+    content["tags"] = ["aligner", method, *(["lora"] if adapter else [])]
     return f"---\n{yaml.safe_dump(content, sort_keys=False, allow_unicode=True)}---\n"
 
 
 def _opening(recipe: Record, manifest: Record, adapter: bool) -> str:
-    method = manifest["method"]
     model = recipe.get("model", {})
     kind = "A LoRA adapter for" if adapter else "A fine-tuned version of"
-    loss = f" (`{recipe[method]['loss']}` loss)" if method in ("dpo", "sapo") else ""
-    if method == "reward":
-        kind = recipe[method]["kind"]
-        loss = (
-            f" (`{kind}`)"
-            if "loss" not in _own_settings(recipe)
-            else f" (`{kind}`, `{recipe[method]['loss']}` loss)"
-        )
-    name = METHOD_NAMES.get(method, method)
+    made_by = _method(recipe)
+    note = made_by.card_note(recipe[manifest["method"]])
     return (
         f"{kind} {_code(model.get('name_or_path'))}, made with aligner {manifest['aligner']} by "
-        f"{name}{loss}. "
+        f"{made_by.title}{f' ({note})' if note else ''}. "
         "The whole record, with curves and sample answers, is `report.html` in the run directory."
     )
 
 
-def has_head(recipe: Record) -> bool:
-    """Say whether the result of a recipe gives numbers in place of text."""
-    return recipe.get("method") == "reward" and recipe["reward"]["kind"] != "pairwise"
+def _method(recipe: Record) -> TrainingMethod:
+    """What the method says of itself."""
+    method = training_of(recipe["method"])
+    assert method is not None, "a run with a card has trained something"
+    return method
 
 
 PLAIN_SCORER = """\
@@ -285,8 +275,9 @@ def _training(recipe: Record, origins: Record, arguments: Record, weights: Any) 
 def _settings(recipe: Record) -> Record:
     """The method's own settings, the trainer's, and the adapter's, by dotted key; what is not set
     is left out."""
-    method = recipe.get("method", "")
+    method = recipe["method"]
     model, data = recipe.get("model", {}), recipe.get("data", {})
+    own = _method(recipe).settings_read(recipe[method])
     settings = {
         "seed": recipe.get("seed"),
         "data.max_length": data.get("max_length"),
@@ -294,7 +285,7 @@ def _settings(recipe: Record) -> Record:
         "model.dtype": model.get("dtype"),
         "model.quantization": model.get("quantization"),
         **{f"model.lora.{key}": value for key, value in (model.get("lora") or {}).items()},
-        **{f"{method}.{key}": value for key, value in _own_settings(recipe).items()},
+        **{f"{method}.{key}": value for key, value in own.items()},
         **{f"trainer.{key}": value for key, value in recipe.get("trainer", {}).items()},
         "launch.num_processes": recipe.get("launch", {}).get("num_processes"),
     }
@@ -305,18 +296,6 @@ def _setting(key: str, value: Any, origins: Record) -> tuple[str, ...]:
     """A row of the table. Where a given value stands in a file of this machine is not told."""
     origin = origins.get(key, DEFAULT)
     return _code(key), _code(dumps(value)), origin if is_default(origin) else "the recipe"
-
-
-def _own_settings(recipe: Record) -> Record:
-    """The method's own section; of a reward model only what its kind reads."""
-    section: Record = recipe.get(recipe.get("method", ""), {})
-    if recipe.get("method") != "reward":
-        return section
-    return {
-        key: value
-        for key, value in section.items()
-        if section["kind"] in KINDS_OF_KEY.get(key, (section["kind"],))
-    }
 
 
 def _results(manifest: Record, evaluation: Any) -> str:

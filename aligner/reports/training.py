@@ -20,6 +20,8 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from aligner.config.method import Chart
+from aligner.methods.catalogue import training_of
 from aligner.reports.charts import SMOOTH_FROM, Series, bar_chart, line_chart, number
 from aligner.reports.page import (
     duration,
@@ -39,36 +41,10 @@ Record = dict[str, Any]
 Metrics = list[Record]
 Rows = list[tuple[str, str]]
 
-CHARTS: list[tuple[str, list[tuple[str, str, str]]]] = [
-    ("Loss", [("train", "loss", "train"), ("eval", "loss", "held out")]),
-    (
-        "Reward accuracy",
-        [("train", "rewards/accuracies", "train"), ("eval", "rewards/accuracies", "held out")],
-    ),
-    ("Accuracy", [("train", "accuracy", "train"), ("eval", "accuracy", "held out")]),
-    ("Margin", [("train", "margin", "train"), ("eval", "margin", "held out")]),
-    ("Squared error", [("train", "mse", "train"), ("eval", "mse", "held out")]),
-    (
-        "Correlation of reward and length",
-        [("train", "length_correlation", "train"), ("eval", "length_correlation", "held out")],
-    ),
-    (
-        "Reward margin",
-        [("train", "rewards/margins", "train"), ("eval", "rewards/margins", "held out")],
-    ),
-    ("Rewards", [("train", "rewards/chosen", "chosen"), ("train", "rewards/rejected", "rejected")]),
-    (
-        "Log-probabilities",
-        [("train", "logps/chosen", "chosen"), ("train", "logps/rejected", "rejected")],
-    ),
-    (
-        "Token accuracy",
-        [("train", "mean_token_accuracy", "train"), ("eval", "mean_token_accuracy", "held out")],
-    ),
-    ("Learning rate", [("train", "learning_rate", "train")]),
-    ("Gradient norm", [("train", "grad_norm", "train")]),
-]
-"""Title -> (split, key, name of the line). A chart none of whose keys were logged is left out."""
+LOSS: Chart = ("Loss", [("train", "loss", "train"), ("eval", "loss", "held out")])
+LEARNING_RATE: Chart = ("Learning rate", [("train", "learning_rate", "train")])
+GRADIENT_NORM: Chart = ("Gradient norm", [("train", "grad_norm", "train")])
+"""Charts of every training; a method adds its own between the first and the others."""
 
 HEADLINES = (
     ("loss", "loss"),
@@ -174,12 +150,14 @@ def _content(folder: Path, manifest: Record | None) -> Record:
     environment = read_json(folder, "environment.json") or {}
     evaluation = read_json(folder, "evaluation.json")
     data = read_json(folder, "data.json")
-    charts, more = _charts(metrics)
+    method = training_of(str(recipe.get("method")))
+    charts, more = _charts(metrics, method.charts if method else ())
     samples = read_json(folder, "samples.json") or []
     content = {
         "name": folder.resolve().name,
         "run_dir": str(folder),
         "method": recipe.get("method") or "unknown",
+        "shows_answers": method is None or not method.makes_scorer,
         "manifest": manifest,
         "version": environment.get("versions", {}).get("aligner", ""),
         "facts": _facts(recipe, environment, manifest, metrics, read_json(folder, "weights.json")),
@@ -222,7 +200,7 @@ def _sections(content: Record) -> Rows:
         ("files", "Results and files"),
     ]
     optional = ("evaluation", "pairs", "scored")
-    hidden = ("samples",) if content["method"] == "reward" else ()
+    hidden = () if content["shows_answers"] else ("samples",)
     return [
         (anchor, title)
         for anchor, title in titles
@@ -291,11 +269,12 @@ def _series(metrics: Metrics, split: str, key: str) -> list[tuple[float, float]]
     return sorted(points.items())
 
 
-def _charts(metrics: Metrics) -> tuple[list[Markup], list[Markup]]:
-    """The charts everybody looks for, and those of every other number that was logged."""
+def _charts(metrics: Metrics, own: Sequence[Chart]) -> tuple[list[Markup], list[Markup]]:
+    """The charts everybody looks for, and those of every other number that was logged. One none of
+    whose keys were logged is left out."""
     charts: list[str] = []
     known: set[str] = set()
-    for title, lines in CHARTS:
+    for title, lines in (LOSS, *own, LEARNING_RATE, GRADIENT_NORM):
         series = [
             _drawn(metrics, split, key, name, tone)
             for tone, (split, key, name) in enumerate(lines, 1)

@@ -11,20 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from aligner.config.choices import REFERENCE_FREE_LOSSES
-from aligner.config.recipe import Recipe, SapoRecipe, TrainRecipe
+from aligner.config.recipe import Recipe, TrainRecipe
 from aligner.errors import Problem, UsageError
+from aligner.methods.catalogue import training_of
 from aligner.runs.checkpoints import STATE, is_last
 
 OPTIMIZER = ("optimizer.pt", "optimizer.bin", "optimizer_0", "global_step*")
 """Where the optimizer stands: plain, under FSDP in one file or in shards, under DeepSpeed."""
-
-AVERAGE, REFERENCE, BUFFER = (
-    "sapo_average.safetensors",
-    "sapo_reference.safetensors",
-    "sapo_buffer.safetensors",
-)
-"""What SAPO adds: the average that writes, the reference that moves, the pairs to draw from."""
 
 
 def refuse_smaller(checkpoint: Path | None, recipe: Recipe) -> None:
@@ -54,8 +47,11 @@ def missing_parts(checkpoint: Path, recipe: TrainRecipe) -> Iterator[tuple[str, 
         yield STATE, "the step, and the numbers so far"
     elif not is_last(checkpoint):
         yield from _missing_of_training(checkpoint, recipe.launch.num_processes)
-    if isinstance(recipe, SapoRecipe):
-        yield from _missing_of_sapo(checkpoint, recipe)
+    training = training_of(recipe.method)
+    assert training is not None, "a recipe with a trainer is of a method that trains"
+    for name, what in training.checkpoint_files(recipe).items():
+        if not (checkpoint / name).is_file():
+            yield name, what
 
 
 def _missing_of_training(checkpoint: Path, ranks: int) -> Iterator[tuple[str, str]]:
@@ -71,12 +67,3 @@ def _missing_of_training(checkpoint: Path, ranks: int) -> Iterator[tuple[str, st
     ):
         if not (checkpoint / name).is_file():
             yield name, "the random state"
-
-
-def _missing_of_sapo(checkpoint: Path, recipe: SapoRecipe) -> Iterator[tuple[str, str]]:
-    wanted = {AVERAGE: "the average that writes"}
-    if recipe.sapo.loss not in REFERENCE_FREE_LOSSES:
-        wanted[REFERENCE] = "the reference"
-    if recipe.sapo.buffer_size:
-        wanted[BUFFER] = "the pairs to draw from"
-    yield from ((name, what) for name, what in wanted.items() if not (checkpoint / name).is_file())

@@ -4,10 +4,10 @@ its texts."""
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from aligner.config.recipe import RewardRecipe, SftRecipe, TrainRecipe
 from aligner.data.ledger import SplitLedger
 from aligner.data.rows import Row, TextRow
 from aligner.tokenization.control_tokens import (
@@ -17,7 +17,6 @@ from aligner.tokenization.control_tokens import (
     refuse_control_tokens,
 )
 from aligner.tokenization.encode import has_template
-from aligner.tokenization.unread_keys import as_text_answer, unread_beside_text, unread_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -25,10 +24,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RowNotes:
-    """Notes on the rows of a training."""
+    """Notes on the rows of a training. `unread` counts the parts of a row that reach no token."""
 
-    recipe: TrainRecipe
     tokenizer: PreTrainedTokenizerBase
+    unread: Callable[[Row], Counter[str]]
 
     def check(self, row: Row) -> None:
         """Raise DataError for a row with a control token in its texts, where that is an error."""
@@ -37,7 +36,7 @@ class RowNotes:
 
     def note(self, row: Row, ledger: SplitLedger) -> None:
         """Count what of a row is lost or is more than text."""
-        ledger.note_unread(self._unread(row))
+        ledger.note_unread(self.unread(row))
         if marks := found_in(self.tokenizer, row):
             is_chat = has_template(self.tokenizer) and not isinstance(row, TextRow)
             ledger.note_control_tokens(marks, is_chat=is_chat)
@@ -52,12 +51,3 @@ class RowNotes:
             f"({in_words(ledger.control_tokens)}). data.control_tokens=as_text writes them as "
             "text, error refuses the rows"
         )
-
-    def _unread(self, row: Row) -> Counter[str]:
-        if isinstance(self.recipe, RewardRecipe) and self.recipe.reward.kind == "pairwise":
-            return unread_beside_text(row)
-        if isinstance(self.recipe, RewardRecipe) and self.recipe.reward.kind == "regression":
-            answered = unread_of(self.tokenizer, as_text_answer(row))
-            return answered + unread_beside_text(row, only_answer=True)
-        trains_all = isinstance(self.recipe, SftRecipe) and self.recipe.sft.loss_on == "all"
-        return unread_of(self.tokenizer, row, trains_all=trains_all)

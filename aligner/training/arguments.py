@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
-from aligner.config import trainer_keys
 from aligner.config.defaults import fill, trainer_value
 from aligner.config.recipe import TrainRecipe
 from aligner.errors import Problem, RecipeError
 from aligner.launch.devices import has_bf16_gpu
+from aligner.methods.catalogue import trainer_fields
 from aligner.runs.run import Run
 
 WHAT_LIBRARIES_RAISE = (
@@ -80,7 +80,7 @@ def told_by_key(key: str, recipe: TrainRecipe, origins: Mapping[str, str] = {}) 
         raise RecipeError(error.message, error.hint, placed) from error
     except WHAT_LIBRARIES_RAISE as error:
         text = " ".join(str(error).split()) or type(error).__name__
-        known = trainer_keys.fields(recipe.method)
+        known = trainer_fields(recipe.method)
         named = sorted(
             (text.find(name), -len(name), name)
             for name, value in recipe.trainer.items()

@@ -22,9 +22,10 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 
-from aligner.config.recipe import DpoRecipe, Model
+from aligner.config.recipe import Model
 from aligner.events import Notice, OnEvent, StageProgress
 from aligner.launch.devices import best_device
+from aligner.methods.dpo.recipe import DpoRecipe
 from aligner.models.fingerprint import model_fingerprint
 from aligner.models.forward import Answer, batched_logps, fuse_head
 from aligner.models.loading import load_policy

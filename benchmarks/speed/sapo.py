@@ -84,12 +84,12 @@ def work(name: str, folder: Path) -> dict[str, Any]:
     """Train in this process; return its peak memory in MiB, and seconds of each step and of the
     writing in it."""
     from aligner.config.load import load_recipe
-    from aligner.methods.catalogue import part_of
     from aligner.methods.pipeline import run_recipe
+    from aligner.methods.preparation import load_method
     from aligner.runs.files import read_metrics
 
     method, changes = RUNS[name]
-    part_of(method, "train")
+    load_method(method)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     data = "pairs" if method == "dpo" else "chats"
     ours = [

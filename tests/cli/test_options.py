@@ -52,7 +52,8 @@ def options() -> dict[str, str]:
         children = getattr(command, "commands", {})
         todo += [(f"{name} {child}".strip(), sub) for child, sub in children.items()]
         if not children or not name:
-            found[name] = " ".join(_shown(parameter) for parameter in command.params)
+            declared = command.get_params(typer.Context(command))
+            found[name] = " ".join(_shown(one) for one in declared if one.name != "help")
     return found
 
 

@@ -113,6 +113,7 @@ def test_json_is_all_there_is_on_stdout(calls: list) -> None:
         "run_dir": "runs/x",
         "results": {"eval_loss": 0.25},
         "report": "runs/x/report.html",
+        "dry_run": False,
     }
 
 

@@ -41,10 +41,8 @@ LONGER = {
         610,
         "one selection from prompts to files; the choice itself is beside it",
     ),
-    "aligner/config/recipe.py": (750, "the schema of all recipes, a docstring for each key"),
     "aligner/launch/command.py": (520, "the launcher's process and its ranks, seen together"),
     "aligner/losses/dsl/parser.py": (550, "one grammar, each rule with its refusal"),
-    "aligner/methods/pipeline.py": (530, "the steps of every training, in their order"),
     "aligner/runs/run.py": (560, "the run directory: one object, and all that a kill may leave"),
     "aligner/sandbox/child.py": (
         720,

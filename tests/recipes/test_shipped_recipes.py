@@ -10,9 +10,10 @@ import pytest
 
 from aligner.config.flags import parse_arguments
 from aligner.config.load import Resolved, load_recipe
-from aligner.config.recipe import TrainRecipe, command_of
+from aligner.config.recipe import TrainRecipe
 from aligner.config.shipped import find_shipped, markdown_table, recipe_text, shipped_recipes
 from aligner.errors import RecipeError
+from aligner.methods.catalogue import command_of
 
 FOLDER = Path(__file__).parents[2] / "recipes"
 PATHS = sorted(FOLDER.rglob("*.yaml"))

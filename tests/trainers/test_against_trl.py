@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from fakes import byte_tokenizer, small_recipe
 
-from aligner.config.choices import LABEL_SMOOTHING_LOSSES
+from aligner.config.loss_names import LABEL_SMOOTHING_LOSSES
 from aligner.methods.pipeline import run_recipe
 from aligner.runs.files import read_metrics
 from aligner.training.sampler import SeededSampler

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from fakes import small_recipe
 
-from aligner.config import trainer_keys
 from aligner.errors import RecipeError, TrainingError
+from aligner.methods.catalogue import trainer_fields, trainer_settings
 from aligner.methods.pipeline import run_recipe
 
 pytestmark = pytest.mark.slow
@@ -106,17 +106,12 @@ def outcome(method: str, key: str, value: Any, world: Path, folder: Path) -> str
 
 @pytest.mark.parametrize(
     ("method", "key"),
-    [
-        (method, key)
-        for method in METHODS
-        for key in trainer_keys.allowed(method)
-        if key not in LONG
-    ],
+    [(method, key) for method in METHODS for key in trainer_settings(method) if key not in LONG],
 )
 def test_a_value_is_refused_before_anything_is_tokenised_or_it_trains(
     method: str, key: str, small_world: Path, tmp_path: Path
 ) -> None:
-    spec = trainer_keys.fields(method)[key]
+    spec = trainer_fields(method)[key]
     values = [*spec.get("choices", EDGE), *MORE.get(key, ())]
     values = [
         value

@@ -380,7 +380,7 @@ def test_the_window_grows_over_the_training():
 
 
 def small_settings(**changes: Any) -> Any:
-    from aligner.config.recipe import Sapo
+    from aligner.methods.sapo.recipe import Sapo
 
     return Sapo(**changes)
 

@@ -38,8 +38,9 @@ from aligner.builders.mosaic.files import as_written, join, write_data, write_he
 from aligner.builders.mosaic.lengths import EstimatedLengths
 from aligner.builders.mosaic.members import Members, RowStore
 from aligner.builders.mosaic.passes import lengths_for, members_of, mosaics_over
+from aligner.builders.mosaic.recipe import MosaicFiles, MosaicRecipe
 from aligner.config.load import Resolved
-from aligner.config.recipe import Model, MosaicFiles, MosaicRecipe
+from aligner.config.recipe import Model
 from aligner.data.files import file_record
 from aligner.data.loading import Loaded, load_rows
 from aligner.errors import AlignerError, DataError

@@ -222,7 +222,7 @@ class MosaicPasses:
         self.passes += 1
         return [sample.row for sample in self.mosaics.pass_samples(number, self.tally)]
 
-    def told(self) -> str:
+    def describe(self) -> str:
         """Say how many mosaics were made of how many rows, and what was left out."""
         members, counts = self.mosaics.members, self.tally.counts
         text = f"{counts['samples']:,} samples in {self.passes} passes over {len(members):,} rows"

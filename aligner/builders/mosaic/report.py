@@ -15,7 +15,7 @@ from typing import Any
 
 from aligner.builders.mosaic.costs import cost_rows, costs
 from aligner.builders.mosaic.engine import Mosaics, Tally
-from aligner.config.recipe import MosaicFiles
+from aligner.builders.mosaic.recipe import MosaicFiles
 from aligner.errors import UsageError
 from aligner.reports.charts import bar_chart, number
 from aligner.reports.training import page

@@ -40,10 +40,11 @@ from aligner.builders.select.choosing import (
 )
 from aligner.builders.select.label_store import LABELS, PICKED
 from aligner.builders.select.ngrams import ngram_vectors, text_of
+from aligner.builders.select.recipe import Select, SelectRecipe
 from aligner.builders.select.report import results_of, summary_of, write_select_report
 from aligner.builders.select.win_probabilities import questions, win_probabilities
 from aligner.config.load import Resolved
-from aligner.config.recipe import Data, Model, Select, SelectRecipe
+from aligner.config.recipe import Data, Model
 from aligner.data.loading import load_rows
 from aligner.data.rows import PromptRow, refuse_tools
 from aligner.errors import DataError, Problem, RecipeError, UsageError

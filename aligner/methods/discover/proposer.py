@@ -10,13 +10,13 @@ import asyncio
 import functools
 from typing import Any
 
-from aligner.config.recipe import DiscoverRecipe
 from aligner.endpoints.client import open_client
 from aligner.endpoints.request import ChatRequest, LLMError
 from aligner.errors import EndpointError
 from aligner.losses.dsl.language import LANGUAGE
 from aligner.methods.discover.archive import Archive
 from aligner.methods.discover.prompts import clean, conversation, system_prompt
+from aligner.methods.discover.recipe import DiscoverRecipe
 from aligner.runs.files import dumps, parse_json, write_atomically
 from aligner.runs.run import Run
 

@@ -9,8 +9,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from aligner.config.recipe import DiscoverRecipe
 from aligner.methods.discover.archive import Archive, Record, mean_and_error, shown
+from aligner.methods.discover.recipe import DiscoverRecipe
 from aligner.reports.charts import Series, line_chart, number
 from aligner.reports.training import page
 from aligner.runs.files import read_json, write_atomically

@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 from aligner.config.load import Resolved
-from aligner.config.recipe import DiscoverRecipe
 from aligner.endpoints.client import check_endpoint
 from aligner.endpoints.request import LLMError
 from aligner.errors import AlignerError, TrainingError
@@ -35,6 +34,7 @@ from aligner.methods.discover import measure
 from aligner.methods.discover.archive import Archive, Record, mean_and_error, shown
 from aligner.methods.discover.prompts import ReplyError, clean, read_reply
 from aligner.methods.discover.proposer import Proposer
+from aligner.methods.discover.recipe import DiscoverRecipe
 from aligner.runs.environment import now
 from aligner.runs.files import write_atomically
 from aligner.runs.result import Outcome

@@ -8,50 +8,57 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from aligner.config.recipe import DpoRecipe
 from aligner.data.rows import PreferenceRow, Row, question_of, refuse_tools
-from aligner.tokenization.dataset import Encode
+from aligner.methods.dpo.recipe import DpoRecipe
+from aligner.tokenization.dataset import Encode, RowEncoder, SkipRow, TokenizedRow
 from aligner.tokenization.encode import Pair, encode_pair
+from aligner.tokenization.unread_keys import unread_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def encoder(recipe: DpoRecipe, tokenizer: PreTrainedTokenizerBase) -> Encode:
-    """Return what turns a row into columns, or says why nothing is left to train."""
+def encoder(recipe: DpoRecipe, tokenizer: PreTrainedTokenizerBase) -> RowEncoder:
+    """Return what turns a row into columns."""
     encode = _encode_pair_row(tokenizer)
-    return _with_text(encode) if recipe.dpo.reward_models else encode
+    if recipe.dpo.reward_models:
+        encode = _with_text(encode)
+    return RowEncoder(encode, partial(unread_of, tokenizer))
 
 
 def _encode_pair_row(tokenizer: PreTrainedTokenizerBase) -> Encode:
-    def encode(row: Row, limit: int | None) -> dict[str, Any] | str:
+    def encode(row: Row, limit: int | None) -> TokenizedRow | SkipRow:
         whole = encode_pair(tokenizer, row)  # type: ignore[arg-type]
         prompt = whole.prompt_ids
         room = None if limit is None else max(0, limit - len(prompt))
         kept = Pair(prompt, whole.chosen_ids[:room], whole.rejected_ids[:room])
         if not kept.chosen_ids or not kept.rejected_ids:
-            return (
+            return SkipRow(
                 f"the prompt alone has {len(prompt):,} tokens, so no answer is left within {limit}"
             )
         if kept.chosen_ids == kept.rejected_ids:
-            return f"both answers are the same within {limit} tokens"
+            return SkipRow(f"both answers are the same within {limit} tokens")
         answers = len(kept.chosen_ids) + len(kept.rejected_ids)
         longest = max(len(whole.chosen_ids), len(whole.rejected_ids))
-        return {
+        columns = {
             "prompt_ids": np.asarray(prompt, dtype=np.int32),
             "chosen_ids": np.asarray(kept.chosen_ids, dtype=np.int32),
             "rejected_ids": np.asarray(kept.rejected_ids, dtype=np.int32),
             "weight": float(row.weight),  # type: ignore[union-attr]
             "length": len(prompt) + max(len(kept.chosen_ids), len(kept.rejected_ids)),
-            "tokens": 2 * len(prompt) + answers,
-            "trained": answers,
-            "whole": len(prompt) + longest,
-            "cut": len(whole.chosen_ids) + len(whole.rejected_ids) - answers,
         }
+        return TokenizedRow(
+            columns,
+            num_tokens=2 * len(prompt) + answers,
+            num_target=answers,
+            num_untruncated=len(prompt) + longest,
+            num_truncated=len(whole.chosen_ids) + len(whole.rejected_ids) - answers,
+        )
 
     return encode
 
@@ -60,7 +67,7 @@ def _with_text(encode_pair_row: Encode) -> Encode:
     """Add a pair's `prompt`, `chosen`, `rejected`, `answer` (the right one, or null) and `origin`,
     as JSON."""
 
-    def encode(row: Row, limit: int | None) -> dict[str, Any] | str:
+    def encode(row: Row, limit: int | None) -> TokenizedRow | SkipRow:
         encoded = encode_pair_row(row, limit)
         refuse_tools([row], "a reward model")
         assert isinstance(row, PreferenceRow)
@@ -75,6 +82,8 @@ def _with_text(encode_pair_row: Encode) -> Encode:
             "answer": None if right is None else str(right),
             "origin": row.origin,
         }
-        return encoded if isinstance(encoded, str) else {**encoded, "text": json.dumps(text)}
+        if isinstance(encoded, SkipRow):
+            return encoded
+        return replace(encoded, columns={**encoded.columns, "text": json.dumps(text)})
 
     return encode

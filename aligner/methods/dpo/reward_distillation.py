@@ -34,9 +34,9 @@ from hashlib import sha256
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from aligner.config.recipe import Dpo
 from aligner.errors import DataError
 from aligner.events import Notice, OnEvent, StageStarted, counter, tell
+from aligner.methods.dpo.recipe import Dpo
 from aligner.methods.dpo.reference_samples import agreed
 from aligner.reward_models.base import Comparer, Scorer
 from aligner.reward_models.batching import (
@@ -54,7 +54,7 @@ from aligner.reward_models.ensemble import scored_together
 from aligner.runs.cache import cache_folder, is_kept, keep
 from aligner.runs.files import dumps
 from aligner.runs.journal import Journal
-from aligner.tokenization.dataset import Prepared
+from aligner.tokenization.dataset import TokenizedData
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -93,8 +93,8 @@ class Member:
 
 
 def with_reward_gaps(
-    prepared: Prepared, dpo: Dpo, on_event: OnEvent | None = None
-) -> tuple[Prepared, list[Member]]:
+    prepared: TokenizedData, dpo: Dpo, on_event: OnEvent | None = None
+) -> tuple[TokenizedData, list[Member]]:
     """Return the splits with a column `reward_gaps` (N, K), and what is known of each reward model.
 
     Only the main process scores, and only it tells of it.
@@ -111,7 +111,9 @@ def with_reward_gaps(
     with_gaps = {}
     for name in texts:
         with_gaps[name] = _with_gaps(splits[name], [gaps[name] for _, gaps in found], members)
-    return Prepared(with_gaps["training"], with_gaps.get("held-out"), prepared.batching), members
+    return TokenizedData(
+        with_gaps["training"], with_gaps.get("held-out"), prepared.batching
+    ), members
 
 
 def _is_main() -> bool:

@@ -19,20 +19,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aligner.config.callables import source_of
-from aligner.config.choices import DISTILL_FORWARD_KL, REFERENCE_FREE_LOSSES, REWARD_LOSSES
 from aligner.config.defaults import trainer_value
-from aligner.config.recipe import DpoRecipe
+from aligner.config.loss_names import REFERENCE_FREE_LOSSES, REWARD_LOSSES
 from aligner.errors import RecipeError, UsageError
 from aligner.launch.world import world
 from aligner.losses.catalogue import BATCH_DEPENDENT, load_objective
 from aligner.losses.dsl.sandboxed import check_file
 from aligner.losses.types import Objective, Settings
+from aligner.methods.dpo.recipe import DISTILL_FORWARD_KL, DpoRecipe
 from aligner.methods.dpo.reference_samples import with_samples
 from aligner.methods.dpo.start_checks import AccuracyAlarm, wrong_start
 from aligner.methods.job import SHARDED, Job
 from aligner.models.files import ADAPTER_FILE
 from aligner.models.loading import load_policy
-from aligner.tokenization.dataset import Prepared
+from aligner.tokenization.dataset import TokenizedData
 from aligner.training.arguments import preference_arguments
 from aligner.training.fit import Fitted, fit
 from aligner.training.preference import PairCollator, PreferenceTrainer
@@ -224,7 +224,7 @@ def forward_kl_weight(recipe: DpoRecipe) -> float:
     return given if given is not None else DISTILL_FORWARD_KL if distils(recipe) else 0.0
 
 
-def add_rewards(job: Job) -> Prepared:
+def add_rewards(job: Job) -> TokenizedData:
     """Return both splits with the gaps of the reward models that are followed, and record what is
     known of these."""
     recipe = job.recipe

@@ -15,11 +15,13 @@ from __future__ import annotations
 
 import math
 import random
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aligner.config.recipe import Reward, RewardRecipe
 from aligner.data.rows import (
     LARGEST_NUMBER,
     WEIGHT,
@@ -31,40 +33,49 @@ from aligner.data.rows import (
     refuse_tools,
 )
 from aligner.errors import DataError
+from aligner.methods.reward.recipe import Reward, RewardRecipe
 from aligner.reward_models.pairwise_prompt import encode_question, length_of_answers
-from aligner.tokenization.dataset import Encode
+from aligner.tokenization.dataset import Encode, RowEncoder, SkipRow, TokenizedRow
 from aligner.tokenization.encode import encode_answer, encode_pair
+from aligner.tokenization.unread_keys import as_text_answer, unread_beside_text, unread_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def encoder(recipe: RewardRecipe, tokenizer: PreTrainedTokenizerBase) -> Encode:
-    """Return what turns a row into columns, or says why nothing is left to train."""
+def encoder(recipe: RewardRecipe, tokenizer: PreTrainedTokenizerBase) -> RowEncoder:
+    """Return what turns a row into columns."""
+    unread: Callable[[Row], Counter[str]]
     if recipe.reward.kind == "regression":
-        encode = _ratings(recipe.reward, tokenizer)
+        encode, unread = _ratings(recipe.reward, tokenizer), partial(_unread_of_answer, tokenizer)
+    elif recipe.reward.kind == "pairwise":
+        encode, unread = _questions(recipe, tokenizer), unread_beside_text
     else:
-        pairwise = recipe.reward.kind == "pairwise"
-        encode = _questions(recipe, tokenizer) if pairwise else _pairs(recipe.reward, tokenizer)
+        encode, unread = _pairs(recipe.reward, tokenizer), partial(unread_of, tokenizer)
 
-    def encode_row(row: Row, limit: int | None) -> dict[str, Any] | str:
+    def encode_row(row: Row, limit: int | None) -> TokenizedRow | SkipRow:
         refuse_tools([row], "a reward model")
         return encode(row, limit)
 
-    return encode_row
+    return RowEncoder(encode_row, unread)
+
+
+def _unread_of_answer(tokenizer: PreTrainedTokenizerBase, row: Row) -> Counter[str]:
+    answered = unread_of(tokenizer, as_text_answer(row))
+    return answered + unread_beside_text(row, only_answer=True)
 
 
 def _pairs(reward: Reward, tokenizer: PreTrainedTokenizerBase) -> Encode:
-    def encode(row: Row, limit: int | None) -> dict[str, Any] | str:
+    def encode(row: Row, limit: int | None) -> TokenizedRow | SkipRow:
         assert isinstance(row, PreferenceRow), "the task is preference"
         strength = strength_of(row, reward)
         if strength == 0.0:
-            return "a tie: the strength of the preference is 0"
+            return SkipRow("a tie: the strength of the preference is 0")
         pair = encode_pair(tokenizer, row)
         sides = (pair.chosen_ids, pair.rejected_ids)
         longest, shortest = max(map(len, sides)), min(map(len, sides))
         if limit is not None and longest > limit:
-            return (
+            return SkipRow(
                 f"the longer answer alone has {longest:,} tokens, more than {limit}, and answers "
                 "are not cut"
             )
@@ -73,18 +84,21 @@ def _pairs(reward: Reward, tokenizer: PreTrainedTokenizerBase) -> Encode:
         )  # what an answer has no room for, its batch cuts off
         assert prompt is not None, "the shorter answer fits as well"
         length = len(prompt) + longest if limit is None else min(limit, len(prompt) + longest)
-        return {
+        columns = {
             "prompt_ids": np.asarray(prompt, dtype=np.int32),
             "chosen_ids": np.asarray(pair.chosen_ids, dtype=np.int32),
             "rejected_ids": np.asarray(pair.rejected_ids, dtype=np.int32),
             "strength": strength,
             "weight": row.weight * (strength if reward.loss == "scaled" else 1.0),
             "length": length,
-            "tokens": sum(length - longest + len(side) for side in sides),
-            "trained": sum(map(len, sides)),
-            "whole": len(pair.prompt_ids) + longest,
-            "cut": cut or max(0, len(prompt) + longest - length),
         }
+        return TokenizedRow(
+            columns,
+            num_tokens=sum(length - longest + len(side) for side in sides),
+            num_target=sum(map(len, sides)),
+            num_untruncated=len(pair.prompt_ids) + longest,
+            num_truncated=cut or max(0, len(prompt) + longest - length),
+        )
 
     return encode
 
@@ -124,7 +138,7 @@ def strength_of(row: PreferenceRow, reward: Reward) -> float:
 
 
 def _ratings(reward: Reward, tokenizer: PreTrainedTokenizerBase) -> Encode:
-    def encode(row: Row, limit: int | None) -> dict[str, Any] | str:
+    def encode(row: Row, limit: int | None) -> TokenizedRow | SkipRow:
         if isinstance(row, TextRow):
             raise DataError(
                 f"{row.origin}: plain text has no prompt and no answer", "give rows with both"
@@ -135,28 +149,31 @@ def _ratings(reward: Reward, tokenizer: PreTrainedTokenizerBase) -> Encode:
                 f"{row.origin}: there is no answer to rate", "give rows with prompt and completion"
             )
         if isinstance(row, ConversationRow) and row.messages[-1].get(WEIGHT) == 0:
-            return "its answer has weight 0"
+            return SkipRow("its answer has weight 0")
         ratings = [_rating(row, name) for name in reward.attributes]
         if all(map(math.isnan, ratings)):
-            return f"it has no rating: {', '.join(reward.attributes)} are all missing"
+            return SkipRow(f"it has no rating: {', '.join(reward.attributes)} are all missing")
         whole, answer = encode_answer(tokenizer, question[0], question[1], row.origin)
         prompt, cut = _shortened(whole, len(answer), limit)
         if prompt is None:
-            return (
+            return SkipRow(
                 f"the answer alone has {len(answer):,} tokens, more than {limit}, and answers are "
                 "not cut"
             )
-        return {
+        columns = {
             "prompt_ids": np.asarray(prompt, dtype=np.int32),
             "answer_ids": np.asarray(answer, dtype=np.int32),
             "ratings": np.asarray(ratings, dtype=np.float32),
             "weight": 1.0,
             "length": len(prompt) + len(answer),
-            "tokens": len(prompt) + len(answer),
-            "trained": len(answer),
-            "whole": len(whole) + len(answer),
-            "cut": cut,
         }
+        return TokenizedRow(
+            columns,
+            num_tokens=len(prompt) + len(answer),
+            num_target=len(answer),
+            num_untruncated=len(whole) + len(answer),
+            num_truncated=cut,
+        )
 
     return encode
 
@@ -174,13 +191,13 @@ def _rating(row: Any, name: str) -> float:
 
 
 def _questions(recipe: RewardRecipe, tokenizer: PreTrainedTokenizerBase) -> Encode:
-    def encode(row: Row, limit: int | None) -> dict[str, Any] | str:
+    def encode(row: Row, limit: int | None) -> TokenizedRow | SkipRow:
         assert isinstance(row, PreferenceRow), "the task is preference"
         if strength_of(row, recipe.reward) == 0.0:
-            return "a tie: the strength of the preference is 0"
+            return SkipRow("a tie: the strength of the preference is 0")
         chosen, rejected = (_answer_text(row, side) for side in (row.chosen, row.rejected))
         if chosen == rejected:
-            return "both answers are the same"
+            return SkipRow("both answers are the same")
         swapped = random.Random(f"{recipe.seed} {row.origin}").random() < 0.5
         first, second = (rejected, chosen) if swapped else (chosen, rejected)
         asked = encode_question(tokenizer, row.prompt, first, second, row.origin)
@@ -193,20 +210,23 @@ def _questions(recipe: RewardRecipe, tokenizer: PreTrainedTokenizerBase) -> Enco
             and cut
             and (needed := length_of_answers(tokenizer, first, second)) > limit
         ):
-            return (
+            return SkipRow(
                 f"both answers alone have {needed:,} tokens, more than {limit}, and answers are "
                 "not cut"
             )
-        return {
+        columns = {
             "input_ids": np.asarray(asked.input_ids[cut:], dtype=np.int32),
             "letter_ids": np.asarray(letters, dtype=np.int32),
             "weight": row.weight,
             "length": len(asked.input_ids) - cut,
-            "tokens": len(asked.input_ids) - cut,
-            "trained": 1,
-            "whole": len(asked.input_ids),
-            "cut": cut,
         }
+        return TokenizedRow(
+            columns,
+            num_tokens=len(asked.input_ids) - cut,
+            num_target=1,
+            num_untruncated=len(asked.input_ids),
+            num_truncated=cut,
+        )
 
     return encode
 

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from accelerate import PartialState
 
-from aligner.config.recipe import Model, RewardRecipe, RewardSegments
+from aligner.config.recipe import Model
 from aligner.errors import RecipeError
 from aligner.events import StageProgress
 from aligner.methods.job import Job
+from aligner.methods.reward.recipe import RewardRecipe, RewardSegments
 from aligner.models.forward import answer_entropies
 from aligner.models.loading import load_policy, resolve_dtype
 from aligner.models.tokenizers import load_tokenizer

@@ -29,10 +29,10 @@ import torch
 from trl import RewardConfig
 
 from aligner.config.load import recipe_hash
-from aligner.config.recipe import RewardRecipe, RewardSegments
 from aligner.errors import RecipeError
 from aligner.launch.world import world
 from aligner.methods.job import SHARDED, Job
+from aligner.methods.reward.recipe import RewardRecipe, RewardSegments
 from aligner.methods.reward.segments import PART, dtype_of, reference_section, with_segments
 from aligner.methods.reward.trainers import (
     BradleyTerryTrainer,

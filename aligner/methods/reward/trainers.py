@@ -23,8 +23,8 @@ from torch.nn.functional import cross_entropy
 from trl import RewardTrainer
 from trl.trainer.utils import disable_dropout_in_model
 
-from aligner.config.recipe import Reward
 from aligner.losses.reward import length_term, orthogonality, pair_losses, rating_losses
+from aligner.methods.reward.recipe import Reward
 from aligner.models.forward import pad
 from aligner.models.reward_head import give_values, head_of, join_outputs
 from aligner.training.trainer import WeightedTrainer

@@ -8,25 +8,28 @@ from __future__ import annotations
 
 import itertools
 import json
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from aligner.config.recipe import LossOn, SapoRecipe
+from aligner.config.recipe import LossOn
 from aligner.data.rows import ConversationRow, Row, TextRow, question_of
 from aligner.errors import DataError
-from aligner.tokenization.dataset import Encode
+from aligner.methods.sapo.recipe import SapoRecipe
+from aligner.tokenization.dataset import RowEncoder, SkipRow, TokenizedRow
 from aligner.tokenization.encode import IGNORED, encode_sft
+from aligner.tokenization.unread_keys import unread_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def encoder(recipe: SapoRecipe, tokenizer: PreTrainedTokenizerBase) -> Encode:
-    """Return what turns a row into columns, or says why nothing is left to train."""
+def encoder(recipe: SapoRecipe, tokenizer: PreTrainedTokenizerBase) -> RowEncoder:
+    """Return what turns a row into columns."""
     numbers = itertools.count()
 
-    def encode(row: Row, limit: int | None) -> dict[str, Any] | str:
+    def encode(row: Row, limit: int | None) -> TokenizedRow | SkipRow:
         if isinstance(row, TextRow):
             raise DataError(
                 f"{row.origin}: plain text has no prompt and no answer", "give rows with both"
@@ -40,12 +43,14 @@ def encoder(recipe: SapoRecipe, tokenizer: PreTrainedTokenizerBase) -> Encode:
             answer[: None if limit is None else max(0, limit - start)],
         )
         if not prompt:
-            return "there is nothing before the answer"
+            return SkipRow("there is nothing before the answer")
         if not kept:
-            return f"the prompt alone has {start:,} tokens, so no answer is left within {limit}"
+            return SkipRow(
+                f"the prompt alone has {start:,} tokens, so no answer is left within {limit}"
+            )
         question = question_of(row)
         assert question is not None, "a row with an answer has a question"
-        return {
+        columns = {
             "row": next(numbers),
             "prompt_ids": np.asarray(prompt, dtype=np.int32),
             "chosen_ids": np.asarray(kept, dtype=np.int32),
@@ -53,10 +58,13 @@ def encoder(recipe: SapoRecipe, tokenizer: PreTrainedTokenizerBase) -> Encode:
             "prompt": json.dumps(question[0]),
             "answer": question[1],
             "length": start + len(kept),
-            "tokens": start + len(kept),
-            "trained": len(kept),
-            "whole": start + len(answer),
-            "cut": len(answer) - len(kept),
         }
+        return TokenizedRow(
+            columns,
+            num_tokens=start + len(kept),
+            num_target=len(kept),
+            num_untruncated=start + len(answer),
+            num_truncated=len(answer) - len(kept),
+        )
 
-    return encode
+    return RowEncoder(encode, partial(unread_of, tokenizer))

@@ -33,8 +33,7 @@ from accelerate import PartialState
 from datasets import Dataset
 from transformers import TrainingArguments
 
-from aligner.config.choices import REFERENCE_FREE_LOSSES
-from aligner.config.recipe import SapoRecipe
+from aligner.config.loss_names import REFERENCE_FREE_LOSSES
 from aligner.errors import DataError, RecipeError
 from aligner.launch.devices import best_device
 from aligner.launch.world import world
@@ -42,6 +41,7 @@ from aligner.losses.catalogue import BATCH_DEPENDENT, load_objective
 from aligner.losses.types import Settings
 from aligner.methods.dpo.start_checks import wrong_start
 from aligner.methods.job import SHARDED, Job
+from aligner.methods.sapo.recipe import SapoRecipe
 from aligner.methods.sapo.trainer import RowCollator, SapoTrainer, as_pair, window_at
 from aligner.methods.sapo.writer import Writer
 from aligner.models.forward import fuse_head

@@ -17,13 +17,12 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from aligner.config.recipe import Sapo
+from aligner.methods.sapo.recipe import AVERAGE, BUFFER, REFERENCE, Sapo
 from aligner.methods.sapo.replay_buffer import ReplayBuffer, Rewrite
 from aligner.methods.sapo.writer import Writer, number_of
 from aligner.models.ema import Shadow
 from aligner.models.forward import answer_logps, at_rest
 from aligner.runs.checkpoints import checkpoint_at
-from aligner.runs.resumable import AVERAGE, BUFFER, REFERENCE
 from aligner.training.preference import (
     PairCollator,
     PreferenceTrainer,

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from aligner.config.recipe import Sapo
 from aligner.generation.decode import continue_ids
 from aligner.generation.sampling import Sampling
+from aligner.methods.sapo.recipe import Sapo
 from aligner.methods.sapo.replay_buffer import Rewrite
 from aligner.methods.sapo.windows import cut, stitch
 from aligner.reward_models.base import Scorer

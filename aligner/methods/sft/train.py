@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 from trl import SFTConfig, SFTTrainer
 
-from aligner.config.recipe import SftRecipe
 from aligner.launch.world import world
 from aligner.methods.job import SHARDED, Job
+from aligner.methods.sft.recipe import SftRecipe
 from aligner.models.loading import load_policy
 from aligner.models.router_loss import name_experts, router_coefficient
 from aligner.models.row_sharing import cannot_pack, rows_apart

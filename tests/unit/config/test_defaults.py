@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from aligner.config import api, defaults, trainer_keys
+from aligner.config import api, defaults
 from aligner.config.load import Resolved, load_recipe, recipe_hash
-from aligner.config.recipe import RECIPES
+from aligner.methods.catalogue import recipes, trainer_settings, training_of, trainings
 
-METHODS = list(trainer_keys.CLASSES)
+METHODS = list(trainings())
 
 
 def resolve(method: str, *overrides: str, **flags: Any) -> Resolved:
@@ -22,8 +22,8 @@ def resolve(method: str, *overrides: str, **flags: Any) -> Resolved:
 @pytest.mark.parametrize("method", METHODS)
 def test_every_key_of_the_trainer_has_a_value_and_an_origin(method: str) -> None:
     resolved = resolve(method)
-    late = set(defaults.LATE) & set(trainer_keys.allowed(method))
-    assert set(resolved.recipe.trainer) == set(trainer_keys.allowed(method)) - late
+    late = set(defaults.LATE) & set(trainer_settings(method))
+    assert set(resolved.recipe.trainer) == set(trainer_settings(method)) - late
     origins = {resolved.origins[f"trainer.{key}"] for key in resolved.recipe.trainer}
     assert origins <= {
         f"default of {owner}" for owner in (method, "aligner", "TRL", "transformers")
@@ -67,7 +67,7 @@ def test_a_default_that_is_written_out_changes_no_hash(method: str) -> None:
 
 def test_another_default_is_another_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
     before = recipe_hash(resolve("dpo").recipe)
-    monkeypatch.setitem(defaults.OF_METHOD["dpo"], "learning_rate", 2e-6)
+    monkeypatch.setitem(training_of("dpo").defaults, "learning_rate", 2e-6)  # type: ignore
     assert recipe_hash(resolve("dpo").recipe) != before
 
 
@@ -104,7 +104,7 @@ def test_a_recipe_that_was_made_and_not_loaded_has_the_same_defaults() -> None:
         "model": {"name_or_path": "base"},
         "data": {"train": "rows.jsonl"},
     }
-    made = RECIPES["dpo"].model_validate(values)
+    made = recipes()["dpo"].model_validate(values)
     loaded = resolve("dpo").recipe
     for key in loaded.trainer:
         assert defaults.trainer_value(made, key) == loaded.trainer[key]

@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 
-from aligner.config.flag_table import FLAGS, METHOD_FLAGS, TRAINER, flag_groups
-from aligner.config.flags import Arguments, parse_arguments
+from aligner.config import flags as command_line
+from aligner.config.flag_table import TRAINER, all_flags, flag_groups
+from aligner.config.flags import Arguments
 from aligner.config.introspect import type_at
 from aligner.config.load import load_recipe
-from aligner.config.recipe import RECIPES
 from aligner.errors import RecipeError, UsageError
+from aligner.methods.catalogue import METHODS, method_of, recipes
 
 EVERYDAY = ["--model", "x/y", "--data", "rows.jsonl"]
 
@@ -112,6 +113,10 @@ KNOWN_NAMES = [
 ]
 
 
+def parse(words: list[str], method: str = "dpo") -> Arguments:
+    return command_line.parse_arguments(words, method)
+
+
 @pytest.mark.parametrize(("typed", "method", "key", "value"), KNOWN_NAMES)
 def test_a_known_flag_sets_its_key_with_underscores_or_dashes(
     typed: str, method: str, key: str, value: Any
@@ -120,7 +125,7 @@ def test_a_known_flag_sets_its_key_with_underscores_or_dashes(
     words = [rest] if "{" in rest else rest.split()
     dashed = flag if flag.startswith("-o") else "--" + flag[2:].replace("_", "-")
     for form in (flag, dashed):
-        found = parse_arguments([form, *words], method).flags[key]
+        found = parse([form, *words], method).flags[key]
         assert found.value == value
         assert type(found.value) is type(value)
         assert found.name == form.partition("=")[0]
@@ -133,25 +138,23 @@ def test_a_value_may_be_joined_with_an_equals_sign(
     flag, _, rest = typed.partition(" ")
     if not rest or (" " in rest and "{" not in rest):
         return
-    assert parse_arguments([f"{flag}={rest}"], method).flags[key].value == value
+    assert parse([f"{flag}={rest}"], method).flags[key].value == value
 
 
 def test_every_flag_sets_a_key_that_exists() -> None:
-    for name, flag in FLAGS.items():
-        owners = [method for method, flags in METHOD_FLAGS.items() if flag in flags] or list(
-            RECIPES
-        )
+    for name, flag in all_flags().items():
+        owners = [method for method in METHODS if flag in method_of(method).flags] or list(METHODS)
         path = tuple(flag.key.split("."))
         if flag.key and path[0] != "trainer":
-            assert type_at(RECIPES[owners[0]], path), f"--{name} sets {flag.key}, which is no key"
+            assert type_at(recipes()[owners[0]], path), f"--{name} sets {flag.key}, which is no key"
 
 
 def test_flags_have_one_line_of_help_each_and_names_are_unique() -> None:
-    for method in RECIPES:
+    for method in METHODS:
         flags = [flag for group in flag_groups(method).values() for flag in group]
         assert len({flag.name for flag in flags}) == len(flags)
         assert all(flag.help and "\n" not in flag.help for flag in flags)
-        assert {flag.name for flag in flags} <= {*FLAGS, *TRAINER}
+        assert {flag.name for flag in flags} <= {*all_flags(), *TRAINER}
 
 
 def test_switches_can_be_bare_given_a_word_or_negated() -> None:
@@ -163,23 +166,21 @@ def test_switches_can_be_bare_given_a_word_or_negated() -> None:
         (["--no-bf16"], False),
         (["--no_bf16"], False),
     ):
-        assert parse_arguments(words).flags["trainer.bf16"].value is value
-    assert parse_arguments(["--no-use-peft"]).flags["model.lora"].value is None
-    assert parse_arguments(["--no-packing"], "sft").flags["sft.packing"].value is False
+        assert parse(words).flags["trainer.bf16"].value is value
+    assert parse(["--no-use-peft"]).flags["model.lora"].value is None
+    assert parse(["--no-packing"], "sft").flags["sft.packing"].value is False
 
 
 def test_a_bare_switch_leaves_the_recipe_behind_it_alone() -> None:
-    assert parse_arguments(["--bf16", "recipe.yaml"]).ref == "recipe.yaml"
-    assert (
-        parse_arguments(["--lora_target_modules", "q_proj", "v_proj", "tiny/dpo"]).ref == "tiny/dpo"
-    )
-    assert parse_arguments(["--resume_from_checkpoint", "tiny/dpo"]) == Arguments(
+    assert parse(["--bf16", "recipe.yaml"]).ref == "recipe.yaml"
+    assert parse(["--lora_target_modules", "q_proj", "v_proj", "tiny/dpo"]).ref == "tiny/dpo"
+    assert parse(["--resume_from_checkpoint", "tiny/dpo"]) == Arguments(
         "tiny/dpo", options={"resume": True}
     )
 
 
 def test_recipe_overrides_and_flags_are_told_apart_in_any_order() -> None:
-    parsed = parse_arguments(
+    parsed = parse(
         ["dpo.beta=0.1", "--seed", "3", "recipe.yaml", "--dry-run", "model.name_or_path=a=b"]
     )
     assert parsed.ref == "recipe.yaml"
@@ -192,7 +193,7 @@ def test_recipe_overrides_and_flags_are_told_apart_in_any_order() -> None:
     "words", [["--config", "r.yaml"], ["-c", "r.yaml"], ["--config=r.yaml"], ["r.yaml"]]
 )
 def test_the_recipe_has_a_flag_too(words: list[str]) -> None:
-    assert parse_arguments(words).ref == "r.yaml"
+    assert parse(words).ref == "r.yaml"
 
 
 def test_the_everyday_case_needs_no_recipe() -> None:
@@ -205,7 +206,7 @@ def test_the_everyday_case_needs_no_recipe() -> None:
         "--dataset_test_split",
         "test",
     ]
-    parsed = parse_arguments(words, "dpo")
+    parsed = parse(words, "dpo")
     recipe = load_recipe("dpo", parsed.ref, parsed.overrides, parsed.flags).recipe
     assert recipe.model.lora is not None
     assert recipe.model.lora.r == 16
@@ -215,16 +216,16 @@ def test_the_everyday_case_needs_no_recipe() -> None:
 
 
 def test_data_may_be_given_several_times() -> None:
-    parsed = parse_arguments(["--data", "a.jsonl", "--data", "b.jsonl"])
+    parsed = parse(["--data", "a.jsonl", "--data", "b.jsonl"])
     assert parsed.flags["data.train"].value == ["a.jsonl", "b.jsonl"]
 
 
 def test_the_same_flag_twice_counts_the_last_time() -> None:
-    assert parse_arguments(["--seed", "1", "--seed", "2"]).flags["seed"].value == 2
+    assert parse(["--seed", "1", "--seed", "2"]).flags["seed"].value == 2
 
 
 def test_a_flag_without_effect_is_noted() -> None:
-    parsed = parse_arguments(["--dataset_num_proc", "8"])
+    parsed = parse(["--dataset_num_proc", "8"])
     assert parsed.flags == {}
     assert "no effect" in parsed.notes[0]
 
@@ -263,7 +264,7 @@ def test_a_mistake_is_one_problem_with_its_cure(
     words: list[str], method: str, expected: str
 ) -> None:
     with pytest.raises(UsageError) as caught:
-        parse_arguments(words, method)
+        parse(words, method)
     assert caught.value.exit_code == 2
     (problem,) = caught.value.problems
     assert expected in str(problem)
@@ -271,7 +272,7 @@ def test_a_mistake_is_one_problem_with_its_cure(
 
 def test_all_mistakes_come_at_once() -> None:
     with pytest.raises(UsageError) as caught:
-        parse_arguments(
+        parse(
             [
                 "--lerning_rate",
                 "1",
@@ -310,7 +311,7 @@ def test_all_mistakes_come_at_once() -> None:
     ],
 )
 def test_a_wrong_value_is_told_under_the_flag_as_typed(words: list[str], expected: str) -> None:
-    parsed = parse_arguments([*EVERYDAY, *words], "dpo")
+    parsed = parse([*EVERYDAY, *words], "dpo")
     with pytest.raises(RecipeError) as caught:
         load_recipe("dpo", parsed.ref, parsed.overrides, parsed.flags)
     (problem,) = caught.value.problems

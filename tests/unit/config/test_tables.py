@@ -8,10 +8,18 @@ from pathlib import Path
 import pytest
 
 from aligner.config import docs, hints, trainer_keys
-from aligner.config.choices import LOSSES, STRATEGIES
-from aligner.config.flag_table import ACCELERATE_CONFIGS, FLAGS, TRAINER
+from aligner.config.choices import STRATEGIES
+from aligner.config.flag_table import ACCELERATE_CONFIGS, TRAINER, all_flags
 from aligner.config.introspect import dotted_keys, walk
-from aligner.config.recipe import METHOD_SECTIONS, RECIPES, Section
+from aligner.config.loss_names import LOSSES
+from aligner.config.recipe import Section
+from aligner.methods.catalogue import (
+    METHODS,
+    recipes,
+    trainer_fields,
+    trainer_settings,
+    trainings,
+)
 
 ROOT = Path(__file__).parents[3]
 
@@ -33,20 +41,20 @@ def test_choices_that_the_classes_keep_in_their_help_are_named_there() -> None:
 
 
 def test_reserved_keys_are_keys_of_a_trainer() -> None:
-    known = {key for method in RECIPES for key in trainer_keys.fields(method)}
+    known = {key for method in trainings() for key in trainer_fields(method)}
     assert set(trainer_keys.RESERVED) <= known
     assert set(TRAINER) <= known - set(trainer_keys.RESERVED)
 
 
 def test_names_that_are_gone_are_not_accepted_anywhere() -> None:
-    taken = {key for method in RECIPES for key in trainer_keys.allowed(method)}
+    taken = {key for method in METHODS for key in trainer_settings(method)}
     assert not set(hints.GONE) & taken
-    assert not (set(hints.GONE) | set(hints.ELSEWHERE)) & set(FLAGS) - {"warmup_ratio"}
+    assert not (set(hints.GONE) | set(hints.ELSEWHERE)) & set(all_flags()) - {"warmup_ratio"}
 
 
 def test_names_of_other_tools_point_to_keys_that_exist() -> None:
-    keys = {key for recipe in RECIPES.values() for key in dotted_keys(recipe)}
-    keys |= {f"trainer.{key}" for method in RECIPES for key in trainer_keys.allowed(method)}
+    keys = {key for recipe in recipes().values() for key in dotted_keys(recipe)}
+    keys |= {f"trainer.{key}" for method in METHODS for key in trainer_settings(method)}
     assert set(hints.ELSEWHERE.values()) <= keys
 
 
@@ -62,13 +70,20 @@ def test_the_names_of_strategies_are_those_of_the_launcher() -> None:
 
 
 def test_every_method_has_its_section() -> None:
-    assert set(METHOD_SECTIONS) == set(RECIPES)
-    for method, section in METHOD_SECTIONS.items():
-        assert section in RECIPES[method].model_fields
-        assert RECIPES[method].model_fields["method"].default == method
+    for name, recipe in recipes().items():
+        assert name in recipe.model_fields
+        assert recipe.model_fields["method"].default == name
 
 
-@pytest.mark.parametrize("recipe", RECIPES.values(), ids=list(RECIPES))
+def test_every_training_names_a_class_of_the_table_and_settings_of_its_own() -> None:
+    for name, method in trainings().items():
+        assert method.trainer_class in trainer_keys.CLASSES
+        own = recipes()[name].model_fields[name].annotation
+        assert set(method.settings) <= set(own.model_fields)  # type: ignore[union-attr]
+        assert {*method.defaults, *method.defaults_with_lora} <= set(trainer_settings(name))
+
+
+@pytest.mark.parametrize("recipe", recipes().values(), ids=list(METHODS))
 def test_every_key_is_documented(recipe: type[Section]) -> None:
     for key, section in walk(recipe):
         text = docs.text_of(section, key.rsplit(".", 1)[-1])

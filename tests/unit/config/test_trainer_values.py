@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from aligner.config import trainer_keys, trainer_rules, trainer_values
+from aligner.config import trainer_rules, trainer_values
 from aligner.config.introspect import dotted_keys
 from aligner.config.load import load_recipe
-from aligner.config.recipe import RECIPES
 from aligner.errors import RecipeError
+from aligner.methods.catalogue import METHODS, recipes, trainer_fields, trainer_settings
 
 EDGE: tuple[Any, ...] = (
     *(
@@ -65,12 +65,12 @@ def problems(method: str, key: str, value: Any, **more: Any) -> str:
 
 def _new_keys(method: str) -> list[str]:
     """Keys of a trainer that no method before it has in the same form."""
-    before = list(RECIPES)[: list(RECIPES).index(method)]
-    specs = [trainer_keys.fields(other) for other in before]
-    own = trainer_keys.fields(method)
+    before = list(METHODS)[: list(METHODS).index(method)]
+    specs = [trainer_fields(other) for other in before]
+    own = trainer_fields(method)
     return [
         key
-        for key in trainer_keys.allowed(method)
+        for key in trainer_settings(method)
         if not any(spec.get(key) == own[key] for spec in specs)
     ]
 
@@ -82,11 +82,11 @@ def test_every_value_of_a_trainer_passes_or_is_refused_in_words(method: str) -> 
             problems(method, f"trainer.{key}", value)
 
 
-@pytest.mark.parametrize("method", RECIPES)
+@pytest.mark.parametrize("method", METHODS)
 def test_every_value_of_our_own_sections_passes_or_is_refused_in_words(method: str) -> None:
-    shared = set(dotted_keys(RECIPES["sft"])) if method in ("dpo", "sapo", "reward") else set()
+    shared = set(dotted_keys(recipes()["sft"])) if method in ("dpo", "sapo", "reward") else set()
     for key in [
-        key for key in dotted_keys(RECIPES[method]) if "[]" not in key and key not in shared
+        key for key in dotted_keys(recipes()[method]) if "[]" not in key and key not in shared
     ]:
         for value in EDGE:
             problems(method, key, value)

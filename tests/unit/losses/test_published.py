@@ -9,19 +9,19 @@ from dataclasses import replace
 import pytest
 import torch
 
-from aligner.config.choices import (
+from aligner.config.loss_names import (
     LABEL_SMOOTHING_LOSSES,
     LOSSES,
     REFERENCE_FREE_LOSSES,
     REWARD_LOSSES,
     TAU_LOSSES,
-    WRITTEN,
 )
 from aligner.losses.catalogue import BATCH_DEPENDENT, OBJECTIVES, REWARD_OBJECTIVES, load_objective
 from aligner.losses.dsl.interpreter import as_objective
 from aligner.losses.dsl.parser import parse_objective
 from aligner.losses.shape import run_over
 from aligner.losses.types import PairLogps, Settings
+from aligner.methods.discover.recipe import WRITTEN
 from aligner.methods.discover.seed_objectives import WRITTEN_SOURCES
 
 SETTINGS = Settings(beta=0.3, label_smoothing=0.1, tau=0.05)

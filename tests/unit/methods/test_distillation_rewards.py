@@ -17,10 +17,10 @@ import pytest
 from datasets import Dataset
 from fakes import byte_tokenizer, save_model, small_recipe, write_jsonl
 
-from aligner.config.recipe import Dpo
 from aligner.errors import DataError, RecipeError
 from aligner.events import Notice, OnEvent, StageProgress
 from aligner.methods.dpo import reward_distillation
+from aligner.methods.dpo.recipe import Dpo
 from aligner.methods.dpo.reference_samples import with_samples
 from aligner.methods.dpo.reward_distillation import with_reward_gaps
 from aligner.methods.pipeline import run_recipe
@@ -29,7 +29,8 @@ from aligner.models.loading import load_policy
 from aligner.reward_models.base import NoVerdict, Preferences, Scores
 from aligner.reward_models.card import Card
 from aligner.reward_models.ensemble import ComparingEnsemble
-from aligner.tokenization.dataset import Batching, Prepared
+from aligner.tokenization.batching import Batching
+from aligner.tokenization.dataset import TokenizedData
 from aligner.training.reference import Scorer, reference_logps
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -106,7 +107,7 @@ def scored(monkeypatch):
         monkeypatch.setattr(reward_distillation, "together", lambda spec: False)
         settings = Dpo(loss="reward_distill", reward_models=list(known), **dpo)
         told: list[str] = []
-        prepared = Prepared(train, held_out, Batching(False, False, ""))
+        prepared = TokenizedData(train, held_out, Batching(False, False, ""))
         found, members = with_reward_gaps(prepared, settings, into(told))
         columns = [
             None if rows is None else rows["reward_gaps"][:] for rows in (found.train, found.eval)
@@ -164,7 +165,7 @@ def test_progress_is_told_part_by_part(scored, monkeypatch):
     monkeypatch.setattr(reward_distillation, "load_scorer", lambda name: Judge())
     events: list[Any] = []
     rows = split_of(("aaaa", "a"), ("b", "bbb"), ("cc", "c"))
-    prepared = Prepared(rows, None, Batching(False, False, ""))
+    prepared = TokenizedData(rows, None, Batching(False, False, ""))
     with_reward_gaps(
         prepared, Dpo(loss="reward_distill", reward_models=["toy"], reward_scale=1.0), events.append
     )
@@ -345,7 +346,7 @@ def gaps_of(
 ) -> tuple[list[list[float]], list[list[float]], list[str]]:
     told: list[str] = []
     settings = Dpo(loss="reward_distill", reward_models=[spec], reward_scale=1.0)
-    prepared = Prepared(train, held_out, Batching(False, False, ""))
+    prepared = TokenizedData(train, held_out, Batching(False, False, ""))
     found, _ = with_reward_gaps(prepared, settings, into(told))
     assert found.eval is not None
     return found.train["reward_gaps"][:], found.eval["reward_gaps"][:], told

@@ -19,7 +19,7 @@ from aligner.models import row_sharing
 from aligner.models.row_sharing import Shared, foretell_packing, packed, rows_apart, without_noise
 from aligner.models.twin import NoTwin, random_twin, small_config
 from aligner.tokenization import dataset
-from aligner.tokenization.dataset import Finding
+from aligner.tokenization.batching import RowsApart
 
 
 def small_model(kind: str, **settings: Any) -> Any:
@@ -50,7 +50,7 @@ def opt(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma3_text", "phi3", "mixtral"])
 def test_models_that_hand_positions_to_their_mask_keep_packed_rows_apart(kind):
-    assert rows_apart(small_model(kind)) == Finding(True)
+    assert rows_apart(small_model(kind)) == RowsApart(True)
 
 
 @pytest.mark.parametrize("kind", ["opt", "gpt_oss", "bloom", "mpt", "mamba"])
@@ -90,7 +90,7 @@ def test_a_model_that_cannot_read_packed_rows_is_quoted(monkeypatch):
         return forward(**inputs)
 
     monkeypatch.setattr(model, "forward", refuse)
-    assert rows_apart(model) == Finding(
+    assert rows_apart(model) == RowsApart(
         False, "the model cannot read packed rows (rows need `a_kernel`)"
     )
 
@@ -285,7 +285,7 @@ def test_the_loaded_model_is_asked_once_more_before_its_first_step(
 ):
     """Rows that were packed by an older aligner, say: they lie in the run directory, and only the
     model can tell."""
-    monkeypatch.setattr(row_sharing, "foretell_packing", lambda model: Finding(True))
+    monkeypatch.setattr(row_sharing, "foretell_packing", lambda model: RowsApart(True))
     with pytest.raises(RecipeError, match=r"sft\.packing: packed rows see each other"):
         train(opt_world, tmp_path / "run", sft__packing=True, **lora)
     assert not (tmp_path / "run" / "metrics.jsonl").exists()

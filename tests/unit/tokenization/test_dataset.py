@@ -13,9 +13,10 @@ from fakes import byte_tokenizer, save_model, small_recipe, write_jsonl
 from aligner.data.loading import load_rows
 from aligner.errors import DataError
 from aligner.events import StageProgress, Warned
-from aligner.methods.catalogue import TASKS
-from aligner.methods.tokenized import tokenize
-from aligner.tokenization.dataset import choose_batching, load_prepared, padding_share, quantiles
+from aligner.methods.preparation import tokenize_rows
+from aligner.methods.steps import steps_of
+from aligner.tokenization.batching import choose_batching, padding_share
+from aligner.tokenization.dataset import load_tokenized, quantiles
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +41,11 @@ def prepared_from(rows, tokenizer, tmp_path: Path, method: str = "sft", on_event
     """Prepare rows; returns what was prepared and the ledger."""
     file = write_jsonl(tmp_path / "rows.jsonl", rows)
     recipe = small_recipe(method, tmp_path, tmp_path / "run", data__train=str(file), **flags).recipe
-    loaded = load_rows(recipe.data, TASKS[method], recipe.seed)
+    loaded = load_rows(recipe.data, steps_of(method).task_of(recipe), recipe.seed)
     try:
-        return tokenize(recipe, loaded, tokenizer, tmp_path / "prepared", on_event), loaded.ledger
+        return tokenize_rows(
+            recipe, loaded, tokenizer, tmp_path / "prepared", on_event
+        ), loaded.ledger
     finally:
         loaded.ledger.check()  # the books balance, also where rows were refused
 
@@ -203,7 +206,7 @@ def test_what_was_written_is_read_again(tokenizer, tmp_path):
     found, _ = prepared_from(
         [talk(f"q{i}", "a" * i + "b") for i in range(9)], tokenizer, tmp_path, data__eval=0.3
     )
-    again = load_prepared(tmp_path / "prepared")
+    again = load_tokenized(tmp_path / "prepared")
     assert again.train.to_list() == found.train.to_list()
     assert again.eval.to_list() == found.eval.to_list()
     assert again.batching == found.batching
@@ -230,20 +233,20 @@ MIXED = [DRAW.randint(4, 400) for _ in range(2000)]
 
 
 def test_rows_of_one_length_are_batched_at_random(tmp_path):
-    found = choose_batching(recipe_for(tmp_path), [50] * 1000)
+    found = choose_batching(recipe_for(tmp_path), [50] * 1000, "auto")
     assert (found.packing, found.grouped) == (False, False)
     assert "random batches" in found.reason
 
 
 def test_many_rows_of_mixed_lengths_are_packed(tmp_path):
     flags = {"data__max_length": 400, "trainer.per_device_train_batch_size": 2}
-    found = choose_batching(recipe_for(tmp_path, **flags), MIXED)
+    found = choose_batching(recipe_for(tmp_path, **flags), MIXED, "auto")
     assert (found.packing, found.grouped) == (True, False)
     assert "steps" in found.reason
 
 
 def test_few_rows_of_mixed_lengths_are_grouped_since_packing_would_leave_few_steps(tmp_path):
-    found = choose_batching(recipe_for(tmp_path, data__max_length=2048), MIXED)
+    found = choose_batching(recipe_for(tmp_path, data__max_length=2048), MIXED, "auto")
     assert (found.packing, found.grouped) == (False, True)
     assert "packing would leave only" in found.reason
 
@@ -254,24 +257,20 @@ def test_pairs_are_grouped_and_never_packed(tmp_path):
 
 
 def test_packing_is_done_when_asked_for(tmp_path):
-    found = choose_batching(recipe_for(tmp_path, sft__packing=True), [50] * 10)
+    found = choose_batching(recipe_for(tmp_path), [50] * 10, True)
     assert found.packing
     assert "asks" in found.reason
 
 
 def test_packing_is_not_done_when_it_is_off(tmp_path):
-    flags = {
-        "data__max_length": 400,
-        "sft__packing": False,
-        "trainer.per_device_train_batch_size": 2,
-    }
+    flags = {"data__max_length": 400, "trainer.per_device_train_batch_size": 2}
     assert not choose_batching(recipe_for(tmp_path, **flags), MIXED).packing
 
 
 @pytest.mark.parametrize(("asked", "grouped"), [("group_by_length", True), ("random", False)])
 def test_a_sampling_strategy_is_followed(tmp_path, asked, grouped):
     found = choose_batching(
-        recipe_for(tmp_path, **{"trainer.train_sampling_strategy": asked}), MIXED
+        recipe_for(tmp_path, **{"trainer.train_sampling_strategy": asked}), MIXED, "auto"
     )
     assert (found.packing, found.grouped) == (False, grouped)
     assert asked in found.reason

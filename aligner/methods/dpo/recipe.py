@@ -1,24 +1,99 @@
-"""Rules of `dpo`: which settings its objectives read, and what they need."""
+"""The recipe of `aligner dpo`: its section, the rules on which settings its losses read and what
+they need, and what the method says of itself."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
 
 from aligner.config.callables import is_callable
-from aligner.config.choices import (
+from aligner.config.choices import PREFERENCE_FORMATS
+from aligner.config.dead_keys import no_noise_beside_a_reference, no_smoothing_of_tokens
+from aligner.config.finding import Findings, finding, show
+from aligner.config.loss_names import (
     LABEL_SMOOTHING_LOSSES,
     LOSSES,
-    NO_LOSSES_OF_PAIRS,
-    OTHER_LOSS_NAMES,
     REFERENCE_FREE_LOSSES,
     REWARD_LOSSES,
     TAU_LOSSES,
+    meant_loss,
+    objective_file,
 )
-from aligner.config.hints import did_you_mean
-from aligner.config.validate import show
-from aligner.config.view import Findings, Rule, View, finding
-from aligner.errors import RecipeError
+from aligner.config.method import Flag, TrainingMethod
+from aligner.config.mosaic_rules import no_mosaics
+from aligner.config.pair_methods import PAIR_CHARTS, PAIR_METRICS
+from aligner.config.recipe import Section, Strength, TrainRecipe, Weight, Whole
+from aligner.config.view import View, refuse_formats
+
+DISTILL_FORWARD_KL = 0.1
+"""Weight of the forward KL with such an objective, where `dpo.forward_kl` is left out."""
+
+
+class Dpo(Section):
+    """Training on preference pairs."""
+
+    loss: str | dict[str, float] = "sigmoid"
+    """The objective: a name (`sigmoid` is DPO, arXiv 2305.18290), a `.py` file with a proposed one,
+    or weights of several: `{sigmoid: 0.8, sft: 0.2}`."""
+    beta: Strength = 0.1
+    """Strength of the pull towards the reference; the inverse temperature of the implicit
+    reward."""
+    label_smoothing: float = Field(0.0, ge=0.0, lt=0.5)
+    """Assumed share of flipped labels, for the objectives that use it."""
+    tau: Strength = 0.05
+    """Temperature in the gates of the discovered objectives (arXiv 2406.08414)."""
+    simpo_gamma: Weight = 0.5
+    """Target margin of `simpo`, in units of its reward."""
+    warmup_steps_dpo: Whole = Field(0, ge=0)
+    """Optimizer steps with `sigmoid` before the objective takes over: for one that starts on a
+    wrong slope."""
+    alarm_steps: Whole = Field(50, ge=0)
+    """Look, after so many steps, whether the share of pairs ranked rightly has stayed below a half.
+    0: never."""
+    on_alarm: Literal["warn", "stop"] = "warn"
+    """What happens then."""
+    nll_weight: Weight = 0.0
+    """Weight of a next-token loss on the chosen answer, added to the objective (RPO, arXiv
+    2404.19733)."""
+    reward_models: list[str] = []
+    """`reward_distill`: the scorers whose rewards are followed (arXiv 2405.19316), each a card or
+    `kind:argument`."""
+    reward_scale: Strength | Literal["std"] = 1.0
+    """`reward_distill`: what rewards are multiplied by; `std` divides each model's differences by
+    their standard deviation."""
+    reward_combine: Literal["mean", "min"] = "mean"
+    """`reward_distill`: follow the mean of several reward models, or, pessimistically, the one
+    whose loss over the batch is smallest."""
+    forward_kl: Weight | None = None
+    """Weight of the forward KL to the reference, in nats per answer, estimated on one answer that
+    the reference writes to each prompt before training. Absent: 0.1 with `reward_distill`, else 0.
+    With `sigmoid` it makes DPO pessimistic."""
+    forward_kl_tokens: Whole = Field(256, ge=1)
+    """Longest such answer, in tokens; `data.max_length` bounds it too."""
+    reference: Literal["auto", "adapter_off", "precomputed"] = "auto"
+    """Where the reference log-probabilities come from: the base under the adapter, or computed once
+    and cached. `auto`: the first for a fresh LoRA adapter, the second otherwise."""
+    reference_model: str | None = None
+    """Another model as the reference. Absent: the model that training starts from."""
+
+
+class DpoRecipe(TrainRecipe):
+    """`aligner dpo`: training on preference pairs."""
+
+    method: Literal["dpo"] = "dpo"
+    """What to do."""
+    dpo: Dpo = Dpo()
+    """What belongs to this method alone."""
+
+
+def _preference_formats(view: View) -> Findings:
+    yield from refuse_formats(
+        view,
+        PREFERENCE_FORMATS,
+        "dpo",
+        "it needs `chosen` and `rejected`; `aligner sft` trains on single answers",
+    )
 
 
 def _losses(view: View) -> list[str]:
@@ -41,24 +116,6 @@ def _loss_exists(view: View) -> Findings:
             hint = meant_loss(name, LOSSES)
             expected = f"expected one of {', '.join(LOSSES)}, or a .py file"
             yield finding("dpo.loss", f"{expected}, found {show(name)}", hint)
-
-
-def meant_loss(name: str, known: Iterable[str]) -> str:
-    """Say what a name that is not an objective's is called here, what it is, or which one is
-    near."""
-    if explained := NO_LOSSES_OF_PAIRS.get(name.lower()):
-        return explained
-    other = OTHER_LOSS_NAMES.get(name.lower())
-    return f"it is called `{other}` here" if other else did_you_mean(name, known)
-
-
-def objective_file(path: str, key: str = "dpo.loss") -> Findings:
-    from aligner.losses.dsl.parser import read_objective
-
-    try:
-        read_objective(Path(path).expanduser())
-    except RecipeError as error:
-        yield finding(key, error.message, error.hint)
 
 
 def _weights_are_positive(view: View) -> Findings:
@@ -191,11 +248,66 @@ def _reference(view: View) -> Findings:
         yield finding("dpo.reference_model", "contradicts `reference: adapter_off`", hint)
 
 
-DPO_RULES: tuple[Rule, ...] = (
-    _loss_exists,
-    _weights_are_positive,
-    _settings_of_other_losses,
-    _distillation,
-    _forward_kl,
-    _reference,
+FLAGS = (
+    Flag("beta", "dpo.beta", "Strength of the pull towards the reference."),
+    Flag("loss_type", "dpo.loss", "Objective: sigmoid, ipo, hinge, discopop, ..."),
+    Flag("label_smoothing", "dpo.label_smoothing", "Assumed share of flipped labels."),
+    Flag("discopop_tau", "dpo.tau", "Temperature of the discovered objectives."),
+    Flag("simpo_gamma", "dpo.simpo_gamma", "Target margin of simpo."),
+    Flag(
+        "precompute_ref_log_probs",
+        "dpo.reference",
+        "Compute the reference once and keep it.",
+        {True: "precomputed", False: "auto"},
+        write="dpo.reference: precomputed",
+    ),
+)
+
+
+def _loss_in_short(dpo: Dpo) -> str:
+    mixture = {} if isinstance(dpo.loss, str) else dpo.loss
+    loss = " + ".join(f"{weight:g} {name}" for name, weight in mixture.items()) or dpo.loss
+    return f"{loss}, beta {dpo.beta:g}"
+
+
+METHOD = TrainingMethod(
+    recipe=DpoRecipe,
+    title="direct preference optimization",
+    help="Direct preference optimization, on pairs of answers.",
+    examples=(
+        "aligner dpo tiny/dpo",
+        "aligner dpo recipe.yaml dpo.beta=0.05 model.lora.r=32",
+        "aligner dpo --model runs/sft/final --data pairs.jsonl --output runs/dpo --beta 0.1",
+        "aligner dpo recipe.yaml --dry-run",
+        "aligner dpo --loss-table dpo.tau=0.2",
+    ),
+    rules=(
+        _preference_formats,
+        _loss_exists,
+        _weights_are_positive,
+        _settings_of_other_losses,
+        _distillation,
+        _forward_kl,
+        _reference,
+        no_mosaics,
+        no_smoothing_of_tokens(
+            f"set `dpo.label_smoothing`, which {', '.join(LABEL_SMOOTHING_LOSSES)} read"
+        ),
+        no_noise_beside_a_reference("dpo.loss"),
+    ),
+    flags=FLAGS,
+    trainer_class="transformers.TrainingArguments",
+    # TRL's for DPO; transformers' 5e-5 would wreck a policy
+    defaults={"learning_rate": 1e-6},
+    settings=("loss", "beta", "label_smoothing"),
+    metrics={
+        **PAIR_METRICS,
+        "forward_kl": False,
+        "distill/error": False,
+        "distill/accuracies": True,
+    },
+    charts=PAIR_CHARTS,
+    in_short=_loss_in_short,
+    card_note=lambda dpo: f"`{dpo['loss']}` loss",
+    objective_key="dpo.loss",
 )

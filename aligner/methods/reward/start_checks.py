@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from aligner.config.recipe import RewardRecipe, RewardSegments
 from aligner.errors import RecipeError
+from aligner.methods.reward.recipe import RewardRecipe, RewardSegments
 from aligner.models.files import ADAPTER_FILE, check_model_path, saved_outputs
 from aligner.reward_models.card import find_card
 

@@ -1,0 +1,28 @@
+"""A dry run: everything up to the first step, in a temporary folder, and what would be trained."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from aligner.config.load import Resolved
+from aligner.data.loading import Loaded
+from aligner.events import DataReady, OnEvent, Plan, tell
+from aligner.methods.plan import plan_rows
+from aligner.methods.preparation import load_checked_tokenizer, look_ahead, tokenize_rows, try_out
+from aligner.runs.result import Outcome
+
+
+def run_dry(resolved: Resolved, loaded: Loaded, on_event: OnEvent | None) -> Outcome:
+    """Tokenize into a temporary folder, count, and say what would run."""
+    recipe, decided = try_out(resolved.recipe, loaded, resolved.origins, on_event)
+    tokenizer = load_checked_tokenizer(recipe, on_event)
+    look_ahead(recipe, tokenizer, on_event)
+    with tempfile.TemporaryDirectory(prefix="aligner-dry-run-") as folder:
+        prepared = tokenize_rows(recipe, loaded, tokenizer, Path(folder) / "prepared", on_event)
+        batching, sequences = prepared.batching, len(prepared.train)
+        del prepared
+    tell(on_event, DataReady([*loaded.ledger.table(), ("batches", batching.reason)]))
+    rows = plan_rows(recipe, sequences, batching.passes, batching.steps)
+    tell(on_event, Plan([*decided, *rows]))
+    return Outcome(Path(recipe.output_dir))

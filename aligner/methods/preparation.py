@@ -1,0 +1,216 @@
+"""Everything of a training before its first step: rows, model and tokenizer checked, settings tried
+on this device, rows tokenized, and all of it written to the run directory.
+
+Nothing heavy is imported before the rows have been read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from aligner.config.recipe import TrainRecipe
+from aligner.data.loading import Loaded, load_rows
+from aligner.data.memory import MemoryRows
+from aligner.events import DataReady, Notice, OnEvent, StageStarted, Warned, tell
+from aligner.methods.plan import PlanRows
+from aligner.methods.steps import steps_of
+from aligner.models.libraries import disable_progress_bars, quick_imports
+from aligner.models.positions import within_model
+from aligner.runs.run import Run
+
+if TYPE_CHECKING:
+    from aligner.losses.types import Objective
+    from aligner.methods.job import Job
+    from aligner.tokenization.dataset import TokenizedData
+
+QUESTIONS = "prepared/questions.json"
+"""Held-out prompts for the report, kept beside the tokenized data so that ranks read no rows."""
+
+
+def load_data(
+    recipe: TrainRecipe,
+    on_event: OnEvent | None,
+    memory: Mapping[str, MemoryRows] | None = None,
+    objective: Objective | None = None,
+) -> Loaded:
+    """Read the rows of a recipe, once what needs no rows has been checked.
+
+    `memory` holds the rows of a split that are in no file, `objective` the loss that was given as a
+    function. Raises: RecipeError, DataError.
+    """
+    steps = steps_of(recipe.method)
+    steps.check(recipe, objective)
+    tell(on_event, StageStarted("reading the data"))
+    loaded = load_rows(
+        recipe.data,
+        steps.task_of(recipe),
+        recipe.seed,
+        group_by=steps.group_by(recipe),
+        keep=tuple(steps.further_columns(recipe)),
+        memory=memory,
+    )
+    steps.check_rows(recipe, loaded)
+    for source in loaded.ledger.sources:
+        for remark in source.remarks():
+            tell(on_event, Warned(remark))
+    return loaded
+
+
+def prepare(recipe: TrainRecipe, run: Run, loaded: Loaded, on_event: OnEvent | None) -> Job:
+    """Tokenize, or find it done by an earlier attempt at this run, and write the ledger."""
+    run.check_data(loaded.fingerprint, _files_of(loaded))
+    tell(on_event, StageStarted("loading torch, transformers and TRL"))
+    load_method(recipe.method)
+    recipe, _ = try_out(recipe, loaded, run.read_json("resolved.json")["origins"], on_event)
+    tell(on_event, StageStarted("tokenizing"))
+    from aligner.methods.job import questions_from
+    from aligner.tokenization.dataset import load_tokenized
+
+    tokenizer = load_checked_tokenizer(recipe, on_event)
+    done = run.prepared_dir.is_dir() and run.read_json("data.json") is not None
+    if done:
+        prepared = load_tokenized(run.prepared_dir)
+    else:
+        look_ahead(recipe, tokenizer)
+        prepared = tokenize_rows(recipe, loaded, tokenizer, run.prepared_dir, on_event)
+        questions = questions_from(loaded.eval or loaded.train, recipe.report.num_prompts)
+        run.write_json(QUESTIONS, [list(question) for question in questions])
+        run.write_json(
+            "data.json", {**loaded.ledger.to_json(), "batching": prepared.batching.reason}
+        )
+        tell(on_event, DataReady([*loaded.ledger.table(), ("batches", prepared.batching.reason)]))
+    return job_of(recipe, run, tokenizer, prepared, on_event)
+
+
+def tokenize_rows(
+    recipe: TrainRecipe,
+    loaded: Loaded,
+    tokenizer: Any,
+    folder: Path,
+    on_event: OnEvent | None = None,
+) -> TokenizedData:
+    """Turn the rows into columns of token ids as the method wants them, and write them to `folder`.
+
+    Raises: DataError listing rows that cannot be used; RecipeError where the model would not keep
+    packed rows apart.
+    """
+    from aligner.models.row_sharing import foretell_packing
+    from aligner.tokenization.dataset import tokenize
+
+    steps = steps_of(recipe.method)
+    steps.check_model(recipe, on_event)
+    return tokenize(
+        recipe,
+        loaded,
+        tokenizer,
+        steps.row_encoder(recipe, tokenizer),
+        folder,
+        on_event,
+        steps.epoch_source(recipe, loaded.train, tokenizer, on_event),
+        partial(foretell_packing, recipe.model),
+    )
+
+
+def load_checked_tokenizer(recipe: TrainRecipe, on_event: OnEvent | None) -> Any:
+    """Load the tokenizer as the recipe wants texts to be read, and pass on what is remarkable about
+    it.
+
+    A model that cannot be trained as the recipe says is refused here, before the rows are
+    tokenized.
+    """
+    from aligner.models.configs import read_config
+    from aligner.models.loading import check_policy
+    from aligner.models.tokenizers import load_tokenizer
+    from aligner.models.vision import remark_on
+    from aligner.tokenization.control_tokens import set_control_tokens
+    from aligner.tokenization.encode import check_tokenizer
+
+    tokenizer = load_tokenizer(recipe.model)
+    if steps_of(recipe.method).num_outputs(recipe) is None:
+        check_policy(recipe.model, trainable=True)
+        if (remark := remark_on(read_config(recipe.model), recipe.model.name_or_path)) is not None:
+            tell(on_event, Notice(remark))
+    set_control_tokens(tokenizer, recipe.data.control_tokens)
+    for remark in check_tokenizer(tokenizer):
+        tell(on_event, Warned(remark))
+    return tokenizer
+
+
+def look_ahead(recipe: TrainRecipe, tokenizer: Any, on_event: OnEvent | None = None) -> None:
+    """Look up what the recipe names in the model before anything is tokenized; with a listener, say
+    what would be trained."""
+    from aligner.models.loading import load_outline
+    from aligner.models.trained_weights import told, trained_of
+
+    outputs = steps_of(recipe.method).num_outputs(recipe)
+    outline = load_outline(recipe.model, tokenizer, outputs=outputs)
+    if outline is not None and on_event is not None:
+        for line in told(trained_of(outline, recipe.model.lora)):
+            tell(on_event, Notice(line))
+        if recipe.model.lora is None and recipe.model.dtype in ("bfloat16", "float16"):
+            text = (
+                f"weights are trained in {recipe.model.dtype}, where small steps are lost in "
+                "rounding; the number of such weights follows"
+            )
+            tell(
+                on_event,
+                Notice(f"{text} when they are loaded. model.dtype=float32 keeps them all"),
+            )
+
+
+def job_of(
+    recipe: TrainRecipe, run: Run, tokenizer: Any, prepared: TokenizedData, on_event: OnEvent | None
+) -> Job:
+    """Return the job of a prepared run."""
+    from aligner.methods.job import Job
+
+    questions = [(prompt, expected) for prompt, expected in run.read_json(QUESTIONS)]
+    return Job(recipe, run, tokenizer, prepared, on_event, questions)
+
+
+def _files_of(loaded: Loaded) -> dict[str, str]:
+    return {
+        record.path: record.sha256 for source in loaded.ledger.sources for record in source.files
+    }
+
+
+def within_sizes(
+    recipe: TrainRecipe, sizes: Mapping[str, Any], on_event: OnEvent | None
+) -> TrainRecipe:
+    """Return the recipe within the sizes of its model, and tell what that changes."""
+    recipe, remark = within_model(recipe, sizes)
+    if remark:
+        tell(on_event, Notice(remark))
+    return recipe
+
+
+def try_out(
+    recipe: TrainRecipe, loaded: Loaded, origins: Mapping[str, str], on_event: OnEvent | None
+) -> tuple[TrainRecipe, PlanRows]:
+    """Find out, before rows are tokens, what would not work: settings on this device, sizes of a
+    model on the hub, no batch. Returns the recipe within its model, and what the device decides."""
+    from aligner.tokenization.batching import refuse_no_batch
+
+    with quick_imports():
+        from aligner.training.rehearsal import rehearse
+    refuse_no_batch(recipe, len(loaded.train))
+    decided = rehearse(recipe, origins)
+    return within_sizes(recipe, sizes_once_loaded(recipe), on_event), decided
+
+
+def sizes_once_loaded(recipe: TrainRecipe) -> Mapping[str, Any]:
+    """The sizes of a model, also of one on the hub."""
+    from aligner.models.configs import read_config
+
+    sizes: dict[str, Any] = read_config(recipe.model).get_text_config().to_dict()
+    return sizes
+
+
+def load_method(method: str) -> None:
+    """Import a method, and with it everything heavy; progress is left to our events."""
+    with quick_imports():
+        steps_of(method).load()
+    disable_progress_bars()

@@ -1,0 +1,69 @@
+"""The steps of `reward` that are its own: the columns that a kind reads, its head, and segments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from aligner.data.loading import Loaded
+from aligner.data.rows import Task
+from aligner.errors import DataError
+from aligner.methods.reward.recipe import RewardRecipe
+from aligner.methods.reward.start_checks import check_start
+from aligner.methods.steps import TrainingSteps
+
+if TYPE_CHECKING:
+    from aligner.losses.types import Objective
+    from aligner.methods.job import Job
+
+
+class RewardSteps(TrainingSteps):
+    """Training a reward model."""
+
+    def check(self, recipe: RewardRecipe, objective: Objective | None) -> None:
+        """Refuse a model, or a reference of segments, that this kind cannot start from."""
+        check_start(recipe)
+
+    def task_of(self, recipe: RewardRecipe) -> Task:
+        """Return single answers, with their ratings, for a regression; pairs for the others."""
+        return "sft" if recipe.reward.kind == "regression" else "preference"
+
+    def further_columns(self, recipe: RewardRecipe) -> Sequence[str]:
+        """Return the columns with the ratings, or with the strength of the preference."""
+        reward = recipe.reward
+        return tuple(reward.attributes) if reward.kind == "regression" else (reward.strength,)
+
+    def check_rows(self, recipe: RewardRecipe, loaded: Loaded) -> None:
+        """Refuse a column that no row has, where the training reads it: one sentence in place of
+        one for each row."""
+        reward = recipe.reward
+        if reward.kind != "regression" and reward.loss == "plain":
+            return
+        key = "reward.attributes" if reward.kind == "regression" else "reward.strength"
+        for name in self.further_columns(recipe):
+            if not any(name in row.extra for row in loaded.train):
+                raise _absent(key, name, loaded)
+
+    def num_outputs(self, recipe: RewardRecipe) -> int | None:
+        """Return the outputs of the kind's head."""
+        kind = recipe.reward.kind
+        outputs = {"pairwise": None, "regression": len(recipe.reward.attributes), "odin": 2}
+        return outputs.get(kind, 1)
+
+    def before_ranks(self, job: Job) -> None:
+        """Cut the answers into segments, so that the ranks find it done."""
+        self._part("train").before_ranks(job)
+
+
+def _absent(key: str, name: str, loaded: Loaded) -> DataError:
+    unused = sorted(
+        {column for source in loaded.ledger.sources for column in source.unused_columns}
+    )
+    return DataError(
+        f"{key}: no training row has a column `{name}`",
+        f"further columns of the rows are: {', '.join(unused) or 'none'}. A column of another name "
+        f"is mapped with `columns: {{{name}: your_column}}`",
+    )
+
+
+STEPS = RewardSteps()

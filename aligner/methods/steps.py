@@ -1,0 +1,99 @@
+"""What the pipeline asks of a training method, in the order in which it asks.
+
+A method's folder holds `recipe.py` (what it says of itself), `encode.py` (a row -> columns of token
+ids), `train.py` (`train(job)` trains, saves, and returns `Fitted`) and `steps.py`, whose `STEPS` is
+one of these. Here stands what most methods do; each changes what is different about it. Imports
+nothing heavy: what needs torch is loaded when it is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from aligner.data.loading import Loaded
+from aligner.data.rows import Row, Task
+from aligner.events import OnEvent
+from aligner.methods.catalogue import METHODS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from aligner.losses.types import Objective
+    from aligner.methods.job import Job
+    from aligner.tokenization.dataset import EpochSource, RowEncoder
+    from aligner.training.trainer import Fitted
+
+
+class TrainingSteps:
+    """The steps of a training method. `recipe` is always one of its own class."""
+
+    task: Task = "preference"
+    """The kind of rows that it trains on."""
+
+    def check(self, recipe: Any, objective: Objective | None) -> None:
+        """Check what needs no rows, before they are read. Raises: RecipeError."""
+
+    def task_of(self, recipe: Any) -> Task:
+        """Return the kind of rows that this recipe trains on."""
+        return self.task
+
+    def group_by(self, recipe: Any) -> str | None:
+        """Return the column whose values are kept apart, if there is one."""
+        return None
+
+    def further_columns(self, recipe: Any) -> Sequence[str]:
+        """Return the columns that are read beside prompts and answers."""
+        return ()
+
+    def check_rows(self, recipe: Any, loaded: Loaded) -> None:
+        """Check the rows as a whole, before torch is loaded. Raises: DataError."""
+
+    def load(self) -> None:
+        """Import everything that the training needs."""
+        self._part("train")
+
+    def num_outputs(self, recipe: Any) -> int | None:
+        """Return the outputs of the head that is trained; None where the model writes text."""
+        return None
+
+    def check_model(self, recipe: Any, on_event: OnEvent | None) -> None:
+        """Check what only the model can tell, before rows are tokenized. Raises: RecipeError."""
+
+    def row_encoder(self, recipe: Any, tokenizer: PreTrainedTokenizerBase) -> RowEncoder:
+        """Return what turns a row into columns."""
+        encoder: RowEncoder = self._part("encode").encoder(recipe, tokenizer)
+        return encoder
+
+    def epoch_source(
+        self,
+        recipe: Any,
+        rows: Sequence[Row],
+        tokenizer: PreTrainedTokenizerBase,
+        on_event: OnEvent | None,
+    ) -> EpochSource | None:
+        """Return what makes new training rows for each epoch, where the recipe asks for that."""
+        return None
+
+    def before_ranks(self, job: Job) -> None:
+        """Do in the launching process what several ranks could not, or would wait for."""
+
+    def train(self, job: Job) -> Fitted:
+        """Train the model of the recipe on its tokenized rows, and save it."""
+        fitted: Fitted = self._part("train").train(job)
+        return fitted
+
+    def try_objective(self, recipe: Any, objective: Objective) -> None:
+        """Try a loss that was given as a function; asked only where the method's `objective_key`
+        says that it takes one. Raises: RecipeError."""
+
+    def _part(self, name: str) -> ModuleType:
+        return import_module(f"{type(self).__module__.rpartition('.')[0]}.{name}")
+
+
+def steps_of(method: str) -> TrainingSteps:
+    """Return the steps of a method that trains."""
+    steps: TrainingSteps = import_module(f"{METHODS[method].folder}.steps").STEPS
+    return steps
