@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from aligner.losses.types import Objective
     from aligner.methods.job import Job
     from aligner.tokenization.dataset import EpochSource, RowEncoder
-    from aligner.training.trainer import Fitted
+    from aligner.training.fit import Fitted
 
 
 class TrainingSteps:
