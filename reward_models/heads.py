@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
@@ -39,20 +40,12 @@ OnProgress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class HeadScorer:
-    """Scores by a head: r(x, y) = sum_k w_k f_k(x, y), with one output and a weight of 1 for
-    `bradley_terry`.
-
-    A score has no unit; differences between answers to one prompt are log-odds for `bradley_terry`.
-    A regression gives ratings on the scale that it was trained on, each under its name in
-    `attributes`.
-    """
+class ModelScorer:
+    """What scorers with a model share: a card, the model that it names, and their fingerprint."""
 
     card: Card
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    weights: list[float]
-    _print: list[str] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -63,6 +56,32 @@ class HeadScorer:
     def range(self) -> Range:
         """What the card says."""
         return range_of(self.card)
+
+    def fingerprint(self) -> str:
+        """A hash of the weights, of how they are loaded, and of how text becomes ids."""
+        return self._fingerprint
+
+    def also_decides(self) -> str | None:
+        """What decides the scores beside the model and how it reads, as text."""
+        return None
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        own, more = fingerprint_of(self.card, self.tokenizer), self.also_decides()
+        return own if more is None else sha256(f"{own} {more}".encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class HeadScorer(ModelScorer):
+    """Scores by a head: r(x, y) = sum_k w_k f_k(x, y), with one output and a weight of 1 for
+    `bradley_terry`.
+
+    A score has no unit; differences between answers to one prompt are log-odds for `bradley_terry`.
+    A regression gives ratings on the scale that it was trained on, each under its name in
+    `attributes`.
+    """
+
+    weights: list[float]
 
     def score(
         self,
@@ -100,12 +119,6 @@ class HeadScorer:
 
     def _weighted(self, row: Sequence[float]) -> float:
         return sum(weight * value for weight, value in zip(self.weights, row))
-
-    def fingerprint(self) -> str:
-        """A hash of the weights, of how they are loaded, and of how text becomes ids."""
-        if not self._print:
-            self._print.append(fingerprint_of(self.card, self.tokenizer))
-        return self._print[0]
 
 
 def within_positions(card: Card, model: PreTrainedModel) -> Card:

@@ -11,10 +11,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from hashlib import sha256
 from itertools import combinations
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -27,27 +24,13 @@ from aligner.runs.files import dumps
 
 from .base import SHARE, Preferences, Prompt, Range, Scorer, Scores, check_lengths
 from .card import Card
-from .heads import OnProgress, fingerprint_of, refuse_no_numbers, section_of, within_positions
+from .heads import ModelScorer, OnProgress, refuse_no_numbers, section_of, within_positions
 from .pairwise_prompt import Question, encode_question, length_of_answers, question_text
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-
-@dataclass(frozen=True)
-class PairScorer:
+class PairScorer(ModelScorer):
     """P(A) = softmax([z_A, z_B])[A] at the place of the letter, with the model's whole vocabulary
     left aside."""
-
-    card: Card
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    _print: list[str] = field(default_factory=list)
-
-    @property
-    def name(self) -> str:
-        """The card's name."""
-        return self.card.name
 
     @property
     def range(self) -> Range:
@@ -160,18 +143,10 @@ class PairScorer:
             (sum(wins[row]) / len(wins[row]) for row in range(len(prompts))), remarks=remarks
         )
 
-    def fingerprint(self) -> str:
-        """A hash of the weights, of how they are loaded, and of how text becomes ids, the form of
-        the question included."""
-        if not self._print:
-            asked = question_text(
-                [{"role": role, "content": role} for role in ("user", "assistant", "user")],
-                "x",
-                "y",
-            )
-            own = fingerprint_of(self.card, self.tokenizer)
-            self._print.append(sha256(f"{own} {asked}".encode()).hexdigest())
-        return self._print[0]
+    def also_decides(self) -> str:
+        """The form of the question."""
+        roles = ("user", "assistant", "user")
+        return question_text([{"role": role, "content": role} for role in roles], "x", "y")
 
 
 def make(card: Card) -> Scorer:

@@ -25,7 +25,6 @@ import sys
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,8 +32,9 @@ from aligner.errors import DataError, RecipeError, UsageError
 from aligner.sandbox.worker import Limits, Outcome, StartError, Worker, thread_counts
 
 from . import verifier_worker
-from .base import SHARE, Prompt, Range, Scores, check_lengths, required_references
+from .base import Prompt, Range
 from .json_extract import INVALID, last_block, read_answer, read_json
+from .verifier_base import Judged, Verifier
 from .verifier_options import Options
 
 JOBS = str(Path(verifier_worker.__file__).resolve())
@@ -53,13 +53,6 @@ def content_hash(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
-def _ask(name: str, worker: Worker, payload: Any, timeout_s: float) -> Outcome:
-    try:
-        return worker.call(payload, timeout_s)
-    except StartError as error:
-        raise cannot_start(name, error) from error
-
-
 def cannot_start(name: str, error: StartError) -> UsageError:
     """The machine's fault, and no answer's: nothing is scored."""
     return UsageError(
@@ -68,31 +61,27 @@ def cannot_start(name: str, error: StartError) -> UsageError:
     )
 
 
-def _remark(stopped: str) -> str:
-    return f"scored as failed: {stopped}"
+class WorkerVerifier(Verifier):
+    """A verifier with a worker that is kept for all rows."""
 
+    _worker: Worker
 
-class _Judged:
-    """Scores as they come, with their remarks."""
+    def __init__(self, name: str, options: Options) -> None:
+        super().__init__(name)
+        self.options = options
 
-    def __init__(self) -> None:
-        self.values: list[float] = []
-        self.remarks: dict[int, str] = {}
-
-    def add(self, value: float, stopped: str = "") -> None:
-        """The next row's; `stopped` says which limit it met."""
-        if stopped:
-            self.remarks[len(self.values)] = _remark(stopped)
-        self.values.append(value)
-
-    def scores(self) -> Scores:
-        return Scores(self.values, remarks=self.remarks)
+    def ask(self, payload: Any) -> Outcome:
+        """Let the worker judge one row."""
+        try:
+            return self._worker.call(payload, self.options.timeout_s)
+        except StartError as error:
+            raise cannot_start(self.name, error) from error
 
 
 # --- a regular expression -------------------------------------------------------------------------
 
 
-class RegexVerifier:
+class RegexVerifier(WorkerVerifier):
     """Whether the pattern is found; or its one group in the last match compared with the reference,
     blanks aside.
 
@@ -100,31 +89,20 @@ class RegexVerifier:
     found it.
     """
 
-    range: Range = SHARE
-
     def __init__(self, name: str, pattern: re.Pattern[str], options: Options) -> None:
-        self.name, self.pattern, self.options = name, pattern, options
+        super().__init__(name, options)
+        self.pattern = pattern
+        self.needs_references = pattern.groups > 0
         self._worker = Worker(
             f"{JOBS}:open_regex", {"pattern": pattern.pattern}, limits_of(options), site=False
         )
 
-    def score(
-        self,
-        prompts: Sequence[Prompt],
-        completions: Sequence[str],
-        references: Sequence[str | None] | None = None,
-    ) -> Scores:
-        check_lengths(prompts, completions, references)
-        right: Sequence[str | None] = [None] * len(prompts)
-        if self.pattern.groups:
-            right = required_references(self.name, references, len(prompts))
-        judged = _Judged()
-        for answer, reference in zip(completions, right):
-            row = {"answer": answer, "reference": reference}
-            outcome = _ask(self.name, self._worker, row, self.options.timeout_s)
-            assert not outcome.error, outcome.error
-            judged.add(float(outcome.result is True), outcome.stopped)
-        return judged.scores()
+    def judge(self, row: int, prompt: Prompt, completion: str, reference: str | None) -> Judged:
+        """Look for the pattern."""
+        right = reference if self.needs_references else None
+        outcome = self.ask({"answer": completion, "reference": right})
+        assert not outcome.error, outcome.error
+        return float(outcome.result is True), outcome.stopped
 
     def fingerprint(self) -> str:
         """The pattern, and how long it may look."""
@@ -137,41 +115,31 @@ class RegexVerifier:
 # --- a JSON schema --------------------------------------------------------------------------------
 
 
-class SchemaVerifier:
+class SchemaVerifier(WorkerVerifier):
     """1 when the answer's JSON (see `json_extract.py`) is valid against a schema; else 0. `format`
     is not looked at."""
 
-    range: Range = SHARE
-
     def __init__(self, name: str, path: Path, options: Options) -> None:
-        self.name, self.path, self.options = name, path, options
+        super().__init__(name, options)
+        self.path = path
         schema = _read_schema(name, path)
         self._hash = content_hash(path)
         self._worker = Worker(
             f"{JOBS}:open_schema", {"schema": schema}, limits_of(options), site=False
         )
 
-    def score(
-        self,
-        prompts: Sequence[Prompt],
-        completions: Sequence[str],
-        references: Sequence[str | None] | None = None,
-    ) -> Scores:
-        check_lengths(prompts, completions, references)
-        judged = _Judged()
-        for answer in completions:
-            value = read_answer(answer)
-            if value is INVALID:
-                judged.add(0.0)
-                continue
-            outcome = _ask(self.name, self._worker, value, self.options.timeout_s)
-            if outcome.error:
-                raise RecipeError(
-                    f"the schema {self.path} cannot be applied: {outcome.error}",
-                    "nothing is fetched for it",
-                )
-            judged.add(float(outcome.result is True), outcome.stopped)
-        return judged.scores()
+    def judge(self, row: int, prompt: Prompt, completion: str, reference: str | None) -> Judged:
+        """Validate the answer's JSON."""
+        value = read_answer(completion)
+        if value is INVALID:
+            return 0.0, ""
+        outcome = self.ask(value)
+        if outcome.error:
+            raise RecipeError(
+                f"the schema {self.path} cannot be applied: {outcome.error}",
+                "nothing is fetched for it",
+            )
+        return float(outcome.result is True), outcome.stopped
 
     def fingerprint(self) -> str:
         """The content of the schema's file, and what reads it."""
@@ -248,7 +216,7 @@ def _is_there(schema: Any, reference: str) -> bool:
 # --- a function of the user's ---------------------------------------------------------------------
 
 
-class FunctionVerifier:
+class FunctionVerifier(WorkerVerifier):
     """A user's function, called once for each row in a worker that is kept; a row that was stopped
     costs a new worker.
 
@@ -259,7 +227,8 @@ class FunctionVerifier:
     def __init__(
         self, name: str, path: Path, function: str, options: Options, declared: Range
     ) -> None:
-        self.name, self.options, self.range = name, options, declared
+        super().__init__(name, options)
+        self.range = declared
         self._path, self._function = path.resolve(), function
         if not path.is_file():
             raise RecipeError(
@@ -278,25 +247,13 @@ class FunctionVerifier:
         )
         self._open()
 
-    def score(
-        self,
-        prompts: Sequence[Prompt],
-        completions: Sequence[str],
-        references: Sequence[str | None] | None = None,
-    ) -> Scores:
-        check_lengths(prompts, completions, references)
-        known: Sequence[str | None] = [None] * len(prompts) if references is None else references
-        judged = _Judged()
-        for number, (prompt, completion, reference) in enumerate(
-            zip(prompts, completions, known), start=1
-        ):
-            row = {"prompt": prompt, "completion": completion, "reference": reference}
-            outcome = _ask(self.name, self._worker, row, self.options.timeout_s)
-            if outcome.stopped:
-                judged.add(self.range[0] if math.isfinite(self.range[0]) else 0.0, outcome.stopped)
-            else:
-                judged.add(self._value(number, outcome, completion))
-        return judged.scores()
+    def judge(self, row: int, prompt: Prompt, completion: str, reference: str | None) -> Judged:
+        """Call the function."""
+        outcome = self.ask({"prompt": prompt, "completion": completion, "reference": reference})
+        if outcome.stopped:
+            lowest = self.range[0] if math.isfinite(self.range[0]) else 0.0
+            return lowest, outcome.stopped
+        return self._value(row, outcome, completion), ""
 
     def fingerprint(self) -> str:
         """The content of the file, the function, the limits; what the file imports is not looked
@@ -346,8 +303,7 @@ class FunctionVerifier:
 # --- unit tests -----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class TestsVerifier:
+class TestsVerifier(Verifier):
     """Runs the reference's tests on the answer's program: 1 when all pass, else 0; with `share`,
     the share that passes.
 
@@ -384,31 +340,28 @@ class TestsVerifier:
 
     __test__ = False  # pytest takes a class of this name for tests
 
-    name: str
-    options: Options
-    share: bool = False
-    range: Range = SHARE
-    isolation: dict[str, str] = field(default_factory=dict)
-    """Which walls stood around the last program: part -> "yes" or why not."""
+    needs_references = True
 
-    def score(
+    def __init__(self, name: str, options: Options, share: bool = False) -> None:
+        super().__init__(name)
+        self.options, self.share = options, share
+        self.isolation: dict[str, str] = {}
+        """Which walls stood around the last program: part -> "yes" or why not."""
+
+    def judge_all(
         self,
         prompts: Sequence[Prompt],
         completions: Sequence[str],
-        references: Sequence[str | None] | None = None,
-    ) -> Scores:
-        check_lengths(prompts, completions, references)
-        right = required_references(self.name, references, len(prompts))
+        references: Sequence[str | None],
+    ) -> Iterable[Judged]:
+        """Run each different program with its tests, after all tests were read."""
+        right = [reference for reference in references if reference is not None]
         totals = [self._count(row, reference) for row, reference in enumerate(right, start=1)]
         pairs = [(program_in(answer), reference) for answer, reference in zip(completions, right)]
         found = self._run(list(dict.fromkeys(pairs)))
-        judged = _Judged()
         for pair, total in zip(pairs, totals):
             passed = found[pair].result or 0
-            judged.add(
-                passed / total if self.share else float(passed == total), found[pair].stopped
-            )
-        return judged.scores()
+            yield (passed / total if self.share else float(passed == total)), found[pair].stopped
 
     def fingerprint(self) -> str:
         """What is counted, the rule, the limits, and the Python that runs it."""

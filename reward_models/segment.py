@@ -9,8 +9,7 @@ that drifts along the answer: do not read it as quality.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from hashlib import sha256
+from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING
 
@@ -26,19 +25,19 @@ from aligner.models.tokenizers import load_tokenizer
 from aligner.tokenization.encode import stop_token_ids
 from aligner.tokenization.segments import segment_ends
 
-from .base import Prompt, Range, Scorer, Scores, check_lengths
-from .card import Card, Segments, range_of
+from .base import Prompt, Scorer, Scores, check_lengths
+from .card import Card, Segments
 from .heads import (
     Conversations,
+    ModelScorer,
     OnProgress,
-    fingerprint_of,
     refuse_no_numbers,
     section_of,
     within_positions,
 )
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,24 +56,10 @@ class Valued:
 
 
 @dataclass(frozen=True)
-class SegmentScorer:
+class SegmentScorer(ModelScorer):
     """e(x, y) = (1/K) sum_j r_end(j), over the K segments of an answer."""
 
-    card: Card
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
     reference: PreTrainedModel | None
-    _print: list[str] = field(default_factory=list)
-
-    @property
-    def name(self) -> str:
-        """The card's name."""
-        return self.card.name
-
-    @property
-    def range(self) -> Range:
-        """What the card says."""
-        return range_of(self.card)
 
     def score(
         self,
@@ -151,15 +136,9 @@ class SegmentScorer:
             for (_, answer), found in zip(parts, entropies)
         ]
 
-    def fingerprint(self) -> str:
-        """A hash of the weights of both models, and of how text becomes ids."""
-        if not self._print:
-            own = fingerprint_of(self.card, self.tokenizer)
-            other = (
-                "" if self.reference is None else model_fingerprint(_reference_section(self.card))
-            )
-            self._print.append(sha256(f"{own} {other}".encode()).hexdigest())
-        return self._print[0]
+    def also_decides(self) -> str:
+        """The weights of the reference, where there is one."""
+        return "" if self.reference is None else model_fingerprint(_reference_section(self.card))
 
 
 def _segments(card: Card) -> Segments:

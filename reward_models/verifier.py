@@ -39,18 +39,18 @@ from __future__ import annotations
 import decimal
 import re
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 
 from aligner.config.hints import closest
 from aligner.errors import DataError, RecipeError
 
-from .base import SHARE, Prompt, Range, Scorer, Scores, check_lengths, required_references
+from .base import SHARE, Prompt, Scorer
 from .card import Card, range_of
 from .json_extract import INVALID, read_answer, read_json, same_value
 from .sandboxed_verifiers import FunctionVerifier, RegexVerifier, SchemaVerifier, TestsVerifier
+from .verifier_base import Judged, Verifier
 from .verifier_options import Options, read_options, split_options
 
 TOLERANCE = Decimal("1e-6")
@@ -91,113 +91,63 @@ def _last(pattern: re.Pattern[str], text: str) -> str:
     return str(matches[0][matches[0].lastindex or 0]) if matches else ""
 
 
-@dataclass(frozen=True, slots=True)
-class ExactVerifier:
+class ExactVerifier(Verifier):
     """1 when the answer is the reference, blanks aside; else 0."""
 
-    name: str = "verifier:exact"
-    range: Range = SHARE
+    needs_references = True
+    rule = "verifier:exact"
 
-    def score(
-        self,
-        prompts: Sequence[Prompt],
-        completions: Sequence[str],
-        references: Sequence[str | None] | None = None,
-    ) -> Scores:
-        check_lengths(prompts, completions, references)
-        right = required_references(self.name, references, len(prompts))
-        return Scores(
-            float(same_text(answer) == same_text(reference))
-            for answer, reference in zip(completions, right)
-        )
-
-    def fingerprint(self) -> str:
-        """The rule, which is fixed."""
-        return "verifier:exact"
+    def judge(self, row: int, prompt: Prompt, completion: str, reference: str | None) -> Judged:
+        """Compare the texts."""
+        assert reference is not None
+        return float(same_text(completion) == same_text(reference)), ""
 
 
-@dataclass(frozen=True, slots=True)
-class NumberVerifier:
+class NumberVerifier(Verifier):
     """1 when the answer's number equals the reference's; else 0. A reference without a number is an
     error."""
 
-    name: str = "verifier:number"
-    range: Range = SHARE
+    needs_references = True
+    rule = "verifier:number, rule 3"
 
-    def score(
-        self,
-        prompts: Sequence[Prompt],
-        completions: Sequence[str],
-        references: Sequence[str | None] | None = None,
-    ) -> Scores:
-        check_lengths(prompts, completions, references)
-        right = required_references(self.name, references, len(prompts))
-        targets = [number_in(reference) for reference in right]
-        for row, (target, reference) in enumerate(zip(targets, right), start=1):
-            if target is None:
-                raise DataError(
-                    f"row {row}: {self.name} cannot find a number in the right answer "
-                    f"{reference[:60]!r}",
-                    "use `verifier:exact` for answers that are words",
-                )
-        return Scores(
-            float(_equal(number_in(answer), target)) for answer, target in zip(completions, targets)
-        )
-
-    def fingerprint(self) -> str:
-        """The rule, which is fixed."""
-        return "verifier:number, rule 3"
+    def judge(self, row: int, prompt: Prompt, completion: str, reference: str | None) -> Judged:
+        """Compare the numbers."""
+        assert reference is not None
+        target = number_in(reference)
+        if target is None:
+            raise DataError(
+                f"row {row}: {self.name} cannot find a number in the right answer "
+                f"{reference[:60]!r}",
+                "use `verifier:exact` for answers that are words",
+            )
+        return float(_equal(number_in(completion), target)), ""
 
 
-def _equal(found: Decimal | None, target: Decimal | None) -> bool:
-    if found is None or target is None:
+def _equal(found: Decimal | None, target: Decimal) -> bool:
+    if found is None:
         return False
     with decimal.localcontext(_WIDE):
         return abs(found - target) <= TOLERANCE * max(Decimal(1), abs(target))
 
 
-@dataclass(frozen=True, slots=True)
-class JsonVerifier:
+class JsonVerifier(Verifier):
     """1 when the answer is JSON and, in a row with a reference, has the reference's value; else
     0."""
 
-    name: str = "verifier:json"
-    range: Range = SHARE
+    rule = "verifier:json"
 
-    def score(
-        self,
-        prompts: Sequence[Prompt],
-        completions: Sequence[str],
-        references: Sequence[str | None] | None = None,
-    ) -> Scores:
-        check_lengths(prompts, completions, references)
-        targets = (
-            [None] * len(prompts) if references is None else list(map(read_reference, references))
-        )
-        for row, target in enumerate(targets, start=1):
-            if target is not None and target[0] is INVALID:
-                assert references is not None
-                raise DataError(
-                    f"row {row}: {self.name} finds no JSON in the right answer "
-                    f"{str(references[row - 1])[:60]!r}",
-                    "give JSON, or no `answer` at all where any JSON will do",
-                )
-        return Scores(
-            _json_score(read_answer(answer), target) for answer, target in zip(completions, targets)
-        )
-
-    def fingerprint(self) -> str:
-        """The rule, which is fixed."""
-        return "verifier:json"
-
-
-def read_reference(text: str | None) -> tuple[object] | None:
-    """The JSON value of a reference, wrapped, since a value may be None as well."""
-    return None if text is None else (read_json(text),)
-
-
-def _json_score(value: object, target: tuple[object] | None) -> float:
-    return float(value is not INVALID and (target is None or same_value(value, target[0])))
+    def judge(self, row: int, prompt: Prompt, completion: str, reference: str | None) -> Judged:
+        """Compare the values."""
+        value = read_answer(completion)
+        if reference is None:
+            return float(value is not INVALID), ""
+        target = read_json(reference)
+        if target is INVALID:
+            raise DataError(
+                f"row {row}: {self.name} finds no JSON in the right answer {reference[:60]!r}",
+                "give JSON, or no `answer` at all where any JSON will do",
+            )
+        return float(value is not INVALID and same_value(value, target)), ""
 
 
 def make(card: Card) -> Scorer:

@@ -23,7 +23,7 @@ from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 
 from aligner.config.recipe import Model
-from aligner.events import Notice, OnEvent, StageProgress
+from aligner.events import Event, Notice, OnEvent, StageProgress, tell
 from aligner.launch.devices import best_device
 from aligner.methods.dpo.recipe import DpoRecipe
 from aligner.models.fingerprint import model_fingerprint
@@ -42,7 +42,7 @@ PAIR_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
 
 
 @dataclass(frozen=True, slots=True)
-class Scorer:
+class ReferenceScorer:
     """How the reference is computed: the model's section, the arguments of the trainer, and the
     policy if it serves."""
 
@@ -52,6 +52,11 @@ class Scorer:
     batch_size: int
     bf16: bool
     on_event: OnEvent | None
+
+    def tell(self, event: Event) -> None:
+        """Tell of an event, on the main process alone."""
+        if PartialState().is_main_process:
+            tell(self.on_event, event)
 
 
 def reference_section(recipe: DpoRecipe) -> Model:
@@ -64,7 +69,7 @@ def reference_section(recipe: DpoRecipe) -> Model:
     )
 
 
-def with_reference(rows: Dataset, scorer: Scorer, name: str) -> Dataset:
+def with_reference(rows: Dataset, scorer: ReferenceScorer, name: str) -> Dataset:
     """Add `reference_chosen` and `reference_rejected` (N,), summed log-probabilities, from the
     cache or computed."""
     section = reference_section(scorer.recipe)
@@ -73,7 +78,8 @@ def with_reference(rows: Dataset, scorer: Scorer, name: str) -> Dataset:
     )
     if is_kept(file):
         columns = load_file(str(file))
-        _say(scorer, f"reference log-probabilities of the {name} pairs: from the cache ({file})")
+        text = f"reference log-probabilities of the {name} pairs: from the cache ({file})"
+        scorer.tell(Notice(text))
     else:
         columns = _compute(rows, scorer, section, name)
         if PartialState().is_main_process:
@@ -84,7 +90,7 @@ def with_reference(rows: Dataset, scorer: Scorer, name: str) -> Dataset:
     return rows
 
 
-def load_reference(scorer: Scorer, section: Model) -> tuple[Any, Any]:
+def load_reference(scorer: ReferenceScorer, section: Model) -> tuple[Any, Any]:
     """Return the reference as a model with a fused head, on its device, and the autocast to compute
     under, or None."""
     model = scorer.policy
@@ -97,14 +103,15 @@ def load_reference(scorer: Scorer, section: Model) -> tuple[Any, Any]:
     return model, autocast
 
 
-def _compute(rows: Dataset, scorer: Scorer, section: Model, name: str) -> dict[str, torch.Tensor]:
+def _compute(
+    rows: Dataset, scorer: ReferenceScorer, section: Model, name: str
+) -> dict[str, torch.Tensor]:
     model, autocast = load_reference(scorer, section)
     state = PartialState()
     mine = range(state.process_index, len(rows), state.num_processes)
 
     def on_progress(done: int, total: int) -> None:
-        if scorer.on_event and state.is_main_process:
-            scorer.on_event(StageProgress(f"reference log-probabilities, {name}", done, total))
+        scorer.tell(StageProgress(f"reference log-probabilities, {name}", done, total))
 
     logps = reference_logps(
         model,
@@ -173,8 +180,3 @@ def content_key(
             digest.update(len(ids).to_bytes(4, "little"))
             digest.update(ids.astype("<i4").tobytes())
     return digest.hexdigest()
-
-
-def _say(scorer: Scorer, text: str) -> None:
-    if scorer.on_event and PartialState().is_main_process:
-        scorer.on_event(Notice(text))

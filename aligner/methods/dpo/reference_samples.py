@@ -31,7 +31,12 @@ from aligner.generation.decode import continue_ids
 from aligner.generation.sampling import Sampling
 from aligner.models.forward import batched_logps
 from aligner.runs.cache import cache_folder, is_kept, keep
-from aligner.training.reference import Scorer, content_key, load_reference, reference_section
+from aligner.training.reference import (
+    ReferenceScorer,
+    content_key,
+    load_reference,
+    reference_section,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -43,7 +48,7 @@ Written = tuple[int, list[int], float, bool]
 """Row, token ids, log-probability under the reference, whether the answer is only a beginning."""
 
 
-def with_samples(rows: Dataset, scorer: Scorer, name: str) -> Dataset:
+def with_samples(rows: Dataset, scorer: ReferenceScorer, name: str) -> Dataset:
     """Add `sample_ids` (N, tokens) and `reference_sample` (N,), from the cache or written now."""
     recipe, section = scorer.recipe, reference_section(scorer.recipe)
     version = f"{VERSION} {recipe.seed} {recipe.dpo.forward_kl_tokens} {recipe.data.max_length}"
@@ -51,7 +56,8 @@ def with_samples(rows: Dataset, scorer: Scorer, name: str) -> Dataset:
     file = cache_folder("samples") / f"{key}.safetensors"
     if agreed(is_kept(file)):
         written = agreed(_read(file) if PartialState().is_main_process else None)
-        _say(scorer, f"answers of the reference to the {name} prompts: from the cache ({file})")
+        text = f"answers of the reference to the {name} prompts: from the cache ({file})"
+        scorer.tell(Notice(text))
     else:
         written = _write(rows, scorer, name)
         if PartialState().is_main_process:
@@ -60,9 +66,8 @@ def with_samples(rows: Dataset, scorer: Scorer, name: str) -> Dataset:
     if unfinished := sum(one[3] for one in written):
         where = f"dpo.forward_kl_tokens={recipe.dpo.forward_kl_tokens}, or data.max_length"
         share = f"{unfinished / len(written):.0%} of the reference's answers to the {name} prompts"
-        _say(
-            scorer, f"{share} end unfinished ({where}); the forward KL is that of their beginnings"
-        )
+        text = f"{share} end unfinished ({where}); the forward KL is that of their beginnings"
+        scorer.tell(Notice(text))
     columns = {
         "sample_ids": [one[1] for one in written],
         "reference_sample": [one[2] for one in written],
@@ -79,7 +84,7 @@ def agreed(value: Any) -> Any:
     return broadcast_object_list([value])[0]
 
 
-def _write(rows: Dataset, scorer: Scorer, name: str) -> list[Written]:
+def _write(rows: Dataset, scorer: ReferenceScorer, name: str) -> list[Written]:
     """Let the reference answer every prompt, each process its part, and return all of it on every
     process."""
     model, autocast = load_reference(scorer, reference_section(scorer.recipe))
@@ -100,15 +105,14 @@ def _write(rows: Dataset, scorer: Scorer, name: str) -> list[Written]:
 
 
 def _answers(
-    model: Any, scorer: Scorer, prompts: list[list[int]], places: list[int], name: str
+    model: Any, scorer: ReferenceScorer, prompts: list[list[int]], places: list[int], name: str
 ) -> tuple[list[list[int]], list[bool]]:
     """Return an answer to each prompt, cut where a row may be no longer, and whether it is only a
     beginning."""
     recipe = scorer.recipe
 
     def on_progress(done: int, total: int) -> None:
-        if scorer.on_event and PartialState().is_main_process:
-            scorer.on_event(StageProgress(f"answers of the reference, {name}", done, total))
+        scorer.tell(StageProgress(f"answers of the reference, {name}", done, total))
 
     sampling = Sampling(max_new_tokens=recipe.dpo.forward_kl_tokens, seed=recipe.seed)
     written = continue_ids(
@@ -145,8 +149,3 @@ def _read(file: Path) -> list[Written]:
     found = load_file(str(file))
     ids = [part.tolist() for part in found["ids"].split(found["lengths"].tolist())]
     return list(zip(range(len(ids)), ids, found["logps"].tolist(), found["unfinished"].tolist()))
-
-
-def _say(scorer: Scorer, text: str) -> None:
-    if scorer.on_event and PartialState().is_main_process:
-        scorer.on_event(Notice(text))

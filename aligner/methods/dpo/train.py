@@ -36,7 +36,7 @@ from aligner.tokenization.dataset import TokenizedData
 from aligner.training.arguments import preference_arguments
 from aligner.training.fit import Fitted, fit
 from aligner.training.preference import PairCollator, PreferenceTrainer
-from aligner.training.reference import Scorer, with_reference
+from aligner.training.reference import ReferenceScorer, with_reference
 from aligner.training.trainer import lengths_of
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def train(job: Job) -> Fitted:
     )
     if recipe.model.lora is not None and arguments.gradient_checkpointing:
         model.enable_input_require_grads()
-    scorer = Scorer(
+    scorer = ReferenceScorer(
         recipe,
         job.tokenizer,
         model,
@@ -97,7 +97,7 @@ def before_ranks(job: Job) -> None:
     if recipe.launch.strategy not in SHARDED:
         return
     arguments = preference_arguments(recipe, job.run)
-    scorer = Scorer(
+    scorer = ReferenceScorer(
         recipe,
         job.tokenizer,
         None,
@@ -244,7 +244,7 @@ def add_rewards(job: Job) -> TokenizedData:
 
 
 def add_samples(
-    splits: tuple[Dataset, Dataset | None], scorer: Scorer
+    splits: tuple[Dataset, Dataset | None], scorer: ReferenceScorer
 ) -> tuple[Dataset, Dataset | None]:
     """Return both splits with an answer of the reference to each prompt."""
     train, held_out = splits
@@ -254,7 +254,7 @@ def add_samples(
     )
 
 
-def add_reference(job: Job, scorer: Scorer) -> tuple[Dataset, Dataset | None]:
+def add_reference(job: Job, scorer: ReferenceScorer) -> tuple[Dataset, Dataset | None]:
     """Return both splits with their reference log-probabilities."""
     held_out = job.prepared.eval
     return (

@@ -31,7 +31,7 @@ from aligner.reward_models.card import Card
 from aligner.reward_models.ensemble import ComparingEnsemble
 from aligner.tokenization.batching import Batching
 from aligner.tokenization.dataset import TokenizedData
-from aligner.training.reference import Scorer, reference_logps
+from aligner.training.reference import ReferenceScorer, reference_logps
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -441,7 +441,7 @@ def written(
     policy = load_policy(recipe.model, tokenizer, trainable=True)
     fuse_head(policy)
     events: list[Any] = []
-    scorer = Scorer(recipe, tokenizer, policy, batch_size, False, events.append)
+    scorer = ReferenceScorer(recipe, tokenizer, policy, batch_size, False, events.append)
     return with_samples(PROMPTS, scorer, "training"), events
 
 

@@ -379,12 +379,12 @@ def test_another_form_of_the_question_is_another_scorer(pairwise: Any, monkeypat
     """Else scores that are kept under its fingerprint would outlive the text that they were asked
     with."""
     before = pairwise.fingerprint()
-    pairwise._print.clear()
+    del pairwise.__dict__["_fingerprint"]
     monkeypatch.setattr(
         "aligner.reward_models.pairwise.question_text", lambda *_: "asked otherwise"
     )
     assert pairwise.fingerprint() != before
-    pairwise._print.clear()
+    del pairwise.__dict__["_fingerprint"]
 
 
 def test_a_card_may_want_a_second_start_token(tmp_path: Path) -> None:

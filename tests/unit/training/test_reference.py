@@ -17,7 +17,7 @@ from aligner.methods.dpo.train import uses_adapter_off
 from aligner.models.forward import fuse_head
 from aligner.models.loading import load_policy
 from aligner.runs.cache import cache_folder
-from aligner.training.reference import Scorer, with_reference
+from aligner.training.reference import ReferenceScorer, with_reference
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -59,7 +59,7 @@ def score(
         policy = load_policy(recipe.model, tokenizer, trainable=True)
         fuse_head(policy)
     events: list = []
-    scorer = Scorer(recipe, tokenizer, policy, batch_size, bf16, events.append)
+    scorer = ReferenceScorer(recipe, tokenizer, policy, batch_size, bf16, events.append)
     return with_reference(rows or rows_of(), scorer, "training"), events
 
 
