@@ -238,7 +238,7 @@ def test_a_second_run_scores_and_writes_nothing_again(
     small_world, tmp_path, functions, monkeypatch
 ):
     first, log, _ = train(small_world, tmp_path / "first", functions)
-    monkeypatch.setattr("aligner.methods.dpo.reward_distillation._scored", None)
+    monkeypatch.setattr("aligner.methods.dpo.reward_distillation.ask", None)
     monkeypatch.setattr("aligner.methods.dpo.reference_samples._write", None)
     again, same, events = train(small_world, tmp_path / "again", functions)
     assert losses(same) == losses(log)
