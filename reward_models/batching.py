@@ -278,7 +278,12 @@ def silent_rows(verdicts: Sequence[Verdict]) -> dict[int, str]:
 
 
 def refuse_silent(
-    name: str, rows: Answers | Pairs, silent: Mapping[int, str], asked: int, rest: str, hint: str
+    name: str,
+    rows: Answers | Pairs,
+    silent: Mapping[int, str],
+    asked: int,
+    rest: str = "those on the others are kept",
+    hint: str = "",
 ) -> None:
     """Raise DataError that lists the rows without a verdict, if there are any. `asked`: how many
     rows there were; `rest`: what became of the others."""
@@ -287,6 +292,6 @@ def refuse_silent(
     more = f" (the first {LISTED} are listed)" if len(silent) > LISTED else ""
     raise DataError(
         f"{name} gave {rows.lacking} {len(silent):,} of {asked:,} {rows.noun}{more}; {rest}",
-        hint,
+        hint or f"the same command asks about these {rows.noun} again; or leave their rows out",
         [Problem(silent[row], where=rows.origins[row]) for row in sorted(silent)[:LISTED]],
     )

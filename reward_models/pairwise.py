@@ -22,7 +22,7 @@ from aligner.models.loading import load_policy
 from aligner.models.tokenizers import load_tokenizer
 from aligner.runs.files import dumps
 
-from .base import SHARE, Preferences, Prompt, Range, Scorer, Scores, check_lengths
+from .base import SHARE, Preferences, Prompt, Range, Scorer, Scores, check_lengths, placed
 from .card import Card
 from .heads import ModelScorer, OnProgress, refuse_no_numbers, section_of, within_positions
 from .pairwise_prompt import Question, encode_question, length_of_answers, question_text
@@ -128,12 +128,15 @@ class PairScorer(ModelScorer):
             )
         pairs = [pair for rows in groups.values() for pair in combinations(rows, 2)]
         asked: list[str | Messages] = [prompts[a] for a, _ in pairs]
-        chances = self.prefer(
-            asked,
-            [completions[a] for a, _ in pairs],
-            [completions[b] for _, b in pairs],
-            on_progress=on_progress,
-        )
+        try:
+            chances = self.prefer(
+                asked,
+                [completions[a] for a, _ in pairs],
+                [completions[b] for _, b in pairs],
+                on_progress=on_progress,
+            )
+        except DataError as error:  # which counts pairs
+            raise placed(error, [f"row {a + 1}" for a, _ in pairs]) from error
         wins: dict[int, list[float]] = defaultdict(list)
         for (a, b), chance in zip(pairs, chances):
             wins[a].append(chance)

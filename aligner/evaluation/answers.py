@@ -74,7 +74,6 @@ def _scores(
         silent_rows(verdicts),
         len(verdicts),
         "their mean would not be that of all prompts",
-        "the same command asks for these again; or leave their rows out",
     )
     scores = iter([verdict.value for verdict in verdicts if verdict.value is not None])
     means = [sum(islice(scores, len(samples))) / len(samples) for samples in answers]

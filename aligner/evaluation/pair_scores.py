@@ -174,14 +174,7 @@ def judge(
         together=at_once is None,
         on_progress=on_progress,
     )
-    refuse_silent(
-        scorer.name,
-        rows,
-        silent_rows(verdicts),
-        len(verdicts),
-        "those on the others are kept",
-        "the same command asks about these pairs again; or leave their rows out",
-    )
+    refuse_silent(scorer.name, rows, silent_rows(verdicts), len(verdicts))
     values = np.array([verdict.value for verdict in verdicts], dtype=np.float64)
     remarks = [
         (origin, verdict.remark)

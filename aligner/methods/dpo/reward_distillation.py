@@ -273,14 +273,7 @@ def _gaps(
         on_progress=counter(on_event, what),
         sizes=sizes,
     )
-    refuse_silent(
-        scorer.name,
-        asked,
-        silent_rows(verdicts),
-        len(verdicts),
-        "those on the others are kept",
-        "the same command asks about these again; or leave their rows out",
-    )
+    refuse_silent(scorer.name, asked, silent_rows(verdicts), len(verdicts))
     values = [verdict.value for verdict in verdicts if verdict.value is not None]
     gaps = (
         [_logit(share) for share in values]

@@ -14,7 +14,7 @@ from fakes import CHAT_TEMPLATE, EOS, byte_tokenizer, save_model, save_reward_mo
 from transformers import AutoModelForSequenceClassification, GPT2Config, LlamaConfig
 
 from aligner.data.rows import PreferenceRow
-from aligner.errors import DataError, RecipeError
+from aligner.errors import DataError, Problem, RecipeError
 from aligner.models.forward import pad
 from aligner.models.reward_head import Float32Linear, head_of, join_outputs, pool_by_mask
 from aligner.reward_models.base import preferences
@@ -332,6 +332,18 @@ def test_an_answer_is_scored_by_how_often_it_wins_against_the_others_to_its_prom
     ]
     with pytest.raises(DataError, match="1 prompts have only one"):
         pairwise.score(["p", "p", "q"], ["a", "b", "c"])
+
+
+def test_an_error_about_a_pair_names_the_row_of_its_first_answer(
+    pairwise: Any, monkeypatch: Any
+) -> None:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise DataError("row 3: odd", "hint", [Problem("odd", where="row 4")])
+
+    monkeypatch.setattr(type(pairwise), "prefer", refuse)
+    with pytest.raises(DataError, match=r"row 2: odd") as caught:
+        pairwise.score(["p", "p", "p", "q", "q"], list("abcde"))
+    assert caught.value.problems[0].where == "row 4"
 
 
 def test_a_cut_that_reaches_the_answers_is_told(tmp_path: Path) -> None:
