@@ -8,9 +8,9 @@ No model, no tokenizer and no network: lengths are estimates, which is enough to
 
 from __future__ import annotations
 
-from aligner.builders.mosaic.bank import load_bank
 from aligner.builders.mosaic.check import check
-from aligner.builders.mosaic.passes import build
+from aligner.builders.mosaic.epochs import build
+from aligner.builders.mosaic.phrasings import load_phrasings
 from aligner.config.recipe import Mosaic
 from aligner.data.rows import CompletionRow
 
@@ -37,10 +37,12 @@ def rows() -> list[CompletionRow]:
 
 
 def main() -> None:
-    settings = Mosaic(max_members=3, k_distribution="fix_max", plain_fraction=0.0)
-    built = build(rows(), settings, passes=3, seed=1, batch_size=2)
+    settings = Mosaic(max_examples=3, k_distribution="fix_max", plain_fraction=0.0)
+    built = build(rows(), settings, epochs=3, seed=1, batch_size=2)
     for sample in built.dataset:
-        print(f"--- {sample['strategy']} {sample['rule'] or ''}: {', '.join(sample['member_ids'])}")
+        print(
+            f"--- {sample['strategy']} {sample['rule'] or ''}: {', '.join(sample['example_ids'])}"
+        )
         print(
             sample["prompt"][-1]["content"],
             sample["completion"][0]["content"],
@@ -49,24 +51,26 @@ def main() -> None:
         )
 
     sample = built.dataset[0]
-    members = [
+    examples = [
         (f"{name}: which city is its capital?", f"{CAPITALS[name]} is the capital of {name}.")
-        for name in sample["member_ids"]
+        for name in sample["example_ids"]
     ]
     print(
         "read again:",
         check(
             sample["prompt"][-1]["content"],
             sample["completion"][0]["content"],
-            members,
-            load_bank(),
+            examples,
+            load_phrasings(),
         ),
     )
     print(
         f"sequences: {built.source.sequences:.0f} rows become {built.costs.sequences:.0f} samples "
-        "a pass"
+        "an epoch"
     )
-    print(f"real tokens: {built.source.real:.0f} become {built.costs.real:.0f} a pass (estimates)")
+    print(
+        f"real tokens: {built.source.real:.0f} become {built.costs.real:.0f} an epoch (estimates)"
+    )
 
 
 if __name__ == "__main__":

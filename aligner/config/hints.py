@@ -26,15 +26,18 @@ GONE: dict[str, str] = {
     "logging_dir": "metrics are in the run directory, in metrics.jsonl; drop it",
     "loss_weights": "write `dpo.loss={sigmoid: 0.8, sft: 0.2}`",
     "max_completion_length": "`data.max_length` counts prompt and answer together",
+    "max_members": "it is called `max_examples` now",
     "max_prompt_length": "removed, since it cut prompts silently; `data.max_length` counts prompt "
     "and "
     "answer "
     "together",
     "max_seq_length": "it is called `data.max_length` now",
+    "min_members": "it is called `min_examples` now",
     "model_init_kwargs": "set the keys of `model`: dtype, attn_implementation, quantization, "
     "revision",
     "no_cuda": "set `trainer.use_cpu: true`",
     "overwrite_output_dir": "run the command with `--overwrite`",
+    "passes": "it is called `mosaic.epochs` now",
     "peft_config": "write `model.lora: {r: 16, lora_alpha: 32}`",
     "per_gpu_train_batch_size": "it is called `trainer.per_device_train_batch_size` now",
     "per_gpu_eval_batch_size": "it is called `trainer.per_device_eval_batch_size` now",
@@ -44,6 +47,7 @@ GONE: dict[str, str] = {
     "reference_free": "removed from TRL; there is always a reference",
     "rpo_alpha": "set `dpo.nll_weight`",
     "save_safetensors": "weights are always saved as safetensors; drop it",
+    "style_bank": "it is called `phrasings` now",
     "test_split_size": "write `data.eval: 0.05` for a share held out",
     "tokenizer_name_or_path": "the tokenizer comes with the model",
     "use_ipex": "removed from transformers; drop it",

@@ -16,13 +16,13 @@ def mosaic_of(prefix: str) -> Rule:
         if view[prefix] is None:
             return
         smallest, largest, low_high = (
-            view[f"{prefix}.min_members"],
-            view[f"{prefix}.max_members"],
+            view[f"{prefix}.min_examples"],
+            view[f"{prefix}.max_examples"],
             view[f"{prefix}.mask_ratio"],
         )
         if smallest > largest:
             yield finding(
-                f"{prefix}.min_members", f"is above `max_members` ({largest})", "lower it"
+                f"{prefix}.min_examples", f"is above `max_examples` ({largest})", "lower it"
             )
         if low_high[0] > low_high[1]:
             yield finding(
@@ -49,14 +49,14 @@ def mosaic_of(prefix: str) -> Rule:
                     f"{prefix}.{key}", f"has no effect: the weight of `{strategy}` is 0", "drop it"
                 )
         if view[f"{prefix}.k_distribution"] in ("fix_max", "max_length") and view.given(
-            f"{prefix}.min_members"
+            f"{prefix}.min_examples"
         ):
             name = view[f"{prefix}.k_distribution"]
             yield finding(
-                f"{prefix}.min_members", f"has no effect with `k_distribution: {name}`", "drop it"
+                f"{prefix}.min_examples", f"has no effect with `k_distribution: {name}`", "drop it"
             )
         if view[f"{prefix}.compat"] == "released":
-            for key in ("plain_fraction", "on_overlong", "min_members"):
+            for key in ("plain_fraction", "on_overlong", "min_examples"):
                 if view.given(f"{prefix}.{key}"):
                     yield finding(
                         f"{prefix}.{key}",

@@ -177,16 +177,16 @@ class Strategies(Section):
 class Mosaic(Section):
     """How rows are glued into mosaics (Mosaic-IT, arXiv 2405.13326)."""
 
-    max_members: Whole = Field(10, ge=1, le=100)
+    max_examples: Whole = Field(10, ge=1, le=100)
     """Most rows in a sample, the paper's K."""
-    min_members: Whole = Field(1, ge=1)
-    """Fewest rows that are drawn for a sample. What does not fit `max_tokens`, and the end of a
-    pass, can be fewer."""
+    min_examples: Whole = Field(1, ge=1)
+    """Fewest rows that are drawn for a sample. What does not fit `max_tokens`, and the end of an
+    epoch, can be fewer."""
     k_distribution: Literal[
         "uniform", "exp", "pareto", "lognormal", "logistic2", "fix_max", "max_length"
     ] = "uniform"
-    """How many rows a sample gets: uniform, mostly near `max_members`, always `max_members`, or as
-    many as fit."""
+    """How many rows a sample gets: uniform, mostly near `max_examples`, always `max_examples`, or
+    as many as fit."""
     strategies: Strategies = Strategies()
     """How often each strategy is drawn."""
     permute_rules: list[PermuteRule] | None = None
@@ -210,8 +210,8 @@ class Mosaic(Section):
     group_by: str | None = None
     """Column whose values are kept apart: only rows with the same one share a sample. System
     prompts are always kept apart."""
-    style_bank: str | None = None
-    """YAML file of wordings that are added to ours, or stand in their place."""
+    phrasings: str | None = None
+    """YAML file of phrasings that are added to the built-in ones, or replace them."""
     compat: Literal["robust", "released"] = "robust"
     """`released`: draw as the authors' code does, with its faults (samples that contradict their
     instructions, dropped rows)."""

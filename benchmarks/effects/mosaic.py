@@ -4,14 +4,14 @@ each costs.
     python -m benchmarks.effects.mosaic [--world all|simple] [--seeds N] [--workers N] [--write]
 
 Every arm trains the base model on the same 4,000 right answers, eight sequences a step: plain rows,
-or mosaics of up to two rows drawn anew for each pass, with 10% plain samples and with none. The
-wording is `mosaic_bank.yaml`, short enough for a model of half a million weights that reads
+or mosaics of up to two rows drawn anew for each epoch, with 10% plain samples and with none. The
+wording is `mosaic_phrasings.yaml`, short enough for a model of half a million weights that reads
 letters, and the rules are those that it can hope to learn (`RULES`); with three rows in a sample it
 would need several times the training.
 
-In the world `all` they are all kinds of exercises, for 14 passes: more than so small a model can
+In the world `all` they are all kinds of exercises, for 14 epochs: more than so small a model can
 master, so what it learns for mosaics is missed for single prompts. The world `simple` has those
-that it can master, in 40 passes: one part, and no sums.
+that it can master, in 40 epochs: one part, and no sums.
 
 A rule is followed when the greedy answer to a mosaic of held-out exercises, read without regard to
 what the answers say, has the right numbers in the right order, every tag in its place and nothing
@@ -36,8 +36,8 @@ from pathlib import Path
 import torch
 
 from aligner.builders.mosaic.check import Violation, parse
-from aligner.builders.mosaic.engine import Sample, Tally
-from aligner.builders.mosaic.passes import mosaics_of
+from aligner.builders.mosaic.engine import Counts, Sample
+from aligner.builders.mosaic.epochs import mosaics_of
 from aligner.config.load import load_recipe
 from aligner.config.recipe import Data, Model, Mosaic, Source
 from aligner.data.loading import load_rows
@@ -54,12 +54,12 @@ from aligner.toy.tasks import draw, gold_score
 from aligner.toy.world import write_world
 from benchmarks.results import write
 
-BANK = str(Path(__file__).with_name("mosaic_bank.yaml"))
-PASSES = {"all": 14, "simple": 40}
+PHRASINGS = str(Path(__file__).with_name("mosaic_phrasings.yaml"))
+EPOCHS = {"all": 14, "simple": 40}
 ROWS = 4000
 BATCH = 8
 LIMIT = 320
-MEMBERS = 2
+EXAMPLES = 2
 LEARNING_RATE = 1.5e-3
 CHECKPOINTS = 8
 ARMS: dict[str, float | None] = {
@@ -127,7 +127,7 @@ def write_rows(world: Path, seed: int, kind: str) -> None:
 def train(world: Path, seed: int, kind: str, name: str, plain: float | None) -> Path:
     """Train an arm from the base, and return its run directory."""
     mosaic = json.dumps(
-        {"max_members": MEMBERS, "plain_fraction": plain, "style_bank": BANK, **RULES}
+        {"max_examples": EXAMPLES, "plain_fraction": plain, "phrasings": PHRASINGS, **RULES}
     )
     overrides = [
         f"model.name_or_path={world / 'model'}",
@@ -137,7 +137,7 @@ def train(world: Path, seed: int, kind: str, name: str, plain: float | None) -> 
         f"seed={seed}",
         f"output_dir={world / 'runs' / name.replace(' ', '-')}",
         "report.num_prompts=0",
-        f"trainer.num_train_epochs={PASSES[kind]}",
+        f"trainer.num_train_epochs={EPOCHS[kind]}",
         f"trainer.per_device_train_batch_size={BATCH}",
         f"trainer.learning_rate={LEARNING_RATE}",
         "trainer.logging_steps=1",
@@ -151,21 +151,21 @@ def train(world: Path, seed: int, kind: str, name: str, plain: float | None) -> 
 def held_out_mosaics(world: Path, seed: int) -> list[Sample]:
     """Mosaics of two exercises that no training has seen."""
     rows = load_rows(Data(train=[Source(path=str(world / "heldout.jsonl"))]), "prompts", 0).train
-    members = [
+    examples = [
         CompletionRow(row.prompt, [{"role": "assistant", "content": row.answer}], row.origin)
         for row in rows
     ]
     settings = Mosaic(
-        max_members=MEMBERS, min_members=2, plain_fraction=0.0, style_bank=BANK, **RULES
+        max_examples=EXAMPLES, min_examples=2, plain_fraction=0.0, phrasings=PHRASINGS, **RULES
     )
     made = mosaics_of(
-        members,
+        examples,
         settings,
         tokenizer=load_tokenizer(Model(name_or_path=str(world / "model"))),
         seed=seed,
     )
-    samples = [sample for number in range(2) for sample in made.pass_samples(number, Tally())]
-    return [sample for sample in samples if len(sample.plan.members) > 1]
+    samples = [sample for number in range(2) for sample in made.epoch_samples(number, Counts())]
+    return [sample for sample in samples if len(sample.plan.examples) > 1]
 
 
 def outcome(world: Path, run: Path, seed: int, samples: list[Sample]) -> Outcome:
@@ -343,7 +343,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--world", choices=list(PASSES), default="all")
+    parser.add_argument("--world", choices=list(EPOCHS), default="all")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=1, help="arms that are trained side by side")
     parser.add_argument(

@@ -350,7 +350,7 @@ def others(model: Path, folder: Path, first: Path) -> list[str]:
         "method": "mosaic",
         "output_dir": "mosaics",
         "data": {"train": str(folder / "answers.jsonl"), "max_length": 512},
-        "mosaic": {"tokenizer": str(model), "max_members": 3, "passes": 1},
+        "mosaic": {"tokenizer": str(model), "max_examples": 3, "epochs": 1},
     }
     (folder / "mosaic.yaml").write_text(yaml.safe_dump(mosaics), encoding="utf-8")
     built = aligner("mosaic", "mosaic.yaml", folder=folder)

@@ -3,13 +3,13 @@ number of rows.
 
     python -m benchmarks.speed.mosaic [--rows N] [--largest N] [--write]
 
-The peer is the straightforward loop: a sample grows one member at a time; at each step its look and
-rule are drawn afresh, it is rendered and tokenized, and the last rendering that fits is kept. It
-makes samples of the same members as ours, on one core, with the same tokenizer, a byte-pair encoder
-trained on the rows. Ours includes measuring the rows, and the check of every sample; the peer
-checks nothing. Then ours is run over more and more rows from a file, each time in a process of its
-own and with estimated lengths, since tokenizing is linear anyway: CPU time, and peak memory above
-that of the loaded libraries. With `--write` the result goes into `benchmarks/RESULTS.md`.
+The peer is the straightforward loop: a sample grows one example at a time; at each step its look
+and rule are drawn afresh, it is rendered and tokenized, and the last rendering that fits is kept.
+It makes samples of the same examples as ours, on one core, with the same tokenizer, a byte-pair
+encoder trained on the rows. Ours includes measuring the rows, and the check of every sample; the
+peer checks nothing. Then ours is run over more and more rows from a file, each time in a process of
+its own and with estimated lengths, since tokenizing is linear anyway: CPU time, and peak memory
+above that of the loaded libraries. With `--write` the result goes into `benchmarks/RESULTS.md`.
 """
 
 from __future__ import annotations
@@ -95,9 +95,9 @@ def write_tokenizer(folder: Path) -> Path:
 def against_growth(folder: Path, number: int) -> tuple[float, float, int]:
     """Samples per CPU-second of the straightforward loop and of ours, and how many samples were
     made."""
-    from aligner.builders.mosaic.bank import load_bank
-    from aligner.builders.mosaic.engine import Tally
-    from aligner.builders.mosaic.passes import mosaics_of
+    from aligner.builders.mosaic.engine import Counts
+    from aligner.builders.mosaic.epochs import mosaics_of
+    from aligner.builders.mosaic.phrasings import load_phrasings
     from aligner.builders.mosaic.plan import Planner
     from aligner.builders.mosaic.render import render
     from aligner.config.recipe import Data, Model, Mosaic, Source
@@ -108,20 +108,20 @@ def against_growth(folder: Path, number: int) -> tuple[float, float, int]:
     path = write_rows(folder / "some.jsonl", number)
     data = load_rows(Data(train=[Source(path=str(path))]), "sft", 0).train
     started = time.process_time()
-    mosaics, tally = (
+    mosaics, counts = (
         mosaics_of(data, Mosaic(), tokenizer=tokenizer, max_tokens=LIMIT, seed=0),
-        Tally(),
+        Counts(),
     )
-    samples = [sample for number in range(4) for sample in mosaics.pass_samples(number, tally)]
+    samples = [sample for number in range(4) for sample in mosaics.epoch_samples(number, counts)]
     ours = time.process_time() - started
 
-    planner, rng = Planner(Mosaic(), load_bank(), Counter()), random.Random(0)
+    planner, rng = Planner(Mosaic(), load_phrasings(), Counter()), random.Random(0)
     started = time.process_time()
     for sample in samples:
-        members = [mosaics.members[number] for number in sample.plan.members]
-        for size in range(1, len(members) + 1):
+        examples = [mosaics.examples[number] for number in sample.plan.examples]
+        for size in range(1, len(examples) + 1):
             rendered = render(
-                planner.plan(sample.plan.members[:size], members[:size], rng), members[:size]
+                planner.plan(sample.plan.examples[:size], examples[:size], rng), examples[:size]
             )
             if len(tokenizer.tokenize(rendered.prompt + rendered.completion)) >= LIMIT:
                 break
@@ -143,7 +143,7 @@ def _build(folder: str, number: int, answers: Any) -> None:
         "data.max_length": LIMIT,
     }
     started = time.process_time()
-    run_mosaic(load_recipe("mosaic", None, ["mosaic.passes=1"], settings))
+    run_mosaic(load_recipe("mosaic", None, ["mosaic.epochs=1"], settings))
     answers.put((time.process_time() - started, (memory_kib("VmHWM") - before) / 1024))
 
 
@@ -186,7 +186,7 @@ def lines(folder: Path, number: int, largest: int) -> Iterator[str]:
         f"{ours / theirs:.1f} times (goal: 5)."
     )
     yield (
-        "\n| rows (lengths estimated) | CPU-seconds a pass | rows per second "
+        "\n| rows (lengths estimated) | CPU-seconds an epoch | rows per second "
         "| memory above the libraries |\n| --- | --- | --- | --- |"
     )
     for count, seconds, memory in by_rows(folder, largest):

@@ -182,7 +182,7 @@ RECIPES = {
     "mosaics: a mistyped key": Case(
         "mosaic --data rows.jsonl --output out mosaic.max_member=3",
         RECIPE,
-        ("max_member", "mosaic.max_members"),
+        ("max_example", "mosaic.max_examples"),
     ),
     "mosaics: a missing file": Case(
         "mosaic --data rowz.jsonl --output out", DATA, ("rowz.jsonl", "did you mean")
@@ -196,10 +196,10 @@ RECIPES = {
         ("rows.jsonl:2", "broken JSON"),
         rows=SFT_ROW + "\n{",
     ),
-    "mosaics: a style bank that is not there": Case(
-        "mosaic --data rows.jsonl --output out mosaic.style_bank=bank.yaml",
+    "mosaics: a phrasings file that is not there": Case(
+        "mosaic --data rows.jsonl --output out mosaic.phrasings=words.yaml",
         RECIPE,
-        ("bank.yaml", "cannot be read"),
+        ("words.yaml", "cannot be read"),
     ),
     "mosaics: no such tokenizer": Case(
         "mosaic --data rows.jsonl --output out --tokenizer ./nowhere",

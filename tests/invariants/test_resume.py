@@ -43,7 +43,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "sft",
         {
             **EVERY,
-            "data__mosaic": {"max_members": 3},
+            "data__mosaic": {"max_examples": 3},
             "data__max_length": 400,
             "trainer__num_train_epochs": 2.5,
             "trainer__train_sampling_strategy": "group_by_length",

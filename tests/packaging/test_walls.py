@@ -72,7 +72,7 @@ HEAVY = {
 HEAVY |= {"bitsandbytes", "tokenizers", "safetensors", "huggingface_hub", "numpy"}
 
 LOADS_HEAVY: dict[str, tuple[str, ...]] = {
-    "builders.mosaic": ("build", "costs", "engine", "iterable", "passes", "released", "report"),
+    "builders.mosaic": ("build", "costs", "engine", "epochs", "iterable", "paper_compat", "report"),
     "builders.select": (
         *("acquisition", "build", "candidates", "choosing", "embeddings", "ngrams", "report"),
         "win_probabilities",

@@ -14,9 +14,9 @@ from fakes import small_recipe
 
 from aligner import events
 from aligner.builders.mosaic.build import run_mosaic
-from aligner.builders.mosaic.engine import Tally
+from aligner.builders.mosaic.engine import Counts
+from aligner.builders.mosaic.epochs import mosaics_of
 from aligner.builders.mosaic.iterable import MosaicIterable
-from aligner.builders.mosaic.passes import mosaics_of
 from aligner.config.load import load_recipe
 from aligner.config.recipe import Data, Mosaic, Source
 from aligner.config.shipped import recipe_text
@@ -28,7 +28,7 @@ from aligner.runs.files import read_metrics
 from aligner.tokenization.encode import IGNORED, encode_sft
 from aligner.training.sampler import SeededSampler
 
-MOSAIC = {"max_members": 3}
+MOSAIC = {"max_examples": 3}
 
 
 def trained(world: Path, output: Path, *overrides: str, **flags: Any) -> Path:
@@ -50,7 +50,7 @@ def test_each_epoch_trains_on_the_mosaics_that_the_files_hold(
         "mosaic",
         None,
         [],
-        {**flags, "mosaic.max_members": 3, "mosaic.passes": 2, "mosaic.tokenizer": tokenizer},
+        {**flags, "mosaic.max_examples": 3, "mosaic.epochs": 2, "mosaic.tokenizer": tokenizer},
     )
     files = run_mosaic(recipe).run_dir
     rows = load_rows(Data(train=[Source(path=str(files / "data"))]), "sft", 0).train
@@ -83,7 +83,7 @@ def test_the_books_say_what_was_made_of_the_rows(small_world: Path, tmp_path: Pa
     assert split["rows_in"] == 36
     assert split["rows"] == split["made"]
     lines = dict(next(event.table for event in told if isinstance(event, events.DataReady)))
-    assert lines["train mosaics"] == f"{split['made']} samples in 2 passes over 36 rows"
+    assert lines["train mosaics"] == f"{split['made']} samples in 2 epochs over 36 rows"
     assert max(line["epoch"] for line in read_metrics(run)) == 2.0
 
 
@@ -106,13 +106,13 @@ def test_the_books_say_what_stands_alone(small_world: Path, tmp_path: Path) -> N
     assert books["train mosaics"].endswith("; always alone: 1 (its answer holds thinking)")
 
 
-def test_half_an_epoch_ends_in_the_middle_of_a_pass(small_world: Path, tmp_path: Path) -> None:
+def test_half_an_epoch_ends_in_the_middle_of_its_mosaics(small_world: Path, tmp_path: Path) -> None:
     run = trained(small_world, tmp_path / "run", trainer__num_train_epochs=1.5)
     first, second = json.loads((run / "prepared/batching.json").read_text())["passes"]
     assert read_metrics(run)[-1]["step"] == -(-(first + second / 2) // 4)
 
 
-def test_as_many_passes_are_made_as_the_steps_take(small_world: Path, tmp_path: Path) -> None:
+def test_as_many_epochs_are_made_as_the_steps_take(small_world: Path, tmp_path: Path) -> None:
     run = trained(small_world, tmp_path / "run", trainer__max_steps=23)
     passes = json.loads((run / "prepared/batching.json").read_text())["passes"]
     assert sum(passes[:-1]) < 23 * 4 <= sum(passes)
@@ -220,7 +220,7 @@ def test_what_the_recipe_says_to_do_next_works(
     assert any(isinstance(event, events.Plan) for event in told)
 
 
-def test_a_dry_run_counts_the_sequences_of_all_passes(small_world: Path, tmp_path: Path) -> None:
+def test_a_dry_run_counts_the_sequences_of_all_epochs(small_world: Path, tmp_path: Path) -> None:
     told: list[Any] = []
     recipe = small_recipe(
         "sft",
@@ -242,20 +242,20 @@ def test_a_dry_run_counts_the_sequences_of_all_passes(small_world: Path, tmp_pat
     assert int(plan["steps"][0]) == -(-int(total) // 4)
 
 
-def test_a_wrong_style_bank_is_told_before_the_rows_are_read(
+def test_wrong_phrasings_are_reported_before_the_rows_are_read(
     small_world: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(RecipeError, match=r"nowhere\.yaml cannot be read"):
         trained(
             small_world,
             tmp_path / "run",
-            data__mosaic={"style_bank": str(tmp_path / "nowhere.yaml")},
+            data__mosaic={"phrasings": str(tmp_path / "nowhere.yaml")},
         )
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("key", ["eval_strategy", "save_strategy", "logging_strategy"])
-def test_ends_of_epochs_are_no_moments_where_all_passes_are_one_run(
+def test_ends_of_epochs_are_no_moments_in_a_training_on_mosaics(
     small_world: Path, tmp_path: Path, key: str
 ) -> None:
     with pytest.raises(RecipeError, match=r"cannot be `epoch` with `data\.mosaic`"):
@@ -263,10 +263,10 @@ def test_ends_of_epochs_are_no_moments_where_all_passes_are_one_run(
 
 
 @pytest.mark.parametrize("lengths", [None, list(range(37))])
-def test_passes_come_in_turn_and_every_row_once(lengths: list[int] | None) -> None:
+def test_epochs_come_in_turn_and_every_row_once(lengths: list[int] | None) -> None:
     order = list(SeededSampler(37, 5, lengths=lengths, rows_per_step=4, passes=[10, 13, 14]))
     assert sorted(order) == list(range(37))
-    # Only what makes no whole step of its own pass comes with the next one.
+    # Only what makes no whole step of its own epoch comes with the next one.
     assert all(row < 10 for row in order[:8])
     assert all(row < 23 for row in order[8:20])
     assert all(row >= 10 for row in order[20:])
@@ -278,12 +278,12 @@ def test_a_loop_of_ones_own_gets_the_same_mosaics_shared_among_workers_and_ranks
     from torch.utils.data import DataLoader
 
     rows = load_rows(Data(train=[Source(path=str(small_world / "sft.jsonl"))]), "sft", 42).train
-    mosaics = mosaics_of(rows, Mosaic(max_members=3), seed=7)
+    mosaics = mosaics_of(rows, Mosaic(max_examples=3), seed=7)
     whole = MosaicIterable(mosaics)
     whole.set_epoch(1)
     samples = list(whole)
     assert [one["prompt"] for one in samples] == [
-        sample.row.prompt for sample in mosaics.pass_samples(1, Tally())
+        sample.row.prompt for sample in mosaics.epoch_samples(1, Counts())
     ]
     shares = [MosaicIterable(mosaics, rank=rank, world_size=3) for rank in range(3)]
     for share in shares:

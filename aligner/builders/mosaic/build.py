@@ -2,15 +2,15 @@
 processes, resumable.
 
 Read downward. The rows are read once and kept on disk (`prepared/rows.bin`); memory holds some tens
-of bytes for each. Chunks are built in parts of `CHUNKS_IN_A_PART`, each part into files of its own
-below `shards/`, the last of which (`.done`) says that it is whole: a resumed run builds the missing
-ones. At the end the parts are joined, in their order, to
+of bytes for each. Chunks are built in shards of `CHUNKS_IN_A_SHARD`, each shard into files of its
+own below `shards/`, the last of which (`.done`) says that it is whole: a resumed run builds the
+missing ones. At the end the shards are joined, in their order, to
 
     data/train.jsonl      the samples (or train.parquet, or a folder that `datasets.load_from_disk`
                           reads)
     data/eval.jsonl       held-out rows as they came, where `data.eval` holds some out
-    mosaics.jsonl         for each sample: its members, strategy, rule, order, what was left out,
-                          style, tokens, pass
+    mosaics.jsonl         for each sample: its examples, strategy, rule, order, what was left out,
+                          style, tokens, epoch
     mosaic.json           every number of the report
     report.html           the report
 """
@@ -31,13 +31,13 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aligner.builders.mosaic.bank import Bank, load_bank
-from aligner.builders.mosaic.counts import probabilities
-from aligner.builders.mosaic.engine import Chunk, Mosaics, Sample, Tally
+from aligner.builders.mosaic.engine import Chunk, Counts, Mosaics, Sample
+from aligner.builders.mosaic.epochs import examples_of, lengths_for, mosaics_over
+from aligner.builders.mosaic.examples import Examples, RowStore
 from aligner.builders.mosaic.files import as_written, join, write_data, write_held_out
+from aligner.builders.mosaic.k_distribution import probabilities
 from aligner.builders.mosaic.lengths import EstimatedLengths
-from aligner.builders.mosaic.members import Members, RowStore
-from aligner.builders.mosaic.passes import lengths_for, members_of, mosaics_over
+from aligner.builders.mosaic.phrasings import Phrasings, load_phrasings
 from aligner.builders.mosaic.recipe import MosaicFiles, MosaicRecipe
 from aligner.config.load import Resolved
 from aligner.config.recipe import Model
@@ -63,27 +63,27 @@ from aligner.runs.session import Session
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-CHUNKS_IN_A_PART = 4
+CHUNKS_IN_A_SHARD = 4
 """Some thousands of rows, and seconds: what a kill costs."""
-TABLES = "prepared/members.bin"
+TABLES = "prepared/examples.bin"
 """Present when the rows are read, and all that is known of them is there."""
 PROGRESS_EVERY = 1000
 
 
 @dataclass(frozen=True)
-class Part:
-    """Some chunks of a pass that are built together: `number` counts the parts of all passes."""
+class Shard:
+    """Some chunks of an epoch that are built together: `number` counts the shards of all epochs."""
 
     number: int
-    pass_number: int
+    epoch: int
     first: int
     stop: int
-    members: int
+    examples: int
 
 
 @dataclass
-class Workshop:
-    """What builds parts, here or in a process of its own: made from the run directory and the
+class ShardBuilder:
+    """What builds shards, here or in a process of its own: made from the run directory and the
     recipe alone."""
 
     recipe: MosaicRecipe
@@ -95,44 +95,44 @@ class Workshop:
         """The mosaics of the rows that were kept on disk."""
         settings = self.recipe.mosaic
         store = RowStore.open(self.run_dir / "prepared" / "rows.bin")
-        members = Members.load(self.run_dir / "prepared" / "members.bin", store.__getitem__)
+        examples = Examples.load(self.run_dir / "prepared" / "examples.bin", store.__getitem__)
         return mosaics_over(
-            members,
+            examples,
             settings,
-            load_bank(settings.style_bank),
+            load_phrasings(settings.phrasings),
             load_tokenizer_of(settings),
             max_tokens=self.recipe.data.max_length,
             seed=self.recipe.seed,
         )
 
-    def chunks(self, pass_number: int) -> list[Chunk]:
-        """The chunks of a pass; the latest pass is remembered."""
-        if self._chunks is None or self._chunks[0] != pass_number:
-            self._chunks = (pass_number, self.mosaics.chunks(pass_number))
+    def chunks(self, epoch: int) -> list[Chunk]:
+        """The chunks of an epoch; the latest epoch is remembered."""
+        if self._chunks is None or self._chunks[0] != epoch:
+            self._chunks = (epoch, self.mosaics.chunks(epoch))
         return self._chunks[1]
 
-    def parts(self) -> Iterator[Part]:
-        """Every part of every pass, in order."""
+    def shards(self) -> Iterator[Shard]:
+        """Every shard of every epoch, in order."""
         number = 0
-        for pass_number in range(self.recipe.mosaic.passes):
-            chunks = self.chunks(pass_number)
-            for first in range(0, len(chunks), CHUNKS_IN_A_PART):
-                some = chunks[first : first + CHUNKS_IN_A_PART]
-                yield Part(
+        for epoch in range(self.recipe.mosaic.epochs):
+            chunks = self.chunks(epoch)
+            for first in range(0, len(chunks), CHUNKS_IN_A_SHARD):
+                some = chunks[first : first + CHUNKS_IN_A_SHARD]
+                yield Shard(
                     number,
-                    pass_number,
+                    epoch,
                     first,
                     first + len(some),
-                    sum(len(chunk.members) for chunk in some),
+                    sum(len(chunk.examples) for chunk in some),
                 )
                 number += 1
 
-    def build(self, part: Part) -> None:
-        """Build a part and write it; `.done` comes last."""
-        tally = Tally()
-        chunks = self.chunks(part.pass_number)[part.first : part.stop]
-        samples = [sample for chunk in chunks for sample in self.mosaics.samples(chunk, tally)]
-        place, kinds = part_file(self.run_dir, part.number), self.mosaics.members.kinds
+    def build(self, shard: Shard) -> None:
+        """Build a shard and write it; `.done` comes last."""
+        counts = Counts()
+        chunks = self.chunks(shard.epoch)[shard.first : shard.stop]
+        samples = [sample for chunk in chunks for sample in self.mosaics.samples(chunk, counts)]
+        place, kinds = shard_file(self.run_dir, shard.number), self.mosaics.examples.kinds
         lines = "".join(
             dumps(as_written(sample.row, self.recipe.mosaic.form, kinds)) + "\n"
             for sample in samples
@@ -142,46 +142,48 @@ class Workshop:
             place.with_suffix(".told"), "".join(dumps(sample.record()) + "\n" for sample in samples)
         )
         shown = (
-            [_example(sample) for sample in samples[:EXAMPLES_OF_A_PART]]
-            if part.number < PARTS_WITH_EXAMPLES
+            [_shown(sample) for sample in samples[:SAMPLES_SHOWN]]
+            if shard.number < SHARDS_SHOWN
             else []
         )
         done = {
-            "counts": dict(tally.counts),
-            "measured": tally.measured,
-            "added_up": tally.added_up,
-            "examples": shown,
-            "sha256": {ending: file_sha256(place.with_suffix(ending)) for ending in PART_ENDINGS},
+            "counts": dict(counts.by_name),
+            "measured": counts.measured,
+            "added_up": counts.added_up,
+            "shown": shown,
+            "sha256": {ending: file_sha256(place.with_suffix(ending)) for ending in SHARD_ENDINGS},
         }
         write_atomically(place.with_suffix(".done"), dumps(done))
 
 
-PART_ENDINGS = (".rows", ".told")
-EXAMPLES_OF_A_PART = 40
-PARTS_WITH_EXAMPLES = 4
+SHARD_ENDINGS = (".rows", ".told")
+SAMPLES_SHOWN = 40
+"""Samples of a shard that are kept for the report."""
+SHARDS_SHOWN = 4
+"""Shards of which samples are kept for the report."""
 
 
-def part_file(run_dir: Path, number: int) -> Path:
-    """Return where a part is written, without its endings."""
+def shard_file(run_dir: Path, number: int) -> Path:
+    """Return where a shard is written, without its endings."""
     return run_dir / "shards" / f"{number:06d}"
 
 
 def _is_built(place: Path) -> bool:
-    """Say whether a part is there and is what was written; one that is damaged is built again."""
+    """Say whether a shard is there and is what was written; one that is damaged is built again."""
     mark = place.with_suffix(".done")
     if not mark.exists():
         return False
     try:
-        sums = parse_json(mark, "the part is built again", needed=["counts", "sha256"])["sha256"]
+        sums = parse_json(mark, "the shard is built again", needed=["counts", "sha256"])["sha256"]
         return all(
-            file_sha256(place.with_suffix(ending)) == sums[ending] for ending in PART_ENDINGS
+            file_sha256(place.with_suffix(ending)) == sums[ending] for ending in SHARD_ENDINGS
         )
     except (DataError, FileNotFoundError):
         return False
 
 
-def _example(sample: Sample) -> dict[str, Any]:
-    """A sample for the report: its texts, and where its members' own words stand in them."""
+def _shown(sample: Sample) -> dict[str, Any]:
+    """A sample for the report: its texts, and where the words of its examples stand in them."""
     rendered = sample.rendered
     return {
         **sample.record(),
@@ -218,15 +220,15 @@ def run_mosaic(
         on_event=on_event,
         scratch=("shards", "prepared"),
     )
-    bank = load_bank(recipe.mosaic.style_bank)
+    phrasings = load_phrasings(recipe.mosaic.phrasings)
     _check_tokenizer_path(recipe.mosaic)
     session.check_place()
     if (done := session.done()) is not None:
         return done
     if dry_run:
-        return session.plan(_plan(recipe, bank, on_event))
+        return session.plan(_plan(recipe, phrasings, on_event))
     is_read = resume and (session.folder / TABLES).exists()
-    rows = None if is_read else _read_rows(recipe, session.folder, bank, on_event)
+    rows = None if is_read else _read_rows(recipe, session.folder, phrasings, on_event)
     try:
         run = session.open()
     except AlignerError:
@@ -238,10 +240,10 @@ def run_mosaic(
     else:
         rows.move_to(run)
     (run.dir / "shards").mkdir(exist_ok=True)
-    workshop = Workshop(recipe, run.dir)
-    parts = list(workshop.parts())
-    _build_parts(workshop, parts, on_event)
-    results = _write(workshop, run, parts, on_event)
+    builder = ShardBuilder(recipe, run.dir)
+    shards = list(builder.shards())
+    _build_shards(builder, shards, on_event)
+    results = _write(builder, run, shards, on_event)
     return session.finish(run, results, _parents(run), run.dir / "data")
 
 
@@ -286,7 +288,7 @@ class ReadRows:
         if (self.folder / "eval.jsonl").exists():
             (run.dir / "data").mkdir(exist_ok=True)
             shutil.move(self.folder / "eval.jsonl", run.dir / "data" / "eval.jsonl")
-        for name in ("rows.bin", "rows.index", "members.bin"):
+        for name in ("rows.bin", "rows.index", "examples.bin"):
             shutil.move(self.folder / name, run.prepared_dir / name)
         self.discard()
 
@@ -297,7 +299,7 @@ class ReadRows:
 
 
 def _read_rows(
-    recipe: MosaicRecipe, output: Path, bank: Bank, on_event: OnEvent | None
+    recipe: MosaicRecipe, output: Path, phrasings: Phrasings, on_event: OnEvent | None
 ) -> ReadRows:
     """Read and measure all rows, in bounded memory; what is wrong with them leaves an existing run
     as it was."""
@@ -307,14 +309,14 @@ def _read_rows(
     try:
         store = RowStore(folder / "rows.bin")
         loaded = _load(recipe, store, on_event)
-        members = _measured(recipe, loaded.train, store, bank, on_event)
+        examples = _measured(recipe, loaded.train, store, phrasings, on_event)
         write_held_out(folder / "eval.jsonl", [store[number] for number in loaded.eval])
     except BaseException:
         release_lock(folder)
         shutil.rmtree(folder)
         raise
-    tell(on_event, DataReady([*loaded.ledger.table(), *_left_out_rows(members)]))
-    members.save(folder / "members.bin")
+    tell(on_event, DataReady([*loaded.ledger.table(), *_left_out_rows(examples)]))
+    examples.save(folder / "examples.bin")
     sources = {
         record.path: record.sha256 for source in loaded.ledger.sources for record in source.files
     }
@@ -328,7 +330,7 @@ def _read_rows(
 
 def _settings_files(settings: MosaicFiles) -> dict[str, str]:
     """Files that decide over the samples beside the rows, with their digests."""
-    named = [settings.style_bank, settings.chat_template]
+    named = [settings.phrasings, settings.chat_template]
     if settings.tokenizer is not None:
         named += [str(Path(settings.tokenizer) / name) for name in TOKENIZER_FILES]
     return {
@@ -339,7 +341,7 @@ def _settings_files(settings: MosaicFiles) -> dict[str, str]:
 
 
 def _check_inputs(run: Run, on_event: OnEvent | None) -> None:
-    """Refuse to resume with other data, or with another style bank or tokenizer."""
+    """Refuse to resume with other data, phrasings or tokenizer."""
     tell(on_event, StageStarted("checking that the data are the same"))
     inputs = run.read_json("inputs.json")
     now = dict(inputs["sources"])
@@ -355,9 +357,9 @@ def _measured(
     recipe: MosaicRecipe,
     rows: Sequence[Any],
     store: RowStore | None,
-    bank: Bank,
+    phrasings: Phrasings,
     on_event: OnEvent | None,
-) -> Members:
+) -> Examples:
     """Measure the training rows. With a store, rows are numbers in it."""
     tokenizer = load_tokenizer_of(recipe.mosaic)
     if tokenizer is None:
@@ -373,11 +375,11 @@ def _measured(
         if done % PROGRESS_EVERY == 0 or done == len(rows):
             tell(on_event, StageProgress("measuring rows", done, len(rows)))
 
-    return members_of(
+    return examples_of(
         enumerate(rows) if store is None else ((number, store[number]) for number in rows),
         recipe.mosaic,
-        bank,
-        lengths_for(tokenizer, bank),
+        phrasings,
+        lengths_for(tokenizer, phrasings),
         limit=recipe.mosaic.max_tokens or recipe.data.max_length,
         read=None if store is None else store.__getitem__,
         on_bad_row=recipe.data.on_bad_row,
@@ -385,58 +387,58 @@ def _measured(
     )
 
 
-def _left_out_rows(members: Members) -> list[tuple[str, str]]:
-    rows = [("members", f"{len(members):,} rows")]
+def _left_out_rows(examples: Examples) -> list[tuple[str, str]]:
+    rows = [("examples", f"{len(examples):,} rows")]
     rows += [
         ("always alone", f"{number:,} rows: {reason}")
-        for reason, number in members.alone_because.most_common()
+        for reason, number in examples.alone_because.most_common()
     ]
     rows += [
         ("not used", f"{number:,} rows: {reason}")
-        for reason, number in members.left_out.most_common()
+        for reason, number in examples.left_out.most_common()
     ]
     return rows
 
 
-# --- parts ----------------------------------------------------------------------------------------
+# --- shards --------------------------------------------------------------------------------------
 
 
-def _build_parts(workshop: Workshop, parts: Sequence[Part], on_event: OnEvent | None) -> None:
+def _build_shards(builder: ShardBuilder, shards: Sequence[Shard], on_event: OnEvent | None) -> None:
     """Build what is missing, here or in several processes."""
-    total = sum(part.members for part in parts)
-    missing = [part for part in parts if not _is_built(part_file(workshop.run_dir, part.number))]
-    done = total - sum(part.members for part in missing)
-    if missing and len(missing) < len(parts):
+    total = sum(shard.examples for shard in shards)
+    missing = [
+        shard for shard in shards if not _is_built(shard_file(builder.run_dir, shard.number))
+    ]
+    done = total - sum(shard.examples for shard in missing)
+    if missing and len(missing) < len(shards):
         tell(
             on_event,
             Notice(
-                f"resuming: {len(parts) - len(missing)} of {len(parts)} parts are there already"
+                f"resuming: {len(shards) - len(missing)} of {len(shards)} shards are there already"
             ),
         )
     tell(on_event, StageProgress("building mosaics (rows used)", done, total))
-    workers = min(workshop.recipe.mosaic.workers, len(missing))
-    finished = (
-        _in_processes(workshop, missing, workers) if workers > 1 else _here(workshop, missing)
-    )
-    for part in finished:
-        done += part.members
+    workers = min(builder.recipe.mosaic.workers, len(missing))
+    finished = _in_processes(builder, missing, workers) if workers > 1 else _here(builder, missing)
+    for shard in finished:
+        done += shard.examples
         tell(on_event, StageProgress("building mosaics (rows used)", done, total))
 
 
-def _here(workshop: Workshop, parts: Sequence[Part]) -> Iterator[Part]:
-    for part in parts:
-        workshop.build(part)
-        yield part
+def _here(builder: ShardBuilder, shards: Sequence[Shard]) -> Iterator[Shard]:
+    for shard in shards:
+        builder.build(shard)
+        yield shard
 
 
-_WORKSHOP: Workshop | None = None
+_BUILDER: ShardBuilder | None = None
 """Of a worker process."""
 
 
-def _open_workshop(recipe: dict[str, Any], run_dir: str, parent: int) -> None:
+def _open_builder(recipe: dict[str, Any], run_dir: str, parent: int) -> None:
     """Make a worker ready; it ends when its parent is gone, whatever became of that."""
-    global _WORKSHOP
-    _WORKSHOP = Workshop(MosaicRecipe.model_validate(recipe), Path(run_dir))
+    global _BUILDER
+    _BUILDER = ShardBuilder(MosaicRecipe.model_validate(recipe), Path(run_dir))
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -446,26 +448,26 @@ def _open_workshop(recipe: dict[str, Any], run_dir: str, parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _build_in_worker(part: Part) -> Part:
-    assert _WORKSHOP is not None
-    _WORKSHOP.build(part)
-    return part
+def _build_in_worker(shard: Shard) -> Shard:
+    assert _BUILDER is not None
+    _BUILDER.build(shard)
+    return shard
 
 
-def _in_processes(workshop: Workshop, parts: Sequence[Part], workers: int) -> Iterator[Part]:
-    """Build parts in worker processes; a few wait in line, so that an error ends the work soon."""
-    recipe = workshop.recipe.model_dump(mode="json")
-    arguments = (recipe, str(workshop.run_dir), os.getpid())
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), _open_workshop, arguments)
+def _in_processes(builder: ShardBuilder, shards: Sequence[Shard], workers: int) -> Iterator[Shard]:
+    """Build shards in worker processes; a few wait in line, so that an error ends the work soon."""
+    recipe = builder.recipe.model_dump(mode="json")
+    arguments = (recipe, str(builder.run_dir), os.getpid())
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _open_builder, arguments)
     try:
-        waiting = iter(parts)
-        running: set[Future[Part]] = {
-            pool.submit(_build_in_worker, part) for part in islice(waiting, 2 * workers)
+        waiting = iter(shards)
+        running: set[Future[Shard]] = {
+            pool.submit(_build_in_worker, shard) for shard in islice(waiting, 2 * workers)
         }
         while running:
             finished, running = wait(running, return_when=FIRST_COMPLETED)
             running |= {
-                pool.submit(_build_in_worker, part) for part in islice(waiting, len(finished))
+                pool.submit(_build_in_worker, shard) for shard in islice(waiting, len(finished))
             }
             for future in finished:
                 yield future.result()
@@ -477,18 +479,20 @@ def _in_processes(workshop: Workshop, parts: Sequence[Part], workers: int) -> It
 
 
 def _write(
-    workshop: Workshop, run: Run, parts: Sequence[Part], on_event: OnEvent | None
+    builder: ShardBuilder, run: Run, shards: Sequence[Shard], on_event: OnEvent | None
 ) -> dict[str, float]:
-    """Join the parts, add up the numbers, write the report; return the results."""
+    """Join the shards, add up the numbers, write the report; return the results."""
     from aligner.builders.mosaic.report import results_of, summary_of, write_mosaic_report
 
     tell(on_event, StageStarted("writing the files"))
-    settings = workshop.recipe.mosaic
-    files = [part_file(run.dir, part.number) for part in parts]
+    settings = builder.recipe.mosaic
+    files = [shard_file(run.dir, shard.number) for shard in shards]
     write_data(run.dir, [file.with_suffix(".rows") for file in files], settings.file_type)
     join([file.with_suffix(".told") for file in files], run.dir / "mosaics.jsonl")
-    tally, examples = _added_up(files)
-    violations = sum(number for key, number in tally.counts.items() if key.startswith("violation:"))
+    counts, shown = _added_up(files)
+    violations = sum(
+        number for key, number in counts.by_name.items() if key.startswith("violation:")
+    )
     if violations:
         tell(
             on_event,
@@ -497,8 +501,8 @@ def _write(
                 "stand alone instead"
             ),
         )
-    if alone := tally.counts["overlong:alone"] // settings.passes:
-        limit = workshop.mosaics.max_tokens
+    if alone := counts.by_name["overlong:alone"] // settings.epochs:
+        limit = builder.mosaics.max_tokens
         tell(
             on_event,
             Warned(
@@ -508,13 +512,13 @@ def _write(
                 "leaves them out here"
             ),
         )
-    if isinstance(workshop.mosaics.lengths, EstimatedLengths):
+    if isinstance(builder.mosaics.lengths, EstimatedLengths):
         tell(
             on_event,
             Notice("token counts of the report are estimates: no mosaic.tokenizer was named"),
         )
-    summary = summary_of(workshop.mosaics, settings, tally)
-    run.write_json("mosaic.json", {**summary, "examples": examples})
+    summary = summary_of(builder.mosaics, settings, counts)
+    run.write_json("mosaic.json", {**summary, "shown": shown})
     write_mosaic_report(run.dir)
     for leftover in (run.dir / "data").glob(".*.tmp"):
         leftover.unlink()
@@ -531,28 +535,30 @@ def _parents(run: Run) -> list[dict[str, Any]]:
     ]
 
 
-def _added_up(files: Iterable[Path]) -> tuple[Tally, list[dict[str, Any]]]:
-    tally, examples = Tally(), []
+def _added_up(files: Iterable[Path]) -> tuple[Counts, list[dict[str, Any]]]:
+    counts, shown = Counts(), []
     for file in files:
         done = json.loads(file.with_suffix(".done").read_text(encoding="utf-8"))
-        tally.counts.update(done["counts"])
-        tally.measured += done["measured"]
-        tally.added_up += done["added_up"]
-        examples += done["examples"]
-    return tally, examples
+        counts.by_name.update(done["counts"])
+        counts.measured += done["measured"]
+        counts.added_up += done["added_up"]
+        shown += done["shown"]
+    return counts, shown
 
 
 # --- dry run --------------------------------------------------------------------------------------
 
 
-def _plan(recipe: MosaicRecipe, bank: Bank, on_event: OnEvent | None) -> list[tuple[str, str, str]]:
+def _plan(
+    recipe: MosaicRecipe, phrasings: Phrasings, on_event: OnEvent | None
+) -> list[tuple[str, str, str]]:
     """Read and measure the rows, and say what would be built."""
     loaded = _load(recipe, None, on_event)
-    members = _measured(recipe, loaded.train, None, bank, on_event)
-    tell(on_event, DataReady([*loaded.ledger.table(), *_left_out_rows(members)]))
+    examples = _measured(recipe, loaded.train, None, phrasings, on_event)
+    tell(on_event, DataReady([*loaded.ledger.table(), *_left_out_rows(examples)]))
     settings = recipe.mosaic
     limit = settings.max_tokens or recipe.data.max_length
-    overlong = sum(tokens > limit for tokens in members.tokens)
+    overlong = sum(tokens > limit for tokens in examples.tokens)
     way = "drop" if settings.compat == "released" else settings.on_overlong
     return [
         (
@@ -562,21 +568,21 @@ def _plan(recipe: MosaicRecipe, bank: Bank, on_event: OnEvent | None) -> list[tu
         ),
         ("too long alone", f"{overlong:,} rows", f"on_overlong: {way}"),
         (
-            "a pass",
-            f"about {_expected(members, settings, limit):,} samples of {len(members):,} rows",
+            "an epoch",
+            f"about {_expected(examples, settings, limit):,} samples of {len(examples):,} rows",
             "more where few fit",
         ),
-        ("passes", f"{settings.passes}", ""),
+        ("epochs", f"{settings.epochs}", ""),
     ]
 
 
-def _expected(members: Members, settings: MosaicFiles, limit: int) -> int:
-    """About how many samples a pass has, by the numbers drawn and by the room there is."""
+def _expected(examples: Examples, settings: MosaicFiles, limit: int) -> int:
+    """About how many samples an epoch has, by the numbers drawn and by the room there is."""
     plain = 0.0 if settings.compat == "released" else settings.plain_fraction
-    room = limit / max(1.0, sum(members.tokens) / len(members))
+    room = limit / max(1.0, sum(examples.tokens) / len(examples))
     if settings.k_distribution == "max_length":
         mean = max(1.0, room)
     else:
-        table = probabilities(settings.k_distribution, settings.max_members, settings.min_members)
+        table = probabilities(settings.k_distribution, settings.max_examples, settings.min_examples)
         mean = sum(max(1.0, min(k, room)) * share for k, share in table.items())
-    return round(len(members) / (plain + (1.0 - plain) * mean))
+    return round(len(examples) / (plain + (1.0 - plain) * mean))

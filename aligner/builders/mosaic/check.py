@@ -1,14 +1,14 @@
 """Check a finished mosaic: read strategy, rule, order and marks out of its text again, and refuse
 faults.
 
-This is a second implementation of the grammar, on purpose: it shares the bank's wording with the
-writer, and no code. It gets the members that went in, and nothing of how they were put together.
+This is a second implementation of the grammar, on purpose: it shares the phrasings with the
+writer, and no code. It gets the examples that went in, and nothing of how they were put together.
 From the prompt alone follows what the completion has to be, down to the byte; so a sample that
 passes is right whatever its writer meant to do.
 
-Members may hold anything: numbers, tags, lines that look like meta-instructions. What decides is
+Examples may hold anything: numbers, tags, lines that look like meta-instructions. What decides is
 that the text which is left, once the meta-instructions are taken off the prompt's ends, is exactly
-the block of these members. Imports no torch.
+the block of these examples. Imports no torch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import product
 
-from aligner.builders.mosaic.bank import SLOTS, Bank, Meta
+from aligner.builders.mosaic.phrasings import SLOTS, Meta, Phrasings
 
 NEEDS_NUMBERS = frozenset(
     {
@@ -43,10 +43,10 @@ class Violation(ValueError):
     """A text that breaks the grammar of mosaics.
 
     `detail` is a sentence. `kind` is a short stable word for counting: `structure` (no block of
-    these members is there), `meta` (a meta-instruction is missing, unknown or out of place), `form`
-    (singular for plural or the reverse), `list`, `count` (what stands in a slot), `rule` (it does
-    not apply to these instructions), `tie`, `numbers`, `tags`, `collision` (a mark occurs in a
-    member), `content` (a text is not the member's), `masked` (a reply that should be absent),
+    these examples is there), `meta` (a meta-instruction is missing, unknown or out of place),
+    `form` (singular for plural or the reverse), `list`, `count` (what stands in a slot), `rule` (it
+    does not apply to these instructions), `tie`, `numbers`, `tags`, `collision` (a mark occurs in
+    an example), `content` (a text is not the example's), `masked` (a reply that should be absent),
     `order`.
     """
 
@@ -112,19 +112,21 @@ def parse(
     return list(zip(indices, texts))
 
 
-def check(prompt: str, completion: str, members: Sequence[tuple[str, str]], bank: Bank) -> Reading:
+def check(
+    prompt: str, completion: str, examples: Sequence[tuple[str, str]], phrasings: Phrasings
+) -> Reading:
     """Read a finished sample from its text, and return what it says.
 
-    `members` are (instruction, response) in the order in which they were given; all else is found
+    `examples` are (instruction, response) in the order in which they were given; all else is found
     in the text.
 
-    Raises: Violation with the most telling reason why this is not a mosaic of these members.
+    Raises: Violation with the most telling reason why this is not a mosaic of these examples.
     """
-    sample = _Sample(
-        prompt, completion, [text for text, _ in members], [text for _, text in members], bank
-    )
+    instructions = [instruction for instruction, _ in examples]
+    responses = [response for _, response in examples]
+    sample = _Sample(prompt, completion, instructions, responses, phrasings)
     _refuse_blank(sample)
-    if len(members) == 1 and sample.instructions == [prompt] and sample.responses == [completion]:
+    if len(examples) == 1 and sample.instructions == [prompt] and sample.responses == [completion]:
         return Reading("plain", None, (1,), (), "", "", "")
     reason: Violation | None = None
     if separator := _separator(sample):
@@ -187,7 +189,7 @@ class _Sample:
     completion: str
     instructions: list[str]
     responses: list[str]
-    bank: Bank
+    phrasings: Phrasings
 
     @cached_property
     def count(self) -> int:
@@ -248,15 +250,15 @@ class _Claim:
 
 def _refuse_blank(sample: _Sample) -> None:
     if not sample.instructions:
-        raise Violation("structure", "a mosaic has at least one member")
+        raise Violation("structure", "a mosaic has at least one example")
     for text in (*sample.instructions, *sample.responses):
         if not text or text.isspace():
-            raise Violation("structure", "a member's text is blank")
+            raise Violation("structure", "an example's text is blank")
 
 
 def _claims(sample: _Sample) -> Iterator[_Claim]:
     """Every way to understand the prompt under which what the meta-instructions leave is the
-    members' block."""
+    examples' block."""
     for top, bottom in _frames(sample):
         lines = (*top.lines, *bottom.lines)
         layout = _layout(sample, top.cut, bottom.cut)
@@ -311,11 +313,11 @@ def _bottoms(
 
 def _read(sample: _Sample, start: int, stop: int) -> list[_Line]:
     line = sample.prompt[start:stop]
-    return [(line, meta) for meta in sample.bank.read(line)]
+    return [(line, meta) for meta in sample.phrasings.read(line)]
 
 
 def _layout(sample: _Sample, start: int, stop: int) -> list[_Number | None]:
-    """How the block is numbered if prompt[start:stop] is the members' block: one entry, or none if
+    """How the block is numbered if prompt[start:stop] is the examples' block: one entry, or none if
     it is not.
 
     Lengths tell nearly all: with the instructions known, only one width of a number can fill the
@@ -348,7 +350,7 @@ def _number(sample: _Sample, start: int, width: int, between: str) -> _Number | 
             _block(sample, number, between), start
         ):
             found.append(number)
-    known = [number for number in found if number.template in sample.bank.numbers] or found
+    known = [number for number in found if number.template in sample.phrasings.numbers] or found
     return known[-1] if known else None
 
 
@@ -457,18 +459,18 @@ def _refuse_tags(claim: _Claim) -> None:
 
 
 def _refuse_collision(sample: _Sample, claim: _Claim) -> None:
-    """No tag in any member. No line that begins with a number mark, be it of an instruction or of
+    """No tag in any example. No line that begins with a number mark, be it of an instruction or of
     an untagged reply."""
     texts = "\n".join(("", *sample.instructions, *sample.responses))
     for tag in (claim.begin, claim.end):
         if tag and tag in texts:
-            raise Violation("collision", f"the tag {tag!r} occurs in a member")
+            raise Violation("collision", f"the tag {tag!r} occurs in an example")
     if claim.number is None:
         return
     numbered = "\n".join(("", *sample.instructions)) if claim.begin else texts
     if _line_initial(claim.number.before, claim.number.after).search(numbered):
         raise Violation(
-            "collision", f"a member's line begins like the number mark {claim.number.template!r}"
+            "collision", f"an example's line begins like the number mark {claim.number.template!r}"
         )
 
 
@@ -502,7 +504,7 @@ def _difference(
     if masked.intersection(found) or absent.intersection(texts):
         return Violation("masked", "a reply is there that should have been left out")
     if not set(texts) <= set(sample.responses):
-        return Violation("content", "the text of a reply is not the member's response")
+        return Violation("content", "the text of a reply is not the example's response")
     return Violation(
         "order", f"the replies should be those to {list(order)}, in this order and no others"
     )
@@ -570,17 +572,18 @@ def _masked(sample: _Sample, name: str, rule: Meta) -> set[int]:
 def _listed(sample: _Sample, rule: Meta) -> tuple[int, ...]:
     """The integers of a list slot, each once and each one of the instructions' numbers."""
     names = {str(index): index for index in range(1, sample.count + 1)}
-    for items in _unbracketed(rule.slots["list"], sample.bank.list_brackets):
+    for items in _unbracketed(rule.slots["list"], sample.phrasings.list_brackets):
         found = _INTEGER.findall(items)
         if not names.keys() >= set(found) or len(set(found)) < len(found):
             continue
         if any(
-            items == separator.join(found) for separator in sample.bank.separators(rule.text.label)
+            items == separator.join(found)
+            for separator in sample.phrasings.separators(rule.text.label)
         ):
             return tuple(names[integer] for integer in found)
     raise Violation(
         "list",
-        f"{rule.slots['list']!r} does not list instructions, each once, in a way of the style bank",
+        f"{rule.slots['list']!r} does not list instructions, each once, as the phrasings do",
     )
 
 
@@ -609,16 +612,16 @@ def _sizes(sample: _Sample, measure: str) -> list[int]:
     if measure == "characters":
         return [len(text) for text in sample.instructions]
     if measure == "words":
-        if not sample.bank.words:
+        if not sample.phrasings.words:
             raise Violation(
-                "rule", f"words do not count in the bank's language ({sample.bank.language})"
+                "rule", f"the language ({sample.phrasings.language}) does not count words"
             )
         return [len(text.split()) for text in sample.instructions]
-    places = {letter: place for place, letter in enumerate(sample.bank.alphabet)}
+    places = {letter: place for place, letter in enumerate(sample.phrasings.alphabet)}
     letters = [next(filter(str.isalpha, text), "").casefold() for text in sample.instructions]
     if not places.keys() >= set(letters):
         raise Violation(
-            "rule", "an instruction has no first letter, or one that is not in the bank's alphabet"
+            "rule", "an instruction has no first letter, or one outside the phrasings' alphabet"
         )
     return [places[letter] for letter in letters]
 
@@ -648,19 +651,19 @@ def _primary(sample: _Sample, separator: str) -> Reading:
     ):
         raise Violation(
             "structure",
-            f"{separator!r} cannot separate members that have neither numbers nor tags",
+            f"{separator!r} cannot separate examples that have neither numbers nor tags",
         )
     if separator.join(sample.responses) != sample.completion:
         raise _difference(
             sample, order, [(None, text) for text in sample.completion.split(separator)]
         )
     if any(separator in text for text in (*sample.instructions, *sample.responses)):
-        raise Violation("collision", f"the separator {separator!r} occurs in a member")
+        raise Violation("collision", f"the separator {separator!r} occurs in an example")
     return Reading("primary", None, order, (), "", "", "")
 
 
 def _without_block(sample: _Sample) -> Violation:
-    """Say why no block of these members was found in the prompt."""
+    """Say why no block of these examples was found in the prompt."""
     at, first = 0, sample.prompt.find(sample.instructions[0])
     for index, text in enumerate(sample.instructions, 1):
         at = sample.prompt.find(text, at)
@@ -670,13 +673,17 @@ def _without_block(sample: _Sample) -> Violation:
             )
         at += len(text)
     above = [
-        line for line in sample.prompt[:first].split("\n") if line and not sample.bank.read(line)
+        line
+        for line in sample.prompt[:first].split("\n")
+        if line and not sample.phrasings.read(line)
     ]
-    below = [line for line in sample.prompt[at:].split("\n") if line and not sample.bank.read(line)]
+    below = [
+        line for line in sample.prompt[at:].split("\n") if line and not sample.phrasings.read(line)
+    ]
     if below or len(above) > 1 or (above and "1" not in above[0]):
-        return Violation("meta", "a line above or below the instructions is not in the style bank")
+        return Violation("meta", "a line above or below the instructions is not in the phrasings")
     if above:
         return Violation("numbers", "the instructions are not numbered alike from 1 on")
     return Violation(
-        "structure", "what the meta-instructions leave is not the block of the members"
+        "structure", "what the meta-instructions leave is not the block of the examples"
     )

@@ -31,7 +31,7 @@ NAMES = {
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """The costs of one pass over some sequences."""
+    """The costs of an epoch over some sequences."""
 
     sequences: float
     steps: float
@@ -43,20 +43,20 @@ class Costs:
 
 
 def costs(
-    lengths: Sequence[int], trained: float, *, max_tokens: int, batch_size: int, passes: int = 1
+    lengths: Sequence[int], trained: float, *, max_tokens: int, batch_size: int, epochs: int = 1
 ) -> Costs:
-    """Count what sequences of these lengths cost, divided by the passes that they make up. Longer
+    """Count what sequences of these lengths cost, divided by the epochs that they make up. Longer
     ones count as cut."""
     cut = np.minimum(np.asarray(lengths, dtype=np.int64), max_tokens)
     n = len(cut)
     return Costs(
-        sequences=n / passes,
-        steps=-(-n // batch_size) / passes,
-        real=float(cut.sum()) / passes,
-        trained=trained / passes,
-        to_max=n * max_tokens / passes,
-        to_longest=_padded_to_longest(cut) / passes,
-        packed=_packed(cut, max_tokens) * max_tokens / passes,
+        sequences=n / epochs,
+        steps=-(-n // batch_size) / epochs,
+        real=float(cut.sum()) / epochs,
+        trained=trained / epochs,
+        to_max=n * max_tokens / epochs,
+        to_longest=_padded_to_longest(cut) / epochs,
+        packed=_packed(cut, max_tokens) * max_tokens / epochs,
     )
 
 
@@ -92,7 +92,7 @@ def _packed(lengths: np.ndarray, size: int) -> int:
 
 
 def cost_rows(source: Costs, mosaics: Costs) -> list[tuple[str, float, float, float]]:
-    """Return (what, of an epoch over the rows, of a pass of mosaics, ratio) for every cost."""
+    """Return (what, of an epoch over the rows, of an epoch of mosaics, ratio) for every cost."""
     rows = []
     for name, label in NAMES.items():
         before, after = getattr(source, name), getattr(mosaics, name)

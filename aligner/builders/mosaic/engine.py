@@ -1,22 +1,22 @@
 """The corpus loop: from examples to mosaics, epoch by epoch and chunk by chunk.
 
-In each pass every member is used once. The members of a group are shuffled, and numbers k are drawn
-until all are used up; a run of `CHUNK_DRAWS` such draws, with the members that they take, is a
-chunk. Chunks depend on the seed, the pass and the group alone, and each has a random generator of
-its own; so they can be built in any order, by any process, and again after a kill.
+In each epoch every example is used once. The examples of a group are shuffled, and numbers k are
+drawn until all are used up; a run of `CHUNK_DRAWS` such draws, with the examples that they take, is
+a chunk. Chunks depend on the seed, the epoch and the group alone, and each has a random generator
+of its own; so they can be built in any order, by any process, and again after a kill.
 
-Within a chunk: take k members, plan, render, measure, check. A sample that is too long loses its
-last member and is planned again; what it lost goes back to the front of the queue. Two members with
-the same instruction never share a sample. A member that is too long by itself goes the way that
-`on_overlong` says.
+Within a chunk: take k examples, plan, render, measure, check. A sample that is too long loses its
+last example and is planned again; what it lost goes back to the front of the queue. Two examples
+with the same instruction never share a sample. An example that is too long by itself goes the way
+that `on_overlong` says.
 
-Lengths are added up from those of the members, which were measured one by one. The finished sample
-is measured wherever it could be too long if every byte of what is written around the members were a
-token; and every 64th besides, so that sums can be brought to scale.
+Lengths are added up from those of the examples, which were measured one by one. The finished sample
+is measured wherever it could be too long if every byte of what is written around the examples were
+a token; and every 64th besides, so that sums can be brought to scale.
 
-Different from the authors' code (arXiv 2405.13326): their loop grows a sample one member at a time,
-draws everything afresh and tokenizes at each step (`compat: released` does it their way, in
-`released.py`).
+Different from the authors' code (arXiv 2405.13326): their loop grows a sample one example at a
+time, draws everything afresh and tokenizes at each step (`compat: released` does it their way, in
+`paper_compat.py`).
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from typing import Any
 
 import numpy as np
 
-from aligner.builders.mosaic.bank import Bank
 from aligner.builders.mosaic.check import Violation, check
-from aligner.builders.mosaic.counts import drawer
+from aligner.builders.mosaic.examples import Example, Examples, finished_row
+from aligner.builders.mosaic.k_distribution import drawer
 from aligner.builders.mosaic.lengths import Lengths
-from aligner.builders.mosaic.members import Member, Members, finished_row
+from aligner.builders.mosaic.phrasings import Phrasings
 from aligner.builders.mosaic.plan import Plan, Planner, plain_plan
 from aligner.builders.mosaic.render import Rendered, render
 from aligner.config.recipe import Mosaic
 from aligner.data.rows import CompletionRow
 
 CHUNK_DRAWS = 256
-CHUNK_MEMBERS = 1024
-"""Members of a chunk where no k is drawn (`max_length`), and of one whose members all stand
+CHUNK_EXAMPLES = 1024
+"""Examples of a chunk where no k is drawn (`max_length`), and of one whose examples all stand
 alone."""
 SEAM = 3
 """Tokens by which a text can grow where it is put next to another."""
@@ -53,13 +53,13 @@ ALONE = 0
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Members that are made into samples together, and the numbers k that were drawn for them
+    """Examples that are made into samples together, and the numbers k that were drawn for them
     (`ALONE`: a plain sample)."""
 
-    pass_number: int
+    epoch: int
     number: int
     seed: str
-    members: Sequence[int] | np.ndarray
+    examples: Sequence[int] | np.ndarray
     draws: tuple[int, ...]
     are_alone: bool = False
 
@@ -74,23 +74,23 @@ class Sample:
     rendered: Rendered
     origins: tuple[str, ...]
     tokens: int
-    pass_number: int
+    epoch: int
     is_measured: bool = True
-    """Whether `tokens` were counted on the finished text, not added up from its members'."""
+    """Whether `tokens` were counted on the finished text, not added up from its examples'."""
 
     def record(self) -> dict[str, Any]:
         """Return what is recorded about the sample beside its texts."""
         style = repr(self.plan.style).encode("utf-8", "surrogatepass")
         return {
             "mosaic_id": self.name,
-            "member_ids": list(self.origins),
+            "example_ids": list(self.origins),
             "strategy": self.plan.strategy,
             "rule": self.plan.rule,
             "order": list(self.plan.order),
             "dropped": list(self.plan.dropped),
             "style_id": hashlib.sha256(style).hexdigest()[:12],
             "n_tokens": self.tokens,
-            "pass": self.pass_number,
+            "epoch": self.epoch,
         }
 
 
@@ -106,10 +106,10 @@ class Cost:
 
 
 @dataclass
-class Tally:
+class Counts:
     """What became of everything, as counts that add up over chunks."""
 
-    counts: Counter[str] = field(default_factory=Counter)
+    by_name: Counter[str] = field(default_factory=Counter)
     measured: list[int] = field(default_factory=list)
     """Tokens of the samples that were tokenized whole, or stand alone."""
     added_up: list[int] = field(default_factory=list)
@@ -118,8 +118,8 @@ class Tally:
     def scale(self, what: str = "") -> float:
         """Return what sums have to be multiplied with, by the samples that were added up and
         tokenized both (`" trained"`)."""
-        added = self.counts[f"measured:added{what}"]
-        return self.counts[f"measured:exact{what}"] / added if added else 1.0
+        added = self.by_name[f"measured:added{what}"]
+        return self.by_name[f"measured:exact{what}"] / added if added else 1.0
 
     def lengths(self) -> list[int]:
         """Return the tokens of every sample, sums brought to scale."""
@@ -128,7 +128,7 @@ class Tally:
 
     def trained(self) -> float:
         """Return the tokens with a loss, sums brought to scale."""
-        return self.counts["trained"] + self.counts["trained, added up"] * self.scale(" trained")
+        return self.by_name["trained"] + self.by_name["trained, added up"] * self.scale(" trained")
 
 
 class Mosaics:
@@ -136,34 +136,39 @@ class Mosaics:
 
     def __init__(
         self,
-        members: Members,
+        examples: Examples,
         settings: Mosaic,
-        bank: Bank,
+        phrasings: Phrasings,
         lengths: Lengths,
         *,
         max_tokens: int,
         seed: int,
     ) -> None:
-        self.members, self.settings, self.bank, self.lengths = members, settings, bank, lengths
+        self.examples, self.settings, self.phrasings, self.lengths = (
+            examples,
+            settings,
+            phrasings,
+            lengths,
+        )
         self.max_tokens, self.seed = max_tokens, seed
         self._around: dict[tuple[Any, ...], int] = {}
 
-    def around(self, member: Member) -> int:
+    def around(self, example: Example) -> int:
         """Return the tokens that template and system prompt take beside a question and its
         answer."""
-        key = (member.lead, member.is_text)
+        key = (example.lead, example.is_text)
         if key not in self._around:
-            tokens, trained = self.lengths.measure(finished_row(member, "x", "y", member.origin))
+            tokens, trained = self.lengths.measure(finished_row(example, "x", "y", example.origin))
             self._around[key] = max(0, tokens - trained - 1)
         return self._around[key]
 
-    def chunks(self, pass_number: int) -> list[Chunk]:
-        """Return the chunks of a pass, in order."""
+    def chunks(self, epoch: int) -> list[Chunk]:
+        """Return the chunks of an epoch, in order."""
         chunks: list[Chunk] = []
-        may_not_join = np.asarray(self.members.alone, dtype=bool)
-        for group in sorted(self.members.groups):
-            numbers = np.asarray(self.members.groups[group], dtype=np.int64)
-            name = f"{self.seed}:{pass_number}:{group}"
+        may_not_join = np.asarray(self.examples.alone, dtype=bool)
+        for group in sorted(self.examples.groups):
+            numbers = np.asarray(self.examples.groups[group], dtype=np.int64)
+            name = f"{self.seed}:{epoch}:{group}"
             order = numbers[shuffle(len(numbers), f"{name}:order")]
             alone = may_not_join[order]
             for are_alone, part in ((False, order[~alone]), (True, order[alone])):
@@ -171,7 +176,7 @@ class Mosaics:
                     number = len(chunks)
                     chunks.append(
                         Chunk(
-                            pass_number,
+                            epoch,
                             number,
                             f"{name}:{are_alone}:{number}",
                             some,
@@ -186,8 +191,8 @@ class Mosaics:
     ) -> Iterator[tuple[tuple[int, ...], np.ndarray]]:
         """Cut a shuffled group into chunks, by draws of k where k is drawn."""
         if are_alone or self.settings.k_distribution == "max_length":
-            for start in range(0, len(part), CHUNK_MEMBERS):
-                yield (), part[start : start + CHUNK_MEMBERS]
+            for start in range(0, len(part), CHUNK_EXAMPLES):
+                yield (), part[start : start + CHUNK_EXAMPLES]
             return
         rng = random.Random(seed)
         draw = self.k_drawer()
@@ -201,23 +206,23 @@ class Mosaics:
                 start, draws = stop, []
 
     def k_drawer(self) -> Callable[[random.Random], int]:
-        """Return what draws how many members a sample gets; `ALONE` stands for a plain sample."""
+        """Return what draws how many examples a sample gets; `ALONE` stands for a plain sample."""
         settings = self.settings
         if settings.k_distribution == "max_length":
             return lambda rng: (
-                ALONE if rng.random() < settings.plain_fraction else len(self.members)
+                ALONE if rng.random() < settings.plain_fraction else len(self.examples)
             )
-        draw = drawer(settings.k_distribution, settings.max_members, settings.min_members)
+        draw = drawer(settings.k_distribution, settings.max_examples, settings.min_examples)
         return lambda rng: ALONE if rng.random() < settings.plain_fraction else draw(rng)
 
-    def samples(self, chunk: Chunk, tally: Tally) -> Iterator[Sample]:
-        """Build the samples of a chunk, in order, and count everything in `tally`."""
-        return _Work(self, chunk, tally).samples()
+    def samples(self, chunk: Chunk, counts: Counts) -> Iterator[Sample]:
+        """Build the samples of a chunk, in order, and count everything in `counts`."""
+        return _Work(self, chunk, counts).samples()
 
-    def pass_samples(self, pass_number: int, tally: Tally) -> Iterator[Sample]:
-        """Build all samples of a pass."""
-        for chunk in self.chunks(pass_number):
-            yield from self.samples(chunk, tally)
+    def epoch_samples(self, epoch: int, counts: Counts) -> Iterator[Sample]:
+        """Build all samples of an epoch."""
+        for chunk in self.chunks(epoch):
+            yield from self.samples(chunk, counts)
 
 
 def shuffle(length: int, seed: str) -> np.ndarray:
@@ -231,16 +236,16 @@ def shuffle(length: int, seed: str) -> np.ndarray:
 class _Work:
     """One chunk being made into samples."""
 
-    def __init__(self, mosaics: Mosaics, chunk: Chunk, tally: Tally) -> None:
-        self.mosaics, self.chunk, self.tally = mosaics, chunk, tally
+    def __init__(self, mosaics: Mosaics, chunk: Chunk, counts: Counts) -> None:
+        self.mosaics, self.chunk, self.counts = mosaics, chunk, counts
         self.rng = random.Random(chunk.seed)
-        self.planner = Planner(mosaics.settings, mosaics.bank, tally.counts)
+        self.planner = Planner(mosaics.settings, mosaics.phrasings, counts.by_name)
         self.draw = mosaics.k_drawer()
         self.made = self.reckoned = 0
 
     def samples(self) -> Iterator[Sample]:
-        members = self.mosaics.members
-        entries = [(int(number), members[int(number)]) for number in self.chunk.members]
+        examples = self.mosaics.examples
+        entries = [(int(number), examples[int(number)]) for number in self.chunk.examples]
         for entry in entries:
             if self._is_overlong(entry):
                 yield from self._overlong(*entry)
@@ -248,7 +253,7 @@ class _Work:
         draws = deque(self.chunk.draws)
         while queue:
             k = ALONE if self.chunk.are_alone else draws.popleft() if draws else self.draw(self.rng)
-            self.tally.counts[f"drawn:{k if k < len(members) else 'all'}"] += 1
+            self.counts.by_name[f"drawn:{k if k < len(examples) else 'all'}"] += 1
             taken, repeated = _take(queue, k or 1)
             queue.extendleft(reversed(repeated))
             if k == ALONE:
@@ -261,59 +266,60 @@ class _Work:
     # -- one row
     # ----------------------------------------------------------------------------------------------
 
-    def _is_overlong(self, entry: tuple[int, Member]) -> bool:
-        return self.mosaics.members.tokens[entry[0]] > self.mosaics.max_tokens
+    def _is_overlong(self, entry: tuple[int, Example]) -> bool:
+        return self.mosaics.examples.tokens[entry[0]] > self.mosaics.max_tokens
 
-    def _overlong(self, number: int, member: Member) -> Iterator[Sample]:
+    def _overlong(self, number: int, example: Example) -> Iterator[Sample]:
         way = self.mosaics.settings.on_overlong
         assert way != "error", "such rows were refused when they were measured"
-        self.tally.counts[f"overlong:{way}"] += 1
+        self.counts.by_name[f"overlong:{way}"] += 1
         if way == "alone":
-            yield self._plain(number, member)
+            yield self._plain(number, example)
 
-    def _plain(self, number: int, member: Member) -> Sample:
+    def _plain(self, number: int, example: Example) -> Sample:
         plan = plain_plan(number)
-        cost = Cost(self.mosaics.members.tokens[number], self.mosaics.members.trained[number])
-        return self._finished(plan, [member], render(plan, [member]), cost)
+        cost = Cost(self.mosaics.examples.tokens[number], self.mosaics.examples.trained[number])
+        return self._finished(plan, [example], render(plan, [example]), cost)
 
     # -- several
     # ----------------------------------------------------------------------------------------------
 
     def _mosaic(
-        self, taken: list[tuple[int, Member]]
-    ) -> tuple[list[Sample], list[tuple[int, Member]]]:
-        """Return a sample of the first of these members, as many as fit, and those that are left.
+        self, taken: list[tuple[int, Example]]
+    ) -> tuple[list[Sample], list[tuple[int, Example]]]:
+        """Return a sample of the first of these examples, as many as fit, and those that are left.
 
-        Should the check find fault with the sample, that is counted, and its members stand alone
+        Should the check find fault with the sample, that is counted, and its examples stand alone
         instead.
         """
         size = self._fitting(taken)
-        # A new draw for fewer members would often be one that leaves most out, since that fits.
+        # A new draw for fewer examples would often be one that leaves most out, since that fits.
         strategy, seed = self.planner.strategy(self.rng), self.rng.random()
         while True:
             some, left = taken[:size], taken[size:]
-            numbers, members = [number for number, _ in some], [member for _, member in some]
-            plan = self.planner.plan(numbers, members, random.Random(seed), strategy)
-            rendered = render(plan, members)
-            cost = self._cost(plan, members, rendered)
+            numbers, examples = [number for number, _ in some], [example for _, example in some]
+            plan = self.planner.plan(numbers, examples, random.Random(seed), strategy)
+            rendered = render(plan, examples)
+            cost = self._cost(plan, examples, rendered)
             if cost.tokens <= self.mosaics.max_tokens:
                 break
-            self.tally.counts["rejected:too long, a row less"] += 1
+            self.counts.by_name["rejected:too long, a row less"] += 1
             if size == 1:  # it would fit as it came, but not with what is written around it
                 return [self._plain(*some[0])], left
             size = min(size - 1, max(1, size * self.mosaics.max_tokens // cost.tokens))
         if left:
-            self.tally.counts["shortened"] += 1
+            self.counts.by_name["shortened"] += 1
         try:
-            self._check(plan, members, rendered)
+            self._check(plan, examples, rendered)
         except Violation as violation:
-            self.tally.counts[f"violation:{violation.kind}"] += 1
+            self.counts.by_name[f"violation:{violation.kind}"] += 1
             return [self._plain(*entry) for entry in some], left
-        return [self._finished(plan, members, rendered, cost)], left
+        return [self._finished(plan, examples, rendered, cost)], left
 
-    def _fitting(self, taken: Sequence[tuple[int, Member]]) -> int:
-        """How many of these members fit into a sample, by their own lengths alone; at least one."""
-        table, template = self.mosaics.members, self.mosaics.around(taken[0][1])
+    def _fitting(self, taken: Sequence[tuple[int, Example]]) -> int:
+        """How many of these examples fit into a sample, by their own lengths alone; at least
+        one."""
+        table, template = self.mosaics.examples, self.mosaics.around(taken[0][1])
         total = template
         for size, (number, _) in enumerate(taken):
             total += table.tokens[number] - template
@@ -321,102 +327,102 @@ class _Work:
                 return max(1, size)
         return len(taken)
 
-    def _cost(self, plan: Plan, members: Sequence[Member], rendered: Rendered) -> Cost:
+    def _cost(self, plan: Plan, examples: Sequence[Example], rendered: Rendered) -> Cost:
         """What the sample costs: added up, or measured where it matters."""
-        tokens, trained, most = self._added_up(plan, members, rendered)
+        tokens, trained, most = self._added_up(plan, examples, rendered)
         is_test = self.reckoned % MEASURE_EVERY == 0
         self.reckoned += 1
         if not self.mosaics.lengths.is_exact or not (is_test or most > self.mosaics.max_tokens):
             return Cost(tokens, trained, total_is_exact=False, trained_is_exact=False)
-        row = finished_row(members[0], rendered.prompt, rendered.completion, "")
+        row = finished_row(examples[0], rendered.prompt, rendered.completion, "")
         if not is_test:
             return Cost(self.mosaics.lengths.total(row), trained, trained_is_exact=False)
         exact, exact_trained = self.mosaics.lengths.measure(row)
-        counts = self.tally.counts
-        counts["measured:added"] += tokens
-        counts["measured:exact"] += exact
-        counts["measured:added trained"] += trained
-        counts["measured:exact trained"] += exact_trained
+        by_name = self.counts.by_name
+        by_name["measured:added"] += tokens
+        by_name["measured:exact"] += exact
+        by_name["measured:added trained"] += trained
+        by_name["measured:exact trained"] += exact_trained
         return Cost(exact, exact_trained)
 
     def _added_up(
-        self, plan: Plan, members: Sequence[Member], rendered: Rendered
+        self, plan: Plan, examples: Sequence[Example], rendered: Rendered
     ) -> tuple[int, int, int]:
-        """Tokens and trained tokens, added up from the members' own, and the most tokens that it
+        """Tokens and trained tokens, added up from the examples' own, and the most tokens that it
         could be.
 
-        What is written around the members is reckoned by its characters; at most each of its bytes
+        What is written around the examples is reckoned by its characters; at most each of its bytes
         is a token.
         """
-        table, rate = self.mosaics.members, self.mosaics.lengths.tokens_per_character
-        template = self.mosaics.around(members[0])
+        table, rate = self.mosaics.examples, self.mosaics.lengths.tokens_per_character
+        template = self.mosaics.around(examples[0])
         answered = [place - 1 for place in plan.order]
         asked = template + sum(
-            table.tokens[number] - table.trained[number] - template for number in plan.members
+            table.tokens[number] - table.trained[number] - template for number in plan.examples
         )
-        said = sum(table.trained[plan.members[place]] for place in answered)
+        said = sum(table.trained[plan.examples[place]] for place in answered)
         asked_extra = _bytes(rendered.prompt) - sum(
-            _bytes(member.instruction) for member in members
+            _bytes(example.instruction) for example in examples
         )
         answer_extra = _bytes(rendered.completion) - sum(
-            _bytes(members[place].response) for place in answered
+            _bytes(examples[place].response) for place in answered
         )
         trained = said + int(answer_extra * rate)
-        most = asked + said + asked_extra + answer_extra + SEAM * (len(members) + len(answered))
+        most = asked + said + asked_extra + answer_extra + SEAM * (len(examples) + len(answered))
         return asked + int(asked_extra * rate) + 1 + trained, trained, most
 
-    def _check(self, plan: Plan, members: Sequence[Member], rendered: Rendered) -> None:
+    def _check(self, plan: Plan, examples: Sequence[Example], rendered: Rendered) -> None:
         """Let the second implementation read the texts, and hold what it read against the plan."""
-        pairs = [(member.instruction, member.response) for member in members]
-        reading = check(rendered.prompt, rendered.completion, pairs, self.mosaics.bank)
+        pairs = [(example.instruction, example.response) for example in examples]
+        reading = check(rendered.prompt, rendered.completion, pairs, self.mosaics.phrasings)
         planned = (plan.strategy, plan.rule, plan.order, plan.dropped)
         read = (reading.strategy, reading.rule, reading.order, reading.dropped)
         if planned != read:
             raise Violation("plan", f"planned {planned}, but the text says {read}")
 
     def _finished(
-        self, plan: Plan, members: Sequence[Member], rendered: Rendered, cost: Cost
+        self, plan: Plan, examples: Sequence[Example], rendered: Rendered, cost: Cost
     ) -> Sample:
         chunk = self.chunk
-        name = f"p{chunk.pass_number}-c{chunk.number}-{self.made}"
+        name = f"p{chunk.epoch}-c{chunk.number}-{self.made}"
         self.made += 1
-        origins = tuple(member.origin for member in members)
+        origins = tuple(example.origin for example in examples)
         row = finished_row(
-            members[0], rendered.prompt, rendered.completion, origin_of(name, origins)
+            examples[0], rendered.prompt, rendered.completion, origin_of(name, origins)
         )
         sample = Sample(
-            name, row, plan, rendered, origins, cost.tokens, chunk.pass_number, cost.total_is_exact
+            name, row, plan, rendered, origins, cost.tokens, chunk.epoch, cost.total_is_exact
         )
         count_sample(
-            self.tally,
+            self.counts,
             sample,
             cost,
-            [self.mosaics.members.trained[number] for number in plan.members],
+            [self.mosaics.examples.trained[number] for number in plan.examples],
         )
         return sample
 
 
 def origin_of(name: str, origins: Sequence[str]) -> str:
-    """Return how a message names a sample: with the first of its members."""
+    """Return how a message names a sample: with the first of its examples."""
     more = ", ..." if len(origins) > 3 else ""
     return f"mosaic {name} ({', '.join(origins[:3])}{more})"
 
 
-def count_sample(tally: Tally, sample: Sample, cost: Cost, trained_alone: Sequence[int]) -> None:
-    """Count a sample; `trained_alone` are the lengths of its members' answers."""
-    plan, counts = sample.plan, tally.counts
-    counts["samples"] += 1
-    counts["members"] += len(plan.members)
-    counts[f"strategy:{plan.strategy}"] += 1
-    counts[f"count:{len(plan.members)}"] += 1
+def count_sample(counts: Counts, sample: Sample, cost: Cost, trained_alone: Sequence[int]) -> None:
+    """Count a sample; `trained_alone` are the lengths of its examples' answers."""
+    plan, by_name = sample.plan, counts.by_name
+    by_name["samples"] += 1
+    by_name["examples"] += len(plan.examples)
+    by_name[f"strategy:{plan.strategy}"] += 1
+    by_name[f"count:{len(plan.examples)}"] += 1
     if plan.rule is not None:
-        counts[f"rule:{plan.strategy}.{plan.rule}"] += 1
+        by_name[f"rule:{plan.strategy}.{plan.rule}"] += 1
     if plan.strategy == "maskout":
-        counts["maskout members"] += len(plan.members)
-    counts["masked members"] += len(plan.dropped)
-    counts["masked tokens"] += sum(trained_alone[place - 1] for place in plan.dropped)
-    counts["trained" if cost.trained_is_exact else "trained, added up"] += cost.trained
-    (tally.measured if cost.total_is_exact else tally.added_up).append(cost.tokens)
+        by_name["maskout examples"] += len(plan.examples)
+    by_name["masked examples"] += len(plan.dropped)
+    by_name["masked tokens"] += sum(trained_alone[place - 1] for place in plan.dropped)
+    by_name["trained" if cost.trained_is_exact else "trained, added up"] += cost.trained
+    (counts.measured if cost.total_is_exact else counts.added_up).append(cost.tokens)
 
 
 def _bytes(text: str) -> int:
@@ -424,12 +430,12 @@ def _bytes(text: str) -> int:
 
 
 def _take(
-    queue: deque[tuple[int, Member]], k: int
-) -> tuple[list[tuple[int, Member]], list[tuple[int, Member]]]:
-    """Take up to k members with different instructions from the queue; return them, and those that
+    queue: deque[tuple[int, Example]], k: int
+) -> tuple[list[tuple[int, Example]], list[tuple[int, Example]]]:
+    """Take up to k examples with different instructions from the queue; return them, and those that
     were passed over."""
-    taken: list[tuple[int, Member]] = []
-    repeated: list[tuple[int, Member]] = []
+    taken: list[tuple[int, Example]] = []
+    repeated: list[tuple[int, Example]] = []
     seen: set[str] = set()
     while queue and len(taken) < k and len(repeated) <= k:
         entry = queue.popleft()

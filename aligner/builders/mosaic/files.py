@@ -67,14 +67,14 @@ def _write_parquet(files: Sequence[Path], target: Path) -> None:
                 unfinished, table.schema, compression="zstd"
             )
             writer.write_table(table)
-    assert writer is not None, "there are members, so there are samples"
+    assert writer is not None, "there are examples, so there are samples"
     writer.close()
     os.replace(unfinished, target)
 
 
 def as_written(row: CompletionRow, form: str, kinds: Collection[str]) -> dict[str, Any]:
     """Return a sample in the columns of a form; all samples of a dataset have the same, by the
-    `kinds` of its members."""
+    `kinds` of its examples."""
     turns = _as_turns(row)
     if form == "messages":
         return {"messages": turns}

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from aligner.builders.mosaic.bank import Bank
+from aligner.builders.mosaic.phrasings import Phrasings
 from aligner.data.rows import CompletionRow, as_turns
 from aligner.tokenization.encode import encode_sft, keeps_texts, length_of
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 CHARACTERS_PER_TOKEN = 3.5
 """Of the estimate that stands in for a tokenizer."""
 MARKUP = 1.25
-"""Brackets and digits around texts take more tokens for each character than the wording of the bank
-does."""
+"""Brackets and digits around texts take more tokens for each character than the phrasings
+do."""
 
 
 class Lengths(Protocol):
@@ -57,9 +57,9 @@ class TokenizerLengths:
     is_exact: bool = True
 
     @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerBase, bank: Bank) -> TokenizerLengths:
-        """Learn from the bank's own wording how many tokens a character of it takes."""
-        lines = "\n".join(_lines(bank))
+    def of(cls, tokenizer: PreTrainedTokenizerBase, phrasings: Phrasings) -> TokenizerLengths:
+        """Learn from the phrasings how many tokens a character of it takes."""
+        lines = "\n".join(_lines(phrasings))
         ids = tokenizer(lines, add_special_tokens=False, verbose=False)["input_ids"]
         plain = CompletionRow("Is this (all) plain?\nYes: 1, 2.", "It is:\n\n* plain - all of it!")
         spoken_of = (
@@ -97,9 +97,12 @@ def _spoken_of(tokenizer: PreTrainedTokenizerBase) -> str:
     return "|".join(map(re.escape, marks)) or r"(?!)"
 
 
-def _lines(bank: Bank) -> Iterable[str]:
+def _lines(phrasings: Phrasings) -> Iterable[str]:
     return (
-        text.wording for forms in bank.texts.values() for texts in forms.values() for text in texts
+        text.wording
+        for forms in phrasings.texts.values()
+        for texts in forms.values()
+        for text in texts
     )
 
 

@@ -4,8 +4,8 @@ decided here.
 Drawn in this order: strategy, numbers, tags, rule, wording, places. A rule that would say nothing
 clear about these instructions is put aside and another one drawn; numbers that a rule speaks of are
 always printed; where neither numbers nor tags were drawn, tags are used, since nothing else would
-tell one answer from the next. A mark that occurs in a member's text is drawn again, up to `REDRAWS`
-times, and then made up of random letters.
+tell one answer from the next. A mark that occurs in an example's text is drawn again, up to
+`REDRAWS` times, and then made up of random letters.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TypeVar
 
-from aligner.builders.mosaic.bank import Bank, Text
-from aligner.builders.mosaic.members import Member
+from aligner.builders.mosaic.examples import Example
+from aligner.builders.mosaic.phrasings import Phrasings, Text
 from aligner.builders.mosaic.rules import RULES, Choice, Rule
 from aligner.config.recipe import Mosaic
 
@@ -63,10 +63,10 @@ class Style:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One mosaic: `order` holds the 1-based places of the answered members, in the order of the
+    """One mosaic: `order` holds the 1-based places of the answered examples, in the order of the
     answers."""
 
-    members: tuple[int, ...]
+    examples: tuple[int, ...]
     strategy: str
     rule: str | None
     order: tuple[int, ...]
@@ -78,16 +78,16 @@ PLAIN = "plain"
 PRIMARY = "primary"
 
 
-def plain_plan(member: int) -> Plan:
-    """Return the plan of a member that stands alone, as it is."""
-    return Plan((member,), PLAIN, None, (1,), (), Style())
+def plain_plan(example: int) -> Plan:
+    """Return the plan of an example that stands alone, as it is."""
+    return Plan((example,), PLAIN, None, (1,), (), Style())
 
 
 class Planner:
-    """Draws plans by the settings of a recipe. `tally` counts what was put aside, and why."""
+    """Draws plans by the settings of a recipe. `counts` takes what was put aside, by its reason."""
 
-    def __init__(self, settings: Mosaic, bank: Bank, tally: Counter[str]) -> None:
-        self.settings, self.bank, self.tally = settings, bank, tally
+    def __init__(self, settings: Mosaic, phrasings: Phrasings, counts: Counter[str]) -> None:
+        self.settings, self.phrasings, self.counts = settings, phrasings, counts
         self.strategies = {name: weight for name, weight in settings.strategies if weight > 0}
         named = {"permute": settings.permute_rules, "maskout": settings.mask_rules}
         self.rules = {}
@@ -99,34 +99,34 @@ class Planner:
     def plan(
         self,
         numbers: Sequence[int],
-        members: Sequence[Member],
+        examples: Sequence[Example],
         rng: random.Random,
         strategy: str | None = None,
     ) -> Plan:
-        """Return a plan for these members (their numbers, and themselves), of a strategy that was
+        """Return a plan for these examples (their numbers, and themselves), of a strategy that was
         drawn before if one was."""
         strategy = strategy or self.strategy(rng)
-        if len(members) == 1:
+        if len(examples) == 1:
             if strategy == PRIMARY:
                 return plain_plan(numbers[0])
             strategy = "format"
         if strategy == PRIMARY:
-            separator = _first_free(PRIMARY_SEPARATORS, members, rng)
+            separator = _first_free(PRIMARY_SEPARATORS, examples, rng)
             return Plan(
                 tuple(numbers),
                 PRIMARY,
                 None,
-                tuple(range(1, len(members) + 1)),
+                tuple(range(1, len(examples) + 1)),
                 (),
                 Style(separator=separator),
             )
         is_numbered, is_tagged = rng.random() < NUMBERED_SHARE, rng.random() < TAGGED_SHARE
-        rule, choice = self._rule(strategy, members, rng)
+        rule, choice = self._rule(strategy, examples, rng)
         if rule is None:
-            strategy, choice = "format", Choice(tuple(range(1, len(members) + 1)))
+            strategy, choice = "format", Choice(tuple(range(1, len(examples) + 1)))
         elif rule.needs_numbers:
             is_numbered = True
-        style = self._style(strategy, rule, choice, is_numbered, is_tagged, members, rng)
+        style = self._style(strategy, rule, choice, is_numbered, is_tagged, examples, rng)
         return Plan(
             tuple(numbers),
             strategy,
@@ -146,20 +146,20 @@ class Planner:
         return name
 
     def _rule(
-        self, strategy: str, members: Sequence[Member], rng: random.Random
+        self, strategy: str, examples: Sequence[Example], rng: random.Random
     ) -> tuple[Rule | None, Choice]:
         """A rule that says one thing about these instructions, and what it says; none for plain
         formatting."""
         left = list(self.rules.get(strategy, ()))
-        instructions = [member.instruction for member in members]
+        instructions = [example.instruction for example in examples]
         while left:
             rule = left.pop(int(rng.random() * len(left)))
-            choice = rule.choose(instructions, rng, self.bank, self.mask_ratio)
+            choice = rule.choose(instructions, rng, self.phrasings, self.mask_ratio)
             if choice is not None:
                 return rule, choice
-            self.tally[f"rejected:{strategy}.{rule.name} would be ambiguous"] += 1
+            self.counts[f"rejected:{strategy}.{rule.name} would be ambiguous"] += 1
         if strategy in self.rules:
-            self.tally[f"rejected:no rule of {strategy} fits, format instead"] += 1
+            self.counts[f"rejected:no rule of {strategy} fits, format instead"] += 1
         return None, Choice(())
 
     def _style(
@@ -169,17 +169,17 @@ class Planner:
         choice: Choice,
         is_numbered: bool,
         is_tagged: bool,
-        members: Sequence[Member],
+        examples: Sequence[Example],
         rng: random.Random,
     ) -> Style:
-        """Marks that no member's text contains, and the wording."""
+        """Marks that no example's text contains, and the wording."""
         separator, gap = one_of(SEPARATORS, rng), one_of((" ", "\n"), rng)
         is_tagged = is_tagged or not is_numbered
         if not is_numbered:
             separator = "\n\n"
-            is_numbered = any("\n\n" in f"{member.instruction}\n" for member in members)
-        number = self._number(members, is_tagged, rng) if is_numbered else ""
-        begin, end = self._tags(members, number, rng) if is_tagged else ("", "")
+            is_numbered = any("\n\n" in f"{example.instruction}\n" for example in examples)
+        number = self._number(examples, is_tagged, rng) if is_numbered else ""
+        begin, end = self._tags(examples, number, rng) if is_tagged else ("", "")
         label = f"{strategy}.{rule.name}" if rule else ""
         slots = {
             "begin": begin,
@@ -187,7 +187,7 @@ class Planner:
             "list": self._list(label, choice.listed, rng),
             "count": str(choice.count),
         }
-        format_line = self._format_line(is_tagged, rule, len(members), slots, rng)
+        format_line = self._format_line(is_tagged, rule, len(examples), slots, rng)
         rule_line = self._line(label, len(choice.dropped) == 1, slots, rng) if label else ""
         places = [(rng.random() < 0.5, one_of(SEPARATORS, rng)) for _ in range(2)]
         return Style(
@@ -214,25 +214,25 @@ class Planner:
         return self._line("format.list", n == 1, slots, rng)
 
     def _line(self, label: str, is_one: bool, slots: dict[str, str], rng: random.Random) -> str:
-        forms = self.bank.texts[label]
+        forms = self.phrasings.texts[label]
         text: Text = one_of(forms["one" if is_one and "one" in forms else "many"], rng)
         return text.filled(**slots)
 
     def _list(self, label: str, numbers: Sequence[int], rng: random.Random) -> str:
         brackets, separator = (
-            one_of(self.bank.list_brackets, rng),
-            one_of(self.bank.separators(label), rng),
+            one_of(self.phrasings.list_brackets, rng),
+            one_of(self.phrasings.separators(label), rng),
         )
         return brackets.replace("{items}", separator.join(map(str, numbers)))
 
     # -- marks
     # ----------------------------------------------------------------------------------------------
 
-    def _number(self, members: Sequence[Member], is_tagged: bool, rng: random.Random) -> str:
+    def _number(self, examples: Sequence[Example], is_tagged: bool, rng: random.Random) -> str:
         """A number template whose mark begins no line of an instruction, nor of an answer where no
         tags mark that off."""
-        texts = [member.instruction for member in members]
-        texts += [] if is_tagged else [member.response for member in members]
+        texts = [example.instruction for example in examples]
+        texts += [] if is_tagged else [example.response for example in examples]
 
         def is_free(template: str) -> bool:
             mark = number_mark(template)
@@ -240,20 +240,22 @@ class Planner:
 
         return self._drawn(
             "number",
-            lambda: one_of(self.bank.numbers, rng),
+            lambda: one_of(self.phrasings.numbers, rng),
             lambda nonce: f"#{nonce}-{{n}}:",
             is_free,
             rng,
         )
 
-    def _tags(self, members: Sequence[Member], number: str, rng: random.Random) -> tuple[str, str]:
-        """A pair of tags that no member's text contains, and that no answer's end can be read
+    def _tags(
+        self, examples: Sequence[Example], number: str, rng: random.Random
+    ) -> tuple[str, str]:
+        """A pair of tags that no example's text contains, and that no answer's end can be read
         into."""
 
         def draw() -> tuple[str, str]:
             (begin, end), bracket = (
-                one_of(self.bank.tag_words, rng),
-                one_of(self.bank.tag_brackets, rng),
+                one_of(self.phrasings.tag_words, rng),
+                one_of(self.phrasings.tag_brackets, rng),
             )
             if rng.random() < 0.5:
                 begin, end = begin.upper(), end.upper()
@@ -264,11 +266,11 @@ class Planner:
             if begin in end or end in begin or end in number:
                 return False
             return all(
-                begin not in member.instruction
-                and end not in member.instruction
-                and begin not in member.response
-                and (member.response + end).find(end) == len(member.response)
-                for member in members
+                begin not in example.instruction
+                and end not in example.instruction
+                and begin not in example.response
+                and (example.response + end).find(end) == len(example.response)
+                for example in examples
             )
 
         return self._drawn("tags", draw, lambda nonce: (f"<{nonce}>", f"</{nonce}>"), is_free, rng)
@@ -285,8 +287,8 @@ class Planner:
             mark = draw()
             if is_free(mark):
                 return mark
-            self.tally[f"rejected:{what} occur in a text"] += 1
-        self.tally[f"rejected:no {what} of the bank are free, made up"] += 1
+            self.counts[f"rejected:{what} occur in a text"] += 1
+        self.counts[f"rejected:no {what} among the phrasings are free, made up"] += 1
         while True:
             mark = make("".join(one_of(NONCE_LETTERS, rng) for _ in range(6)))
             if is_free(mark):
@@ -300,9 +302,9 @@ def number_mark(template: str) -> re.Pattern[str]:
     return re.compile(rf"(?:\A|\n){re.escape(before)}\d+{re.escape(after)}")
 
 
-def _first_free(separators: Sequence[str], members: Sequence[Member], rng: random.Random) -> str:
+def _first_free(separators: Sequence[str], examples: Sequence[Example], rng: random.Random) -> str:
     """The first separator that occurs in no text, nor at its seams; a made-up one at last."""
-    texts = [text for member in members for text in (member.instruction, member.response)]
+    texts = [text for example in examples for text in (example.instruction, example.response)]
     for separator in separators:
         if all((text + separator).find(separator) == len(text) for text in texts):
             return separator

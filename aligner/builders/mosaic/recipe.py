@@ -18,9 +18,9 @@ from aligner.config.view import View
 class MosaicFiles(Mosaic):
     """`aligner mosaic`: the mosaics, and the files they are written to."""
 
-    passes: int = Field(4, ge=1, le=10_000)
-    """How often every row is used. Train one epoch on the result: the passes stand for its
-    epochs."""
+    epochs: int = Field(4, ge=1, le=10_000)
+    """How often every row is used. Each of these epochs has other partners for
+    it; train one epoch on the result."""
     tokenizer: str | None = None
     """Hub id or folder of the model to be trained: lengths are counted with its tokenizer and chat
     template. Absent: lengths are estimated as characters / 3.5, and the report says so."""
@@ -78,8 +78,8 @@ def _summary(recipe: MosaicRecipe) -> OwnRows:
     return [
         ("method", f"mosaic ({weights}; plain {settings.plain_fraction:g})", ""),
         ("data", recipe.data.in_short(), ""),
-        ("rows in each", f"{settings.k_distribution}, up to {settings.max_members}", ""),
-        ("passes", str(settings.passes), "mosaic.passes"),
+        ("rows in each", f"{settings.k_distribution}, up to {settings.max_examples}", ""),
+        ("epochs", str(settings.epochs), "mosaic.epochs"),
         ("tokenizer", settings.tokenizer or "none: lengths are estimated", "mosaic.tokenizer"),
     ]
 
@@ -107,7 +107,7 @@ METHOD = Method(
     examples=(
         "aligner mosaic tiny/mosaic",
         "aligner mosaic --data rows.jsonl --output data/mosaic --tokenizer Qwen/Qwen3-0.6B",
-        "aligner mosaic recipe.yaml mosaic.max_members=6 mosaic.passes=3 mosaic.workers=8",
+        "aligner mosaic recipe.yaml mosaic.max_examples=6 mosaic.epochs=3 mosaic.workers=8",
         "aligner mosaic recipe.yaml --resume",
     ),
     rules=(_mosaic_files, mosaic_of("mosaic"), no_mosaics),

@@ -6,16 +6,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from aligner.builders.mosaic.members import Member
+from aligner.builders.mosaic.examples import Example
 from aligner.builders.mosaic.plan import PLAIN, PRIMARY, REPLY_SEPARATOR, Place, Plan
 
 Span = tuple[int, int, int]
-"""1-based place of a member, and the half-open range of characters that its text takes."""
+"""1-based place of an example, and the half-open range of characters that its text takes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """The texts of a sample, with the spans of the members' own words in each."""
+    """The texts of a sample, with the spans of the examples' own words in each."""
 
     prompt: str
     completion: str
@@ -23,28 +23,31 @@ class Rendered:
     answered: tuple[Span, ...]
 
 
-def render(plan: Plan, members: Sequence[Member]) -> Rendered:
+def render(plan: Plan, examples: Sequence[Example]) -> Rendered:
     """Write a sample out: the block of instructions with its meta-instructions around it, and the
     answers in order."""
     style = plan.style
     if plan.strategy in (PLAIN, PRIMARY):
         block, asked = _joined(
-            [("", member.instruction, "") for member in members], style.separator
+            [("", example.instruction, "") for example in examples], style.separator
         )
         completion, answered = _joined(
-            [("", member.response, "") for member in members], style.separator
+            [("", example.response, "") for example in examples], style.separator
         )
         return Rendered(
             block, completion, _numbered(asked, plan.order), _numbered(answered, plan.order)
         )
-    places = range(1, len(members) + 1)
+    places = range(1, len(examples) + 1)
     block, asked = _joined(
-        [(style.numbered(place), member.instruction, "") for place, member in zip(places, members)],
+        [
+            (style.numbered(place), example.instruction, "")
+            for place, example in zip(places, examples)
+        ],
         style.separator,
     )
     completion, answered = _joined(
         [
-            (style.numbered(place) + style.begin, members[place - 1].response, style.end)
+            (style.numbered(place) + style.begin, examples[place - 1].response, style.end)
             for place in plan.order
         ],
         REPLY_SEPARATOR,

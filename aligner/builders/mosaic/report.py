@@ -14,63 +14,63 @@ from pathlib import Path
 from typing import Any
 
 from aligner.builders.mosaic.costs import cost_rows, costs
-from aligner.builders.mosaic.engine import Mosaics, Tally
+from aligner.builders.mosaic.engine import Counts, Mosaics
 from aligner.builders.mosaic.recipe import MosaicFiles
 from aligner.errors import UsageError
 from aligner.reports.charts import bar_chart, number
 from aligner.reports.training import page
 from aligner.runs.files import read_json, write_atomically
 
-SHOWN_EXAMPLES = 12
+SHOWN_SAMPLES = 12
 TONES = 6
 
 
-def summary_of(mosaics: Mosaics, settings: MosaicFiles, tally: Tally) -> dict[str, Any]:
+def summary_of(mosaics: Mosaics, settings: MosaicFiles, counts: Counts) -> dict[str, Any]:
     """Return every number there is to know of a build."""
-    members, counts = mosaics.members, tally.counts
-    limit, batch, passes = mosaics.max_tokens, settings.batch_size, settings.passes
-    source = costs(members.tokens, sum(members.trained), max_tokens=limit, batch_size=batch)
+    examples, by_name = mosaics.examples, counts.by_name
+    limit, batch, epochs = mosaics.max_tokens, settings.batch_size, settings.epochs
+    source = costs(examples.tokens, sum(examples.trained), max_tokens=limit, batch_size=batch)
     made = costs(
-        tally.lengths(), tally.trained(), max_tokens=limit, batch_size=batch, passes=passes
+        counts.lengths(), counts.trained(), max_tokens=limit, batch_size=batch, epochs=epochs
     )
-    used = counts["members"] + counts["overlong:drop"]
-    assert used == len(members) * passes, (
-        f"{used} rows were used where {len(members)} x {passes} should be"
+    used = by_name["examples"] + by_name["overlong:drop"]
+    assert used == len(examples) * epochs, (
+        f"{used} rows were used where {len(examples)} x {epochs} should be"
     )
     return {
-        "samples": counts["samples"],
-        "passes": passes,
-        "members": len(members),
-        "always_alone": dict(members.alone_because),
-        "left_out": dict(members.left_out),
-        "drawn": _family(counts, "drawn"),
-        "count": _family(counts, "count"),
-        "strategies": _family(counts, "strategy"),
-        "rules": _family(counts, "rule"),
-        "rejected": _family(counts, "rejected"),
-        "overlong": _family(counts, "overlong"),
-        "shortened": counts["shortened"],
-        "violations": _family(counts, "violation"),
-        "masked_members": counts["masked members"],
-        "maskout_members": counts["maskout members"],
-        "masked_tokens": counts["masked tokens"],
+        "samples": by_name["samples"],
+        "epochs": epochs,
+        "examples": len(examples),
+        "always_alone": dict(examples.alone_because),
+        "left_out": dict(examples.left_out),
+        "drawn": _family(by_name, "drawn"),
+        "count": _family(by_name, "count"),
+        "strategies": _family(by_name, "strategy"),
+        "rules": _family(by_name, "rule"),
+        "rejected": _family(by_name, "rejected"),
+        "overlong": _family(by_name, "overlong"),
+        "shortened": by_name["shortened"],
+        "violations": _family(by_name, "violation"),
+        "masked_examples": by_name["masked examples"],
+        "maskout_examples": by_name["maskout examples"],
+        "masked_tokens": by_name["masked tokens"],
         "max_tokens": limit,
         "batch_size": batch,
-        "token_counts": _how_counted(mosaics, tally),
+        "token_counts": _how_counted(mosaics, counts),
         "costs": [[*row] for row in cost_rows(source, made)],
     }
 
 
-def _how_counted(mosaics: Mosaics, tally: Tally) -> str:
+def _how_counted(mosaics: Mosaics, counts: Counts) -> str:
     if not mosaics.lengths.is_exact:
         return "estimated as characters / 3.5; name mosaic.tokenizer to count them"
-    if not tally.added_up:
+    if not counts.added_up:
         return "every sample was tokenized"
-    share = len(tally.measured) / (len(tally.measured) + len(tally.added_up))
+    share = len(counts.measured) / (len(counts.measured) + len(counts.added_up))
     return (
         f"{share:.0%} of the samples were tokenized, those near the limit among them; the others "
-        "are sums over their members, scaled "
-        f"by {tally.scale():.3f}, which every 64th showed when it was tokenized too"
+        "are sums over their rows, scaled "
+        f"by {counts.scale():.3f}, which every 64th showed when it was tokenized too"
     )
 
 
@@ -91,7 +91,7 @@ def results_of(summary: Mapping[str, Any]) -> dict[str, float]:
     ratios = {label: ratio for label, _, _, ratio in summary["costs"]}
     return {
         "samples": float(summary["samples"]),
-        "rows used a pass": float(summary["members"]),
+        "rows used an epoch": float(summary["examples"]),
         **{f"{label}, ratio to the rows": round(ratio, 4) for label, ratio in ratios.items()},
         "failed checks": float(sum(summary["violations"].values())),
     }
@@ -111,9 +111,9 @@ def write_mosaic_report(run_dir: Path) -> Path:
     recipe = read_json(run_dir, "resolved.json")["recipe"]
     settings = recipe["mosaic"]
     facts = [
-        ("rows", f"{summary['members']:,}"),
-        ("passes", f"{summary['passes']}"),
-        ("k", f"{settings['k_distribution']} up to {settings['max_members']}"),
+        ("rows", f"{summary['examples']:,}"),
+        ("epochs", f"{summary['epochs']}"),
+        ("k", f"{settings['k_distribution']} up to {settings['max_examples']}"),
         ("limit", f"{summary['max_tokens']:,} tokens"),
         ("tokenizer", settings["tokenizer"] or "none: lengths are estimates"),
         ("seed", f"{recipe['seed']}"),
@@ -124,7 +124,7 @@ def write_mosaic_report(run_dir: Path) -> Path:
         ("costs", "What training on it costs", _costs(summary)),
         ("shapes", "How many rows a sample has", _histograms(summary)),
         ("shares", "Strategies and rules", _shares(summary)),
-        ("samples", "Samples", _examples(summary["examples"])),
+        ("samples", "Samples", _samples(summary["shown"])),
         ("losses", "What was put aside", _put_aside(summary)),
     )
     body = "".join(
@@ -147,7 +147,7 @@ def write_mosaic_report(run_dir: Path) -> Path:
 
 def _tiles(summary: Mapping[str, Any]) -> list[dict[str, str]]:
     rows = {label: (before, after, ratio) for label, before, after, ratio in summary["costs"]}
-    mean = summary["members"] * summary["passes"] / max(1, summary["samples"])
+    mean = summary["examples"] * summary["epochs"] / max(1, summary["samples"])
     tiles = [
         {
             "label": "samples",
@@ -157,7 +157,7 @@ def _tiles(summary: Mapping[str, Any]) -> list[dict[str, str]]:
     ]
     for label in ("sequences", "real tokens", "tokens of packed sequences"):
         before, after, ratio = rows[label]
-        note = f"of an epoch over the rows: {after:,.0f} a pass instead of {before:,.0f}"
+        note = f"of an epoch over the rows: {after:,.0f} instead of {before:,.0f}"
         tiles.append({"label": label, "value": f"{ratio:.3f}", "note": note})
     return tiles
 
@@ -169,7 +169,7 @@ def _costs(summary: Mapping[str, Any]) -> str:
         for label, before, after, ratio in summary["costs"]
     )
     head = (
-        "<th></th><th class=n>an epoch over the rows</th><th class=n>a pass of mosaics</th><th "
+        "<th></th><th class=n>an epoch over the rows</th><th class=n>an epoch of mosaics</th><th "
         "class=n>ratio</th>"
     )
     note = (
@@ -213,11 +213,11 @@ def _shares(summary: Mapping[str, Any]) -> str:
         _bars(f"{strategy} samples by rule", bars) for strategy, bars in rules.items()
     )
     masked = ""
-    if summary["maskout_members"]:
-        share = summary["masked_members"] / summary["maskout_members"]
-        overall = summary["masked_members"] / (summary["members"] * summary["passes"])
+    if summary["maskout_examples"]:
+        share = summary["masked_examples"] / summary["maskout_examples"]
+        overall = summary["masked_examples"] / (summary["examples"] * summary["epochs"])
         masked = (
-            f'<p class="soft small">{summary["masked_members"]:,} rows were left out: {share:.1%} '
+            f'<p class="soft small">{summary["masked_examples"]:,} rows were left out: {share:.1%} '
             "of those in Maskout samples, "
             f"{overall:.1%} of all ({summary['masked_tokens']:,} tokens of answers without a "
             "loss).</p>"
@@ -255,16 +255,16 @@ def _put_aside(summary: Mapping[str, Any]) -> str:
 # --- samples --------------------------------------------------------------------------------------
 
 
-def _examples(examples: Sequence[Mapping[str, Any]]) -> str:
-    """Some of each strategy, with the words of each member in a colour of their own, in prompt and
+def _samples(samples: Sequence[Mapping[str, Any]]) -> str:
+    """Some of each strategy, with the words of each example in a colour of their own, in prompt and
     completion alike."""
     chosen: list[Mapping[str, Any]] = []
     by_rule: dict[tuple[str, str | None], list[Mapping[str, Any]]] = {}
-    for example in examples:
-        by_rule.setdefault((example["strategy"], example["rule"]), []).append(example)
-    while len(chosen) < SHOWN_EXAMPLES and any(by_rule.values()):
+    for sample in samples:
+        by_rule.setdefault((sample["strategy"], sample["rule"]), []).append(sample)
+    while len(chosen) < SHOWN_SAMPLES and any(by_rule.values()):
         for group in by_rule.values():
-            if group and len(chosen) < SHOWN_EXAMPLES:
+            if group and len(chosen) < SHOWN_SAMPLES:
                 chosen.append(group.pop(0))
     style = (
         "<style>"
@@ -272,7 +272,7 @@ def _examples(examples: Sequence[Mapping[str, Any]]) -> str:
         + _SAMPLE_STYLE
         + "</style>"
     )
-    return style + "".join(_example(example) for example in chosen)
+    return style + "".join(_sample(sample) for sample in chosen)
 
 
 _SAMPLE_STYLE = (
@@ -286,22 +286,20 @@ def _tone(tone: int) -> str:
     return f".mosaic mark.m{tone}{{background:color-mix(in srgb,var(--t{tone}) 22%,transparent)}}"
 
 
-def _example(example: Mapping[str, Any]) -> str:
-    rule = f" · {example['rule']}" if example["rule"] else ""
-    dropped = (
-        f" · left out: {', '.join(map(str, example['dropped']))}" if example["dropped"] else ""
-    )
-    order = " → ".join(map(str, example["order"]))
+def _sample(sample: Mapping[str, Any]) -> str:
+    rule = f" · {sample['rule']}" if sample["rule"] else ""
+    dropped = f" · left out: {', '.join(map(str, sample['dropped']))}" if sample["dropped"] else ""
+    order = " → ".join(map(str, sample["order"]))
     head = (
-        f"{example['strategy']}{rule} · {number(len(example['member_ids']))} rows · answers "
+        f"{sample['strategy']}{rule} · {number(len(sample['example_ids']))} rows · answers "
         f"{order}{dropped}"
     )
     lead = "".join(
-        f"<pre>{escape(turn['role'])}: {escape(turn['content'])}</pre>" for turn in example["lead"]
+        f"<pre>{escape(turn['role'])}: {escape(turn['content'])}</pre>" for turn in sample["lead"]
     )
     prompt, completion = (
-        _coloured(example["prompt"], example["asked"]),
-        _coloured(example["completion"], example["answered"]),
+        _coloured(sample["prompt"], sample["asked"]),
+        _coloured(sample["completion"], sample["answered"]),
     )
     return (
         f'<details class="mosaic" open><summary>{escape(head)}</summary>{lead}<p class="soft '
@@ -312,8 +310,10 @@ def _example(example: Mapping[str, Any]) -> str:
 
 def _coloured(text: str, spans: Sequence[Sequence[int]]) -> str:
     parts, place = [], 0
-    for member, start, stop in spans:
+    for place_of, start, stop in spans:
         parts.append(escape(text[place:start]))
-        parts.append(f'<mark class="m{(member - 1) % TONES + 1}">{escape(text[start:stop])}</mark>')
+        parts.append(
+            f'<mark class="m{(place_of - 1) % TONES + 1}">{escape(text[start:stop])}</mark>'
+        )
         place = stop
     return "".join([*parts, escape(text[place:])])

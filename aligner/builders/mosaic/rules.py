@@ -14,7 +14,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from aligner.builders.mosaic.bank import Bank
+from aligner.builders.mosaic.phrasings import Phrasings
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,23 +31,25 @@ class Choice:
 
 
 Instructions = Sequence[str]
-Key = Callable[[str, Bank], float | None]
+Key = Callable[[str, Phrasings], float | None]
 
 
-def first_letter(text: str, bank: Bank) -> float | None:
+def first_letter(text: str, phrasings: Phrasings) -> float | None:
     """Return the place in the alphabet of the first letter of a text; None where that letter is
     none of the alphabet's."""
     letter = next((letter for letter in text if letter.isalpha()), "").casefold()
-    place = bank.alphabet.find(letter) if len(letter) == 1 else -1  # a ligature is several letters
+    place = (
+        phrasings.alphabet.find(letter) if len(letter) == 1 else -1
+    )  # a ligature is several letters
     return None if place < 0 else float(place)
 
 
-def words(text: str, bank: Bank) -> float | None:
+def words(text: str, phrasings: Phrasings) -> float | None:
     """Return the number of words between white space; None in a language without them."""
-    return float(len(text.split())) if bank.words else None
+    return float(len(text.split())) if phrasings.words else None
 
 
-def characters(text: str, bank: Bank) -> float | None:
+def characters(text: str, phrasings: Phrasings) -> float | None:
     """Return the number of characters."""
     return float(len(text))
 
@@ -58,7 +60,7 @@ class Rule:
 
     name: str
     needs_numbers: bool
-    choose: Callable[[Instructions, random.Random, Bank, tuple[float, float]], Choice | None]
+    choose: Callable[[Instructions, random.Random, Phrasings, tuple[float, float]], Choice | None]
 
 
 def _all(n: int) -> range:
@@ -75,23 +77,23 @@ def shuffled(n: int, rng: random.Random) -> tuple[int, ...]:
 
 
 def _explicit_order(
-    texts: Instructions, rng: random.Random, bank: Bank, ratio: tuple[float, float]
+    texts: Instructions, rng: random.Random, phrasings: Phrasings, ratio: tuple[float, float]
 ) -> Choice:
     order = shuffled(len(texts), rng)
     return Choice(order, listed=order)
 
 
 def _reverse(
-    texts: Instructions, rng: random.Random, bank: Bank, ratio: tuple[float, float]
+    texts: Instructions, rng: random.Random, phrasings: Phrasings, ratio: tuple[float, float]
 ) -> Choice:
     return Choice(tuple(reversed(_all(len(texts)))))
 
 
 def _sorted_by(key: Key, *, descending: bool) -> Callable[..., Choice | None]:
     def choose(
-        texts: Instructions, rng: random.Random, bank: Bank, ratio: tuple[float, float]
+        texts: Instructions, rng: random.Random, phrasings: Phrasings, ratio: tuple[float, float]
     ) -> Choice | None:
-        keys = [key(text, bank) for text in texts]
+        keys = [key(text, phrasings) for text in texts]
         if None in keys or len(set(keys)) < len(keys):
             return None
         order = sorted(
@@ -104,7 +106,7 @@ def _sorted_by(key: Key, *, descending: bool) -> Callable[..., Choice | None]:
 
 def _parity_first(first: int) -> Callable[..., Choice]:
     def choose(
-        texts: Instructions, rng: random.Random, bank: Bank, ratio: tuple[float, float]
+        texts: Instructions, rng: random.Random, phrasings: Phrasings, ratio: tuple[float, float]
     ) -> Choice:
         numbers = _all(len(texts))
         return Choice(
@@ -146,7 +148,7 @@ def _without(
 
 
 def _explicit_mask(
-    texts: Instructions, rng: random.Random, bank: Bank, ratio: tuple[float, float]
+    texts: Instructions, rng: random.Random, phrasings: Phrasings, ratio: tuple[float, float]
 ) -> Choice:
     n = len(texts)
     dropped = shuffled(n, rng)[: mask_count(n, rng, ratio)]
@@ -155,11 +157,11 @@ def _explicit_mask(
 
 def _extremes(*, longest: bool) -> Callable[..., Choice | None]:
     def choose(
-        texts: Instructions, rng: random.Random, bank: Bank, ratio: tuple[float, float]
+        texts: Instructions, rng: random.Random, phrasings: Phrasings, ratio: tuple[float, float]
     ) -> Choice | None:
         n = len(texts)
         count = mask_count(n, rng, ratio)
-        lengths = [words(text, bank) for text in texts]
+        lengths = [words(text, phrasings) for text in texts]
         if None in lengths:
             return None
         ranked = sorted(_all(n), key=lambda index: lengths[index - 1] or 0.0, reverse=longest)
@@ -172,7 +174,7 @@ def _extremes(*, longest: bool) -> Callable[..., Choice | None]:
 
 def _parity_mask(parity: int) -> Callable[..., Choice]:
     def choose(
-        texts: Instructions, rng: random.Random, bank: Bank, ratio: tuple[float, float]
+        texts: Instructions, rng: random.Random, phrasings: Phrasings, ratio: tuple[float, float]
     ) -> Choice:
         n = len(texts)
         return _without(n, tuple(index for index in _all(n) if index % 2 == parity))

@@ -23,11 +23,11 @@ class SftSteps(TrainingSteps):
     task = "sft"
 
     def check(self, recipe: SftRecipe, objective: Objective | None) -> None:
-        """Report problems of the style bank before anything else is read."""
+        """Report problems of the phrasings before anything else is read."""
         if recipe.data.mosaic is not None:
-            from aligner.builders.mosaic.bank import load_bank
+            from aligner.builders.mosaic.phrasings import load_phrasings
 
-            load_bank(recipe.data.mosaic.style_bank)
+            load_phrasings(recipe.data.mosaic.phrasings)
 
     def group_by(self, recipe: SftRecipe) -> str | None:
         """Return the column that keeps rows out of each other's mosaics."""
@@ -57,7 +57,7 @@ class SftSteps(TrainingSteps):
         """Return the mosaics of the rows, other ones in each epoch."""
         if recipe.data.mosaic is None:
             return None
-        from aligner.builders.mosaic.passes import MosaicPasses, mosaics_of
+        from aligner.builders.mosaic.epochs import MosaicEpochs, mosaics_of
 
         total = len(rows)
 
@@ -76,7 +76,7 @@ class SftSteps(TrainingSteps):
             is_too_long=data.max_length if data.on_too_long == "error" else None,
             on_progress=count,
         )
-        return MosaicPasses(mosaics, total)
+        return MosaicEpochs(mosaics, total)
 
 
 STEPS = SftSteps()

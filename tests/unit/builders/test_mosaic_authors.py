@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from aligner.builders.mosaic.engine import Sample, Tally
-from aligner.builders.mosaic.passes import mosaics_of
+from aligner.builders.mosaic.engine import Counts, Sample
+from aligner.builders.mosaic.epochs import mosaics_of
 from aligner.config.recipe import Mosaic
 from aligner.data.rows import CompletionRow
 
@@ -85,7 +85,7 @@ def authors(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def theirs(authors: ModuleType, sample: Sample, rows: dict[str, Any]) -> dict[str, str]:
     """What their function writes for the rows of our sample."""
     plan, style = sample.plan, sample.plan.style
-    members = [rows[origin] for origin in sample.origins]
+    examples = [rows[origin] for origin in sample.origins]
     rule_line, listed = (
         _open(style.rule_line) if plan.rule == "explicit" else (_escaped(style.rule_line), [])
     )
@@ -118,10 +118,10 @@ def theirs(authors: ModuleType, sample: Sample, rows: dict[str, Any]) -> dict[st
         "do_begin_end_format": bool(style.begin),
         "do_no_begin_end_format_no_ins": not style.format_line,
         "order_fixed_list": [place - 1 for place in plan.order],
-        "mask_ratio": (len(plan.dropped) + 0.5) / len(members),
+        "mask_ratio": (len(plan.dropped) + 0.5) / len(examples),
         "mask_fixed_list": [place - 1 for place in listed],
     }
-    items = [{"instruction": row.prompt, "input": "", "output": row.completion} for row in members]
+    items = [{"instruction": row.prompt, "input": "", "output": row.completion} for row in examples]
     written: dict[str, str] = authors.get_formated_data_pro(draws, items)
     return written
 
@@ -165,7 +165,7 @@ def test_every_sample_is_what_their_function_writes(authors: ModuleType) -> None
     ]
     by_origin = {row.origin: row for row in rows}
     made = mosaics_of(rows, Mosaic(plain_fraction=0.0, compat="released"), max_tokens=10**6, seed=0)
-    samples = [sample for number in range(2) for sample in made.pass_samples(number, Tally())]
+    samples = [sample for number in range(2) for sample in made.epoch_samples(number, Counts())]
     kinds = {(sample.plan.strategy, sample.plan.rule) for sample in samples}
     assert len(kinds) == 1 + len(ORDERS) + len(MASKS)
     for sample in samples:

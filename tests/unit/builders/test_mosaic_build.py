@@ -17,11 +17,11 @@ from fakes import byte_tokenizer, write_jsonl
 from runner import aligner
 
 from aligner import events
-from aligner.builders.mosaic.bank import load_bank
 from aligner.builders.mosaic.build import run_mosaic
-from aligner.builders.mosaic.engine import Tally
-from aligner.builders.mosaic.passes import build as package_build
-from aligner.builders.mosaic.passes import mosaics_of
+from aligner.builders.mosaic.engine import Counts
+from aligner.builders.mosaic.epochs import build as package_build
+from aligner.builders.mosaic.epochs import mosaics_of
+from aligner.builders.mosaic.phrasings import load_phrasings
 from aligner.config.load import load_recipe
 from aligner.config.recipe import Data, Mosaic, Source
 from aligner.data.loading import load_rows
@@ -76,7 +76,7 @@ def built(*overrides: str, output: str = "out", data: str = "rows.jsonl", **opti
         else ["mosaic.tokenizer=tokenizer"]
     )
     flags = {"data.train": data, "output_dir": output}
-    resolved = load_recipe("mosaic", None, [*tokenizer, "mosaic.passes=2", *overrides], flags)
+    resolved = load_recipe("mosaic", None, [*tokenizer, "mosaic.epochs=2", *overrides], flags)
     return run_mosaic(resolved, **options).run_dir
 
 
@@ -101,7 +101,7 @@ def test_a_run_directory_holds_the_samples_and_all_that_is_known_of_them(folder:
     held_out = {row["messages"][0]["content"] for row in lines(run / "data/eval.jsonl")}
     assert len(held_out) == 40
     assert not any(question in row["prompt"][0]["content"] for row in made for question in held_out)
-    used = Counter(origin for one in told for origin in one["member_ids"])
+    used = Counter(origin for one in told for origin in one["example_ids"])
     assert set(used.values()) == {2}
     assert len(used) == 360
     assert (run / "report.html").is_file()
@@ -116,7 +116,7 @@ def test_the_result_does_not_depend_on_the_number_of_workers(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("aligner.builders.mosaic.engine.CHUNK_DRAWS", 4)
-    monkeypatch.setattr("aligner.builders.mosaic.build.CHUNKS_IN_A_PART", 2)
+    monkeypatch.setattr("aligner.builders.mosaic.build.CHUNKS_IN_A_SHARD", 2)
     assert result(built(output="one")) == result(built(output="again"))
     assert result(built(output="other", data="rows.jsonl")) != result(
         built("seed=7", output="seed")
@@ -134,15 +134,15 @@ def test_several_processes_build_what_one_builds(folder: Path) -> None:
 
 
 def test_files_in_memory_and_on_the_fly_are_the_same_samples(folder: Path) -> None:
-    run = built("data.max_length=300", "mosaic.max_members=5")
+    run = built("data.max_length=300", "mosaic.max_examples=5")
     data = load_rows(Data(train=[Source(path="rows.jsonl")]), "sft", 42)
-    settings = Mosaic(max_members=5)
+    settings = Mosaic(max_examples=5)
     mosaics = mosaics_of(data.train, settings, tokenizer=byte_tokenizer(), max_tokens=300, seed=42)
-    samples = [sample for number in range(2) for sample in mosaics.pass_samples(number, Tally())]
+    samples = [sample for number in range(2) for sample in mosaics.epoch_samples(number, Counts())]
     made = [(row["prompt"], row["completion"]) for row in lines(run / "data/train.jsonl")]
     assert made == [(sample.row.prompt, sample.row.completion) for sample in samples]
     dataset = package_build(
-        data.train, settings, tokenizer=byte_tokenizer(), max_tokens=300, passes=2
+        data.train, settings, tokenizer=byte_tokenizer(), max_tokens=300, epochs=2
     ).dataset
     assert [(row["prompt"], row["completion"]) for row in dataset] == made
 
@@ -153,7 +153,7 @@ def test_every_form_in_every_kind_of_file_is_read_again(
     folder: Path, form: str, file_type: str
 ) -> None:
     run = built(
-        f"mosaic.form={form}", f"mosaic.file_type={file_type}", "data.eval=0.1", "mosaic.passes=1"
+        f"mosaic.form={form}", f"mosaic.file_type={file_type}", "data.eval=0.1", "mosaic.epochs=1"
     )
     loaded = load_rows(
         Data(
@@ -166,7 +166,7 @@ def test_every_form_in_every_kind_of_file_is_read_again(
     assert len(loaded.train) == len(told)
     assert len(loaded.eval) == 40
     asked = load_rows(Data(train=[Source(path="rows.jsonl")]), "sft", 0).train
-    first = next(row for row in asked if row.origin == told[0]["member_ids"][0])
+    first = next(row for row in asked if row.origin == told[0]["example_ids"][0])
     assert first.messages[0]["content"] in str(loaded.train[0]).replace("\\n", "\n")
 
 
@@ -195,7 +195,7 @@ def test_system_prompts_and_groups_are_never_mixed(folder: Path) -> None:
     run = built("mosaic.group_by=topic", data="mixed.jsonl")
     at = {f"mixed.jsonl:{number}": row for number, row in enumerate(mixed, start=1)}
     for row, told in zip(lines(run / "data/train.jsonl"), lines(run / "mosaics.jsonl")):
-        sources = [at[origin] for origin in told["member_ids"]]
+        sources = [at[origin] for origin in told["example_ids"]]
         assert len({source["topic"] for source in sources}) == 1
         assert {json.dumps(source["messages"][:-2]) for source in sources} == {
             json.dumps(row["prompt"][:-1])
@@ -217,7 +217,7 @@ def test_rows_without_the_column_to_group_by_are_refused_by_number(folder: Path)
     assert "rows.jsonl:1: `topic`, the column to group by, is missing" in str(caught.value)
 
 
-def test_what_cannot_be_a_member_is_counted_by_its_reason(folder: Path) -> None:
+def test_what_cannot_be_an_example_is_counted_by_its_reason(folder: Path) -> None:
     odd = rows(50)
     odd[3]["messages"] += [
         {"role": "user", "content": "More?"},
@@ -231,7 +231,7 @@ def test_what_cannot_be_a_member_is_counted_by_its_reason(folder: Path) -> None:
     summary = json.loads((built(data="odd.jsonl") / "mosaic.json").read_text())
     assert summary["left_out"] == {"more than one round": 1, "tool calls": 1}
     assert summary["always_alone"] == {"it speaks of other messages": 1}
-    assert summary["members"] == 48
+    assert summary["examples"] == 48
     summary = json.loads(
         (
             built("mosaic.multiturn=first_turn", data="odd.jsonl", output="b") / "mosaic.json"
@@ -253,7 +253,7 @@ def test_a_row_that_is_too_long_goes_the_way_that_was_chosen(folder: Path, way: 
     long = rows(60)
     long[7]["messages"][1]["content"] = "z" * 900
     write_jsonl(folder / "long.jsonl", long)
-    settings = ("data.max_length=400", f"mosaic.on_overlong={way}", "mosaic.passes=1")
+    settings = ("data.max_length=400", f"mosaic.on_overlong={way}", "mosaic.epochs=1")
     if way == "error":
         with pytest.raises(DataError, match=r"1 of 60 rows alone are longer than the 400 tokens"):
             built(*settings, data="long.jsonl")
@@ -276,7 +276,7 @@ def test_rows_that_are_written_alone_and_too_long_are_told_with_what_training_ne
     write_jsonl(folder / "long.jsonl", long)
     done = aligner(
         *("mosaic", "--data", "long.jsonl", "--output", "made", "--tokenizer", "tokenizer"),
-        *("data.max_length=400", "mosaic.passes=2", "data.eval=0.1"),
+        *("data.max_length=400", "mosaic.epochs=2", "data.eval=0.1"),
     )
     assert done.exit_code == 0, done.output
     assert "1 rows are longer than 400 tokens and were written alone" in done.stderr
@@ -291,13 +291,13 @@ def test_thinking_stands_alone_and_is_trained_whole(folder: Path) -> None:
     for row in thinking:
         row["messages"][1]["content"] = f"<think>\nhm\n</think>\n\n{row['messages'][1]['content']}"
     write_jsonl(folder / "think.jsonl", [*thinking, *rows(49)[9:]])
-    run = built("mosaic.passes=1", "mosaic.plain_fraction=0", data="think.jsonl")
+    run = built("mosaic.epochs=1", "mosaic.plain_fraction=0", data="think.jsonl")
     told = [
         one
         for one in lines(run / "mosaics.jsonl")
-        if any(":" in i and int(i.split(":")[1]) <= 9 for i in one["member_ids"])
+        if any(":" in i and int(i.split(":")[1]) <= 9 for i in one["example_ids"])
     ]
-    assert [(one["strategy"], len(one["member_ids"])) for one in told] == [("plain", 1)] * 9
+    assert [(one["strategy"], len(one["example_ids"])) for one in told] == [("plain", 1)] * 9
     summary = json.loads((run / "mosaic.json").read_text())
     assert summary["always_alone"] == {"its answer holds thinking": 9}
     assert "row always alone: its answer holds thinking" in (run / "report.html").read_text()
@@ -318,10 +318,10 @@ def test_what_the_template_would_change_inside_a_longer_text_stands_alone(folder
     )
     some[9]["messages"][0]["content"] = "[[cut]]What is nine?"
     write_jsonl(folder / "some.jsonl", some)
-    run = built("mosaic.passes=1", "mosaic.chat_template=cuts.jinja", data="some.jsonl")
+    run = built("mosaic.epochs=1", "mosaic.chat_template=cuts.jinja", data="some.jsonl")
     told = lines(run / "mosaics.jsonl")
     for place in (5, 10):
-        assert [one["strategy"] for one in told if f"some.jsonl:{place}" in one["member_ids"]] == [
+        assert [one["strategy"] for one in told if f"some.jsonl:{place}" in one["example_ids"]] == [
             "plain"
         ]
     summary = json.loads((run / "mosaic.json").read_text())
@@ -399,11 +399,11 @@ def test_without_a_tokenizer_lengths_are_estimates_and_said_to_be(folder: Path) 
 # --- killed and resumed ---------------------------------------------------------------------------
 
 PLACES = {
-    "while the rows are read": ("aligner.builders.mosaic.members:RowStore", "flush", 1),
+    "while the rows are read": ("aligner.builders.mosaic.examples:RowStore", "flush", 1),
     "before the rows are in their place": ("aligner.builders.mosaic.build:ReadRows", "move_to", 1),
-    "before the tables are whole": ("aligner.builders.mosaic.members:Members", "save", 1),
-    "in the first part": ("aligner.builders.mosaic.build:Workshop", "build", 1),
-    "in a later part": ("aligner.builders.mosaic.build:Workshop", "build", 4),
+    "before the tables are whole": ("aligner.builders.mosaic.examples:Examples", "save", 1),
+    "in the first part": ("aligner.builders.mosaic.build:ShardBuilder", "build", 1),
+    "in a later part": ("aligner.builders.mosaic.build:ShardBuilder", "build", 4),
     "while the files are joined": ("aligner.builders.mosaic.build", "write_data", 1),
     "before the report": ("aligner.builders.mosaic.report", "write_mosaic_report", 1),
     "before the manifest": ("aligner.runs.run:Run", "finish_without_training", 1),
@@ -435,7 +435,7 @@ def _small_parts() -> None:
     from aligner.builders.mosaic import engine
 
     engine.CHUNK_DRAWS = 8
-    build_module.CHUNKS_IN_A_PART = 2
+    build_module.CHUNKS_IN_A_SHARD = 2
 
 
 @pytest.mark.parametrize("moment", PLACES)
@@ -443,7 +443,7 @@ def test_killed_and_resumed_is_the_uninterrupted_build(
     folder: Path, moment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("aligner.builders.mosaic.engine.CHUNK_DRAWS", 8)
-    monkeypatch.setattr("aligner.builders.mosaic.build.CHUNKS_IN_A_PART", 2)
+    monkeypatch.setattr("aligner.builders.mosaic.build.CHUNKS_IN_A_SHARD", 2)
     process = multiprocessing.get_context("fork").Process(
         target=_build_and_die, args=(folder, PLACES[moment])
     )
@@ -461,9 +461,10 @@ def test_a_part_that_was_damaged_is_built_again(
     folder: Path, ending: str, text: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("aligner.builders.mosaic.engine.CHUNK_DRAWS", 8)
-    monkeypatch.setattr("aligner.builders.mosaic.build.CHUNKS_IN_A_PART", 2)
+    monkeypatch.setattr("aligner.builders.mosaic.build.CHUNKS_IN_A_SHARD", 2)
     process = multiprocessing.get_context("fork").Process(
-        target=_build_and_die, args=(folder, ("aligner.builders.mosaic.build:Workshop", "build", 3))
+        target=_build_and_die,
+        args=(folder, ("aligner.builders.mosaic.build:ShardBuilder", "build", 3)),
     )
     process.start()
     process.join(120)
@@ -481,7 +482,7 @@ def test_a_resumed_build_refuses_other_data_and_other_settings(folder: Path) -> 
     process.start()
     process.join(120)
     with pytest.raises(UsageError, match="different recipe"):
-        built("mosaic.max_members=3", output="killed", resume=True)
+        built("mosaic.max_examples=3", output="killed", resume=True)
     with pytest.raises(UsageError, match=r"unfinished mosaic run that has built 3 parts"):
         built(output="killed")
     write_jsonl(folder / "rows.jsonl", rows(401))
@@ -503,27 +504,29 @@ def test_a_kill_after_the_manifest_leaves_nothing_for_long(folder: Path) -> None
     assert not (folder / "killed/prepared").exists()
 
 
-def test_a_resumed_build_refuses_another_style_bank_and_does_without_a_source_that_is_gone(
+def test_a_resumed_build_refuses_other_phrasings_and_does_without_a_source_that_is_gone(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("aligner.builders.mosaic.engine.CHUNK_DRAWS", 8)
-    monkeypatch.setattr("aligner.builders.mosaic.build.CHUNKS_IN_A_PART", 2)
-    (folder / "bank.yaml").write_text("numbers: ['Q{n}:']\n")
-    bank = "mosaic.style_bank=bank.yaml"
+    monkeypatch.setattr("aligner.builders.mosaic.build.CHUNKS_IN_A_SHARD", 2)
+    (folder / "phrasings.yaml").write_text("numbers: ['Q{n}:']\n")
+    phrasings = "mosaic.phrasings=phrasings.yaml"
     process = multiprocessing.get_context("fork").Process(
-        target=_build_and_die, args=(folder, PLACES["in a later part"], bank)
+        target=_build_and_die, args=(folder, PLACES["in a later part"], phrasings)
     )
     process.start()
     process.join(120)
-    (folder / "bank.yaml").write_text("numbers: ['R{n}:']\n")
+    (folder / "phrasings.yaml").write_text("numbers: ['R{n}:']\n")
     with pytest.raises(DataError, match="data changed") as caught:
-        built(bank, output="killed", resume=True)
-    assert "bank.yaml: has other content now" in str(caught.value)
-    (folder / "bank.yaml").write_text("numbers: ['Q{n}:']\n")
-    whole = result(built(bank, output="whole"))
+        built(phrasings, output="killed", resume=True)
+    assert "phrasings.yaml: has other content now" in str(caught.value)
+    (folder / "phrasings.yaml").write_text("numbers: ['Q{n}:']\n")
+    whole = result(built(phrasings, output="whole"))
     (folder / "rows.jsonl").unlink()
     said: list[Any] = []
-    assert result(built(bank, output="killed", resume=True, on_event=said.append))[0] == whole[0]
+    assert (
+        result(built(phrasings, output="killed", resume=True, on_event=said.append))[0] == whole[0]
+    )
     assert any("rows.jsonl is gone" in getattr(event, "text", "") for event in said)
 
 
@@ -551,10 +554,10 @@ def test_a_template_that_refuses_longer_texts_leaves_the_rows_alone_and_in_step(
     some = rows(30)
     some[4]["messages"][0]["content"] = "What?!"
     write_jsonl(folder / "some.jsonl", some)
-    run = built("mosaic.passes=1", "mosaic.chat_template=strict.jinja", data="some.jsonl")
+    run = built("mosaic.epochs=1", "mosaic.chat_template=strict.jinja", data="some.jsonl")
     summary = json.loads((run / "mosaic.json").read_text())
     assert summary["always_alone"] == {"the chat template would change it inside a longer text": 1}
-    alone = [one for one in lines(run / "mosaics.jsonl") if "some.jsonl:5" in one["member_ids"]]
+    alone = [one for one in lines(run / "mosaics.jsonl") if "some.jsonl:5" in one["example_ids"]]
     assert [one["strategy"] for one in alone] == ["plain"]
 
 
@@ -570,7 +573,7 @@ def test_the_command_builds_from_flags_and_says_how_to_train(folder: Path) -> No
         "made",
         "--tokenizer",
         "tokenizer",
-        "mosaic.passes=1",
+        "mosaic.epochs=1",
     )
     assert done.exit_code == 0, done.output
     assert (
@@ -586,7 +589,7 @@ def test_the_command_builds_from_flags_and_says_how_to_train(folder: Path) -> No
         "made",
         "--tokenizer",
         "tokenizer",
-        "mosaic.passes=1",
+        "mosaic.epochs=1",
     )
     assert again.exit_code == 2
     assert "exists already: a finished mosaic run" in again.stderr
@@ -622,12 +625,12 @@ def test_a_dry_run_builds_nothing_and_says_what_would_be_built(folder: Path) -> 
 @pytest.mark.parametrize(
     ("setting", "told"),
     [
-        ("mosaic.max_member=4", "did you mean `mosaic.max_members`"),
+        ("mosaic.max_example=4", "did you mean `mosaic.max_examples`"),
         ("mosaic.strategies={formatt: 1}", "did you mean `mosaic.strategies.format`"),
         ("mosaic.strategies={format: 0, permute: 0, maskout: 0}", "all weights are 0"),
         ("mosaic.permute_rules=[backwards]", "reverse"),
         ("mosaic.mask_ratio=[0.6, 0.2]", "the smaller one first"),
-        ("mosaic.min_members=12", "is above `max_members` (10)"),
+        ("mosaic.min_examples=12", "is above `max_examples` (10)"),
         ("mosaic.k_distribution=poisson", "expected one of uniform"),
         ("mosaic.chat_template=qwen3", "has no effect without `mosaic.tokenizer`"),
         ("data.on_too_long=drop", "mosaic.on_overlong"),
@@ -653,10 +656,10 @@ def test_a_wrong_setting_is_answered_with_what_would_be_right(
     assert told in str(caught.value)
 
 
-def test_a_style_bank_that_is_wrong_stops_the_command_before_anything_is_read(folder: Path) -> None:
-    (folder / "bank.yaml").write_text("numberz: ['{n}.']\n")
+def test_wrong_phrasings_stop_the_command_before_anything_is_read(folder: Path) -> None:
+    (folder / "phrasings.yaml").write_text("numberz: ['{n}.']\n")
     done = aligner(
-        "mosaic", "--data", "rows.jsonl", "--output", "made", "mosaic.style_bank=bank.yaml"
+        "mosaic", "--data", "rows.jsonl", "--output", "made", "mosaic.phrasings=phrasings.yaml"
     )
     assert done.exit_code == 2
     assert "did you mean `numbers`?" in done.stderr
@@ -675,5 +678,5 @@ def test_the_package_imports_neither_torch_nor_a_client(folder: Path) -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_the_bank_is_found_where_the_package_lies() -> None:
-    assert load_bank().language == "en"
+def test_the_phrasings_are_found_where_the_package_lies() -> None:
+    assert load_phrasings().language == "en"

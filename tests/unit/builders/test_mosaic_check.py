@@ -14,32 +14,32 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from aligner.builders.mosaic.bank import MASK_RULES, PERMUTE_RULES, SLOTS, Text, load_bank
 from aligner.builders.mosaic.check import Reading, Violation, check, parse
+from aligner.builders.mosaic.phrasings import MASK_RULES, PERMUTE_RULES, SLOTS, Text, load_phrasings
 
-BANK = load_bank()
-Members = list[tuple[str, str]]
+PHRASINGS = load_phrasings()
+Examples = list[tuple[str, str]]
 
-FOUR: Members = [  # words 5 6 3 4, characters 21 18 14 29, first letters t a n b
+FOUR: Examples = [  # words 5 6 3 4, characters 21 18 14 29, first letters t a n b
     ("Tell me who says moo.", "A cow."),
     ("add 2 and 2 for me", "Four."),
     ("Name a colour.", "Red."),
     ("“Bonjour” means what exactly?", "Hello."),
 ]
-ONE: Members = FOUR[:1]
+ONE: Examples = FOUR[:1]
 
 
 @dataclass(frozen=True)
 class Golden:
-    """A sample written by hand, its members, and what the check has to read."""
+    """A sample written by hand, its examples, and what the check has to read."""
 
-    members: Members
+    examples: Examples
     reading: Reading
     prompt: str
     completion: str
 
 
-def golden(text: str, members: Members = FOUR) -> tuple[str, Golden]:
+def golden(text: str, examples: Examples = FOUR) -> tuple[str, Golden]:
     """Read `strategy rule | order | begin end | number`, the prompt, a line `=>`, the
     completion."""
     head, body = text.strip("\n").split("\n", 1)
@@ -47,11 +47,11 @@ def golden(text: str, members: Members = FOUR) -> tuple[str, Golden]:
     strategy, _, rule = name.partition(" ")
     begin, end = tags.split() or ("", "")
     answered = tuple(map(int, order.split()))
-    dropped = tuple(sorted(set(range(1, len(members) + 1)) - set(answered)))
+    dropped = tuple(sorted(set(range(1, len(examples) + 1)) - set(answered)))
     prompt, completion = body.split("\n=>\n")
     reading = Reading(strategy, rule or None, answered, dropped, begin, end, number)
     marks = ("tags" if begin else "no tags") + (", numbers" if number else "")
-    return f"{name} of {len(members)}, {marks}", Golden(members, reading, prompt, completion)
+    return f"{name} of {len(examples)}, {marks}", Golden(examples, reading, prompt, completion)
 
 
 GOLDEN = dict(
@@ -724,10 +724,10 @@ EVERY = list(GOLDEN)
 RULED = [name for name in EVERY if GOLDEN[name].reading.rule]
 
 
-def refused(prompt: str, completion: str, members: Members) -> Violation:
+def refused(prompt: str, completion: str, examples: Examples) -> Violation:
     """Return the Violation that the check has to raise."""
     with pytest.raises(Violation) as caught:
-        check(prompt, completion, members, BANK)
+        check(prompt, completion, examples, PHRASINGS)
     assert caught.value.kind
     assert caught.value.detail
     return caught.value
@@ -739,7 +739,7 @@ def refused(prompt: str, completion: str, members: Members) -> Violation:
 @pytest.mark.parametrize("name", EVERY)
 def test_a_sample_written_by_hand_is_read_as_what_it_is(name):
     sample = GOLDEN[name]
-    assert check(sample.prompt, sample.completion, sample.members, BANK) == sample.reading
+    assert check(sample.prompt, sample.completion, sample.examples, PHRASINGS) == sample.reading
 
 
 def test_there_is_a_sample_with_and_without_tags_for_every_rule():
@@ -757,10 +757,10 @@ FORMS = [(label, form) for label, forms in SLOTS.items() for form in forms]
 
 
 @pytest.mark.parametrize(("label", "form"), FORMS)
-def test_every_text_of_the_bank_is_understood(label, form):
+def test_every_text_among_the_phrasings_is_understood(label, form):
     strategy, rule = label.split(".")
-    members = ONE if strategy == "format" and form == "one" else FOUR
-    texts, every = [text for text, _ in members], list(range(1, len(members) + 1))
+    examples = ONE if strategy == "format" and form == "one" else FOUR
+    texts, every = [text for text, _ in examples], list(range(1, len(examples) + 1))
     dropped, order = [], every
     if strategy == "permute":
         order = orders(texts).get(rule, [2, 4, 1, 3])
@@ -776,82 +776,90 @@ def test_every_text_of_the_bank_is_understood(label, form):
     }
     begin, end = ("<a>", "</a>") if rule == "tags" else ("", "")
     block = "\n".join(f"{j}. {text}" for j, text in enumerate(texts, 1))
-    completion = "\n\n".join(f"{j}. {begin}{members[j - 1][1]}{end}" for j in order)
+    completion = "\n\n".join(f"{j}. {begin}{examples[j - 1][1]}{end}" for j in order)
     expected = Reading(strategy, rule, tuple(order), tuple(dropped), begin, end, "{n}.")
-    for text in BANK.texts[label][form]:
-        reading = check(f"{text.filled(**slots)}\n{block}", completion, members, BANK)
+    for text in PHRASINGS.texts[label][form]:
+        reading = check(f"{text.filled(**slots)}\n{block}", completion, examples, PHRASINGS)
         assert reading == (replace(expected, rule=None) if strategy == "format" else expected)
 
 
 def test_tags_that_hold_the_words_between_the_slots_are_told_apart_by_the_completion():
     prompt = "Tell me who says moo.\nPut your answer between <a and and b> and <c>."
-    assert check(prompt, "<a and and b>A cow.<c>", ONE, BANK).begin == "<a and and b>"
+    assert check(prompt, "<a and and b>A cow.<c>", ONE, PHRASINGS).begin == "<a and and b>"
     prompt = "Tell me who says moo.\nPut your answer between <a> and <b and c>."
-    assert check(prompt, "<a>A cow.<b and c>", ONE, BANK).end == "<b and c>"
+    assert check(prompt, "<a>A cow.<b and c>", ONE, PHRASINGS).end == "<b and c>"
 
 
-def test_members_that_answer_alike_may_stand_for_one_another():
-    members = [("one two three", "yes"), ("one", "yes"), ("one two", "no")]
+def test_examples_that_answer_alike_may_stand_for_one_another():
+    examples = [("one two three", "yes"), ("one", "yes"), ("one two", "no")]
     prompt = "one two three\none\none two\nPut each answer between <a> and <b>.\n"
     prompt += "The fewer words an instruction has, the earlier you answer it."
-    reading = check(prompt, "<a>yes<b>\n\n<a>no<b>\n\n<a>yes<b>", members, BANK)
+    reading = check(prompt, "<a>yes<b>\n\n<a>no<b>\n\n<a>yes<b>", examples, PHRASINGS)
     assert reading.order == (2, 3, 1)
 
 
 def test_instructions_that_are_meta_instructions_themselves_do_not_mislead():
     line = "Answer the instructions in reverse order, the last one first."
-    members = [(line, "1. no"), (f"x\n{line}", f"{line}\n\n{line}")]
+    examples = [(line, "1. no"), (f"x\n{line}", f"{line}\n\n{line}")]
     prompt = f"{line}\n\nPut each answer between <a> and <b>.\n{line}\nx\n{line}"
     completion = f"<a>{line}\n\n{line}<b>\n\n<a>1. no<b>"
-    assert check(prompt, completion, members, BANK).order == (2, 1)
-    refused(f"Put each answer between <a> and <b>.\n{line}\nx\n{line}", completion, members)
+    assert check(prompt, completion, examples, PHRASINGS).order == (2, 1)
+    refused(f"Put each answer between <a> and <b>.\n{line}\nx\n{line}", completion, examples)
 
 
 def test_a_long_line_that_begins_like_a_meta_instruction_costs_nothing():
     text = "Put each answer between " + "a and " * 50_000
-    members = [(f"{text}\nx", "y"), (f"z\n{text}", "t")]
+    examples = [(f"{text}\nx", "y"), (f"z\n{text}", "t")]
     prompt = f"{text}\nx\nz\n{text}"
     completion = "<a>y<b>\n\n<a>t<b>"
     assert (
         check(
-            f"Let <a> open an answer and <b> close it.\n{prompt}", completion, members, BANK
+            f"Let <a> open an answer and <b> close it.\n{prompt}", completion, examples, PHRASINGS
         ).begin
         == "<a>"
     )
     assert (
         check(
-            f"{prompt}\nLet <a> open an answer and <b> close it.", completion, members, BANK
+            f"{prompt}\nLet <a> open an answer and <b> close it.", completion, examples, PHRASINGS
         ).begin
         == "<a>"
     )
 
 
-def test_a_number_that_the_bank_knows_is_preferred_where_one_mark_can_be_read_twice():
-    bank = replace(BANK, numbers=("{n} of 1)",))
-    assert check("1 of 1) Tell me who says moo.", "1 of 1) A cow.", ONE, bank).number == "{n} of 1)"
-    assert check("1 of 1) Tell me who says moo.", "1 of 1) A cow.", ONE, BANK).number == "1 of {n})"
+def test_a_number_among_the_phrasings_is_preferred_where_one_mark_can_be_read_twice():
+    phrasings = replace(PHRASINGS, numbers=("{n} of 1)",))
+    assert (
+        check("1 of 1) Tell me who says moo.", "1 of 1) A cow.", ONE, phrasings).number
+        == "{n} of 1)"
+    )
+    assert (
+        check("1 of 1) Tell me who says moo.", "1 of 1) A cow.", ONE, PHRASINGS).number
+        == "1 of {n})"
+    )
 
 
-def test_a_text_of_the_bank_may_name_the_closing_tag_first():
+def test_a_text_among_the_phrasings_may_name_the_closing_tag_first():
     text = Text("format.tags", "one", "Close with {end} what {begin} has opened.")
-    bank = replace(BANK, texts={**BANK.texts, "format.tags": {"one": (text,), "many": (text,)}})
+    phrasings = replace(
+        PHRASINGS, texts={**PHRASINGS.texts, "format.tags": {"one": (text,), "many": (text,)}}
+    )
     prompt = "Close with <b> what <a> has opened.\nTell me who says moo."
-    assert check(prompt, "<a>A cow.<b>", ONE, bank).begin == "<a>"
+    assert check(prompt, "<a>A cow.<b>", ONE, phrasings).begin == "<a>"
 
 
 def test_first_letters_are_compared_without_regard_to_case():
-    members = [("ſea", "yes"), ("ROW", "no"), ("Tea", "no")]
+    examples = [("ſea", "yes"), ("ROW", "no"), ("Tea", "no")]
     line = "Sort your answers by the first letter of the instruction, from A to Z."
     prompt, completion = f"{line}\n#1: ſea\n#2: ROW\n#3: Tea", "#2: no\n\n#1: yes\n\n#3: no"
-    assert check(prompt, completion, members, BANK).order == (2, 1, 3)
+    assert check(prompt, completion, examples, PHRASINGS).order == (2, 1, 3)
 
 
 def test_numbers_of_two_digits_are_read():
-    members = [(f"question {'x' * j}", f"answer {j}") for j in range(1, 13)]
-    prompt = "\n".join(f"{j}. {text}" for j, (text, _) in enumerate(members, 1))
+    examples = [(f"question {'x' * j}", f"answer {j}") for j in range(1, 13)]
+    prompt = "\n".join(f"{j}. {text}" for j, (text, _) in enumerate(examples, 1))
     prompt += "\nThe more characters an instruction has, the earlier you answer it."
-    completion = "\n\n".join(f"{j}. {members[j - 1][1]}" for j in range(12, 0, -1))
-    assert check(prompt, completion, members, BANK).order == tuple(range(12, 0, -1))
+    completion = "\n\n".join(f"{j}. {examples[j - 1][1]}" for j in range(12, 0, -1))
+    assert check(prompt, completion, examples, PHRASINGS).order == tuple(range(12, 0, -1))
 
 
 # --- cutting a completion -------------------------------------------------------------------------
@@ -871,7 +879,7 @@ def test_a_completion_is_cut_into_its_replies(name):
         sample.completion, begin=reading.begin, end=reading.end, number=reading.number, gap=gap
     )
     assert replies == [
-        (j if reading.number else None, sample.members[j - 1][1]) for j in reading.order
+        (j if reading.number else None, sample.examples[j - 1][1]) for j in reading.order
     ]
 
 
@@ -949,7 +957,7 @@ def test_a_fault_in_the_replies_is_found(name, fault):
     joint = "\n\n---\n\n" if sample.reading.strategy == "primary" else "\n\n"
     spoilt = joint.join(FAULTS[fault][1](sample.completion.split(joint)))
     assert spoilt != sample.completion
-    refused(sample.prompt, spoilt, sample.members)
+    refused(sample.prompt, spoilt, sample.examples)
 
 
 @pytest.mark.parametrize("name", [name for name in EVERY if GOLDEN[name].reading.number])
@@ -959,12 +967,12 @@ def test_a_wrong_number_is_found(name):
     for wrong in ("7", "0", "-1", "1" if reading.order[-1] != 1 else "2", f"0{reading.order[-1]}"):
         spoilt = sample.completion.replace(right, reading.number.replace("{n}", wrong))
         assert spoilt != sample.completion
-        refused(sample.prompt, spoilt, sample.members)
-    refused(sample.prompt, sample.completion.replace(right, "", 1), sample.members)
+        refused(sample.prompt, spoilt, sample.examples)
+    refused(sample.prompt, sample.completion.replace(right, "", 1), sample.examples)
     spoilt = sample.prompt.replace(
         reading.number.replace("{n}", "1"), reading.number.replace("{n}", "9"), 1
     )
-    refused(spoilt, sample.completion, sample.members)
+    refused(spoilt, sample.completion, sample.examples)
 
 
 @pytest.mark.parametrize("name", [name for name in EVERY if GOLDEN[name].reading.begin])
@@ -972,19 +980,19 @@ def test_a_mistyped_tag_is_found(name):
     sample, reading = GOLDEN[name], GOLDEN[name].reading
     for tag in (reading.begin, reading.end):
         for typo in (tag[:-1], tag.upper(), tag + " ", "", tag + tag):
-            refused(sample.prompt, sample.completion.replace(tag, typo, 1), sample.members)
-            refused(sample.prompt.replace(tag, typo), sample.completion, sample.members)
+            refused(sample.prompt, sample.completion.replace(tag, typo, 1), sample.examples)
+            refused(sample.prompt.replace(tag, typo), sample.completion, sample.examples)
     crossed = (
         sample.prompt.replace(reading.begin, "\0")
         .replace(reading.end, reading.begin)
         .replace("\0", reading.end)
     )
-    assert refused(crossed, sample.completion, sample.members).kind == "tags"
+    assert refused(crossed, sample.completion, sample.examples).kind == "tags"
 
 
 def metas(prompt: str) -> list[str]:
-    """The lines of a prompt that the bank can read."""
-    return [line for line in prompt.split("\n") if BANK.read(line)]
+    """The lines of a prompt that the phrasings can read."""
+    return [line for line in prompt.split("\n") if PHRASINGS.read(line)]
 
 
 @pytest.mark.parametrize("name", [name for name in EVERY if metas(GOLDEN[name].prompt)])
@@ -1000,14 +1008,14 @@ def test_a_meta_instruction_that_is_missing_or_changed_is_found(name):
             and sample.reading.number
         ):
             assert (
-                check(without, sample.completion, sample.members, BANK) == sample.reading
+                check(without, sample.completion, sample.examples, PHRASINGS) == sample.reading
             )  # nobody needs this one
         else:
-            refused(without, sample.completion, sample.members)
-        refused(sample.prompt.replace(line, line[:-1]), sample.completion, sample.members)
-        refused(sample.prompt.replace(line, line.upper()), sample.completion, sample.members)
-        refused(sample.prompt.replace(line, f"{line}\n{line}"), sample.completion, sample.members)
-        refused(sample.prompt.replace(line, f"{line}\nPlease."), sample.completion, sample.members)
+            refused(without, sample.completion, sample.examples)
+        refused(sample.prompt.replace(line, line[:-1]), sample.completion, sample.examples)
+        refused(sample.prompt.replace(line, line.upper()), sample.completion, sample.examples)
+        refused(sample.prompt.replace(line, f"{line}\n{line}"), sample.completion, sample.examples)
+        refused(sample.prompt.replace(line, f"{line}\nPlease."), sample.completion, sample.examples)
 
 
 @pytest.mark.parametrize("name", RULED)
@@ -1016,7 +1024,7 @@ def test_the_text_of_any_other_rule_is_found(name):
     (line,) = (
         line
         for line in metas(sample.prompt)
-        if not BANK.read(line)[0].text.label.startswith("format")
+        if not PHRASINGS.read(line)[0].text.label.startswith("format")
     )
     slots = {"count": "3", "list": "4 3 1 2"}
     for label, forms in SLOTS.items():
@@ -1033,28 +1041,28 @@ def test_the_text_of_any_other_rule_is_found(name):
                 continue  # leaves out the second, as the list of the golden sample does
             if reading.order == (1, 2, 4) and form == "one" and label == "maskout.shortest":
                 continue
-            other = BANK.texts[label][form][0].filled(**slots)
-            refused(sample.prompt.replace(line, other), sample.completion, sample.members)
+            other = PHRASINGS.texts[label][form][0].filled(**slots)
+            refused(sample.prompt.replace(line, other), sample.completion, sample.examples)
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_the_wrong_members_are_found(name):
+def test_the_wrong_examples_are_found(name):
     sample = GOLDEN[name]
-    members = sample.members
-    for at, (instruction, response) in enumerate(members):
+    examples = sample.examples
+    for at, (instruction, response) in enumerate(examples):
         refused(
             sample.prompt,
             sample.completion,
-            [*members[:at], (instruction + "!", response), *members[at + 1 :]],
+            [*examples[:at], (instruction + "!", response), *examples[at + 1 :]],
         )
-        refused(sample.prompt, sample.completion, [*members[:at], *members[at + 1 :]])
+        refused(sample.prompt, sample.completion, [*examples[:at], *examples[at + 1 :]])
         if at + 1 in sample.reading.order:
             refused(
                 sample.prompt,
                 sample.completion,
-                [*members[:at], (instruction, "Two."), *members[at + 1 :]],
+                [*examples[:at], (instruction, "Two."), *examples[at + 1 :]],
             )
-    refused(sample.prompt, sample.completion, [*members, ("And?", "No.")])
+    refused(sample.prompt, sample.completion, [*examples, ("And?", "No.")])
     refused(sample.prompt, sample.completion, [])
 
 
@@ -1068,7 +1076,7 @@ def test_a_prompt_with_something_around_its_block_is_found(name):
         f"{sample.prompt} ",
         "",
     ):
-        refused(prompt, sample.completion, sample.members)
+        refused(prompt, sample.completion, sample.examples)
 
 
 @pytest.mark.parametrize("name", [name for name in EVERY if GOLDEN[name].reading.dropped])
@@ -1077,11 +1085,11 @@ def test_a_masked_reply_that_is_there_is_found(name):
     shown = sample.completion.split("\n\n")[0]
     for dropped in reading.dropped:
         again = shown.replace(
-            sample.members[reading.order[0] - 1][1], sample.members[dropped - 1][1]
+            sample.examples[reading.order[0] - 1][1], sample.examples[dropped - 1][1]
         )
         again = again.replace(str(reading.order[0]), str(dropped), 1) if reading.number else again
         for completion in (f"{again}\n\n{sample.completion}", f"{sample.completion}\n\n{again}"):
-            assert refused(sample.prompt, completion, sample.members).kind == "masked"
+            assert refused(sample.prompt, completion, sample.examples).kind == "masked"
 
 
 # --- faults of one sample -------------------------------------------------------------------------
@@ -1181,21 +1189,21 @@ PLANTED = [
 def test_a_fault_planted_in_the_prompt_is_found(name, old, new, kind):
     sample = GOLDEN[name]
     assert old in sample.prompt
-    violation = refused(sample.prompt.replace(old, new), sample.completion, sample.members)
+    violation = refused(sample.prompt.replace(old, new), sample.completion, sample.examples)
     assert violation.kind == (kind or violation.kind), violation
 
 
 def swap_in(
     name: str, at: int, instruction: str | None = None, response: str | None = None
 ) -> Violation:
-    """Put another text into a member and wherever it stands in the sample, and return the reason to
-    refuse that."""
+    """Put another text into an example and wherever it stands in the sample, and return the reason
+    to refuse that."""
     sample = GOLDEN[name]
-    old = sample.members[at - 1]
+    old = sample.examples[at - 1]
     new = (instruction or old[0], response or old[1])
-    members = [*sample.members[: at - 1], new, *sample.members[at:]]
+    examples = [*sample.examples[: at - 1], new, *sample.examples[at:]]
     return refused(
-        sample.prompt.replace(old[0], new[0]), sample.completion.replace(old[1], new[1]), members
+        sample.prompt.replace(old[0], new[0]), sample.completion.replace(old[1], new[1]), examples
     )
 
 
@@ -1231,25 +1239,30 @@ def test_a_rule_that_does_not_decide_is_found(name, at, instruction, kind):
 def test_an_order_by_code_point_is_no_alphabetical_order(rule):
     sample = GOLDEN[f"permute alphabet_{rule} of 4, no tags, numbers"]
     trap = sorted(
-        range(1, 5), key=lambda j: sample.members[j - 1][0].strip("“"), reverse=rule == "descending"
+        range(1, 5),
+        key=lambda j: sample.examples[j - 1][0].strip("“"),
+        reverse=rule == "descending",
     )
     replies = {reply[:2].strip("-)"): reply for reply in sample.completion.split("\n\n")}
     replies = {re.findall(r"\d", reply)[0]: reply for reply in replies.values()}
     completion = "\n\n".join(replies[str(j)] for j in trap)
-    assert refused(sample.prompt, completion, sample.members).kind == "order"
+    assert refused(sample.prompt, completion, sample.examples).kind == "order"
 
 
 def test_words_do_not_count_in_a_language_without_them():
     for name in RULED:
         sample = GOLDEN[name]
-        bank = replace(BANK, words=False, alphabet="")
+        phrasings = replace(PHRASINGS, words=False, alphabet="")
         if sample.reading.rule in ("longest", "shortest") or re.match(
             "words|alphabet", str(sample.reading.rule)
         ):
             with pytest.raises(Violation, match="rule: "):
-                check(sample.prompt, sample.completion, sample.members, bank)
+                check(sample.prompt, sample.completion, sample.examples, phrasings)
         else:
-            assert check(sample.prompt, sample.completion, sample.members, bank) == sample.reading
+            assert (
+                check(sample.prompt, sample.completion, sample.examples, phrasings)
+                == sample.reading
+            )
 
 
 TAGGED = [name for name in EVERY if GOLDEN[name].reading.begin]
@@ -1260,12 +1273,12 @@ ONLY_NUMBERED = [
 
 @pytest.mark.parametrize("name", TAGGED)
 @pytest.mark.parametrize("side", ["instruction", "response"])
-def test_a_tag_inside_a_member_is_found(name, side):
+def test_a_tag_inside_an_example_is_found(name, side):
     sample = GOLDEN[name]
     for at, tag in itertools.product(
-        range(1, len(sample.members) + 1), (sample.reading.begin, sample.reading.end)
+        range(1, len(sample.examples) + 1), (sample.reading.begin, sample.reading.end)
     ):
-        text = sample.members[at - 1][side == "response"] + tag
+        text = sample.examples[at - 1][side == "response"] + tag
         assert swap_in(name, at, **{side: text}).kind in (
             "collision",
             "tie",
@@ -1279,18 +1292,18 @@ def test_a_tag_inside_a_member_is_found(name, side):
 
 @pytest.mark.parametrize("name", ONLY_NUMBERED)
 @pytest.mark.parametrize("integer", ["1", "27", "007"])
-def test_a_number_mark_that_begins_a_line_of_a_member_is_found(name, integer):
+def test_a_number_mark_that_begins_a_line_of_an_example_is_found(name, integer):
     sample = GOLDEN[name]
     mark = sample.reading.number.replace("{n}", integer)
-    for at in range(1, len(sample.members) + 1):
-        old = sample.members[at - 1]
+    for at in range(1, len(sample.examples) + 1):
+        old = sample.examples[at - 1]
         assert swap_in(name, at, response=f"{mark}{old[1]}").kind == "collision"
         assert swap_in(name, at, response=f"{old[1]}\n{mark} x").kind == "collision"
         # behind a carriage return or a line separator no line begins
         text = f"{old[1]}\r{mark}\u2028{mark} {mark}"
-        members = [*sample.members[: at - 1], (old[0], text), *sample.members[at:]]
+        examples = [*sample.examples[: at - 1], (old[0], text), *sample.examples[at:]]
         assert (
-            check(sample.prompt, sample.completion.replace(old[1], text), members, BANK)
+            check(sample.prompt, sample.completion.replace(old[1], text), examples, PHRASINGS)
             == sample.reading
         )
     if sample.reading.rule is None:
@@ -1299,9 +1312,11 @@ def test_a_number_mark_that_begins_a_line_of_a_member_is_found(name, integer):
 
 def test_a_tagged_reply_may_hold_number_marks_and_an_instruction_may_not():
     sample = GOLDEN["permute even_first of 4, tags, numbers"]
-    members = [("Tell me who says moo.", "1. A cow.\n\n3. A bull."), *FOUR[1:]]
+    examples = [("Tell me who says moo.", "1. A cow.\n\n3. A bull."), *FOUR[1:]]
     assert (
-        check(sample.prompt, sample.completion.replace("A cow.", members[0][1]), members, BANK)
+        check(
+            sample.prompt, sample.completion.replace("A cow.", examples[0][1]), examples, PHRASINGS
+        )
         == sample.reading
     )
     assert (
@@ -1310,13 +1325,13 @@ def test_a_tagged_reply_may_hold_number_marks_and_an_instruction_may_not():
     )
 
 
-def test_a_separator_inside_a_member_is_found():
+def test_a_separator_inside_an_example_is_found():
     assert swap_in("primary of 4, no tags", 2, response="a\n\n---\n\nb").kind == "collision"
     assert swap_in("primary of 4, no tags", 2, instruction="a\n\n---\n\nb").kind == "collision"
 
 
 @pytest.mark.parametrize("separator", ["\n", " ", "", "\n\n--", "--\n\n", "\n\na\nb\n\n", "--"])
-def test_what_cannot_separate_members_is_found(separator):
+def test_what_cannot_separate_examples_is_found(separator):
     refused(
         separator.join(text for text, _ in FOUR), separator.join(text for _, text in FOUR), FOUR
     )
@@ -1326,17 +1341,17 @@ def test_what_cannot_separate_members_is_found(separator):
 def test_line_ends_that_were_changed_are_found(name):
     sample = GOLDEN[name]
     for ends in ("\r\n", "\r", "\n\r"):
-        old = sample.members[0][1]
+        old = sample.examples[0][1]
         text = f"a{ends}b"
-        members = [(sample.members[0][0], text), *sample.members[1:]]
+        examples = [(sample.examples[0][0], text), *sample.examples[1:]]
         completion = sample.completion.replace(old, text)
-        assert check(sample.prompt, completion, members, BANK) == sample.reading
+        assert check(sample.prompt, completion, examples, PHRASINGS) == sample.reading
         if completion != sample.completion:
-            refused(sample.prompt, completion.replace(ends, "\n"), members)
+            refused(sample.prompt, completion.replace(ends, "\n"), examples)
 
 
 @pytest.mark.parametrize("template", ["5{n}.", "{n}5.", "{n}#{n}.", "a\n{n}."])
-def test_what_cannot_number_members_is_found(template):
+def test_what_cannot_number_examples_is_found(template):
     marks = [template.replace("{n}", "1", 1), template.replace("{n}", "2", 1)]
     prompt = "\n".join(f"{mark} {text}" for mark, (text, _) in zip(marks, FOUR))
     refused(prompt, "\n\n".join(f"{mark} {text}" for mark, (_, text) in zip(marks, FOUR)), FOUR[:2])
@@ -1376,7 +1391,7 @@ def test_a_rule_that_speaks_of_numbers_needs_them():
             lines = [
                 line
                 for line in metas(sample.prompt)
-                if not BANK.read(line)[0].text.label.startswith("format")
+                if not PHRASINGS.read(line)[0].text.label.startswith("format")
             ]
             tags = f"Put each answer between {sample.reading.begin} and {sample.reading.end}."
             bare = [
@@ -1404,7 +1419,7 @@ def test_a_rule_that_stands_nearer_to_the_block_than_the_tags_is_found():
         f"{block}\n{style}\n{rule}",
         f"{style}\n{block}\n{rule}",
     ):
-        assert check(prompt, sample.completion, FOUR, BANK) == sample.reading
+        assert check(prompt, sample.completion, FOUR, PHRASINGS) == sample.reading
 
 
 def test_a_text_that_asks_for_every_answer_is_refused_beside_a_rule():
@@ -1413,9 +1428,9 @@ def test_a_text_that_asks_for_every_answer_is_refused_beside_a_rule():
     assert refused(prompt, sample.completion, FOUR).kind == "meta"
 
 
-def test_blank_members_are_found():
-    for members in ([("", "a")], [("a", "")], [(" \n", "a")], [("a", "\t")]):
-        refused(*members[0], members)
+def test_blank_examples_are_found():
+    for examples in ([("", "a")], [("a", "")], [(" \n", "a")], [("a", "\t")]):
+        refused(*examples[0], examples)
 
 
 def test_a_violation_keeps_its_kind_on_its_way_between_processes():
@@ -1431,7 +1446,7 @@ def test_a_violation_keeps_its_kind_on_its_way_between_processes():
 
 META = [
     text.wording
-    for forms in BANK.texts.values()
+    for forms in PHRASINGS.texts.values()
     for texts in forms.values()
     for text in texts
     if "{" not in text.wording
@@ -1502,12 +1517,12 @@ odd_text = st.lists(
     max_size=6,
 ).map("".join)
 common_text = st.lists(st.sampled_from(WORDS), min_size=1, max_size=7).map(" ".join)
-member_text = st.one_of(odd_text, common_text, common_text).filter(str.strip)
+example_text = st.one_of(odd_text, common_text, common_text).filter(str.strip)
 
 
 def first_letters(texts: list[str]) -> list[int]:
     letters = [next((c for c in text if c.isalpha()), "").casefold() for text in texts]
-    return [BANK.alphabet.index(c) for c in letters if len(c) == 1 and c in BANK.alphabet]
+    return [PHRASINGS.alphabet.index(c) for c in letters if len(c) == 1 and c in PHRASINGS.alphabet]
 
 
 def by(keys: list[int], falling: bool) -> list[int]:
@@ -1554,7 +1569,7 @@ def free_of_number(template: str, texts: list[str]) -> bool:
 @st.composite
 def numberings(draw: st.DrawFn, texts: list[str]) -> tuple[str, str]:
     """A template that no line begins with, and the gap after it."""
-    template = draw(st.sampled_from([*BANK.numbers, "#k1x1-{n}:", "{n}-7", "§{n}"]))
+    template = draw(st.sampled_from([*PHRASINGS.numbers, "#k1x1-{n}:", "{n}-7", "§{n}"]))
     nonces = itertools.count()
     while not free_of_number(template, texts):
         template = f"#q{next(nonces)}-{{n}}:"
@@ -1563,8 +1578,8 @@ def numberings(draw: st.DrawFn, texts: list[str]) -> tuple[str, str]:
 
 @st.composite
 def tag_pairs(draw: st.DrawFn, texts: list[str]) -> tuple[str, str]:
-    begin, end = draw(st.sampled_from([*BANK.tag_words, ("a and b", "c and d"), ("##", "#!")]))
-    bracket = draw(st.sampled_from([*BANK.tag_brackets, "{tag} "]))
+    begin, end = draw(st.sampled_from([*PHRASINGS.tag_words, ("a and b", "c and d"), ("##", "#!")]))
+    bracket = draw(st.sampled_from([*PHRASINGS.tag_brackets, "{tag} "]))
     begin, end = bracket.replace("{tag}", begin).strip(), bracket.replace("{tag}", end).strip()
     nonces = itertools.count()
     while (
@@ -1580,8 +1595,8 @@ def rules(draw: st.DrawFn, texts: list[str]) -> tuple[str, str, list[int], list[
     """A label, its line, the answered and the dropped."""
     every = list(range(1, len(texts) + 1))
     bracket, joint = (
-        draw(st.sampled_from(BANK.list_brackets)),
-        draw(st.sampled_from(BANK.list_separators)),
+        draw(st.sampled_from(PHRASINGS.list_brackets)),
+        draw(st.sampled_from(PHRASINGS.list_separators)),
     )
     if draw(st.booleans()):
         known = orders(texts)
@@ -1597,7 +1612,7 @@ def rules(draw: st.DrawFn, texts: list[str]) -> tuple[str, str, list[int], list[
         answered = [j for j in every if j not in dropped]
         label, shown = f"maskout.{name}", dropped
         form = "one" if len(dropped) == 1 and name not in ("odd", "even") else "many"
-    text = draw(st.sampled_from(BANK.texts[label][form]))
+    text = draw(st.sampled_from(PHRASINGS.texts[label][form]))
     line = text.wording.replace("{list}", bracket.replace("{items}", joint.join(map(str, shown))))
     return label, line.replace("{count}", str(len(dropped))), answered, dropped
 
@@ -1606,7 +1621,7 @@ def rules(draw: st.DrawFn, texts: list[str]) -> tuple[str, str, list[int], list[
 class Written:
     prompt: str
     completion: str
-    members: Members
+    examples: Examples
     reading: Reading
     gap: str
 
@@ -1614,20 +1629,20 @@ class Written:
 @st.composite
 def mosaics(draw: st.DrawFn) -> Written:
     """Anything that the grammar allows, written plainly."""
-    members = draw(st.lists(st.tuples(member_text, member_text), min_size=1, max_size=6))
-    texts = [text for text, _ in members]
+    examples = draw(st.lists(st.tuples(example_text, example_text), min_size=1, max_size=6))
+    texts = [text for text, _ in examples]
     every, all_texts = (
-        list(range(1, len(members) + 1)),
-        [text for member in members for text in member],
+        list(range(1, len(examples) + 1)),
+        [text for example in examples for text in example],
     )
     kinds = (
         ["format", "plain"]
-        if len(members) == 1
+        if len(examples) == 1
         else ["format", "primary", "rule", "rule", "rule", "rule"]
     )
     strategy = draw(st.sampled_from(kinds))
     if strategy == "plain":
-        return Written(*members[0], members, Reading("plain", None, (1,), (), "", "", ""), "")
+        return Written(*examples[0], examples, Reading("plain", None, (1,), (), "", "", ""), "")
     if strategy == "primary":
         joint = draw(st.sampled_from(["\n\n", "\n\n---\n\n", "\n***\n"]))
         nonces = itertools.count()
@@ -1635,7 +1650,7 @@ def mosaics(draw: st.DrawFn) -> Written:
             joint = f"\n\n~{next(nonces)}~\n\n"
         reading = Reading("primary", None, tuple(every), (), "", "", "")
         return Written(
-            joint.join(texts), joint.join(text for _, text in members), members, reading, ""
+            joint.join(texts), joint.join(text for _, text in examples), examples, reading, ""
         )
     label, line, answered, dropped = "format.", "", every, []
     if strategy == "rule":
@@ -1648,13 +1663,13 @@ def mosaics(draw: st.DrawFn) -> Written:
         if needed or draw(st.booleans())
         else ("", "")
     )
-    form = "one" if len(members) == 1 else "many"
+    form = "one" if len(examples) == 1 else "many"
     style = ""
     if tagged:
-        style = draw(st.sampled_from(BANK.texts["format.tags"][form])).wording
+        style = draw(st.sampled_from(PHRASINGS.texts["format.tags"][form])).wording
         style = re.sub(r"\{(\w+)\}", lambda slot: {"begin": begin, "end": end}[slot[1]], style)
     elif strategy == "format" and draw(st.booleans()):
-        style = draw(st.sampled_from(BANK.texts["format.list"][form])).wording
+        style = draw(st.sampled_from(PHRASINGS.texts["format.list"][form])).wording
     gaps = st.sampled_from(["\n", "\n\n"])
     prompt = draw(gaps).join(number.replace("{n}", str(j)) + gap + texts[j - 1] for j in every)
     for meta in (style, line):
@@ -1663,11 +1678,11 @@ def mosaics(draw: st.DrawFn) -> Written:
                 meta + draw(gaps) + prompt if draw(st.booleans()) else prompt + draw(gaps) + meta
             )
     replies = [
-        number.replace("{n}", str(j)) + gap + begin + members[j - 1][1] + end for j in answered
+        number.replace("{n}", str(j)) + gap + begin + examples[j - 1][1] + end for j in answered
     ]
     strategy, rule = label.split(".")
     reading = Reading(strategy, rule or None, tuple(answered), tuple(dropped), begin, end, number)
-    return Written(prompt, "\n\n".join(replies), members, reading, gap)
+    return Written(prompt, "\n\n".join(replies), examples, reading, gap)
 
 
 QUICK = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
@@ -1676,9 +1691,9 @@ QUICK = settings(max_examples=150, deadline=None, suppress_health_check=list(Hea
 @QUICK
 @given(mosaics())
 def test_whatever_the_grammar_can_write_is_accepted_and_cut_again_byte_for_byte(written):
-    reading = check(written.prompt, written.completion, written.members, BANK)
+    reading = check(written.prompt, written.completion, written.examples, PHRASINGS)
     if (
-        len(written.members) == 1 and reading.number
+        len(written.examples) == 1 and reading.number
     ):  # "#k1x1-1:" may be numbered in more than one place
         reading = replace(reading, number=written.reading.number)
     assert reading == written.reading
@@ -1692,7 +1707,7 @@ def test_whatever_the_grammar_can_write_is_accepted_and_cut_again_byte_for_byte(
         gap=written.gap,
     )
     assert found == [
-        (j if reading.number else None, written.members[j - 1][1]) for j in reading.order
+        (j if reading.number else None, written.examples[j - 1][1]) for j in reading.order
     ]
 
 
@@ -1704,11 +1719,13 @@ def test_whatever_one_changes_in_a_completion_is_found(written, data):
     to = data.draw(st.integers(at, min(len(text), at + 8)))
     spoilt = text[:at] + data.draw(st.sampled_from(["", " ", "\n", "x", "1", "\r"])) + text[to:]
     if spoilt != text:
-        refused(written.prompt, spoilt, written.members)
+        refused(written.prompt, spoilt, written.examples)
 
 
 @QUICK
-@given(st.lists(st.tuples(member_text, member_text), min_size=1, max_size=4), odd_text, odd_text)
-def test_arbitrary_texts_are_refused_with_a_violation_and_nothing_else(members, prompt, completion):
+@given(st.lists(st.tuples(example_text, example_text), min_size=1, max_size=4), odd_text, odd_text)
+def test_arbitrary_texts_are_refused_with_a_violation_and_nothing_else(
+    examples, prompt, completion
+):
     with contextlib.suppress(Violation):
-        check(prompt, completion, members, BANK)
+        check(prompt, completion, examples, PHRASINGS)

@@ -1,4 +1,4 @@
-"""The loop over passes and chunks: samples right and within their limit, rows used once each, fair
+"""The loop over epochs and chunks: samples right and within their limit, rows used once each, fair
 chances."""
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from fakes import CHAT_TEMPLATE, byte_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aligner.builders.mosaic.bank import MASK_RULES, PERMUTE_RULES, load_bank
 from aligner.builders.mosaic.check import check, parse
 from aligner.builders.mosaic.costs import costs
-from aligner.builders.mosaic.counts import probabilities
-from aligner.builders.mosaic.engine import ALONE, Mosaics, Sample, Tally
+from aligner.builders.mosaic.engine import ALONE, Counts, Mosaics, Sample
+from aligner.builders.mosaic.epochs import build, mosaics_of, mosaics_over
+from aligner.builders.mosaic.examples import Example, Examples
+from aligner.builders.mosaic.k_distribution import probabilities
 from aligner.builders.mosaic.lengths import EstimatedLengths
-from aligner.builders.mosaic.members import Member, Members
-from aligner.builders.mosaic.passes import build, mosaics_of, mosaics_over
+from aligner.builders.mosaic.phrasings import MASK_RULES, PERMUTE_RULES, load_phrasings
 from aligner.builders.mosaic.plan import Plan, Planner
 from aligner.builders.mosaic.render import render
 from aligner.config.recipe import Mosaic, Strategies
@@ -33,7 +33,7 @@ from aligner.data.rows import CompletionRow, Row
 from aligner.errors import DataError, RecipeError
 from aligner.tokenization.encode import encode_sft
 
-BANK = load_bank()
+PHRASINGS = load_phrasings()
 ROBUST = ("uniform", "exp", "pareto", "lognormal", "logistic2")
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -63,16 +63,16 @@ def some_rows(count: int, seed: int = 0, longest: int = 12) -> list[CompletionRo
     ]
 
 
-def in_memory(rows: Iterable[Row]) -> Members:
-    """Members with estimated lengths, read with one bank for all tests."""
-    members = Members(None, "skip")
+def in_memory(rows: Iterable[Row]) -> Examples:
+    """Examples with estimated lengths, read with the same phrasings in all tests."""
+    examples = Examples(None, "skip")
     for number, row in enumerate(rows):
-        members.add(number, row, BANK, EstimatedLengths())
-    return members
+        examples.add(number, row, PHRASINGS, EstimatedLengths())
+    return examples
 
 
-def over(members: Members, chosen: Mosaic, *, max_tokens: int = 10**9, seed: int = 0) -> Mosaics:
-    return mosaics_over(members, chosen, BANK, None, max_tokens=max_tokens, seed=seed)
+def over(examples: Examples, chosen: Mosaic, *, max_tokens: int = 10**9, seed: int = 0) -> Mosaics:
+    return mosaics_over(examples, chosen, PHRASINGS, None, max_tokens=max_tokens, seed=seed)
 
 
 def only(*names: str) -> Strategies:
@@ -83,9 +83,9 @@ def only(*names: str) -> Strategies:
 EVERY = only("format", "permute", "maskout", "primary")
 
 
-def made(mosaics: Mosaics, pass_number: int = 0) -> tuple[list[Sample], Counter[str]]:
-    tally = Tally()
-    return list(mosaics.pass_samples(pass_number, tally)), tally.counts
+def made(mosaics: Mosaics, epoch: int = 0) -> tuple[list[Sample], Counter[str]]:
+    counts = Counts()
+    return list(mosaics.epoch_samples(epoch, counts)), counts.by_name
 
 
 def texts_of(row: CompletionRow) -> tuple[str, str]:
@@ -98,21 +98,23 @@ def violations(counts: Counter[str]) -> list[str]:
 
 
 def assert_right(sample: Sample, rows: dict[str, CompletionRow]) -> None:
-    """What the text of a sample says is what was planned, and its members are in it unchanged."""
-    members = [texts_of(rows[origin]) for origin in sample.origins]
+    """What the text of a sample says is what was planned, and its examples are in it unchanged."""
+    examples = [texts_of(rows[origin]) for origin in sample.origins]
     prompt, completion = texts_of(sample.row)
     plan, style = sample.plan, sample.plan.style
-    reading = check(prompt, completion, members, BANK)
+    reading = check(prompt, completion, examples, PHRASINGS)
     assert (reading.strategy, reading.rule, reading.order, reading.dropped) == (
         plan.strategy,
         plan.rule,
         plan.order,
         plan.dropped,
     )
-    kept = [members[place - 1][1] for place in plan.order]
+    kept = [examples[place - 1][1] for place in plan.order]
     if plan.strategy in ("plain", "primary"):
-        assert (prompt, completion) == tuple(style.separator.join(texts) for texts in zip(*members))
-        assert len(members) == 1 or completion.split(style.separator) == kept
+        assert (prompt, completion) == tuple(
+            style.separator.join(texts) for texts in zip(*examples)
+        )
+        assert len(examples) == 1 or completion.split(style.separator) == kept
     else:
         found = parse(
             completion, begin=style.begin, end=style.end, number=style.number, gap=style.gap
@@ -121,26 +123,26 @@ def assert_right(sample: Sample, rows: dict[str, CompletionRow]) -> None:
             (place if style.number else None, text) for place, text in zip(plan.order, kept)
         ]
     at = 0
-    for question, _ in members:
+    for question, _ in examples:
         at = prompt.index(question, at) + len(question)
-    assert sorted([*plan.order, *plan.dropped]) == list(range(1, len(members) + 1))
+    assert sorted([*plan.order, *plan.dropped]) == list(range(1, len(examples) + 1))
 
 
 # --- samples of hostile texts ---------------------------------------------------------------------
 
-BANK_LINES = [
+PHRASING_LINES = [
     text.filled(begin="<begin>", end="<stop>", list="2, 1", count="2")
-    for forms in BANK.texts.values()
+    for forms in PHRASINGS.texts.values()
     for texts in forms.values()
     for text in texts
 ]
 TAGS = [
     bracket.replace("{tag}", word)
-    for bracket in BANK.tag_brackets
-    for pair in BANK.tag_words
+    for bracket in PHRASINGS.tag_brackets
+    for pair in PHRASINGS.tag_words
     for word in (*pair, *(word.upper() for word in pair))
 ]
-MARKS = [number.replace("{n}", str(index)) for number in BANK.numbers for index in (1, 2, 10)]
+MARKS = [number.replace("{n}", str(index)) for number in PHRASINGS.numbers for index in (1, 2, 10)]
 ODD_ONES = [
     "\r\n",
     "\n",
@@ -178,7 +180,7 @@ ODD_ONES += [
     "*",
 ]
 PIECES = st.one_of(
-    st.sampled_from(BANK_LINES),
+    st.sampled_from(PHRASING_LINES),
     st.sampled_from(TAGS),
     st.sampled_from(MARKS),
     st.sampled_from(ODD_ONES),
@@ -199,7 +201,7 @@ MAX_EXAMPLES = 100
     st.sampled_from(["format", "permute", "maskout", "primary"]),
     st.integers(0, 2**32),
 )
-def test_any_members_come_back_byte_for_byte_in_the_order_that_the_text_asks_for(
+def test_any_examples_come_back_byte_for_byte_in_the_order_that_the_text_asks_for(
     texts: list[tuple[str, str]], strategy: str, seed: int
 ) -> None:
     rows = {f"r{number}": asked(*pair, f"r{number}") for number, pair in enumerate(texts)}
@@ -254,7 +256,7 @@ def test_a_masked_answer_is_nowhere_in_the_completion(
     st.integers(10, 200),
     st.integers(0, 2**32),
 )
-def test_hostile_members_are_used_once_each_under_a_small_limit_too(
+def test_hostile_examples_are_used_once_each_under_a_small_limit_too(
     texts: list[tuple[str, str]], max_tokens: int, seed: int
 ) -> None:
     rows = {f"r{number}": asked(*pair, f"r{number}") for number, pair in enumerate(texts)}
@@ -264,16 +266,16 @@ def test_hostile_members_are_used_once_each_under_a_small_limit_too(
         assert_right(sample, rows)
 
 
-def test_the_spans_of_a_sample_are_the_members_own_words() -> None:
+def test_the_spans_of_a_sample_are_the_examples_own_words() -> None:
     rows = {str(row.origin): row for row in some_rows(120)}
     for sample in made(over(in_memory(rows.values()), Mosaic(strategies=EVERY)))[0]:
-        members = [texts_of(rows[origin]) for origin in sample.origins]
+        examples = [texts_of(rows[origin]) for origin in sample.origins]
         rendered = sample.rendered
         assert [(place, rendered.prompt[a:b]) for place, a, b in rendered.asked] == [
-            (place, question) for place, (question, _) in enumerate(members, 1)
+            (place, question) for place, (question, _) in enumerate(examples, 1)
         ]
         assert [(place, rendered.completion[a:b]) for place, a, b in rendered.answered] == [
-            (place, members[place - 1][1]) for place in sample.plan.order
+            (place, examples[place - 1][1]) for place in sample.plan.order
         ]
 
 
@@ -282,17 +284,17 @@ def test_the_spans_of_a_sample_are_the_members_own_words() -> None:
 
 @pytest.mark.parametrize("max_tokens", [40, 150, 10**6])
 @pytest.mark.parametrize("distribution", ["uniform", "exp", "fix_max", "max_length"])
-def test_a_pass_uses_every_row_once_but_those_that_are_reported_too_long(
+def test_an_epoch_uses_every_row_once_but_those_that_are_reported_too_long(
     distribution: Any, max_tokens: int
 ) -> None:
     rows = some_rows(150, seed=3)
-    members = in_memory(rows)
-    long = {row.origin for row, tokens in zip(rows, members.tokens) if tokens > max_tokens}
+    examples = in_memory(rows)
+    long = {row.origin for row, tokens in zip(rows, examples.tokens) if tokens > max_tokens}
     chosen = Mosaic(
-        k_distribution=distribution, on_overlong="drop", max_members=6, strategies=EVERY
+        k_distribution=distribution, on_overlong="drop", max_examples=6, strategies=EVERY
     )
-    for pass_number in range(2):
-        samples, counts = made(over(members, chosen, max_tokens=max_tokens), pass_number)
+    for epoch in range(2):
+        samples, counts = made(over(examples, chosen, max_tokens=max_tokens), epoch)
         used = Counter(origin for sample in samples for origin in sample.origins)
         assert used == Counter(row.origin for row in rows if row.origin not in long)
         assert counts["overlong:drop"] == len(long)
@@ -301,7 +303,7 @@ def test_a_pass_uses_every_row_once_but_those_that_are_reported_too_long(
             for sample in samples
         )
         assert counts["samples"] == len(samples)
-        assert counts["members"] == sum(used.values())
+        assert counts["examples"] == sum(used.values())
         assert violations(counts) == []
         most = 150 if distribution == "max_length" else 6
         assert max(len(sample.origins) for sample in samples) <= most
@@ -370,7 +372,7 @@ def test_system_prompts_and_groups_are_never_mixed_and_system_prompts_are_kept()
     assert Counter(origin for sample in samples for origin in sample.origins) == Counter(
         list(by_origin)
     )
-    assert counts["members"] / counts["samples"] > 2
+    assert counts["examples"] / counts["samples"] > 2
     for sample in samples:
         group = [by_origin[origin] for origin in sample.origins]
         assert len({row.group for row in group}) == 1
@@ -390,8 +392,8 @@ def test_blank_rows_are_left_out_and_counted_in_both_forms() -> None:
         CompletionRow("q", " ", "r1"),
         CompletionRow("a", "b", "r2"),
     ]
-    members = in_memory([*rows, asked(" ", "x", "r3")])
-    assert dict(members.left_out) == {"an empty turn": 3}
+    examples = in_memory([*rows, asked(" ", "x", "r3")])
+    assert dict(examples.left_out) == {"an empty turn": 3}
 
 
 # --- lengths --------------------------------------------------------------------------------------
@@ -436,7 +438,7 @@ def word_tokenizer(template: str = CHAT_TEMPLATE, *, splits_marks: bool = True) 
 
 @cache
 def bpe_tokenizer(template: str = CHAT_TEMPLATE) -> Any:
-    """A byte-level BPE that knows the words of the rows and of the bank."""
+    """A byte-level BPE that knows the words of the rows and of the phrasings."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     core = Tokenizer(models.BPE())
@@ -446,7 +448,7 @@ def bpe_tokenizer(template: str = CHAT_TEMPLATE) -> Any:
     trainer = trainers.BpeTrainer(
         vocab_size=1200, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
     )
-    core.train_from_iterator([*BANK_LINES, *[" ".join(VOCABULARY)] * 50], trainer)
+    core.train_from_iterator([*PHRASING_LINES, *[" ".join(VOCABULARY)] * 50], trainer)
     return _wrapped(core, template)
 
 
@@ -484,7 +486,7 @@ def word_rows(count: int, seed: int, longest: int = 8) -> list[CompletionRow]:
 )
 def test_no_sample_is_longer_than_the_limit_under_the_chat_template(name: str, limit: int) -> None:
     tokenizer = TOKENIZERS[name]()
-    chosen = Mosaic(max_members=8, on_overlong="error", strategies=EVERY)
+    chosen = Mosaic(max_examples=8, on_overlong="error", strategies=EVERY)
     mosaics = mosaics_of(
         word_rows(90, seed=4), chosen, tokenizer=tokenizer, max_tokens=limit, seed=6
     )
@@ -492,7 +494,7 @@ def test_no_sample_is_longer_than_the_limit_under_the_chat_template(name: str, l
     lengths = [len(encode_sft(tokenizer, sample.row).input_ids) for sample in samples]
     assert max(lengths) <= limit
     assert limit > LIMITS[name][0] or counts["rejected:too long, a row less"] >= 2
-    assert counts["members"] == 90
+    assert counts["examples"] == 90
     assert violations(counts) == []
 
 
@@ -505,7 +507,7 @@ def test_a_sample_that_is_mostly_marks_is_within_the_limit_too() -> None:
         asked(" ".join(rng.choices(VOCABULARY, k=3)), rng.choice(VOCABULARY), f"r{n}")
         for n in range(400)
     ]
-    chosen = Mosaic(max_members=10, plain_fraction=0.3)
+    chosen = Mosaic(max_examples=10, plain_fraction=0.3)
     for limit in (70, 90):
         samples, _ = made(mosaics_of(rows, chosen, tokenizer=tokenizer, max_tokens=limit, seed=0))
         longer = [
@@ -541,13 +543,13 @@ def test_many_short_rows_are_within_the_limit_too(largest: int, limit: int) -> N
     rows = [
         asked(f"{rng.choice(VOCABULARY)} {n}", rng.choice(VOCABULARY), f"r{n}") for n in range(600)
     ]
-    chosen = Mosaic(max_members=largest, k_distribution="fix_max")
+    chosen = Mosaic(max_examples=largest, k_distribution="fix_max")
     samples, _ = made(mosaics_of(rows, chosen, tokenizer=tokenizer, max_tokens=limit))  # type: ignore[arg-type]
     assert max(len(encode_sft(tokenizer, sample.row).input_ids) for sample in samples) <= limit  # type: ignore[arg-type]
 
 
 def test_as_many_as_fit_are_found_in_few_attempts() -> None:
-    # was slow once: questions did not count for how many members could fit, and one was taken off
+    # was slow once: questions did not count for how many examples could fit, and one was taken off
     # at a time
     rng = random.Random(0)
     rows = [
@@ -558,10 +560,10 @@ def test_as_many_as_fit_are_found_in_few_attempts() -> None:
     assert counts["rejected:too long, a row less"] < len(samples)
 
 
-def test_many_rows_with_one_instruction_are_taken_in_few_passes() -> None:
+def test_many_rows_with_one_instruction_are_taken_in_few_epochs() -> None:
     rows = [asked("the same" if n % 2 else f"question {n}", f"a{n}", f"r{n}") for n in range(6000)]
     started = time.process_time()
-    samples, _ = made(over(in_memory(rows), Mosaic(max_members=100)))
+    samples, _ = made(over(in_memory(rows), Mosaic(max_examples=100)))
     assert sum(len(sample.origins) for sample in samples) == 6000
     assert time.process_time() - started < 20  # it was quadratic once
 
@@ -572,7 +574,7 @@ def test_unnumbered_instructions_hold_no_blank_line_of_their_own() -> None:
         asked(f"Say {n}" + "\n\nAnd then explain it" * (n % 3 == 0), f"a{n}", f"r{n}")
         for n in range(600)
     ]
-    samples, _ = made(over(in_memory(rows), Mosaic(max_members=3)))
+    samples, _ = made(over(in_memory(rows), Mosaic(max_examples=3)))
     unnumbered = [
         one
         for one in samples
@@ -604,7 +606,7 @@ def test_a_row_that_is_too_long_is_an_error_that_names_it_if_asked_for() -> None
 
 
 def test_a_row_that_is_too_long_is_always_treated_so_even_where_a_mask_would_make_it_fit() -> None:
-    # was wrong once: only the first member of a sample is looked at; another too long one is used
+    # was wrong once: only the first example of a sample is looked at; another too long one is used
     # where its answer is masked
     rows = [
         asked("a b c d e f g h i j k l m n o p q r s t", "x" * 300, "long"),
@@ -612,16 +614,16 @@ def test_a_row_that_is_too_long_is_always_treated_so_even_where_a_mask_would_mak
     ]
     chosen = Mosaic(
         k_distribution="fix_max",
-        max_members=2,
+        max_examples=2,
         plain_fraction=0.0,
         strategies=only("maskout"),
         mask_rules=["longest"],
         on_overlong="drop",
     )
-    members = in_memory(rows)
-    assert members.tokens[0] > 96 > members.trained[0] + members.tokens[1]
+    examples = in_memory(rows)
+    assert examples.tokens[0] > 96 > examples.trained[0] + examples.tokens[1]
     dropped = [
-        made(over(members, chosen, max_tokens=96), number)[1]["overlong:drop"]
+        made(over(examples, chosen, max_tokens=96), number)[1]["overlong:drop"]
         for number in range(8)
     ]
     assert dropped == [1] * 8
@@ -719,7 +721,7 @@ def test_the_probabilities_of_k_are_those_of_the_distribution(name: str, largest
 
 
 @cache
-def tiny_members(count: int) -> Members:
+def tiny_examples(count: int) -> Examples:
     return in_memory(
         asked(f"{LETTERS[number % 26]} {number}", f"{number}", f"r{number}")
         for number in range(count)
@@ -728,10 +730,8 @@ def tiny_members(count: int) -> Members:
 
 @pytest.mark.parametrize("name", ROBUST)
 def test_k_is_drawn_as_often_as_it_should_be(name: Any) -> None:
-    mosaics = over(tiny_members(20_000), Mosaic(k_distribution=name, plain_fraction=0.0), seed=11)
-    draws = Counter(
-        k for pass_number in range(3) for chunk in mosaics.chunks(pass_number) for k in chunk.draws
-    )
+    mosaics = over(tiny_examples(20_000), Mosaic(k_distribution=name, plain_fraction=0.0), seed=11)
+    draws = Counter(k for epoch in range(3) for chunk in mosaics.chunks(epoch) for k in chunk.draws)
     exact = exact_pmf(name, 10)
     total = sum(draws.values())
     rare = {k for k, p in exact.items() if p * total < 10}
@@ -746,24 +746,24 @@ def test_k_is_drawn_as_often_as_it_should_be(name: Any) -> None:
     assert_fits(found, expected)
 
 
-def test_fix_max_draws_the_largest_k_always_and_min_members_is_kept() -> None:
-    fixed = over(tiny_members(20_000), Mosaic(k_distribution="fix_max", plain_fraction=0.0))
+def test_fix_max_draws_the_largest_k_always_and_min_examples_is_kept() -> None:
+    fixed = over(tiny_examples(20_000), Mosaic(k_distribution="fix_max", plain_fraction=0.0))
     assert {k for chunk in fixed.chunks(0) for k in chunk.draws} == {10}
     least = over(
-        tiny_members(20_000), Mosaic(min_members=4, max_members=7, plain_fraction=0.0), seed=2
+        tiny_examples(20_000), Mosaic(min_examples=4, max_examples=7, plain_fraction=0.0), seed=2
     )
     draws = Counter(k for chunk in least.chunks(0) for k in chunk.draws)
     assert_fits(dict(draws), dict.fromkeys(range(4, 8), 0.25))
 
 
 def test_plain_samples_are_as_many_as_asked_for() -> None:
-    mosaics = over(tiny_members(20_000), Mosaic(plain_fraction=0.1), seed=3)
+    mosaics = over(tiny_examples(20_000), Mosaic(plain_fraction=0.1), seed=3)
     draws = Counter(k == ALONE for chunk in mosaics.chunks(0) for k in chunk.draws)
     assert_fits(dict(draws), {True: 0.1, False: 0.9})
 
 
 def test_strategies_come_in_the_shares_of_the_paper() -> None:
-    samples, counts = made(over(tiny_members(9_000), Mosaic(plain_fraction=0.0), seed=8))
+    samples, counts = made(over(tiny_examples(9_000), Mosaic(plain_fraction=0.0), seed=8))
     found: dict[object, int] = dict(Counter(sample.plan.strategy for sample in samples))
     assert_fits(found, {"format": 0.4, "permute": 0.3, "maskout": 0.3})
     assert all(sample.plan.strategy == "format" for sample in samples if len(sample.origins) == 1)
@@ -777,10 +777,12 @@ TEN = [
 """Ten rows that no rule finds ambiguous: all first letters, numbers of words and lengths differ."""
 
 
-def over_passes(rows: Sequence[Row], chosen: Mosaic, passes: int, seed: int = 0) -> list[Sample]:
-    """One sample of all rows from each of many passes."""
+def over_epochs(rows: Sequence[Row], chosen: Mosaic, epochs: int, seed: int = 0) -> list[Sample]:
+    """One sample of all rows from each of many epochs."""
     mosaics = over(in_memory(rows), chosen, seed=seed)
-    return [sample for number in range(passes) for sample in mosaics.pass_samples(number, Tally())]
+    return [
+        sample for number in range(epochs) for sample in mosaics.epoch_samples(number, Counts())
+    ]
 
 
 @pytest.mark.parametrize(
@@ -790,7 +792,7 @@ def test_rules_are_equally_likely_where_none_is_ambiguous(
     strategy: str, rules: tuple[str, ...]
 ) -> None:
     chosen = Mosaic(k_distribution="fix_max", plain_fraction=0.0, strategies=only(strategy))
-    samples = over_passes(TEN, chosen, 500)
+    samples = over_epochs(TEN, chosen, 500)
     assert len(samples) == 500
     assert_fits(
         dict(Counter(sample.plan.rule for sample in samples)), dict.fromkeys(rules, 1 / len(rules))
@@ -805,7 +807,7 @@ def test_only_the_rules_that_are_asked_for_are_used() -> None:
         permute_rules=["reverse", "words_ascending"],
         mask_rules=["even"],
     )
-    found = {(sample.plan.strategy, sample.plan.rule) for sample in over_passes(TEN, chosen, 40)}
+    found = {(sample.plan.strategy, sample.plan.rule) for sample in over_epochs(TEN, chosen, 40)}
     assert found == {("permute", "reverse"), ("permute", "words_ascending"), ("maskout", "even")}
 
 
@@ -816,7 +818,7 @@ def test_explicit_orders_of_three_are_equally_likely() -> None:
         strategies=only("permute"),
         permute_rules=["explicit"],
     )
-    samples = over_passes(TEN[:3], chosen, 900, seed=1)
+    samples = over_epochs(TEN[:3], chosen, 900, seed=1)
     orders = dict.fromkeys(itertools.permutations((1, 2, 3)), 1 / 6)
     assert_fits(dict(Counter(sample.plan.order for sample in samples)), orders)
 
@@ -827,7 +829,7 @@ def test_masks_leave_out_as_many_as_the_ratio_says(rule: Any, n: int) -> None:
     chosen = Mosaic(
         k_distribution="fix_max", plain_fraction=0.0, strategies=only("maskout"), mask_rules=[rule]
     )
-    samples = over_passes(TEN[:n], chosen, 300, seed=2)
+    samples = over_epochs(TEN[:n], chosen, 300, seed=2)
     ratios = [0.1 + 0.4 * (step + 0.5) / 100_000 for step in range(100_000)]
     expected = {
         c: times / 100_000
@@ -838,7 +840,7 @@ def test_masks_leave_out_as_many_as_the_ratio_says(rule: Any, n: int) -> None:
 
 def test_the_layout_is_drawn_in_the_shares_of_the_paper() -> None:
     chosen = Mosaic(k_distribution="fix_max", plain_fraction=0.0, strategies=only("format"))
-    styles = [sample.plan.style for sample in over_passes(TEN, chosen, 600, seed=4)]
+    styles = [sample.plan.style for sample in over_epochs(TEN, chosen, 600, seed=4)]
     # half with tags; of the others, those without numbers (a tenth) get tags after all
     assert_fits(dict(Counter(bool(style.begin) for style in styles)), {True: 0.55, False: 0.45})
     silent = Counter(not style.format_line for style in styles if not style.begin)
@@ -856,9 +858,9 @@ def test_the_limit_does_not_favour_one_strategy_over_another() -> None:
         question = "".join(rng.choices("abcde ", k=characters // 3)) + str(number)
         rows.append(asked(question, "x" * (characters * 2 // 3), f"r{number}"))
     counts: Counter[str] = Counter()
-    for pass_number in range(2):
+    for epoch in range(2):
         counts += made(
-            over(in_memory(rows), Mosaic(plain_fraction=0.0), max_tokens=2000, seed=3), pass_number
+            over(in_memory(rows), Mosaic(plain_fraction=0.0), max_tokens=2000, seed=3), epoch
         )[1]
     assert counts["shortened"] > 500
     found: dict[object, int] = {name: counts[f"strategy:{name}"] for name in ("permute", "maskout")}
@@ -871,40 +873,40 @@ def test_the_limit_does_not_favour_one_strategy_over_another() -> None:
 def test_equal_seeds_give_equal_samples_in_whatever_order_chunks_are_built() -> None:
     rows = some_rows(1300, longest=4)
     before = copy.deepcopy(rows)
-    chosen = Mosaic(k_distribution="fix_max", max_members=2)
+    chosen = Mosaic(k_distribution="fix_max", max_examples=2)
     whole, _ = made(mosaics_of(rows, chosen, max_tokens=60, seed=9))
     again = mosaics_of(rows, chosen, max_tokens=60, seed=9)
     chunks = again.chunks(0)
     assert len(chunks) >= 3
-    backwards = {chunk.number: list(again.samples(chunk, Tally())) for chunk in reversed(chunks)}
+    backwards = {chunk.number: list(again.samples(chunk, Counts())) for chunk in reversed(chunks)}
     assert [sample for number in sorted(backwards) for sample in backwards[number]] == whole
     fresh = mosaics_of(rows, chosen, max_tokens=60, seed=9)
-    assert list(fresh.samples(fresh.chunks(0)[1], Tally())) == backwards[1]
+    assert list(fresh.samples(fresh.chunks(0)[1], Counts())) == backwards[1]
     assert rows == before
 
 
-def test_chunk_numbers_and_tallies_add_up_to_the_pass() -> None:
-    mosaics = over(tiny_members(4000), Mosaic(), seed=4)
-    whole = Tally()
-    samples = list(mosaics.pass_samples(2, whole))
-    parts = Tally()
+def test_chunk_numbers_and_counts_add_up_to_the_epoch() -> None:
+    mosaics = over(tiny_examples(4000), Mosaic(), seed=4)
+    whole = Counts()
+    samples = list(mosaics.epoch_samples(2, whole))
+    parts = Counts()
     for chunk in mosaics.chunks(2):
         list(mosaics.samples(chunk, parts))
-    assert parts.counts == whole.counts
+    assert parts.by_name == whole.by_name
     assert sorted(parts.lengths()) == sorted(whole.lengths())
     assert len({sample.name for sample in samples}) == len(samples)
     assert [chunk.number for chunk in mosaics.chunks(2)] == list(range(len(mosaics.chunks(2))))
 
 
 def test_another_seed_gives_other_samples() -> None:
-    members = in_memory(some_rows(100))
-    first, second = (made(over(members, Mosaic(), seed=seed))[0] for seed in (1, 2))
+    examples = in_memory(some_rows(100))
+    first, second = (made(over(examples, Mosaic(), seed=seed))[0] for seed in (1, 2))
     assert [sample.origins for sample in first] != [sample.origins for sample in second]
 
 
-def test_partners_differ_from_pass_to_pass() -> None:
+def test_partners_differ_from_epoch_to_epoch() -> None:
     mosaics = over(
-        tiny_members(600), Mosaic(k_distribution="fix_max", max_members=5, plain_fraction=0.0)
+        tiny_examples(600), Mosaic(k_distribution="fix_max", max_examples=5, plain_fraction=0.0)
     )
 
     def pairs(number: int) -> set[frozenset[str]]:
@@ -928,8 +930,8 @@ def test_partners_differ_from_pass_to_pass() -> None:
 @pytest.mark.parametrize("plain", [0.0, 0.1, 0.5])
 @pytest.mark.parametrize("name", ROBUST)
 def test_sequences_fall_by_the_mean_of_k(name: Any, plain: float) -> None:
-    members = tiny_members(20_000)
-    mosaics = over(members, Mosaic(k_distribution=name, plain_fraction=plain), seed=5)
+    examples = tiny_examples(20_000)
+    mosaics = over(examples, Mosaic(k_distribution=name, plain_fraction=plain), seed=5)
     sequences = sum(len(chunk.draws) for chunk in mosaics.chunks(0))
     pmf = [(int(str(k)), p * (1 - plain)) for k, p in exact_pmf(name, 10).items()] + [(1, plain)]
     mean = sum(k * p for k, p in pmf)
@@ -945,31 +947,31 @@ def test_a_built_data_set_has_as_many_samples_as_the_mean_of_k_says() -> None:
         some_rows(1500, longest=3),
         Mosaic(plain_fraction=0.1),
         max_tokens=10**6,
-        passes=2,
+        epochs=2,
         batch_size=100,
     )
     assert built.source.sequences == 1500
-    assert built.costs.sequences == len(built.dataset) / 2 == built.tally.counts["samples"] / 2
+    assert built.costs.sequences == len(built.dataset) / 2 == built.counts.by_name["samples"] / 2
     mean = 0.1 + 0.9 * 5.5
     sigma = (
         math.sqrt(3000 * (0.1 * (1 - mean) ** 2 + 0.9 * ((5.5 - mean) ** 2 + 8.25)) / mean**3) / 2
     )
     assert built.costs.sequences == pytest.approx(1500 / mean, abs=3 * sigma + 1)
     assert built.costs.steps == math.ceil(len(built.dataset) / 100) / 2
-    assert built.costs.real == sum(built.tally.lengths()) / 2
+    assert built.costs.real == sum(built.counts.lengths()) / 2
     told = {
         "mosaic_id",
-        "member_ids",
+        "example_ids",
         "strategy",
         "rule",
         "order",
         "dropped",
         "style_id",
         "n_tokens",
-        "pass",
+        "epoch",
     }
     assert set(built.dataset.column_names) == {"prompt", "completion", *told}
-    assert Counter(built.dataset["pass"]).keys() == {0, 1}
+    assert Counter(built.dataset["epoch"]).keys() == {0, 1}
 
 
 TABLE = {
@@ -1004,11 +1006,11 @@ def log_normal_rows(mean: int) -> list[CompletionRow]:
 
 
 def table_row(mean: int) -> tuple[float, float, int]:
-    members = in_memory(log_normal_rows(mean))
-    mosaics = over(members, Mosaic(compat="released", plain_fraction=0.0), max_tokens=2000, seed=1)
+    examples = in_memory(log_normal_rows(mean))
+    mosaics = over(examples, Mosaic(compat="released", plain_fraction=0.0), max_tokens=2000, seed=1)
     mosaics.count = lambda text: len(text.split())  # type: ignore[attr-defined]
     counts = made(mosaics)[1]
-    return counts["samples"] / 3000, counts["members"] / counts["samples"], counts["overlong:drop"]
+    return counts["samples"] / 3000, counts["examples"] / counts["samples"], counts["overlong:drop"]
 
 
 @pytest.mark.parametrize("mean", list(TABLE))
@@ -1028,11 +1030,11 @@ def test_no_token_is_lost_or_made_up() -> None:
     template = len("^^user\n^^assistant\n^")  # a caret for each special token
     for sample in samples:
         plan, style = sample.plan, sample.plan.style
-        members = [texts_of(rows[origin]) for origin in sample.origins]
-        own = sum(len(question) for question, _ in members) + sum(
-            len(members[i - 1][1]) for i in plan.order
+        examples = [texts_of(rows[origin]) for origin in sample.origins]
+        own = sum(len(question) for question, _ in examples) + sum(
+            len(examples[i - 1][1]) for i in plan.order
         )
-        n = len(members)
+        n = len(examples)
         if plan.strategy == "primary":
             around = 2 * (n - 1) * len(style.separator)
         else:
@@ -1058,7 +1060,7 @@ def test_costs_are_counted_as_by_hand() -> None:
         7,
     )  # 12 is cut to 10
     assert (found.to_max, found.to_longest, found.packed) == (50, 50, 30)
-    halved = costs([5, 5, 5, 5, 12], 7, max_tokens=10, batch_size=2, passes=2)
+    halved = costs([5, 5, 5, 5, 12], 7, max_tokens=10, batch_size=2, epochs=2)
     assert halved.__class__(*(2 * getattr(halved, name) for name in halved.__slots__)) == found
 
 
@@ -1091,7 +1093,7 @@ def test_padding_to_the_longest_is_counted_in_batches_of_eight() -> None:
 def test_a_single_row_is_spoken_of_in_the_singular_and_nothing_is_left_dangling() -> None:
     rows = {str(row.origin): row for row in some_rows(300)}
     samples, counts = made(
-        over(in_memory(rows.values()), Mosaic(max_members=1, strategies=EVERY, plain_fraction=0.2))
+        over(in_memory(rows.values()), Mosaic(max_examples=1, strategies=EVERY, plain_fraction=0.2))
     )
     assert {sample.plan.strategy for sample in samples} == {"format", "plain"}
     assert violations(counts) == []
@@ -1108,7 +1110,7 @@ def test_a_single_row_is_spoken_of_in_the_singular_and_nothing_is_left_dangling(
             label = "format.tags" if sample.plan.style.begin else "format.list"
             assert {
                 (meta.text.label, meta.text.form)
-                for meta in BANK.read(sample.plan.style.format_line)
+                for meta in PHRASINGS.read(sample.plan.style.format_line)
             } == {(label, "one")}
 
 
@@ -1137,10 +1139,10 @@ def toy_sample(name: str, seed: int) -> tuple[Plan, str]:
         "strategies": only(strategy),
         **({f"{RULE_KEYS[strategy]}_rules": [rule]} if rule else {}),
     }
-    members = [Member(question, answer) for question, answer in TOYS]
-    planner = Planner(Mosaic.model_validate(chosen), BANK, Counter())
-    plan = planner.plan(range(len(members)), members, random.Random(seed))
-    rendered = render(plan, members)
+    examples = [Example(question, answer) for question, answer in TOYS]
+    planner = Planner(Mosaic.model_validate(chosen), PHRASINGS, Counter())
+    plan = planner.plan(range(len(examples)), examples, random.Random(seed))
+    rendered = render(plan, examples)
     return plan, f"{rendered.prompt}\n=>\n{rendered.completion}"
 
 
@@ -1851,7 +1853,7 @@ def test_samples_are_written_as_they_were(name: str, marks: str, seed: int, text
     plan, written = toy_sample(name, seed)
     assert written == text
     assert (plan.style.begin != "") == (marks == "tags")
-    reading = check(*text.split("\n=>\n"), TOYS, BANK)
+    reading = check(*text.split("\n=>\n"), TOYS, PHRASINGS)
     assert f"{reading.strategy}.{reading.rule}" == (name if "." in name else f"{name}.None")
 
 

@@ -1,17 +1,17 @@
 """The corpus loop as the authors' code runs it, faults included, with our wording: `compat:
 released`.
 
-From the code of Mosaic-IT (arXiv 2405.13326). One pass walks through a shuffled copy of the data. A
-sample grows one member at a time; at every step all choices are drawn afresh and the text is
+From the code of Mosaic-IT (arXiv 2405.13326). An epoch walks through a shuffled copy of the data. A
+sample grows one example at a time; at every step all choices are drawn afresh and the text is
 tokenized as instruction + output, without template and separator, and the last rendering that
-stayed *below* the limit is kept. A first member that is too long is dropped. Faults that are kept,
+stayed *below* the limit is kept. A first example that is too long is dropped. Faults that are kept,
 since they decide what a model was trained on: rules on numbers for samples without numbers, samples
 without any mark between answers, sorting by whole strings (capitals first), ties in input order,
 texts in the plural for one instruction, tags that occur in the texts, k = K in most `pareto` draws,
 and a bias towards Maskout, which fits where others do not. Nothing is checked. Left out, since our
 wording has no such thing: concatenated and misspelled texts.
 
-A pass depends on the one random generator that runs through it, so it is one chunk: built by one
+An epoch depends on the one random generator that runs through it, so it is one chunk: built by one
 process, in memory, and again from its beginning after a kill.
 """
 
@@ -22,19 +22,19 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from aligner.builders.mosaic.bank import Bank
 from aligner.builders.mosaic.engine import (
     Chunk,
     Cost,
+    Counts,
     Mosaics,
     Sample,
-    Tally,
     count_sample,
     origin_of,
     shuffle,
 )
+from aligner.builders.mosaic.examples import Example, finished_row
 from aligner.builders.mosaic.lengths import CHARACTERS_PER_TOKEN
-from aligner.builders.mosaic.members import Member, finished_row
+from aligner.builders.mosaic.phrasings import Phrasings
 from aligner.builders.mosaic.plan import (
     NUMBERED_SHARE,
     SEPARATORS,
@@ -55,43 +55,43 @@ class ReleasedMosaics(Mosaics):
 
     count: CountTokens = staticmethod(lambda text: math.ceil(len(text) / CHARACTERS_PER_TOKEN))
 
-    def chunks(self, pass_number: int) -> list[Chunk]:
+    def chunks(self, epoch: int) -> list[Chunk]:
         """Return each group as one chunk: what comes later depends on what came before."""
         chunks = []
-        for number, group in enumerate(sorted(self.members.groups)):
-            numbers = self.members.groups[group]
-            seed = f"{self.seed}:{pass_number}:{group}:released"
+        for number, group in enumerate(sorted(self.examples.groups)):
+            numbers = self.examples.groups[group]
+            seed = f"{self.seed}:{epoch}:{group}:released"
             order = [numbers[int(place)] for place in shuffle(len(numbers), f"{seed}:order")]
-            chunks.append(Chunk(pass_number, number, seed, order, ()))
+            chunks.append(Chunk(epoch, number, seed, order, ()))
         return chunks
 
-    def samples(self, chunk: Chunk, tally: Tally) -> Iterator[Sample]:
+    def samples(self, chunk: Chunk, counts: Counts) -> Iterator[Sample]:
         """Grow samples through the chunk."""
         rng = random.Random(chunk.seed)
-        numbers = chunk.members
+        numbers = chunk.examples
         start = made = 0
         while start < len(numbers):
             k = self._released_k(rng, len(numbers) - start)
-            tally.counts[f"drawn:{min(k, len(numbers))}"] += 1
-            best: tuple[Plan, list[Member]] | None = None
-            grown: list[Member] = []
+            counts.by_name[f"drawn:{min(k, len(numbers))}"] += 1
+            best: tuple[Plan, list[Example]] | None = None
+            grown: list[Example] = []
             for stop in range(start + 1, min(start + k, len(numbers)) + 1):
-                grown = [*grown, self.members[int(numbers[stop - 1])]]
+                grown = [*grown, self.examples[int(numbers[stop - 1])]]
                 plan = self._redraw([int(n) for n in numbers[start:stop]], grown, rng)
                 rendered = render(plan, grown)
                 if self.count(rendered.prompt + rendered.completion) >= self.max_tokens:
                     break
                 best = (plan, grown)
             if best is None:
-                tally.counts["overlong:drop"] += 1
+                counts.by_name["overlong:drop"] += 1
                 start += 1
                 continue
-            yield self._released_sample(chunk, made, *best, tally)
+            yield self._released_sample(chunk, made, *best, counts)
             made += 1
             start += len(best[1])
 
     def _released_k(self, rng: random.Random, left: int) -> int:
-        largest, name = self.settings.max_members, self.settings.k_distribution
+        largest, name = self.settings.max_examples, self.settings.k_distribution
         if name == "max_length":
             return left
         if name == "fix_max":
@@ -111,8 +111,8 @@ class ReleasedMosaics(Mosaics):
                     x
                 )  # towards 0, also of the half of `pareto` that lies in [-1, 0)
 
-    def _redraw(self, numbers: list[int], members: Sequence[Member], rng: random.Random) -> Plan:
-        n = len(members)
+    def _redraw(self, numbers: list[int], examples: Sequence[Example], rng: random.Random) -> Plan:
+        n = len(examples)
         weights_of = {
             name: weight
             for name, weight in self.settings.strategies
@@ -122,7 +122,7 @@ class ReleasedMosaics(Mosaics):
         strategy = (
             rng.choices(list(weights_of), list(weights_of.values()))[0] if n > 1 else "format"
         )
-        style = _released_style(self.bank, strategy, rng)
+        style = _released_style(self.phrasings, strategy, rng)
         if strategy == "format":
             return Plan(tuple(numbers), strategy, None, tuple(range(1, n + 1)), (), style())
         rules: dict[str, Sequence[str]] = {
@@ -131,7 +131,7 @@ class ReleasedMosaics(Mosaics):
         }
         names = rules[strategy]
         rule = rng.choice(names)
-        texts = [member.instruction for member in members]
+        texts = [example.instruction for example in examples]
         choose = _permute if strategy == "permute" else _mask
         low, high = self.settings.mask_ratio
         choice = choose(rule, texts, rng, (low, high))
@@ -140,21 +140,21 @@ class ReleasedMosaics(Mosaics):
         )
 
     def _released_sample(
-        self, chunk: Chunk, made: int, plan: Plan, members: list[Member], tally: Tally
+        self, chunk: Chunk, made: int, plan: Plan, examples: list[Example], counts: Counts
     ) -> Sample:
-        rendered = render(plan, members)
-        name = f"p{chunk.pass_number}-c{chunk.number}-{made}"
-        origins = tuple(member.origin for member in members)
+        rendered = render(plan, examples)
+        name = f"p{chunk.epoch}-c{chunk.number}-{made}"
+        origins = tuple(example.origin for example in examples)
         row = finished_row(
-            members[0], rendered.prompt, rendered.completion, origin_of(name, origins)
+            examples[0], rendered.prompt, rendered.completion, origin_of(name, origins)
         )
         tokens, trained = self.lengths.measure(row)
-        sample = Sample(name, row, plan, rendered, origins, tokens, chunk.pass_number)
+        sample = Sample(name, row, plan, rendered, origins, tokens, chunk.epoch)
         count_sample(
-            tally,
+            counts,
             sample,
             Cost(tokens, trained),
-            [self.members.trained[number] for number in plan.members],
+            [self.examples.trained[number] for number in plan.examples],
         )
         return sample
 
@@ -164,11 +164,13 @@ def _logistic(rng: random.Random) -> float:
     return 2.0 * math.log(u / (1.0 - u)) if u < 1.0 else 0.0
 
 
-def _released_style(bank: Bank, strategy: str, rng: random.Random) -> Callable[..., Style]:
+def _released_style(
+    phrasings: Phrasings, strategy: str, rng: random.Random
+) -> Callable[..., Style]:
     """Draw everything about the look at once, whether or not it suits the rule."""
     is_numbered, is_tagged = rng.random() < NUMBERED_SHARE, rng.random() < TAGGED_SHARE
-    number = one_of(bank.numbers, rng) if is_numbered else ""
-    (begin, end), bracket = one_of(bank.tag_words, rng), one_of(bank.tag_brackets, rng)
+    number = one_of(phrasings.numbers, rng) if is_numbered else ""
+    (begin, end), bracket = one_of(phrasings.tag_words, rng), one_of(phrasings.tag_brackets, rng)
     if rng.random() < 0.5:
         begin, end = begin.upper(), end.upper()
     tags = (
@@ -176,14 +178,18 @@ def _released_style(bank: Bank, strategy: str, rng: random.Random) -> Callable[.
     )
     line = ""
     if is_tagged:
-        line = one_of(bank.texts["format.tags"]["many"], rng).filled(begin=tags[0], end=tags[1])
+        line = one_of(phrasings.texts["format.tags"]["many"], rng).filled(
+            begin=tags[0], end=tags[1]
+        )
     elif rng.random() >= SILENT_SHARE:
-        line = one_of(bank.texts["format.list"]["many"], rng).wording
+        line = one_of(phrasings.texts["format.list"]["many"], rng).wording
     places = [(rng.random() < 0.5, one_of(SEPARATORS, rng)) for _ in range(2)]
     gap, separator = one_of((" ", "\n"), rng), one_of(SEPARATORS, rng)
 
     def style(rule: str = "", choice: Choice | None = None) -> Style:
-        rule_line = "" if choice is None else _rule_line(bank, f"{strategy}.{rule}", choice, rng)
+        rule_line = (
+            "" if choice is None else _rule_line(phrasings, f"{strategy}.{rule}", choice, rng)
+        )
         return Style(
             number, gap if number else "", *tags, separator, line, places[0], rule_line, places[1]
         )
@@ -191,11 +197,11 @@ def _released_style(bank: Bank, strategy: str, rng: random.Random) -> Callable[.
     return style
 
 
-def _rule_line(bank: Bank, label: str, choice: Choice, rng: random.Random) -> str:
-    listed = one_of(bank.list_brackets, rng).replace(
-        "{items}", one_of(bank.separators(label), rng).join(map(str, choice.listed))
+def _rule_line(phrasings: Phrasings, label: str, choice: Choice, rng: random.Random) -> str:
+    listed = one_of(phrasings.list_brackets, rng).replace(
+        "{items}", one_of(phrasings.separators(label), rng).join(map(str, choice.listed))
     )
-    return one_of(bank.texts[label]["many"], rng).filled(list=listed, count=str(choice.count))
+    return one_of(phrasings.texts[label]["many"], rng).filled(list=listed, count=str(choice.count))
 
 
 def _permute(

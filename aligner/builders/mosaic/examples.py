@@ -1,7 +1,7 @@
 """The examples that a mosaic is made of: rows of one question and one answer, kept in memory or on
 disk.
 
-A row can be a member when it is one instruction and one answer in plain text, with or without a
+A row can be an example when it is one instruction and one answer in plain text, with or without a
 system prompt before them. Of longer conversations the first round can be taken, if asked for; tool
 calls, plain text and turns that carry more than text are left out, each with its reason. Rows with
 different system prompts, or of different groups, never meet in a sample. A row that cannot stand
@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from aligner.builders.mosaic.bank import Bank
+from aligner.builders.mosaic.phrasings import Phrasings
 from aligner.data.rows import WEIGHT, CompletionRow, ConversationRow, Row, as_turns
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ think in its middle."""
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
+class Example:
     """One instruction and its answer; `lead` are the turns before them, as (role, text)."""
 
     instruction: str
@@ -52,12 +52,12 @@ class Member:
     """Prompt and completion came as plain strings, not as turns."""
 
     def row(self) -> CompletionRow:
-        """Return the member by itself, as a sample would hold it."""
+        """Return the example by itself, as a sample would hold it."""
         return finished_row(self, self.instruction, self.response, self.origin)
 
 
-def finished_row(like: Member, prompt: str, completion: str, origin: str) -> CompletionRow:
-    """Return prompt and completion in the form of the member: plain strings, or turns behind its
+def finished_row(like: Example, prompt: str, completion: str, origin: str) -> CompletionRow:
+    """Return prompt and completion in the form of the example: plain strings, or turns behind its
     system prompt."""
     if like.is_text:
         return CompletionRow(prompt, completion, origin, like.group)
@@ -70,8 +70,8 @@ def finished_row(like: Member, prompt: str, completion: str, origin: str) -> Com
     )
 
 
-def member_of(row: Row, multiturn: str = "skip") -> Member | str:
-    """Return the row as a member, or why it cannot be one. `multiturn` is `skip` or
+def example_of(row: Row, multiturn: str = "skip") -> Example | str:
+    """Return the row as an example, or why it cannot be one. `multiturn` is `skip` or
     `first_turn`."""
     if isinstance(row, CompletionRow) and row.tools:
         return "tool calls"
@@ -82,7 +82,7 @@ def member_of(row: Row, multiturn: str = "skip") -> Member | str:
     ):
         if not row.prompt.strip() or not row.completion.strip():
             return "an empty turn"
-        return Member(row.prompt, row.completion, (), row.group, row.origin, is_text=True)
+        return Example(row.prompt, row.completion, (), row.group, row.origin, is_text=True)
     if isinstance(row, ConversationRow):
         turns, tools = row.messages, row.tools
     elif isinstance(row, CompletionRow):
@@ -105,7 +105,7 @@ def member_of(row: Row, multiturn: str = "skip") -> Member | str:
     question, answer = said[0]["content"], said[1]["content"]
     if not question.strip() or not answer.strip():
         return "an empty turn"
-    return Member(question, answer, lead, row.group, row.origin)
+    return Example(question, answer, lead, row.group, row.origin)
 
 
 def _says(turn: dict[str, Any]) -> set[str]:
@@ -164,15 +164,15 @@ class RowStore:
         return row
 
 
-class Members:
-    """All members of a dataset, by number, with what the planning needs to know of each without
+class Examples:
+    """All examples of a dataset, by number, with what the planning needs to know of each without
     reading it.
 
-    `tokens[i]` and `trained[i]` are the lengths of member i standing alone under the chat template;
-    `alone[i]` says that it may not be combined, and `alone_because` counts why; `groups` maps a
-    group's name to the numbers of its members, in their order. `left_out` counts the rows that
-    could not become members, by reason. With `read`, a member is read again by its row's number in
-    `rows`.
+    `tokens[i]` and `trained[i]` are the lengths of example i standing alone under the chat
+    template; `alone[i]` says that it may not be combined, and `alone_because` counts why; `groups`
+    maps a group's name to the numbers of its examples, in their order. `left_out` counts the rows
+    that could not become examples, by reason. With `read`, an example is read again by its row's
+    number in `rows`.
     """
 
     def __init__(self, read: Callable[[int], Row] | None, multiturn: str) -> None:
@@ -182,26 +182,26 @@ class Members:
         self.left_out: Counter[str] = Counter()
         self.alone_because: Counter[str] = Counter()
         self.kinds: set[str] = set()
-        """`text` and `turns` for the forms in which members came, `lead` where one has a system
+        """`text` and `turns` for the forms in which examples came, `lead` where one has a system
         prompt."""
         self._read, self._multiturn = read, multiturn
-        self._kept: list[Member] = []
+        self._kept: list[Example] = []
 
-    def add(self, number: int, row: Row, bank: Bank, lengths: Lengths) -> bool:
-        """Take up a row, or count why it cannot be a member; return whether it is one.
+    def add(self, number: int, row: Row, phrasings: Phrasings, lengths: Lengths) -> bool:
+        """Take up a row, or count why it cannot be an example; return whether it is one.
 
         Raises: DataError when the chat template refuses it.
         """
-        member = member_of(row, self._multiturn)
-        if isinstance(member, str):
-            self.left_out[member] += 1
+        example = example_of(row, self._multiturn)
+        if isinstance(example, str):
+            self.left_out[example] += 1
             return False
-        total, trained = lengths.measure(member.row())
-        reason = _why_alone(member, bank, lengths)
-        self.kinds.add("text" if member.is_text else "turns")
-        if member.lead:
+        total, trained = lengths.measure(example.row())
+        reason = _why_alone(example, phrasings, lengths)
+        self.kinds.add("text" if example.is_text else "turns")
+        if example.lead:
             self.kinds.add("lead")
-        self.groups.setdefault(_group_name(member), array.array("L")).append(len(self))
+        self.groups.setdefault(_group_name(example), array.array("L")).append(len(self))
         self.tokens.append(total)
         self.trained.append(trained)
         self.rows.append(number)
@@ -209,18 +209,18 @@ class Members:
         if reason:
             self.alone_because[reason] += 1
         if self._read is None:
-            self._kept.append(member)
+            self._kept.append(example)
         return True
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, number: int) -> Member:
+    def __getitem__(self, number: int) -> Example:
         if self._read is None:
             return self._kept[number]
-        member = member_of(self._read(self.rows[number]), self._multiturn)
-        assert isinstance(member, Member), "a row that was a member once stays one"
-        return member
+        example = example_of(self._read(self.rows[number]), self._multiturn)
+        assert isinstance(example, Example), "a row that was an example once stays one"
+        return example
 
     def save(self, path: Path) -> None:
         """Write the tables, for other processes and for a resumed run."""
@@ -233,33 +233,38 @@ class Members:
         unfinished.replace(path)
 
     @classmethod
-    def load(cls, path: Path, read: Callable[[int], Row]) -> Members:
+    def load(cls, path: Path, read: Callable[[int], Row]) -> Examples:
         """Read what `save` wrote."""
         with path.open("rb") as file:
             tokens, trained, rows, alone, groups, left_out, alone_because, kinds, multiturn = (
                 pickle.load(file)
             )
-        members = cls(read, multiturn)
-        members.tokens, members.trained, members.rows, members.alone = tokens, trained, rows, alone
-        members.groups, members.left_out, members.kinds = groups, left_out, kinds
-        members.alone_because = alone_because
-        return members
+        examples = cls(read, multiturn)
+        examples.tokens, examples.trained, examples.rows, examples.alone = (
+            tokens,
+            trained,
+            rows,
+            alone,
+        )
+        examples.groups, examples.left_out, examples.kinds = groups, left_out, kinds
+        examples.alone_because = alone_because
+        return examples
 
 
-def _why_alone(member: Member, bank: Bank, lengths: Lengths) -> str:
-    """Return why a member may not be combined; empty where it may."""
-    if bank.stands_alone(member.instruction):
+def _why_alone(example: Example, phrasings: Phrasings, lengths: Lengths) -> str:
+    """Return why an example may not be combined; empty where it may."""
+    if phrasings.stands_alone(example.instruction):
         return "it speaks of other messages"
-    if THINKING.search(member.response):
+    if THINKING.search(example.response):
         return "its answer holds thinking"
     return (
         ""
-        if lengths.keeps(member.row())
+        if lengths.keeps(example.row())
         else "the chat template would change it inside a longer text"
     )
 
 
-def _group_name(member: Member) -> str:
-    """A name that two members share exactly when they may stand in one sample."""
-    text = repr((member.is_text, member.lead, member.group))
+def _group_name(example: Example) -> str:
+    """A name that two examples share exactly when they may stand in one sample."""
+    text = repr((example.is_text, example.lead, example.group))
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]

@@ -10,13 +10,13 @@ from collections import Counter
 import pytest
 from fakes import byte_tokenizer
 
-from aligner.builders.mosaic.bank import load_bank
-from aligner.builders.mosaic.engine import Mosaics, Sample, Tally
-from aligner.builders.mosaic.passes import mosaics_of
+from aligner.builders.mosaic.engine import Counts, Mosaics, Sample
+from aligner.builders.mosaic.epochs import mosaics_of
+from aligner.builders.mosaic.phrasings import load_phrasings
 from aligner.config.recipe import Mosaic, Strategies
 from aligner.data.rows import CompletionRow
 
-BANK = load_bank()
+PHRASINGS = load_phrasings()
 NEED_NUMBERS = {"permute.explicit", "permute.odd_first", "permute.even_first"}
 NEED_NUMBERS |= {"maskout.explicit", "maskout.odd", "maskout.even"}
 BOTH = pytest.mark.parametrize("compat", ["released", "robust"])
@@ -55,11 +55,11 @@ def mosaics(
     return mosaics_of(rows, settings, max_tokens=max_tokens, seed=seed)
 
 
-def samples_of(made: Mosaics, passes: int = 1) -> tuple[list[Sample], Counter[str]]:
-    tally = Tally()
+def samples_of(made: Mosaics, epochs: int = 1) -> tuple[list[Sample], Counter[str]]:
+    counts = Counts()
     return [
-        sample for number in range(passes) for sample in made.pass_samples(number, tally)
-    ], tally.counts
+        sample for number in range(epochs) for sample in made.epoch_samples(number, counts)
+    ], counts.by_name
 
 
 def label(sample: Sample) -> str:
@@ -209,7 +209,7 @@ def test_the_limit_is_held_against_the_bare_texts_and_not_the_template_as_releas
         )
     ] * 200
     made = mosaics_of(
-        rows, Mosaic(compat="released", max_members=4), tokenizer=tokenizer, max_tokens=300
+        rows, Mosaic(compat="released", max_examples=4), tokenizer=tokenizer, max_tokens=300
     )
     samples, _ = samples_of(made)
     for sample in samples:
@@ -272,12 +272,12 @@ def test_long_rows_leave_the_rules_of_maskout_equally_frequent_in_robust() -> No
 
 @BOTH
 def test_one_instruction_is_spoken_of_in_the_plural_only_as_released(compat: str) -> None:
-    samples, _ = samples_of(mosaics(many_rows(200), compat, max_members=1))
+    samples, _ = samples_of(mosaics(many_rows(200), compat, max_examples=1))
     forms = {
         meta.text.form
         for sample in samples
         if sample.plan.style.format_line
-        for meta in BANK.read(sample.plan.style.format_line)
+        for meta in PHRASINGS.read(sample.plan.style.format_line)
     }
     assert forms == ({"many"} if compat == "released" else {"one"})
 
@@ -286,7 +286,7 @@ def test_one_instruction_is_spoken_of_in_the_plural_only_as_released(compat: str
 def test_most_pareto_draws_are_the_largest_only_as_released(compat: str) -> None:
     """As released half of the draws lie in [-1, 0), and int() makes them 0: of 6/7 below 5, 2/3 are
     below 1."""
-    made = mosaics(many_rows(4000), compat, k_distribution="pareto", max_members=5)
+    made = mosaics(many_rows(4000), compat, k_distribution="pareto", max_examples=5)
     samples, counts = samples_of(made)
     assert max(len(sample.origins) for sample in samples) == 5
     share = counts["drawn:5"] / sum(
@@ -313,7 +313,9 @@ def test_what_is_left_out_is_listed_as_it_was_drawn_as_released() -> None:
 
 @pytest.mark.parametrize("name", ["uniform", "exp", "pareto", "lognormal", "logistic2", "fix_max"])
 def test_no_distribution_exceeds_the_largest_as_released(name: str) -> None:
-    samples, _ = samples_of(mosaics(many_rows(600), "released", k_distribution=name, max_members=4))
+    samples, _ = samples_of(
+        mosaics(many_rows(600), "released", k_distribution=name, max_examples=4)
+    )
     assert max(len(sample.origins) for sample in samples) == 4
     assert Counter(origin for sample in samples for origin in sample.origins) == Counter(
         f"r{n}" for n in range(600)

@@ -1,10 +1,10 @@
-"""The style bank: the wordings of a mosaic's numbers, tags, lists and meta-instructions, as data.
+"""Phrasings: the wordings of a mosaic's numbers, tags, lists and meta-instructions, as data.
 
 Each text carries a label (`permute.reverse`, `maskout.longest`, ...) that says what it means, and
 belongs to a form: `one` speaks of a single instruction, `many` of several. Texts are one line each,
 and no line can be read as two different labels; so a finished sample can be read again without
-knowing how it was made. `bank_en.yaml` is ours. A user's file of the same form is added to it, or
-stands in its place with `extends: none` (for another language, say).
+knowing how it was made. `phrasings_en.yaml` is built in. A user's file of the same form is added to
+it, or replaces it with `extends: none` (for another language, say).
 
 Imports no torch.
 """
@@ -22,7 +22,7 @@ from aligner.config.recipe import MaskRule, PermuteRule
 from aligner.config.yaml_lines import read_document
 from aligner.errors import Problem, RecipeError
 
-OURS = Path(__file__).with_name("bank_en.yaml")
+OURS = Path(__file__).with_name("phrasings_en.yaml")
 
 PERMUTE_RULES: tuple[str, ...] = get_args(PermuteRule)
 MASK_RULES: tuple[str, ...] = get_args(MaskRule)
@@ -77,15 +77,16 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Meta:
-    """A meta-instruction that was read: its text in the bank, and what stood in the slots."""
+    """A meta-instruction that was read: its text among the phrasings, and what stood in the
+    slots."""
 
     text: Text
     slots: dict[str, str]
 
 
 @dataclass(frozen=True)
-class Bank:
-    """Everything that a style is drawn from."""
+class Phrasings:
+    """Everything that the look of a mosaic is drawn from."""
 
     language: str
     alphabet: str
@@ -129,7 +130,7 @@ class Bank:
         return found
 
     def read(self, line: str) -> list[Meta]:
-        """Return every text of the bank that this line can be."""
+        """Return every text among the phrasings that this line can be."""
         readings = []
         for length in range(min(_SHORT, len(line)), -1, -1):
             for text, pattern in self._by_opening.get(line[:length], ()):
@@ -154,7 +155,7 @@ def _pattern(wording: str) -> re.Pattern[str]:
     )
 
 
-# --- reading a bank -------------------------------------------------------------------------------
+# --- reading phrasings ----------------------------------------------------------------------------
 
 LISTS = (
     "numbers",
@@ -170,8 +171,8 @@ _ONE_SLOT = {"numbers": "n", "tag_brackets": "tag", "list_brackets": "items"}
 _KNOWN = ("extends", "language", "alphabet", "words", *LISTS, "texts")
 
 
-def load_bank(path: str | None = None) -> Bank:
-    """Read our bank, and lay the user's file over it.
+def load_phrasings(path: str | None = None) -> Phrasings:
+    """Read the built-in phrasings, with the user's file laid over them.
 
     Raises: RecipeError naming every text and list of the file that cannot be used.
     """
@@ -188,11 +189,11 @@ def load_bank(path: str | None = None) -> Bank:
     problems = list(_problems(values))
     if problems:
         raise RecipeError(
-            f"{name} cannot be used as a style bank", "see docs/mosaic.md for its form", problems
+            f"{name} cannot be used as phrasings", "see docs/mosaic.md for its form", problems
         )
-    bank = _build(values)
-    _refuse_ambiguous(bank, name, ours)
-    return bank
+    phrasings = _build(values)
+    _refuse_ambiguous(phrasings, name, ours)
+    return phrasings
 
 
 def _wordings(values: dict[str, Any]) -> set[tuple[str, str, str]]:
@@ -207,20 +208,19 @@ def _wordings(values: dict[str, Any]) -> set[tuple[str, str, str]]:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        document = read_document(path.read_text(encoding="utf-8"), str(path), "a style bank")
+        document = read_document(path.read_text(encoding="utf-8"), str(path), "phrasings")
     except OSError as error:
         raise RecipeError(
-            f"the style bank {path} cannot be read: {error.strerror}", "check `style_bank`"
+            f"the phrasings of {path} cannot be read: {error.strerror}", "check `phrasings`"
         ) from error
     except UnicodeDecodeError as error:
-        raise RecipeError(f"the style bank {path} is broken: {error}", "fix the file") from error
+        raise RecipeError(f"the phrasings of {path} are broken: {error}", "fix the file") from error
     if document.problems:
-        raise RecipeError(
-            f"{path} cannot be used as a style bank", "fix the file", document.problems
-        )
+        raise RecipeError(f"{path} cannot be used as phrasings", "fix the file", document.problems)
     if not document.values:
         raise RecipeError(
-            f"the style bank {path} holds no `key: value` lines", "see docs/mosaic.md for its form"
+            f"{path} holds no `key: value` lines, so no phrasings",
+            "see docs/mosaic.md for its form",
         )
     return document.values
 
@@ -242,12 +242,12 @@ def _refuse_unknown(values: dict[str, Any], path: str) -> None:
         problems.append(Problem("expected `en` or `none`", path, "extends"))
     if problems:
         raise RecipeError(
-            f"{path} cannot be used as a style bank", "see docs/mosaic.md for its form", problems
+            f"{path} cannot be used as phrasings", "see docs/mosaic.md for its form", problems
         )
 
 
 def _joined(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
-    """Our bank with the user's lists behind ours; single values are replaced."""
+    """The built-in lists with the user's behind them; single values are replaced."""
     joined: dict[str, Any] = {
         **ours,
         **{key: theirs[key] for key in ("language", "alphabet", "words") if key in theirs},
@@ -406,12 +406,12 @@ def _text_problems(label: str, form: str, line: Any, slots: set[str]) -> list[Pr
     return []
 
 
-def _build(values: dict[str, Any]) -> Bank:
+def _build(values: dict[str, Any]) -> Phrasings:
     texts: dict[str, dict[str, tuple[Text, ...]]] = {label: {} for label in values["texts"]}
     for label, forms in values["texts"].items():
         for form, lines in forms.items():
             texts[label][form] = tuple(Text(label, form, line) for line in lines)
-    return Bank(
+    return Phrasings(
         language=str(values.get("language", "")),
         alphabet=str(values.get("alphabet", "")),
         words=bool(values.get("words", True)),
@@ -426,16 +426,16 @@ def _build(values: dict[str, Any]) -> Bank:
     )
 
 
-def _refuse_ambiguous(bank: Bank, name: str, ours: set[tuple[str, str, str]]) -> None:
-    """Refuse a bank in which one line could mean two things; of two texts that clash, one of `ours`
-    is not the one to blame."""
+def _refuse_ambiguous(phrasings: Phrasings, name: str, ours: set[tuple[str, str, str]]) -> None:
+    """Refuse phrasings in which one line could mean two things; of two texts that clash, one of
+    `ours` is not the one to blame."""
     problems: list[Problem] = []
     blameless: list[Problem] = []
-    for label, forms in bank.texts.items():
+    for label, forms in phrasings.texts.items():
         for form, texts in forms.items():
             for text in texts:
                 line = text.filled(**_SAMPLES)
-                others = {(meta.text.label, meta.text.form) for meta in bank.read(line)} - {
+                others = {(meta.text.label, meta.text.form) for meta in phrasings.read(line)} - {
                     (label, form)
                 }
                 if others:
@@ -446,5 +446,5 @@ def _refuse_ambiguous(bank: Bank, name: str, ours: set[tuple[str, str, str]]) ->
                     (blameless if (label, form, text.wording) in ours else problems).append(problem)
     if problems or blameless:
         raise RecipeError(
-            f"{name} cannot be used as a style bank", "change the wording", problems or blameless
+            f"{name} cannot be used as phrasings", "change the wording", problems or blameless
         )

@@ -1,4 +1,4 @@
-"""The style bank: enough wordings for each rule, no line with two meanings, and a user's file laid
+"""The phrasings: enough wordings for each rule, no line with two meanings, and a user's file laid
 over ours."""
 
 from __future__ import annotations
@@ -12,16 +12,23 @@ from typing import Any
 import pytest
 import yaml
 
-from aligner.builders.mosaic.bank import MASK_RULES, OURS, PERMUTE_RULES, SLOTS, Bank, load_bank
-from aligner.builders.mosaic.engine import Tally
+from aligner.builders.mosaic.engine import Counts
+from aligner.builders.mosaic.epochs import mosaics_of
+from aligner.builders.mosaic.examples import Examples
 from aligner.builders.mosaic.lengths import EstimatedLengths
-from aligner.builders.mosaic.members import Members
-from aligner.builders.mosaic.passes import mosaics_of
+from aligner.builders.mosaic.phrasings import (
+    MASK_RULES,
+    OURS,
+    PERMUTE_RULES,
+    SLOTS,
+    Phrasings,
+    load_phrasings,
+)
 from aligner.config.recipe import Mosaic
 from aligner.data.rows import CompletionRow
 from aligner.errors import RecipeError
 
-BANK = load_bank()
+PHRASINGS = load_phrasings()
 FORMS = [(label, form) for label, forms in SLOTS.items() for form in forms]
 BRACES = re.compile(r"\{(\w*)\}")
 
@@ -33,7 +40,7 @@ def write(tmp_path: Path) -> Write:
     """A function that writes values (or a text) as a YAML file and returns its path."""
 
     def write_it(values: Any) -> str:
-        path = tmp_path / "bank.yaml"
+        path = tmp_path / "phrasings.yaml"
         path.write_text(
             values if isinstance(values, str) else yaml.safe_dump(values), encoding="utf-8"
         )
@@ -42,15 +49,15 @@ def write(tmp_path: Path) -> Write:
     return write_it
 
 
-def stands_alone(instruction: str, bank: Bank = BANK) -> bool:
+def stands_alone(instruction: str, phrasings: Phrasings = PHRASINGS) -> bool:
     """Whether a row with this instruction is never combined."""
-    members = Members(None, "skip")
-    members.add(0, CompletionRow(instruction, "answer"), bank, EstimatedLengths())
-    return bool(members.alone[0])
+    examples = Examples(None, "skip")
+    examples.add(0, CompletionRow(instruction, "answer"), phrasings, EstimatedLengths())
+    return bool(examples.alone[0])
 
 
-def wordings(bank: Bank, label: str, form: str = "many") -> list[str]:
-    return [text.wording for text in bank.texts[label][form]]
+def wordings(phrasings: Phrasings, label: str, form: str = "many") -> list[str]:
+    return [text.wording for text in phrasings.texts[label][form]]
 
 
 # --- ours -----------------------------------------------------------------------------------------
@@ -61,14 +68,14 @@ def test_every_rule_of_the_recipe_has_texts() -> None:
         *(f"permute.{rule}" for rule in PERMUTE_RULES),
         *(f"maskout.{rule}" for rule in MASK_RULES),
     }
-    assert set(BANK.texts) == {*rules, "format.tags", "format.list"}
+    assert set(PHRASINGS.texts) == {*rules, "format.tags", "format.list"}
 
 
 @pytest.mark.parametrize(("label", "form"), FORMS)
 def test_every_form_has_at_least_eight_different_wordings_with_their_slots(
     label: str, form: str
 ) -> None:
-    texts = wordings(BANK, label, form)
+    texts = wordings(PHRASINGS, label, form)
     assert len({" ".join(text.lower().split()) for text in texts}) == len(texts) >= 8
     for text in texts:
         assert sorted(BRACES.findall(text)) == sorted(SLOTS[label][form]), text
@@ -81,33 +88,33 @@ def test_every_form_has_at_least_eight_different_wordings_with_their_slots(
 def test_no_wording_belongs_to_two_labels() -> None:
     owners: dict[str, tuple[str, str]] = {}
     for label, form in FORMS:
-        for text in wordings(BANK, label, form):
+        for text in wordings(PHRASINGS, label, form):
             assert owners.setdefault(text, (label, form)) == (label, form), text
 
 
 LISTS = [
     bracket.replace("{items}", separator.join(numbers))
-    for bracket in BANK.list_brackets
-    for separator in BANK.list_separators
+    for bracket in PHRASINGS.list_brackets
+    for separator in PHRASINGS.list_separators
     for numbers in (["3"], ["2", "1"], ["10", "2", "9", "1", "3", "8", "4", "7", "5", "6"])
 ]
 TAGS = [
     (bracket.replace("{tag}", begin), bracket.replace("{tag}", end))
-    for bracket in BANK.tag_brackets
-    for begin, end in BANK.tag_words
+    for bracket in PHRASINGS.tag_brackets
+    for begin, end in PHRASINGS.tag_words
 ]
 
 
 def test_no_finished_line_can_be_read_as_two_labels_or_forms() -> None:
     rng = random.Random(0)
     for label, form in FORMS:
-        for text in BANK.texts[label][form]:
+        for text in PHRASINGS.texts[label][form]:
             for _ in range(12):
                 begin, end = rng.choice(TAGS)
                 line = text.filled(
                     begin=begin, end=end, list=rng.choice(LISTS), count=str(rng.randint(2, 10))
                 )
-                found = BANK.read(line)
+                found = PHRASINGS.read(line)
                 assert {(meta.text.label, meta.text.form) for meta in found} == {(label, form)}, (
                     line
                 )
@@ -115,14 +122,14 @@ def test_no_finished_line_can_be_read_as_two_labels_or_forms() -> None:
 
 
 def test_the_slots_of_a_line_are_read_back() -> None:
-    (meta,) = BANK.read("Put each answer between <<OPEN>> and <<CLOSE>>.")
+    (meta,) = PHRASINGS.read("Put each answer between <<OPEN>> and <<CLOSE>>.")
     assert meta.slots == {"begin": "<<OPEN>>", "end": "<<CLOSE>>"}
-    (meta,) = BANK.read("Answer the instructions in the order [2, 3, 1] of their numbers.")
+    (meta,) = PHRASINGS.read("Answer the instructions in the order [2, 3, 1] of their numbers.")
     assert meta.slots == {"list": "[2, 3, 1]"}
-    (meta,) = BANK.read("Leave out the 3 instructions that have the most words.")
+    (meta,) = PHRASINGS.read("Leave out the 3 instructions that have the most words.")
     assert (meta.text.label, meta.slots) == ("maskout.longest", {"count": "3"})
-    assert BANK.read("Leave out the three instructions that have the most words.") == []
-    assert BANK.read("") == BANK.read("What is the capital of France?") == []
+    assert PHRASINGS.read("Leave out the three instructions that have the most words.") == []
+    assert PHRASINGS.read("") == PHRASINGS.read("What is the capital of France?") == []
 
 
 SINGULAR = re.compile(
@@ -138,9 +145,9 @@ PLURAL = re.compile(
     "label", [label for label, forms in SLOTS.items() if set(forms) == {"one", "many"}]
 )
 def test_the_forms_speak_in_the_singular_and_in_the_plural(label: str) -> None:
-    for text in wordings(BANK, label, "many"):
+    for text in wordings(PHRASINGS, label, "many"):
         assert PLURAL.search(text), text
-    for text in wordings(BANK, label, "one"):
+    for text in wordings(PHRASINGS, label, "one"):
         assert SINGULAR.search(text), text
         if label.startswith("format"):
             assert re.search(r"\b(instructions|answers|each|every|numbers)\b", text) is None, text
@@ -151,7 +158,7 @@ def test_sorting_rules_say_what_is_compared() -> None:
         what = {"words": "word", "characters": "character", "alphabet": "alphabet"}.get(
             rule.partition("_")[0]
         )
-        for text in wordings(BANK, f"permute.{rule}") if what else ():
+        for text in wordings(PHRASINGS, f"permute.{rule}") if what else ():
             assert re.search(what or "", text, re.IGNORECASE) or re.search(
                 r"\bA to(wards)? Z\b|\bZ to(wards)? A\b", text
             ), text
@@ -159,7 +166,7 @@ def test_sorting_rules_say_what_is_compared() -> None:
                 assert re.search(r"\b(first|initial) letters?\b", text, re.IGNORECASE), text
     for rule in ("longest", "shortest"):
         for form in ("one", "many"):
-            assert all("word" in text for text in wordings(BANK, f"maskout.{rule}", form))
+            assert all("word" in text for text in wordings(PHRASINGS, f"maskout.{rule}", form))
 
 
 def test_opposite_rules_never_share_their_direction() -> None:
@@ -170,28 +177,28 @@ def test_opposite_rules_never_share_their_direction() -> None:
                 if one in rule:
                     opposite = rule.replace(one, other)
                     mine, theirs = (
-                        wordings(BANK, f"{strategy}.{rule}"),
-                        wordings(BANK, f"{strategy}.{opposite}"),
+                        wordings(PHRASINGS, f"{strategy}.{rule}"),
+                        wordings(PHRASINGS, f"{strategy}.{opposite}"),
                     )
                     assert not set(mine) & set(theirs)
 
 
 def test_tags_and_numbers_are_many_and_different() -> None:
-    assert len(BANK.numbers) >= 9
-    assert len(BANK.tag_words) >= 17
-    assert len(BANK.tag_brackets) >= 20
-    assert len(BANK.list_brackets) >= 8
-    assert len(BANK.list_separators) >= 4
-    assert len(BANK.separators("permute.explicit")) >= 7
+    assert len(PHRASINGS.numbers) >= 9
+    assert len(PHRASINGS.tag_words) >= 17
+    assert len(PHRASINGS.tag_brackets) >= 20
+    assert len(PHRASINGS.list_brackets) >= 8
+    assert len(PHRASINGS.list_separators) >= 4
+    assert len(PHRASINGS.separators("permute.explicit")) >= 7
     assert not any(
-        mark in "".join(BANK.separators("maskout.explicit")) for mark in "-/>|"
+        mark in "".join(PHRASINGS.separators("maskout.explicit")) for mark in "-/>|"
     )  # 1 - 5 is a range
     for values in (
-        BANK.numbers,
-        BANK.tag_words,
-        BANK.tag_brackets,
-        BANK.list_brackets,
-        BANK.list_separators,
+        PHRASINGS.numbers,
+        PHRASINGS.tag_words,
+        PHRASINGS.tag_brackets,
+        PHRASINGS.list_brackets,
+        PHRASINGS.list_separators,
     ):
         assert len(set(values)) == len(values)
 
@@ -212,26 +219,34 @@ def test_a_file_adds_to_every_list_and_to_the_texts(write: Write) -> None:
             "format.tags": {"one": ["Just {begin}, then the answer, then {end}."]},
         },
     }
-    bank = load_bank(write(added))
-    assert bank.numbers == (*BANK.numbers, "Task {n} ->")  # the other one is there already
-    assert bank.tag_words == (*BANK.tag_words, ("hop", "hup"))
-    assert bank.tag_brackets[-1] == "!{tag}!"
-    assert bank.list_brackets[-1] == "{{{items}}}"
-    assert bank.list_separators[-1] == " | "
-    assert stands_alone("say XYZZY now", bank)
+    phrasings = load_phrasings(write(added))
+    assert phrasings.numbers == (
+        *PHRASINGS.numbers,
+        "Task {n} ->",
+    )  # the other one is there already
+    assert phrasings.tag_words == (*PHRASINGS.tag_words, ("hop", "hup"))
+    assert phrasings.tag_brackets[-1] == "!{tag}!"
+    assert phrasings.list_brackets[-1] == "{{{items}}}"
+    assert phrasings.list_separators[-1] == " | "
+    assert stands_alone("say XYZZY now", phrasings)
     assert not stands_alone("say XYZZY now")
-    assert wordings(bank, "permute.reverse") == [
-        *wordings(BANK, "permute.reverse"),
+    assert wordings(phrasings, "permute.reverse") == [
+        *wordings(PHRASINGS, "permute.reverse"),
         "Back to front, please.",
     ]
-    assert wordings(bank, "format.tags", "one")[-1] == "Just {begin}, then the answer, then {end}."
-    assert wordings(bank, "format.tags") == wordings(BANK, "format.tags")
-    assert [meta.text.label for meta in bank.read("Back to front, please.")] == ["permute.reverse"]
-    assert bank.language == "en"
+    assert (
+        wordings(phrasings, "format.tags", "one")[-1]
+        == "Just {begin}, then the answer, then {end}."
+    )
+    assert wordings(phrasings, "format.tags") == wordings(PHRASINGS, "format.tags")
+    assert [meta.text.label for meta in phrasings.read("Back to front, please.")] == [
+        "permute.reverse"
+    ]
+    assert phrasings.language == "en"
 
 
-def whole_bank(**changes: Any) -> dict[str, Any]:
-    """A bank that needs none of ours: one text for each form."""
+def whole_phrasings(**changes: Any) -> dict[str, Any]:
+    """Phrasings that need none of ours: one text for each form."""
     texts: dict[str, dict[str, list[str]]] = {}
     for label, forms in SLOTS.items():
         texts[label] = {
@@ -257,26 +272,29 @@ def whole_bank(**changes: Any) -> dict[str, Any]:
 
 
 def test_extends_none_stands_in_the_place_of_ours(write: Write) -> None:
-    bank = load_bank(write(whole_bank()))
-    assert (bank.language, bank.alphabet, bank.words) == ("de", "abc", False)
-    assert bank.numbers == ("Nr. {n}:",)
-    assert bank.tag_words == (("auf", "zu"),)
-    assert not stands_alone("continue", bank)
-    assert {len(texts) for forms in bank.texts.values() for texts in forms.values()} == {1}
+    phrasings = load_phrasings(write(whole_phrasings()))
+    assert (phrasings.language, phrasings.alphabet, phrasings.words) == ("de", "abc", False)
+    assert phrasings.numbers == ("Nr. {n}:",)
+    assert phrasings.tag_words == (("auf", "zu"),)
+    assert not stands_alone("continue", phrasings)
+    assert {len(texts) for forms in phrasings.texts.values() for texts in forms.values()} == {1}
 
 
 def test_samples_are_written_in_the_words_of_the_file_and_rules_without_sense_are_left_out(
     write: Write,
 ) -> None:
     chosen = Mosaic(
-        style_bank=write(whole_bank()), plain_fraction=0.0, k_distribution="fix_max", max_members=4
+        phrasings=write(whole_phrasings()),
+        plain_fraction=0.0,
+        k_distribution="fix_max",
+        max_examples=4,
     )
     rows = [
         CompletionRow(f"a{'b ' * number}", f"c {number}", f"r{number}") for number in range(200)
     ]
-    tally = Tally()
-    samples = list(mosaics_of(rows, chosen).pass_samples(0, tally))
-    assert not [key for key in tally.counts if key.startswith("violation:")]
+    counts = Counts()
+    samples = list(mosaics_of(rows, chosen).epoch_samples(0, counts))
+    assert not [key for key in counts.by_name if key.startswith("violation:")]
     rules = {sample.plan.rule for sample in samples}
     assert not rules & {
         "words_ascending",
@@ -298,27 +316,27 @@ def test_samples_with_added_marks_pass_their_check(write: Write) -> None:
         "list_brackets": ["[ {items} ]"],
         "list_separators": ["-", "   "],
     }
-    chosen = Mosaic(style_bank=write(added), plain_fraction=0.0)
+    chosen = Mosaic(phrasings=write(added), plain_fraction=0.0)
     rows = [
         CompletionRow(f"w{number} " * (number % 7 + 1), f"a{number}", f"r{number}")
         for number in range(400)
     ]
-    mosaics, tally = mosaics_of(rows, chosen), Tally()
-    for pass_number in range(3):
-        list(mosaics.pass_samples(pass_number, tally))
-    assert not [key for key in tally.counts if key.startswith("violation:")]
+    mosaics, counts = mosaics_of(rows, chosen), Counts()
+    for epoch in range(3):
+        list(mosaics.epoch_samples(epoch, counts))
+    assert not [key for key in counts.by_name if key.startswith("violation:")]
 
 
 def test_a_tag_that_begins_with_a_blank_is_refused_or_can_be_read(write: Write) -> None:
     # was wrong once: the pattern of a slot begins with \S, so samples of such a bracket fail their
     # check
     try:
-        bank = load_bank(write({"tag_brackets": [" {tag}"]}))
+        phrasings = load_phrasings(write({"tag_brackets": [" {tag}"]}))
     except RecipeError as error:
         assert "tag_brackets" in str(error)  # noqa: PT017
         return
-    for text in bank.texts["format.tags"]["many"]:
-        assert bank.read(text.filled(begin=" a", end=" b")), text.wording
+    for text in phrasings.texts["format.tags"]["many"]:
+        assert phrasings.read(text.filled(begin=" a", end=" b")), text.wording
 
 
 # --- mistakes -------------------------------------------------------------------------------------
@@ -395,9 +413,9 @@ MISTAKES: dict[str, tuple[Any, str, str]] = {
     "a number of two lines": ({"numbers": ["{n}\n"]}, "numbers", "one line"),
     "a separator with a digit": ({"list_separators": [" 1 "]}, "list_separators", "1"),
     "a list that is none": ({"numbers": "{n}!"}, "numbers", "list"),
-    "an unknown bank to extend": ({"extends": "fr"}, "extends", "none"),
+    "an unknown phrasings to extend": ({"extends": "fr"}, "extends", "none"),
     "words that is no truth value": ({"words": "yes please"}, "words", ""),
-    "an incomplete bank": ({"extends": "none", "numbers": ["{n}."]}, "texts", "missing"),
+    "an incomplete phrasings": ({"extends": "none", "numbers": ["{n}."]}, "texts", "missing"),
 }
 
 
@@ -406,7 +424,7 @@ def test_a_mistake_in_the_file_is_told_with_its_key(name: str, write: Write) -> 
     values, key, told = MISTAKES[name]
     path = write(values)
     with pytest.raises(RecipeError) as caught:
-        load_bank(path)
+        load_phrasings(path)
     message = str(caught.value)
     assert path in message
     assert key in message
@@ -415,9 +433,9 @@ def test_a_mistake_in_the_file_is_told_with_its_key(name: str, write: Write) -> 
 
 
 def test_of_two_texts_that_clash_the_users_is_told_and_not_ours(write: Write) -> None:
-    ours = wordings(BANK, "maskout.odd")[0]
+    ours = wordings(PHRASINGS, "maskout.odd")[0]
     with pytest.raises(RecipeError) as caught:
-        load_bank(write({"texts": {"permute.reverse": {"many": [ours]}}}))
+        load_phrasings(write({"texts": {"permute.reverse": {"many": [ours]}}}))
     assert [problem.key for problem in caught.value.problems] == ["texts.permute.reverse.many"]
 
 
@@ -426,28 +444,28 @@ def test_texts_of_rules_that_are_switched_off_may_be_missing(write: Write) -> No
         label for label in SLOTS if "alphabet" in label or "words" in label or label.endswith("est")
     ]
     assert len(idle) == 6
-    bank = whole_bank(alphabet="", words=False)
-    without = {label: forms for label, forms in bank["texts"].items() if label not in idle}
-    path = write({**bank, "texts": without})
+    phrasings = whole_phrasings(alphabet="", words=False)
+    without = {label: forms for label, forms in phrasings["texts"].items() if label not in idle}
+    path = write({**phrasings, "texts": without})
     rows = [
         CompletionRow(f"a{'b ' * number}", f"c {number}", f"r{number}") for number in range(200)
     ]
-    chosen = Mosaic(style_bank=path, plain_fraction=0.0, k_distribution="fix_max", max_members=4)
-    tally = Tally()
-    samples = list(mosaics_of(rows, chosen).pass_samples(0, tally))
+    chosen = Mosaic(phrasings=path, plain_fraction=0.0, k_distribution="fix_max", max_examples=4)
+    counts = Counts()
+    samples = list(mosaics_of(rows, chosen).epoch_samples(0, counts))
     assert {sample.plan.rule for sample in samples} >= {
         "reverse",
         "odd_first",
         "characters_ascending",
         "even",
     }
-    assert not [key for key in tally.counts if key.startswith("violation:")]
+    assert not [key for key in counts.by_name if key.startswith("violation:")]
     with pytest.raises(
         RecipeError, match=r"no texts for permute\.alphabet_ascending, .*compat=released"
     ):
-        mosaics_of(rows, Mosaic(style_bank=path, compat="released"))
-    with pytest.raises(RecipeError, match=r"style bank") as caught:
-        load_bank(write({**bank, "alphabet": "abc", "words": True, "texts": without}))
+        mosaics_of(rows, Mosaic(phrasings=path, compat="released"))
+    with pytest.raises(RecipeError, match=r"phrasings") as caught:
+        load_phrasings(write({**phrasings, "alphabet": "abc", "words": True, "texts": without}))
     assert {problem.key for problem in caught.value.problems} == {
         f"texts.{label}" for label in idle
     }
@@ -455,7 +473,7 @@ def test_texts_of_rules_that_are_switched_off_may_be_missing(write: Write) -> No
 
 def test_all_mistakes_are_told_at_once(write: Write) -> None:
     with pytest.raises(RecipeError) as caught:
-        load_bank(
+        load_phrasings(
             write({"numbers": ["#", "{n}"], "stand_alone": ["(", "["], "tag_words": [["a", "a"]]})
         )
     assert len(caught.value.problems) == 5
@@ -465,25 +483,25 @@ def test_all_mistakes_are_told_at_once(write: Write) -> None:
 def test_a_file_that_is_no_mapping_is_told(text: str, write: Write) -> None:
     path = write(text)
     with pytest.raises(RecipeError, match=re.escape(path)):
-        load_bank(path)
+        load_phrasings(path)
 
 
 def test_a_missing_file_and_a_file_of_bytes_are_told(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"nowhere\.yaml"):
-        load_bank(str(tmp_path / "nowhere.yaml"))
+        load_phrasings(str(tmp_path / "nowhere.yaml"))
     with pytest.raises(RecipeError, match=re.escape(tmp_path.name)):
-        load_bank(str(tmp_path))
+        load_phrasings(str(tmp_path))
     path = tmp_path / "latin.yaml"
     path.write_bytes(b"language: \xff\xfe\n")
     with pytest.raises(RecipeError, match=r"latin\.yaml"):
-        load_bank(str(path))
+        load_phrasings(str(path))
 
 
 @pytest.mark.parametrize("given", [["Go back."], "Go back."])
 def test_texts_without_a_form_are_told_and_not_passed_over(given: Any, write: Write) -> None:
     # was wrong once: a list or a text straight below a rule is dropped in silence
     with pytest.raises(RecipeError, match=r"texts\.permute\.reverse"):
-        load_bank(write({"texts": {"permute.reverse": given}}))
+        load_phrasings(write({"texts": {"permute.reverse": given}}))
 
 
 @pytest.mark.parametrize("pattern", ["(?i)foo", r"(a)\1"])
@@ -492,10 +510,10 @@ def test_a_pattern_that_is_right_by_itself_works_beside_the_others(
 ) -> None:
     # was wrong once: patterns are joined, so global flags end in a traceback and group numbers
     # shift
-    bank = load_bank(write({"stand_alone": ["(x)y", pattern]}))
-    assert stands_alone("FOO aa", bank)
-    assert stands_alone("continue", bank)
-    assert not stands_alone("bar", bank)
+    phrasings = load_phrasings(write({"stand_alone": ["(x)y", pattern]}))
+    assert stands_alone("FOO aa", phrasings)
+    assert stands_alone("continue", phrasings)
+    assert not stands_alone("bar", phrasings)
 
 
 # --- rows that stand alone ------------------------------------------------------------------------
@@ -591,12 +609,14 @@ def test_the_above_is_another_message(instruction: str) -> None:
 
 def test_our_file_is_found_and_holds_no_key_that_a_users_may_not() -> None:
     ours = yaml.safe_load(OURS.read_text(encoding="utf-8"))
-    assert set(ours) == {key for key in whole_bank() if key != "extends"} | {"order_separators"}
+    assert set(ours) == {key for key in whole_phrasings() if key != "extends"} | {
+        "order_separators"
+    }
 
 
-def test_a_bank_of_ones_own_may_leave_out_what_can_be_empty(write: Write) -> None:
-    values = {key: value for key, value in whole_bank().items() if key != "stand_alone"}
-    assert load_bank(write(values)).stand_alone == ()
+def test_phrasings_of_ones_own_may_leave_out_what_can_be_empty(write: Write) -> None:
+    values = {key: value for key, value in whole_phrasings().items() if key != "stand_alone"}
+    assert load_phrasings(write(values)).stand_alone == ()
 
 
 @pytest.mark.parametrize(
@@ -622,11 +642,11 @@ def test_what_speaks_of_other_messages_is_told_from_what_does_not(
 PAGE = (Path(__file__).parents[3] / "docs" / "mosaic.md").read_text(encoding="utf-8")
 
 
-def test_the_bank_of_the_page_can_be_used(write: Write) -> None:
+def test_the_phrasings_of_the_page_can_be_used(write: Write) -> None:
     (block,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
-    bank = load_bank(write(yaml.safe_load(block)))
-    assert "Task {n}:" in bank.numbers
-    assert stands_alone("As in my last mail: hello", bank)
+    phrasings = load_phrasings(write(yaml.safe_load(block)))
+    assert "Task {n}:" in phrasings.numbers
+    assert stands_alone("As in my last mail: hello", phrasings)
 
 
 def test_the_program_of_the_page_runs(

@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from aligner.builders.mosaic.bank import MASK_RULES, PERMUTE_RULES, Bank, load_bank
 from aligner.builders.mosaic.costs import Costs, costs
-from aligner.builders.mosaic.engine import Mosaics, Sample, Tally
+from aligner.builders.mosaic.engine import Counts, Mosaics, Sample
+from aligner.builders.mosaic.examples import Examples
 from aligner.builders.mosaic.lengths import EstimatedLengths, Lengths, TokenizerLengths
-from aligner.builders.mosaic.members import Members
-from aligner.builders.mosaic.released import ReleasedMosaics
+from aligner.builders.mosaic.paper_compat import ReleasedMosaics
+from aligner.builders.mosaic.phrasings import MASK_RULES, PERMUTE_RULES, Phrasings, load_phrasings
 from aligner.config.recipe import Mosaic
 from aligner.data.ledger import LISTED
 from aligner.data.rows import Row
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 MAX_TOKENS = 2048
 
 
-def lengths_for(tokenizer: PreTrainedTokenizerBase | None, bank: Bank) -> Lengths:
+def lengths_for(tokenizer: PreTrainedTokenizerBase | None, phrasings: Phrasings) -> Lengths:
     """Return exact lengths with a tokenizer, estimates without one.
 
     Raises: RecipeError for a tokenizer without a chat template: joined as plain text, a prompt
@@ -41,25 +41,25 @@ def lengths_for(tokenizer: PreTrainedTokenizerBase | None, bank: Bank) -> Length
             "name one with model.chat_template (mosaic.chat_template for files): a Jinja file, or "
             "a name such as qwen3",
         )
-    return EstimatedLengths() if tokenizer is None else TokenizerLengths.of(tokenizer, bank)
+    return EstimatedLengths() if tokenizer is None else TokenizerLengths.of(tokenizer, phrasings)
 
 
 def mosaics_over(
-    members: Members,
+    examples: Examples,
     settings: Mosaic,
-    bank: Bank,
+    phrasings: Phrasings,
     tokenizer: PreTrainedTokenizerBase | None,
     *,
     max_tokens: int,
     seed: int,
 ) -> Mosaics:
-    """Return the mosaics of members that are known already."""
-    lengths = lengths_for(tokenizer, bank)
+    """Return the mosaics of examples that are known already."""
+    lengths = lengths_for(tokenizer, phrasings)
     limit = settings.max_tokens or max_tokens
     if settings.compat == "robust":
-        return Mosaics(members, settings, bank, lengths, max_tokens=limit, seed=seed)
-    _refuse_silent_rules(settings, bank)
-    released = ReleasedMosaics(members, settings, bank, lengths, max_tokens=limit, seed=seed)
+        return Mosaics(examples, settings, phrasings, lengths, max_tokens=limit, seed=seed)
+    _refuse_silent_rules(settings, phrasings)
+    released = ReleasedMosaics(examples, settings, phrasings, lengths, max_tokens=limit, seed=seed)
     if tokenizer is not None:
         released.count = lambda text: len(
             tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
@@ -67,8 +67,8 @@ def mosaics_over(
     return released
 
 
-def _refuse_silent_rules(settings: Mosaic, bank: Bank) -> None:
-    """The authors' code draws every rule, also one that the bank's language does not have."""
+def _refuse_silent_rules(settings: Mosaic, phrasings: Phrasings) -> None:
+    """The authors' code draws every rule, also one that the phrasings' language does not have."""
     rules = {
         "permute": settings.permute_rules or PERMUTE_RULES,
         "maskout": settings.mask_rules or MASK_RULES,
@@ -79,20 +79,20 @@ def _refuse_silent_rules(settings: Mosaic, bank: Bank) -> None:
         if weight
         for rule in rules.get(name, ())
     ]
-    silent = [label for label in silent if label not in bank.texts]
+    silent = [label for label in silent if label not in phrasings.texts]
     if silent:
         raise RecipeError(
-            f"mosaic.style_bank has no texts for {', '.join(silent)}, and mosaic.compat=released "
+            f"mosaic.phrasings has no texts for {', '.join(silent)}, and mosaic.compat=released "
             "may draw them",
             "write texts for them, or name the rules to be drawn in mosaic.permute_rules and "
             "mosaic.mask_rules",
         )
 
 
-def members_of(
+def examples_of(
     rows: Iterable[tuple[int, Row]],
     settings: Mosaic,
-    bank: Bank,
+    phrasings: Phrasings,
     lengths: Lengths,
     *,
     limit: int,
@@ -100,22 +100,22 @@ def members_of(
     on_bad_row: str = "error",
     is_too_long: int | None = None,
     on_progress: Callable[[int], None] | None = None,
-) -> Members:
-    """Look at every row, given with its number, once: whether it can be a member, and how long it
+) -> Examples:
+    """Look at every row, given with its number, once: whether it can be an example, and how long it
     is.
 
     Raises: DataError with the first of the rows that the chat template refuses, or that are too
     long where `on_overlong` makes that an error; or that would stand alone with more tokens than
     `is_too_long`; and when no row is left.
     """
-    members = Members(read, settings.multiturn)
+    examples = Examples(read, settings.multiturn)
     refused: list[Problem] = []
     overlong: list[tuple[int, str]] = []
     for done, (number, row) in enumerate(rows, start=1):
         try:
-            is_member = members.add(number, row, bank, lengths)
+            is_example = examples.add(number, row, phrasings, lengths)
         except DataError as error:
-            members.left_out["refused by the chat template"] += 1
+            examples.left_out["refused by the chat template"] += 1
             refused.append(
                 Problem(
                     error.message,
@@ -123,8 +123,8 @@ def members_of(
                 )
             )
             continue
-        if is_member and members.tokens[-1] > limit:
-            overlong.append((members.tokens[-1], row.origin))
+        if is_example and examples.tokens[-1] > limit:
+            overlong.append((examples.tokens[-1], row.origin))
         if on_progress is not None:
             on_progress(done)
     if refused and on_bad_row == "error":
@@ -134,12 +134,12 @@ def members_of(
         raise DataError(
             f"{len(refused):,} rows are refused by the chat template", hint, refused[:LISTED]
         )
-    _refuse_overlong(members, settings, limit, overlong, is_too_long)
-    return members
+    _refuse_overlong(examples, settings, limit, overlong, is_too_long)
+    return examples
 
 
 def _refuse_overlong(
-    members: Members,
+    examples: Examples,
     settings: Mosaic,
     limit: int,
     overlong: list[tuple[int, str]],
@@ -147,9 +147,9 @@ def _refuse_overlong(
 ) -> None:
     """Raise where too long rows are an error, or where nothing else is there. `overlong`: tokens
     and place of each."""
-    if not members:
+    if not examples:
         reasons = ", ".join(
-            f"{number:,} {reason}" for reason, number in members.left_out.most_common()
+            f"{number:,} {reason}" for reason, number in examples.left_out.most_common()
         )
         raise DataError(
             f"no row can be part of a mosaic: {reasons or 'there are none'}", "see docs/mosaic.md"
@@ -167,11 +167,11 @@ def _refuse_overlong(
             "(or truncate); what is lost is counted"
         )
     if overlong and (
-        settings.on_overlong == "error" or way == "alone" or len(overlong) == len(members)
+        settings.on_overlong == "error" or way == "alone" or len(overlong) == len(examples)
     ):
         raise DataError(
-            f"{len(overlong):,} of {len(members):,} rows alone are longer than {than} (the "
-            f"longest has {max(members.tokens):,})",
+            f"{len(overlong):,} of {len(examples):,} rows alone are longer than {than} (the "
+            f"longest has {max(examples.tokens):,})",
             hint,
             [Problem(f"{tokens:,} tokens", where=origin) for tokens, origin in overlong[:LISTED]],
         )
@@ -193,49 +193,51 @@ def mosaics_of(
     `is_too_long`: what a training refuses (`data.max_length`); rows of more tokens that would stand
     alone are refused here, by name.
 
-    Raises: DataError when rows cannot be used; RecipeError when the style bank or the tokenizer
+    Raises: DataError when rows cannot be used; RecipeError when the phrasings or the tokenizer
     cannot.
     """
-    bank = load_bank(settings.style_bank)
-    members = members_of(
+    phrasings = load_phrasings(settings.phrasings)
+    examples = examples_of(
         enumerate(rows),
         settings,
-        bank,
-        lengths_for(tokenizer, bank),
+        phrasings,
+        lengths_for(tokenizer, phrasings),
         limit=settings.max_tokens or max_tokens,
         on_bad_row=on_bad_row,
         is_too_long=is_too_long,
         on_progress=on_progress,
     )
-    return mosaics_over(members, settings, bank, tokenizer, max_tokens=max_tokens, seed=seed)
+    return mosaics_over(examples, settings, phrasings, tokenizer, max_tokens=max_tokens, seed=seed)
 
 
-class MosaicPasses:
-    """The mosaics of each epoch, for `aligner.tokenization.dataset`: pass e holds the rows that
+class MosaicEpochs:
+    """The mosaics of each epoch, for `aligner.tokenization.dataset`: epoch e holds the rows that
     `aligner mosaic` would write for it."""
 
     def __init__(self, mosaics: Mosaics, given: int) -> None:
-        self.mosaics, self.given, self.passes, self.tally = mosaics, given, 0, Tally()
+        self.mosaics, self.given, self.epochs, self.counts = mosaics, given, 0, Counts()
 
     def rows(self, number: int) -> list[Row]:
-        """Return the mosaics of a pass."""
-        self.passes += 1
-        return [sample.row for sample in self.mosaics.pass_samples(number, self.tally)]
+        """Return the mosaics of an epoch."""
+        self.epochs += 1
+        return [sample.row for sample in self.mosaics.epoch_samples(number, self.counts)]
 
     def describe(self) -> str:
         """Say how many mosaics were made of how many rows, and what was left out."""
-        members, counts = self.mosaics.members, self.tally.counts
-        text = f"{counts['samples']:,} samples in {self.passes} passes over {len(members):,} rows"
-        reasons = [f"{number:,} ({reason})" for reason, number in members.left_out.most_common()]
+        examples, by_name = self.mosaics.examples, self.counts.by_name
+        text = f"{by_name['samples']:,} samples in {self.epochs} epochs over {len(examples):,} rows"
+        reasons = [f"{number:,} ({reason})" for reason, number in examples.left_out.most_common()]
         reasons += (
-            [f"{counts['overlong:drop'] // self.passes:,} (too long)"]
-            if counts["overlong:drop"]
+            [f"{by_name['overlong:drop'] // self.epochs:,} (too long)"]
+            if by_name["overlong:drop"]
             else []
         )
         text += f"; of {self.given:,} rows not used: {', '.join(reasons)}" if reasons else ""
-        alone = [f"{number:,} ({reason})" for reason, number in members.alone_because.most_common()]
+        alone = [
+            f"{number:,} ({reason})" for reason, number in examples.alone_because.most_common()
+        ]
         text += f"; always alone: {', '.join(alone)}" if alone else ""
-        failed = sum(number for key, number in counts.items() if key.startswith("violation:"))
+        failed = sum(number for key, number in by_name.items() if key.startswith("violation:"))
         return text + (
             f"; {failed:,} failed their check, and their rows stand alone" if failed else ""
         )
@@ -246,7 +248,7 @@ class Built:
     """A dataset of mosaics, and what there is to know of it."""
 
     dataset: Dataset
-    tally: Tally
+    counts: Counts
     source: Costs
     costs: Costs
 
@@ -258,30 +260,34 @@ def build(
     tokenizer: PreTrainedTokenizerBase | None = None,
     max_tokens: int = MAX_TOKENS,
     seed: int = 42,
-    passes: int = 4,
+    epochs: int = 4,
     batch_size: int = 128,
 ) -> Built:
-    """Return the mosaics of all passes as a dataset with `prompt` and `completion`, and its costs
-    for each pass."""
+    """Return the mosaics of all epochs as a dataset with `prompt` and `completion`, and its costs
+    for each epoch."""
     from datasets import Dataset
 
-    mosaics, tally = (
+    mosaics, counts = (
         mosaics_of(rows, settings, tokenizer=tokenizer, max_tokens=max_tokens, seed=seed),
-        Tally(),
+        Counts(),
     )
     samples = [
         as_columns(sample)
-        for number in range(passes)
-        for sample in mosaics.pass_samples(number, tally)
+        for number in range(epochs)
+        for sample in mosaics.epoch_samples(number, counts)
     ]
     limit = mosaics.max_tokens
-    members = mosaics.members
+    examples = mosaics.examples
     return Built(
         Dataset.from_list(samples),
-        tally,
-        costs(members.tokens, sum(members.trained), max_tokens=limit, batch_size=batch_size),
+        counts,
+        costs(examples.tokens, sum(examples.trained), max_tokens=limit, batch_size=batch_size),
         costs(
-            tally.lengths(), tally.trained(), max_tokens=limit, batch_size=batch_size, passes=passes
+            counts.lengths(),
+            counts.trained(),
+            max_tokens=limit,
+            batch_size=batch_size,
+            epochs=epochs,
         ),
     )
 
