@@ -130,7 +130,7 @@ class SplitLedger:
     rows_in: int = 0
     """Rows that the sources gave to this split."""
     made: int | None = None
-    """Rows that were made of them, over all passes, where training is on such rows (mosaics)."""
+    """Rows that were made of them, over all epochs, where training is on such rows (mosaics)."""
     made_of: str = ""
     """What was made of what, in a few words."""
     rows: int = 0

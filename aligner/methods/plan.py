@@ -26,7 +26,7 @@ def plan_rows(
         counted = (
             "sequences",
             f"{sequences:,}",
-            f"in {len(passes)} passes: {', '.join(f'{size:,}' for size in passes)}",
+            f"in {len(passes)} epochs: {', '.join(f'{size:,}' for size in passes)}",
         )
         total, how = stop or all_steps, f"{sequences:,} / {per_step} a step"
         return [counted, ("steps", f"{total:,}", how), ("recipe", recipe_hash(recipe)[:12], "hash")]

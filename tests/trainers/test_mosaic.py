@@ -237,8 +237,8 @@ def test_a_dry_run_counts_the_sequences_of_all_epochs(small_world: Path, tmp_pat
         for what, value, how in next(event.rows for event in told if isinstance(event, events.Plan))
     }
     total, how = plan["sequences"]
-    assert how.startswith("in 3 passes: ")
-    assert sum(int(size) for size in how.removeprefix("in 3 passes: ").split(", ")) == int(total)
+    assert how.startswith("in 3 epochs: ")
+    assert sum(int(size) for size in how.removeprefix("in 3 epochs: ").split(", ")) == int(total)
     assert int(plan["steps"][0]) == -(-int(total) // 4)
 
 

@@ -58,7 +58,7 @@ def _sft_formats(view: View) -> Findings:
 
 
 def _mosaics_on_the_fly(view: View) -> Findings:
-    """A training on mosaics is one run through all its passes, so there are no ends of epochs to
+    """A training on mosaics is one run through all its epochs, so there are no ends of epochs to
     act at."""
     if view["data.mosaic"] is None:
         return

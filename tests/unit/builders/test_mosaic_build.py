@@ -626,6 +626,10 @@ def test_a_dry_run_builds_nothing_and_says_what_would_be_built(folder: Path) -> 
     ("setting", "told"),
     [
         ("mosaic.max_example=4", "did you mean `mosaic.max_examples`"),
+        ("mosaic.max_members=4", "it is called `max_examples` now"),
+        ("mosaic.min_members=4", "it is called `min_examples` now"),
+        ("mosaic.style_bank=words.yaml", "it is called `phrasings` now"),
+        ("mosaic.passes=3", "it is called `mosaic.epochs` now"),
         ("mosaic.strategies={formatt: 1}", "did you mean `mosaic.strategies.format`"),
         ("mosaic.strategies={format: 0, permute: 0, maskout: 0}", "all weights are 0"),
         ("mosaic.permute_rules=[backwards]", "reverse"),

@@ -220,10 +220,8 @@ def test_a_file_adds_to_every_list_and_to_the_texts(write: Write) -> None:
         },
     }
     phrasings = load_phrasings(write(added))
-    assert phrasings.numbers == (
-        *PHRASINGS.numbers,
-        "Task {n} ->",
-    )  # the other one is there already
+    # The other number is there already.
+    assert phrasings.numbers == (*PHRASINGS.numbers, "Task {n} ->")
     assert phrasings.tag_words == (*PHRASINGS.tag_words, ("hop", "hup"))
     assert phrasings.tag_brackets[-1] == "!{tag}!"
     assert phrasings.list_brackets[-1] == "{{{items}}}"
@@ -413,9 +411,9 @@ MISTAKES: dict[str, tuple[Any, str, str]] = {
     "a number of two lines": ({"numbers": ["{n}\n"]}, "numbers", "one line"),
     "a separator with a digit": ({"list_separators": [" 1 "]}, "list_separators", "1"),
     "a list that is none": ({"numbers": "{n}!"}, "numbers", "list"),
-    "an unknown phrasings to extend": ({"extends": "fr"}, "extends", "none"),
+    "unknown phrasings to extend": ({"extends": "fr"}, "extends", "none"),
     "words that is no truth value": ({"words": "yes please"}, "words", ""),
-    "an incomplete phrasings": ({"extends": "none", "numbers": ["{n}."]}, "texts", "missing"),
+    "incomplete phrasings": ({"extends": "none", "numbers": ["{n}."]}, "texts", "missing"),
 }
 
 
