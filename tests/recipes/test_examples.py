@@ -36,7 +36,7 @@ def test_the_library_example_runs(tmp_path: Path) -> None:
 def test_the_mosaic_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
     runpy.run_path(str(ROOT / "examples" / "mosaic.py"), run_name="__main__")
     said = capsys.readouterr().out
-    assert "sequences: 6 rows become 2 samples a pass" in said
+    assert "sequences: 6 rows become 2 samples an epoch" in said
     assert "read again: Reading(strategy=" in said
 
 
