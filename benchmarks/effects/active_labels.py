@@ -153,14 +153,14 @@ def accuracy(world: Path, run: Path) -> float:
     rows = lines(world / "answers" / "heldout" / "candidates.jsonl")
     prompts, responses = [row["prompt"] for row in rows], [row["responses"] for row in rows]
     right = []
-    for prompt, texts, belief in zip(
+    for prompt, texts, probabilities in zip(
         prompts, responses, judge([load_scorer(str(run))], prompts, responses)
     ):
         gold = [gold_score(prompt, text) for text in texts]
         for j, k in pairs_of(len(texts)):
             if gold[j] != gold[k]:
-                found = belief[0, j, k]
-                right.append(0.5 if found == 0.5 else float((found > 0.5) == (gold[j] > gold[k])))
+                p = probabilities[0, j, k]
+                right.append(0.5 if p == 0.5 else float((p > 0.5) == (gold[j] > gold[k])))
     return statistics.fmean(right)
 
 

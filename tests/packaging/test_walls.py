@@ -74,7 +74,7 @@ HEAVY |= {"bitsandbytes", "tokenizers", "safetensors", "huggingface_hub", "numpy
 LOADS_HEAVY: dict[str, tuple[str, ...]] = {
     "builders.mosaic": ("build", "costs", "engine", "epochs", "iterable", "paper_compat", "report"),
     "builders.select": (
-        *("acquisition", "build", "candidates", "choosing", "embeddings", "ngrams", "report"),
+        *("acquisition", "build", "candidates", "embeddings", "ngrams", "report", "selection"),
         "win_probabilities",
     ),
     "doctor": ("numerics",),

@@ -2,8 +2,8 @@
 labels back.
 
 Cost-effective construction of a proxy reward model (arXiv 2407.02119): the policy answers prompts
-itself, a few of its pairs are chosen by active learning and labelled by an expensive oracle, a
-small reward model is trained on them and labels the rest. This package is the choosing and the
+itself, a few of its pairs are selected by active learning and labelled by an expensive oracle, a
+small reward model is trained on them and labels the rest. This package is the selection and the
 reading back; `aligner reward` trains.
 
     candidates.py         prompts with their answers, from files or from a policy
@@ -11,7 +11,7 @@ reading back; `aligner reward` trains.
     ngrams.py             vectors of texts without a model
     embeddings.py         vectors from a policy's hidden states
     acquisition.py        from vectors and uncertainties to the pairs that are asked
-    choosing.py           `select`: all of it, on plain lists
+    selection.py          `select`: all of it, on plain lists
     build.py              `aligner data select`
     labels.py             labels read back, or asked of a scorer
     label_store.py        labels in the run directory

@@ -35,13 +35,13 @@ def draw(seed: int, what: str, name: str) -> float:
 
 
 def at_random(ids: Sequence[str], seed: int) -> list[int]:
-    """Return all places in a random order."""
-    return sorted(range(len(ids)), key=lambda place: draw(seed, "pick", ids[place]))
+    """Return all indices in a random order."""
+    return sorted(range(len(ids)), key=lambda index: draw(seed, "pick", ids[index]))
 
 
 def most_uncertain(ids: Sequence[str], uncertainties: Sequence[float], seed: int) -> list[int]:
-    """Return all places, the most uncertain first; equals in a random order."""
-    return sorted(at_random(ids, seed), key=lambda place: -uncertainties[place])
+    """Return all indices, the most uncertain first; equals in a random order."""
+    return sorted(at_random(ids, seed), key=lambda index: -uncertainties[index])
 
 
 def shortlist_size(budget: int, pool_factor: float, count: int) -> int:
@@ -79,8 +79,8 @@ def k_means_seeding(
         if heights[-1] <= 0.0:  # all that is left lies on what was picked
             left = np.flatnonzero(distances == 0.0)
             return int(left[int(chance * len(left))])
-        place = int(np.searchsorted(heights, chance * heights[-1], side="right"))
-        return min(place, int(np.flatnonzero(distances > 0.0)[-1]))
+        index = int(np.searchsorted(heights, chance * heights[-1], side="right"))
+        return min(index, int(np.flatnonzero(distances > 0.0)[-1]))
 
     return _pick(vectors, budget, centres, first, drawn, on_pick)
 
@@ -98,8 +98,8 @@ def _pick(
     squares = np.einsum("nd,nd->n", vectors, vectors).astype(np.float64)
 
     def distances_to(point: Array) -> Array:
-        found = squares - 2.0 * (vectors @ point).astype(np.float64) + float(point @ point)
-        return np.where(found < ROUNDING, 0.0, found)
+        squared = squares - 2.0 * (vectors @ point).astype(np.float64) + float(point @ point)
+        return np.where(squared < ROUNDING, 0.0, squared)
 
     nearest = np.full(len(vectors), np.inf)
     for centre in centres:
@@ -107,9 +107,9 @@ def _pick(
     picked: list[int] = []
     budget = min(budget, len(vectors))
     while len(picked) < budget:
-        place = first if not picked and not len(centres) else choose(nearest, len(picked))
-        picked.append(place)
-        np.minimum(nearest, distances_to(vectors[place]), out=nearest)
+        index = first if not picked and not len(centres) else choose(nearest, len(picked))
+        picked.append(index)
+        np.minimum(nearest, distances_to(vectors[index]), out=nearest)
         nearest[picked] = -1.0
         if on_pick is not None:
             on_pick(len(picked), budget)

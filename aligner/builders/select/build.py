@@ -30,7 +30,11 @@ from typing import Any
 import numpy as np
 
 from aligner.builders.select.candidates import Candidate, of_prompts, read_candidates, read_labelled
-from aligner.builders.select.choosing import (
+from aligner.builders.select.label_store import LABELS, PICKED
+from aligner.builders.select.ngrams import ngram_vectors, text_of
+from aligner.builders.select.recipe import Select, SelectRecipe
+from aligner.builders.select.report import results_of, summary_of, write_select_report
+from aligner.builders.select.selection import (
     Selection,
     Triple,
     as_row,
@@ -38,10 +42,6 @@ from aligner.builders.select.choosing import (
     prompt_key,
     select,
 )
-from aligner.builders.select.label_store import LABELS, PICKED
-from aligner.builders.select.ngrams import ngram_vectors, text_of
-from aligner.builders.select.recipe import Select, SelectRecipe
-from aligner.builders.select.report import results_of, summary_of, write_select_report
 from aligner.builders.select.win_probabilities import questions, win_probabilities
 from aligner.config.load import Resolved
 from aligner.config.recipe import Data, Model
@@ -91,7 +91,7 @@ class Inputs:
     @property
     def fingerprint(self) -> str:
         """What was read, in short."""
-        texts = [one.as_row() for one in self.candidates]
+        texts = [candidate.as_row() for candidate in self.candidates]
         return hashlib.sha256(
             json.dumps([texts, self.labelled], sort_keys=True).encode()
         ).hexdigest()
@@ -132,10 +132,12 @@ def run_select(
     run.write_json("data.json", inputs.ledger)
     if recipe.select.policy is not None and recipe.select.candidates is None:
         _answer(recipe, run, inputs, on_event)
-    for one in inputs.candidates:
-        one.responses = [one.responses[place] for place in different(one.responses, inputs.counts)]
-    beliefs = _judge(specs, run, inputs, on_event)
-    selection = _choose(recipe, run, inputs, beliefs, on_event)
+    for candidate in inputs.candidates:
+        candidate.responses = [
+            candidate.responses[index] for index in different(candidate.responses, inputs.counts)
+        ]
+    probabilities = _judge(specs, run, inputs, on_event)
+    selection = _select(recipe, run, inputs, probabilities, on_event)
     tell(on_event, StageStarted("writing the files"))
     results = _write(run, specs, inputs, selection)
     return session.finish(run, results, _parents(recipe, run, specs, inputs))
@@ -203,12 +205,12 @@ def _refuse_twice(specs: Sequence[str]) -> None:
 def _identity(card: Card) -> str:
     """What decides a reward model's scores, by its card: not its name, and not how its path is
     written."""
-    said = card.model_dump(
+    facts = card.model_dump(
         mode="json", exclude={"name", "description", "license", "url", "accuracy", "fingerprint"}
     )
     if card.model is not None and Path(card.model).expanduser().exists():
-        said["model"] = os.path.realpath(Path(card.model).expanduser())
-    return json.dumps(said, sort_keys=True)
+        facts["model"] = os.path.realpath(Path(card.model).expanduser())
+    return json.dumps(facts, sort_keys=True)
 
 
 def read_inputs(recipe: SelectRecipe, on_event: OnEvent | None) -> Inputs:
@@ -229,7 +231,7 @@ def read_inputs(recipe: SelectRecipe, on_event: OnEvent | None) -> Inputs:
             read.candidates, labelled, files, counts, {"candidates": dict(counts)}, table
         )
         counts["answers cut off at the longest length"] = sum(
-            one.unfinished for one in read.candidates
+            candidate.unfinished for candidate in read.candidates
         )
     else:
         assert recipe.data is not None, "a rule asks for one of them"
@@ -278,7 +280,7 @@ def _answer(recipe: SelectRecipe, run: Run, inputs: Inputs, on_event: OnEvent | 
     fails at once."""
     settings, candidates = recipe.select, inputs.candidates
     order = sorted(
-        range(len(candidates)), key=lambda place: -len(text_of(candidates[place].prompt))
+        range(len(candidates)), key=lambda index: -len(text_of(candidates[index].prompt))
     )
     parts = _chunks(order, max(1, settings.batch_size // settings.num_samples))
     journal = run.dir / JOURNAL / "answers.jsonl"
@@ -291,14 +293,16 @@ def _answer(recipe: SelectRecipe, run: Run, inputs: Inputs, on_event: OnEvent | 
         return len(part) * settings.num_samples
 
     written = carry_on(journal, "writing answers", parts, make, on_event, answers)
-    for place, said in zip(order, (said for part in written for said in part)):
-        one = candidates[place]
-        if said is None:
+    for index, samples in zip(order, (samples for part in written for samples in part)):
+        candidate = candidates[index]
+        if samples is None:
             inputs.counts["prompts too long to be answered"] += 1
             continue
-        one.responses = [text for text, is_whole in said if is_whole or settings.keep_unfinished]
-        one.unfinished = len(said) - len(one.responses)
-        inputs.counts["answers cut off at the longest length"] += one.unfinished
+        candidate.responses = [
+            text for text, is_whole in samples if is_whole or settings.keep_unfinished
+        ]
+        candidate.unfinished = len(samples) - len(candidate.responses)
+        inputs.counts["answers cut off at the longest length"] += candidate.unfinished
 
 
 def _writer(
@@ -320,8 +324,8 @@ def _writer(
     assert section is not None
     assert recipe.data is not None
     tokenizer = load_tokenizer(section)
-    for remark in check_tokenizer(tokenizer):
-        tell(on_event, Warned(remark))
+    for note in check_tokenizer(tokenizer):
+        tell(on_event, Warned(note))
     policy = load_policy(section, tokenizer, trainable=False)
     limit = min(recipe.data.max_length, max_positions(policy) or recipe.data.max_length)
     too_long = _too_long(tokenizer, candidates, recipe.data, limit, settings.max_new_tokens)
@@ -335,15 +339,15 @@ def _writer(
     )
 
     def work(part: list[int]) -> list[Any]:
-        asked = [place for place in part if place not in too_long]
-        prompts = [candidates[place].prompt for place in asked]
+        asked = [index for index in part if index not in too_long]
+        prompts = [candidates[index].prompt for index in asked]
         streams = [_stream(prompt) for prompt in prompts]
-        found = generate(
+        samples_of = generate(
             policy, tokenizer, prompts, sampling, batch_size=settings.batch_size, streams=streams
         )
         answers = {}
-        for index, samples in zip(asked, found):
-            answers[index] = [[one.text, one.finish_reason == "stop"] for one in samples]
+        for index, samples in zip(asked, samples_of):
+            answers[index] = [[sample.text, sample.finish_reason == "stop"] for sample in samples]
         return [answers.get(index) for index in part]
 
     return model_fingerprint(section), work
@@ -356,18 +360,18 @@ def _too_long(
     says."""
     from aligner.tokenization.encode import encode_prompt
 
-    lengths = [len(encode_prompt(tokenizer, one.prompt)) for one in candidates]
-    too_long = {place for place, length in enumerate(lengths) if length + room > limit}
+    lengths = [len(encode_prompt(tokenizer, candidate.prompt)) for candidate in candidates]
+    too_long = {index for index, length in enumerate(lengths) if length + room > limit}
     if too_long and (data.on_too_long == "error" or len(too_long) == len(candidates)):
-        worst = sorted(too_long, key=lambda place: -lengths[place])[:LISTED]
+        worst = sorted(too_long, key=lambda index: -lengths[index])[:LISTED]
         raise DataError(
             f"{len(too_long):,} of {len(candidates):,} prompts leave no room for {room} tokens of "
             f"an answer within {limit}",
             "lower select.max_new_tokens, raise data.max_length as far as the model goes, or set "
             "data.on_too_long=drop",
             [
-                Problem(f"{lengths[place]:,} tokens", where=candidates[place].origin)
-                for place in worst
+                Problem(f"{lengths[index]:,} tokens", where=candidates[index].origin)
+                for index in worst
             ],
         )
     return too_long
@@ -384,15 +388,15 @@ def _stream(prompt: Any) -> int:
 def _judge(
     specs: Sequence[str], run: Run, inputs: Inputs, on_event: OnEvent | None
 ) -> list[Array] | None:
-    """Return what the reward models believe of each prompt's answers, one model in memory at a
+    """Return the win probabilities of each prompt's answers, one model in memory at a
     time; None without models."""
     if not specs:
         return None
-    candidates = [one for one in inputs.candidates if len(one.responses) > 1]
-    prompts = [one.prompt for one in candidates]
-    responses = [one.responses for one in candidates]
-    answers = [one.answer for one in candidates]
-    origins = [one.origin for one in candidates]
+    candidates = [candidate for candidate in inputs.candidates if len(candidate.responses) > 1]
+    prompts = [candidate.prompt for candidate in candidates]
+    responses = [candidate.responses for candidate in candidates]
+    answers = [candidate.answer for candidate in candidates]
+    origins = [candidate.origin for candidate in candidates]
     by_model = []
     for number, spec in enumerate(specs):
         several = f" ({number + 1} of {len(specs)})" if len(specs) > 1 else ""
@@ -402,7 +406,7 @@ def _judge(
         parts: list[list[int]] = [[] for _ in range(0, len(candidates), JUDGED_TOGETHER)]
         for row, owner in enumerate(owners):
             parts[owner // JUDGED_TOGETHER].append(row)
-        journal = Journal(run.dir / JOURNAL / f"beliefs-{number}.jsonl")
+        journal = Journal(run.dir / JOURNAL / f"verdicts-{number}.jsonl")
         journal.tell_resumed(what, len(parts), on_event)
         verdicts = ask(
             partial(_load, spec, run, journal, what, on_event),
@@ -413,14 +417,14 @@ def _judge(
             on_progress=counter(on_event, what),
             sizes=list(map(len, chunks(len(candidates), JUDGED_TOGETHER))),
         )
-        found = win_probabilities(responses, verdicts, compares=compares)
-        by_model.append(found)
-        _tell_unjudged(spec, rows, verdicts, found, on_event)
-        remarks = Counter(verdict.remark for verdict in verdicts if verdict.remark)
-        for remark, count in remarks.most_common(3):
-            tell(on_event, Warned(f"{spec}: {count:,} answers: {remark}"))
+        probabilities = win_probabilities(responses, verdicts, compares=compares)
+        by_model.append(probabilities)
+        _tell_unjudged(spec, rows, verdicts, probabilities, on_event)
+        notes = Counter(verdict.remark for verdict in verdicts if verdict.remark)
+        for note, count in notes.most_common(3):
+            tell(on_event, Warned(f"{spec}: {count:,} answers: {note}"))
     judged = iter(map(np.stack, zip(*by_model)))
-    counts = [len(one.responses) for one in inputs.candidates]
+    counts = [len(candidate.responses) for candidate in inputs.candidates]
     return [next(judged) if n > 1 else np.full((len(specs), n, n), 0.5) for n in counts]
 
 
@@ -440,7 +444,7 @@ def _tell_unjudged(
     spec: str,
     rows: Answers | Pairs,
     verdicts: Sequence[Verdict],
-    beliefs: Sequence[Array],
+    probabilities: Sequence[Array],
     on_event: OnEvent | None,
 ) -> None:
     """Say how many pairs are left out since a model has no verdict on them, and where the first
@@ -448,7 +452,7 @@ def _tell_unjudged(
     reasons: dict[str, str] = {}
     for row, reason in silent_rows(verdicts).items():
         reasons.setdefault(rows.origins[row], reason)
-    count = sum(int(np.isnan(belief).sum()) // 2 for belief in beliefs)
+    count = sum(int(np.isnan(matrix).sum()) // 2 for matrix in probabilities)
     if count:
         first = "; ".join(f"{name}: {reason}" for name, reason in list(reasons.items())[:LISTED])
         tell(
@@ -460,30 +464,30 @@ def _tell_unjudged(
 # --- the choice -----------------------------------------------------------------------------------
 
 
-def _choose(
+def _select(
     recipe: SelectRecipe,
     run: Run,
     inputs: Inputs,
-    beliefs: list[Array] | None,
+    probabilities: list[Array] | None,
     on_event: OnEvent | None,
 ) -> Selection:
     """Choose, and say where there is less to choose from than was asked for."""
     settings = recipe.select
-    tell(on_event, StageStarted("choosing pairs"))
+    tell(on_event, StageStarted("selecting pairs"))
     selection = select(
-        [one.prompt for one in inputs.candidates],
-        [one.responses for one in inputs.candidates],
+        [candidate.prompt for candidate in inputs.candidates],
+        [candidate.responses for candidate in inputs.candidates],
         settings.budget,
-        beliefs=beliefs,
+        win_probabilities=probabilities,
         strategy=settings.strategy,
         pair=settings.pair,
         uncertainty=settings.uncertainty,
         pool_factor=settings.pool_factor,
         spread=settings.spread,
         labelled=inputs.labelled,
-        embed=ngram_vectors if settings.embedding == "ngrams" else _states(recipe, run, on_event),
+        embed=ngram_vectors if settings.embedding == "ngrams" else _embedder(recipe, run, on_event),
         seed=recipe.seed,
-        on_pick=counter(on_event, "choosing pairs"),
+        on_pick=counter(on_event, "selecting pairs"),
     )
     selection.counts += inputs.counts
     if not selection.picked:
@@ -494,19 +498,19 @@ def _choose(
             "answers",
         )
     if len(selection.picked) < settings.budget:
-        found = (
+        too_few = (
             f"there are {len(selection.picked):,} pairs to choose from, fewer than the budget of "
             f"{settings.budget:,}"
         )
-        tell(on_event, Warned(f"{found}: all are taken"))
+        tell(on_event, Warned(f"{too_few}: all are taken"))
     return selection
 
 
-def _states(
+def _embedder(
     recipe: SelectRecipe, run: Run, on_event: OnEvent | None
 ) -> Callable[[Sequence[Triple]], Array]:
     """Return what makes vectors from the policy's hidden states, batch by batch."""
-    from aligner.builders.select.embeddings import finished, state_reader
+    from aligner.builders.select.embeddings import load_embedder, unit_vectors
 
     section = recipe.select.policy
     assert section is not None
@@ -514,13 +518,13 @@ def _states(
     def embed(pairs: Sequence[Triple]) -> Array:
         def make() -> tuple[str, Callable[[list[int]], Any]]:
             tell(on_event, StageStarted("loading the policy"))
-            key, read = state_reader(section)
-            return key, lambda part: read([pairs[place] for place in part])
+            key, read = load_embedder(section)
+            return key, lambda part: read([pairs[index] for index in part])
 
         parts = _chunks(list(range(len(pairs))), max(1, recipe.select.batch_size // 2))
-        journal = run.dir / JOURNAL / "states.jsonl"
+        journal = run.dir / JOURNAL / "embeddings.jsonl"
         packed = carry_on(journal, "reading hidden states", parts, make, on_event, len)
-        return finished([row for part in packed for row in part])
+        return unit_vectors([row for part in packed for row in part])
 
     return embed
 
@@ -536,11 +540,11 @@ def _write(
     run: Run, specs: Sequence[str], inputs: Inputs, selection: Selection
 ) -> dict[str, float]:
     """Write the files and the report, and return the results."""
-    picked = [{**as_row(one), "rank": rank} for rank, one in enumerate(selection.picked, start=1)]
+    picked = [{**as_row(pair), "rank": rank} for rank, pair in enumerate(selection.picked, start=1)]
     rows = {
-        "candidates.jsonl": [one.as_row() for one in inputs.candidates],
+        "candidates.jsonl": [candidate.as_row() for candidate in inputs.candidates],
         "to_label.jsonl": [{**row, "label": None} for row in picked],
-        "rest.jsonl": [as_row(one) for one in selection.rest],
+        "rest.jsonl": [as_row(pair) for pair in selection.rest],
     }
     for name, lines in rows.items():
         write_atomically(run.dir / name, "".join(dumps(line) + "\n" for line in lines))
@@ -548,8 +552,8 @@ def _write(
         **summary_of(selection, len(inputs.candidates), specs),
         "files": {name: file_sha256(run.dir / name) for name in rows},
         "pairs": [
-            {**row, "probability": one.probability, "answer": inputs.candidates[one.row].answer}
-            for row, one in zip(picked, selection.picked)
+            {**row, "probability": pair.probability, "answer": inputs.candidates[pair.row].answer}
+            for row, pair in zip(picked, selection.picked)
         ],
     }
     run.write_json(PICKED, summary)
@@ -561,15 +565,17 @@ def _parents(
     recipe: SelectRecipe, run: Run, specs: Sequence[str], inputs: Inputs
 ) -> list[dict[str, Any]]:
     """Return where the selection came from: the policy, the reward models, the files."""
-    found: list[dict[str, Any]] = []
+    parents: list[dict[str, Any]] = []
     policy = recipe.select.policy.name_or_path if recipe.select.policy else ""
-    made = [("states.jsonl" if recipe.select.candidates else "answers.jsonl", "model", policy)]
-    made += [(f"beliefs-{number}.jsonl", "reward model", spec) for number, spec in enumerate(specs)]
+    made = [("embeddings.jsonl" if recipe.select.candidates else "answers.jsonl", "model", policy)]
+    made += [
+        (f"verdicts-{number}.jsonl", "reward model", spec) for number, spec in enumerate(specs)
+    ]
     for name, kind, path in made:
         fingerprint = Journal(run.dir / JOURNAL / name).begun_with
         if fingerprint is not None:
-            found.append({"kind": kind, "path": path, "fingerprint": fingerprint})
+            parents.append({"kind": kind, "path": path, "fingerprint": fingerprint})
     return [
-        *found,
+        *parents,
         *({"kind": "data", "path": path, "fingerprint": sha} for path, sha in inputs.files.items()),
     ]

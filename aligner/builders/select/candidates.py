@@ -23,8 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from aligner.builders.select.choosing import Triple, prompt_key
 from aligner.builders.select.label_store import LABELS, PICKED, asked_pairs, known_labels
+from aligner.builders.select.selection import Triple, prompt_key
 from aligner.config.recipe import Source
 from aligner.data.checks import BadRow, kind, text
 from aligner.data.files import BLANK, Unreadable
@@ -67,12 +67,12 @@ class Read:
 
 def of_prompts(rows: Sequence[PromptRow]) -> tuple[list[Candidate], int]:
     """Return a candidate without answers for each prompt, and how many prompts had come before."""
-    found: dict[str, Candidate] = {}
+    by_prompt: dict[str, Candidate] = {}
     for row in rows:
-        found.setdefault(
+        by_prompt.setdefault(
             prompt_key(row.prompt), Candidate(row.prompt, origin=row.origin, answer=row.answer)
         )
-    return list(found.values()), len(rows) - len(found)
+    return list(by_prompt.values()), len(rows) - len(by_prompt)
 
 
 def read_candidates(path: str, *, keep_unfinished: bool = False) -> Read:
@@ -80,29 +80,29 @@ def read_candidates(path: str, *, keep_unfinished: bool = False) -> Read:
 
     Raises: DataError with every broken row.
     """
-    found: dict[str, Candidate] = {}
+    by_prompt: dict[str, Candidate] = {}
     read = Read([], [])
     problems: list[Problem] = []
     for origin, raw in _rows(path, read.files, problems):
         try:
-            one = _candidate(raw, origin, keep_unfinished)
+            candidate = _candidate(raw, origin, keep_unfinished)
         except BadRow as bad:
             problems.append(Problem(str(bad), where=origin))
             continue
         read.counts["rows"] += 1
-        before = found.setdefault(prompt_key(one.prompt), one)
-        if before is not one:
+        before = by_prompt.setdefault(prompt_key(candidate.prompt), candidate)
+        if before is not candidate:
             read.counts["rows joined to one with the same prompt"] += 1
-            before.responses += one.responses
-            before.unfinished += one.unfinished
-            before.answer = before.answer if before.answer is not None else one.answer
+            before.responses += candidate.responses
+            before.unfinished += candidate.unfinished
+            before.answer = before.answer if before.answer is not None else candidate.answer
     _refuse(
         path,
         problems,
-        bool(found),
+        bool(by_prompt),
         "a prompt with `responses`, `completions`, or `chosen` and `rejected`",
     )
-    read.candidates = list(found.values())
+    read.candidates = list(by_prompt.values())
     return read
 
 
@@ -111,11 +111,11 @@ def read_labelled(paths: Sequence[str]) -> tuple[list[Triple], list[FileRecord]]
 
     Raises: DataError with every broken row, and for a run without labels.
     """
-    found: list[Triple] = []
+    pairs: list[Triple] = []
     files: list[FileRecord] = []
     for path in paths:
         if (Path(path).expanduser() / PICKED).is_file():
-            found += _labelled_in_run(Path(path).expanduser(), files)
+            pairs += _labelled_in_run(Path(path).expanduser(), files)
             continue
         problems: list[Problem] = []
         rows: list[Triple] = []
@@ -127,8 +127,8 @@ def read_labelled(paths: Sequence[str]) -> tuple[list[Triple], list[FileRecord]]
         _refuse(
             path, problems, bool(rows), "`prompt` with `chosen` and `rejected`, or with `a` and `b`"
         )
-        found += rows
-    return found, files
+        pairs += rows
+    return pairs, files
 
 
 def _labelled_in_run(run_dir: Path, files: list[FileRecord]) -> list[Triple]:
@@ -138,13 +138,13 @@ def _labelled_in_run(run_dir: Path, files: list[FileRecord]) -> list[Triple]:
             f"{run_dir} has no labels yet",
             f"read them with `aligner data select {run_dir} --labels FILE`",
         )
-    for name in (PICKED, LABELS):
-        path = run_dir / name
+    for pair_id in (PICKED, LABELS):
+        path = run_dir / pair_id
         files.append(FileRecord(str(path), file_sha256(path), path.stat().st_size))
     return [
-        (one["prompt"], one["a"], one["b"])
-        for name, one in asked_pairs(run_dir).items()
-        if name in labels
+        (pair["prompt"], pair["a"], pair["b"])
+        for pair_id, pair in asked_pairs(run_dir).items()
+        if pair_id in labels
     ]
 
 
@@ -187,17 +187,17 @@ def _candidate(raw: Mapping[str, Any], origin: str, keep_unfinished: bool) -> Ca
     given = raw[name]
     if not isinstance(given, list):
         raise BadRow(f"{name} is {kind(given)}, not a list of answers")
-    one = Candidate(_prompt(raw), origin=origin, answer=_answer(raw.get("answer")))
+    candidate = Candidate(_prompt(raw), origin=origin, answer=_answer(raw.get("answer")))
     for number, item in enumerate(given, start=1):
         if (
             isinstance(item, Mapping)
             and item.get("finish_reason") == "length"
             and not keep_unfinished
         ):
-            one.unfinished += 1
+            candidate.unfinished += 1
         else:
-            one.responses.append(_response(item, f"answer {number} of {name}"))
-    return one
+            candidate.responses.append(_response(item, f"answer {number} of {name}"))
+    return candidate
 
 
 def _labelled(raw: Mapping[str, Any], origin: str) -> Triple:

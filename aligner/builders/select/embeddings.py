@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aligner.builders.select.choosing import Triple
 from aligner.builders.select.ngrams import unit
+from aligner.builders.select.selection import Triple
 from aligner.config.recipe import Model
 from aligner.data.rows import CompletionRow
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Array = np.ndarray
 
 
-def state_reader(section: Model) -> tuple[str, Callable[[Sequence[Triple]], list[str]]]:
+def load_embedder(section: Model) -> tuple[str, Callable[[Sequence[Triple]], list[str]]]:
     """Return the policy's fingerprint, and what gives the vectors of a batch of pairs, each packed
     into a text."""
     from aligner.models.fingerprint import model_fingerprint
@@ -59,8 +59,8 @@ def mean_states(
         mean_BD = (states_BTD * mask_BT1).sum(dim=1) / mask_BT1.sum(dim=1)
         return list(mean_BD.cpu().numpy())
 
-    states = batched_forward(policy, ids, read, pad_token_id=tokenizer.pad_token_id)
-    return np.stack(states).reshape(len(pairs), 2, -1).mean(axis=1)
+    vectors = batched_forward(policy, ids, read, pad_token_id=tokenizer.pad_token_id)
+    return np.stack(vectors).reshape(len(pairs), 2, -1).mean(axis=1)
 
 
 def _body(policy: PreTrainedModel) -> Any:
@@ -74,7 +74,7 @@ def _last(ids: list[int], limit: int | None) -> list[int]:
     return ids if limit is None else ids[-limit:]
 
 
-def finished(rows: Sequence[str]) -> Array:
+def unit_vectors(rows: Sequence[str]) -> Array:
     """Return packed vectors as unit vectors around their mean, shape (N, D)."""
     vectors = np.stack([unpack(row) for row in rows])
     return unit(vectors - vectors.mean(axis=0)).astype(np.float32)

@@ -47,7 +47,7 @@ def known_labels(run_dir: Path) -> dict[str, Label]:
     Raises: DataError when the file, in which a user may delete lines, holds something else.
     """
     path = run_dir / LABELS
-    found: dict[str, Label] = {}
+    labels: dict[str, Label] = {}
     for line, row in read_file(path) if path.exists() else ():
         if row is BLANK:
             continue
@@ -59,8 +59,8 @@ def known_labels(run_dir: Path) -> dict[str, Label]:
             raise DataError(
                 f"{path}:{line} is not a label", "delete that line; the others can be used"
             )
-        found[row["id"]] = {key: value for key, value in row.items() if key != "id"}
-    return found
+        labels[row["id"]] = {key: value for key, value in row.items() if key != "id"}
+    return labels
 
 
 def counts_of(run_dir: Path) -> dict[str, float]:

@@ -176,8 +176,8 @@ def _labels_in(
             f"{file}: files of this kind cannot be read",
             "known are .jsonl, .json, .csv and .parquet",
         )
-    found: dict[str, Label] = {}
-    places: dict[str, str] = {}
+    labels: dict[str, Label] = {}
+    lines: dict[str, str] = {}
     problems: list[Problem] = []
     for line, row in read_file(file):
         where = f"{file}:{line}"
@@ -186,18 +186,18 @@ def _labels_in(
         wrong = _wrong_with(row, pairs)
         if wrong is None:
             name, label = row["id"], _label(row)
-            earlier = found.get(name) or known.get(name)
+            earlier = labels.get(name) or known.get(name)
             if label is not None and earlier is not None and _differ(label, earlier):
-                there = places.get(name, LABELS)
+                there = lines.get(name, LABELS)
                 wrong = Problem(
                     f"{name} is labelled {_shown(label)}, and {_shown(earlier)} in {there}",
                     hint="keep one"
-                    if name in places
+                    if name in lines
                     else f"to change a label, delete its line in {LABELS}",
                 )
             elif label is not None:
-                found[name] = {**(earlier or {}), **label}
-                places.setdefault(name, where)
+                labels[name] = {**(earlier or {}), **label}
+                lines.setdefault(name, where)
         if wrong is not None:
             problems.append(Problem(wrong.message, where, hint=wrong.hint))
     if problems:
@@ -207,13 +207,13 @@ def _labels_in(
             "fix them and read the file again",
             problems[:LISTED],
         )
-    return found
+    return labels
 
 
-def _differ(one: Label, other: Label) -> bool:
+def _differ(label: Label, other: Label) -> bool:
     """Whether two labels of a pair contradict each other; a strength only against another."""
-    strengths = {label["strength"] for label in (one, other) if "strength" in label}
-    return one["label"] != other["label"] or len(strengths) > 1
+    strengths = {item["strength"] for item in (label, other) if "strength" in item}
+    return label["label"] != other["label"] or len(strengths) > 1
 
 
 def _shown(label: Label) -> str:

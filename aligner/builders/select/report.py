@@ -10,8 +10,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from aligner.builders.select.choosing import Pair, Selection
 from aligner.builders.select.ngrams import text_of
+from aligner.builders.select.selection import Pair, Selection
 from aligner.errors import UsageError
 from aligner.reports.charts import bar_chart, number
 from aligner.reports.training import page
@@ -44,7 +44,7 @@ def summary_of(selection: Selection, prompts: int, models: Sequence[str]) -> dic
 
 
 def _mean(pairs: Sequence[Pair]) -> float | None:
-    values = [one.uncertainty for one in pairs if one.uncertainty is not None]
+    values = [pair.uncertainty for pair in pairs if pair.uncertainty is not None]
     return sum(values) / len(values) if values else None
 
 
@@ -53,17 +53,14 @@ def _histogram(selection: Selection) -> list[list[Any]]:
     occurs."""
     if selection.measure is None:
         return []
-    values = [one.uncertainty or 0.0 for one in [*selection.picked, *selection.rest]]
+    values = [pair.uncertainty or 0.0 for pair in [*selection.picked, *selection.rest]]
     width = (max(values, default=0.0) or LARGEST[selection.measure]) / BINS
 
     def histogram(pairs: Sequence[Any]) -> Counter[int]:
-        return Counter(min(BINS - 1, int((one.uncertainty or 0.0) / width)) for one in pairs)
+        return Counter(min(BINS - 1, int((pair.uncertainty or 0.0) / width)) for pair in pairs)
 
     counts = [histogram(selection.picked), histogram(selection.rest)]
-    return [
-        [place * width, (place + 1) * width, counts[0][place], counts[1][place]]
-        for place in range(BINS)
-    ]
+    return [[i * width, (i + 1) * width, counts[0][i], counts[1][i]] for i in range(BINS)]
 
 
 def results_of(summary: Mapping[str, Any]) -> dict[str, float]:
@@ -218,18 +215,17 @@ _STYLE = "<style>.pair pre{white-space:pre-wrap;overflow-wrap:anywhere}</style>"
 
 
 def _examples(summary: Mapping[str, Any]) -> str:
-    return _STYLE + "".join(_example(one) for one in summary["pairs"][:SHOWN_EXAMPLES])
+    return _STYLE + "".join(_example(pair) for pair in summary["pairs"][:SHOWN_EXAMPLES])
 
 
 def _example(pair: Mapping[str, Any]) -> str:
-    told = [f"{pair['rank']}"]
+    facts = [f"{pair['rank']}"]
     if pair.get("uncertainty") is not None:
-        told.append(f"uncertainty {pair['uncertainty']:.4f}")
-        told.append(f"a is better with {pair['probability']:.0%}, the models say")
+        facts.append(f"uncertainty {pair['uncertainty']:.4f}")
+        facts.append(f"a is better with {pair['probability']:.0%}, the models say")
     parts = "".join(
         f'<p class="soft small">{name}</p><pre>{escape(text)}</pre>'
         for name, text in (("prompt", text_of(pair["prompt"])), ("a", pair["a"]), ("b", pair["b"]))
     )
-    return (
-        f'<details class="pair" open><summary>{escape(" · ".join(told))}</summary>{parts}</details>'
-    )
+    head = escape(" · ".join(facts))
+    return f'<details class="pair" open><summary>{head}</summary>{parts}</details>'

@@ -1,8 +1,8 @@
 """How likely each response to a prompt beats each other one by the reward models, and how uncertain
 that is.
 
-A belief is an array of shape (M, n, n): for each of M models the probability that answer j is
-better than answer k. Of a model that scores single answers it is the sigmoid of the difference
+Those of a prompt are an array of shape (M, n, n): for each of M models the probability that answer
+j is better than answer k. Of a model that scores single answers it is the sigmoid of the difference
 (Bradley and Terry), of one that compares what it says itself. So models of different scales count
 alike.
 
@@ -19,7 +19,7 @@ An entropy cannot tell a pair that is a tie from one that the model has not unde
 can, if the models differ. For a scorer whose numbers are not logits (a judge's grades, a verifier)
 the sigmoid only orders pairs.
 
-A pair that a judge has no usable verdict on is NaN in its belief, and no pair to choose; the win
+A pair that a judge has no usable verdict on is NaN there, and no pair to choose; the win
 rates are those over the other pairs.
 
 Legend: M models, n answers to a prompt.
@@ -43,8 +43,8 @@ def judge(
     responses: Sequence[Sequence[str]],
     references: Sequence[str | None] | None = None,
 ) -> list[Array]:
-    """Return what the scorers believe: one array of shape (M, n_i, n_i) for each prompt i with its
-    n_i answers.
+    """Return the win probabilities by the scorers: an array of shape (M, n_i, n_i) for each prompt
+    i with its n_i answers.
 
     `references`: a right answer for each prompt, for scorers that compare with one.
 
@@ -96,17 +96,17 @@ def win_probabilities(
         [np.nan if verdict.value is None else verdict.value for verdict in verdicts],
         dtype=np.float64,
     )
-    found, start = [], 0
+    matrices, start = [], 0
     for count in map(len, responses):
         upper = np.triu_indices(count, 1)
         size = len(upper[0]) if compares else count
         part, start = values[start : start + size], start + size
         if not compares:
             part = sigmoid(part[:, None] - part[None, :])[upper]
-        one = np.full((count, count), 0.5)
-        one[upper], one.T[upper] = part, 1.0 - part
-        found.append(one)
-    return found
+        matrix = np.full((count, count), 0.5)
+        matrix[upper], matrix.T[upper] = part, 1.0 - part
+        matrices.append(matrix)
+    return matrices
 
 
 def sigmoid(value: Array) -> Array:
@@ -146,13 +146,13 @@ def chosen_measure(name: str, models: int) -> str | None:
     return name if name != "auto" else ("bald" if models > 1 else "entropy")
 
 
-def win_rates(belief: Array, kept: Sequence[int]) -> Array:
+def win_rates(probabilities: Array, kept: Sequence[int]) -> Array:
     """Return for each kept answer its mean probability of beating another kept one, over models:
     shape (len(kept),).
 
     With one model that scores single answers this orders them as their scores do. Pairs without a
     verdict do not count.
     """
-    inner = belief[:, kept][:, :, kept].mean(axis=0)
+    inner = probabilities[:, kept][:, :, kept].mean(axis=0)
     others = np.maximum(1, np.isfinite(inner).sum(axis=1) - 1)
     return (np.nansum(inner, axis=1) - np.diag(inner)) / others

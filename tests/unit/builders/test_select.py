@@ -17,8 +17,8 @@ from aligner.builders.select.acquisition import (
     k_means_seeding,
     most_uncertain,
 )
-from aligner.builders.select.choosing import Selection, pair_id, select
 from aligner.builders.select.ngrams import WIDTH, ngram_vectors
+from aligner.builders.select.selection import Selection, pair_id, select
 from aligner.builders.select.win_probabilities import (
     MEASURES,
     entropy,
@@ -66,8 +66,8 @@ class Broken(Lengths):
         return Scores([float("nan")] * len(prompts))
 
 
-def belief(*probabilities: float) -> np.ndarray:
-    """What models believe of two answers: shape (M, 2, 2)."""
+def pair_matrix(*probabilities: float) -> np.ndarray:
+    """Win probabilities of two answers by some models: shape (M, 2, 2)."""
     return np.array([[[0.5, p], [1.0 - p, 0.5]] for p in probabilities])
 
 
@@ -75,7 +75,7 @@ def ids(selection: Selection) -> list[str]:
     return [pair.id for pair in selection.picked]
 
 
-# --- beliefs --------------------------------------------------------------------------------------
+# --- win probabilities ----------------------------------------------------------------------------
 
 
 def test_a_score_becomes_a_probability_by_the_sigmoid_of_the_difference() -> None:
@@ -221,11 +221,11 @@ def test_equally_uncertain_pairs_come_in_a_random_order() -> None:
 
 PROMPTS = [f"question {number}" for number in range(8)]
 ANSWERS = [["yes", "no"]] * 8
-BELIEFS = [belief(0.5 + number / 20) for number in range(8)]
+PROBABILITIES = [pair_matrix(0.5 + number / 20) for number in range(8)]
 
 
 def test_the_most_uncertain_prompts_are_picked_first() -> None:
-    found = select(PROMPTS, ANSWERS, 3, beliefs=BELIEFS, strategy="uncertainty")
+    found = select(PROMPTS, ANSWERS, 3, win_probabilities=PROBABILITIES, strategy="uncertainty")
     assert [pair.row for pair in found.picked] == [0, 1, 2]
     assert sorted(pair.row for pair in found.rest) == [3, 4, 5, 6, 7]
     assert (found.measure, found.pair) == ("entropy", "max_min")
@@ -233,10 +233,14 @@ def test_the_most_uncertain_prompts_are_picked_first() -> None:
 
 
 def test_both_spreads_over_the_most_uncertain_ones_only() -> None:
-    found = select(PROMPTS, ANSWERS, 2, beliefs=BELIEFS, strategy="both", pool_factor=2.0)
+    found = select(
+        PROMPTS, ANSWERS, 2, win_probabilities=PROBABILITIES, strategy="both", pool_factor=2.0
+    )
     assert found.picked[0].row == 0
     assert {pair.row for pair in found.picked} <= {0, 1, 2, 3}
-    narrow = select(PROMPTS, ANSWERS, 2, beliefs=BELIEFS, strategy="both", pool_factor=1.0)
+    narrow = select(
+        PROMPTS, ANSWERS, 2, win_probabilities=PROBABILITIES, strategy="both", pool_factor=1.0
+    )
     assert {pair.row for pair in narrow.picked} == {0, 1}
 
 
@@ -261,22 +265,29 @@ def test_what_is_labelled_is_never_picked_and_pushes_picks_away(spread: str) -> 
 
 def test_another_pair_of_a_prompt_is_asked_when_its_first_is_labelled() -> None:
     answers = [["a", "bbb", "ccccc"]]
-    beliefs = judge([Lengths()], ["p"], answers)
-    first = select(["p"], answers, 1, beliefs=beliefs, strategy="uncertainty").picked[0]
+    probabilities = judge([Lengths()], ["p"], answers)
+    first = select(
+        ["p"], answers, 1, win_probabilities=probabilities, strategy="uncertainty"
+    ).picked[0]
     assert {first.a, first.b} == {"a", "ccccc"}
     second = select(
-        ["p"], answers, 1, beliefs=beliefs, strategy="uncertainty", labelled=[first.triple]
+        ["p"],
+        answers,
+        1,
+        win_probabilities=probabilities,
+        strategy="uncertainty",
+        labelled=[first.triple],
     ).picked[0]
     assert {second.a, second.b} != {first.a, first.b}
 
 
 def test_the_pair_of_a_prompt_follows_the_rule() -> None:
     answers = [["a", "aaaa", "aaaaa"]]
-    beliefs = judge([Lengths()], ["p"], answers)
+    probabilities = judge([Lengths()], ["p"], answers)
 
     def chosen(pair: str) -> set[str]:
         (one,) = select(
-            ["p"], answers, 1, beliefs=beliefs, strategy="uncertainty", pair=pair
+            ["p"], answers, 1, win_probabilities=probabilities, strategy="uncertainty", pair=pair
         ).picked
         return {one.a, one.b}
 
@@ -286,7 +297,9 @@ def test_the_pair_of_a_prompt_follows_the_rule() -> None:
 
 
 def test_the_probability_is_that_of_the_first_answer() -> None:
-    found = select(PROMPTS, ANSWERS, 8, beliefs=[belief(0.8)] * 8, strategy="uncertainty")
+    found = select(
+        PROMPTS, ANSWERS, 8, win_probabilities=[pair_matrix(0.8)] * 8, strategy="uncertainty"
+    )
     firsts = {pair.a for pair in found.picked}
     assert firsts == {"yes", "no"}, "the order is random"
     for pair in found.picked:
@@ -305,10 +318,14 @@ def test_the_choice_is_the_same_again_and_another_with_another_seed(strategy: st
         f"question {number} about {'tea' if number % 3 else 'coffee'}" for number in range(40)
     ]
     answers = [[f"a{number}", f"b{number}", f"c{number}"] for number in range(40)]
-    beliefs = [np.full((1, 3, 3), 0.5) for _ in prompts]
+    probabilities = [np.full((1, 3, 3), 0.5) for _ in prompts]
 
     def chosen(seed: int) -> list[str]:
-        return ids(select(prompts, answers, 10, beliefs=beliefs, strategy=strategy, seed=seed))
+        return ids(
+            select(
+                prompts, answers, 10, win_probabilities=probabilities, strategy=strategy, seed=seed
+            )
+        )
 
     assert chosen(1) == chosen(1)
     assert chosen(1) != chosen(2)
@@ -322,10 +339,17 @@ def test_the_order_of_the_rows_does_not_matter(strategy: str, spread: str) -> No
         f"question {number} about {'tea' if number % 3 else 'coffee'}" for number in range(40)
     ]
     answers = [[f"a{number}", f"b{number * 7 % 40}"] for number in range(40)]
-    beliefs = [belief(0.5 + number / 100) for number in range(40)]
-    forward = select(prompts, answers, 10, beliefs=beliefs, strategy=strategy, spread=spread)
+    probabilities = [pair_matrix(0.5 + number / 100) for number in range(40)]
+    forward = select(
+        prompts, answers, 10, win_probabilities=probabilities, strategy=strategy, spread=spread
+    )
     backward = select(
-        prompts[::-1], answers[::-1], 10, beliefs=beliefs[::-1], strategy=strategy, spread=spread
+        prompts[::-1],
+        answers[::-1],
+        10,
+        win_probabilities=probabilities[::-1],
+        strategy=strategy,
+        spread=spread,
     )
     assert ids(forward) == ids(backward)
 
@@ -335,14 +359,14 @@ def test_pairs_without_a_verdict_are_never_picked_and_count_for_no_win_rate() ->
     one = np.array([[0.5, 0.9, nan], [0.1, 0.5, 0.2], [nan, 0.8, 0.5]])
     assert win_rates(one[None], [0, 1, 2]).tolist() == pytest.approx([0.9, 0.15, 0.8])
     answers = [["a", "b", "c"], ["d", "e"]]
-    beliefs = [np.stack([one, np.full((3, 3), 0.5)]), belief(nan, 0.4)]
+    probabilities = [np.stack([one, np.full((3, 3), 0.5)]), pair_matrix(nan, 0.4)]
     for pair in ("max_min", "most_uncertain", "random"):
         for seed in range(8):
             found = select(
                 ["p", "q"],
                 answers,
                 9,
-                beliefs=beliefs,
+                win_probabilities=probabilities,
                 strategy="uncertainty",
                 pair=pair,
                 seed=seed,
@@ -362,7 +386,7 @@ def test_pairs_without_a_verdict_are_never_picked_and_count_for_no_win_rate() ->
 
 def test_a_budget_larger_than_the_pool_takes_all() -> None:
     for strategy in ("random", "diversity", "uncertainty", "both"):
-        found = select(PROMPTS, ANSWERS, 10**6, beliefs=BELIEFS, strategy=strategy)
+        found = select(PROMPTS, ANSWERS, 10**6, win_probabilities=PROBABILITIES, strategy=strategy)
         assert len(found.picked) == 8
         assert found.rest == []
 
@@ -371,7 +395,7 @@ def test_nothing_to_choose_from_is_no_error() -> None:
     for strategy in ("random", "diversity"):
         assert select([], [], 5, strategy=strategy).picked == []
         assert select(["p"], [["same", "same "]], 5, strategy=strategy).picked == []
-    assert select([], [], 5, beliefs=[], strategy="both").picked == []
+    assert select([], [], 5, win_probabilities=[], strategy="both").picked == []
 
 
 def test_prompts_without_a_pair_are_counted() -> None:
@@ -421,21 +445,29 @@ def test_unicode_of_every_kind_passes() -> None:
 
 def test_equal_scores_everywhere_still_give_a_choice_without_nan() -> None:
     answers = [["aa", "bb", "cc"]] * 8
-    beliefs = judge([Lengths(), Lengths(3.0)], PROMPTS, answers)
+    probabilities = judge([Lengths(), Lengths(3.0)], PROMPTS, answers)
     for measure in MEASURES:
-        found = select(PROMPTS, answers, 3, beliefs=beliefs, uncertainty=measure, strategy="both")
+        found = select(
+            PROMPTS,
+            answers,
+            3,
+            win_probabilities=probabilities,
+            uncertainty=measure,
+            strategy="both",
+        )
         assert len(found.picked) == 3
         assert all(
             pair.uncertainty is not None and math.isfinite(pair.uncertainty)
             for pair in found.picked
         )
-    assert {frozenset((p.a, p.b)) for p in select(PROMPTS, answers, 8, beliefs=beliefs).picked} != {
-        frozenset(("aa", "bb"))
-    }
+    assert {
+        frozenset((p.a, p.b))
+        for p in select(PROMPTS, answers, 8, win_probabilities=probabilities).picked
+    } != {frozenset(("aa", "bb"))}
 
 
 def test_uncertainty_without_a_model_is_a_mistake_of_the_caller() -> None:
-    with pytest.raises(AssertionError, match="needs beliefs"):
+    with pytest.raises(AssertionError, match="needs win probabilities"):
         select(PROMPTS, ANSWERS, 3)
 
 

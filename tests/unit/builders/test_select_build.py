@@ -149,7 +149,7 @@ def test_a_policy_answers_and_disagreement_decides(folder: Path) -> None:
         "writing answers",
         "judging answers (1 of 2)",
         "judging answers (2 of 2)",
-        "choosing pairs",
+        "selecting pairs",
     } <= names
     parents = json.loads((run / "manifest.json").read_text())["parents"]
     assert [parent["path"] for parent in parents] == ["policy", LONGER, SHORTER, "prompts.jsonl"]

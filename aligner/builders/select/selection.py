@@ -57,7 +57,7 @@ class Pair:
     id: str
     """The same for the same prompt and answers in any run and order."""
     row: int
-    """Place of the prompt among those that were given."""
+    """Index of the prompt among those that were given."""
     prompt: Prompt
     a: str
     b: str
@@ -91,7 +91,7 @@ def select(
     responses: Sequence[Sequence[str]],
     budget: int,
     *,
-    beliefs: Sequence[Array] | None = None,
+    win_probabilities: Sequence[Array] | None = None,
     strategy: str = "both",
     pair: str = "auto",
     uncertainty: str = "auto",
@@ -105,11 +105,11 @@ def select(
     """Choose at most `budget` pairs to be labelled, one of a prompt.
 
     Shapes: N prompts (texts, or lists of turns) and N lists of answers, of any lengths n_i.
-    `beliefs`: what `judge` returns, N arrays of shape (M, n_i, n_i) with the probabilities of M
-    models that answer j is better than answer k, NaN for pairs without a verdict, which are never
-    picked. Without it only `random` and `diversity` can be asked for, and pairs are drawn at
-    random. `labelled`: pairs with a label, which are never picked and which count as picked where
-    picks are spread. `embed` makes vectors of pairs, (N, D), for the same.
+    `win_probabilities`: what `judge` returns, N arrays of shape (M, n_i, n_i) with the
+    probabilities of M models that answer j is better than answer k, NaN for pairs without a
+    verdict, which are never picked. Without it only `random` and `diversity` can be asked for, and
+    pairs are drawn at random. `labelled`: pairs with a label, which are never picked and which
+    count as picked where picks are spread. `embed` makes vectors of pairs, (N, D), for the same.
 
     With a budget of at least as many pairs as there are, all are picked, in the order of the
     strategy.
@@ -117,24 +117,26 @@ def select(
     assert len(prompts) == len(responses), (
         f"{len(prompts)} prompts, {len(responses)} lists of answers"
     )
-    assert beliefs is None or len(beliefs) == len(prompts), (
-        f"{len(prompts)} prompts, {len(beliefs or [])} beliefs"
+    assert win_probabilities is None or len(win_probabilities) == len(prompts), (
+        f"{len(prompts)} prompts, {len(win_probabilities or [])} arrays of win probabilities"
     )
-    assert beliefs is not None or strategy in ("random", "diversity"), f"{strategy} needs beliefs"
-    models = len(beliefs[0]) if beliefs else 0
-    found = Selection(
+    assert win_probabilities is not None or strategy in ("random", "diversity"), (
+        f"{strategy} needs win probabilities"
+    )
+    models = len(win_probabilities[0]) if win_probabilities else 0
+    selection = Selection(
         measure=chosen_measure(uncertainty, models),
         pair=("max_min" if models else "random") if pair == "auto" else pair,
     )
     known = {pair_id(*triple) for triple in labelled}
-    pairs = _pairs(found, prompts, responses, beliefs, known, seed)
+    pairs = _pairs(selection, prompts, responses, win_probabilities, known, seed)
     order = _order(pairs, budget, strategy, pool_factor, spread, [*labelled], embed, seed, on_pick)[
         :budget
     ]
     taken = set(order)
-    found.picked = [pairs[place] for place in order]
-    found.rest = [one for place, one in enumerate(pairs) if place not in taken]
-    return found
+    selection.picked = [pairs[index] for index in order]
+    selection.rest = [pairs[index] for index in range(len(pairs)) if index not in taken]
+    return selection
 
 
 def prompt_key(prompt: Prompt) -> str:
@@ -154,10 +156,10 @@ def pair_id(prompt: Prompt, a: str, b: str) -> str:
 
 
 def _pairs(
-    found: Selection,
+    selection: Selection,
     prompts: Sequence[Prompt],
     responses: Sequence[Sequence[str]],
-    beliefs: Sequence[Array] | None,
+    win_probabilities: Sequence[Array] | None,
     known: set[str],
     seed: int,
 ) -> list[Pair]:
@@ -166,36 +168,40 @@ def _pairs(
     pairs = []
     for row, (prompt, answers) in enumerate(zip(prompts, responses)):
         if not text_of(prompt).strip():
-            found.counts["empty prompts"] += 1
+            selection.counts["empty prompts"] += 1
             continue
         key = prompt_key(prompt)
         if key in seen:
-            found.counts["prompts that came before"] += 1
+            selection.counts["prompts that came before"] += 1
             continue
         seen.add(key)
-        kept = different(answers, found.counts)
+        kept = different(answers, selection.counts)
         if len(kept) < 2:
-            found.counts["prompts with fewer than two different answers"] += 1
+            selection.counts["prompts with fewer than two different answers"] += 1
             continue
-        belief = None if beliefs is None else np.asarray(beliefs[row], dtype=np.float64)
-        one = _pair_of(row, prompt, answers, kept, belief, found, known, seed)
-        if one is not None:
-            pairs.append(one)
+        probabilities = (
+            None
+            if win_probabilities is None
+            else np.asarray(win_probabilities[row], dtype=np.float64)
+        )
+        pair = _pair_of(row, prompt, answers, kept, probabilities, selection, known, seed)
+        if pair is not None:
+            pairs.append(pair)
     return pairs
 
 
 def different(answers: Sequence[str], counts: Counter[str]) -> list[int]:
-    """Return the places of the answers that say something and something new."""
-    places: dict[str, int] = {}
-    for place, answer in enumerate(answers):
+    """Return the indices of the answers that say something and something new."""
+    first_seen: dict[str, int] = {}
+    for index, answer in enumerate(answers):
         text = answer.strip()
         if not text:
             counts["empty answers"] += 1
-        elif text in places:
+        elif text in first_seen:
             counts["answers given twice"] += 1
         else:
-            places[text] = place
-    return list(places.values())
+            first_seen[text] = index
+    return list(first_seen.values())
 
 
 def _pair_of(
@@ -203,24 +209,32 @@ def _pair_of(
     prompt: Prompt,
     answers: Sequence[str],
     kept: list[int],
-    belief: Array | None,
-    found: Selection,
+    probabilities: Array | None,
+    selection: Selection,
     known: set[str],
     seed: int,
 ) -> Pair | None:
     """Return the pair of a prompt that the rule likes best among those with a verdict and no label,
     or count it; equals by chance."""
-    doubts = None if belief is None or found.measure is None else MEASURES[found.measure](belief)
-    options = _with_verdict(_liked(found.pair, kept, belief, doubts), belief, found.counts)
+    uncertainties = (
+        None
+        if probabilities is None or selection.measure is None
+        else MEASURES[selection.measure](probabilities)
+    )
+    options = _with_verdict(
+        _liked(selection.pair, kept, probabilities, uncertainties), probabilities, selection.counts
+    )
     if not options:
-        found.counts["prompts without a verdict on any pair"] += 1
+        selection.counts["prompts without a verdict on any pair"] += 1
         return None
     if known:
         options = [
-            one for one in options if pair_id(prompt, answers[one[1]], answers[one[2]]) not in known
+            option
+            for option in options
+            if pair_id(prompt, answers[option[1]], answers[option[2]]) not in known
         ]
     if not options:
-        found.counts["prompts whose pairs are labelled already"] += 1
+        selection.counts["prompts whose pairs are labelled already"] += 1
         return None
     most = max(liking for liking, _, _ in options)
     equals = [
@@ -228,10 +242,10 @@ def _pair_of(
         for liking, j, k in options
         if liking == most
     ]
-    name, j, k = max(equals, key=lambda one: draw(seed, "pair", one[0]))
+    name, j, k = max(equals, key=lambda option: draw(seed, "pair", option[0]))
     if draw(seed, "order", name) < 0.5:
         j, k = k, j
-    probability = None if belief is None else float(belief[:, j, k].mean())
+    probability = None if probabilities is None else float(probabilities[:, j, k].mean())
     return Pair(
         name,
         row,
@@ -239,35 +253,35 @@ def _pair_of(
         answers[j],
         answers[k],
         probability,
-        None if doubts is None else float(doubts[j, k]),
+        None if uncertainties is None else float(uncertainties[j, k]),
     )
 
 
 def _with_verdict(
-    options: list[tuple[float, int, int]], belief: Array | None, counts: Counter[str]
+    options: list[tuple[float, int, int]], probabilities: Array | None, counts: Counter[str]
 ) -> list[tuple[float, int, int]]:
     """Return the pairs that every model has a verdict on."""
-    if belief is None or np.isfinite(belief).all():
+    if probabilities is None or np.isfinite(probabilities).all():
         return options
-    kept = [(liking, j, k) for liking, j, k in options if np.isfinite(belief[:, j, k]).all()]
+    kept = [(liking, j, k) for liking, j, k in options if np.isfinite(probabilities[:, j, k]).all()]
     if len(kept) < len(options):
         counts["pairs without a verdict"] += len(options) - len(kept)
     return kept
 
 
 def _liked(
-    rule: str, kept: list[int], belief: Array | None, doubts: Array | None
+    rule: str, kept: list[int], probabilities: Array | None, uncertainties: Array | None
 ) -> list[tuple[float, int, int]]:
     """Return every pair of the kept answers, with how much the rule likes it."""
-    places = [(kept[first], kept[second]) for first, second in pairs_of(len(kept))]
+    pairs = [(kept[first], kept[second]) for first, second in pairs_of(len(kept))]
     if rule == "max_min":
-        assert belief is not None, "max_min needs beliefs"
-        rates = dict(zip(kept, win_rates(belief, kept).tolist()))
-        return [(abs(rates[j] - rates[k]), j, k) for j, k in places]
+        assert probabilities is not None, "max_min needs win probabilities"
+        rates = dict(zip(kept, win_rates(probabilities, kept).tolist()))
+        return [(abs(rates[j] - rates[k]), j, k) for j, k in pairs]
     if rule == "most_uncertain":
-        assert doubts is not None, "most_uncertain needs beliefs"
-        return [(float(doubts[j, k]), j, k) for j, k in places]
-    return [(0.0, j, k) for j, k in places]
+        assert uncertainties is not None, "most_uncertain needs win probabilities"
+        return [(float(uncertainties[j, k]), j, k) for j, k in pairs]
+    return [(0.0, j, k) for j, k in pairs]
 
 
 # --- the prompts ----------------------------------------------------------------------------------
@@ -284,8 +298,8 @@ def _order(
     seed: int,
     on_pick: OnPick | None,
 ) -> list[int]:
-    """Return the places of the pairs to be picked, the first pick first."""
-    ids = [one.id for one in pairs]
+    """Return the indices of the pairs to be picked, the first pick first."""
+    ids = [pair.id for pair in pairs]
     if strategy == "random":
         return at_random(ids, seed)
     if strategy == "diversity":
@@ -293,23 +307,23 @@ def _order(
             ids, seed
         )  # an order that does not come from that of the rows
     else:
-        first = most_uncertain(ids, [one.uncertainty or 0.0 for one in pairs], seed)
+        first = most_uncertain(ids, [pair.uncertainty or 0.0 for pair in pairs], seed)
         if strategy == "uncertainty":
             return first
         candidates = first[: shortlist_size(budget, pool_factor, len(pairs))]
     if not candidates:
         return []
-    vectors = embed([*(pairs[place].triple for place in candidates), *labelled])
+    vectors = embed([*(pairs[index].triple for index in candidates), *labelled])
     own, centres = vectors[: len(candidates)], vectors[len(candidates) :]
     start = candidates.index(first[0])
     if spread == "k_means":
-        places = k_means_seeding(own, budget, centres, start, seed, on_pick)
+        picks = k_means_seeding(own, budget, centres, start, seed, on_pick)
     else:
-        places = k_center(own, budget, centres, start, on_pick)
-    return [candidates[place] for place in places]
+        picks = k_center(own, budget, centres, start, on_pick)
+    return [candidates[index] for index in picks]
 
 
 def as_row(pair: Pair) -> dict[str, Any]:
     """What every file says of a pair."""
-    told = {"id": pair.id, "prompt": pair.prompt, "a": pair.a, "b": pair.b}
-    return told if pair.uncertainty is None else {**told, "uncertainty": round(pair.uncertainty, 6)}
+    row = {"id": pair.id, "prompt": pair.prompt, "a": pair.a, "b": pair.b}
+    return row if pair.uncertainty is None else {**row, "uncertainty": round(pair.uncertainty, 6)}
