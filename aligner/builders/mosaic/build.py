@@ -132,14 +132,15 @@ class ShardBuilder:
         counts = Counts()
         chunks = self.chunks(shard.epoch)[shard.first : shard.stop]
         samples = [sample for chunk in chunks for sample in self.mosaics.samples(chunk, counts)]
-        place, kinds = shard_file(self.run_dir, shard.number), self.mosaics.examples.kinds
+        path, kinds = shard_file(self.run_dir, shard.number), self.mosaics.examples.kinds
         lines = "".join(
             dumps(as_written(sample.row, self.recipe.mosaic.form, kinds)) + "\n"
             for sample in samples
         )
-        write_atomically(place.with_suffix(".rows"), lines)
+        write_atomically(path.with_suffix(".rows"), lines)
         write_atomically(
-            place.with_suffix(".told"), "".join(dumps(sample.record()) + "\n" for sample in samples)
+            path.with_suffix(".records"),
+            "".join(dumps(sample.record()) + "\n" for sample in samples),
         )
         shown = (
             [_shown(sample) for sample in samples[:SAMPLES_SHOWN]]
@@ -151,12 +152,12 @@ class ShardBuilder:
             "measured": counts.measured,
             "added_up": counts.added_up,
             "shown": shown,
-            "sha256": {ending: file_sha256(place.with_suffix(ending)) for ending in SHARD_ENDINGS},
+            "sha256": {ending: file_sha256(path.with_suffix(ending)) for ending in SHARD_ENDINGS},
         }
-        write_atomically(place.with_suffix(".done"), dumps(done))
+        write_atomically(path.with_suffix(".done"), dumps(done))
 
 
-SHARD_ENDINGS = (".rows", ".told")
+SHARD_ENDINGS = (".rows", ".records")
 SAMPLES_SHOWN = 40
 """Samples of a shard that are kept for the report."""
 SHARDS_SHOWN = 4
@@ -168,15 +169,15 @@ def shard_file(run_dir: Path, number: int) -> Path:
     return run_dir / "shards" / f"{number:06d}"
 
 
-def _is_built(place: Path) -> bool:
+def _is_built(path: Path) -> bool:
     """Say whether a shard is there and is what was written; one that is damaged is built again."""
-    mark = place.with_suffix(".done")
-    if not mark.exists():
+    done = path.with_suffix(".done")
+    if not done.exists():
         return False
     try:
-        sums = parse_json(mark, "the shard is built again", needed=["counts", "sha256"])["sha256"]
+        sums = parse_json(done, "the shard is built again", needed=["counts", "sha256"])["sha256"]
         return all(
-            file_sha256(place.with_suffix(ending)) == sums[ending] for ending in SHARD_ENDINGS
+            file_sha256(path.with_suffix(ending)) == sums[ending] for ending in SHARD_ENDINGS
         )
     except (DataError, FileNotFoundError):
         return False
@@ -488,7 +489,7 @@ def _write(
     settings = builder.recipe.mosaic
     files = [shard_file(run.dir, shard.number) for shard in shards]
     write_data(run.dir, [file.with_suffix(".rows") for file in files], settings.file_type)
-    join([file.with_suffix(".told") for file in files], run.dir / "mosaics.jsonl")
+    join([file.with_suffix(".records") for file in files], run.dir / "mosaics.jsonl")
     counts, shown = _added_up(files)
     violations = sum(
         number for key, number in counts.by_name.items() if key.startswith("violation:")

@@ -293,10 +293,10 @@ def _tops(sample: _Sample, spare: int, cut: int, lines: tuple[list[_Line], ...])
     one."""
     yield _Edge(cut, lines)
     stop = sample.prompt.find("\n", cut, cut + spare + 1) if len(lines) < 2 else -1
-    if stop >= 0 and (found := _read(sample, cut, stop)):
-        yield from _tops(sample, spare, stop + 1, (*lines, found))
+    if stop >= 0 and (metas := _read(sample, cut, stop)):
+        yield from _tops(sample, spare, stop + 1, (*lines, metas))
         if sample.prompt.startswith("\n", stop + 1):
-            yield from _tops(sample, spare, stop + 2, (*lines, found))
+            yield from _tops(sample, spare, stop + 2, (*lines, metas))
 
 
 def _bottoms(
@@ -305,10 +305,10 @@ def _bottoms(
     """Take lines off from below."""
     yield _Edge(cut, lines)
     start = sample.prompt.rfind("\n", max(0, cut - spare - 1), cut) if len(lines) < 2 else -1
-    if start >= 0 and (found := _read(sample, start + 1, cut)):
-        yield from _bottoms(sample, spare, start, (*lines, found))
+    if start >= 0 and (metas := _read(sample, start + 1, cut)):
+        yield from _bottoms(sample, spare, start, (*lines, metas))
         if start and sample.prompt[start - 1] == "\n":
-            yield from _bottoms(sample, spare, start - 1, (*lines, found))
+            yield from _bottoms(sample, spare, start - 1, (*lines, metas))
 
 
 def _read(sample: _Sample, start: int, stop: int) -> list[_Line]:
@@ -343,14 +343,14 @@ def _number(sample: _Sample, start: int, width: int, between: str) -> _Number | 
         return None
     if not sample.prompt.startswith(sample.instructions[0], start + width + 1):
         return None
-    found = []
+    numbers = []
     for at in (at for at, letter in enumerate(mark) if letter == "1"):
         number = _Number(mark[:at], mark[at + 1 :], gap)
         if _is_template(number) and sample.prompt.startswith(
             _block(sample, number, between), start
         ):
-            found.append(number)
-    known = [number for number in found if number.template in sample.phrasings.numbers] or found
+            numbers.append(number)
+    known = [number for number in numbers if number.template in sample.phrasings.numbers] or numbers
     return known[-1] if known else None
 
 
@@ -493,15 +493,15 @@ def _fault(sample: _Sample, claim: _Claim, order: Sequence[int]) -> Violation:
 def _difference(
     sample: _Sample, order: Sequence[int], replies: Sequence[tuple[int | None, str]]
 ) -> Violation:
-    found, texts = zip(*replies)
+    indices, texts = zip(*replies)
     due = [sample.responses[index - 1] for index in order]
-    if list(texts) == due and None not in found:
+    if list(texts) == due and None not in indices:
         return Violation(
-            "numbers", f"the replies are numbered {list(found)}, they should be {list(order)}"
+            "numbers", f"the replies are numbered {list(indices)}, they should be {list(order)}"
         )
     masked = set(range(1, sample.count + 1)).difference(order)
     absent = {sample.responses[index - 1] for index in masked}.difference(due)
-    if masked.intersection(found) or absent.intersection(texts):
+    if masked.intersection(indices) or absent.intersection(texts):
         return Violation("masked", "a reply is there that should have been left out")
     if not set(texts) <= set(sample.responses):
         return Violation("content", "the text of a reply is not the example's response")
@@ -573,14 +573,14 @@ def _listed(sample: _Sample, rule: Meta) -> tuple[int, ...]:
     """The integers of a list slot, each once and each one of the instructions' numbers."""
     names = {str(index): index for index in range(1, sample.count + 1)}
     for items in _unbracketed(rule.slots["list"], sample.phrasings.list_brackets):
-        found = _INTEGER.findall(items)
-        if not names.keys() >= set(found) or len(set(found)) < len(found):
+        integers = _INTEGER.findall(items)
+        if not names.keys() >= set(integers) or len(set(integers)) < len(integers):
             continue
         if any(
-            items == separator.join(found)
+            items == separator.join(integers)
             for separator in sample.phrasings.separators(rule.text.label)
         ):
-            return tuple(names[integer] for integer in found)
+            return tuple(names[integer] for integer in integers)
     raise Violation(
         "list",
         f"{rule.slots['list']!r} does not list instructions, each once, as the phrasings do",
@@ -608,7 +608,7 @@ def _counted(sample: _Sample, rule: Meta) -> int:
 
 
 def _sizes(sample: _Sample, measure: str) -> list[int]:
-    """What a sorting rule compares: places in the alphabet, numbers of words or of characters."""
+    """What a sorting rule compares: positions in the alphabet, words or characters."""
     if measure == "characters":
         return [len(text) for text in sample.instructions]
     if measure == "words":
@@ -617,13 +617,13 @@ def _sizes(sample: _Sample, measure: str) -> list[int]:
                 "rule", f"the language ({sample.phrasings.language}) does not count words"
             )
         return [len(text.split()) for text in sample.instructions]
-    places = {letter: place for place, letter in enumerate(sample.phrasings.alphabet)}
+    positions = {letter: position for position, letter in enumerate(sample.phrasings.alphabet)}
     letters = [next(filter(str.isalpha, text), "").casefold() for text in sample.instructions]
-    if not places.keys() >= set(letters):
+    if not positions.keys() >= set(letters):
         raise Violation(
             "rule", "an instruction has no first letter, or one outside the phrasings' alphabet"
         )
-    return [places[letter] for letter in letters]
+    return [positions[letter] for letter in letters]
 
 
 # --- primary, and prompts that hold no block ------------------------------------------------------

@@ -75,15 +75,15 @@ def _packed(lengths: np.ndarray, size: int) -> int:
     open_with: Counter[int] = Counter()
     packed = 0
     for length in sorted(lengths.tolist(), reverse=True):
-        place = bisect.bisect_left(rooms, length)
-        if place == len(rooms):
+        index = bisect.bisect_left(rooms, length)
+        if index == len(rooms):
             packed += 1
             room = size
         else:
-            room = rooms[place]
+            room = rooms[index]
             open_with[room] -= 1
             if not open_with[room]:
-                rooms.pop(place)
+                rooms.pop(index)
         left = room - length
         if not open_with[left]:
             bisect.insort(rooms, left)

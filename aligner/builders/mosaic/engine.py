@@ -356,19 +356,19 @@ class _Work:
         """
         table, rate = self.mosaics.examples, self.mosaics.lengths.tokens_per_character
         template = self.mosaics.around(examples[0])
-        answered = [place - 1 for place in plan.order]
+        answered = [index - 1 for index in plan.order]
         asked = template + sum(
             table.tokens[number] - table.trained[number] - template for number in plan.examples
         )
-        said = sum(table.trained[plan.examples[place]] for place in answered)
+        own = sum(table.trained[plan.examples[index]] for index in answered)
         asked_extra = _bytes(rendered.prompt) - sum(
             _bytes(example.instruction) for example in examples
         )
         answer_extra = _bytes(rendered.completion) - sum(
-            _bytes(examples[place].response) for place in answered
+            _bytes(examples[index].response) for index in answered
         )
-        trained = said + int(answer_extra * rate)
-        most = asked + said + asked_extra + answer_extra + SEAM * (len(examples) + len(answered))
+        trained = own + int(answer_extra * rate)
+        most = asked + own + asked_extra + answer_extra + SEAM * (len(examples) + len(answered))
         return asked + int(asked_extra * rate) + 1 + trained, trained, most
 
     def _check(self, plan: Plan, examples: Sequence[Example], rendered: Rendered) -> None:
@@ -420,7 +420,7 @@ def count_sample(counts: Counts, sample: Sample, cost: Cost, trained_alone: Sequ
     if plan.strategy == "maskout":
         by_name["maskout examples"] += len(plan.examples)
     by_name["masked examples"] += len(plan.dropped)
-    by_name["masked tokens"] += sum(trained_alone[place - 1] for place in plan.dropped)
+    by_name["masked tokens"] += sum(trained_alone[index - 1] for index in plan.dropped)
     by_name["trained" if cost.trained_is_exact else "trained, added up"] += cost.trained
     (counts.measured if cost.total_is_exact else counts.added_up).append(cost.tokens)
 

@@ -160,7 +160,7 @@ def _refuse_overlong(
         "raise mosaic.max_tokens (or data.max_length), or set mosaic.on_overlong to alone or drop"
     )
     if way == "alone":
-        overlong = [one for one in overlong if is_too_long is not None and one[0] > is_too_long]
+        overlong = [row for row in overlong if is_too_long is not None and row[0] > is_too_long]
         than = f"data.max_length={is_too_long} tokens"
         hint = (
             "raise data.max_length, set data.mosaic.on_overlong=drop, or data.on_too_long=drop "

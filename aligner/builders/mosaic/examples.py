@@ -92,23 +92,23 @@ def example_of(row: Row, multiturn: str = "skip") -> Example | str:
     if tools or any(turn.get("tool_calls") or turn["role"] == "tool" for turn in turns):
         return "tool calls"
     lead = tuple((turn["role"], turn["content"]) for turn in turns if turn["role"] in LEADS)
-    said = turns[len(lead) :]
-    if any(turn["role"] in LEADS for turn in said):
+    rest = turns[len(lead) :]
+    if any(turn["role"] in LEADS for turn in rest):
         return "a system prompt after the first turn"
-    if len(said) > 2 and multiturn == "skip":
+    if len(rest) > 2 and multiturn == "skip":
         return "more than one round"
-    said = said[:2]
-    if [turn["role"] for turn in said] != ["user", "assistant"]:
+    rest = rest[:2]
+    if [turn["role"] for turn in rest] != ["user", "assistant"]:
         return "not a question and its answer"
-    if any(not _says(turn) <= PLAIN_KEYS for turn in said):
+    if any(not _meaningful_keys(turn) <= PLAIN_KEYS for turn in rest):
         return "turns that carry more than text"
-    question, answer = said[0]["content"], said[1]["content"]
+    question, answer = rest[0]["content"], rest[1]["content"]
     if not question.strip() or not answer.strip():
         return "an empty turn"
     return Example(question, answer, lead, row.group, row.origin)
 
 
-def _says(turn: dict[str, Any]) -> set[str]:
+def _meaningful_keys(turn: dict[str, Any]) -> set[str]:
     """The keys of a turn that mean something: only the assistant's turns are ever trained, so only
     they have a weight."""
     return set(turn) - (set() if turn["role"] == "assistant" else {WEIGHT})

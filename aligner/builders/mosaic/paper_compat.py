@@ -61,7 +61,7 @@ class ReleasedMosaics(Mosaics):
         for number, group in enumerate(sorted(self.examples.groups)):
             numbers = self.examples.groups[group]
             seed = f"{self.seed}:{epoch}:{group}:released"
-            order = [numbers[int(place)] for place in shuffle(len(numbers), f"{seed}:order")]
+            order = [numbers[int(index)] for index in shuffle(len(numbers), f"{seed}:order")]
             chunks.append(Chunk(epoch, number, seed, order, ()))
         return chunks
 
@@ -209,15 +209,15 @@ def _permute(
 ) -> Choice:
     """The order of a rule, with ties in input order and whole strings compared by their
     characters."""
-    places = range(1, len(texts) + 1)
+    indices = range(1, len(texts) + 1)
     if rule == "explicit":
         order = shuffled(len(texts), rng)
         return Choice(order, listed=order)
     if rule == "reverse":
-        return Choice(tuple(reversed(places)))
+        return Choice(tuple(reversed(indices)))
     if rule in ("odd_first", "even_first"):
         first = rule == "odd_first"
-        return Choice(tuple(sorted(places, key=lambda place: (place % 2 == 1) != first)))
+        return Choice(tuple(sorted(indices, key=lambda index: (index % 2 == 1) != first)))
     key: dict[str, Callable[[str], Any]] = {
         "alphabet": str,
         "words": lambda text: len(text.split()),
@@ -225,7 +225,7 @@ def _permute(
     }
     what, _, direction = rule.partition("_")
     ordered = sorted(
-        places, key=lambda place: key[what](texts[place - 1]), reverse=direction == "descending"
+        indices, key=lambda index: key[what](texts[index - 1]), reverse=direction == "descending"
     )
     return Choice(tuple(ordered))
 
@@ -235,15 +235,15 @@ def _mask(
 ) -> Choice:
     """What a rule leaves out, with ties in input order."""
     n = len(texts)
-    places = range(1, n + 1)
+    indices = range(1, n + 1)
     if rule in ("odd", "even"):
-        dropped = [place for place in places if (place % 2 == 1) == (rule == "odd")]
+        dropped = [index for index in indices if (index % 2 == 1) == (rule == "odd")]
     elif rule == "explicit":
         dropped = list(shuffled(n, rng)[: mask_count(n, rng, ratio)])
     else:
         ranked = sorted(
-            places, key=lambda place: len(texts[place - 1].split()), reverse=rule == "longest"
+            indices, key=lambda index: len(texts[index - 1].split()), reverse=rule == "longest"
         )
         dropped = ranked[: mask_count(n, rng, ratio)]
-    kept = tuple(place for place in places if place not in dropped)
+    kept = tuple(index for index in indices if index not in dropped)
     return Choice(kept, tuple(sorted(dropped)), tuple(dropped), len(dropped))

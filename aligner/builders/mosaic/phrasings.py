@@ -120,14 +120,14 @@ class Phrasings:
     @cached_property
     def _by_opening(self) -> dict[str, list[tuple[Text, re.Pattern[str]]]]:
         """Texts by what they begin with, up to the first slot, cut to `_SHORT` letters."""
-        found: dict[str, list[tuple[Text, re.Pattern[str]]]] = {}
+        by_opening: dict[str, list[tuple[Text, re.Pattern[str]]]] = {}
         for forms in self.texts.values():
             for texts in forms.values():
                 for text in texts:
-                    found.setdefault(_opening(text.wording), []).append(
+                    by_opening.setdefault(_opening(text.wording), []).append(
                         (text, _pattern(text.wording))
                     )
-        return found
+        return by_opening
 
     def read(self, line: str) -> list[Meta]:
         """Return every text among the phrasings that this line can be."""
@@ -288,12 +288,12 @@ def _problems(values: dict[str, Any]) -> list[Problem]:
     if not isinstance(words, bool):
         problems.append(Problem(f"expected true or false, found {words!r}", key="words"))
     if not isinstance(texts, dict):
-        found = (
+        wrong = (
             "is missing"
             if texts is None
             else f"expected `rule: {{form: [texts]}}`, found {type(texts).__name__}"
         )
-        return [*problems, Problem(found, key="texts")]
+        return [*problems, Problem(wrong, key="texts")]
     idle = {*(() if alphabet else BY_ALPHABET), *(() if words else BY_WORDS)}
     for label, forms in SLOTS.items():
         given = texts.get(label)
@@ -399,8 +399,8 @@ def _text_problems(label: str, form: str, line: Any, slots: set[str]) -> list[Pr
                 f"expected a text of one line without blanks around it, found {line!r}", key=key
             )
         ]
-    found = _SLOT.findall(line)
-    if sorted(found) != sorted(slots):
+    given = _SLOT.findall(line)
+    if sorted(given) != sorted(slots):
         wanted = " and ".join(f"{{{slot}}}" for slot in sorted(slots)) or "no slot"
         return [Problem(f"{line!r} needs {wanted}, each once", key=key)]
     return []

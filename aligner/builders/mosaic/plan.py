@@ -63,7 +63,7 @@ class Style:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One mosaic: `order` holds the 1-based places of the answered examples, in the order of the
+    """One mosaic: `order` holds the 1-based indices of the answered examples, in the order of the
     answers."""
 
     examples: tuple[int, ...]

@@ -10,7 +10,7 @@ from aligner.builders.mosaic.examples import Example
 from aligner.builders.mosaic.plan import PLAIN, PRIMARY, REPLY_SEPARATOR, Place, Plan
 
 Span = tuple[int, int, int]
-"""1-based place of an example, and the half-open range of characters that its text takes."""
+"""1-based index of an example, and the half-open range of characters that its text takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,18 +37,18 @@ def render(plan: Plan, examples: Sequence[Example]) -> Rendered:
         return Rendered(
             block, completion, _numbered(asked, plan.order), _numbered(answered, plan.order)
         )
-    places = range(1, len(examples) + 1)
+    indices = range(1, len(examples) + 1)
     block, asked = _joined(
         [
-            (style.numbered(place), example.instruction, "")
-            for place, example in zip(places, examples)
+            (style.numbered(index), example.instruction, "")
+            for index, example in zip(indices, examples)
         ],
         style.separator,
     )
     completion, answered = _joined(
         [
-            (style.numbered(place) + style.begin, examples[place - 1].response, style.end)
-            for place in plan.order
+            (style.numbered(index) + style.begin, examples[index - 1].response, style.end)
+            for index in plan.order
         ],
         REPLY_SEPARATOR,
     )
@@ -61,7 +61,7 @@ def render(plan: Plan, examples: Sequence[Example]) -> Rendered:
         shift += added
     moved = [(start + shift, stop + shift) for start, stop in asked]
     return Rendered(
-        prompt, completion, _numbered(moved, tuple(places)), _numbered(answered, plan.order)
+        prompt, completion, _numbered(moved, tuple(indices)), _numbered(answered, plan.order)
     )
 
 
@@ -86,5 +86,5 @@ def _placed(line: str, place: Place, text: str) -> tuple[str, int]:
     return (f"{line}{gap}{text}", len(line) + len(gap)) if is_above else (f"{text}{gap}{line}", 0)
 
 
-def _numbered(spans: Sequence[tuple[int, int]], places: Sequence[int]) -> tuple[Span, ...]:
-    return tuple((place, start, stop) for place, (start, stop) in zip(places, spans))
+def _numbered(spans: Sequence[tuple[int, int]], indices: Sequence[int]) -> tuple[Span, ...]:
+    return tuple((index, start, stop) for index, (start, stop) in zip(indices, spans))

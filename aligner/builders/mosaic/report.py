@@ -76,12 +76,12 @@ def _how_counted(mosaics: Mosaics, counts: Counts) -> str:
 
 def _family(counts: Mapping[str, int], name: str) -> dict[str, int]:
     """The counts below a name, by what follows it; numbers in their order."""
-    found = {
+    family = {
         key.split(":", 1)[1]: value for key, value in counts.items() if key.startswith(f"{name}:")
     }
     return dict(
         sorted(
-            found.items(), key=lambda item: (int(item[0]) if item[0].isdigit() else 10**9, item[0])
+            family.items(), key=lambda item: (int(item[0]) if item[0].isdigit() else 10**9, item[0])
         )
     )
 
@@ -309,11 +309,9 @@ def _sample(sample: Mapping[str, Any]) -> str:
 
 
 def _coloured(text: str, spans: Sequence[Sequence[int]]) -> str:
-    parts, place = [], 0
-    for place_of, start, stop in spans:
-        parts.append(escape(text[place:start]))
-        parts.append(
-            f'<mark class="m{(place_of - 1) % TONES + 1}">{escape(text[start:stop])}</mark>'
-        )
-        place = stop
-    return "".join([*parts, escape(text[place:])])
+    parts, end = [], 0
+    for index, start, stop in spans:
+        parts.append(escape(text[end:start]))
+        parts.append(f'<mark class="m{(index - 1) % TONES + 1}">{escape(text[start:stop])}</mark>')
+        end = stop
+    return "".join([*parts, escape(text[end:])])

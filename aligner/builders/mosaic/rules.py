@@ -35,13 +35,12 @@ Key = Callable[[str, Phrasings], float | None]
 
 
 def first_letter(text: str, phrasings: Phrasings) -> float | None:
-    """Return the place in the alphabet of the first letter of a text; None where that letter is
+    """Return the index in the alphabet of the first letter of a text; None where that letter is
     none of the alphabet's."""
     letter = next((letter for letter in text if letter.isalpha()), "").casefold()
-    place = (
-        phrasings.alphabet.find(letter) if len(letter) == 1 else -1
-    )  # a ligature is several letters
-    return None if place < 0 else float(place)
+    # A ligature is several letters.
+    index = phrasings.alphabet.find(letter) if len(letter) == 1 else -1
+    return None if index < 0 else float(index)
 
 
 def words(text: str, phrasings: Phrasings) -> float | None:

@@ -93,7 +93,7 @@ def _slot(grams: Array) -> Array:
 
 def _grams(texts: tuple[str, ...]) -> Array:
     """Return the hashes of all grams of the texts; none reaches from one text into the next."""
-    found = []
+    hashes = []
     for text in texts:
         data = np.frombuffer(
             _START + text.encode("utf-8", "surrogatepass") + _END, dtype=np.uint8
@@ -103,9 +103,9 @@ def _grams(texts: tuple[str, ...]) -> Array:
             if count < 1:
                 continue
             mixed = np.full(count, size, dtype=np.uint64)
-            for place in range(size):
-                mixed = (mixed ^ data[place : place + count]) * _FACTORS[place]
+            for i in range(size):
+                mixed = (mixed ^ data[i : i + count]) * _FACTORS[i]
                 mixed ^= mixed >> _SHIFT
             mixed *= _MIX
-            found.append(mixed ^ (mixed >> _SHIFT))
-    return np.concatenate(found)
+            hashes.append(mixed ^ (mixed >> _SHIFT))
+    return np.concatenate(hashes)

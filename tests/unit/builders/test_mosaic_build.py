@@ -402,8 +402,8 @@ PLACES = {
     "while the rows are read": ("aligner.builders.mosaic.examples:RowStore", "flush", 1),
     "before the rows are in their place": ("aligner.builders.mosaic.build:ReadRows", "move_to", 1),
     "before the tables are whole": ("aligner.builders.mosaic.examples:Examples", "save", 1),
-    "in the first part": ("aligner.builders.mosaic.build:ShardBuilder", "build", 1),
-    "in a later part": ("aligner.builders.mosaic.build:ShardBuilder", "build", 4),
+    "in the first shard": ("aligner.builders.mosaic.build:ShardBuilder", "build", 1),
+    "in a later shard": ("aligner.builders.mosaic.build:ShardBuilder", "build", 4),
     "while the files are joined": ("aligner.builders.mosaic.build", "write_data", 1),
     "before the report": ("aligner.builders.mosaic.report", "write_mosaic_report", 1),
     "before the manifest": ("aligner.runs.run:Run", "finish_without_training", 1),
@@ -455,9 +455,9 @@ def test_killed_and_resumed_is_the_uninterrupted_build(
 
 
 @pytest.mark.parametrize(
-    ("ending", "text"), [(".rows", "{}\n"), (".done", ""), (".done", "[]"), (".told", None)]
+    ("ending", "text"), [(".rows", "{}\n"), (".done", ""), (".done", "[]"), (".records", None)]
 )
-def test_a_part_that_was_damaged_is_built_again(
+def test_a_shard_that_was_damaged_is_built_again(
     folder: Path, ending: str, text: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("aligner.builders.mosaic.engine.CHUNK_DRAWS", 8)
@@ -477,7 +477,7 @@ def test_a_part_that_was_damaged_is_built_again(
 
 def test_a_resumed_build_refuses_other_data_and_other_settings(folder: Path) -> None:
     process = multiprocessing.get_context("fork").Process(
-        target=_build_and_die, args=(folder, PLACES["in a later part"])
+        target=_build_and_die, args=(folder, PLACES["in a later shard"])
     )
     process.start()
     process.join(120)
@@ -512,7 +512,7 @@ def test_a_resumed_build_refuses_other_phrasings_and_does_without_a_source_that_
     (folder / "phrasings.yaml").write_text("numbers: ['Q{n}:']\n")
     phrasings = "mosaic.phrasings=phrasings.yaml"
     process = multiprocessing.get_context("fork").Process(
-        target=_build_and_die, args=(folder, PLACES["in a later part"], phrasings)
+        target=_build_and_die, args=(folder, PLACES["in a later shard"], phrasings)
     )
     process.start()
     process.join(120)
