@@ -32,12 +32,12 @@ KEPT_TRACEBACKS = 10
 
 
 @contextmanager
-def resumable(goes_on: str) -> Iterator[None]:
+def resumable(continues: str) -> Iterator[None]:
     """Let Ctrl-C say how to continue: "the same command with --resume ..."."""
     try:
         yield
     except KeyboardInterrupt as error:
-        typer.echo(f"interrupted: the same command with --resume {goes_on}", err=True)
+        typer.echo(f"interrupted: the same command with --resume {continues}", err=True)
         raise typer.Exit(INTERRUPTED_EXIT_CODE) from error
 
 

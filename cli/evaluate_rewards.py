@@ -172,7 +172,7 @@ def _judge(
     """
     from aligner.evaluation.pair_scores import AT_ONCE, judge
     from aligner.reward_models.catalogue import load_scorer, read_spec
-    from aligner.reward_models.ensemble import go_on_with_account, scored_together
+    from aligner.reward_models.ensemble import restore_budget, scored_together
 
     what = f"judging with {spec}"
     screen.start(f"loading {spec}")
@@ -181,7 +181,7 @@ def _judge(
     journal = part.journal(name, scorer.fingerprint())
     journal.check(what)
     if journal.path is not None:
-        go_on_with_account(scorer, journal.path, data)
+        restore_budget(scorer, journal.path, data)
     judged = judge(
         scorer, pairs, answers, on_progress=screen.counter(what), at_once=at_once, journal=journal
     )

@@ -115,11 +115,11 @@ def _score(
 ) -> list[Verdict]:
     """The scores; judges continue the accounts of their budget under the name of the output."""
     from aligner.evaluation.scoring import AT_ONCE, score_answers
-    from aligner.reward_models.ensemble import go_on_with_account, scored_together
+    from aligner.reward_models.ensemble import restore_budget, scored_together
 
     journal = part.journal("scores")
     if journal.path is not None:
-        go_on_with_account(scorer, journal.path, rows.fingerprint)
+        restore_budget(scorer, journal.path, rows.fingerprint)
     return score_answers(
         scorer,
         rows,

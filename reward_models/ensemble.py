@@ -249,7 +249,7 @@ def leaves(scorer: Scorer) -> Iterator[Scorer]:
         yield from leaves(member)
 
 
-def go_on_with_account(scorer: Scorer, path: Path, what: str = "") -> None:
+def restore_budget(scorer: Scorer, path: Path, what: str = "") -> None:
     """Let the budgets of judges, also of those in an ensemble, continue when the program that
     writes `path` is started again.
 

@@ -25,7 +25,7 @@ from aligner.runs.files import dumps
 from .base import SHARE, Preferences, Prompt, Range, Scorer, Scores, check_lengths, placed
 from .card import Card
 from .heads import ModelScorer, OnProgress, refuse_no_numbers, section_of, within_positions
-from .pairwise_prompt import Question, encode_question, length_of_answers, question_text
+from .pairwise_prompt import PairwisePrompt, encode_question, length_of_answers, question_text
 
 
 class PairScorer(ModelScorer):
@@ -49,7 +49,7 @@ class PairScorer(ModelScorer):
         check_lengths(prompts, first, None)
         check_lengths(prompts, second, None)
         count, remarks = len(prompts), {}
-        questions: list[Question] = []
+        questions: list[PairwisePrompt] = []
         for one, other in ((first, second), (second, first)):
             for row in range(count):
                 asked = encode_question(
@@ -74,7 +74,9 @@ class PairScorer(ModelScorer):
             f"beginning{rest}"
         )
 
-    def _ask(self, questions: Sequence[Question], on_progress: OnProgress | None) -> list[float]:
+    def _ask(
+        self, questions: Sequence[PairwisePrompt], on_progress: OnProgress | None
+    ) -> list[float]:
         """P(A) of each question, read at the last place of rows that are padded on the left."""
         sequences = [question.input_ids[-self.card.max_length :] for question in questions]
 

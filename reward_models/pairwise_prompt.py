@@ -25,7 +25,7 @@ _MARK = re.compile(r"\[(CONTEXT|RESPONSE [AB])\]")
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class PairwisePrompt:
     """Ids up to the place that predicts the letter, and the ids of both letters there."""
 
     input_ids: list[int]
@@ -51,7 +51,7 @@ def encode_question(
     first: str,
     second: str,
     origin: str = "",
-) -> Question:
+) -> PairwisePrompt:
     """Return the question as token ids, with the letters as they are written at that place ("A" and
     " A" differ).
 
@@ -68,7 +68,7 @@ def encode_question(
     pair = encode_pair(tokenizer, PreferenceRow(asked, letters[0], letters[1], origin=origin))
     for place, (a, b) in enumerate(zip(pair.chosen_ids, pair.rejected_ids)):
         if a != b:
-            return Question([*pair.prompt_ids, *pair.chosen_ids[:place]], a, b)
+            return PairwisePrompt([*pair.prompt_ids, *pair.chosen_ids[:place]], a, b)
     raise RecipeError(
         "the tokenizer writes A and B as the same token", "a pairwise model needs another tokenizer"
     )

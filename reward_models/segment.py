@@ -20,7 +20,7 @@ from aligner.errors import RecipeError
 from aligner.models.fingerprint import model_fingerprint
 from aligner.models.forward import answer_entropies, batched_forward
 from aligner.models.loading import load_policy, load_reward_model
-from aligner.models.reward_head import give_values
+from aligner.models.reward_head import return_token_values
 from aligner.models.tokenizers import load_tokenizer
 from aligner.tokenization.encode import stop_token_ids
 from aligner.tokenization.segments import segment_ends
@@ -172,7 +172,7 @@ def make(card: Card) -> Scorer:
         raise RecipeError(
             f"{card.model} has {model.config.num_labels} outputs", "a segment reward model has one"
         )
-    give_values(model)
+    return_token_values(model)
     reference = None
     if segments.rule == "entropy":
         other = _reference_section(card)

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from aligner.config.finding import Findings, finding
 from aligner.config.loss_names import REFERENCE_FREE_LOSSES
-from aligner.config.view import Rule, View
+from aligner.config.recipe_problem import RecipeProblems, problem_at
+from aligner.config.view import RecipeView, Rule
 
 
 def no_smoothing_of_tokens(hint: str) -> Rule:
     """transformers smooths the targets of a next-token loss; losses of pairs have keys of their
     own, which the hint names."""
 
-    def rule(view: View) -> Findings:
+    def rule(view: RecipeView) -> RecipeProblems:
         if view["trainer.label_smoothing_factor"]:
             method = view["method"]
             message = f"smooths the tokens of a next-token loss, and has no effect on `{method}`"
-            yield finding("trainer.label_smoothing_factor", message, hint)
+            yield problem_at("trainer.label_smoothing_factor", message, hint)
 
     return rule
 
@@ -24,7 +24,7 @@ def no_noise_beside_a_reference(key: str) -> Rule:
     """NEFTune's noise is in the policy alone: its rewards would measure the noise, from the first
     step on. `key` names the losses."""
 
-    def rule(view: View) -> Findings:
+    def rule(view: RecipeView) -> RecipeProblems:
         if not view["trainer.neftune_noise_alpha"]:
             return
         loss = view[key]
@@ -38,19 +38,19 @@ def no_noise_beside_a_reference(key: str) -> Rule:
                 f"drop it, use it in `aligner sft`, or train {', '.join(REFERENCE_FREE_LOSSES)}, "
                 "which read no reference"
             )
-            yield finding("trainer.neftune_noise_alpha", message, hint)
+            yield problem_at("trainer.neftune_noise_alpha", message, hint)
 
     return rule
 
 
-def _something_is_trained(view: View) -> Findings:
+def _something_is_trained(view: RecipeView) -> RecipeProblems:
     """transformers takes 0 steps for no limit."""
     if view["trainer.max_steps"] == 0:
         hint = (
             "`aligner eval` and `aligner generate` take a model as it is; `--dry-run` shows what "
             "would be trained"
         )
-        yield finding(
+        yield problem_at(
             "trainer.max_steps", "0 steps train nothing, and would be taken for no limit", hint
         )
 

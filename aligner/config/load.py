@@ -20,10 +20,10 @@ from typing import Any
 import yaml
 
 from aligner.config.defaults import fill
-from aligner.config.finding import show
 from aligner.config.hints import did_you_mean
 from aligner.config.overrides import Assignment, Draft, FlagValue, lay_over, split_override
 from aligner.config.recipe import Recipe
+from aligner.config.recipe_problem import show
 from aligner.config.rules import check_rules
 from aligner.config.shipped import find_shipped, shipped_recipes
 from aligner.config.validate import build, check_texts, check_trainer

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from aligner.config.finding import Findings, finding
 from aligner.config.hints import did_you_mean
+from aligner.config.recipe_problem import RecipeProblems, problem_at
 from aligner.errors import RecipeError
 
 LOSSES: dict[str, str] = {
@@ -101,10 +101,10 @@ def meant_loss(name: str, known: Iterable[str]) -> str:
     return f"it is called `{other}` here" if other else did_you_mean(name, known)
 
 
-def objective_file(path: str, key: str = "dpo.loss") -> Findings:
+def objective_file(path: str, key: str = "dpo.loss") -> RecipeProblems:
     from aligner.losses.dsl.parser import read_objective
 
     try:
         read_objective(Path(path).expanduser())
     except RecipeError as error:
-        yield finding(key, error.message, error.hint)
+        yield problem_at(key, error.message, error.hint)

@@ -64,7 +64,7 @@ class Method:
     """Command lines that help screens show."""
     run: str
     """`module:function` that carries it out: (resolved, *, resume, overwrite, dry_run, on_event) ->
-    `aligner.runs.result.Outcome`."""
+    `aligner.runs.result.RunResult`."""
     rules: tuple[Rule, ...] = ()
     """Rules between several keys of its recipes."""
     flags: tuple[Flag, ...] = ()

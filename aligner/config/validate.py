@@ -17,10 +17,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from aligner.config import hints, trainer_keys
-from aligner.config.finding import Finding, show
 from aligner.config.flag_table import all_flags
 from aligner.config.introspect import choices_at, dotted_keys, section_at
 from aligner.config.recipe import Recipe
+from aligner.config.recipe_problem import RecipeProblem, show
 from aligner.config.yaml_lines import KeyPath, dotted
 from aligner.methods.catalogue import (
     METHODS,
@@ -32,7 +32,7 @@ from aligner.methods.catalogue import (
 )
 
 
-def check_texts(values: Any, path: KeyPath = ()) -> list[Finding]:
+def check_texts(values: Any, path: KeyPath = ()) -> list[RecipeProblem]:
     """What is wrong with texts, wherever they stand: characters that no path and no name may hold,
     homes of nobody."""
     if isinstance(values, dict | list):
@@ -42,14 +42,14 @@ def check_texts(values: Any, path: KeyPath = ()) -> list[Finding]:
         return []
     if "\0" in values:
         return [
-            Finding(
+            RecipeProblem(
                 path, f"holds a NUL character: {values[:60]!r}", "no path and no name may hold one"
             )
         ]
     home = values.split("/", 1)[0]
     if home.startswith("~") and "/" in values and os.path.expanduser(home) == home:
         return [
-            Finding(
+            RecipeProblem(
                 path,
                 f"there is no user called `{home[1:]}`, whose home {show(values)} names",
                 "write it out",
@@ -60,7 +60,7 @@ def check_texts(values: Any, path: KeyPath = ()) -> list[Finding]:
 
 def build(
     recipe_class: type[Recipe], values: dict[str, Any]
-) -> tuple[Recipe | None, list[Finding]]:
+) -> tuple[Recipe | None, list[RecipeProblem]]:
     """The recipe, or everything that the schema has against it."""
     try:
         return recipe_class.model_validate_json(json.dumps(values, default=str), strict=True), []
@@ -89,10 +89,10 @@ def _clean(loc: tuple[str | int, ...], kind: str, values: Any) -> KeyPath:
     return tuple(path)
 
 
-def _merge(findings: list[Finding]) -> list[Finding]:
+def _merge(findings: list[RecipeProblem]) -> list[RecipeProblem]:
     """One finding for each place: the alternatives of a union are joined, or give way to what is
     wrong deeper inside."""
-    by_path: dict[KeyPath, list[Finding]] = defaultdict(list)
+    by_path: dict[KeyPath, list[RecipeProblem]] = defaultdict(list)
     for finding in findings:
         by_path[finding.path].append(finding)
     merged = []
@@ -109,13 +109,13 @@ def _merge(findings: list[Finding]) -> list[Finding]:
 _IS_MISSING = "is missing"
 
 
-def _is_misspelt(path: KeyPath, by_path: dict[KeyPath, list[Finding]]) -> bool:
+def _is_misspelt(path: KeyPath, by_path: dict[KeyPath, list[RecipeProblem]]) -> bool:
     """Whether a missing key is there under a name that comes close, which is reported already."""
     siblings = [other for other in by_path if other[:-1] == path[:-1] and other != path]
     return any(hints.closest(str(other[-1]), [str(path[-1])]) for other in siblings)
 
 
-def _join(group: list[Finding]) -> Finding:
+def _join(group: list[RecipeProblem]) -> RecipeProblem:
     typed = [finding for finding in group if finding.expected]
     plain = [finding for finding in group if not finding.expected]
     if plain:
@@ -123,7 +123,9 @@ def _join(group: list[Finding]) -> Finding:
     first = typed[0]
     expected = " or ".join(dict.fromkeys(finding.expected for finding in typed))
     hint = next((finding.hint for finding in typed if finding.hint), "")
-    return Finding(first.path, first.message.replace(first.expected, expected), hint, expected)
+    return RecipeProblem(
+        first.path, first.message.replace(first.expected, expected), hint, expected
+    )
 
 
 _EXPECTED = {
@@ -151,13 +153,13 @@ _BOUNDS = {
 
 def _explain(
     recipe_class: type[Recipe], path: KeyPath, error: Any, values: dict[str, Any]
-) -> Finding:
+) -> RecipeProblem:
     kind, context = error["type"], error.get("ctx", {})
     if kind == "missing":
-        return Finding(path, _IS_MISSING, _MISSING.get(dotted(path), ""))
+        return RecipeProblem(path, _IS_MISSING, _MISSING.get(dotted(path), ""))
     found = path[-1] if error["loc"][-1] == "[key]" else _at(values, path)
     if kind == "extra_forbidden":
-        return Finding(
+        return RecipeProblem(
             path,
             "is not a key of a recipe" if len(path) == 1 else "unknown key",
             key_hint(recipe_class, path),
@@ -165,7 +167,7 @@ def _explain(
     if kind == "literal_error":
         offered = choices_at(recipe_class, path)
         expected = "one of " + ", ".join(offered)
-        return Finding(
+        return RecipeProblem(
             path,
             f"expected {expected}, found {show(found)}",
             hints.did_you_mean(str(found), offered),
@@ -173,21 +175,21 @@ def _explain(
         )
     if kind in _BOUNDS:
         name, words = _BOUNDS[kind]
-        return Finding(path, f"{words} {context[name]}, found {show(found)}")
+        return RecipeProblem(path, f"{words} {context[name]}, found {show(found)}")
     if kind in ("too_short", "too_long") and isinstance(found, list) and found:
         number = context.get("min_length") or context["max_length"]
-        return Finding(path, f"expected {number} values, found {len(found)}")
+        return RecipeProblem(path, f"expected {number} values, found {len(found)}")
     if kind == "too_short":
-        return Finding(path, "is empty", "name at least one source")
+        return RecipeProblem(path, "is empty", "name at least one source")
     if kind in _EXPECTED:
         expected = _EXPECTED[kind]
-        return Finding(
+        return RecipeProblem(
             path,
             f"expected {expected}, found {show(found)}",
             _value_hint(expected, found),
             expected,
         )
-    return Finding(path, f"{error['msg']}, found {show(found)}")
+    return RecipeProblem(path, f"{error['msg']}, found {show(found)}")
 
 
 _MISSING = {
@@ -269,7 +271,9 @@ def _method(recipe_class: type[Recipe]) -> str:
     return str(recipe_class.model_fields["method"].default)
 
 
-def check_trainer(recipe_class: type[Recipe], trainer: Any) -> tuple[dict[str, Any], list[Finding]]:
+def check_trainer(
+    recipe_class: type[Recipe], trainer: Any
+) -> tuple[dict[str, Any], list[RecipeProblem]]:
     """The trainer's values in the types of its class, and what is wrong with them."""
     if not isinstance(trainer, dict):
         return {}, []
@@ -302,7 +306,7 @@ def _written_out(spec: dict[str, Any], value: Any) -> Any:
     return mapping
 
 
-def _mismatch(path: KeyPath, expected: str, value: Any, spec: dict[str, Any]) -> Finding:
+def _mismatch(path: KeyPath, expected: str, value: Any, spec: dict[str, Any]) -> RecipeProblem:
     hint = _value_hint(expected.removeprefix("expected "), value)
     if "choices" in spec:
         near = hints.closest(
@@ -315,7 +319,7 @@ def _mismatch(path: KeyPath, expected: str, value: Any, spec: dict[str, Any]) ->
                 + ", ".join(_nearest_first(str(value), spec["choices"])[:6])
                 + ", ..."
             )
-    return Finding(path, f"{expected}, found {show(value)}", hint)
+    return RecipeProblem(path, f"{expected}, found {show(value)}", hint)
 
 
 def _nearest_first(name: str, choices: list[str]) -> list[str]:
@@ -324,17 +328,19 @@ def _nearest_first(name: str, choices: list[str]) -> list[str]:
 
 def _unknown_trainer_key(
     recipe_class: type[Recipe], key: str, known: Mapping[str, Any], allowed: list[str]
-) -> Finding:
+) -> RecipeProblem:
     path = ("trainer", key)
     method = _method(recipe_class)
     if key in trainer_keys.RESERVED and key in known:
-        return Finding(path, "is not set here", trainer_keys.RESERVED[key])
+        return RecipeProblem(path, "is not set here", trainer_keys.RESERVED[key])
     if place := place_of(recipe_class, key):
-        return Finding(path, "is not a key of the trainer", place)
+        return RecipeProblem(path, "is not a key of the trainer", place)
     others = [other for other in trainings() if other != method and key in trainer_fields(other)]
     if others:
-        return Finding(path, f"is a key of the `{others[0]}` trainer, not of `{method}`", "drop it")
+        return RecipeProblem(
+            path, f"is a key of the `{others[0]}` trainer, not of `{method}`", "drop it"
+        )
     hint = hints.did_you_mean(key, [*allowed, *trainer_keys.RESERVED])
     training = training_of(method)
     assert training is not None, "the recipe has a trainer"
-    return Finding(path, f"is not a field of {training.trainer_class}", hint)
+    return RecipeProblem(path, f"is not a field of {training.trainer_class}", hint)

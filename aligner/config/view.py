@@ -8,17 +8,17 @@ from typing import Any
 
 from pydantic_core import PydanticUndefined
 
-from aligner.config.finding import Finding, Findings
 from aligner.config.introspect import section_in
 from aligner.config.recipe import Recipe, Section
+from aligner.config.recipe_problem import RecipeProblem, RecipeProblems
 from aligner.config.yaml_lines import KeyPath
 
 
-class StandAside(Exception):
+class SkipRule(Exception):
     """A rule reads a key that is already reported, or malformed."""
 
 
-class View:
+class RecipeView:
     """The values of a recipe by dotted key, defaults included, whether or not the recipe is valid
     as a whole."""
 
@@ -32,7 +32,7 @@ class View:
     def __getitem__(self, key: str) -> Any:
         path = tuple(key.split("."))
         if any(path[: len(broken)] == broken for broken in self._broken):
-            raise StandAside
+            raise SkipRule
         here: Any = self._values
         section: type[Section] | None = self._class
         for part in path:
@@ -42,7 +42,7 @@ class View:
             and section is None
             and any(b[: len(path)] == path for b in self._broken)
         ):
-            raise StandAside  # one of its items is not a number, say
+            raise SkipRule  # one of its items is not a number, say
         return here
 
     def unless_broken(self, key: str) -> Any:
@@ -50,7 +50,7 @@ class View:
         keys, one by one."""
         try:
             return self[key]
-        except StandAside:
+        except SkipRule:
             return None
 
     def given(self, key: str) -> bool:
@@ -81,26 +81,26 @@ def _step(here: Any, section: type[Section] | None, part: str) -> tuple[Any, typ
     if isinstance(here, Section):
         return getattr(here, part), None
     if not isinstance(here, dict):
-        raise StandAside
+        raise SkipRule
     field = section.model_fields.get(part) if section else None
     inner = section_in(field.annotation) if field else None
     if part in here:
         return here[part], inner
     default = field.get_default(call_default_factory=True) if field else None
     if default is PydanticUndefined:
-        raise StandAside
+        raise SkipRule
     return default, inner
 
 
-Rule = Callable[[View], Findings]
+Rule = Callable[[RecipeView], RecipeProblems]
 """One short function that yields what it has against the values."""
 
 
 def refuse_formats(
-    view: View, usable: tuple[str, ...], method: str, hint: str, verb: str = "train on"
-) -> Findings:
+    view: RecipeView, usable: tuple[str, ...], method: str, hint: str, verb: str = "train on"
+) -> RecipeProblems:
     """Report the sources whose `format` the method cannot use."""
     for path, source in [*view.sources("data.train"), *view.sources("data.eval")]:
         found = source.get("format", "auto")
         if found not in usable:
-            yield Finding((*path, "format"), f"`{method}` cannot {verb} `{found}` rows", hint)
+            yield RecipeProblem((*path, "format"), f"`{method}` cannot {verb} `{found}` rows", hint)

@@ -19,7 +19,7 @@ REFUSED = "stopped"
 
 
 @dataclass
-class Tally:
+class Counts:
     """Counts of one purpose, or of all. `calls`: requests answered by the model; `errors`: by
     kind."""
 
@@ -79,12 +79,12 @@ class Usage(Wrapper):
     def __init__(self, inner: LLMClient, prices: Prices | None = None) -> None:
         super().__init__(inner)
         self.prices = prices if prices is not None else Prices()
-        self.total = Tally()
-        self.purposes: dict[str, Tally] = {}
+        self.total = Counts()
+        self.purposes: dict[str, Counts] = {}
 
     async def chat(self, request: ChatRequest) -> Completion:
         """Pass on, and count what comes back."""
-        tallies = (self.total, self.purposes.setdefault(request.purpose, Tally()))
+        tallies = (self.total, self.purposes.setdefault(request.purpose, Counts()))
         try:
             completion = await self.inner.chat(request)
         except EndpointError as error:

@@ -59,24 +59,24 @@ def measure(
     assert pairs, "there is at least one pair"
     prompts, wins = numbered([pair.question for pair in pairs]), judged.wins
     differences = length_differences(pairs)
-    divisions = {"buckets": buckets(differences), "chosen_is": by_sign(differences)}
+    groupings = {"buckets": buckets(differences), "chosen_is": by_sign(differences)}
     if column is not None:
-        divisions["categories"] = by_column(pairs, column)
+        groupings["categories"] = by_column(pairs, column)
     bench, why_not = _bench(pairs, wins)
     parts: dict[str, Statistic] = {
         "accuracy": shares(wins, np.zeros(len(pairs), dtype=np.int64), 1),
         "without_ties": _without_ties(judged),
         "ece": calibration_error(judged),
-        **{name: shares(wins, groups.of, len(groups.names)) for name, groups in divisions.items()},
+        **{name: shares(wins, groups.of, len(groups.names)) for name, groups in groupings.items()},
     }
     if bench is not None:
         parts["rewardbench"] = _bench_statistic(pairs, wins)
     found = estimates(parts, prompts, resamples=resamples, seed=seed)
     tables = {
-        name: _table(groups, found[name], prompts, judged) for name, groups in divisions.items()
+        name: _table(groups, found[name], prompts, judged) for name, groups in groupings.items()
     }
     for bucket, row in enumerate(tables["buckets"]):
-        inside = differences[divisions["buckets"].of == bucket]
+        inside = differences[groupings["buckets"].of == bucket]
         del row["name"]
         row |= {"from": int(inside.min()), "to": int(inside.max())}
     return {

@@ -30,7 +30,7 @@ from aligner.data.rows import Messages
 from aligner.errors import DataError
 from aligner.generation.sampling import Sampling, draws, processors
 from aligner.models.adapter_kinds import base_under_adapter, virtual_tokens
-from aligner.models.forward import Progress, at_rest, pad
+from aligner.models.forward import Progress, eval_mode, pad
 from aligner.models.positions import max_positions
 from aligner.runs.journal import Journal
 from aligner.tokenization.encode import encode_prompt, stop_token_ids
@@ -208,7 +208,7 @@ def _decoder_of(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
     own_config = decoder.generation_config
     decoder.generation_config = GenerationConfig()
     try:
-        with at_rest(model), warnings.catch_warnings():
+        with eval_mode(model), warnings.catch_warnings():
             warnings.filterwarnings(
                 "ignore", "Position ids are not supported"
             )  # PEFT lets them follow from the mask

@@ -5,10 +5,10 @@ distance of z from it. Targets are finite, so nothing drives margins to infinity
 no label: with its sides swapped, target and z both change their sign. With enough support the
 minimizer is the optimum of the KL-regularized problem, pi(y|x) ~ pi_ref(y|x) exp(r(x, y) / beta).
 
-A family of K reward models is combined by `aim`: their mean, or, pessimistically, the one whose
-mean loss over the batch is smallest. The pessimistic policy of the paper is, among those that are
-optimal for some member, the nearest to the reference; that is where the minimum over members leads
-together with a forward KL term, which is the trainer's.
+A family of K reward models is combined by `distillation_targets`: their mean, or, pessimistically,
+the one whose mean loss over the batch is smallest. The pessimistic policy of the paper is, among
+those that are optimal for some member, the nearest to the reference; that is where the minimum over
+members leads together with a forward KL term, which is the trainer's.
 
 Legend: B pairs, K reward models.
 """
@@ -32,7 +32,7 @@ def reward_distill(pairs: PairLogps, settings: Settings) -> Tensor:
     return (pairs.target.float() - settings.beta * pairs.rho) ** 2
 
 
-def aim(
+def distillation_targets(
     pairs: PairLogps, gaps_BK: Tensor, weights_B: Tensor, settings: Settings, combine: Combine
 ) -> tuple[Tensor, Tensor | None]:
     """Return the targets (B,) that K reward models give, and, for `min`, the number of the member

@@ -20,7 +20,7 @@ from aligner.events import OnEvent
 from aligner.methods.catalogue import command_of, training_of, trainings
 from aligner.methods.pipeline import run_recipe
 from aligner.methods.steps import steps_of
-from aligner.runs.result import Outcome
+from aligner.runs.result import RunResult
 
 if TYPE_CHECKING:
     from aligner.data.memory import Rows
@@ -36,7 +36,7 @@ def train(
     on_event: OnEvent | None = None,
     resume: bool = False,
     overwrite: bool = False,
-) -> Outcome:
+) -> RunResult:
     """Train as a recipe says, and return the run directory, the results and the path of the report.
 
     `recipe` is a recipe object, what `load_recipe` returned, a path, the name of a shipped recipe,

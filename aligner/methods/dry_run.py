@@ -10,10 +10,10 @@ from aligner.data.loading import Loaded
 from aligner.events import DataReady, OnEvent, Plan, tell
 from aligner.methods.plan import plan_rows
 from aligner.methods.preparation import load_checked_tokenizer, look_ahead, tokenize_rows, try_out
-from aligner.runs.result import Outcome
+from aligner.runs.result import RunResult
 
 
-def run_dry(resolved: Resolved, loaded: Loaded, on_event: OnEvent | None) -> Outcome:
+def run_dry(resolved: Resolved, loaded: Loaded, on_event: OnEvent | None) -> RunResult:
     """Tokenize into a temporary folder, count, and say what would run."""
     recipe, decided = try_out(resolved.recipe, loaded, resolved.origins, on_event)
     tokenizer = load_checked_tokenizer(recipe, on_event)
@@ -25,4 +25,4 @@ def run_dry(resolved: Resolved, loaded: Loaded, on_event: OnEvent | None) -> Out
     tell(on_event, DataReady([*loaded.ledger.table(), ("batches", batching.reason)]))
     rows = plan_rows(recipe, sequences, batching.passes, batching.steps)
     tell(on_event, Plan([*decided, *rows]))
-    return Outcome(Path(recipe.output_dir))
+    return RunResult(Path(recipe.output_dir))

@@ -11,11 +11,11 @@ from aligner.methods.job import Job
 from aligner.methods.preparation import load_method
 from aligner.methods.steps import steps_of
 from aligner.reports.finish import finish_run
-from aligner.runs.result import Outcome
+from aligner.runs.result import RunResult
 from aligner.runs.run import Run
 
 
-def train_and_finish(job: Job) -> Outcome:
+def train_and_finish(job: Job) -> RunResult:
     """Train, and write down what came out. Several ranks do it together; the first one writes."""
     job.say("loading the model")
     load_method(job.recipe.method)
@@ -31,7 +31,7 @@ def train_and_finish(job: Job) -> Outcome:
         tell(
             job.on_event, Finished(fitted.results, {"run": str(job.run.dir), "report": str(report)})
         )
-    return Outcome(job.run.dir, fitted.results, job.run.dir / "report.html")
+    return RunResult(job.run.dir, fitted.results, job.run.dir / "report.html")
 
 
 def _parents(recipe: TrainRecipe, run: Run) -> list[dict[str, Any]]:

@@ -61,10 +61,10 @@ class Job:
     def tell_trained(self, model: Any, rate: float) -> None:
         """Say how many weights are trained, where, and what is left out; keep it for the report and
         the card."""
-        from aligner.models.trained_weights import told, trained_of, unmoved
+        from aligner.models.trained_weights import describe_trained, trained_of, unmoved
 
         found = trained_of(model, self.recipe.model.lora)
-        for line in told(found, self.recipe.model.quantization):
+        for line in describe_trained(found, self.recipe.model.quantization):
             self.note(line)
         if world()[0] == 0:
             self.run.write_json("weights.json", found.to_json())

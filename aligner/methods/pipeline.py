@@ -25,7 +25,7 @@ from aligner.methods.preparation import load_data, prepare, within_sizes
 from aligner.methods.ranks import run_as_rank, start_machine, start_ranks, with_world
 from aligner.models.positions import sizes_of
 from aligner.runs.places import refuse_unusable
-from aligner.runs.result import Outcome, already_done
+from aligner.runs.result import RunResult, already_done
 from aligner.runs.run import Run
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def run_recipe(
     on_event: OnEvent | None = None,
     memory: Mapping[str, MemoryRows] | None = None,
     objective: Objective | None = None,
-) -> Outcome:
+) -> RunResult:
     """Check, tokenize, train, and write everything down.
 
     `memory` holds the rows of a split that are in no file, `objective` the loss that the recipe

@@ -143,12 +143,12 @@ def look_ahead(recipe: TrainRecipe, tokenizer: Any, on_event: OnEvent | None = N
     """Look up what the recipe names in the model before anything is tokenized; with a listener, say
     what would be trained."""
     from aligner.models.loading import load_outline
-    from aligner.models.trained_weights import told, trained_of
+    from aligner.models.trained_weights import describe_trained, trained_of
 
     outputs = steps_of(recipe.method).num_outputs(recipe)
     outline = load_outline(recipe.model, tokenizer, outputs=outputs)
     if outline is not None and on_event is not None:
-        for line in told(trained_of(outline, recipe.model.lora)):
+        for line in describe_trained(trained_of(outline, recipe.model.lora)):
             tell(on_event, Notice(line))
         if recipe.model.lora is None and recipe.model.dtype in ("bfloat16", "float16"):
             text = (

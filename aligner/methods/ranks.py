@@ -32,7 +32,7 @@ from aligner.methods.preparation import (
     within_sizes,
 )
 from aligner.methods.steps import steps_of
-from aligner.runs.result import Outcome, already_done
+from aligner.runs.result import RunResult, already_done
 from aligner.runs.run import Run
 
 PREPARED_RUN = "ALIGNER_PREPARED_RUN"
@@ -46,7 +46,9 @@ RANKS_RECIPE = "prepared/recipe.json"
 LONGEST_WAIT = timedelta(days=1)
 
 
-def start_ranks(resolved: Resolved, run: Run, loaded: Loaded, on_event: OnEvent | None) -> Outcome:
+def start_ranks(
+    resolved: Resolved, run: Run, loaded: Loaded, on_event: OnEvent | None
+) -> RunResult:
     """Prepare everything here, then start the ranks and wait for them."""
     recipe = resolved.recipe
     job = prepare(recipe, run, loaded, on_event)
@@ -60,12 +62,12 @@ def start_ranks(resolved: Resolved, run: Run, loaded: Loaded, on_event: OnEvent 
     finally:
         del os.environ[PREPARED_RUN]
     assert run.is_done, "ranks that end well have finished the run"
-    return Outcome(run.dir, run.read_json("manifest.json")["results"], run.dir / "report.html")
+    return RunResult(run.dir, run.read_json("manifest.json")["results"], run.dir / "report.html")
 
 
 def start_machine(
     resolved: Resolved, resume: bool, overwrite: bool, on_event: OnEvent | None
-) -> Outcome:
+) -> RunResult:
     """Start this machine's ranks among those of several: rank 0 prepares, in a folder that all
     machines share."""
     recipe = resolved.recipe
@@ -79,7 +81,7 @@ def start_machine(
         line = launch_line(recipe.launch, [recipe.method, str(file), *options])
         _launch(line, on_event)
     run = Run.attach(recipe.output_dir)
-    return Outcome(
+    return RunResult(
         run.dir, (run.read_json("manifest.json") or {}).get("results", {}), run.dir / "report.html"
     )
 
@@ -95,7 +97,7 @@ def _launch(line: list[str], on_event: OnEvent | None) -> None:
 
 def run_as_rank(
     resolved: Resolved, rank: int, resume: bool, overwrite: bool, on_event: OnEvent | None
-) -> Outcome:
+) -> RunResult:
     """Train as one of several processes, whoever started them."""
     listener = on_event if rank == 0 else None
     load_method(resolved.recipe.method)

@@ -1,9 +1,9 @@
 """What the pipeline asks of a training method, in the order in which it asks.
 
 A method's folder holds `recipe.py` (what it says of itself), `encode.py` (a row -> columns of token
-ids), `train.py` (`train(job)` trains, saves, and returns `Fitted`) and `steps.py`, whose `STEPS` is
-one of these. Here stands what most methods do; each changes what is different about it. Imports
-nothing heavy: what needs torch is loaded when it is asked for.
+ids), `train.py` (`train(job)` trains, saves, and returns a `TrainResult`) and `steps.py`, whose
+`STEPS` is one of these. Here stands what most methods do; each changes what is different about it.
+Imports nothing heavy: what needs torch is loaded when it is asked for.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from aligner.losses.types import Objective
     from aligner.methods.job import Job
     from aligner.tokenization.dataset import EpochSource, RowEncoder
-    from aligner.training.fit import Fitted
+    from aligner.training.fit import TrainResult
 
 
 class TrainingSteps:
@@ -80,9 +80,9 @@ class TrainingSteps:
     def before_ranks(self, job: Job) -> None:
         """Do in the launching process what several ranks could not, or would wait for."""
 
-    def train(self, job: Job) -> Fitted:
+    def train(self, job: Job) -> TrainResult:
         """Train the model of the recipe on its tokenized rows, and save it."""
-        fitted: Fitted = self._part("train").train(job)
+        fitted: TrainResult = self._part("train").train(job)
         return fitted
 
     def try_objective(self, recipe: Any, objective: Objective) -> None:

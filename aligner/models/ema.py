@@ -1,12 +1,11 @@
 """Further copies of a policy's trained weights: a moving average, and a reference that follows it.
 
-A shadow holds what training changes and nothing else: under LoRA the adapter's weights (policy,
+A copy holds what training changes and nothing else: under LoRA the adapter's weights (policy,
 average and reference then share one base, also a 4-bit one), in full fine-tuning every weight, on
 the CPU if asked. It is put in the place of the policy's own weights for as long as it is needed
-(`in_place`), by exchanging storage: no copy, no second module, no other code path than the policy's
-own.
+(`swapped_in`), by exchanging storage: no second module, no other code path than the policy's own.
 
-Shadows are float32 whatever the policy is: in bfloat16 the small steps of an average are rounded
+Copies are float32 whatever the policy is: in bfloat16 the small steps of an average are rounded
 away. The average of an adapter's two factors is not the factors of the average; the difference is
 of second order.
 """
@@ -27,7 +26,7 @@ def trained_weights(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
 
 
-class Shadow:
+class WeightCopy:
     """A float32 copy of a model's trained weights. `device` None: beside the weights."""
 
     def __init__(self, model: nn.Module, device: str | torch.device | None = None) -> None:
@@ -37,7 +36,7 @@ class Shadow:
         }
 
     @torch.no_grad()
-    def follow(self, model: nn.Module, decay: float) -> None:
+    def update(self, model: nn.Module, decay: float) -> None:
         """Move towards the model: shadow = decay * shadow + (1 - decay) * model. `decay` weighs the
         old."""
         for name, weight in trained_weights(model).items():
@@ -45,9 +44,9 @@ class Shadow:
             mine.lerp_(weight.detach().to(mine), 1 - decay)
 
     @torch.no_grad()
-    def become(self, other: nn.Module | Shadow) -> None:
+    def copy_from(self, other: nn.Module | WeightCopy) -> None:
         """Take over the weights of a model or of another shadow."""
-        weights = other.weights if isinstance(other, Shadow) else trained_weights(other)
+        weights = other.weights if isinstance(other, WeightCopy) else trained_weights(other)
         for name, mine in self.weights.items():
             mine.copy_(weights[name].detach())
 
@@ -63,7 +62,7 @@ class Shadow:
         return (apart / whole) ** 0.5 if whole else 0.0
 
     @contextmanager
-    def in_place(self, model: nn.Module) -> Iterator[None]:
+    def swapped_in(self, model: nn.Module) -> Iterator[None]:
         """Let the model work with these weights; nothing may be trained meanwhile."""
         own = {}
         try:

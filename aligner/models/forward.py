@@ -102,7 +102,7 @@ def batches_by_length(
 
 
 @contextmanager
-def at_rest(model: torch.nn.Module) -> Iterator[None]:
+def eval_mode(model: torch.nn.Module) -> Iterator[None]:
     """Hold the model in eval mode without gradients, and put every module back into the mode it was
     in.
 
@@ -153,7 +153,7 @@ def batched_forward(
         return list(read(padded, [places[keys[i]][0] for i in batch]))
 
     found: dict[int, T] = {}
-    with at_rest(model):
+    with eval_mode(model):
         results = (journal or Journal(None)).results(batches, work)
         for batch, (values, is_new) in zip(batches, results):
             for i, value in zip(batch, values, strict=True):
@@ -265,7 +265,7 @@ def batched_logps(
     is computed under.
     """
     found: dict[int, list[float]] = {}
-    with at_rest(model):
+    with eval_mode(model):
         for rows in batches_by_length(lengths, rows=batch_rows):
             by_number = zip(*(answers_of(row) for row in rows))  # as the preference trainer has it
             padded = pad_answers(list(chain.from_iterable(by_number)), pad_token_id)

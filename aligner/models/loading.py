@@ -174,7 +174,7 @@ def load_reward_model(
     """
     import torch
 
-    from aligner.models.reward_head import draw_head, keep_in_float32, read_head_again
+    from aligner.models.reward_head import init_head, keep_in_float32, read_head_again
 
     adapter = adapter_config(model.name_or_path)
     saved = saved_outputs(model.name_or_path)
@@ -197,7 +197,7 @@ def load_reward_model(
                 "missing)",
                 "name a reward model; a model that writes text becomes one with `aligner reward`",
             )
-        draw_head(policy, seed)
+        init_head(policy, seed)
     if adapter:
         further = trainable and model.lora is not None
         check_kind(adapter, model.name_or_path, trainable=trainable, further=further, answers=False)

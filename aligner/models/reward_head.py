@@ -3,8 +3,9 @@ several.
 
 Models are Hugging Face's for sequence classification, so that they load anywhere and public ones
 load here. `pool_by_mask` makes such a model read the head at the last token that is not padding;
-`give_values` makes it hand out the numbers of every token instead, for segments. The head computes
-in float32 whatever the rest does: in bfloat16, scores between 8 and 16 come in steps of 1/16.
+`return_token_values` makes it hand out the numbers of every token instead, for segments. The head
+computes in float32 whatever the rest does: in bfloat16, scores between 8 and 16 come in steps of
+1/16.
 
 Legend: B sequences, T tokens, K outputs, D hidden size.
 """
@@ -102,7 +103,7 @@ def read_head_again(model: Any, folder: str) -> None:
                     part.data.copy_(value)
 
 
-def draw_head(model: Any, seed: int) -> None:
+def init_head(model: Any, seed: int) -> None:
     """Draw a fresh head: N(0, 1/(D+1)), so that rewards begin near 0; as the authors of arXiv
     2501.02790 do."""
     head = head_of(model)[2]
@@ -114,7 +115,7 @@ def draw_head(model: Any, seed: int) -> None:
             head.bias.zero_()
 
 
-def join_outputs(model: Any, weights: Sequence[float]) -> None:
+def merge_heads(model: Any, weights: Sequence[float]) -> None:
     """Make one output of several: their weighted sum. A regression on attributes becomes a model
     with one score."""
     holder, name, head = head_of(model)
@@ -177,7 +178,7 @@ def _at_last(values: Tensor, mask: Tensor) -> Tensor:
     ].expand_as(values)
 
 
-def give_values(model: Any) -> None:
+def return_token_values(model: Any) -> None:
     """Let a sequence classification model return the numbers of every token (B, T, K) as its
     `logits`."""
     base = base_under_adapter(model)

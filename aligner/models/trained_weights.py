@@ -192,7 +192,7 @@ def without_gradient(model: Any) -> dict[str, int]:
 # --- in words -------------------------------------------------------------------------------------
 
 
-def told(trained: Trained, quantization: str = "none") -> Iterator[str]:
+def describe_trained(trained: Trained, quantization: str = "none") -> Iterator[str]:
     """Say how many weights are trained and where, what is left out, and what stays unquantized."""
     share = trained.trained / max(1, trained.total)
     whole = trained.trained == trained.total

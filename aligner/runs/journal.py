@@ -32,15 +32,15 @@ class Journal:
     """Results of the parts that a file held when it was opened, by number; further ones go into the
     file, if there is one.
 
-    `done`: how many it held; `begun_with`: the fingerprint of what they were made with, None where
+    `done`: how many it held; `recorded_fingerprint`: that of what they were made with, None where
     there is none.
     """
 
-    def __init__(self, path: Path | None, made_with: str = "") -> None:
+    def __init__(self, path: Path | None, fingerprint: str = "") -> None:
         lines = list(_lines(path))
         self.path = path
-        self.made_with = made_with
-        self.begun_with: str | None = lines[0]["made with"] if lines else None
+        self.fingerprint = fingerprint
+        self.recorded_fingerprint: str | None = lines[0]["made with"] if lines else None
         self._all_with = {line["made with"] for line in lines}
         self._known: dict[int, Any] = {line["part"]: line["result"] for line in lines}
         self.done = len(self._known)
@@ -56,7 +56,7 @@ class Journal:
 
         Raises: UsageError.
         """
-        if self._all_with - {self.made_with}:
+        if self._all_with - {self.fingerprint}:
             raise UsageError(
                 f"{self.path} was started with a different model: {what} would be partly of one "
                 "and partly of the other",
@@ -76,7 +76,7 @@ class Journal:
             return result
         line = _append(
             self.path,
-            {"part": part, "made with": self.made_with, "result": result, "sum": _sum(result)},
+            {"part": part, "made with": self.fingerprint, "result": result, "sum": _sum(result)},
         )
         return json.loads(line)["result"]
 
@@ -88,7 +88,7 @@ class Journal:
             yield (self[number] if known else self.add(number, work(part))), not known
 
 
-def carry_on(
+def run_resumable(
     path: Path,
     what: str,
     parts: Sequence[P],
@@ -109,7 +109,7 @@ def carry_on(
     if journal.done == len(parts):
         return [journal[number] for number in range(len(parts))]
     journal.tell_resumed(what, len(parts), on_event)
-    journal.made_with, work = make()
+    journal.fingerprint, work = make()
     journal.check(what)
     total, count, found = sum(map(size, parts)), 0, []
     for part, (result, is_new) in zip(parts, journal.results(parts, work)):

@@ -164,9 +164,9 @@ class PartialOutput:
         if self.folder is not None:
             _give_back(self.folder)
 
-    def journal(self, name: str, made_with: str = "") -> Journal:
+    def journal(self, name: str, fingerprint: str = "") -> Journal:
         """Open the journal of a part of the work; it has no file where nothing is kept."""
-        return Journal(self.folder and self.folder / f"{name}.jsonl", made_with)
+        return Journal(self.folder and self.folder / f"{name}.jsonl", fingerprint)
 
     def finish(self, texts: Iterable[str]) -> None:
         """Write the output, if there is one: a file whole or not at all, whose folder is then

@@ -11,7 +11,7 @@ from aligner.runs.run import Run
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class RunResult:
     """What a command reports: where the run is, what came out, and the picture of it."""
 
     run_dir: Path
@@ -19,17 +19,17 @@ class Outcome:
     report: Path | None = None
 
 
-def finished(run: Run, results: Mapping[str, float], on_event: OnEvent | None) -> Outcome:
+def finished(run: Run, results: Mapping[str, float], on_event: OnEvent | None) -> RunResult:
     """Tell what a run gave whose manifest and report are written, and return it."""
     report = run.dir / "report.html"
     tell(on_event, Finished(results, {"run": str(run.dir), "report": str(report)}))
-    return Outcome(run.dir, results, report)
+    return RunResult(run.dir, results, report)
 
 
-def already_done(run: Run, on_event: OnEvent | None) -> Outcome:
+def already_done(run: Run, on_event: OnEvent | None) -> RunResult:
     """Say that there is nothing left to do, and return what the run gave."""
     tell(
         on_event,
         Notice(f"{run.dir} is finished already; --overwrite starts it again from nothing"),
     )
-    return Outcome(run.dir, run.read_json("manifest.json")["results"], run.dir / "report.html")
+    return RunResult(run.dir, run.read_json("manifest.json")["results"], run.dir / "report.html")

@@ -27,7 +27,7 @@ from aligner.config.load import Resolved
 from aligner.errors import UsageError
 from aligner.events import OnEvent, Plan, Warned, tell
 from aligner.runs.places import refuse_unusable
-from aligner.runs.result import Outcome, already_done, finished
+from aligner.runs.result import RunResult, already_done, finished
 from aligner.runs.run import Run
 
 
@@ -56,7 +56,7 @@ class Session:
         else:
             Run.check_place(self.folder, resume=self.resume, overwrite=self.overwrite)
 
-    def done(self) -> Outcome | None:
+    def done(self) -> RunResult | None:
         """Return what a run that is resumed, and finished already, gave; None where there is work.
 
         Raises: UsageError when that run has another recipe.
@@ -67,10 +67,10 @@ class Session:
         self._remove_scratch(run)
         return already_done(run, self.on_event)
 
-    def plan(self, rows: Sequence[tuple[str, str, str]]) -> Outcome:
+    def plan(self, rows: Sequence[tuple[str, str, str]]) -> RunResult:
         """End a dry run: tell what would be done, as rows of what, how much, and why."""
         tell(self.on_event, Plan(rows))
-        return Outcome(self.folder)
+        return RunResult(self.folder)
 
     def open(self) -> Run:
         """Create the run directory, or open it again, with its lock; say what is remarkable."""
@@ -90,7 +90,7 @@ class Session:
         results: Mapping[str, float],
         parents: Sequence[dict[str, Any]] = (),
         files: Path | None = None,
-    ) -> Outcome:
+    ) -> RunResult:
         """Write the manifest of a run whose report is there, and tell the results; `files` is the
         folder of what it made."""
         run.finish_without_training(results, parents, files)

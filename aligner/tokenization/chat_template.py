@@ -62,7 +62,7 @@ NO_STOP_HINT = (
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class TemplateInfo:
     """What probing showed of a template under its tokenizer."""
 
     problem: str = ""
@@ -82,7 +82,7 @@ class Facts:
     """The end of the generation prompt that training rows do not have (`<think>`, say)."""
 
 
-class Moved(Exception):
+class UnstableTemplateError(Exception):
     """One conversation gave two renderings: the template writes the date, and midnight passed.
     Render again."""
 
@@ -101,7 +101,7 @@ def text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 @dataclass(frozen=True, slots=True)
-class Whole:
+class Rendered:
     """A whole conversation: its text, its ids, and which character lies in which token."""
 
     text: str
@@ -151,13 +151,13 @@ class Conversation:
         prompt."""
         return text_ids(self.tokenizer, self.text(self.messages[:count], opened=opened))
 
-    def whole(self) -> Whole:
+    def whole(self) -> Rendered:
         """Render and tokenize the whole conversation."""
         text, reader = self.text(self.messages), reader_of(self.tokenizer)
         if reader is not None:
-            return Whole(text, *reader.encode(text, add_special_tokens=False))
+            return Rendered(text, *reader.encode(text, add_special_tokens=False))
         encoding = self.tokenizer(text, add_special_tokens=False, verbose=False)
-        return Whole(text, list(encoding["input_ids"]), encoding)
+        return Rendered(text, list(encoding["input_ids"]), encoding)
 
     def marked(self) -> tuple[list[int], list[Span]]:
         """Return the ids and the runs of tokens that the template marks as the assistant's."""
@@ -198,11 +198,11 @@ class Conversation:
 
 # --- facts ----------------------------------------------------------------------------------------
 
-_FACTS: WeakKeyDictionary[Any, dict[tuple, Facts]] = WeakKeyDictionary()
+_FACTS: WeakKeyDictionary[Any, dict[tuple, TemplateInfo]] = WeakKeyDictionary()
 """Tokenizer -> what decides over its facts -> facts. Nothing here keeps a tokenizer alive."""
 
 
-def facts_of(tokenizer: PreTrainedTokenizerBase) -> Facts:
+def facts_of(tokenizer: PreTrainedTokenizerBase) -> TemplateInfo:
     """Probe the template, or recall what probing showed; a changed template, token or vocabulary is
     probed again."""
     known = _FACTS.setdefault(tokenizer, {})
@@ -216,7 +216,7 @@ def facts_of(tokenizer: PreTrainedTokenizerBase) -> Facts:
     return known[key]
 
 
-def _probe(tokenizer: PreTrainedTokenizerBase) -> Facts:
+def _probe(tokenizer: PreTrainedTokenizerBase) -> TemplateInfo:
     question = {"role": "user", "content": QUESTION}
     chats = [
         Conversation(tokenizer, [question, {"role": "assistant", "content": probe}])
@@ -226,23 +226,23 @@ def _probe(tokenizer: PreTrainedTokenizerBase) -> Facts:
         sides = [chat.ids() for chat in chats]
         opened, bare = chats[0].ids(1, opened=True), chats[0].ids(1)
     except DataError as error:
-        return Facts(
+        return TemplateInfo(
             f"the chat template cannot render one question and its answer: {error.__cause__}"
         )
     if sides[0] == sides[1]:
-        return Facts(
+        return TemplateInfo(
             "the chat template writes nothing of an answer that is plain text (it may be made for "
             "images)"
         )
     special = frozenset(tokenizer.all_special_ids) | frozenset(tokenizer.added_tokens_decoder)
     stop = _stop_behind_answer(sides, special, tokenizer.eos_token_id)
     if stop is None:
-        return Facts(
+        return TemplateInfo(
             "the chat template ends an answer with no special token, so a model trained on it "
             "never stops"
         )
     marked, opened_inside = _probe_marks(chats[0], opened)
-    return Facts(
+    return TemplateInfo(
         stop=stop,
         special=special,
         opening=opened[common_prefix(bare, opened) :],
@@ -286,7 +286,7 @@ def _opens_otherwise(chat: Conversation) -> str:
 def answer_spans(chat: Conversation, wanted: Sequence[int]) -> tuple[list[int], list[Span]]:
     """Return the ids of a conversation and the span of each wanted turn, up to its stop token.
 
-    Raises: DataError when a turn has no stop token. `Moved` when renderings disagree.
+    Raises: DataError when a turn has no stop token; UnstableTemplateError when renderings disagree.
     """
     facts = facts_of(chat.tokenizer)
     if not facts.marked or reader_of(chat.tokenizer) is not None:
@@ -302,11 +302,11 @@ def answer_spans(chat: Conversation, wanted: Sequence[int]) -> tuple[list[int], 
         return ids, [span for span in marked.values() if span]
     whole = chat.whole()
     if whole.ids != ids:
-        raise Moved
+        raise UnstableTemplateError
     return ids, [span or answer_span(chat, whole, turn) for turn, span in marked.items()]
 
 
-def _marked_span(facts: Facts, ids: list[int], mark: Span) -> Span | None:
+def _marked_span(facts: TemplateInfo, ids: list[int], mark: Span) -> Span | None:
     """Return the marked span without what the generation prompt gives; None when no stop token is
     in it.
 
@@ -323,11 +323,12 @@ def _marked_span(facts: Facts, ids: list[int], mark: Span) -> Span | None:
     return (start, stops[-1] + 1) if stops else None
 
 
-def answer_span(chat: Conversation, whole: Whole, turn: int, opened: str | None = None) -> Span:
+def answer_span(chat: Conversation, whole: Rendered, turn: int, opened: str | None = None) -> Span:
     """Find one answer by comparing renderings. `opened` is the text of its prompt, when that is
     rendered already.
 
-    Raises: DataError when the answer ends with no stop token. `Moved` when renderings disagree.
+    Raises: DataError when the answer ends with no stop token; UnstableTemplateError when renderings
+    disagree.
     """
     facts = facts_of(chat.tokenizer)
     if turn == 0:
@@ -340,7 +341,7 @@ def answer_span(chat: Conversation, whole: Whole, turn: int, opened: str | None 
 
 
 def _start_in_text(
-    chat: Conversation, facts: Facts, whole: Whole, turn: int, opened: str
+    chat: Conversation, facts: TemplateInfo, whole: Rendered, turn: int, opened: str
 ) -> int | None:
     """Return what `_start_in_tokens` would, from texts and the tokens of the generation prompt;
     None if unsure."""
@@ -366,7 +367,9 @@ def _start_in_text(
     )
 
 
-def _start_in_tokens(chat: Conversation, facts: Facts, whole: Whole, turn: int, opened: str) -> int:
+def _start_in_tokens(
+    chat: Conversation, facts: TemplateInfo, whole: Rendered, turn: int, opened: str
+) -> int:
     """Return the place where the prompt stops being a token prefix, if that is in the generation
     prompt or behind."""
     prompt = text_ids(chat.tokenizer, opened)
@@ -379,13 +382,13 @@ def _start_in_tokens(chat: Conversation, facts: Facts, whole: Whole, turn: int, 
     return _start_in_place(chat, facts, whole, turn)
 
 
-def _start_in_place(chat: Conversation, facts: Facts, whole: Whole, turn: int) -> int:
+def _start_in_place(chat: Conversation, facts: TemplateInfo, whole: Rendered, turn: int) -> int:
     """Return an answer's start where its prompt alone is rendered in another way than within the
     conversation."""
     content = _content_start(chat, whole, turn)
     before = _content_end(chat, whole, turn - 1) if turn else 0
     if chat.text(chat.messages) != whole.text:
-        raise Moved
+        raise UnstableTemplateError
     length = len(facts.opening)
     for place in range(before, content - length + 1) if length else ():
         if whole.ids[place : place + length] == facts.opening:
@@ -393,7 +396,7 @@ def _start_in_place(chat: Conversation, facts: Facts, whole: Whole, turn: int) -
     return content
 
 
-def _content_start(chat: Conversation, whole: Whole, turn: int) -> int:
+def _content_start(chat: Conversation, whole: Rendered, turn: int) -> int:
     """Return the place of the first token that depends on the text of a turn."""
     others = [chat.text_with(turn, probe) for probe in PROBES]
     character = min(common_prefix(other, whole.text) for other in others)
@@ -404,7 +407,9 @@ def _content_start(chat: Conversation, whole: Whole, turn: int) -> int:
     return min(common_prefix(text_ids(chat.tokenizer, other), whole.ids) for other in others)
 
 
-def _answer_stop(chat: Conversation, facts: Facts, whole: Whole, start: int, turn: int) -> int:
+def _answer_stop(
+    chat: Conversation, facts: TemplateInfo, whole: Rendered, start: int, turn: int
+) -> int:
     """Return the place behind an answer's stop token, or behind its text where it is closed by
     another token."""
     last = turn == len(chat.messages) - 1
@@ -428,7 +433,7 @@ def _answer_stop(chat: Conversation, facts: Facts, whole: Whole, start: int, tur
 
 
 def _closed_as_last(
-    chat: Conversation, facts: Facts, whole: Whole, start: int, turn: int
+    chat: Conversation, facts: TemplateInfo, whole: Rendered, start: int, turn: int
 ) -> int | None:
     """Return the end of a turn that is rendered as if it were the last; None where it is not."""
     text = chat.text(chat.messages[: turn + 1])
@@ -444,7 +449,7 @@ def _closed_as_last(
 
 
 def _stop_before_next(
-    chat: Conversation, facts: Facts, whole: Whole, start: int, turn: int
+    chat: Conversation, facts: TemplateInfo, whole: Rendered, start: int, turn: int
 ) -> int | None:
     """Return the end of the last stop token before the text of the next turn."""
     following = str(chat.messages[turn + 1].get("content", "")).lstrip()
@@ -456,14 +461,14 @@ def _stop_before_next(
     return _last_stop(facts, whole.ids[:bound], start)
 
 
-def _last_stop(facts: Facts, ids: list[int], start: int) -> int | None:
+def _last_stop(facts: TemplateInfo, ids: list[int], start: int) -> int | None:
     return next(
         (place + 1 for place in range(len(ids) - 1, start - 1, -1) if ids[place] == facts.stop),
         None,
     )
 
 
-def _closed_at(chat: Conversation, facts: Facts, alone: list[int], start: int) -> int | None:
+def _closed_at(chat: Conversation, facts: TemplateInfo, alone: list[int], start: int) -> int | None:
     """Return the place behind the token that closes the last turn: the stop token, or another (of a
     tool call)."""
     stop = _last_stop(facts, alone, start)
@@ -477,7 +482,7 @@ def _closed_at(chat: Conversation, facts: Facts, alone: list[int], start: int) -
     return None
 
 
-def _content_end(chat: Conversation, whole: Whole, turn: int) -> int:
+def _content_end(chat: Conversation, whole: Rendered, turn: int) -> int:
     """Return the place behind the last token that depends on the text of a turn."""
     others = [chat.text_with(turn, probe) for probe in PROBES]
     end = len(whole.text) - min(common_suffix(other, whole.text) for other in others)

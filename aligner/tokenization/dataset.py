@@ -123,7 +123,7 @@ def tokenize(
     set_control_tokens(tokenizer, recipe.data.control_tokens)
     ledger = loaded.ledger
     work = _Tokenizing(recipe.data, rows.encode, RowNotes(tokenizer, rows.unread), on_event)
-    books = ledger.split("train")
+    counts = ledger.split("train")
     parts: list[Dataset] = []
     lengths: list[int] = []
     batching: Batching | None = None
@@ -131,8 +131,8 @@ def tokenize(
         made, name = loaded.train, "train"
         if epochs is not None:
             made, name = epochs.rows(len(parts)), f"pass {len(parts) + 1}"
-            books.made = (books.made or 0) + len(made)
-        part = work.split(made, books, name)
+            counts.made = (counts.made or 0) + len(made)
+        part = work.split(made, counts, name)
         lengths += part["length"]
         if batching is None:  # the first part decides
             batching = choose_batching(recipe, part["length"], rows.packing, test_packing)
@@ -143,16 +143,16 @@ def tokenize(
     sequences = sum(map(len, parts))
     refuse_no_batch(recipe, sequences)
     if batching.packing:
-        books.count(
-            sequences=sequences, packed_fill=books.tokens / (sequences * recipe.data.max_length)
+        counts.count(
+            sequences=sequences, packed_fill=counts.tokens / (sequences * recipe.data.max_length)
         )
     else:
         batch = trainer_value(recipe, "per_device_train_batch_size")
-        books.count(
+        counts.count(
             padding_share=padding_share(lengths, batch, recipe.seed, grouped=batching.grouped)
         )
     if epochs is not None:
-        books.made_of = epochs.describe()
+        counts.made_of = epochs.describe()
         sizes = [len(part) for part in parts]
         batching = replace(batching, passes=sizes, steps=last_step(recipe, sizes))
     ledger.check()

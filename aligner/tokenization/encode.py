@@ -34,9 +34,9 @@ from aligner.tokenization.chat_template import (
     NO_STOP_HINT,
     QUESTION,
     Conversation,
-    Facts,
-    Moved,
     Span,
+    TemplateInfo,
+    UnstableTemplateError,
     answer_span,
     answer_spans,
     facts_of,
@@ -243,7 +243,7 @@ def check_tokenizer(
     return list(_remarks(tokenizer))
 
 
-def _refuse_unfit(facts: Facts) -> None:
+def _refuse_unfit(facts: TemplateInfo) -> None:
     if facts.problem:
         raise RecipeError(facts.problem, NO_STOP_HINT)
 
@@ -368,7 +368,7 @@ def _encode_template_pair(tokenizer: PreTrainedTokenizerBase, row: PreferenceRow
         _check_tool_calls(chat, len(prompt), whole.ids[slice(*spans[-1])])
     cut = min(start for start, _ in spans)
     if sides[0][:cut] != sides[1][:cut]:
-        raise Moved
+        raise UnstableTemplateError
     return Pair(sides[0][:cut], sides[0][cut : spans[0][1]], sides[1][cut : spans[1][1]])
 
 
@@ -378,7 +378,7 @@ def _steadily(origin: str, encode: Callable[[], T]) -> T:
     for _ in range(RENDERINGS):
         try:
             return encode()
-        except Moved:
+        except UnstableTemplateError:
             continue
     raise DataError(
         f"{origin}: the chat template renders one conversation in two ways, so its prompt cannot "

@@ -30,7 +30,7 @@ from aligner.training.trainer import OrderedTrainer
 
 
 @dataclass(frozen=True, slots=True)
-class Fitted:
+class TrainResult:
     """What training gave: results by name, for the manifest and the screen."""
 
     results: dict[str, float]
@@ -43,7 +43,7 @@ def fit(
     on_event: OnEvent | None,
     guards: Sequence[TrainerCallback] = (),
     finish: Callable[[Path], None] | None = None,
-) -> Fitted:
+) -> TrainResult:
     """Train, from the last complete checkpoint if there is one, and save the result to `final/`.
 
     `finish` may add files to the folder of the result before it takes its name. `guards` hear of
@@ -52,7 +52,7 @@ def fit(
     """
     keep = int(trainer_value(recipe, "save_total_limit") or OF_ALIGNER["save_total_limit"])
     trainer.remove_callback(PrinterCallback)
-    trainer.fill_last_batch()
+    trainer.pad_last_batch()
     if trainer.processing_class is not None:
         trainer.saved_tokenizer = SavedTokenizer(trainer.processing_class, recipe.model)
     trainer.add_callback(Recorder(trainer, run, on_event, keep))
@@ -103,9 +103,9 @@ def fit(
         ) from error
     refuse_broken_weights(trainer)
     trainer.own_config.put_back()
-    trainer.before_result()
+    trainer.finalize()
     save_final(trainer, run, finish)
-    return Fitted(_results(trainer))
+    return TrainResult(_results(trainer))
 
 
 def _announce(checkpoint: Path | None, run: Run, on_event: OnEvent | None) -> None:

@@ -15,7 +15,7 @@ adapter (`adapter_off`), or two columns of the dataset, computed once
 (`aligner.training.reference`), or nothing where the objective reads none. Metrics carry TRL's
 names.
 
-Two things come with columns of the dataset. `reward_gaps` holds what reward models think of each
+Two things come with columns of the dataset. `reward_margins` holds what reward models think of each
 pair, for the objective that distils them (`aligner.methods.dpo.reward_distillation`). `sample_ids`
 and `reference_sample` hold an answer that the reference wrote and its log-probability
 (`aligner.methods.dpo.reference_samples`): `forward_kl` weighs the forward KL to the reference, log
@@ -44,9 +44,9 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from aligner.losses.catalogue import OBJECTIVES
-from aligner.losses.distillation import Combine, aim
+from aligner.losses.distillation import Combine, distillation_targets
 from aligner.losses.types import Objective, PairLogps, Settings
-from aligner.models.forward import answer_logps, at_rest, fuse_head, pad_answers
+from aligner.models.forward import answer_logps, eval_mode, fuse_head, pad_answers
 from aligner.training.trainer import WeightedTrainer
 
 METRICS = (
@@ -61,7 +61,7 @@ METRICS = (
 """Logged as means over pairs: rewards are beta times the log-ratio to the reference, in nats, or
 beta times the log-probability per token for objectives without a reference; TRL's names."""
 
-NUMBERS = ("weight", "reference_chosen", "reference_rejected", "reference_sample", "reward_gaps")
+NUMBERS = ("weight", "reference_chosen", "reference_rejected", "reference_sample", "reward_margins")
 """Columns that become tensors as they are."""
 
 OF_PAIRS = (
@@ -88,7 +88,7 @@ class PairCollator:
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         """Return `input_ids`, `attention_mask`, `labels` (2B, T), and the rows' numbers (B,),
-        `reward_gaps` (B, K)."""
+        `reward_margins` (B, K)."""
         names = (
             ("chosen", "rejected", "sample") if "sample_ids" in rows[0] else ("chosen", "rejected")
         )
@@ -172,7 +172,7 @@ class PreferenceTrainer(WeightedTrainer):
             per token.
         warmup_steps_dpo: optimizer steps that train DPO's loss before the objective takes over.
         needs_reference: whether the objective reads the reference; if not, it sees zeros there.
-        reward_combine: how the rewards of several reward models, in the column `reward_gaps`,
+        reward_combine: how the rewards of several reward models, in the column `reward_margins`,
             become one target.
         forward_kl: weight of the forward KL to the reference; needs the columns `sample_ids` and
             `reference_sample`.
@@ -213,7 +213,7 @@ class PreferenceTrainer(WeightedTrainer):
         """Return this micro-batch's share of the step's loss; summed over micro-batches and ranks
         it is the mean."""
         losses = self._losses(self._scored(model, inputs), self.gather_rows(inputs["weight"]))
-        loss = self.share_of_step(losses, inputs["weight"], num_items_in_batch)
+        loss = self.loss_share(losses, inputs["weight"], num_items_in_batch)
         return (loss, None) if return_outputs else loss
 
     def prediction_step(
@@ -258,7 +258,7 @@ class PreferenceTrainer(WeightedTrainer):
     ) -> Tensor:
         """Return the losses (B,) of scored pairs, and add what is logged of them."""
         pairs = PairLogps(**{name: scored[name] for name in OF_PAIRS}, gather=gather)
-        if "reward_gaps" in scored:
+        if "reward_margins" in scored:
             pairs = self._aimed(pairs, scored)
         nll = -pairs.chosen_mean
         losses = self._objective_now()(pairs, self.settings) + self.nll_weight * nll
@@ -276,8 +276,10 @@ class PreferenceTrainer(WeightedTrainer):
         Gaps are noted as the reward model sees them, from the answer that it finds better, whatever
         the label says.
         """
-        gaps, real = inputs["reward_gaps"], inputs["weight"] > 0
-        target, member = aim(pairs, gaps, inputs["weight"], self.settings, self.reward_combine)
+        margins, real = inputs["reward_margins"], inputs["weight"] > 0
+        target, member = distillation_targets(
+            pairs, margins, inputs["weight"], self.settings, self.reward_combine
+        )
         z, sign = self.settings.beta * pairs.rho.detach(), target.sign()
         seen = {
             "distill/error": (target - z) ** 2,
@@ -287,7 +289,7 @@ class PreferenceTrainer(WeightedTrainer):
         self._add_shares(real, seen)
         self._add_shares(real & (target != 0), {"distill/accuracies": (z * sign > 0).float()})
         if member is not None:
-            chosen = torch.nn.functional.one_hot(member, gaps.shape[1]).float()
+            chosen = torch.nn.functional.one_hot(member, margins.shape[1]).float()
             self._add_shares(
                 real,
                 {f"distill/active/{k + 1}": chosen[k].expand(len(z)) for k in range(len(chosen))},
@@ -310,7 +312,7 @@ class PreferenceTrainer(WeightedTrainer):
             key: inputs[key][: 2 * len(inputs["weight"])]
             for key in ("input_ids", "attention_mask", "labels")
         }
-        with at_rest(policy), policy.disable_adapter(), self.compute_loss_context_manager():
+        with eval_mode(policy), policy.disable_adapter(), self.compute_loss_context_manager():
             chosen, rejected = answer_logps(policy, answers)[0].chunk(2)
         return chosen, rejected
 

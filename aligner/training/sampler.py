@@ -36,7 +36,7 @@ class SeededSampler(Sampler[int]):
         *,
         lengths: Sequence[int] | None = None,
         rows_per_step: int = 1,
-        num_blank_rows: int = 0,
+        num_padding_rows: int = 0,
         passes: Sequence[int] | None = None,
     ) -> None:
         assert lengths is None or len(lengths) == num_rows
@@ -48,7 +48,7 @@ class SeededSampler(Sampler[int]):
             lengths,
             rows_per_step,
         )
-        self.num_blank_rows = num_blank_rows
+        self.num_padding_rows = num_padding_rows
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -56,7 +56,7 @@ class SeededSampler(Sampler[int]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.num_rows + self.num_blank_rows
+        return self.num_rows + self.num_padding_rows
 
     def __iter__(self) -> Iterator[int]:
         order: list[int] = []

@@ -70,7 +70,7 @@ class OrderedTrainer(Trainer):
         with self.own_config.in_place():
             super()._save_checkpoint(model, trial)
 
-    def before_result(self) -> None:
+    def finalize(self) -> None:
         """Whatever is to be done to the model between training and saving it."""
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
@@ -118,13 +118,13 @@ class OrderedTrainer(Trainer):
         finally:
             self.processing_class = held
 
-    num_blank_rows: int = 0
+    num_padding_rows: int = 0
 
-    def blank(self, row: dict[str, Any]) -> dict[str, Any]:
+    def padding_row(self, row: dict[str, Any]) -> dict[str, Any]:
         """Return a copy of a row that counts for nothing in the loss."""
         raise NotImplementedError
 
-    def fill_last_batch(self) -> None:
+    def pad_last_batch(self) -> None:
         """Add blank rows until every rank's last batch is full, of training rows and of held-out
         ones.
 
@@ -132,11 +132,13 @@ class OrderedTrainer(Trainer):
         twice.
         """
         if self.eval_dataset is not None:
-            self.eval_dataset = self.with_blanks(self.eval_dataset, self.args.eval_batch_size)
+            self.eval_dataset = self.with_padding_rows(self.eval_dataset, self.args.eval_batch_size)
         if not self.args.dataloader_drop_last:
             num_rows = len(self.train_dataset)
-            self.train_dataset = self.with_blanks(self.train_dataset, self.args.train_batch_size)
-            self.num_blank_rows = len(self.train_dataset) - num_rows
+            self.train_dataset = self.with_padding_rows(
+                self.train_dataset, self.args.train_batch_size
+            )
+            self.num_padding_rows = len(self.train_dataset) - num_rows
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """Let every held-out row count: `dataloader_drop_last` is a matter of training."""
@@ -146,7 +148,7 @@ class OrderedTrainer(Trainer):
         finally:
             self.args.dataloader_drop_last = drops
 
-    def with_blanks(self, rows: Dataset, batch_size: int) -> Dataset:
+    def with_padding_rows(self, rows: Dataset, batch_size: int) -> Dataset:
         """Return the rows, and after them as many blank ones as fill every rank's last batch; none
         for one process."""
         missing = -len(rows) % (batch_size * max(1, self.args.world_size))
@@ -157,20 +159,22 @@ class OrderedTrainer(Trainer):
             if "length" in rows.column_names
             else 0
         )
-        blanks = Dataset.from_list([self.blank(rows[shortest])] * missing, features=rows.features)
-        return concatenate_datasets([rows, blanks])
+        padding_rows = Dataset.from_list(
+            [self.padding_row(rows[shortest])] * missing, features=rows.features
+        )
+        return concatenate_datasets([rows, padding_rows])
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SeededSampler:
         rows = self.train_dataset if train_dataset is None else train_dataset
         world = max(1, self.args.world_size)
         self.train_order = SeededSampler(
-            len(rows) - self.num_blank_rows,
+            len(rows) - self.num_padding_rows,
             self.args.seed,
             lengths=self.group_lengths,
             rows_per_step=self.args.train_batch_size
             * self.args.gradient_accumulation_steps
             * world,
-            num_blank_rows=self.num_blank_rows,
+            num_padding_rows=self.num_padding_rows,
             passes=self.passes,
         )
         return self.train_order
@@ -185,7 +189,7 @@ class WeightedTrainer(OrderedTrainer):
 
     loss_is_scaled_for_ga = True
 
-    def blank(self, row: dict[str, Any]) -> dict[str, Any]:
+    def padding_row(self, row: dict[str, Any]) -> dict[str, Any]:
         """Return the row with a weight of 0."""
         return {**row, "weight": 0.0}
 
@@ -198,7 +202,7 @@ class WeightedTrainer(OrderedTrainer):
         total = sum((batch["weight"].sum() for batch in batches), torch.tensor(0.0))
         return batches, self.accelerator.reduce(total.to(self.args.device), reduction="sum")
 
-    def share_of_step(self, losses: Tensor, weights: Tensor, step_weight: Any) -> Tensor:
+    def loss_share(self, losses: Tensor, weights: Tensor, step_weight: Any) -> Tensor:
         """Return what a micro-batch of `losses` and `weights` (R,) adds to the loss of its step;
         its mean outside one.
 

@@ -87,7 +87,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunResult:
     """What an arm came to with one seed."""
 
     single: float
@@ -168,7 +168,7 @@ def held_out_mosaics(world: Path, seed: int) -> list[Sample]:
     return [sample for sample in samples if len(sample.plan.examples) > 1]
 
 
-def outcome(world: Path, run: Path, seed: int, samples: list[Sample]) -> Outcome:
+def outcome(world: Path, run: Path, seed: int, samples: list[Sample]) -> RunResult:
     """Measure the result of an arm."""
     tokenizer = load_tokenizer(Model(name_or_path=str(run / "final")))
     model = load_policy(Model(name_or_path=str(run / "final")), tokenizer, trainable=False)
@@ -186,7 +186,7 @@ def outcome(world: Path, run: Path, seed: int, samples: list[Sample]) -> Outcome
         {key: statistics.fmean(found[key]) for key in STRATEGIES} for found in (followed, right)
     ]
     points = list(curve(world, run, seed))
-    return Outcome(single(world, run / "final", seed), means[0], means[1], dict(by_rule), points)
+    return RunResult(single(world, run / "final", seed), means[0], means[1], dict(by_rule), points)
 
 
 def judge(sample: Sample, answer: str) -> tuple[float, float]:
@@ -236,7 +236,7 @@ def first_reaching(points: list[Point], score: float) -> Point | None:
     return next((point for point in points if point.single >= score), None)
 
 
-def tables(kind: str, found: dict[str, list[Outcome]], base: list[float]) -> dict[str, list[str]]:
+def tables(kind: str, found: dict[str, list[RunResult]], base: list[float]) -> dict[str, list[str]]:
     """The tables of RESULTS.md by mark."""
     mark = "mosaic" if kind == "all" else f"mosaic-{kind}"
     seeds = len(base)
@@ -272,7 +272,7 @@ def tables(kind: str, found: dict[str, list[Outcome]], base: list[float]) -> dic
     }
 
 
-def _each(found: dict[str, list[Outcome]]) -> list[str]:
+def _each(found: dict[str, list[RunResult]]) -> list[str]:
     names = sorted(
         {rule for outcomes in found.values() for one in outcomes for rule in one.by_rule}
     )
@@ -286,7 +286,7 @@ def _each(found: dict[str, list[Outcome]]) -> list[str]:
     return lines
 
 
-def _cost(found: dict[str, list[Outcome]]) -> list[str]:
+def _cost(found: dict[str, list[RunResult]]) -> list[str]:
     """Steps, padded and packed tokens up to the single-prompt score that plain SFT ends with, as
     ratios to plain SFT's own."""
     lines = [
@@ -321,7 +321,7 @@ def prepare(world: Path, seed: int, kind: str) -> float:
     return single(world, world / "model", seed)
 
 
-def run_arm(world: Path, seed: int, kind: str, arm: str) -> Outcome:
+def run_arm(world: Path, seed: int, kind: str, arm: str) -> RunResult:
     """Train an arm and measure it."""
     torch.set_num_threads(1)
     found = outcome(

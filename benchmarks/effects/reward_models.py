@@ -83,7 +83,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunResult:
     """What a reward model came to."""
 
     accuracy: float
@@ -125,7 +125,7 @@ def _answers(exercise: Exercise, rng: random.Random) -> list[str]:
     return [first, corrupt(exercise, rng)]
 
 
-def with_blanks(pair: Pair, rng: random.Random) -> Pair:
+def with_padding_rows(pair: Pair, rng: random.Random) -> Pair:
     """Put blanks before both answers."""
     better, worse = (" " * rng.randint(0, MOST_BLANKS) + text for text in (pair.better, pair.worse))
     return Pair(pair.prompt, better, worse, pair.rank)
@@ -161,7 +161,7 @@ def prepare(world: Path, seed: int) -> None:
         rng = random.Random(f"{kind.replace('ranks', 'strengths')} {seed}")
         rows = []
         for pair in pairs(rng, PAIRS, held_out | apart_too, chains=kind in ("strengths", "ranks")):
-            shown = pair if kind == "noise" else with_blanks(pair, rng)
+            shown = pair if kind == "noise" else with_padding_rows(pair, rng)
             flipped = is_flipped(kind, shown, rng)
             sides = (shown.worse, shown.better) if flipped else (shown.better, shown.worse)
             turns = [[{"role": "assistant", "content": text}] for text in sides]
@@ -176,7 +176,7 @@ def prepare(world: Path, seed: int) -> None:
         (world / f"{kind}.jsonl").write_text(text, encoding="utf-8")
 
 
-def run_arm(world: Path, seed: int, arm: str) -> Outcome:
+def run_arm(world: Path, seed: int, arm: str) -> RunResult:
     """Train a reward model and measure it."""
     torch.set_num_threads(1)
     kind, settings = ARMS[arm]
@@ -197,7 +197,7 @@ def run_arm(world: Path, seed: int, arm: str) -> Outcome:
     return found
 
 
-def measure(world: Path, run: Path, kind: str, seed: int) -> Outcome:
+def measure(world: Path, run: Path, kind: str, seed: int) -> RunResult:
     """Score held-out and training pairs."""
     rng = random.Random(f"measure {seed}")
     apart = [
@@ -205,7 +205,7 @@ def measure(world: Path, run: Path, kind: str, seed: int) -> Outcome:
         for row in json.loads((world / f"{kind}-held-out.json").read_text(encoding="utf-8"))
     ]
     if kind != "noise":
-        apart = [with_blanks(pair, rng) for pair in apart]
+        apart = [with_padding_rows(pair, rng) for pair in apart]
     better, worse = scores(
         run,
         [pair.prompt for pair in apart],
@@ -219,7 +219,7 @@ def measure(world: Path, run: Path, kind: str, seed: int) -> Outcome:
     texts = [[row[side][0]["content"] for row in rows] for side in ("chosen", "rejected")]
     chosen, rejected = scores(run, [row["prompt"][0]["content"] for row in rows], *texts)
     flipped = [a > b for a, b, row in zip(chosen, rejected, rows) if row["flipped"]]
-    return Outcome(
+    return RunResult(
         accuracy(better, worse),
         accuracy(chosen, rejected),
         statistics.fmean(flipped),
@@ -250,7 +250,7 @@ def within_pairs(scores: list[float], lengths: list[int]) -> float:
     return across / (sum(a * a for a in scores) * sum(b * b for b in lengths)) ** 0.5
 
 
-def table(found: dict[str, list[Outcome]]) -> list[str]:
+def table(found: dict[str, list[RunResult]]) -> list[str]:
     """The table of RESULTS.md."""
     columns = {
         "held-out accuracy": "accuracy",

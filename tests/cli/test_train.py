@@ -29,7 +29,7 @@ trainer:
 
 
 @dataclass
-class Outcome:
+class RunResult:
     run_dir: Path
     results: dict[str, float]
     report: Path | None
@@ -50,11 +50,11 @@ def calls(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]
 
     def run_recipe(
         resolved: Any, *, on_event: Callable[[events.Event], None], **options: Any
-    ) -> Outcome:
+    ) -> RunResult:
         made.append({"recipe": resolved.recipe, **options})
         on_event(events.StageStarted("training"))
         on_event(events.Metrics(1, 1, {"loss": 0.5}))
-        return Outcome(Path("runs/x"), {"eval_loss": 0.25}, Path("runs/x/report.html"))
+        return RunResult(Path("runs/x"), {"eval_loss": 0.25}, Path("runs/x/report.html"))
 
     monkeypatch.setattr(methods, "run_recipe", run_recipe, raising=False)
     return made

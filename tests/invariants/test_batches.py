@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from aligner.data.rows import ConversationRow
 from aligner.evaluation.likelihood import evaluate_rows
 from aligner.methods.pipeline import run_recipe
-from aligner.methods.sft.train import num_blank_tokens
+from aligner.methods.sft.train import num_padding_tokens
 from aligner.models.forward import answer_logps, fuse_head
 from aligner.runs.files import read_metrics
 from aligner.tokenization.encode import IGNORED
@@ -328,7 +328,7 @@ def trainer_for(
     made: list[Any] = []
 
     def stop(trainer: Any, *_: Any, **__: Any) -> None:
-        trainer.fill_last_batch()
+        trainer.pad_last_batch()
         made.append(trainer)
         raise Stopped
 
@@ -439,7 +439,7 @@ def test_rows_that_only_fill_a_batch_are_not_counted_as_tokens():
         torch.tensor([[1, 1, 1], [1, 1, 0]]),
         torch.tensor([[IGNORED, 5, 6], [IGNORED, IGNORED, IGNORED]]),
     )
-    assert num_blank_tokens({"attention_mask": mask, "labels": labels}) == 2
+    assert num_padding_tokens({"attention_mask": mask, "labels": labels}) == 2
     places = torch.tensor([[0, 1, 2, 0, 1, 0]])
     packed = torch.tensor([[IGNORED, IGNORED, IGNORED, IGNORED, 7, IGNORED]])
-    assert num_blank_tokens({"position_ids": places, "labels": packed}) == 4
+    assert num_padding_tokens({"position_ids": places, "labels": packed}) == 4

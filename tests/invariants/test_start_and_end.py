@@ -129,12 +129,12 @@ def test_a_base_without_noise_is_in_training_what_it_is_at_rest(kind):
     model = AutoModelForCausalLM.from_config(NOISY[kind])
     before = model.config.to_dict()
     with torch.no_grad():
-        at_rest = model.eval()(input_ids=PROBE, use_cache=False).logits
+        eval_mode = model.eval()(input_ids=PROBE, use_cache=False).logits
         model.train()
-        assert (model(input_ids=PROBE, use_cache=False).logits - at_rest).abs().max() > 1e-3
+        assert (model(input_ids=PROBE, use_cache=False).logits - eval_mode).abs().max() > 1e-3
         without_base_noise(model)
         model.train()
-        assert torch.equal(model(input_ids=PROBE, use_cache=False).logits, at_rest)
+        assert torch.equal(model(input_ids=PROBE, use_cache=False).logits, eval_mode)
     assert model.training
     assert model.config.to_dict() == before
 

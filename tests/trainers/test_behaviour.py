@@ -17,12 +17,12 @@ from aligner.errors import DataError, TrainingError
 from aligner.events import Plan, StageStarted
 from aligner.methods.pipeline import run_recipe
 from aligner.runs.files import read_metrics
-from aligner.runs.result import Outcome
+from aligner.runs.result import RunResult
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
 
-def train(method: str, world: Path, folder: Path, *overrides: str, **flags: Any) -> Outcome:
+def train(method: str, world: Path, folder: Path, *overrides: str, **flags: Any) -> RunResult:
     return run_recipe(small_recipe(method, world, folder, *overrides, **flags))
 
 

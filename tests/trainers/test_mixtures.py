@@ -18,7 +18,7 @@ from aligner.events import Notice
 from aligner.generation.decode import generate
 from aligner.generation.sampling import Sampling
 from aligner.methods.pipeline import run_recipe
-from aligner.models.forward import at_rest
+from aligner.models.forward import eval_mode
 from aligner.models.loading import load_policy
 from aligner.models.own_config import OwnConfig
 from aligner.models.router_loss import has_router_loss, router_coefficient
@@ -143,7 +143,7 @@ def test_what_training_changes_in_a_configuration_is_put_back_and_taken_up_again
     assert (model.config.to_dict(), model.generation_config.to_dict()) == before
     assert model.config is config
     assert model.generation_config is generation
-    with at_rest(model), torch.no_grad():
+    with eval_mode(model), torch.no_grad():
         assert not model.training
 
 

@@ -15,7 +15,7 @@ from aligner.events import StageProgress, Warned
 from aligner.losses.catalogue import OBJECTIVES, load_objective
 from aligner.losses.table import shape_of
 from aligner.losses.types import Settings
-from aligner.methods.dpo.start_checks import AccuracyAlarm, wrong_start
+from aligner.methods.dpo.start_checks import AccuracyAlarm, check_initial_gradient
 from aligner.methods.pipeline import run_recipe
 from aligner.runs.files import read_json, read_metrics
 
@@ -146,13 +146,13 @@ def test_the_wrong_slope_of_discopop_is_told_exactly_where_it_is_wrong(tau, is_w
     assert shape_of(OBJECTIVES["discopop"], settings).slope_at_start == pytest.approx(
         0.306853 / (4 * tau) - 0.75, abs=1e-4
     )
-    assert bool(wrong_start(OBJECTIVES["discopop"], settings)) == is_wrong
+    assert bool(check_initial_gradient(OBJECTIVES["discopop"], settings)) == is_wrong
 
 
 def test_the_hump_is_where_the_paper_has_it():
     """rho = 1.44012 at beta = tau = 0.05."""
     assert "carry past rho = 1.4" in str(
-        wrong_start(OBJECTIVES["discopop"], Settings(beta=0.05, tau=0.05))
+        check_initial_gradient(OBJECTIVES["discopop"], Settings(beta=0.05, tau=0.05))
     )
 
 
@@ -160,7 +160,7 @@ def test_the_hump_is_where_the_paper_has_it():
     "name", [name for name in OBJECTIVES if name not in ("discopop", "exo_pair")]
 )
 def test_no_other_objective_starts_on_a_wrong_slope(name):
-    assert wrong_start(OBJECTIVES[name], Settings(beta=0.1)) is None
+    assert check_initial_gradient(OBJECTIVES[name], Settings(beta=0.1)) is None
 
 
 def test_a_part_that_counts_per_token_does_not_hide_a_wrong_slope():
@@ -168,8 +168,8 @@ def test_a_part_that_counts_per_token_does_not_hide_a_wrong_slope():
     and starts wrong."""
     mixture = load_objective({"discopop": 0.8, "sft": 0.2})
     settings = Settings(beta=0.05)
-    assert wrong_start(mixture, settings, length=1) is None
-    assert wrong_start(mixture, settings, length=20)
+    assert check_initial_gradient(mixture, settings, length=1) is None
+    assert check_initial_gradient(mixture, settings, length=20)
 
 
 def test_the_steps_of_a_warm_up_do_not_count_for_the_alarm():

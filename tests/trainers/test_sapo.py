@@ -202,15 +202,15 @@ def test_the_reference_is_refreshed_once_per_epoch_by_its_length(
     """Also where the training ends in the middle of one. 12 steps an epoch: 48 rows, 2 x 2 a
     step."""
     refreshed = []
-    become = sapo_trainer.Shadow.become
+    copy_from = sapo_trainer.WeightCopy.copy_from
 
     def spy(shadow: Any, other: Any) -> None:
         if trainers:
             refreshed.append(trainers[-1].state.global_step)
-        become(shadow, other)
+        copy_from(shadow, other)
 
     trainers = Spy(monkeypatch).trainers
-    monkeypatch.setattr(sapo_trainer.Shadow, "become", spy)
+    monkeypatch.setattr(sapo_trainer.WeightCopy, "copy_from", spy)
     shape = ("trainer.per_device_train_batch_size=2", "trainer.gradient_accumulation_steps=2")
     train(small_world, tmp_path, *shape, trainer__max_steps=steps, trainer__num_train_epochs=epochs)
     assert trainers[-1].steps_between_references == 12
@@ -224,7 +224,7 @@ def test_a_prefix_that_both_share_cancels(small_world, tmp_path, monkeypatch):
     train(small_world, tmp_path, "trainer.max_steps=1")
     trainer, entry = (
         spy.trainers[0],
-        next(one for one in spy.written[0] if not one.is_dead and len(one.rejected_ids) > 3),
+        next(one for one in spy.written[0] if not one.is_identical and len(one.rejected_ids) > 3),
     )
     shared = next(i for i, (a, b) in enumerate(zip(entry.chosen_ids, entry.rejected_ids)) if a != b)
     grown = replace(
@@ -253,7 +253,7 @@ def test_a_dead_pair_has_no_gradient(small_world, tmp_path, monkeypatch):
     train(small_world, tmp_path, "trainer.max_steps=1")
     trainer = spy.trainers[0]
     dead = replace(spy.written[0][0], rejected_ids=spy.written[0][0].chosen_ids)
-    assert dead.is_dead
+    assert dead.is_identical
     trainer.model.zero_grad()
     loss = trainer.compute_loss(trainer.model, trainer._batches([[(dead, 1.0)]])[0])
     loss.backward()
@@ -270,7 +270,7 @@ def test_a_dead_pair_has_no_gradient(small_world, tmp_path, monkeypatch):
 
 def test_dead_pairs_are_counted_and_left_out(small_world, tmp_path, monkeypatch):
     spy = Spy(monkeypatch)
-    monkeypatch.setattr(sapo_writer, "stitch", lambda answer, *_, **__: list(answer))
+    monkeypatch.setattr(sapo_writer, "splice", lambda answer, *_, **__: list(answer))
     log, events = train(
         small_world, tmp_path / "run", "trainer.max_steps=2", "sapo.dead_pairs=drop"
     )
@@ -278,7 +278,7 @@ def test_dead_pairs_are_counted_and_left_out(small_world, tmp_path, monkeypatch)
     assert "nothing is trained until that changes" in warning
     assert log[0]["sapo/dead_pairs"] == 1
     assert log[0]["sapo/buffer_fill"] == 0
-    assert all(entry.is_dead for entry in spy.drawn[0])
+    assert all(entry.is_identical for entry in spy.drawn[0])
 
 
 def test_the_same_again_is_dead_also_where_what_followed_is_left_out(
@@ -286,12 +286,12 @@ def test_the_same_again_is_dead_also_where_what_followed_is_left_out(
 ):
     """The rejected answer would be the beginning of the good one."""
     spy = Spy(monkeypatch)
-    real = sapo_writer.stitch
+    real = sapo_writer.splice
 
     def same(answer: Any, start: int, size: int, written: Any, stops: Any, **options: Any) -> Any:
         return real(answer, start, size, answer[start : start + size], stops, **options)
 
-    monkeypatch.setattr(sapo_writer, "stitch", same)
+    monkeypatch.setattr(sapo_writer, "splice", same)
     log, _ = train(small_world, tmp_path / "run", "trainer.max_steps=1", "sapo.suffix=drop")
     assert log[0]["sapo/dead_pairs"] == 1
     assert any(entry.rejected_ids != entry.chosen_ids for entry in spy.written[0])
@@ -351,7 +351,7 @@ def test_replay_is_used_between_generations(small_world, tmp_path, monkeypatch):
     spy = Spy(monkeypatch)
     log, _ = train(small_world, tmp_path, "trainer.max_steps=4", "sapo.generate_every=3")
     assert [bool(written) for written in spy.written] == [True, False, False, True]
-    assert {entry.born for entry in spy.drawn[2]} == {0}
+    assert {entry.created_step for entry in spy.drawn[2]} == {0}
     assert log[2]["sapo/buffer_age"] == 2
 
 
@@ -433,9 +433,9 @@ def test_the_average_of_adapters_is_the_average_of_their_weights(
     spy = Spy(monkeypatch)
     train(small_world, tmp_path, "trainer.max_steps=1", "sapo.ema_decay=0.75", model__lora={"r": 2})
     trainer = spy.trainers[0]
-    name, weight = next(iter(sapo_trainer.Shadow(trainer.model).weights.items()))
+    name, weight = next(iter(sapo_trainer.WeightCopy(trainer.model).weights.items()))
     before = trainer.average.weights[name].clone()
-    trainer.average.follow(trainer.model, 0.75)
+    trainer.average.update(trainer.model, 0.75)
     assert torch.allclose(trainer.average.weights[name], 0.75 * before + 0.25 * weight)
 
 
@@ -443,7 +443,7 @@ def test_the_average_can_be_the_result_with_the_last_step_in_it(small_world, tmp
     spy = Spy(monkeypatch)
     train(small_world, tmp_path / "ema", "trainer.max_steps=3", "sapo.export=ema")
     trainer = spy.trainers[-1]
-    trainer.average.follow(trainer.model, trainer.sapo.ema_decay)
+    trainer.average.update(trainer.model, trainer.sapo.ema_decay)
     found = weights(tmp_path / "ema")
     for name, weight in trainer.average.weights.items():
         assert torch.allclose(found[name], weight, atol=1e-7), name
@@ -491,7 +491,7 @@ def test_held_out_pairs_stay_the_same_over_the_run(small_world, tmp_path):
 
 
 def test_held_out_rows_that_are_all_written_again_are_an_error(small_world, tmp_path, monkeypatch):
-    monkeypatch.setattr(sapo_writer, "stitch", lambda answer, *_, **__: list(answer))
+    monkeypatch.setattr(sapo_writer, "splice", lambda answer, *_, **__: list(answer))
     with pytest.raises(RecipeError, match=r"data\.eval"):
         train(small_world, tmp_path, "data.eval=0.3")
 

@@ -56,7 +56,7 @@ from aligner.events import (
 from aligner.models.files import TOKENIZER_FILES, check_tokenizer_path
 from aligner.runs.files import dumps, file_sha256, parse_json, write_atomically
 from aligner.runs.lock import acquire_lock, release_lock
-from aligner.runs.result import Outcome
+from aligner.runs.result import RunResult
 from aligner.runs.run import Run
 from aligner.runs.session import Session
 
@@ -206,7 +206,7 @@ def run_mosaic(
     overwrite: bool = False,
     dry_run: bool = False,
     on_event: OnEvent | None = None,
-) -> Outcome:
+) -> RunResult:
     """Build the mosaics of a recipe.
 
     Raises: RecipeError, DataError and UsageError, before anything that is there is touched.

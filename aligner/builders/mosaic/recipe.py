@@ -8,11 +8,11 @@ from typing import Literal
 
 from pydantic import Field
 
-from aligner.config.finding import Findings, finding
 from aligner.config.method import Flag, Method, OwnRows
 from aligner.config.mosaic_rules import mosaic_of, no_mosaics, single_turn_formats
 from aligner.config.recipe import Data, Mosaic, Recipe
-from aligner.config.view import View
+from aligner.config.recipe_problem import RecipeProblems, problem_at
+from aligner.config.view import RecipeView
 
 
 class MosaicFiles(Mosaic):
@@ -48,17 +48,17 @@ class MosaicRecipe(Recipe):
     """What belongs to this method alone."""
 
 
-def _mosaic_files(view: View) -> Findings:
+def _mosaic_files(view: RecipeView) -> RecipeProblems:
     yield from single_turn_formats(view, "mosaic")
     if view.given("data.on_too_long"):
-        yield finding("data.on_too_long", "has no effect on mosaics", "set `mosaic.on_overlong`")
+        yield problem_at("data.on_too_long", "has no effect on mosaics", "set `mosaic.on_overlong`")
     if view.given("data.control_tokens"):
         hint = "set it where they are trained on"
-        yield finding(
+        yield problem_at(
             "data.control_tokens", "has no effect on mosaics, which are written as text", hint
         )
     if view["mosaic.chat_template"] is not None and view["mosaic.tokenizer"] is None:
-        yield finding(
+        yield problem_at(
             "mosaic.chat_template", "has no effect without `mosaic.tokenizer`", "name the tokenizer"
         )
 

@@ -61,10 +61,10 @@ from aligner.reward_models.base import Scorer
 from aligner.reward_models.batching import Answers, Pairs, Verdict, ask, chunks, silent_rows
 from aligner.reward_models.card import Card
 from aligner.reward_models.catalogue import COMPARING, holds, load_scorer, read_spec
-from aligner.reward_models.ensemble import go_on_with_account, refuse_cycles
+from aligner.reward_models.ensemble import refuse_cycles, restore_budget
 from aligner.runs.files import dumps, file_sha256, write_atomically
-from aligner.runs.journal import Journal, carry_on
-from aligner.runs.result import Outcome
+from aligner.runs.journal import Journal, run_resumable
+from aligner.runs.result import RunResult
 from aligner.runs.run import Run
 from aligner.runs.session import Session
 
@@ -104,7 +104,7 @@ def run_select(
     overwrite: bool = False,
     dry_run: bool = False,
     on_event: OnEvent | None = None,
-) -> Outcome:
+) -> RunResult:
     """Choose the pairs of a recipe.
 
     Raises: RecipeError, DataError and UsageError, before anything that is there is touched.
@@ -292,7 +292,7 @@ def _answer(recipe: SelectRecipe, run: Run, inputs: Inputs, on_event: OnEvent | 
     def answers(part: list[int]) -> int:
         return len(part) * settings.num_samples
 
-    written = carry_on(journal, "writing answers", parts, make, on_event, answers)
+    written = run_resumable(journal, "writing answers", parts, make, on_event, answers)
     for index, samples in zip(order, (samples for part in written for samples in part)):
         candidate = candidates[index]
         if samples is None:
@@ -434,8 +434,8 @@ def _load(spec: str, run: Run, journal: Journal, what: str, on_event: OnEvent | 
     scorer = load_scorer(spec)
     assert journal.path is not None
     started = run.read_json("environment.json")["sessions"][0]["started"]
-    go_on_with_account(scorer, journal.path, started)
-    journal.made_with = scorer.fingerprint()
+    restore_budget(scorer, journal.path, started)
+    journal.fingerprint = scorer.fingerprint()
     journal.check(what)
     return scorer
 
@@ -523,7 +523,7 @@ def _embedder(
 
         parts = _chunks(list(range(len(pairs))), max(1, recipe.select.batch_size // 2))
         journal = run.dir / JOURNAL / "embeddings.jsonl"
-        packed = carry_on(journal, "reading hidden states", parts, make, on_event, len)
+        packed = run_resumable(journal, "reading hidden states", parts, make, on_event, len)
         return unit_vectors([row for part in packed for row in part])
 
     return embed
@@ -572,7 +572,7 @@ def _parents(
         (f"verdicts-{number}.jsonl", "reward model", spec) for number, spec in enumerate(specs)
     ]
     for name, kind, path in made:
-        fingerprint = Journal(run.dir / JOURNAL / name).begun_with
+        fingerprint = Journal(run.dir / JOURNAL / name).recorded_fingerprint
         if fingerprint is not None:
             parents.append({"kind": kind, "path": path, "fingerprint": fingerprint})
     return [

@@ -34,10 +34,10 @@ from aligner.events import Notice, OnEvent, StageProgress, StageStarted, tell
 from aligner.reward_models.base import Scorer
 from aligner.reward_models.batching import Pairs, ask_parts, chunks, refuse_silent
 from aligner.reward_models.catalogue import load_scorer, read_spec
-from aligner.reward_models.ensemble import go_on_with_account, refuse_cycles, scored_together
+from aligner.reward_models.ensemble import refuse_cycles, restore_budget, scored_together
 from aligner.runs.files import dumps, read_json, write_atomically
 from aligner.runs.lock import acquire_lock, release_lock
-from aligner.runs.result import Outcome
+from aligner.runs.result import RunResult
 
 LABELLED = "labelled.jsonl"
 STRENGTHS = (1, 2, 3)
@@ -48,7 +48,7 @@ PAIR = "pair "
 """Before the id of a pair, in errors."""
 
 
-def read_labels(run_dir: Path, file: Path, on_event: OnEvent | None = None) -> Outcome:
+def read_labels(run_dir: Path, file: Path, on_event: OnEvent | None = None) -> RunResult:
     """Take over the labels of a file; `labelled.jsonl` and the report follow.
 
     Raises: DataError with everything that is wrong in the file, and nothing is taken; UsageError
@@ -69,7 +69,7 @@ def read_labels(run_dir: Path, file: Path, on_event: OnEvent | None = None) -> O
     return _outcome(run_dir)
 
 
-def ask_oracle(run_dir: Path, spec: str, on_event: OnEvent | None = None) -> Outcome:
+def ask_oracle(run_dir: Path, spec: str, on_event: OnEvent | None = None) -> RunResult:
     """Let a scorer label every pair that has no label yet, a few at a time; a later call
     resumes where a kill stopped it.
 
@@ -88,7 +88,7 @@ def ask_oracle(run_dir: Path, spec: str, on_event: OnEvent | None = None) -> Out
         return _written(run_dir, pairs)
     tell(on_event, StageStarted(f"loading {spec}"))
     scorer = load_scorer(spec)
-    go_on_with_account(
+    restore_budget(
         scorer, run_dir / LABELS, read_json(run_dir, "environment.json")["sessions"][0]["started"]
     )
     with _held(run_dir):
@@ -144,7 +144,7 @@ def _without_label(pairs: Mapping[str, Any], labels: Mapping[str, Label]) -> lis
     return [pair for name, pair in pairs.items() if name not in labels]
 
 
-def _written(run_dir: Path, pairs: Mapping[str, Mapping[str, Any]]) -> Outcome:
+def _written(run_dir: Path, pairs: Mapping[str, Mapping[str, Any]]) -> RunResult:
     """Where every pair has its label: write again what follows from them, since a kill may have
     prevented it."""
     with _held(run_dir):
@@ -338,5 +338,5 @@ def _preference(pair: Mapping[str, Any], label: Label) -> dict[str, Any]:
     }
 
 
-def _outcome(run_dir: Path) -> Outcome:
-    return Outcome(run_dir, counts_of(run_dir), run_dir / "report.html")
+def _outcome(run_dir: Path) -> RunResult:
+    return RunResult(run_dir, counts_of(run_dir), run_dir / "report.html")

@@ -7,11 +7,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from aligner.config.finding import Findings, finding
 from aligner.config.method import Flag, Method, OwnRows
 from aligner.config.mosaic_rules import no_mosaics
 from aligner.config.recipe import Data, Model, Recipe, Section, Whole
-from aligner.config.view import View
+from aligner.config.recipe_problem import RecipeProblems, problem_at
+from aligner.config.view import RecipeView
 
 
 def _as_model(value: Any) -> Any:
@@ -90,86 +90,86 @@ class SelectRecipe(Recipe):
 _OF_SAMPLING = ("num_samples", "max_new_tokens", "temperature", "top_p", "top_k")
 
 
-def _select_candidates(view: View) -> Findings:
+def _select_candidates(view: RecipeView) -> RecipeProblems:
     """Answers come from a policy or from a file."""
     candidates, policy, data = view["select.candidates"], view["select.policy"], view["data"]
     if candidates is not None:
         if data is not None:
-            yield finding(
+            yield problem_at(
                 "data",
                 "has no effect with `select.candidates`, which has its own prompts",
                 "drop one of them",
             )
         for key in _OF_SAMPLING:
             if view.given(f"select.{key}"):
-                yield finding(
+                yield problem_at(
                     f"select.{key}",
                     "has no effect with `select.candidates`: the answers are there",
                     "drop it",
                 )
         if policy is not None and view["select.embedding"] != "policy":
-            yield finding(
+            yield problem_at(
                 "select.policy",
                 "has no effect with `select.candidates`",
                 "drop it, or `embedding: policy`",
             )
     elif data is None:
-        yield finding(
+        yield problem_at(
             "data",
             "is missing",
             "give `data.train` (`--data`): prompts; or `select.candidates`: answers too",
         )
     elif policy is None:
         hint = "name it (`--model`), or give `select.candidates`: prompts with their answers"
-        yield finding("select.policy", "is missing: the model whose answers are labelled", hint)
+        yield problem_at("select.policy", "is missing: the model whose answers are labelled", hint)
     if candidates is not None and policy is None and view["select.embedding"] == "policy":
-        yield finding(
+        yield problem_at(
             "select.embedding", "`policy` needs `select.policy`", "name it, or use ngrams"
         )
     if isinstance(policy, dict) and policy.get("lora") is not None:
-        yield finding("select.policy.lora", "has no effect: nothing is trained", "drop it")
+        yield problem_at("select.policy.lora", "has no effect: nothing is trained", "drop it")
 
 
-def _select_data(view: View) -> Findings:
+def _select_data(view: RecipeView) -> RecipeProblems:
     if view["data.eval"] is not None:
-        yield finding("data.eval", "has no effect on a selection", "drop it")
+        yield problem_at("data.eval", "has no effect on a selection", "drop it")
     if view.given("data.control_tokens"):
-        yield finding(
+        yield problem_at(
             "data.control_tokens",
             "has no effect on a selection",
             "set it where its pairs are trained on",
         )
     if view["data.on_too_long"] == "truncate":
-        yield finding("data.on_too_long", "a prompt that is cut asks something else", "use drop")
+        yield problem_at("data.on_too_long", "a prompt that is cut asks something else", "use drop")
 
 
-def _select_strategy(view: View) -> Findings:
+def _select_strategy(view: RecipeView) -> RecipeProblems:
     strategy, models = view["select.strategy"], view["select.reward_models"]
     spreads = strategy in ("diversity", "both")
     if strategy in ("uncertainty", "both") and not models:
         hint = "name one (`--reward_models`), or use `strategy: diversity`, which needs none"
-        yield finding(
+        yield problem_at(
             "select.reward_models", f"is missing, and `strategy: {strategy}` asks them", hint
         )
     if view["select.pair"] in ("max_min", "most_uncertain") and not models:
-        yield finding(
+        yield problem_at(
             "select.pair",
             f"`{view['select.pair']}` needs `select.reward_models`",
             "name one, or use random",
         )
     if view.given("select.uncertainty") and not models:
-        yield finding(
+        yield problem_at(
             "select.uncertainty", "has no effect without `select.reward_models`", "drop it"
         )
     if view.given("select.pool_factor") and strategy != "both":
-        yield finding(
+        yield problem_at(
             "select.pool_factor",
             f"has no effect with `strategy: {strategy}`",
             "it belongs to `both`",
         )
     for key in ("spread", "embedding"):
         if view.given(f"select.{key}") and not spreads:
-            yield finding(
+            yield problem_at(
                 f"select.{key}",
                 f"has no effect with `strategy: {strategy}`",
                 "it belongs to diversity and both",

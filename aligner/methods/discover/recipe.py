@@ -9,12 +9,12 @@ from typing import Literal
 from pydantic import Field
 
 from aligner.config.endpoint_rules import endpoint_is_whole
-from aligner.config.finding import Findings, finding, show
 from aligner.config.hints import did_you_mean
 from aligner.config.loss_names import objective_file
 from aligner.config.method import Method, OwnRows, run_and_report
 from aligner.config.recipe import Endpoint, Recipe, Section, Strength, Whole
-from aligner.config.view import View
+from aligner.config.recipe_problem import RecipeProblems, problem_at, show
+from aligner.config.view import RecipeView
 
 WRITTEN = ("sigmoid", "hinge", "ipo_sum", "kto_pair", "padll", "cell", "discopop")
 """Objectives that also exist as a language model would write them, to start a search from."""
@@ -67,19 +67,21 @@ class DiscoverRecipe(Recipe):
     """What belongs to this method alone."""
 
 
-def _task_has_its_parts(view: View) -> Findings:
+def _task_has_its_parts(view: RecipeView) -> RecipeProblems:
     task = view["discover.task"]
     for key in ("recipe", "prompts", "reward_model"):
         if task == "recipe" and view[f"discover.{key}"] is None:
-            yield finding(f"discover.{key}", "is missing, and `task: recipe` needs it", _PARTS[key])
+            yield problem_at(
+                f"discover.{key}", "is missing, and `task: recipe` needs it", _PARTS[key]
+            )
         if task != "recipe" and view.given(f"discover.{key}"):
-            yield finding(
+            yield problem_at(
                 f"discover.{key}",
                 f"has no effect with `task: {task}`",
                 "it belongs to `task: recipe`",
             )
     if task == "bandit" and view["discover.overrides"]:
-        yield finding(
+        yield problem_at(
             "discover.overrides",
             "have no effect with `task: bandit`, which runs no recipe",
             "drop them",
@@ -94,13 +96,13 @@ _PARTS = {
 }
 
 
-def _start_is_known(view: View) -> Findings:
+def _start_is_known(view: RecipeView) -> RecipeProblems:
     for name in view["discover.start"]:
         if name.endswith(".py"):
             yield from objective_file(name, "discover.start")
         elif name not in WRITTEN:
             hint = did_you_mean(name, WRITTEN) or "or a .py file"
-            yield finding(
+            yield problem_at(
                 "discover.start", f"expected some of {', '.join(WRITTEN)}, found {show(name)}", hint
             )
 

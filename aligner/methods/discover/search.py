@@ -37,7 +37,7 @@ from aligner.methods.discover.proposer import Proposer
 from aligner.methods.discover.recipe import DiscoverRecipe
 from aligner.runs.environment import now
 from aligner.runs.files import write_atomically
-from aligner.runs.result import Outcome
+from aligner.runs.result import RunResult
 from aligner.runs.run import Run
 from aligner.runs.session import Session
 
@@ -65,7 +65,7 @@ def run_discovery(
     overwrite: bool = False,
     dry_run: bool = False,
     on_event: OnEvent | None = None,
-) -> Outcome:
+) -> RunResult:
     """Search, and save what was found.
 
     Raises: RecipeError and UsageError before anything is asked; EndpointError when the language

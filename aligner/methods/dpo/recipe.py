@@ -10,7 +10,6 @@ from pydantic import Field
 from aligner.config.callables import is_callable
 from aligner.config.choices import PREFERENCE_FORMATS
 from aligner.config.dead_keys import no_noise_beside_a_reference, no_smoothing_of_tokens
-from aligner.config.finding import Findings, finding, show
 from aligner.config.loss_names import (
     LABEL_SMOOTHING_LOSSES,
     LOSSES,
@@ -24,7 +23,8 @@ from aligner.config.method import Flag, TrainingMethod
 from aligner.config.mosaic_rules import no_mosaics
 from aligner.config.pair_methods import PAIR_CHARTS, PAIR_METRICS
 from aligner.config.recipe import Section, Strength, TrainRecipe, Weight, Whole
-from aligner.config.view import View, refuse_formats
+from aligner.config.recipe_problem import RecipeProblems, problem_at, show
+from aligner.config.view import RecipeView, refuse_formats
 
 DISTILL_FORWARD_KL = 0.1
 """Weight of the forward KL with such an objective, where `dpo.forward_kl` is left out."""
@@ -87,7 +87,7 @@ class DpoRecipe(TrainRecipe):
     """What belongs to this method alone."""
 
 
-def _preference_formats(view: View) -> Findings:
+def _preference_formats(view: RecipeView) -> RecipeProblems:
     yield from refuse_formats(
         view,
         PREFERENCE_FORMATS,
@@ -96,15 +96,15 @@ def _preference_formats(view: View) -> Findings:
     )
 
 
-def _losses(view: View) -> list[str]:
+def _losses(view: RecipeView) -> list[str]:
     """Names and files of the objectives that `dpo.loss` asks for."""
     loss = view["dpo.loss"]
     return [str(name) for name in loss] if isinstance(loss, dict) else [str(loss)]
 
 
-def _loss_exists(view: View) -> Findings:
+def _loss_exists(view: RecipeView) -> RecipeProblems:
     if not _losses(view):
-        yield finding(
+        yield problem_at(
             "dpo.loss",
             "a mixture of no objectives",
             "write `{sigmoid: 0.8, sft: 0.2}`, for example",
@@ -115,24 +115,24 @@ def _loss_exists(view: View) -> Findings:
         elif name not in LOSSES and not is_callable(name):
             hint = meant_loss(name, LOSSES)
             expected = f"expected one of {', '.join(LOSSES)}, or a .py file"
-            yield finding("dpo.loss", f"{expected}, found {show(name)}", hint)
+            yield problem_at("dpo.loss", f"{expected}, found {show(name)}", hint)
 
 
-def _weights_are_positive(view: View) -> Findings:
+def _weights_are_positive(view: RecipeView) -> RecipeProblems:
     loss = view["dpo.loss"]
     for name, weight in loss.items() if isinstance(loss, dict) else ():
         if not 1e-6 <= weight <= 1e6:
             hint = "use a number above 0 (from 1e-6 to 1e6), or drop it"
-            yield finding("dpo.loss", f"the weight of `{name}` is {show(weight)}", hint)
+            yield problem_at("dpo.loss", f"the weight of `{name}` is {show(weight)}", hint)
     if "sft" in _losses(view) and view["dpo.nll_weight"]:
         hint = "keep one of the two: `sft` in the mixture is the same term"
-        yield finding("dpo.nll_weight", "adds the next-token loss that `sft` is already", hint)
+        yield problem_at("dpo.nll_weight", "adds the next-token loss that `sft` is already", hint)
 
 
-def _settings_of_other_losses(view: View) -> Findings:
+def _settings_of_other_losses(view: RecipeView) -> RecipeProblems:
     losses = _losses(view)
     if "exo_pair" in losses and not view["dpo.label_smoothing"]:
-        yield finding(
+        yield problem_at(
             "dpo.label_smoothing",
             "must be above 0 for `exo_pair`, whose labels are soft",
             "0.001, for example",
@@ -143,31 +143,31 @@ def _settings_of_other_losses(view: View) -> Findings:
     smoothing = [name for name in losses if name in LABEL_SMOOTHING_LOSSES]
     if view["dpo.label_smoothing"] and not smoothing:
         hint = f"it is read by {', '.join(LABEL_SMOOTHING_LOSSES)}"
-        yield finding("dpo.label_smoothing", f"has no effect on `{shown}`", hint)
+        yield problem_at("dpo.label_smoothing", f"has no effect on `{shown}`", hint)
     if view.given("dpo.tau") and not set(losses) & set(TAU_LOSSES):
-        yield finding(
+        yield problem_at(
             "dpo.tau", f"has no effect on `{shown}`", f"it is read by {', '.join(TAU_LOSSES)}"
         )
     if view.given("dpo.simpo_gamma") and "simpo" not in losses:
-        yield finding(
+        yield problem_at(
             "dpo.simpo_gamma", f"has no effect on `{shown}`", "it is the margin of `simpo`"
         )
     if set(losses) <= set(REFERENCE_FREE_LOSSES) and view["dpo.warmup_steps_dpo"]:
         hint = "drop it: without a reference there is no slope at the start that could be wrong"
-        yield finding(
+        yield problem_at(
             "dpo.warmup_steps_dpo",
             f"trains DPO's loss, and `{shown}` has no reference for it",
             hint,
         )
     if set(losses) <= set(REFERENCE_FREE_LOSSES) and view["dpo.reference_model"] is not None:
-        yield finding(
+        yield problem_at(
             "dpo.reference_model",
             f"is not read by `{shown}`",
             "drop it: the objective needs no reference",
         )
 
 
-def _distillation(view: View) -> Findings:
+def _distillation(view: RecipeView) -> RecipeProblems:
     losses, models, several = (
         _losses(view),
         view["dpo.reward_models"],
@@ -176,7 +176,7 @@ def _distillation(view: View) -> Findings:
     distilled = [name for name in losses if name in REWARD_LOSSES]
     for name in distilled if several else ():
         message = f"`{name}` cannot stand in a mixture: its loss is in units of a reward"
-        yield finding(
+        yield problem_at(
             "dpo.loss", message, "write it alone; `nll_weight` and `forward_kl` may be added to it"
         )
     if distilled and not models:
@@ -184,7 +184,7 @@ def _distillation(view: View) -> Findings:
             "a list of scorers: `[toy]`, or the folder of a reward model that `aligner reward` "
             "has trained"
         )
-        yield finding("dpo.reward_models", f"is missing, and `{distilled[0]}` needs it", hint)
+        yield problem_at("dpo.reward_models", f"is missing, and `{distilled[0]}` needs it", hint)
     if not distilled:
         for key, default in (
             ("reward_models", []),
@@ -193,34 +193,36 @@ def _distillation(view: View) -> Findings:
         ):
             if view[f"dpo.{key}"] != default:
                 hint = f"it is read by {', '.join(REWARD_LOSSES)}"
-                yield finding(f"dpo.{key}", f"has no effect on `{', '.join(losses)}`", hint)
+                yield problem_at(f"dpo.{key}", f"has no effect on `{', '.join(losses)}`", hint)
         return
     yield from _family(view, models)
     if view["data.on_too_long"] == "truncate":
         message = "would cut answers whose rewards are those of the whole answers"
-        yield finding("data.on_too_long", message, "use drop, or a larger data.max_length")
+        yield problem_at("data.on_too_long", message, "use drop, or a larger data.max_length")
     if view["dpo.warmup_steps_dpo"]:
         message = f"trains on the labels, which `{distilled[0]}` does not read"
-        yield finding("dpo.warmup_steps_dpo", message, "drop it: the slope at the start is right")
+        yield problem_at(
+            "dpo.warmup_steps_dpo", message, "drop it: the slope at the start is right"
+        )
 
 
-def _family(view: View, models: list[str]) -> Findings:
+def _family(view: RecipeView, models: list[str]) -> RecipeProblems:
     for name in sorted({name for name in models if models.count(name) > 1}):
-        yield finding(
+        yield problem_at(
             "dpo.reward_models", f"names {show(name)} more than once", "name each reward model once"
         )
     if view["dpo.reward_combine"] == "min" and len(models) == 1:
-        yield finding(
+        yield problem_at(
             "dpo.reward_combine",
             "`min` chooses among several reward models, and there is one",
             "name more",
         )
 
 
-def _forward_kl(view: View) -> Findings:
+def _forward_kl(view: RecipeView) -> RecipeProblems:
     losses, weight = _losses(view), view["dpo.forward_kl"]
     if weight and set(losses) <= set(REFERENCE_FREE_LOSSES):
-        yield finding(
+        yield problem_at(
             "dpo.forward_kl",
             f"pulls towards a reference, and `{', '.join(losses)}` has none",
             "drop it",
@@ -230,22 +232,22 @@ def _forward_kl(view: View) -> Findings:
         and not set(losses) & set(REWARD_LOSSES)
         and view.given("dpo.forward_kl_tokens")
     ):
-        yield finding(
+        yield problem_at(
             "dpo.forward_kl_tokens",
             "has no effect without `forward_kl`",
             "set dpo.forward_kl above 0",
         )
 
 
-def _reference(view: View) -> Findings:
+def _reference(view: RecipeView) -> RecipeProblems:
     if view["dpo.reference"] != "adapter_off":
         return
     if view["model.lora"] is None:
         hint = "add `model.lora: {}`, or use `precomputed`"
-        yield finding("dpo.reference", "`adapter_off` needs an adapter to switch off", hint)
+        yield problem_at("dpo.reference", "`adapter_off` needs an adapter to switch off", hint)
     if view["dpo.reference_model"] is not None:
         hint = "drop one: with `adapter_off` the base under the adapter is the reference"
-        yield finding("dpo.reference_model", "contradicts `reference: adapter_off`", hint)
+        yield problem_at("dpo.reference_model", "contradicts `reference: adapter_off`", hint)
 
 
 FLAGS = (

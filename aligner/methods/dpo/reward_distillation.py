@@ -2,17 +2,18 @@
 (arXiv 2405.19316).
 
 Each reward model of `dpo.reward_models` scores both answers of every pair, as text; what is kept of
-it is the pair's gap, r(x, chosen) - r(x, rejected), since nothing else of a reward means anything.
-A gap is multiplied by `dpo.reward_scale`; `std` divides each model's gaps by their standard
-deviation over the training pairs, each pair counted in both orders, because its order means nothing
-here. That is the root of the mean of their squares: gaps that are all the same keep a size.
+it is the pair's margin, r(x, chosen) - r(x, rejected), since nothing else of a reward means
+anything. A margin is multiplied by `dpo.reward_scale`; `std` divides each model's margins by their
+standard deviation over the training pairs, each pair counted in both orders, because its order
+means nothing here. That is the root of the mean of their squares: margins that are all the same
+keep a size.
 
-A `pairwise` model, which only compares, has no rewards of its own; its gap is the logit of the
+A `pairwise` model, which only compares, has no rewards of its own; its margin is the logit of the
 probability that the chosen answer is better, which is that difference under Bradley and Terry's
 model. A probability within `SUREST` of 0 or 1 counts as that. So it is with an ensemble that has
 such a member. A judge gives grades, and they are its rewards. An ensemble that brings its members
-to one scale over the rows of a call gets the pairs of both splits in one, so that its gaps are on
-one.
+to one scale over the rows of a call gets the pairs of both splits in one, so that its margins
+are on one.
 
 Scores are kept on disk under a hash of the scorer's fingerprint and of all texts, and part by part
 while there are more to come, so a kill costs one part. One process scores, the others are told;
@@ -76,11 +77,12 @@ known is kept."""
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A reward model and its gaps over the training pairs, as they came: what a run records of it.
+    """A reward model and its margins over the training pairs, as they came: what a run records of
+    it.
 
     `spread` is the root of their mean square, `ties` how many are 0, `agrees` the share of the
     others where the answer that was labelled better is the one with the larger reward, and `scale`
-    what gaps were multiplied by.
+    what margins were multiplied by.
     """
 
     name: str
@@ -92,10 +94,11 @@ class Member:
     scale: float
 
 
-def with_reward_gaps(
+def with_reward_margins(
     prepared: TokenizedData, dpo: Dpo, on_event: OnEvent | None = None
 ) -> tuple[TokenizedData, list[Member]]:
-    """Return the splits with a column `reward_gaps` (N, K), and what is known of each reward model.
+    """Return the splits with a column `reward_margins` (N, K), and what is known of each reward
+    model.
 
     Only the main process scores, and only it tells of it.
 
@@ -108,11 +111,13 @@ def with_reward_gaps(
             texts[name] = [json.loads(text) for text in rows[TEXT]]
     found = agreed(_score_all(dpo, texts, on_event) if _is_main() else None)
     members = [Member(**facts) for facts, _ in found]
-    with_gaps = {}
+    with_margins = {}
     for name in texts:
-        with_gaps[name] = _with_gaps(splits[name], [gaps[name] for _, gaps in found], members)
+        with_margins[name] = _with_margins(
+            splits[name], [margins[name] for _, margins in found], members
+        )
     return TokenizedData(
-        with_gaps["training"], with_gaps.get("held-out"), prepared.batching
+        with_margins["training"], with_margins.get("held-out"), prepared.batching
     ), members
 
 
@@ -122,27 +127,27 @@ def _is_main() -> bool:
     return bool(PartialState().is_main_process)
 
 
-def _with_gaps(rows: Any, gaps: Sequence[list[float]], members: Sequence[Member]) -> Dataset:
-    """Exchange the text of the pairs for their gaps, scaled."""
+def _with_margins(rows: Any, margins: Sequence[list[float]], members: Sequence[Member]) -> Dataset:
+    """Exchange the text of the pairs for their margins, scaled."""
     scaled = []
-    for row in zip(*gaps):
-        scaled.append([member.scale * gap for member, gap in zip(members, row)])
-    return rows.remove_columns(TEXT).add_column("reward_gaps", scaled)
+    for row in zip(*margins):
+        scaled.append([member.scale * margin for member, margin in zip(members, row)])
+    return rows.remove_columns(TEXT).add_column("reward_margins", scaled)
 
 
 def _score_all(
     dpo: Dpo, texts: dict[str, list[dict[str, Any]]], on_event: OnEvent | None
 ) -> list[tuple[dict[str, Any], dict[str, list[float]]]]:
-    """For each reward model its facts, and its gaps for each split."""
+    """For each reward model its facts, and its margins for each split."""
     found = []
     for spec in dpo.reward_models:
         scorer = load_scorer(spec)
         compares = only_compares(spec)
         assert isinstance(scorer, Comparer) or not compares
-        gaps = _of_splits(scorer, compares, texts, together(spec), on_event)
-        member = _described(scorer, gaps["training"], dpo)
+        margins = _of_splits(scorer, compares, texts, together(spec), on_event)
+        member = _described(scorer, margins["training"], dpo)
         tell(on_event, Notice(_sentence(member)))
-        found.append((asdict(member), gaps))
+        found.append((asdict(member), margins))
         del scorer
         _free()
     _compare_sizes([facts["spread"] * facts["scale"] for facts, _ in found], on_event)
@@ -172,23 +177,23 @@ def _of_splits(
     return {name: list(islice(left, len(rows))) for name, rows in texts.items()}
 
 
-def _described(scorer: Scorer, gaps: Sequence[float], dpo: Dpo) -> Member:
-    spread = math.sqrt(math.fsum(gap * gap for gap in gaps) / len(gaps))
+def _described(scorer: Scorer, margins: Sequence[float], dpo: Dpo) -> Member:
+    spread = math.sqrt(math.fsum(margin * margin for margin in margins) / len(margins))
     if spread == 0:
         raise DataError(
-            f"the reward model {scorer.name} gives both answers of all {len(gaps):,} pairs the "
+            f"the reward model {scorer.name} gives both answers of all {len(margins):,} pairs the "
             "same reward",
             "there is nothing to distil: check the reward model, or use pairs in which one answer "
             "is better",
         )
-    decided = [gap for gap in gaps if gap]
+    decided = [margin for margin in margins if margin]
     return Member(
         name=scorer.name,
         fingerprint=scorer.fingerprint(),
-        pairs=len(gaps),
+        pairs=len(margins),
         spread=spread,
-        ties=len(gaps) - len(decided),
-        agrees=sum(gap > 0 for gap in decided) / len(decided),
+        ties=len(margins) - len(decided),
+        agrees=sum(margin > 0 for margin in decided) / len(decided),
         scale=1.0 / spread if dpo.reward_scale == "std" else float(dpo.reward_scale),
     )
 
@@ -196,14 +201,14 @@ def _described(scorer: Scorer, gaps: Sequence[float], dpo: Dpo) -> Member:
 def _sentence(member: Member) -> str:
     decided = f" of the {member.pairs - member.ties:,} that it decides" if member.ties else ""
     return (
-        f"reward model {member.name}: gaps of {member.spread:.3g} (root mean square) over "
+        f"reward model {member.name}: margins of {member.spread:.3g} (root mean square) over "
         f"{member.pairs:,} pairs, times "
         f"{member.scale:.3g}; it finds the chosen answer better in {member.agrees:.1%}{decided}"
     )
 
 
 UNLIKE = 5.0
-"""Reward models whose gaps differ in size by more than this are pointed out."""
+"""Reward models whose margins differ in size by more than this are pointed out."""
 
 
 def _compare_sizes(sizes: Sequence[float], on_event: OnEvent | None) -> None:
@@ -212,7 +217,7 @@ def _compare_sizes(sizes: Sequence[float], on_event: OnEvent | None) -> None:
         tell(
             on_event,
             Notice(
-                f"the reward models' gaps differ in size ({listed}): the largest rules a mean, "
+                f"the reward models' margins differ in size ({listed}): the largest rules a mean, "
                 "the smallest is chosen by "
                 "`min`. dpo.reward_scale=std brings them to one size"
             ),
@@ -275,16 +280,16 @@ def _gaps(
     )
     refuse_silent(scorer.name, asked, silent_rows(verdicts), len(verdicts))
     values = [verdict.value for verdict in verdicts if verdict.value is not None]
-    gaps = (
+    margins = (
         [_logit(share) for share in values]
         if compares
         else [values[a] - values[b] for a, b in zip(chosen, rejected)]
     )
     _tell_remarks(scorer, verdicts, on_event)
-    keep(file, lambda place: place.write_text(dumps(gaps), encoding="utf-8"))
+    keep(file, lambda place: place.write_text(dumps(margins), encoding="utf-8"))
     assert journal.path is not None
     journal.path.unlink(missing_ok=True)
-    return gaps
+    return margins
 
 
 def _columns(rows: Sequence[dict[str, Any]]) -> Pairs:

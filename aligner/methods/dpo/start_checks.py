@@ -23,7 +23,9 @@ REACH, POINTS = 10.0, 501
 beyond."""
 
 
-def wrong_start(objective: Objective, settings: Settings, length: float = 1.0) -> str | None:
+def check_initial_gradient(
+    objective: Objective, settings: Settings, length: float = 1.0
+) -> str | None:
     """Return what is wrong with the objective's start, or None where its slope there is right.
 
     `length`: tokens of a typical answer. A part that counts per token weighs the less in a mixture,

@@ -28,13 +28,13 @@ from aligner.losses.dsl.sandboxed import check_file
 from aligner.losses.types import Objective, Settings
 from aligner.methods.dpo.recipe import DISTILL_FORWARD_KL, DpoRecipe
 from aligner.methods.dpo.reference_samples import with_samples
-from aligner.methods.dpo.start_checks import AccuracyAlarm, wrong_start
+from aligner.methods.dpo.start_checks import AccuracyAlarm, check_initial_gradient
 from aligner.methods.job import SHARDED, Job
 from aligner.models.files import ADAPTER_FILE
 from aligner.models.loading import load_policy
 from aligner.tokenization.dataset import TokenizedData
 from aligner.training.arguments import preference_arguments
-from aligner.training.fit import Fitted, fit
+from aligner.training.fit import TrainResult, fit
 from aligner.training.preference import PairCollator, PreferenceTrainer
 from aligner.training.reference import ReferenceScorer, with_reference
 from aligner.training.trainer import lengths_of
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-def train(job: Job) -> Fitted:
+def train(job: Job) -> TrainResult:
     """Optimize the policy of the recipe on its tokenized pairs, and save it."""
     recipe = job.recipe
     assert isinstance(recipe, DpoRecipe)
@@ -126,7 +126,7 @@ def _objective(job: Job, recipe: DpoRecipe) -> Objective:
     if distils(recipe):
         _note_choice(job, recipe)
         return objective
-    if wrong := wrong_start(objective, settings, _typical_length(job)):
+    if wrong := check_initial_gradient(objective, settings, _typical_length(job)):
         if dpo.warmup_steps_dpo:
             first = f"the first {dpo.warmup_steps_dpo} steps train DPO's loss: {wrong}"
             job.note(f"{first}. Look whether rewards/accuracies stays up after them")
@@ -225,16 +225,16 @@ def forward_kl_weight(recipe: DpoRecipe) -> float:
 
 
 def add_rewards(job: Job) -> TokenizedData:
-    """Return both splits with the gaps of the reward models that are followed, and record what is
-    known of these."""
+    """Return both splits with the margins of the reward models that are followed, and record what
+    is known of these."""
     recipe = job.recipe
     assert isinstance(recipe, DpoRecipe)
     if not distils(recipe):
         return job.prepared
     # Judges and their clients are loaded where rewards are followed, and by no other training.
-    from aligner.methods.dpo.reward_distillation import with_reward_gaps
+    from aligner.methods.dpo.reward_distillation import with_reward_margins
 
-    prepared, members = with_reward_gaps(job.prepared, recipe.dpo, job.on_event)
+    prepared, members = with_reward_margins(job.prepared, recipe.dpo, job.on_event)
     if world()[0] == 0:
         job.run.write_json(
             "rewards.json",

@@ -10,12 +10,12 @@ from pydantic import Field
 
 from aligner.config.choices import PREFERENCE_FORMATS, SINGLE_ANSWER_FORMATS
 from aligner.config.dead_keys import no_smoothing_of_tokens
-from aligner.config.finding import Findings, finding, show
 from aligner.config.hints import did_you_mean
 from aligner.config.method import TrainingMethod, run_and_report
 from aligner.config.mosaic_rules import no_mosaics
 from aligner.config.recipe import Section, TrainRecipe, Weight
-from aligner.config.view import View, refuse_formats
+from aligner.config.recipe_problem import RecipeProblems, problem_at, show
+from aligner.config.view import RecipeView, refuse_formats
 
 
 class RewardSegments(Section):
@@ -70,7 +70,7 @@ class RewardRecipe(TrainRecipe):
     """What belongs to this method alone."""
 
 
-def _reward_formats(view: View) -> Findings:
+def _reward_formats(view: RecipeView) -> RecipeProblems:
     if view["reward.kind"] == "regression":
         yield from refuse_formats(
             view,
@@ -98,44 +98,46 @@ KINDS_OF_KEY: dict[str, tuple[str, ...]] = {
 """Key of `reward` -> the kinds that read it."""
 
 
-def _reward_parts(view: View) -> Findings:
+def _reward_parts(view: RecipeView) -> RecipeProblems:
     kind, attributes = view["reward.kind"], view["reward.attributes"]
     for key, kinds in KINDS_OF_KEY.items():
         if view.given(f"reward.{key}") and kind not in kinds:
-            yield finding(
+            yield problem_at(
                 f"reward.{key}",
                 f"has no effect with `kind: {kind}`",
                 f"it belongs to {' and '.join(kinds)}",
             )
     if view["reward.strength"] == "weight":
         hint = "it scales a pair's loss as it is; drop it, or name another column"
-        yield finding("reward.strength", "`weight` is read as the weight of a pair already", hint)
+        yield problem_at(
+            "reward.strength", "`weight` is read as the weight of a pair already", hint
+        )
     if kind == "regression":
         if not attributes:
-            yield finding(
+            yield problem_at(
                 "reward.attributes",
                 "is missing",
                 "the columns that hold ratings: [helpfulness, correctness]",
             )
         for name in sorted({name for name in attributes if attributes.count(name) > 1}):
-            yield finding("reward.attributes", f"names {show(name)} twice", "drop one")
+            yield problem_at("reward.attributes", f"names {show(name)} twice", "drop one")
         for name in view["reward.attribute_weights"]:
             if name not in attributes:
                 hint = did_you_mean(name, attributes) or f"they are {', '.join(attributes)}"
-                yield finding(
+                yield problem_at(
                     f"reward.attribute_weights.{name}", "is none of `reward.attributes`", hint
                 )
     segments = view["reward.segments"] or {}
     if isinstance(segments, dict) and segments.get("rule", "entropy") != "entropy":
         for key in ("cutoff", "reference"):
             if segments.get(key) is not None:
-                yield finding(
+                yield problem_at(
                     f"reward.segments.{key}", "has no effect without `rule: entropy`", "drop it"
                 )
     strategy = view["launch.strategy"]
     if kind == "odin" and strategy in ("fsdp", "fsdp1", "fsdp2", "zero3"):
         message = f"`{strategy}` splits the two heads, and at the end one of them is taken out"
-        yield finding("launch.strategy", message, "use `ddp`, `zero1` or `zero2`")
+        yield problem_at("launch.strategy", message, "use `ddp`, `zero1` or `zero2`")
 
 
 def _in_short(reward: Reward) -> str:

@@ -42,24 +42,24 @@ from aligner.methods.reward.trainers import (
     QuestionTrainer,
     RatingCollator,
     RegressionTrainer,
-    RewardSteps,
+    RewardTrainerBase,
     SegmentTrainer,
 )
 from aligner.models.files import saved_outputs
 from aligner.models.loading import load_policy, load_reward_model
-from aligner.models.reward_head import join_outputs, pool_by_mask
+from aligner.models.reward_head import merge_heads, pool_by_mask
 from aligner.reward_models.card import CARD_FILE, Card, Segments, card_text, find_card
 from aligner.reward_models.heads import attribute_weights
 from aligner.runs.checkpoints import step_of
 from aligner.runs.files import write_atomically
 from aligner.training.arguments import training_arguments
-from aligner.training.fit import Fitted, fit
+from aligner.training.fit import TrainResult, fit
 from aligner.training.trainer import exact_adapters, lengths_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-TRAINERS: dict[str, tuple[type[RewardSteps], Any]] = {
+TRAINERS: dict[str, tuple[type[RewardTrainerBase], Any]] = {
     "bradley_terry": (BradleyTerryTrainer, PairCollator),
     "regression": (RegressionTrainer, RatingCollator),
     "pairwise": (QuestionTrainer, QuestionCollator),
@@ -72,7 +72,7 @@ LONGER_WINS = 0.6
 """Share of pairs whose longer answer is the chosen one, above which a word is said about it."""
 
 
-def train(job: Job) -> Fitted:
+def train(job: Job) -> TrainResult:
     """Train the reward model of the recipe on its tokenized rows, and save it with its card."""
     recipe = job.recipe
     assert isinstance(recipe, RewardRecipe)
@@ -144,7 +144,7 @@ def _load(job: Job, recipe: RewardRecipe) -> Any:
     )
     if saved is not None and saved != wanted:
         weights = _weights_of_start(recipe, saved)
-        join_outputs(model, weights)
+        merge_heads(model, weights)
         job.note(
             f"the head starts as the sum of {saved} ratings, weighted "
             f"{', '.join(f'{w:g}' for w in weights)}"
@@ -202,10 +202,10 @@ def _tell_facts(job: Job, rows: Dataset) -> None:
         sum(a != b for a, b in zip(chosen, rejected)),
     )
     mean = sum(chosen) / len(chosen), sum(rejected) / len(rejected)
-    told = f"chosen answers have {mean[0]:.0f} tokens and rejected ones {mean[1]:.0f} in the mean"
+    text = f"chosen answers have {mean[0]:.0f} tokens and rejected ones {mean[1]:.0f} in the mean"
     share = longer / max(1, differing)
     job.note(
-        f"{told}; the longer answer is the chosen one in {share:.0%} of the pairs that differ in "
+        f"{text}; the longer answer is the chosen one in {share:.0%} of the pairs that differ in "
         "length"
     )
     if share > LONGER_WINS and differing >= 100 and job.recipe.reward.kind != "odin":  # type: ignore[attr-defined]
@@ -240,7 +240,7 @@ def _contents(rows: Dataset) -> Iterator[tuple[bytes, ...]]:
         )
 
 
-def _show_scores(job: Job, recipe: RewardRecipe, trainer: RewardSteps, rows: Dataset) -> None:
+def _show_scores(job: Job, recipe: RewardRecipe, trainer: RewardTrainerBase, rows: Dataset) -> None:
     """Write scores of a few answers for the report, held-out ones where there are."""
     count = min(recipe.report.num_prompts, len(rows))
     if count == 0 or (recipe.launch.strategy in SHARDED and world()[1] > 1):
@@ -295,7 +295,7 @@ SHOWN = {"regression": ("answer",), "pairwise": ("P(right)",)}
 """Kind -> the answers of a row, as the report names them."""
 
 
-def _held_out_accuracy(trainer: RewardSteps) -> float | None:
+def _held_out_accuracy(trainer: RewardTrainerBase) -> float | None:
     """The accuracy on held-out pairs of the weights that are saved: the best checkpoint's, where
     that was put back."""
     state = trainer.state
@@ -307,7 +307,7 @@ def _held_out_accuracy(trainer: RewardSteps) -> float | None:
     return list(found.values())[-1] if found else None
 
 
-def _write_card(job: Job, recipe: RewardRecipe, trainer: RewardSteps, folder: Path) -> None:
+def _write_card(job: Job, recipe: RewardRecipe, trainer: RewardTrainerBase, folder: Path) -> None:
     reward, section = recipe.reward, recipe.model
     kind: Any = "bradley_terry" if reward.kind == "odin" else reward.kind
     said = (

@@ -26,14 +26,14 @@ from trl.trainer.utils import disable_dropout_in_model
 from aligner.losses.reward import length_term, orthogonality, pair_losses, rating_losses
 from aligner.methods.reward.recipe import Reward
 from aligner.models.forward import pad
-from aligner.models.reward_head import give_values, head_of, join_outputs
+from aligner.models.reward_head import head_of, merge_heads, return_token_values
 from aligner.training.trainer import WeightedTrainer
 
 PAD_SEGMENT = -1
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class BatchLoss:
     """What a batch gives: `losses` (R,) and `weights` (R,) of its R rows, and further numbers (R,)
     to be logged as means.
 
@@ -46,7 +46,7 @@ class Terms:
     moments: tuple[Tensor, Tensor, Tensor] | None = None
 
 
-class RewardSteps(WeightedTrainer):
+class RewardTrainerBase(WeightedTrainer):
     """The step that all kinds share; a kind gives `terms`."""
 
     def __init__(self, *args: Any, settings: Reward, **kwargs: Any) -> None:
@@ -54,7 +54,7 @@ class RewardSteps(WeightedTrainer):
         self._sums: dict[str, dict[str, Tensor]] = {"train": {}, "eval": {}}
         super().__init__(*args, **kwargs)
 
-    def terms(self, model: Any, inputs: dict[str, Tensor]) -> Terms:
+    def terms(self, model: Any, inputs: dict[str, Tensor]) -> BatchLoss:
         """Return losses and metrics of a batch."""
         raise NotImplementedError
 
@@ -76,10 +76,10 @@ class RewardSteps(WeightedTrainer):
         it is the mean."""
         found = self.terms(model, inputs)
         self._add(found)
-        loss = self.share_of_step(found.losses, found.weights, num_items_in_batch)
+        loss = self.loss_share(found.losses, found.weights, num_items_in_batch)
         return (loss, None) if return_outputs else loss
 
-    def _add(self, found: Terms) -> None:
+    def _add(self, found: BatchLoss) -> None:
         """Add to the running sums on the device; nothing is synchronized before the next log."""
         exact = torch.float32 if found.losses.device.type == "mps" else torch.float64
         with torch.no_grad():
@@ -172,7 +172,7 @@ class PairCollator:
         return batch
 
 
-class PairTerms(RewardSteps):
+class PairTerms(RewardTrainerBase):
     """Losses on pairs of rewards; a kind says what the reward of an answer is."""
 
     def rewards(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
@@ -184,13 +184,13 @@ class PairTerms(RewardSteps):
         """Return the rewards of both answers, (B, 2)."""
         return torch.stack(self.rewards(model, inputs).chunk(2), dim=1)
 
-    def terms(self, model: Any, inputs: dict[str, Tensor]) -> Terms:
+    def terms(self, model: Any, inputs: dict[str, Tensor]) -> BatchLoss:
         """Return the losses of B pairs."""
         rewards = self.rewards(model, inputs)
         return self.pair_terms(rewards, rewards, inputs)
 
-    def pair_terms(self, trained: Tensor, told: Tensor, inputs: dict[str, Tensor]) -> Terms:
-        """Compare rewards (N,) that are `trained`, and log those that are `told`."""
+    def pair_terms(self, trained: Tensor, logged: Tensor, inputs: dict[str, Tensor]) -> BatchLoss:
+        """Compare rewards (N,) that are `trained`, and log those that are `logged`."""
         chosen, rejected = trained.chunk(2)
         losses = pair_losses(
             chosen,
@@ -200,7 +200,7 @@ class PairTerms(RewardSteps):
             label_smoothing=self.settings.label_smoothing,
             center=self.settings.center_rewards_coefficient,
         )
-        best, worst = told.detach().chunk(2)
+        best, worst = logged.detach().chunk(2)
         metrics = {
             "accuracy": (best > worst).float() + 0.5 * (best == worst).float(),
             "margin": best - worst,
@@ -208,8 +208,12 @@ class PairTerms(RewardSteps):
             "rewards/rejected": worst,
         }
         weights = inputs["weight"]
-        moments = (told.detach(), inputs["answer_lengths"], torch.cat([weights, weights]))
-        return Terms(losses, weights, metrics, moments)
+        moments = (
+            logged.detach(),
+            inputs["answer_lengths"],
+            torch.cat([weights, weights]),
+        )
+        return BatchLoss(losses, weights, metrics, moments)
 
 
 class BradleyTerryTrainer(PairTerms, RewardTrainer):
@@ -217,7 +221,7 @@ class BradleyTerryTrainer(PairTerms, RewardTrainer):
     none of them."""
 
 
-class HeadTrainer(RewardSteps):
+class HeadTrainer(RewardTrainerBase):
     """What TRL's trainer does before training, for the kinds that it does not know."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -231,7 +235,7 @@ class SegmentTrainer(PairTerms, HeadTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        give_values(self.model)
+        return_token_values(self.model)
 
     def rewards(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
         """Return e(x, y) = (1/K) sum_j r_end(j) of each answer (N,)."""
@@ -258,7 +262,7 @@ class OdinTrainer(PairTerms, HeadTrainer):
         super().__init__(*args, **kwargs)
         self._held_out: list[tuple[Tensor, ...]] = []
 
-    def terms(self, model: Any, inputs: dict[str, Tensor]) -> Terms:
+    def terms(self, model: Any, inputs: dict[str, Tensor]) -> BatchLoss:
         """Return the losses of B pairs, each with the batch's terms about length added."""
         outputs = model(
             input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]
@@ -276,7 +280,7 @@ class OdinTrainer(PairTerms, HeadTrainer):
             more = more + self.settings.length_weight * length_term(*map(gather, seen))
         else:
             self._held_out.append((*seen, weights))
-        return Terms(found.losses + more, found.weights, found.metrics, found.moments)
+        return BatchLoss(found.losses + more, found.weights, found.metrics, found.moments)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Add the term about the length of all held-out answers, of all ranks."""
@@ -291,9 +295,9 @@ class OdinTrainer(PairTerms, HeadTrainer):
         self._held_out.clear()
         return output
 
-    def before_result(self) -> None:
+    def finalize(self) -> None:
         """Keep the output of quality: the result is an ordinary model with one score."""
-        join_outputs(self.accelerator.unwrap_model(self.model), [1.0, 0.0])
+        merge_heads(self.accelerator.unwrap_model(self.model), [1.0, 0.0])
 
 
 # --- ratings and questions ------------------------------------------------------------------------
@@ -323,12 +327,12 @@ class RegressionTrainer(HeadTrainer):
             input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]
         ).logits.float()
 
-    def terms(self, model: Any, inputs: dict[str, Tensor]) -> Terms:
+    def terms(self, model: Any, inputs: dict[str, Tensor]) -> BatchLoss:
         """Return the losses of N answers."""
         outputs = self.scores(model, inputs)
         losses = rating_losses(outputs, inputs["ratings"])
         off = (outputs - inputs["ratings"]).abs().nanmean(-1).nan_to_num()
-        return Terms(
+        return BatchLoss(
             losses, inputs["weight"], {"mse": losses.detach(), "mean_absolute_error": off.detach()}
         )
 
@@ -362,7 +366,7 @@ class QuestionTrainer(HeadTrainer):
         """Return the probability of the right letter among both, (B, 1)."""
         return self.letters(model, inputs).gather(1, inputs["letter_ids"]).softmax(-1)[:, :1]
 
-    def terms(self, model: Any, inputs: dict[str, Tensor]) -> Terms:
+    def terms(self, model: Any, inputs: dict[str, Tensor]) -> BatchLoss:
         """Return the losses of B questions."""
         logits = self.letters(model, inputs)
         losses = cross_entropy(logits, inputs["letter_ids"][:, 0], reduction="none")
@@ -371,4 +375,4 @@ class QuestionTrainer(HeadTrainer):
             "accuracy": (right > wrong).float() + 0.5 * (right == wrong).float(),
             "margin": right - wrong,
         }
-        return Terms(losses, inputs["weight"], metrics)
+        return BatchLoss(losses, inputs["weight"], metrics)

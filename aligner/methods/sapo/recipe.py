@@ -9,13 +9,13 @@ from pydantic import Field
 
 from aligner.config.choices import SINGLE_ANSWER_FORMATS
 from aligner.config.dead_keys import no_noise_beside_a_reference, no_smoothing_of_tokens
-from aligner.config.finding import Findings, finding, show
 from aligner.config.loss_names import LOSSES, REFERENCE_FREE_LOSSES, REWARD_LOSSES, meant_loss
 from aligner.config.method import TrainingMethod
 from aligner.config.mosaic_rules import no_mosaics
 from aligner.config.pair_methods import PAIR_CHARTS, PAIR_METRICS
 from aligner.config.recipe import Section, Strength, TrainRecipe, Weight, Whole
-from aligner.config.view import View, refuse_formats
+from aligner.config.recipe_problem import RecipeProblems, problem_at, show
+from aligner.config.view import RecipeView, refuse_formats
 
 SAPO_LOSSES = tuple(name for name in LOSSES if name not in ("exo_pair", "sft", *REWARD_LOSSES))
 """Objectives that `sapo.loss` may name: those that compare, and need no setting of their own."""
@@ -95,7 +95,7 @@ class SapoRecipe(TrainRecipe):
     """What belongs to this method alone."""
 
 
-def _single_answers(view: View) -> Findings:
+def _single_answers(view: RecipeView) -> RecipeProblems:
     yield from refuse_formats(
         view,
         SINGLE_ANSWER_FORMATS,
@@ -104,25 +104,25 @@ def _single_answers(view: View) -> Findings:
     )
 
 
-def _sapo_parts(view: View) -> Findings:
+def _sapo_parts(view: RecipeView) -> RecipeProblems:
     loss, window = view["sapo.loss"], view["sapo.window"]
     if loss not in SAPO_LOSSES:
         hint = meant_loss(str(loss), SAPO_LOSSES)
-        yield finding(
+        yield problem_at(
             "sapo.loss", f"expected one of {', '.join(SAPO_LOSSES)}, found {show(loss)}", hint
         )
     if window != "all" and window < 1:
-        yield finding("sapo.window", f"is {window}", "a number of tokens from 1, or `all`")
+        yield problem_at("sapo.window", f"is {window}", "a number of tokens from 1, or `all`")
     if view["sapo.window_from"] is not None and (
         window == "all" or view["sapo.window_from"] > window
     ):
-        yield finding(
+        yield problem_at(
             "sapo.window_from",
             "must not be above `sapo.window`",
             "it is where the window begins to grow",
         )
     if 0 < view["sapo.temperature"] < 1e-3:
-        yield finding(
+        yield problem_at(
             "sapo.temperature",
             f"is {show(view['sapo.temperature'])}",
             "0 takes the likeliest token",
@@ -130,24 +130,24 @@ def _sapo_parts(view: View) -> Findings:
     if loss in REFERENCE_FREE_LOSSES:
         for key in ("reference", "reference_every"):
             if view.given(f"sapo.{key}"):
-                yield finding(
+                yield problem_at(
                     f"sapo.{key}", f"has no effect on `{loss}`, which reads no reference", "drop it"
                 )
     if view["sapo.reference"] == "fixed" and view.given("sapo.reference_every"):
-        yield finding("sapo.reference_every", "has no effect with `reference: fixed`", "drop it")
+        yield problem_at("sapo.reference_every", "has no effect with `reference: fixed`", "drop it")
     if view["sapo.temperature"] == 0 and window == "all" and view["sapo.retries"]:
-        yield finding(
+        yield problem_at(
             "sapo.retries",
             "has no effect on whole answers at temperature 0: all are the same",
             "drop it",
         )
     for key in ("generate_every", "responses_per_prompt"):
         if view["sapo.buffer_size"] == 0 and view[f"sapo.{key}"] > 1:
-            yield finding(
+            yield problem_at(
                 f"sapo.{key}", "needs a replay buffer", "set sapo.buffer_size, or drop it"
             )
     if view["sapo.ema_decay"] == 1 and view["sapo.export"] == "ema":
-        yield finding(
+        yield problem_at(
             "sapo.export",
             "with `ema_decay: 1` the average is what training started from",
             "use policy",
@@ -157,7 +157,7 @@ def _sapo_parts(view: View) -> Findings:
             "would cut the end off good answers, and training would then prefer answers that do "
             "not stop"
         )
-        yield finding("data.on_too_long", message, "use drop")
+        yield problem_at("data.on_too_long", message, "use drop")
 
 
 def _checkpoint_files(recipe: SapoRecipe) -> Mapping[str, str]:

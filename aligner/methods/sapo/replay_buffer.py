@@ -18,8 +18,8 @@ from safetensors.numpy import load_file, save_file
 
 @dataclass(slots=True)
 class Rewrite:
-    """A pair for the buffer: `row` and `sample` say which answer of which row, `born` the step,
-    `draws` how often used.
+    """A pair for the buffer: `row` and `sample` say which answer of which row,
+    `created_step` the step, `draws` how often it was used.
 
     `is_same`: what was written is what had stood in the window. `is_as_good`: a verifier found the
     rewrite no worse.
@@ -30,13 +30,13 @@ class Rewrite:
     prompt_ids: list[int]
     chosen_ids: list[int]
     rejected_ids: list[int]
-    born: int
+    created_step: int
     draws: int = 0
     is_same: bool = False
     is_as_good: bool = False
 
     @property
-    def is_dead(self) -> bool:
+    def is_identical(self) -> bool:
         """Whether the rewrite says the same, so that there is nothing to prefer.
 
         Both answers are then equal, and DPO's loss is log 2 without a gradient; or the rejected one
@@ -47,7 +47,7 @@ class Rewrite:
     @property
     def is_useless(self) -> bool:
         """Whether nothing is to be learned from the pair."""
-        return self.is_dead or self.is_as_good
+        return self.is_identical or self.is_as_good
 
     @property
     def length(self) -> int:
@@ -56,7 +56,7 @@ class Rewrite:
 
 
 IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
-NUMBERS = ("row", "sample", "born", "draws", "is_same")
+NUMBERS = ("row", "sample", "created_step", "draws", "is_same")
 
 
 class ReplayBuffer:

@@ -39,7 +39,7 @@ from aligner.launch.devices import best_device
 from aligner.launch.world import world
 from aligner.losses.catalogue import BATCH_DEPENDENT, load_objective
 from aligner.losses.types import Settings
-from aligner.methods.dpo.start_checks import wrong_start
+from aligner.methods.dpo.start_checks import check_initial_gradient
 from aligner.methods.job import SHARDED, Job
 from aligner.methods.sapo.recipe import SapoRecipe
 from aligner.methods.sapo.trainer import RowCollator, SapoTrainer, as_pair, window_at
@@ -51,7 +51,7 @@ from aligner.reward_models.catalogue import load_scorer
 from aligner.runs.checkpoints import latest_checkpoint
 from aligner.tokenization.encode import stop_token_ids
 from aligner.training.arguments import preference_arguments
-from aligner.training.fit import Fitted, fit
+from aligner.training.fit import TrainResult, fit
 from aligner.training.preference import (
     PairCollator,
 )
@@ -63,7 +63,7 @@ SHOWN_PAIRS = 6
 """Latest pairs that the report shows."""
 
 
-def train(job: Job) -> Fitted:
+def train(job: Job) -> TrainResult:
     """Train the policy of the recipe against its own rewrites, and save it."""
     recipe = job.recipe
     assert isinstance(recipe, SapoRecipe)
@@ -169,7 +169,7 @@ def _announce(job: Job, recipe: SapoRecipe, writer: Writer) -> None:
             f"{short / len(lengths):.0%} of the answers are no longer than the window and are "
             "rewritten whole"
         )
-    wrong = wrong_start(load_objective(sapo.loss), Settings(sapo.beta))
+    wrong = check_initial_gradient(load_objective(sapo.loss), Settings(sapo.beta))
     if wrong:
         job.warn(f"{wrong}. Use another sapo.loss")
     if sapo.loss in BATCH_DEPENDENT:
@@ -229,7 +229,7 @@ def _keep_pairs(job: Job, trainer: SapoTrainer) -> None:
         return
     decode = job.tokenizer.decode
     entries = trainer.buffer.entries if trainer.buffer is not None else ()
-    latest = [entry for entry in reversed(entries) if not entry.is_dead][:SHOWN_PAIRS]
+    latest = [entry for entry in reversed(entries) if not entry.is_identical][:SHOWN_PAIRS]
     job.run.write_json(
         "pairs.json",
         [
@@ -237,7 +237,7 @@ def _keep_pairs(job: Job, trainer: SapoTrainer) -> None:
                 "prompt": decode(entry.prompt_ids),
                 "chosen": decode(entry.chosen_ids),
                 "rejected": decode(entry.rejected_ids),
-                "born": entry.born,
+                "created_step": entry.created_step,
                 "draws": entry.draws,
             }
             for entry in latest

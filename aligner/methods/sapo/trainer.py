@@ -20,8 +20,8 @@ from torch import Tensor
 from aligner.methods.sapo.recipe import AVERAGE, BUFFER, REFERENCE, Sapo
 from aligner.methods.sapo.replay_buffer import ReplayBuffer, Rewrite
 from aligner.methods.sapo.writer import Writer, number_of
-from aligner.models.ema import Shadow
-from aligner.models.forward import answer_logps, at_rest
+from aligner.models.ema import WeightCopy
+from aligner.models.forward import answer_logps, eval_mode
 from aligner.runs.checkpoints import checkpoint_at
 from aligner.training.preference import (
     PairCollator,
@@ -67,8 +67,8 @@ class SapoTrainer(PreferenceTrainer):
         self.warn, self.has_warned = warn, False
         self.writer, self.sapo = writer, sapo
         device = torch.device("cpu") if sapo.offload else self.args.device
-        self.average = Shadow(self.model, device)
-        self.reference = Shadow(self.model, device) if self.needs_reference else None
+        self.average = WeightCopy(self.model, device)
+        self.reference = WeightCopy(self.model, device) if self.needs_reference else None
         self.buffer = ReplayBuffer(sapo.buffer_size) if sapo.buffer_size else None
         self.seen: list[dict[str, float]] = []
         self._last = time.monotonic()
@@ -102,14 +102,14 @@ class SapoTrainer(PreferenceTrainer):
     def _advance(self, step: int) -> None:
         """Let the average follow the policy, and refresh the reference when it is time."""
         if step and step % self.sapo.ema_every == 0:
-            self.average.follow(self.model, self.sapo.ema_decay)
+            self.average.update(self.model, self.sapo.ema_decay)
         if (
             self.reference is None
             or self.sapo.reference == "fixed"
             or step % self.steps_between_references
         ):
             return
-        self.reference.become(self.average if self.sapo.reference == "ema" else self.model)
+        self.reference.copy_from(self.average if self.sapo.reference == "ema" else self.model)
 
     @functools.cached_property
     def steps_between_references(self) -> int:
@@ -126,7 +126,7 @@ class SapoTrainer(PreferenceTrainer):
         if step % self.sapo.generate_every and self.buffer:
             return []
         window = window_at(self.sapo, step, self.state.max_steps)
-        with self.average.in_place(self.model), self.compute_loss_context_manager():
+        with self.average.swapped_in(self.model), self.compute_loss_context_manager():
             written = self.writer.rewrite(
                 self.model, rows, step, window, self.sapo.responses_per_prompt
             )
@@ -139,7 +139,7 @@ class SapoTrainer(PreferenceTrainer):
         useful = [
             rewrite
             for rewrite in fresh
-            if not rewrite.is_as_good and (keeps_dead or not rewrite.is_dead)
+            if not rewrite.is_as_good and (keeps_dead or not rewrite.is_identical)
         ]
         if self.buffer is None and len(useful) >= count:
             return useful[:count]
@@ -165,8 +165,8 @@ class SapoTrainer(PreferenceTrainer):
             batches.append({key: value.to(self.args.device) for key, value in collated.items()})
         if self.reference is not None:
             with (
-                self.reference.in_place(self.model),
-                at_rest(self.model),
+                self.reference.swapped_in(self.model),
+                eval_mode(self.model),
                 self.compute_loss_context_manager(),
             ):
                 for batch in batches:
@@ -185,7 +185,7 @@ class SapoTrainer(PreferenceTrainer):
         """Keep what this step shows of the method, for the next log."""
         now = time.monotonic()
         seen = {
-            "sapo/buffer_age": _mean(step - pair.born for pair in drawn),
+            "sapo/buffer_age": _mean(step - pair.created_step for pair in drawn),
             "sapo/rejected_length": _mean(len(pair.rejected_ids) for pair in drawn),
             "sapo/chosen_length": _mean(len(pair.chosen_ids) for pair in drawn),
             "sapo/generation_share": spent / max(now - self._last, spent, 1e-9) if step else 1.0,
@@ -194,7 +194,7 @@ class SapoTrainer(PreferenceTrainer):
             seen["sapo/buffer_fill"] = len(self.buffer) / self.buffer.capacity
             seen["sapo/draws"] = _mean(entry.draws for entry in self.buffer.entries)
         if fresh:
-            seen["sapo/dead_pairs"] = _mean(rewrite.is_dead for rewrite in fresh)
+            seen["sapo/dead_pairs"] = _mean(rewrite.is_identical for rewrite in fresh)
             if self.writer.scorer is not None:
                 seen["sapo/as_good"] = _mean(rewrite.is_as_good for rewrite in fresh)
         self._last = now
@@ -251,11 +251,11 @@ class SapoTrainer(PreferenceTrainer):
         if self.sapo.export == "policy":
             yield
             return
-        last = Shadow(self.model, self.args.device)
-        last.become(self.average)
+        last = WeightCopy(self.model, self.args.device)
+        last.copy_from(self.average)
         if self.state.global_step % self.sapo.ema_every == 0:
-            last.follow(self.model, self.sapo.ema_decay)
-        with last.in_place(self.model):
+            last.update(self.model, self.sapo.ema_decay)
+        with last.swapped_in(self.model):
             yield
 
 

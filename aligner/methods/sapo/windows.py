@@ -14,7 +14,7 @@ import random
 from collections.abc import Collection, Sequence
 
 
-def cut(length: int, window: int | None, rng: random.Random) -> tuple[int, int]:
+def sample_window(length: int, window: int | None, rng: random.Random) -> tuple[int, int]:
     """Return start and size of a window in an answer of `length` tokens, drawn uniformly; None is
     the whole answer.
 
@@ -26,7 +26,7 @@ def cut(length: int, window: int | None, rng: random.Random) -> tuple[int, int]:
     return rng.randint(0, length - size), size
 
 
-def stitch(
+def splice(
     answer: Sequence[int],
     start: int,
     size: int,

@@ -14,7 +14,7 @@ from aligner.generation.decode import continue_ids
 from aligner.generation.sampling import Sampling
 from aligner.methods.sapo.recipe import Sapo
 from aligner.methods.sapo.replay_buffer import Rewrite
-from aligner.methods.sapo.windows import cut, stitch
+from aligner.methods.sapo.windows import sample_window, splice
 from aligner.reward_models.base import Scorer
 
 
@@ -62,7 +62,7 @@ class Writer:
     ) -> None:
         """Mark the rewrites that the verifier scores at least as high as the answers, each with its
         suffix (`whole`)."""
-        judged = [one for one in zip(rewrites, whole, rows) if not one[0].is_dead]
+        judged = [one for one in zip(rewrites, whole, rows) if not one[0].is_identical]
         if self.scorer is None or not judged:
             return
         prompts, answers = (
@@ -86,7 +86,7 @@ class Writer:
             return []
         keys = [number_of(self.seed, step, row["row"], sample, attempt) for row, sample in places]
         windows = [
-            cut(len(row["chosen_ids"]), window, random.Random(key))
+            sample_window(len(row["chosen_ids"]), window, random.Random(key))
             for key, (row, _) in zip(keys, places)
         ]
         contexts = [
@@ -105,13 +105,13 @@ class Writer:
         done, whole = [], []
         for (row, sample), (start, size), (answer,) in zip(places, windows, written):
             chosen = list(row["chosen_ids"])
-            glued = stitch(chosen, start, size, answer.token_ids, self.stops, keep_suffix=True)
+            glued = splice(chosen, start, size, answer.token_ids, self.stops, keep_suffix=True)
             rejected = glued
             if self.settings.suffix == "drop":
-                rejected = stitch(
+                rejected = splice(
                     chosen, start, size, answer.token_ids, self.stops, keep_suffix=False
                 )
-            born, same = step if isinstance(step, int) else 0, glued == chosen
+            created_step, same = step if isinstance(step, int) else 0, glued == chosen
             done.append(
                 Rewrite(
                     row["row"],
@@ -119,7 +119,7 @@ class Writer:
                     list(row["prompt_ids"]),
                     chosen,
                     rejected,
-                    born,
+                    created_step,
                     is_same=same,
                 )
             )

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Literal
 
 from aligner.config.choices import SINGLE_ANSWER_FORMATS
-from aligner.config.finding import Findings, finding
 from aligner.config.method import Flag, TrainingMethod
 from aligner.config.mosaic_rules import mosaic_of, single_turn_formats
 from aligner.config.recipe import LossOn, Section, TrainRecipe
-from aligner.config.view import View, refuse_formats
+from aligner.config.recipe_problem import RecipeProblems, problem_at
+from aligner.config.view import RecipeView, refuse_formats
 
 FORMATS = (*SINGLE_ANSWER_FORMATS, "text")
 """Formats of rows that it trains on."""
@@ -36,49 +36,49 @@ class SftRecipe(TrainRecipe):
     """What belongs to this method alone."""
 
 
-def _packing_keeps_rows_whole(view: View) -> Findings:
+def _packing_keeps_rows_whole(view: RecipeView) -> RecipeProblems:
     if view["trainer.packing_strategy"] == "wrapped":
-        yield finding(
+        yield problem_at(
             "trainer.packing_strategy",
             "`wrapped` cuts rows and lets them see each other",
             "use bfd",
         )
 
 
-def _packing_and_lengths(view: View) -> Findings:
+def _packing_and_lengths(view: RecipeView) -> RecipeProblems:
     if view["sft.packing"] is True and view["trainer.train_sampling_strategy"] == "group_by_length":
         message = "groups rows by length, which packed sequences no longer differ in"
-        yield finding(
+        yield problem_at(
             "trainer.train_sampling_strategy", message, "drop it, or set `sft.packing: false`"
         )
 
 
-def _sft_formats(view: View) -> Findings:
+def _sft_formats(view: RecipeView) -> RecipeProblems:
     yield from refuse_formats(view, FORMATS, "sft", "`aligner dpo` trains on preference pairs")
 
 
-def _mosaics_on_the_fly(view: View) -> Findings:
+def _mosaics_on_the_fly(view: RecipeView) -> RecipeProblems:
     """A training on mosaics is one run through all its epochs, so there are no ends of epochs to
     act at."""
     if view["data.mosaic"] is None:
         return
     for key in ("eval_strategy", "save_strategy", "logging_strategy"):
         if view[f"trainer.{key}"] == "epoch":
-            yield finding(
+            yield problem_at(
                 f"trainer.{key}",
                 "cannot be `epoch` with `data.mosaic`",
                 "use `steps`; a value below 1 is a share of all",
             )
     epochs, steps = view["trainer.num_train_epochs"], view["trainer.max_steps"]
     if epochs is not None and epochs <= 0 and not (steps or 0) > 0:
-        yield finding(
+        yield problem_at(
             "trainer.num_train_epochs",
             f"is {epochs:g}, so no mosaics would be made",
             "at least a part of one",
         )
     limit, longest = view["data.mosaic.max_tokens"], view["data.max_length"]
     if limit is not None and limit > longest:
-        yield finding(
+        yield problem_at(
             "data.mosaic.max_tokens",
             f"is above `data.max_length` ({longest})",
             "no row may be longer than that",

@@ -27,7 +27,7 @@ from aligner.models.router_loss import name_experts, router_coefficient
 from aligner.models.row_sharing import cannot_pack, rows_apart
 from aligner.tokenization.encode import IGNORED
 from aligner.training.arguments import training_arguments
-from aligner.training.fit import Fitted, fit
+from aligner.training.fit import TrainResult, fit
 from aligner.training.trainer import OrderedTrainer, exact_adapters, lengths_of
 
 
@@ -63,7 +63,7 @@ class TokenSums:
         return {name: total / tokens for name, total in zip(self.NAMES, totals)} if tokens else None
 
 
-def num_blank_tokens(inputs: dict[str, Tensor]) -> Tensor:
+def num_padding_tokens(inputs: dict[str, Tensor]) -> Tensor:
     """Return the tokens, a scalar, of the rows of a batch that train nothing and only fill it."""
     trained = inputs["labels"] != IGNORED
     if "attention_mask" in inputs:
@@ -91,7 +91,7 @@ class SeededSFTTrainer(OrderedTrainer, SFTTrainer):
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Leave the card to the run directory, which knows the data and the recipe."""
 
-    def blank(self, row: dict[str, Any]) -> dict[str, Any]:
+    def padding_row(self, row: dict[str, Any]) -> dict[str, Any]:
         """Return the row without a trained token."""
         return {**row, "labels": [IGNORED] * len(row["labels"])}
 
@@ -105,9 +105,9 @@ class SeededSFTTrainer(OrderedTrainer, SFTTrainer):
             return outputs
 
         loss = super().compute_loss(noted, inputs, *args, **kwargs)
-        if self.num_blank_rows and self.model.training:
-            blank = self.accelerator.gather(num_blank_tokens(inputs)).sum()
-            self._total_train_tokens -= int(blank)
+        if self.num_padding_rows and self.model.training:
+            padding = self.accelerator.gather(num_padding_tokens(inputs)).sum()
+            self._total_train_tokens -= int(padding)
             self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
         return loss
 
@@ -133,7 +133,7 @@ class SeededSFTTrainer(OrderedTrainer, SFTTrainer):
         super()._run_epoch(*args, **kwargs)
 
 
-def train(job: Job) -> Fitted:
+def train(job: Job) -> TrainResult:
     """Fine-tune the model of the recipe on its tokenized rows, and save it."""
     recipe = job.recipe
     assert isinstance(recipe, SftRecipe)

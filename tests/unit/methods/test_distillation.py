@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from aligner.losses.catalogue import REWARD_OBJECTIVES, load_objective
-from aligner.losses.distillation import aim, reward_distill
+from aligner.losses.distillation import distillation_targets, reward_distill
 from aligner.losses.table import loss_table
 from aligner.losses.types import PairLogps, Settings
 
@@ -63,8 +63,10 @@ def test_it_is_found_by_its_name_and_drawn_with_the_others():
 
 
 def test_the_mean_of_a_family_is_its_mean():
-    gaps = torch.tensor([[1.0, 3.0], [-2.0, 0.0]])
-    target, member = aim(pairs_of([0.0, 0.0], [0.0, 0.0]), gaps, torch.ones(2), SETTINGS, "mean")
+    margins = torch.tensor([[1.0, 3.0], [-2.0, 0.0]])
+    target, member = distillation_targets(
+        pairs_of([0.0, 0.0], [0.0, 0.0]), margins, torch.ones(2), SETTINGS, "mean"
+    )
     assert target.tolist() == [2.0, -1.0]
     assert member is None
 
@@ -73,11 +75,11 @@ def test_the_minimum_is_taken_over_the_mean_of_the_batch_and_not_for_each_pair()
     """Errors of two members at z = 0: (1, 9) for the first, (4, 4) for the second; 5 against 4, so
     the second for both."""
     pairs = pairs_of([0.0, 0.0], [0.0, 0.0])
-    gaps = torch.tensor([[1.0, 2.0], [3.0, -2.0]])
-    target, member = aim(pairs, gaps, torch.ones(2), SETTINGS, "min")
+    margins = torch.tensor([[1.0, 2.0], [3.0, -2.0]])
+    target, member = distillation_targets(pairs, margins, torch.ones(2), SETTINGS, "min")
     assert (target.tolist(), int(member)) == ([2.0, -2.0], 1)
-    target, member = aim(
-        pairs, gaps, torch.tensor([3.0, 1.0]), SETTINGS, "min"
+    target, member = distillation_targets(
+        pairs, margins, torch.tensor([3.0, 1.0]), SETTINGS, "min"
     )  # 3 against 4 by weight
     assert (target.tolist(), int(member)) == ([1.0, 3.0], 0)
 
@@ -85,22 +87,25 @@ def test_the_minimum_is_taken_over_the_mean_of_the_batch_and_not_for_each_pair()
 def test_the_choice_is_that_of_all_processes():
     """Each of two halves alone would choose another member than the whole, which both have to
     follow."""
-    chosen, gaps = torch.zeros(4), torch.tensor([[1.0, 0.9], [1.0, 0.9], [0.1, 3.0], [0.1, 3.0]])
+    chosen, margins = torch.zeros(4), torch.tensor([[1.0, 0.9], [1.0, 0.9], [0.1, 3.0], [0.1, 3.0]])
     pairs = pairs_of([0.0] * 4, [0.0] * 4)
     alone = [
-        aim(half_of(pairs, half), gaps[half], torch.ones(2), SETTINGS, "min")[1] for half in HALVES
+        distillation_targets(half_of(pairs, half), margins[half], torch.ones(2), SETTINGS, "min")[1]
+        for half in HALVES
     ]
     assert [int(member) for member in alone] == [1, 0]
     for half in HALVES:
         rest = next(other for other in HALVES if other != half)
-        elsewhere = iter([torch.ones(2), (gaps[rest] - chosen[rest, None]) ** 2])
+        elsewhere = iter([torch.ones(2), (margins[rest] - chosen[rest, None]) ** 2])
         gathered = replace(
             half_of(pairs, half),
             gather=lambda values, rest=elsewhere: torch.cat([values, next(rest)]),
         )
-        target, member = aim(gathered, gaps[half], torch.ones(2), SETTINGS, "min")
+        target, member = distillation_targets(
+            gathered, margins[half], torch.ones(2), SETTINGS, "min"
+        )
         assert int(member) == 0
-        assert torch.equal(target, gaps[half, 0])
+        assert torch.equal(target, margins[half, 0])
 
 
 HALVES = (slice(0, 2), slice(2, 4))
@@ -120,7 +125,9 @@ def half_of(pairs: PairLogps, half: slice) -> PairLogps:
 
 def test_no_gradient_flows_through_the_choice():
     pairs = pairs_of([0.5, -0.2], [0.1, 0.3])
-    target, _ = aim(pairs, torch.tensor([[1.0, 2.0], [3.0, -2.0]]), torch.ones(2), SETTINGS, "min")
+    target, _ = distillation_targets(
+        pairs, torch.tensor([[1.0, 2.0], [3.0, -2.0]]), torch.ones(2), SETTINGS, "min"
+    )
     assert not target.requires_grad
 
 
@@ -140,7 +147,7 @@ def pairs_under(logits: torch.Tensor) -> PairLogps:
     )
 
 
-def gaps_of(*rewards: list[float]) -> torch.Tensor:
+def margins_of(*rewards: list[float]) -> torch.Tensor:
     return torch.stack(
         [torch.tensor(one)[FIRST] - torch.tensor(one)[SECOND] for one in rewards], dim=1
     )
@@ -156,7 +163,7 @@ def forward_kl(logps: torch.Tensor) -> torch.Tensor:
 
 
 def trained(
-    gaps: torch.Tensor, combine: str = "mean", gamma: float = 0.0, steps: int = 600
+    margins: torch.Tensor, combine: str = "mean", gamma: float = 0.0, steps: int = 600
 ) -> torch.Tensor:
     """Log-probabilities of a policy that began as the reference."""
     logits = REFERENCE.clone().requires_grad_()
@@ -165,7 +172,9 @@ def trained(
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
         pairs = pairs_under(logits)
-        target, _ = aim(pairs, gaps, torch.ones(len(gaps)), SETTINGS, combine)
+        target, _ = distillation_targets(
+            pairs, margins, torch.ones(len(margins)), SETTINGS, combine
+        )
         loss = reward_distill(replace(pairs, target=target), SETTINGS).mean()
         loss = loss + gamma * forward_kl(logits.log_softmax(0))
         loss.backward()
@@ -179,23 +188,23 @@ REWARDS = [0.0, 1.0, -0.5, 0.3]
 
 
 def test_the_minimiser_is_the_optimum_of_the_regularised_problem_and_reaches_every_gap():
-    found = trained(gaps_of(REWARDS))
+    found = trained(margins_of(REWARDS))
     assert found.tolist() == pytest.approx(optimum(REWARDS).tolist(), abs=1e-4)
     z = BETA * pairs_under(found).rho
-    assert z.tolist() == pytest.approx(gaps_of(REWARDS)[:, 0].tolist(), abs=1e-4)
+    assert z.tolist() == pytest.approx(margins_of(REWARDS)[:, 0].tolist(), abs=1e-4)
 
 
 def test_the_gradient_vanishes_where_every_margin_is_its_target():
     logits = optimum(REWARDS).clone().requires_grad_()
     pairs = pairs_under(logits)
-    reward_distill(replace(pairs, target=gaps_of(REWARDS)[:, 0]), SETTINGS).mean().backward()
+    reward_distill(replace(pairs, target=margins_of(REWARDS)[:, 0]), SETTINGS).mean().backward()
     assert logits.grad.abs().max().item() < 1e-6
 
 
 def test_a_family_under_its_mean_gives_the_optimum_for_the_mean_reward():
     other = [1.0, 0.0, 0.5, -0.3]
     mean = [(a + b) / 2 for a, b in zip(REWARDS, other)]
-    assert trained(gaps_of(REWARDS, other)).tolist() == pytest.approx(
+    assert trained(margins_of(REWARDS, other)).tolist() == pytest.approx(
         optimum(mean).tolist(), abs=1e-4
     )
 
@@ -208,13 +217,14 @@ def test_the_pessimistic_policy_is_the_optimal_one_that_is_nearest_to_the_refere
     family = [family[i] for i in order]
     distances = [forward_kl(optimum(rewards)).item() for rewards in family]
     nearest = optimum(family[distances.index(min(distances))])
-    found = trained(gaps_of(*family), "min", gamma=1e-4)
+    found = trained(margins_of(*family), "min", gamma=1e-4)
     assert found.tolist() == pytest.approx(nearest.tolist(), abs=2e-3)
 
 
 def test_the_forward_kl_term_pulls_the_optimum_towards_the_reference():
     distances = [
-        forward_kl(trained(gaps_of(REWARDS), gamma=gamma)).item() for gamma in (0.0, 0.1, 1.0, 10.0)
+        forward_kl(trained(margins_of(REWARDS), gamma=gamma)).item()
+        for gamma in (0.0, 0.1, 1.0, 10.0)
     ]
     assert distances == sorted(distances, reverse=True)
     assert distances[0] > 0.1
@@ -242,17 +252,17 @@ def test_the_gradient_of_the_estimate_on_samples_is_that_of_the_forward_kl():
 
 def test_dpo_on_labels_without_doubt_has_no_finite_optimum_and_distillation_has():
     """The reason to distil: where one answer always wins, DPO's margin grows with every step."""
-    gaps = gaps_of(REWARDS)
-    margins = []
+    margins = margins_of(REWARDS)
+    seen = []
     for steps in (5, 50):
         logits = REFERENCE.clone().requires_grad_()
         for _ in range(steps):
             pairs = pairs_under(logits)
-            z = BETA * pairs.rho * gaps[:, 0].sign()
+            z = BETA * pairs.rho * margins[:, 0].sign()
             (gradient,) = torch.autograd.grad(-torch.nn.functional.logsigmoid(z).sum(), logits)
             logits = (logits - 5 * gradient).detach().requires_grad_()
-        margins.append((BETA * pairs_under(logits.detach()).rho).abs().max().item())
-    assert margins[1] > margins[0] + 1
-    largest = (BETA * pairs_under(trained(gaps)).rho).abs().max().item()
-    assert largest == pytest.approx(max(map(abs, gaps[:, 0].tolist())), abs=1e-4)
+        seen.append((BETA * pairs_under(logits.detach()).rho).abs().max().item())
+    assert seen[1] > seen[0] + 1
+    largest = (BETA * pairs_under(trained(margins)).rho).abs().max().item()
+    assert largest == pytest.approx(max(map(abs, margins[:, 0].tolist())), abs=1e-4)
     assert math.isfinite(largest)

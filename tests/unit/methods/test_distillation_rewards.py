@@ -22,7 +22,7 @@ from aligner.events import Notice, OnEvent, StageProgress
 from aligner.methods.dpo import reward_distillation
 from aligner.methods.dpo.recipe import Dpo
 from aligner.methods.dpo.reference_samples import with_samples
-from aligner.methods.dpo.reward_distillation import with_reward_gaps
+from aligner.methods.dpo.reward_distillation import with_reward_margins
 from aligner.methods.pipeline import run_recipe
 from aligner.models.forward import fuse_head
 from aligner.models.loading import load_policy
@@ -108,9 +108,10 @@ def scored(monkeypatch):
         settings = Dpo(loss="reward_distill", reward_models=list(known), **dpo)
         told: list[str] = []
         prepared = TokenizedData(train, held_out, Batching(False, False, ""))
-        found, members = with_reward_gaps(prepared, settings, into(told))
+        found, members = with_reward_margins(prepared, settings, into(told))
         columns = [
-            None if rows is None else rows["reward_gaps"][:] for rows in (found.train, found.eval)
+            None if rows is None else rows["reward_margins"][:]
+            for rows in (found.train, found.eval)
         ]
         assert "text" not in found.train.column_names
         return *columns, members, told
@@ -120,10 +121,10 @@ def scored(monkeypatch):
 
 def test_a_gap_is_the_difference_of_the_two_rewards_times_the_scale(scored):
     train = split_of(("aaaa", "a"), ("b", "bbb"), ("cc", "dd"))
-    gaps, held_out, (member,), _ = scored(
+    margins, held_out, (member,), _ = scored(
         Judge(), train=train, held_out=split_of(("xxx", "x")), reward_scale=0.5
     )
-    assert gaps == [[1.5], [-1.0], [0.0]]
+    assert margins == [[1.5], [-1.0], [0.0]]
     assert held_out == [[1.0]]
     assert member.spread == pytest.approx(math.sqrt((9 + 4 + 0) / 3))
     assert (member.pairs, member.ties, member.agrees, member.scale) == (3, 1, 0.5, 0.5)
@@ -147,8 +148,8 @@ def test_a_kill_costs_one_part_of_the_scores(scored, monkeypatch, own_cache, tor
     if torn:
         file.write_text(file.read_text()[:-5])
     again = Judge()
-    gaps, _, _, told = scored(again, train=split_of(*texts), reward_scale=1.0)
-    assert gaps == [[3.0], [-2.0], [1.0], [-1.0], [4.0]]
+    margins, _, _, told = scored(again, train=split_of(*texts), reward_scale=1.0)
+    assert margins == [[3.0], [-2.0], [1.0], [-1.0], [4.0]]
     assert again.asked == (["cc", "c", "d", "dd"] if torn else []) + ["eeeee", "e"]
     assert (
         f"resuming scoring the training pairs with judge: {1 if torn else 2} of 3 parts are "
@@ -156,7 +157,7 @@ def test_a_kill_costs_one_part_of_the_scores(scored, monkeypatch, own_cache, tor
     )
     assert not list(own_cache.rglob("*.jsonl"))
     whole, *_, told = scored(Judge(), train=split_of(*texts), reward_scale=1.0)
-    assert whole == gaps
+    assert whole == margins
     assert any("from the cache" in text for text in told)
 
 
@@ -166,7 +167,7 @@ def test_progress_is_told_part_by_part(scored, monkeypatch):
     events: list[Any] = []
     rows = split_of(("aaaa", "a"), ("b", "bbb"), ("cc", "c"))
     prepared = TokenizedData(rows, None, Batching(False, False, ""))
-    with_reward_gaps(
+    with_reward_margins(
         prepared, Dpo(loss="reward_distill", reward_models=["toy"], reward_scale=1.0), events.append
     )
     stage = "scoring the training pairs with judge"
@@ -180,29 +181,29 @@ def test_std_divides_by_the_deviation_of_the_training_gaps_whatever_their_order(
     """Of +3 and -2 and their mirror images: the root of their mean square. Held-out gaps take the
     same scale."""
     train = split_of(("aaaa", "a"), ("b", "bbb"))
-    gaps, held_out, (member,), _ = scored(
+    margins, held_out, (member,), _ = scored(
         Judge(), train=train, held_out=split_of(("xxx", "x")), reward_scale="std"
     )
     scale = 1 / math.sqrt(6.5)
-    assert [gap for (gap,) in gaps] == pytest.approx([3 * scale, -2 * scale])
+    assert [margin for (margin,) in margins] == pytest.approx([3 * scale, -2 * scale])
     assert held_out[0][0] == pytest.approx(2 * scale)
     turned, *_ = scored(Judge(), train=split_of(("a", "aaaa"), ("bbb", "b")), reward_scale="std")
-    assert [gap for (gap,) in turned] == pytest.approx([-3 * scale, 2 * scale])
+    assert [margin for (margin,) in turned] == pytest.approx([-3 * scale, 2 * scale])
     assert member.scale == pytest.approx(scale)
 
 
 def test_std_keeps_a_size_where_all_gaps_are_the_same(scored):
     """Their deviation about their mean would be 0, though every pair says the same thing."""
-    gaps, *_ = scored(Judge(), train=split_of(("aaa", "a"), ("bbb", "b")), reward_scale="std")
-    assert gaps == [[1.0], [1.0]]
+    margins, *_ = scored(Judge(), train=split_of(("aaa", "a"), ("bbb", "b")), reward_scale="std")
+    assert margins == [[1.0], [1.0]]
 
 
 def test_each_member_of_a_family_has_a_column_and_a_scale_of_its_own(scored):
     family = (Judge("long"), Judge("short", lambda text: -100.0 * len(text)))
-    gaps, _, members, told = scored(
+    margins, _, members, told = scored(
         *family, train=split_of(("aaa", "a"), ("b", "bbb")), reward_scale="std"
     )
-    assert gaps == [[1.0, -1.0], [-1.0, 1.0]]
+    assert margins == [[1.0, -1.0], [-1.0, 1.0]]
     assert [member.name for member in members] == ["long", "short"]
     _, _, _, told = scored(*family, train=split_of(("aaa", "a"), ("b", "bbb")))
     assert any("differ in size (2, 200)" in text for text in told)
@@ -210,8 +211,8 @@ def test_each_member_of_a_family_has_a_column_and_a_scale_of_its_own(scored):
 
 def test_an_answer_that_stands_in_several_pairs_is_scored_once(scored):
     judge = Judge()
-    gaps, *_ = scored(judge, train=split_of(("aaa", "a"), ("aaa", "aa"), ("aa", "a")))
-    assert gaps == [[2.0], [1.0], [1.0]]
+    margins, *_ = scored(judge, train=split_of(("aaa", "a"), ("aaa", "aa"), ("aa", "a")))
+    assert margins == [[2.0], [1.0], [1.0]]
     assert sorted(judge.asked) == ["a", "aa", "aaa"]
 
 
@@ -221,7 +222,7 @@ def test_the_second_time_nothing_is_scored(scored):
     again = Judge()
     second, _, _, told = scored(again, train=rows, reward_scale=2.0)
     assert again.asked == []
-    assert second == [[2 * gap] for (gap,) in first]
+    assert second == [[2 * margin] for (margin,) in first]
     assert any("from the cache" in text for text in told)
 
 
@@ -242,8 +243,8 @@ def test_a_reward_that_is_no_number_names_its_row(scored, odd):
     with pytest.raises(DataError, match=rf"pairs\.jsonl:2: judge gave {odd}"):
         scored(judge, train=split_of(("a", "b"), ("c", "odd"), ("d", "e")))
     judge.reward = len  # nothing of it was kept
-    gaps, *_ = scored(judge, train=split_of(("a", "b"), ("c", "odd"), ("d", "e")))
-    assert gaps == [[0.0], [-2.0], [0.0]]
+    margins, *_ = scored(judge, train=split_of(("a", "b"), ("c", "odd"), ("d", "e")))
+    assert margins == [[0.0], [-2.0], [0.0]]
 
 
 @pytest.mark.parametrize("place", [0, 3, 6])
@@ -288,8 +289,8 @@ def test_a_reward_model_that_prefers_nothing_is_refused(scored):
 
 def test_one_that_compares_gives_the_logit_of_its_probability(scored):
     judge = Comparing(shares=[0.75, 0.5, 1.0, 0.0])
-    gaps, *_ = scored(judge, train=split_of(("a", "b"), ("c", "d"), ("e", "f"), ("g", "h")))
-    assert [gap for (gap,) in gaps] == pytest.approx(
+    margins, *_ = scored(judge, train=split_of(("a", "b"), ("c", "d"), ("e", "f"), ("g", "h")))
+    assert [margin for (margin,) in margins] == pytest.approx(
         [math.log(3), 0.0, 13.8155, -13.8155], abs=1e-3
     )
 
@@ -341,37 +342,37 @@ def on_one_scale(folder: Path, *rules: str) -> str:
     return str(folder / "all.yaml")
 
 
-def gaps_of(
+def margins_of(
     spec: str, train: Dataset, held_out: Dataset
 ) -> tuple[list[list[float]], list[list[float]], list[str]]:
     told: list[str] = []
     settings = Dpo(loss="reward_distill", reward_models=[spec], reward_scale=1.0)
     prepared = TokenizedData(train, held_out, Batching(False, False, ""))
-    found, _ = with_reward_gaps(prepared, settings, into(told))
+    found, _ = with_reward_margins(prepared, settings, into(told))
     assert found.eval is not None
-    return found.train["reward_gaps"][:], found.eval["reward_gaps"][:], told
+    return found.train["reward_margins"][:], found.eval["reward_margins"][:], told
 
 
 def test_an_ensemble_on_one_scale_has_the_same_gap_for_a_pair_in_either_split(tmp_path):
     spec = on_one_scale(tmp_path, "longer", "half")
     train = split_of(("aaaaaaaaa", "a"), ("bb", "b" * 7), ("xx", "x"))
     held_out = split_of(("xx", "x"), ("c", "ccc"))
-    gaps, others, _ = gaps_of(spec, train, held_out)
+    margins, others, _ = margins_of(spec, train, held_out)
     # lengths 9 1 2 7 2 1 1 3: each answer once, so that both members are divided by this deviation
     # (halves by its half)
     size = statistics.pstdev([9, 1, 2, 7, 2, 1, 1, 3])
-    assert [gap for (gap,) in gaps] == pytest.approx([8 / size, -5 / size, 1 / size])
-    assert [gap for (gap,) in others] == pytest.approx([1 / size, -2 / size])
+    assert [margin for (margin,) in margins] == pytest.approx([8 / size, -5 / size, 1 / size])
+    assert [margin for (margin,) in others] == pytest.approx([1 / size, -2 / size])
 
 
 def test_other_held_out_pairs_change_the_scale_and_are_not_taken_from_the_cache(tmp_path):
     spec = on_one_scale(tmp_path, "longer", "half")
     train = split_of(("aaaaaaaaa", "a"), ("bb", "b" * 7))
-    first, _, _ = gaps_of(spec, train, split_of(("c", "ccc")))
-    other, _, told = gaps_of(spec, train, split_of(("c", "c" * 50)))
+    first, _, _ = margins_of(spec, train, split_of(("c", "ccc")))
+    other, _, told = margins_of(spec, train, split_of(("c", "c" * 50)))
     assert not any("from the cache" in text for text in told)
     assert other != first
-    again, _, told = gaps_of(spec, train, split_of(("c", "ccc")))
+    again, _, told = margins_of(spec, train, split_of(("c", "ccc")))
     assert any("from the cache" in text for text in told)
     assert again == first
 
@@ -379,11 +380,11 @@ def test_other_held_out_pairs_change_the_scale_and_are_not_taken_from_the_cache(
 def test_a_member_without_a_scale_is_nobodys_row_and_a_broken_row_is_still_found(tmp_path):
     train = split_of(("aaaaaaaaa", "a"), ("bb", "b" * 7))
     with pytest.raises(DataError, match=r"same gives all 6 rows the same score") as caught:
-        gaps_of(on_one_scale(tmp_path, "longer", "same"), train, split_of(("c", "ccc")))
+        margins_of(on_one_scale(tmp_path, "longer", "same"), train, split_of(("c", "ccc")))
     assert "pairs.jsonl" not in str(caught.value)
     broken = split_of(("aaaaaaaaa", "a"), ("bb", "b" * 7), ("x", "y"), ("unjudged", "a"))
     with pytest.raises(DataError, match=r"pairs\.jsonl:4: .*raised ValueError: no"):
-        gaps_of(on_one_scale(tmp_path, "longer", "once"), broken, split_of(("c", "ccc")))
+        margins_of(on_one_scale(tmp_path, "longer", "once"), broken, split_of(("c", "ccc")))
 
 
 def test_right_answers_reach_an_ensemble_that_compares(own_cache):

@@ -19,7 +19,7 @@ PULL = {
 from typing import Literal
 
 from aligner.config.choices import PREFERENCE_FORMATS
-from aligner.config.finding import finding
+from aligner.config.recipe_problem import problem_at
 from aligner.config.method import Flag, TrainingMethod
 from aligner.config.recipe import Section, Strength, TrainRecipe
 from aligner.config.view import refuse_formats
@@ -47,7 +47,7 @@ def _formats(view):
 
 def _not_seven(view):
     if view["pull.strength"] == 7:
-        yield finding("pull.strength", "is seven", "any other number")
+        yield problem_at("pull.strength", "is seven", "any other number")
 
 
 METHOD = TrainingMethod(
@@ -177,7 +177,7 @@ METHOD = Method(
 import json
 
 from aligner.data.loading import load_rows
-from aligner.runs.result import Outcome
+from aligner.runs.result import RunResult
 from aligner.runs.run import Run
 
 
@@ -185,11 +185,11 @@ def run_shout(resolved, *, resume, overwrite, dry_run, on_event):
     recipe = resolved.recipe
     loaded = load_rows(recipe.data, "prompts", recipe.seed)
     if dry_run:
-        return Outcome(recipe.output_dir)
+        return RunResult(recipe.output_dir)
     run = Run.create(resolved, resume=resume, overwrite=overwrite)
     loud = [row.prompt.upper() + "!" * recipe.shout.marks for row in loaded.train]
     (run.dir / "rows.jsonl").write_text("".join(json.dumps({"prompt": x}) + "\\n" for x in loud))
-    return Outcome(run.dir, {"rows": len(loud)})
+    return RunResult(run.dir, {"rows": len(loud)})
 
 
 def write_page(folder):

@@ -20,7 +20,7 @@ def rewrite(row: int, **changes: object) -> Rewrite:
             "prompt_ids": [1, row],
             "chosen_ids": [2, STOP],
             "rejected_ids": [3],
-            "born": 0,
+            "created_step": 0,
         }
         | changes
     )
@@ -56,7 +56,9 @@ def test_draws_are_counted_after_a_batch_is_drawn_with_replacement():
 @pytest.mark.parametrize("count", [0, 1, 4])
 def test_a_buffer_is_read_back_as_it_was_written(tmp_path, count):
     buffer, other = ReplayBuffer(3), ReplayBuffer(3)
-    buffer.add(rewrite(i, born=i, draws=2 * i, rejected_ids=list(range(i))) for i in range(count))
+    buffer.add(
+        rewrite(i, created_step=i, draws=2 * i, rejected_ids=list(range(i))) for i in range(count)
+    )
     buffer.save(tmp_path / "buffer.safetensors")
     other.load(tmp_path / "buffer.safetensors")
     assert list(other.entries) == list(buffer.entries)

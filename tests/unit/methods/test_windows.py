@@ -7,21 +7,21 @@ from collections import Counter
 
 import pytest
 
-from aligner.methods.sapo.windows import cut, stitch
+from aligner.methods.sapo.windows import sample_window, splice
 
 STOP = 9
 
 
 def test_a_window_is_as_long_as_asked_and_starts_anywhere_that_it_fits():
     rng = random.Random(0)
-    found = Counter(cut(6, 4, rng) for _ in range(3000))
+    found = Counter(sample_window(6, 4, rng) for _ in range(3000))
     assert set(found) == {(0, 4), (1, 4), (2, 4)}
     assert min(found.values()) > 900
 
 
 @pytest.mark.parametrize(("length", "window"), [(3, 4), (4, 4), (1, 256), (7, None)])
 def test_a_short_answer_is_rewritten_whole(length, window):
-    assert cut(length, window, random.Random(0)) == (0, length)
+    assert sample_window(length, window, random.Random(0)) == (0, length)
 
 
 ANSWER = [10, 11, 12, 13, 14, STOP]
@@ -51,16 +51,16 @@ ANSWER = [10, 11, 12, 13, 14, STOP]
     ],
 )
 def test_a_rewrite_is_stitched_into_its_answer(start, size, written, kept, dropped):
-    assert stitch(ANSWER, start, size, written, {STOP, 8}, keep_suffix=True) == kept
-    assert stitch(ANSWER, start, size, written, {STOP, 8}, keep_suffix=False) == dropped
+    assert splice(ANSWER, start, size, written, {STOP, 8}, keep_suffix=True) == kept
+    assert splice(ANSWER, start, size, written, {STOP, 8}, keep_suffix=False) == dropped
 
 
 def test_what_stands_before_the_window_is_never_touched():
     rng = random.Random(1)
     for _ in range(300):
         answer = [rng.randrange(20) + 10 for _ in range(rng.randint(1, 12))]
-        start, size = cut(len(answer), rng.choice([1, 3, 5, None]), rng)
-        found = stitch(
+        start, size = sample_window(len(answer), rng.choice([1, 3, 5, None]), rng)
+        found = splice(
             answer, start, size, [rng.randrange(40) for _ in range(size)], {STOP}, keep_suffix=True
         )
         assert found[:start] == answer[:start]

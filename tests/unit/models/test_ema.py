@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from aligner.models.ema import Shadow, trained_weights
+from aligner.models.ema import WeightCopy, trained_weights
 
 
 def model(value: float, dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -18,25 +18,25 @@ def model(value: float, dtype: torch.dtype = torch.float32) -> nn.Module:
 
 def test_the_decay_weighs_the_old():
     policy = model(1.0)
-    shadow = Shadow(policy)
+    shadow = WeightCopy(policy)
     nn.init.constant_(policy.weight, 2.0)
-    shadow.follow(policy, 0.9)
+    shadow.update(policy, 0.9)
     assert shadow.weights["weight"].tolist() == [[pytest.approx(1.1)] * 2]
-    shadow.follow(policy, 0.9)
+    shadow.update(policy, 0.9)
     assert shadow.weights["weight"].tolist() == [[pytest.approx(0.9 * 1.1 + 0.1 * 2)] * 2]
     assert shadow.distance(policy) == pytest.approx((2 - 1.19) / 2)
 
 
 def test_only_what_is_trained_is_held():
-    assert list(Shadow(model(1.0)).weights) == ["weight"]
+    assert list(WeightCopy(model(1.0)).weights) == ["weight"]
 
 
 def test_small_steps_are_not_lost_where_the_policy_is_bfloat16():
     policy = model(1.0, torch.bfloat16)
-    shadow = Shadow(policy)
+    shadow = WeightCopy(policy)
     nn.init.constant_(policy.weight, 1.0078125)  # the next number in bfloat16
     for _ in range(50):
-        shadow.follow(policy, 0.99)
+        shadow.update(policy, 0.99)
     assert shadow.weights["weight"].dtype is torch.float32
     assert shadow.weights["weight"][0, 0].item() == pytest.approx(
         1 + 0.0078125 * (1 - 0.99**50), rel=1e-5
@@ -45,26 +45,26 @@ def test_small_steps_are_not_lost_where_the_policy_is_bfloat16():
 
 def test_a_model_works_with_a_shadow_and_has_its_own_weights_back_after():
     policy = model(1.0)
-    shadow = Shadow(policy)
+    shadow = WeightCopy(policy)
     nn.init.constant_(policy.weight, 3.0)
     before = policy.weight.data_ptr()
     x = torch.ones(1, 2)
     loss = policy(x).sum()
-    with shadow.in_place(policy), torch.no_grad():
+    with shadow.swapped_in(policy), torch.no_grad():
         assert policy(x).item() == pytest.approx(2 + policy.bias.item())
     assert policy.weight.data_ptr() == before
     loss.backward()
     assert policy.weight.grad.tolist() == [[1.0, 1.0]]
-    with pytest.raises(ZeroDivisionError), shadow.in_place(policy):
+    with pytest.raises(ZeroDivisionError), shadow.swapped_in(policy):
         _ = 1 / 0
     assert policy.weight.data_ptr() == before
 
 
 def test_a_shadow_becomes_another_and_is_read_back(tmp_path):
-    shadow, other = Shadow(model(1.0)), Shadow(model(5.0))
-    shadow.become(other)
+    shadow, other = WeightCopy(model(1.0)), WeightCopy(model(5.0))
+    shadow.copy_from(other)
     assert shadow.weights["weight"].tolist() == [[5.0, 5.0]]
-    shadow.become(model(2.0))
+    shadow.copy_from(model(2.0))
     assert other.weights["weight"].tolist() == [[5.0, 5.0]], "taken over, not shared"
     shadow.save(tmp_path / "s.safetensors")
     other.load(tmp_path / "s.safetensors")

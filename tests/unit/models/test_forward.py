@@ -15,10 +15,10 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from aligner.models import forward
 from aligner.models.forward import (
     answer_entropies,
-    at_rest,
     batched_forward,
     batched_logps,
     batches_by_length,
+    eval_mode,
     fuse_head,
     pad,
     pad_answers,
@@ -174,11 +174,11 @@ def test_every_module_has_its_mode_back_also_after_an_error(model: Any) -> None:
     model.train()
     model.base_model.eval()
     before = [module.training for module in model.modules()]
-    with at_rest(model):
+    with eval_mode(model):
         assert not any(module.training for module in model.modules())
         assert not torch.is_grad_enabled()
     assert [module.training for module in model.modules()] == before
-    with pytest.raises(ZeroDivisionError), at_rest(model):
+    with pytest.raises(ZeroDivisionError), eval_mode(model):
         _ = 1 / 0
     assert [module.training for module in model.modules()] == before
     assert torch.is_grad_enabled()

@@ -18,7 +18,7 @@ from aligner.methods.pipeline import run_recipe
 from aligner.models import row_sharing
 from aligner.models.row_sharing import Shared, foretell_packing, packed, rows_apart, without_noise
 from aligner.models.twin import NoTwin, random_twin, small_config
-from aligner.tokenization import dataset
+from aligner.tokenization import batching
 from aligner.tokenization.batching import RowsApart
 
 
@@ -241,8 +241,8 @@ def test_packing_that_is_asked_for_is_refused_before_tokenising_where_rows_would
 def test_auto_groups_rows_where_packed_ones_would_meet_and_says_why(
     opt_world, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(dataset, "STEPS_WORTH_PACKING", 0)
-    monkeypatch.setattr(dataset, "WORTHWHILE_PADDING", 0.0)
+    monkeypatch.setattr(batching, "STEPS_WORTH_PACKING", 0)
+    monkeypatch.setattr(batching, "WORTHWHILE_PADDING", 0.0)
     outcome, _ = train(opt_world, tmp_path / "run")
     said = json.loads((outcome.run_dir / "data.json").read_text())["batching"]
     assert said.startswith("grouped by length")
@@ -251,8 +251,8 @@ def test_auto_groups_rows_where_packed_ones_would_meet_and_says_why(
 
 
 def test_auto_still_packs_for_a_model_that_keeps_rows_apart(small_world, tmp_path, monkeypatch):
-    monkeypatch.setattr(dataset, "STEPS_WORTH_PACKING", 0)
-    monkeypatch.setattr(dataset, "WORTHWHILE_PADDING", 0.0)
+    monkeypatch.setattr(batching, "STEPS_WORTH_PACKING", 0)
+    monkeypatch.setattr(batching, "WORTHWHILE_PADDING", 0.0)
     outcome, _ = train(small_world, tmp_path / "run")
     assert json.loads((outcome.run_dir / "data.json").read_text())["batching"].startswith("packed")
 
@@ -271,8 +271,8 @@ def test_where_no_twin_can_be_made_auto_does_not_pack_and_true_waits_for_the_mod
     monkeypatch.setattr(row_sharing, "random_twin", none)
     _, events = train(small_world, tmp_path / "packed", sft__packing=True)
     assert any("is tested once it is loaded" in e.text for e in events if isinstance(e, Notice))
-    monkeypatch.setattr(dataset, "STEPS_WORTH_PACKING", 0)
-    monkeypatch.setattr(dataset, "WORTHWHILE_PADDING", 0.0)
+    monkeypatch.setattr(batching, "STEPS_WORTH_PACKING", 0)
+    monkeypatch.setattr(batching, "WORTHWHILE_PADDING", 0.0)
     outcome, _ = train(small_world, tmp_path / "auto")
     said = json.loads((outcome.run_dir / "data.json").read_text())["batching"]
     assert said.startswith("grouped by length")

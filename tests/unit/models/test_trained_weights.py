@@ -14,9 +14,9 @@ from aligner.errors import RecipeError
 from aligner.models.loading import load_policy
 from aligner.models.tokenizers import load_tokenizer
 from aligner.models.trained_weights import (
+    describe_trained,
     listed,
     place_of,
-    told,
     trained_of,
     unmoved,
     unmoved_share,
@@ -38,7 +38,7 @@ def test_full_fine_tuning_trains_every_weight_and_counts_a_tied_one_once() -> No
     assert untied.trained == untied.total
     assert untied.total - tied.total == 260 * 32
     assert untied.places["self_attn.q_proj"] == 2 * 32 * 32
-    assert next(told(untied)).startswith(
+    assert next(describe_trained(untied)).startswith(
         f"training all {untied.total:,} weights: mlp (gate_proj, up_proj, down_proj) 12,288, "
     )
 
@@ -61,7 +61,7 @@ def test_an_adapter_is_counted_by_the_layers_that_it_sits_on(tmp_path) -> None:
 def test_experts_without_an_adapter_are_named_with_the_key_that_gives_them_one(tmp_path) -> None:
     lora = Lora(r=4)
     found = trained_of(load(save_mixture("jetmoe", tmp_path), lora=lora), lora)
-    line = next(text for text in told(found) if text.startswith("no adapter"))
+    line = next(text for text in describe_trained(found) if text.startswith("no adapter"))
     assert (
         "model.lora.target_parameters=[mlp.input_linear.weight, mlp.output_linear.weight, " in line
     )
@@ -72,10 +72,12 @@ def test_what_peft_refuses_to_adapt_is_said(tmp_path) -> None:
     policy = load(save_mixture("nemotron_h", tmp_path), lora=lora)
     assert any(
         text.startswith("PEFT adapts no mixer (out_proj)")
-        for text in told(trained_of(policy, lora))
+        for text in describe_trained(trained_of(policy, lora))
     )
     excluded = Lora(r=4, exclude_modules=["out_proj"])
-    assert not any("PEFT adapts no" in text for text in told(trained_of(policy, excluded)))
+    assert not any(
+        "PEFT adapts no" in text for text in describe_trained(trained_of(policy, excluded))
+    )
 
 
 def test_what_quantization_leaves_alone_is_counted(tmp_path) -> None:
@@ -84,7 +86,7 @@ def test_what_quantization_leaves_alone_is_counted(tmp_path) -> None:
     found = trained_of(policy, lora)
     assert found.quantized == 2 * (2 * 64 * 64 + 2 * 64 * 32)  # q and o, k and v; counted unpacked
     assert found.plain["mlp.experts.down_proj"] == 2 * 4 * 64 * 96
-    line = list(told(found, "nf4"))[-1]
+    line = list(describe_trained(found, "nf4"))[-1]
     assert line.startswith(
         "in nf4 are 24,576 weights of the base (11.9%); in float32 stay mlp.experts (gate_up_proj, "
     )

@@ -26,10 +26,10 @@ from aligner.reward_models.catalogue import load_scorer
 from aligner.reward_models.ensemble import (
     ComparingEnsemble,
     Ensemble,
-    go_on_with_account,
     leaves,
     make,
     refuse_cycles,
+    restore_budget,
     scored_together,
 )
 from aligner.reward_models.judge import Judge
@@ -311,7 +311,7 @@ def test_the_budgets_of_judges_go_on_under_the_name_of_what_is_written(tmp_path:
 
     def account(path: Path, what: str = "", card: Path = outer) -> str:
         scorer = load_scorer(str(card))
-        go_on_with_account(scorer, path, what)
+        restore_budget(scorer, path, what)
         (found,) = [leaf.account for leaf in leaves(scorer) if isinstance(leaf, Judge)]
         assert found
         return found

@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification, GPT2Config, LlamaCo
 from aligner.data.rows import PreferenceRow
 from aligner.errors import DataError, Problem, RecipeError
 from aligner.models.forward import pad
-from aligner.models.reward_head import Float32Linear, head_of, join_outputs, pool_by_mask
+from aligner.models.reward_head import Float32Linear, head_of, merge_heads, pool_by_mask
 from aligner.reward_models.base import preferences
 from aligner.reward_models.card import parse_card
 from aligner.reward_models.catalogue import load_scorer
@@ -168,7 +168,7 @@ def test_a_regression_gives_each_attribute_and_their_weighted_sum(tmp_path: Path
     good, short = scores.attributes["good"], scores.attributes["short"]
     assert list(scores) == pytest.approx([2 * a - b for a, b in zip(good, short)])
     model: Any = load_scorer(str(tmp_path))
-    join_outputs(model.model, [2.0, -1.0])
+    merge_heads(model.model, [2.0, -1.0])
     assert head_of(model.model)[2].weight.shape[0] == 1
     with torch.no_grad():
         ids = torch.tensor(

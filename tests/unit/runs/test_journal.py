@@ -10,7 +10,7 @@ import pytest
 
 from aligner.errors import UsageError
 from aligner.events import Notice, StageProgress
-from aligner.runs.journal import Journal, carry_on
+from aligner.runs.journal import Journal, run_resumable
 
 PARTS = [["a", "b"], ["c"], ["d", "e"]]
 
@@ -30,7 +30,7 @@ def done(
 
     on_event = told.append if told is not None else None
     try:
-        return carry_on(path, "working", PARTS, lambda: (key, work), on_event, len), worked
+        return run_resumable(path, "working", PARTS, lambda: (key, work), on_event, len), worked
     except KeyboardInterrupt:
         return None, worked
 
@@ -70,7 +70,7 @@ def test_wherever_a_kill_cuts_a_line_only_its_part_is_done_again(tmp_path):
         )  # a line may lack its end and nothing else
         assert done(path, key="ключ") == (WHOLE, ["ab", "c", "de"][ready:])
         assert done(path) == (WHOLE, [])
-        assert Journal(path).begun_with == "ключ"
+        assert Journal(path).recorded_fingerprint == "ключ"
 
 
 def test_two_that_write_side_by_side_do_no_harm(tmp_path):
@@ -85,7 +85,7 @@ def test_two_that_write_side_by_side_do_no_harm(tmp_path):
 
         return "model", work
 
-    assert carry_on(path, "working", PARTS, first, None, len) == WHOLE
+    assert run_resumable(path, "working", PARTS, first, None, len) == WHOLE
     numbers = [json.loads(line)["part"] for line in path.read_text().splitlines()]
     assert numbers == [0, 1, 1, 2]
     assert done(path) == (WHOLE, [])
@@ -93,7 +93,7 @@ def test_two_that_write_side_by_side_do_no_harm(tmp_path):
 
 def test_parts_of_two_models_are_not_mixed(tmp_path):
     path = tmp_path / "journal.jsonl"
-    assert Journal(path).begun_with is None
+    assert Journal(path).recorded_fingerprint is None
     done(path, dies_at="c")
     before = path.read_bytes()
     with pytest.raises(
@@ -101,7 +101,7 @@ def test_parts_of_two_models_are_not_mixed(tmp_path):
     ):
         done(path, key="other")
     assert path.read_bytes() == before
-    assert Journal(path).begun_with == "model"
+    assert Journal(path).recorded_fingerprint == "model"
     with path.open("a") as file:
         file.write("5\n{}\n")
     Journal(path, "other").add(1, ["c"])

@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerFast
 from aligner.data.rows import CompletionRow, ConversationRow, PreferenceRow
 from aligner.errors import DataError, RecipeError
 from aligner.models.saved_tokenizer import without_marks
-from aligner.tokenization.chat_template import Whole, facts_of
+from aligner.tokenization.chat_template import Rendered, facts_of
 from aligner.tokenization.encode import (
     IGNORED,
     check_tokenizer,
@@ -291,7 +291,7 @@ def test_marks_and_comparison_find_the_same_tokens(name: str) -> None:
 
 
 def without_offsets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Whole, "place", lambda self, character: None)
+    monkeypatch.setattr(Rendered, "place", lambda self, character: None)
 
 
 @pytest.mark.parametrize("name", [name for name in FIT if not name.endswith("_training")])

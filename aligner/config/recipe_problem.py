@@ -14,7 +14,7 @@ Where = Callable[[KeyPath], str]
 
 
 @dataclass(frozen=True)
-class Finding:
+class RecipeProblem:
     """One thing that is wrong, at a path. `expected` is set when it is about the type or the choice
     of a value."""
 
@@ -33,8 +33,8 @@ def show(value: Any) -> str:
     return f"`{text if len(text) <= 60 else text[:57] + '...'}`"
 
 
-Findings = Iterator[Finding]
+RecipeProblems = Iterator[RecipeProblem]
 
 
-def finding(key: str, message: str, hint: str = "") -> Finding:
-    return Finding(tuple(key.split(".")), message, hint)
+def problem_at(key: str, message: str, hint: str = "") -> RecipeProblem:
+    return RecipeProblem(tuple(key.split(".")), message, hint)
