@@ -6,7 +6,7 @@ itself, a few of its pairs are selected by active learning and labelled by an ex
 small reward model is trained on them and labels the rest. This package is the selection and the
 reading back; `aligner reward` trains.
 
-    candidates.py         prompts with their answers, from files or from a policy
+    candidates.py         prompts with their responses, from files or from a policy
     win_probabilities.py  what reward models make of them
     ngrams.py             vectors of texts without a model
     embeddings.py         vectors from a policy's hidden states

@@ -1,6 +1,6 @@
 """`aligner data select`: from prompts to the pairs that an expert should label, in a run directory.
 
-    candidates.jsonl   every prompt with its different answers; `select.candidates` of another
+    candidates.jsonl   every prompt with its different responses; `select.candidates` of another
                        selection
     to_label.jsonl     the picked pairs, the first pick first: id, prompt, a, b, uncertainty, rank,
                        `label: null`
@@ -11,7 +11,7 @@
     report.html        the report
 
 The policy answers in batches and each reward model judges in parts, all of them kept in `journal/`
-as they are made, so a kill costs one batch. What an answer is follows from the seed and its prompt
+as they are made, so a kill costs one batch. What a response is follows from the seed and its prompt
 alone, not from where the work was interrupted.
 """
 
@@ -71,15 +71,15 @@ from aligner.runs.session import Session
 Array = np.ndarray
 
 JUDGED_TOGETHER = 64
-"""Prompts whose answers a reward model judges before they are written down."""
+"""Prompts whose responses a reward model judges before they are written down."""
 LISTED = 5
 JOURNAL = "journal"
 
 
 @dataclass
 class Inputs:
-    """Everything that was read: prompts with or without answers, labelled pairs, and the files they
-    came from."""
+    """Everything that was read: prompts with or without responses, labelled pairs, and the files
+    they came from."""
 
     candidates: list[Candidate]
     labelled: list[Triple]
@@ -230,7 +230,7 @@ def read_inputs(recipe: SelectRecipe, on_event: OnEvent | None) -> Inputs:
         inputs = Inputs(
             read.candidates, labelled, files, counts, {"candidates": dict(counts)}, table
         )
-        counts["answers cut off at the longest length"] = sum(
+        counts["responses cut off at the longest length"] = sum(
             candidate.unfinished for candidate in read.candidates
         )
     else:
@@ -256,8 +256,8 @@ def _plan(recipe: SelectRecipe, specs: Sequence[str], inputs: Inputs) -> list[tu
     settings, prompts = recipe.select, len(inputs.candidates)
     rows = [("prompts", f"{prompts:,}", "different ones")]
     if settings.candidates is None:
-        answers = prompts * settings.num_samples
-        rows.append(("answers to write", f"{answers:,}", f"{settings.num_samples} each"))
+        completions = prompts * settings.num_samples
+        rows.append(("responses to write", f"{completions:,}", f"{settings.num_samples} each"))
     if specs:
         rows.append(
             ("judged by", f"{len(specs)} reward models" if len(specs) > 1 else specs[0], "")
@@ -272,7 +272,7 @@ def _plan(recipe: SelectRecipe, specs: Sequence[str], inputs: Inputs) -> list[tu
     ]
 
 
-# --- answers --------------------------------------------------------------------------------------
+# --- responses ------------------------------------------------------------------------------------
 
 
 def _answer(recipe: SelectRecipe, run: Run, inputs: Inputs, on_event: OnEvent | None) -> None:
@@ -283,16 +283,16 @@ def _answer(recipe: SelectRecipe, run: Run, inputs: Inputs, on_event: OnEvent | 
         range(len(candidates)), key=lambda index: -len(text_of(candidates[index].prompt))
     )
     parts = _chunks(order, max(1, settings.batch_size // settings.num_samples))
-    journal = run.dir / JOURNAL / "answers.jsonl"
+    journal = run.dir / JOURNAL / "responses.jsonl"
 
     def make() -> tuple[str, Callable[[list[int]], Any]]:
         tell(on_event, StageStarted("loading the policy"))
         return _writer(recipe, candidates, on_event)
 
-    def answers(part: list[int]) -> int:
+    def count(part: list[int]) -> int:
         return len(part) * settings.num_samples
 
-    written = run_resumable(journal, "writing answers", parts, make, on_event, answers)
+    written = run_resumable(journal, "writing responses", parts, make, on_event, count)
     for index, samples in zip(order, (samples for part in written for samples in part)):
         candidate = candidates[index]
         if samples is None:
@@ -302,7 +302,7 @@ def _answer(recipe: SelectRecipe, run: Run, inputs: Inputs, on_event: OnEvent | 
             text for text, is_whole in samples if is_whole or settings.keep_unfinished
         ]
         candidate.unfinished = len(samples) - len(candidate.responses)
-        inputs.counts["answers cut off at the longest length"] += candidate.unfinished
+        inputs.counts["responses cut off at the longest length"] += candidate.unfinished
 
 
 def _writer(
@@ -345,10 +345,12 @@ def _writer(
         samples_of = generate(
             policy, tokenizer, prompts, sampling, batch_size=settings.batch_size, streams=streams
         )
-        answers = {}
+        completions = {}
         for index, samples in zip(asked, samples_of):
-            answers[index] = [[sample.text, sample.finish_reason == "stop"] for sample in samples]
-        return [answers.get(index) for index in part]
+            completions[index] = [
+                [sample.text, sample.finish_reason == "stop"] for sample in samples
+            ]
+        return [completions.get(index) for index in part]
 
     return model_fingerprint(section), work
 
@@ -356,7 +358,7 @@ def _writer(
 def _too_long(
     tokenizer: Any, candidates: Sequence[Candidate], data: Data, limit: int, room: int
 ) -> set[int]:
-    """Return the prompts that leave no room for an answer, or refuse them, as `data.on_too_long`
+    """Return the prompts that leave no room for a response, or refuse them, as `data.on_too_long`
     says."""
     from aligner.tokenization.encode import encode_prompt
 
@@ -366,7 +368,7 @@ def _too_long(
         worst = sorted(too_long, key=lambda index: -lengths[index])[:LISTED]
         raise DataError(
             f"{len(too_long):,} of {len(candidates):,} prompts leave no room for {room} tokens of "
-            f"an answer within {limit}",
+            f"a response within {limit}",
             "lower select.max_new_tokens, raise data.max_length as far as the model goes, or set "
             "data.on_too_long=drop",
             [
@@ -378,7 +380,7 @@ def _too_long(
 
 
 def _stream(prompt: Any) -> int:
-    """A number that stands for a prompt: its answers do not depend on which others are asked."""
+    """A number that stands for a prompt: its responses do not depend on which others are asked."""
     return int.from_bytes(hashlib.sha256(prompt_key(prompt).encode()).digest()[:6], "big")
 
 
@@ -388,21 +390,21 @@ def _stream(prompt: Any) -> int:
 def _judge(
     specs: Sequence[str], run: Run, inputs: Inputs, on_event: OnEvent | None
 ) -> list[Array] | None:
-    """Return the win probabilities of each prompt's answers, one model in memory at a
+    """Return the win probabilities of each prompt's responses, one model in memory at a
     time; None without models."""
     if not specs:
         return None
     candidates = [candidate for candidate in inputs.candidates if len(candidate.responses) > 1]
     prompts = [candidate.prompt for candidate in candidates]
     responses = [candidate.responses for candidate in candidates]
-    answers = [candidate.answer for candidate in candidates]
+    references = [candidate.answer for candidate in candidates]
     origins = [candidate.origin for candidate in candidates]
     by_model = []
     for number, spec in enumerate(specs):
         several = f" ({number + 1} of {len(specs)})" if len(specs) > 1 else ""
-        what = f"judging answers{several}"
+        what = f"judging responses{several}"
         compares = holds(read_spec(spec), COMPARING)
-        rows, owners = questions(prompts, responses, answers, origins, compares=compares)
+        rows, owners = questions(prompts, responses, references, origins, compares=compares)
         parts: list[list[int]] = [[] for _ in range(0, len(candidates), JUDGED_TOGETHER)]
         for row, owner in enumerate(owners):
             parts[owner // JUDGED_TOGETHER].append(row)
@@ -422,7 +424,7 @@ def _judge(
         _tell_unjudged(spec, rows, verdicts, probabilities, on_event)
         notes = Counter(verdict.remark for verdict in verdicts if verdict.remark)
         for note, count in notes.most_common(3):
-            tell(on_event, Warned(f"{spec}: {count:,} answers: {note}"))
+            tell(on_event, Warned(f"{spec}: {count:,} responses: {note}"))
     judged = iter(map(np.stack, zip(*by_model)))
     counts = [len(candidate.responses) for candidate in inputs.candidates]
     return [next(judged) if n > 1 else np.full((len(specs), n, n), 0.5) for n in counts]
@@ -495,7 +497,7 @@ def _select(
         raise DataError(
             f"there is no pair to be labelled among {len(inputs.candidates):,} prompts: {losses}",
             "more samples, a higher temperature or a larger select.max_new_tokens give different "
-            "answers",
+            "responses",
         )
     if len(selection.picked) < settings.budget:
         too_few = (
@@ -567,7 +569,9 @@ def _parents(
     """Return where the selection came from: the policy, the reward models, the files."""
     parents: list[dict[str, Any]] = []
     policy = recipe.select.policy.name_or_path if recipe.select.policy else ""
-    made = [("embeddings.jsonl" if recipe.select.candidates else "answers.jsonl", "model", policy)]
+    made = [
+        ("embeddings.jsonl" if recipe.select.candidates else "responses.jsonl", "model", policy)
+    ]
     made += [
         (f"verdicts-{number}.jsonl", "reward model", spec) for number, spec in enumerate(specs)
     ]

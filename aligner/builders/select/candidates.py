@@ -3,7 +3,7 @@ are reported together.
 
 A row of candidates is one of
 
-    {"prompt": ..., "responses": ["...", "..."]}                  answers as texts; `answer`, if
+    {"prompt": ..., "responses": ["...", "..."]}                  responses as texts; `answer`, if
                                                                   there is one, is a right one
     {"prompt": ..., "completions": [{"text": "..."}, ...]}        as `aligner generate
                                                                   --num-samples` writes them
@@ -40,7 +40,7 @@ from aligner.runs.files import file_sha256
 
 @dataclass
 class Candidate:
-    """A prompt and the answers to it."""
+    """A prompt and the responses to it."""
 
     prompt: Prompt
     responses: list[str] = field(default_factory=list)
@@ -48,7 +48,7 @@ class Candidate:
     answer: str | None = None
     """A right answer, where one is known: for oracles that compare with it."""
     unfinished: int = 0
-    """Answers that were cut off at the longest length and left out."""
+    """Responses that were cut off at the longest length and left out."""
 
     def as_row(self) -> dict[str, Any]:
         """The row that `select.candidates` reads."""
@@ -66,7 +66,8 @@ class Read:
 
 
 def of_prompts(rows: Sequence[PromptRow]) -> tuple[list[Candidate], int]:
-    """Return a candidate without answers for each prompt, and how many prompts had come before."""
+    """Return a candidate without responses for each prompt, and how many prompts had come
+    before."""
     by_prompt: dict[str, Candidate] = {}
     for row in rows:
         by_prompt.setdefault(
@@ -186,7 +187,7 @@ def _candidate(raw: Mapping[str, Any], origin: str, keep_unfinished: bool) -> Ca
         raise BadRow("there are no `responses`, and no `chosen` and `rejected`")
     given = raw[name]
     if not isinstance(given, list):
-        raise BadRow(f"{name} is {kind(given)}, not a list of answers")
+        raise BadRow(f"{name} is {kind(given)}, not a list of responses")
     candidate = Candidate(_prompt(raw), origin=origin, answer=_answer(raw.get("answer")))
     for number, item in enumerate(given, start=1):
         if (
@@ -196,7 +197,7 @@ def _candidate(raw: Mapping[str, Any], origin: str, keep_unfinished: bool) -> Ca
         ):
             candidate.unfinished += 1
         else:
-            candidate.responses.append(_response(item, f"answer {number} of {name}"))
+            candidate.responses.append(_response(item, f"response {number} of {name}"))
     return candidate
 
 
@@ -224,7 +225,7 @@ def _answer(value: Any) -> str | None:
 
 
 def _response(item: Any, name: str) -> str:
-    """An answer as text: a text, one turn, or what `aligner generate` writes."""
+    """A response as text: a text, one turn, or what `aligner generate` writes."""
     if isinstance(item, list):
         return _one_text(messages(item, name), name)
     if isinstance(item, Mapping):
@@ -237,7 +238,7 @@ def _one_text(value: str | Messages, name: str) -> str:
         return value
     if len(value) != 1 or value[0].get("tool_calls"):
         raise BadRow(
-            f"{name} has {len(value)} turns or calls tools; only answers of one turn can be "
+            f"{name} has {len(value)} turns or calls tools; only responses of one turn can be "
             "compared"
         )
     return str(value[0]["content"])

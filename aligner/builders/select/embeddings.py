@@ -50,7 +50,11 @@ def mean_states(
     from aligner.tokenization.encode import encode_sft
 
     limit = max_positions(policy)
-    rows = [CompletionRow(prompt, answer, "a pair") for prompt, a, b in pairs for answer in (a, b)]
+    rows = [
+        CompletionRow(prompt, completion, "a pair")
+        for prompt, a, b in pairs
+        for completion in (a, b)
+    ]
     ids = [_last(encode_sft(tokenizer, row, "completion").input_ids, limit) for row in rows]
 
     def read(batch: dict[str, Any], _: Sequence[int]) -> list[Array]:

@@ -73,8 +73,8 @@ def ask_oracle(run_dir: Path, spec: str, on_event: OnEvent | None = None) -> Run
     """Let a scorer label every pair that has no label yet, a few at a time; a later call
     resumes where a kill stopped it.
 
-    The better answer by the scorer's preference is the label; exactly equal answers are a tie. An
-    ensemble whose scores depend on the rows of a call gets all picked pairs in one, so that the
+    The better response by the scorer's preference is the label; exactly equal responses are a tie.
+    An ensemble whose scores depend on the rows of a call gets all picked pairs in one, so that the
     labels do not depend on which of them were known; where a pair has no verdict, the others are
     brought to one scale without it.
 
@@ -232,11 +232,11 @@ def _wrong_with(row: Any, pairs: Mapping[str, Any]) -> Problem | None:
     if name not in pairs:
         return Problem(f"no pair with the id {name!r} was picked", hint=did_you_mean(name, pairs))
     for key, other in (("a", "b"), ("b", "a")):
-        if row.get(key) is not None and not _is_the_answer(
+        if row.get(key) is not None and not _is_the_response(
             str(row[key]), pairs[name][key], pairs[name][other]
         ):
             return Problem(
-                f"`{key}` is not the answer that was asked about",
+                f"`{key}` is not the response that was asked about",
                 hint="were `a` and `b` exchanged?",
             )
     label, strength = _choice(row.get("label")), row.get("strength")
@@ -256,12 +256,12 @@ def _wrong_with(row: Any, pairs: Mapping[str, Any]) -> Problem | None:
     return None
 
 
-def _is_the_answer(given: str, answer: str, other: str) -> bool:
-    """Whether a file's text is this answer, up to the line ends and blanks that spreadsheets
+def _is_the_response(given: str, completion: str, other: str) -> bool:
+    """Whether a file's text is this response, up to the line ends and blanks that spreadsheets
     change, and not the other one."""
-    if _mended(given) == _mended(answer):
+    if _mended(given) == _mended(completion):
         return True
-    return _mended(given) != _mended(other) and given.split() == answer.split()
+    return _mended(given) != _mended(other) and given.split() == completion.split()
 
 
 def _mended(text: str) -> str:

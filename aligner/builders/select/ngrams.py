@@ -6,9 +6,9 @@ N) / (1 + number of texts that have it))); grams are counted in 2^20 slots and t
 average (feature hashing, arXiv 0902.2206). Nothing is random: the same texts give the same vectors
 anywhere.
 
-The vector of a pair is the sum of two unit vectors, that of its prompt and that of its two answers
-together, brought to length one: a long answer does not drown the prompt, and which answer stands
-first does not matter.
+The vector of a pair is the sum of two unit vectors, that of its prompt and that of its two
+responses together, brought to length one: a long response does not drown the prompt, and which
+response stands first does not matter.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _SHIFT = np.uint64(33)
 
 
 def ngram_vectors(pairs: Sequence[tuple[Prompt, str, str]]) -> Array:
-    """Return unit vectors of (prompt, answer, answer), shape (N, WIDTH), float32."""
+    """Return unit vectors of (prompt, response, response), shape (N, WIDTH), float32."""
     documents = [(text_of(prompt),) for prompt, _, _ in pairs] + [(a, b) for _, a, b in pairs]
     weights = _inverse_frequencies(documents)
     rows = np.zeros((len(pairs), WIDTH), dtype=np.float32)

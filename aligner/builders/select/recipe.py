@@ -24,13 +24,13 @@ def _as_list(value: Any) -> Any:
 
 
 class Select(Section):
-    """Active labelling (arXiv 2407.02119): which pairs of answers are worth an expert's label."""
+    """Active labelling (arXiv 2407.02119): which pairs of responses are worth an expert's label."""
 
     policy: Annotated[Model, BeforeValidator(_as_model)] | None = None
-    """The model whose answers are labelled: a hub id or folder, or a section with the keys of
+    """The model whose responses are labelled: a hub id or folder, or a section with the keys of
     `model`. It answers the prompts of `data.train`."""
     candidates: str | None = None
-    """In place of a policy: file, folder, glob or hub id of prompts with their answers
+    """In place of a policy: file, folder, glob or hub id of prompts with their responses
     (`responses`, or preference pairs)."""
     reward_models: Annotated[list[str], BeforeValidator(_as_list)] = []
     """Reward models whose doubts decide: cards, or `kind:argument`. The members of an ensemble's
@@ -51,7 +51,7 @@ class Select(Section):
     and model (BALD, arXiv 1112.5745). `auto`: `bald` with several reward models, `entropy` with
     one."""
     pair: Literal["auto", "max_min", "most_uncertain", "random"] = "auto"
-    """Which pair of a prompt's answers: the best and the worst by the reward models, the most
+    """Which pair of a prompt's responses: the best and the worst by the reward models, the most
     uncertain, or any. `auto`: `max_min` with a reward model, `random` without."""
     spread: Literal["k_center", "k_means"] = "k_center"
     """For `diversity` and `both`: greedy k-centre (arXiv 1708.00489), or the seeding of k-means++
@@ -60,9 +60,9 @@ class Select(Section):
     """For `diversity` and `both`: what tells pairs apart, n-grams of their texts (TF-IDF) or mean
     hidden states of `policy`."""
     num_samples: int = Field(4, ge=2, le=10_000)
-    """Answers of the policy to each prompt."""
+    """Responses of the policy to each prompt."""
     max_new_tokens: Whole = Field(256, ge=1)
-    """Longest such answer, in tokens."""
+    """Longest such response, in tokens."""
     temperature: float = Field(1.0, ge=1e-3, le=100.0)
     """Sampling temperature."""
     top_p: float = Field(1.0, gt=0.0, le=1.0)
@@ -70,10 +70,10 @@ class Select(Section):
     top_k: Whole = Field(0, ge=0)
     """Sample from the k likeliest tokens; 0: from all."""
     keep_unfinished: bool = False
-    """Also ask about answers that were cut off at the longest length. Trained on, they would teach
-    to stop there."""
+    """Also ask about responses that were cut off at the longest length. Trained on, they would
+    teach to stop there."""
     batch_size: int = Field(16, ge=1, le=65_536)
-    """Answers decoded together."""
+    """Responses decoded together."""
 
 
 class SelectRecipe(Recipe):
@@ -91,7 +91,7 @@ _OF_SAMPLING = ("num_samples", "max_new_tokens", "temperature", "top_p", "top_k"
 
 
 def _select_candidates(view: RecipeView) -> RecipeProblems:
-    """Answers come from a policy or from a file."""
+    """Responses come from a policy or from a file."""
     candidates, policy, data = view["select.candidates"], view["select.policy"], view["data"]
     if candidates is not None:
         if data is not None:
@@ -104,7 +104,7 @@ def _select_candidates(view: RecipeView) -> RecipeProblems:
             if view.given(f"select.{key}"):
                 yield problem_at(
                     f"select.{key}",
-                    "has no effect with `select.candidates`: the answers are there",
+                    "has no effect with `select.candidates`: the responses are there",
                     "drop it",
                 )
         if policy is not None and view["select.embedding"] != "policy":
@@ -117,11 +117,13 @@ def _select_candidates(view: RecipeView) -> RecipeProblems:
         yield problem_at(
             "data",
             "is missing",
-            "give `data.train` (`--data`): prompts; or `select.candidates`: answers too",
+            "give `data.train` (`--data`): prompts; or `select.candidates`: responses too",
         )
     elif policy is None:
-        hint = "name it (`--model`), or give `select.candidates`: prompts with their answers"
-        yield problem_at("select.policy", "is missing: the model whose answers are labelled", hint)
+        hint = "name it (`--model`), or give `select.candidates`: prompts with their responses"
+        yield problem_at(
+            "select.policy", "is missing: the model whose responses are labelled", hint
+        )
     if candidates is not None and policy is None and view["select.embedding"] == "policy":
         yield problem_at(
             "select.embedding", "`policy` needs `select.policy`", "name it, or use ngrams"
@@ -180,7 +182,7 @@ FLAGS = (
     Flag(
         "candidates",
         "select.candidates",
-        "File of prompts with their answers, in place of --model.",
+        "File of prompts with their responses, in place of --model.",
     ),
     Flag("reward_models", "select.reward_models", "Reward models whose doubts decide.", many=True),
     Flag(
@@ -191,15 +193,15 @@ FLAGS = (
 
 def _summary(recipe: SelectRecipe) -> OwnRows:
     settings = recipe.select
-    answers = settings.candidates
-    if answers is None:
+    responses = settings.candidates
+    if responses is None:
         assert recipe.data is not None, "a rule asks for it"
         assert settings.policy is not None, "a rule asks for it"
         policy = settings.policy.name_or_path
-        answers = f"{settings.num_samples} of {policy} to each prompt of {recipe.data.in_short()}"
+        responses = f"{settings.num_samples} of {policy} to each prompt of {recipe.data.in_short()}"
     return [
         ("method", f"select ({settings.strategy})", ""),
-        ("answers", answers, ""),
+        ("responses", responses, ""),
         ("judged by", ", ".join(settings.reward_models) or "nobody", "select.reward_models"),
         ("budget", f"{settings.budget:,} pairs", "select.budget"),
     ]

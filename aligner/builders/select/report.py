@@ -92,7 +92,7 @@ def write_select_report(run_dir: Path) -> Path:
     policy = settings["policy"]
     facts = [
         (
-            "answers",
+            "responses",
             "of " + policy["name_or_path"]
             if settings["candidates"] is None
             else settings["candidates"],
@@ -167,16 +167,12 @@ def _histograms(summary: Mapping[str, Any]) -> str:
 
 
 _MEANING = {
-    "entropy": "Entropy in nats of the preference; 0.693 where the two answers are equally good to "
-    "the "
-    "model, or unknown to it.",
-    "variance": "Variance between the reward models of the probability that one answer is better; "
-    "at "
-    "most "
-    "0.25.",
+    "entropy": "Entropy in nats of the preference; 0.693 where the two responses are equally good "
+    "to the model, or unknown to it.",
+    "variance": "Variance between the reward models of the probability that one response is "
+    "better; at most 0.25.",
     "bald": "Mutual information in nats of label and reward model: high where each is sure and "
-    "they "
-    "disagree.",
+    "they disagree.",
 }
 
 

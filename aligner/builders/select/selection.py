@@ -1,19 +1,19 @@
 """`select`: from prompts, responses and win probabilities to the pairs worth a label. Plain lists
 in, plain records out; no files.
 
-For every prompt one pair of its answers is chosen, and then some of the prompts. The pair of a
+For every prompt one pair of its responses is chosen, and then some of the prompts. The pair of a
 prompt is
 
-    max_min         the best and the worst answer, by mean probability of beating the others: the
+    max_min         the best and the worst response, by mean probability of beating the others: the
                     pair that on-policy preference
                     training would use, so that what is labelled is what the proxy will
                     have to judge
     most_uncertain  the one that the models are least sure of: more information, and more ties
     random          any
 
-Answers that differ in outer white space alone are one answer. Without a pair: a prompt that is
-empty, came before, has fewer than two different answers that say something, or whose pairs are all
-labelled or without a verdict of the models. Each of these is counted and none is an error.
+Responses that differ in outer white space alone are one response. Without a pair: a prompt that is
+empty, came before, has fewer than two different responses that say something, or whose pairs are
+all labelled or without a verdict of the models. Each of these is counted and none is an error.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from aligner.reward_models.base import Prompt
 
 Array = np.ndarray
 Triple = tuple[Prompt, str, str]
-"""A prompt and two answers to it."""
+"""A prompt and two responses to it."""
 
 Embed = Callable[[Sequence[Triple]], Array]
 """Pairs -> unit vectors, shape (N, D)."""
@@ -55,7 +55,7 @@ class Pair:
     nothing."""
 
     id: str
-    """The same for the same prompt and answers in any run and order."""
+    """The same for the same prompt and responses in any run and order."""
     row: int
     """Index of the prompt among those that were given."""
     prompt: Prompt
@@ -67,7 +67,7 @@ class Pair:
 
     @property
     def triple(self) -> Triple:
-        """Prompt and answers alone."""
+        """Prompt and responses alone."""
         return self.prompt, self.a, self.b
 
 
@@ -79,7 +79,7 @@ class Selection:
     picked: list[Pair] = field(default_factory=list)
     rest: list[Pair] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
-    """Prompts and answers by what kept them out."""
+    """Prompts and responses by what kept them out."""
     pair: str = ""
     """How pairs were chosen, once `auto` is settled."""
     measure: str | None = None
@@ -104,9 +104,9 @@ def select(
 ) -> Selection:
     """Choose at most `budget` pairs to be labelled, one of a prompt.
 
-    Shapes: N prompts (texts, or lists of turns) and N lists of answers, of any lengths n_i.
+    Shapes: N prompts (texts, or lists of turns) and N lists of responses, of any lengths n_i.
     `win_probabilities`: what `judge` returns, N arrays of shape (M, n_i, n_i) with the
-    probabilities of M models that answer j is better than answer k, NaN for pairs without a
+    probabilities of M models that response j is better than response k, NaN for pairs without a
     verdict, which are never picked. Without it only `random` and `diversity` can be asked for, and
     pairs are drawn at random. `labelled`: pairs with a label, which are never picked and which
     count as picked where picks are spread. `embed` makes vectors of pairs, (N, D), for the same.
@@ -115,7 +115,7 @@ def select(
     strategy.
     """
     assert len(prompts) == len(responses), (
-        f"{len(prompts)} prompts, {len(responses)} lists of answers"
+        f"{len(prompts)} prompts, {len(responses)} lists of responses"
     )
     assert win_probabilities is None or len(win_probabilities) == len(prompts), (
         f"{len(prompts)} prompts, {len(win_probabilities or [])} arrays of win probabilities"
@@ -147,7 +147,7 @@ def prompt_key(prompt: Prompt) -> str:
 
 
 def pair_id(prompt: Prompt, a: str, b: str) -> str:
-    """Return sixteen letters that stand for a prompt and two answers, in whatever order."""
+    """Return sixteen letters that stand for a prompt and two responses, in whatever order."""
     text = json.dumps([prompt_key(prompt), *sorted((a.strip(), b.strip()))], ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -166,7 +166,7 @@ def _pairs(
     """Return the pair of each prompt that has one, and count the prompts that have none."""
     seen: set[str] = set()
     pairs = []
-    for row, (prompt, answers) in enumerate(zip(prompts, responses)):
+    for row, (prompt, completions) in enumerate(zip(prompts, responses)):
         if not text_of(prompt).strip():
             selection.counts["empty prompts"] += 1
             continue
@@ -175,30 +175,30 @@ def _pairs(
             selection.counts["prompts that came before"] += 1
             continue
         seen.add(key)
-        kept = different(answers, selection.counts)
+        kept = different(completions, selection.counts)
         if len(kept) < 2:
-            selection.counts["prompts with fewer than two different answers"] += 1
+            selection.counts["prompts with fewer than two different responses"] += 1
             continue
         probabilities = (
             None
             if win_probabilities is None
             else np.asarray(win_probabilities[row], dtype=np.float64)
         )
-        pair = _pair_of(row, prompt, answers, kept, probabilities, selection, known, seed)
+        pair = _pair_of(row, prompt, completions, kept, probabilities, selection, known, seed)
         if pair is not None:
             pairs.append(pair)
     return pairs
 
 
-def different(answers: Sequence[str], counts: Counter[str]) -> list[int]:
-    """Return the indices of the answers that say something and something new."""
+def different(completions: Sequence[str], counts: Counter[str]) -> list[int]:
+    """Return the indices of the responses that say something and something new."""
     first_seen: dict[str, int] = {}
-    for index, answer in enumerate(answers):
-        text = answer.strip()
+    for index, completion in enumerate(completions):
+        text = completion.strip()
         if not text:
-            counts["empty answers"] += 1
+            counts["empty responses"] += 1
         elif text in first_seen:
-            counts["answers given twice"] += 1
+            counts["responses given twice"] += 1
         else:
             first_seen[text] = index
     return list(first_seen.values())
@@ -207,7 +207,7 @@ def different(answers: Sequence[str], counts: Counter[str]) -> list[int]:
 def _pair_of(
     row: int,
     prompt: Prompt,
-    answers: Sequence[str],
+    completions: Sequence[str],
     kept: list[int],
     probabilities: Array | None,
     selection: Selection,
@@ -231,14 +231,14 @@ def _pair_of(
         options = [
             option
             for option in options
-            if pair_id(prompt, answers[option[1]], answers[option[2]]) not in known
+            if pair_id(prompt, completions[option[1]], completions[option[2]]) not in known
         ]
     if not options:
         selection.counts["prompts whose pairs are labelled already"] += 1
         return None
     most = max(liking for liking, _, _ in options)
     equals = [
-        (pair_id(prompt, answers[j], answers[k]), j, k)
+        (pair_id(prompt, completions[j], completions[k]), j, k)
         for liking, j, k in options
         if liking == most
     ]
@@ -250,8 +250,8 @@ def _pair_of(
         name,
         row,
         prompt,
-        answers[j],
-        answers[k],
+        completions[j],
+        completions[k],
         probability,
         None if uncertainties is None else float(uncertainties[j, k]),
     )
@@ -272,7 +272,7 @@ def _with_verdict(
 def _liked(
     rule: str, kept: list[int], probabilities: Array | None, uncertainties: Array | None
 ) -> list[tuple[float, int, int]]:
-    """Return every pair of the kept answers, with how much the rule likes it."""
+    """Return every pair of the kept responses, with how much the rule likes it."""
     pairs = [(kept[first], kept[second]) for first, second in pairs_of(len(kept))]
     if rule == "max_min":
         assert probabilities is not None, "max_min needs win probabilities"

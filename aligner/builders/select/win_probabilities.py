@@ -1,10 +1,10 @@
 """How likely each response to a prompt beats each other one by the reward models, and how uncertain
 that is.
 
-Those of a prompt are an array of shape (M, n, n): for each of M models the probability that answer
-j is better than answer k. Of a model that scores single answers it is the sigmoid of the difference
-(Bradley and Terry), of one that compares what it says itself. So models of different scales count
-alike.
+Those of a prompt are an array of shape (M, n, n): for each of M models the probability that
+response j is better than response k. Of a model that scores single responses it is the sigmoid of
+the difference (Bradley and Terry), of one that compares what it says itself. So models of different
+scales count alike.
 
 Measures of uncertainty, of the M probabilities p of one pair (in nats where they are entropies):
 
@@ -13,7 +13,7 @@ Measures of uncertainty, of the M probabilities p of one pair (in nats where the
     variance   of the p: how much the models contradict one another (as in arXiv 2203.07472)
     bald       H(mean p) - mean H(p), the mutual information of label and model (arXiv 1112.5745):
                high where each
-               model is sure and they disagree, low where all find the two answers equally good
+               model is sure and they disagree, low where all find the two responses equally good
 
 An entropy cannot tell a pair that is a tie from one that the model has not understood; disagreement
 can, if the models differ. For a scorer whose numbers are not logits (a judge's grades, a verifier)
@@ -22,7 +22,7 @@ the sigmoid only orders pairs.
 A pair that a judge has no usable verdict on is NaN there, and no pair to choose; the win
 rates are those over the other pairs.
 
-Legend: M models, n answers to a prompt.
+Legend: M models, n responses to a prompt.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def judge(
     references: Sequence[str | None] | None = None,
 ) -> list[Array]:
     """Return the win probabilities by the scorers: an array of shape (M, n_i, n_i) for each prompt
-    i with its n_i answers.
+    i with its n_i responses.
 
     `references`: a right answer for each prompt, for scorers that compare with one.
 
@@ -72,16 +72,16 @@ def questions(
     *,
     compares: bool,
 ) -> tuple[Answers | Pairs, list[int]]:
-    """Return the rows that a scorer is asked about, every answer or, where it compares, every pair
-    of answers to a prompt; and the index of each row's prompt."""
+    """Return the rows that a scorer is asked about, every response or, where it compares, every
+    pair of responses to a prompt; and the index of each row's prompt."""
     pairs = [(i, *pair) for i, few in enumerate(responses) for pair in pairs_of(len(few))]
-    answers = [(i, text) for i, few in enumerate(responses) for text in few]
-    owners = [i for i, *_ in pairs] if compares else [i for i, _ in answers]
+    completions = [(i, text) for i, few in enumerate(responses) for text in few]
+    owners = [i for i, *_ in pairs] if compares else [i for i, _ in completions]
     asked = [prompts[i] for i in owners]
     known = [references[i] for i in owners]
     named = [origins[i] for i in owners]
     if not compares:
-        return Answers(asked, [text for _, text in answers], known, named), owners
+        return Answers(asked, [text for _, text in completions], known, named), owners
     first = [responses[i][j] for i, j, _ in pairs]
     second = [responses[i][k] for i, _, k in pairs]
     return Pairs(asked, first, second, known, named), owners
@@ -90,7 +90,7 @@ def questions(
 def win_probabilities(
     responses: Sequence[Sequence[str]], verdicts: Sequence[Verdict], *, compares: bool
 ) -> list[Array]:
-    """Return for each prompt how likely each answer is better than each other one, from the
+    """Return for each prompt how likely each response is better than each other one, from the
     verdicts on its `questions`: shape (n_i, n_i), 0.5 on the diagonal, NaN without a verdict."""
     values = np.array(
         [np.nan if verdict.value is None else verdict.value for verdict in verdicts],
@@ -115,7 +115,7 @@ def sigmoid(value: Array) -> Array:
 
 
 def pairs_of(count: int) -> list[tuple[int, int]]:
-    """Return all pairs j < k of so many answers."""
+    """Return all pairs j < k of so many responses."""
     return [(j, k) for j in range(count) for k in range(j + 1, count)]
 
 
@@ -147,10 +147,10 @@ def chosen_measure(name: str, models: int) -> str | None:
 
 
 def win_rates(probabilities: Array, kept: Sequence[int]) -> Array:
-    """Return for each kept answer its mean probability of beating another kept one, over models:
+    """Return for each kept response its mean probability of beating another kept one, over models:
     shape (len(kept),).
 
-    With one model that scores single answers this orders them as their scores do. Pairs without a
+    With one model that scores single responses this orders them as their scores do. Pairs without a
     verdict do not count.
     """
     inner = probabilities[:, kept][:, :, kept].mean(axis=0)

@@ -415,9 +415,9 @@ def test_prompts_without_a_pair_are_counted() -> None:
     assert found.counts == {
         "empty prompts": 2,
         "prompts that came before": 2,
-        "prompts with fewer than two different answers": 3,
-        "answers given twice": 2,
-        "empty answers": 2,
+        "prompts with fewer than two different responses": 3,
+        "responses given twice": 2,
+        "empty responses": 2,
     }
 
 

@@ -146,9 +146,9 @@ def test_a_policy_answers_and_disagreement_decides(folder: Path) -> None:
     assert told["models"] == [LONGER, SHORTER]
     names = {event.name for event in said if isinstance(event, events.StageProgress)}
     assert {
-        "writing answers",
-        "judging answers (1 of 2)",
-        "judging answers (2 of 2)",
+        "writing responses",
+        "judging responses (1 of 2)",
+        "judging responses (2 of 2)",
         "selecting pairs",
     } <= names
     parents = json.loads((run / "manifest.json").read_text())["parents"]
@@ -192,7 +192,7 @@ def test_hidden_states_of_the_policy_can_tell_pairs_apart(folder: Path) -> None:
 
 
 def test_answers_that_were_cut_off_are_left_out(folder: Path) -> None:
-    with pytest.raises(DataError, match=r"2\d answers cut off at the longest length"):
+    with pytest.raises(DataError, match=r"2\d responses cut off at the longest length"):
         sampled("select.max_new_tokens=1", "select.keep_unfinished=false")
 
 
@@ -203,7 +203,7 @@ def test_a_prompt_without_room_for_an_answer_is_told_before_any_is_written(folde
         DataError, match=r"1 of 3 prompts leave no room(.|\n)*prompts.jsonl:2: 1,?\d+ tokens"
     ):
         sampled()
-    assert not (folder / "out" / "journal" / "answers.jsonl").exists()
+    assert not (folder / "out" / "journal" / "responses.jsonl").exists()
     run = sampled("data.on_too_long=drop", output="dropped")
     assert (
         json.loads((run / "picked.json").read_text())["left_out"]["prompts too long to be answered"]
@@ -456,7 +456,7 @@ def test_a_process_that_is_really_killed_loses_one_part(folder: Path) -> None:
     )
     died = subprocess.run([sys.executable, "-c", code], env=os.environ, check=False, timeout=300)
     assert died.returncode == -signal.SIGKILL
-    assert len((folder / "killed" / "journal" / "answers.jsonl").read_bytes().splitlines()) == 3
+    assert len((folder / "killed" / "journal" / "responses.jsonl").read_bytes().splitlines()) == 3
     resumed = run_select(load_recipe("select", "r.yaml"), resume=True).run_dir
     whole = run_select(load_recipe("select", "r.yaml", ["output_dir=whole"])).run_dir
     assert result(resumed) == result(whole)
@@ -562,7 +562,7 @@ def test_exchanged_answers_that_differ_in_blanks_alone_are_noticed(folder: Path)
     for one, other in (("a", "b"), ("b", "a")):
         exchanged = {"id": row["id"], "label": "a", one: row[other].replace("\n", "\r\n")}
         write_jsonl(folder / "labels.jsonl", [exchanged])
-        with pytest.raises(DataError, match=f"`{one}` is not the answer(.|\n)*exchanged"):
+        with pytest.raises(DataError, match=f"`{one}` is not the response(.|\n)*exchanged"):
             read_labels(run, folder / "labels.jsonl")
     write_jsonl(
         folder / "labels.jsonl", [{**row, "a": row["a"].replace("\n", "\r\n") + " ", "label": "a"}]
