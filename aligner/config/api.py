@@ -73,9 +73,13 @@ def resolve(recipe: GivenRecipe, laid_over: Mapping[str, FlagValue]) -> Resolved
         return _again(recipe, laid_over) if laid_over else recipe
     if isinstance(recipe, Recipe):
         return _from_object(recipe, laid_over)
-    if _is_method(recipe):
-        return _from_values(str(recipe), laid_over)
-    return load.load_recipe(method_of(recipe), recipe, (), laid_over)
+    if not _is_method(recipe):
+        return load.load_recipe(method_of(recipe), recipe, (), laid_over)
+    draft = Draft({})
+    hint = 'give at least overrides={"model.name_or_path": ..., "data.train": ...}'
+    given = Unsettled(str(recipe), f"the overrides of `{recipe}`", draft, hint=hint)
+    settled, origins = settle(given, (), laid_over)
+    return Resolved(settled, origins, yaml.safe_dump(draft.values, sort_keys=False), None)
 
 
 def _again(resolved: Resolved, laid_over: Mapping[str, FlagValue]) -> Resolved:
@@ -95,14 +99,6 @@ def _from_object(recipe: Recipe, laid_over: Mapping[str, FlagValue]) -> Resolved
     text = yaml.safe_dump({"method": recipe.method, **values}, sort_keys=False)
     settled, origins = settle(Unsettled(recipe.method, name, draft), (), laid_over)
     return Resolved(settled, origins, text, None)
-
-
-def _from_values(method: str, laid_over: Mapping[str, FlagValue]) -> Resolved:
-    draft = Draft({})
-    hint = 'give at least overrides={"model.name_or_path": ..., "data.train": ...}'
-    given = Unsettled(method, f"the overrides of `{method}`", draft, hint=hint)
-    settled, origins = settle(given, (), laid_over)
-    return Resolved(settled, origins, yaml.safe_dump(draft.values, sort_keys=False), None)
 
 
 def method_of(recipe: GivenRecipe) -> str:

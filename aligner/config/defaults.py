@@ -138,11 +138,7 @@ def defaults(recipe: TrainRecipe) -> dict[str, Default]:
     method = training_of(name)
     assert method is not None, "a recipe with a trainer is of a method that trains"
     specs = trainer_fields(name)
-    found = {
-        key: Default(_plain(specs[key], specs[key]["default"]), _library(key, specs[key]))
-        for key in trainer_settings(name)
-        if key not in LATE
-    }
+    found = {key: _of_library(key, specs[key]) for key in trainer_settings(name) if key not in LATE}
     own = method.defaults_with_lora if recipe.model.lora is not None else {}
     layers = {
         "default of aligner": {**OF_ALIGNER, **_following(recipe, method.metrics)},
@@ -154,18 +150,15 @@ def defaults(recipe: TrainRecipe) -> dict[str, Default]:
     return found
 
 
-def _plain(spec: dict[str, Any], value: Any) -> Any:
-    """Numbers as a recipe's are read, so that writing a default out changes no hash."""
+def _of_library(key: str, spec: Mapping[str, Any]) -> Default:
+    """The default in the table, of TRL where its class changes or adds the field. Numbers as a
+    recipe's are read, so that writing a default out changes no hash."""
+    value = copy.deepcopy(spec["default"])
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return trainer_keys.read({"type": spec["type"]}, value)
-    return copy.deepcopy(value)
-
-
-def _library(key: str, spec: Mapping[str, Any]) -> str:
-    """Whose default the one in the table is: TRL's, where its class changes or adds the field."""
+        value = trainer_keys.read({"type": spec["type"]}, value)
     base = trainer_keys.fields(trainer_keys.PLAIN)
     inherited = key in base and base[key]["default"] == spec["default"]
-    return "default of transformers" if inherited else "default of TRL"
+    return Default(value, "default of transformers" if inherited else "default of TRL")
 
 
 def _following(recipe: TrainRecipe, metrics: Mapping[str, bool]) -> dict[str, Any]:

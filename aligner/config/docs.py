@@ -74,13 +74,26 @@ _BOUNDS = (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<"))
 
 def document() -> str:
     """The whole page."""
-    parts = [INTRO, *_sections(), _losses(), _strategies(), _trainer(), _flags()]
+    losses = _names(
+        "Objectives of `dpo.loss`", "The names are TRL's where TRL has the objective.", LOSSES
+    )
+    strategies = _names(
+        "Strategies of `launch.strategy`",
+        "Or the path of a configuration file of accelerate's.",
+        STRATEGIES,
+    )
+    parts = [INTRO, *_sections(), losses, strategies, _trainer(), _flags()]
     return "\n".join(part.rstrip() + "\n" for part in parts)
 
 
 def _sections() -> Iterator[str]:
     yield "## Top level\n\n" + _table(recipe_module.TrainRecipe)
-    yield "Recipes that train nothing have fewer keys:\n\n" + "".join(_other_keys()) + "\n"
+    others = "Recipes that train nothing have fewer keys:\n\n"
+    for name, recipe in recipes().items():
+        if training_of(name) is None:
+            keys = ", ".join(f"`{key}`" for key in recipe.model_fields)
+            others += f"* `{name}` (`aligner {command_of(name)}`): {keys}\n"
+    yield others + "\n"
     titled: tuple[tuple[str, type[Section]], ...] = (
         ("model", recipe_module.Model),
         ("model.lora", recipe_module.Lora),
@@ -100,14 +113,6 @@ def _sections() -> Iterator[str]:
         yield f"## {title}\n\n{text}\n\n{_table(section)}"
 
 
-def _other_keys() -> Iterator[str]:
-    """The keys of the recipes that train nothing."""
-    for name, recipe in recipes().items():
-        if training_of(name) is None:
-            keys = ", ".join(f"`{key}`" for key in recipe.model_fields)
-            yield f"* `{name}` (`aligner {command_of(name)}`): {keys}\n"
-
-
 def _method_sections() -> Iterator[tuple[str, type[Section]]]:
     """The section of each method, and those that its folder adds below that."""
     for method, recipe in recipes().items():
@@ -124,17 +129,17 @@ def _method_sections() -> Iterator[tuple[str, type[Section]]]:
 def _texts(module: str) -> dict[str, dict[str, str]]:
     """Class -> field -> the docstring below the field."""
     tree = ast.parse(Path(str(sys.modules[module].__file__)).read_text("utf-8"))
-    return {
-        node.name: dict(_texts_in(node)) for node in tree.body if isinstance(node, ast.ClassDef)
-    }
-
-
-def _texts_in(node: ast.ClassDef) -> Iterator[tuple[str, str]]:
-    for field, text in zip(node.body, node.body[1:]):
-        if not (isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)):
+    texts: dict[str, dict[str, str]] = {}
+    for node in tree.body:
+        if not isinstance(node, ast.ClassDef):
             continue
-        if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
-            yield field.target.id, str(text.value.value)
+        texts[node.name] = {}
+        for field, text in zip(node.body, node.body[1:]):
+            if not (isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)):
+                continue
+            if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+                texts[node.name][field.target.id] = str(text.value.value)
+    return texts
 
 
 def text_of(section: type[Section], key: str) -> str:
@@ -206,20 +211,6 @@ def _default(field: FieldInfo) -> str:
 def _names(title: str, intro: str, table: dict[str, str]) -> str:
     rows = [f"| `{name}` | {text} |" for name, text in table.items()]
     return "\n".join([f"## {title}\n\n{intro}\n", "| Name | |", "| --- | --- |", *rows])
-
-
-def _losses() -> str:
-    return _names(
-        "Objectives of `dpo.loss`", "The names are TRL's where TRL has the objective.", LOSSES
-    )
-
-
-def _strategies() -> str:
-    return _names(
-        "Strategies of `launch.strategy`",
-        "Or the path of a configuration file of accelerate's.",
-        STRATEGIES,
-    )
 
 
 def _trainer() -> str:

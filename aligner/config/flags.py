@@ -9,7 +9,7 @@ are reported at once.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -100,7 +100,9 @@ class _Parser:
         name = self._name(typed)
         value = attached if equals else None
         if name in OPTIONS:
-            self._option(name, typed, value)
+            state = self._truth(typed, "true" if value is None else value)
+            if state is not None:
+                self.result.options[name] = state
         elif name in _SPECIAL:
             _SPECIAL[name](self, typed, self._value(typed, value, name == "resume_from_checkpoint"))
         elif (flag := self._own(name)) is not None:
@@ -185,11 +187,6 @@ class _Parser:
     # -- kinds of flags
     # ----------------------------------------------------------------------------------------------
 
-    def _option(self, name: str, typed: str, value: str | None) -> None:
-        state = self._truth(typed, "true" if value is None else value)
-        if state is not None:
-            self.result.options[name] = state
-
     def _known(self, flag: Flag, typed: str, attached: str | None) -> None:
         if flag.values is not None:
             state = self._truth(typed, self._value(typed, attached, is_switch=True))
@@ -265,7 +262,9 @@ class _Parser:
         if place:
             self._complain(typed, "is not a flag", place)
             return
-        near = hints.closest(name, _all_names(self.method))
+        near = hints.closest(
+            name, dict.fromkeys([*all_flags(), *trainer_settings(self.method), *OPTIONS])
+        )
         keys = [
             key
             for key in dotted_keys(self.recipe_class)
@@ -336,7 +335,3 @@ _SPECIAL: dict[str, Callable[[_Parser, str, str | None], None]] = {
     "accelerate_config": _Parser._accelerate_config,
     "dataset_num_proc": _Parser._num_proc,
 }
-
-
-def _all_names(method: str) -> Iterable[str]:
-    return dict.fromkeys([*all_flags(), *trainer_settings(method), *OPTIONS])

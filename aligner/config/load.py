@@ -95,12 +95,16 @@ def load_recipe(
     between them.
     """
     name, text, path = read_text(ref)
-    draft, problems = _draft(text, name)
+    document = read_document(text, name)
+    marks = {path: f"{name}:{line}" for path, line in document.lines.items()}
+    draft = Draft(document.values, marks)
     hint = (
         f"give a recipe (`aligner {command_of(method)} RECIPE`), or at least `--model` and `--data`"
     )
     recipe, origins = settle(
-        Unsettled(method, name, draft, path, problems, "" if ref else hint), overrides, flags
+        Unsettled(method, name, draft, path, document.problems, "" if ref else hint),
+        overrides,
+        flags,
     )
     given = text if ref is not None else yaml.safe_dump(draft.values, sort_keys=False)
     return Resolved(recipe, origins, given, path)
@@ -173,12 +177,6 @@ def _not_found(ref: str | Path, path: Path) -> RecipeError:
     names = [*beside, *(recipe.name for recipe in shipped_recipes())]
     hint = did_you_mean(str(ref), names) or "`aligner recipes list` names the shipped ones"
     return RecipeError(f"there is no file and no shipped recipe called `{ref}`", hint)
-
-
-def _draft(text: str, name: str) -> tuple[Draft, list[Problem]]:
-    document = read_document(text, name)
-    marks = {path: f"{name}:{line}" for path, line in document.lines.items()}
-    return Draft(document.values, marks), document.problems
 
 
 def _assignments(
@@ -278,10 +276,6 @@ def _collect(value: Any, path: KeyPath, draft: Draft, origins: dict[str, str]) -
     inside = {
         mark
         for key, mark in draft.marks.items()
-        if key[: len(path)] == path and not _in_file(mark, place)
+        if key[: len(path)] == path and mark != place and not re.search(r":\d+$", mark)
     }
     origins[dotted(path)] = " + ".join([place, *sorted(inside)])
-
-
-def _in_file(mark: str, place: str) -> bool:
-    return mark == place or re.search(r":\d+$", mark) is not None

@@ -116,34 +116,30 @@ def read_shell_value(recipe_class: type[Recipe], path: KeyPath, raw: str) -> Any
     YAML."""
     if raw in ("null", "~", ""):
         return None
-    if is_text(recipe_class, path) or _is_text_of_trainer(recipe_class, path):
+    holds_text = is_text(recipe_class, path)
+    if not holds_text and len(path) == 2 and path[0] == "trainer":
+        method = recipe_class.model_fields["method"].default
+        spec = trainer_fields(method).get(str(path[1]), {"type": ""})
+        holds_text = set(spec["type"].split(" | ")) <= {"str", "None"}
+    if holds_text:
         return raw[1:-1] if len(raw) > 1 and raw[0] == raw[-1] and raw[0] in "'\"" else raw
     return read_value(raw)
-
-
-def _is_text_of_trainer(recipe_class: type[Recipe], path: KeyPath) -> bool:
-    if len(path) != 2 or path[0] != "trainer":
-        return False
-    method = recipe_class.model_fields["method"].default
-    spec = trainer_fields(method).get(str(path[1]), {"type": ""})
-    return set(spec["type"].split(" | ")) <= {"str", "None"}
 
 
 def lay_over(draft: Draft, assignments: list[Assignment]) -> list[Problem]:
     """Apply overrides and flags. Both beat the file; the same key from both, with two values, is a
     problem."""
     problems = [*_contradictions(assignments)]
-    for item in sorted(assignments, key=_order):
+    # Sections before the keys in them, and evaluation sources after the training source that they
+    # may copy.
+    ordered = sorted(
+        assignments, key=lambda item: (item.path[:2] == ("data", "eval"), len(item.path))
+    )
+    for item in ordered:
         problem = _apply(draft, item)
         if problem:
             problems.append(problem)
     return problems
-
-
-def _order(item: Assignment) -> tuple[bool, int]:
-    """Sections before the keys in them, and evaluation sources after the training source that they
-    may copy."""
-    return item.path[:2] == ("data", "eval"), len(item.path)
 
 
 def _contradictions(assignments: list[Assignment]) -> list[Problem]:

@@ -33,14 +33,14 @@ def shipped_recipes() -> list[ShippedRecipe]:
     names = sorted(
         path.relative_to(folder).with_suffix("").as_posix() for path in folder.glob("*/*.yaml")
     )
-    return [_describe(folder / f"{name}.yaml", name) for name in names]
-
-
-def _describe(path: Path, name: str) -> ShippedRecipe:
-    text = path.read_text("utf-8")
-    method = re.search(r"^method:\s*(\w+)", text, re.MULTILINE)
-    summary = text.splitlines()[0].lstrip("# ").strip() if text.startswith("#") else ""
-    return ShippedRecipe(name, method.group(1) if method else "", summary, path)
+    found = []
+    for name in names:
+        path = folder / f"{name}.yaml"
+        text = path.read_text("utf-8")
+        method = re.search(r"^method:\s*(\w+)", text, re.MULTILINE)
+        summary = text.splitlines()[0].lstrip("# ").strip() if text.startswith("#") else ""
+        found.append(ShippedRecipe(name, method.group(1) if method else "", summary, path))
+    return found
 
 
 def find_shipped(name: str) -> ShippedRecipe | None:

@@ -211,7 +211,9 @@ def _describe(field: dataclasses.Field[Any], hint: Any) -> dict[str, Any]:
     spec: dict[str, Any] = {"type": " | ".join(kinds), "default": _default(field)}
     if choices:
         spec["choices"] = choices
-    return {**spec, "help": _first_sentence(field.metadata.get("help", ""))}
+    text = re.sub(r"\s+", " ", field.metadata.get("help", "")).strip().replace("%%", "%")
+    sentence = re.match(r".+?[.!?](?=\s+[A-Z`'\[(]|$)", text)
+    return {**spec, "help": sentence.group(0) if sentence else text}
 
 
 def _kinds(hint: Any) -> tuple[list[str], list[str | bool]]:
@@ -248,12 +250,6 @@ def _default(field: dataclasses.Field[Any]) -> Any:
     return (
         value if isinstance(value, bool | int | float | str | list | dict | None) else repr(value)
     )
-
-
-def _first_sentence(text: str) -> str:
-    text = re.sub(r"\s+", " ", text).strip().replace("%%", "%")
-    match = re.match(r".+?[.!?](?=\s+[A-Z`'\[(]|$)", text)
-    return match.group(0) if match else text
 
 
 def build_table() -> dict[str, Any]:

@@ -263,20 +263,17 @@ def _best_is_known(view: RecipeView) -> RecipeProblems:
         save, evaluate = (
             view[f"trainer.{key}_steps"] or DEFAULT_SHARE_OF_STEPS for key in ("save", "eval")
         )
-        if (save < 1) != (evaluate < 1) or not _is_multiple(save, evaluate):
+        is_multiple = (save < 1) == (evaluate < 1) and (
+            round(save * 1_000_000) % round(evaluate * 1_000_000) == 0
+            if evaluate < 1
+            else save % evaluate == 0
+        )
+        if not is_multiple:
             message = (
                 f"is {save:g}, which is not a multiple of `eval_steps` ({evaluate:g}); the best "
                 "checkpoint must exist"
             )
             yield problem_at("trainer.save_steps", message, "give both the same value")
-
-
-def _is_multiple(save: float, evaluate: float) -> bool:
-    return (
-        round(save * 1_000_000) % round(evaluate * 1_000_000) == 0
-        if evaluate < 1
-        else save % evaluate == 0
-    )
 
 
 def metric_is_measured(known: Collection[str]) -> Rule:

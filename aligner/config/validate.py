@@ -97,8 +97,10 @@ def _merge(findings: list[RecipeProblem]) -> list[RecipeProblem]:
         by_path[finding.path].append(finding)
     merged = []
     for path, group in by_path.items():
-        if group[0].message == _IS_MISSING and _is_misspelt(path, by_path):
-            continue
+        if group[0].message == _IS_MISSING:
+            siblings = [other for other in by_path if other[:-1] == path[:-1] and other != path]
+            if any(hints.closest(str(other[-1]), [str(path[-1])]) for other in siblings):
+                continue  # a name that comes close is reported already
         is_deeper = any(len(other) > len(path) and other[: len(path)] == path for other in by_path)
         if is_deeper and all(finding.expected for finding in group):
             continue
@@ -107,12 +109,6 @@ def _merge(findings: list[RecipeProblem]) -> list[RecipeProblem]:
 
 
 _IS_MISSING = "is missing"
-
-
-def _is_misspelt(path: KeyPath, by_path: dict[KeyPath, list[RecipeProblem]]) -> bool:
-    """Whether a missing key is there under a name that comes close, which is reported already."""
-    siblings = [other for other in by_path if other[:-1] == path[:-1] and other != path]
-    return any(hints.closest(str(other[-1]), [str(path[-1])]) for other in siblings)
 
 
 def _join(group: list[RecipeProblem]) -> RecipeProblem:
@@ -314,16 +310,12 @@ def _mismatch(path: KeyPath, expected: str, value: Any, spec: dict[str, Any]) ->
         )
         hint = f"did you mean `{near}`?" if near else hint
         if len(spec["choices"]) > 12:
-            expected = (
-                "expected one of "
-                + ", ".join(_nearest_first(str(value), spec["choices"])[:6])
-                + ", ..."
+            nearest = sorted(
+                spec["choices"],
+                key=lambda choice: -difflib.SequenceMatcher(None, str(value), choice).ratio(),
             )
+            expected = f"expected one of {', '.join(nearest[:6])}, ..."
     return RecipeProblem(path, f"{expected}, found {show(value)}", hint)
-
-
-def _nearest_first(name: str, choices: list[str]) -> list[str]:
-    return sorted(choices, key=lambda choice: -difflib.SequenceMatcher(None, name, choice).ratio())
 
 
 def _unknown_trainer_key(

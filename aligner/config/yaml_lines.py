@@ -64,7 +64,10 @@ class _Loader(yaml.SafeLoader):
         """Compose a node, or take that of an alias, and count what it comes to."""
         event = self.peek_event()
         if isinstance(event, yaml.AliasEvent):
-            self._count(self._size_of(event), event)
+            size = self._sizes.get(event.anchor, 0)  # an unknown one is refused by the composer
+            if size is None:
+                raise _beyond(f"the alias `*{event.anchor}` stands inside what it names", event)
+            self._count(size, event)
             return super().compose_node(parent, index)
         anchor, before = event.anchor, self._characters
         if anchor is not None:
@@ -78,13 +81,6 @@ class _Loader(yaml.SafeLoader):
         if anchor is not None:
             self._sizes[anchor] = self._characters - before
         return node
-
-    def _size_of(self, alias: yaml.AliasEvent) -> int:
-        size = self._sizes.get(alias.anchor, 0)  # an unknown one is refused by the composer
-        if size is None:
-            problem = f"the alias `*{alias.anchor}` stands inside what it names"
-            raise _beyond(problem, alias)
-        return size
 
     def _count(self, characters: int, event: yaml.Event) -> None:
         self._characters += characters
@@ -184,11 +180,13 @@ def read_document(text: str, name: str, kind: str = "a recipe") -> Document:
             )  # before merged keys are put among those of the mapping itself
             document.values = loader.construct_document(node)
     except yaml.YAMLError as error:
-        raise _unreadable(error, text, name) from None
+        problems = [_broken(error, text, name)]
+        if isinstance(error, _Beyond):
+            raise RecipeError(f"{name} is beyond what is read", _LIMITS_HINT, problems) from None
+        raise RecipeError(f"{name} is not valid YAML", _BROKEN_HINT, problems) from None
     if not isinstance(document.values, dict):
-        problem = Problem(
-            f"expected `key: value` lines, found {_kind(document.values)}", where=f"{name}:1"
-        )
+        found = "a list" if isinstance(document.values, list) else f"`{document.values}`"
+        problem = Problem(f"expected `key: value` lines, found {found}", where=f"{name}:1")
         hint = (
             "`aligner recipes show tiny/sft` prints one to start from"
             if kind == "a recipe"
@@ -196,13 +194,6 @@ def read_document(text: str, name: str, kind: str = "a recipe") -> Document:
         )
         raise RecipeError(f"{name} is not {kind}", hint, [problem])
     return document
-
-
-def _unreadable(error: yaml.YAMLError, text: str, name: str) -> RecipeError:
-    problems = [_broken(error, text, name)]
-    if isinstance(error, _Beyond):
-        return RecipeError(f"{name} is beyond what is read", _LIMITS_HINT, problems)
-    return RecipeError(f"{name} is not valid YAML", _BROKEN_HINT, problems)
 
 
 _LIMITS_HINT = (
@@ -227,10 +218,6 @@ def _broken(error: yaml.YAMLError, text: str, name: str) -> Problem:
     return Problem(
         f"{what}, at column {mark.column + 1} of `{found[:80]}`", where=f"{name}:{mark.line + 1}"
     )
-
-
-def _kind(value: Any) -> str:
-    return "a list" if isinstance(value, list) else f"`{value}`"
 
 
 def _walk(node: yaml.Node, path: KeyPath, name: str, document: Document) -> None:
@@ -262,17 +249,13 @@ def _walk_mapping(node: yaml.MappingNode, path: KeyPath, name: str, document: Do
         document.lines.setdefault(here, line)
         _walk(value_node, here, name, document)
     for inner in merged:
-        _walk_merged(inner, path, name, document)
-
-
-def _walk_merged(node: yaml.Node, path: KeyPath, name: str, document: Document) -> None:
-    """Note the lines of what `<<` brings along; the keys that the mapping gives itself keep
-    theirs."""
-    brought = Document({})
-    _walk(node, path, name, brought)
-    for place, line in brought.lines.items():
-        if not any(place[:length] in document.lines for length in range(len(path) + 1, len(place))):
-            document.lines.setdefault(place, line)
+        brought = Document({})
+        _walk(inner, path, name, brought)
+        for place, line in brought.lines.items():
+            begins = range(len(path) + 1, len(place))
+            # the keys that the mapping gives itself keep their lines
+            if not any(place[:length] in document.lines for length in begins):
+                document.lines.setdefault(place, line)
 
 
 def dotted(path: KeyPath) -> str:
