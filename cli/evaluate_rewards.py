@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from .models import OnBadRow, dropped_rows
+from .models import OnBadRow, dropped_rows, warn_of
 from .output import Output, rows_fingerprint
 
 if TYPE_CHECKING:
@@ -142,6 +142,7 @@ def _read(
     loaded = load_rows(
         Data(train=[source], on_bad_row=on_bad_row), "preference", seed, keep=list(keep)
     )
+    warn_of(loaded.ledger.remarks())
     refuse_tools(loaded.train, "a reward model")
     pairs = as_pairs(loaded.train)
     if category is not None and not any(category in pair.extra for pair in pairs):

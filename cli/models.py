@@ -4,7 +4,7 @@ rows."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -70,9 +70,14 @@ def read_rows(source: Source, task: Task, seed: int, on_bad_row: OnBadRow = "err
 
     loaded = load_rows(Data(train=[source], on_bad_row=on_bad_row), task, seed)
     dropped_rows(loaded.ledger)
-    for remark in (remark for source in loaded.ledger.sources for remark in source.remarks()):
-        typer.echo(f"warning: {remark}", err=True)
+    warn_of(loaded.ledger.remarks())
     return list(loaded.train)
+
+
+def warn_of(remarks: Iterable[str]) -> None:
+    """Print each as a warning on stderr."""
+    for remark in remarks:
+        typer.echo(f"warning: {remark}", err=True)
 
 
 def dropped_rows(ledger: Ledger) -> int:

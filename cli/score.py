@@ -13,6 +13,7 @@ from .models import (
     MaxRows,
     Split,
     source_section,
+    warn_of,
 )
 from .output import Overwrite, Resume, checked_output
 
@@ -75,6 +76,7 @@ def score(
     card = read_spec(reward_model)
     source = source_section(data, column, split, max_rows)
     rows = read_answers(source, seed)
+    warn_of(rows.remarks)
     refuse_taken_columns(source, rows.form, prefix)
 
     from .render import Screen

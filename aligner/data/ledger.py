@@ -303,6 +303,10 @@ class Ledger:
         """The books of a split ("train" or "eval"), opened on first use."""
         return self.splits.setdefault(name, SplitLedger())
 
+    def remarks(self) -> list[str]:
+        """What to warn of in any of the sources."""
+        return [remark for entry in self.sources for remark in entry.remarks()]
+
     def check(self) -> None:
         """Assert that the books balance."""
         for entry in self.sources:

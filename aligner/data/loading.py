@@ -43,6 +43,7 @@ from aligner.data.rows import CompletionRow, ConversationRow, PreferenceRow, Row
 from aligner.data.sources import open_source
 from aligner.data.stray import refuse_media, refuse_stray_question, unused_parts
 from aligner.errors import DataError, Problem
+from aligner.events import OnEvent, Warned, tell
 
 OnBadRow = Literal["error", "drop"]
 
@@ -71,6 +72,11 @@ class Loaded:
     eval: list[Any]
     ledger: Ledger
     fingerprint: str
+
+    def warn(self, on_event: OnEvent | None) -> None:
+        """Warn of columns that are not used and look as if they should be."""
+        for remark in self.ledger.remarks():
+            tell(on_event, Warned(remark))
 
 
 def load_rows(

@@ -15,7 +15,7 @@ more when the scores are written, so they need no memory and keep every column a
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from aligner.config.recipe import Data, Source
@@ -69,6 +69,8 @@ class AnswerRows:
     answers: list[Answer]
     origins: list[str]
     fingerprint: str
+    remarks: list[str] = field(default_factory=list)
+    """What to warn of: columns that are not used and look as if they should be."""
 
     def place(self, answer: int) -> str:
         """Where an answer comes from: `rows.jsonl:17`, with `(chosen)` or `(answer 3)` where a row
@@ -91,7 +93,8 @@ def read_answers(source: Source, seed: int) -> AnswerRows:
     answers = [
         answer for number, row in enumerate(loaded.train) for answer in _answers(row, number)
     ]
-    return AnswerRows(form, answers, [row.origin for row in loaded.train], loaded.fingerprint)
+    origins = [row.origin for row in loaded.train]
+    return AnswerRows(form, answers, origins, loaded.fingerprint, loaded.ledger.remarks())
 
 
 def form_of(source: Source) -> Form:

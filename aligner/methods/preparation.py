@@ -53,9 +53,7 @@ def load_data(
         memory=memory,
     )
     steps.check_rows(recipe, loaded)
-    for source in loaded.ledger.sources:
-        for remark in source.remarks():
-            tell(on_event, Warned(remark))
+    loaded.warn(on_event)
     return loaded
 
 

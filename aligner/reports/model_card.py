@@ -295,7 +295,11 @@ def _settings(recipe: Record) -> Record:
 def _setting(key: str, value: Any, origins: Record) -> tuple[str, ...]:
     """A row of the table. Where a given value stands in a file of this machine is not told."""
     origin = origins.get(key, DEFAULT)
-    return _code(key), _code(dumps(value)), origin if is_default(origin) else "the recipe"
+    if origin in ("objective=", "rows="):
+        origin = f"given in Python, {_code(origin)}"
+    elif not is_default(origin):
+        origin = "the recipe"
+    return _code(key), _code(dumps(value)), origin
 
 
 def _results(manifest: Record, evaluation: Any) -> str:

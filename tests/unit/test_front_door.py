@@ -332,7 +332,9 @@ def test_the_record_names_the_loss_and_keeps_its_source(small_world: Path, tmp_p
     run = aligner.open_run(run_dir)
     assert run.recipe.dpo.loss.startswith(f"callable {__name__}:dpo_like sha256:")
     assert run.resolved.origins["dpo.loss"] == "objective="
-    assert run.recipe.dpo.loss in (run.final_dir / "README.md").read_text(encoding="utf-8")
+    card = (run.final_dir / "README.md").read_text(encoding="utf-8")
+    assert run.recipe.dpo.loss in card
+    assert "| given in Python, `objective=` |" in card
     kept = (run_dir / "objectives" / "callable.py").read_text(encoding="utf-8")
     assert kept.startswith("def dpo_like(")
 

@@ -222,7 +222,8 @@ def run_mosaic(
         scratch=("shards", "prepared"),
     )
     phrasings = load_phrasings(recipe.mosaic.phrasings)
-    _check_tokenizer_path(recipe.mosaic)
+    if (tokenizer := recipe.mosaic.tokenizer) is not None:
+        check_tokenizer_path(_as_model(tokenizer, recipe.mosaic), "mosaic.tokenizer")
     session.check_place()
     if (done := session.done()) is not None:
         return done
@@ -261,14 +262,12 @@ def _as_model(tokenizer: str, settings: MosaicFiles) -> Model:
     return Model(name_or_path=tokenizer, chat_template=settings.chat_template)
 
 
-def _check_tokenizer_path(settings: MosaicFiles) -> None:
-    if settings.tokenizer is not None:
-        check_tokenizer_path(_as_model(settings.tokenizer, settings), "mosaic.tokenizer")
-
-
 def _load(recipe: MosaicRecipe, store: RowStore | None, on_event: OnEvent | None) -> Loaded:
     tell(on_event, StageStarted("reading the data"))
-    return load_rows(recipe.data, "sft", recipe.seed, group_by=recipe.mosaic.group_by, store=store)
+    group_by = recipe.mosaic.group_by
+    loaded = load_rows(recipe.data, "sft", recipe.seed, group_by=group_by, store=store)
+    loaded.warn(on_event)
+    return loaded
 
 
 @dataclass(frozen=True)

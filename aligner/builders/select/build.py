@@ -236,6 +236,7 @@ def read_inputs(recipe: SelectRecipe, on_event: OnEvent | None) -> Inputs:
     else:
         assert recipe.data is not None, "a rule asks for one of them"
         loaded = load_rows(recipe.data, "prompts", recipe.seed)
+        loaded.warn(on_event)
         refuse_tools(loaded.train, "the policy of a selection")
         rows = [row for row in loaded.train if isinstance(row, PromptRow)]
         candidates, counts["prompts that came before"] = of_prompts(rows)
