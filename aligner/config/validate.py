@@ -250,8 +250,9 @@ def place_of(recipe_class: type[Recipe], name: str) -> str:
         return trainer_keys.RESERVED[name]
     if name in trainer_fields(method):
         return f"set `trainer.{name}`"
-    if name in hints.ELSEWHERE:
-        return _place(recipe_class, hints.ELSEWHERE[name])
+    elsewhere = hints.ELSEWHERE.get(name, "")
+    if elsewhere.split(".", 1)[0] in {*METHODS, *recipe_class.model_fields}:
+        return _place(recipe_class, elsewhere)
     keys = [key for key in dotted_keys(recipe_class) if key.rsplit(".", 1)[-1] == name]
     return f"set `{keys[0]}`" if len(keys) == 1 else ""
 
