@@ -79,29 +79,23 @@ def _reader(
     the struct's field."""
     import pyarrow.types as types
 
-    if getattr(kind, "extension_name", "") == "arrow.json" or _is_json(feature, kind):
+    is_text = types.is_string(kind) or types.is_large_string(kind)
+    noted_as = feature.get("_type") if isinstance(feature, dict) else None
+    is_json = getattr(kind, "extension_name", "") == "arrow.json"
+    if is_json or (is_text and noted_as == "Json"):
         return _text_from_json if name in TEXTS else _from_json
     if types.is_struct(kind):
         return _struct(kind, feature if isinstance(feature, dict) else {}, nulls)
     if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
-        return _items(_reader(kind.value_type, _of_items(feature), nulls))
+        of_items = feature.get("feature") if isinstance(feature, dict) else None
+        if isinstance(feature, list):
+            of_items = feature[0] if feature else None
+        reader = _reader(kind.value_type, of_items, nulls)
+        return None if reader is None else lambda values: [_read(reader, value) for value in values]
     if types.is_map(kind):
         inner = _reader(kind.item_type, None, nulls)
         return lambda pairs: {key: _read(inner, value) for key, value in pairs}
     return None
-
-
-def _is_json(feature: Any, kind: pyarrow.DataType) -> bool:
-    import pyarrow.types as types
-
-    is_text = types.is_string(kind) or types.is_large_string(kind)
-    return is_text and isinstance(feature, dict) and feature.get("_type") == "Json"
-
-
-def _of_items(feature: Any) -> Any:
-    if isinstance(feature, list):
-        return feature[0] if feature else None
-    return feature.get("feature") if isinstance(feature, dict) else None
 
 
 def _read(reader: Reader | None, value: Any) -> Any:
@@ -133,7 +127,3 @@ def _struct(kind: pyarrow.StructType, features: Mapping[str, Any], nulls: Nulls)
         return there
 
     return read
-
-
-def _items(reader: Reader | None) -> Reader | None:
-    return None if reader is None else lambda values: [_read(reader, value) for value in values]

@@ -190,7 +190,11 @@ def _csv(path: Path) -> Numbered:
                     yield number, BLANK
                     continue
                 number += 1
-                yield number, _csv_row(header, fields)
+                if len(fields) == len(header):
+                    yield number, dict(zip(header, fields))
+                else:
+                    found = f"{len(fields)} fields where the header has {len(header)}"
+                    yield number, Unreadable(found)
         except csv.Error as error:
             raise DataError(
                 f"{path}:{reader.line_num}: broken CSV: {error}", "check the quotes on that line"
@@ -209,12 +213,6 @@ def _check_header(path: Path, header: list[str]) -> None:
             f"{path}: the header names {', '.join(map(repr, twice))} more than once",
             "rename one of them",
         )
-
-
-def _csv_row(header: list[str], fields: list[str]) -> Any:
-    if len(fields) != len(header):
-        return Unreadable(f"{len(fields)} fields where the header has {len(header)}")
-    return dict(zip(header, fields))
 
 
 def _text(path: Path) -> Numbered:

@@ -92,11 +92,20 @@ def choose_form(head: Sequence[Row], source: Source, task: Task) -> tuple[str, s
         raise _unknown_columns(head, source, task)
     winners, _ = ballots[0]
     if len(winners) > 1:
-        raise _ambiguous(winners, source)
+        columns = "; ".join(f"{form} ({_ticked(REQUIRED[form], ' + ')})" for form in winners)
+        raise DataError(
+            f"{source.path}: the columns fit more than one form: {columns}",
+            f"say which one, for example `format: {winners[0]}`",
+        )
     (form,) = winners
     _refuse_mixture(form, ballots, source)
     agreeing = sum(number for forms, number in ballots if form in forms)
-    return form, f"found {_ticked(REQUIRED[form])} in {_share(agreeing, len(head))}"
+    rows = "the only row" if len(head) == 1 else f"the first {len(head)} rows"
+    if agreeing < len(head):
+        rows = f"{agreeing} of {rows}"
+    elif len(head) > 1:
+        rows = f"all of {rows}"
+    return form, f"found {_ticked(REQUIRED[form])} in {rows}"
 
 
 def unused_columns(head: Sequence[Row], form: str, task: Task) -> list[str]:
@@ -105,13 +114,6 @@ def unused_columns(head: Sequence[Row], form: str, task: Task) -> list[str]:
         return []
     used = {*REQUIRED[form], *OPTIONAL[form]}
     return sorted({str(name) for row in head for name in row if name not in used})
-
-
-def _share(agreeing: int, looked_at: int) -> str:
-    rows = "the only row" if looked_at == 1 else f"the first {looked_at} rows"
-    if agreeing == looked_at:
-        return rows if looked_at == 1 else f"all of {rows}"
-    return f"{agreeing} of {rows}"
 
 
 def _forms(row: Row) -> set[str]:
@@ -165,10 +167,14 @@ def _unknown_columns(head: Sequence[Row], source: Source, task: Task) -> DataErr
 def _wrong_task(forms: Iterable[str], head: Sequence[Row], source: Source, task: Task) -> DataError:
     held = " or ".join(sorted(forms))
     if task == "sft" and "preference" in forms:
+        mapping = "`columns: {prompt: prompt, completion: chosen}`"
+        are_turns = any(isinstance(row.get("chosen"), list) for row in head)
+        if are_turns and not any("prompt" in row for row in head):
+            mapping = "`columns: {messages: chosen}`"
         return DataError(
             f"{source.path} holds preference pairs (columns: {_columns(head)}); "
             "training on single answers needs one answer a row",
-            f"train on the chosen answers with {_chosen_mapping(head)}, or use the pairs with "
+            f"train on the chosen answers with {mapping}, or use the pairs with "
             "`aligner dpo` or `aligner reward`",
         )
     if task == "preference":
@@ -184,22 +190,6 @@ def _wrong_task(forms: Iterable[str], head: Sequence[Row], source: Source, task:
     return DataError(
         f"{source.path} holds {held} rows (columns: {_columns(head)}); this task takes {allowed}",
         _mapping_hint(head, ("prompt", "completion") if task == "sft" else ("prompt",)),
-    )
-
-
-def _chosen_mapping(head: Sequence[Row]) -> str:
-    if any(isinstance(row.get("chosen"), list) for row in head) and not any(
-        "prompt" in row for row in head
-    ):
-        return "`columns: {messages: chosen}`"
-    return "`columns: {prompt: prompt, completion: chosen}`"
-
-
-def _ambiguous(forms: tuple[str, ...], source: Source) -> DataError:
-    columns = "; ".join(f"{form} ({_ticked(REQUIRED[form], ' + ')})" for form in forms)
-    return DataError(
-        f"{source.path}: the columns fit more than one form: {columns}",
-        f"say which one, for example `format: {forms[0]}`",
     )
 
 

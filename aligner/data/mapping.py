@@ -103,24 +103,16 @@ def _alpaca_prompt(raw: Raw) -> Messages:
     instruction = text(_need(raw, "instruction"), "instruction")
     given = text(raw.get("input") or "", "input", allow_empty=True)
     asked = f"{instruction}\n\n{given}" if given.strip() else instruction
-    turns = [
-        turn for number, round_ in enumerate(_history(raw), 1) for turn in _round(round_, number)
-    ]
-    return _with_system(raw, [*turns, {"role": "user", "content": asked}])
-
-
-def _history(raw: Raw) -> list[Any]:
     history = raw.get("history") or []
     if not isinstance(history, list):
         raise BadRow(f"history is {kind(history)}, not a list of [question, answer] pairs")
-    return history
-
-
-def _round(round_: Any, number: int) -> Messages:
-    if not isinstance(round_, list) or len(round_) != 2:
-        raise BadRow(f"round {number} of history is not a [question, answer] pair")
-    asked, answered = (text(part, f"round {number} of history") for part in round_)
-    return [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+    turns = []
+    for number, round_ in enumerate(history, 1):
+        if not isinstance(round_, list) or len(round_) != 2:
+            raise BadRow(f"round {number} of history is not a [question, answer] pair")
+        for role, part in zip(("user", "assistant"), round_):
+            turns.append({"role": role, "content": text(part, f"round {number} of history")})
+    return _with_system(raw, [*turns, {"role": "user", "content": asked}])
 
 
 def _text(raw: Raw, origin: str) -> TextRow:
@@ -229,7 +221,8 @@ def _conversational_pair(
         prompt = as_turns(_untrained(_prompt(value)), "user")
     else:
         prompt = _shared_turns(chosen, rejected)
-        if value is not None and text(value, "prompt").strip() not in _asked(prompt):
+        said = [turn["content"].strip() for turn in prompt if turn["role"] == "user"]
+        if value is not None and text(value, "prompt").strip() not in [*said[:1], *said[-1:]]:
             raise BadRow("prompt is not what the user asks in chosen and rejected")
     return (
         prompt,
@@ -252,12 +245,6 @@ def _shared_turns(chosen: Messages, rejected: Messages) -> Messages:
     if not shared:
         raise BadRow("there is no `prompt`, and chosen and rejected share no first turn")
     return question(chosen[:shared], "what chosen and rejected share")
-
-
-def _asked(prompt: Messages) -> list[str]:
-    """The first and the last thing that the user says."""
-    said = [turn["content"].strip() for turn in prompt if turn["role"] == "user"]
-    return [said[0], said[-1]] if said else []
 
 
 def _pair_weight(raw: Raw) -> float:

@@ -48,7 +48,8 @@ class MemoryRows:
 
         `nulls` counts those of a dataset that were taken as absent keys.
         """
-        rows = list(_raw(self.rows, nulls))
+        is_data_set = _is_data_set(self.rows)
+        rows = list(decoded(self.rows, nulls) if is_data_set else map(_checked, self.rows))
         files.append(fingerprinted(self.name, rows))
         for number, row in enumerate(rows):
             yield f"{self.name}[{number}]", row
@@ -82,7 +83,7 @@ def memory_rows(name: str, rows: Any) -> MemoryRows:
         hint = f'a data frame becomes a list of dicts with `{name}.to_dict("records")`'
     elif isinstance(rows, Iterable) and not isinstance(rows, str | bytes | Mapping):
         hint = f"make a list of it: `list({name})`"
-    raise DataError(f"`{name}` is {_type_of(rows)}, not a list of rows", hint)
+    raise DataError(f"`{name}` is of the type `{type(rows).__name__}`, not a list of rows", hint)
 
 
 def decoded(dataset: Any, nulls: Nulls) -> Iterator[Any]:
@@ -103,13 +104,6 @@ def fingerprinted(name: str, rows: Iterable[Any]) -> FileRecord:
     return FileRecord(name, digest.hexdigest(), size)
 
 
-def _raw(rows: RowList, nulls: Nulls) -> Iterator[Any]:
-    if _is_data_set(rows):
-        yield from decoded(rows, nulls)
-        return
-    yield from map(_checked, rows)
-
-
 def _checked(row: Any) -> Any:
     """A copy of the row, or what stands in its place."""
     if not isinstance(row, Mapping):
@@ -123,7 +117,3 @@ def _checked(row: Any) -> Any:
 def _is_data_set(rows: Any) -> bool:
     datasets = sys.modules.get("datasets")  # whoever holds a dataset has imported it
     return datasets is not None and isinstance(rows, datasets.Dataset)
-
-
-def _type_of(value: Any) -> str:
-    return f"of the type `{type(value).__name__}`"

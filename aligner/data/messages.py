@@ -78,21 +78,17 @@ def _turn(turn: Any, name: str) -> dict[str, Any]:
         raise BadRow(f"{name} has the role {role!r}; known are {', '.join(ROLES)}")
     kept = {key: item for key, item in turn.items() if item is not None}
     kept = with_weight({**kept, "role": role}, name)
-    if calls := _calls(kept.pop("tool_calls", None), kept.pop("function_call", None), name):
-        kept["tool_calls"] = calls
-    kept["content"] = _content(
-        turn.get("content"), f"{name} ({role})", optional=bool(kept.get("tool_calls"))
-    )
-    return kept
-
-
-def _calls(calls: Any, call: Any, name: str) -> list[dict[str, Any]]:
-    """What a turn calls: `tool_calls`, or the one `function_call` of OpenAI's older form."""
-    if call is None:
-        return [] if calls is None else tool_calls(calls, name)
+    calls, call = kept.pop("tool_calls", None), kept.pop("function_call", None)
+    if call is not None:  # the one call of OpenAI's older form
+        if calls:
+            raise BadRow(f"{name} has both `tool_calls` and `function_call`")
+        calls = [tool_call(call, name)]
+    elif calls is not None:
+        calls = tool_calls(calls, name)
     if calls:
-        raise BadRow(f"{name} has both `tool_calls` and `function_call`")
-    return [tool_call(call, name)]
+        kept["tool_calls"] = calls
+    kept["content"] = _content(turn.get("content"), f"{name} ({role})", optional=bool(calls))
+    return kept
 
 
 def _content(value: Any, name: str, *, optional: bool) -> str:

@@ -119,16 +119,13 @@ def hold_out(pools: Sequence[Pool], share: float, seed: int, get: Get = itself) 
     """
     ranks = []
     for pool in pools:
-        ranks.append([_prompt_rank(get(row), seed) for row in pool.rows])
+        keyed = (f"{seed}:{prompt_text(get(row))}" for row in pool.rows)
+        ranks.append([hashlib.sha256(text.encode()).hexdigest() for text in keyed])
     held = _choose_prompts(Counter(chain.from_iterable(ranks)), share)
     for pool, ranks_of_pool in zip(pools, ranks):
         ranked = list(zip(pool.rows, ranks_of_pool))
         pool.eval_rows = [row for row, rank in ranked if rank in held]
         pool.rows = [row for row, rank in ranked if rank not in held]
-
-
-def _prompt_rank(row: Row, seed: int) -> str:
-    return hashlib.sha256(f"{seed}:{prompt_text(row)}".encode()).hexdigest()
 
 
 def _choose_prompts(groups: Counter[str], share: float) -> set[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any, Literal
 
 from aligner.errors import DataError
@@ -112,7 +113,7 @@ def prompt_text(row: Row) -> str:
     if isinstance(prompt, str):
         return prompt.strip()
     if isinstance(row, ConversationRow):
-        prompt = _before_first_answer(prompt)
+        prompt = list(takewhile(lambda turn: turn["role"] != "assistant", prompt))
     asked = [
         f"{turn['role']}: {turn['content'].strip()}"
         for turn in prompt
@@ -122,13 +123,6 @@ def prompt_text(row: Row) -> str:
 
 
 _SYSTEM = ("system", "developer")
-
-
-def _before_first_answer(messages: Messages) -> Messages:
-    for position, turn in enumerate(messages):
-        if turn["role"] == "assistant":
-            return messages[:position]
-    return messages
 
 
 def question_of(row: Row) -> tuple[str | Messages, str | None] | None:

@@ -48,7 +48,11 @@ def open_source(source: Source, files: list[FileRecord], nulls: Nulls | None = N
             f"{where} cannot be read: {error.strerror}", "check the path and its permissions"
         ) from error
     if paths is None:
-        yield from _hub_rows(source, files, nulls)
+        name = f"{source.path}[{source.split}]"
+        rows = list(decoded(_load_hub(source), nulls))
+        files.append(fingerprinted(name, rows))  # over the rows: the files are not at hand
+        for number, row in enumerate(rows, start=1):
+            yield f"{name}:{number}", row
         return
     if paths and paths[0].suffix == ".arrow":
         yield from _saved_rows(paths, files, nulls)
@@ -82,8 +86,11 @@ def local_files(source: Source) -> list[Path] | None:
     if glob.has_magic(source.path):
         _refuse_hub_settings(source)
         return _glob_files(source)
-    if _could_be_hub_id(source.path):
-        return None
+    is_named_as_file = kind_of_file(path) is not None
+    if not is_named_as_file and re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", source.path):
+        owner, slash, _ = source.path.partition("/")
+        if not (slash and Path(owner).is_dir()):
+            return None
     raise DataError(f"there is no file or folder {source.path}", _near_names(path))
 
 
@@ -213,14 +220,6 @@ def _is_split(name: str, split: str) -> bool:
     return name == split or name.startswith((f"{split}-", f"{split}."))
 
 
-def _could_be_hub_id(path: str) -> bool:
-    """`name` or `owner/name`; not what is plainly meant as a file."""
-    if kind_of_file(Path(path)) or not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", path):
-        return False
-    owner, slash, _ = path.partition("/")
-    return not (slash and Path(owner).is_dir())
-
-
 def _near_names(path: Path) -> str:
     """What lies nearby and is spelt alike."""
     if path.is_symlink():
@@ -240,16 +239,6 @@ def _near_names(path: Path) -> str:
         f"{path.parent.resolve()} holds "
         f"{', '.join(names[:10]) or 'nothing'}{' ...' if len(names) > 10 else ''}"
     )
-
-
-def _hub_rows(source: Source, files: list[FileRecord], nulls: Nulls) -> RawRows:
-    """Rows of a hub dataset. Its fingerprint is taken over the rows, since its files are not at
-    hand."""
-    name = f"{source.path}[{source.split}]"
-    rows = list(decoded(_load_hub(source), nulls))
-    files.append(fingerprinted(name, rows))
-    for number, row in enumerate(rows, start=1):
-        yield f"{name}:{number}", row
 
 
 def _load_hub(source: Source) -> Any:

@@ -58,15 +58,12 @@ def tool_call(value: Any, where: str) -> dict[str, Any]:
         function = {"name": function, "arguments": call.get("arguments")}
     if not isinstance(function, Mapping):
         raise BadRow(f"{where} is a tool call whose `function` is {kind(function)}, not an object")
-    made = {"name": _name(function, where), "arguments": _arguments(function, where)}
-    known = {"id": call["id"]} if call.get("id") is not None else {}
-    return {**known, "type": "function", "function": made}
-
-
-def _name(function: Mapping[str, Any], where: str) -> str:
     if function.get("name") is None:
         raise BadRow(f"{where} is a tool call without the `name` of a function")
-    return text(function["name"], f"the name of the function that {where} calls")
+    name = text(function["name"], f"the name of the function that {where} calls")
+    made = {"name": name, "arguments": _arguments(function, where)}
+    known = {"id": call["id"]} if call.get("id") is not None else {}
+    return {**known, "type": "function", "function": made}
 
 
 def _arguments(function: Mapping[str, Any], where: str) -> dict[str, Any]:
