@@ -242,13 +242,14 @@ def _probe(tokenizer: PreTrainedTokenizerBase) -> TemplateInfo:
             "never stops"
         )
     marked, opened_inside = _probe_marks(chats[0], opened)
+    asked, whole = chats[0].text([question], opened=True), chats[0].text(chats[0].messages)
     return TemplateInfo(
         stop=stop,
         special=special,
         opening=opened[common_prefix(bare, opened) :],
         marked=marked,
         opened_inside=opened_inside,
-        opens_otherwise=_opens_otherwise(chats[0]),
+        opens_otherwise=as_seen(tokenizer, asked[common_prefix(asked, whole) :]),
     )
 
 
@@ -273,11 +274,6 @@ def _probe_marks(chat: Conversation, opened: list[int]) -> tuple[bool, list[int]
     if len(spans) != 1 or opened[: spans[0][0]] != ids[: spans[0][0]]:
         return False, []
     return True, opened[spans[0][0] :]
-
-
-def _opens_otherwise(chat: Conversation) -> str:
-    opened, whole = chat.text(chat.messages[:1], opened=True), chat.text(chat.messages)
-    return as_seen(chat.tokenizer, opened[common_prefix(opened, whole) :])
 
 
 # --- spans ----------------------------------------------------------------------------------------

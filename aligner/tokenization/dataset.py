@@ -159,7 +159,7 @@ def tokenize(
     for name, split in ledger.splits.items():
         if (remark := work.notes.remark(split, name)) is not None:
             tell(on_event, Warned(remark))
-    _write(folder, _joined(parts), held_out, batching)
+    _write(folder, parts, held_out, batching)
     return load_tokenized(folder)
 
 
@@ -169,12 +169,6 @@ def _wants_more(recipe: TrainRecipe, parts: Sequence[Dataset]) -> bool:
     if max_steps > 0:
         return sum(map(len, parts)) < max_steps * rows_per_step(recipe)
     return len(parts) < float(trainer_value(recipe, "num_train_epochs"))
-
-
-def _joined(parts: Sequence[Dataset]) -> Dataset:
-    from datasets import concatenate_datasets
-
-    return parts[0] if len(parts) == 1 else concatenate_datasets(list(parts))
 
 
 def load_tokenized(folder: Path) -> TokenizedData:
@@ -190,9 +184,14 @@ def load_tokenized(folder: Path) -> TokenizedData:
     return TokenizedData(load_from_disk(str(folder / "train")), held_out, batching)
 
 
-def _write(folder: Path, train: Dataset, held_out: Dataset | None, batching: Batching) -> None:
+def _write(
+    folder: Path, parts: list[Dataset], held_out: Dataset | None, batching: Batching
+) -> None:
     """Write under a temporary name and rename, `batching.json` inside: a `prepared/` that is there
     is whole."""
+    from datasets import concatenate_datasets
+
+    train = parts[0] if len(parts) == 1 else concatenate_datasets(parts)
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     for stale in (unfinished, folder):
         if stale.exists():

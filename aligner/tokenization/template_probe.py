@@ -45,9 +45,11 @@ def refuse_endless(tokenizer: PreTrainedTokenizerBase) -> None:
             template, {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
         )
         if wrong:
+            folder = Path(str(tokenizer.name_or_path))
+            files = [folder / "chat_template.jinja", folder / "tokenizer_config.json"]
+            file = next((file for file in files if file.is_file()), "model.chat_template")
             raise RecipeError(
-                f"{_file_of(tokenizer)}: the chat template does not come to an end on two short "
-                f"turns: {wrong}",
+                f"{file}: the chat template does not come to an end on two short turns: {wrong}",
                 "choose another with model.chat_template, or correct it there",
             )
         with suppress(OSError):  # without a place to keep it, it is tried again
@@ -68,12 +70,3 @@ def _probe(template: str, tokens: dict[str, str]) -> str:
         )
         return ""
     return outcome.stopped or outcome.error or outcome.result
-
-
-def _file_of(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The file that a tokenizer's template came from, as far as its folder shows."""
-    folder = Path(str(tokenizer.name_or_path))
-    names = ("chat_template.jinja", "tokenizer_config.json")
-    return str(
-        next((folder / name for name in names if (folder / name).is_file()), "model.chat_template")
-    )

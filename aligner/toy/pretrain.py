@@ -20,7 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from aligner.models.forward import pad
 from aligner.toy.muon import Muon
-from aligner.toy.tasks import Exercise, corrupt, draw
+from aligner.toy.tasks import corrupt, draw
 from aligner.toy.tokenizer import MODEL_MAX_LENGTH
 
 STEPS = 600
@@ -76,10 +76,12 @@ def pretrain(
     """Train `model` in place on `steps` batches of the mixture; prompts in `held_out` are never
     drawn."""
     optimizers = _optimizers(model)
-    schedules = [
-        torch.optim.lr_scheduler.LambdaLR(optimizer, _warm_up_and_decay(steps))
-        for optimizer in optimizers
-    ]
+    warmup = min(WARMUP_STEPS, max(1, steps // 2))
+
+    def factor(step: int) -> float:
+        return min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))
+
+    schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, factor) for optimizer in optimizers]
     model.train()
     clean_steps = int(steps * CLEAN_STEPS_SHARE)
     clean = islice(batches(tokenizer, f"clean {seed}", held_out, clean_share=1.0), clean_steps)
@@ -112,11 +114,6 @@ def _optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
     return [Muon(matrices, lr=MATRIX_LEARNING_RATE), adamw]
 
 
-def _warm_up_and_decay(steps: int) -> Callable[[int], float]:
-    warmup = min(WARMUP_STEPS, max(1, steps // 2))
-    return lambda step: min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))
-
-
 def batches(
     tokenizer: PreTrainedTokenizerBase, seed: str, held_out: Collection[str], clean_share: float
 ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -146,16 +143,11 @@ def _conversation(
 ) -> list[dict[str, str]]:
     messages = []
     for _ in range(2 if rng.random() < TWO_TURNS_SHARE else 1):
-        exercise = _fresh(rng, held_out)
+        while (exercise := draw(rng)).prompt in held_out:
+            pass
         answer = exercise.answer if rng.random() < clean_share else corrupt(exercise, rng)
         messages += [
             {"role": "user", "content": exercise.prompt},
             {"role": "assistant", "content": answer},
         ]
     return messages
-
-
-def _fresh(rng: random.Random, held_out: Collection[str]) -> Exercise:
-    while (exercise := draw(rng)).prompt in held_out:
-        pass
-    return exercise

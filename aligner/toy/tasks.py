@@ -32,11 +32,6 @@ finds easier."""
 CHAIN_SHARE = 0.5
 """Share of drawn exercises that are chains, of two or three parts."""
 
-
-def _add(text: str) -> str:
-    return str(sum(int(number) for number in text.split("+")))
-
-
 TASKS: dict[str, Callable[[str], str]] = {
     "copy": lambda text: text,
     "upper": str.upper,
@@ -44,7 +39,7 @@ TASKS: dict[str, Callable[[str], str]] = {
     "sort": lambda text: "".join(sorted(text)),
     "rotate": lambda text: text[1:] + text[:1],
     "count": lambda text: str(len(text)),
-    "add": _add,
+    "add": lambda text: str(sum(int(number) for number in text.split("+"))),
 }
 """Task name -> the right answer to its argument. `add` takes `17+25`, the others a string of
 letters."""
@@ -119,7 +114,7 @@ def draw(rng: random.Random) -> Exercise:
         inner = [rng.choice(CHAINABLE) for _ in range(rng.choice((1, 2)))]
         return solve(
             f"{inner[0]}: {_string(rng)}"
-            + "".join(f"; {task}" for task in [*inner[1:], _last(rng)])
+            + "".join(f"; {task}" for task in [*inner[1:], rng.choice((*CHAINABLE, "count"))])
         )
     name = rng.choice(tuple(TASKS))
     argument = f"{rng.randrange(10, 100)}+{rng.randrange(1, 10)}" if name == "add" else _string(rng)
@@ -137,10 +132,6 @@ def corrupt(exercise: Exercise, rng: random.Random) -> str:
 
 def _string(rng: random.Random) -> str:
     return "".join(rng.sample(LETTERS, rng.randint(*LENGTHS)))
-
-
-def _last(rng: random.Random) -> str:
-    return rng.choice((*CHAINABLE, "count"))
 
 
 def _slip_in_part(exercise: Exercise, rng: random.Random) -> str:

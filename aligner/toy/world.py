@@ -298,13 +298,18 @@ def _conversations(exercises: list[Exercise], rng: random.Random) -> list[Row]:
 
 
 def _pair(exercise: Exercise, said: str | None, rng: random.Random) -> Row:
-    rejected = (
-        said if said is not None and _plausibly_wrong(exercise, said) else corrupt(exercise, rng)
-    )
+    if (
+        said is None
+        or not said.isascii()
+        or not said.replace("\n", "").isprintable()
+        or not said.strip()
+        or gold_score(exercise.prompt, said) >= 1.0
+    ):
+        said = corrupt(exercise, rng)
     return {
         "prompt": _user(exercise),
         "chosen": _assistant(exercise.answer),
-        "rejected": _assistant(rejected),
+        "rejected": _assistant(said),
     }
 
 
@@ -323,11 +328,6 @@ def _rated(pair: Row, rng: random.Random) -> list[Row]:
         rows.append({"prompt": pair["prompt"], "completion": pair[side], **ratings})
     rng.shuffle(rows)
     return rows
-
-
-def _plausibly_wrong(exercise: Exercise, said: str) -> bool:
-    readable = said.isascii() and said.replace("\n", "").isprintable() and said.strip() != ""
-    return readable and gold_score(exercise.prompt, said) < 1.0
 
 
 def _question(exercise: Exercise) -> Row:
