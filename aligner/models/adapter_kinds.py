@@ -9,17 +9,13 @@ kind has it; its positions are fewer.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from aligner.errors import RecipeError
 from aligner.models.files import ADAPTER_FILE, local_name
 from aligner.models.folder_kinds import weights_header
 from aligner.models.load_errors import reading
-
-if TYPE_CHECKING:
-    from pathlib import Path
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 PROMPTS = (
     "PROMPT_TUNING",
@@ -108,7 +104,7 @@ def _refuse_other_weights(adapted: Any, folder: str) -> None:
     """PEFT passes over weights that it lacks, and over those that it has no place for."""
     from peft import get_peft_model_state_dict
 
-    file = _weights_file(folder)
+    file = Path(folder).expanduser() / "adapter_model.safetensors"
     held = {key for key in weights_header(file) if key != "__metadata__"}
     made = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
     prefix = getattr(adapted.base_model, "prefix", "")
@@ -127,12 +123,6 @@ def _refuse_other_weights(adapted: Any, folder: str) -> None:
             f"({[*missing, *left, 'all'][0]})",
             "is it the adapter of this base, and the download complete?",
         )
-
-
-def _weights_file(folder: str) -> Path:
-    from pathlib import Path
-
-    return Path(folder).expanduser() / "adapter_model.safetensors"
 
 
 def base_under_adapter(model: Any) -> Any:

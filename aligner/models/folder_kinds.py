@@ -58,7 +58,9 @@ def read_object(file: Path, where: str) -> dict[str, Any]:
         )
         raise _damaged(where, file, f"is not JSON: {reason}") from error
     if not isinstance(value, dict):
-        raise _damaged(where, file, f"holds {_kind_of(value)}, not an object")
+        kinds = {list: "a list", str: "a text", bool: "a truth value", type(None): "null"}
+        kind = kinds.get(type(value), "a number")
+        raise _damaged(where, file, f"holds {kind}, not an object")
     return value
 
 
@@ -66,11 +68,6 @@ def _damaged(where: str, file: Path, what: str) -> RecipeError:
     return RecipeError(
         f"{where}: {file} {what}", "the file is damaged: download it again, or save the model again"
     )
-
-
-def _kind_of(value: Any) -> str:
-    kinds = {list: "a list", str: "a text", bool: "a truth value", type(None): "null"}
-    return kinds.get(type(value), "a number")
 
 
 def check_files(folder: Path, where: str) -> None:
@@ -162,7 +159,11 @@ def check_sizes(folder: Path, where: str) -> None:
     """
     file = folder / CONFIG_FILE
     config = read_object(file, where)
-    shapes = [shape for weights in folder.glob("*.safetensors") for shape in _shapes(weights)]
+    shapes: list[list[int]] = []
+    for weights in folder.glob("*.safetensors"):
+        tensors = [item for item in weights_header(weights).values() if isinstance(item, dict)]
+        found = [tensor.get("shape") for tensor in tensors]
+        shapes += [shape for shape in found if isinstance(shape, list)]
     inner = config.get("text_config")
     for part in (
         (inner,) if isinstance(inner, dict) else (config,)
@@ -192,13 +193,6 @@ def _wrong_size(key: str, value: Any, shapes: list[list[int]], *, has_own_code: 
     if shapes and value and key in EXACT and value not in sides and not has_own_code:
         return "is not a side of any weight beside it"
     return ""
-
-
-def _shapes(file: Path) -> Iterator[list[int]]:
-    for tensor in weights_header(file).values():
-        shape = tensor.get("shape") if isinstance(tensor, dict) else None
-        if isinstance(shape, list):
-            yield shape
 
 
 def weights_header(file: Path) -> dict[str, Any]:

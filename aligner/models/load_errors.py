@@ -62,7 +62,10 @@ def _hint(name: str, error: Exception) -> str:
             "are the sizes in its config.json right? Else name a smaller model, or load it with "
             "model.quantization"
         )
-    if zeros := _zeros(Path(name).expanduser() / "config.json"):
+    file = Path(name).expanduser() / "config.json"
+    config = read_object(file, "") if file.is_file() else {}
+    # What divides by a size that is 0 does not say which one.
+    if zeros := ", ".join(f"{key}: 0" for key in SIZES if config.get(key) == 0):
         return f"its config.json says {zeros}: is that right?"
     if Path(name).expanduser().exists() or isinstance(error, ImportError):
         return (
@@ -73,12 +76,6 @@ def _hint(name: str, error: Exception) -> str:
         "check the name and the network (HF_HUB_OFFLINE), or name a folder that holds the model "
         "as safetensors"
     )
-
-
-def _zeros(file: Path) -> str:
-    """The sizes that a config has as 0, since what divides by one does not say which."""
-    config = read_object(file, "") if file.is_file() else {}
-    return ", ".join(f"{key}: 0" for key in SIZES if config.get(key) == 0)
 
 
 MODEL_ERRORS = (

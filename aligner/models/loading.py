@@ -44,7 +44,7 @@ from aligner.models.vision import auto_class_for, freeze_sight
 
 if TYPE_CHECKING:
     import torch
-    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 QUANTIZED = ("nf4", "fp4", "int8")
 
@@ -80,7 +80,10 @@ def load_policy(
     Raises: RecipeError when it cannot be loaded, with transformers' reason.
     """
     adapter = check_policy(model, trainable=trainable, answers=answers)
-    policy = _load_base(model, trainable)
+    with quick_imports():
+        auto_class = auto_class_for(read_config(model))
+    policy = _from_pretrained(model, trainable, auto_class)[0]
+    _name_backbone(policy)
     grow_embeddings(policy, tokenizer)
     if adapter:
         policy = with_saved_adapter(policy, model, adapter, tokenizer, trainable)
@@ -235,14 +238,6 @@ def _load_classifier(
     return _from_pretrained(
         model, trainable, AutoModelForSequenceClassification, may_lack=HEADS, **further
     )
-
-
-def _load_base(model: Model, trainable: bool) -> PreTrainedModel:
-    with quick_imports():
-        auto_class = auto_class_for(read_config(model))
-    policy = _from_pretrained(model, trainable, auto_class)[0]
-    _name_backbone(policy)
-    return policy
 
 
 def _name_backbone(policy: PreTrainedModel) -> None:
@@ -423,20 +418,16 @@ def _settle(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, model: 
     tell_stops(policy, tokenizer, model.eos_token)
     generation = getattr(policy, "generation_config", None)
     if generation is not None:
-        _let_it_be_saved(generation)
+        try:
+            generation.validate(strict=True)
+        except ValueError:
+            # Some models ship sampling settings without sampling, which transformers loads but
+            # will not save.
+            generation.do_sample = True
     if is_quantized(policy):
         from aligner.models.quantized import refuse_direct_reads
 
         refuse_direct_reads(base_under_adapter(policy))
-
-
-def _let_it_be_saved(generation: GenerationConfig) -> None:
-    """Mend what some models ship: sampling settings without sampling, which transformers loads but
-    will not save."""
-    try:
-        generation.validate(strict=True)
-    except ValueError:
-        generation.do_sample = True
 
 
 def resolve_dtype(model: Model, trainable: bool) -> torch.dtype:

@@ -137,7 +137,10 @@ def _prove(name: str, layer: Any) -> None:
     """Refuse a layer whose gradient, after an evaluation, is not that of its own weights."""
     layer = deepcopy(layer)  # a forward leaves traces in it, which PEFT reads
     weights_NK = plain_weight(layer)
-    row_1K = torch.ones(1, layer.in_features, device=layer.weight.device, dtype=_dtype_of(layer))
+    device = layer.weight.device
+    by_default = torch.float32 if device.type == "cpu" else torch.float16
+    computes_in = getattr(layer, "compute_dtype", None) or by_default
+    row_1K = torch.ones(1, layer.in_features, device=device, dtype=computes_in)
     with torch.no_grad():
         layer.eval()(row_1K)
     with torch.enable_grad():
@@ -157,9 +160,3 @@ def _prove(name: str, layer: Any) -> None:
             "install the version in constraints.txt (`aligner doctor` says more), or leave out "
             "model.quantization",
         )
-
-
-def _dtype_of(layer: Any) -> torch.dtype:
-    """Return the data type that a quantized layer computes in."""
-    wanted = getattr(layer, "compute_dtype", None)
-    return wanted or (torch.float32 if layer.weight.device.type == "cpu" else torch.float16)

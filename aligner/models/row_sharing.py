@@ -122,9 +122,11 @@ def rows_apart(
             )
         shared = arrange(rows)
         try:
-            found = _log_probs(
-                model, {name: _moved(value, device) for name, value in shared.inputs.items()}
-            )
+            inputs = {
+                name: value.to(device) if isinstance(value, Tensor) else value
+                for name, value in shared.inputs.items()
+            }
+            found = _log_probs(model, inputs)
         except MODEL_ERRORS as error:
             return RowsApart(False, f"the model cannot read packed rows ({first_line(error)})")
     behind = packed_places(rows)
@@ -181,18 +183,15 @@ def _distance(
     return float(torch.cat(gaps).mean())
 
 
-def _moved(value: Any, device: Any) -> Any:
-    return value.to(device) if isinstance(value, Tensor) else value
-
-
 @contextmanager
 def without_noise(model: Any) -> Iterator[None]:
     """Put a model into train mode with dropout, jitter and the like at 0; afterwards everything is
     as it was."""
     modes = [(module, module.training) for module in model.modules()]
+    configs = [getattr(module, "config", None) for module, _ in modes]
     places = [
         *(vars(module) for module, _ in modes),
-        *{id(c): vars(c) for c in _configs(model)}.values(),
+        *{id(c): vars(c) for c in configs if hasattr(c, "to_dict")}.values(),
     ]
     noisy = [
         (place, name, value)
@@ -212,13 +211,6 @@ def without_noise(model: Any) -> Iterator[None]:
             place[name] = value
         for module, mode in modes:
             module.training = mode
-
-
-def _configs(model: Any) -> Iterator[Any]:
-    """The configs that modules read while they run."""
-    for module in model.modules():
-        if hasattr(config := getattr(module, "config", None), "to_dict"):
-            yield config
 
 
 def _is_noise(name: str, value: Any) -> bool:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,7 +96,10 @@ class SavedTokenizer:
             folder = found
         names = [*FILES, *self.tokenizer.vocab_files_names.values()]
         files = [folder / name for name in dict.fromkeys(names) if name]
-        files += [*folder.glob(f"{TEMPLATES}/*.jinja"), *_own_code(folder)]
+        files += folder.glob(f"{TEMPLATES}/*.jinja")
+        config = folder / CONFIG
+        if config.is_file() and "auto_map" in config.read_text(encoding="utf-8"):
+            files += folder.glob("*.py")  # its own code, and what that may import
         return {file.relative_to(folder).as_posix(): file for file in files if file.is_file()}
 
     @cached_property
@@ -129,8 +131,10 @@ class SavedTokenizer:
     def _write_template(self, place: Path) -> None:
         template = self.tokenizer.chat_template
         if self.section.chat_template is not None and isinstance(template, str):
-            if _holds_template(place / CONFIG) and not (place / TEMPLATE).is_file():
-                _change(place / CONFIG, {"chat_template": template})
+            config = place / CONFIG
+            held = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+            if "chat_template" in held and not (place / TEMPLATE).is_file():
+                _change(config, {"chat_template": template})
             else:
                 (place / TEMPLATE).write_text(template, encoding="utf-8", newline="")
         for file in (place / CONFIG, place / TEMPLATE, *place.glob(f"{TEMPLATES}/*.jinja")):
@@ -158,14 +162,6 @@ def _cached(name: str, revision: str | None) -> Path | None:
     return None
 
 
-def _own_code(folder: Path) -> Iterator[Path]:
-    """Code that the tokenizer's configuration names, with the files beside it that it may
-    import."""
-    config = folder / CONFIG
-    if config.is_file() and "auto_map" in config.read_text(encoding="utf-8"):
-        yield from folder.glob("*.py")
-
-
 def _rules(tokenizer: PreTrainedTokenizerBase) -> str:
     """What decides over the ids of a text."""
     fast = getattr(tokenizer, "backend_tokenizer", None)
@@ -178,18 +174,13 @@ def _rules(tokenizer: PreTrainedTokenizerBase) -> str:
     )
 
 
-def _holds_template(config: Path) -> bool:
-    return config.is_file() and "chat_template" in json.loads(config.read_text(encoding="utf-8"))
-
-
 def _change(file: Path, values: dict[str, Any]) -> None:
     """Change values of a JSON file; one that says them already keeps its bytes."""
     held = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    if any(_content(held.get(key)) != value for key, value in values.items()):
+    contents = {}
+    for key, token in held.items():
+        contents[key] = token.get("content") if isinstance(token, dict) else token
+    if any(contents.get(key) != value for key, value in values.items()):
         file.write_text(
             json.dumps({**held, **values}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
         )
-
-
-def _content(token: Any) -> Any:
-    return token.get("content") if isinstance(token, dict) else token

@@ -68,14 +68,18 @@ def trained_of(model: Any, lora: Lora | None = None) -> Trained:
             dtypes.add(str(weight.dtype).removeprefix("torch."))
         else:
             quantized += number
+    unreached = Counter[str]()
+    if lora is not None and lora.target_modules == ALL_LINEAR:
+        base = model.get_base_model()
+        for name in out_of_reach(base, lora):
+            layer = base.get_submodule(name)
+            unreached[place_of(name)] += _number(layer.weight, layer)
     return Trained(
         total,
         sum(trained.values()),
         dict(trained),
         _left(model, trained) if lora is not None else {},
-        _out_of_reach(model, lora)
-        if lora is not None and lora.target_modules == ALL_LINEAR
-        else {},
+        dict(unreached),
         quantized,
         dict(plain) if quantized else {},
         tuple(sorted(dtypes)) if quantized else (),
@@ -86,17 +90,14 @@ def _weights(model: Any) -> Iterator[tuple[str, Any, Any]]:
     """Yield the name of each weight, the weight, and the module that holds it."""
     seen: set[int] = set()
     for module_name, module in model.named_modules():
+        # An adapter of a single weight, and not its factors, says what it adapts.
+        adapter_name = module_name.rpartition(".lora_")[0]
+        adapter = model.get_submodule(adapter_name) if adapter_name else module
+        owner = adapter if hasattr(adapter, "parameter_name") else module
         for key, weight in module.named_parameters(recurse=False):
             if id(weight) not in seen:
                 seen.add(id(weight))
-                yield f"{module_name}.{key}", weight, _wrapper(model, module_name, module)
-
-
-def _wrapper(model: Any, name: str, module: Any) -> Any:
-    """Return the part of an adapter that adapts a single weight, for its factors; for other modules
-    themselves."""
-    parent = model.get_submodule(name.rpartition(".lora_")[0]) if ".lora_" in name else module
-    return parent if hasattr(parent, "parameter_name") else module
+                yield f"{module_name}.{key}", weight, owner
 
 
 def _number(weight: Any, owner: Any) -> int:
@@ -128,15 +129,6 @@ def _left(model: Any, trained: Mapping[str, int]) -> dict[str, int]:
             left[last_parts(ADAPTER_PARTS.sub("", name))] += _number(weight, None)
     everything = sum(_number(weight, owner) for _, weight, owner in _weights(model))
     return {name: number for name, number in left.items() if number >= SMALL * everything}
-
-
-def _out_of_reach(model: Any, lora: Lora) -> dict[str, int]:
-    """Return the linear layers that PEFT does not adapt, whatever it is asked for."""
-    base, found = model.get_base_model(), Counter[str]()
-    for name in out_of_reach(base, lora):
-        layer = base.get_submodule(name)
-        found[place_of(name)] += _number(layer.weight, layer)
-    return dict(found)
 
 
 def unmoved_share(model: Any, rate: float) -> float:
@@ -225,14 +217,13 @@ def listed(places: Mapping[str, int]) -> str:
         block, _, part = place.rpartition(".")
         blocks.setdefault(block or part, Counter())[part if block else ""] += number
     ordered = sorted(blocks.items(), key=lambda item: -item[1].total())
-    shown = [f"{_block(name, parts)} {parts.total():,}" for name, parts in ordered[:SHOWN]]
+    shown = []
+    for name, parts in ordered[:SHOWN]:
+        inner = ", ".join(part for part in parts if part)
+        block = f"{name} ({inner})" if inner else name
+        shown.append(f"{block} {parts.total():,}")
     rest = sum(parts.total() for _, parts in ordered[SHOWN:])
     return ", ".join([*shown, *([f"the rest {rest:,}"] if rest else [])])
-
-
-def _block(name: str, parts: Mapping[str, int]) -> str:
-    inner = ", ".join(part for part in parts if part)
-    return f"{name} ({inner})" if inner else name
 
 
 def _share(value: float) -> str:

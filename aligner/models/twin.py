@@ -97,7 +97,10 @@ def _shrink(values: dict[str, Any]) -> None:
             if kind.fullmatch(name):
                 values[name] = min(size, most)
     _fewer_layers(values)
-    _fewer_tokens(values)
+    values["vocab_size"] = VOCABULARY
+    for number, name in enumerate(("pad_token_id", "bos_token_id", "eos_token_id")):
+        if values.get(name) is not None:
+            values[name] = number
 
 
 def _kept_heads(heads: int, keys: int) -> int:
@@ -166,13 +169,6 @@ def _by_layer(value: Any, depth: int) -> dict[int, Any]:
     if isinstance(value, dict) and value and all(str(key).isdigit() for key in value):
         return {int(key): entry for key, entry in value.items()}
     return {}
-
-
-def _fewer_tokens(values: dict[str, Any]) -> None:
-    values["vocab_size"] = VOCABULARY
-    for number, name in enumerate(("pad_token_id", "bos_token_id", "eos_token_id")):
-        if values.get(name) is not None:
-            values[name] = number
 
 
 def _first(values: dict[str, Any], names: Iterable[str]) -> int | None:

@@ -98,15 +98,15 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
 
 def _metrics_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
     try:
-        return {key: _number(item) for key, item in json.loads(line).items()}
+        values = json.loads(line)
+        return {
+            key: float(item) if item in ("NaN", "Infinity", "-Infinity") else item
+            for key, item in values.items()
+        }
     except (ValueError, AttributeError) as error:
         raise DataError(
             f"{path}:{number} is not a JSON object", "delete that line; the rest can be used"
         ) from error
-
-
-def _number(value: Any) -> Any:
-    return float(value) if value in ("NaN", "Infinity", "-Infinity") else value
 
 
 LISTS = (

@@ -22,7 +22,8 @@ def lineage(run_dir: str | Path, manifest: dict[str, Any] | None = None) -> list
         seen.add(folder.resolve())
         entry = _lineage_entry(folder, manifest if not found else None)
         found.append(entry)
-        parent = _model_parent(entry)
+        models = [each["path"] for each in entry["parents"] if each.get("kind") in ("model", "run")]
+        parent: str | None = models[0] if models else entry["model"]
         folder = _run_of_model(parent, entry["working_directory"]) if parent else None
         if parent and folder is None:
             found.append({"kind": "model", "path": parent})
@@ -45,13 +46,6 @@ def _lineage_entry(folder: Path, manifest: dict[str, Any] | None) -> dict[str, A
         },
         "parents": manifest.get("parents", []),
     }
-
-
-def _model_parent(entry: dict[str, Any]) -> str | None:
-    recorded = [
-        parent["path"] for parent in entry["parents"] if parent.get("kind") in ("model", "run")
-    ]
-    return recorded[0] if recorded else entry["model"]
 
 
 def _run_of_model(model: str, working_directory: str) -> Path | None:

@@ -167,11 +167,12 @@ class Run:
             raise UsageError("--resume and --overwrite exclude each other", "give one of them")
         refuse_name(folder, "output_dir")
         state = _state_of(folder)
-        if state == "run" and not overwrite and (file := next(_files_in_the_way(folder), None)):
-            raise UsageError(
-                f"{file} is a file where a folder belongs",
-                "move it away, or start again with --overwrite",
-            )
+        for place in (folder / name for name in FOLDERS):
+            if state == "run" and not overwrite and place.exists() and not place.is_dir():
+                raise UsageError(
+                    f"{place} is a file where a folder belongs",
+                    "move it away, or start again with --overwrite",
+                )
         if state not in ("free", "barely begun", "run"):
             raise UsageError(
                 f"{folder} {state}", "choose another output_dir; nothing in there was touched"
@@ -234,9 +235,11 @@ class Run:
         unwritten = _unwritten_defaults(changed, record.get("origins", {}), resolved.origins)
         changed = [change for change in changed if change[0] not in unwritten]
         if unwritten:
+            more = f" and {len(unwritten) - 5} more" if len(unwritten) > 5 else ""
             self.notes.append(
                 f"resolved.json of this run says nothing of {len(unwritten)} defaults (it was "
-                f"started with other versions), so they were not compared: {_listed(unwritten)}"
+                "started with other versions), so they were not compared: "
+                f"{', '.join(unwritten[:5])}{more}"
             )
         if changed:
             self.close()
@@ -474,14 +477,6 @@ def _state_of(folder: Path) -> str:
     return "run" if any((folder / name).exists() for name in WORK) else "barely begun"
 
 
-def _files_in_the_way(folder: Path) -> Iterator[Path]:
-    return (
-        folder / name
-        for name in FOLDERS
-        if (folder / name).exists() and not (folder / name).is_dir()
-    )
-
-
 def _what_is_in(folder: Path) -> str:
     run = Run(folder)
     resolved = run.read_json("resolved.json")
@@ -531,11 +526,6 @@ def _unwritten_defaults(
         if (key not in before and is_default(now.get(key, "")))
         or (key not in now and is_default(before.get(key, "")))
     ]
-
-
-def _listed(keys: Sequence[str], most: int = 5) -> str:
-    more = f" and {len(keys) - most} more" if len(keys) > most else ""
-    return ", ".join(keys[:most]) + more
 
 
 def _shown(value: Any) -> str:

@@ -261,7 +261,10 @@ class PreferenceTrainer(WeightedTrainer):
         if "reward_margins" in scored:
             pairs = self._aimed(pairs, scored)
         nll = -pairs.chosen_mean
-        losses = self._objective_now()(pairs, self.settings) + self.nll_weight * nll
+        # DPO's loss while training warms up.
+        warming_up = self.model.training and self.state.global_step < self.warmup_steps_dpo
+        objective = OBJECTIVES["sigmoid"] if warming_up else self.objective
+        losses = objective(pairs, self.settings) + self.nll_weight * nll
         if "sample" in scored:
             kl = scored["reference_sample"] - scored["sample"]
             losses = losses + self.forward_kl * kl
@@ -295,11 +298,6 @@ class PreferenceTrainer(WeightedTrainer):
                 {f"distill/active/{k + 1}": chosen[k].expand(len(z)) for k in range(len(chosen))},
             )
         return replace(pairs, target=target)
-
-    def _objective_now(self) -> Objective:
-        """DPO's loss while training warms up, else the objective."""
-        warming_up = self.model.training and self.state.global_step < self.warmup_steps_dpo
-        return OBJECTIVES["sigmoid"] if warming_up else self.objective
 
     def _reference(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         if not self.needs_reference:

@@ -73,9 +73,8 @@ def with_reference(rows: Dataset, scorer: ReferenceScorer, name: str) -> Dataset
     """Add `reference_chosen` and `reference_rejected` (N,), summed log-probabilities, from the
     cache or computed."""
     section = reference_section(scorer.recipe)
-    file = (
-        cache_folder("reference") / f"{_key(scorer.recipe, section, rows, scorer.bf16)}.safetensors"
-    )
+    key = content_key(VERSION, scorer.recipe, section, scorer.bf16, rows, PAIR_COLUMNS)
+    file = cache_folder("reference") / f"{key}.safetensors"
     if is_kept(file):
         columns = load_file(str(file))
         text = f"reference log-probabilities of the {name} pairs: from the cache ({file})"
@@ -153,10 +152,6 @@ def reference_logps(
         batch_rows=batch_size,
         **options,
     )
-
-
-def _key(recipe: DpoRecipe, section: Model, rows: Dataset, bf16: bool) -> str:
-    return content_key(VERSION, recipe, section, bf16, rows, PAIR_COLUMNS)
 
 
 def content_key(
