@@ -12,7 +12,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterator
 
 from aligner.errors import AlignerError, TrainingError, UsageError
 from aligner.launch.world import world
@@ -48,7 +47,10 @@ class LostConnectionError(TrainingError):
 def outside_cause(error: BaseException) -> AlignerError | None:
     """Return what a library's error comes from, as one of ours, or None where it is something
     else."""
-    chain = list(_causes(error))
+    # What was merely being handled when it was raised may have nothing to do with it.
+    chain = [error]
+    while (cause := chain[-1].__cause__) is not None:
+        chain.append(cause)
     for one in chain:
         number = _number_of(one)
         if number in DISK:
@@ -76,14 +78,6 @@ def _cure(number: int) -> str:
     if number in (errno.ENOSPC, errno.EDQUOT):
         return "free some space and add --resume: everything that was complete is kept"
     return "choose another place, or make this one writable"
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and what it was said to be raised from; what was merely being handled at the time
-    may have nothing to do with it."""
-    while error is not None:
-        yield error
-        error = error.__cause__
 
 
 def _number_of(error: BaseException) -> int:

@@ -328,7 +328,10 @@ def run_ranks(
     Raises: the error that a rank left behind; TrainingError when a rank was killed;
     KeyboardInterrupt after Ctrl-C.
     """
-    environment = launch_environment(_ranks_here(line), gpus)
+    processes, machines = (
+        int(line[line.index(flag) + 1]) for flag in ("--num_processes", "--num_machines")
+    )
+    environment = launch_environment(processes // machines, gpus)
     if on_line is not None:
         on_line(shown(line, environment))
     assert list(line[:2]) == ["accelerate", "launch"], "a line of launch_line"
@@ -349,13 +352,6 @@ def run_ranks(
             "if memory ran out, use smaller batches or more sharding; then --resume",
         )
     return code
-
-
-def _ranks_here(line: Sequence[str]) -> int:
-    processes, machines = (
-        int(line[line.index(flag) + 1]) for flag in ("--num_processes", "--num_machines")
-    )
-    return processes // machines
 
 
 def _wait_for(command: Sequence[str], environment: Mapping[str, str]) -> int:

@@ -75,7 +75,10 @@ def load_objective(loss: str | Mapping[str, float]) -> Objective:
     if isinstance(loss, Mapping):
         return mixture({load_objective(name): weight for name, weight in loss.items()})
     if loss.endswith(".py"):
-        return _from_file(Path(loss).expanduser())
+        from aligner.losses.dsl.interpreter import as_objective
+        from aligner.losses.dsl.parser import read_objective
+
+        return as_objective(read_objective(Path(loss).expanduser()))
     return REWARD_OBJECTIVES[loss] if loss in REWARD_OBJECTIVES else OBJECTIVES[loss]
 
 
@@ -87,10 +90,3 @@ def mixture(parts: Mapping[Objective, float]) -> Objective:
         return sum(losses[1:], losses[0])
 
     return weighted
-
-
-def _from_file(path: Path) -> Objective:
-    from aligner.losses.dsl.interpreter import as_objective
-    from aligner.losses.dsl.parser import read_objective
-
-    return as_objective(read_objective(path))

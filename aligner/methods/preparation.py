@@ -59,7 +59,9 @@ def load_data(
 
 def prepare(recipe: TrainRecipe, run: Run, loaded: Loaded, on_event: OnEvent | None) -> Job:
     """Tokenize, or find it done by an earlier attempt at this run, and write the ledger."""
-    run.check_data(loaded.fingerprint, _files_of(loaded))
+    sources = loaded.ledger.sources
+    files = {record.path: record.sha256 for source in sources for record in source.files}
+    run.check_data(loaded.fingerprint, files)
     tell(on_event, StageStarted("loading torch, transformers and TRL"))
     load_method(recipe.method)
     recipe, _ = try_out(recipe, loaded, run.read_json("resolved.json")["origins"], on_event)
@@ -167,12 +169,6 @@ def job_of(
 
     questions = [(prompt, expected) for prompt, expected in run.read_json(QUESTIONS)]
     return Job(recipe, run, tokenizer, prepared, on_event, questions)
-
-
-def _files_of(loaded: Loaded) -> dict[str, str]:
-    return {
-        record.path: record.sha256 for source in loaded.ledger.sources for record in source.files
-    }
 
 
 def within_sizes(

@@ -215,32 +215,26 @@ def _use(folder: Path, recipe: Record, adapter: bool) -> str:
 def _data(data: Any) -> str:
     if not data:
         return ""
-    rows = [_source_row(source) for source in data.get("sources", [])]
+    rows = []
+    for source in data.get("sources", []):
+        losses = [f"{source[key]:,} {name}" for key, name in LOSSES if source.get(key)]
+        counts = (f"{source.get(key, 0):,}" for key in ("rows_read", "to_train", "to_eval"))
+        lost = ", ".join(losses) or "none"
+        rows.append((_code(source["path"]), source.get("format", ""), *counts, lost))
     text = "## Data\n\n" + _table(
         ("source", "format", "rows read", "trained on", "held out", "lost"), rows
     )
-    splits = [
-        (_code(name), *_split_row(split))
-        for name, split in data.get("splits", {}).items()
-        if split.get("rows")
-    ]
+    splits = []
+    keys = ("rows", "tokens", "trained_tokens", "too_long_dropped", "truncated_tokens")
+    for name, split in data.get("splits", {}).items():
+        if split.get("rows"):
+            splits.append((_code(name), *(f"{split.get(key, 0):,}" for key in keys)))
     if splits:
         text += "\n\n" + _table(
             ("split", "rows", "tokens", "trained tokens", "too long, dropped", "tokens cut off"),
             splits,
         )
     return text
-
-
-def _source_row(source: Record) -> tuple[str, ...]:
-    lost = ", ".join(f"{source[key]:,} {name}" for key, name in LOSSES if source.get(key)) or "none"
-    counts = (f"{source.get(key, 0):,}" for key in ("rows_read", "to_train", "to_eval"))
-    return (_code(source["path"]), source.get("format", ""), *counts, lost)
-
-
-def _split_row(split: Record) -> tuple[str, ...]:
-    keys = ("rows", "tokens", "trained_tokens", "too_long_dropped", "truncated_tokens")
-    return tuple(f"{split.get(key, 0):,}" for key in keys)
 
 
 def _training(recipe: Record, origins: Record, arguments: Record, weights: Any) -> str:

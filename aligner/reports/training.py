@@ -283,20 +283,17 @@ def _charts(metrics: Metrics, own: Sequence[Chart]) -> tuple[list[Markup], list[
         bounds = (0.0, 1.0) if lines[0][1] in SHARES else None
         charts.append(line_chart(title, series, bounds=bounds))
     others = sorted({key for record in metrics for key in record} - known - NOT_CURVES)
-    more = [_other_chart(metrics, key) for key in others if not key.endswith(NOT_CURVE_ENDINGS)]
+    more = []
+    for key in others:
+        if not key.endswith(NOT_CURVE_ENDINGS):
+            trained = _drawn(metrics, "train", key, "train", 1)
+            more.append(line_chart(key, [trained, _drawn(metrics, "eval", key, "held out", 2)]))
     return [Markup(chart) for chart in charts if chart], [Markup(chart) for chart in more if chart]
 
 
 def _drawn(metrics: Metrics, split: str, key: str, name: str, tone: int) -> Series:
     return Series(
         name, _series(metrics, split, key), tone, dots=split == "eval", smooth=key not in EXACT
-    )
-
-
-def _other_chart(metrics: Metrics, key: str) -> str:
-    return line_chart(
-        key,
-        [_drawn(metrics, "train", key, "train", 1), _drawn(metrics, "eval", key, "held out", 2)],
     )
 
 

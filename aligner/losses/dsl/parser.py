@@ -216,6 +216,7 @@ def _refuse_foreign_letters(text: str, where: str) -> None:
 def _without_notes(body: list[ast.stmt]) -> Iterator[ast.stmt]:
     """The statements after a leading docstring and the two imports that are tolerated."""
     leading = True
+    tolerated = ({"torch": None}, {"torch.nn.functional": "F"})
     for index, node in enumerate(body):
         is_docstring = (
             index == 0
@@ -223,17 +224,13 @@ def _without_notes(body: list[ast.stmt]) -> Iterator[ast.stmt]:
             and isinstance(node.value, ast.Constant)
             and isinstance(node.value.value, str)
         )
-        leading = leading and (is_docstring or _is_tolerated_import(node))
+        is_import = (
+            isinstance(node, ast.Import)
+            and {alias.name: alias.asname for alias in node.names} in tolerated
+        )
+        leading = leading and (is_docstring or is_import)
         if not leading:
             yield node
-
-
-def _is_tolerated_import(node: ast.stmt) -> bool:
-    allowed = ({"torch": None}, {"torch.nn.functional": "F"})
-    return (
-        isinstance(node, ast.Import)
-        and {alias.name: alias.asname for alias in node.names} in allowed
-    )
 
 
 class _Checker:
@@ -494,14 +491,11 @@ class _Checker:
         ]:
             self.refuse(node, f"{written} needs its parameter {missing[0]!r}")
         for name in operation.literal & set(given):
-            if not _is_literal(arguments(node)[name]):
+            value = arguments(node)[name]
+            if isinstance(value, ast.UnaryOp) and isinstance(value.op, ast.USub):
+                value = value.operand
+            if not isinstance(value, ast.Constant):
                 self.refuse(node, f"the parameter {name!r} of {written} must be a constant")
-
-
-def _is_literal(node: ast.expr) -> bool:
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        node = node.operand
-    return isinstance(node, ast.Constant)
 
 
 def canonical(node: ast.AST) -> str:

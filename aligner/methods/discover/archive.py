@@ -71,9 +71,10 @@ class Archive:
             cure = f"delete {path.parent}: the objective is measured again"
             known = {each.name for each in fields(Record)}
             values = parse_json(path, cure, needed=["index", "name", "origin"])
-            self.records.append(
-                Record(**_numbers({key: item for key, item in values.items() if key in known}))
-            )
+            kept = {key: item for key, item in values.items() if key in known}
+            for key in ("fitness", "held_out"):  # NaN and infinities were written as texts
+                kept[key] = list(map(float, values[key]))
+            self.records.append(Record(**kept))
 
     def place(self, index: int) -> Path:
         """Return the folder of an objective, made if it is not there."""
@@ -99,9 +100,3 @@ class Archive:
         """Return the valid record with the highest mean fitness, of one origin or of all."""
         of = [record for record in self.records if record.valid and origin in (None, record.origin)]
         return max(of, key=lambda record: mean_and_error(record.fitness)[0], default=None)
-
-
-def _numbers(values: dict[str, Any]) -> dict[str, Any]:
-    """NaN and infinities were written as texts."""
-    fitness, held_out = map(float, values["fitness"]), map(float, values["held_out"])
-    return {**values, "fitness": list(fitness), "held_out": list(held_out)}

@@ -70,22 +70,18 @@ def measure(job: Job, timeout_s: float) -> tuple[list[float], list[float]]:
         except subprocess.TimeoutExpired:
             raise MeasuringError(f"training took longer than {timeout_s / 60:g} minutes") from None
         finally:
-            _end(process)
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)  # with whatever it started
+                process.wait()
     if code == UsageError.exit_code:
         raise UsageError(_last_words(folder / "log.txt"), f"the whole log is {folder / 'log.txt'}")
     if code != 0:
         raise MeasuringError(
             _last_words(folder / "log.txt") or f"training ended with exit code {code}"
         )
-    found = [_read(folder, seed) for seed in job.seeds]
-    return [one["fitness"] for one in found], [one["held_out"] for one in found]
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill the process and whatever it started."""
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    files = [folder / f"seed-{seed}.json" for seed in job.seeds]
+    found = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    return [float(one["fitness"]) for one in found], [float(one["held_out"]) for one in found]
 
 
 def _last_words(log: Path) -> str:
@@ -95,11 +91,6 @@ def _last_words(log: Path) -> str:
         if line.strip()
     ]
     return lines[-1][-500:] if lines else ""
-
-
-def _read(folder: Path, seed: int) -> dict[str, float]:
-    values = json.loads((folder / f"seed-{seed}.json").read_text(encoding="utf-8"))
-    return {key: float(value) for key, value in values.items()}
 
 
 def main(file: str, parent: str) -> int:

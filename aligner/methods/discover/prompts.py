@@ -65,7 +65,12 @@ def read_reply(text: str) -> Proposal:
     for key in ("thought", "name", "code"):
         if not isinstance(values.get(key), str) or (key != "thought" and not values[key].strip()):
             raise ReplyError(f"the reply's `{key}` is missing, or is no text")
-    return Proposal(clean(values["thought"]), _identifier(values["name"]), clean(values["code"]))
+    # A name that can be a Python function's and a file's.
+    name = re.sub(r"[^A-Za-z0-9_]+", "_", values["name"]).strip("_")[:NAME_CHARACTERS]
+    name = name or "objective"
+    if name[0].isdigit():
+        name = f"objective_{name}"[:NAME_CHARACTERS]
+    return Proposal(clean(values["thought"]), name, clean(values["code"]))
 
 
 def _unwrapped(text: str) -> str:
@@ -82,12 +87,6 @@ def clean(text: str) -> str:
     letters."""
     whole = text.encode("utf-8", "replace").decode("utf-8")
     return "".join(letter for letter in whole if letter in "\n\t" or letter.isprintable())
-
-
-def _identifier(name: str) -> str:
-    """Return a name that can be a Python function's and a file's."""
-    words = re.sub(r"[^A-Za-z0-9_]+", "_", name).strip("_")[:NAME_CHARACTERS] or "objective"
-    return words if not words[0].isdigit() else f"objective_{words}"[:NAME_CHARACTERS]
 
 
 def system_prompt(beta: float, language: str) -> str:
@@ -130,11 +129,11 @@ def conversation(
     kept = sorted(
         (record for record in older if record.valid), key=lambda record: -sum(record.fitness)
     )[:BEST_SHOWN]
-    first = [
-        "These objectives were measured so far:",
-        *(_entry(record) for record in (*start, *kept)),
-        _NEXT,
-    ]
+    first = ["These objectives were measured so far:"]
+    for record in (*start, *kept):
+        result = f"fitness {shown(record.fitness)}" if record.valid else f"failed: {record.error}"
+        first.append(f"{record.name}: {result}\n{record.source.rstrip()}")
+    first.append(_NEXT)
     messages = [
         {"role": "system", "content": system},
         {"role": "user", "content": "\n\n".join(first)},
@@ -146,11 +145,6 @@ def conversation(
 
 
 _NEXT = "Propose the next objective."
-
-
-def _entry(record: Record) -> str:
-    result = f"fitness {shown(record.fitness)}" if record.valid else f"failed: {record.error}"
-    return f"{record.name}: {result}\n{record.source.rstrip()}"
 
 
 def verdict(record: Record) -> str:

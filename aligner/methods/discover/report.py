@@ -7,7 +7,6 @@ import functools
 from html import escape
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
 from aligner.methods.discover.archive import Archive, Record, mean_and_error, shown
 from aligner.methods.discover.recipe import DiscoverRecipe
@@ -43,8 +42,11 @@ def write_discovery_report(run_dir: Path) -> Path:
         ("seeds", str(recipe.discover.seeds)),
         ("proposer", recipe.endpoint.model or recipe.endpoint.backend),
         ("ended", search.get("ended", "not yet")),
-        *_usage(read_json(run_dir, "usage.json") or {}),
     ]
+    usage = read_json(run_dir, "usage.json") or {}
+    for key in ("calls", "cached", "usd"):
+        if usage.get(key):
+            facts.append((key, number(float(usage[key]))))
     write_atomically(
         path, page(run_dir.resolve().name, "discover run", facts, body, tiles=_tiles(archive))
     )
@@ -53,14 +55,6 @@ def write_discovery_report(run_dir: Path) -> Path:
 
 def _section(anchor: str, title: str, body: str) -> str:
     return f'<section id="{anchor}"><h2>{title}</h2>{body}</section>'
-
-
-def _usage(usage: dict[str, Any]) -> list[tuple[str, str]]:
-    return [
-        (key.replace("_", " "), number(float(usage[key])))
-        for key in ("calls", "cached", "usd")
-        if usage.get(key)
-    ]
 
 
 def _tiles(archive: Archive) -> list[dict[str, str]]:

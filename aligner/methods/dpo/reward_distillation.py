@@ -33,7 +33,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from aligner.errors import DataError
 from aligner.events import Notice, OnEvent, StageStarted, counter, tell
@@ -56,9 +56,6 @@ from aligner.runs.cache import cache_folder, is_kept, keep
 from aligner.runs.files import dumps
 from aligner.runs.journal import Journal
 from aligner.tokenization.dataset import TokenizedData
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 VERSION = "2"
 """Changed when the way the numbers are computed changes, so that old ones are not used."""
@@ -104,41 +101,34 @@ def with_reward_margins(
 
     Raises: DataError naming the row that cannot be scored, or a reward model that prefers nothing.
     """
+    from accelerate import PartialState
+
     splits = {"training": prepared.train, "held-out": prepared.eval}
     texts = {}
     for name, rows in splits.items():
         if rows is not None:
             texts[name] = [json.loads(text) for text in rows[TEXT]]
-    found = agreed(_score_all(dpo, texts, on_event) if _is_main() else None)
+    is_main = PartialState().is_main_process
+    found = agreed(_score_all(dpo, texts, on_event) if is_main else None)
     members = [Member(**facts) for facts, _ in found]
     with_margins = {}
     for name in texts:
-        with_margins[name] = _with_margins(
-            splits[name], [margins[name] for _, margins in found], members
-        )
+        scaled = []
+        for row in zip(*(margins[name] for _, margins in found)):
+            scaled.append([member.scale * margin for member, margin in zip(members, row)])
+        without_text = splits[name].remove_columns(TEXT)
+        with_margins[name] = without_text.add_column("reward_margins", scaled)
     return TokenizedData(
         with_margins["training"], with_margins.get("held-out"), prepared.batching
     ), members
-
-
-def _is_main() -> bool:
-    from accelerate import PartialState
-
-    return bool(PartialState().is_main_process)
-
-
-def _with_margins(rows: Any, margins: Sequence[list[float]], members: Sequence[Member]) -> Dataset:
-    """Exchange the text of the pairs for their margins, scaled."""
-    scaled = []
-    for row in zip(*margins):
-        scaled.append([member.scale * margin for member, margin in zip(members, row)])
-    return rows.remove_columns(TEXT).add_column("reward_margins", scaled)
 
 
 def _score_all(
     dpo: Dpo, texts: dict[str, list[dict[str, Any]]], on_event: OnEvent | None
 ) -> list[tuple[dict[str, Any], dict[str, list[float]]]]:
     """For each reward model its facts, and its margins for each split."""
+    import torch
+
     found = []
     for spec in dpo.reward_models:
         scorer = load_scorer(spec)
@@ -149,7 +139,9 @@ def _score_all(
         tell(on_event, Notice(_sentence(member)))
         found.append((asdict(member), margins))
         del scorer
-        _free()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
     _compare_sizes([facts["spread"] * facts["scale"] for facts, _ in found], on_event)
     return found
 
@@ -222,15 +214,6 @@ def _compare_sizes(sizes: Sequence[float], on_event: OnEvent | None) -> None:
                 "`min`. dpo.reward_scale=std brings them to one size"
             ),
         )
-
-
-def _free() -> None:
-    """Give back what a reward model held on a GPU."""
-    gc.collect()
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 # --- one reward model, one split ------------------------------------------------------------------

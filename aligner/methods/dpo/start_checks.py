@@ -8,7 +8,7 @@ where single steps are large enough to carry pairs over its hump. Nothing here c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -78,10 +78,9 @@ class AccuracyAlarm(TrainerCallback):
             for entry in state.log_history
             if self.metric in entry and entry["step"] > self.after
         ]
-        if (
-            not self._is_now([entry["step"] for entry in logs])
-            or state.log_history[-1] is not logs[-1]
-        ):
+        last = self.after + self.steps
+        over = [entry for entry in logs if entry["step"] >= last]
+        if len(over) != 1 or over[0] is not state.log_history[-1]:
             return
         best = max(entry[self.metric] for entry in logs)
         if best >= 0.5:
@@ -104,7 +103,3 @@ class AccuracyAlarm(TrainerCallback):
         if self.stop:
             raise TrainingError(found, cure + " (dpo.on_alarm=warn continues)")
         self.tell(f"{found}: {cure}")
-
-    def _is_now(self, steps: Sequence[int]) -> bool:
-        last = self.after + self.steps
-        return bool(steps) and steps[-1] >= last and not any(step >= last for step in steps[:-1])

@@ -126,7 +126,8 @@ def _objective(job: Job, recipe: DpoRecipe) -> Objective:
     if distils(recipe):
         _note_choice(job, recipe)
         return objective
-    if wrong := check_initial_gradient(objective, settings, _typical_length(job)):
+    typical_length = float(statistics.median(map(len, job.prepared.train["chosen_ids"])))
+    if wrong := check_initial_gradient(objective, settings, typical_length):
         if dpo.warmup_steps_dpo:
             first = f"the first {dpo.warmup_steps_dpo} steps train DPO's loss: {wrong}"
             job.note(f"{first}. Look whether rewards/accuracies stays up after them")
@@ -182,11 +183,6 @@ def _guards(job: Job, recipe: DpoRecipe) -> list[AccuracyAlarm]:
             metric=metric,
         )
     ]
-
-
-def _typical_length(job: Job) -> float:
-    """The median length of a chosen answer, in tokens."""
-    return float(statistics.median(map(len, job.prepared.train["chosen_ids"])))
 
 
 def _keep_source(job: Job, name: str, path: Path, text: str) -> None:

@@ -69,7 +69,13 @@ class Writer:
             [json.loads(row["prompt"]) for *_, row in judged],
             [row["answer"] for *_, row in judged],
         )
-        theirs = self.scorer.score(prompts, [self._text(ids) for _, ids, _ in judged], answers)
+        texts = [
+            self.tokenizer.decode(
+                list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
+            for _, ids, _ in judged
+        ]
+        theirs = self.scorer.score(prompts, texts, answers)
         ours = self.scorer.score(prompts, answers, answers)
         for (rewrite, *_), one, other in zip(judged, theirs, ours):
             rewrite.is_as_good = one >= other
@@ -126,8 +132,3 @@ class Writer:
             whole.append(glued)
         self._judge(done, whole, [row for row, _ in places])
         return done
-
-    def _text(self, ids: Sequence[int]) -> str:
-        return self.tokenizer.decode(
-            list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
