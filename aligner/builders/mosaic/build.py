@@ -419,16 +419,11 @@ def _build_shards(builder: ShardBuilder, shards: Sequence[Shard], on_event: OnEv
         )
     tell(on_event, StageProgress("building mosaics (rows used)", done, total))
     workers = min(builder.recipe.mosaic.workers, len(missing))
-    finished = _in_processes(builder, missing, workers) if workers > 1 else _here(builder, missing)
-    for shard in finished:
+    for shard in _in_processes(builder, missing, workers) if workers > 1 else missing:
+        if workers <= 1:
+            builder.build(shard)
         done += shard.examples
         tell(on_event, StageProgress("building mosaics (rows used)", done, total))
-
-
-def _here(builder: ShardBuilder, shards: Sequence[Shard]) -> Iterator[Shard]:
-    for shard in shards:
-        builder.build(shard)
-        yield shard
 
 
 _BUILDER: ShardBuilder | None = None

@@ -125,7 +125,11 @@ def check(
     instructions = [instruction for instruction, _ in examples]
     responses = [response for _, response in examples]
     sample = _Sample(prompt, completion, instructions, responses, phrasings)
-    _refuse_blank(sample)
+    if not instructions:
+        raise Violation("structure", "a mosaic has at least one example")
+    for text in (*instructions, *responses):
+        if not text or text.isspace():
+            raise Violation("structure", "an example's text is blank")
     if len(examples) == 1 and sample.instructions == [prompt] and sample.responses == [completion]:
         return Reading("plain", None, (1,), (), "", "", "")
     reason: Violation | None = None
@@ -248,14 +252,6 @@ class _Claim:
     number: _Number | None
 
 
-def _refuse_blank(sample: _Sample) -> None:
-    if not sample.instructions:
-        raise Violation("structure", "a mosaic has at least one example")
-    for text in (*sample.instructions, *sample.responses):
-        if not text or text.isspace():
-            raise Violation("structure", "an example's text is blank")
-
-
 def _claims(sample: _Sample) -> Iterator[_Claim]:
     """Every way to understand the prompt under which what the meta-instructions leave is the
     examples' block."""
@@ -346,25 +342,17 @@ def _number(sample: _Sample, start: int, width: int, between: str) -> _Number | 
     numbers = []
     for at in (at for at, letter in enumerate(mark) if letter == "1"):
         number = _Number(mark[:at], mark[at + 1 :], gap)
-        if _is_template(number) and sample.prompt.startswith(
-            _block(sample, number, between), start
-        ):
+        if number.template.count("{n}") != 1:
+            continue
+        if number.before[-1:] in _DIGITS or number.after[:1] in _DIGITS:
+            continue  # a digit beside the integer would change it
+        block = between.join(
+            number.mark(index) + text for index, text in enumerate(sample.instructions, 1)
+        )
+        if sample.prompt.startswith(block, start):
             numbers.append(number)
     known = [number for number in numbers if number.template in sample.phrasings.numbers] or numbers
     return known[-1] if known else None
-
-
-def _is_template(number: _Number) -> bool:
-    """A digit beside the integer would change it, and there is one place for it."""
-    if number.template.count("{n}") != 1:
-        return False
-    return not (number.before[-1:] in _DIGITS or number.after[:1] in _DIGITS)
-
-
-def _block(sample: _Sample, number: _Number, between: str) -> str:
-    return between.join(
-        number.mark(index) + text for index, text in enumerate(sample.instructions, 1)
-    )
 
 
 def _tags(sample: _Sample, lines: Sequence[_Line]) -> list[tuple[str, str]]:
@@ -407,13 +395,17 @@ def _judge(sample: _Sample, claim: _Claim) -> Reading:
     dropped = tuple(sorted(set(range(1, sample.count + 1)).difference(order)))
     _refuse_form(style, "one" if sample.count == 1 else "many")
     _refuse_form(rule, "one" if len(dropped) == 1 else "many")
-    _refuse_tags(claim)
+    begin, end = claim.begin, claim.end
+    if (begin or end) and (begin in end or end in begin or "\n" in begin + end):
+        raise Violation("tags", f"{begin!r} and {end!r} cannot be a pair of tags")
     _refuse_collision(sample, claim)
-    if sample.completion != _completion(sample, claim, order):
+    marks = [claim.number.mark(index) if claim.number else "" for index in order]
+    replies = (f"{begin}{sample.responses[index - 1]}{end}" for index in order)
+    if sample.completion != "\n\n".join(map(str.__add__, marks, replies)):
         raise _fault(sample, claim, order)
     strategy, name = rule.text.label.split(".") if rule else ("format", None)
     number = claim.number.template if claim.number else ""
-    return Reading(strategy, name, order, dropped, claim.begin, claim.end, number)
+    return Reading(strategy, name, order, dropped, begin, end, number)
 
 
 def _roles(claim: _Claim) -> tuple[Meta | None, Meta | None]:
@@ -452,12 +444,6 @@ def _refuse_form(meta: Meta | None, form: str) -> None:
         )
 
 
-def _refuse_tags(claim: _Claim) -> None:
-    begin, end = claim.begin, claim.end
-    if (begin or end) and (begin in end or end in begin or "\n" in begin + end):
-        raise Violation("tags", f"{begin!r} and {end!r} cannot be a pair of tags")
-
-
 def _refuse_collision(sample: _Sample, claim: _Claim) -> None:
     """No tag in any example. No line that begins with a number mark, be it of an instruction or of
     an untagged reply."""
@@ -472,12 +458,6 @@ def _refuse_collision(sample: _Sample, claim: _Claim) -> None:
         raise Violation(
             "collision", f"an example's line begins like the number mark {claim.number.template!r}"
         )
-
-
-def _completion(sample: _Sample, claim: _Claim, order: Sequence[int]) -> str:
-    marks = [claim.number.mark(index) if claim.number else "" for index in order]
-    replies = (f"{claim.begin}{sample.responses[index - 1]}{claim.end}" for index in order)
-    return "\n\n".join(map(str.__add__, marks, replies))
 
 
 def _fault(sample: _Sample, claim: _Claim, order: Sequence[int]) -> Violation:
@@ -559,7 +539,10 @@ def _masked(sample: _Sample, name: str, rule: Meta) -> set[int]:
         return set(listed)
     if name in ("odd", "even"):
         return set(every[::2] if name == "odd" else every[1::2])
-    sizes, count = _sizes(sample, "words"), _counted(sample, rule)
+    sizes, printed = _sizes(sample, "words"), rule.slots.get("count", "1")
+    count = next((count for count in range(1, sample.count) if printed == str(count)), None)
+    if count is None:
+        raise Violation("count", f"{printed} of {sample.count} instructions cannot be left out")
     ranked = sorted(sizes, reverse=name == "longest")
     if ranked[count - 1] == ranked[count]:
         raise Violation(
@@ -596,15 +579,6 @@ def _unbracketed(text: str, brackets: Sequence[str]) -> Iterator[str]:
             and len(text) > len(before) + len(after)
         ):
             yield text[len(before) : len(text) - len(after)]
-
-
-def _counted(sample: _Sample, rule: Meta) -> int:
-    """How many are to be left out: what stands in the slot, or one if the text has none."""
-    printed = rule.slots.get("count", "1")
-    for count in range(1, sample.count):
-        if printed == str(count):
-            return count
-    raise Violation("count", f"{printed} of {sample.count} instructions cannot be left out")
 
 
 def _sizes(sample: _Sample, measure: str) -> list[int]:

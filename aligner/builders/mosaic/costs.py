@@ -49,23 +49,18 @@ def costs(
     ones count as cut."""
     cut = np.minimum(np.asarray(lengths, dtype=np.int64), max_tokens)
     n = len(cut)
+    order = cut.tolist()
+    random.Random(0).shuffle(order)
+    batches = [order[start : start + DEVICE_BATCH] for start in range(0, n, DEVICE_BATCH)]
     return Costs(
         sequences=n / epochs,
         steps=-(-n // batch_size) / epochs,
         real=float(cut.sum()) / epochs,
         trained=trained / epochs,
         to_max=n * max_tokens / epochs,
-        to_longest=_padded_to_longest(cut) / epochs,
+        to_longest=sum(max(batch) * len(batch) for batch in batches) / epochs,
         packed=_packed(cut, max_tokens) * max_tokens / epochs,
     )
-
-
-def _padded_to_longest(lengths: np.ndarray) -> int:
-    """Places of random batches that are padded to their longest sequence."""
-    order = lengths.tolist()
-    random.Random(0).shuffle(order)
-    batches = (order[start : start + DEVICE_BATCH] for start in range(0, len(order), DEVICE_BATCH))
-    return sum(max(batch) * len(batch) for batch in batches)
 
 
 def _packed(lengths: np.ndarray, size: int) -> int:

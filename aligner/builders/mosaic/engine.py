@@ -246,9 +246,14 @@ class _Work:
     def samples(self) -> Iterator[Sample]:
         examples = self.mosaics.examples
         entries = [(int(number), examples[int(number)]) for number in self.chunk.examples]
+        way = self.mosaics.settings.on_overlong
         for entry in entries:
-            if self._is_overlong(entry):
-                yield from self._overlong(*entry)
+            if not self._is_overlong(entry):
+                continue
+            assert way != "error", "such rows were refused when they were measured"
+            self.counts.by_name[f"overlong:{way}"] += 1
+            if way == "alone":
+                yield self._plain(*entry)
         queue = deque(entry for entry in entries if not self._is_overlong(entry))
         draws = deque(self.chunk.draws)
         while queue:
@@ -268,13 +273,6 @@ class _Work:
 
     def _is_overlong(self, entry: tuple[int, Example]) -> bool:
         return self.mosaics.examples.tokens[entry[0]] > self.mosaics.max_tokens
-
-    def _overlong(self, number: int, example: Example) -> Iterator[Sample]:
-        way = self.mosaics.settings.on_overlong
-        assert way != "error", "such rows were refused when they were measured"
-        self.counts.by_name[f"overlong:{way}"] += 1
-        if way == "alone":
-            yield self._plain(number, example)
 
     def _plain(self, number: int, example: Example) -> Sample:
         plan = plain_plan(number)

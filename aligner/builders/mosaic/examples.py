@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 from aligner.builders.mosaic.phrasings import Phrasings
 from aligner.data.rows import WEIGHT, CompletionRow, ConversationRow, Row, as_turns
@@ -100,18 +100,13 @@ def example_of(row: Row, multiturn: str = "skip") -> Example | str:
     rest = rest[:2]
     if [turn["role"] for turn in rest] != ["user", "assistant"]:
         return "not a question and its answer"
-    if any(not _meaningful_keys(turn) <= PLAIN_KEYS for turn in rest):
+    # only the assistant's turns are ever trained: the weight of a question means nothing
+    if not (set(rest[0]) - {WEIGHT} <= PLAIN_KEYS and set(rest[1]) <= PLAIN_KEYS):
         return "turns that carry more than text"
     question, answer = rest[0]["content"], rest[1]["content"]
     if not question.strip() or not answer.strip():
         return "an empty turn"
     return Example(question, answer, lead, row.group, row.origin)
-
-
-def _meaningful_keys(turn: dict[str, Any]) -> set[str]:
-    """The keys of a turn that mean something: only the assistant's turns are ever trained, so only
-    they have a weight."""
-    return set(turn) - (set() if turn["role"] == "assistant" else {WEIGHT})
 
 
 class RowStore:
@@ -201,7 +196,10 @@ class Examples:
         self.kinds.add("text" if example.is_text else "turns")
         if example.lead:
             self.kinds.add("lead")
-        self.groups.setdefault(_group_name(example), array.array("L")).append(len(self))
+        # two examples share a group exactly when they may stand in one sample
+        group = repr((example.is_text, example.lead, example.group))
+        digest = hashlib.sha256(group.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        self.groups.setdefault(digest, array.array("L")).append(len(self))
         self.tokens.append(total)
         self.trained.append(trained)
         self.rows.append(number)
@@ -262,9 +260,3 @@ def _why_alone(example: Example, phrasings: Phrasings, lengths: Lengths) -> str:
         if lengths.keeps(example.row())
         else "the chat template would change it inside a longer text"
     )
-
-
-def _group_name(example: Example) -> str:
-    """A name that two examples share exactly when they may stand in one sample."""
-    text = repr((example.is_text, example.lead, example.group))
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]

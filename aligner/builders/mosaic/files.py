@@ -93,12 +93,6 @@ def _as_turns(row: Row) -> Messages:
     return [*as_turns(row.prompt, "user"), *as_turns(row.completion, "assistant")]
 
 
-def _as_conversation(row: Row) -> dict[str, Any]:
-    tools = getattr(row, "tools", None)
-    line = {"messages": _as_turns(row)}
-    return line if tools is None else {**line, "tools": tools}
-
-
 def write_held_out(target: Path, rows: Sequence[Row]) -> None:
     """Write rows that no mosaic may hold, as conversations; plain strings stay what they are where
     all rows are such."""
@@ -111,5 +105,11 @@ def write_held_out(target: Path, rows: Sequence[Row]) -> None:
     ):
         lines = [{"prompt": row.prompt, "completion": row.completion} for row in rows]  # type: ignore[union-attr]
     else:
-        lines = [_as_conversation(row) for row in rows if _as_turns(row)]
+        lines = []
+        for row in rows:
+            if not (turns := _as_turns(row)):
+                continue
+            lines.append({"messages": turns})
+            if (tools := getattr(row, "tools", None)) is not None:
+                lines[-1]["tools"] = tools
     write_atomically(target, "".join(dumps(line) + "\n" for line in lines))

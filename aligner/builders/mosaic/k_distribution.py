@@ -15,15 +15,10 @@ import math
 import random
 from collections.abc import Callable
 
-
-def _normal_cdf(x: float) -> float:
-    return 0.5 * (1.0 + math.erf(x / math.sqrt(2.0)))
-
-
 CDF: dict[str, Callable[[float], float]] = {
     "exp": lambda x: 1.0 - math.exp(-x),
     "pareto": lambda x: 1.0 - 1.0 / (2.0 + x),  # P(Lomax(1) - 1 <= x)
-    "lognormal": lambda x: _normal_cdf(math.log(x)) if x > 0 else 0.0,
+    "lognormal": lambda x: 0.5 * (1.0 + math.erf(math.log(x) / math.sqrt(2.0))) if x > 0 else 0.0,
     "logistic2": lambda x: 1.0 / (1.0 + math.exp(-x / 2.0)),
 }
 """Distribution of X, for x >= 0."""

@@ -187,21 +187,19 @@ def _released_style(
     gap, separator = one_of((" ", "\n"), rng), one_of(SEPARATORS, rng)
 
     def style(rule: str = "", choice: Choice | None = None) -> Style:
-        rule_line = (
-            "" if choice is None else _rule_line(phrasings, f"{strategy}.{rule}", choice, rng)
-        )
+        rule_line = ""
+        if choice is not None:
+            label = f"{strategy}.{rule}"
+            brackets = one_of(phrasings.list_brackets, rng)
+            items = one_of(phrasings.separators(label), rng).join(map(str, choice.listed))
+            rule_line = one_of(phrasings.texts[label]["many"], rng).filled(
+                list=brackets.replace("{items}", items), count=str(choice.count)
+            )
         return Style(
             number, gap if number else "", *tags, separator, line, places[0], rule_line, places[1]
         )
 
     return style
-
-
-def _rule_line(phrasings: Phrasings, label: str, choice: Choice, rng: random.Random) -> str:
-    listed = one_of(phrasings.list_brackets, rng).replace(
-        "{items}", one_of(phrasings.separators(label), rng).join(map(str, choice.listed))
-    )
-    return one_of(phrasings.texts[label]["many"], rng).filled(list=listed, count=str(choice.count))
 
 
 def _permute(

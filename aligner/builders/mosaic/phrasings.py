@@ -124,9 +124,8 @@ class Phrasings:
         for forms in self.texts.values():
             for texts in forms.values():
                 for text in texts:
-                    by_opening.setdefault(_opening(text.wording), []).append(
-                        (text, _pattern(text.wording))
-                    )
+                    opening = _SLOT.split(text.wording, maxsplit=1)[0][:_SHORT]
+                    by_opening.setdefault(opening, []).append((text, _pattern(text.wording)))
         return by_opening
 
     def read(self, line: str) -> list[Meta]:
@@ -140,10 +139,6 @@ class Phrasings:
 
 
 _SHORT = 12
-
-
-def _opening(wording: str) -> str:
-    return _SLOT.split(wording, maxsplit=1)[0][:_SHORT]
 
 
 def _pattern(wording: str) -> re.Pattern[str]:

@@ -181,10 +181,12 @@ class Planner:
         number = self._number(examples, is_tagged, rng) if is_numbered else ""
         begin, end = self._tags(examples, number, rng) if is_tagged else ("", "")
         label = f"{strategy}.{rule.name}" if rule else ""
+        brackets = one_of(self.phrasings.list_brackets, rng)
+        items = one_of(self.phrasings.separators(label), rng).join(map(str, choice.listed))
         slots = {
             "begin": begin,
             "end": end,
-            "list": self._list(label, choice.listed, rng),
+            "list": brackets.replace("{items}", items),
             "count": str(choice.count),
         }
         format_line = self._format_line(is_tagged, rule, len(examples), slots, rng)
@@ -217,13 +219,6 @@ class Planner:
         forms = self.phrasings.texts[label]
         text: Text = one_of(forms["one" if is_one and "one" in forms else "many"], rng)
         return text.filled(**slots)
-
-    def _list(self, label: str, numbers: Sequence[int], rng: random.Random) -> str:
-        brackets, separator = (
-            one_of(self.phrasings.list_brackets, rng),
-            one_of(self.phrasings.separators(label), rng),
-        )
-        return brackets.replace("{items}", separator.join(map(str, numbers)))
 
     # -- marks
     # ----------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from aligner.builders.mosaic.examples import Example
-from aligner.builders.mosaic.plan import PLAIN, PRIMARY, REPLY_SEPARATOR, Place, Plan
+from aligner.builders.mosaic.plan import PLAIN, PRIMARY, REPLY_SEPARATOR, Plan
 
 Span = tuple[int, int, int]
 """1-based index of an example, and the half-open range of characters that its text takes."""
@@ -53,12 +53,15 @@ def render(plan: Plan, examples: Sequence[Example]) -> Rendered:
         REPLY_SEPARATOR,
     )
     prompt, shift = block, 0
-    for line, where in (
+    for line, (is_above, gap) in (
         (style.format_line, style.format_place),
         (style.rule_line, style.rule_place),
     ):
-        prompt, added = _placed(line, where, prompt)
-        shift += added
+        if line and is_above:
+            prompt = f"{line}{gap}{prompt}"
+            shift += len(line) + len(gap)
+        elif line:
+            prompt = f"{prompt}{gap}{line}"
     moved = [(start + shift, stop + shift) for start, stop in asked]
     return Rendered(
         prompt, completion, _numbered(moved, tuple(indices)), _numbered(answered, plan.order)
@@ -76,14 +79,6 @@ def _joined(
         pieces.append(f"{before}{text}{after}")
         length += len(pieces[-1]) + len(separator)
     return separator.join(pieces), spans
-
-
-def _placed(line: str, place: Place, text: str) -> tuple[str, int]:
-    """Put a line above or below a text; return both, and how far the text has moved."""
-    if not line:
-        return text, 0
-    is_above, gap = place
-    return (f"{line}{gap}{text}", len(line) + len(gap)) if is_above else (f"{text}{gap}{line}", 0)
 
 
 def _numbered(spans: Sequence[tuple[int, int]], indices: Sequence[int]) -> tuple[Span, ...]:

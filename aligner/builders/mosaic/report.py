@@ -268,7 +268,10 @@ def _samples(samples: Sequence[Mapping[str, Any]]) -> str:
                 chosen.append(group.pop(0))
     style = (
         "<style>"
-        + "".join(_tone(tone) for tone in range(1, TONES + 1))
+        + "".join(
+            f".mosaic mark.m{tone}{{background:color-mix(in srgb,var(--t{tone}) 22%,transparent)}}"
+            for tone in range(1, TONES + 1)
+        )
         + _SAMPLE_STYLE
         + "</style>"
     )
@@ -280,10 +283,6 @@ _SAMPLE_STYLE = (
     "mark{background:none;color:inherit;border-radius:3px;"
     "padding:1px 2px;box-decoration-break:clone;-webkit-box-decoration-break:clone}"
 )
-
-
-def _tone(tone: int) -> str:
-    return f".mosaic mark.m{tone}{{background:color-mix(in srgb,var(--t{tone}) 22%,transparent)}}"
 
 
 def _sample(sample: Mapping[str, Any]) -> str:
