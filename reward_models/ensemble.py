@@ -79,15 +79,11 @@ def _mean(values: Sequence[float], weight: float) -> float:
     return statistics.fmean(values)
 
 
-def _min(values: Sequence[float], weight: float) -> float:
-    return min(values)
-
-
-def _lower_bound(values: Sequence[float], weight: float) -> float:
-    return statistics.fmean(values) - weight * spread(values)
-
-
-SCORES: dict[str, Combine] = {"mean": _mean, "min": _min, "lower_bound": _lower_bound}
+SCORES: dict[str, Combine] = {
+    "mean": _mean,
+    "min": lambda values, weight: min(values),
+    "lower_bound": lambda values, weight: statistics.fmean(values) - weight * spread(values),
+}
 """Members' scores of one answer, and `spread_weight` -> the score."""
 
 
@@ -118,7 +114,9 @@ class Ensemble:
         assert members, "a card without members is refused when it is read"
         self.card = card
         self.members = list(members)
-        self.names = _names(card, self.members)
+        names = [member.name for member in members]
+        are_distinct = len({*names, SPREAD}) == len(names) + 1
+        self.names = names if are_distinct else list(card.members)
 
     @property
     def name(self) -> str:
@@ -164,8 +162,9 @@ class Ensemble:
             return list(scores)
         size = spread(scores)
         if size <= SAME * max(map(abs, scores)):
+            rows = "the only row" if len(scores) == 1 else f"all {len(scores)} rows"
             raise NoScale(
-                f"{self.name}: {name} gives {_all_rows(len(scores))} the same score, "
+                f"{self.name}: {name} gives {rows} the same score, "
                 f"{scores[0]:g}, so it has no spread "
                 "to be divided by",
                 "Score more rows in one call, or set `standardize: false` for members that are on "
@@ -274,7 +273,9 @@ def refuse_cycles(card: Card, above: tuple[Card, ...] = ()) -> None:
     Raises: RecipeError for such a one, and for a member that there is not. A card without members
     passes.
     """
-    placed = card.model_copy(update={"members": [_one_spelling(member) for member in card.members]})
+    # a path as itself, however it was written
+    members = [os.path.realpath(name) if Path(name).exists() else name for name in card.members]
+    placed = card.model_copy(update={"members": members})
     if placed in above:
         names = " -> ".join([*(outer.name for outer in above[above.index(placed) :]), card.name])
         raise RecipeError(
@@ -284,17 +285,6 @@ def refuse_cycles(card: Card, above: tuple[Card, ...] = ()) -> None:
         inner = read_spec(member)
         if inner.kind == "ensemble":
             refuse_cycles(inner, (*above, placed))
-
-
-def _one_spelling(member: str) -> str:
-    """A path as itself, however it was written; anything else as it is."""
-    return os.path.realpath(member) if Path(member).exists() else member
-
-
-def _names(card: Card, members: Sequence[Scorer]) -> list[str]:
-    """The members' names, or what the card calls them where two have the same."""
-    names = [member.name for member in members]
-    return names if len({*names, SPREAD}) == len(names) + 1 else list(card.members)
 
 
 def _range(card: Card, ranges: Sequence[Range]) -> Range:
@@ -321,7 +311,3 @@ def _joined(remarks: Sequence[dict[int, str]], names: Sequence[str]) -> dict[int
         parts = [f"{name}: {said[row]}" for name, said in zip(names, remarks) if row in said]
         joined[row] = "; ".join(parts)
     return joined
-
-
-def _all_rows(count: int) -> str:
-    return "the only row" if count == 1 else f"all {count} rows"

@@ -156,7 +156,9 @@ class Conversations:
             )
             before = [*first, *before]
             if finished is not None and not finished[row]:
-                answer = _unfinished(answer, stops)
+                # without the stop token, which was added to it
+                ends = [place for place, token in enumerate(answer) if token in stops]
+                answer = answer[: ends[-1]] if ends else answer
             self._add(row, before, answer, card.max_length)
             if marks := found_in(tokenizer, CompletionRow(prompt, completion)):
                 remark = f"its text holds control tokens, which act as such: {in_words(marks)}"
@@ -182,14 +184,6 @@ def _second_bos(card: Card, tokenizer: PreTrainedTokenizerBase) -> list[int]:
             "drop the key",
         )
     return [tokenizer.bos_token_id]
-
-
-def _unfinished(answer: list[int], stops: Sequence[int]) -> list[int]:
-    """The answer up to its stop token, which was added to it."""
-    for place in reversed(range(len(answer))):
-        if answer[place] in stops:
-            return answer[:place]
-    return answer
 
 
 def refuse_no_numbers(name: str, rows: Sequence[Sequence[float]]) -> None:

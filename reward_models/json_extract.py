@@ -101,14 +101,14 @@ def _is_plain(value: Any) -> bool:
         depth += any(isinstance(item, dict | list) for item in level)
         if depth > MAX_DEPTH or not all(_can_be_written(item) for item in level):
             return False
-        level = [inner for item in level for inner in _inside(item)]
+        inside: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                inside += [*item, *item.values()]
+            elif isinstance(item, list):
+                inside += item
+        level = inside
     return True
-
-
-def _inside(value: Any) -> list[Any]:
-    if isinstance(value, dict):
-        return [*value, *value.values()]
-    return value if isinstance(value, list) else []
 
 
 def _can_be_written(value: Any) -> bool:

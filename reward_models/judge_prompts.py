@@ -18,7 +18,6 @@ import itertools
 import json
 import re
 from collections.abc import Sequence
-from typing import Any
 
 from .base import Prompt, Range
 
@@ -192,15 +191,13 @@ def _turns(prompt: Prompt) -> list[tuple[str, str]]:
     """(who speaks, what) of each turn; calls of tools are shown as JSON."""
     if isinstance(prompt, str):
         return [("user", prompt)]
-    return [(str(turn["role"]), _said(turn)) for turn in prompt]
-
-
-def _said(turn: dict[str, Any]) -> str:
-    calls = turn.get("tool_calls")
-    parts = [str(turn.get("content") or "")] + (
-        [json.dumps(calls, ensure_ascii=False)] if calls else []
-    )
-    return "\n".join(part for part in parts if part)
+    turns = []
+    for turn in prompt:
+        parts = [str(turn.get("content") or "")]
+        if calls := turn.get("tool_calls"):
+            parts.append(json.dumps(calls, ensure_ascii=False))
+        turns.append((str(turn["role"]), "\n".join(part for part in parts if part)))
+    return turns
 
 
 def _conversation(turns: Sequence[tuple[str, str]], mark: str) -> str:

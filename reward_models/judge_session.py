@@ -24,7 +24,7 @@ from typing import Any
 
 from aligner.config.recipe import Endpoint
 from aligner.endpoints.client import Client, open_client
-from aligner.endpoints.request import ChatRequest, Completion, LLMError
+from aligner.endpoints.request import ChatRequest, LLMError
 from aligner.errors import EndpointError
 
 from .judge_prompts import Messages, Unusable
@@ -172,7 +172,9 @@ class _Round:
                 ChatRequest(messages=messages, sample_index=attempt // ATTEMPTS, purpose="judge")
             )
             try:
-                return Reply(question.read(_whole(completion)), asked=attempt + 1)
+                if completion.truncated:  # a grade at the place of the cut may be a quotation
+                    raise Unusable("the reply was cut at endpoint.max_tokens")
+                return Reply(question.read(completion.text), asked=attempt + 1)
             except Unusable as unusable:
                 new += not completion.cached
                 if new >= ATTEMPTS:
@@ -185,14 +187,6 @@ class _Round:
                 (*question.messages, *again) if attempt % ATTEMPTS == 0 else question.messages
             )
         raise AssertionError("the cache holds a finite number of replies")
-
-
-def _whole(completion: Completion) -> str:
-    """The text of a reply that was not cut; what looks like a grade at the place of a cut may be a
-    quotation."""
-    if completion.truncated:
-        raise Unusable("the reply was cut at endpoint.max_tokens")
-    return completion.text
 
 
 def _refuse_failures(outcomes: Sequence[Reply | EndpointError]) -> list[Reply]:

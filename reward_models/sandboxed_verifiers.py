@@ -390,7 +390,9 @@ class TestsVerifier(Verifier):
         """Each pair in a process of its own, several at once; an interrupt ends them all."""
         live: set[Worker] = set()
         ends = threading.Event()
-        with ThreadPoolExecutor(min(MAX_AT_ONCE, _cores())) as pool:
+        has_affinity = hasattr(os, "sched_getaffinity")
+        cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+        with ThreadPoolExecutor(min(MAX_AT_ONCE, cores)) as pool:
             futures = [pool.submit(self._run_one, pair, live, ends) for pair in pairs]
             try:
                 return {pair: future.result() for pair, future in zip(pairs, futures)}
@@ -419,10 +421,6 @@ class TestsVerifier(Verifier):
             finally:
                 live.discard(worker)
         return outcome
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def program_in(answer: str) -> str:

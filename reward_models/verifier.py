@@ -120,14 +120,11 @@ class NumberVerifier(Verifier):
                 f"{reference[:60]!r}",
                 "use `verifier:exact` for answers that are words",
             )
-        return float(_equal(number_in(completion), target)), ""
-
-
-def _equal(found: Decimal | None, target: Decimal) -> bool:
-    if found is None:
-        return False
-    with decimal.localcontext(_WIDE):
-        return abs(found - target) <= TOLERANCE * max(Decimal(1), abs(target))
+        found = number_in(completion)
+        if found is None:
+            return 0.0, ""
+        with decimal.localcontext(_WIDE):
+            return float(abs(found - target) <= TOLERANCE * max(Decimal(1), abs(target))), ""
 
 
 class JsonVerifier(Verifier):

@@ -81,7 +81,11 @@ class Guard(Wrapper):
         try:
             completion = await self.inner.chat(request)
         except LLMError as error:
-            self._note(error)
+            if error.kind == "fatal":
+                self._fatal_in_a_row += 1
+                self._last_fatal = error
+            elif error.data_failure:
+                self._fatal_in_a_row = 0  # the server took the key and the parameters
             raise
         self._fatal_in_a_row = 0
         self.spent.replies += 1
@@ -105,13 +109,6 @@ class Guard(Wrapper):
                 BUDGET_HINT,
                 kind="budget",
             )
-
-    def _note(self, error: LLMError) -> None:
-        if error.kind == "fatal":
-            self._fatal_in_a_row += 1
-            self._last_fatal = error
-        elif error.data_failure:
-            self._fatal_in_a_row = 0  # the server took the key and the parameters
 
     def _reached(self) -> str:
         """Return which limit is reached, in words, or an empty string."""

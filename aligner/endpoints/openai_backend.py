@@ -74,8 +74,12 @@ class OpenAIBackend(Backend):
         http_client: Any = None,
     ) -> None:
         """Raises: UsageError when the `openai` package is not installed."""
-        openai = _import_openai()
-        self._http = _http_library(openai)
+        check_installed()
+        openai: Any = import_module("openai")
+        # what this version of `openai` stands on: httpx, or httpx2 since 3.0
+        bases = [base.__module__ for base in openai.DefaultAsyncHttpxClient.__mro__]
+        http = next(name for name in bases if name.startswith("httpx"))
+        self._http: Any = import_module(http.partition(".")[0])
         self._base_url = base_url
         self._secret = secret
         self._on_throttle = on_throttle
@@ -107,14 +111,14 @@ class OpenAIBackend(Backend):
 
         Raises: LLMError of every kind but "budget".
         """
+        assert request.model, f"{name_of(request)} names no model"
+        path = "/chat/completions" if request.prompt is None else "/completions"
         attempts = Attempts()
         token = _ATTEMPTS.set(attempts)
         began = time.monotonic()
         failure: LLMError | None = None
         try:
-            await self._client.post(
-                _path(request), cast_to=self._http.Response, body=body_of(request)
-            )
+            await self._client.post(path, cast_to=self._http.Response, body=body_of(request))
             assert attempts.body is not None, "a reply without a problem has been read"
             return completion_of(
                 attempts.body, request, self._secret, attempts.sent, time.monotonic() - began
@@ -173,16 +177,6 @@ def body_of(request: ChatRequest) -> dict[str, Any]:
     return body | dict(request.extra)
 
 
-def _path(request: ChatRequest) -> str:
-    assert request.model, f"{name_of(request)} names no model"
-    return "/chat/completions" if request.prompt is None else "/completions"
-
-
-def _import_openai() -> Any:
-    check_installed()
-    return import_module("openai")
-
-
 def check_installed() -> None:
     """Raises: UsageError when the `openai` package, or what it sends requests with, is not
     installed; imports neither."""
@@ -192,13 +186,6 @@ def check_installed() -> None:
                 f"a model behind a server needs the `{name}` package, which is not installed",
                 INSTALL,
             )
-
-
-def _http_library(openai: Any) -> Any:
-    """Return the HTTP library that this version of `openai` stands on: httpx, or httpx2 since
-    3.0."""
-    bases = [base.__module__.partition(".")[0] for base in openai.DefaultAsyncHttpxClient.__mro__]
-    return import_module(next(name for name in bases if name.startswith("httpx")))
 
 
 def _bounded_client(openai: Any, http: Any, timeout_s: float, trust_env: bool) -> Any:

@@ -75,8 +75,9 @@ def error_of(
     if status is None:
         return _unreachable(error, base_url, secret)
     said = _said(error, secret)
-    kind = _kind(status, said)
-    if kind == "context_length" and _asks_too_much(request, said):
+    kind, longest = _kind(status, said), LONGEST.search(said)
+    asked = request.max_tokens or 0
+    if kind == "context_length" and longest is not None and asked >= int(longest.group(1)):
         kind, hint = (
             "fatal",
             f"max_tokens is {request.max_tokens}, too much for every prompt: lower it",
@@ -134,12 +135,6 @@ def _kind(status: int, said: str) -> Kind:
     if status in (408, 409, 425, 429) or status >= 500:
         return "fatal" if any(code in said for code in QUOTA_CODES) else "unavailable"
     return "fatal"
-
-
-def _asks_too_much(request: ChatRequest, said: str) -> bool:
-    """Whether `max_tokens` alone fills the model's context, whatever the prompt."""
-    longest = LONGEST.search(said)
-    return longest is not None and (request.max_tokens or 0) >= int(longest.group(1))
 
 
 def _said(error: Exception, secret: Secret) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 from aligner.reward_models.catalogue import read_spec
 
@@ -23,16 +22,10 @@ def trained_on(spec: str, digests: Collection[str]) -> list[str]:
         return found
     folder = Path(card.model).expanduser().resolve()
     for manifest in (folder / "manifest.json", folder.parent / "manifest.json"):
-        found += [
-            parent["path"] for parent in _parents(manifest) if parent.get("fingerprint") in digests
-        ]
+        try:
+            parents = json.loads(manifest.read_text(encoding="utf-8"))["parents"]
+            data = [parent for parent in parents if parent["kind"] == "data"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # no manifest of ours
+        found += [parent["path"] for parent in data if parent.get("fingerprint") in digests]
     return list(dict.fromkeys(found))
-
-
-def _parents(manifest: Path) -> list[dict[str, Any]]:
-    """The data files in a manifest; what is not a manifest of ours has none."""
-    try:
-        parents = json.loads(manifest.read_text(encoding="utf-8"))["parents"]
-        return [parent for parent in parents if parent["kind"] == "data"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []

@@ -58,14 +58,13 @@ def write_picture(
         "win. "
         "Lengths are in characters.</p>"
     )
-    tiles = [_tile(one) for one in shown]
+    tiles = []
+    for one in shown:
+        figure = one.numbers["accuracy"]
+        note = "" if figure["low"] is None else f"{figure['low']:.1%} to {figure['high']:.1%}"
+        value = f"{figure['value']:.1%}"
+        tiles.append({"label": f"accuracy, {one.name}", "value": value, "note": note})
     write_atomically(path, page("Reward models on pairs", "evaluation", facts, body, tiles=tiles))
-
-
-def _tile(one: Shown) -> dict[str, str]:
-    figure = one.numbers["accuracy"]
-    note = "" if figure["low"] is None else f"{figure['low']:.1%} to {figure['high']:.1%}"
-    return {"label": f"accuracy, {one.name}", "value": f"{figure['value']:.1%}", "note": note}
 
 
 def _section(one: Shown, pairs: Sequence[Pair], answers: DifferentAnswers, record: Record) -> str:
@@ -75,7 +74,10 @@ def _section(one: Shown, pairs: Sequence[Pair], answers: DifferentAnswers, recor
         _lengths(one.numbers),
         _cloud(one, pairs, answers),
     ]
-    notes = [*one.numbers["left_out"], *_remarks(one.numbers)]
+    notes, remarks = [*one.numbers["left_out"]], one.numbers["remarks"]
+    if remarks["count"]:
+        first = "; ".join(f"{remark['row']}: {remark['said']}" for remark in remarks["first"])
+        notes.append(f"{remarks['count']:,} remarks of the scorer. The first: {first}")
     warnings = "".join(f'<p class="warning small">{escape(text)}</p>' for text in notes)
     grid = "".join(f"<div>{figure}</div>" for figure in figures)
     categories = _categories(one.numbers, record["category_column"])
@@ -194,14 +196,6 @@ def _categories(numbers: Record, column: str | None) -> str:
     return chart + (
         _note(f"The {MOST_CATEGORIES} largest; {more:,} more are in the JSON.") if more > 0 else ""
     )
-
-
-def _remarks(numbers: Record) -> list[str]:
-    remarks = numbers["remarks"]
-    if not remarks["count"]:
-        return []
-    first = "; ".join(f"{one['row']}: {one['said']}" for one in remarks["first"])
-    return [f"{remarks['count']:,} remarks of the scorer. The first: {first}"]
 
 
 def _agreement(shown: Sequence[Shown], numbers: Record) -> str:

@@ -342,7 +342,9 @@ def _writer(
     def work(part: list[int]) -> list[Any]:
         asked = [index for index in part if index not in too_long]
         prompts = [candidates[index].prompt for index in asked]
-        streams = [_stream(prompt) for prompt in prompts]
+        # by the prompt alone: its responses do not depend on which others are asked
+        digests = [hashlib.sha256(prompt_key(prompt).encode()).digest() for prompt in prompts]
+        streams = [int.from_bytes(digest[:6], "big") for digest in digests]
         samples_of = generate(
             policy, tokenizer, prompts, sampling, batch_size=settings.batch_size, streams=streams
         )
@@ -378,11 +380,6 @@ def _too_long(
             ],
         )
     return too_long
-
-
-def _stream(prompt: Any) -> int:
-    """A number that stands for a prompt: its responses do not depend on which others are asked."""
-    return int.from_bytes(hashlib.sha256(prompt_key(prompt).encode()).digest()[:6], "big")
 
 
 # --- judgement ------------------------------------------------------------------------------------

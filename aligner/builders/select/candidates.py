@@ -188,7 +188,10 @@ def _candidate(raw: Mapping[str, Any], origin: str, keep_unfinished: bool) -> Ca
     given = raw[name]
     if not isinstance(given, list):
         raise BadRow(f"{name} is {kind(given)}, not a list of responses")
-    candidate = Candidate(_prompt(raw), origin=origin, answer=_answer(raw.get("answer")))
+    prompt, answer = _prompt(raw), raw.get("answer")
+    if answer is not None:
+        answer = text(str(answer), "answer", allow_empty=True)
+    candidate = Candidate(prompt, origin=origin, answer=answer)
     for number, item in enumerate(given, start=1):
         if (
             isinstance(item, Mapping)
@@ -218,10 +221,6 @@ def _prompt(raw: Mapping[str, Any]) -> Prompt:
         if isinstance(value, list)
         else text(value, "prompt")
     )
-
-
-def _answer(value: Any) -> str | None:
-    return None if value is None else text(str(value), "answer", allow_empty=True)
 
 
 def _response(item: Any, name: str) -> str:

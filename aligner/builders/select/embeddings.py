@@ -45,6 +45,7 @@ def mean_states(
     policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Triple]
 ) -> Array:
     """Return the mean hidden state of each pair, shape (N, D), float32."""
+    from aligner.models.adapter_kinds import base_under_adapter
     from aligner.models.forward import batched_forward
     from aligner.models.positions import max_positions
     from aligner.tokenization.encode import encode_sft
@@ -55,27 +56,20 @@ def mean_states(
         for prompt, a, b in pairs
         for completion in (a, b)
     ]
-    ids = [_last(encode_sft(tokenizer, row, "completion").input_ids, limit) for row in rows]
+    ids = [encode_sft(tokenizer, row, "completion").input_ids for row in rows]
+    if limit is not None:
+        ids = [tokens[-limit:] for tokens in ids]
 
     def read(batch: dict[str, Any], _: Sequence[int]) -> list[Array]:
-        states_BTD = _body(policy)(**batch, use_cache=False).last_hidden_state.float()
+        # without the head: the logits of every token would fill the memory for nothing
+        body: Any = base_under_adapter(policy).base_model
+        states_BTD = body(**batch, use_cache=False).last_hidden_state.float()
         mask_BT1 = batch["attention_mask"][..., None]
         mean_BD = (states_BTD * mask_BT1).sum(dim=1) / mask_BT1.sum(dim=1)
         return list(mean_BD.cpu().numpy())
 
     vectors = batched_forward(policy, ids, read, pad_token_id=tokenizer.pad_token_id)
     return np.stack(vectors).reshape(len(pairs), 2, -1).mean(axis=1)
-
-
-def _body(policy: PreTrainedModel) -> Any:
-    """The model without its head: the logits of every token would fill the memory for nothing."""
-    from aligner.models.adapter_kinds import base_under_adapter
-
-    return base_under_adapter(policy).base_model
-
-
-def _last(ids: list[int], limit: int | None) -> list[int]:
-    return ids if limit is None else ids[-limit:]
 
 
 def unit_vectors(rows: Sequence[str]) -> Array:

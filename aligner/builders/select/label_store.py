@@ -78,12 +78,9 @@ def counts_of(run_dir: Path) -> dict[str, float]:
         pair for pair in summary["pairs"] if labels.get(pair["id"], {}).get("label") in ("a", "b")
     ]
     if judged and judged[0]["probability"] is not None:
-        right = [_share_right(pair["probability"], labels[pair["id"]]["label"]) for pair in judged]
+        right = []
+        for pair in judged:
+            probability, is_a = pair["probability"], labels[pair["id"]]["label"] == "a"
+            right.append(0.5 if probability == 0.5 else float((probability > 0.5) == is_a))
         counts["ranked rightly by the reward models"] = round(sum(right) / len(right), 4)
     return counts
-
-
-def _share_right(probability: float, label: str) -> float:
-    if probability == 0.5:
-        return 0.5
-    return float((probability > 0.5) == (label == "a"))

@@ -85,7 +85,9 @@ def ask_oracle(run_dir: Path, spec: str, on_event: OnEvent | None = None) -> Run
     card = read_spec(spec)
     refuse_cycles(card)
     if not _without_label(pairs, known_labels(run_dir)):
-        return _written(run_dir, pairs)
+        with _held(run_dir):  # again: a kill may have prevented what follows from them
+            _write(run_dir, pairs, known_labels(run_dir))
+        return _outcome(run_dir)
     tell(on_event, StageStarted(f"loading {spec}"))
     scorer = load_scorer(spec)
     restore_budget(
@@ -142,14 +144,6 @@ def _ask_for(
 
 def _without_label(pairs: Mapping[str, Any], labels: Mapping[str, Label]) -> list[Any]:
     return [pair for name, pair in pairs.items() if name not in labels]
-
-
-def _written(run_dir: Path, pairs: Mapping[str, Mapping[str, Any]]) -> RunResult:
-    """Where every pair has its label: write again what follows from them, since a kill may have
-    prevented it."""
-    with _held(run_dir):
-        _write(run_dir, pairs, known_labels(run_dir))
-    return _outcome(run_dir)
 
 
 def _pairs(pairs: Sequence[Mapping[str, Any]]) -> Pairs:

@@ -46,7 +46,11 @@ _SHIFT = np.uint64(33)
 def ngram_vectors(pairs: Sequence[tuple[Prompt, str, str]]) -> Array:
     """Return unit vectors of (prompt, response, response), shape (N, WIDTH), float32."""
     documents = [(text_of(prompt),) for prompt, _, _ in pairs] + [(a, b) for _, a, b in pairs]
-    weights = _inverse_frequencies(documents)
+    having = np.zeros(SLOTS, dtype=np.int64)
+    for texts in documents:
+        having[np.unique(_slot(_grams(texts)))] += 1
+    # of each slot, by the number of documents that have it
+    weights = (1.0 + np.log((1.0 + len(documents)) / (1.0 + having))).astype(np.float32)
     rows = np.zeros((len(pairs), WIDTH), dtype=np.float32)
     for number, texts in enumerate(documents):
         rows[number % len(pairs)] += _folded(texts, weights)
@@ -66,14 +70,6 @@ def unit(rows: Array) -> Array:
     """Bring rows to length one; a row of zeros stays one."""
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     return rows / np.where(lengths > 0.0, lengths, 1.0)
-
-
-def _inverse_frequencies(documents: Sequence[tuple[str, ...]]) -> Array:
-    """Return the weight of each slot by the number of documents that have it, shape (SLOTS,)."""
-    having = np.zeros(SLOTS, dtype=np.int64)
-    for texts in documents:
-        having[np.unique(_slot(_grams(texts)))] += 1
-    return (1.0 + np.log((1.0 + len(documents)) / (1.0 + having))).astype(np.float32)
 
 
 def _folded(texts: tuple[str, ...], weights: Array) -> Array:

@@ -104,10 +104,11 @@ def write_select_report(run_dir: Path) -> Path:
         ("budget", f"{settings['budget']:,}"),
         ("seed", f"{recipe['seed']}"),
     ]
+    examples = "".join(_example(pair) for pair in summary["pairs"][:SHOWN_EXAMPLES])
     sections = (
         ("uncertainty", "Uncertainty", _histograms(summary)),
         ("labels", "Labels", _labels(run_dir)),
-        ("pairs", "Pairs, first picks first", _examples(summary)),
+        ("pairs", "Pairs, first picks first", _STYLE + examples),
         ("losses", "What was left out", _left_out(summary)),
     )
     body = "".join(
@@ -208,10 +209,6 @@ def _table(head: str, rows: str) -> str:
 
 
 _STYLE = "<style>.pair pre{white-space:pre-wrap;overflow-wrap:anywhere}</style>"
-
-
-def _examples(summary: Mapping[str, Any]) -> str:
-    return _STYLE + "".join(_example(pair) for pair in summary["pairs"][:SHOWN_EXAMPLES])
 
 
 def _example(pair: Mapping[str, Any]) -> str:

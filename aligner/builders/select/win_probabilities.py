@@ -127,14 +127,10 @@ def entropy(p: Array) -> Array:
     return np.where(inside, -safe * np.log(safe) - (1.0 - safe) * np.log(1.0 - safe), 0.0)
 
 
-def _mutual_information(p: Array) -> Array:
-    return np.maximum(0.0, entropy(p.mean(axis=0)) - entropy(p).mean(axis=0))
-
-
 MEASURES: dict[str, Callable[[Array], Array]] = {
     "entropy": lambda p: entropy(p.mean(axis=0)),
     "variance": lambda p: p.var(axis=0),
-    "bald": _mutual_information,
+    "bald": lambda p: np.maximum(0.0, entropy(p.mean(axis=0)) - entropy(p).mean(axis=0)),
 }
 """Name -> from probabilities of shape (M, ...) to uncertainties of shape (...)."""
 
