@@ -5,16 +5,17 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from aligner.config.load import Resolved
 from aligner.data.loading import Loaded
-from aligner.events import DataReady, OnEvent, Plan, tell
+from aligner.events import DataReady, tell
 from aligner.methods.plan import plan_rows
 from aligner.methods.preparation import load_checked_tokenizer, look_ahead, tokenize_rows, try_out
 from aligner.runs.result import RunResult
+from aligner.runs.session import Session
 
 
-def run_dry(resolved: Resolved, loaded: Loaded, on_event: OnEvent | None) -> RunResult:
+def run_dry(session: Session, loaded: Loaded) -> RunResult:
     """Tokenize into a temporary folder, count, and say what would run."""
+    resolved, on_event = session.resolved, session.on_event
     recipe, decided = try_out(resolved.recipe, loaded, resolved.origins, on_event)
     tokenizer = load_checked_tokenizer(recipe, on_event)
     look_ahead(recipe, tokenizer, on_event)
@@ -24,5 +25,4 @@ def run_dry(resolved: Resolved, loaded: Loaded, on_event: OnEvent | None) -> Run
         del prepared
     tell(on_event, DataReady([*loaded.ledger.table(), ("batches", batching.reason)]))
     rows = plan_rows(recipe, sequences, batching.passes, batching.steps)
-    tell(on_event, Plan([*decided, *rows]))
-    return RunResult(Path(recipe.output_dir))
+    return session.plan([*decided, *rows])

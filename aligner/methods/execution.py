@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from aligner.config.recipe import TrainRecipe
-from aligner.events import Finished, tell
 from aligner.launch.world import world
 from aligner.methods.job import Job
 from aligner.methods.preparation import load_method
 from aligner.methods.steps import steps_of
 from aligner.reports.finish import finish_run
-from aligner.runs.result import RunResult
+from aligner.runs.result import RunResult, finished
 from aligner.runs.run import Run
 
 
@@ -24,14 +23,11 @@ def train_and_finish(job: Job) -> RunResult:
 
     set_seed(job.recipe.seed)  # what is initialized at random: a fresh adapter, new embeddings
     fitted = steps_of(job.recipe.method).train(job)
-    if world()[0] == 0:
-        job.say("writing the report")
-        finish_run(job.run, fitted.results, _parents(job.recipe, job.run))
-        report = job.run.dir / "report.html"
-        tell(
-            job.on_event, Finished(fitted.results, {"run": str(job.run.dir), "report": str(report)})
-        )
-    return RunResult(job.run.dir, fitted.results, job.run.dir / "report.html")
+    if world()[0] != 0:
+        return RunResult(job.run.dir, fitted.results, job.run.dir / "report.html")
+    job.say("writing the report")
+    finish_run(job.run, fitted.results, _parents(job.recipe, job.run))
+    return finished(job.run, fitted.results, job.on_event)
 
 
 def _parents(recipe: TrainRecipe, run: Run) -> list[dict[str, Any]]:

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aligner.config.load import Resolved
 from aligner.config.recipe import TrainRecipe
 from aligner.data.memory import MemoryRows
 from aligner.errors import RecipeError
-from aligner.events import Notice, OnEvent, Warned, tell
+from aligner.events import Notice, OnEvent, tell
 from aligner.launch.command import launch_line, use_one_gpu
 from aligner.launch.world import world
 from aligner.methods.dry_run import run_dry
@@ -24,9 +23,8 @@ from aligner.methods.execution import train_and_finish
 from aligner.methods.preparation import load_data, prepare, within_sizes
 from aligner.methods.ranks import run_as_rank, start_machine, start_ranks, with_world
 from aligner.models.positions import sizes_of
-from aligner.runs.places import refuse_unusable
-from aligner.runs.result import RunResult, already_done
-from aligner.runs.run import Run
+from aligner.runs.result import RunResult
+from aligner.runs.session import Session
 
 if TYPE_CHECKING:
     from aligner.losses.types import Objective
@@ -64,20 +62,22 @@ def run_recipe(
     )
     if resolved.recipe.launch.num_processes > 1:
         launch_line(resolved.recipe.launch, [])  # refuses here what could not be launched later
-    if dry_run:
-        refuse_unusable(Path(resolved.recipe.output_dir), "output_dir")
-    else:
-        Run.check_place(Path(resolved.recipe.output_dir), resume=resume, overwrite=overwrite)
+    session = Session(
+        resolved=resolved,
+        resume=resume,
+        overwrite=overwrite,
+        dry_run=dry_run,
+        on_event=on_event,
+    )
+    session.check_place()
     if resolved.recipe.launch.num_machines > 1 and not dry_run:
         return start_machine(resolved, resume, overwrite, on_event)
+    if (done := session.done()) is not None:
+        return done
     loaded = load_data(resolved.recipe, on_event, memory, objective)
     if dry_run:
-        return run_dry(resolved, loaded, on_event)
-    run = Run.create(resolved, resume=resume, overwrite=overwrite)
-    if run.is_done:
-        return already_done(run, on_event)
-    for note in run.notes:
-        tell(on_event, Warned(note))
+        return run_dry(session, loaded)
+    run = session.open()
     if resolved.recipe.launch.num_processes > 1:
         return start_ranks(resolved, run, loaded, on_event)
     if (remark := use_one_gpu()) is not None:

@@ -436,7 +436,8 @@ def test_a_model_answers_and_is_scored_by_a_function(small_world: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("scores", "message"), [([1.0], "1 scores for 2 answers"), ([0.0, float("nan")], "for row 2")]
+    ("scores", "message"),
+    [([1.0], "1 scores for 2 answers"), ([0.0, float("nan")], r"for rows\[1\]")],
 )
 def test_a_scoring_function_gives_one_finite_number_for_each_answer(
     small_world: Path, scores: list[float], message: str
