@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -39,14 +38,15 @@ def category_column(pairs: Sequence[Pair]) -> str | None:
 
 def by_column(pairs: Sequence[Pair], column: str) -> Groups:
     """The pairs by the values of a column, in the order of their appearance."""
-    values = [_category(pair.extra.get(column)) for pair in pairs]
+    values = []
+    for pair in pairs:
+        value = pair.extra.get(column)
+        if value is None or (isinstance(value, str) and not value.strip()):
+            value = NONE
+        elif not isinstance(value, str):
+            value = json.dumps(value, ensure_ascii=False, default=str)
+        values.append(value)
     return Groups(list(dict.fromkeys(values)), numbered(values))
-
-
-def _category(value: Any) -> str:
-    if value is None or (isinstance(value, str) and not value.strip()):
-        return NONE
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def length_differences(pairs: Sequence[Pair]) -> Integers:

@@ -123,15 +123,14 @@ def _lengths(numbers: Record) -> str:
     rows = [
         (f"chosen {row['name']} ({row['pairs']:,})", row["accuracy"]) for row in length["chosen_is"]
     ]
-    rows += [(f"{_range(row)} ({row['pairs']:,})", row["accuracy"]) for row in length["buckets"]]
+    for row in length["buckets"]:
+        ends = (row["from"], row["to"])
+        low, high = (f"{end:+,}".replace("-", "−") if end else "0" for end in ends)
+        name = low if low == high else f"{low} to {high}"
+        rows.append((f"{name} ({row['pairs']:,})", row["accuracy"]))
     return _bars("Accuracy by length", rows) + _note(
         "Ranges: characters of the chosen answer less the rejected one's."
     )
-
-
-def _range(row: Record) -> str:
-    low, high = (f"{row[end]:+,}".replace("-", "−") if row[end] else "0" for end in ("from", "to"))
-    return low if low == high else f"{low} to {high}"
 
 
 def _calibration(numbers: Record) -> str:
