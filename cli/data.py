@@ -87,7 +87,10 @@ def _read_back(
             "labels are read into a selection that is there",
             "drop --resume, --overwrite and --dry-run",
         )
-    run_dir = _run_dir(arguments)
+    if len(arguments) == 1 and (Path(arguments[0]) / "resolved.json").is_file():
+        run_dir = Path(arguments[0])
+    else:
+        run_dir = Path(resolve(NAME, arguments)[0].recipe.output_dir)
     with Screen() as screen, resumable("is not needed: the same command continues"):
         if labels is not None:
             outcome = read_labels(run_dir, labels, screen.on_event)
@@ -100,11 +103,3 @@ def _read_back(
     train = f"aligner reward RECIPE data.train={run_dir / LABELLED}"
     paths = {"labelled": run_dir / LABELLED, "report": outcome.report, "train": train}
     result_table(outcome.results, paths)
-
-
-def _run_dir(arguments: list[str]) -> Path:
-    """The run directory that was named, or that of the recipe."""
-    if len(arguments) == 1 and (Path(arguments[0]) / "resolved.json").is_file():
-        return Path(arguments[0])
-    resolved, _, _ = resolve(NAME, arguments)
-    return Path(resolved.recipe.output_dir)

@@ -11,14 +11,14 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
 import typer
 
-from aligner.errors import AlignerError, Problem
+from aligner.errors import AlignerError
 from aligner.launch.causes import outside_cause
 from aligner.launch.world import world
 from aligner.runs.cache import cache_folder
@@ -63,8 +63,8 @@ class Boundary(QuickGroup):
             _say("interrupted", ctx)
             raise typer.Exit(INTERRUPTED_EXIT_CODE) from error
         except Exception as error:
-            if _is_control_flow(error):
-                raise
+            if type(error).__module__.startswith("typer."):
+                raise  # Exit, Abort and usage errors, which typer prints itself
             known = outside_cause(error)
             if known is None:
                 raise typer.Exit(_report_bug(error, ctx)) from error
@@ -100,18 +100,10 @@ def describe(error: AlignerError) -> str:
         f"error: {error.message}",
         *(f"  {problem}" for problem in error.problems[:MAX_PROBLEMS]),
     ]
-    lines += _rest(error.problems)
+    hidden = len(error.problems) - MAX_PROBLEMS
+    if hidden > 0:
+        lines.append(f"  ... and {hidden} more")
     return "\n".join([*lines, f"hint: {error.hint}"] if error.hint else lines)
-
-
-def _rest(problems: Sequence[Problem]) -> list[str]:
-    hidden = len(problems) - MAX_PROBLEMS
-    return [f"  ... and {hidden} more"] if hidden > 0 else []
-
-
-def _is_control_flow(error: Exception) -> bool:
-    """typer's Exit, Abort and usage errors, which typer prints itself."""
-    return type(error).__module__.startswith("typer.")
 
 
 def _say(text: str, ctx: Any) -> None:

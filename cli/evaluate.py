@@ -35,7 +35,6 @@ from .output import Output, Overwrite, Resume, checked_output, flags, rows_finge
 if TYPE_CHECKING:
     from aligner.config.recipe import Source
     from aligner.data.rows import Task
-    from aligner.reward_models.base import Scorer
 
 
 OF_MODELS = (
@@ -144,7 +143,9 @@ def evaluate(
     assert model is not None
     check_sampling(temperature, top_p=1.0)
     source = source_section(data, column, split, max_rows)
-    judge = _scorer(scorer)
+    from aligner.reward_models.catalogue import load_scorer
+
+    judge = None if scorer is None else load_scorer(scorer)
     chosen = _task(source, scorer) if task == "auto" else task
     _check_task(chosen, scorer, reference)
     rows = read_rows(source, chosen, seed, on_bad_row)
@@ -230,17 +231,17 @@ def _check_kind(context: typer.Context, model: str | None, reward_models: list[s
         found = "nothing to measure" if model is None else "both MODEL and --reward-model"
         raise UsageError(f"{found}", "name a MODEL, or a reward model with --reward-model")
     idle, what = (OF_MODELS, "reward models") if reward_models else (OF_REWARD_MODELS, "models")
-    given = [name for name in idle if _is_given(context, name)]
+    sources = {name: context.get_parameter_source(name) for name in idle}
+    given = [
+        name
+        for name, source in sources.items()
+        if source is not None and source.name == "COMMANDLINE"
+    ]
     if given:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise UsageError(
             f"{flags} {'has' if len(given) == 1 else 'have'} no effect for {what}", "leave it out"
         )
-
-
-def _is_given(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
 
 
 def _evaluate_rewards(
@@ -276,12 +277,6 @@ def _dumps(record: dict[str, Any]) -> str:
     from aligner.runs.files import dumps
 
     return dumps(record, indent=2)
-
-
-def _scorer(spec: str | None) -> Scorer | None:
-    from aligner.reward_models.catalogue import load_scorer
-
-    return None if spec is None else load_scorer(spec)
 
 
 def _check_task(task: Task, scorer: str | None, reference: str | None) -> None:

@@ -199,13 +199,21 @@ def show(record: Record) -> None:
         columns(("", "value", "95% interval", "pairs"), [*_measures(result), *_lengths(result)])
         if result["categories"]:
             typer.echo("")
-            columns(
-                (record["category_column"], "accuracy", "95% interval", "pairs", "ties"),
-                _categories(result),
-            )
-            _say_more(len(result["categories"]))
+            head = (record["category_column"], "accuracy", "95% interval", "pairs", "ties")
+            cells = [
+                _figure(row["name"], row["accuracy"], f"{row['pairs']:,}", f"{row['ties']:,}")
+                for row in result["categories"][:MOST_SHOWN]
+            ]
+            columns(head, cells)
+            hidden = len(result["categories"]) - MOST_SHOWN
+            if hidden > 0:
+                typer.echo(f"and {hidden:,} more, which --json and --output list")
         typer.echo("")
-        columns(("sure", "right", "pairs"), _curve(result))
+        curve = [
+            (f"{row['from']:.2f} to {row['to']:.2f}", _value(row["accuracy"]), f"{row['pairs']:,}")
+            for row in result["calibration"]["curve"]
+        ]
+        columns(("sure", "right", "pairs"), curve)
         for text in _notes(result):
             typer.echo(f"\n{text}")
         typer.echo("")
@@ -254,40 +262,17 @@ def _lengths(result: Record) -> Cells:
         _figure(f"accuracy, chosen answer {row['name']}", row["accuracy"], f"{row['pairs']:,}")
         for row in length["chosen_is"]
     ]
-    rows += [
-        _figure(f"accuracy, {_span(row)} characters", row["accuracy"], f"{row['pairs']:,}")
-        for row in length["buckets"]
-    ]
+    for row in length["buckets"]:
+        # How much longer the chosen answer is than the rejected one: `-13 to -6`.
+        low, high = (f"{row[end]:+,}" if row[end] else "0" for end in ("from", "to"))
+        span = low if low == high else f"{low} to {high}"
+        label = f"accuracy, {span} characters"
+        rows.append(_figure(label, row["accuracy"], f"{row['pairs']:,}"))
     for kind, found in (length["correlation"] or {}).items():
         for name in ("pearson", "spearman") if found.get("prompts", 1) else ():
             label = f"score and length, {kind.replace('_', ' ')} ({name.capitalize()})"
             rows.append((label, _value(found[name]), "", ""))
     return rows
-
-
-def _span(row: Record) -> str:
-    """Chosen less rejected answer: `-13 to -6`."""
-    low, high = (f"{row[end]:+,}" if row[end] else "0" for end in ("from", "to"))
-    return low if low == high else f"{low} to {high}"
-
-
-def _categories(result: Record) -> Cells:
-    return [
-        _figure(row["name"], row["accuracy"], f"{row['pairs']:,}", f"{row['ties']:,}")
-        for row in result["categories"][:MOST_SHOWN]
-    ]
-
-
-def _say_more(count: int) -> None:
-    if count > MOST_SHOWN:
-        typer.echo(f"and {count - MOST_SHOWN:,} more, which --json and --output list")
-
-
-def _curve(result: Record) -> Cells:
-    return [
-        (f"{row['from']:.2f} to {row['to']:.2f}", _value(row["accuracy"]), f"{row['pairs']:,}")
-        for row in result["calibration"]["curve"]
-    ]
 
 
 def _notes(result: Record) -> list[str]:

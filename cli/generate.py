@@ -172,11 +172,9 @@ def _print_answers(records: list[dict[str, Any]]) -> None:
         typer.echo(texts[0])
         return
     for record in records:
-        typer.echo(typer.style(f"> {_as_text(record['prompt'])}", bold=True))
+        prompt = record["prompt"]
+        text = prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
+        typer.echo(typer.style(f"> {text}", bold=True))
         for answer in record["completions"]:
             typer.echo(answer["text"])
         typer.echo("")
-
-
-def _as_text(prompt: Any) -> str:
-    return prompt if isinstance(prompt, str) else str(prompt[-1]["content"])

@@ -12,7 +12,7 @@ import typer
 from aligner.config.loss_names import LOSSES, REWARD_LOSSES
 
 if TYPE_CHECKING:
-    from aligner.losses.table import Row, Shape
+    from aligner.losses.table import Shape
 
 LEVELS = "▁▂▃▄▅▆▇█"
 WIDTH = 24
@@ -41,7 +41,9 @@ def show_losses(arguments: Sequence[str], plot: Path | None) -> None:
         slope = f"{shape.slope_at_start:+.3g}" + ("  wrong" if shape.slope_at_start > 0 else "")
         turns = ", ".join(f"{z:.3f} ({kind[:3]})" for z, _, kind in shape.turns)
         jumps = ", ".join(f"{round(jump.z, 2) + 0.0:g}" for jump in shape.jumps)
-        cells.append((row.name, curve(shape), slope, turns or "-", jumps or "-", _reads(row)))
+        reads = "reference" if row.reads_reference else "no reference"
+        reads += ", batch" if row.reads_batch else ""
+        cells.append((row.name, curve(shape), slope, turns or "-", jumps or "-", reads))
     columns(("loss", "shape", "slope at 0", "turns at z", "jumps at z", "reads"), cells)
     typer.echo(
         f"\n{', '.join(REWARD_LOSSES)}: drawn for a pair whose rewards differ by 1; the minimum "
@@ -72,11 +74,6 @@ def _numbers(arguments: Sequence[str]) -> tuple[float, float]:
     ]
     dpo = resolve("dpo", [*arguments, *others])[0].recipe.dpo
     return dpo.beta, dpo.tau
-
-
-def _reads(row: Row) -> str:
-    parts = ["reference" if row.reads_reference else "no reference"]
-    return ", ".join([*parts, "batch"] if row.reads_batch else parts)
 
 
 def curve(shape: Shape) -> str:

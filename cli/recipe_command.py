@@ -162,7 +162,12 @@ def carry_out(
         return
     method = method_of(resolved.recipe.method)
     if as_json:
-        typer.echo(json.dumps(_as_json(resolved, outcome, dry_run), indent=2))
+        facts = {"run_dir": str(outcome.run_dir), "results": outcome.results, "dry_run": dry_run}
+        if dry_run:
+            facts["recipe"] = resolved.as_json()
+        else:
+            facts["report"] = str(outcome.report) if outcome.report else None
+        typer.echo(json.dumps(facts, indent=2))
     elif dry_run:
         typer.echo(f"dry run: everything checks out; {method.untouched}")
     else:
@@ -178,10 +183,3 @@ def run(resolved: Resolved, screen: Any, **options: Any) -> Any:
     with resumable(method.continues):
         work = getattr(import_module(module), function)
         return work(resolved, on_event=screen.on_event, **options)
-
-
-def _as_json(resolved: Resolved, outcome: Any, dry_run: bool) -> dict[str, Any]:
-    facts = {"run_dir": str(outcome.run_dir), "results": outcome.results, "dry_run": dry_run}
-    if dry_run:
-        return {**facts, "recipe": resolved.as_json()}
-    return {**facts, "report": str(outcome.report) if outcome.report else None}

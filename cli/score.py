@@ -70,7 +70,7 @@ def score(
     """
     from aligner.evaluation.answer_rows import read_answers, refuse_taken_columns
     from aligner.reward_models.catalogue import load_scorer, read_spec
-    from aligner.runs.files import json_line
+    from aligner.runs.files import dumps, json_line
 
     written = checked_output(output, data, resume=resume, overwrite=overwrite)
     card = read_spec(reward_model)
@@ -99,9 +99,9 @@ def score(
             part.finish(json_line(row, default=str) for row in full)
     record = _record(scorer, rows, scored, data, output)
     if as_json:
-        _print_json(
-            record, None if output is not None else _with_scores(source, rows, scored, prefix)
-        )
+        if output is None:
+            record["rows"] = list(_with_scores(source, rows, scored, prefix))
+        typer.echo(dumps(record, indent=2))
     else:
         _print_summary(record)
 
@@ -155,12 +155,6 @@ def _record(
         "summary": summary(rows, scored),
         **({"usage": usage} if usage else {}),
     }
-
-
-def _print_json(record: dict[str, Any], rows: Any) -> None:
-    from aligner.runs.files import dumps
-
-    typer.echo(dumps({**record, **({} if rows is None else {"rows": list(rows)})}, indent=2))
 
 
 def _print_summary(record: dict[str, Any]) -> None:

@@ -99,9 +99,14 @@ def main() -> None:
     if not line:  # the parent ended before it could ask for anything
         return
     request = json.loads(line)
-    output = _private_output()
-    try:
-        _make_folder(request["folder"], is_home=request["is_home"])
+    # The pipe to the parent, under a number of its own; what a job prints goes to the error stream.
+    output = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    _nothing_onto(0)
+    try:  # made here, and not by the parent, which can be killed between making and starting
+        os.mkdir(request["folder"], 0o700)
+        if request["is_home"]:
+            os.chdir(request["folder"])
     except OSError as error:
         _write(output, {"failure": f"its temporary folder could not be made: {error}"})
         return
@@ -199,15 +204,6 @@ def describe(error: BaseException) -> str:
         return type(error).__name__[:MAX_ERROR_CHARACTERS]
 
 
-def _private_output() -> IO[bytes]:
-    """The pipe to the parent, under a number of its own; what a job prints goes to the error stream
-    instead."""
-    output = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    _nothing_onto(0)
-    return output
-
-
 def _nothing_onto(*numbers: int) -> None:
     with open(os.devnull, "r+b", buffering=0) as nothing:
         for number in numbers:
@@ -224,7 +220,12 @@ def _write(output: IO[bytes], answer: dict[str, Any]) -> None:
 
 def _become_worker(request: dict[str, Any], output: IO[bytes]) -> dict[str, str]:
     """Fork until this is the worker; the processes above it never come back from here."""
-    walls = _leave(network=not request["limits"]["network"])
+    # Namespaces of this process's own; an ordinary user needs a user namespace for that.
+    has_network = request["limits"]["network"]
+    flags = _CLONE_NEWPID | _CLONE_NEWIPC | (0 if has_network else _CLONE_NEWNET)
+    flags |= 0 if os.geteuid() == 0 else _CLONE_NEWUSER
+    said = _call_kernel("unshare", flags)
+    walls = {"network": "not asked for" if has_network else said, "descendants": said}
     keeper = os.getpid()
     ready, go = os.pipe()
     child = os.fork()
@@ -250,14 +251,6 @@ def _become_worker(request: dict[str, Any], output: IO[bytes]) -> dict[str, str]
         die_with_parent(keeper)
     _call_kernel("prctl", _PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     return walls
-
-
-def _leave(network: bool) -> dict[str, str]:
-    """Into namespaces of this process's own; an ordinary user needs a user namespace for that."""
-    flags = _CLONE_NEWPID | _CLONE_NEWIPC | (_CLONE_NEWNET if network else 0)
-    flags |= 0 if os.geteuid() == 0 else _CLONE_NEWUSER
-    said = _call_kernel("unshare", flags)
-    return {"network": said if network else "not asked for", "descendants": said}
 
 
 def _call_kernel(function: str, *values: Any) -> str:
@@ -299,20 +292,13 @@ def _keep(child: int, parent: int | None, folder: str | None) -> NoReturn:
             _kill(child)
         if status is None:
             select.select([wake], [], [], LOOK_EVERY_S)
-            _drain(wake)
+            with suppress(BlockingIOError):
+                os.read(wake, 4096)
     if parent is not None:
         _end_rest()
     if folder is not None:
         remove_folder(folder)
     _go_the_same_way(status, is_init=parent is None)
-
-
-def _make_folder(folder: str, is_home: bool) -> None:
-    """The worker's temporary folder. Made here, and not by the parent, which can be killed between
-    making and starting."""
-    os.mkdir(folder, 0o700)
-    if is_home:
-        os.chdir(folder)
 
 
 def remove_folder(folder: str) -> None:
@@ -323,15 +309,9 @@ def remove_folder(folder: str) -> None:
     for place, inside, _ in os.walk(folder):
         for name in inside:
             if not os.path.islink(path := os.path.join(place, name)):
-                _open_to_owner(path)
+                with suppress(OSError):  # somebody else's, or gone: what can be removed will be
+                    os.chmod(path, 0o700)
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def _open_to_owner(path: str) -> None:
-    try:
-        os.chmod(path, 0o700)
-    except OSError:  # somebody else's, or gone: what can be removed will be
-        return
 
 
 _asked_to_end = False
@@ -354,13 +334,6 @@ def _wake_on_signals() -> int:
     signal.signal(signal.SIGTERM, ask)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     return top
-
-
-def _drain(reader: int) -> None:
-    try:
-        os.read(reader, 4096)
-    except BlockingIOError:
-        return
 
 
 def _reap() -> list[tuple[int, int]]:
@@ -423,7 +396,9 @@ def _go_the_same_way(status: int, is_init: bool) -> NoReturn:
 def _shut_in(request: dict[str, Any], walls: dict[str, str]) -> dict[str, str]:
     """Give up everything that calls do not need; from here on nothing can be had back."""
     limits = request["limits"]
-    _be_the_first_to_go()
+    # When the machine's memory is short, this process is ended, and not one that is needed.
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
     was_superuser = os.geteuid() == 0
     found = {"user": _drop_privileges(request["folder"], limits["user_files"])}
     _end_with_parent()  # a change of user undoes it
@@ -438,15 +413,6 @@ def _shut_in(request: dict[str, Any], walls: dict[str, str]) -> dict[str, str]:
     if is_reachable and said == "yes" and _landlock_version() >= 4:
         found["network"] = f"TCP is closed, other ways are not: {walls['network']}"
     return found
-
-
-def _be_the_first_to_go() -> None:
-    """When the machine's memory is short, this process is ended, and not one that nobody can do
-    without."""
-    try:
-        Path("/proc/self/oom_score_adj").write_text("1000")
-    except OSError:
-        return
 
 
 def _drop_privileges(folder: str, user_files: bool) -> str:
@@ -524,15 +490,11 @@ def _processes_allowed(further: int, counts_for_itself: bool) -> int:
         return 0
     if os.geteuid() >= FIRST_OWN_USER:
         return _own_threads() + further
-    if counts_for_itself and _kernel() >= (5, 14):
+    release = os.uname().release.split("-")[0].split(".")[:2]
+    kernel = tuple(int(part) for part in release if part.isdigit())
+    if counts_for_itself and kernel >= (5, 14):
         return 2 + _own_threads() + further
     return _tasks_of_user() + further
-
-
-def _kernel() -> tuple[int, ...]:
-    return tuple(
-        int(part) for part in os.uname().release.split("-")[0].split(".")[:2] if part.isdigit()
-    )
 
 
 def _own_threads() -> int:
@@ -553,7 +515,9 @@ def _tasks_of_user() -> int:
 
 def _set_limits(limits: dict[str, Any], processes: int) -> dict[str, str]:
     """Limits on top of what opening the function has taken."""
-    memory = _address_space_bytes() + limits["memory_bytes"]
+    statm = Path("/proc/self/statm")
+    taken = int(statm.read_text().split()[0]) * resource.getpagesize() if statm.exists() else 0
+    memory = taken + limits["memory_bytes"]
     wanted = {
         "memory": (resource.RLIMIT_AS, memory, memory),
         "files": (resource.RLIMIT_FSIZE, limits["file_bytes"], limits["file_bytes"]),
@@ -572,11 +536,6 @@ def _set_limits(limits: dict[str, Any], processes: int) -> dict[str, str]:
         except (ValueError, OSError) as error:
             found[part] = str(error)
     return found
-
-
-def _address_space_bytes() -> int:
-    statm = Path("/proc/self/statm")
-    return int(statm.read_text().split()[0]) * resource.getpagesize() if statm.exists() else 0
 
 
 def _landlock_version() -> int:
@@ -643,7 +602,10 @@ def _python_folders() -> set[str]:
     its keys and data.
     """
     found = {sys.prefix, sys.base_prefix, sys.exec_prefix, os.path.dirname(os.__file__)}
-    found.update(entry for entry in sys.path if _holds_packages(entry))
+    for entry in sys.path:
+        is_installed = os.path.basename(entry) in ("site-packages", "dist-packages")
+        if is_installed or (entry and glob.glob(os.path.join(glob.escape(entry), "*.dist-info"))):
+            found.add(entry)
     for module in list(sys.modules.values()):
         spec = vars(module).get("__spec__")  # by the dictionary: some modules answer to every name
         if isinstance(spec, importlib.machinery.ModuleSpec):
@@ -654,11 +616,6 @@ def _python_folders() -> set[str]:
             ]
             found.update(place for place in places if place and not place.startswith(inside))
     return {os.path.realpath(place) for place in found}
-
-
-def _holds_packages(folder: str) -> bool:
-    installed = os.path.basename(folder) in ("site-packages", "dist-packages")
-    return installed or bool(folder and glob.glob(os.path.join(glob.escape(folder), "*.dist-info")))
 
 
 def _no_unix_sockets() -> str:
