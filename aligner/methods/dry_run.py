@@ -24,5 +24,5 @@ def run_dry(session: Session, loaded: Loaded) -> RunResult:
         batching, sequences = prepared.batching, len(prepared.train)
         del prepared
     tell(on_event, DataReady([*loaded.ledger.table(), ("batches", batching.reason)]))
-    rows = plan_rows(recipe, sequences, batching.passes, batching.steps)
+    rows = plan_rows(recipe, sequences, batching.epoch_sizes, batching.steps)
     return session.plan([*decided, *rows])

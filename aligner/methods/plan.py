@@ -11,22 +11,25 @@ PlanRows = list[tuple[str, str, str]]
 
 
 def plan_rows(
-    recipe: TrainRecipe, sequences: int, passes: list[int] | None = None, stop: int | None = None
+    recipe: TrainRecipe,
+    sequences: int,
+    epoch_sizes: list[int] | None = None,
+    stop: int | None = None,
 ) -> PlanRows:
     """Return the arithmetic of the training as rows (what, value, how).
 
-    With `passes`, `sequences` counts those of all epochs together, and `stop` is the step to stop
-    at, if there is one.
+    With `epoch_sizes`, `sequences` counts those of all epochs together, and `stop` is the step to
+    stop at, if there is one.
     """
     from aligner.tokenization.batching import rows_per_step
 
     per_step = rows_per_step(recipe)
     all_steps = -(-sequences // per_step)
-    if passes is not None:
+    if epoch_sizes is not None:
         counted = (
             "sequences",
             f"{sequences:,}",
-            f"in {len(passes)} epochs: {', '.join(f'{size:,}' for size in passes)}",
+            f"in {len(epoch_sizes)} epochs: {', '.join(f'{size:,}' for size in epoch_sizes)}",
         )
         total, how = stop or all_steps, f"{sequences:,} / {per_step} a step"
         return [counted, ("steps", f"{total:,}", how), ("recipe", recipe_hash(recipe)[:12], "hash")]

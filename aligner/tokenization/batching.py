@@ -40,14 +40,14 @@ class RowsApart:
 class Batching:
     """How rows become batches: `packing`, `grouped` or neither, and why.
 
-    Where each epoch has rows of its own, they follow one another in the dataset, and `passes`
+    Where each epoch has rows of its own, they follow one another in the dataset, and `epoch_sizes`
     holds their numbers; `steps` is where training ends, if that is not their end.
     """
 
     packing: bool
     grouped: bool
     reason: str
-    passes: list[int] | None = None
+    epoch_sizes: list[int] | None = None
     steps: int | None = None
 
 
@@ -73,7 +73,7 @@ def rows_per_step(recipe: TrainRecipe) -> int:
 
 
 def last_step(recipe: TrainRecipe, sizes: Sequence[int]) -> int | None:
-    """Where training ends that does not end with a pass: `max_steps`, or so much of the last
+    """Where training ends that does not end with an epoch: `max_steps`, or so much of the last
     epoch."""
     if (max_steps := int(trainer_value(recipe, "max_steps"))) > 0:
         return max_steps

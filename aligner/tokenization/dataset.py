@@ -130,7 +130,7 @@ def tokenize(
     while batching is None or (epochs is not None and _wants_more(recipe, parts)):
         made, name = loaded.train, "train"
         if epochs is not None:
-            made, name = epochs.rows(len(parts)), f"pass {len(parts) + 1}"
+            made, name = epochs.rows(len(parts)), f"epoch {len(parts) + 1}"
             counts.made = (counts.made or 0) + len(made)
         part = work.split(made, counts, name)
         lengths += part["length"]
@@ -154,7 +154,7 @@ def tokenize(
     if epochs is not None:
         counts.made_of = epochs.describe()
         sizes = [len(part) for part in parts]
-        batching = replace(batching, passes=sizes, steps=last_step(recipe, sizes))
+        batching = replace(batching, epoch_sizes=sizes, steps=last_step(recipe, sizes))
     ledger.check()
     for name, split in ledger.splits.items():
         if (remark := work.notes.remark(split, name)) is not None:
@@ -164,7 +164,7 @@ def tokenize(
 
 
 def _wants_more(recipe: TrainRecipe, parts: Sequence[Dataset]) -> bool:
-    """Say whether training needs more than these passes."""
+    """Say whether training needs more epochs than these."""
     max_steps = int(trainer_value(recipe, "max_steps"))
     if max_steps > 0:
         return sum(map(len, parts)) < max_steps * rows_per_step(recipe)

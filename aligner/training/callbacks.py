@@ -99,7 +99,9 @@ class Recorder(TrainerCallback):
         if state.is_world_process_zero:
             record = {
                 "step": state.global_step,
-                "epoch": round(float(logs.get("epoch", 0.0)) * len(self.trainer.passes or [1]), 4),
+                "epoch": round(
+                    float(logs.get("epoch", 0.0)) * len(self.trainer.epoch_sizes or [1]), 4
+                ),
                 "split": split,
                 **values,
             }

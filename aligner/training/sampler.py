@@ -24,8 +24,8 @@ class SeededSampler(Sampler[int]):
     `lengths` (N,) turns grouping on; `rows_per_step` is the number of rows of one optimizer step
     over all processes. The step with the longest row comes first, so that a step that does not fit
     into memory fails at once. Blank rows, which follow the others in the dataset and count for
-    nothing, come last in every epoch. With `passes`, the dataset holds so many rows after one
-    another for each pass, and all passes are one epoch: they come in turn, each in an order of its
+    nothing, come last in every epoch. With `epoch_sizes`, the dataset holds so many rows after one
+    another for each epoch, and is run through once: they come in turn, each in an order of its
     own.
     """
 
@@ -37,11 +37,11 @@ class SeededSampler(Sampler[int]):
         lengths: Sequence[int] | None = None,
         rows_per_step: int = 1,
         num_padding_rows: int = 0,
-        passes: Sequence[int] | None = None,
+        epoch_sizes: Sequence[int] | None = None,
     ) -> None:
         assert lengths is None or len(lengths) == num_rows
-        assert passes is None or sum(passes) == num_rows
-        self.passes = passes
+        assert epoch_sizes is None or sum(epoch_sizes) == num_rows
+        self.epoch_sizes = epoch_sizes
         self.num_rows, self.seed, self.lengths, self.rows_per_step = (
             num_rows,
             seed,
@@ -60,14 +60,14 @@ class SeededSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         order: list[int] = []
-        waiting: list[int] = []  # of a pass, what makes no whole step
+        waiting: list[int] = []  # of an epoch, what makes no whole step
         start = 0
-        passes = self.passes or [self.num_rows]
-        for number, size in enumerate(passes):
+        epoch_sizes = self.epoch_sizes or [self.num_rows]
+        for number, size in enumerate(epoch_sizes):
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch + number)
             rows = [*waiting, *(start + torch.randperm(size, generator=generator)).tolist()]
             start += size
-            is_last = number == len(passes) - 1
+            is_last = number == len(epoch_sizes) - 1
             whole = len(rows) if is_last else len(rows) // self.rows_per_step * self.rows_per_step
             rows, waiting = rows[:whole], rows[whole:]
             order += rows if self.lengths is None else self._grouped(rows, generator)

@@ -50,8 +50,8 @@ class OrderedTrainer(Trainer):
     group_lengths: Sequence[int] | None = None
     """Lengths (N,) of the training rows, when batches are grouped by length."""
 
-    passes: Sequence[int] | None = None
-    """Numbers of rows of the passes that follow one another in the training rows, when each epoch
+    epoch_sizes: Sequence[int] | None = None
+    """Numbers of rows of the epochs that follow one another in the training rows, when each epoch
     has its own."""
 
     train_order: SeededSampler | None = None
@@ -175,7 +175,7 @@ class OrderedTrainer(Trainer):
             * self.args.gradient_accumulation_steps
             * world,
             num_padding_rows=self.num_padding_rows,
-            passes=self.passes,
+            epoch_sizes=self.epoch_sizes,
         )
         return self.train_order
 

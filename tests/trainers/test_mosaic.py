@@ -108,14 +108,14 @@ def test_the_books_say_what_stands_alone(small_world: Path, tmp_path: Path) -> N
 
 def test_half_an_epoch_ends_in_the_middle_of_its_mosaics(small_world: Path, tmp_path: Path) -> None:
     run = trained(small_world, tmp_path / "run", trainer__num_train_epochs=1.5)
-    first, second = json.loads((run / "prepared/batching.json").read_text())["passes"]
+    first, second = json.loads((run / "prepared/batching.json").read_text())["epoch_sizes"]
     assert read_metrics(run)[-1]["step"] == -(-(first + second / 2) // 4)
 
 
 def test_as_many_epochs_are_made_as_the_steps_take(small_world: Path, tmp_path: Path) -> None:
     run = trained(small_world, tmp_path / "run", trainer__max_steps=23)
-    passes = json.loads((run / "prepared/batching.json").read_text())["passes"]
-    assert sum(passes[:-1]) < 23 * 4 <= sum(passes)
+    epoch_sizes = json.loads((run / "prepared/batching.json").read_text())["epoch_sizes"]
+    assert sum(epoch_sizes[:-1]) < 23 * 4 <= sum(epoch_sizes)
     assert read_metrics(run)[-1]["step"] == 23
 
 
@@ -123,16 +123,16 @@ def test_mosaics_can_be_packed(small_world: Path, tmp_path: Path) -> None:
     run = trained(small_world, tmp_path / "run", sft__packing=True, trainer__num_train_epochs=2)
     batching = json.loads((run / "prepared/batching.json").read_text())
     assert batching["packing"]
-    assert len(load_from_disk(str(run / "prepared/train"))) == sum(batching["passes"])
+    assert len(load_from_disk(str(run / "prepared/train"))) == sum(batching["epoch_sizes"])
 
 
 def test_packed_mosaics_are_drawn_anew_too_until_the_steps_are_full(
     small_world: Path, tmp_path: Path
 ) -> None:
     run = trained(small_world, tmp_path / "run", sft__packing=True, trainer__max_steps=20)
-    passes = json.loads((run / "prepared/batching.json").read_text())["passes"]
-    assert len(passes) > 2
-    assert sum(passes[:-1]) < 20 * 4 <= sum(passes)
+    epoch_sizes = json.loads((run / "prepared/batching.json").read_text())["epoch_sizes"]
+    assert len(epoch_sizes) > 2
+    assert sum(epoch_sizes[:-1]) < 20 * 4 <= sum(epoch_sizes)
 
 
 @pytest.mark.parametrize(
@@ -264,7 +264,7 @@ def test_ends_of_epochs_are_no_moments_in_a_training_on_mosaics(
 
 @pytest.mark.parametrize("lengths", [None, list(range(37))])
 def test_epochs_come_in_turn_and_every_row_once(lengths: list[int] | None) -> None:
-    order = list(SeededSampler(37, 5, lengths=lengths, rows_per_step=4, passes=[10, 13, 14]))
+    order = list(SeededSampler(37, 5, lengths=lengths, rows_per_step=4, epoch_sizes=[10, 13, 14]))
     assert sorted(order) == list(range(37))
     # Only what makes no whole step of its own epoch comes with the next one.
     assert all(row < 10 for row in order[:8])

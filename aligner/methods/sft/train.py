@@ -141,7 +141,7 @@ def train(job: Job) -> TrainResult:
     model = load_policy(recipe.model, job.tokenizer, trainable=True)
     ours = (
         {}
-        if batching.passes is None
+        if batching.epoch_sizes is None
         else {"num_train_epochs": 1, "max_steps": batching.steps or -1}
     )
     arguments = training_arguments(
@@ -167,7 +167,7 @@ def train(job: Job) -> TrainResult:
             processing_class=job.tokenizer,
         )
     trainer.group_lengths = lengths_of(job.prepared.train, batching.grouped)
-    trainer.passes = batching.passes
+    trainer.epoch_sizes = batching.epoch_sizes
     if trainer.aux_loss_enabled:
         name_experts(trainer.model)
         job.note(
