@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from aligner.errors import UsageError
 from aligner.methods.catalogue import METHODS, method_of, training_of
 
 from .errors import resumable
@@ -118,6 +119,8 @@ def _command(name: str) -> Any:
         if loss_table or loss_plot is not None:
             from .losses import show_losses
 
+            if as_json:
+                raise UsageError("--json has no effect on --loss-table and --loss-plot", "drop it")
             show_losses(context.args, loss_plot)
             return
         resolved, notes, said = resolve(name, context.args, num_processes)

@@ -43,6 +43,11 @@ def labelled(overrides: Mapping[str, Any] | None) -> dict[str, FlagValue]:
 
     Raises: RecipeError for a value that no recipe can hold.
     """
+    if not isinstance(overrides, Mapping | None):
+        raise RecipeError(
+            f"overrides are a `{type(overrides).__name__}`, not a mapping",
+            'write dotted keys with their values: {"trainer.max_steps": 20}',
+        )
     return {
         key: FlagValue(_plain(value, key), f"overrides[{key!r}]")
         for key, value in (overrides or {}).items()
@@ -112,7 +117,11 @@ def method_of(recipe: GivenRecipe) -> str:
         return recipe.method
     if _is_method(recipe):
         return str(recipe)
-    name, text, _ = read_text(recipe)
+    try:
+        name, text, _ = read_text(recipe)
+    except RecipeError as error:
+        hint = did_you_mean(str(recipe), METHODS) or error.hint
+        raise RecipeError(error.message, hint) from None
     document = read_document(text, name)
     if document.problems:
         raise RecipeError(f"{name} cannot be read", problems=document.problems)

@@ -37,7 +37,7 @@ GONE: dict[str, str] = {
     "revision",
     "no_cuda": "set `trainer.use_cpu: true`",
     "overwrite_output_dir": "run the command with `--overwrite`",
-    "passes": "it is called `mosaic.epochs` now",
+    "passes": "it is called `epochs` now",
     "peft_config": "write `model.lora: {r: 16, lora_alpha: 32}`",
     "per_gpu_train_batch_size": "it is called `trainer.per_device_train_batch_size` now",
     "per_gpu_eval_batch_size": "it is called `trainer.per_device_eval_batch_size` now",

@@ -106,6 +106,11 @@ def _other_things(folder: Path) -> Iterator[tuple[bool, str, str]]:
     yield not any(folder.iterdir()), "an empty folder", "is the download complete?"
     yield final.is_dir(), "the directory of a run", f"did you mean {final}?"
     yield (
+        (folder / "manifest.json").is_file() and (folder / "resolved.json").is_file(),
+        "a run that is finished and made no model",
+        "name the folder of a model, for example the final/ of a training run",
+    )
+    yield (
         (folder / "resolved.json").is_file(),
         "a run that has not finished",
         "continue it with --resume",

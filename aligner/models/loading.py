@@ -53,10 +53,13 @@ def check_policy(model: Model, *, trainable: bool, answers: bool = False) -> dic
     """Refuse a model that writes no text, and an adapter that cannot be used as asked; return the
     adapter's config."""
     adapter = adapter_config(model.name_or_path)
-    if adapter and adapter.get("task_type") == "SEQ_CLS":
+    if saved_outputs(model.name_or_path) is not None:
+        # With tied embeddings transformers would drop the head in silence, and write.
+        what = "the adapter in" if adapter else "the model in"
         raise RecipeError(
-            f"model.name_or_path: the adapter in {model.name_or_path} belongs to a reward model, "
-            "which writes no text",
+            f"model.name_or_path: {what} {model.name_or_path} belongs to a reward model, which "
+            "writes no text",
+            "`aligner score --reward-model` and `aligner eval --reward-model` read it; to write, "
             "name the model that it was made from, or another one",
         )
     refuse_what_writes_nothing(read_config(model), base_of(model)[0])

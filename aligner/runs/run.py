@@ -178,10 +178,11 @@ class Run:
                 f"{folder} {state}", "choose another output_dir; nothing in there was touched"
             )
         if state == "run" and not (resume or overwrite):
+            is_done = (folder / "manifest.json").is_file()
             raise UsageError(
                 f"{folder} exists already: {_what_is_in(folder)}",
-                "add --resume to continue it, --overwrite to start again from nothing, or choose "
-                "another output_dir",
+                f"add {'' if is_done else '--resume to continue it, '}--overwrite to start again "
+                "from nothing, or choose another output_dir",
             )
         refuse_unusable(folder, "output_dir")
         return state

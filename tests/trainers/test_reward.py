@@ -14,6 +14,7 @@ import torch
 from fakes import byte_tokenizer, save_reward_model, small_recipe, write_jsonl
 from safetensors.torch import load_file
 
+import aligner
 from aligner.errors import DataError, RecipeError
 from aligner.events import Notice, Warned
 from aligner.methods.pipeline import run_recipe
@@ -409,8 +410,18 @@ def test_a_start_that_cannot_be_is_refused_before_a_row_is_read(
         )
     with pytest.raises(RecipeError, match="is missing, and training starts from a reward model"):
         train(small_world, tmp_path / "d", start, missing, "reward.kind=segment")
-    with pytest.raises(RecipeError, match="belongs to a reward model"):
+    with pytest.raises(RecipeError, match=r"the adapter in .* belongs to a reward model"):
         run_recipe(small_recipe("sft", small_world, tmp_path / "e", start))
+
+
+def test_a_whole_reward_model_is_not_asked_to_write(small_world: Path, tmp_path: Path) -> None:
+    """Its embeddings are tied, so transformers would drop the head in silence, and decode."""
+    run, _ = train(small_world, tmp_path / "run")
+    start = f"model.name_or_path={run / 'final'}"
+    with pytest.raises(RecipeError, match=r"the model in .* belongs to a reward model(.|\n)*score"):
+        run_recipe(small_recipe("sft", small_world, tmp_path / "sft", start))
+    with pytest.raises(RecipeError, match="belongs to a reward model"):
+        aligner.load_model(run / "final")
 
 
 def test_a_strength_that_is_needed_and_not_there_is_told(small_world: Path, tmp_path: Path) -> None:

@@ -297,6 +297,13 @@ def test_a_recipe_whose_rows_were_in_memory_says_so_without_them(
         aligner.train("dpo", overrides=given)
 
 
+def test_overrides_are_a_mapping_and_a_method_may_be_mistyped() -> None:
+    with pytest.raises(aligner.errors.RecipeError, match="a `list`, not a mapping"):
+        aligner.train("dpo", overrides=["trainer.max_steps=2"])  # type: ignore[arg-type]
+    with pytest.raises(aligner.errors.RecipeError, match=r"(.|\n)*did you mean `dpo`"):
+        aligner.train("dpoo", overrides={})
+
+
 def test_rows_and_an_override_for_them_are_one_too_many(small_world: Path, tmp_path: Path) -> None:
     given = overrides(small_world, tmp_path / "run") | {"data.train": "pairs.jsonl"}
     with pytest.raises(aligner.errors.RecipeError, match=r"`data.train` is given twice"):

@@ -629,7 +629,7 @@ def test_a_dry_run_builds_nothing_and_says_what_would_be_built(folder: Path) -> 
         ("mosaic.max_members=4", "it is called `max_examples` now"),
         ("mosaic.min_members=4", "it is called `min_examples` now"),
         ("mosaic.style_bank=words.yaml", "it is called `phrasings` now"),
-        ("mosaic.passes=3", "it is called `mosaic.epochs` now"),
+        ("mosaic.passes=3", "it is called `epochs` now"),
         # was wrong once: a section was named that this recipe does not have
         ("epochs=3", "set `mosaic.epochs`"),
         ("mosaic.strategies={formatt: 1}", "did you mean `mosaic.strategies.format`"),

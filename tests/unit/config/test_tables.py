@@ -75,14 +75,6 @@ def test_every_method_has_its_section() -> None:
         assert recipe.model_fields["method"].default == name
 
 
-def test_every_training_names_a_class_of_the_table_and_settings_of_its_own() -> None:
-    for name, method in trainings().items():
-        assert method.trainer_class in trainer_keys.CLASSES
-        own = recipes()[name].model_fields[name].annotation
-        assert set(method.settings) <= set(own.model_fields)  # type: ignore[union-attr]
-        assert {*method.defaults, *method.defaults_with_lora} <= set(trainer_settings(name))
-
-
 @pytest.mark.parametrize("recipe", recipes().values(), ids=list(METHODS))
 def test_every_key_is_documented(recipe: type[Section]) -> None:
     for key, section in walk(recipe):

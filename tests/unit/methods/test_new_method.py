@@ -3,6 +3,7 @@ and the command line, the checks, the pipeline, the report, the card and the pag
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -11,6 +12,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+
+from aligner.config.trainer_keys import CLASSES
+from aligner.methods.catalogue import METHODS, method_of, trainer_settings, training_of
+from aligner.methods.steps import steps_of
 
 PULL = {
     "recipe.py": '''
@@ -177,19 +182,23 @@ METHOD = Method(
 import json
 
 from aligner.data.loading import load_rows
-from aligner.runs.result import RunResult
-from aligner.runs.run import Run
+from aligner.runs.session import Session
 
 
-def run_shout(resolved, *, resume, overwrite, dry_run, on_event):
+def run_shout(resolved, **options):
+    session = Session(resolved=resolved, **options)
+    session.check_place()
+    if (done := session.done()) is not None:
+        return done
     recipe = resolved.recipe
     loaded = load_rows(recipe.data, "prompts", recipe.seed)
-    if dry_run:
-        return RunResult(recipe.output_dir)
-    run = Run.create(resolved, resume=resume, overwrite=overwrite)
-    loud = [row.prompt.upper() + "!" * recipe.shout.marks for row in loaded.train]
-    (run.dir / "rows.jsonl").write_text("".join(json.dumps({"prompt": x}) + "\\n" for x in loud))
-    return RunResult(run.dir, {"rows": len(loud)})
+    if session.dry_run:
+        return session.plan([("rows", str(len(loaded.train)), "")])
+    run = session.open()
+    loud = [{"prompt": str(row.prompt).upper() + "!" * recipe.shout.marks} for row in loaded.train]
+    run.write_text("rows.jsonl", "".join(json.dumps(row) + "\\n" for row in loud))
+    write_page(run.dir)
+    return session.finish(run, {"rows": len(loud)})
 
 
 def write_page(folder):
@@ -296,6 +305,8 @@ def test_a_builder_builds(place: Path, small_world: Path) -> None:
     text = aligner(place, *given)
     assert "runs/shout/rows.jsonl" in text
     assert json.loads((place / "runs/shout/rows.jsonl").read_text("utf-8"))["prompt"] == "HELLO!!"
+    assert "is finished already" in aligner(place, *given, "--resume")
+    assert "shout   done" in aligner(place, "runs", "list", "runs")
     aligner(place, "runs", "report", "runs/shout")
     assert (place / "runs/shout/report.html").read_text("utf-8") == "loud"
 
@@ -310,6 +321,27 @@ def test_the_reference_of_recipes_has_their_sections(place: Path) -> None:
 
 
 ROOT = Path(__file__).parents[3]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_a_folder_says_of_itself_holds(name: str) -> None:
+    """A mistake in it would else be an internal error, after hours for some."""
+    method = method_of(name)
+    assert method.recipe.model_fields["method"].default == name
+    for place in (method.run, method.report):
+        module, _, function = place.partition(":")
+        assert callable(getattr(importlib.import_module(module), function))
+    training = training_of(name)
+    if training is None:
+        return
+    section = method.recipe.model_fields[name].annotation
+    assert set(training.settings) <= set(section.model_fields)  # type: ignore[union-attr]
+    assert training.trainer_class in CLASSES
+    assert {*training.defaults, *training.defaults_with_lora} <= set(trainer_settings(name))
+    assert "loss" in training.metrics
+    for _, lines in training.charts:
+        assert {split for split, _, _ in lines} <= {"train", "eval"}
+    steps_of(name).load()
 
 
 @pytest.mark.parametrize(

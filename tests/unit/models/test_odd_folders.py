@@ -165,6 +165,7 @@ OTHER_THINGS: dict[str, tuple[tuple[str, ...], str]] = {
         "the directory of a run(.|\n)*did you mean .*/final",
     ),
     "unfinished": (("resolved.json",), "a run that has not finished(.|\n)*--resume"),
+    "built": (("resolved.json", "manifest.json"), "a run that is finished and made no model"),
     "checkpoints": (
         ("checkpoint-9/config.json", "checkpoint-10/config.json"),
         "did you mean .*/checkpoint-10",
