@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from aligner.errors import DataError, RecipeError, UsageError
-from aligner.sandbox.worker import Limits, RunResult, StartError, Worker, thread_counts
+from aligner.sandbox.worker import Limits, StartError, Worker, WorkerResult, thread_counts
 
 from . import verifier_worker
 from .base import Prompt, Range
@@ -70,7 +70,7 @@ class WorkerVerifier(Verifier):
         super().__init__(name)
         self.options = options
 
-    def ask(self, payload: Any) -> RunResult:
+    def ask(self, payload: Any) -> WorkerResult:
         """Let the worker judge one row."""
         try:
             return self._worker.call(payload, self.options.timeout_s)
@@ -263,7 +263,7 @@ class FunctionVerifier(WorkerVerifier):
             f"range={self.range}"
         )
 
-    def _value(self, number: int, outcome: RunResult, completion: str) -> float:
+    def _value(self, number: int, outcome: WorkerResult, completion: str) -> float:
         if outcome.error:
             network = (
                 ""
@@ -386,7 +386,7 @@ class TestsVerifier(Verifier):
             )
         return total
 
-    def _run(self, pairs: list[tuple[str, str]]) -> dict[tuple[str, str], RunResult]:
+    def _run(self, pairs: list[tuple[str, str]]) -> dict[tuple[str, str], WorkerResult]:
         """Each pair in a process of its own, several at once; an interrupt ends them all."""
         live: set[Worker] = set()
         ends = threading.Event()
@@ -406,14 +406,14 @@ class TestsVerifier(Verifier):
 
     def _run_one(
         self, pair: tuple[str, str], live: set[Worker], ends: threading.Event
-    ) -> RunResult:
+    ) -> WorkerResult:
         limits = limits_of(self.options, file_bytes=PROGRAM_FILE_BYTES)
         setup = {"stops_early": not self.share}
         with Worker(f"{JOBS}:open_tests", setup, limits, site=False) as worker:
             live.add(worker)
             try:
                 if ends.is_set():
-                    return RunResult(stopped="interrupted")
+                    return WorkerResult(stopped="interrupted")
                 outcome = worker.call(
                     {"program": pair[0], "tests": pair[1]}, self.options.timeout_s
                 )

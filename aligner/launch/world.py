@@ -7,8 +7,9 @@ import os
 
 
 def world() -> tuple[int, int]:
-    """Return this process's rank and how many there are: (0, 1) when alone."""
-    return _number("RANK", 0), _number("WORLD_SIZE", 1)
+    """Return this process's rank and how many there are: (0, 1) when alone, whatever RANK says."""
+    size = _number("WORLD_SIZE", 1)
+    return (_number("RANK", 0), size) if size > 1 else (0, 1)
 
 
 def local_world() -> tuple[int, int]:
@@ -18,4 +19,6 @@ def local_world() -> tuple[int, int]:
 
 
 def _number(name: str, default: int) -> int:
-    return int(os.environ.get(name) or default)
+    """What a launcher has set; anything but digits comes from somebody else."""
+    text = os.environ.get(name, "")
+    return int(text) if text.isdecimal() else default

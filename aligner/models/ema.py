@@ -37,7 +37,7 @@ class WeightCopy:
 
     @torch.no_grad()
     def update(self, model: nn.Module, decay: float) -> None:
-        """Move towards the model: shadow = decay * shadow + (1 - decay) * model. `decay` weighs the
+        """Move towards the model: copy = decay * copy + (1 - decay) * model. `decay` weighs the
         old."""
         for name, weight in trained_weights(model).items():
             mine = self.weights[name]
@@ -45,14 +45,14 @@ class WeightCopy:
 
     @torch.no_grad()
     def copy_from(self, other: nn.Module | WeightCopy) -> None:
-        """Take over the weights of a model or of another shadow."""
+        """Take over the weights of a model or of another copy."""
         weights = other.weights if isinstance(other, WeightCopy) else trained_weights(other)
         for name, mine in self.weights.items():
             mine.copy_(weights[name].detach())
 
     @torch.no_grad()
     def distance(self, model: nn.Module) -> float:
-        """Return |model - shadow| / |model|, over all trained weights."""
+        """Return |model - copy| / |model|, over all trained weights."""
         squares = []
         for name, weight in trained_weights(model).items():
             mine = self.weights[name]

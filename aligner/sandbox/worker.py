@@ -72,7 +72,7 @@ class Limits:
 
 
 @dataclass(slots=True)
-class RunResult:
+class WorkerResult:
     """What became of a call: `result`, or `error` (it raised, as text), or `stopped` (which limit
     it met, how it died)."""
 
@@ -135,7 +135,7 @@ class Worker:
         with self._turn:
             self._running()
 
-    def call(self, payload: Any, timeout_s: float) -> RunResult:
+    def call(self, payload: Any, timeout_s: float) -> WorkerResult:
         """Call the function with a JSON value. Raises StartError, and nothing for what the function
         does."""
         with self._turn:
@@ -317,7 +317,7 @@ class _Child:
         self.isolation = {**answer["isolation"], "disk": disk}
         return self.isolation
 
-    def call(self, payload: Any, timeout_s: float) -> tuple[RunResult, bool]:
+    def call(self, payload: Any, timeout_s: float) -> tuple[WorkerResult, bool]:
         """What became of the call, and whether the worker can continue."""
         number = secrets.token_hex(8)
         self._said.complaints = b""
@@ -326,11 +326,11 @@ class _Child:
             {"id": number, "payload": payload}, time.monotonic() + timeout_s, late
         )
         if line is None:
-            return RunResult(stopped=said), False
+            return WorkerResult(stopped=said), False
         answer = _read_answer(line, number)
         if answer is None or self._said.output or self._waiting:
-            return RunResult(stopped="its answer cannot be read"), False
-        outcome = RunResult(
+            return WorkerResult(stopped="its answer cannot be read"), False
+        outcome = WorkerResult(
             answer.get("result"), answer.get("error", ""), answer.get("stopped", "")
         )
         return outcome, not outcome.stopped and not answer["dirty"]

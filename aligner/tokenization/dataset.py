@@ -13,7 +13,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -174,12 +174,16 @@ def _wants_more(recipe: TrainRecipe, parts: Sequence[Dataset]) -> bool:
 def load_tokenized(folder: Path) -> TokenizedData:
     """Read what `tokenize` wrote.
 
-    Raises: DataError when a file of it is not what was written.
+    Raises: DataError when a file of it is not what was written, or of another version.
     """
     from datasets import load_from_disk
 
-    check_checksums(folder, f"delete {folder} and add --resume: the rows are tokenized again")
-    batching = Batching(**json.loads((folder / "batching.json").read_text(encoding="utf-8")))
+    cure = f"delete {folder} and add --resume: the rows are tokenized again"
+    check_checksums(folder, cure)
+    facts = json.loads((folder / "batching.json").read_text(encoding="utf-8"))
+    if facts.keys() != {field.name for field in fields(Batching)}:
+        raise DataError(f"{folder} was written by another version of aligner", cure)
+    batching = Batching(**facts)
     held_out = load_from_disk(str(folder / "eval")) if (folder / "eval").is_dir() else None
     return TokenizedData(load_from_disk(str(folder / "train")), held_out, batching)
 

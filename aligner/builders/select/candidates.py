@@ -139,8 +139,7 @@ def _labelled_in_run(run_dir: Path, files: list[FileRecord]) -> list[Triple]:
             f"{run_dir} has no labels yet",
             f"read them with `aligner data select {run_dir} --labels FILE`",
         )
-    for pair_id in (PICKED, LABELS):
-        path = run_dir / pair_id
+    for path in (run_dir / PICKED, run_dir / LABELS):
         files.append(FileRecord(str(path), file_sha256(path), path.stat().st_size))
     return [
         (pair["prompt"], pair["a"], pair["b"])

@@ -57,7 +57,7 @@ from aligner.runs.files import dumps
 from aligner.runs.journal import Journal
 from aligner.tokenization.dataset import TokenizedData
 
-VERSION = "2"
+VERSION = "3"
 """Changed when the way the numbers are computed changes, so that old ones are not used."""
 
 SUREST = 1e-6

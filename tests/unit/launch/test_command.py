@@ -204,6 +204,15 @@ def test_processes_of_a_machine_are_counted_apart_from_all(monkeypatch) -> None:
     assert local_world() == (1, 4)
 
 
+@pytest.mark.parametrize("rank", ["1", "gold"])
+def test_a_rank_without_a_world_is_no_launch(monkeypatch: pytest.MonkeyPatch, rank: str) -> None:
+    """Schedulers and shells set such a variable for themselves."""
+    monkeypatch.setenv("RANK", rank)
+    for size in ("", "1", "four"):
+        monkeypatch.setenv("WORLD_SIZE", size)
+        assert world() == (0, 1)
+
+
 # --- two real processes ---------------------------------------------------------------------------
 
 RANK = """

@@ -15,6 +15,7 @@ from aligner.errors import DataError
 from aligner.events import StageProgress, Warned
 from aligner.methods.preparation import tokenize_rows
 from aligner.methods.steps import steps_of
+from aligner.runs.files import write_checksums
 from aligner.tokenization.batching import choose_batching, padding_share
 from aligner.tokenization.dataset import load_tokenized, quantiles
 
@@ -300,6 +301,17 @@ def test_the_reason_is_written_beside_the_data(tokenizer, tmp_path):
     found, _ = prepared_from([talk("q", "a")] * 3, tokenizer, tmp_path)
     written = json.loads((tmp_path / "prepared" / "batching.json").read_text())
     assert written["reason"] == found.batching.reason
+
+
+def test_what_another_version_wrote_is_named_with_a_cure(tokenizer, tmp_path):
+    prepared_from([talk("q", "a")] * 3, tokenizer, tmp_path)
+    folder = tmp_path / "prepared"
+    facts = json.loads((folder / "batching.json").read_text())
+    (folder / "batching.json").write_text(json.dumps({**facts, "passes": None}))
+    (folder / "checksums.json").unlink()
+    write_checksums(folder)
+    with pytest.raises(DataError, match=r"another version of aligner(.|\n)*add --resume"):
+        load_tokenized(folder)
 
 
 def test_padding_share_by_hand():
