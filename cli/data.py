@@ -57,14 +57,8 @@ def select(
     if labels is not None or oracle is not None:
         _read_back(context.args, labels, oracle, as_json, unfit=resume or overwrite or dry_run)
         return
-    resolved, notes, said = resolve(NAME, context.args)
     carry_out(
-        resolved,
-        notes,
-        resume=resume or said.get("resume", False),
-        overwrite=overwrite,
-        dry_run=dry_run,
-        as_json=as_json,
+        NAME, context.args, resume=resume, overwrite=overwrite, dry_run=dry_run, as_json=as_json
     )
 
 

@@ -123,11 +123,11 @@ def _command(name: str) -> Any:
                 raise UsageError("--json has no effect on --loss-table and --loss-plot", "drop it")
             show_losses(context.args, loss_plot)
             return
-        resolved, notes, said = resolve(name, context.args, num_processes)
         carry_out(
-            resolved,
-            notes,
-            resume=resume or said.get("resume", False),
+            name,
+            context.args,
+            num_processes,
+            resume=resume,
             overwrite=overwrite,
             dry_run=dry_run,
             as_json=as_json,
@@ -137,15 +137,18 @@ def _command(name: str) -> Any:
 
 
 def carry_out(
-    resolved: Resolved,
-    notes: list[str],
+    name: str,
+    arguments: list[str],
+    num_processes: int | None = None,
     *,
     resume: bool,
     overwrite: bool,
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Run a resolved recipe with progress on stderr and the result on stdout."""
+    """Run the recipe that the arguments describe, with progress on stderr and the result on
+    stdout."""
+    resolved, notes, said = resolve(name, arguments, num_processes)
     from aligner.launch.command import is_our_rank
     from aligner.launch.world import world
 
@@ -160,7 +163,13 @@ def carry_out(
             screen.summary(summary_rows(resolved))
         for note in notes:
             screen.line(note)
-        outcome = run(resolved, screen, resume=resume, overwrite=overwrite, dry_run=dry_run)
+        outcome = run(
+            resolved,
+            screen,
+            resume=resume or said.get("resume", False),
+            overwrite=overwrite,
+            dry_run=dry_run,
+        )
     if rank != 0 or launched:
         return
     method = method_of(resolved.recipe.method)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from aligner.config import trainer_keys
 from aligner.config.recipe import Recipe, TrainRecipe
-from aligner.methods.catalogue import trainer_fields, trainer_settings, training_of
+from aligner.methods.catalogue import trainer_fields, trainer_of, trainer_settings, training_of
 
 R = TypeVar("R", bound=Recipe)
 
@@ -135,8 +135,7 @@ def trainer_value(recipe: TrainRecipe, key: str) -> Any:
 def defaults(recipe: TrainRecipe) -> dict[str, Default]:
     """Return the defaults of the trainer's keys, those of the recipe's given ones included."""
     name = recipe.method
-    method = training_of(name)
-    assert method is not None, "a recipe with a trainer is of a method that trains"
+    method = trainer_of(name)
     specs = trainer_fields(name)
     found = {key: _of_library(key, specs[key]) for key in trainer_settings(name) if key not in LATE}
     own = method.defaults_with_lora if recipe.model.lora is not None else {}

@@ -26,8 +26,8 @@ from aligner.methods.catalogue import (
     METHODS,
     command_of,
     trainer_fields,
+    trainer_of,
     trainer_settings,
-    training_of,
     trainings,
 )
 
@@ -334,6 +334,4 @@ def _unknown_trainer_key(
             path, f"is a key of the `{others[0]}` trainer, not of `{method}`", "drop it"
         )
     hint = hints.did_you_mean(key, [*allowed, *trainer_keys.RESERVED])
-    training = training_of(method)
-    assert training is not None, "the recipe has a trainer"
-    return RecipeProblem(path, f"is not a field of {training.trainer_class}", hint)
+    return RecipeProblem(path, f"is not a field of {trainer_of(method).trainer_class}", hint)

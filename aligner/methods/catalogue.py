@@ -84,6 +84,13 @@ def training_of(name: str) -> TrainingMethod | None:
     return found if isinstance(found, TrainingMethod) else None
 
 
+def trainer_of(name: str) -> TrainingMethod:
+    """Return the same of a method whose recipe has a `trainer:`, and which therefore trains."""
+    found = training_of(name)
+    assert found is not None, f"`{name}` has no trainer"
+    return found
+
+
 def trainings() -> dict[str, TrainingMethod]:
     """Return the methods that train."""
     found = {name: training_of(name) for name in METHODS}

@@ -18,8 +18,7 @@ from typing import Any
 import yaml
 
 from aligner.config.defaults import DEFAULT, OF_DEVICE, OF_LIBRARIES, is_default, keys_that_matter
-from aligner.config.method import TrainingMethod
-from aligner.methods.catalogue import training_of
+from aligner.methods.catalogue import trainer_of
 from aligner.reports.charts import number
 from aligner.reports.page import AT_START
 from aligner.runs.files import dumps, read_json, write_atomically
@@ -52,7 +51,7 @@ def write_model_card(run_dir: Path, manifest: Record) -> None:
         f"# {_title(recipe, ancestors)}",
         _opening(recipe, manifest, adapter),
         _use_as_scorer(folder / "final", recipe, adapter)
-        if _method(recipe).makes_scorer
+        if trainer_of(recipe["method"]).makes_scorer
         else _use(folder, recipe, adapter),
         _data(read_json(folder, "data.json")),
         _training(
@@ -82,14 +81,14 @@ def _title(recipe: Record, ancestors: list[Record]) -> str:
         else recipe.get("model", {}).get("name_or_path")
     )
     name = re.sub(r"[^\w.-]+", " ", Path(str(base)).name).strip()
-    return f"{name}: {_method(recipe).title}"
+    return f"{name}: {trainer_of(recipe['method']).title}"
 
 
 def _front_matter(recipe: Record, ancestors: list[Record], start: str, adapter: bool) -> str:
     """Metadata as the hub reads it. A base model on a local disk has no name there, so it is left
     out."""
     method = recipe["method"]
-    is_classifier = _method(recipe).has_head(recipe[method])
+    is_classifier = trainer_of(method).has_head(recipe[method])
     task = "text-classification" if is_classifier else "text-generation"
     content: Record = {"library_name": "peft" if adapter else "transformers", "pipeline_tag": task}
     base = ancestors[-1]["path"] if ancestors[-1]["kind"] == "model" else ""
@@ -102,20 +101,13 @@ def _front_matter(recipe: Record, ancestors: list[Record], start: str, adapter: 
 def _opening(recipe: Record, manifest: Record, adapter: bool) -> str:
     model = recipe.get("model", {})
     kind = "A LoRA adapter for" if adapter else "A fine-tuned version of"
-    made_by = _method(recipe)
+    made_by = trainer_of(recipe["method"])
     note = made_by.card_note(recipe[manifest["method"]])
     return (
         f"{kind} {_code(model.get('name_or_path'))}, made with aligner {manifest['aligner']} by "
         f"{made_by.title}{f' ({note})' if note else ''}. "
         "The whole record, with curves and sample answers, is `report.html` in the run directory."
     )
-
-
-def _method(recipe: Record) -> TrainingMethod:
-    """What the method says of itself."""
-    method = training_of(recipe["method"])
-    assert method is not None, "a run with a card has trained something"
-    return method
 
 
 PLAIN_SCORER = """\
@@ -271,7 +263,7 @@ def _settings(recipe: Record) -> Record:
     is left out."""
     method = recipe["method"]
     model, data = recipe.get("model", {}), recipe.get("data", {})
-    own = _method(recipe).settings_read(recipe[method])
+    own = trainer_of(method).settings_read(recipe[method])
     settings = {
         "seed": recipe.get("seed"),
         "data.max_length": data.get("max_length"),

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from aligner.config.recipe import Recipe, TrainRecipe
 from aligner.errors import Problem, UsageError
-from aligner.methods.catalogue import training_of
+from aligner.methods.catalogue import trainer_of
 from aligner.runs.checkpoints import STATE, is_last
 
 OPTIMIZER = ("optimizer.pt", "optimizer.bin", "optimizer_0", "global_step*")
@@ -47,9 +47,7 @@ def missing_parts(checkpoint: Path, recipe: TrainRecipe) -> Iterator[tuple[str, 
         yield STATE, "the step, and the numbers so far"
     elif not is_last(checkpoint):
         yield from _missing_of_training(checkpoint, recipe.launch.num_processes)
-    training = training_of(recipe.method)
-    assert training is not None, "a recipe with a trainer is of a method that trains"
-    for name, what in training.checkpoint_files(recipe).items():
+    for name, what in trainer_of(recipe.method).checkpoint_files(recipe).items():
         if not (checkpoint / name).is_file():
             yield name, what
 

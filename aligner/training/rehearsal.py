@@ -18,7 +18,7 @@ import torch
 from transformers import Trainer, TrainingArguments, get_scheduler
 
 from aligner.config.recipe import TrainRecipe
-from aligner.methods.catalogue import training_of
+from aligner.methods.catalogue import trainer_of
 from aligner.runs.run import Run
 from aligner.training.arguments import told_by_key, training_arguments
 
@@ -71,9 +71,7 @@ def _decided(
 
 
 def _arguments(recipe: TrainRecipe, folder: Path) -> TrainingArguments:
-    training = training_of(recipe.method)
-    assert training is not None, "a recipe with a trainer is of a method that trains"
-    module, _, name = training.trainer_class.partition(".")
+    module, _, name = trainer_of(recipe.method).trainer_class.partition(".")
     argument_class = getattr(importlib.import_module(module), name)
     if recipe.launch.num_processes > 1:
         kept = {key: value for key, value in recipe.trainer.items() if key not in OF_DEVICE}
