@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from aligner.launch.world import local_world
+
+if TYPE_CHECKING:
+    import torch
 
 
 def has_bf16_gpu() -> bool:
@@ -10,6 +15,22 @@ def has_bf16_gpu() -> bool:
     import torch
 
     return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+
+
+def native_bf16(device: torch.device | str | int) -> bool:
+    """Say whether a device computes in bfloat16 itself, rather than by way of float32: a CPU with
+    AVX512-BF16 or AMX, a GPU of NVIDIA's Ampere or later, or one of AMD's.
+
+    Whether that is faster for a given piece of work is another question. Of others, such as
+    Apple's, we do not know, and say no.
+    """
+    import torch
+
+    kind = torch.device(device).type
+    if kind == "cpu":
+        can = torch.cpu.get_capabilities()
+        return bool(can.get("avx512_bf16") or can.get("amx_bf16"))
+    return kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def best_device() -> str:
