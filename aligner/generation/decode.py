@@ -1,42 +1,33 @@
 """Answers from a model: one function, and everything that decides what it returns is an argument.
 
-Rows are sorted by length, padded on the left with an explicit mask, and decoded by transformers
-with its key/value cache. What this module takes out of transformers' hands, because it changes
-results without a word there:
-
-* The checkpoint's own `generation_config` (and transformers' default of top_k 50) never applies: it
-  is replaced by a neutral one for the duration, and every sampling setting comes from `Sampling`.
-* Randomness: each answer has its own stream of numbers (`aligner.generation.sampling`), so the
-  answers do not depend on the batch size, but for rounding in the logits.
-* An answer ends at the first stop id. The pad id is never looked for, so padding with any id is
-  safe, and a model that writes its own pad token is shown to have done so.
-
-It does not shard, compile or page the cache: serving engines do that better.
-
-Legend: B rows of a batch, P prompt tokens after padding.
+This is the front of generation for its callers: prompts become token ids, what leaves no room in
+the model's positions is refused, an engine (`aligner.generation.requests`) continues the ids, and
+its samples become texts. A journal keeps them in parts, each the engine's work from its first row
+to its last, so that a resumed call has the neighbours in its batches that the whole one had: its
+answers are the same to the last bit of rounding.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
-
-from transformers import GenerationConfig
 
 from aligner.data.rows import Messages
 from aligner.errors import DataError
-from aligner.generation.sampling import Sampling, draws, processors
-from aligner.models.adapter_kinds import base_under_adapter, virtual_tokens
-from aligner.models.forward import Progress, eval_mode, pad
+from aligner.generation.engines import engine_for
+from aligner.generation.requests import Engine, Generated, Request
+from aligner.generation.sampling import Sampling
+from aligner.models.forward import Progress
 from aligner.models.positions import max_positions
 from aligner.runs.journal import Journal
 from aligner.tokenization.encode import encode_prompt, stop_token_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+PART_BATCHES = 8
+"""Batches' worth of rows in a part of a journal: what a kill can cost."""
 
 
 @dataclass(frozen=True)
@@ -47,20 +38,6 @@ class Completion:
     text: str
     token_ids: list[int]
     finish_reason: Literal["stop", "length"]
-
-
-@dataclass(frozen=True)
-class _Row:
-    """One answer to be written: `sample` of the prompt at `place`, with room for `budget` tokens.
-
-    Its random numbers follow from the seed, `stream` and `sample`.
-    """
-
-    place: int
-    sample: int
-    stream: int
-    prompt_ids: list[int]
-    budget: int
 
 
 def generate(
@@ -74,13 +51,15 @@ def generate(
     tools: Sequence[list | None] | None = None,
     on_progress: Progress | None = None,
     journal: Journal | None = None,
+    engine: Engine | None = None,
 ) -> list[list[Completion]]:
     """Return `num_samples` answers for each prompt, in the order of the prompts. `tools`: those of
     each prompt.
 
-    `streams`: a number for each prompt, from which its random numbers follow (its place by
+    `streams`: a number for each prompt, from which its random numbers follow (its index by
     default), for answers that do not depend on which prompts are asked together. `journal`: where
-    the answers of each batch are kept, so that the same call resumes after a kill.
+    answers are kept, so that the same call resumes after a kill. `engine`: what decodes; by default
+    `model` itself, `batch_size` rows at a time.
 
     Raises: DataError when a prompt leaves no room for an answer within the positions that the model
     has.
@@ -100,6 +79,7 @@ def generate(
         streams=streams,
         on_progress=on_progress,
         journal=journal,
+        engine=engine,
     )
 
 
@@ -107,67 +87,77 @@ def continue_ids(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     contexts: Sequence[list[int]],
-    sampling: Sampling,
+    sampling: Sampling | Sequence[Sampling],
     *,
     batch_size: int = 16,
     streams: Sequence[int] | None = None,
     on_progress: Progress | None = None,
     journal: Journal | None = None,
+    engine: Engine | None = None,
 ) -> list[list[Completion]]:
     """Return `num_samples` continuations of each context of token ids, as `generate` does for
-    prompts.
+    prompts. `sampling`: one for all, or one for each.
 
     Raises: DataError when a context leaves no room within the positions that the model has.
     """
-    assert batch_size >= 1, "a batch holds at least one row"
-    rows = _rows(model, contexts, sampling, streams or range(len(contexts)))
-    stops = stop_token_ids(tokenizer, model)
-    answers: dict[tuple[int, int], Completion] = {}
-    # Behind what an adapter puts in front, padding would move a prompt's positions.
-    batches = list(_batches(rows, 1 if virtual_tokens(model) else batch_size))
-    with _decoder_of(model) as decoder:
+    if isinstance(sampling, Sampling):
+        sampling = [sampling] * len(contexts)
+    stops = tuple(stop_token_ids(tokenizer, model))
+    requests = []
+    for place, (ids, one, stream) in enumerate(
+        zip(contexts, sampling, streams or range(len(contexts)), strict=True), 1
+    ):
+        _check_room(model, ids, f"row {place}")
+        requests.append(Request(ids, _within_positions(model, ids, one), stops, stream))
+    engine = engine or engine_for(model, batch_size=batch_size)
+    journal = journal or Journal(None)
+    parts = _parts(requests, None if journal.path is None else PART_BATCHES * batch_size)
+    total, done = sum(request.sampling.num_samples for request in requests), 0
 
-        def work(batch: list[_Row]) -> list[dict[str, Any]]:
-            outputs = _decode_batch(decoder, tokenizer, batch, sampling, stops)
-            return [
-                vars(_completion(tokenizer, ids[: row.budget], stops))
-                for row, ids in zip(batch, outputs)
-            ]
+    def finished(*_: Any) -> None:
+        nonlocal done
+        done += 1
+        if on_progress is not None:
+            on_progress(done, total)
 
-        for batch, (said, is_new) in zip(
-            batches, (journal or Journal(None)).results(batches, work)
-        ):
-            answers |= {
-                (row.place, row.sample): Completion(**one)
-                for row, one in zip(batch, said, strict=True)
-            }
-            if on_progress is not None and is_new:
-                on_progress(len(answers), len(rows))
-    found = []
-    for index in range(len(contexts)):
-        found.append([answers[index, sample] for sample in range(sampling.num_samples)])
-    return found
+    def as_json(generated: Generated) -> dict[str, Any]:
+        return vars(_completion(tokenizer, generated))
+
+    def work(part: list[int]) -> list[Any]:
+        found = engine.generate([requests[index] for index in part], finished)
+        return [list(map(as_json, samples)) for samples in found]
+
+    answers = {}
+    for part, (found, is_new) in zip(parts, journal.results(parts, work)):
+        for index, samples in zip(part, found, strict=True):
+            answers[index] = [Completion(**one) for one in samples]
+            done += 0 if is_new else len(samples)
+    return [answers[index] for index in range(len(contexts))]
 
 
-def _rows(
-    model: PreTrainedModel,
-    contexts: Sequence[list[int]],
-    sampling: Sampling,
-    streams: Sequence[int],
-) -> list[_Row]:
-    """What is to be written, longest context first, so that a batch too big for memory fails at the
-    start."""
+def _parts(requests: Sequence[Request], rows: int | None) -> list[list[int]]:
+    """Cut the indices of requests, longest prompt first, into parts of `rows` rows or a few more;
+    into one where that is None."""
+    order = sorted(range(len(requests)), key=lambda i: -len(requests[i].prompt_ids))
+    if rows is None:
+        return [order] if order else []
+    parts: list[list[int]] = []
+    size = rows
+    for index in order:
+        if size >= rows:
+            parts.append([])
+            size = 0
+        parts[-1].append(index)
+        size += requests[index].sampling.num_samples
+    return parts
+
+
+def _within_positions(model: PreTrainedModel, ids: Sequence[int], sampling: Sampling) -> Sampling:
+    """Return the sampling with no more tokens than the model has positions behind the prompt."""
     positions = max_positions(model)
-    rows = []
-    for place, (ids, stream) in enumerate(zip(contexts, streams, strict=True)):
-        _check_room(model, ids, f"row {place + 1}")
-        budget = (
-            sampling.max_new_tokens
-            if positions is None
-            else min(sampling.max_new_tokens, positions - len(ids))
-        )
-        rows += [_Row(place, sample, stream, ids, budget) for sample in range(sampling.num_samples)]
-    return sorted(rows, key=lambda row: len(row.prompt_ids), reverse=True)
+    if positions is None or len(ids) + sampling.max_new_tokens <= positions:
+        return sampling
+    return replace(sampling, max_new_tokens=positions - len(ids))
 
 
 def _check_room(model: PreTrainedModel, ids: Sequence[int], name: str) -> None:
@@ -184,82 +174,13 @@ def _check_room(model: PreTrainedModel, ids: Sequence[int], name: str) -> None:
         )
 
 
-def _batches(rows: Sequence[_Row], batch_size: int) -> Iterator[list[_Row]]:
-    """Cut sorted rows into batches; rows that the model's positions cut short go only with rows of
-    the same budget."""
-    batch: list[_Row] = []
-    for row in rows:
-        if batch and (len(batch) == batch_size or batch[0].budget != row.budget):
-            yield batch
-            batch = []
-        batch.append(row)
-    if batch:
-        yield batch
-
-
-@contextmanager
-def _decoder_of(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
-    """Lend what decodes, at rest and with a neutral generation config.
-
-    A PEFT model lends its base, in which the adapters sit, unless it puts something in front of the
-    text. Gradient checkpointing acts in training mode only, so the cache works.
-    """
-    decoder = model if virtual_tokens(model) else base_under_adapter(model)
-    own_config = decoder.generation_config
-    decoder.generation_config = GenerationConfig()
-    try:
-        with eval_mode(model), warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", "Position ids are not supported"
-            )  # PEFT lets them follow from the mask
-            yield decoder
-    finally:
-        decoder.generation_config = own_config
-
-
-def _decode_batch(
-    decoder: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    batch: Sequence[_Row],
-    sampling: Sampling,
-    stops: Sequence[int],
-) -> list[list[int]]:
-    """Return the new ids of each row, as far as the longest row of the batch went."""
-    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (*stops, 0)[0]
-    padded = pad([row.prompt_ids for row in batch], pad_id, left=True)
-    ids_BP, mask_BP = (padded[key].to(decoder.device) for key in ("input_ids", "attention_mask"))
-    budget = batch[0].budget
-    # Greedy as transformers sees it: where we sample, the last processor has already chosen the
-    # token.
-    config = GenerationConfig(
-        max_new_tokens=budget,
-        do_sample=False,
-        num_beams=1,
-        use_cache=True,
-        eos_token_id=list(stops) or None,
-        pad_token_id=pad_id,
-    )
-    numbers = draws([(row.stream, row.sample) for row in batch], budget, sampling.seed)
-    output = decoder.generate(
-        input_ids=ids_BP,
-        attention_mask=mask_BP,
-        generation_config=config,
-        logits_processor=processors(sampling, mask_BP, numbers),
-    )
-    return output[:, ids_BP.shape[1] :].tolist()
-
-
-def _completion(
-    tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], stops: Sequence[int]
-) -> Completion:
-    """Cut at the first stop id; what transformers wrote behind it is padding."""
-    wanted = set(stops)
-    end = next((i for i, token in enumerate(ids) if token in wanted), None)
-    said = list(ids) if end is None else list(ids[:end])
+def _completion(tokenizer: PreTrainedTokenizerBase, generated: Generated) -> Completion:
+    """Return a sample with its text, which does not show the stop id."""
+    assert generated.finish_reason != "error", generated.error
+    ids, reason = generated.token_ids, generated.finish_reason
+    said = ids[:-1] if reason == "stop" else ids
     text = tokenizer.decode(said, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return Completion(
-        text, said if end is None else [*said, ids[end]], "length" if end is None else "stop"
-    )
+    return Completion(text, ids, reason)
 
 
 def _first_words(prompt: str | Messages) -> str:

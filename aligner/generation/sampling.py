@@ -5,7 +5,7 @@ draws its tokens with random numbers of its own, which follow from the seed, its
 sample alone. So they depend on no other row, and the global random state, on which a resumed
 training run depends, is not touched.
 
-Legend: B rows of a batch, P prompt tokens after padding, T tokens so far, V vocabulary.
+Legend: B rows of a batch, T tokens so far, V vocabulary.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import (
-    LogitsProcessor,
-    LogitsProcessorList,
     MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
@@ -51,34 +50,54 @@ class Sampling:
         assert self.repetition_penalty > 0.0, "repetition_penalty is positive"
 
 
-def draws(streams: Sequence[tuple[int, int]], steps: int, seed: int) -> torch.Tensor:
-    """Return one number in [0, 1) for each row and step, (B, T), each row's from a generator of its
-    own.
+@dataclass(frozen=True)
+class Chosen:
+    """The next token of each row (B,), its log-probability under the distribution that it was drawn
+    from, and under the model's own, both (B,) in float32."""
 
-    `streams`: two numbers for each row, from which its generator follows: that of the prompt, and
-    that of the sample.
+    ids_B: Tensor
+    logps_B: Tensor
+    raw_logps_B: Tensor
+
+
+def draws(seed: int, stream: int, sample: int, steps: int) -> Tensor:
+    """Return one number in [0, 1) for each step, (T,), in float64.
+
+    They come from a generator of their own, which follows from `seed`, the number of the prompt and
+    that of the sample; fewer steps have the first of the same numbers.
     """
-    numbers = []
-    for stream, sample in streams:
-        digest = hashlib.sha256(f"{seed}:{stream}:{sample}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-        numbers.append(torch.rand(steps, generator=generator, dtype=torch.float64))
-    return torch.stack(numbers).clamp(max=LARGEST_DRAW)
+    digest = hashlib.sha256(f"{seed}:{stream}:{sample}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+    return torch.rand(steps, generator=generator, dtype=torch.float64).clamp(max=LARGEST_DRAW)
 
 
-def processors(
-    sampling: Sampling, mask_BP: torch.Tensor, draws_BT: torch.Tensor
-) -> LogitsProcessorList:
-    """Return what turns logits into the next token, in transformers' own order, and with nothing
-    that was not asked for.
+def choose(logits_BV: Tensor, sampling: Sampling, said_BT: Tensor, draws_B: Tensor) -> Chosen:
+    """Choose the next token of rows with the same settings.
 
-    `mask_BP` is the mask of the padded prompts, `draws_BT` what `draws` gives.
+    `logits_BV` are in float32. `said_BT`: what the repetition penalty looks at, each row its own
+    ids, filled up with any of them. `draws_B`: a number for each row, as `draws` gives them.
     """
+    scores_BV = logits_BV
+    for processor in _processors(sampling):
+        scores_BV = processor(said_BT, scores_BV)
+    if sampling.temperature == 0.0:
+        ids_B = scores_BV.argmax(dim=-1)
+        return Chosen(ids_B, torch.zeros_like(logits_BV[:, 0]), _logps_of(logits_BV, ids_B))
+    ids_B = _drawn(scores_BV, draws_B)
+    raw_logps_B = _logps_of(logits_BV, ids_B)
+    return Chosen(
+        ids_B, raw_logps_B if scores_BV is logits_BV else _logps_of(scores_BV, ids_B), raw_logps_B
+    )
+
+
+def _processors(sampling: Sampling) -> list[Any]:
+    """Return what shapes the distribution, in transformers' own order, and with nothing that was
+    not asked for."""
     chain: list[Any] = []
     if sampling.repetition_penalty != 1.0:
-        chain.append(_PenaltyWithoutPadding(sampling.repetition_penalty, mask_BP))
+        chain.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
     if sampling.temperature == 0.0:
-        return LogitsProcessorList(chain)
+        return chain
     if sampling.temperature != 1.0:
         chain.append(TemperatureLogitsWarper(sampling.temperature))
     if sampling.top_k:
@@ -87,40 +106,36 @@ def processors(
         chain.append(TopPLogitsWarper(sampling.top_p))
     if sampling.min_p:
         chain.append(MinPLogitsWarper(sampling.min_p))
-    return LogitsProcessorList([*chain, _Draw(draws_BT, mask_BP.shape[1])])
+    return chain
 
 
-class _PenaltyWithoutPadding(LogitsProcessor):
-    """Repetition penalty on what was said, not on padding (which would depend on the neighbours in
-    the batch)."""
-
-    def __init__(self, penalty: float, mask_BP: torch.Tensor) -> None:
-        self.inner = RepetitionPenaltyLogitsProcessor(penalty)
-        self.padding_BP = mask_BP == 0
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        width = self.padding_BP.shape[1]
-        said_BT = input_ids.clone()
-        said_BT[:, :width] = torch.where(
-            self.padding_BP, input_ids[:, width - 1 : width], input_ids[:, :width]
-        )
-        return self.inner(said_BT, scores)
+def _drawn(scores_BV: Tensor, draws_B: Tensor) -> Tensor:
+    """Return each row's token by its own number (inverse of the cumulative distribution)."""
+    exact = torch.float32 if scores_BV.device.type == "mps" else torch.float64
+    cumulative_BV = scores_BV.to(exact).softmax(dim=-1).cumsum(dim=-1)
+    draws_B1 = draws_B[:, None].to(scores_BV.device, exact)
+    ids_B1 = torch.searchsorted(cumulative_BV, draws_B1 * cumulative_BV[:, -1:], right=True)
+    return ids_B1.clamp(max=scores_BV.shape[-1] - 1)[:, 0]
 
 
-class _Draw(LogitsProcessor):
-    """Choose each row's token by its own number between 0 and 1 (inverse of the cumulative
-    distribution)."""
+def _logps_of(scores_BV: Tensor, ids_B: Tensor) -> Tensor:
+    return scores_BV.gather(1, ids_B[:, None])[:, 0] - scores_BV.logsumexp(dim=-1)
 
-    def __init__(self, draws_BT: torch.Tensor, prompt_width: int) -> None:
-        self.draws_BT = draws_BT
-        self.prompt_width = prompt_width
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        exact = torch.float32 if scores.device.type == "mps" else torch.float64
-        cumulative_BV = scores.to(exact).softmax(dim=-1).cumsum(dim=-1)
-        draw_B1 = self.draws_BT[:, input_ids.shape[1] - self.prompt_width, None].to(
-            scores.device, exact
-        )
-        choice_B1 = torch.searchsorted(cumulative_BV, draw_B1 * cumulative_BV[:, -1:], right=True)
-        choice_B1 = choice_B1.clamp(max=scores.shape[-1] - 1)
-        return torch.full_like(scores, float("-inf")).scatter(1, choice_B1, 0.0)
+def settings_of(sampling: Sampling) -> tuple[float, ...]:
+    """Return what rows must share to be chosen for together: how the distribution is shaped."""
+    return (
+        sampling.temperature,
+        sampling.top_p,
+        sampling.top_k,
+        sampling.min_p,
+        sampling.repetition_penalty,
+    )
+
+
+def said_ids(sequences: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    """Stack what rows have said, (B, T), each filled up with its own first id."""
+    width = max(map(len, sequences))
+    return torch.tensor(
+        [[*ids, *([ids[0]] * (width - len(ids)))] for ids in sequences], device=device
+    )

@@ -90,7 +90,7 @@ LOADS_HEAVY: dict[str, tuple[str, ...]] = {
         ),
         *("pair_scores", "preferences", "reward_accuracy", "reward_report", "rewardbench"),
     ),
-    "generation": ("decode", "sampling"),
+    "generation": ("batchwise", "decode", "hf", "sampling"),
     "losses": (
         "bandit",
         "catalogue",

@@ -213,5 +213,5 @@ def test_progress_counts_answers(model, tokenizer) -> None:
         batch_size=4,
         on_progress=lambda *numbers: seen.append(numbers),
     )
-    assert seen == [(4, 6), (6, 6)]
+    assert seen == [(done, 6) for done in range(1, 7)]
     assert generate(model, tokenizer, [], sampling) == []
