@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
-from aligner.models.adapter_kinds import base_under_adapter
 from aligner.models.own_config import without_router_logits
 from aligner.runs.journal import Journal
 from aligner.tokenization.encode import IGNORED
@@ -226,17 +225,10 @@ def answer_entropies(
 # --- log-probabilities of whole answers -----------------------------------------------------------
 
 
-def fuse_head(model: Any) -> None:
-    """Give a model (or the base under its adapters) the head that returns log-probabilities instead
-    of logits, which a whole vocabulary would make the largest tensor of training."""
-    from trl.trainer.utils import add_fused_lm_head
-
-    add_fused_lm_head(base_under_adapter(model))
-
-
 def answer_logps(model: torch.nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     """Return summed log-probabilities of the B answers of a batch of `pad_answers` (B,), in
-    float32, with gradients, and their lengths in tokens (B,). The model's head is fused."""
+    float32, with gradients, and their lengths in tokens (B,). The model's head is fused
+    (`aligner.models.fused_head`)."""
     outputs = model(
         input_ids=batch["input_ids"],
         attention_mask=batch["attention_mask"],

@@ -46,7 +46,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from aligner.losses.catalogue import OBJECTIVES
 from aligner.losses.distillation import Combine, distillation_targets
 from aligner.losses.types import Objective, PairLogps, Settings
-from aligner.models.forward import answer_logps, eval_mode, fuse_head, pad_answers
+from aligner.models.forward import answer_logps, eval_mode, pad_answers
+from aligner.models.fused_head import fuse_head
 from aligner.training.trainer import WeightedTrainer
 
 METRICS = (

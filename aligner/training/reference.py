@@ -27,7 +27,8 @@ from aligner.events import Event, Notice, OnEvent, StageProgress, tell
 from aligner.launch.devices import best_device
 from aligner.methods.dpo.recipe import DpoRecipe
 from aligner.models.fingerprint import model_fingerprint
-from aligner.models.forward import Answer, batched_logps, fuse_head
+from aligner.models.forward import Answer, batched_logps
+from aligner.models.fused_head import fuse_head
 from aligner.models.loading import load_policy
 from aligner.runs.cache import cache_folder, is_kept, keep
 

@@ -108,7 +108,15 @@ LOADS_HEAVY: dict[str, tuple[str, ...]] = {
     "methods.reward": ("encode", "segments", "train", "trainers"),
     "methods.sapo": ("encode", "replay_buffer", "train", "trainer", "writer"),
     "methods.sft": ("encode", "train"),
-    "models": ("ema", "forward", "own_config", "quantized", "reward_head", "row_sharing"),
+    "models": (
+        "ema",
+        "forward",
+        "fused_head",
+        "own_config",
+        "quantized",
+        "reward_head",
+        "row_sharing",
+    ),
     "reward_models": ("heads", "pairwise", "segment"),
     "toy": ("muon", "pretrain", "tokenizer"),
     "training": (

@@ -344,3 +344,20 @@ def test_rows_without_a_weight_count_the_same(small_world, tmp_path):
     weighted = train("dpo", small_world, tmp_path / "weighted", data__train=str(ones)).run_dir
     files = [run / "final" / "model.safetensors" for run in (plain, weighted)]
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_entropy_and_token_accuracy_are_those_of_the_step_before_the_log(small_world, tmp_path):
+    found = {}
+    for every in (1, 3):
+        run = train(
+            "sft",
+            small_world,
+            tmp_path / str(every),
+            trainer__max_steps=7,
+            trainer__logging_steps=every,
+        ).run_dir
+        found[every] = {line["step"]: line for line in lines(run, "train")}
+    assert list(found[3]) == [1, 3, 6, 7]
+    for step in found[3]:
+        for name in ("entropy", "mean_token_accuracy"):
+            assert found[3][step][name] == found[1][step][name] > 0

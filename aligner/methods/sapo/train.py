@@ -44,7 +44,7 @@ from aligner.methods.job import SHARDED, Job
 from aligner.methods.sapo.recipe import SapoRecipe
 from aligner.methods.sapo.trainer import RowCollator, SapoTrainer, as_pair, window_at
 from aligner.methods.sapo.writer import Writer
-from aligner.models.forward import fuse_head
+from aligner.models.fused_head import fuse_head
 from aligner.models.loading import load_policy
 from aligner.models.positions import max_positions
 from aligner.reward_models.catalogue import load_scorer

@@ -4,7 +4,9 @@ beside it made.
 What is TRL's: the loss (a mean over the trained tokens of the whole step), the fused head,
 padding-free collation of packed sequences, and its metrics (`mean_token_accuracy`, `entropy`,
 `num_tokens`). What is not: TRL prepares no data here, so nothing is cut at 1,024 tokens or dropped
-in packing, and rows come in an order that a resumed run repeats.
+in packing, and rows come in an order that a resumed run repeats. The head goes through trained
+positions alone, and the first two metrics, which cost it more than the loss does, are computed for
+the step before a log and not at every step.
 
 Packed rows do not see each other: each starts at position 0 and no attention mask is passed, which
 is how attention implementations of transformers tell them apart. Not every model does;
@@ -17,11 +19,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.trainer_utils import IntervalStrategy
 from trl import SFTConfig, SFTTrainer
 
 from aligner.launch.world import world
 from aligner.methods.job import SHARDED, Job
 from aligner.methods.sft.recipe import SftRecipe
+from aligner.models.adapter_kinds import base_under_adapter
+from aligner.models.fused_head import fuse_head
 from aligner.models.loading import load_policy
 from aligner.models.router_loss import name_experts, router_coefficient
 from aligner.models.row_sharing import cannot_pack, rows_apart
@@ -86,7 +91,11 @@ class SeededSFTTrainer(OrderedTrainer, SFTTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._sums = {"train": TokenSums(), "eval": TokenSums()}
+        base = base_under_adapter(kwargs["model"])
+        own = base.forward
         super().__init__(*args, **kwargs)
+        base.forward = own  # in place of TRL's head, which computes all of it at every step
+        self.head = fuse_head(base, with_metrics=True)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Leave the card to the run directory, which knows the data and the recipe."""
@@ -98,9 +107,11 @@ class SeededSFTTrainer(OrderedTrainer, SFTTrainer):
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Return TRL's loss, and note on the side what the model said of each token."""
 
+        self.head.with_metrics = not self.model.training or self._is_logged_next()
+
         def noted(*given: Any, **named: Any) -> Any:
             outputs = model(*given, **named)
-            if getattr(outputs, "label_mask", None) is not None:
+            if self.head.with_metrics and getattr(outputs, "label_mask", None) is not None:
                 self._sums[self._split].add(outputs)
             return outputs
 
@@ -111,19 +122,30 @@ class SeededSFTTrainer(OrderedTrainer, SFTTrainer):
             self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
         return loss
 
+    def _is_logged_next(self) -> bool:
+        """Whether a log follows the optimizer step that is being computed."""
+        step = self.state.global_step + 1
+        if self.args.logging_strategy != IntervalStrategy.STEPS or step >= self.state.max_steps:
+            return True
+        is_first = step == 1 and self.args.logging_first_step
+        return is_first or step % self.state.logging_steps == 0
+
     @property
     def _split(self) -> str:
         return "train" if self.model.training else "eval"
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Give TRL's metrics as means over tokens; its means over micro-batches depend on how rows
-        fall into them."""
+        """Give TRL's metrics as means over tokens, of the last step before the log alone while it
+        trains; its means over micro-batches depend on how rows fall into them."""
         found = self._sums[self._split].taken(self.accelerator)
         if found is not None:
             for name in ("entropy", "mean_token_accuracy"):
                 self._metrics[self._split][name] = [found[name]]
             if self._split == "eval":
                 logs["eval_loss"] = found["loss"]
+        else:  # a log that was not foreseen: TRL's are of steps that did not compute them
+            for name in ("entropy", "mean_token_accuracy"):
+                self._metrics[self._split].pop(name, None)
         super().log(logs, start_time)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:

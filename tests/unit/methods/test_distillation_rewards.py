@@ -24,7 +24,7 @@ from aligner.methods.dpo.recipe import Dpo
 from aligner.methods.dpo.reference_samples import with_samples
 from aligner.methods.dpo.reward_distillation import with_reward_margins
 from aligner.methods.pipeline import run_recipe
-from aligner.models.forward import fuse_head
+from aligner.models.fused_head import fuse_head
 from aligner.models.loading import load_policy
 from aligner.reward_models.base import NoVerdict, Preferences, Scores
 from aligner.reward_models.card import Card

@@ -19,12 +19,12 @@ from aligner.models.forward import (
     batched_logps,
     batches_by_length,
     eval_mode,
-    fuse_head,
     pad,
     pad_answers,
     read_tokens,
     token_logps,
 )
+from aligner.models.fused_head import fuse_head
 from aligner.runs.journal import Journal
 from aligner.tokenization.encode import IGNORED
 

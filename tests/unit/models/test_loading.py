@@ -213,7 +213,7 @@ def test_a_new_token_is_trained_where_it_is_read_and_where_it_is_written(
 def test_a_new_token_reaches_the_fused_head_of_the_trainers(
     name: str, models: dict[str, Path], tmp_path: Path
 ) -> None:
-    from aligner.models.forward import fuse_head
+    from aligner.models.fused_head import fuse_head
 
     policy, tokenizer = load(spec(models[name], lora=Lora(r=4), new_tokens=NEW))
     further, _ = load(
