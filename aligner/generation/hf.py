@@ -17,9 +17,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import torch
 from transformers import GenerationConfig
 
 from aligner.generation.batchwise import generate_batchwise, rows_of
+from aligner.generation.continuous import Continuous, can_decode
 from aligner.generation.requests import Generated, OnFinished, Request
 from aligner.models.adapter_kinds import base_under_adapter, virtual_tokens
 from aligner.models.forward import eval_mode
@@ -27,6 +29,11 @@ from aligner.models.positions import max_positions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+CACHE_SHARE = 0.5
+"""Part of the memory that is free at the start that the cache may take: the other half is for the
+activations of prompts, logits, and what else runs on the machine."""
 
 
 class HfEngine:
@@ -50,10 +57,15 @@ class HfEngine:
                 on_finished(index, sample, generated)
 
         rows = rows_of(requests)
-        # Behind what an adapter puts in front, padding would move a prompt's positions.
-        batch_size = 1 if virtual_tokens(self.model) else self.batch_size
+        in_front = virtual_tokens(self.model)
         with _decoder_of(self.model) as decoder:
-            generate_batchwise(decoder, rows, batch_size, max_positions(self.model), finished)
+            if not in_front and can_decode(decoder):
+                memory = free_memory(decoder.device) * CACHE_SHARE
+                Continuous(decoder, rows, self.batch_size, memory, finished).run()
+            else:
+                # Behind what an adapter puts in front, padding would move a prompt's positions.
+                batch_size = 1 if in_front else self.batch_size
+                generate_batchwise(decoder, rows, batch_size, max_positions(self.model), finished)
         found = []
         for index, request in enumerate(requests):
             found.append([samples[index, i] for i in range(request.sampling.num_samples)])
@@ -78,3 +90,15 @@ def _decoder_of(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
             yield decoder
     finally:
         decoder.generation_config = own_config
+
+
+def free_memory(device: torch.device) -> int:
+    """Return the bytes that are free on a device; those of the machine where it has none of its
+    own."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    import psutil  # type: ignore[import-untyped]
+
+    available: int = psutil.virtual_memory().available
+    return available

@@ -71,11 +71,14 @@ def draws(seed: int, stream: int, sample: int, steps: int) -> Tensor:
     return torch.rand(steps, generator=generator, dtype=torch.float64).clamp(max=LARGEST_DRAW)
 
 
-def choose(logits_BV: Tensor, sampling: Sampling, said_BT: Tensor, draws_B: Tensor) -> Chosen:
+def choose(
+    logits_BV: Tensor, sampling: Sampling, said_BT: Tensor | None, draws_B: Tensor
+) -> Chosen:
     """Choose the next token of rows with the same settings.
 
     `logits_BV` are in float32. `said_BT`: what the repetition penalty looks at, each row its own
-    ids, filled up with any of them. `draws_B`: a number for each row, as `draws` gives them.
+    ids, filled up with any of them; None where there is no penalty. `draws_B`: a number for each
+    row, as `draws` gives them.
     """
     scores_BV = logits_BV
     for processor in _processors(sampling):

@@ -90,7 +90,7 @@ LOADS_HEAVY: dict[str, tuple[str, ...]] = {
         ),
         *("pair_scores", "preferences", "reward_accuracy", "reward_report", "rewardbench"),
     ),
-    "generation": ("batchwise", "decode", "hf", "sampling"),
+    "generation": ("batchwise", "continuous", "decode", "hf", "sampling", "slots"),
     "losses": (
         "bandit",
         "catalogue",

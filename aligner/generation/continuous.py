@@ -1,0 +1,245 @@
+"""Our own decode loop on a transformers model: rows leave the batch when they end, and waiting ones
+take their places at once.
+
+A prompt is computed once for all of its samples. The batch is bounded by rows and by the memory of
+the cache. Nothing but the model's forward pass is transformers': `model.generate` pays at every
+step for things that are off here, and decodes every batch until its longest row ends.
+
+It needs a cache of plain keys and values, and a model that asks for no more than token ids, a mask
+and positions: `can_decode` says whether that is so, by the model's config and code.
+
+It does not page the cache, compile, or speculate: serving engines do that better.
+
+Legend: G prompts of one prefill, P their padded length, R rows in the batch, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, GenerationMixin
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from aligner.generation.batchwise import Row
+from aligner.generation.requests import Generated, OnFinished
+from aligner.generation.sampling import choose, said_ids, settings_of
+from aligner.generation.slots import Slots, bytes_per_token
+from aligner.models.forward import BATCH_TOKENS, pad
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+PADDED = 1.1
+"""Prompts are computed together while padding makes them at most this many times as long."""
+
+INPUTS = {"input_ids", "attention_mask", "position_ids", "past_key_values", "use_cache"}
+
+BATCH_DEPENDENT = ("dynamic", "longrope")
+"""Kinds of rotary positions whose frequencies follow from the longest row of the batch."""
+
+
+def can_decode(decoder: PreTrainedModel) -> bool:
+    """Say whether this loop can lead the model's cache."""
+    config = decoder.config.get_text_config(decoder=True)
+    rope: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
+    kinds = {part.get("rope_type") for part in (rope, *rope.values()) if isinstance(part, dict)}
+    prepares = type(decoder).prepare_inputs_for_generation
+    return (
+        prepares is GenerationMixin.prepare_inputs_for_generation
+        and inspect.signature(decoder.forward).parameters.keys() >= INPUTS
+        and not kinds & set(BATCH_DEPENDENT)
+        and all(
+            type(layer) in (DynamicLayer, DynamicSlidingWindowLayer)
+            for layer in DynamicCache(config=decoder.config).layers
+        )
+    )
+
+
+@dataclass
+class _Prompt:
+    """A prompt that was computed: its place in a prefill, and the logits (V,) behind it."""
+
+    cache: DynamicCache
+    index: int
+    logits_V: Tensor
+
+
+@dataclass
+class _Active:
+    """A row in the batch, and what was chosen for it so far."""
+
+    row: Row
+    draws: list[float]
+    ids: list[int] = field(default_factory=list)
+    logps: list[float] = field(default_factory=list)
+    raw_logps: list[float] = field(default_factory=list)
+
+    @property
+    def is_done(self) -> bool:
+        return self.ids[-1] in self.row.request.stop_ids or len(self.ids) == self.row.budget
+
+    def generated(self) -> Generated:
+        is_stop = self.ids[-1] in self.row.request.stop_ids
+        return Generated(self.ids, "stop" if is_stop else "length", self.logps, self.raw_logps)
+
+
+class Continuous:
+    """One run of the loop. `cache_bytes`: how much its cache may take; at least one row is always
+    decoded."""
+
+    def __init__(
+        self,
+        decoder: PreTrainedModel,
+        rows: Sequence[Row],
+        batch_size: int,
+        cache_bytes: float,
+        on_finished: OnFinished,
+    ) -> None:
+        self.decoder = decoder
+        self.waiting = list(rows)[::-1]
+        self.batch_size = batch_size
+        self.cache_bytes = cache_bytes
+        self.on_finished = on_finished
+        self.active: list[_Active] = []
+        self.prompts: dict[int, _Prompt] = {}
+        self.slots = Slots(0, batch_size)
+        self.last_only = (
+            {"logits_to_keep": 1}
+            if "logits_to_keep" in inspect.signature(decoder.forward).parameters
+            else {}
+        )
+
+    def run(self) -> None:
+        """Decode all rows."""
+        while self.waiting or self.active:
+            self._admit()
+            if self.active:
+                self._step()
+
+    # --- newcomers --------------------------------------------------------------------------------
+
+    def _admit(self) -> None:
+        """Let waiting rows in while there is room for them, each with its first token."""
+        while newcomers := self._next():
+            self._prefill(newcomers)
+            logits_RV = torch.stack([self.prompts[row.index].logits_V for row in newcomers])
+            started = [_Active(row, row.draws().tolist()) for row in newcomers]
+            self._choose(started, logits_RV)
+            for active in started:
+                if active.is_done:
+                    self.on_finished(active.row.index, active.row.sample, active.generated())
+                    continue
+                prompt = self.prompts[active.row.index]
+                self.slots.add(prompt.cache, prompt.index, len(active.row.request.prompt_ids))
+                self.active.append(active)
+            still = {row.index for row in self.waiting[-1:]}
+            self.prompts = {i: prompt for i, prompt in self.prompts.items() if i in still}
+
+    def _next(self) -> list[Row]:
+        """Take the rows that fit in next, in one prefill."""
+        taken: list[Row] = []
+        while self.waiting and len(self.active) + len(taken) < self.batch_size:
+            row = self.waiting[-1]
+            if not self._fits([*(active.row for active in self.active), *taken], row):
+                break
+            taken.append(self.waiting.pop())
+        return taken
+
+    def _fits(self, rows: Sequence[Row], row: Row) -> bool:
+        """Whether the cache may hold one more row, all of them as long as the longest can become;
+        before the first prefill nothing is known of its size, so one row goes first."""
+        if not rows:
+            return True
+        if not self.slots.layers:
+            return False
+        reach = max(len(one.request.prompt_ids) + one.budget for one in (*rows, row))
+        return self.bytes_per_token * reach * (len(rows) + 1) <= self.cache_bytes
+
+    def _prefill(self, rows: Sequence[Row]) -> None:
+        """Compute the prompts of rows that have not been computed, those of similar length
+        together."""
+        requests = {row.index: row.request for row in rows if row.index not in self.prompts}
+        for indices in _similar({i: len(one.prompt_ids) for i, one in requests.items()}):
+            padded = pad([requests[i].prompt_ids for i in indices], 0, left=True)
+            batch = {name: value.to(self.decoder.device) for name, value in padded.items()}
+            cache = DynamicCache()
+            logits_GV = self._forward(past_key_values=cache, **batch)
+            for place, index in enumerate(indices):
+                self.prompts[index] = _Prompt(cache, place, logits_GV[place])
+            if not self.slots.layers:
+                self.slots = Slots(len(cache.layers), self.batch_size)
+                self.bytes_per_token = bytes_per_token(cache)
+
+    # --- a step -----------------------------------------------------------------------------------
+
+    def _step(self) -> None:
+        """Choose the next token of every row, and let those leave that have ended."""
+        device, slots = self.decoder.device, self.slots
+        slots.before_step()
+        logits_RV = self._forward(
+            input_ids=torch.tensor([[active.ids[-1]] for active in self.active], device=device),
+            attention_mask=slots.mask(device),
+            position_ids=torch.tensor(slots.lengths, device=device)[:, None],
+            past_key_values=slots,
+        )
+        slots.stepped()
+        self._choose(self.active, logits_RV)
+        for place in reversed(range(len(self.active))):
+            active = self.active[place]
+            if active.is_done:
+                slots.remove(place)
+                self.active[place] = self.active[-1]
+                self.active.pop()
+                self.on_finished(active.row.index, active.row.sample, active.generated())
+
+    def _forward(self, **inputs: Any) -> Tensor:
+        """Return the logits behind the last token of each row, in float32."""
+        output = self.decoder(**inputs, **self.last_only, use_cache=True, return_dict=True)
+        return output.logits[:, -1].float()
+
+    def _choose(self, actives: Sequence[_Active], logits_RV: Tensor) -> None:
+        """Give each row its next token, those with the same settings together."""
+        places = sorted(
+            range(len(actives)), key=lambda i: settings_of(actives[i].row.request.sampling)
+        )
+        for _, group in groupby(places, key=lambda i: settings_of(actives[i].row.request.sampling)):
+            some = list(group)
+            logits = logits_RV if len(some) == len(actives) else logits_RV[some]
+            self._choose_alike([actives[i] for i in some], logits)
+
+    def _choose_alike(self, actives: Sequence[_Active], logits_RV: Tensor) -> None:
+        sampling = actives[0].row.request.sampling
+        said_RT = None
+        if sampling.repetition_penalty != 1.0:
+            said = [[*active.row.request.prompt_ids, *active.ids] for active in actives]
+            said_RT = said_ids(said, logits_RV.device)
+        draws_R = torch.tensor([one.draws[len(one.ids)] for one in actives], dtype=torch.float64)
+        chosen = choose(logits_RV, sampling, said_RT, draws_R)
+        for active, token, logp, raw_logp in zip(
+            actives, chosen.ids_B.tolist(), chosen.logps_B.tolist(), chosen.raw_logps_B.tolist()
+        ):
+            active.ids.append(token)
+            active.logps.append(logp)
+            active.raw_logps.append(raw_logp)
+
+
+def _similar(lengths: dict[int, int]) -> Iterator[list[int]]:
+    """Cut the keys into groups of similar lengths, longest first, none with too many tokens."""
+    group: list[int] = []
+    total = 0
+    for key in sorted(lengths, key=lambda key: -lengths[key]):
+        longest = lengths[group[0]] if group else lengths[key]
+        padded = longest * (len(group) + 1)
+        if group and (padded > PADDED * (total + lengths[key]) or padded > BATCH_TOKENS):
+            yield group
+            group, total = [], 0
+        group.append(key)
+        total += lengths[key]
+    if group:
+        yield group
