@@ -8,7 +8,7 @@ on order.
 
 A list is answered in order, the last one for ever; a function is given the body of each request.
 The standard library's server resets connections under load and answers slowly unless the queue is
-long and replies go out in one piece.
+long and replies go out in one piece. `Continues` is such a function, with a small model behind it.
 """
 
 from __future__ import annotations
@@ -152,6 +152,66 @@ def _handler_of(endpoint: FakeEndpoint) -> type[BaseHTTPRequestHandler]:
             """Say nothing."""
 
     return Handler
+
+
+class Continues:
+    """Answers /v1/completions with a model, as servers of three kinds do.
+
+    "ids": vLLM: token ids and all settings in, ids and log-probabilities out. "names": an older
+    one, whose ids are in the names of the tokens. "prompt": ids in, text out. "text": `transformers
+    serve`: text in and out, with the tokenizer's special tokens in front.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, kind: str = "ids") -> None:
+        self.model, self.tokenizer, self.kind = model, tokenizer, kind
+        self._lock = threading.Lock()
+
+    def __call__(self, body: dict[str, Any]) -> Answer:
+        refused = self._refused(body)
+        if refused:
+            return Answer(400, body={"error": {"message": refused}})
+        prompt = body["prompt"]
+        ids = self.tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt
+        with self._lock:
+            said = self._continued(ids, body)
+        texts = said.token_ids[:-1] if said.finish_reason == "stop" else said.token_ids
+        choice: dict[str, Any] = {
+            "index": 0,
+            "text": self.tokenizer.decode(texts, skip_special_tokens=True),
+            "finish_reason": said.finish_reason,
+        }
+        names = [f"token_id:{token}" for token in said.token_ids]
+        if self.kind in ("ids", "names"):
+            choice["logprobs"] = {"token_logprobs": said.raw_logps, "tokens": names}
+        if self.kind == "ids":
+            choice["token_ids"] = said.token_ids
+        usage = {"prompt_tokens": len(ids), "completion_tokens": len(said.token_ids)}
+        return Answer(body={"choices": [choice], "usage": usage})
+
+    def _refused(self, body: dict[str, Any]) -> str:
+        unknown = {"return_token_ids", "stop_token_ids", "top_k"} & set(body)
+        if unknown and self.kind not in ("ids", "names"):
+            return f"Unexpected fields in the request: {sorted(unknown)}"
+        if self.kind == "text" and not isinstance(body["prompt"], str):
+            return "prompt must be a string."
+        return ""
+
+    def _continued(self, ids: list[int], body: dict[str, Any]) -> Any:
+        from aligner.generation.hf import HfEngine
+        from aligner.generation.requests import Request
+        from aligner.generation.sampling import Sampling
+
+        sampling = Sampling(
+            max_new_tokens=body["max_tokens"],
+            temperature=body["temperature"],
+            top_p=body["top_p"],
+            top_k=body.get("top_k", 0),
+            min_p=body.get("min_p", 0.0),
+            repetition_penalty=body.get("repetition_penalty", 1.0),
+            seed=body["seed"],
+        )
+        stops = body.get("stop_token_ids", [self.tokenizer.eos_token_id])
+        return HfEngine(self.model).generate([Request(ids, sampling, tuple(stops))])[0][0]
 
 
 def closed_port() -> int:

@@ -11,7 +11,8 @@ The key comes from the environment and is handed to the HTTP client only. Every 
 this module (error messages, also those where a server repeats the key, and replies) has it struck
 out, and errors carry no trace of the request, whose headers hold it.
 
-It does not stream, send tools or images, or read log-probabilities.
+Token ids and log-probabilities are read of a prompt that is continued, where a request's `extra`
+asks for them. It does not stream, or send tools or images.
 """
 
 from __future__ import annotations
@@ -165,7 +166,8 @@ def body_of(request: ChatRequest) -> dict[str, Any]:
     if request.prompt is None:
         body["messages"] = [dict(message) for message in request.messages]
     else:
-        body["prompt"] = request.prompt
+        text = isinstance(request.prompt, str)
+        body["prompt"] = request.prompt if text else list(request.prompt)
     body |= {"temperature": request.temperature, "top_p": request.top_p}
     if "max_completion_tokens" not in request.extra:
         body["max_tokens"] = request.max_tokens

@@ -66,7 +66,27 @@ def completion_of(
         completion_tokens=_count(usage.get("completion_tokens"), text + (reasoning or "")),
         latency_s=latency_s,
         attempts=attempts,
+        **({} if request.prompt is None else _tokens(choice)),
     )
+
+
+def _tokens(choice: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a choice says of its tokens, in the forms that vLLM has for it; {} for nothing.
+
+    Ids stand in `token_ids` (`return_token_ids`), or in the names of the tokens
+    (`return_tokens_as_token_ids`).
+    """
+    said = choice.get("logprobs")
+    said = said if isinstance(said, dict) else {}
+    ids, logps = choice.get("token_ids"), said.get("token_logprobs")
+    if ids is None and all(str(name).startswith("token_id:") for name in said.get("tokens") or "-"):
+        ids = [int(name.removeprefix("token_id:")) for name in said["tokens"]]
+    found: dict[str, Any] = {}
+    if isinstance(ids, list) and all(type(one) is int for one in ids):
+        found["token_ids"] = ids
+    if isinstance(logps, list) and all(type(one) in (int, float) for one in logps):
+        found["token_logps"] = logps
+    return found
 
 
 def _texts(choice: Mapping[str, Any], request: ChatRequest) -> tuple[str, str | None]:

@@ -28,8 +28,8 @@ class ChatRequest:
     recipe's endpoint.
 
     `messages` are {"role", "content"} mappings; `prompt` is text to be continued as it stands, in
-    their place (set by `complete`). `purpose` is for the accounts only. `extra` are further fields
-    of the request body.
+    their place (set by `complete`), or its token ids. `purpose` is for the accounts
+    only. `extra` are further fields of the request body.
     """
 
     messages: tuple[Mapping[str, str], ...] = ()
@@ -42,7 +42,7 @@ class ChatRequest:
     sample_index: int = 0
     purpose: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
-    prompt: str | None = None
+    prompt: str | tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         assert (self.prompt is None) == bool(self.messages), (
@@ -59,9 +59,10 @@ class Completion:
     """One reply. `finish_reason` is "stop", or "length" where `max_tokens` cut it; a server may
     have words of its own.
 
-    `cached`: no request was sent for this one (from the cache, or shared with an identical request
-    in flight). `attempts`: requests that it took, retries included. `latency_s`: from sending to
-    the whole reply, retries included.
+    `token_ids` and `token_logps` are those of a continued prompt, where they were asked for and the
+    server gives them. `cached`: no request was sent for this one (from the cache, or shared with an
+    identical request in flight). `attempts`: requests that it took, retries included. `latency_s`:
+    from sending to the whole reply, retries included.
     """
 
     text: str
@@ -72,6 +73,8 @@ class Completion:
     cached: bool = False
     latency_s: float = 0.0
     attempts: int = 1
+    token_ids: Sequence[int] | None = None
+    token_logps: Sequence[float] | None = None
 
     @property
     def truncated(self) -> bool:
@@ -125,9 +128,9 @@ class LLMClient(Protocol):
         sense."""
         ...
 
-    async def complete(self, prompt: str, **params: Any) -> Completion:
-        """Continue a text as it stands, without a chat template. `params` are fields of
-        `ChatRequest`."""
+    async def complete(self, prompt: str | tuple[int, ...], **params: Any) -> Completion:
+        """Continue a text, or token ids, as it stands, without a chat template. `params` are fields
+        of `ChatRequest`."""
         ...
 
     def capabilities(self) -> frozenset[str]:
@@ -146,8 +149,8 @@ class Backend:
         """Answer one request."""
         raise NotImplementedError
 
-    async def complete(self, prompt: str, **params: Any) -> Completion:
-        """Continue a text as it stands, without a chat template."""
+    async def complete(self, prompt: str | tuple[int, ...], **params: Any) -> Completion:
+        """Continue a text, or token ids, as it stands, without a chat template."""
         return await self.chat(ChatRequest(prompt=prompt, **params))
 
     def capabilities(self) -> frozenset[str]:
@@ -201,8 +204,12 @@ def request_key(request: ChatRequest, identity: str = "") -> str:
 
 
 def completion_to_json(completion: Completion) -> dict[str, Any]:
-    """Return a completion as plain JSON."""
-    return asdict(completion)
+    """Return a completion as plain JSON; what belongs to token ids only where there are any."""
+    values = asdict(completion)
+    for key in ("token_ids", "token_logps"):
+        if values[key] is None:
+            del values[key]
+    return values
 
 
 def sample_seed(request: ChatRequest) -> int | None:
@@ -224,7 +231,9 @@ def estimated_tokens(text: str) -> int:
 
 
 def prompt_text(request: ChatRequest) -> str:
-    """Return all that is sent, as one text, to measure it."""
+    """Return all that is sent, as one text, to measure it; four letters for a token id."""
+    if isinstance(request.prompt, tuple):
+        return "0000" * len(request.prompt)
     return (
         request.prompt
         if request.prompt is not None
@@ -234,7 +243,7 @@ def prompt_text(request: ChatRequest) -> str:
 
 def name_of(request: ChatRequest) -> str:
     """Return a request's first words, to name it in a message."""
-    text = request.prompt if request.prompt is not None else request.messages[-1]["content"]
+    text = request.messages[-1]["content"] if request.prompt is None else str(request.prompt)
     words = text if len(text) <= 60 else text[:60] + "..."
     sample = f", sample {request.sample_index}" if request.sample_index else ""
     purpose = f" for {request.purpose}" if request.purpose else ""

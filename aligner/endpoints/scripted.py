@@ -62,9 +62,8 @@ class ScriptedBackend(Backend):
 
     async def _reply(self, request: ChatRequest) -> Reply:
         if isinstance(self._script, Mapping):
-            reply = self._script.get(
-                request.prompt if request.prompt is not None else request.messages[-1]["content"]
-            )
+            asked = request.messages[-1]["content"] if request.prompt is None else request.prompt
+            reply = self._script.get(str(asked))
         elif callable(self._script):
             answer = self._script(request)
             reply = await answer if inspect.isawaitable(answer) else answer
