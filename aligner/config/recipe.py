@@ -336,6 +336,21 @@ class Endpoint(Section):
     """Where to stop."""
 
 
+class Generation(Section):
+    """What writes texts: the report's answers, rewrites, answers of a reference, responses to be
+    labelled."""
+
+    engine: Literal["auto", "hf", "hf_cb", "vllm", "endpoint"] = "auto"
+    """`hf`: transformers, with the model in this process; `hf_cb`: the same with continuous
+    batching. `vllm`: vLLM in this process, which loads saved weights; `endpoint`: a server. Both
+    only where the weights that write do not change. `auto` is `hf`."""
+    vllm: dict[str, Any] = {}
+    """Only for `vllm`: arguments of `vllm.LLM`, `{gpu_memory_utilization: 0.5}` for example."""
+    endpoint: Endpoint | None = None
+    """Only for `endpoint`: the server of the same model, with the keys of `endpoint`. Sampling is
+    said elsewhere."""
+
+
 class Report(Section):
     """What the report of the run shows beside the curves."""
 
@@ -369,5 +384,7 @@ class TrainRecipe(Recipe):
     """Processes, machines, and how they share the model."""
     early_stopping: EarlyStopping | None = None
     """Needs `data.eval`."""
+    generation: Generation = Generation()
+    """What writes texts."""
     report: Report = Report()
     """What the report shows."""

@@ -46,19 +46,24 @@ BATCH_DEPENDENT = ("dynamic", "longrope")
 
 def can_decode(decoder: PreTrainedModel) -> bool:
     """Say whether this loop can lead the model's cache."""
-    config = decoder.config.get_text_config(decoder=True)
-    rope: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
-    kinds = {part.get("rope_type") for part in (rope, *rope.values()) if isinstance(part, dict)}
     prepares = type(decoder).prepare_inputs_for_generation
     return (
         prepares is GenerationMixin.prepare_inputs_for_generation
         and inspect.signature(decoder.forward).parameters.keys() >= INPUTS
-        and not kinds & set(BATCH_DEPENDENT)
+        and not positions_of_the_batch(decoder)
         and all(
             type(layer) in (DynamicLayer, DynamicSlidingWindowLayer)
             for layer in DynamicCache(config=decoder.config).layers
         )
     )
+
+
+def positions_of_the_batch(decoder: PreTrainedModel) -> bool:
+    """Say whether a row's rotary positions follow from the longest row of its batch."""
+    config = decoder.config.get_text_config(decoder=True)
+    rope: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
+    kinds = {part.get("rope_type") for part in (rope, *rope.values()) if isinstance(part, dict)}
+    return bool(kinds & set(BATCH_DEPENDENT))
 
 
 @dataclass

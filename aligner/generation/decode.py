@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from aligner.data.rows import Messages
-from aligner.errors import DataError
+from aligner.errors import DataError, UsageError
 from aligner.generation.engines import engine_for
 from aligner.generation.requests import Engine, Generated, Request
 from aligner.generation.sampling import Sampling
@@ -62,7 +62,7 @@ def generate(
     `model` itself, `batch_size` rows at a time.
 
     Raises: DataError when a prompt leaves no room for an answer within the positions that the model
-    has.
+    has; UsageError when the engine gave one up.
     """
     contexts = []
     for place, (prompt, known) in enumerate(
@@ -98,7 +98,8 @@ def continue_ids(
     """Return `num_samples` continuations of each context of token ids, as `generate` does for
     prompts. `sampling`: one for all, or one for each.
 
-    Raises: DataError when a context leaves no room within the positions that the model has.
+    Raises: DataError when a context leaves no room within the positions that the model has;
+    UsageError when the engine gave one up.
     """
     if isinstance(sampling, Sampling):
         sampling = [sampling] * len(contexts)
@@ -125,6 +126,7 @@ def continue_ids(
 
     def work(part: list[int]) -> list[Any]:
         found = engine.generate([requests[index] for index in part], finished)
+        _refuse_failed(part, found)
         return [list(map(as_json, samples)) for samples in found]
 
     answers = {}
@@ -171,6 +173,17 @@ def _check_room(model: PreTrainedModel, ids: Sequence[int], name: str) -> None:
             f"{name} has {len(ids)} tokens, but the model has {positions} positions for prompt "
             "and answer together",
             "shorten or drop the prompt, or use a model with a longer context",
+        )
+
+
+def _refuse_failed(part: Sequence[int], found: Sequence[Sequence[Generated]]) -> None:
+    failed = [(i, one.error) for i, samples in zip(part, found) for one in samples if one.error]
+    if failed:
+        row, error = failed[0]
+        others = f", and {len(failed) - 1} others" if len(failed) > 1 else ""
+        raise UsageError(
+            f"row {row + 1} has no answer{others}: {error}",
+            "the engine `hf` decodes whatever fits in memory; or shorten or drop the row",
         )
 
 

@@ -22,7 +22,7 @@ from transformers import GenerationConfig
 
 from aligner.generation.batchwise import generate_batchwise, rows_of
 from aligner.generation.continuous import Continuous, can_decode
-from aligner.generation.requests import Generated, OnFinished, Request
+from aligner.generation.requests import Generated, OnFinished, Request, in_order
 from aligner.models.adapter_kinds import base_under_adapter, virtual_tokens
 from aligner.models.forward import eval_mode
 from aligner.models.positions import max_positions
@@ -58,7 +58,7 @@ class HfEngine:
 
         rows = rows_of(requests)
         in_front = virtual_tokens(self.model)
-        with _decoder_of(self.model) as decoder:
+        with decoder_of(self.model) as decoder:
             if not in_front and can_decode(decoder):
                 memory = free_memory(decoder.device) * CACHE_SHARE
                 Continuous(decoder, rows, self.batch_size, memory, finished).run()
@@ -66,14 +66,11 @@ class HfEngine:
                 # Behind what an adapter puts in front, padding would move a prompt's positions.
                 batch_size = 1 if in_front else self.batch_size
                 generate_batchwise(decoder, rows, batch_size, max_positions(self.model), finished)
-        found = []
-        for index, request in enumerate(requests):
-            found.append([samples[index, i] for i in range(request.sampling.num_samples)])
-        return found
+        return in_order(requests, samples)
 
 
 @contextmanager
-def _decoder_of(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
+def decoder_of(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
     """Lend what decodes, at rest and with a neutral generation config.
 
     A PEFT model lends its base, in which the adapters sit, unless it puts something in front of the

@@ -7,7 +7,7 @@ of tests holds for all of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -63,3 +63,13 @@ class Engine(Protocol):
     ) -> list[list[Generated]]:
         """Return the samples of each request, in the order of the requests."""
         ...
+
+
+def in_order(
+    requests: Sequence[Request], samples: Mapping[tuple[int, int], Generated]
+) -> list[list[Generated]]:
+    """Return samples by (index of the request, index of the sample) as an engine returns them."""
+    found = []
+    for index, request in enumerate(requests):
+        found.append([samples[index, i] for i in range(request.sampling.num_samples)])
+    return found

@@ -40,6 +40,8 @@ LEVELS = (
     ("generation",),
     ("training",),
     ("endpoints", "toy"),
+    ("generation.endpoint",),
+    ("generation.writers",),
     ("reward_models",),
     ("evaluation",),
     ("builders",),
@@ -90,7 +92,10 @@ LOADS_HEAVY: dict[str, tuple[str, ...]] = {
         ),
         *("pair_scores", "preferences", "reward_accuracy", "reward_report", "rewardbench"),
     ),
-    "generation": ("batchwise", "continuous", "decode", "hf", "sampling", "slots"),
+    "generation": (
+        *("batchwise", "continuous", "decode", "endpoint", "hf", "hf_cb", "mismatch", "outside"),
+        *("sampling", "slots", "vllm"),
+    ),
     "losses": (
         "bandit",
         "catalogue",
