@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from .engine import BaseUrl, EngineOption, ServedModel, generation_section
 from .models import (
     AsJson,
     BatchSize,
@@ -25,6 +27,7 @@ from .models import (
     check_paths,
     check_sampling,
     load_model,
+    load_policy_of,
     model_section,
     read_rows,
     remark_on_control_tokens,
@@ -45,6 +48,9 @@ OF_MODELS = (
     "temperature",
     "num_samples",
     "batch_size",
+    "engine",
+    "base_url",
+    "served_model",
     "dtype",
     "quantization",
     "trust_remote_code",
@@ -104,6 +110,9 @@ def evaluate(
     num_samples: NumSamples = 1,
     seed: Seed = 0,
     batch_size: BatchSize = 16,
+    engine: EngineOption = "auto",
+    base_url: BaseUrl = None,
+    served_model: ServedModel = None,
     dtype: DtypeOption = "auto",
     quantization: QuantizationOption = "none",
     trust_remote_code: TrustRemoteCode = False,
@@ -147,20 +156,33 @@ def evaluate(
 
     judge = None if scorer is None else load_scorer(scorer)
     chosen = _task(source, scorer) if task == "auto" else task
-    _check_task(chosen, scorer, reference)
+    _check_task(chosen, scorer, reference, engine)
     rows = read_rows(source, chosen, seed, on_bad_row)
     section = model_section(model, dtype, quantization, trust_remote_code)
+    generation = generation_section(engine, base_url, served_model, section)
     check_paths(section, reference)
 
     from .render import Screen, columns, number
 
-    with Screen() as screen, written.resumable():
+    with Screen() as screen, written.resumable(), ExitStack() as stack:
         screen.start("loading the model")
         from aligner.evaluation.evaluate import evaluate as measure
         from aligner.generation.sampling import Sampling
+        from aligner.generation.writers import open_engine
         from aligner.models.fingerprint import model_fingerprint, tokenizer_fingerprint
+        from aligner.models.tokenizers import load_tokenizer
 
-        policy, tokenizer = load_model(section)
+        tokenizer = load_tokenizer(section)
+        policy, decodes = stack.enter_context(
+            open_engine(
+                generation,
+                section,
+                tokenizer,
+                load=lambda: load_policy_of(section, tokenizer),
+                batch_size=batch_size,
+                on_event=screen.on_event,
+            )
+        )
         remark_on_control_tokens(tokenizer, rows, screen.on_event)
         against = (
             None if reference is None else section.model_copy(update={"name_or_path": reference})
@@ -173,6 +195,8 @@ def evaluate(
             seed=seed,
         )
 
+        written_by = {"engine": engine, "base_url": base_url, "served_model": served_model}
+
         def header() -> dict[str, Any]:
             return {
                 "the model": model_fingerprint(section),
@@ -183,7 +207,7 @@ def evaluate(
                     {
                         "task": chosen,
                         "batch_size": batch_size,
-                        **(asdict(sampling) if chosen == "prompts" else {}),
+                        **({**asdict(sampling), **written_by} if chosen == "prompts" else {}),
                     }
                 ),
             }
@@ -197,6 +221,7 @@ def evaluate(
                 scorer=judge,
                 sampling=sampling,
                 reference=other,
+                engine=decodes,
                 batch_size=batch_size,
                 on_progress=screen.counter("measuring"),
                 journals=part.journal,
@@ -279,7 +304,7 @@ def _dumps(record: dict[str, Any]) -> str:
     return dumps(record, indent=2)
 
 
-def _check_task(task: Task, scorer: str | None, reference: str | None) -> None:
+def _check_task(task: Task, scorer: str | None, reference: str | None, engine: str) -> None:
     """An option that would do nothing is a mistake."""
     from aligner.errors import UsageError
 
@@ -291,6 +316,10 @@ def _check_task(task: Task, scorer: str | None, reference: str | None) -> None:
     if reference is not None and task != "preference":
         raise UsageError(
             f"--reference is for preference pairs, the task is {task}", "leave out --reference"
+        )
+    if engine != "auto" and task != "prompts":
+        raise UsageError(
+            f"--engine writes answers to prompts, the task is {task}", "leave out --engine"
         )
 
 

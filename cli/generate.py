@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .engine import BaseUrl, EngineOption, ServedModel, generation_section
 from .models import (
     AsJson,
     BatchSize,
@@ -26,7 +28,7 @@ from .models import (
     TrustRemoteCode,
     check_paths,
     check_sampling,
-    load_model,
+    load_policy_of,
     model_section,
     read_rows,
     remark_on_control_tokens,
@@ -66,6 +68,9 @@ def generate(
     num_samples: NumSamples = 1,
     seed: Seed = 0,
     batch_size: BatchSize = 16,
+    engine: EngineOption = "auto",
+    base_url: BaseUrl = None,
+    served_model: ServedModel = None,
     dtype: DtypeOption = "auto",
     quantization: QuantizationOption = "none",
     trust_remote_code: TrustRemoteCode = False,
@@ -80,6 +85,7 @@ def generate(
     written = checked_output(output, data, resume=resume, overwrite=overwrite)
     check_sampling(temperature, top_p)
     section = model_section(model, dtype, quantization, trust_remote_code)
+    generation = generation_section(engine, base_url, served_model, section)
     rows = _prompt_rows(
         prompts or [], None if data is None else source_section(data, column, split, max_rows), seed
     )
@@ -87,15 +93,27 @@ def generate(
 
     from .render import Screen
 
-    with Screen() as screen, written.resumable():
+    with Screen() as screen, written.resumable(), ExitStack() as stack:
         screen.start("loading the model")
-        policy, tokenizer = load_model(section)
-        remark_on_control_tokens(tokenizer, rows, screen.on_event)
         from aligner.generation.decode import generate
         from aligner.generation.sampling import Sampling
+        from aligner.generation.writers import open_engine
         from aligner.models.fingerprint import model_fingerprint, tokenizer_fingerprint
+        from aligner.models.tokenizers import load_tokenizer
         from aligner.runs.files import json_line
 
+        tokenizer = load_tokenizer(section)
+        writer, decodes = stack.enter_context(
+            open_engine(
+                generation,
+                section,
+                tokenizer,
+                load=lambda: load_policy_of(section, tokenizer),
+                batch_size=batch_size,
+                on_event=screen.on_event,
+            )
+        )
+        remark_on_control_tokens(tokenizer, rows, screen.on_event)
         sampling = Sampling(
             max_new_tokens=max_new_tokens,
             temperature=temperature,
@@ -107,17 +125,19 @@ def generate(
             seed=seed,
         )
 
+        written_by = {"engine": engine, "base_url": base_url, "served_model": served_model}
+
         def header() -> dict[str, Any]:
             return {
                 "the model": model_fingerprint(section),
                 "the tokenizer or its template": tokenizer_fingerprint(tokenizer),
                 "the prompts": rows_fingerprint(rows),
-                **flags({**asdict(sampling), "batch_size": batch_size}),
+                **flags({**asdict(sampling), "batch_size": batch_size, **written_by}),
             }
 
         with written.parts(header) as part:
             answers = generate(
-                policy,
+                writer,
                 tokenizer,
                 [row.prompt for row in rows],
                 sampling,
@@ -125,6 +145,7 @@ def generate(
                 batch_size=batch_size,
                 on_progress=screen.counter("answering"),
                 journal=part.journal("answers"),
+                engine=decodes,
             )
             records = [_record(row, completions) for row, completions in zip(rows, answers)]
             part.finish(map(json_line, records))

@@ -134,11 +134,17 @@ def check_paths(model: Model, reference: str | None) -> None:
 
 def load_model(model: Model) -> tuple[Any, Any]:
     """Policy and tokenizer, ready to answer."""
-    from aligner.models.loading import load_policy
     from aligner.models.tokenizers import load_tokenizer
 
     tokenizer = load_tokenizer(model)
-    return load_policy(model, tokenizer, trainable=False, answers=True), tokenizer
+    return load_policy_of(model, tokenizer), tokenizer
+
+
+def load_policy_of(model: Model, tokenizer: Any) -> Any:
+    """Policy, ready to answer."""
+    from aligner.models.loading import load_policy
+
+    return load_policy(model, tokenizer, trainable=False, answers=True)
 
 
 def remark_on_control_tokens(tokenizer: Any, rows: Sequence[Any], on_event: OnEvent) -> None:

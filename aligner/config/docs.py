@@ -104,9 +104,10 @@ def _sections() -> Iterator[str]:
         *((key, section) for key, section in _method_sections()),
         ("early_stopping", recipe_module.EarlyStopping),
         ("launch", recipe_module.Launch),
+        ("generation", recipe_module.Generation),
         ("report", recipe_module.Report),
-        ("endpoint", recipe_module.Endpoint),
-        ("endpoint.budget", recipe_module.Budget),
+        ("endpoint and generation.endpoint", recipe_module.Endpoint),
+        ("endpoint.budget and generation.endpoint.budget", recipe_module.Budget),
     )
     for title, section in titled:
         text = " ".join((section.__doc__ or "").split())

@@ -28,18 +28,23 @@ def endpoint_is_whole(view: RecipeView) -> RecipeProblems:
         )
     if backend != "openai" and view.given("endpoint.base_url"):
         yield problem_at("endpoint.base_url", f"has no effect with `backend: {backend}`", "drop it")
-    if view["endpoint.record"] is not None and view["endpoint.replay"] is not None:
+    yield from endpoint_adds_up(view, "endpoint")
+
+
+def endpoint_adds_up(view: RecipeView, prefix: str) -> RecipeProblems:
+    """Recordings and money, for the section below a key."""
+    if view[f"{prefix}.record"] is not None and view[f"{prefix}.replay"] is not None:
         yield problem_at(
-            "endpoint.replay",
-            "contradicts `endpoint.record`",
+            f"{prefix}.replay",
+            f"contradicts `{prefix}.record`",
             "record a new folder, or replay an old one",
         )
     prices = ("usd_per_million_prompt_tokens", "usd_per_million_completion_tokens")
-    if view["endpoint.budget.usd"] is not None and not any(
-        view[f"endpoint.{price}"] for price in prices
+    if view[f"{prefix}.budget.usd"] is not None and not any(
+        view[f"{prefix}.{price}"] for price in prices
     ):
         yield problem_at(
-            "endpoint.budget.usd",
+            f"{prefix}.budget.usd",
             "needs prices to be counted with",
-            f"set endpoint.{prices[0]} and the other",
+            f"set {prefix}.{prices[0]} and the other",
         )

@@ -13,6 +13,7 @@ from typing import Any
 
 from aligner.config.choices import ATTENTION, PLAIN_STARTS, STRATEGIES
 from aligner.config.dead_keys import DEAD_KEY_RULES
+from aligner.config.generation_rules import engine_has_its_parts
 from aligner.config.hints import closest, did_you_mean
 from aligner.config.recipe import Recipe
 from aligner.config.recipe_problem import RecipeProblem, RecipeProblems, problem_at, show
@@ -270,6 +271,7 @@ RULES: tuple[Rule, ...] = (
     _strategy_and_quantization,
     _machines_add_up,
     _sampling_is_ours,
+    engine_has_its_parts,
     *TRAINER_RULES,
 )
 """Rules of every training recipe."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from aligner.data.rows import PromptRow
 from aligner.evaluation.likelihood import standard_error
 from aligner.generation.decode import Completion, generate
+from aligner.generation.requests import Engine
 from aligner.generation.sampling import Sampling
 from aligner.models.forward import Progress
 from aligner.reward_models.batching import Answers, ask, chunks, refuse_silent, silent_rows
@@ -39,9 +40,10 @@ def evaluate_prompts(
     batch_size: int = 16,
     on_progress: Progress | None = None,
     journal: Journal | None = None,
+    engine: Engine | None = None,
 ) -> tuple[dict[str, float], list[list[Completion]]]:
     """Return the numbers, and the answers they are about, in the order of the rows. `journal` keeps
-    the answers."""
+    the answers, and `engine` writes them: the model itself by default."""
     answers = generate(
         model,
         tokenizer,
@@ -51,6 +53,7 @@ def evaluate_prompts(
         batch_size=batch_size,
         on_progress=on_progress,
         journal=journal,
+        engine=engine,
     )
     numbers = {} if scorer is None else _scores(scorer, rows, answers)
     return {**numbers, **describe(answers)}, answers

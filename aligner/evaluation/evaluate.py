@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from aligner.config.recipe import LossOn
+    from aligner.generation.requests import Engine
     from aligner.generation.sampling import Sampling
     from aligner.models.forward import Progress
     from aligner.reward_models.base import Scorer
@@ -47,6 +48,7 @@ def evaluate(
     sampling: Sampling | None = None,
     reference: PreTrainedModel | Literal["adapter_off"] | None = None,
     loss_on: LossOn = "auto",
+    engine: Engine | None = None,
     batch_size: int = 16,
     on_progress: Progress | None = None,
     journals: Callable[[str], Journal] = _kept_nowhere,
@@ -54,10 +56,11 @@ def evaluate(
     """Return the numbers of a task, by name.
 
     `reference` is for preferences: another model, or `adapter_off` for the base under the adapter
-    of `model`. `scorer` and `sampling` are for prompts; answers are greedy where `sampling` is
-    absent. A function of (prompts, answers, right answers) that returns a number for each answer
-    is a scorer too. `journals` opens the journal of a name, for the same call to resume after a
-    kill (`aligner.runs.partial_output`); that it is the same call is for whoever opens it to say.
+    of `model`. `scorer`, `sampling` and `engine` are for prompts; answers are greedy where
+    `sampling` is absent, and written by `model` itself without an engine. A function of (prompts,
+    answers, right answers) that returns a number for each answer is a scorer too. `journals` opens
+    the journal of a name, for the same call to resume after a kill
+    (`aligner.runs.partial_output`); that it is the same call is for whoever opens it to say.
 
     Raises: UsageError when there are no rows; DataError naming a row that cannot be used.
     """
@@ -86,5 +89,12 @@ def evaluate(
     journal = journals("answers")
     judge = None if scorer is None else as_scorer(scorer)
     return evaluate_prompts(
-        model, tokenizer, rows, scorer=judge, sampling=sampling, journal=journal, **settings
+        model,
+        tokenizer,
+        rows,
+        scorer=judge,
+        sampling=sampling,
+        journal=journal,
+        engine=engine,
+        **settings,
     )[0]

@@ -107,6 +107,7 @@ class Job:
 
     def _answers(self, model: Any) -> list[str]:
         from aligner.generation.decode import generate
+        from aligner.generation.engines import HELD, engine_for
         from aligner.generation.sampling import Sampling
         from aligner.launch.devices import best_device
 
@@ -114,7 +115,9 @@ class Job:
             model.to(best_device())
         sampling = Sampling(max_new_tokens=self.recipe.report.max_new_tokens, temperature=0.0)
         prompts = [prompt for prompt, _ in self.questions]
-        answers = generate(model, self.tokenizer, prompts, sampling, batch_size=8)
+        name = self.recipe.generation.engine
+        engine = engine_for(model, name=name if name in HELD else "auto", batch_size=8)
+        answers = generate(model, self.tokenizer, prompts, sampling, batch_size=8, engine=engine)
         return [samples[0].text for samples in answers]
 
 

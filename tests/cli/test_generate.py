@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from fake_endpoint import Continues, FakeEndpoint
 from fakes import save_model, write_jsonl
 from runner import aligner
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +55,6 @@ def test_prompts_come_from_a_file_and_answers_go_to_one(model: Path, tmp_path: P
 
 
 def test_control_tokens_in_a_prompt_are_remarked_on(model: Path) -> None:
-    from transformers import AutoTokenizer
-
     stop = AutoTokenizer.from_pretrained(model).eos_token
     result = aligner("generate", model, f"a {stop} b", "--max-new-tokens", "2")
     assert result.exit_code == 0, result.output
@@ -115,3 +115,43 @@ def test_a_model_that_is_not_there_is_said() -> None:
     result = aligner("generate", "runs/nothing/final", "a")
     assert result.exit_code == 2
     assert "runs/nothing/final" in result.stderr
+
+
+def test_engines_that_load_the_model_here_write_the_same(model: Path) -> None:
+    plain = generated(model, "one", "two", "-n", "2")
+    assert generated(model, "one", "two", "-n", "2", "--engine", "hf") == plain
+    assert generated(model, "one", "two", "-n", "2", "--engine", "hf_cb") == plain
+
+
+def test_a_server_of_the_model_writes(model: Path) -> None:
+    greedy = ("one", "two", "--temperature", "0")
+    plain = generated(model, *greedy)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    continues = Continues(AutoModelForCausalLM.from_pretrained(model).eval(), tokenizer)
+    with FakeEndpoint(continues) as server:
+        asked = ("--engine", "endpoint", "--base-url", server.base_url)
+        assert generated(model, *greedy, *asked) == plain
+        assert {body["model"] for body in server.bodies} == {str(model)}
+        generated(model, *greedy, *asked, "--served-model", "mine")
+        assert server.bodies[-1]["model"] == "mine"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--engine", "endpoint"), "--base-url is missing"),
+        (("--base-url", "http://127.0.0.1:1/v1"), "--base-url has no effect with --engine auto"),
+        (("--engine", "vllm"), "pip install 'aligner-toolkit[vllm]'"),
+        (
+            ("--engine", "endpoint", "--base-url", "http://127.0.0.1:1/v1", "--dtype", "float16"),
+            "the server has the weights",
+        ),
+    ],
+)
+def test_an_engine_without_its_parts_is_refused_before_a_model_is_loaded(
+    model: Path, options: tuple[str, ...], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aligner.models.loading.load_policy", None)
+    result = aligner("generate", model, "one", *options)
+    assert result.exit_code == 2
+    assert words in " ".join(result.output.split())

@@ -26,12 +26,14 @@ OPTIONS = {
     "generate": "MODEL PROMPTS --data --column --split --max-rows --max-new-tokens --temperature "
     "--top-p "
     "--top-k --min-p "
-    "--repetition-penalty --num-samples -n --seed --batch-size --dtype --quantization "
+    "--repetition-penalty --num-samples -n --seed --batch-size --engine --base-url --served-model "
+    "--dtype --quantization "
     "--trust-remote-code --output -o "
     "--resume --overwrite --json",
     "eval": "--data MODEL --reward-model --task --scorer --reference --category --plot --resamples "
     "--column --split "
     "--max-rows --on-bad-row --max-new-tokens --temperature --num-samples -n --seed --batch-size "
+    "--engine --base-url --served-model "
     "--dtype --quantization "
     "--trust-remote-code --output -o --resume --overwrite --json",
     "score": "--data --reward-model --output -o --column --split --max-rows --seed --prefix "

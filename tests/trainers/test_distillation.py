@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_endpoint import Continues, FakeEndpoint
 from fakes import prescribe, small_recipe, write_jsonl
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from aligner.errors import TrainingError
 from aligner.events import Notice, Warned
@@ -280,3 +282,29 @@ def test_a_loss_table_for_a_recipe_that_distils_is_drawn(tmp_path):
     assert done.exit_code == 0, done.output
     assert "drawn for a pair whose rewards differ by 1" in done.output
     assert "reward_distill" in (tmp_path / "losses.html").read_text()
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_a_server_answers_as_the_reference_and_the_mismatch_is_told(
+    small_world, tmp_path, functions, other
+):
+    """`other`: it serves another model than the reference."""
+    tokenizer = AutoTokenizer.from_pretrained(small_world / "model")
+    model = AutoModelForCausalLM.from_pretrained(small_world / "model").eval()
+    if other:
+        model.lm_head.weight.data.mul_(100.0)
+    with FakeEndpoint(Continues(model, tokenizer)) as server:
+        overrides = (
+            "generation.engine=endpoint",
+            f"generation.endpoint.base_url={server.base_url}",
+        )
+        flags = {"dpo__loss": "sigmoid", "dpo__reward_models": None, "dpo__forward_kl": 0.1}
+        _, log, events = train(
+            small_world, tmp_path / "run", functions, *overrides, **flags, trainer__max_steps=2
+        )
+    assert server.bodies
+    assert abs(log[0]["forward_kl"]) < (10.0 if other else 1e-3)
+    kind = Warned if other else Notice
+    (text,) = [e.text for e in events if isinstance(e, kind) and "the engine `endpoint`" in e.text]
+    assert ("other weights" in text) == other
+    assert "nats a token" in text

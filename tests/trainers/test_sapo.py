@@ -608,3 +608,9 @@ def test_settings_that_cannot_be_meant_are_refused(small_world, tmp_path, settin
     with pytest.raises(RecipeError) as caught:
         train(small_world, tmp_path, setting)
     assert reason in str(caught.value)
+
+
+def test_continuous_batching_writes_the_same_pairs(small_world, tmp_path):
+    one, _ = train(small_world, tmp_path / "one")
+    other, _ = train(small_world, tmp_path / "other", "generation.engine=hf_cb")
+    assert losses(other) == pytest.approx(losses(one), abs=1e-4)

@@ -22,6 +22,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -56,6 +57,7 @@ from aligner.events import (
     counter,
     tell,
 )
+from aligner.generation.writers import check_engine, open_engine
 from aligner.models.files import check_model_path
 from aligner.reward_models.base import Scorer
 from aligner.reward_models.batching import Answers, Pairs, Verdict, ask, chunks, silent_rows
@@ -74,6 +76,8 @@ JUDGED_TOGETHER = 64
 """Prompts whose responses a reward model judges before they are written down."""
 LISTED = 5
 JOURNAL = "journal"
+REPLIES = f"{JOURNAL}/replies.sqlite"
+"""What a server answered."""
 
 
 @dataclass
@@ -120,6 +124,8 @@ def run_select(
         scratch=(JOURNAL,),
     )
     specs = check_models(recipe.select)
+    if recipe.select.policy is not None and recipe.select.candidates is None:
+        check_engine(recipe.generation, recipe.select.policy)
     session.check_place()
     _refuse_to_delete_labels(session)
     if (done := session.done()) is not None:
@@ -286,14 +292,16 @@ def _answer(recipe: SelectRecipe, run: Run, inputs: Inputs, on_event: OnEvent | 
     parts = _chunks(order, max(1, settings.batch_size // settings.num_samples))
     journal = run.dir / JOURNAL / "responses.jsonl"
 
-    def make() -> tuple[str, Callable[[list[int]], Any]]:
-        tell(on_event, StageStarted("loading the policy"))
-        return _writer(recipe, candidates, on_event)
+    with ExitStack() as stack:
 
-    def count(part: list[int]) -> int:
-        return len(part) * settings.num_samples
+        def make() -> tuple[str, Callable[[list[int]], Any]]:
+            tell(on_event, StageStarted("loading the policy"))
+            return _writer(recipe, run, candidates, on_event, stack)
 
-    written = run_resumable(journal, "writing responses", parts, make, on_event, count)
+        def count(part: list[int]) -> int:
+            return len(part) * settings.num_samples
+
+        written = run_resumable(journal, "writing responses", parts, make, on_event, count)
     for index, samples in zip(order, (samples for part in written for samples in part)):
         candidate = candidates[index]
         if samples is None:
@@ -307,10 +315,14 @@ def _answer(recipe: SelectRecipe, run: Run, inputs: Inputs, on_event: OnEvent | 
 
 
 def _writer(
-    recipe: SelectRecipe, candidates: Sequence[Candidate], on_event: OnEvent | None
+    recipe: SelectRecipe,
+    run: Run,
+    candidates: Sequence[Candidate],
+    on_event: OnEvent | None,
+    stack: ExitStack,
 ) -> tuple[str, Callable[[list[int]], Any]]:
     """Return the policy's fingerprint, and what answers the prompts of a part; None for one that is
-    too long."""
+    too long. `stack` holds the engine."""
     from aligner.generation.decode import generate
     from aligner.generation.sampling import Sampling
     from aligner.models.fingerprint import model_fingerprint
@@ -327,7 +339,17 @@ def _writer(
     tokenizer = load_tokenizer(section)
     for note in check_tokenizer(tokenizer):
         tell(on_event, Warned(note))
-    policy = load_policy(section, tokenizer, trainable=False)
+    policy, engine = stack.enter_context(
+        open_engine(
+            recipe.generation,
+            section,
+            tokenizer,
+            load=partial(load_policy, section, tokenizer, trainable=False),
+            batch_size=settings.batch_size,
+            cache=run.dir / REPLIES,
+            on_event=on_event,
+        )
+    )
     limit = min(recipe.data.max_length, max_positions(policy) or recipe.data.max_length)
     too_long = _too_long(tokenizer, candidates, recipe.data, limit, settings.max_new_tokens)
     sampling = Sampling(
@@ -345,9 +367,7 @@ def _writer(
         # by the prompt alone: its responses do not depend on which others are asked
         digests = [hashlib.sha256(prompt_key(prompt).encode()).digest() for prompt in prompts]
         streams = [int.from_bytes(digest[:6], "big") for digest in digests]
-        samples_of = generate(
-            policy, tokenizer, prompts, sampling, batch_size=settings.batch_size, streams=streams
-        )
+        samples_of = generate(policy, tokenizer, prompts, sampling, streams=streams, engine=engine)
         completions = {}
         for index, samples in zip(asked, samples_of):
             completions[index] = [

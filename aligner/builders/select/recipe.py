@@ -7,9 +7,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from aligner.config.generation_rules import engine_has_its_parts
 from aligner.config.method import Flag, Method, OwnRows
 from aligner.config.mosaic_rules import no_mosaics
-from aligner.config.recipe import Data, Model, Recipe, Section, Whole
+from aligner.config.recipe import Data, Generation, Model, Recipe, Section, Whole
 from aligner.config.recipe_problem import RecipeProblems, problem_at
 from aligner.config.view import RecipeView
 
@@ -83,11 +84,14 @@ class SelectRecipe(Recipe):
     """What to do."""
     data: Data | None = None
     """Where the prompts come from. Absent with `select.candidates`."""
+    generation: Generation = Generation()
+    """What writes the responses."""
     select: Select = Select()
     """What belongs to this method alone."""
 
 
 _OF_SAMPLING = ("num_samples", "max_new_tokens", "temperature", "top_p", "top_k")
+_OF_WRITING = (*(f"select.{key}" for key in _OF_SAMPLING), "generation.engine")
 
 
 def _select_candidates(view: RecipeView) -> RecipeProblems:
@@ -100,10 +104,10 @@ def _select_candidates(view: RecipeView) -> RecipeProblems:
                 "has no effect with `select.candidates`, which has its own prompts",
                 "drop one of them",
             )
-        for key in _OF_SAMPLING:
-            if view.given(f"select.{key}"):
+        for key in _OF_WRITING:
+            if view.given(key):
                 yield problem_at(
-                    f"select.{key}",
+                    key,
                     "has no effect with `select.candidates`: the responses are there",
                     "drop it",
                 )
@@ -228,7 +232,7 @@ METHOD = Method(
         "aligner data select runs/select --labels to_label.jsonl",
         "aligner data select runs/select --oracle judge.yaml",
     ),
-    rules=(_select_candidates, _select_data, _select_strategy, no_mosaics),
+    rules=(_select_candidates, _select_data, _select_strategy, engine_has_its_parts, no_mosaics),
     flags=FLAGS,
     model_section="select.policy",
     run="aligner.builders.select.build:run_select",

@@ -10,6 +10,7 @@ from pydantic import Field
 from aligner.config.callables import is_callable
 from aligner.config.choices import PREFERENCE_FORMATS
 from aligner.config.dead_keys import no_noise_beside_a_reference, no_smoothing_of_tokens
+from aligner.config.generation_rules import SERVED
 from aligner.config.loss_names import (
     LABEL_SMOOTHING_LOSSES,
     LOSSES,
@@ -227,16 +228,32 @@ def _forward_kl(view: RecipeView) -> RecipeProblems:
             f"pulls towards a reference, and `{', '.join(losses)}` has none",
             "drop it",
         )
-    if (
-        weight is None
-        and not set(losses) & set(REWARD_LOSSES)
-        and view.given("dpo.forward_kl_tokens")
-    ):
+    if weight is None and not _distils(view) and view.given("dpo.forward_kl_tokens"):
         yield problem_at(
             "dpo.forward_kl_tokens",
             "has no effect without `forward_kl`",
             "set dpo.forward_kl above 0",
         )
+
+
+def _engine_of_the_reference(view: RecipeView) -> RecipeProblems:
+    """An engine with weights of its own can be the reference, and nothing else."""
+    engine, weight = view["generation.engine"], view["dpo.forward_kl"]
+    if engine not in SERVED:
+        return
+    if not (DISTILL_FORWARD_KL if weight is None and _distils(view) else weight):
+        message = (
+            f"is `{engine}`, which has weights of its own: it can answer as the reference for "
+            "`dpo.forward_kl`, which is not asked for"
+        )
+        yield problem_at("generation.engine", message, "use hf, or hf_cb")
+    if view["launch.num_processes"] > 1 and engine == "vllm":
+        message = "is `vllm`, which one process loads, and several train"
+        yield problem_at("generation.engine", message, "use hf, or a server (`endpoint`)")
+
+
+def _distils(view: RecipeView) -> bool:
+    return bool(set(_losses(view)) & set(REWARD_LOSSES))
 
 
 def _reference(view: RecipeView) -> RecipeProblems:
@@ -290,6 +307,7 @@ METHOD = TrainingMethod(
         _settings_of_other_losses,
         _distillation,
         _forward_kl,
+        _engine_of_the_reference,
         _reference,
         no_mosaics,
         no_smoothing_of_tokens(

@@ -26,9 +26,12 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from safetensors.torch import load_file, save_file
 
-from aligner.events import Notice, StageProgress
+from aligner.events import Notice, StageProgress, Warned
 from aligner.generation.decode import continue_ids
+from aligner.generation.engines import HELD
+from aligner.generation.mismatch import Compared, Mismatch
 from aligner.generation.sampling import Sampling
+from aligner.generation.writers import open_engine
 from aligner.models.forward import batched_logps
 from aligner.runs.cache import cache_folder, is_kept, keep
 from aligner.training.reference import (
@@ -44,6 +47,9 @@ if TYPE_CHECKING:
 VERSION = "1"
 """Changed when the way the samples are made changes, so that old ones are not used."""
 
+SUSPICIOUS = 0.1
+"""KL in nats a token between an engine and the reference, far above what kernels differ by."""
+
 Written = tuple[int, list[int], float, bool]
 """Row, token ids, log-probability under the reference, whether the answer is only a beginning."""
 
@@ -52,6 +58,8 @@ def with_samples(rows: Dataset, scorer: ReferenceScorer, name: str) -> Dataset:
     """Add `sample_ids` (N, tokens) and `reference_sample` (N,), from the cache or written now."""
     recipe, section = scorer.recipe, reference_section(scorer.recipe)
     version = f"{VERSION} {recipe.seed} {recipe.dpo.forward_kl_tokens} {recipe.data.max_length}"
+    if recipe.generation.engine not in HELD:  # those draw the same numbers
+        version += f" {recipe.generation.engine}"
     key = content_key(version, recipe, section, scorer.bf16, rows, ("prompt_ids",))
     file = cache_folder("samples") / f"{key}.safetensors"
     if agreed(is_kept(file)):
@@ -115,15 +123,27 @@ def _answers(
         scorer.tell(StageProgress(f"answers of the reference, {name}", done, total))
 
     sampling = Sampling(max_new_tokens=recipe.dpo.forward_kl_tokens, seed=recipe.seed)
-    written = continue_ids(
-        model,
+    with open_engine(
+        recipe.generation,
+        reference_section(recipe),
         scorer.tokenizer,
-        prompts,
-        sampling,
+        load=lambda: model,
         batch_size=scorer.batch_size,
-        streams=places,
-        on_progress=on_progress,
-    )
+        exact=True,
+        on_event=scorer.on_event,
+    ) as (writer, engine):
+        if recipe.generation.engine not in HELD:
+            engine = Compared(engine, model, partial(_tell_mismatch, scorer))
+        written = continue_ids(
+            writer,
+            scorer.tokenizer,
+            prompts,
+            sampling,
+            batch_size=scorer.batch_size,
+            streams=places,
+            on_progress=on_progress,
+            engine=engine,
+        )
     ids = [
         one.token_ids[: recipe.data.max_length - len(prompt)]
         for prompt, (one,) in zip(prompts, written)
@@ -133,6 +153,18 @@ def _answers(
         for kept, (one,) in zip(ids, written)
     ]
     return ids, unfinished
+
+
+def _tell_mismatch(scorer: ReferenceScorer, found: Mismatch | None) -> None:
+    engine = f"the engine `{scorer.recipe.generation.engine}`"
+    if found is None:
+        text = f"{engine} tells no log-probabilities, and none are compared with the reference's"
+        scorer.tell(Notice(text))
+    elif found.kl > SUSPICIOUS:
+        text = f"{engine} has other weights, or another template, than the reference: {found}"
+        scorer.tell(Warned(text))
+    else:
+        scorer.tell(Notice(f"{engine} beside the reference: {found}"))
 
 
 def _save(written: list[Written], file: Path) -> None:

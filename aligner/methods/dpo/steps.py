@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from aligner.config.callables import is_callable
+from aligner.config.generation_rules import SERVED
 from aligner.errors import RecipeError
 from aligner.methods.dpo.recipe import DpoRecipe
 from aligner.methods.steps import TrainingSteps
@@ -34,6 +35,18 @@ class DpoSteps(TrainingSteps):
 
             for scorer in recipe.dpo.reward_models:
                 refuse_cycles(read_spec(scorer))  # that there is such a one, and such members, too
+        if recipe.generation.engine in SERVED:
+            from aligner.generation.writers import check_engine
+            from aligner.models.files import adapter_config
+            from aligner.training.reference import reference_section
+
+            if recipe.dpo.reference_model is None and adapter_config(recipe.model.name_or_path):
+                raise RecipeError(
+                    f"generation.engine: `{recipe.generation.engine}` answers as the reference, "
+                    "and what that is follows here from the adapter in model.name_or_path",
+                    "name the reference in dpo.reference_model, or use hf",
+                )
+            check_engine(recipe.generation, reference_section(recipe))
 
     def further_columns(self, recipe: DpoRecipe) -> Sequence[str]:
         """Return the column with the right answer, which verifiers read."""

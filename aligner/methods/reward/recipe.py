@@ -10,6 +10,7 @@ from pydantic import Field
 
 from aligner.config.choices import PREFERENCE_FORMATS, SINGLE_ANSWER_FORMATS
 from aligner.config.dead_keys import no_smoothing_of_tokens
+from aligner.config.generation_rules import writes_nothing
 from aligner.config.hints import did_you_mean
 from aligner.config.method import TrainingMethod, run_and_report
 from aligner.config.mosaic_rules import no_mosaics
@@ -178,6 +179,7 @@ METHOD = TrainingMethod(
         "aligner eval --reward-model runs/reward --data pairs.jsonl",
     ),
     rules=(
+        writes_nothing,
         _reward_formats,
         _reward_parts,
         no_mosaics,

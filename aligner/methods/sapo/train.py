@@ -151,6 +151,7 @@ def _writer(job: Job, recipe: SapoRecipe, model: Any, arguments: TrainingArgumen
         recipe.sapo.generation_batch_size or per_step,
         tuple(stop_token_ids(job.tokenizer, model)),
         load_scorer(recipe.sapo.verifier) if recipe.sapo.verifier else None,
+        recipe.generation.engine,
     )
 
 

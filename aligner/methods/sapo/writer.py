@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from aligner.generation.decode import continue_ids
+from aligner.generation.engines import engine_for
 from aligner.generation.sampling import Sampling
 from aligner.methods.sapo.recipe import Sapo
 from aligner.methods.sapo.replay_buffer import Rewrite
@@ -34,6 +35,8 @@ class Writer:
     batch_size: int
     stops: tuple[int, ...]
     scorer: Scorer | None = None
+    engine: str = "auto"
+    """One of `aligner.generation.engines.HELD`."""
 
     def rewrite(
         self,
@@ -105,8 +108,9 @@ class Writer:
             top_k=self.settings.top_k,
             top_p=self.settings.top_p,
         )
+        engine = engine_for(model, name=self.engine, batch_size=self.batch_size)
         written = continue_ids(
-            model, self.tokenizer, contexts, sampling, batch_size=self.batch_size, streams=keys
+            model, self.tokenizer, contexts, sampling, streams=keys, engine=engine
         )
         done, whole = [], []
         for (row, sample), (start, size), (answer,) in zip(places, windows, written):

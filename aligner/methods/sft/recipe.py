@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from aligner.config.choices import SINGLE_ANSWER_FORMATS
+from aligner.config.generation_rules import written_by_the_trained
 from aligner.config.method import Flag, TrainingMethod
 from aligner.config.mosaic_rules import mosaic_of, single_turn_formats
 from aligner.config.recipe import LossOn, Section, TrainRecipe
@@ -117,6 +118,7 @@ METHOD = TrainingMethod(
         "aligner sft recipe.yaml --num-processes 8 --resume",
     ),
     rules=(
+        written_by_the_trained("here the model that is trained answers, for the report"),
         _packing_keeps_rows_whole,
         _packing_and_lengths,
         _sft_formats,

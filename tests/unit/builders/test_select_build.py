@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_endpoint import Answer, FakeEndpoint
+from fake_endpoint import Answer, Continues, FakeEndpoint
 from fakes import save_model, write_jsonl
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from aligner import events
 from aligner.builders.select.build import run_select
@@ -930,3 +931,33 @@ def test_an_error_of_a_scorer_names_the_pair_or_the_row_of_the_file(folder: Path
         DataError, match=r"candidates\.jsonl:18: verifier:number cannot find a number"
     ):
         chosen("select.reward_models=verifier:number", output="other")
+
+
+# --- engines --------------------------------------------------------------------------------------
+
+
+def test_every_engine_that_loads_the_policy_writes_the_same_responses(folder: Path) -> None:
+    plain = result(sampled(output="plain"))
+    assert result(sampled("generation.engine=hf_cb", output="other")) == plain
+
+
+def test_a_server_of_the_policy_writes(folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained("policy")
+    continues = Continues(AutoModelForCausalLM.from_pretrained("policy").eval(), tokenizer)
+    with FakeEndpoint(continues) as server:
+        address = f"generation.endpoint.base_url={server.base_url}"
+        run = sampled("generation.engine=endpoint", address)
+    assert len(server.bodies) == 30
+    assert {body["model"] for body in server.bodies} == {"policy"}
+    responses = [row["responses"] for row in lines(run / "candidates.jsonl")]
+    assert len(responses) == 10
+    assert all(all(one) for one in responses)
+
+
+def test_vllm_that_is_not_installed_is_said_before_the_policy_is_loaded(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aligner.models.loading.load_policy", None)
+    with pytest.raises(UsageError, match="needs vLLM"):
+        sampled("generation.engine=vllm")
+    assert not (folder / "out").exists()

@@ -254,6 +254,59 @@ MALFORMED = [
         "model.name_or_path",
         "expected a text, found `3`",
     ),
+    ("sft", "generation: {engine: hf_bc}", "r.yaml:4: generation.engine", "did you mean `hf_cb`?"),
+    ("sft", "generation: {engin: hf}", "generation.engin", "did you mean `generation.engine`?"),
+    ("sft", "generation: {engine: vllm}", "generation.engine", "has weights of its own"),
+    (
+        "sapo",
+        "generation: {engine: endpoint, endpoint: {}}",
+        "r.yaml:4: generation.engine",
+        "a moving average of what is trained writes",
+    ),
+    (
+        "dpo",
+        "generation: {engine: vllm}",
+        "generation.engine",
+        "answer as the reference for `dpo.forward_kl`",
+    ),
+    (
+        "dpo",
+        "generation: {engine: vllm}\ndpo: {forward_kl: 0.1}\nlaunch: {num_processes: 2}",
+        "generation.engine",
+        "one process loads",
+    ),
+    ("reward", "generation: {engine: hf}", "r.yaml:4: generation", "writes nothing"),
+    ("sft", "generation: {vllm: {seed: 1}}", "generation.vllm", "no effect with `engine: auto`"),
+    (
+        "sft",
+        "generation: {endpoint: {base_url: a}}",
+        "generation.endpoint",
+        "set generation.engine=endpoint",
+    ),
+    (
+        "dpo",
+        "generation: {engine: endpoint}\ndpo: {forward_kl: 0.1}",
+        "generation.endpoint",
+        "is missing",
+    ),
+    (
+        "dpo",
+        "generation: {engine: endpoint, endpoint: {temperature: 0.5}}\ndpo: {forward_kl: 0.1}",
+        "generation.endpoint.temperature",
+        "whoever asks says how texts are sampled",
+    ),
+    (
+        "dpo",
+        "generation: {engine: endpoint, endpoint: {backend: local}}\ndpo: {forward_kl: 0.1}",
+        "generation.endpoint.backend",
+        "only a server continues token ids",
+    ),
+    (
+        "dpo",
+        "generation: {engine: endpoint, endpoint: {budget: {usd: 1}}}\ndpo: {forward_kl: 0.1}",
+        "generation.endpoint.budget.usd",
+        "needs prices",
+    ),
 ]
 
 WELL_FORMED = [
@@ -261,6 +314,9 @@ WELL_FORMED = [
     ("dpo", "trainer: {neftune_noise_alpha: 5}\ndpo: {loss: orpo}"),
     ("sapo", "trainer: {neftune_noise_alpha: 5}\nsapo: {loss: orpo}"),
     ("reward", "trainer: {neftune_noise_alpha: 5}"),
+    ("sapo", "generation: {engine: hf_cb}"),
+    ("dpo", "generation: {engine: vllm, vllm: {seed: 1}}\ndpo: {forward_kl: 0.1}"),
+    ("dpo", "generation: {engine: endpoint, endpoint: {model: m}}\ndpo: {forward_kl: 0.1}"),
     ("dpo", "trainer: {max_steps: -1, label_smoothing_factor: 0.0}"),
 ]
 
