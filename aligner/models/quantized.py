@@ -8,12 +8,21 @@ inputs to 8 bits too, so that a loss in evaluation is not the loss that is train
 always takes the way of training; on a GPU both ways are the same already. Nor is a bias turned into
 the data type of whatever comes in, which under autocast would round it to bfloat16 for good.
 
+With AVX512, its kernel for 4 bits also takes the scales of other blocks where K is a multiple of 16
+but not of the block (64): it lets row n begin at block n * (K // 64), while blocks run on from row
+to row. The weights come out wrong by a quarter and more, in training too. Importing this module
+puts a kernel before it, which asks for rows of whole blocks; so whatever unpacks 4 bits in this
+process on a CPU, PEFT's DoRA for instance, gets the weights that were packed.
+
 Legend: N outputs and K inputs of a layer.
 """
 
 from __future__ import annotations
 
 import logging
+import math
+import warnings
+from collections.abc import Sequence
 from copy import deepcopy
 from importlib import metadata
 from typing import Any
@@ -29,14 +38,45 @@ TOLERANCE = 0.05
 """Of the gradient's size; bfloat16 gives up to 0.01, a gradient that does not flow 1."""
 
 LANES = 64
-"""Kernels for one kind of processor ask for sizes that are a multiple of this, at most."""
+"""Kernels for one kind of processor ask for sizes that are a multiple of this, at most; it is the
+block of 4 bits, too."""
 
+NATIVE = torch.library.get_kernel("bitsandbytes::dequantize_4bit", "CPU")
+"""The kernel of bitsandbytes that unpacks 4 bits on a CPU."""
+
+OURS = torch.library.Library("bitsandbytes", "IMPL")
+"""What is registered here holds as long as this object."""
 
 logging.getLogger("bitsandbytes.autograd._functions").addFilter(
     lambda record: (
         "inputs will be cast" not in record.getMessage()
     )  # said by int8 on a GPU, at every layer and step
 )
+
+
+def unpack_whole_blocks(
+    keys: Any,
+    packed: Tensor,
+    absmax: Tensor,
+    blocksize: int,
+    quant_type: str,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+) -> Tensor:
+    """Unpack 4 bits into weights of `shape`, in rows of whole blocks for the kernel of
+    bitsandbytes; in one row where the last block is not full."""
+    rows = tuple(shape)
+    if rows[-1] % blocksize:
+        count = math.prod(shape)
+        rows = (1, count) if count % blocksize else (count // blocksize, blocksize)
+    return NATIVE.call_boxed(keys, packed, absmax, blocksize, quant_type, rows, dtype).view(
+        tuple(shape)
+    )
+
+
+with warnings.catch_warnings():  # torch says that there was a kernel before
+    warnings.simplefilter("ignore")
+    OURS.impl("dequantize_4bit", unpack_whole_blocks, "CPU", with_keyset=True)
 
 
 class SteadyLinear4bit(bnb.nn.Linear4bit):
@@ -72,16 +112,19 @@ STEADY: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def keep_steady(model: nn.Module) -> None:
-    """Let all quantized layers compute as in training, and prove the gradient of one of each kind.
+    """Let all quantized layers compute as in training, and prove the gradient of the smallest of
+    each kind: of those whose K is a multiple of 64, and of those whose K is not.
 
     Raises: RecipeError when it is not the gradient of the layer's own weights after an evaluation.
     """
     layers = quantized_layers(model)
     for layer in layers.values():
         layer.__class__ = STEADY.get(type(layer), type(layer))
-    for kind in STEADY:
-        if found := {name: layer for name, layer in layers.items() if isinstance(layer, kind)}:
-            _prove(*min(found.items(), key=lambda item: _size(item[1])))
+    samples: dict[tuple[type[nn.Module], bool], tuple[str, Any]] = {}
+    for name, layer in sorted(layers.items(), key=lambda item: _size(item[1])):
+        samples.setdefault((type(layer), layer.in_features % LANES == 0), (name, layer))
+    for sample in samples.values():
+        _prove(*sample)
 
 
 def refuse_direct_reads(model: Any) -> None:

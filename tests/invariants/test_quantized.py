@@ -2,7 +2,8 @@
 evaluation.
 
 The processor that runs a test may lack what made them differ: on a CPU with AVX512-BF16,
-bitsandbytes repacks a layer in 4 bits for inference. `other_processor` lets it believe in one.
+bitsandbytes repacks a layer in 4 bits for inference. `other_processor` lets it believe in one. With
+AVX512 its kernel takes the scales of other blocks; `RowByRow` is that kernel, in torch.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from aligner.config.recipe import Lora, Model
 from aligner.errors import RecipeError
 from aligner.methods.pipeline import run_recipe
 from aligner.models.loading import load_policy, load_reward_model
-from aligner.models.quantized import plain_weight, quantized_layers
+from aligner.models.quantized import keep_steady, plain_weight, quantized_layers
 from aligner.models.tokenizers import load_tokenizer
 from aligner.runs.files import read_metrics
 
@@ -242,6 +243,108 @@ def test_a_bias_stays_as_it_was_loaded_under_autocast(bases, kind) -> None:
         torch.equal(after[name], weight) and after[name].dtype == weight.dtype
         for name, weight in before.items()
     )
+
+
+# --- widths that are no whole number of blocks ----------------------------------------------------
+
+
+class RowByRow:
+    """The kernel of bitsandbytes for AVX512: row n begins at block n * (K // blocksize)."""
+
+    def call_boxed(
+        self,
+        _keys: Any,
+        packed: torch.Tensor,
+        absmax: torch.Tensor,
+        blocksize: int,
+        quant_type: str,
+        shape: tuple[int, int],
+        dtype: torch.dtype,
+    ) -> torch.Tensor:
+        rows, width = shape
+        first = torch.arange(rows)[:, None] * (width // blocksize)
+        block = first + torch.arange(width) // blocksize
+        if width % 16:  # too narrow for its registers: the blocks run on
+            block = torch.arange(rows * width).view(shape) // blocksize
+        packed = packed.flatten().long()
+        places = torch.stack([packed >> 4, packed & 15], dim=1).view(shape)
+        code = bnb.functional.get_4bit_type(quant_type, device="cpu")
+        return (code[places] * absmax[block]).to(dtype)
+
+
+def layer_of(width: int, kind: str, *, double: bool = True, outputs: int = 24) -> Any:
+    """A layer in 4 bits whose blocks are of very different size, as it is after loading."""
+    layer = bnb.nn.Linear4bit(
+        width,
+        outputs,
+        bias=False,
+        quant_type=kind,
+        compress_statistics=double,
+        compute_dtype=torch.float32,
+    )
+    random = torch.Generator().manual_seed(0)
+    sizes = torch.rand(outputs, 1, generator=random) + 0.01
+    layer.load_state_dict({"weight": torch.randn(outputs, width, generator=random) * sizes})
+    layer = layer.to("cpu")
+    keep_steady(nn.Sequential(layer))
+    return layer
+
+
+def test_the_kernel_for_avx512_takes_the_scales_of_other_blocks() -> None:
+    """What the stand-in is for."""
+    for width, error in ((64, 0.0), (100, 0.0), (32, 0.2), (48, 0.2), (96, 0.2)):
+        layer = layer_of(width, "nf4", double=False)
+        state = layer.weight.quant_state
+        found = RowByRow().call_boxed(
+            None, layer.weight.data, state.absmax, 64, "nf4", tuple(state.shape), torch.float32
+        )
+        assert gap(found, plain_weight(layer)) >= error
+        assert error or torch.allclose(found, plain_weight(layer))
+
+
+@pytest.mark.parametrize("processor", ["this one", "AVX512"])
+@pytest.mark.parametrize("double", [False, True])
+@pytest.mark.parametrize("kind", ["nf4", "fp4"])
+@pytest.mark.parametrize("width", [15, 16, 32, 48, 64, 96, 100])
+def test_a_layer_in_four_bits_has_its_own_weights_at_every_width(
+    monkeypatch, width, kind, double, processor
+) -> None:
+    if processor == "AVX512":
+        monkeypatch.setattr("aligner.models.quantized.NATIVE", RowByRow())
+    layer = layer_of(width, kind, double=double)
+    weights = plain_weight(layer)
+    x = torch.randn(3, width, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    y = layer.train()(x)
+    assert torch.allclose(y, x @ weights.T, atol=1e-5)
+    assert torch.equal(layer.eval()(x), y)
+    (found,) = torch.autograd.grad(y.square().sum(), x)
+    assert torch.allclose(found, 2 * y @ weights, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("width", [32, 48, 96])
+def test_and_whoever_unpacks_it_gets_them(width, dtype) -> None:
+    """PEFT's DoRA and its merging, transformers' `dequantize`."""
+    from peft.utils.integrations import dequantize_module_weight
+
+    layer = layer_of(width, "nf4")
+    layer.weight.quant_state.dtype = dtype
+    found = dequantize_module_weight(layer)
+    assert found.dtype == dtype
+    assert gap(found.float(), plain_weight(layer)) < (1e-6 if dtype == torch.float32 else 0.01)
+
+
+def test_the_proof_looks_at_a_width_that_is_no_whole_number_of_blocks_too(monkeypatch) -> None:
+    layers = nn.Sequential(layer_of(64, "nf4", outputs=64), layer_of(96, "nf4", outputs=128))
+    multiply = bnb.matmul_4bit
+
+    def wrong(x: Any, weight: Any, *, quant_state: Any, **named: Any) -> Any:
+        odd = quant_state.shape[-1] % 64
+        return multiply(x, weight, quant_state=quant_state, **named) * (1.2 if odd else 1.0)
+
+    monkeypatch.setattr(bnb, "matmul_4bit", wrong)
+    with pytest.raises(RecipeError, match=r"that of 1 differs by 20%"):
+        keep_steady(layers)
 
 
 # --- what is refused ------------------------------------------------------------------------------
