@@ -20,7 +20,7 @@ import aligner
 from aligner.launch.devices import best_device
 from aligner.losses.catalogue import OBJECTIVES
 from aligner.losses.types import PairLogps, Settings
-from aligner.models.forward import answer_logps
+from aligner.models.answers import answer_logps
 from aligner.models.fused_head import fuse_head
 from aligner.tokenization.encode import encode_pair
 from aligner.training.preference import PairCollator

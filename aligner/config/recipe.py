@@ -351,6 +351,15 @@ class Generation(Section):
     said elsewhere."""
 
 
+class Preference(Section):
+    """How answers to one prompt are computed, in training on pairs."""
+
+    prefix: Literal["auto", "shared", "separate"] = "auto"
+    """`shared`: in one row, their prompt computed once; `separate`: each in a row of its own, the
+    prompt again for each. `auto`: shared where the model allows it and a batch saves a tenth of its
+    tokens. Losses and gradients are the same."""
+
+
 class Report(Section):
     """What the report of the run shows beside the curves."""
 

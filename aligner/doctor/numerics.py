@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aligner.models.forward import pad, pad_answers
+from aligner.models.answers import pad_answers
+from aligner.models.forward import pad
 
 VOCABULARY = 61
 LENGTHS = (11, 7, 13, 5, 9, 12, 3, 8)

@@ -8,7 +8,13 @@ from pathlib import Path
 from aligner.data.loading import Loaded
 from aligner.events import DataReady, tell
 from aligner.methods.plan import plan_rows
-from aligner.methods.preparation import load_checked_tokenizer, look_ahead, tokenize_rows, try_out
+from aligner.methods.preparation import (
+    data_table,
+    load_checked_tokenizer,
+    look_ahead,
+    tokenize_rows,
+    try_out,
+)
 from aligner.runs.result import RunResult
 from aligner.runs.session import Session
 
@@ -22,7 +28,8 @@ def run_dry(session: Session, loaded: Loaded) -> RunResult:
     with tempfile.TemporaryDirectory(prefix="aligner-dry-run-") as folder:
         prepared = tokenize_rows(recipe, loaded, tokenizer, Path(folder) / "prepared", on_event)
         batching, sequences = prepared.batching, len(prepared.train)
+        table = data_table(recipe, loaded, prepared)
         del prepared
-    tell(on_event, DataReady([*loaded.ledger.table(), ("batches", batching.reason)]))
+    tell(on_event, DataReady(table))
     rows = plan_rows(recipe, sequences, batching.epoch_sizes, batching.steps)
     return session.plan([*decided, *rows])

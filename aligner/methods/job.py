@@ -41,6 +41,11 @@ class Job:
     objective: Objective | None = None
     """The loss, where it was given as a function in Python."""
 
+    @property
+    def is_sharded(self) -> bool:
+        """Say whether this process will hold a part of the model alone."""
+        return self.recipe.launch.strategy in SHARDED and world()[1] > 1
+
     def say(self, text: str) -> None:
         """Tell the listener that a part of the work begins."""
         if self.on_event:

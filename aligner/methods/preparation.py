@@ -81,8 +81,16 @@ def prepare(recipe: TrainRecipe, run: Run, loaded: Loaded, on_event: OnEvent | N
         run.write_json(
             "data.json", {**loaded.ledger.to_json(), "batching": prepared.batching.reason}
         )
-        tell(on_event, DataReady([*loaded.ledger.table(), ("batches", prepared.batching.reason)]))
+        tell(on_event, DataReady(data_table(recipe, loaded, prepared)))
     return job_of(recipe, run, tokenizer, prepared, on_event)
+
+
+def data_table(
+    recipe: TrainRecipe, loaded: Loaded, prepared: TokenizedData
+) -> list[tuple[str, str]]:
+    """Return what is shown of the data once it is tokenized."""
+    batches = ("batches", prepared.batching.reason)
+    return [*loaded.ledger.table(), batches, *steps_of(recipe.method).facts(recipe, prepared)]
 
 
 def tokenize_rows(

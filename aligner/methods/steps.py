@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from aligner.losses.types import Objective
     from aligner.methods.job import Job
-    from aligner.tokenization.dataset import EpochSource, RowEncoder
+    from aligner.tokenization.dataset import EpochSource, RowEncoder, TokenizedData
     from aligner.training.fit import TrainResult
 
 
@@ -76,6 +76,10 @@ class TrainingSteps:
     ) -> EpochSource | None:
         """Return what makes new training rows for each epoch, where the recipe asks for that."""
         return None
+
+    def facts(self, recipe: Any, prepared: TokenizedData) -> Sequence[tuple[str, str]]:
+        """Return what the table of the data says of tokenized rows, beside how they are batched."""
+        return ()
 
     def before_ranks(self, job: Job) -> None:
         """Do in the launching process what several ranks could not, or would wait for."""

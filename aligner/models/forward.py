@@ -6,16 +6,13 @@ in batches of a number of tokens or rows, with an explicit mask. What is read of
 depend on the order of the sequences, nor, but for rounding, on which others share its batch. All
 arithmetic on logits is in float32 whatever the model's type.
 
-`answer_logps` alone is also for training: it has gradients, and needs a model with `fuse_head`.
-
 Legend: B rows of a batch, T tokens, N wanted tokens of one sequence, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from itertools import chain
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -23,7 +20,6 @@ from torch import Tensor
 
 from aligner.models.own_config import without_router_logits
 from aligner.runs.journal import Journal
-from aligner.tokenization.encode import IGNORED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -65,17 +61,6 @@ def pad(sequences: Sequence[Ids], pad_token_id: int, *, left: bool = False) -> B
     batch = {"input_ids": input_ids, "attention_mask": attention_mask}
     if left:
         batch["position_ids"] = (attention_mask.cumsum(-1) - 1).clamp(min=0)
-    return batch
-
-
-def pad_answers(answers: Sequence[Answer], pad_token_id: int) -> Batch:
-    """Stack B prompts with their answers into `input_ids`, `attention_mask` and `labels`, each
-    (B, T), padded on the right; labels are the ids of the answers, and -100 elsewhere."""
-    batch = pad([[*prompt, *answer] for prompt, answer in answers], pad_token_id)
-    starts = torch.tensor([[len(prompt)] for prompt, _ in answers])
-    in_answer = torch.arange(batch["input_ids"].shape[1]) >= starts
-    in_answer &= batch["attention_mask"].bool()
-    batch["labels"] = batch["input_ids"].masked_fill(~in_answer, IGNORED)
     return batch
 
 
@@ -220,51 +205,3 @@ def answer_entropies(
         [0.0] * (len(answer) - len(numbers)) + numbers
         for (_, answer), numbers in zip(answers, found)
     ]
-
-
-# --- log-probabilities of whole answers -----------------------------------------------------------
-
-
-def answer_logps(model: torch.nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Return summed log-probabilities of the B answers of a batch of `pad_answers` (B,), in
-    float32, with gradients, and their lengths in tokens (B,). The model's head is fused
-    (`aligner.models.fused_head`)."""
-    outputs = model(
-        input_ids=batch["input_ids"],
-        attention_mask=batch["attention_mask"],
-        labels=batch["labels"],
-        fused_lm_head=True,
-    )
-    lengths = (batch["labels"][:, 1:] != IGNORED).sum(dim=1)
-    return outputs.log_probs.float().sum(dim=1), lengths
-
-
-def batched_logps(
-    model: PreTrainedModel,
-    answers_of: Callable[[int], Sequence[Answer]],
-    lengths: Sequence[int],
-    *,
-    pad_token_id: int,
-    batch_rows: int,
-    autocast: AbstractContextManager | None = None,
-    on_progress: Progress | None = None,
-) -> list[list[float]]:
-    """Return `answer_logps` of the answers of each row, in the order of rows, with the model at
-    rest.
-
-    Each row has as many answers as the others, and they share a batch; `answers_of` gives them when
-    it is made, and `lengths` says how long a row's longest is, with its prompt. `autocast` is what
-    is computed under.
-    """
-    found: dict[int, list[float]] = {}
-    with eval_mode(model):
-        for rows in batches_by_length(lengths, rows=batch_rows):
-            by_number = zip(*(answers_of(row) for row in rows))  # as the preference trainer has it
-            padded = pad_answers(list(chain.from_iterable(by_number)), pad_token_id)
-            batch = {name: value.to(model.device) for name, value in padded.items()}
-            with autocast or nullcontext():
-                logps = answer_logps(model, batch)[0]
-            found |= zip(rows, logps.view(-1, len(rows)).T.tolist())
-            if on_progress is not None:
-                on_progress(len(found), len(lengths))
-    return [found[row] for row in range(len(lengths))]

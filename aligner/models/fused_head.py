@@ -8,6 +8,7 @@ hook on the backbone, on every device: the same numbers for less work.
     fuse_head(model)
     model(input_ids=..., attention_mask=..., labels=..., fused_lm_head=True).log_probs   # (B, T-1)
     model(input_ids=..., ..., read_from=places, targets=ids, fused_lm_head=True).log_probs   # (N,)
+    # with `groups` and `branches` in place of a mask, rows share prefixes (`shared_prefix`)
 
 Without `fused_lm_head` the model's forward is its own.
 
@@ -28,6 +29,7 @@ from torch import Tensor
 from trl.trainer.utils import add_fused_lm_head
 
 from aligner.models.adapter_kinds import base_under_adapter
+from aligner.models.shared_prefix import attention_of
 from aligner.tokenization.encode import IGNORED
 
 PER_TOKEN = ("log_probs", "entropy", "is_top1")
@@ -68,6 +70,10 @@ def fuse_head(model: Any, *, with_metrics: bool = False) -> FusedHead:
         )
         if places is None:
             places, targets = _trained_positions(labels)
+        if "groups" in kwargs:  # rows that share prefixes
+            kwargs["attention_mask"] = attention_of(
+                self, kwargs.pop("groups"), kwargs.pop("branches")
+            )
         with _picked(self.base_model, places):
             outputs = heads[head.with_metrics](
                 *args, fused_lm_head=True, shift_labels=targets[None], **kwargs

@@ -3,11 +3,12 @@ several.
 
 Models are Hugging Face's for sequence classification, so that they load anywhere and public ones
 load here. `pool_by_mask` makes such a model read the head at the last token that is not padding;
-`return_token_values` makes it hand out the numbers of every token instead, for segments. The head
+`return_token_values` makes it hand out the numbers of every token instead, for segments;
+`read_at_places` those of some tokens of rows that share prefixes. The head
 computes in float32 whatever the rest does: in bfloat16, scores between 8 and 16 come in steps of
 1/16.
 
-Legend: B sequences, T tokens, K outputs, D hidden size.
+Legend: B sequences, T tokens, M places that are read, K outputs, D hidden size.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from aligner.errors import RecipeError
 from aligner.models.adapter_kinds import base_under_adapter
+from aligner.models.shared_prefix import attention_of
 
 HEADS = ("score", "classifier")
 """Names of the head in the sequence classification models of transformers."""
@@ -176,6 +178,31 @@ def _at_last(values: Tensor, mask: Tensor) -> Tensor:
     return values[
         torch.arange(len(last), device=values.device), last.to(values.device), None
     ].expand_as(values)
+
+
+def read_at_places(model: Any) -> None:
+    """Let a sequence classification model also read rows that share prefixes
+    (`aligner.models.shared_prefix`): called with `read_from`, places (M,) of its rows laid end to
+    end, `groups` and `branches`, it returns the numbers there (M, K) as its `logits`."""
+    base = base_under_adapter(model)
+    own = base.forward
+
+    @functools.wraps(own)
+    def forward(*args: Any, read_from: Tensor | None = None, **kwargs: Any) -> Any:
+        if read_from is None:
+            return own(*args, **kwargs)
+        mask = attention_of(base, kwargs["groups"], kwargs["branches"])
+        hidden = getattr(base, base.base_model_prefix)(
+            input_ids=kwargs["input_ids"],
+            position_ids=kwargs["position_ids"],
+            attention_mask=mask,
+            use_cache=False,
+        ).last_hidden_state
+        picked_MD = hidden.reshape(-1, hidden.shape[-1])[read_from]
+        name = next(name for name in HEADS if hasattr(base, name))
+        return SequenceClassifierOutput(logits=getattr(base, name)(picked_MD))
+
+    base.forward = forward
 
 
 def return_token_values(model: Any) -> None:

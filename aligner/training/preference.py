@@ -26,8 +26,9 @@ ranks change nothing and accumulation does: 8 x 1 and 1 x 8 are then different t
 held-out pairs it is the one of all of them, so that their loss does not depend on how they fall
 into batches.
 
-Legend: B pairs, T tokens, K reward models. A batch holds 2B sequences: the chosen ones, then the
-rejected ones; with answers of the reference 3B, and these are the last.
+Legend: B pairs, K reward models. A batch holds 2B answers: the chosen ones, then the rejected ones;
+with answers of the reference 3B, and these are the last. Those of a pair may share a row, whose
+prompt is then computed once (`aligner.models.shared_prefix`): the same numbers for less work.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from aligner.losses.catalogue import OBJECTIVES
 from aligner.losses.distillation import Combine, distillation_targets
 from aligner.losses.types import Objective, PairLogps, Settings
-from aligner.models.forward import answer_logps, eval_mode, pad_answers
+from aligner.models.answers import Prefix, answer_logps, stack_answers
+from aligner.models.forward import eval_mode
 from aligner.models.fused_head import fuse_head
 from aligner.training.trainer import WeightedTrainer
 
@@ -78,23 +80,25 @@ OF_PAIRS = (
 
 @dataclass(frozen=True, slots=True)
 class PairCollator:
-    """Stack pairs into one right-padded batch of 2B rows: chosen first, then rejected, then samples
-    where there are any.
+    """Stack B pairs into one batch, with samples where there are any: in rows of their own, or with
+    their prompts shared (`aligner.models.answers`).
 
-    Padding is marked by the attention mask and the labels, never by comparing ids with the padding
-    id.
+    Padding is marked by masks and labels, never by comparing ids with the padding id.
     """
 
     pad_token_id: int
+    prefix: Prefix = "separate"
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        """Return `input_ids`, `attention_mask`, `labels` (2B, T), and the rows' numbers (B,),
-        `reward_margins` (B, K)."""
+        """Return what `stack_answers` gives, and the rows' numbers (B,), `reward_margins`
+        (B, K)."""
         names = (
             ("chosen", "rejected", "sample") if "sample_ids" in rows[0] else ("chosen", "rejected")
         )
-        answers = [(row["prompt_ids"], row[f"{name}_ids"]) for name in names for row in rows]
-        batch = pad_answers(answers, self.pad_token_id)
+        groups = []
+        for row in rows:
+            groups.append([(row["prompt_ids"], row[f"{name}_ids"]) for name in names])
+        batch = stack_answers(groups, self.pad_token_id, self.prefix)
         for key in NUMBERS:
             if key in rows[0]:
                 batch[key] = torch.tensor([row[key] for row in rows], dtype=torch.float32)
@@ -307,12 +311,12 @@ class PreferenceTrainer(WeightedTrainer):
         if "reference_chosen" in inputs:
             return inputs["reference_chosen"], inputs["reference_rejected"]
         policy = self.accelerator.unwrap_model(self.model)
-        answers = {
-            key: inputs[key][: 2 * len(inputs["weight"])]
-            for key in ("input_ids", "attention_mask", "labels")
-        }
+        count, answers = 2 * len(inputs["weight"]), inputs
+        if "labels" in inputs:  # in rows of their own: those of samples are left out
+            names = ("input_ids", "attention_mask", "labels")
+            answers = {name: inputs[name][:count] for name in names}
         with eval_mode(policy), policy.disable_adapter(), self.compute_loss_context_manager():
-            chosen, rejected = answer_logps(policy, answers)[0].chunk(2)
+            chosen, rejected = answer_logps(policy, answers)[0][:count].chunk(2)
         return chosen, rejected
 
     def _add_metrics(self, pairs: PairLogps, nll: Tensor, losses: Tensor, weights: Tensor) -> None:

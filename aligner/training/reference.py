@@ -13,6 +13,7 @@ launching process scores before the ranks start, and they find the cache filled.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
@@ -26,11 +27,13 @@ from aligner.config.recipe import Model
 from aligner.events import Event, Notice, OnEvent, StageProgress, tell
 from aligner.launch.devices import best_device
 from aligner.methods.dpo.recipe import DpoRecipe
+from aligner.models.answers import Prefix, batched_logps
 from aligner.models.fingerprint import model_fingerprint
-from aligner.models.forward import Answer, batched_logps
+from aligner.models.forward import Answer, eval_mode
 from aligner.models.fused_head import fuse_head
 from aligner.models.loading import load_policy
 from aligner.runs.cache import cache_folder, is_kept, keep
+from aligner.training.prefix import first_groups, why_not
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -44,8 +47,8 @@ PAIR_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
 
 @dataclass(frozen=True, slots=True)
 class ReferenceScorer:
-    """How the reference is computed: the model's section, the arguments of the trainer, and the
-    policy if it serves."""
+    """How the reference is computed: the model's section, the arguments of the trainer, the policy
+    if it serves, and whether the answers to a prompt share a row, as `prefix` asks."""
 
     recipe: DpoRecipe
     tokenizer: PreTrainedTokenizerBase
@@ -53,6 +56,7 @@ class ReferenceScorer:
     batch_size: int
     bf16: bool
     on_event: OnEvent | None
+    prefix: Prefix = "separate"
 
     def tell(self, event: Event) -> None:
         """Tell of an event, on the main process alone."""
@@ -118,6 +122,7 @@ def _compute(
         rows.select(mine),
         scorer.tokenizer.pad_token_id,
         scorer.batch_size,
+        prefix=_prefix_for(model, rows, scorer, autocast),
         autocast=autocast,
         on_progress=on_progress,
     )
@@ -130,14 +135,25 @@ def _compute(
     }
 
 
+def _prefix_for(
+    model: Any, rows: Dataset, scorer: ReferenceScorer, autocast: AbstractContextManager[Any] | None
+) -> Prefix:
+    """What was settled for the policy; another model is asked for itself."""
+    if scorer.prefix == "separate" or model is scorer.policy:
+        return scorer.prefix
+    with eval_mode(model), autocast or nullcontext():
+        why = why_not(model, first_groups(rows), rough=autocast is not None)
+    return "separate" if why else scorer.prefix
+
+
 def reference_logps(
     model: PreTrainedModel, rows: Dataset, pad_token_id: int, batch_size: int, **options: Any
 ) -> list[list[float]]:
     """Return the reference's summed log-probabilities of the chosen and the rejected answer of each
     pair, in the order of rows.
 
-    Both answers of a pair share a batch, of `batch_size` pairs. `options`: `autocast` and
-    `on_progress`, as for `aligner.models.forward.batched_logps`.
+    Both answers of a pair share a batch, of `batch_size` pairs. `options`: `prefix`,
+    `autocast` and `on_progress`, as for `aligner.models.answers.batched_logps`.
     """
     pairs = rows.select_columns(list(PAIR_COLUMNS))
 

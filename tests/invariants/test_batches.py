@@ -17,7 +17,7 @@ from aligner.data.rows import ConversationRow
 from aligner.evaluation.likelihood import evaluate_rows
 from aligner.methods.pipeline import run_recipe
 from aligner.methods.sft.train import num_padding_tokens
-from aligner.models.forward import answer_logps
+from aligner.models.answers import answer_logps
 from aligner.models.fused_head import fuse_head
 from aligner.runs.files import read_metrics
 from aligner.tokenization.encode import IGNORED

@@ -112,7 +112,7 @@ def test_masks_positions_and_stops_are_those_of_training(small_world, tmp_path, 
     """No token of an answer is masked, also a stop token inside; the prompt is as generation sees
     it; one stop at the end."""
     spy = Spy(monkeypatch)
-    train(small_world, tmp_path, "trainer.max_steps=2")
+    train(small_world, tmp_path, "trainer.max_steps=2", "preference.prefix=separate")
     stops = spy.trainers[0].writer.stops
     for batch in spy.batches:
         assert (batch["attention_mask"].sum(1) > 0).all()
@@ -138,6 +138,7 @@ def test_writing_and_training_see_the_same_positions(small_world, tmp_path, monk
         "trainer.learning_rate=0.0",
         "sapo.window=all",
         "sapo.temperature=0",
+        "preference.prefix=separate",
     )
     trainer, written = spy.trainers[0], spy.written[0]
     assert len({len(entry.prompt_ids) for entry in written}) > 1, "padding matters"

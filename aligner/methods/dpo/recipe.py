@@ -23,7 +23,7 @@ from aligner.config.loss_names import (
 from aligner.config.method import Flag, TrainingMethod
 from aligner.config.mosaic_rules import no_mosaics
 from aligner.config.pair_methods import PAIR_CHARTS, PAIR_METRICS
-from aligner.config.recipe import Section, Strength, TrainRecipe, Weight, Whole
+from aligner.config.recipe import Preference, Section, Strength, TrainRecipe, Weight, Whole
 from aligner.config.recipe_problem import RecipeProblems, problem_at, show
 from aligner.config.view import RecipeView, refuse_formats
 
@@ -86,6 +86,8 @@ class DpoRecipe(TrainRecipe):
     """What to do."""
     dpo: Dpo = Dpo()
     """What belongs to this method alone."""
+    preference: Preference = Preference()
+    """How answers to one prompt are computed."""
 
 
 def _preference_formats(view: RecipeView) -> RecipeProblems:

@@ -32,7 +32,7 @@ from aligner.generation.engines import HELD
 from aligner.generation.mismatch import Compared, Mismatch
 from aligner.generation.sampling import Sampling
 from aligner.generation.writers import open_engine
-from aligner.models.forward import batched_logps
+from aligner.models.answers import batched_logps
 from aligner.runs.cache import cache_folder, is_kept, keep
 from aligner.training.reference import (
     ReferenceScorer,

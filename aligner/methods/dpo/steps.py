@@ -15,6 +15,7 @@ from aligner.methods.steps import TrainingSteps
 if TYPE_CHECKING:
     from aligner.losses.types import Objective
     from aligner.methods.job import Job
+    from aligner.tokenization.dataset import TokenizedData
 
 
 class DpoSteps(TrainingSteps):
@@ -51,6 +52,12 @@ class DpoSteps(TrainingSteps):
     def further_columns(self, recipe: DpoRecipe) -> Sequence[str]:
         """Return the column with the right answer, which verifiers read."""
         return ("answer",) if recipe.dpo.reward_models else ()
+
+    def facts(self, recipe: DpoRecipe, prepared: TokenizedData) -> Sequence[tuple[str, str]]:
+        """Say whether prompts are shared, and what that saves."""
+        from aligner.training.prefix import describe_prefix
+
+        return (("prompts", describe_prefix(recipe, prepared.train)),)
 
     def before_ranks(self, job: Job) -> None:
         """Score and write what ranks could not: they hold only shards of the policy, or would

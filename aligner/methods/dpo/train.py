@@ -36,6 +36,7 @@ from aligner.tokenization.dataset import TokenizedData
 from aligner.training.arguments import preference_arguments
 from aligner.training.fit import TrainResult, fit
 from aligner.training.preference import PairCollator, PreferenceTrainer
+from aligner.training.prefix import first_groups, settle_prefix
 from aligner.training.reference import ReferenceScorer, with_reference
 from aligner.training.trainer import lengths_of
 
@@ -68,6 +69,16 @@ def train(job: Job) -> TrainResult:
     )
     if recipe.model.lora is not None and arguments.gradient_checkpointing:
         model.enable_input_require_grads()
+    with trainer.compute_loss_context_manager():
+        prefix = settle_prefix(
+            recipe,
+            model,
+            first_groups(job.prepared.train),
+            rough=arguments.bf16 or arguments.fp16,
+            sharded=job.is_sharded,
+            note=job.note,
+        )
+    trainer.data_collator = PairCollator(job.tokenizer.pad_token_id, prefix)
     scorer = ReferenceScorer(
         recipe,
         job.tokenizer,
@@ -75,6 +86,7 @@ def train(job: Job) -> TrainResult:
         arguments.per_device_eval_batch_size,
         arguments.bf16,
         job.on_event,
+        prefix,
     )
     if needs_reference(recipe) and not uses_adapter_off(recipe):
         trainer.train_dataset, trainer.eval_dataset = add_reference(job, scorer)
@@ -104,6 +116,7 @@ def before_ranks(job: Job) -> None:
         arguments.per_device_eval_batch_size,
         arguments.bf16,
         job.on_event,
+        recipe.preference.prefix,
     )
     if needs_reference(recipe) and not uses_adapter_off(recipe):
         add_reference(job, scorer)

@@ -14,7 +14,7 @@ from aligner.config.generation_rules import writes_nothing
 from aligner.config.hints import did_you_mean
 from aligner.config.method import TrainingMethod, run_and_report
 from aligner.config.mosaic_rules import no_mosaics
-from aligner.config.recipe import Section, TrainRecipe, Weight
+from aligner.config.recipe import Preference, Section, TrainRecipe, Weight
 from aligner.config.recipe_problem import RecipeProblems, problem_at, show
 from aligner.config.view import RecipeView, refuse_formats
 
@@ -69,6 +69,8 @@ class RewardRecipe(TrainRecipe):
     """What to do."""
     reward: Reward = Reward()
     """What belongs to this method alone."""
+    preference: Preference = Preference()
+    """How answers to one prompt are computed."""
 
 
 def _reward_formats(view: RecipeView) -> RecipeProblems:
@@ -108,6 +110,9 @@ def _reward_parts(view: RecipeView) -> RecipeProblems:
                 f"has no effect with `kind: {kind}`",
                 f"it belongs to {' and '.join(kinds)}",
             )
+    if view["preference.prefix"] == "shared" and kind in ("regression", "pairwise"):
+        hint = "drop it: rows of this kind hold one text each"
+        yield problem_at("preference.prefix", f"has no effect with `kind: {kind}`", hint)
     if view["reward.strength"] == "weight":
         hint = "it scales a pair's loss as it is; drop it, or name another column"
         yield problem_at(

@@ -15,6 +15,7 @@ from aligner.methods.steps import TrainingSteps
 if TYPE_CHECKING:
     from aligner.losses.types import Objective
     from aligner.methods.job import Job
+    from aligner.tokenization.dataset import TokenizedData
 
 
 class RewardSteps(TrainingSteps):
@@ -49,6 +50,14 @@ class RewardSteps(TrainingSteps):
         kind = recipe.reward.kind
         outputs = {"pairwise": None, "regression": len(recipe.reward.attributes), "odin": 2}
         return outputs.get(kind, 1)
+
+    def facts(self, recipe: RewardRecipe, prepared: TokenizedData) -> Sequence[tuple[str, str]]:
+        """Say whether the prompts of pairs are shared, and what that saves."""
+        if recipe.reward.kind in ("regression", "pairwise"):
+            return ()
+        from aligner.training.prefix import describe_prefix
+
+        return (("prompts", describe_prefix(recipe, prepared.train)),)
 
     def before_ranks(self, job: Job) -> None:
         """Cut the answers into segments, so that the ranks find it done."""

@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
@@ -32,28 +33,27 @@ from aligner.config.load import recipe_hash
 from aligner.errors import RecipeError
 from aligner.launch.world import world
 from aligner.methods.job import SHARDED, Job
+from aligner.methods.reward.collators import PairCollator, QuestionCollator, RatingCollator
 from aligner.methods.reward.recipe import RewardRecipe, RewardSegments
 from aligner.methods.reward.segments import PART, dtype_of, reference_section, with_segments
 from aligner.methods.reward.trainers import (
     BradleyTerryTrainer,
     OdinTrainer,
-    PairCollator,
-    QuestionCollator,
     QuestionTrainer,
-    RatingCollator,
     RegressionTrainer,
     RewardTrainerBase,
     SegmentTrainer,
 )
 from aligner.models.files import saved_outputs
 from aligner.models.loading import load_policy, load_reward_model
-from aligner.models.reward_head import merge_heads, pool_by_mask
+from aligner.models.reward_head import has_head, merge_heads, pool_by_mask
 from aligner.reward_models.card import CARD_FILE, Card, Segments, card_text, find_card
 from aligner.reward_models.heads import attribute_weights
 from aligner.runs.checkpoints import step_of
 from aligner.runs.files import write_atomically
 from aligner.training.arguments import training_arguments
 from aligner.training.fit import TrainResult, fit
+from aligner.training.prefix import first_groups, settle_prefix
 from aligner.training.trainer import exact_adapters, lengths_of
 
 if TYPE_CHECKING:
@@ -98,6 +98,8 @@ def train(job: Job) -> TrainResult:
             processing_class=job.tokenizer,
             settings=recipe.reward,
         )
+    if isinstance(trainer.data_collator, PairCollator):
+        trainer.data_collator = _sharing(job, recipe, trainer, splits[0])
     trainer.group_lengths = lengths_of(splits[0], job.prepared.batching.grouped)
 
     job.tell_trained(trainer.model, arguments.learning_rate)
@@ -107,6 +109,25 @@ def train(job: Job) -> TrainResult:
         _show_scores(job, recipe, trainer, splits[1] or splits[0])
 
     return fit(trainer, recipe, job.run, job.on_event, finish=finish)
+
+
+def _sharing(
+    job: Job, recipe: RewardRecipe, trainer: RewardTrainerBase, rows: Dataset
+) -> PairCollator:
+    """Return the collator, its prefixes shared where the model allows it."""
+    collator: PairCollator = trainer.data_collator
+    if not has_head(trainer.model):
+        return collator
+    with trainer.compute_loss_context_manager():
+        prefix = settle_prefix(
+            recipe,
+            trainer.model,
+            first_groups(rows),
+            rough=trainer.args.bf16 or trainer.args.fp16,
+            sharded=job.is_sharded,
+            note=job.note,
+        )
+    return replace(collator, prefix=prefix)
 
 
 def before_ranks(job: Job) -> None:

@@ -7,8 +7,8 @@ sum(w_i * loss_i) / sum(w_i) over all rows of the step, over accumulation steps 
 takes the mean of each micro-batch, which differs where the last one is short. `accuracy` counts a
 tie as a half (TRL: as wrong) and is a mean over pairs, not over batches.
 
-Legend: B pairs, N answers (2B: the chosen ones, then the rejected ones), T tokens, K outputs, S
-segments.
+Legend: B pairs, N answers (2B: the chosen ones, then the rejected ones), R rows, T tokens, K
+outputs, S segments, M places that are read in rows that share prefixes.
 """
 
 from __future__ import annotations
@@ -24,12 +24,16 @@ from trl import RewardTrainer
 from trl.trainer.utils import disable_dropout_in_model
 
 from aligner.losses.reward import length_term, orthogonality, pair_losses, rating_losses
+from aligner.methods.reward.collators import PAD_SEGMENT
 from aligner.methods.reward.recipe import Reward
-from aligner.models.forward import pad
-from aligner.models.reward_head import head_of, merge_heads, return_token_values
+from aligner.models.answers import SHARED
+from aligner.models.reward_head import (
+    head_of,
+    merge_heads,
+    read_at_places,
+    return_token_values,
+)
 from aligner.training.trainer import WeightedTrainer
-
-PAD_SEGMENT = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,54 +135,25 @@ def _pearson(total: dict[str, float]) -> float:
 # --- pairs ----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class PairCollator:
-    """Stack pairs into one right-padded batch of N = 2B rows: chosen first, then rejected.
-
-    Each row loses as much of the beginning of its prompt as `max_length` asks for, as it does when
-    it is scored alone.
-    """
-
-    pad_token_id: int
-    max_length: int
-
-    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        """Return `input_ids`, `attention_mask` (N, T), `answer_lengths` (N,), `weight` and
-        `strength` (B,).
-
-        With segments, also `ends` (N, S): places of their last tokens, filled with -1.
-        """
-        sides = [
-            (
-                row["prompt_ids"][
-                    max(0, len(row["prompt_ids"]) + len(row[f"{side}_ids"]) - self.max_length) :
-                ],
-                row[f"{side}_ids"],
-            )
-            for side in ("chosen", "rejected")
-            for row in rows
-        ]
-        batch = pad([[*prompt, *answer] for prompt, answer in sides], self.pad_token_id)
-        batch["answer_lengths"] = torch.tensor(
-            [len(answer) for _, answer in sides], dtype=torch.float32
-        )
-        for key in ("weight", "strength"):
-            batch[key] = torch.tensor([row[key] for row in rows], dtype=torch.float32)
-        if "chosen_ends" in rows[0]:
-            ends = [row[f"{side}_ends"] for side in ("chosen", "rejected") for row in rows]
-            batch["ends"] = torch.full((len(ends), max(map(len, ends))), PAD_SEGMENT)
-            for i, (found, (prompt, _)) in enumerate(zip(ends, sides)):
-                batch["ends"][i, : len(found)] = torch.tensor(found) + len(prompt)
-        return batch
-
-
 class PairTerms(RewardTrainerBase):
     """Losses on pairs of rewards; a kind says what the reward of an answer is."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        read_at_places(self.model)
+
+    def outputs(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
+        """Return what the head says at the end of each answer (N, K); with segments, where prefixes
+        are shared, at each place that is read (M, K)."""
+        names: Sequence[str] = ("input_ids", "attention_mask")
+        if "read_from" in inputs:
+            names = ("input_ids", *SHARED)
+        found: Tensor = model(**{name: inputs[name] for name in names}).logits
+        return found.float()
+
     def rewards(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
         """Return the reward of each answer (N,)."""
-        outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
-        return outputs.logits[:, 0].float()
+        return self.outputs(model, inputs)[:, 0]
 
     def scores(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
         """Return the rewards of both answers, (B, 2)."""
@@ -234,13 +209,17 @@ class SegmentTrainer(PairTerms, HeadTrainer):
     """`segment`: the reward of an answer is the mean of the values at the ends of its segments."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        return_token_values(kwargs["model"])
         super().__init__(*args, **kwargs)
-        return_token_values(self.model)
 
     def rewards(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
         """Return e(x, y) = (1/K) sum_j r_end(j) of each answer (N,)."""
-        outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
-        return mean_at(outputs.logits[..., 0].float(), inputs["ends"])
+        values = self.outputs(model, inputs)[..., 0]
+        if "owners" in inputs:
+            sums = values.new_zeros(len(inputs["answer_lengths"]))
+            counts = inputs["owners"].bincount(minlength=len(sums))
+            return sums.index_add(0, inputs["owners"], values) / counts
+        return mean_at(values, inputs["ends"])
 
 
 def mean_at(values: Tensor, ends: Tensor) -> Tensor:
@@ -264,10 +243,7 @@ class OdinTrainer(PairTerms, HeadTrainer):
 
     def terms(self, model: Any, inputs: dict[str, Tensor]) -> BatchLoss:
         """Return the losses of B pairs, each with the batch's terms about length added."""
-        outputs = model(
-            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]
-        ).logits.float()
-        quality, length = outputs.unbind(-1)
+        quality, length = self.outputs(model, inputs).unbind(-1)
         found = self.pair_terms(quality + length, quality, inputs)
         apart = orthogonality(head_of(self.accelerator.unwrap_model(self.model))[2].weight)
         more = self.settings.orthogonality_weight * apart
@@ -303,21 +279,6 @@ class OdinTrainer(PairTerms, HeadTrainer):
 # --- ratings and questions ------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class RatingCollator:
-    """Stack rated answers into one right-padded batch."""
-
-    pad_token_id: int
-    max_length: int
-
-    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        """Return `input_ids`, `attention_mask` (N, T), `ratings` (N, K) and `weight` (N,)."""
-        batch = pad([[*row["prompt_ids"], *row["answer_ids"]] for row in rows], self.pad_token_id)
-        batch["ratings"] = torch.tensor([row["ratings"] for row in rows], dtype=torch.float32)
-        batch["weight"] = torch.tensor([row["weight"] for row in rows], dtype=torch.float32)
-        return batch
-
-
 class RegressionTrainer(HeadTrainer):
     """`regression`: squared error over the attributes that an answer has a rating for."""
 
@@ -335,23 +296,6 @@ class RegressionTrainer(HeadTrainer):
         return BatchLoss(
             losses, inputs["weight"], {"mse": losses.detach(), "mean_absolute_error": off.detach()}
         )
-
-
-@dataclass(frozen=True, slots=True)
-class QuestionCollator:
-    """Stack questions into one left-padded batch, so that the letter is predicted at the last place
-    of every row."""
-
-    pad_token_id: int
-    max_length: int
-
-    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        """Return `input_ids`, `attention_mask`, `position_ids` (B, T), `letter_ids` (B, 2) and
-        `weight` (B,)."""
-        batch = pad([row["input_ids"] for row in rows], self.pad_token_id, left=True)
-        batch["letter_ids"] = torch.tensor([list(row["letter_ids"]) for row in rows])
-        batch["weight"] = torch.tensor([row["weight"] for row in rows], dtype=torch.float32)
-        return batch
 
 
 class QuestionTrainer(HeadTrainer):

@@ -14,7 +14,7 @@ from aligner.config.loss_names import LOSSES, REFERENCE_FREE_LOSSES, REWARD_LOSS
 from aligner.config.method import TrainingMethod
 from aligner.config.mosaic_rules import no_mosaics
 from aligner.config.pair_methods import PAIR_CHARTS, PAIR_METRICS
-from aligner.config.recipe import Section, Strength, TrainRecipe, Weight, Whole
+from aligner.config.recipe import Preference, Section, Strength, TrainRecipe, Weight, Whole
 from aligner.config.recipe_problem import RecipeProblems, problem_at, show
 from aligner.config.view import RecipeView, refuse_formats
 
@@ -94,6 +94,8 @@ class SapoRecipe(TrainRecipe):
     """What to do."""
     sapo: Sapo = Sapo()
     """What belongs to this method alone."""
+    preference: Preference = Preference()
+    """How answers to one prompt are computed."""
 
 
 def _single_answers(view: RecipeView) -> RecipeProblems:

@@ -55,6 +55,7 @@ from aligner.training.fit import TrainResult, fit
 from aligner.training.preference import (
     PairCollator,
 )
+from aligner.training.prefix import PROOF_GROUPS, Group, settle_prefix
 from aligner.training.reference import reference_logps
 from aligner.training.trainer import lengths_of
 
@@ -93,6 +94,16 @@ def train(job: Job) -> TrainResult:
     )
     if recipe.model.lora is not None and arguments.gradient_checkpointing:
         model.enable_input_require_grads()
+    with trainer.compute_loss_context_manager():
+        prefix = settle_prefix(
+            recipe,
+            model,
+            _first_groups(job.prepared.train),
+            rough=arguments.bf16 or arguments.fp16,
+            sharded=job.is_sharded,
+            note=job.note,
+        )
+    trainer.data_collator = RowCollator(PairCollator(job.tokenizer.pad_token_id, prefix))
     if (checkpoint := latest_checkpoint(job.run.checkpoints_dir)) is not None:
         trainer.load_rest(checkpoint)
     trainer.group_lengths = lengths_of(job.prepared.train, job.prepared.batching.grouped)
@@ -102,6 +113,16 @@ def train(job: Job) -> TrainResult:
     with trainer.exported():
         job.answer_after(trainer)
     return fitted
+
+
+def _first_groups(rows: Dataset) -> list[Group]:
+    """Sequences that begin as a rewrite does: those of the first answers, and the same with another
+    end."""
+    found: list[Group] = []
+    for row in rows.select(range(min(PROOF_GROUPS, len(rows)))):
+        ids, prompt = list(row["chosen_ids"]), list(row["prompt_ids"])
+        found.append([[*prompt, *ids], [*prompt, *reversed(ids)]])
+    return found
 
 
 def _refuse_shards(recipe: SapoRecipe) -> None:

@@ -20,8 +20,9 @@ from torch import Tensor
 from aligner.methods.sapo.recipe import AVERAGE, BUFFER, REFERENCE, Sapo
 from aligner.methods.sapo.replay_buffer import ReplayBuffer, Rewrite
 from aligner.methods.sapo.writer import Writer, number_of
+from aligner.models.answers import answer_logps
 from aligner.models.ema import WeightCopy
-from aligner.models.forward import answer_logps, eval_mode
+from aligner.models.forward import eval_mode
 from aligner.runs.checkpoints import checkpoint_at
 from aligner.training.preference import (
     PairCollator,

@@ -22,8 +22,7 @@ from torch import Tensor
 from transformers.trainer_utils import IntervalStrategy
 from trl import SFTConfig, SFTTrainer
 
-from aligner.launch.world import world
-from aligner.methods.job import SHARDED, Job
+from aligner.methods.job import Job
 from aligner.methods.sft.recipe import SftRecipe
 from aligner.models.adapter_kinds import base_under_adapter
 from aligner.models.fused_head import fuse_head
@@ -206,7 +205,7 @@ def train(job: Job) -> TrainResult:
 def _refuse_rows_that_meet(model: Any, arguments: SFTConfig, job: Job) -> None:
     """Read packed rows with the model that is trained, in its data type, before the first step; a
     shard alone reads none."""
-    if job.recipe.launch.strategy in SHARDED and world()[1] > 1:
+    if job.is_sharded:
         return
     if job.recipe.model.quantization == "none":
         model.to(arguments.device)  # where the trainer would put it

@@ -13,14 +13,13 @@ from fakes import byte_tokenizer, tiny_llama
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from aligner.models import forward
+from aligner.models.answers import batched_logps, pad_answers
 from aligner.models.forward import (
     answer_entropies,
     batched_forward,
-    batched_logps,
     batches_by_length,
     eval_mode,
     pad,
-    pad_answers,
     read_tokens,
     token_logps,
 )
