@@ -36,7 +36,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 PADDED = 1.1
-"""Prompts are computed together while padding makes them at most this many times as long."""
+PADDING = 64
+"""Prompts are computed together while padding makes them at most this many times as long, or adds
+no more tokens than these: a forward pass of its own costs about as much."""
+
+PASS = 12.0
+"""What a forward pass costs beside its rows, in rows of a step: about a dozen on a CPU (SmolLM2,
+one thread), more where the model is smaller or the device faster."""
 
 INPUTS = {"input_ids", "attention_mask", "position_ids", "past_key_values", "use_cache"}
 
@@ -114,6 +120,7 @@ class Continuous:
         self.active: list[_Active] = []
         self.prompts: dict[int, _Prompt] = {}
         self.slots = Slots(0, batch_size)
+        self.steps, self.ended, self.idle = 0, 0, 0
         self.last_only = (
             {"logits_to_keep": 1}
             if "logits_to_keep" in inspect.signature(decoder.forward).parameters
@@ -123,14 +130,31 @@ class Continuous:
     def run(self) -> None:
         """Decode all rows."""
         while self.waiting or self.active:
-            self._admit()
+            if self._is_worth_a_pass():
+                self._admit()
             if self.active:
                 self._step()
 
     # --- newcomers --------------------------------------------------------------------------------
 
+    def _is_worth_a_pass(self) -> bool:
+        """Whether enough rows are free for newcomers: one more pass for their prompts against steps
+        with rows that idle.
+
+        Rows end at a rate of r a step, and a pass costs c rows of a step: both together cost least
+        where sqrt(2 c r) newcomers share a pass. Idle rows worth a pass end the wait in any case.
+        """
+        free = self.batch_size - len(self.active)
+        cost = PASS * self.batch_size / (PASS + self.batch_size)
+        self.idle += free
+        if self.active and self.idle < cost:
+            rate = self.ended / max(1, self.steps)
+            return free >= min(len(self.waiting), (2 * cost * rate) ** 0.5)
+        return True
+
     def _admit(self) -> None:
         """Let waiting rows in while there is room for them, each with its first token."""
+        self.idle = 0
         while newcomers := self._next():
             self._prefill(newcomers)
             logits_RV = torch.stack([self.prompts[row.index].logits_V for row in newcomers])
@@ -194,6 +218,7 @@ class Continuous:
             past_key_values=slots,
         )
         slots.stepped()
+        self.steps += 1
         self._choose(self.active, logits_RV)
         for place in reversed(range(len(self.active))):
             active = self.active[place]
@@ -201,6 +226,7 @@ class Continuous:
                 slots.remove(place)
                 self.active[place] = self.active[-1]
                 self.active.pop()
+                self.ended += 1
                 self.on_finished(active.row.index, active.row.sample, active.generated())
 
     def _forward(self, **inputs: Any) -> Tensor:
@@ -240,8 +266,8 @@ def _similar(lengths: dict[int, int]) -> Iterator[list[int]]:
     total = 0
     for key in sorted(lengths, key=lambda key: -lengths[key]):
         longest = lengths[group[0]] if group else lengths[key]
-        padded = longest * (len(group) + 1)
-        if group and (padded > PADDED * (total + lengths[key]) or padded > BATCH_TOKENS):
+        padded, real = longest * (len(group) + 1), total + lengths[key]
+        if group and padded > min(BATCH_TOKENS, max(PADDED * real, real + PADDING)):
             yield group
             group, total = [], 0
         group.append(key)

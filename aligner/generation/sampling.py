@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,8 +23,10 @@ from transformers import (
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
-    TopPLogitsWarper,
 )
+
+HEAD = 256
+"""Likeliest tokens among which top-p looks first."""
 
 LARGEST_DRAW = 1.0 - 1e-12
 """Keeps a draw below the last value of a cumulative sum that rounds to one."""
@@ -106,19 +109,43 @@ def _processors(sampling: Sampling) -> list[Any]:
     if sampling.top_k:
         chain.append(TopKLogitsWarper(sampling.top_k))
     if sampling.top_p < 1.0:
-        chain.append(TopPLogitsWarper(sampling.top_p))
+        chain.append(partial(_nucleus, top_p=sampling.top_p))
     if sampling.min_p:
         chain.append(MinPLogitsWarper(sampling.min_p))
     return chain
 
 
+def _nucleus(_: Tensor | None, scores_BV: Tensor, top_p: float) -> Tensor:
+    """Keep the likeliest tokens, as few as have `top_p` of the probability together.
+
+    As transformers' TopPLogitsWarper, which sorts the whole vocabulary: here only its head, which
+    grows until it holds what is kept.
+    """
+    vocabulary, size = scores_BV.shape[-1], min(HEAD, scores_BV.shape[-1])
+    total_B1 = scores_BV.logsumexp(dim=-1, keepdim=True)
+    while True:
+        best_BK, ids_BK = scores_BV.topk(size)
+        probabilities_BK = (best_BK - total_B1).to(_exact(scores_BV.device)).exp()
+        before_BK = probabilities_BK.cumsum(dim=-1) - probabilities_BK
+        is_kept_BK = before_BK < top_p
+        if size == vocabulary or not is_kept_BK[:, -1].any():
+            break
+        size = min(vocabulary, 8 * size)
+    kept_BK = best_BK.masked_fill(~is_kept_BK, float("-inf"))
+    return torch.full_like(scores_BV, float("-inf")).scatter(1, ids_BK, kept_BK)
+
+
 def _drawn(scores_BV: Tensor, draws_B: Tensor) -> Tensor:
     """Return each row's token by its own number (inverse of the cumulative distribution)."""
-    exact = torch.float32 if scores_BV.device.type == "mps" else torch.float64
+    exact = _exact(scores_BV.device)
     cumulative_BV = scores_BV.to(exact).softmax(dim=-1).cumsum(dim=-1)
     draws_B1 = draws_B[:, None].to(scores_BV.device, exact)
     ids_B1 = torch.searchsorted(cumulative_BV, draws_B1 * cumulative_BV[:, -1:], right=True)
     return ids_B1.clamp(max=scores_BV.shape[-1] - 1)[:, 0]
+
+
+def _exact(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def _logps_of(scores_BV: Tensor, ids_B: Tensor) -> Tensor:

@@ -226,10 +226,23 @@ def test_a_finished_row_leaves_and_a_waiting_one_takes_its_place() -> None:
     model = model_of(LOOP["llama"]())
     counted = Counted(model)
     finished: list[int] = []
-    lengths = [9, 2, 2, 2, 2, 2]
+    lengths = [40, *[20] * 6]
     HfEngine(model, batch_size=2).generate(sized(lengths), lambda index, *_: finished.append(index))
-    assert counted.steps == [2, 2, 2, 2, 2, 1, 1, 1]  # the first token comes with the prompt
-    assert finished == [1, 2, 3, 4, 5, 0]
+    assert sum(counted.steps) == sum(lengths) - len(lengths)  # the first token is the prompt's
+    assert len(counted.steps) < sum(lengths) / 2 + 5
+    assert finished[0] == 1, "streamed as they end"
+    assert finished.index(0) < finished.index(3)
+
+
+def test_rows_wait_for_others_only_while_that_costs_less_than_a_pass() -> None:
+    model = model_of(LOOP["llama"]())
+    counted = Counted(model)
+    rng = random.Random(0)
+    lengths = [rng.randrange(4, 40) for _ in range(200)]
+    HfEngine(model, batch_size=40).generate(sized(lengths))
+    assert sum(counted.steps) == sum(lengths) - 200
+    assert len(counted.steps) < 1.2 * sum(lengths) / 40 + 40  # the last rows end alone
+    assert len(counted.shapes) - len(counted.steps) < 0.5 * len(counted.steps)
 
 
 def test_a_prompt_is_computed_once_for_all_its_samples() -> None:
@@ -245,10 +258,11 @@ def test_a_prompt_is_computed_once_for_all_its_samples() -> None:
 def test_prompts_of_other_lengths_are_not_padded_to_the_longest() -> None:
     model = model_of(LOOP["llama"]())
     counted = Counted(model)
-    requests = [Request(ids, Sampling(max_new_tokens=1)) for ids in prompts()]
+    requests = [Request(ids * 2, Sampling(max_new_tokens=1)) for ids in prompts()]
     HfEngine(model, batch_size=16).generate(requests)
     computed = sum(rows * columns for rows, columns in counted.shapes)
-    assert computed <= 1.1 * sum(map(len, prompts()))
+    assert computed <= 1.25 * sum(len(request.prompt_ids) for request in requests)
+    assert len(counted.shapes) <= 4, "short ones go together"
 
 
 def test_attention_is_as_wide_as_the_longest_row_that_is_left() -> None:
