@@ -9,6 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 SCRIPTS = (
     "speed.compare",
+    "speed.generation",
     "speed.sapo",
     "speed.endpoints",
     "speed.mosaic",

@@ -119,7 +119,7 @@ class Continuous:
         self.on_finished = on_finished
         self.active: list[_Active] = []
         self.prompts: dict[int, _Prompt] = {}
-        self.slots = Slots(0, batch_size)
+        self.slots = Slots(0)
         self.steps, self.ended, self.idle = 0, 0, 0
         self.last_only = (
             {"logits_to_keep": 1}
@@ -160,15 +160,26 @@ class Continuous:
             logits_RV = torch.stack([self.prompts[row.index].logits_V for row in newcomers])
             started = [_Active(row, row.draws().tolist()) for row in newcomers]
             self._choose(started, logits_RV)
-            for active in started:
-                if active.is_done:
-                    self.on_finished(active.row.index, active.row.sample, active.generated())
-                    continue
-                prompt = self.prompts[active.row.index]
-                self.slots.add(prompt.cache, prompt.index, len(active.row.request.prompt_ids))
-                self.active.append(active)
+            self._place([active for active in started if not self._has_ended(active)])
             still = {row.index for row in self.waiting[-1:]}
             self.prompts = {i: prompt for i, prompt in self.prompts.items() if i in still}
+
+    def _place(self, started: Sequence[_Active]) -> None:
+        """Give rows that continue a slot each, with the keys and values of their prompts."""
+        if not started:
+            return
+        lengths = [len(active.row.request.prompt_ids) for active in started]
+        prompts = [self.prompts[active.row.index] for active in started]
+        self.slots.reserve(len(started), max(lengths), prompts[0].cache)
+        for prompt, length in zip(prompts, lengths):
+            self.slots.add(prompt.cache, prompt.index, length)
+        self.active += started
+
+    def _has_ended(self, active: _Active) -> bool:
+        """Whether a row has its last token; hands it over if so."""
+        if active.is_done:
+            self.on_finished(active.row.index, active.row.sample, active.generated())
+        return active.is_done
 
     def _next(self) -> list[Row]:
         """Take the rows that fit in next, in one prefill."""
@@ -202,7 +213,7 @@ class Continuous:
             for place, index in enumerate(indices):
                 self.prompts[index] = _Prompt(cache, place, logits_GV[place])
             if not self.slots.layers:
-                self.slots = Slots(len(cache.layers), self.batch_size)
+                self.slots = Slots(len(cache.layers))
                 self.bytes_per_token = bytes_per_token(cache)
 
     # --- a step -----------------------------------------------------------------------------------
@@ -221,13 +232,11 @@ class Continuous:
         self.steps += 1
         self._choose(self.active, logits_RV)
         for place in reversed(range(len(self.active))):
-            active = self.active[place]
-            if active.is_done:
+            if self._has_ended(self.active[place]):
                 slots.remove(place)
                 self.active[place] = self.active[-1]
                 self.active.pop()
                 self.ended += 1
-                self.on_finished(active.row.index, active.row.sample, active.generated())
 
     def _forward(self, **inputs: Any) -> Tensor:
         """Return the logits behind the last token of each row, in float32."""

@@ -26,8 +26,9 @@ from aligner.tokenization.encode import encode_prompt, stop_token_ids
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-PART_BATCHES = 8
-"""Batches' worth of rows in a part of a journal: what a kill can cost."""
+PART_BATCHES = 4
+"""Batches' worth of rows in a part of a journal, which is what a kill can cost: about the time that
+one and a half batches take where each decodes until its longest row ends."""
 
 
 @dataclass(frozen=True)

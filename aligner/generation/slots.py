@@ -30,11 +30,10 @@ is due again."""
 class Slots(Cache):
     """The cache of the rows in use, for `past_key_values`. `lengths`: tokens of each row."""
 
-    def __init__(self, num_layers: int, most_slots: int) -> None:
+    def __init__(self, num_layers: int) -> None:
         super().__init__(layers=[_SlotLayer(self) for _ in range(num_layers)])
         self.lengths: list[int] = []
         self.end = 0
-        self.most_slots = most_slots
         self.num_slots = 0
         self.columns = 0
 
@@ -55,9 +54,13 @@ class Slots(Cache):
         self.end += 1
         self.lengths = [length + 1 for length in self.lengths]
 
+    def reserve(self, rows: int, longest: int, prompt: DynamicCache) -> None:
+        """Have room for so many new rows, the longest of so many tokens, before they are added.
+        `prompt`: the cache of a prefill, which shows what keys and values are like."""
+        self._make_room(len(self.lengths) + rows, longest, prompt)
+
     def add(self, prompt: DynamicCache, index: int, length: int) -> None:
-        """Copy a prompt of a prefill, padded on the left, into a new row."""
-        self._make_room(len(self.lengths) + 1, length, prompt)
+        """Copy a prompt of a prefill, padded on the left, into a new row that is reserved."""
         slot, columns = len(self.lengths), slice(self.end - length, self.end)
         for layer, source in zip(self.layers, prompt.layers, strict=True):
             layer.keys[slot, :, columns] = source.keys[index, :, -length:]
@@ -86,9 +89,7 @@ class Slots(Cache):
         if rows <= self.num_slots and length <= self.end < self.columns:
             return
         start, end = self.start, width
-        slots = self.num_slots
-        if rows > slots:
-            slots = min(self.most_slots, max(rows, 2 * slots))
+        slots = max(rows, self.num_slots)
         columns = max(self.columns, width + ROOM)
         for layer, source in zip(self.layers, prompt.layers if prompt else self.layers):
             layer.move(slice(start, self.end), end, (slots, columns), source)

@@ -285,11 +285,14 @@ def _plan(recipe: SelectRecipe, specs: Sequence[str], inputs: Inputs) -> list[tu
 def _answer(recipe: SelectRecipe, run: Run, inputs: Inputs, on_event: OnEvent | None) -> None:
     """Let the policy answer every prompt; long prompts first, so that a batch too big for memory
     fails at once."""
+    from aligner.generation.decode import PART_BATCHES
+
     settings, candidates = recipe.select, inputs.candidates
     order = sorted(
         range(len(candidates)), key=lambda index: -len(text_of(candidates[index].prompt))
     )
-    parts = _chunks(order, max(1, settings.batch_size // settings.num_samples))
+    rows = PART_BATCHES * settings.batch_size
+    parts = _chunks(order, max(1, rows // settings.num_samples))
     journal = run.dir / JOURNAL / "responses.jsonl"
 
     with ExitStack() as stack:

@@ -122,7 +122,9 @@ def _answers(
     def on_progress(done: int, total: int) -> None:
         scorer.tell(StageProgress(f"answers of the reference, {name}", done, total))
 
-    sampling = Sampling(max_new_tokens=recipe.dpo.forward_kl_tokens, seed=recipe.seed)
+    longest = recipe.dpo.forward_kl_tokens
+    rooms = [max(1, min(longest, recipe.data.max_length - len(prompt))) for prompt in prompts]
+    sampling = [Sampling(max_new_tokens=room, seed=recipe.seed) for room in rooms]
     with open_engine(
         recipe.generation,
         reference_section(recipe),

@@ -102,12 +102,15 @@ class Writer:
             [*row["prompt_ids"], *row["chosen_ids"][:start]]
             for (row, _), (start, _) in zip(places, windows)
         ]
-        sampling = Sampling(
-            max_new_tokens=max(size for _, size in windows),
-            temperature=self.settings.temperature,
-            top_k=self.settings.top_k,
-            top_p=self.settings.top_p,
-        )
+        sampling = [
+            Sampling(
+                max_new_tokens=size,
+                temperature=self.settings.temperature,
+                top_k=self.settings.top_k,
+                top_p=self.settings.top_p,
+            )
+            for _, size in windows
+        ]
         engine = engine_for(model, name=self.engine, batch_size=self.batch_size)
         written = continue_ids(
             model, self.tokenizer, contexts, sampling, streams=keys, engine=engine

@@ -80,7 +80,7 @@ def sampled(*overrides: str, output: str = "out", **options: Any) -> Path:
         "select.max_new_tokens": 6,
         "select.keep_unfinished": True,
         "select.num_samples": 3,
-        "select.batch_size": 6,
+        "select.batch_size": 2,
         "select.budget": 4,
         "output_dir": output,
     }
@@ -369,7 +369,7 @@ def killed_at(moment: int, monkeypatch: pytest.MonkeyPatch, cut: bool) -> None:
 def test_killed_at_any_part_and_resumed_equals_uninterrupted(
     folder: Path, monkeypatch: pytest.MonkeyPatch, cut: bool
 ) -> None:
-    settings = ("select.embedding=policy", "select.batch_size=12")
+    settings = ("select.embedding=policy", "select.batch_size=3")
     expected = result(sampled(*settings, output="whole"))
     moments = 0
     while True:
