@@ -14,6 +14,7 @@ SCRIPTS = (
     "speed.endpoints",
     "speed.mosaic",
     "effects.quickstart",
+    "effects.bf16",
     "effects.discopop",
     "effects.sapo",
     "effects.reward_models",

@@ -29,13 +29,12 @@ class Default(NamedTuple):
 
 
 SHARE_OF_STEPS = 0.1
-"""A checkpoint, and an evaluation, is made every tenth of the run."""
+"""A checkpoint, and an evaluation, is made every tenth of the run, where neither costs much."""
 
 OF_ALIGNER: dict[str, Any] = {
     "logging_steps": 10,
     "logging_first_step": True,
     "save_strategy": "steps",
-    "save_steps": SHARE_OF_STEPS,
     "save_total_limit": 2,
     "report_to": "none",
     # Every step uses every trained weight; looking for others costs time.
@@ -50,6 +49,8 @@ OF_DEVICE = ("bf16", "gradient_checkpointing", "dataloader_pin_memory")
 
 LATE = (
     *OF_DEVICE,
+    "eval_steps",  # what evaluations and checkpoints cost beside the training decides
+    "save_steps",
     "activation_checkpointing",  # another name of gradient_checkpointing
     "train_sampling_strategy",  # the lengths of the rows decide
     "router_aux_loss_coef",  # the model's config has it
@@ -168,9 +169,13 @@ def _following(recipe: TrainRecipe, metrics: Mapping[str, bool]) -> dict[str, An
     metric = str(recipe.trainer.get("metric_for_best_model") or "loss").removeprefix("eval_")
     values["greater_is_better"] = metrics.get(metric, False)
     if recipe.data.eval is not None:
-        values |= {"eval_strategy": "steps", "eval_steps": SHARE_OF_STEPS}
+        values["eval_strategy"] = "steps"
     if recipe.early_stopping is not None:
         values |= {"load_best_model_at_end": True, "metric_for_best_model": "loss"}
+    if recipe.early_stopping is not None or recipe.trainer.get("load_best_model_at_end"):
+        # The best of few would not be much better than the last.
+        values |= {"eval_steps": SHARE_OF_STEPS, "save_steps": SHARE_OF_STEPS}
+    if recipe.early_stopping is not None:
         values |= _saves_where_it_evaluates(recipe)
     return values
 

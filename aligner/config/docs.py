@@ -252,10 +252,12 @@ def _defaults() -> str:
         "we do instead. Here\n"
         "are those that decide the result most and those that are ours (in bold); `resolved.json` "
         "has all of them. With\n"
-        "`data.eval`, `eval_strategy` is `steps` and `eval_steps` 0.1; with `early_stopping`, "
-        "checkpoints and evaluations\n"
-        "fall together. What only the device, the rows or the loaded model can tell is set when "
-        "the run starts and written\n"
+        "`data.eval`, `eval_strategy` is `steps`; how often follows from what evaluations and "
+        "checkpoints cost, a tenth of the\n"
+        "run at the most ([how](running.md#beside-the-training)). With `early_stopping` it is a "
+        "tenth, and both fall together.\n"
+        "What only the device, the rows or the loaded model can tell is set "
+        "when the run starts and written\n"
         "to `environment.json` then: " + ", ".join(f"`{key}`" for key in defaults.LATE) + ".\n"
     )
     rows = [f"| Field | {' | '.join(found)} |", f"| --- | {'--- | ' * len(found)}".rstrip()]

@@ -38,6 +38,8 @@ class Job:
     on_event: OnEvent | None = None
     questions: Sequence[tuple[str | Messages, str | None]] = field(default_factory=tuple)
     """Held-out prompts with their expected answers, for the report."""
+    max_new_tokens: int | None = None
+    """Of an answer for the report; None for what the recipe says."""
     objective: Objective | None = None
     """The loss, where it was given as a function in Python."""
 
@@ -118,7 +120,8 @@ class Job:
 
         if self.recipe.model.quantization == "none":
             model.to(best_device())
-        sampling = Sampling(max_new_tokens=self.recipe.report.max_new_tokens, temperature=0.0)
+        longest = self.max_new_tokens or self.recipe.report.max_new_tokens
+        sampling = Sampling(max_new_tokens=longest, temperature=0.0)
         prompts = [prompt for prompt, _ in self.questions]
         name = self.recipe.generation.engine
         engine = engine_for(model, name=name if name in HELD else "auto", batch_size=8)

@@ -21,21 +21,21 @@ def plan_rows(
     With `epoch_sizes`, `sequences` counts those of all epochs together, and `stop` is the step to
     stop at, if there is one.
     """
-    from aligner.tokenization.batching import rows_per_step
+    from aligner.tokenization.batching import rows_per_step, total_steps
 
     per_step = rows_per_step(recipe)
     all_steps = -(-sequences // per_step)
+    total = total_steps(recipe, sequences, epoch_sizes, stop)
     if epoch_sizes is not None:
         counted = (
             "sequences",
             f"{sequences:,}",
             f"in {len(epoch_sizes)} epochs: {', '.join(f'{size:,}' for size in epoch_sizes)}",
         )
-        total, how = stop or all_steps, f"{sequences:,} / {per_step} a step"
+        how = f"{sequences:,} / {per_step} a step"
         return [counted, ("steps", f"{total:,}", how), ("recipe", recipe_hash(recipe)[:12], "hash")]
     epochs = float(trainer_value(recipe, "num_train_epochs"))
     steps = int(trainer_value(recipe, "max_steps"))
-    total = steps if steps > 0 else -(-int(all_steps * epochs * 1000) // 1000)
     return [
         ("sequences", f"{sequences:,}", ""),
         ("steps an epoch", f"{all_steps:,}", f"{sequences:,} / {per_step} a step"),

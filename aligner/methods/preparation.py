@@ -7,6 +7,7 @@ Nothing heavy is imported before the rows have been read.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,12 +15,15 @@ from typing import TYPE_CHECKING, Any
 from aligner.config.recipe import TrainRecipe
 from aligner.data.loading import Loaded, load_rows
 from aligner.data.memory import MemoryRows
-from aligner.events import DataReady, Notice, OnEvent, StageStarted, Warned, tell
+from aligner.events import DataReady, Notice, OnEvent, Plan, StageStarted, Warned, tell
+from aligner.methods.decisions import decide
 from aligner.methods.plan import PlanRows
 from aligner.methods.steps import steps_of
 from aligner.models.libraries import disable_progress_bars, quick_imports
 from aligner.models.positions import within_model
 from aligner.runs.run import Run
+from aligner.training.cadence import chosen_rows
+from aligner.training.decided import Decided, read_decided, write_decided
 
 if TYPE_CHECKING:
     from aligner.losses.types import Objective
@@ -70,11 +74,11 @@ def prepare(recipe: TrainRecipe, run: Run, loaded: Loaded, on_event: OnEvent | N
     from aligner.tokenization.dataset import load_tokenized
 
     tokenizer = load_checked_tokenizer(recipe, on_event)
+    trained = look_ahead(recipe, tokenizer) if read_decided(run) is None else None
     done = run.prepared_dir.is_dir() and run.read_json("data.json") is not None
     if done:
         prepared = load_tokenized(run.prepared_dir)
     else:
-        look_ahead(recipe, tokenizer)
         prepared = tokenize_rows(recipe, loaded, tokenizer, run.prepared_dir, on_event)
         questions = questions_from(loaded.eval or loaded.train, recipe.report.num_prompts)
         run.write_json(QUESTIONS, [list(question) for question in questions])
@@ -82,7 +86,23 @@ def prepare(recipe: TrainRecipe, run: Run, loaded: Loaded, on_event: OnEvent | N
             "data.json", {**loaded.ledger.to_json(), "batching": prepared.batching.reason}
         )
         tell(on_event, DataReady(data_table(recipe, loaded, prepared)))
+    decided = _decide_once(recipe, run, prepared, trained)
+    tell(on_event, Plan(decided.rows()))
     return job_of(recipe, run, tokenizer, prepared, on_event)
+
+
+def _decide_once(
+    recipe: TrainRecipe, run: Run, prepared: TokenizedData, trained: int | None
+) -> Decided:
+    """Return what this run decided at its start; nothing for one that an older version trained."""
+    if (decided := read_decided(run)) is not None:
+        return decided
+    decided = Decided()
+    if "arguments" not in run.read_json("environment.json"):
+        books = run.read_json("data.json")["splits"]
+        decided = decide(recipe, prepared, books, len(run.read_json(QUESTIONS)), trained)
+    write_decided(run, decided)
+    return decided
 
 
 def data_table(
@@ -147,16 +167,19 @@ def load_checked_tokenizer(recipe: TrainRecipe, on_event: OnEvent | None) -> Any
     return tokenizer
 
 
-def look_ahead(recipe: TrainRecipe, tokenizer: Any, on_event: OnEvent | None = None) -> None:
+def look_ahead(recipe: TrainRecipe, tokenizer: Any, on_event: OnEvent | None = None) -> int | None:
     """Look up what the recipe names in the model before anything is tokenized; with a listener, say
-    what would be trained."""
+    what would be trained. Returns the number of weights that are trained, where it can be told."""
     from aligner.models.loading import load_outline
     from aligner.models.trained_weights import describe_trained, trained_of
 
     outputs = steps_of(recipe.method).num_outputs(recipe)
     outline = load_outline(recipe.model, tokenizer, outputs=outputs)
-    if outline is not None and on_event is not None:
-        for line in describe_trained(trained_of(outline, recipe.model.lora)):
+    if outline is None:
+        return None
+    found = trained_of(outline, recipe.model.lora)
+    if on_event is not None:
+        for line in describe_trained(found):
             tell(on_event, Notice(line))
         if recipe.model.lora is None and recipe.model.dtype in ("bfloat16", "float16"):
             text = (
@@ -167,6 +190,7 @@ def look_ahead(recipe: TrainRecipe, tokenizer: Any, on_event: OnEvent | None = N
                 on_event,
                 Notice(f"{text} when they are loaded. model.dtype=float32 keeps them all"),
             )
+    return found.trained
 
 
 def job_of(
@@ -176,7 +200,16 @@ def job_of(
     from aligner.methods.job import Job
 
     questions = [(prompt, expected) for prompt, expected in run.read_json(QUESTIONS)]
-    return Job(recipe, run, tokenizer, prepared, on_event, questions)
+    cadence = (read_decided(run) or Decided()).cadence
+    if cadence is None:
+        return Job(recipe, run, tokenizer, prepared, on_event, questions)
+    if prepared.eval is not None and cadence.held_out_rows < len(prepared.eval):
+        rows = chosen_rows(len(prepared.eval), cadence.held_out_rows, recipe.seed)
+        prepared = replace(prepared, eval=prepared.eval.select(rows))
+    answered = questions[: cadence.prompts]
+    return Job(
+        recipe, run, tokenizer, prepared, on_event, answered, max_new_tokens=cadence.max_new_tokens
+    )
 
 
 def within_sizes(

@@ -33,6 +33,9 @@ class TrainingSteps:
     task: Task = "preference"
     """The kind of rows that it trains on."""
 
+    answers: bool = True
+    """Whether the report shows answers of the model, from before and after."""
+
     def check(self, recipe: Any, objective: Objective | None) -> None:
         """Check what needs no rows, before they are read. Raises: RecipeError."""
 
@@ -58,6 +61,11 @@ class TrainingSteps:
     def num_outputs(self, recipe: Any) -> int | None:
         """Return the outputs of the head that is trained; None where the model writes text."""
         return None
+
+    def passes(self, recipe: Any) -> tuple[float, float]:
+        """Return what a trained token and a held-out one cost, in forward passes over it: the
+        backward pass counts as two, and as one where only adapters get gradients."""
+        return (3.0 if recipe.model.lora is None else 2.0), 1.0
 
     def check_model(self, recipe: Any, on_event: OnEvent | None) -> None:
         """Check what only the model can tell, before rows are tokenized. Raises: RecipeError."""

@@ -153,6 +153,7 @@ def _content(folder: Path, manifest: Record | None) -> Record:
     method = training_of(str(recipe.get("method")))
     charts, more = _charts(metrics, method.charts if method else ())
     samples = read_json(folder, "samples.json") or []
+    decided = read_json(folder, "decided.json") or {}
     content = {
         "name": folder.resolve().name,
         "run_dir": str(folder),
@@ -166,9 +167,9 @@ def _content(folder: Path, manifest: Record | None) -> Record:
         "evaluation": _evaluation(evaluation),
         "charts": charts,
         "more_charts": more,
-        "curve_note": _curve_note(metrics, recipe),
+        "curve_note": _curve_note(metrics, recipe, decided),
         "samples": [sample_part(sample) for sample in samples],
-        "no_samples": _no_samples(recipe, manifest),
+        "no_samples": _no_samples(recipe, manifest, decided),
         "pairs": read_json(folder, "pairs.json") or [],
         "scored": read_json(folder, "scored.json") or [],
         "ledger": ledger_part(data),
@@ -297,16 +298,25 @@ def _drawn(metrics: Metrics, split: str, key: str, name: str, tone: int) -> Seri
     )
 
 
-def _curve_note(metrics: Metrics, recipe: Record) -> str:
+def _curve_note(metrics: Metrics, recipe: Record, decided: Record) -> str:
     if any(record.get("split") == "eval" for record in metrics):
         long = len(_series(metrics, "train", "loss")) >= SMOOTH_FROM
-        return "Faint lines are single log lines, strong ones their running mean." if long else ""
+        lines = "Faint lines are single log lines, strong ones their running mean." if long else ""
+        held_out, everything = _cadence(decided).get("held_out_rows"), decided.get("all_held_out")
+        if held_out is None or held_out == everything:
+            return lines
+        return f"Held-out numbers are of {held_out:,} of {everything:,} rows. {lines}".strip()
     reason = (
         "the recipe gives no data.eval"
         if not recipe.get("data", {}).get("eval")
         else "no evaluation was reached"
     )
     return f"No held-out curve: {reason}."
+
+
+def _cadence(decided: Record) -> Record:
+    """How often the training was evaluated, as was decided at its start."""
+    return decided.get("cadence") or {}
 
 
 def _tiles(metrics: Metrics, evaluation: Any, data: Any) -> list[dict[str, str]]:
@@ -385,9 +395,12 @@ def _evaluation(evaluation: Any) -> Record | None:
     return {"metrics": metrics, "rows": [] if told else rows, "bars": charts}
 
 
-def _no_samples(recipe: Record, manifest: Record | None) -> str:
+def _no_samples(recipe: Record, manifest: Record | None, decided: Record) -> str:
     if not recipe.get("data", {}).get("eval"):
         return "None: the recipe holds no rows out (data.eval)."
     if recipe.get("report", {}).get("num_prompts") == 0:
         return "None: report.num_prompts is 0."
+    cadence = _cadence(decided)
+    if cadence.get("prompts") == 0 and cadence.get("answer_share") is not None:
+        return "None: they would have taken too long. report.num_prompts asks for them."
     return "None were recorded." if manifest else "None yet: they are written when training ends."

@@ -14,6 +14,7 @@
     metrics.jsonl      one line for each logged step
     manifest.json    last: its presence means done
     weights.json       how many are trained, of how many, where
+    decided.json       precision and cadence, decided before the first step
 
 A process may be killed at any moment. Files are written under a temporary name, flushed to disk and
 renamed, so they are whole or absent; `metrics.jsonl` is appended to, and a line cut short by a kill

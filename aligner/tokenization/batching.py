@@ -72,6 +72,25 @@ def rows_per_step(recipe: TrainRecipe) -> int:
     )
 
 
+def total_steps(
+    recipe: TrainRecipe,
+    sequences: int,
+    epoch_sizes: Sequence[int] | None = None,
+    stop: int | None = None,
+) -> int:
+    """Return the optimizer steps of the training.
+
+    With `epoch_sizes`, `sequences` counts those of all epochs together, and `stop` is the step to
+    stop at, if there is one.
+    """
+    an_epoch = -(-sequences // rows_per_step(recipe))
+    if epoch_sizes is not None:
+        return stop or an_epoch
+    if (max_steps := int(trainer_value(recipe, "max_steps"))) > 0:
+        return max_steps
+    return -(-int(an_epoch * float(trainer_value(recipe, "num_train_epochs")) * 1000) // 1000)
+
+
 def last_step(recipe: TrainRecipe, sizes: Sequence[int]) -> int | None:
     """Where training ends that does not end with an epoch: `max_steps`, or so much of the last
     epoch."""

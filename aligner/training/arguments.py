@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
-from aligner.config.defaults import fill, trainer_value
+from aligner.config.defaults import SHARE_OF_STEPS, fill, trainer_value
 from aligner.config.recipe import TrainRecipe
 from aligner.errors import Problem, RecipeError
-from aligner.launch.devices import has_bf16_gpu
+from aligner.launch.devices import has_bf16_gpu, native_bf16
 from aligner.methods.catalogue import trainer_fields
 from aligner.runs.run import Run
+from aligner.training.decided import Decided, read_decided
+from aligner.training.precision import trains_on_cpu
 
 WHAT_LIBRARIES_RAISE = (
     ValueError,
@@ -37,7 +39,12 @@ def training_arguments(
     """Build the arguments of a trainer: what the device decides, the recipe's `trainer:` section
     over it, filled, and what only we may set."""
     filled, _ = fill(recipe)
-    values = {**of_device(filled), **filled.trainer, **ours}
+    decided = read_decided(run) or Decided()
+    values = {**of_device(filled, decided), **how_often(filled, decided), **filled.trainer, **ours}
+    if values["bf16"] and trains_on_cpu(filled) and native_bf16("cpu"):
+        values["use_cpu"] = True  # else transformers wants a GPU for it
+    if decided.cadence is not None and decided.cadence.save_steps == 0:
+        values["save_strategy"] = "no"
     # The name people know is on its way out of transformers, which warns about it twice a run.
     for key in ("gradient_checkpointing", "gradient_checkpointing_kwargs"):
         known = values.pop(key, None)
@@ -93,14 +100,28 @@ def told_by_key(key: str, recipe: TrainRecipe, origins: Mapping[str, str] = {}) 
         ) from error
 
 
-def of_device(recipe: TrainRecipe) -> dict[str, Any]:
-    """Return what this device decides where the recipe leaves it out."""
+def of_device(recipe: TrainRecipe, decided: Decided) -> dict[str, Any]:
+    """Return what this device decides where the recipe leaves it out; of a CPU, what was decided
+    when the run started."""
     on_gpu = torch.cuda.is_available() and not trainer_value(recipe, "use_cpu")
+    gpu_bf16 = has_bf16_gpu() and on_gpu and not trainer_value(recipe, "fp16")
     return {
-        "bf16": has_bf16_gpu() and on_gpu and not trainer_value(recipe, "fp16"),
+        "bf16": gpu_bf16 or (bool(decided.bf16) and trains_on_cpu(recipe)),
         "gradient_checkpointing": on_gpu,
         "dataloader_pin_memory": on_gpu,
     }
+
+
+def how_often(recipe: TrainRecipe, decided: Decided) -> dict[str, Any]:
+    """Return the steps between checkpoints and evaluations where the recipe leaves them out: what
+    was decided when the run started, or else a tenth of the run."""
+    cadence = decided.cadence
+    save = cadence.save_steps if cadence is not None else None
+    evaluate = cadence.eval_steps if cadence is not None else None
+    found: dict[str, Any] = {"save_steps": save or SHARE_OF_STEPS}
+    if trainer_value(recipe, "eval_strategy") == "steps":
+        found["eval_steps"] = evaluate or SHARE_OF_STEPS
+    return found
 
 
 def found_late(arguments: TrainingArguments, recipe: TrainRecipe) -> dict[str, Any]:

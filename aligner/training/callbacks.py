@@ -127,6 +127,17 @@ class Recorder(TrainerCallback):
         remove_old(self.run.checkpoints_dir, self.keep, best=state.best_model_checkpoint)
 
 
+class EndEvaluation(TrainerCallback):
+    """Evaluate after the last step too, whatever the steps between evaluations are."""
+
+    def on_step_end(
+        self, args: Any, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Ask for an evaluation at the end."""
+        if state.global_step >= state.max_steps:
+            control.should_evaluate = True
+
+
 def refuse_broken_weights(trainer: OrderedTrainer) -> None:
     """Raise TrainingError when a trained weight is NaN or inf, so that no checkpoint to resume
     from holds one.

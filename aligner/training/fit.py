@@ -25,7 +25,8 @@ from aligner.models.saved_tokenizer import SavedTokenizer
 from aligner.runs.checkpoints import check_checkpoint, is_last, latest_checkpoint, step_of
 from aligner.runs.run import Run
 from aligner.training.arguments import found_late
-from aligner.training.callbacks import Recorder, refuse_broken_weights
+from aligner.training.callbacks import EndEvaluation, Recorder, refuse_broken_weights
+from aligner.training.decided import Decided, read_decided
 from aligner.training.trainer import OrderedTrainer
 
 
@@ -56,6 +57,9 @@ def fit(
     if trainer.processing_class is not None:
         trainer.saved_tokenizer = SavedTokenizer(trainer.processing_class, recipe.model)
     trainer.add_callback(Recorder(trainer, run, on_event, keep))
+    cadence = (read_decided(run) or Decided()).cadence
+    if cadence is not None and cadence.eval_steps is not None:
+        trainer.add_callback(EndEvaluation())
     for guard in guards:
         trainer.add_callback(guard)
     if recipe.early_stopping is not None:

@@ -59,6 +59,13 @@ class DpoSteps(TrainingSteps):
 
         return (("prompts", describe_prefix(recipe, prepared.train)),)
 
+    def passes(self, recipe: DpoRecipe) -> tuple[float, float]:
+        """Return what a token costs; under adapters the reference reads it too, at every step."""
+        trained, held_out = super().passes(recipe)
+        computed = recipe.dpo.reference != "precomputed" and recipe.dpo.reference_model is None
+        extra = recipe.model.lora is not None and computed
+        return trained + extra, held_out + extra
+
     def before_ranks(self, job: Job) -> None:
         """Score and write what ranks could not: they hold only shards of the policy, or would
         wait."""

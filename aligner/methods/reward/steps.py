@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 class RewardSteps(TrainingSteps):
     """Training a reward model."""
 
+    answers = False
+
     def check(self, recipe: RewardRecipe, objective: Objective | None) -> None:
         """Refuse a model, or a reference of segments, that this kind cannot start from."""
         check_start(recipe)

@@ -59,7 +59,7 @@ def test_epochs_are_three_but_of_a_reward_model() -> None:
 def test_a_default_that_is_written_out_changes_no_hash(method: str) -> None:
     left_out = resolve(method)
     trainer = left_out.recipe.trainer
-    for key in ("learning_rate", "num_train_epochs", "weight_decay", "optim", "save_steps"):
+    for key in ("learning_rate", "num_train_epochs", "weight_decay", "optim", "save_strategy"):
         written = resolve(method, f"trainer.{key}={trainer[key]}")
         assert written.origins[f"trainer.{key}"].startswith(f"trainer.{key}=")
         assert recipe_hash(written.recipe) == recipe_hash(left_out.recipe)
@@ -74,7 +74,10 @@ def test_another_default_is_another_recipe(monkeypatch: pytest.MonkeyPatch) -> N
 def test_evaluations_follow_held_out_rows_and_early_stopping() -> None:
     assert resolve("sft").recipe.trainer["eval_strategy"] == "no"
     held_out = resolve("sft", "data.eval=0.1").recipe.trainer
-    assert (held_out["eval_strategy"], held_out["eval_steps"]) == ("steps", 0.1)
+    assert held_out["eval_strategy"] == "steps"
+    assert not {"eval_steps", "save_steps"} & held_out.keys()  # what they cost decides, later
+    best = resolve("sft", "data.eval=0.1", "trainer.load_best_model_at_end=true").recipe.trainer
+    assert (best["eval_steps"], best["save_steps"]) == (0.1, 0.1)
     stops = ["data.eval=0.1", "early_stopping={}", "trainer.eval_steps=7"]
     stopping = resolve("sft", *stops)
     assert stopping.recipe.trainer["save_steps"] == 7

@@ -56,6 +56,7 @@ def test_a_setting_that_does_not_work_here_is_told_by_its_key(
     import torch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
     flags = {f"trainer__{name}": value for name, value in trainer.items()}
     resolved = small_recipe("sft", small_world, tmp_path / "run", **flags)
     with pytest.raises(RecipeError) as caught:
