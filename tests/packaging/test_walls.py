@@ -127,8 +127,8 @@ LOADS_HEAVY: dict[str, tuple[str, ...]] = {
     "reward_models": ("heads", "pairwise", "segment"),
     "toy": ("muon", "pretrain", "tokenizer"),
     "training": (
-        "prefix",
-        *("arguments", "callbacks", "fit", "preference", "reference", "rehearsal", "sampler"),
+        *("arguments", "callbacks", "fit", "precision", "preference", "prefix"),
+        *("reference", "rehearsal", "sampler"),
         "trainer",
     ),
 }
