@@ -30,7 +30,7 @@ from aligner.generation.batchwise import Row
 from aligner.generation.requests import Generated, OnFinished
 from aligner.generation.sampling import choose, said_ids, settings_of
 from aligner.generation.slots import Slots, bytes_per_token
-from aligner.models.forward import BATCH_TOKENS, pad
+from aligner.models.forward import pad
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -39,6 +39,9 @@ PADDED = 1.1
 PADDING = 64
 """Prompts are computed together while padding makes them at most this many times as long, or adds
 no more tokens than these: a forward pass of its own costs about as much."""
+
+PREFILL_TOKENS = 2048
+"""Tokens of prompts that are computed together, unless one prompt alone has more."""
 
 PASS = 12.0
 """What a forward pass costs beside its rows, in rows of a step: about a dozen on a CPU (SmolLM2,
@@ -55,7 +58,7 @@ def can_decode(decoder: PreTrainedModel) -> bool:
     prepares = type(decoder).prepare_inputs_for_generation
     return (
         prepares is GenerationMixin.prepare_inputs_for_generation
-        and inspect.signature(decoder.forward).parameters.keys() >= INPUTS
+        and inspect.signature(type(decoder).forward).parameters.keys() >= INPUTS
         and not positions_of_the_batch(decoder)
         and all(
             type(layer) in (DynamicLayer, DynamicSlidingWindowLayer)
@@ -123,7 +126,7 @@ class Continuous:
         self.steps, self.ended, self.idle = 0, 0, 0
         self.last_only = (
             {"logits_to_keep": 1}
-            if "logits_to_keep" in inspect.signature(decoder.forward).parameters
+            if "logits_to_keep" in inspect.signature(type(decoder).forward).parameters
             else {}
         )
 
@@ -184,22 +187,20 @@ class Continuous:
     def _next(self) -> list[Row]:
         """Take the rows that fit in next, in one prefill."""
         taken: list[Row] = []
+        reach = max((_reach(active.row) for active in self.active), default=0)
         while self.waiting and len(self.active) + len(taken) < self.batch_size:
-            row = self.waiting[-1]
-            if not self._fits([*(active.row for active in self.active), *taken], row):
+            reach = max(reach, _reach(self.waiting[-1]))
+            if not self._fits(len(self.active) + len(taken) + 1, reach):
                 break
             taken.append(self.waiting.pop())
         return taken
 
-    def _fits(self, rows: Sequence[Row], row: Row) -> bool:
-        """Whether the cache may hold one more row, all of them as long as the longest can become;
+    def _fits(self, rows: int, reach: int) -> bool:
+        """Whether the cache may hold so many rows, all of them as long as the longest can become;
         before the first prefill nothing is known of its size, so one row goes first."""
-        if not rows:
-            return True
-        if not self.slots.layers:
-            return False
-        reach = max(len(one.request.prompt_ids) + one.budget for one in (*rows, row))
-        return self.bytes_per_token * reach * (len(rows) + 1) <= self.cache_bytes
+        if rows == 1 or not self.slots.layers:
+            return rows == 1
+        return self.bytes_per_token * reach * rows <= self.cache_bytes
 
     def _prefill(self, rows: Sequence[Row]) -> None:
         """Compute the prompts of rows that have not been computed, those of similar length
@@ -269,6 +270,11 @@ class Continuous:
             active.raw_logps.append(raw_logp)
 
 
+def _reach(row: Row) -> int:
+    """The tokens that a row may come to."""
+    return len(row.request.prompt_ids) + row.budget
+
+
 def _similar(lengths: dict[int, int]) -> Iterator[list[int]]:
     """Cut the keys into groups of similar lengths, longest first, none with too many tokens."""
     group: list[int] = []
@@ -276,7 +282,7 @@ def _similar(lengths: dict[int, int]) -> Iterator[list[int]]:
     for key in sorted(lengths, key=lambda key: -lengths[key]):
         longest = lengths[group[0]] if group else lengths[key]
         padded, real = longest * (len(group) + 1), total + lengths[key]
-        if group and padded > min(BATCH_TOKENS, max(PADDED * real, real + PADDING)):
+        if group and padded > min(PREFILL_TOKENS, max(PADDED * real, real + PADDING)):
             yield group
             group, total = [], 0
         group.append(key)

@@ -13,6 +13,7 @@ from fakes import tiny_llama as random_llama
 from aligner.errors import DataError
 from aligner.generation.decode import generate
 from aligner.generation.sampling import Sampling
+from aligner.runs.journal import Journal
 from aligner.tokenization.encode import encode_prompt, stop_token_ids
 
 PROMPTS = [
@@ -215,3 +216,38 @@ def test_progress_counts_answers(model, tokenizer) -> None:
     )
     assert seen == [(done, 6) for done in range(1, 7)]
     assert generate(model, tokenizer, [], sampling) == []
+
+
+def test_killed_at_any_part_and_resumed_writes_the_same(model, tokenizer, tmp_path) -> None:
+    class Killed(Exception):
+        pass
+
+    sampling = Sampling(max_new_tokens=8, num_samples=3, seed=2)
+    whole = generate(model, tokenizer, PROMPTS, sampling, batch_size=2)
+    attempts, started = 0, []
+    while True:
+        attempts += 1
+        fresh = []
+
+        def on_progress(done, total, fresh=fresh):
+            if len(fresh) == 12:
+                raise Killed
+            fresh.append((done, total))
+
+        try:
+            answers = generate(
+                model,
+                tokenizer,
+                PROMPTS,
+                sampling,
+                batch_size=2,
+                on_progress=on_progress,
+                journal=Journal(tmp_path / "answers.jsonl"),
+            )
+        except Killed:
+            started.append(fresh[0])
+            continue
+        break
+    assert answers == whole
+    assert attempts == 3, "parts of three prompts: 9, 9 and 6 answers"
+    assert started == [(1, 24), (10, 24)]

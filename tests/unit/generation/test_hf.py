@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers as hf
 from fakes import byte_tokenizer, tiny_llama
+from peft import AdaptionPromptConfig, LoraConfig, PromptTuningConfig, get_peft_model
 
 import aligner.generation.hf
 from aligner.generation.batchwise import Row
@@ -321,8 +324,6 @@ def test_weights_in_bf16_and_autocast_decode_in_the_loop() -> None:
 
 
 def test_adapters_and_checkpointing_decode_in_the_loop() -> None:
-    from peft import LoraConfig, PromptTuningConfig, get_peft_model
-
     requests = requests_of(Sampling(max_new_tokens=8, seed=1))
     base = tiny_llama(byte_tokenizer(), seed=7, initializer_range=0.5)
     policy = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear"))
@@ -343,3 +344,31 @@ def test_adapters_and_checkpointing_decode_in_the_loop() -> None:
     )
     (alone,) = HfEngine(in_front, batch_size=4).generate(requests[3:4])
     assert ids_of(HfEngine(in_front, batch_size=4).generate(requests))[3] == ids_of([alone])[0]
+
+
+@pytest.mark.parametrize("kind", ["nf4", "beside"])
+def test_both_paths_write_the_same(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """4-bit weights, and adapters beside the attention, which transformers' own loop leads as well:
+    neither changes what is cached."""
+    model = model_of(hf.LlamaConfig(**{**SHAPE, "hidden_size": 64, "intermediate_size": 128}))
+    if kind == "nf4":
+        model.save_pretrained(tmp_path)
+        quantization = hf.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+        model = hf.AutoModelForCausalLM.from_pretrained(
+            tmp_path, quantization_config=quantization, dtype=torch.float32
+        )
+    else:
+        model = get_peft_model(model, AdaptionPromptConfig(adapter_len=4, adapter_layers=2))
+        for name, parameter in model.named_parameters():
+            if "adaption" in name:
+                torch.nn.init.constant_(parameter, 0.5)
+    requests = requests_of(Sampling(max_new_tokens=10, num_samples=2, seed=1), lengths=True)
+    ours = HfEngine(model, batch_size=3).generate(requests)
+    monkeypatch.setattr(aligner.generation.hf, "can_decode", lambda _: False)
+    theirs = HfEngine(model, batch_size=3).generate(requests)
+    assert ids_of(ours) == ids_of(theirs)
+    for one, other in zip(chain(*ours), chain(*theirs)):
+        assert one.logps == pytest.approx(other.logps, abs=1e-3)
+        assert one.finish_reason == other.finish_reason
