@@ -17,7 +17,7 @@ from aligner.runs.run import Run
 def train_and_finish(job: Job) -> RunResult:
     """Train, and write down what came out. Several ranks do it together; the first one writes."""
     job.say("loading the model")
-    load_method(job.recipe.method)
+    load_method(job.recipe)
     _record_devices(job.run)
     from transformers import set_seed
 

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from aligner.config.defaults import trainer_value
 from aligner.config.recipe import TrainRecipe
 from aligner.data.loading import Loaded, load_rows
 from aligner.data.memory import MemoryRows
@@ -19,7 +20,11 @@ from aligner.events import DataReady, Notice, OnEvent, Plan, StageStarted, Warne
 from aligner.methods.decisions import decide
 from aligner.methods.plan import PlanRows
 from aligner.methods.steps import steps_of
-from aligner.models.libraries import disable_progress_bars, quick_imports
+from aligner.models.libraries import (
+    disable_progress_bars,
+    import_bitsandbytes_plainly,
+    quick_imports,
+)
 from aligner.models.positions import within_model
 from aligner.runs.run import Run
 from aligner.training.cadence import chosen_rows
@@ -29,6 +34,8 @@ if TYPE_CHECKING:
     from aligner.losses.types import Objective
     from aligner.methods.job import Job
     from aligner.tokenization.dataset import TokenizedData
+
+OPTIMIZERS_OF_TORCH = ("adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop")
 
 QUESTIONS = "prepared/questions.json"
 """Held-out prompts for the report, kept beside the tokenized data so that ranks read no rows."""
@@ -67,7 +74,7 @@ def prepare(recipe: TrainRecipe, run: Run, loaded: Loaded, on_event: OnEvent | N
     files = {record.path: record.sha256 for source in sources for record in source.files}
     run.check_data(loaded.fingerprint, files)
     tell(on_event, StageStarted("loading torch, transformers and TRL"))
-    load_method(recipe.method)
+    load_method(recipe)
     recipe, _ = try_out(recipe, loaded, run.read_json("resolved.json")["origins"], on_event)
     tell(on_event, StageStarted("tokenizing"))
     from aligner.methods.job import questions_from
@@ -244,8 +251,12 @@ def sizes_once_loaded(recipe: TrainRecipe) -> Mapping[str, Any]:
     return sizes
 
 
-def load_method(method: str) -> None:
-    """Import a method, and with it everything heavy; progress is left to our events."""
+def load_method(recipe: TrainRecipe) -> None:
+    """Import the method of a recipe, and with it everything heavy; progress is left to our
+    events."""
     with quick_imports():
-        steps_of(method).load()
+        optimizer = str(trainer_value(recipe, "optim"))
+        if recipe.model.quantization == "none" and optimizer in OPTIMIZERS_OF_TORCH:
+            import_bitsandbytes_plainly()
+        steps_of(recipe.method).load()
     disable_progress_bars()

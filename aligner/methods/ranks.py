@@ -100,7 +100,7 @@ def run_as_rank(
 ) -> RunResult:
     """Train as one of several processes, whoever started them."""
     listener = on_event if rank == 0 else None
-    load_method(resolved.recipe.method)
+    load_method(resolved.recipe)
     prepared_run = os.environ.get(PREPARED_RUN)
     if prepared_run is not None:
         run = Run.attach(prepared_run)

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import gc
+import importlib
+import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+
+NO_COMPILER = "TORCHDYNAMO_DISABLE"
+"""torch's own switch, read where a function is wrapped in `torch.compile`."""
 
 
 def disable_progress_bars() -> None:
@@ -35,3 +40,26 @@ def quick_imports() -> Iterator[None]:
             gc.freeze()
         if was_enabled:
             gc.enable()
+
+
+def import_bitsandbytes_plainly() -> None:
+    """Import bitsandbytes before peft does, without wrapping its functions in `torch.compile`.
+
+    peft imports it wherever it is installed. Four of its functions for CPUs (dequantizing, and a
+    step of its optimizers) are wrapped as they are defined, which loads all of Inductor: a seventh
+    of the time of all imports. They stay as they are written for the rest of the process, so this
+    is for trainings that have no use for them.
+    """
+    if "bitsandbytes" in sys.modules:
+        return
+    importlib.import_module("torch")
+    before = os.environ.get(NO_COMPILER)
+    os.environ[NO_COMPILER] = "1"
+    try:
+        with suppress(ImportError):
+            importlib.import_module("bitsandbytes")
+    finally:
+        if before is None:
+            del os.environ[NO_COMPILER]
+        else:
+            os.environ[NO_COMPILER] = before

@@ -162,17 +162,21 @@ def _git(folder: Path, *arguments: str) -> str | None:
 def git_state(folder: Path) -> tuple[dict[str, Any] | None, str]:
     """Commit, branch and dirtiness of the folder's repository, and the diff against the commit
     (redacted)."""
-    commit = _git(folder, "rev-parse", "HEAD")
-    if commit is None:
+    head = _git(folder, "rev-parse", "HEAD", "--abbrev-ref", "HEAD")
+    if head is None:
         return None, ""
-    status = _git(folder, "status", "--porcelain", "--untracked-files=normal") or ""
-    diff = _git(folder, "diff", "HEAD", "--no-ext-diff", "--no-textconv", "--no-color") or ""
+    commit, branch = head.split()
+    status = _git(folder, "status", "--porcelain", "--untracked-files=normal")
+    lines = [] if status is None else status.splitlines()
+    diff = ""
+    if status is None or any(not line.startswith("??") for line in lines):
+        diff = _git(folder, "diff", "HEAD", "--no-ext-diff", "--no-textconv", "--no-color") or ""
     if len(diff) > MAX_DIFF_CHARS:
         diff = f"{diff[:MAX_DIFF_CHARS]}\n[cut here: the diff has {len(diff)} characters]\n"
-    untracked = [line[3:] for line in status.splitlines() if line.startswith("??")]
+    untracked = [line[3:] for line in lines if line.startswith("??")]
     state = {
-        "commit": commit.strip(),
-        "branch": (_git(folder, "rev-parse", "--abbrev-ref", "HEAD") or "").strip(),
+        "commit": commit,
+        "branch": branch,
         "dirty": bool(diff),
         "untracked": untracked[:50],
     }

@@ -1,11 +1,14 @@
 """Us against TRL on the same work in the same run, as ratios: `python -m benchmarks.speed.compare
-[--rows N] [--rounds N]`.
+[--rows N] [--rounds N] [--model DIR]`.
 
 Every figure is the median over rounds in which the two tools take turns, each in a process of its
 own on one thread.
 
 * `first step`: wall seconds from the command to the first logged loss, `aligner sft RECIPE` against
-  `trl sft --config`.
+  `trl sft --config`: on the toy, and with `--model` on the model in that folder too, one row of at
+  most 128 tokens a step, so that loading counts and not the step. Beside them what both must do:
+  `import torch, transformers, trl` as it stands, which loads little of TRL, and with TRL's trainer
+  and its configuration. Its ratio is the floor of ours.
 * `identical`: tokens per CPU-second of training with the same batches, no checkpointing, float32,
   reference precomputed for both (its cost is in neither figure).
 * `default`: the same with what each tool does when it is told nothing about batches: TRL pads
@@ -69,32 +72,36 @@ def throughput(task: str, mode: str, folder: Path, rounds: int) -> dict[str, flo
     return {tool: statistics.median(values) for tool, values in rates.items()}
 
 
-def first_step(folder: Path, rounds: int) -> dict[str, float]:
-    """Median wall seconds from the command to the first logged loss."""
+def first_step(folder: Path, model: Path, length: int, batch: int, rounds: int) -> dict[str, float]:
+    """Median wall seconds from the command to the first logged loss, and of the imports alone
+    (`bare`, `trainer`)."""
     binaries = Path(sys.executable).parent
     recipe = folder / "first.yaml"
     recipe.write_text(
-        f"method: sft\noutput_dir: {folder / 'first-aligner'}\nmodel: {{name_or_path: "
-        f"{folder / 'model'}}}\n"
-        f"data: {{train: {folder / 'chats/train.jsonl'}, max_length: 1024}}\n"
-        "trainer: {max_steps: 1, per_device_train_batch_size: 8, logging_steps: 1}\nreport: "
-        "{num_prompts: 0}\n"
+        f"method: sft\noutput_dir: {folder / 'first-aligner'}\nmodel: {{name_or_path: {model}}}\n"
+        f"data: {{train: {folder / 'chats/train.jsonl'}, max_length: {length}, "
+        "on_too_long: truncate}\n"
+        f"trainer: {{max_steps: 1, per_device_train_batch_size: {batch}, logging_steps: 1}}\n"
+        "report: {num_prompts: 0}\n"
     )
     config = folder / "first-trl.yaml"
     config.write_text(
-        f"model_name_or_path: {folder / 'model'}\ndataset_name: {folder / 'chats'}\n"
+        f"model_name_or_path: {model}\ndataset_name: {folder / 'chats'}\n"
         f"output_dir: {folder / 'first-trl'}\nmax_steps: 1\nlogging_steps: 1\nreport_to: "
-        "none\nbf16: false\n"
-        "per_device_train_batch_size: 8\n"
+        f"none\nbf16: false\nmax_length: {length}\n"
+        f"per_device_train_batch_size: {batch}\n"
     )
+    alone = "import torch, transformers, trl; {}print({{'loss': 0}}, flush=True)"
     commands = {
         "trl": [str(binaries / "trl"), "sft", "--config", str(config)],
         "aligner": [str(binaries / "aligner"), "sft", str(recipe), "--overwrite"],
+        "bare": [sys.executable, "-c", alone.format("")],
+        "trainer": [sys.executable, "-c", alone.format("trl.SFTTrainer, trl.SFTConfig; ")],
     }
-    seconds: dict[str, list[float]] = {tool: [] for tool in TOOLS}
+    seconds: dict[str, list[float]] = {tool: [] for tool in commands}
     for _ in range(rounds):
-        for tool in TOOLS:
-            seconds[tool].append(_until_loss(commands[tool]))
+        for tool, command in commands.items():
+            seconds[tool].append(_until_loss(command))
     return {tool: statistics.median(values) for tool, values in seconds.items()}
 
 
@@ -134,11 +141,15 @@ def main() -> None:
         "--write", action="store_true", help="write the table into benchmarks/RESULTS.md"
     )
     parser.add_argument("--only", choices=PARTS, help="measure one part")
+    parser.add_argument(
+        "--model", type=Path, help="a model's folder, to which the first step is measured too"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_workload(folder, options.rows)
-        rows = dict(_rows(folder, options.rounds, [options.only] if options.only else PARTS))
+        parts = [options.only] if options.only else PARTS
+        rows = dict(_rows(folder, options.rounds, parts, options.model))
     if options.only:
         rows = dict(_rows_of(read("speed"))) | rows
     text = "\n".join(
@@ -154,18 +165,32 @@ def main() -> None:
         write("speed", text)
 
 
-def _rows(folder: Path, rounds: int, parts: Sequence[str]) -> Iterator[tuple[str, str]]:
+def _rows(
+    folder: Path, rounds: int, parts: Sequence[str], model: Path | None
+) -> Iterator[tuple[str, str]]:
     """Measure, and return what stands in the table: what it is, and its three figures."""
     if "first" in parts:
-        found = first_step(folder, rounds)
-        ratio = found["aligner"] / found["trl"]
-        yield "SFT, command to first step (wall s, less is better)", _figures(found, ".1f", ratio)
+        yield from _first_rows("the toy", first_step(folder, folder / "model", 512, 8, rounds))
+        if model is not None:
+            yield from _first_rows(model.name, first_step(folder, model, 128, 1, rounds))
     for task in [part for part in parts if part != "first"]:
         for mode in ("identical", "default"):
             found = throughput(task, mode, folder, rounds)
             ratio = found["aligner"] / found["trl"]
             what = f"{task.upper()}, {mode} settings (tokens per CPU-second, more is better)"
             yield what, _figures(found, ",.0f", ratio)
+
+
+def _first_rows(name: str, found: dict[str, float]) -> Iterator[tuple[str, str]]:
+    ratio = found["aligner"] / found["trl"]
+    what = f"SFT of {name}, command to first step (wall s, less is better)"
+    yield what, _figures(found, ".1f", ratio)
+    for kind, code in (
+        ("bare", "`import torch, transformers, trl`"),
+        ("trainer", "the same with TRL's trainer"),
+    ):
+        both = dict.fromkeys(TOOLS, found[kind])
+        yield f"{name}: {code} alone", _figures(both, ".1f", found[kind] / found["trl"])
 
 
 def _figures(found: dict[str, float], form: str, ratio: float) -> str:

@@ -89,15 +89,16 @@ def work(name: str, folder: Path) -> dict[str, Any]:
     from aligner.runs.files import read_metrics
 
     method, changes = RUNS[name]
-    load_method(method)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     data = "pairs" if method == "dpo" else "chats"
     ours = [
         f"model.name_or_path={folder / 'model'}",
         f"data.train={folder / data / 'train.jsonl'}",
         f"output_dir={folder / 'runs' / name.replace(' ', '-')}",
     ]
-    run = run_recipe(load_recipe(method, None, [*COMMON, *ours, *changes]), overwrite=True).run_dir
+    resolved = load_recipe(method, None, [*COMMON, *ours, *changes])
+    load_method(resolved.recipe)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    run = run_recipe(resolved, overwrite=True).run_dir
     lines = [line for line in read_metrics(run) if line["split"] == "train"]
     steps = [after["time_s"] - line["time_s"] for line, after in itertools.pairwise(lines)]
     shares = [line.get("sapo/generation_share", 0.0) for line in lines[1:]]
