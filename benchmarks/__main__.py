@@ -13,6 +13,7 @@ SCRIPTS = (
     "speed.sapo",
     "speed.endpoints",
     "speed.mosaic",
+    "speed.tokenizing",
     "effects.quickstart",
     "effects.bf16",
     "effects.discopop",
