@@ -34,13 +34,17 @@ from aligner.data.turn_weight import without_weights
 from aligner.errors import DataError
 from aligner.tokenization.call_arguments import with_fitting_arguments
 from aligner.tokenization.control_tokens import as_seen, reader_of
+from aligner.tokenization.rendered import (
+    Rendered,
+    Span,
+    common_prefix,
+    common_suffix,
+    marked_spans,
+)
 from aligner.tokenization.template_probe import refuse_endless
 
 if TYPE_CHECKING:
-    from transformers import BatchEncoding, PreTrainedTokenizerBase
-
-Span = tuple[int, int]
-"""Half-open range of token places."""
+    from transformers import PreTrainedTokenizerBase
 
 REFUSALS = (
     TypeError,
@@ -55,6 +59,13 @@ REFUSALS = (
 itself."""
 QUESTION, PROBES = "x", ("a", "b")
 MARKER = re.compile(r"\{%[-+]?\s*generation\b")
+MARKED: dict[str, Any] = {
+    "tokenize": True,
+    "return_dict": True,
+    "return_assistant_tokens_mask": True,
+    "tokenizer_kwargs": {"verbose": False},
+}
+"""How a template is asked for the tokens that it marks."""
 NO_STOP_HINT = (
     "choose another with model.chat_template (TRL's own for training end in `_training`), "
     "or let the template end the turn with the end-of-sequence token"
@@ -100,37 +111,36 @@ def text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
-@dataclass(frozen=True, slots=True)
-class Rendered:
-    """A whole conversation: its text, its ids, and which character lies in which token."""
+Marked = tuple[list[int], list[Span]]
+"""Ids, and the runs of them that the template marks as the assistant's."""
 
-    text: str
-    ids: list[int]
-    encoding: BatchEncoding
 
-    def place(self, character: int) -> int | None:
-        """Return the place of the token that holds a character; None where the tokenizer does not
-        say."""
-        if character == len(self.text):
-            return len(self.ids)
-        return self.encoding.char_to_token(character) if self.encoding.is_fast else None
+@dataclass(slots=True)
+class Ahead:
+    """What is known of a conversation because it was rendered together with others."""
 
-    def is_first(self, character: int) -> bool:
-        """Say whether a character is the first of its token, so that no token lies across that
-        border."""
-        return character in (0, len(self.text)) or self.place(character - 1) != self.place(
-            character
-        )
+    facts: TemplateInfo
+    texts: dict[tuple[int, bool], str] = field(default_factory=dict)
+    """(number of messages, opened) -> their rendering."""
+    whole: Rendered | None = None
+    marked: Marked | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Messages under one tokenizer's template, rendered on demand."""
+    """Messages under one tokenizer's template, rendered on demand, or `ahead` with others
+    (`aligner.tokenization.ahead`)."""
 
     tokenizer: PreTrainedTokenizerBase
     messages: Messages
     tools: list | None = None
     origin: str = ""
+    ahead: Ahead | None = None
+
+    @property
+    def facts(self) -> TemplateInfo:
+        """What probing showed of the template."""
+        return facts_of(self.tokenizer) if self.ahead is None else self.ahead.facts
 
     def text(self, messages: Messages, *, opened: bool = False) -> str:
         """Render messages as text.
@@ -140,6 +150,11 @@ class Conversation:
         text: str = self._rendered(messages, tokenize=False, add_generation_prompt=opened)
         reader = reader_of(self.tokenizer)
         return text if reader is None else reader.in_sight(text)
+
+    def prefix(self, count: int, *, opened: bool = False) -> str:
+        """Render the first `count` messages as text."""
+        known = None if self.ahead is None else self.ahead.texts.get((count, opened))
+        return self.text(self.messages[:count], opened=opened) if known is None else known
 
     def text_with(self, turn: int, content: str) -> str:
         """Render the whole conversation with another text in one turn."""
@@ -153,35 +168,28 @@ class Conversation:
 
     def whole(self) -> Rendered:
         """Render and tokenize the whole conversation."""
+        if self.ahead is not None and self.ahead.whole is not None:
+            return self.ahead.whole
         text, reader = self.text(self.messages), reader_of(self.tokenizer)
         if reader is not None:
-            return Rendered(text, *reader.encode(text, add_special_tokens=False))
-        encoding = self.tokenizer(text, add_special_tokens=False, verbose=False)
-        return Rendered(text, list(encoding["input_ids"]), encoding)
+            ids, encoding = reader.encode(text, add_special_tokens=False)
+        else:
+            encoding = self.tokenizer(text, add_special_tokens=False, verbose=False)
+            ids = list(encoding["input_ids"])
+        return Rendered(text, ids, encoding.encodings[0] if encoding.is_fast else None)
 
-    def marked(self) -> tuple[list[int], list[Span]]:
+    def marked(self) -> Marked:
         """Return the ids and the runs of tokens that the template marks as the assistant's."""
-        encoding = self._rendered(
-            self.messages,
-            tokenize=True,
-            return_dict=True,
-            return_assistant_tokens_mask=True,
-            tokenizer_kwargs={"verbose": False},
-        )
-        mask, spans, stop = bytes([*encoding["assistant_masks"], 0]), [], 0
-        while (start := mask.find(1, stop)) >= 0:
-            stop = mask.find(0, start)
-            spans.append((start, stop))
-        return list(encoding["input_ids"]), spans
+        if self.ahead is not None and self.ahead.marked is not None:
+            return self.ahead.marked
+        encoding = self._rendered(self.messages, **MARKED)
+        return list(encoding["input_ids"]), marked_spans(encoding["assistant_masks"])
 
     def _rendered(self, messages: Messages, **options: Any) -> Any:
         from jinja2 import TemplateError
 
         refuse_endless(self.tokenizer)
-        messages, tools = (
-            with_fitting_arguments(self.tokenizer, without_weights(messages)),
-            self.tools,
-        )
+        messages, tools = as_template_takes(self.tokenizer, messages), self.tools
         reader = reader_of(self.tokenizer)
         if reader is not None:
             messages, tools = reader.out_of_sight(messages), reader.out_of_sight(tools)
@@ -194,6 +202,12 @@ class Conversation:
                 f"{str(error) or type(error).__name__}",
                 "change the turns, or choose another template with model.chat_template",
             ) from error
+
+
+def as_template_takes(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> Messages:
+    """Return messages as the template of the tokenizer reads them: without weights, and calls with
+    their arguments in its form."""
+    return with_fitting_arguments(tokenizer, without_weights(messages))
 
 
 # --- facts ----------------------------------------------------------------------------------------
@@ -284,7 +298,7 @@ def answer_spans(chat: Conversation, wanted: Sequence[int]) -> tuple[list[int], 
 
     Raises: DataError when a turn has no stop token; UnstableTemplateError when renderings disagree.
     """
-    facts = facts_of(chat.tokenizer)
+    facts = chat.facts
     if not facts.marked or reader_of(chat.tokenizer) is not None:
         whole = chat.whole()
         return whole.ids, [answer_span(chat, whole, turn) for turn in wanted]
@@ -326,11 +340,11 @@ def answer_span(chat: Conversation, whole: Rendered, turn: int, opened: str | No
     Raises: DataError when the answer ends with no stop token; UnstableTemplateError when renderings
     disagree.
     """
-    facts = facts_of(chat.tokenizer)
+    facts = chat.facts
     if turn == 0:
         start = _start_in_place(chat, facts, whole, turn)
     else:
-        opened = chat.text(chat.messages[:turn], opened=True) if opened is None else opened
+        opened = chat.prefix(turn, opened=True) if opened is None else opened
         quick = _start_in_text(chat, facts, whole, turn, opened)
         start = _start_in_tokens(chat, facts, whole, turn, opened) if quick is None else quick
     return start, _answer_stop(chat, facts, whole, start, turn)
@@ -349,7 +363,7 @@ def _start_in_text(
         prompt = whole.ids[max(0, start - len(facts.opening)) : start]
         if whole.ids[start - 1] in facts.special or (prompt and prompt == facts.opening):
             return start
-    before = chat.text(chat.messages[:turn])
+    before = chat.prefix(turn)
     bare = common_prefix(before, opened)
     begin = whole.place(bare)
     if begin is None or not common_prefix(before, whole.text) <= bare < shared:
@@ -398,7 +412,7 @@ def _content_start(chat: Conversation, whole: Rendered, turn: int) -> int:
     character = min(common_prefix(other, whole.text) for other in others)
     place = whole.place(character)
     if place is not None:
-        swallowed = place < len(whole.ids) and whole.ids[place] in facts_of(chat.tokenizer).special
+        swallowed = place < len(whole.ids) and whole.ids[place] in chat.facts.special
         return place + 1 if swallowed and not whole.is_first(character) else place
     return min(common_prefix(text_ids(chat.tokenizer, other), whole.ids) for other in others)
 
@@ -432,7 +446,7 @@ def _closed_as_last(
     chat: Conversation, facts: TemplateInfo, whole: Rendered, start: int, turn: int
 ) -> int | None:
     """Return the end of a turn that is rendered as if it were the last; None where it is not."""
-    text = chat.text(chat.messages[: turn + 1])
+    text = chat.prefix(turn + 1)
     shared = common_prefix(text, whole.text)
     end = whole.place(shared)
     if end is not None and shared == len(text):
@@ -488,25 +502,3 @@ def _content_end(chat: Conversation, whole: Rendered, turn: int) -> int:
     return len(whole.ids) - min(
         common_suffix(text_ids(chat.tokenizer, other), whole.ids) for other in others
     )
-
-
-# --- sequences ------------------------------------------------------------------------------------
-
-
-def common_prefix(left: Sequence, right: Sequence) -> int:
-    """Return how many items two sequences of one type share at their start."""
-    low, high = 0, min(len(left), len(right))
-    if left[:high] == right[:high]:
-        return high
-    while high - low > 1:  # the first `low` items are shared, the first `high` are not
-        middle = (low + high) // 2
-        if left[low:middle] == right[low:middle]:
-            low = middle
-        else:
-            high = middle
-    return low
-
-
-def common_suffix(left: Sequence, right: Sequence) -> int:
-    """Return how many items two sequences of one type share at their end."""
-    return common_prefix(left[::-1], right[::-1])

@@ -72,10 +72,13 @@ def control_tokens_of(tokenizer: PreTrainedTokenizerBase) -> ControlTokens:
 # --- finding --------------------------------------------------------------------------------------
 
 
-def found_in(tokenizer: PreTrainedTokenizerBase, row: Row) -> Counter[str]:
-    """Return the control tokens in the texts of a row, and how often each stands there."""
-    pattern = _pattern(tokenizer)
-    return Counter(mark for _, text in texts_of(row) for mark in pattern.findall(text))
+def found_in(marks: re.Pattern[str], row: Row) -> Counter[str]:
+    """Return the control tokens, by their pattern, in the texts of a row, and how often each stands
+    there."""
+    if isinstance(row, TextRow):
+        return Counter(marks.findall(row.text))
+    texts = _strings([*_parts(row).values(), getattr(row, "tools", None)])
+    return Counter(mark for text in texts for mark in marks.findall(text))
 
 
 def texts_of(row: Row) -> Iterator[tuple[str, str]]:
@@ -83,23 +86,24 @@ def texts_of(row: Row) -> Iterator[tuple[str, str]]:
     if isinstance(row, TextRow):
         yield "the text", row.text
         return
-    parts: dict[str, str | Messages]
-    if isinstance(row, ConversationRow):
-        parts = {"messages": row.messages}
-    elif isinstance(row, CompletionRow):
-        parts = {"prompt": row.prompt, "completion": row.completion}
-    elif isinstance(row, PreferenceRow):
-        parts = {"prompt": row.prompt, "chosen": row.chosen, "rejected": row.rejected}
-    else:
-        assert isinstance(row, PromptRow), row
-        parts = {"prompt": row.prompt}
-    for name, value in parts.items():
+    for name, value in _parts(row).items():
         if isinstance(value, str):
             yield name, value
             continue
         for number, turn in enumerate(value, start=1):
             yield from ((f"turn {number} of {name}", text) for text in _strings(turn))
     yield from (("tools", text) for text in _strings(getattr(row, "tools", None)))
+
+
+def _parts(row: Row) -> dict[str, str | Messages]:
+    if isinstance(row, ConversationRow):
+        return {"messages": row.messages}
+    if isinstance(row, CompletionRow):
+        return {"prompt": row.prompt, "completion": row.completion}
+    if isinstance(row, PreferenceRow):
+        return {"prompt": row.prompt, "chosen": row.chosen, "rejected": row.rejected}
+    assert isinstance(row, PromptRow), row
+    return {"prompt": row.prompt}
 
 
 def _strings(value: Any) -> Iterator[str]:
@@ -116,7 +120,7 @@ def _strings(value: Any) -> Iterator[str]:
 
 def refuse_control_tokens(tokenizer: PreTrainedTokenizerBase, row: Row) -> None:
     """Raise DataError with the place of the first control token in the texts of a row."""
-    pattern = _pattern(tokenizer)
+    pattern = pattern_of(tokenizer)
     for place, text in texts_of(row):
         if found := pattern.search(text):
             raise DataError(
@@ -125,7 +129,8 @@ def refuse_control_tokens(tokenizer: PreTrainedTokenizerBase, row: Row) -> None:
             )
 
 
-def _pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+def pattern_of(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+    """Return what finds the control tokens of a tokenizer in a text."""
     known = _MARKS.setdefault(tokenizer, {})
     key = _state(tokenizer)
     if key not in known:
@@ -152,7 +157,8 @@ def _special(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
 def remark_on(tokenizer: PreTrainedTokenizerBase, rows: Iterable[Row]) -> str | None:
     """Return what to say of rows whose texts hold control tokens, where nobody has decided about
     them; else None."""
-    found = [marks for row in rows if (marks := found_in(tokenizer, row))]
+    pattern = pattern_of(tokenizer)
+    found = [marks for row in rows if (marks := found_in(pattern, row))]
     if not found or control_tokens_of(tokenizer) != "allow":
         return None
     total = sum(found, Counter[str]())
@@ -223,7 +229,7 @@ class TextReader:
         ids = {twin.convert_tokens_to_ids(named[mark]): number for mark, number in special.items()}
         control = frozenset(special.values()) - {tokenizer.unk_token_id}
         shown = {stand_in: mark for mark, stand_in in hidden.items()}
-        return cls(twin, _pattern(tokenizer), hidden, shown, named, ids, control)
+        return cls(twin, pattern_of(tokenizer), hidden, shown, named, ids, control)
 
     def out_of_sight(self, value: Any) -> Any:
         """Return turns, tools or text with other characters in the place of control tokens.

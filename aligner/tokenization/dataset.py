@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from array import array
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -43,7 +45,11 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-PROGRESS_EVERY = 500
+TOGETHER = 500
+"""Rows that are rendered and tokenized together, between two reports of progress."""
+
+IN_MEMORY = 10_000
+"""Rows whose columns memory holds at most, until they are written."""
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
 
 
@@ -82,6 +88,8 @@ class RowEncoder:
     """Counts the parts of a row that reach no token, by name."""
     packing: Packing = False
     """Whether several rows may share a sequence."""
+    look_ahead: Callable[[Sequence[Row]], None] | None = None
+    """Told of the rows that are encoded next, so that they can be prepared together."""
 
 
 class EpochSource(Protocol):
@@ -121,46 +129,62 @@ def tokenize(
     Raises: DataError listing the rows that cannot be used: too long, or with nothing to train.
     """
     set_control_tokens(tokenizer, recipe.data.control_tokens)
-    ledger = loaded.ledger
-    work = _Tokenizing(recipe.data, rows.encode, RowNotes(tokenizer, rows.unread), on_event)
-    counts = ledger.split("train")
-    parts: list[Dataset] = []
-    lengths: list[int] = []
-    batching: Batching | None = None
-    while batching is None or (epochs is not None and _wants_more(recipe, parts)):
-        made, name = loaded.train, "train"
-        if epochs is not None:
-            made, name = epochs.rows(len(parts)), f"epoch {len(parts) + 1}"
-            counts.made = (counts.made or 0) + len(made)
-        part = work.split(made, counts, name)
-        lengths += part["length"]
-        if batching is None:  # the first part decides
-            batching = choose_batching(recipe, part["length"], rows.packing, test_packing)
+    with _scratch(folder) as scratch:
+        ledger = loaded.ledger
+        work = _Tokenizing(recipe.data, rows, RowNotes(tokenizer, rows.unread), on_event, scratch)
+        counts = ledger.split("train")
+        parts: list[Dataset] = []
+        lengths = array("i")
+        batching: Batching | None = None
+        while batching is None or (epochs is not None and _wants_more(recipe, parts)):
+            made, name = loaded.train, "train"
+            if epochs is not None:
+                made, name = epochs.rows(len(parts)), f"epoch {len(parts) + 1}"
+                counts.made = (counts.made or 0) + len(made)
+            part, of_part = work.split(made, counts, name)
+            lengths.extend(of_part)
+            if batching is None:  # the first part decides
+                batching = choose_batching(recipe, of_part, rows.packing, test_packing)
+            if batching.packing:
+                part = pack(part, recipe.data.max_length, recipe.seed + len(parts))
+            parts.append(part)
+        held_out = None
+        if loaded.eval:
+            held_out, _ = work.split(loaded.eval, ledger.split("eval"), "eval")
+        sequences = sum(map(len, parts))
+        refuse_no_batch(recipe, sequences)
         if batching.packing:
-            part = pack(part, recipe.data.max_length, recipe.seed + len(parts))
-        parts.append(part)
-    held_out = work.split(loaded.eval, ledger.split("eval"), "eval") if loaded.eval else None
-    sequences = sum(map(len, parts))
-    refuse_no_batch(recipe, sequences)
-    if batching.packing:
-        counts.count(
-            sequences=sequences, packed_fill=counts.tokens / (sequences * recipe.data.max_length)
-        )
-    else:
-        batch = trainer_value(recipe, "per_device_train_batch_size")
-        counts.count(
-            padding_share=padding_share(lengths, batch, recipe.seed, grouped=batching.grouped)
-        )
-    if epochs is not None:
-        counts.made_of = epochs.describe()
-        sizes = [len(part) for part in parts]
-        batching = replace(batching, epoch_sizes=sizes, steps=last_step(recipe, sizes))
-    ledger.check()
-    for name, split in ledger.splits.items():
-        if (remark := work.notes.remark(split, name)) is not None:
-            tell(on_event, Warned(remark))
-    _write(folder, parts, held_out, batching)
+            counts.count(
+                sequences=sequences,
+                packed_fill=counts.tokens / (sequences * recipe.data.max_length),
+            )
+        else:
+            batch = trainer_value(recipe, "per_device_train_batch_size")
+            counts.count(
+                padding_share=padding_share(lengths, batch, recipe.seed, grouped=batching.grouped)
+            )
+        if epochs is not None:
+            counts.made_of = epochs.describe()
+            sizes = [len(part) for part in parts]
+            batching = replace(batching, epoch_sizes=sizes, steps=last_step(recipe, sizes))
+        ledger.check()
+        for name, split in ledger.splits.items():
+            if (remark := work.notes.remark(split, name)) is not None:
+                tell(on_event, Warned(remark))
+        _write(folder, parts, held_out, batching)
     return load_tokenized(folder)
+
+
+@contextmanager
+def _scratch(folder: Path) -> Iterator[Path]:
+    """Give a folder beside the one that is written, for rows on their way, and empty it
+    afterwards."""
+    scratch = folder.with_name(f"{folder.name}.rows")
+    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _wants_more(recipe: TrainRecipe, parts: Sequence[Dataset]) -> bool:
@@ -218,65 +242,118 @@ class _Tokenizing:
     counted."""
 
     data: Data
-    encode: Encode
+    rows: RowEncoder
     notes: RowNotes
     on_event: OnEvent | None
+    folder: Path
+    """Where columns wait that are no longer held in memory."""
 
-    def split(self, rows: Sequence[Row], ledger: SplitLedger, name: str) -> Dataset:
-        """Return the rows of a split as a dataset of the encoder's columns."""
-        from datasets import Dataset
-
-        data = self.data
-        limit = data.max_length if data.on_too_long == "truncate" else None
-        kept: list[TokenizedRow] = []
+    def split(self, rows: Sequence[Row], ledger: SplitLedger, name: str) -> tuple[Dataset, Lengths]:
+        """Return the rows of a split as a dataset of the encoder's columns, and their lengths."""
+        kept = _Kept(self.folder / name.replace(" ", "-"))
         broken: list[Problem] = []
         too_long: list[tuple[str, int]] = []
-        for number, row in enumerate(rows):
-            if number % PROGRESS_EVERY == 0:
-                tell(self.on_event, StageProgress(f"tokenizing {name}", number, len(rows)))
-            try:
-                self.notes.check(row)
-                encoded = self.encode(row, limit)
-            except DataError as error:
-                ledger.note_unusable(row.origin, error.message)
-                broken.append(Problem(error.message, hint=error.hint))
-                continue
-            if isinstance(encoded, SkipRow):
-                ledger.note_unusable(row.origin, encoded.reason)
-            elif encoded.num_untruncated > data.max_length and data.on_too_long != "truncate":
-                too_long.append((row.origin, encoded.num_untruncated))
-            else:
-                self.notes.note(row, ledger)
-                kept.append(encoded)
+        for start in range(0, len(rows), TOGETHER):
+            tell(self.on_event, StageProgress(f"tokenizing {name}", start, len(rows)))
+            together = rows[start : start + TOGETHER]
+            if self.rows.look_ahead is not None:
+                self.rows.look_ahead(together)
+            for row in together:
+                self._add(row, kept, ledger, broken, too_long)
         tell(self.on_event, StageProgress(f"tokenizing {name}", len(rows), len(rows)))
-        _refuse_broken(broken, data)
-        _refuse_too_long(too_long, [row.num_untruncated for row in kept], data, len(rows))
-        if not kept:
+        _refuse_broken(broken, self.data)
+        _refuse_too_long(too_long, kept.untruncated, self.data, len(rows))
+        if not kept.lengths:
             raise DataError(
                 f"no row of the {name} split can be trained on",
                 "see data.json, and raise data.max_length",
             )
-        _count(ledger, kept, len(too_long))
-        columns: dict[str, list[Any]] = {key: [] for key in kept[0].columns}
-        for encoded in kept:
-            for key, value in encoded.columns.items():
-                columns[key].append(value)
-        return Dataset.from_dict(columns)
+        kept.count(ledger, len(too_long))
+        return kept.dataset(), kept.lengths
+
+    def _add(
+        self,
+        row: Row,
+        kept: _Kept,
+        ledger: SplitLedger,
+        broken: list[Problem],
+        too_long: list[tuple[str, int]],
+    ) -> None:
+        data, cuts = self.data, self.data.on_too_long == "truncate"
+        try:
+            self.notes.check(row)
+            encoded = self.rows.encode(row, data.max_length if cuts else None)
+        except DataError as error:
+            ledger.note_unusable(row.origin, error.message)
+            broken.append(Problem(error.message, hint=error.hint))
+            return
+        if isinstance(encoded, SkipRow):
+            ledger.note_unusable(row.origin, encoded.reason)
+        elif encoded.num_untruncated > data.max_length and not cuts:
+            too_long.append((row.origin, encoded.num_untruncated))
+        else:
+            self.notes.note(row, ledger)
+            kept.add(encoded)
 
 
-def _count(ledger: SplitLedger, rows: Sequence[TokenizedRow], dropped: int) -> None:
-    tokens, target = sum(row.num_tokens for row in rows), sum(row.num_target for row in rows)
-    ledger.count(
-        rows=len(rows),
-        tokens=tokens,
-        trained_tokens=target,
-        masked_tokens=tokens - target,
-        too_long_dropped=dropped,
-        truncated_rows=sum(row.num_truncated > 0 for row in rows),
-        truncated_tokens=sum(row.num_truncated for row in rows),
-        # where each epoch has its own rows: those of the last
-        lengths=quantiles([row.columns["length"] for row in rows]),
-    )
+Lengths = Sequence[int]
+
+
+class _Kept:
+    """Encoded rows, counted; the columns of many wait in files of `folder`, so that memory holds
+    two numbers of each row and the columns of the last few thousand."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.lengths = array("i")
+        self.untruncated = array("i")
+        self.tokens = self.targets = self.cut_rows = self.cut_tokens = 0
+        self._columns: dict[str, list[Any]] = {}
+        self._parts: list[Dataset] = []
+
+    def add(self, row: TokenizedRow) -> None:
+        """Keep a row."""
+        for key, value in row.columns.items():
+            self._columns.setdefault(key, []).append(value)
+        self.lengths.append(row.columns["length"])
+        self.untruncated.append(row.num_untruncated)
+        self.tokens += row.num_tokens
+        self.targets += row.num_target
+        self.cut_rows += row.num_truncated > 0
+        self.cut_tokens += row.num_truncated
+        if len(self._columns["length"]) == IN_MEMORY:
+            self._store()
+
+    def count(self, ledger: SplitLedger, dropped: int) -> None:
+        """Put the numbers into the books."""
+        ledger.count(
+            rows=len(self.lengths),
+            tokens=self.tokens,
+            trained_tokens=self.targets,
+            masked_tokens=self.tokens - self.targets,
+            too_long_dropped=dropped,
+            truncated_rows=self.cut_rows,
+            truncated_tokens=self.cut_tokens,
+            # where each epoch has its own rows: those of the last
+            lengths=quantiles(self.lengths),
+        )
+
+    def dataset(self) -> Dataset:
+        """Return all rows."""
+        from datasets import Dataset, concatenate_datasets
+
+        rest = [Dataset.from_dict(self._columns)] if self._columns else []
+        parts = [*self._parts, *rest]
+        return parts[0] if len(parts) == 1 else concatenate_datasets(parts)
+
+    def _store(self) -> None:
+        from datasets import Dataset
+
+        place = self.folder / f"{len(self._parts)}"
+        part = Dataset.from_dict(self._columns)
+        part.save_to_disk(str(place))
+        self._parts.append(Dataset.load_from_disk(str(place)))
+        self._columns = {}
 
 
 def _refuse_broken(broken: list[Problem], data: Data) -> None:

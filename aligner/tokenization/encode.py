@@ -16,7 +16,7 @@ Legend: a `label` is a token id, or -100 where the token is not trained.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -34,7 +34,6 @@ from aligner.tokenization.chat_template import (
     NO_STOP_HINT,
     QUESTION,
     Conversation,
-    Span,
     TemplateInfo,
     UnstableTemplateError,
     answer_span,
@@ -44,6 +43,8 @@ from aligner.tokenization.chat_template import (
     text_ids,
 )
 from aligner.tokenization.control_tokens import reader_of
+from aligner.tokenization.rendered import Span
+from aligner.tokenization.turns import turns_of, wanted_turns
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -58,6 +59,10 @@ RENDERINGS = 3
 up."""
 
 T = TypeVar("T")
+
+Ready = Sequence[Conversation]
+"""The conversations of a row, rendered ahead together with those of other rows
+(`aligner.tokenization.ahead`); empty where they were not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +103,9 @@ def encode_prompt(
     return Conversation(tokenizer, as_turns(prompt, "user"), tools).ids(opened=True)
 
 
-def encode_sft(tokenizer: PreTrainedTokenizerBase, row: Any, loss_on: LossOn = "auto") -> Encoded:
+def encode_sft(
+    tokenizer: PreTrainedTokenizerBase, row: Any, loss_on: LossOn = "auto", ready: Ready = ()
+) -> Encoded:
     """Return ids and labels of a `ConversationRow`, `CompletionRow` or `TextRow`.
 
     `loss_on` is `assistant` (every assistant turn), `last_assistant`, `completion`, `all`, or
@@ -111,8 +118,13 @@ def encode_sft(tokenizer: PreTrainedTokenizerBase, row: Any, loss_on: LossOn = "
     if isinstance(row, TextRow):
         encoded = _encode_text(tokenizer, row, loss_on)
     elif has_template(tokenizer):
-        _refuse_unfit(facts_of(tokenizer))
-        encoded = _steadily(row.origin, lambda: _encode_turns(tokenizer, row, loss_on))
+        if not ready:
+            _refuse_unfit(facts_of(tokenizer))
+
+        def encode(ready: Ready) -> Encoded:
+            return _encode_turns(tokenizer, row, loss_on, ready)
+
+        encoded = _steadily(row.origin, encode, ready)
     elif isinstance(row, CompletionRow):
         encoded = _encode_plain_completion(tokenizer, row, loss_on)
     else:
@@ -133,7 +145,7 @@ def length_of(tokenizer: PreTrainedTokenizerBase, row: ConversationRow | Complet
     """Return how many tokens `encode_sft` gives for a row, without asking which of them are
     trained."""
     if has_template(tokenizer):
-        messages, tools, _ = _turns(row)
+        messages, tools, _ = turns_of(row)
         return len(Conversation(tokenizer, messages, tools, row.origin).ids())
     return len(encode_sft(tokenizer, row).input_ids)
 
@@ -145,7 +157,7 @@ def keeps_texts(tokenizer: PreTrainedTokenizerBase, row: ConversationRow | Compl
     Some templates take an answer apart: Qwen3's drops what stands before `</think>`. One that
     refuses the longer texts does not keep them.
     """
-    messages, tools, _ = _turns(row)
+    messages, tools, _ = turns_of(row)
     longer = [{**message, "content": f"x\n{message['content']}\nx"} for message in messages[-2:]]
     whole = [*messages[:-2], *longer]
     try:
@@ -155,7 +167,7 @@ def keeps_texts(tokenizer: PreTrainedTokenizerBase, row: ConversationRow | Compl
     return all(message["content"] in text for message in longer)
 
 
-def encode_pair(tokenizer: PreTrainedTokenizerBase, row: PreferenceRow) -> Pair:
+def encode_pair(tokenizer: PreTrainedTokenizerBase, row: PreferenceRow, ready: Ready = ()) -> Pair:
     """Return prompt, chosen and rejected ids; both answers end with a stop token.
 
     `prompt_ids` is what `encode_prompt` gives, or less of its end where the template opens a
@@ -165,8 +177,13 @@ def encode_pair(tokenizer: PreTrainedTokenizerBase, row: PreferenceRow) -> Pair:
     tokens.
     """
     if has_template(tokenizer):
-        _refuse_unfit(facts_of(tokenizer))
-        pair = _steadily(row.origin, lambda: _encode_template_pair(tokenizer, row))
+        if not ready:
+            _refuse_unfit(facts_of(tokenizer))
+
+        def encode(ready: Ready) -> Pair:
+            return _encode_template_pair(tokenizer, row, ready)
+
+        pair = _steadily(row.origin, encode, ready)
     else:
         _refuse_plain_tools(row.tools, row.origin)
         prompt = _as_text(row.prompt)
@@ -203,7 +220,7 @@ def encode_answer(
         _refuse_unfit(facts_of(tokenizer))
         turns = as_turns(prompt, "user")
 
-        def encode() -> tuple[list[int], Span, int]:
+        def encode(_: Ready) -> tuple[list[int], Span, int]:
             opened = Conversation(tokenizer, turns, None, origin).text(turns, opened=True)
             chat = Conversation(tokenizer, [*turns, *as_turns(answer, "assistant")], None, origin)
             whole = chat.whole()
@@ -252,11 +269,14 @@ def _refuse_unfit(facts: TemplateInfo) -> None:
 
 
 def _encode_turns(
-    tokenizer: PreTrainedTokenizerBase, row: ConversationRow | CompletionRow, loss_on: LossOn
+    tokenizer: PreTrainedTokenizerBase,
+    row: ConversationRow | CompletionRow,
+    loss_on: LossOn,
+    ready: Ready,
 ) -> Encoded:
-    messages, tools, first_turn = _turns(row)
-    chat = Conversation(tokenizer, messages, tools, row.origin)
-    wanted = _wanted_turns(messages, first_turn, row, loss_on)
+    messages, tools, first_turn = turns_of(row)
+    chat = ready[0] if ready else Conversation(tokenizer, messages, tools, row.origin)
+    wanted = wanted_turns(messages, first_turn, row, loss_on)
     if loss_on == "all":
         return _trained_but(chat)
     ids, spans = answer_spans(chat, wanted)
@@ -300,7 +320,7 @@ def _trained_but(chat: Conversation) -> Encoded:
                 "use sft.loss_on=assistant, which trains no turn of others",
             )
     if not left_out:
-        return _trained_whole(chat.ids())
+        return _trained_whole(chat.whole().ids)
     ids, spans = answer_spans(chat, left_out)
     labels = [IGNORED, *ids[1:]]
     for start, stop in spans:
@@ -308,51 +328,14 @@ def _trained_but(chat: Conversation) -> Encoded:
     return Encoded(ids, labels)
 
 
-def _turns(row: ConversationRow | CompletionRow) -> tuple[Messages, list | None, int]:
-    """Return the whole conversation, its tools, and the number of messages that belong to the
-    prompt."""
-    if isinstance(row, ConversationRow):
-        return row.messages, row.tools, 0
+def _encode_template_pair(
+    tokenizer: PreTrainedTokenizerBase, row: PreferenceRow, ready: Ready
+) -> Pair:
     prompt = as_turns(row.prompt, "user")
-    return [*prompt, *as_turns(row.completion, "assistant")], row.tools, len(prompt)
-
-
-def _wanted_turns(
-    messages: Messages, first: int, row: ConversationRow | CompletionRow, loss_on: LossOn
-) -> list[int]:
-    """Return the indices of the messages whose tokens are trained."""
-    assistant = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-    if not assistant and loss_on != "all":
-        raise DataError(
-            f"{row.origin}: there is no assistant turn to train on",
-            "drop the row, or use sft.loss_on=all",
-        )
-    if loss_on == "completion" and isinstance(row, ConversationRow):
-        raise RecipeError(
-            f"sft.loss_on is 'completion', but {row.origin} is a conversation without a prompt of "
-            "its own",
-            "use sft.loss_on=assistant or last_assistant",
-        )
-    wanted = assistant
-    if loss_on == "last_assistant":
-        wanted = assistant[-1:]
-    elif loss_on == "completion" or (loss_on == "auto" and isinstance(row, CompletionRow)):
-        wanted = [i for i in assistant if i >= first]
-    trained = [i for i in wanted if messages[i].get(WEIGHT) != 0]
-    if wanted and not trained and loss_on != "all":
-        which = "the answer has" if len(wanted) == 1 else "every answer has"
-        raise DataError(
-            f"{row.origin}: {which} weight 0, so nothing of this row would be trained",
-            "drop the row",
-        )
-    return trained
-
-
-def _encode_template_pair(tokenizer: PreTrainedTokenizerBase, row: PreferenceRow) -> Pair:
-    prompt = as_turns(row.prompt, "user")
-    opened = Conversation(tokenizer, prompt, row.tools, row.origin).text(prompt, opened=True)
+    first = ready[0] if ready else Conversation(tokenizer, prompt, row.tools, row.origin)
+    opened = first.prefix(len(prompt), opened=True)
     sides, spans = [], []
-    for answer in (row.chosen, row.rejected):
+    for side, answer in enumerate((row.chosen, row.rejected)):
         turns = as_turns(answer, "assistant")
         if len(turns) != 1:
             raise DataError(
@@ -361,7 +344,8 @@ def _encode_template_pair(tokenizer: PreTrainedTokenizerBase, row: PreferenceRow
                 "put the earlier turns into the prompt, so that chosen and rejected are one "
                 "answer each",
             )
-        chat = Conversation(tokenizer, [*prompt, *turns], row.tools, row.origin)
+        messages = [*prompt, *turns]
+        chat = ready[side] if ready else Conversation(tokenizer, messages, row.tools, row.origin)
         whole = chat.whole()
         sides.append(whole.ids)
         spans.append(answer_span(chat, whole, len(prompt), opened))
@@ -372,14 +356,14 @@ def _encode_template_pair(tokenizer: PreTrainedTokenizerBase, row: PreferenceRow
     return Pair(sides[0][:cut], sides[0][cut : spans[0][1]], sides[1][cut : spans[1][1]])
 
 
-def _steadily(origin: str, encode: Callable[[], T]) -> T:
+def _steadily(origin: str, encode: Callable[[Ready], T], ready: Ready = ()) -> T:
     """Encode again when the renderings of a row disagree: a template that writes the date does so
     over midnight."""
     for _ in range(RENDERINGS):
         try:
-            return encode()
+            return encode(ready)
         except UnstableTemplateError:
-            continue
+            ready = ()
     raise DataError(
         f"{origin}: the chat template renders one conversation in two ways, so its prompt cannot "
         "be told from its answer",

@@ -3,9 +3,11 @@ its texts."""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from aligner.data.ledger import SplitLedger
@@ -14,6 +16,7 @@ from aligner.tokenization.control_tokens import (
     control_tokens_of,
     found_in,
     in_words,
+    pattern_of,
     refuse_control_tokens,
 )
 from aligner.tokenization.encode import has_template
@@ -29,6 +32,10 @@ class RowNotes:
     tokenizer: PreTrainedTokenizerBase
     unread: Callable[[Row], Counter[str]]
 
+    @cached_property
+    def _marks(self) -> re.Pattern[str]:
+        return pattern_of(self.tokenizer)
+
     def check(self, row: Row) -> None:
         """Raise DataError for a row with a control token in its texts, where that is an error."""
         if control_tokens_of(self.tokenizer) == "error":
@@ -37,7 +44,7 @@ class RowNotes:
     def note(self, row: Row, ledger: SplitLedger) -> None:
         """Count what of a row is lost or is more than text."""
         ledger.note_unread(self.unread(row))
-        if marks := found_in(self.tokenizer, row):
+        if marks := found_in(self._marks, row):
             is_chat = has_template(self.tokenizer) and not isinstance(row, TextRow)
             ledger.note_control_tokens(marks, is_chat=is_chat)
 

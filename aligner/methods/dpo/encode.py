@@ -15,6 +15,7 @@ import numpy as np
 
 from aligner.data.rows import PreferenceRow, Row, question_of, refuse_tools
 from aligner.methods.dpo.recipe import DpoRecipe
+from aligner.tokenization.ahead import ChatsAhead, pairs_ahead
 from aligner.tokenization.dataset import Encode, RowEncoder, SkipRow, TokenizedRow
 from aligner.tokenization.encode import Pair, encode_pair
 from aligner.tokenization.unread_keys import unread_of
@@ -25,15 +26,16 @@ if TYPE_CHECKING:
 
 def encoder(recipe: DpoRecipe, tokenizer: PreTrainedTokenizerBase) -> RowEncoder:
     """Return what turns a row into columns."""
-    encode = _encode_pair_row(tokenizer)
+    chats = pairs_ahead(tokenizer)
+    encode = _encode_pair_row(tokenizer, chats)
     if recipe.dpo.reward_models:
         encode = _with_text(encode)
-    return RowEncoder(encode, partial(unread_of, tokenizer))
+    return RowEncoder(encode, partial(unread_of, tokenizer), look_ahead=chats.look_ahead)
 
 
-def _encode_pair_row(tokenizer: PreTrainedTokenizerBase) -> Encode:
+def _encode_pair_row(tokenizer: PreTrainedTokenizerBase, chats: ChatsAhead) -> Encode:
     def encode(row: Row, limit: int | None) -> TokenizedRow | SkipRow:
-        whole = encode_pair(tokenizer, row)  # type: ignore[arg-type]
+        whole = encode_pair(tokenizer, row, chats.of(row))  # type: ignore[arg-type]
         prompt = whole.prompt_ids
         room = None if limit is None else max(0, limit - len(prompt))
         kept = Pair(prompt, whole.chosen_ids[:room], whole.rejected_ids[:room])

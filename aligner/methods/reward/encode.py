@@ -35,6 +35,7 @@ from aligner.data.rows import (
 from aligner.errors import DataError
 from aligner.methods.reward.recipe import Reward, RewardRecipe
 from aligner.reward_models.pairwise_prompt import encode_question, length_of_answers
+from aligner.tokenization.ahead import ChatsAhead, pairs_ahead
 from aligner.tokenization.dataset import Encode, RowEncoder, SkipRow, TokenizedRow
 from aligner.tokenization.encode import encode_answer, encode_pair
 from aligner.tokenization.unread_keys import as_text_answer, unread_beside_text, unread_of
@@ -46,18 +47,21 @@ if TYPE_CHECKING:
 def encoder(recipe: RewardRecipe, tokenizer: PreTrainedTokenizerBase) -> RowEncoder:
     """Return what turns a row into columns."""
     unread: Callable[[Row], Counter[str]]
+    chats = pairs_ahead(tokenizer)
+    look_ahead = None
     if recipe.reward.kind == "regression":
         encode, unread = _ratings(recipe.reward, tokenizer), partial(_unread_of_answer, tokenizer)
     elif recipe.reward.kind == "pairwise":
         encode, unread = _questions(recipe, tokenizer), unread_beside_text
     else:
-        encode, unread = _pairs(recipe.reward, tokenizer), partial(unread_of, tokenizer)
+        encode, unread = _pairs(recipe.reward, tokenizer, chats), partial(unread_of, tokenizer)
+        look_ahead = chats.look_ahead
 
     def encode_row(row: Row, limit: int | None) -> TokenizedRow | SkipRow:
         refuse_tools([row], "a reward model")
         return encode(row, limit)
 
-    return RowEncoder(encode_row, unread)
+    return RowEncoder(encode_row, unread, look_ahead=look_ahead)
 
 
 def _unread_of_answer(tokenizer: PreTrainedTokenizerBase, row: Row) -> Counter[str]:
@@ -65,13 +69,13 @@ def _unread_of_answer(tokenizer: PreTrainedTokenizerBase, row: Row) -> Counter[s
     return answered + unread_beside_text(row, only_answer=True)
 
 
-def _pairs(reward: Reward, tokenizer: PreTrainedTokenizerBase) -> Encode:
+def _pairs(reward: Reward, tokenizer: PreTrainedTokenizerBase, chats: ChatsAhead) -> Encode:
     def encode(row: Row, limit: int | None) -> TokenizedRow | SkipRow:
         assert isinstance(row, PreferenceRow), "the task is preference"
         strength = strength_of(row, reward)
         if strength == 0.0:
             return SkipRow("a tie: the strength of the preference is 0")
-        pair = encode_pair(tokenizer, row)
+        pair = encode_pair(tokenizer, row, chats.of(row))
         sides = (pair.chosen_ids, pair.rejected_ids)
         longest, shortest = max(map(len, sides)), min(map(len, sides))
         if limit is not None and longest > limit:

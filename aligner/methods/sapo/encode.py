@@ -17,6 +17,7 @@ from aligner.config.recipe import LossOn
 from aligner.data.rows import ConversationRow, Row, TextRow, question_of
 from aligner.errors import DataError
 from aligner.methods.sapo.recipe import SapoRecipe
+from aligner.tokenization.ahead import answers_ahead
 from aligner.tokenization.dataset import RowEncoder, SkipRow, TokenizedRow
 from aligner.tokenization.encode import IGNORED, encode_sft
 from aligner.tokenization.unread_keys import unread_of
@@ -28,14 +29,14 @@ if TYPE_CHECKING:
 def encoder(recipe: SapoRecipe, tokenizer: PreTrainedTokenizerBase) -> RowEncoder:
     """Return what turns a row into columns."""
     numbers = itertools.count()
+    chats = answers_ahead(tokenizer, _loss_on)
 
     def encode(row: Row, limit: int | None) -> TokenizedRow | SkipRow:
         if isinstance(row, TextRow):
             raise DataError(
                 f"{row.origin}: plain text has no prompt and no answer", "give rows with both"
             )
-        loss_on: LossOn = "last_assistant" if isinstance(row, ConversationRow) else "completion"
-        whole = encode_sft(tokenizer, row, loss_on)
+        whole = encode_sft(tokenizer, row, _loss_on(row), chats.of(row))
         start = next(i for i, label in enumerate(whole.labels) if label != IGNORED)
         answer = [label for label in whole.labels if label != IGNORED]
         prompt, kept = (
@@ -67,4 +68,8 @@ def encoder(recipe: SapoRecipe, tokenizer: PreTrainedTokenizerBase) -> RowEncode
             num_truncated=len(answer) - len(kept),
         )
 
-    return RowEncoder(encode, partial(unread_of, tokenizer))
+    return RowEncoder(encode, partial(unread_of, tokenizer), look_ahead=chats.look_ahead)
+
+
+def _loss_on(row: Row) -> LossOn:
+    return "last_assistant" if isinstance(row, ConversationRow) else "completion"

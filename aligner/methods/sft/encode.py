@@ -10,6 +10,7 @@ import numpy as np
 
 from aligner.data.rows import Row
 from aligner.methods.sft.recipe import SftRecipe
+from aligner.tokenization.ahead import answers_ahead
 from aligner.tokenization.dataset import RowEncoder, SkipRow, TokenizedRow
 from aligner.tokenization.encode import IGNORED, Encoded, encode_sft
 from aligner.tokenization.unread_keys import unread_of
@@ -21,8 +22,10 @@ if TYPE_CHECKING:
 def encoder(recipe: SftRecipe, tokenizer: PreTrainedTokenizerBase) -> RowEncoder:
     """Return what turns a row into columns."""
 
+    chats = answers_ahead(tokenizer, lambda row: recipe.sft.loss_on)
+
     def encode(row: Row, limit: int | None) -> TokenizedRow | SkipRow:
-        whole = encode_sft(tokenizer, row, recipe.sft.loss_on)
+        whole = encode_sft(tokenizer, row, recipe.sft.loss_on, chats.of(row))
         kept = Encoded(whole.input_ids[:limit], whole.labels[:limit])
         if kept.num_trained == 0:
             return SkipRow(f"no trained token is left within {limit} tokens")
@@ -40,4 +43,4 @@ def encoder(recipe: SftRecipe, tokenizer: PreTrainedTokenizerBase) -> RowEncoder
         )
 
     unread = partial(unread_of, tokenizer, trains_all=recipe.sft.loss_on == "all")
-    return RowEncoder(encode, unread, recipe.sft.packing)
+    return RowEncoder(encode, unread, recipe.sft.packing, chats.look_ahead)

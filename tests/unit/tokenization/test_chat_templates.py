@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerFast
 from aligner.data.rows import CompletionRow, ConversationRow, PreferenceRow
 from aligner.errors import DataError, RecipeError
 from aligner.models.saved_tokenizer import without_marks
-from aligner.tokenization.chat_template import Rendered, facts_of
+from aligner.tokenization.chat_template import facts_of
 from aligner.tokenization.encode import (
     IGNORED,
     check_tokenizer,
@@ -32,6 +32,7 @@ from aligner.tokenization.encode import (
     encode_sft,
     stop_token_ids,
 )
+from aligner.tokenization.rendered import Rendered
 
 spec = find_spec("trl")
 assert spec is not None

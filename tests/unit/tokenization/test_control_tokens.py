@@ -13,6 +13,7 @@ from aligner.errors import DataError, RecipeError
 from aligner.tokenization.chat_template import facts_of
 from aligner.tokenization.control_tokens import (
     found_in,
+    pattern_of,
     refuse_control_tokens,
     remark_on,
     set_control_tokens,
@@ -106,7 +107,11 @@ def test_tools_calls_and_reasoning_are_texts_too() -> None:
         "reasoning_content": "<|endoftext|>?",
     }
     row = ConversationRow([{"role": "user", "content": "Do."}, said], TOOLS, origin="rows:1")
-    assert found_in(tokenizer, row) == {"<|im_start|>": 1, "<|im_end|>": 1, "<|endoftext|>": 1}
+    assert found_in(pattern_of(tokenizer), row) == {
+        "<|im_start|>": 1,
+        "<|im_end|>": 1,
+        "<|endoftext|>": 1,
+    }
     ids = encode_sft(tokenizer, row).input_ids
     assert '{"<|im_start|>": "<|im_end|>"}' in tokenizer.decode(ids)
     marks = [tokenizer.convert_ids_to_tokens(number) for number in ids]
@@ -174,7 +179,7 @@ def test_added_tokens_that_are_no_control_tokens_stay_tokens() -> None:
     tokenizer = copy.deepcopy(tokenizer_for("qwen2_5"))
     tokenizer.add_tokens([AddedToken("<thinks>", special=False)])
     row = talk("a", "<thinks> b")
-    assert found_in(tokenizer, row) == {}
+    assert found_in(pattern_of(tokenizer), row) == {}
     set_control_tokens(tokenizer, "as_text")
     assert tokenizer.convert_tokens_to_ids("<thinks>") in encode_sft(tokenizer, row).input_ids
 

@@ -61,6 +61,28 @@ def length_of(tokenizer, row: dict) -> int:
 # --- rows -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("method", ["sft", "dpo"])
+def test_rows_that_wait_on_disk_are_the_same_rows(
+    method: str, tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = [str(number) * (1 + number % 5) for number in range(23)]
+    rows = [talk(f"say {number}", number) for number in numbers]
+    if method == "dpo":
+        rows = [pair(f"say {number}", number, f"{number}0") for number in numbers]
+    rows[7] = rows[8] = {**rows[7], "messages": [{"role": "user", "content": "nobody answers"}]}
+    rows = rows if method == "sft" else [row for row in rows if "messages" not in row]
+    whole, books = prepared_from(rows, tokenizer, tmp_path, method, data__on_bad_row="drop")
+    columns, counted = whole.train.to_dict(), books.to_json()
+    monkeypatch.setattr("aligner.tokenization.dataset.IN_MEMORY", 4)
+    monkeypatch.setattr("aligner.tokenization.dataset.TOGETHER", 3)
+    (tmp_path / "prepared.rows").mkdir()  # left by a run that was killed
+    parts, books = prepared_from(rows, tokenizer, tmp_path, method, data__on_bad_row="drop")
+    assert parts.train.features == whole.train.features
+    assert parts.train.to_dict() == columns
+    assert books.to_json() == counted
+    assert not (tmp_path / "prepared.rows").exists()
+
+
 def test_columns_hold_ids_labels_and_lengths(tokenizer, tmp_path):
     rows = [talk("hi", "hello"), talk("a longer question", "yes")]
     found, ledger = prepared_from(rows, tokenizer, tmp_path)

@@ -15,7 +15,6 @@ from transformers import PreTrainedTokenizerFast
 
 from aligner.data.rows import CompletionRow, ConversationRow, PreferenceRow, TextRow
 from aligner.errors import DataError, RecipeError
-from aligner.tokenization.chat_template import common_prefix, common_suffix
 from aligner.tokenization.encode import (
     IGNORED,
     check_tokenizer,
@@ -24,6 +23,7 @@ from aligner.tokenization.encode import (
     encode_sft,
     stop_token_ids,
 )
+from aligner.tokenization.rendered import common_prefix, common_suffix
 from tests.fakes import BOS, CHAT_TEMPLATE, EOS, START, byte_tokenizer, tiny_llama
 
 TALK = [
