@@ -46,8 +46,12 @@ class Row:
 
 def rows_of(requests: Sequence[Request]) -> list[Row]:
     """Return what is to be written, longest prompt first, so that a batch too big for memory fails
-    at the start."""
-    order = sorted(range(len(requests)), key=lambda i: -len(requests[i].prompt_ids))
+    at the start; equal prompts one after the other."""
+    prompts = [tuple(request.prompt_ids) for request in requests]
+    first: dict[tuple[int, ...], int] = {}
+    for index, ids in enumerate(prompts):
+        first.setdefault(ids, index)
+    order = sorted(range(len(requests)), key=lambda i: (-len(prompts[i]), first[prompts[i]]))
     rows = []
     for index in order:
         request = requests[index]

@@ -1,9 +1,10 @@
 """Our own decode loop on a transformers model: rows leave the batch when they end, and waiting ones
 take their places at once.
 
-A prompt is computed once for all of its samples. The batch is bounded by rows and by the memory of
-the cache. Nothing but the model's forward pass is transformers': `model.generate` pays at every
-step for things that are off here, and decodes every batch until its longest row ends.
+A prompt is computed once for all of its samples, and for equal prompts. The batch is bounded by
+rows and by the memory of the cache. Nothing but the model's forward pass is transformers':
+`model.generate` pays at every step for things that are off here, and decodes every batch until its
+longest row ends.
 
 It needs a cache of plain keys and values, and a model that asks for no more than token ids, a mask
 and positions: `can_decode` says whether that is so, by the model's config and code.
@@ -121,8 +122,8 @@ class Continuous:
         self.cache_bytes = cache_bytes
         self.on_finished = on_finished
         self.active: list[_Active] = []
-        self.prompts: dict[int, _Prompt] = {}
-        self.slots = Slots(0)
+        self.prompts: dict[tuple[int, ...], _Prompt] = {}
+        self.slots, self.bytes_per_token = Slots(0), 0
         self.steps, self.ended, self.idle = 0, 0, 0
         self.last_only = (
             {"logits_to_keep": 1}
@@ -160,19 +161,20 @@ class Continuous:
         self.idle = 0
         while newcomers := self._next():
             self._prefill(newcomers)
-            logits_RV = torch.stack([self.prompts[row.index].logits_V for row in newcomers])
+            prompts = [self.prompts[_key(row)] for row in newcomers]
+            logits_RV = torch.stack([prompt.logits_V for prompt in prompts])
             started = [_Active(row, row.draws().tolist()) for row in newcomers]
             self._choose(started, logits_RV)
             self._place([active for active in started if not self._has_ended(active)])
-            still = {row.index for row in self.waiting[-1:]}
-            self.prompts = {i: prompt for i, prompt in self.prompts.items() if i in still}
+            still = [_key(row) for row in self.waiting[-1:]]
+            self.prompts = {key: self.prompts[key] for key in still if key in self.prompts}
 
     def _place(self, started: Sequence[_Active]) -> None:
         """Give rows that continue a slot each, with the keys and values of their prompts."""
         if not started:
             return
         lengths = [len(active.row.request.prompt_ids) for active in started]
-        prompts = [self.prompts[active.row.index] for active in started]
+        prompts = [self.prompts[_key(active.row)] for active in started]
         self.slots.reserve(len(started), max(lengths), prompts[0].cache)
         for prompt, length in zip(prompts, lengths):
             self.slots.add(prompt.cache, prompt.index, length)
@@ -203,16 +205,16 @@ class Continuous:
         return self.bytes_per_token * reach * rows <= self.cache_bytes
 
     def _prefill(self, rows: Sequence[Row]) -> None:
-        """Compute the prompts of rows that have not been computed, those of similar length
-        together."""
-        requests = {row.index: row.request for row in rows if row.index not in self.prompts}
-        for indices in _similar({i: len(one.prompt_ids) for i, one in requests.items()}):
-            padded = pad([requests[i].prompt_ids for i in indices], 0, left=True)
+        """Compute the prompts of rows that have not been computed, those of similar length together
+        and equal ones once."""
+        missing = {key: len(key) for key in map(_key, rows) if key not in self.prompts}
+        for keys in _similar(missing):
+            padded = pad(keys, 0, left=True)
             batch = {name: value.to(self.decoder.device) for name, value in padded.items()}
             cache = DynamicCache()
             logits_GV = self._forward(past_key_values=cache, **batch)
-            for place, index in enumerate(indices):
-                self.prompts[index] = _Prompt(cache, place, logits_GV[place])
+            for index, key in enumerate(keys):
+                self.prompts[key] = _Prompt(cache, index, logits_GV[index])
             if not self.slots.layers:
                 self.slots = Slots(len(cache.layers))
                 self.bytes_per_token = bytes_per_token(cache)
@@ -240,9 +242,10 @@ class Continuous:
                 self.ended += 1
 
     def _forward(self, **inputs: Any) -> Tensor:
-        """Return the logits behind the last token of each row, in float32."""
+        """Return the logits behind the last token of each row, in float32; a copy, which does not
+        keep those of the other tokens."""
         output = self.decoder(**inputs, **self.last_only, use_cache=True, return_dict=True)
-        return output.logits[:, -1].float()
+        return output.logits[:, -1].to(torch.float32, copy=True)
 
     def _choose(self, actives: Sequence[_Active], logits_RV: Tensor) -> None:
         """Give each row its next token, those with the same settings together."""
@@ -275,9 +278,13 @@ def _reach(row: Row) -> int:
     return len(row.request.prompt_ids) + row.budget
 
 
-def _similar(lengths: dict[int, int]) -> Iterator[list[int]]:
-    """Cut the keys into groups of similar lengths, longest first, none with too many tokens."""
-    group: list[int] = []
+def _key(row: Row) -> tuple[int, ...]:
+    return tuple(row.request.prompt_ids)
+
+
+def _similar(lengths: dict[tuple[int, ...], int]) -> Iterator[list[tuple[int, ...]]]:
+    """Cut prompts into groups of similar lengths, longest first, none with too many tokens."""
+    group: list[tuple[int, ...]] = []
     total = 0
     for key in sorted(lengths, key=lambda key: -lengths[key]):
         longest = lengths[group[0]] if group else lengths[key]

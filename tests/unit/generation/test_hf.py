@@ -256,6 +256,10 @@ def test_a_prompt_is_computed_once_for_all_its_samples() -> None:
         HfEngine(model, batch_size=batch_size).generate(sized([4, 4], 30, samples=5))
         prefilled = [rows for rows, columns in counted.shapes if columns == 30]
         assert sum(prefilled) == 2
+    equal = [replace(one, stream=5) for one in sized([4, 4], 30, samples=5)]
+    counted.shapes.clear()
+    HfEngine(model, batch_size=3).generate([*sized([4, 4], 30, samples=5), *equal])
+    assert sum(rows for rows, columns in counted.shapes if columns == 30) == 2
 
 
 def test_prompts_of_other_lengths_are_not_padded_to_the_longest() -> None:
