@@ -48,7 +48,7 @@ PASS = 12.0
 """What a forward pass costs beside its rows, in rows of a step: about a dozen on a CPU (SmolLM2,
 one thread), more where the model is smaller or the device faster."""
 
-INPUTS = {"input_ids", "attention_mask", "position_ids", "past_key_values", "use_cache"}
+INPUTS = {"input_ids", "attention_mask", "position_ids", "past_key_values"}
 
 BATCH_DEPENDENT = ("dynamic", "longrope")
 """Kinds of rotary positions whose frequencies follow from the longest row of the batch."""
@@ -57,9 +57,11 @@ BATCH_DEPENDENT = ("dynamic", "longrope")
 def can_decode(decoder: PreTrainedModel) -> bool:
     """Say whether this loop can lead the model's cache."""
     prepares = type(decoder).prepare_inputs_for_generation
-    return (
+    inputs = inspect.signature(type(decoder).forward).parameters.keys()
+    return bool(
         prepares is GenerationMixin.prepare_inputs_for_generation
-        and inspect.signature(type(decoder).forward).parameters.keys() >= INPUTS
+        and inputs >= INPUTS
+        and inputs & {"use_cache", "kwargs"}
         and not positions_of_the_batch(decoder)
         and all(
             type(layer) in (DynamicLayer, DynamicSlidingWindowLayer)

@@ -46,6 +46,24 @@ RECURRENT = {
     "linear_key_head_dim": 8,
     "linear_value_head_dim": 8,
 }
+LATENT = {
+    **EXPERTS,
+    "n_routed_experts": 4,
+    "n_group": 1,
+    "topk_group": 1,
+    "kv_lora_rank": 8,
+    "q_lora_rank": 8,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 4,
+    "v_head_dim": 8,
+}
+FALCON = {
+    "vocab_size": WORDS,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "initializer_range": 0.3,
+}
 DYNAMIC = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
 
 LOOP = {
@@ -56,6 +74,13 @@ LOOP = {
     "gemma3": lambda: hf.Gemma3TextConfig(**WINDOW, head_dim=8, sliding_window_pattern=2),
     "qwen3 moe": lambda: hf.Qwen3MoeConfig(**EXPERTS, head_dim=8),
     "mixtral": lambda: hf.MixtralConfig(**SHAPE, num_local_experts=4),
+    "granite moe": lambda: hf.GraniteMoeConfig(**SHAPE, num_local_experts=4),
+    "deepseek v3": lambda: hf.DeepseekV3Config(**{**LATENT, "num_key_value_heads": 4}),
+    "llama4 in chunks": lambda: hf.Llama4TextConfig(
+        **{**SHAPE, "head_dim": 8, "num_local_experts": 4, "intermediate_size_mlp": 64},
+        attention_chunk_size=8,
+    ),
+    "falcon with alibi": lambda: hf.FalconConfig(**FALCON, alibi=True),
     "gpt2": lambda: hf.GPT2Config(
         vocab_size=WORDS, n_embd=32, n_layer=2, n_head=4, n_positions=256, initializer_range=0.3
     ),
