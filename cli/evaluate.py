@@ -31,6 +31,7 @@ from .models import (
     model_section,
     read_rows,
     remark_on_control_tokens,
+    say_dtype,
     source_section,
 )
 from .output import Output, Overwrite, Resume, checked_output, flags, rows_fingerprint
@@ -183,6 +184,7 @@ def evaluate(
                 on_event=screen.on_event,
             )
         )
+        say_dtype(section, policy, screen.on_event)
         remark_on_control_tokens(tokenizer, rows, screen.on_event)
         against = (
             None if reference is None else section.model_copy(update={"name_or_path": reference})

@@ -32,6 +32,7 @@ from .models import (
     model_section,
     read_rows,
     remark_on_control_tokens,
+    say_dtype,
     source_section,
 )
 from .output import Overwrite, Resume, checked_output, flags, rows_fingerprint
@@ -113,6 +114,7 @@ def generate(
                 on_event=screen.on_event,
             )
         )
+        say_dtype(section, writer, screen.on_event)
         remark_on_control_tokens(tokenizer, rows, screen.on_event)
         sampling = Sampling(
             max_new_tokens=max_new_tokens,

@@ -147,6 +147,18 @@ def load_policy_of(model: Model, tokenizer: Any) -> Any:
     return load_policy(model, tokenizer, trainable=False, answers=True)
 
 
+def say_dtype(model: Model, loaded: Any, on_event: OnEvent) -> None:
+    """Say in what type weights were loaded, where nobody asked for it and they are saved in
+    another."""
+    import torch
+
+    from aligner.events import Notice
+
+    if model.dtype == "auto" and getattr(loaded, "dtype", None) == torch.bfloat16:
+        text = "weights in bfloat16, which this GPU computes in; --dtype float32 loads them in full"
+        on_event(Notice(text))
+
+
 def remark_on_control_tokens(tokenizer: Any, rows: Sequence[Any], on_event: OnEvent) -> None:
     """Say it where texts of rows hold control tokens."""
     from aligner.events import Warned

@@ -133,10 +133,12 @@ class _Chooser(ContinuousBatchingLogitsProcessor):
     def _choose(self, scores: Tensor, places: list[int]) -> Tensor:
         """Choose for the rows at some places of a step, which have the same settings."""
         numbers = [self.numbers[place] for place in places]
-        said = [self._said(number) for number in numbers]
         draws_B = torch.stack([self.draws[number][len(self.done[number])] for number in numbers])
         sampling = self.rows[numbers[0]].request.sampling
-        chosen = choose(scores[places], sampling, said_ids(said, scores.device), draws_B)
+        said_BT = None
+        if sampling.repetition_penalty != 1.0:
+            said_BT = said_ids([self._said(number) for number in numbers], scores.device)
+        chosen = choose(scores[places], sampling, said_BT, draws_B)
         columns = (chosen.ids_B, chosen.logps_B, chosen.raw_logps_B)
         for number, one in zip(numbers, zip(*(column.tolist() for column in columns))):
             self.done[number].append(one)

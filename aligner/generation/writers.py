@@ -77,8 +77,8 @@ def open_engine(
         server = EndpointEngine(section, tokenizer, cache=cache, exact=exact)
         yield outline_of(model, tokenizer), server
         if server.retokenized:
-            text = f"{server.retokenized:,} answers of the server have another number of tokens"
-            tell(on_event, Notice(f"{text} by the tokenizer than by its count"))
+            text = f"{server.retokenized:,} answer(s) of the server: the tokenizer finds another"
+            tell(on_event, Notice(f"{text} number of tokens in them than the server counts"))
 
 
 def _server_of(generation: Generation, model: Model) -> Endpoint:

@@ -46,6 +46,8 @@ Row = tuple[list[int], int]
 TITLES = {
     ("tail", "transformers"): "64 prompts with a long tail, transformers' `generate`",
     ("tail", "aligner"): "the same, aligner",
+    ("tail", "hf_cb"): "the same, aligner's engine `hf_cb` (transformers' continuous batching)",
+    ("tail", "bf16"): "the same, aligner, weights in bfloat16",
     ("samples", "transformers"): "eight prompts, transformers' `generate`",
     ("samples", "aligner"): "eight prompts, aligner",
     ("samples", "shared"): "eight samples of one prompt, aligner",
@@ -79,14 +81,15 @@ def work(task: str, tool: str, folder: Path) -> dict[str, float]:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
-    import aligner.generation.hf
+    from aligner.generation.engines import engine_for
 
     torch.set_num_threads(1)
     logging.disable_progress_bar()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    dtype = torch.bfloat16 if tool == "bf16" else torch.float32
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
     rows = rows_of(task, model.config.vocab_size, model.config.max_position_embeddings)
-    engine = aligner.generation.hf.HfEngine(model, batch_size=BATCH)
+    engine = engine_for(model, name="hf_cb" if tool == "hf_cb" else "hf", batch_size=BATCH)
     decode = partial(_plain, model) if tool == "transformers" else partial(_ours, engine)
     decode([([5, 6], 3)], samples=1)
     start = time.process_time()
