@@ -48,8 +48,8 @@ if TYPE_CHECKING:
 TOGETHER = 500
 """Rows that are rendered and tokenized together, between two reports of progress."""
 
-IN_MEMORY = 10_000
-"""Rows whose columns memory holds at most, until they are written."""
+IN_MEMORY = 1_000_000
+"""Tokens whose columns memory holds at most, until they are written."""
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
 
 
@@ -301,7 +301,7 @@ Lengths = Sequence[int]
 
 class _Kept:
     """Encoded rows, counted; the columns of many wait in files of `folder`, so that memory holds
-    two numbers of each row and the columns of the last few thousand."""
+    two numbers of each row and the columns of the last ones."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -309,6 +309,7 @@ class _Kept:
         self.untruncated = array("i")
         self.tokens = self.targets = self.cut_rows = self.cut_tokens = 0
         self._columns: dict[str, list[Any]] = {}
+        self._held = 0
         self._parts: list[Dataset] = []
 
     def add(self, row: TokenizedRow) -> None:
@@ -321,7 +322,8 @@ class _Kept:
         self.targets += row.num_target
         self.cut_rows += row.num_truncated > 0
         self.cut_tokens += row.num_truncated
-        if len(self._columns["length"]) == IN_MEMORY:
+        self._held += row.num_tokens
+        if self._held >= IN_MEMORY:
             self._store()
 
     def count(self, ledger: SplitLedger, dropped: int) -> None:
@@ -353,7 +355,7 @@ class _Kept:
         part = Dataset.from_dict(self._columns)
         part.save_to_disk(str(place))
         self._parts.append(Dataset.load_from_disk(str(place)))
-        self._columns = {}
+        self._columns, self._held = {}, 0
 
 
 def _refuse_broken(broken: list[Problem], data: Data) -> None:

@@ -10,9 +10,10 @@ for it the assistant's turns are marked, and we read the template as it comes. T
 `SFTTrainer._prepare_dataset` and `DPOTrainer._prepare_dataset` alone, on a dataset that is loaded
 already; ours is everything from typed rows to the checksummed folder that ranks and resumed runs
 read. Each tool works in a process of its own: CPU-seconds with one process, wall seconds with two
-(TRL's `dataset_num_proc`; ours stays one process whose tokenizer uses two threads). Then ours is
-run over more and more rows: CPU time, and peak memory above that of the process before it, which
-holds the rows already. With `--write` the result goes into `benchmarks/RESULTS.md`.
+(TRL's `dataset_num_proc`; ours stays one process whose tokenizer uses two threads, as it does where
+`TOKENIZERS_PARALLELISM=true` is set). Then ours is run over more and more rows: CPU time, and peak
+memory above that of the process before it, which holds the rows already; pages of files that are
+only mapped do not count. With `--write` the result goes into `benchmarks/RESULTS.md`.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import re
 import statistics
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -100,12 +102,11 @@ def _by_trl(kind: str, model: str, file: str, processes: int) -> dict[str, float
     with open(file, encoding="utf-8") as lines:
         data = datasets.Dataset.from_list([json.loads(line) for line in lines])
     more = (False, None) if kind == "sft" else ()
-    before, cpu, wall = memory_kib("VmRSS"), time.process_time(), time.monotonic()
-    made = trainer._prepare_dataset(data, tokenizer, arguments, *more, "train")
-    found = _measured(before, cpu, wall)
+    with Meter() as meter:
+        made = trainer._prepare_dataset(data, tokenizer, arguments, *more, "train")
     columns = ("input_ids",) if kind == "sft" else ("chosen_ids", "rejected_ids")
     tokens = sum(len(ids) for name in columns for ids in made[name])
-    return {**found, "rows": len(data), "tokens": tokens}
+    return {**meter.found(), "rows": len(data), "tokens": tokens}
 
 
 def _by_aligner(kind: str, model: str, file: str, processes: int) -> dict[str, float]:
@@ -128,20 +129,37 @@ def _by_aligner(kind: str, model: str, file: str, processes: int) -> dict[str, f
     data = load_data(recipe, None)
     load_method(recipe)
     tokenizer = load_checked_tokenizer(recipe, None)
-    before, cpu, wall = memory_kib("VmRSS"), time.process_time(), time.monotonic()
-    tokenize_rows(recipe, data, tokenizer, Path("prepared"))
-    found = _measured(before, cpu, wall)
+    with Meter() as meter:
+        tokenize_rows(recipe, data, tokenizer, Path("prepared"))
     books = data.ledger.split("train")
     tokens = books.tokens if kind == "sft" else books.trained_tokens
-    return {**found, "rows": books.rows_in, "tokens": tokens}
+    return {**meter.found(), "rows": books.rows_in, "tokens": tokens}
 
 
-def _measured(before: int, cpu: float, wall: float) -> dict[str, float]:
-    return {
-        "cpu_s": time.process_time() - cpu,
-        "wall_s": time.monotonic() - wall,
-        "mib": (memory_kib("VmHWM") - before) / 1024,
-    }
+class Meter:
+    """Seconds and the peak of memory that is no file's, in MiB, of what happens inside."""
+
+    def __enter__(self) -> Meter:
+        self.before = self.peak = memory_kib("RssAnon")
+        self.ended = threading.Event()
+        self.watch = threading.Thread(target=self._watch)
+        self.watch.start()
+        self.cpu, self.wall = time.process_time(), time.monotonic()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.cpu, self.wall = time.process_time() - self.cpu, time.monotonic() - self.wall
+        self.ended.set()
+        self.watch.join()
+
+    def _watch(self) -> None:
+        while not self.ended.wait(0.05):
+            self.peak = max(self.peak, memory_kib("RssAnon"))
+
+    def found(self) -> dict[str, float]:
+        """Return what was measured."""
+        mib = (self.peak - self.before) / 1024
+        return {"cpu_s": self.cpu, "wall_s": self.wall, "mib": mib}
 
 
 def _work(

@@ -73,7 +73,7 @@ def test_rows_that_wait_on_disk_are_the_same_rows(
     rows = rows if method == "sft" else [row for row in rows if "messages" not in row]
     whole, books = prepared_from(rows, tokenizer, tmp_path, method, data__on_bad_row="drop")
     columns, counted = whole.train.to_dict(), books.to_json()
-    monkeypatch.setattr("aligner.tokenization.dataset.IN_MEMORY", 4)
+    monkeypatch.setattr("aligner.tokenization.dataset.IN_MEMORY", 100)
     monkeypatch.setattr("aligner.tokenization.dataset.TOGETHER", 3)
     (tmp_path / "prepared.rows").mkdir()  # left by a run that was killed
     parts, books = prepared_from(rows, tokenizer, tmp_path, method, data__on_bad_row="drop")
