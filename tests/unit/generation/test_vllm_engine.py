@@ -12,12 +12,14 @@ import pytest
 import torch
 from fakes import byte_tokenizer, save_model
 
-from aligner.config.recipe import Lora, Model
+from aligner.config.recipe import Generation, Lora, Model
 from aligner.errors import RecipeError, UsageError
+from aligner.generation.decode import generate
 from aligner.generation.hf import HfEngine
 from aligner.generation.requests import Request
 from aligner.generation.sampling import Sampling
 from aligner.generation.vllm import VllmEngine
+from aligner.generation.writers import open_engine
 from aligner.models.loading import load_policy
 
 LOUD = {"initializer_range": 0.5}
@@ -107,3 +109,23 @@ def test_where_a_ratio_is_trained_on_sampling_is_plain(
         with pytest.raises(UsageError, match="ratio"):
             engine.generate([Request([5], Sampling(max_new_tokens=3, **setting))])
     assert engine.generate([REQUEST])[0][0].logps
+
+
+def test_a_recipes_section_opens_it_beside_an_outline_and_closes_it(
+    folder: Path, made: list[fake_vllm.LLM], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    section, tokenizer = Model(name_or_path=str(folder)), byte_tokenizer()
+    policy: Any = load_policy(section, tokenizer, trainable=False)
+    greedy = Sampling(max_new_tokens=12, temperature=0.0)
+    ours = generate(policy, tokenizer, ["a", "what is 2 + 2?"], greedy)
+    generation = Generation(engine="vllm", vllm={"gpu_memory_utilization": 0.3})
+    closed: list[VllmEngine] = []
+    monkeypatch.setattr(VllmEngine, "close", lambda self: closed.append(self))
+    with open_engine(generation, section, tokenizer, load=lambda: None, batch_size=4) as lent:
+        outline, engine = lent
+        theirs = generate(outline, tokenizer, ["a", "what is 2 + 2?"], greedy, engine=engine)
+        assert not closed
+    assert theirs == ours
+    assert closed == [engine]
+    assert made[0].gpu_memory_utilization == 0.3
+    assert {str(weight.device) for weight in outline.parameters()} == {"meta"}
