@@ -45,6 +45,7 @@ LORA = {"model__lora": {"r": 4, "target_modules": "all-linear"}, "trainer__learn
             "dpo",
             {"dpo__nll_weight": 0.5, "dpo__loss": "ipo", "model__attn_implementation": "eager"},
         ),
+        ("dpo", {**LORA, "model__quantization": "nf4"}),
         ("dpo", {"dpo__forward_kl": 0.1, "dpo__forward_kl_tokens": 4}),
         ("sapo", {"sapo__window": 3, "sapo__buffer_size": 64}),
         ("reward", {}),

@@ -1,16 +1,17 @@
-"""Training on pairs against TRL on a real model, in one run: `python -m benchmarks.speed.preference
-MODEL [--write]`.
+"""Training against TRL on a real model, in one run: `python -m benchmarks.speed.real_model MODEL
+[--write]`.
 
-MODEL is a folder with a small chat model, such as SmolLM2-135M-Instruct. Rows are pairs of random
-words with prompts and answers of given lengths in tokens. Each tool runs in a process of its own on
-one thread: a few steps over the same rows in the same order, full fine-tuning.
+MODEL is a folder with a small chat model, such as SmolLM2-135M-Instruct. Rows are random words,
+prompts and answers of given lengths in tokens. Each tool runs in a process of its own on one
+thread: a few steps over the same rows in the same order, full fine-tuning.
 
 * `identical`: float32, no checkpointing of activations, the reference computed before (its cost is
-  in neither figure). The losses of all steps are compared.
-* `default`: what each tool does when it is told nothing, TRL's bfloat16 turned off; the reference
-  is counted, which TRL computes at every step with a copy of the model.
+  in neither figure); SFT trains answers alone, and logs at its last step. The losses of all steps
+  are compared, in the mean for SFT.
+* `default`: what each tool does when nothing is set, TRL's bfloat16 turned off; the reference is
+  counted, which TRL computes at every step with a copy of the model.
 
-Tokens are those of prompt and answer, for each of the two answers, without padding. CPU seconds are
+Tokens are those of prompt and answer, for each answer, without padding. CPU seconds are
 those of `Trainer.train()`; memory is the peak of the process above the loaded libraries.
 """
 
@@ -31,12 +32,14 @@ from typing import Any
 from benchmarks.results import write
 
 ROOT = Path(__file__).parents[2]
-BATCH, STEPS, SEED = 2, 3, 42
+BATCH, SEED = 2, 42
+STEPS = {"dpo": 3, "reward": 3, "sft": 6}
 SHAPES = ((512, 128), (256, 128), (100, 120))
 TOOLS = ("trl", "aligner")
 RUNS = (
     *(("dpo", shape, "identical") for shape in SHAPES),
     ("reward", (512, 128), "identical"),
+    ("sft", (100, 120), "identical"),
     ("dpo", (512, 128), "default"),
 )
 GOALS = {
@@ -44,14 +47,15 @@ GOALS = {
     ("dpo", (256, 128), "identical"): 1.40,
     ("dpo", (100, 120), "identical"): 1.20,
     ("reward", (512, 128), "identical"): 1.35,
+    ("sft", (100, 120), "identical"): 1.10,
     ("dpo", (512, 128), "default"): 2.2,
 }
 MOST_MEMORY = 0.70
 """Goal: peak memory of DPO at 512/128, over that of TRL."""
 
 
-def rows_of(model: Path, shape: tuple[int, int]) -> list[dict[str, Any]]:
-    """Pairs of random words, a token each, as many as the steps take."""
+def rows_of(model: Path, shape: tuple[int, int], task: str) -> list[dict[str, Any]]:
+    """Rows of random words, a token each, as many as the steps take."""
     from transformers import AutoTokenizer
 
     vocabulary = AutoTokenizer.from_pretrained(model).get_vocab()
@@ -64,10 +68,13 @@ def rows_of(model: Path, shape: tuple[int, int]) -> list[dict[str, Any]]:
         return "a " + " ".join(draw.choices(words, k=length - 1))
 
     rows = []
-    for _ in range(BATCH * STEPS):
+    for _ in range(BATCH * STEPS[task]):
         prompt = [{"role": "user", "content": text(shape[0])}]
         answers = [[{"role": "assistant", "content": text(shape[1])}] for _ in range(2)]
-        rows.append({"prompt": prompt, "chosen": answers[0], "rejected": answers[1]})
+        if task == "sft":
+            rows.append({"prompt": prompt, "completion": answers[0]})
+        else:
+            rows.append({"prompt": prompt, "chosen": answers[0], "rejected": answers[1]})
     return rows
 
 
@@ -78,11 +85,11 @@ def measure(tool: str, task: str, mode: str, model: Path, rows: Path) -> dict[st
     import trl  # noqa: F401 - a library of both
 
     import aligner.training.reference as reference
-    from aligner.methods.preparation import load_method
+    from aligner.methods.steps import steps_of
     from benchmarks.speed.worker import _timed
 
     torch.set_num_threads(1)
-    load_method(task)
+    steps_of(task).load()
     spent: dict[str, float] = {}
     transformers.Trainer.train = _timed(transformers.Trainer.train, spent, "train")
     reference.with_reference = _timed(reference.with_reference, spent, "reference")
@@ -98,7 +105,14 @@ def measure(tool: str, task: str, mode: str, model: Path, rows: Path) -> dict[st
 def _trl(task: str, mode: str, model: Path, file: Path, folder: Path) -> dict[str, Any]:
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
-    from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
+    from trl import (
+        DPOConfig,
+        DPOTrainer,
+        RewardConfig,
+        RewardTrainer,
+        SFTConfig,
+        SFTTrainer,
+    )
 
     from aligner.training.sampler import SeededSampler
 
@@ -107,14 +121,15 @@ def _trl(task: str, mode: str, model: Path, file: Path, folder: Path) -> dict[st
     config, trainer_class, loader = {
         "dpo": (DPOConfig, DPOTrainer, AutoModelForCausalLM),
         "reward": (RewardConfig, RewardTrainer, AutoModelForSequenceClassification),
+        "sft": (SFTConfig, SFTTrainer, AutoModelForCausalLM),
     }[task]
     settings: dict[str, Any] = {"gradient_checkpointing": False} if mode == "identical" else {}
     if mode == "identical" and task == "dpo":
         settings["precompute_ref_log_probs"] = True
     arguments = config(
         output_dir=str(folder),
-        max_steps=STEPS,
-        logging_steps=1,
+        max_steps=STEPS[task],
+        logging_steps=_logging_steps(task),
         learning_rate=1e-5,
         per_device_train_batch_size=BATCH,
         train_sampling_strategy="sequential",
@@ -132,9 +147,13 @@ def _trl(task: str, mode: str, model: Path, file: Path, folder: Path) -> dict[st
         train_dataset=Dataset.from_list(rows),
         processing_class=AutoTokenizer.from_pretrained(model),
     )
-    trainer.train()
+    mean = trainer.train().training_loss
     losses = [logs["loss"] for logs in trainer.state.log_history if "loss" in logs]
-    return {"losses": losses}
+    return {"losses": [mean] if task == "sft" else losses}
+
+
+def _logging_steps(task: str) -> int:
+    return STEPS[task] if task == "sft" else 1
 
 
 def _aligner(task: str, mode: str, model: Path, file: Path, folder: Path) -> dict[str, Any]:
@@ -147,8 +166,8 @@ def _aligner(task: str, mode: str, model: Path, file: Path, folder: Path) -> dic
         f"data.train={file}",
         f"output_dir={folder / 'run'}",
         f"seed={SEED}",
-        f"trainer.max_steps={STEPS}",
-        "trainer.logging_steps=1",
+        f"trainer.max_steps={STEPS[task]}",
+        f"trainer.logging_steps={_logging_steps(task)}",
         "trainer.learning_rate=1e-5",
         f"trainer.per_device_train_batch_size={BATCH}",
         "trainer.save_strategy='no'",
@@ -158,20 +177,26 @@ def _aligner(task: str, mode: str, model: Path, file: Path, folder: Path) -> dic
     ]
     if mode == "identical":
         settings += ["trainer.bf16=false", "trainer.train_sampling_strategy=random"]
+        settings += ["sft.packing=false"] if task == "sft" else []
     outcome = run_recipe(load_recipe(task, None, settings))
     ledger = json.loads((outcome.run_dir / "data.json").read_text())
     losses = [line["loss"] for line in read_metrics(outcome.run_dir) if line["split"] == "train"]
+    losses = [outcome.results["train_loss"]] if task == "sft" else losses
     return {"losses": losses, "tokens": ledger["splits"]["train"]["tokens"]}
 
 
-def with_head(model: Path, folder: Path) -> Path:
-    """The same model with a head for rewards, for both tools to begin with.
+def starts(model: Path, folder: Path) -> dict[str, Path]:
+    """The model and, for rewards, the same with a head, for both tools to begin with.
 
-    It pads with another token than the one that ends an answer, and its template ends a turn with
-    that token: TRL would read the head before it, or after the line break behind it.
+    Their template ends a turn with the token that ends an answer, which is not the one that pads:
+    TRL would train the line break behind it too, and read the head before it or behind it.
     """
     import torch
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoModelForSequenceClassification,
+        AutoTokenizer,
+    )
 
     tokenizer = AutoTokenizer.from_pretrained(model)
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)
@@ -180,26 +205,28 @@ def with_head(model: Path, folder: Path) -> Path:
     assert end in tokenizer.chat_template
     tokenizer.chat_template = tokenizer.chat_template.replace(end, f"'{tokenizer.eos_token}'")
     torch.manual_seed(SEED)
-    reward = AutoModelForSequenceClassification.from_pretrained(
-        model, num_labels=1, pad_token_id=tokenizer.pad_token_id, dtype="float32"
-    )
-    reward.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    options = {"pad_token_id": tokenizer.pad_token_id, "dtype": "float32"}
+    writes = AutoModelForCausalLM.from_pretrained(model, **options)
+    scores = AutoModelForSequenceClassification.from_pretrained(model, num_labels=1, **options)
+    found = {}
+    for task, start in (("sft", writes), ("dpo", writes), ("reward", scores)):
+        found[task] = folder / task
+        start.save_pretrained(found[task])
+        tokenizer.save_pretrained(found[task])
+    return found
 
 
 def compared(model: Path, folder: Path, runs: Sequence[Any]) -> Iterator[str]:
     """The lines of the table, each of two processes one after the other."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     environment |= {"TOKENIZERS_PARALLELISM": "false", "ALIGNER_CACHE": str(folder / "cache")}
-    head = with_head(model, folder / "head")
+    begin = starts(model, folder)
     for task, shape, mode in runs:
-        file = folder / f"{shape[0]}-{shape[1]}.jsonl"
-        file.write_text("".join(json.dumps(row) + "\n" for row in rows_of(model, shape)))
-        start = head if task == "reward" else model
+        file = folder / f"{task}-{shape[0]}-{shape[1]}.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows_of(model, shape, task)))
         found = {}
         for tool in TOOLS:
-            command = [sys.executable, "-m", "benchmarks.speed.preference", str(start)]
+            command = [sys.executable, "-m", "benchmarks.speed.real_model", str(begin[task])]
             command += ["--measure", tool, task, mode, str(file)]
             done = subprocess.run(
                 command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False
@@ -227,7 +254,7 @@ def _line(task: str, shape: tuple[int, int], mode: str, found: dict[str, dict]) 
 
 
 HEAD = (
-    "| pairs, prompt/answer tokens, settings | TRL, tokens per CPU-second | aligner | ratio | "
+    "| training, prompt/answer tokens, settings | TRL, tokens per CPU-second | aligner | ratio | "
     "TRL, MiB | aligner | ratio | largest difference of losses |\n"
     "| --- | --- | --- | --- | --- | --- | --- | --- |"
 )
@@ -238,7 +265,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", type=Path, help="folder of a small chat model")
-    parser.add_argument("--only", help="measure runs whose name begins so: dpo, reward")
+    parser.add_argument("--only", choices=list(STEPS), help="measure one method")
     parser.add_argument("--write", action="store_true", help="write into benchmarks/RESULTS.md")
     parser.add_argument("--measure", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -253,11 +280,11 @@ def main() -> None:
             print(line, flush=True)
             lines.append(line)
     setting = (
-        f"One thread, batches of {BATCH} pairs, {STEPS} steps, full fine-tuning. Goal for memory "
+        f"One thread, batches of {BATCH} rows, full fine-tuning, a few steps. Goal for memory "
         f"of dpo at 512/128: {MOST_MEMORY:.2f}."
     )
     if options.write:
-        write("preference-speed", "\n".join([setting, "", HEAD, *lines]))
+        write("real-model", "\n".join([setting, "", HEAD, *lines]))
 
 
 if __name__ == "__main__":
