@@ -28,6 +28,7 @@ from .models import (
     TrustRemoteCode,
     check_paths,
     check_sampling,
+    for_writing,
     load_policy_of,
     model_section,
     read_rows,
@@ -104,6 +105,8 @@ def generate(
         from aligner.runs.files import json_line
 
         tokenizer = load_tokenizer(section)
+        if engine in ("auto", "hf", "hf_cb"):
+            section = for_writing(section, tokenizer, screen.on_event)
         writer, decodes = stack.enter_context(
             open_engine(
                 generation,

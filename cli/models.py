@@ -147,6 +147,29 @@ def load_policy_of(model: Model, tokenizer: Any) -> Any:
     return load_policy(model, tokenizer, trainable=False, answers=True)
 
 
+LARGE_ENOUGH = 50_000_000
+"""Weights from which a CPU that computes in bfloat16 writes in it: less to read for each token."""
+
+
+def for_writing(model: Model, tokenizer: Any, on_event: OnEvent) -> Model:
+    """Return the model as it is loaded to write alone: on a CPU that computes in bfloat16, in that,
+    unless another type is asked for or the model is small; and say so."""
+    import torch
+
+    from aligner.events import Notice
+    from aligner.launch.devices import native_bf16
+    from aligner.models.loading import load_outline
+
+    if (model.dtype, model.quantization) != ("auto", "none") or torch.cuda.is_available():
+        return model
+    outline = load_outline(model, tokenizer) if native_bf16("cpu") else None
+    if outline is None or sum(weight.numel() for weight in outline.parameters()) < LARGE_ENOUGH:
+        return model
+    text = "weights in bfloat16, which this CPU computes in; --dtype float32 loads them in full"
+    on_event(Notice(text))
+    return model.model_copy(update={"dtype": "bfloat16"})
+
+
 def say_dtype(model: Model, loaded: Any, on_event: OnEvent) -> None:
     """Say in what type weights were loaded, where nobody asked for it and they are saved in
     another."""

@@ -167,3 +167,14 @@ def test_weights_in_bfloat16_are_said_where_nobody_asked_for_them(
     for dtype in ("float32", "bfloat16"):
         result = aligner("generate", model, "one", "--max-new-tokens", "2", "--dtype", dtype)
         assert "weights in bfloat16" not in result.output
+
+
+def test_a_cpu_with_bfloat16_writes_in_it_with_large_models_alone(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aligner.launch.devices.native_bf16", lambda device: True)
+    asked = ("generate", model, "one", "--max-new-tokens", "2")
+    assert "bfloat16" not in aligner(*asked).output
+    monkeypatch.setattr("aligner.cli.models.LARGE_ENOUGH", 1)
+    assert "weights in bfloat16, which this CPU" in " ".join(aligner(*asked).output.split())
+    assert "bfloat16" not in aligner(*asked, "--dtype", "float32").output
