@@ -356,8 +356,9 @@ class Preference(Section):
 
     prefix: Literal["auto", "shared", "separate"] = "auto"
     """`shared`: in one row, their prompt computed once; `separate`: each in a row of its own, the
-    prompt again for each. `auto`: shared where the model allows it and a batch saves a tenth of its
-    tokens. Losses and gradients are the same."""
+    prompt again for each. `auto`: shared where the model allows it, a batch saves a tenth of its
+    tokens, and rows are no longer than about 16,000 tokens (8,000 for four in a batch), since the
+    mask is quadratic in their length. Losses and gradients are the same."""
 
 
 class Report(Section):

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from aligner.models.forward import Answer, Batch, Ids, Progress, batches_by_length, eval_mode, pad
-from aligner.models.shared_prefix import LEAST_SAVING, lay_out, share_saved
+from aligner.models.shared_prefix import is_worth_sharing, lay_out
 from aligner.tokenization.encode import IGNORED
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def joined(group: Sequence[Answer]) -> list[list[int]]:
 def is_shared(sequences: Sequence[Sequence[Ids]], prefix: Prefix) -> bool:
     """Say whether a batch of groups of sequences is one whose rows share prefixes."""
     if prefix == "auto":
-        return share_saved(sequences) >= LEAST_SAVING
+        return is_worth_sharing(sequences)
     return prefix == "shared"
 
 

@@ -34,6 +34,10 @@ Ids = Sequence[int]
 LEAST_SAVING = 0.1
 """Share of the tokens of a padded batch that must be saved for a prefix to be shared."""
 
+MOST_MASK = 2**28
+"""Numbers in the mask of a batch, above which no prefix is shared: it is quadratic in the length of
+a row. One row of 16,384 tokens has as many, 1 GiB in float32, and so have four of 8,192."""
+
 MASKED = ("sdpa", "eager", "flex_attention")
 """Implementations of attention that take a mask of ours."""
 
@@ -130,23 +134,34 @@ def share_saved(groups: Sequence[Sequence[Ids]]) -> float:
     return 1 - _fit(sizes)[1] * max(sizes) / separate if separate else 0.0
 
 
+def is_worth_sharing(groups: Sequence[Sequence[Ids]]) -> bool:
+    """Say whether a batch of these groups saves enough of its tokens, and needs no mask that is too
+    large."""
+    sizes = [_size(group, common_prefix(group)) for group in groups]
+    mask = _fit(sizes)[1] * max(sizes) ** 2
+    return mask <= MOST_MASK and share_saved(groups) >= LEAST_SAVING
+
+
 def attention_of(base: Any, groups: Tensor, branches: Tensor) -> Any:
-    """Return the mask (R, 1, T, T) of rows of groups, true where a token (its third axis) sees
-    another, in the form that the attention of `base`, a model without adapters, reads."""
-    config = base.config.get_text_config()
-    if config._attn_implementation == "flex_attention":
+    """Return the mask (R, 1, T, T) of rows of groups in the form that the attention of `base`, a
+    model without adapters, reads: 0 where a token (its third axis) sees another, and the least
+    number elsewhere.
+
+    It is in the dtype that attention computes in. Of a boolean one, or of one to be cast, torch
+    makes a copy in each layer and keeps them all for the backward pass.
+    """
+    attention = base.config.get_text_config()._attn_implementation
+    if attention == "flex_attention":
         return _block_mask(groups, branches)
-    width = groups.shape[1]
-    alike = groups[:, :, None] == groups[:, None, :]
-    seen = (branches[:, None, :] == 0) | (branches[:, :, None] == branches[:, None, :])
-    before = torch.ones(width, width, dtype=torch.bool, device=groups.device).tril()
-    mask = (alike & seen & before)[:, None]
-    if config._attn_implementation != "eager":
-        return mask
-    dtype = base.get_input_embeddings().weight.dtype
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(
-        ~mask, torch.finfo(dtype).min
-    )
+    seen = branches[:, :, None] == branches[:, None, :]
+    seen |= branches[:, None, :] == 0
+    seen &= groups[:, :, None] == groups[:, None, :]
+    hidden = seen.tril_().logical_not_()[:, None]
+    dtype, kind = base.get_input_embeddings().weight.dtype, groups.device.type
+    if attention == "sdpa" and torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+    mask = torch.zeros(hidden.shape, dtype=dtype, device=groups.device)
+    return mask.masked_fill_(hidden, torch.finfo(dtype).min)
 
 
 def _block_mask(groups: Tensor, branches: Tensor) -> Any:
@@ -187,9 +202,10 @@ def why_not_alike(model: Any, groups: Sequence[Sequence[Ids]], *, rough: bool = 
     """Return why a model does not give tokens of groups the hidden states that they have in rows of
     their own, as a clause; or nothing, where it does.
 
-    How much they may differ is measured: by as much as they do where branches see each other.
-    Rounding is a small share of that. The model is read in train mode with everything random off,
-    and is left as it was; `rough`: it is called under autocast.
+    Tokens that stand behind others which are not theirs to see are compared, so some group must
+    have two branches. How much they may differ is measured: by as much as they do where they see
+    those. Rounding is a small share of that. The model is read in train mode with everything random
+    off, and is left as it was; `rough`: it is called under autocast.
     """
     base = base_under_adapter(model)
     if why := why_not_shared(base.config, base.config.get_text_config()._attn_implementation):
@@ -217,9 +233,15 @@ def why_not_alike(model: Any, groups: Sequence[Sequence[Ids]], *, rough: bool = 
         except MODEL_ERRORS as error:
             return f"the model cannot read such rows ({first_line(error)})"
     places = torch.tensor([place for where in rows.places for place in where], device=device)
-    gap = float((found[places] - expected).abs().mean())
-    effect = float((mixed[places] - expected).abs().mean())
+    # The others, most of a row where answers are short, would add nothing but rounding.
+    width = positions.shape[1]
+    behind = (positions != torch.arange(width, device=device)).flatten()[places]
+    assert behind.any(), "a group with two branches"
+    gap = float((found[places] - expected)[behind].abs().mean())
+    effect = float((mixed[places] - expected)[behind].abs().mean())
     dtype = base.get_input_embeddings().weight.dtype
+    if torch.get_float32_matmul_precision() != "highest":  # TF32, or bfloat16
+        rough = True
     share = ROUGH_SHARE if rough else SHARE.get(dtype, ROUGH_SHARE)
     if not effect > 0:
         return "the model does not read what stands before a token"

@@ -68,10 +68,17 @@ def settle_prefix(
 
 def why_not(model: Any, groups: Sequence[Group], *, rough: bool = False) -> str:
     """Return why answers cannot share their prompt in this model, as a clause; or nothing."""
-    differing = [group for group in groups if common_prefix(group) < max(map(len, group))]
+    differing = [group for group in groups if common_prefix(group) < min(map(len, group))]
     if model.device.type == "cpu":
         differing = [_cut(group) for group in differing]
-    return why_not_alike(model, differing[:PROOF_GROUPS], rough=rough) if differing else ""
+    return why_not_alike(model, differing[:PROOF_GROUPS] or [_made_up()], rough=rough)
+
+
+def _made_up() -> Group:
+    """Two answers to a prompt, where rows have none that differ."""
+    ids = [FIRST_FREE_ID + place % 7 for place in range(PROOF_PROMPT)]
+    answers = ([FIRST_FREE_ID + 9] * 5, [FIRST_FREE_ID + 11] * 7)
+    return [[*ids, *answer] for answer in answers]
 
 
 def _cut(group: Group) -> Group:
@@ -86,9 +93,7 @@ def _why_not_by_twin(recipe: Any) -> str:
         twin = random_twin(recipe.model)
     except NoTwin as error:
         return f"no small model of its kind can be made, to try it with ({error})"
-    ids = [FIRST_FREE_ID + place % 7 for place in range(PROOF_PROMPT)]
-    answers = ([FIRST_FREE_ID + 9] * 5, [FIRST_FREE_ID + 11] * 7)
-    return why_not(twin, [[[*ids, *answer] for answer in answers]])
+    return why_not(twin, [])
 
 
 def first_groups(rows: Dataset) -> list[Group]:
