@@ -18,6 +18,9 @@ from aligner.training.decided import Decided
 if TYPE_CHECKING:
     from aligner.tokenization.dataset import TokenizedData
 
+FOLLOW_HELD_OUT = ("reduce_lr_on_plateau", "greedy")
+"""Schedules whose rate depends on the held-out loss."""
+
 
 def decide(
     recipe: TrainRecipe,
@@ -69,9 +72,14 @@ def decide(
 
 def left_free(recipe: TrainRecipe) -> Free:
     """Say what the recipe leaves to us of how often things happen. A best checkpoint needs its
-    evaluations and checkpoints where they are."""
+    evaluations and checkpoints where they are; a schedule that follows the held-out loss needs its
+    evaluations, of all rows."""
     needs_best = recipe.early_stopping is not None or bool(
         trainer_value(recipe, "load_best_model_at_end")
+    )
+    followed = (
+        trainer_value(recipe, "save_strategy") == "best"
+        or trainer_value(recipe, "lr_scheduler_type") in FOLLOW_HELD_OUT
     )
 
     def is_free(what: str) -> bool:
@@ -80,7 +88,7 @@ def left_free(recipe: TrainRecipe) -> Free:
 
     given = recipe.report.model_fields_set
     return Free(
-        evaluations=is_free("eval"),
+        evaluations=is_free("eval") and not followed,
         checkpoints=is_free("save"),
         prompts="num_prompts" not in given,
         max_new_tokens="max_new_tokens" not in given,

@@ -20,7 +20,7 @@ import yaml
 from aligner.config.defaults import DEFAULT, OF_DEVICE, OF_LIBRARIES, is_default, keys_that_matter
 from aligner.methods.catalogue import trainer_of
 from aligner.reports.charts import number
-from aligner.reports.page import AT_START
+from aligner.reports.page import AT_START, held_out_part
 from aligner.runs.files import dumps, read_json, write_atomically
 from aligner.runs.lineage import lineage
 
@@ -60,7 +60,11 @@ def write_model_card(run_dir: Path, manifest: Record) -> None:
             environment.get("arguments", {}),
             read_json(folder, "weights.json"),
         ),
-        _results(manifest, read_json(folder, "evaluation.json")),
+        _results(
+            manifest,
+            read_json(folder, "evaluation.json"),
+            held_out_part(read_json(folder, "decided.json") or {}),
+        ),
         _origin(ancestors, start),
         _reproduce(environment, manifest),
         "License, intended use and limits are in no record of training, so they are not stated "
@@ -288,11 +292,13 @@ def _setting(key: str, value: Any, origins: Record) -> tuple[str, ...]:
     return _code(key), _code(dumps(value)), origin
 
 
-def _results(manifest: Record, evaluation: Any) -> str:
+def _results(manifest: Record, evaluation: Any, held_out: str) -> str:
     rows = [(_code(key), _shown(value)) for key, value in manifest["results"].items()]
     text = "## Results\n\n" + (
         _table(("metric", "value"), rows) if rows else "No metric was recorded."
     )
+    if held_out and any(key.startswith("eval/") for key in manifest["results"]):
+        text = f"{text}\n\n{held_out}"
     if not evaluation:
         return text
     metrics = list(dict.fromkeys(metric for entry in evaluation for metric in entry["metrics"]))

@@ -87,6 +87,16 @@ TOKEN_PARTS = [
 ]
 
 
+def held_out_part(decided: dict[str, Any]) -> str:
+    """Return a sentence where held-out numbers are of a part of the held-out rows; else nothing.
+    `decided` is what was decided at the start of a run."""
+    evaluated = (decided.get("cadence") or {}).get("held_out_rows")
+    everything = decided.get("all_held_out")
+    if evaluated is None or evaluated == everything:
+        return ""
+    return f"Held-out numbers are of {evaluated:,} of {everything:,} rows."
+
+
 def ledger_part(data: Any) -> dict[str, Any] | None:
     """Rows of each source and tokens of each split as bars, and the ledger's own lines."""
     if not data:

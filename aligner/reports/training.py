@@ -27,6 +27,7 @@ from aligner.reports.page import (
     duration,
     environment_part,
     files_part,
+    held_out_part,
     ledger_part,
     lineage_part,
     moment,
@@ -302,10 +303,7 @@ def _curve_note(metrics: Metrics, recipe: Record, decided: Record) -> str:
     if any(record.get("split") == "eval" for record in metrics):
         long = len(_series(metrics, "train", "loss")) >= SMOOTH_FROM
         lines = "Faint lines are single log lines, strong ones their running mean." if long else ""
-        held_out, everything = _cadence(decided).get("held_out_rows"), decided.get("all_held_out")
-        if held_out is None or held_out == everything:
-            return lines
-        return f"Held-out numbers are of {held_out:,} of {everything:,} rows. {lines}".strip()
+        return f"{held_out_part(decided)} {lines}".strip()
     reason = (
         "the recipe gives no data.eval"
         if not recipe.get("data", {}).get("eval")

@@ -40,7 +40,13 @@ def training_arguments(
     over it, filled, and what only we may set."""
     filled, _ = fill(recipe)
     decided = read_decided(run) or Decided()
-    values = {**of_device(filled, decided), **how_often(filled, decided), **filled.trainer, **ours}
+    left_out = {**of_device(filled, decided), **how_often(filled, decided)}
+    given = {
+        key: value
+        for key, value in filled.trainer.items()
+        if value is not None or key not in left_out  # null leaves it out, as no key does
+    }
+    values = {**left_out, **given, **ours}
     if values["bf16"] and trains_on_cpu(filled) and native_bf16("cpu"):
         values["use_cpu"] = True  # else transformers wants a GPU for it
     if decided.cadence is not None and decided.cadence.save_steps == 0:

@@ -111,6 +111,8 @@ class Cadence:
     evaluation_share: float | None = None
     checkpoint_share: float | None = None
     answer_share: float | None = None
+    training_s: float | None = None
+    """The estimated seconds of the training; None in runs of an older version."""
 
 
 def choose_cadence(work: Work, free: Free) -> Cadence:
@@ -129,6 +131,7 @@ def choose_cadence(work: Work, free: Free) -> Cadence:
         evaluating if work.held_out_rows and free.evaluations else None,
         saving if free.checkpoints else None,
         answering if work.prompts else None,
+        costs.training,
     )
 
 

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from aligner.runs.run import Run
-from aligner.training.cadence import Cadence
+from aligner.training.cadence import FREE_S, Cadence
 
 FILE = "decided.json"
 
@@ -45,18 +45,22 @@ class Decided:
             return
         if cadence.eval_steps:
             often = self._often(cadence.eval_steps)
-            yield "held-out evaluation", often, _about(cadence.evaluation_share)
+            yield "held-out evaluation", often, _about(cadence.evaluation_share, cadence.training_s)
             if cadence.held_out_rows < self.all_held_out:
                 rows = f"{cadence.held_out_rows:,} of {self.all_held_out:,}, drawn with the seed"
                 yield "held-out rows", rows, "all of them would take too long"
         if cadence.save_steps:
             often = self._often(cadence.save_steps)
-            yield "checkpoints", often, _about(cadence.checkpoint_share)
+            yield "checkpoints", often, _about(cadence.checkpoint_share, cadence.training_s)
         elif cadence.save_steps == 0:
             yield "checkpoints", "none", "one would take longer than a fifth of the training"
         if cadence.prompts:
             answers = f"{cadence.prompts} prompts, {cadence.max_new_tokens} tokens each"
-            yield "answers", f"{answers}, before and after", _about(cadence.answer_share)
+            yield (
+                "answers",
+                f"{answers}, before and after",
+                _about(cadence.answer_share, cadence.training_s),
+            )
         elif cadence.answer_share is not None:
             yield "answers", "none", "they would take too long; report.num_prompts asks for them"
 
@@ -67,10 +71,13 @@ class Decided:
         return f"{'every step' if every == 1 else f'every {every:,} steps'}, {times} times"
 
 
-def _about(share: float | None) -> str:
-    """A share of the training's time, in words."""
+def _about(share: float | None, training_s: float | None) -> str:
+    """A share of the training's time, in words; of a tiny training it may be a multiple, and what
+    it takes is told instead."""
     if share is None:
         return ""
+    if training_s is not None and 0.005 <= share and share * training_s <= FREE_S:
+        return "a second or less"
     return "hardly any time" if share < 0.005 else f"about {share:.0%} of the training's time"
 
 

@@ -205,6 +205,9 @@ def test_the_cadence_is_told_and_followed(
     assert saved(tmp_path / "run") == []
     assert arguments_of(tmp_path / "run")["eval_steps"] == 3
     assert (tmp_path / "run" / "final" / "model.safetensors").exists()
+    for page in ("report.html", "final/README.md"):
+        text = (tmp_path / "run" / page).read_text(encoding="utf-8")
+        assert "Held-out numbers are of 5 of 12 rows." in text
 
 
 def test_what_the_recipe_says_of_the_cadence_wins(
@@ -228,3 +231,54 @@ def test_early_stopping_keeps_its_evaluations(
     told = train(without(resolved, "save_steps", "eval_steps"))
     assert "held-out evaluation" not in told
     assert evaluated(tmp_path / "run") == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    "trainer",
+    [
+        {"lr_scheduler_type": "reduce_lr_on_plateau", "warmup_steps": 0},
+        {"save_strategy": "best"},
+    ],
+)
+def test_what_follows_the_held_out_loss_keeps_its_evaluations(
+    trainer: dict[str, Any], small_world: Path, tmp_path: Path, rare: None
+) -> None:
+    flags = {"data__eval": 0.25, **{f"trainer__{key}": value for key, value in trainer.items()}}
+    resolved = small_recipe("sft", small_world, tmp_path / "run", **flags)
+    told = train(without(resolved, "save_steps", "eval_steps"))
+    assert not {"held-out evaluation", "held-out rows"} & told.keys()
+    assert evaluated(tmp_path / "run") == [1, 2, 3, 4]
+
+
+def test_null_leaves_a_key_to_what_was_decided(
+    small_world: Path, tmp_path: Path, rare: None, trial: dict[str, Any]
+) -> None:
+    flags = {"data__eval": 0.25, "trainer__eval_steps": None, "trainer__bf16": None}
+    told = train(small_recipe("sft", small_world, tmp_path / "run", **flags))
+    assert told["held-out evaluation"].startswith("every 3 steps")
+    assert "mixed, bf16" in told["precision"]
+    found = arguments_of(tmp_path / "run")
+    assert (found["eval_steps"], found["bf16"]) == (3, True)
+
+
+def test_of_a_tiny_training_seconds_are_told(small_world: Path, tmp_path: Path) -> None:
+    flags = {"data__eval": 0.25, "report__num_prompts": 2}
+    told = train(small_recipe("sft", small_world, tmp_path / "run", **flags))
+    assert told["answers"].endswith("| a second or less")
+    assert told["held-out evaluation"].endswith("| a second or less")
+
+
+def test_a_run_killed_before_it_was_decided_decides_when_it_is_resumed(
+    small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = {"data__eval": 0.25}
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    train(small_recipe("sft", small_world, whole, **flags))
+    with monkeypatch.context() as patched:
+        patched.setattr("aligner.methods.preparation.write_decided", _interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(small_recipe("sft", small_world, run, **flags))
+    train(small_recipe("sft", small_world, run, **flags), resume=True)
+    assert read_json(run, "decided.json") == read_json(whole, "decided.json")
+    weights = "final/model.safetensors"
+    assert (run / weights).read_bytes() == (whole / weights).read_bytes()
