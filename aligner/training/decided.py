@@ -76,7 +76,7 @@ def _about(share: float | None, training_s: float | None) -> str:
     it takes is told instead."""
     if share is None:
         return ""
-    if training_s is not None and 0.005 <= share and share * training_s <= FREE_S:
+    if training_s is not None and share >= 0.005 and share * training_s <= FREE_S:
         return "a second or less"
     return "hardly any time" if share < 0.005 else f"about {share:.0%} of the training's time"
 

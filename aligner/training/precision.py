@@ -88,7 +88,11 @@ def choose_precision(
 ) -> Precision | None:
     """Return the precision of a training on this CPU; None where the recipe gives it, or where
     another device trains. `batch_tokens` are those of one process's micro-batch."""
-    if not trains_on_cpu(recipe) or _is_given(recipe):
+    if not trains_on_cpu(recipe):
+        return None
+    if trainer_value(recipe, "fp16") or recipe.launch.mixed_precision == "fp16":
+        return Precision(False, "fp16 is left out on a CPU")  # by accelerate, without a word
+    if _is_given(recipe):
         return None
     if recipe.model.dtype in ("bfloat16", "float16"):
         return Precision(False, f"model.dtype is {recipe.model.dtype}")
@@ -111,7 +115,6 @@ def _is_given(recipe: TrainRecipe) -> bool:
     several = recipe.launch.num_processes > 1
     return (
         recipe.trainer.get("bf16") is not None
-        or bool(trainer_value(recipe, "fp16"))
         or recipe.launch.mixed_precision is not None
         or (several and recipe.launch.strategy != "ddp")
     )

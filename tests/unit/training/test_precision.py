@@ -10,7 +10,7 @@ from transformers import GPT2Config, LlamaConfig, MixtralConfig
 
 from aligner.config.load import load_recipe
 from aligner.training import precision
-from aligner.training.precision import Shape, choose_precision, shape_of, time_share
+from aligner.training.precision import Precision, Shape, choose_precision, shape_of, time_share
 
 LARGE = LlamaConfig(
     hidden_size=576,
@@ -59,10 +59,15 @@ def test_no_gain_means_float32() -> None:
 
 @pytest.mark.parametrize(
     "override",
-    ["trainer.bf16=true", "trainer.bf16=false", "trainer.fp16=true", "launch.mixed_precision=no"],
+    ["trainer.bf16=true", "trainer.bf16=false", "launch.mixed_precision=no"],
 )
 def test_what_the_recipe_says_is_not_asked_again(override: str) -> None:
     assert choose(0.5, override) == (None, [])
+
+
+@pytest.mark.parametrize("override", ["trainer.fp16=true", "launch.mixed_precision=fp16"])
+def test_that_a_cpu_leaves_fp16_out_is_said(override: str) -> None:
+    assert choose(0.5, override) == (Precision(False, "fp16 is left out on a CPU"), [])
 
 
 def test_shards_keep_their_precision() -> None:
