@@ -72,8 +72,8 @@ class Decided:
 
 
 def _about(share: float | None, training_s: float | None) -> str:
-    """A share of the training's time, in words; of a tiny training it may be a multiple, and what
-    it takes is told instead."""
+    """A share of the training's time, in words; of a tiny training it may be a multiple, so seconds
+    are shown instead."""
     if share is None:
         return ""
     if training_s is not None and share >= 0.005 and share * training_s <= FREE_S:
