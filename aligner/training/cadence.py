@@ -36,6 +36,10 @@ RESTARTED_S = 60.0
 """A training of less than this is started again rather than resumed, so it may do without a
 checkpoint that would cost too much."""
 
+FEWEST_ROWS = 8
+"""Held-out rows below which an evaluation says nothing; a training on fifty rows pays for them, and a
+shorter one spends more than its fifth."""
+
 SHORTEST_ANSWER = 32
 """Tokens below which answers are left out rather than cut further."""
 
@@ -219,6 +223,6 @@ def _evaluations(
     number = math.ceil(work.steps / every)
     if not costs.fits(number * costs.evaluation, share):
         allowed = max(share * costs.training, FREE_S) / costs.evaluation
-        rows = max(1, math.floor(rows * allowed))
+        rows = max(min(FEWEST_ROWS, rows), math.floor(rows * allowed))
     spent = number * costs.evaluation * rows / work.held_out_rows
     return every, rows, costs.share(spent)

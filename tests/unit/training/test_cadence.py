@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from aligner.training.cadence import SHARE, Free, Work, choose_cadence, chosen_rows
+from aligner.training.cadence import FEWEST_ROWS, SHARE, Free, Work, choose_cadence, chosen_rows
 
 WORK = Work(
     steps=300,
@@ -46,6 +46,14 @@ def test_where_one_evaluation_is_too_much_a_part_of_the_rows_is_evaluated() -> N
     assert found.eval_steps == 300
     assert found.held_out_rows == 49  # 98.6 s of 200 s
     assert found.evaluation_share == pytest.approx(98 / 900)
+
+
+def test_an_evaluation_is_never_of_a_row_or_two() -> None:
+    """Else the loss says nothing, and SAPO may find no pair in it."""
+    found = chosen(steps=2, held_out_tokens=200_000)
+    assert found.held_out_rows == FEWEST_ROWS
+    assert found.evaluation_share == pytest.approx(8 * 20 / 6)
+    assert chosen(steps=2, held_out_tokens=200_000, held_out_rows=3).held_out_rows == 3
 
 
 def test_what_costs_little_happens_every_tenth_of_the_run() -> None:
