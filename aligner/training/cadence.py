@@ -37,7 +37,7 @@ RESTARTED_S = 60.0
 checkpoint that would cost too much."""
 
 FEWEST_ROWS = 8
-"""Held-out rows below which an evaluation says nothing; a training on fifty rows pays for them, and a
+"""Held-out rows below which an evaluation says nothing. A training on fifty rows pays for them; a
 shorter one spends more than its fifth."""
 
 SHORTEST_ANSWER = 32
