@@ -138,11 +138,14 @@ def _compute(
 def _prefix_for(
     model: Any, rows: Dataset, scorer: ReferenceScorer, autocast: AbstractContextManager[Any] | None
 ) -> Prefix:
-    """What was settled for the policy; another model is asked for itself."""
+    """What was settled for the policy; another model is asked for itself, and the run says where it
+    does not allow it."""
     if scorer.prefix == "separate" or model is scorer.policy:
         return scorer.prefix
     with eval_mode(model), autocast or nullcontext():
         why = why_not(model, first_groups(rows), rough=autocast is not None)
+    if why:
+        scorer.tell(Notice(f"the reference computes each answer with a prompt of its own: {why}"))
     return "separate" if why else scorer.prefix
 
 

@@ -78,17 +78,23 @@ def test_the_plan_says_what_sharing_saves(small_world: Path, tmp_path: Path) -> 
     assert "fewer tokens" in said
 
 
-def test_a_model_with_windows_computes_each_answers_prompt_and_says_so(
-    small_world: Path, tmp_path: Path
-) -> None:
+def windowed(folder: Path) -> Path:
+    """A model whose attention reaches 8 tokens back."""
     from transformers import MistralConfig, MistralForCausalLM
 
-    model = save_model(tmp_path / "model")
+    model = save_model(folder)
     size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
     MistralForCausalLM(
         MistralConfig(vocab_size=260, sliding_window=8, **size, **heads)
     ).save_pretrained(model)
+    return model
+
+
+def test_a_model_with_windows_computes_each_answers_prompt_and_says_so(
+    small_world: Path, tmp_path: Path
+) -> None:
+    model = windowed(tmp_path / "model")
     flags = {**STEPS, "model__name_or_path": str(model)}
     events: list[Any] = []
     run_recipe(small_recipe("dpo", small_world, tmp_path / "run", **flags), on_event=events.append)
@@ -96,3 +102,21 @@ def test_a_model_with_windows_computes_each_answers_prompt_and_says_so(
     assert any("reaches 8 tokens back (sliding_window)" in text for text in said)
     with pytest.raises(RecipeError, match=r"preference\.prefix is shared, and the model"):
         metrics("dpo", small_world, tmp_path, "shared", model__name_or_path=str(model))
+
+
+def test_a_reference_with_windows_is_computed_apart_and_that_is_said(
+    small_world: Path, tmp_path: Path
+) -> None:
+    flags = {**STEPS, "dpo__reference_model": str(windowed(tmp_path / "model"))}
+    told: list[Any] = []
+    recipe = small_recipe(
+        "dpo", small_world, tmp_path / "run", preference__prefix="shared", **flags
+    )
+    found = read_metrics(run_recipe(recipe, on_event=told.append).run_dir)
+    said = [event.text for event in told if isinstance(event, Notice)]
+    assert any(text.startswith("the reference computes each answer") for text in said)
+    (tmp_path / "cache").rename(tmp_path / "elsewhere")
+    expected = metrics("dpo", small_world, tmp_path, "separate", **flags)
+    for one, other in zip(found, expected, strict=True):
+        assert one["logps/chosen"] == pytest.approx(other["logps/chosen"], rel=1e-4)
+        assert one["rewards/margins"] == pytest.approx(other["rewards/margins"], abs=2e-5)

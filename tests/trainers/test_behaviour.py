@@ -362,3 +362,22 @@ def test_entropy_and_token_accuracy_are_those_of_the_step_before_the_log(small_w
         for name in ("entropy", "mean_token_accuracy"):
             assert found[3][step][name] == found[1][step][name]
         assert found[3][step]["entropy"] > 0
+
+
+@pytest.mark.parametrize(
+    "saves", [{"trainer__save_steps": 2}, {"trainer__save_strategy": "epoch"}], ids=str
+)
+def test_the_log_of_a_checkpoint_has_entropy_and_token_accuracy_too(small_world, tmp_path, saves):
+    run = train(
+        "sft",
+        small_world,
+        tmp_path / "run",
+        trainer__max_steps=-1,
+        trainer__num_train_epochs=2,
+        trainer__logging_steps=50,
+        trainer__gradient_accumulation_steps=2,
+        **saves,
+    ).run_dir
+    found = lines(run, "train")
+    assert len(found) > 2
+    assert all("entropy" in line and "mean_token_accuracy" in line for line in found)

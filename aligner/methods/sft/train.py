@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.trainer_utils import IntervalStrategy
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from trl import SFTConfig, SFTTrainer
 
 from aligner.methods.job import Job
@@ -122,10 +122,17 @@ class SeededSFTTrainer(OrderedTrainer, SFTTrainer):
         return loss
 
     def _is_logged_next(self) -> bool:
-        """Whether a log follows the optimizer step that is being computed."""
-        step = self.state.global_step + 1
+        """Whether a log follows the optimizer step that is being computed; one follows every
+        checkpoint."""
+        step, saving = self.state.global_step + 1, self.args.save_strategy
         if self.args.logging_strategy != IntervalStrategy.STEPS or step >= self.state.max_steps:
             return True
+        if saving == SaveStrategy.STEPS and step % self.state.save_steps == 0:
+            return True
+        if saving == SaveStrategy.EPOCH:
+            batches = len(self.callback_handler.train_dataloader)
+            if step % -(-batches // self.args.gradient_accumulation_steps) == 0:
+                return True
         is_first = step == 1 and self.args.logging_first_step
         return is_first or step % self.state.logging_steps == 0
 
