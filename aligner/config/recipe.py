@@ -365,8 +365,8 @@ class Report(Section):
     """What the report of the run shows beside the curves."""
 
     num_prompts: int = Field(5, ge=0, le=10_000)
-    """Held-out prompts answered before and after training. Left out: fewer where they would take
-    long beside the training."""
+    """Prompts answered before and after training, of held-out rows where there are. Left out: fewer
+    where they would take long beside the training."""
     max_new_tokens: Whole = Field(128, ge=1)
     """Longest such answer, in tokens. Left out: shorter where they would take long."""
 

@@ -82,7 +82,7 @@ class Job:
         """Let the model that training starts from answer the held-out prompts; kept over a
         resumption."""
         if self._answers_here() and self.run.read_json("samples.json") is None:
-            self.say("answering held-out prompts before training")
+            self.say(f"answering {self._prompts} before training")
             texts = self._answers(model)
             samples = [
                 {"prompt": _shown(prompt), "before": text, "after": None, "expected": expected}
@@ -93,12 +93,16 @@ class Job:
     def answer_after(self, trainer: Any) -> None:
         """Let the trained model answer the same prompts."""
         if self._answers_here():
-            self.say("answering held-out prompts after training")
+            self.say(f"answering {self._prompts} after training")
             texts = self._answers(trainer.accelerator.unwrap_model(trainer.model))
             samples = self.run.read_json("samples.json") or []
             self.run.write_json(
                 "samples.json", [{**old, "after": new} for old, new in zip(samples, texts)]
             )
+
+    @property
+    def _prompts(self) -> str:
+        return "prompts of training rows" if self.prepared.eval is None else "held-out prompts"
 
     def _answers_here(self) -> bool:
         """Only the main process answers, and only a model that it holds whole."""

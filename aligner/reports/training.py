@@ -169,6 +169,7 @@ def _content(folder: Path, manifest: Record | None) -> Record:
         "charts": charts,
         "more_charts": more,
         "curve_note": _curve_note(metrics, recipe, decided),
+        "shown_rows": "Held-out rows" if recipe.get("data", {}).get("eval") else "Training rows",
         "samples": [sample_part(sample) for sample in samples],
         "no_samples": _no_samples(recipe, manifest, decided),
         "pairs": read_json(folder, "pairs.json") or [],
@@ -394,8 +395,6 @@ def _evaluation(evaluation: Any) -> Record | None:
 
 
 def _no_samples(recipe: Record, manifest: Record | None, decided: Record) -> str:
-    if not recipe.get("data", {}).get("eval"):
-        return "None: the recipe holds no rows out (data.eval)."
     if recipe.get("report", {}).get("num_prompts") == 0:
         return "None: report.num_prompts is 0."
     cadence = _cadence(decided)

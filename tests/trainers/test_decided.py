@@ -282,3 +282,13 @@ def test_a_run_killed_before_it_was_decided_decides_when_it_is_resumed(
     assert read_json(run, "decided.json") == read_json(whole, "decided.json")
     weights = "final/model.safetensors"
     assert (run / weights).read_bytes() == (whole / weights).read_bytes()
+
+
+@pytest.mark.parametrize(("held_out", "title"), [(0.25, "Held-out rows"), (None, "Training rows")])
+def test_the_report_says_whose_prompts_were_answered(
+    held_out: float | None, title: str, small_world: Path, tmp_path: Path
+) -> None:
+    flags = {"data__eval": held_out, "report__num_prompts": 2, "report__max_new_tokens": 2}
+    train(small_recipe("sft", small_world, tmp_path / "run", **flags))
+    report = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert f"{title}: answers before and after" in report
