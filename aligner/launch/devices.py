@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
 
 def has_bf16_gpu() -> bool:
-    """Say whether there is a CUDA device that computes in bfloat16."""
+    """Say whether there is a CUDA device that computes in bfloat16 itself."""
     import torch
 
-    return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return torch.cuda.is_available() and native_bf16("cuda")
 
 
 def native_bf16(device: torch.device | str | int) -> bool:

@@ -73,10 +73,8 @@ def lay_out(groups: Sequence[Sequence[Ids]], pad_token_id: int) -> SharedRows:
     width = max(sizes)
     shape = (num_rows, width)
     input_ids = torch.full(shape, pad_token_id)
-    position_ids, branches = (
-        torch.zeros(shape, dtype=torch.long),
-        torch.zeros(shape, dtype=torch.long),
-    )
+    position_ids = torch.zeros(shape, dtype=torch.long)
+    branches = torch.zeros_like(position_ids)
     members = torch.full(shape, _PADDING)
     places: list[list[int]] = []
     for number, (group, prefix, (row, column)) in enumerate(zip(groups, shared, starts)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from aligner.launch.devices import native_bf16
+from aligner.launch.devices import has_bf16_gpu, native_bf16
 
 
 @pytest.mark.parametrize(
@@ -32,5 +32,7 @@ def test_a_gpu_that_emulates_bf16_does_not_compute_it_itself(
     monkeypatch.setattr(
         torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation
     )
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert not native_bf16("cuda:0")
+    assert not has_bf16_gpu()
     assert not native_bf16("mps")
