@@ -22,7 +22,9 @@ def write_workload(folder: Path, num_rows: int, seed: int = 0) -> None:
     files."""
     rng = random.Random(seed)
     tokenizer = build_tokenizer()
-    new_model(tokenizer, seed).save_pretrained(folder / "model")
+    model = new_model(tokenizer, seed)
+    model.config.max_position_embeddings = 1024  # the longest rows have 800 tokens
+    model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     for name, make in (("chats", _chat), ("pairs", _pair)):
         (folder / name).mkdir(parents=True, exist_ok=True)
