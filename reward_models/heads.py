@@ -27,7 +27,7 @@ from aligner.models.loading import load_reward_model
 from aligner.models.positions import max_positions
 from aligner.models.reward_head import pool_by_mask
 from aligner.models.tokenizers import load_tokenizer
-from aligner.tokenization.control_tokens import found_in, in_words
+from aligner.tokenization.control_tokens import found_in, in_words, pattern_of
 from aligner.tokenization.encode import encode_answer, stop_token_ids
 
 from .base import Prompt, Range, Scorer, Scores, check_lengths
@@ -150,6 +150,7 @@ class Conversations:
         """Where each answer begins."""
         self.remarks: dict[int, str] = {}
         stops, first = stop_token_ids(tokenizer), _second_bos(card, tokenizer)
+        control_tokens = pattern_of(tokenizer)
         for row, (prompt, completion) in enumerate(zip(prompts, completions)):
             before, answer = encode_answer(
                 tokenizer, prompt, completion, f"row {row + 1}", tail=card.read_at == "end"
@@ -160,7 +161,7 @@ class Conversations:
                 ends = [place for place, token in enumerate(answer) if token in stops]
                 answer = answer[: ends[-1]] if ends else answer
             self._add(row, before, answer, card.max_length)
-            if marks := found_in(tokenizer, CompletionRow(prompt, completion)):
+            if marks := found_in(control_tokens, CompletionRow(prompt, completion)):
                 remark = f"its text holds control tokens, which act as such: {in_words(marks)}"
                 self.remarks[row] = "; ".join(filter(None, (self.remarks.get(row), remark)))
 

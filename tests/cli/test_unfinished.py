@@ -39,6 +39,7 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Path) -> Path:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("aligner.generation.decode.PART_BATCHES", 1)
     shutil.copytree(model, "model")
     words = ["a", "bb", "ccc", "dddd", "eeeee", "ffffff", "g"]
     write_jsonl(Path("prompts.jsonl"), [{"prompt": word, "answer": word} for word in words])
@@ -303,13 +304,13 @@ def test_an_output_that_came_into_being_meanwhile_is_not_replaced(
 ) -> None:
     from aligner.cli import generate as command_module
 
-    real = command_module.load_model
+    real = command_module.load_policy_of
 
-    def late(section: Any) -> Any:
+    def late(section: Any, tokenizer: Any) -> Any:
         Path("out.json").write_text("of another process")
-        return real(section)
+        return real(section, tokenizer)
 
-    monkeypatch.setattr(command_module, "load_model", late)
+    monkeypatch.setattr(command_module, "load_policy_of", late)
     message = said(
         aligner("generate", "model", "--data", "prompts.jsonl", "--output", "out.json", *SMALL)
     )
@@ -332,7 +333,7 @@ def test_an_output_that_cannot_be_is_told_before_anything_is_loaded(
     name: str, output: str, words: str, here: Path, other: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "aligner.cli.models.load_model", lambda section: pytest.fail("the model was loaded")
+        "aligner.models.loading.load_policy", lambda *_, **__: pytest.fail("the model was loaded")
     )
     assert words in said(aligner(*command(name, other), "--output", output))
 
