@@ -58,12 +58,16 @@ def settle_prefix(
     if not why:
         return asked
     if asked == "shared":
-        raise RecipeError(
-            f"preference.prefix is shared, and the model does not allow it: {why}",
-            "use auto or separate: the numbers are the same",
-        )
+        raise _refusal(why)
     note(f"each answer is computed with a prompt of its own: {why}")
     return "separate"
+
+
+def _refusal(why: str) -> RecipeError:
+    return RecipeError(
+        f"preference.prefix is shared, and the model does not allow it: {why}",
+        "use auto or separate: the numbers are the same",
+    )
 
 
 def why_not(model: Any, groups: Sequence[Group], *, rough: bool = False) -> str:
@@ -110,12 +114,17 @@ def _pair(row: dict[str, Any]) -> Group:
 
 def describe_prefix(recipe: Any, rows: Dataset) -> str:
     """Return, for the plan, whether the answers of these pairs will share their prompts, and what
-    that saves; what only the loaded model shows is found out later."""
+    that saves; what only the loaded model shows is found out later.
+
+    Raises: RecipeError where `preference.prefix` is `shared` and the config speaks against it.
+    """
     asked = recipe.preference.prefix
     if asked == "separate":
         return "computed for each answer, as asked"
     attention = recipe.model.attn_implementation or "sdpa"
     if why := why_not_shared(read_config(recipe.model), attention):
+        if asked == "shared":
+            raise _refusal(why)
         return f"computed for each answer: {why}"
     saved = _tokens_saved(rows)
     if asked == "auto" and saved < LEAST_SAVING:

@@ -102,6 +102,14 @@ def test_a_model_with_windows_computes_each_answers_prompt_and_says_so(
     assert any("reaches 8 tokens back (sliding_window)" in text for text in said)
     with pytest.raises(RecipeError, match=r"preference\.prefix is shared, and the model"):
         metrics("dpo", small_world, tmp_path, "shared", model__name_or_path=str(model))
+    assert not (tmp_path / "shared" / "checkpoints").exists()
+    with pytest.raises(RecipeError, match=r"preference\.prefix is shared, and the model"):
+        run_recipe(
+            small_recipe(
+                "dpo", small_world, tmp_path / "dry", preference__prefix="shared", **flags
+            ),
+            dry_run=True,
+        )
 
 
 def test_a_reference_with_windows_is_computed_apart_and_that_is_said(
