@@ -36,25 +36,27 @@ COUNTED_ROWS = 1000
 
 
 def settle_prefix(
+    trainer: Any,
     recipe: Any,
-    model: Any,
     groups: Sequence[Group],
     *,
-    rough: bool,
     sharded: bool,
     note: Callable[[str], None],
 ) -> Prefix:
     """Return how answers to one prompt are computed; where it is not as asked, tell `note` why.
 
-    `recipe` has a section `preference`; `groups` are sequences of the first rows; `rough`: it is
-    called under autocast; `sharded`: this process holds a part of the model alone.
+    `trainer` holds the model, which is asked under the precision that it trains in; `recipe` has a
+    section `preference`; `groups` are sequences of the first rows; `sharded`: this process holds a
+    part of the model alone.
 
     Raises: RecipeError where `preference.prefix` is `shared` and the model cannot.
     """
     asked: Prefix = recipe.preference.prefix
     if asked == "separate":
         return asked
-    why = _why_not_by_twin(recipe) if sharded else why_not(model, groups, rough=rough)
+    rough = trainer.args.bf16 or trainer.args.fp16
+    with trainer.compute_loss_context_manager():
+        why = _why_not_by_twin(recipe) if sharded else why_not(trainer.model, groups, rough=rough)
     if not why:
         return asked
     if asked == "shared":

@@ -69,15 +69,8 @@ def train(job: Job) -> TrainResult:
     )
     if recipe.model.lora is not None and arguments.gradient_checkpointing:
         model.enable_input_require_grads()
-    with trainer.compute_loss_context_manager():
-        prefix = settle_prefix(
-            recipe,
-            model,
-            first_groups(job.prepared.train),
-            rough=arguments.bf16 or arguments.fp16,
-            sharded=job.is_sharded,
-            note=job.note,
-        )
+    groups = first_groups(job.prepared.train)
+    prefix = settle_prefix(trainer, recipe, groups, sharded=job.is_sharded, note=job.note)
     trainer.data_collator = PairCollator(job.tokenizer.pad_token_id, prefix)
     scorer = ReferenceScorer(
         recipe,

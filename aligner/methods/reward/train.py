@@ -118,15 +118,8 @@ def _sharing(
     collator: PairCollator = trainer.data_collator
     if not has_head(trainer.model):
         return collator
-    with trainer.compute_loss_context_manager():
-        prefix = settle_prefix(
-            recipe,
-            trainer.model,
-            first_groups(rows),
-            rough=trainer.args.bf16 or trainer.args.fp16,
-            sharded=job.is_sharded,
-            note=job.note,
-        )
+    groups = first_groups(rows)
+    prefix = settle_prefix(trainer, recipe, groups, sharded=job.is_sharded, note=job.note)
     return replace(collator, prefix=prefix)
 
 

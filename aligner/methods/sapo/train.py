@@ -94,15 +94,8 @@ def train(job: Job) -> TrainResult:
     )
     if recipe.model.lora is not None and arguments.gradient_checkpointing:
         model.enable_input_require_grads()
-    with trainer.compute_loss_context_manager():
-        prefix = settle_prefix(
-            recipe,
-            model,
-            _first_groups(job.prepared.train),
-            rough=arguments.bf16 or arguments.fp16,
-            sharded=job.is_sharded,
-            note=job.note,
-        )
+    groups = _first_groups(job.prepared.train)
+    prefix = settle_prefix(trainer, recipe, groups, sharded=job.is_sharded, note=job.note)
     trainer.data_collator = RowCollator(PairCollator(job.tokenizer.pad_token_id, prefix))
     if (checkpoint := latest_checkpoint(job.run.checkpoints_dir)) is not None:
         trainer.load_rest(checkpoint)
