@@ -126,18 +126,27 @@ def _fit(sizes: Sequence[int]) -> tuple[list[tuple[int, int]], int]:
 def share_saved(groups: Sequence[Sequence[Ids]]) -> float:
     """Return the share of tokens, padding included, that a batch of these groups saves against rows
     of their own."""
-    sizes = [_size(group, common_prefix(group)) for group in groups]
-    lengths = [len(ids) for group in groups for ids in group]
-    separate = len(lengths) * max(lengths)
-    return 1 - _fit(sizes)[1] * max(sizes) / separate if separate else 0.0
+    rows, width = _area(groups)
+    return _saved(groups, rows * width)
 
 
 def is_worth_sharing(groups: Sequence[Sequence[Ids]]) -> bool:
     """Say whether a batch of these groups saves enough of its tokens, and needs no mask that is too
     large."""
+    rows, width = _area(groups)
+    return rows * width**2 <= MOST_MASK and _saved(groups, rows * width) >= LEAST_SAVING
+
+
+def _area(groups: Sequence[Sequence[Ids]]) -> tuple[int, int]:
+    """The rows of a batch that shares prefixes, and their width."""
     sizes = [_size(group, common_prefix(group)) for group in groups]
-    mask = _fit(sizes)[1] * max(sizes) ** 2
-    return mask <= MOST_MASK and share_saved(groups) >= LEAST_SAVING
+    return _fit(sizes)[1], max(sizes)
+
+
+def _saved(groups: Sequence[Sequence[Ids]], shared: int) -> float:
+    lengths = [len(ids) for group in groups for ids in group]
+    separate = len(lengths) * max(lengths)
+    return 1 - shared / separate if separate else 0.0
 
 
 def attention_of(base: Any, groups: Tensor, branches: Tensor) -> Any:
