@@ -19,7 +19,7 @@ from aligner.config.defaults import as_given
 from aligner.config.load import Resolved
 from aligner.data.loading import Loaded
 from aligner.errors import TrainingError
-from aligner.events import Notice, OnEvent, tell
+from aligner.events import Notice, OnEvent, Warned, tell
 from aligner.launch.command import launch_line, run_ranks
 from aligner.methods.execution import train_and_finish
 from aligner.methods.preparation import (
@@ -113,6 +113,8 @@ def run_as_rank(
         state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=LONGEST_WAIT)
         if rank == 0:
             run = Run.create(resolved, resume=resume, overwrite=overwrite)
+            for note in run.notes:
+                tell(listener, Warned(note))
             if not run.is_done:
                 prepare(resolved.recipe, run, load_data(resolved.recipe, listener), listener)
         state.wait_for_everyone()

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from aligner.runs.files import file_sha256, write_atomically
+from aligner.runs.files import file_sha256, mode_of_new_files, write_atomically
 
 
 def cache_folder(name: str) -> Path:
@@ -36,6 +36,7 @@ def keep(file: Path, write: Callable[[Path], object]) -> None:
     unfinished = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
         write(unfinished)
+        unfinished.chmod(mode_of_new_files(file.parent))
         write_atomically(_checksum_of(file), f"{file_sha256(unfinished)}\n")
         os.replace(unfinished, file)
     finally:

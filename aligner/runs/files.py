@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,24 @@ def write_atomically(path: Path, text: str) -> None:
         os.fsync(file.fileno())
     os.replace(temporary, path)
     sync_folder(path.parent)
+
+
+def mode_of_new_files(folder: Path) -> int:
+    """Return the mode that a new file gets in a folder, which the umask says, or the folder."""
+    probe = folder / f".mode.{os.getpid()}.tmp"
+    probe.touch()
+    try:
+        return stat.S_IMODE(probe.stat().st_mode)
+    finally:
+        probe.unlink()
+
+
+def share_weights(folder: Path) -> None:
+    """Give the safetensors files below a folder the mode of other new files: safetensors writes
+    ones that only their owner may read."""
+    mode = mode_of_new_files(folder)
+    for file in folder.rglob("*.safetensors"):
+        file.chmod(mode)
 
 
 def sync_folder(folder: Path) -> None:

@@ -1,9 +1,11 @@
-"""What a checkpoint must hold so that a run resumes from it as if it had never stopped. Imports no
-torch.
+"""The checkpoint that a run resumes from, and what it must hold so that the run is as if it had
+never stopped. Imports no torch.
 
 `--resume` promises weights, optimizer, schedule and random state. transformers loads what it
-finds in a checkpoint and starts the rest from zero, so one that holds less is refused before
-anything is read.
+finds in a checkpoint and starts the rest from zero, so all of it is settled before anything is
+read: a checkpoint in which a file was lost or changed is kept aside, and the next older one that is
+whole is taken; one that never held enough is refused. Where none is left the run is not started
+again from the beginning, since its training would be lost.
 """
 
 from __future__ import annotations
@@ -11,18 +13,72 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from aligner.config.defaults import trainer_value
 from aligner.config.recipe import Recipe, TrainRecipe
-from aligner.errors import Problem, UsageError
+from aligner.errors import DataError, Problem, UsageError
 from aligner.methods.catalogue import trainer_of
-from aligner.runs.checkpoints import STATE, is_last
+from aligner.runs.checkpoints import (
+    STATE,
+    best_of,
+    checkpoints_in,
+    damage_of,
+    has_checksums,
+    is_complete,
+    is_last,
+    set_aside,
+)
 
 OPTIMIZER = ("optimizer.pt", "optimizer.bin", "optimizer_0", "global_step*")
 """Where the optimizer stands: plain, under FSDP in one file or in shards, under DeepSpeed."""
 
 
-def refuse_smaller(checkpoint: Path | None, recipe: Recipe) -> None:
+def settle_checkpoint(folder: Path, recipe: Recipe) -> list[str]:
+    """Leave the checkpoint that a run of the recipe resumes from as the newest in a folder, and
+    return remarks on newer ones, which are damaged and set aside.
+
+    Raises: DataError where there are checkpoints and all are damaged; UsageError where the one to
+    resume from holds less than that takes.
+    """
+    damaged: list[tuple[Path, str]] = []
+    for checkpoint in reversed([path for path in checkpoints_in(folder) if is_complete(path)]):
+        if what := _damage(checkpoint, recipe):
+            damaged.append((checkpoint, what))
+            continue
+        refuse_smaller(checkpoint, recipe)
+        unseen = f"{checkpoint} was written without checksums, so only sizes were compared"
+        return [
+            *(
+                f"{what}, so {checkpoint.name} is resumed from; the damaged one is kept as "
+                f"{set_aside(newer)}"
+                for newer, what in damaged
+            ),
+            *([] if has_checksums(checkpoint) else [unseen]),
+        ]
+    if damaged:
+        raise DataError(
+            f"no checkpoint in {folder} is whole, so there is nothing to resume from",
+            "put the files back from a copy, or start again with --overwrite",
+            [Problem(what) for _, what in damaged],
+        )
+    return []
+
+
+def _damage(checkpoint: Path, recipe: Recipe) -> str:
+    """What is damaged in a checkpoint, or in the best one until then, if that is what the run ends
+    with."""
+    if what := damage_of(checkpoint):
+        return what
+    if not isinstance(recipe, TrainRecipe) or not trainer_value(recipe, "load_best_model_at_end"):
+        return ""
+    best = best_of(checkpoint) if (checkpoint / STATE).is_file() else None
+    if best is None or best == checkpoint:
+        return ""
+    return f"{best} is missing" if not best.is_dir() else damage_of(best)
+
+
+def refuse_smaller(checkpoint: Path, recipe: Recipe) -> None:
     """Raise UsageError when a checkpoint holds less than a run of the recipe resumes from."""
-    if checkpoint is None or not isinstance(recipe, TrainRecipe):
+    if not isinstance(recipe, TrainRecipe):
         return
     missing = list(missing_parts(checkpoint, recipe))
     if not missing:

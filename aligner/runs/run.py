@@ -61,7 +61,7 @@ from aligner.runs.files import (
 )
 from aligner.runs.lock import LOCK_NAME, acquire_lock, release_lock
 from aligner.runs.places import refuse_name, refuse_unusable
-from aligner.runs.resumable import refuse_smaller
+from aligner.runs.resumable import settle_checkpoint
 
 FREE_KEYS = (
     "output_dir",
@@ -254,7 +254,7 @@ class Run:
             self.close()
             return
         try:
-            refuse_smaller(latest_checkpoint(self.checkpoints_dir), resolved.recipe)
+            self.notes += settle_checkpoint(self.checkpoints_dir, resolved.recipe)
         except AlignerError:
             self.close()
             raise

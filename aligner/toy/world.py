@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 
 import aligner
 from aligner.errors import UsageError
-from aligner.runs.files import dumps, file_sha256, parse_json, write_atomically
+from aligner.runs.files import dumps, file_sha256, parse_json, share_weights, write_atomically
 from aligner.runs.places import refuse_unusable
 from aligner.toy.tasks import Exercise, corrupt, draw, gold_score
 
@@ -220,6 +220,7 @@ def _write_model(
     tokenizer.save_pretrained(folder)
     disable_progress_bars()
     model.save_pretrained(folder)
+    share_weights(folder)
     return model, tokenizer, steps
 
 

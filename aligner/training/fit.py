@@ -22,7 +22,8 @@ from aligner.errors import TrainingError
 from aligner.events import Notice, OnEvent, StageStarted, Warned, tell
 from aligner.models.loading import without_messages
 from aligner.models.saved_tokenizer import SavedTokenizer
-from aligner.runs.checkpoints import check_checkpoint, is_last, latest_checkpoint, step_of
+from aligner.runs.checkpoints import is_last, latest_checkpoint, step_of
+from aligner.runs.files import share_weights
 from aligner.runs.run import Run
 from aligner.training.arguments import found_late
 from aligner.training.callbacks import EndEvaluation, Recorder, refuse_broken_weights
@@ -67,8 +68,6 @@ def fit(
             EarlyStoppingCallback(recipe.early_stopping.patience, recipe.early_stopping.threshold)
         )
     checkpoint = latest_checkpoint(run.checkpoints_dir)
-    if checkpoint is not None:
-        check_checkpoint(checkpoint)
     trainer.has_ended = checkpoint is not None and is_last(checkpoint)
     set_seed(
         recipe.seed
@@ -131,6 +130,9 @@ def save_final(
     """Save the model to `final/` under a temporary name first, so that a `final/` is always
     whole."""
     unfinished = run.dir / "final.unfinished"
+    if trainer.is_world_process_zero() and unfinished.exists():
+        shutil.rmtree(unfinished)  # of a save that was killed
+    PartialState().wait_for_everyone()
     trainer.save_model(str(unfinished))
     if trainer.is_world_process_zero():
         (unfinished / "training_args.bin").unlink(
@@ -139,11 +141,7 @@ def save_final(
         (unfinished / "README.md").unlink(missing_ok=True)
         if finish is not None:
             finish(unfinished)
-        readable = (
-            (run.dir / "resolved.json").stat().st_mode
-        )  # safetensors 0.8 writes files that only their owner may read
-        for file in unfinished.rglob("*.safetensors"):
-            file.chmod(readable)
+        share_weights(unfinished)
         if run.final_dir.exists():
             shutil.rmtree(run.final_dir)
         os.replace(unfinished, run.final_dir)

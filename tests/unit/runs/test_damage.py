@@ -7,21 +7,24 @@ import errno
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from example_run import resolved
 from runner import aligner
+from safetensors.torch import save_file
 
 from aligner.errors import AlignerError, DataError, UsageError
 from aligner.launch.causes import LostConnectionError, outside_cause
 from aligner.launch.command import _first_failure
 from aligner.runs.cache import is_kept, keep
-from aligner.runs.checkpoints import check_checkpoint, latest_checkpoint, mark_complete
+from aligner.runs.checkpoints import latest_checkpoint, mark_complete
 from aligner.runs.files import check_checksums, read_json, write_checksums
 from aligner.runs.journal import Journal
 from aligner.runs.lock import LOCK_NAME, acquire_lock
+from aligner.runs.resumable import settle_checkpoint
 from aligner.runs.run import Run
 
 DAMAGES = {
@@ -89,19 +92,101 @@ def test_a_file_where_a_folder_belongs_is_refused_before_anything_is_done(
     assert (run_dir / name).is_file()
 
 
-def test_a_checkpoint_that_is_cut_is_not_resumed(run_dir: Path) -> None:
-    newest = latest_checkpoint(Run.attach(run_dir).checkpoints_dir)
-    assert newest is not None
-    check_checkpoint(newest)
-    (newest / "model.safetensors").write_bytes(b"weig")
-    with pytest.raises(
-        DataError, match=r"model.safetensors is damaged: it has 4 bytes of 7"
-    ) as caught:
-        check_checkpoint(newest)
-    assert f"delete {newest}" in caught.value.hint
-    (newest / "model.safetensors").unlink()
-    with pytest.raises(DataError, match=r"model.safetensors is missing"):
-        check_checkpoint(newest)
+def flip(file: Path) -> None:
+    """Change one bit of a file, which keeps its size."""
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+HARM: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a flipped bit": (
+        lambda folder: flip(folder / "model.safetensors"),
+        "model.safetensors is damaged: it is not what was written there",
+    ),
+    "a file cut short": (
+        lambda folder: os.truncate(folder / "optimizer.pt", 3),
+        "optimizer.pt is damaged: it has 3 bytes of 5",
+    ),
+    "a lost file": (
+        lambda folder: (folder / "scheduler.pt").unlink(),
+        "scheduler.pt is missing",
+    ),
+    "an empty mark": (
+        lambda folder: (folder / "complete").write_text(""),
+        "complete is damaged: it is empty",
+    ),
+}
+
+
+@pytest.mark.parametrize("harm", HARM)
+def test_a_damaged_checkpoint_is_kept_aside_and_the_one_before_it_is_taken(
+    run_dir: Path, harm: str
+) -> None:
+    folder = run_dir / "checkpoints"
+    for step in (40, 60):
+        shutil.copytree(folder / "checkpoint-20", folder / f"checkpoint-{step}")
+        damage, said = HARM[harm]
+        damage(folder / f"checkpoint-{step}")
+    (folder / "checkpoint-40.damaged").mkdir()  # of an earlier time
+    run = Run.create(resolved(run_dir), resume=True)
+    run.close()
+    assert latest_checkpoint(folder) == folder / "checkpoint-20"
+    names = ["checkpoint-20", "checkpoint-40.damaged", "checkpoint-40.damaged-2"]
+    assert sorted(path.name for path in folder.iterdir()) == [*names, "checkpoint-60.damaged"]
+    assert [said in note for note in run.notes] == [True, True]
+    assert run.notes[0].endswith(
+        "so checkpoint-20 is resumed from; the damaged one is kept as "
+        f"{folder / 'checkpoint-60.damaged'}"
+    )
+
+
+@pytest.mark.parametrize("harm", HARM)
+def test_a_training_is_not_lost_where_no_checkpoint_is_whole(run_dir: Path, harm: str) -> None:
+    damage, said = HARM[harm]
+    damage(run_dir / "checkpoints" / "checkpoint-20")
+    with pytest.raises(DataError, match=r"no checkpoint in .* is whole") as caught:
+        Run.create(resolved(run_dir), resume=True)
+    assert [said in problem.message for problem in caught.value.problems] == [True]
+    assert "--overwrite" in caught.value.hint
+    assert (run_dir / "checkpoints" / "checkpoint-20").is_dir()
+    assert not (run_dir / LOCK_NAME).exists()
+
+
+def test_the_best_checkpoint_is_looked_at_too_where_the_run_ends_with_it(run_dir: Path) -> None:
+    folder = run_dir / "checkpoints"
+    last = shutil.copytree(folder / "checkpoint-20", folder / "checkpoint-40")
+    state = json.loads((last / "trainer_state.json").read_text())
+    state["best_model_checkpoint"] = "/moved/since/checkpoints/checkpoint-20"
+    (last / "trainer_state.json").write_text(json.dumps(state))
+    mark_complete(last)
+    flip(folder / "checkpoint-20" / "model.safetensors")
+    recipe = resolved(run_dir).recipe
+    assert settle_checkpoint(folder, recipe) == []
+    wants_best = recipe.model_copy(update={"trainer": {"load_best_model_at_end": True}})
+    with pytest.raises(DataError, match=r"no checkpoint in .* is whole"):
+        settle_checkpoint(folder, wants_best)
+
+
+def test_a_checkpoint_without_checksums_is_told(run_dir: Path) -> None:
+    mark = run_dir / "checkpoints" / "checkpoint-20" / "complete"
+    record = json.loads(mark.read_text())
+    mark.write_text(json.dumps({key: record[key] for key in ("time", "sizes")}))
+    run = Run.create(resolved(run_dir), resume=True)
+    run.close()
+    assert ["without checksums" in note for note in run.notes] == [True]
+
+
+def test_weights_may_be_read_by_those_who_may_read_other_files(run_dir: Path) -> None:
+    folder = run_dir / "checkpoints" / "checkpoint-20"
+    save_file({"weight": torch.zeros(1)}, str(folder / "model.safetensors"))
+    mark_complete(folder)
+    keep(run_dir / "cached", lambda place: save_file({"w": torch.zeros(1)}, str(place)))
+    modes = {
+        oct(path.stat().st_mode)
+        for path in (*folder.iterdir(), run_dir / "cached", run_dir / "cached.sha256")
+    }
+    assert len(modes) == 1
 
 
 def test_what_a_kill_left_half_written_goes_on_resume(run_dir: Path) -> None:

@@ -1,9 +1,10 @@
-"""A checkpoint that holds less than what `--resume` needs is refused, before anything is
-read."""
+"""A checkpoint that holds less than what `--resume` needs is refused, before anything is read; one
+that was damaged is not believed; and a save leaves nothing of one that was killed before it."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from aligner.config.load import Resolved
 from aligner.errors import UsageError
 from aligner.events import Notice, Warned
 from aligner.methods.pipeline import run_recipe
+from aligner.runs.checkpoints import mark_complete
 from aligner.runs.resumable import missing_parts
+from aligner.training import fit
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -71,19 +74,23 @@ def test_weights_alone_are_not_resumed_as_if_they_were_all(
     assert not (tmp_path / "run" / "lock").exists()
 
 
-def test_each_lost_part_is_named_and_a_whole_checkpoint_is_resumed(
+NAMES = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth")
+SAPO_NAMES = tuple(f"sapo_{part}.safetensors" for part in ("average", "reference", "buffer"))
+
+
+def test_each_part_that_was_never_there_is_named(
     small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = stopped(monkeypatch, small_world, tmp_path / "run", "sapo")
     checkpoint = tmp_path / "run/checkpoints/checkpoint-2"
-    names = ["trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth"]
-    names += [f"sapo_{part}.safetensors" for part in ("average", "reference", "buffer")]
-    for name in names:
+    for name in (*NAMES, *SAPO_NAMES):
         (checkpoint / name).rename(tmp_path / name)
+        mark_complete(checkpoint)
         with pytest.raises(UsageError) as caught:
             run_recipe(recipe, resume=True)
         assert [problem.where for problem in caught.value.problems] == [name]
         (tmp_path / name).rename(checkpoint / name)
+    mark_complete(checkpoint)
     events: list[Any] = []
     run_recipe(recipe, resume=True, on_event=events.append)
     assert any(
@@ -91,6 +98,53 @@ def test_each_lost_part_is_named_and_a_whole_checkpoint_is_resumed(
         for event in events
         if isinstance(event, Notice)
     )
+
+
+def lose(file: Path) -> None:
+    file.unlink()
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("harm", "name"),
+    [(lose, "optimizer.pt"), (flip, "model.safetensors")],
+    ids=["a lost optimizer", "a flipped bit"],
+)
+def test_a_damaged_checkpoint_changes_no_result(
+    small_world: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    harm: Callable[[Path], None],
+    name: str,
+) -> None:
+    """What is trained again from the checkpoint before it ends with the same weights."""
+    weights = []
+    for damaged in (False, True):
+        run = tmp_path / str(damaged)
+        recipe = small_recipe(
+            "sft", small_world, run, "trainer.save_steps=1", "trainer.max_steps=3"
+        )
+        if damaged:
+            with monkeypatch.context() as patch:
+                patch.setattr("aligner.training.fit.save_final", killed)
+                with pytest.raises(Killed):
+                    run_recipe(recipe)
+            harm(run / "checkpoints" / "checkpoint-3" / name)
+        events: list[Any] = []
+        run_recipe(recipe, resume=damaged, on_event=events.append)
+        weights.append((run / "final" / "model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+    warned = [event.text for event in events if isinstance(event, Warned)]
+    assert any("checkpoint-2 is resumed from" in text and name in text for text in warned)
+
+
+def killed(*_: Any) -> None:
+    raise Killed
 
 
 def test_each_of_several_processes_has_a_random_state(small_world: Path, tmp_path: Path) -> None:
@@ -114,3 +168,24 @@ def test_small_checkpoints_are_told_before_training(small_world: Path, tmp_path:
     assert any(
         "--resume will refuse them" in event.text for event in events if isinstance(event, Warned)
     )
+
+
+def test_a_save_begins_with_an_empty_folder_and_readable_files(
+    small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a killed save left is neither in the result nor in its manifest."""
+    run, save = tmp_path / "run", fit.save_final
+
+    def begun_before(trainer: Any, *rest: Any) -> None:
+        (run / "final.unfinished").mkdir()
+        (run / "final.unfinished" / ".tmpleft").write_text("half of the weights")
+        save(trainer, *rest)
+
+    monkeypatch.setattr(fit, "save_final", begun_before)
+    run_recipe(small_recipe("sft", small_world, run, "trainer.max_steps=1"))
+    names = {f"final/{path.name}" for path in (run / "final").iterdir()}
+    assert "final/model.safetensors" in names
+    assert "final/.tmpleft" not in names
+    assert json.loads((run / "manifest.json").read_text())["files"].keys() == names
+    weights = run.rglob("model.safetensors")
+    assert {file.stat().st_mode for file in weights} == {(run / "manifest.json").stat().st_mode}
