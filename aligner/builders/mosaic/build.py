@@ -1,10 +1,10 @@
 """`aligner mosaic`: rows in files -> mosaics in files, in bounded memory, by one or several
 processes, resumable.
 
-Read downward. The rows are read once and kept on disk (`prepared/rows.bin`); memory holds some tens
-of bytes for each. Chunks are built in shards of `CHUNKS_IN_A_SHARD`, each shard into files of its
-own below `shards/`, the last of which (`.done`) says that it is whole: a resumed run builds the
-missing ones. At the end the shards are joined, in their order, to
+Read downward. The rows are read once and kept on disk (`prepared/`, as `row_store.py` says);
+memory holds some tens of bytes for each. Chunks are built in shards of `CHUNKS_IN_A_SHARD`, each
+shard into files of its own below `shards/`, the last of which (`.done`) says that it is whole: a
+resumed run builds the missing ones. At the end the shards are joined, in their order, to
 
     data/train.jsonl      the samples (or train.parquet, or a folder that `datasets.load_from_disk`
                           reads)
@@ -33,12 +33,13 @@ from typing import TYPE_CHECKING, Any
 
 from aligner.builders.mosaic.engine import Chunk, Counts, Mosaics, Sample
 from aligner.builders.mosaic.epochs import examples_of, lengths_for, mosaics_over
-from aligner.builders.mosaic.examples import Examples, RowStore
+from aligner.builders.mosaic.examples import Examples
 from aligner.builders.mosaic.files import as_written, join, write_data, write_held_out
 from aligner.builders.mosaic.k_distribution import probabilities
 from aligner.builders.mosaic.lengths import EstimatedLengths
 from aligner.builders.mosaic.phrasings import Phrasings, load_phrasings
 from aligner.builders.mosaic.recipe import MosaicFiles, MosaicRecipe
+from aligner.builders.mosaic.row_store import ROWS, TABLE, RowStore, are_kept
 from aligner.config.load import Resolved
 from aligner.config.recipe import Model
 from aligner.data.files import file_record
@@ -54,7 +55,7 @@ from aligner.events import (
     tell,
 )
 from aligner.models.files import TOKENIZER_FILES, check_tokenizer_path
-from aligner.runs.files import dumps, file_sha256, parse_json, write_atomically
+from aligner.runs.files import dumps, file_sha256, parse_json, write_atomically, write_checksums
 from aligner.runs.lock import acquire_lock, release_lock
 from aligner.runs.result import RunResult
 from aligner.runs.run import Run
@@ -65,8 +66,6 @@ if TYPE_CHECKING:
 
 CHUNKS_IN_A_SHARD = 4
 """Some thousands of rows, and seconds: what a kill costs."""
-TABLES = "prepared/examples.bin"
-"""Present when the rows are read, and all that is known of them is there."""
 PROGRESS_EVERY = 1000
 
 
@@ -94,8 +93,8 @@ class ShardBuilder:
     def mosaics(self) -> Mosaics:
         """The mosaics of the rows that were kept on disk."""
         settings = self.recipe.mosaic
-        store = RowStore.open(self.run_dir / "prepared" / "rows.bin")
-        examples = Examples.load(self.run_dir / "prepared" / "examples.bin", store.__getitem__)
+        store = RowStore.open(self.run_dir / "prepared" / ROWS)
+        examples = Examples.load(self.run_dir / "prepared" / TABLE, store.__getitem__)
         return mosaics_over(
             examples,
             settings,
@@ -229,7 +228,7 @@ def run_mosaic(
         return done
     if dry_run:
         return session.plan(_plan(recipe, phrasings, on_event))
-    is_read = resume and (session.folder / TABLES).exists()
+    is_read = resume and are_kept(session.folder / "prepared", on_event)
     rows = None if is_read else _read_rows(recipe, session.folder, phrasings, on_event)
     try:
         run = session.open()
@@ -281,15 +280,16 @@ class ReadRows:
     ledger: dict[str, Any]
 
     def move_to(self, run: Run) -> None:
-        """Put everything into its place; the tables come last, and say that the rows are there."""
+        """Put everything into its place; the rows, and what is known of them, come last and at
+        once."""
         run.check_data(self.fingerprint, self.inputs)
         run.write_json("data.json", self.ledger)
-        run.prepared_dir.mkdir(exist_ok=True)
         if (self.folder / "eval.jsonl").exists():
             (run.dir / "data").mkdir(exist_ok=True)
             shutil.move(self.folder / "eval.jsonl", run.dir / "data" / "eval.jsonl")
-        for name in ("rows.bin", "rows.index", "examples.bin"):
-            shutil.move(self.folder / name, run.prepared_dir / name)
+        if run.prepared_dir.exists():
+            shutil.rmtree(run.prepared_dir)
+        shutil.move(self.folder / "prepared", run.prepared_dir)
         self.discard()
 
     def discard(self) -> None:
@@ -304,10 +304,11 @@ def _read_rows(
     """Read and measure all rows, in bounded memory; what is wrong with them leaves an existing run
     as it was."""
     folder = output.with_name(f"{output.name}.reading")
-    folder.mkdir(parents=True, exist_ok=True)
+    prepared = folder / "prepared"
+    prepared.mkdir(parents=True, exist_ok=True)
     acquire_lock(folder)
     try:
-        store = RowStore(folder / "rows.bin")
+        store = RowStore(prepared / ROWS)
         loaded = _load(recipe, store, on_event)
         examples = _measured(recipe, loaded.train, store, phrasings, on_event)
         write_held_out(folder / "eval.jsonl", [store[number] for number in loaded.eval])
@@ -316,7 +317,8 @@ def _read_rows(
         shutil.rmtree(folder)
         raise
     tell(on_event, DataReady([*loaded.ledger.table(), *_left_out_rows(examples)]))
-    examples.save(folder / "examples.bin")
+    examples.save(prepared / TABLE)
+    write_checksums(prepared)
     sources = {
         record.path: record.sha256 for source in loaded.ledger.sources for record in source.files
     }

@@ -14,15 +14,16 @@ from __future__ import annotations
 
 import array
 import hashlib
-import pickle
+import json
 import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 from aligner.builders.mosaic.phrasings import Phrasings
+from aligner.builders.mosaic.row_store import FORMAT
 from aligner.data.rows import WEIGHT, CompletionRow, ConversationRow, Row, as_turns
 
 if TYPE_CHECKING:
@@ -109,56 +110,6 @@ def example_of(row: Row, multiturn: str = "skip") -> Example | str:
     return Example(question, answer, lead, row.group, row.origin)
 
 
-class RowStore:
-    """Rows in one file on disk, written once in order and then read at random: memory holds 8 bytes
-    for each.
-
-    Written by `append` and `flush`; `RowStore.open` reads. Pickles of our own typed rows, in our
-    own run directory.
-    """
-
-    def __init__(self, path: Path, offsets: array.array | None = None) -> None:
-        self.path = path
-        self.offsets = array.array("Q", [0]) if offsets is None else offsets
-        self._writer: IO[bytes] | None = None
-        self._reader: IO[bytes] | None = None
-
-    @classmethod
-    def open(cls, path: Path) -> RowStore:
-        """Read a store that was written whole."""
-        offsets = array.array("Q")
-        offsets.frombytes(path.with_suffix(".index").read_bytes())
-        return cls(path, offsets)
-
-    def append(self, row: Row) -> int:
-        """Write a row and return its number."""
-        if self._writer is None:
-            self._writer = self.path.open("wb")
-        record = pickle.dumps(row, 5)
-        self._writer.write(record)
-        self.offsets.append(self.offsets[-1] + len(record))
-        return len(self) - 1
-
-    def flush(self) -> None:
-        """Make what was written readable here, and leave the index for other processes."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
-        self.path.touch()
-        self.path.with_suffix(".index").write_bytes(self.offsets.tobytes())
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def __getitem__(self, number: int) -> Row:
-        if self._reader is None:
-            self._reader = open(self.path, "rb", buffering=0)  # noqa: SIM115 (kept open; a mapping would count as memory)
-        start, stop = self.offsets[number], self.offsets[number + 1]
-        self._reader.seek(start)
-        row: Row = pickle.loads(self._reader.read(stop - start))
-        return row
-
-
 class Examples:
     """All examples of a dataset, by number, with what the planning needs to know of each without
     reading it.
@@ -171,7 +122,7 @@ class Examples:
     """
 
     def __init__(self, read: Callable[[int], Row] | None, multiturn: str) -> None:
-        self.tokens, self.trained, self.rows = array.array("L"), array.array("L"), array.array("L")
+        self.tokens, self.trained, self.rows = array.array("Q"), array.array("Q"), array.array("Q")
         self.alone = array.array("b")
         self.groups: dict[str, array.array] = {}
         self.left_out: Counter[str] = Counter()
@@ -199,7 +150,7 @@ class Examples:
         # two examples share a group exactly when they may stand in one sample
         group = repr((example.is_text, example.lead, example.group))
         digest = hashlib.sha256(group.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-        self.groups.setdefault(digest, array.array("L")).append(len(self))
+        self.groups.setdefault(digest, array.array("Q")).append(len(self))
         self.tokens.append(total)
         self.trained.append(trained)
         self.rows.append(number)
@@ -221,32 +172,40 @@ class Examples:
         return example
 
     def save(self, path: Path) -> None:
-        """Write the tables, for other processes and for a resumed run."""
-        unfinished = path.with_name(f"{path.name}.unfinished")
-        with unfinished.open("wb") as file:
-            arrays = (self.tokens, self.trained, self.rows, self.alone, self.groups)
-            pickle.dump(
-                (*arrays, self.left_out, self.alone_because, self.kinds, self._multiturn), file, 5
-            )
-        unfinished.replace(path)
+        """Write the tables, for other processes and for a resumed run: a line of JSON, then the
+        numbers."""
+        about = {
+            "format": FORMAT,
+            "multiturn": self._multiturn,
+            "examples": len(self),
+            "groups": {name: len(numbers) for name, numbers in self.groups.items()},
+            "left_out": self.left_out,
+            "alone_because": self.alone_because,
+            "kinds": sorted(self.kinds),
+        }
+        with path.open("wb") as file:
+            file.write(f"{json.dumps(about)}\n".encode())
+            for numbers in (*self._columns(), *self.groups.values()):
+                numbers.tofile(file)
 
     @classmethod
     def load(cls, path: Path, read: Callable[[int], Row]) -> Examples:
         """Read what `save` wrote."""
         with path.open("rb") as file:
-            tokens, trained, rows, alone, groups, left_out, alone_because, kinds, multiturn = (
-                pickle.load(file)
-            )
-        examples = cls(read, multiturn)
-        examples.tokens, examples.trained, examples.rows, examples.alone = (
-            tokens,
-            trained,
-            rows,
-            alone,
-        )
-        examples.groups, examples.left_out, examples.kinds = groups, left_out, kinds
-        examples.alone_because = alone_because
+            about = json.loads(file.readline())
+            examples = cls(read, about["multiturn"])
+            for column in examples._columns():
+                column.fromfile(file, about["examples"])
+            for name, length in about["groups"].items():
+                examples.groups[name] = array.array("Q")
+                examples.groups[name].fromfile(file, length)
+        examples.left_out.update(about["left_out"])
+        examples.alone_because.update(about["alone_because"])
+        examples.kinds.update(about["kinds"])
         return examples
+
+    def _columns(self) -> tuple[array.array, ...]:
+        return self.tokens, self.trained, self.rows, self.alone
 
 
 def _why_alone(example: Example, phrasings: Phrasings, lengths: Lengths) -> str:
