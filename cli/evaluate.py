@@ -54,7 +54,6 @@ OF_MODELS = (
     "served_model",
     "dtype",
     "quantization",
-    "trust_remote_code",
 )
 """Parameters that mean nothing for a reward model, whose card says how it is loaded."""
 
@@ -148,6 +147,7 @@ def evaluate(
             plot,
             written,
             as_json,
+            trust_remote_code,
         )
         return
     assert model is not None
@@ -281,6 +281,7 @@ def _evaluate_rewards(
     plot: Path | None,
     output: Output,
     as_json: bool,
+    trust_remote_code: bool,
 ) -> None:
     from .evaluate_rewards import evaluate_rewards, show
 
@@ -293,6 +294,7 @@ def _evaluate_rewards(
         seed=seed,
         plot=plot,
         output=output,
+        trust_remote_code=trust_remote_code,
     )
     if as_json:
         typer.echo(_dumps(record))

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from aligner.config.recipe import Source
     from aligner.data.ledger import Ledger
     from aligner.evaluation.pair_scores import DifferentAnswers, Judged, Pair
+    from aligner.reward_models.card import Card
     from aligner.runs.partial_output import PartialOutput
 
     from .render import Screen
@@ -37,6 +38,7 @@ def evaluate_rewards(
     seed: int,
     plot: Path | None,
     output: Output,
+    trust_remote_code: bool,
 ) -> Record:
     """Judge the pairs of a source with one reward model or two, and measure. The record goes into
     `output`, a picture into `plot`."""
@@ -48,8 +50,7 @@ def evaluate_rewards(
         raise UsageError(
             f"--reward-model is given {len(specs)} times", "name one, or two to compare"
         )
-    for spec in specs:
-        read_spec(spec)
+    cards = {spec: read_spec(spec, trust_remote_code=trust_remote_code) for spec in specs}
     if plot is not None:
         from aligner.runs.places import make_room
 
@@ -66,7 +67,7 @@ def evaluate_rewards(
     answers = answers_of(pairs)
     draws: dict[str, int] = {"resamples": resamples, "seed": seed}
     read = {file.sha256 for entry in ledger.sources for file in entry.files}
-    seen = {spec: trained_on(spec, read) for spec in specs}
+    seen = {spec: trained_on(card, read) for spec, card in cards.items()}
 
     data = rows_fingerprint(pairs)
 
@@ -87,7 +88,7 @@ def evaluate_rewards(
                     )
                 )
         judged = [
-            _judge(spec, pairs, answers, screen, part, f"judged-{number}", data)
+            _judge(spec, cards[spec], pairs, answers, screen, part, f"judged-{number}", data)
             for number, spec in enumerate(specs)
         ]
         screen.start("computing the numbers and their intervals")
@@ -158,6 +159,7 @@ def _read(
 
 def _judge(
     spec: str,
+    card: Card,
     pairs: list[Pair],
     answers: DifferentAnswers,
     screen: Screen,
@@ -172,13 +174,13 @@ def _judge(
     budget for these `data`.
     """
     from aligner.evaluation.pair_scores import AT_ONCE, judge
-    from aligner.reward_models.catalogue import load_scorer, read_spec
+    from aligner.reward_models.catalogue import load_scorer
     from aligner.reward_models.ensemble import restore_budget, scored_together
 
     what = f"judging with {spec}"
     screen.start(f"loading {spec}")
-    scorer = load_scorer(spec)
-    at_once = None if scored_together(read_spec(spec)) else AT_ONCE
+    scorer = load_scorer(spec, trust_remote_code=card.trust_remote_code)
+    at_once = None if scored_together(card) else AT_ONCE
     journal = part.journal(name, scorer.fingerprint())
     journal.check(what)
     if journal.path is not None:

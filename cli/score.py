@@ -12,6 +12,7 @@ from .models import (
     Column,
     MaxRows,
     Split,
+    TrustRemoteCode,
     source_section,
     warn_of,
 )
@@ -58,6 +59,7 @@ def score(
     keep_failed: Annotated[
         bool, typer.Option("--keep-failed", help="Write rows without a score too, with why.")
     ] = False,
+    trust_remote_code: TrustRemoteCode = False,
     resume: Resume = False,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
@@ -73,7 +75,7 @@ def score(
     from aligner.runs.files import dumps, json_line
 
     written = checked_output(output, data, resume=resume, overwrite=overwrite)
-    card = read_spec(reward_model)
+    card = read_spec(reward_model, trust_remote_code=trust_remote_code)
     source = source_section(data, column, split, max_rows)
     rows = read_answers(source, seed)
     warn_of(rows.remarks)
@@ -83,7 +85,7 @@ def score(
 
     with Screen() as screen, written.resumable():
         screen.start("loading the reward model")
-        scorer = load_scorer(reward_model)
+        scorer = load_scorer(reward_model, trust_remote_code=trust_remote_code)
 
         def header() -> dict[str, Any]:
             return {

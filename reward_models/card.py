@@ -4,7 +4,8 @@ Imports no torch.
 A card stands in `cards/` (shipped, named without folder and ending), anywhere else as a file, or as
 `reward_model.yaml` in the folder of a trained reward model: `final/` of `aligner reward`, or the
 run directory above it. A path in a card that begins with a dot is taken from the card's folder, so
-that a folder can be moved; others are taken from the working directory.
+that a folder can be moved; others are taken from the working directory. What the card of a folder
+cannot say stands in `grants.py`.
 """
 
 from __future__ import annotations
@@ -20,13 +21,11 @@ from pydantic import Field, ValidationError
 
 from aligner.config.hints import did_you_mean
 from aligner.config.recipe import Endpoint, Section
-from aligner.config.yaml_lines import dotted, read_document
+from aligner.config.yaml_lines import Document, KeyPath, dotted, read_document
 from aligner.errors import Problem, RecipeError
 
 from .base import UNBOUNDED, Range
-
-CARD_FILE = "reward_model.yaml"
-"""Name of the card in the folder of a model."""
+from .grants import CARD_FILE, HINT, asked_for, is_of_folder
 
 Kind = Literal[
     "bradley_terry", "regression", "pairwise", "segment", "judge", "verifier", "toy", "ensemble"
@@ -181,14 +180,17 @@ def shipped_cards() -> dict[str, str]:
     return {name.removesuffix(".yaml"): found[name] for name in sorted(found)}
 
 
-def find_card(spec: str) -> Card | None:
-    """The card that a text names, or None when it names none. Raises RecipeError for one that
-    cannot be read."""
+def find_card(spec: str, *, trust_remote_code: bool = False) -> Card | None:
+    """The card that a text names, or None when it names none.
+
+    `trust_remote_code`: the user allows the card of a folder to ask for the model's own code.
+    Raises: RecipeError for one that cannot be read, or asks for more than its place allows.
+    """
     path = Path(spec).expanduser()
     if path.is_dir():
         for file in (path / CARD_FILE, path / "final" / CARD_FILE):
             if file.is_file():
-                return read_card(file)
+                return read_card(file, trust_remote_code=trust_remote_code)
         return None
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
@@ -196,35 +198,38 @@ def find_card(spec: str) -> Card | None:
                 f"there is no reward model card {spec}",
                 "the path is taken from the working directory",
             )
-        return read_card(path)
+        return read_card(path, trust_remote_code=trust_remote_code)
     text = shipped_cards().get(spec)
-    return None if text is None else parse_card(text, f"{spec}.yaml", spec, None)
+    return None if text is None else parse_card(text, f"{spec}.yaml", spec)
 
 
-def read_card(path: Path) -> Card:
-    """Read the card in a file."""
-    name = path.stem
+def read_card(path: Path, *, trust_remote_code: bool = False) -> Card:
+    """Read the card in a file; see `find_card`."""
+    text, where, name = path.read_text("utf-8"), str(path), path.stem
     if path.name == CARD_FILE:
         folder = path.resolve().parent
         name = folder.parent.name if folder.name == "final" else folder.name
-    return parse_card(path.read_text("utf-8"), str(path), name, path.parent)
+    card = parse_card(text, where, name)
+    if is_of_folder(path):
+        asked = list(asked_for(card, path.parent, trust_remote_code=trust_remote_code))
+        if asked:
+            document = read_document(text, where)
+            raise RecipeError(
+                f"{where} asks for what only you can allow",
+                HINT,
+                [_problem(document, where, *one) for one in asked],
+            )
+    return _placed_in(card, path.parent)
 
 
-def parse_card(text: str, where: str, name: str, folder: Path | None) -> Card:
-    """Read a card; RecipeError lists everything that is wrong with it, with its lines."""
+def parse_card(text: str, where: str, name: str) -> Card:
+    """Read a card, with its paths as they are written; RecipeError lists everything that is wrong
+    with it, with its lines."""
     document = read_document(text, where, "a card of a reward model")
     values, problems = document.values, list(document.problems)
 
-    def note(path: tuple[Any, ...], message: str, hint: str = "") -> None:
-        line = next(
-            (
-                document.lines[path[:end]]
-                for end in range(len(path), 0, -1)
-                if path[:end] in document.lines
-            ),
-            1,
-        )
-        problems.append(Problem(message, f"{where}:{line}", dotted(path), hint))
+    def note(path: KeyPath, message: str, hint: str = "") -> None:
+        problems.append(_problem(document, where, path, message, hint))
 
     card: Card | None = None
     try:
@@ -257,22 +262,31 @@ def parse_card(text: str, where: str, name: str, folder: Path | None) -> Card:
         raise RecipeError(
             f"{where} is not a card of a reward model", "see reward_models/README.md", problems
         )
-    placed: dict[str, Any] = {
-        key: _placed(getattr(card, key), folder) for key in ("model", "chat_template", "rubric")
-    }
-    members = [str(_placed(member, folder)) for member in card.members]
+    return card.model_copy(update={"name": card.name or name})
+
+
+def _problem(
+    document: Document, where: str, path: KeyPath, message: str, hint: str = ""
+) -> Problem:
+    """A problem at a key, or at the nearest that holds it."""
+    heads = [path[:end] for end in range(len(path), 0, -1)]
+    line = next((document.lines[head] for head in heads if head in document.lines), 1)
+    return Problem(message, f"{where}:{line}", dotted(path), hint)
+
+
+def _placed_in(card: Card, folder: Path) -> Card:
+    """The card with the paths that begin with a dot taken from its folder."""
+
+    def placed(path: str | None) -> str | None:
+        return str(folder / path) if path is not None and path.startswith(".") else path
+
+    keys = ("model", "chat_template", "rubric")
+    update: dict[str, Any] = {key: placed(getattr(card, key)) for key in keys}
+    update["members"] = [placed(member) for member in card.members]
     if card.segments is not None:
-        placed["segments"] = card.segments.model_copy(
-            update={"reference": _placed(card.segments.reference, folder)}
-        )
-    return card.model_copy(update={"name": card.name or name, **placed, "members": members})
-
-
-def _placed(path: str | None, folder: Path | None) -> str | None:
-    """A path that begins with a dot, from the card's folder."""
-    if path is None or folder is None or not path.startswith("."):
-        return path
-    return str(folder / path)
+        reference = {"reference": placed(card.segments.reference)}
+        update["segments"] = card.segments.model_copy(update=reference)
+    return card.model_copy(update=update)
 
 
 def card_text(card: Card) -> str:

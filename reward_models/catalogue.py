@@ -16,7 +16,8 @@ from pathlib import Path
 from aligner.errors import RecipeError
 
 from .base import Scorer
-from .card import CARD_FILE, NEEDED, Card, find_card, shipped_cards
+from .card import ALLOWED, NEEDED, Card, find_card, shipped_cards
+from .grants import CARD_FILE
 
 KINDS: dict[str, str] = {
     "toy": "aligner.reward_models.toy",
@@ -35,20 +36,40 @@ COMPARING = ("pairwise", "judge")
 """Kinds whose scorers compare two answers; an ensemble does with such a member."""
 
 
-def load_scorer(spec: str) -> Scorer:
-    """The scorer that `spec` names; RecipeError when there is none, or when it cannot be loaded."""
-    card = read_spec(spec)
+def load_scorer(spec: str, *, trust_remote_code: bool = False) -> Scorer:
+    """The scorer that `spec` names; with `trust_remote_code`, code that ships with its models is
+    run.
+
+    Raises: RecipeError when there is none, when it cannot be loaded, or when the card in a model's
+    folder asks for what only the user can allow.
+    """
+    card = read_spec(spec, trust_remote_code=trust_remote_code)
     scorer: Scorer = importlib.import_module(KINDS[card.kind]).make(card)
     return scorer
 
 
-def read_spec(spec: str) -> Card:
-    """The card that `spec` names, without loading what it is the card of; RecipeError when there is
-    none."""
+def read_spec(spec: str, *, trust_remote_code: bool = False) -> Card:
+    """The card that `spec` names, without loading what it is the card of; see `load_scorer`.
+
+    With `trust_remote_code` the card says so too; that of an ensemble, for its members.
+    """
+    card = _found(spec, trust_remote_code)
+    if trust_remote_code and (card.members or "trust_remote_code" in ALLOWED[card.kind]):
+        return card.model_copy(update={"trust_remote_code": True})
+    return card
+
+
+def members_of(card: Card) -> list[Card]:
+    """The cards of an ensemble's members, in order; none for other kinds."""
+    trusted = card.trust_remote_code
+    return [read_spec(member, trust_remote_code=trusted) for member in card.members]
+
+
+def _found(spec: str, trust_remote_code: bool) -> Card:
     kind, colon, argument = spec.partition(":")
     if kind in KINDS and (colon or kind in ("toy", "verifier")):
         return _card_of(kind, argument, spec)
-    card = find_card(spec) if spec else None
+    card = find_card(spec, trust_remote_code=trust_remote_code) if spec else None
     if card is not None:
         return card
     if spec and Path(spec).expanduser().is_dir():
@@ -67,7 +88,7 @@ def read_spec(spec: str) -> Card:
 
 def holds(card: Card, kinds: Container[str]) -> bool:
     """Say whether a card, or that of a member at any depth, is of one of these kinds."""
-    return card.kind in kinds or any(holds(read_spec(member), kinds) for member in card.members)
+    return card.kind in kinds or any(holds(member, kinds) for member in members_of(card))
 
 
 def _card_of(kind: str, argument: str, spec: str) -> Card:

@@ -59,7 +59,7 @@ from .base import (
     sigmoid,
 )
 from .card import Card, range_of
-from .catalogue import load_scorer, read_spec
+from .catalogue import load_scorer, members_of
 from .judge import Judge
 
 SPREAD = "spread"
@@ -232,7 +232,8 @@ def make(card: Card) -> Scorer:
     if twice:
         raise RecipeError(f"{card.name} names the member {twice[0]} twice", "name each member once")
     refuse_cycles(card)
-    members = [load_scorer(member) for member in card.members]
+    trusted = card.trust_remote_code
+    members = [load_scorer(member, trust_remote_code=trusted) for member in card.members]
     kind = (
         ComparingEnsemble if any(isinstance(member, Comparer) for member in members) else Ensemble
     )
@@ -264,7 +265,7 @@ def restore_budget(scorer: Scorer, path: Path, what: str = "") -> None:
 
 def scored_together(card: Card) -> bool:
     """Whether a score depends on all the rows of its call, and not only on those of its prompt."""
-    return card.standardize or any(scored_together(read_spec(member)) for member in card.members)
+    return card.standardize or any(map(scored_together, members_of(card)))
 
 
 def refuse_cycles(card: Card, above: tuple[Card, ...] = ()) -> None:
@@ -281,8 +282,7 @@ def refuse_cycles(card: Card, above: tuple[Card, ...] = ()) -> None:
         raise RecipeError(
             f"the ensemble {card.name} is a member of itself: {names}", "take it out of `members`"
         )
-    for member in card.members:
-        inner = read_spec(member)
+    for inner in members_of(card):
         if inner.kind == "ensemble":
             refuse_cycles(inner, (*above, placed))
 

@@ -6,18 +6,18 @@ import json
 from collections.abc import Collection
 from pathlib import Path
 
-from aligner.reward_models.catalogue import read_spec
+from aligner.reward_models.card import Card
+from aligner.reward_models.catalogue import members_of
 
 
-def trained_on(spec: str, digests: Collection[str]) -> list[str]:
+def trained_on(card: Card, digests: Collection[str]) -> list[str]:
     """Return the training files of a reward model, or of an ensemble's members, whose SHA-256 is
     among `digests`.
 
     What its own training read counts, not that of the model it started from; a model without a run
     directory has none.
     """
-    card = read_spec(spec)
-    found = [path for member in card.members for path in trained_on(member, digests)]
+    found = [path for member in members_of(card) for path in trained_on(member, digests)]
     if card.model is None:
         return found
     folder = Path(card.model).expanduser().resolve()

@@ -56,7 +56,10 @@ def _reason(error: Exception) -> str:
 
 def _hint(name: str, error: Exception) -> str:
     if "trust_remote_code" in str(error):
-        return "set model.trust_remote_code=true if you trust the code that ships with it"
+        return (
+            "set model.trust_remote_code=true, or give --trust-remote-code, if you trust the code "
+            "that ships with it"
+        )
     if "alloc" in str(error) or isinstance(error, MemoryError):
         return (
             "are the sizes in its config.json right? Else name a smaller model, or load it with "

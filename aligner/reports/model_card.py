@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from aligner.config.defaults import DEFAULT, OF_DEVICE, OF_LIBRARIES, is_default, keys_that_matter
+from aligner.config.yaml_lines import read_value
 from aligner.methods.catalogue import trainer_of
 from aligner.reports.charts import number
 from aligner.reports.page import AT_START, held_out_part
@@ -131,7 +132,7 @@ def _plain_scorer(final: Path, recipe: Record, adapter: bool) -> str:
     """How to load a model with a head without us; nothing for a kind that is read in another
     way."""
     card = (
-        yaml.safe_load((final / "reward_model.yaml").read_text("utf-8"))
+        read_value((final / "reward_model.yaml").read_text("utf-8"))
         if (final / "reward_model.yaml").exists()
         else {}
     )
@@ -158,11 +159,13 @@ def _base_of(final: Path) -> str:
 
 
 def _use_as_scorer(final: Path, recipe: Record, adapter: bool) -> str:
+    code = recipe.get("model", {}).get("trust_remote_code")
     return (
         "## How to use\n\n```python\nfrom aligner.reward_models.catalogue import load_scorer\n\n"
-        'scorer = load_scorer("path/to/this/folder")\n'
+        f'scorer = load_scorer("path/to/this/folder"{", trust_remote_code=True" if code else ""})\n'
         'print(scorer.score(["a prompt"] * 2, ["an answer", "another answer"]))\n```\n\n'
-        "or, in a terminal, `aligner score --reward-model path/to/this/folder --data rows.jsonl`. "
+        "or, in a terminal, `aligner score --reward-model path/to/this/folder --data rows.jsonl"
+        f"{' --trust-remote-code' if code else ''}`. "
         "What the numbers mean stands in "
         f"`reward_model.yaml`.{_plain_scorer(final, recipe, adapter)}"
     )

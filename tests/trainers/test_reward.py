@@ -368,6 +368,18 @@ def test_the_card_tells_the_accuracy_of_the_weights_that_are_saved(
     assert f"accuracy: {share:g}" in card or f"accuracy: {share:.1f}" in card
 
 
+def test_a_run_over_code_of_a_base_is_read_once_that_code_is_allowed_again(
+    small_world: Path, tmp_path: Path
+) -> None:
+    run, _ = train(small_world, tmp_path / "run", model__trust_remote_code=True)
+    with pytest.raises(RecipeError, match="trust_remote_code: asks to run the code"):
+        load_scorer(str(run))
+    assert len(load_scorer(str(run), trust_remote_code=True).score(["p"], ["a"])) == 1
+    readme = (run / "final" / "README.md").read_text()
+    assert 'load_scorer("path/to/this/folder", trust_remote_code=True)' in readme
+    assert "--data rows.jsonl --trust-remote-code" in readme
+
+
 def test_segments_are_cut_alike_in_training_and_in_scoring_over_a_quantized_base(
     small_world: Path, tmp_path: Path
 ) -> None:

@@ -55,7 +55,7 @@ def _refuse_other_head(recipe: RewardRecipe, saved: int) -> None:
             "start from a model that writes text",
         )
     if kind == "regression":
-        card = find_card(start)
+        card = find_card(start, trust_remote_code=recipe.model.trust_remote_code)
         rated = card.attributes if card is not None else []
         if saved != len(recipe.reward.attributes) or (rated and rated != recipe.reward.attributes):
             raise RecipeError(

@@ -47,7 +47,8 @@ from aligner.methods.reward.trainers import (
 from aligner.models.files import saved_outputs
 from aligner.models.loading import load_policy, load_reward_model
 from aligner.models.reward_head import has_head, merge_heads, pool_by_mask
-from aligner.reward_models.card import CARD_FILE, Card, Segments, card_text, find_card
+from aligner.reward_models.card import Card, Segments, card_text, find_card
+from aligner.reward_models.grants import CARD_FILE
 from aligner.reward_models.heads import attribute_weights
 from aligner.runs.checkpoints import step_of
 from aligner.runs.files import write_atomically
@@ -171,7 +172,8 @@ def _load(job: Job, recipe: RewardRecipe) -> Any:
 def _weights_of_start(recipe: RewardRecipe, outputs: int) -> list[float]:
     """The weights of the outputs that training starts from: the recipe's, else those of the card in
     the model's folder."""
-    card = find_card(recipe.model.name_or_path)
+    start, trusted = recipe.model.name_or_path, recipe.model.trust_remote_code
+    card = find_card(start, trust_remote_code=trusted)
     names, weights = ([], {}) if card is None else (card.attributes, card.weights)
     given = recipe.reward.attribute_weights
     if not names:
@@ -179,7 +181,7 @@ def _weights_of_start(recipe: RewardRecipe, outputs: int) -> list[float]:
     for name in given:
         if name not in names:
             raise RecipeError(
-                f"reward.attribute_weights: {recipe.model.name_or_path} has no attribute {name!r}",
+                f"reward.attribute_weights: {start} has no attribute {name!r}",
                 f"it has {', '.join(names)}",
             )
     return attribute_weights(names, given or weights)

@@ -539,6 +539,13 @@ def with_code(folder: Path) -> None:
     (folder / "code.py").write_text("raise SystemExit('code of the model was run')")
 
 
+def with_kernel(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(
+        json.dumps({**config, "attn_implementation": "some/kernel"})
+    )
+
+
 def wider(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "intermediate_size": 72}))
@@ -557,6 +564,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a layer short": (without_a_layer, r"9 weights of .* are missing .*model.layers.1"),
     "another shape": (wider, "6 weights of .* another shape .*mlp"),
     "code": (with_code, r"custom code(.|\n)*set model.trust_remote_code=true"),
+    "a kernel": (with_kernel, r"attn_implementation some/kernel, which is code from the hub"),
     "no JSON": (lambda folder: (folder / "config.json").write_text("{"), "config.json is not JSON"),
     "unknown": (
         lambda folder: (folder / "config.json").write_text('{"model_type": "nosuch"}'),

@@ -11,7 +11,6 @@ import yaml
 from aligner.errors import RecipeError
 from aligner.reward_models.card import (
     ALLOWED,
-    CARD_FILE,
     NEEDED,
     Card,
     card_text,
@@ -20,6 +19,7 @@ from aligner.reward_models.card import (
     shipped_cards,
 )
 from aligner.reward_models.catalogue import KINDS, read_spec
+from aligner.reward_models.grants import CARD_FILE
 
 ROOT = Path(__file__).parents[3]
 SHIPPED = shipped_cards()
@@ -47,7 +47,7 @@ def test_a_shipped_card_is_read_by_its_name_and_says_what_it_is(name: str) -> No
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_card_survives_being_written_and_read_again(name: str) -> None:
     card = read_spec(name)
-    assert parse_card(card_text(card), "again.yaml", name, None) == card
+    assert parse_card(card_text(card), "again.yaml", name) == card
 
 
 def test_the_catalogue_lists_every_shipped_card() -> None:

@@ -432,15 +432,15 @@ def test_the_sigmoid_of_two_scores_says_which_answer_is_better(folder: Path) -> 
 def test_everything_that_is_wrong_with_a_card_is_told_with_its_line() -> None:
     text = "kind: regression\nmodell: x\nweights: {a: 1.0}\nread_at: middle\n"
     with pytest.raises(RecipeError) as caught:
-        parse_card(text, "my.yaml", "my", None)
+        parse_card(text, "my.yaml", "my")
     told = str(caught.value)
     assert "my.yaml:2" in told
     assert "did you mean `model`?" in told
     assert "my.yaml:4" in told
     with pytest.raises(RecipeError, match="has no effect for the kind `toy`"):
-        parse_card("kind: toy\nmax_length: 3\n", "my.yaml", "my", None)
+        parse_card("kind: toy\nmax_length: 3\n", "my.yaml", "my")
     with pytest.raises(RecipeError, match="is missing, and the kind `pairwise` needs it"):
-        parse_card("kind: pairwise\n", "my.yaml", "my", None)
+        parse_card("kind: pairwise\n", "my.yaml", "my")
 
 
 def test_a_fingerprint_follows_the_weights_and_what_decides_the_score(
