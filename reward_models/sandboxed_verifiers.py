@@ -28,6 +28,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
+from aligner.data import files as data_files
 from aligner.errors import DataError, RecipeError, UsageError
 from aligner.sandbox.worker import Limits, StartError, Worker, WorkerResult, thread_counts
 
@@ -324,10 +325,10 @@ class TestsVerifier(Verifier):
     program's own functions get what it has made.
 
     What a program cannot do: leave early and count as passed, print its result, end other
-    processes, outlive its row, reach the network, or fill the disk (but for files that it deletes
-    and keeps open). It cannot put another meaning under a builtin that tests name, by assigning the
-    name, `__builtins__` or what is in `builtins`. And nothing that it does to `unittest`, `ast`,
-    `sys.path`, import hooks or a trace function before its tests begin reaches them.
+    processes, outlive its row, reach the network, or fill the disk. It cannot put another meaning
+    under a builtin that tests name, by assigning the name, `__builtins__` or what is in `builtins`.
+    And nothing that it does to `unittest`, `ast`, `sys.path`, import hooks or a trace function
+    before its tests begin reaches them.
 
     What it can do, because it shares an interpreter with its tests: define a function `all` that
     agrees to everything (`from builtins import all` in the tests cures that), return objects that
@@ -409,7 +410,8 @@ class TestsVerifier(Verifier):
     ) -> WorkerResult:
         limits = limits_of(self.options, file_bytes=PROGRAM_FILE_BYTES)
         setup = {"stops_early": not self.share}
-        with Worker(f"{JOBS}:open_tests", setup, limits, site=False) as worker:
+        closed = sorted(data_files.READ)
+        with Worker(f"{JOBS}:open_tests", setup, limits, site=False, closed=closed) as worker:
             live.add(worker)
             try:
                 if ends.is_set():

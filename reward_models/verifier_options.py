@@ -20,7 +20,7 @@ class Options:
     timeout_s: float = 10.0
     """Seconds, by the clock on the wall."""
     memory_mb: int = 1024
-    """Memory of each process in MiB, beside what its libraries take."""
+    """Memory of all its processes in MiB, beside what its libraries take."""
     processes: int = 8
     """Processes and threads that it may start."""
     network: bool = False

@@ -43,6 +43,9 @@ BLANK = object()
 
 Numbered = Iterator[tuple[int, Any]]
 
+READ: set[str] = set()
+"""Files that this process has read rows from, as whole paths: programs of answers must not."""
+
 
 def kind_of_file(path: Path) -> str | None:
     """The extension that decides how a file is read (without `.gz`), or None for an unknown one."""
@@ -80,6 +83,7 @@ def file_record(path: Path) -> FileRecord:
                 size += len(chunk)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}", CHECK_FILE) from error
+    READ.add(str(path.resolve()))
     return FileRecord(str(path), digest.hexdigest(), size)
 
 

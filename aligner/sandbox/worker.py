@@ -26,49 +26,27 @@ import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from aligner.sandbox import child
+from aligner.sandbox.usage import LOOK_EVERY_S, Limits, Usage
 
 START_TIMEOUT_S = 180.0
 END_TIMEOUT_S = 20.0
-LOOK_EVERY_S = 0.1
 MAX_ANSWER_BYTES = 1_000_000
 MAX_ERROR_CHARACTERS = child.MAX_ERROR_CHARACTERS
+WITHOUT: list[str] = []
+"""Walls that are left out as if this machine had none (`unshare`, `landlock`, `seccomp`): for
+tests."""
 
 
 class StartError(Exception):
     """A worker could not be started, or the function in it could not be opened; the text says
     why."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """What a worker may use. Memory (of address space) and processor time count from when the
-    function is open."""
-
-    memory_bytes: int
-    """Address space of each process."""
-    cpu_s: float | None = None
-    """Processor time of a worker over all its calls."""
-    processes: int = 0
-    """Processes and threads beside the worker."""
-    file_bytes: int = 1_000_000
-    """Size of a file."""
-    folder_bytes: int = 64 * 2**20
-    """What the temporary folder may hold on the disk, and `folder_files` how many; looked at every
-    `LOOK_EVERY_S` of a call. Files that are deleted and still open are not seen. With `user_files`,
-    which can be anywhere, nobody looks."""
-    folder_files: int = 2_000
-    network: bool = False
-    """Leave the network in reach."""
-    user_files: bool = False
-    """Leave the user's files writable, and a superuser its rights over files: for code that the
-    user has written."""
 
 
 @dataclass(slots=True)
@@ -109,7 +87,8 @@ class Worker:
     environment, in which numerical libraries use `threads` threads, and a temporary folder. Without
     `site`, it starts faster and has packages from the folders on this process's path alone, not
     through the hooks of editable installs. Calls from several threads take turns. A copy of this
-    object in a forked process starts a worker of its own. `isolation` says of the worker at hand
+    object in a forked process starts a worker of its own. `closed` names files that are not read
+    even where they lie among packages. `isolation` says of the worker at hand
     which walls stand: part -> "yes" or why not.
     """
 
@@ -123,10 +102,12 @@ class Worker:
         folder: Path | None = None,
         site: bool = True,
         threads: int = 1,
+        closed: Sequence[str] = (),
     ) -> None:
         self.isolation: dict[str, str] = {}
         self._factory, self._setup, self._limits = factory, setup, limits
         self._start = _Start(environment, folder, site, threads)
+        self._closed = list(closed)
         self._turn = threading.Lock()
         self._child: _Child | None = None
 
@@ -192,6 +173,8 @@ class Worker:
             "parent": os.getpid(),
             "path": [str(Path(entry or ".").resolve()) for entry in sys.path],
             "limits": asdict(self._limits),
+            "closed": self._closed,
+            "without": WITHOUT,
         }
 
     def _end(self) -> None:
@@ -271,6 +254,7 @@ class _Child:
         self._said = _Said()
         self._selector = selectors.DefaultSelector()
         self._waiting = b""
+        self._usage: Usage | None = None
         self._request = {**request, "folder": folder, "is_home": start.folder is None}
         try:
             self.process = self._popen(start)
@@ -312,9 +296,8 @@ class _Child:
             with suppress(ProcessLookupError):  # it has ended already; reading on will tell
                 self._handles.pidfd = os.pidfd_open(pid)
         answer = _opened(*self._exchange(None, deadline, late))
-        unseen = "" if self._limits.user_files else _too_full(self._handles.folder, self._limits)
-        disk = "not asked for" if self._limits.user_files else unseen or "yes"
-        self.isolation = {**answer["isolation"], "disk": disk}
+        self._usage = Usage(self.process.pid, self._handles.folder, self._limits)
+        self.isolation = {**answer["isolation"], **self._usage.watched}
         return self.isolation
 
     def call(self, payload: Any, timeout_s: float) -> tuple[WorkerResult, bool]:
@@ -358,10 +341,9 @@ class _Child:
             left = deadline - time.monotonic()
             if left <= 0:
                 return None, late
-            is_watched = self.isolation.get("disk") == "yes"
-            if is_watched and (full := _too_full(self._handles.folder, self._limits)):
-                return None, f"{full} and was stopped"
-            self._listen(min(left, LOOK_EVERY_S) if is_watched else left)
+            if self._usage is not None and (wrong := self._usage.look()):
+                return None, wrong
+            self._listen(left if self._usage is None else min(left, LOOK_EVERY_S))
 
     def _listen(self, seconds: float) -> None:
         for key, _ in self._selector.select(seconds):
@@ -425,30 +407,6 @@ def _opened(line: bytes | None, said: str) -> dict[str, Any]:
     if "failure" in answer:
         raise StartError(answer["failure"])
     return answer
-
-
-def _too_full(folder: str, limits: Limits) -> str:
-    """ "" or what is wrong with a folder: it holds more than it may, or a call has closed a part of
-    it to this process."""
-    folders, held, count = [folder], 0, 0
-    while folders:
-        try:
-            with os.scandir(folders.pop()) as entries:
-                for entry in entries:
-                    with suppress(FileNotFoundError):  # deleted in the meantime
-                        held += entry.stat(follow_symlinks=False).st_blocks * 512
-                    if entry.is_dir(follow_symlinks=False):
-                        folders.append(entry.path)
-                    count += 1
-                    if held > limits.folder_bytes:
-                        return f"it wrote more than {limits.folder_bytes / 2**20:.0f} MiB"
-                    if count > limits.folder_files:
-                        return f"it made more than {limits.folder_files} files"
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            return f"nobody can see how much it wrote ({error.strerror})"
-    return ""
 
 
 def _read_answer(line: bytes, number: str) -> dict[str, Any] | None:

@@ -27,7 +27,7 @@ from aligner.builders.select.label_store import LABELS, PICKED, asked_pairs, kno
 from aligner.builders.select.selection import Triple, prompt_key
 from aligner.config.recipe import Source
 from aligner.data.checks import BadRow, kind, text
-from aligner.data.files import BLANK, Unreadable
+from aligner.data.files import BLANK, Unreadable, file_record
 from aligner.data.ledger import LISTED, FileRecord
 from aligner.data.mapping import map_row
 from aligner.data.messages import messages, question
@@ -35,7 +35,6 @@ from aligner.data.rows import Messages, PreferenceRow, PromptRow
 from aligner.data.sources import open_source
 from aligner.errors import DataError, Problem
 from aligner.reward_models.base import Prompt
-from aligner.runs.files import file_sha256
 
 
 @dataclass
@@ -140,7 +139,7 @@ def _labelled_in_run(run_dir: Path, files: list[FileRecord]) -> list[Triple]:
             f"read them with `aligner data select {run_dir} --labels FILE`",
         )
     for path in (run_dir / PICKED, run_dir / LABELS):
-        files.append(FileRecord(str(path), file_sha256(path), path.stat().st_size))
+        files.append(file_record(path))
     return [
         (pair["prompt"], pair["a"], pair["b"])
         for pair_id, pair in asked_pairs(run_dir).items()

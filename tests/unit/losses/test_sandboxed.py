@@ -295,7 +295,7 @@ def test_a_proposal_is_checked_in_isolation() -> None:
         "writing",
         "disk",
     }
-    walls |= {"reading", "sockets"}
+    walls |= {"reading", "sockets", "memory files", "open files", "total"}
     assert set(answer["isolation"]) == walls
 
 

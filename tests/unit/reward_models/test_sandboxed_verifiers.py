@@ -397,6 +397,7 @@ def test_a_parent_that_ends_while_the_worker_starts_leaves_no_folder(tmp_path: P
     limits = dataclasses.asdict(worker.Limits(memory_bytes=2**28))
     request = {"factory": f"{tmp_path}/judge.py:build", "setup": {}, "path": [], "limits": limits}
     request |= {"parent": os.getpid(), "folder": str(folder), "is_home": True}
+    request |= {"closed": [], "without": []}
     reading, writing = os.pipe()
     os.close(reading)  # nobody reads what the worker says
     command = [sys.executable, "-B", "-s", child.__file__]
