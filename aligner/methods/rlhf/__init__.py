@@ -1,0 +1,1 @@
+"""Reinforcement learning with a reward for each segment, token or response. Imports no torch."""
