@@ -259,6 +259,8 @@ def _measures(result: Record) -> Cells:
 
 
 def _lengths(result: Record) -> Cells:
+    from aligner.evaluation.segment_accuracy import spans
+
     length = result["length"]
     rows = [
         _figure(f"accuracy, chosen answer {row['name']}", row["accuracy"], f"{row['pairs']:,}")
@@ -270,6 +272,11 @@ def _lengths(result: Record) -> Cells:
         span = low if low == high else f"{low} to {high}"
         label = f"accuracy, {span} characters"
         rows.append(_figure(label, row["accuracy"], f"{row['pairs']:,}"))
+    if result["segments"] is not None:
+        rows += [
+            _figure(f"accuracy, {name}", figure, "" if pairs is None else f"{pairs:,}")
+            for name, figure, pairs in spans(result["segments"])
+        ]
     for kind, found in (length["correlation"] or {}).items():
         for name in ("pearson", "spearman") if found.get("prompts", 1) else ():
             label = f"score and length, {kind.replace('_', ' ')} ({name.capitalize()})"

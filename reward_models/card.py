@@ -21,6 +21,7 @@ from pydantic import Field, ValidationError
 
 from aligner.config.hints import did_you_mean
 from aligner.config.recipe import Endpoint, Section
+from aligner.config.segments import Segments, settings_read, without_effect
 from aligner.config.yaml_lines import Document, KeyPath, dotted, read_document
 from aligner.errors import Problem, RecipeError
 
@@ -30,22 +31,6 @@ from .grants import CARD_FILE, HINT, asked_for, is_of_folder
 Kind = Literal[
     "bradley_terry", "regression", "pairwise", "segment", "judge", "verifier", "toy", "ensemble"
 ]
-
-
-class Segments(Section):
-    """How an answer is cut into segments (arXiv 2501.02790): before each token that a reference
-    model finds hard to foresee."""
-
-    rule: Literal["entropy", "token", "sentence", "whole"] = "entropy"
-    """`entropy`: where the reference's entropy is above `cutoff`; `token`: every token; `sentence`:
-    after `.`, `!`, `?` and line ends; `whole`: the answer is one segment, which is a Bradley-Terry
-    model."""
-    cutoff: float = Field(1.75, ge=0.0)
-    """Entropy in nats above which a token opens a segment; 1.75 and 2.0 in the paper."""
-    reference: str | None = None
-    """Hub id or folder of the reference model, with the same tokenizer."""
-    revision: str | None = None
-    """Its branch, tag or commit on the hub."""
 
 
 class Card(Section):
@@ -247,6 +232,9 @@ def parse_card(text: str, where: str, name: str) -> Card:
                 note((key,), f"is missing, and the kind `{card.kind}` needs it")
         for key in card.model_fields_set - ABOUT - ALLOWED[card.kind]:
             note((key,), f"has no effect for the kind `{card.kind}`", "drop it")
+        if card.segments is not None:
+            for key, rules in without_effect(card.segments.rule, card.segments.model_fields_set):
+                note(("segments", key), f"has no effect without `rule: {rules}`", "drop it")
         for key in card.weights:
             if key not in card.attributes:
                 note(
@@ -293,6 +281,6 @@ def card_text(card: Card) -> str:
     """The card as YAML, without what is left at its default."""
     values = card.model_dump(mode="json", exclude_defaults=True)
     if card.segments is not None:
-        values["segments"] = card.segments.model_dump(mode="json", exclude_none=True)
+        values["segments"] = settings_read(card.segments)
     assert all(not isinstance(value, float) or math.isfinite(value) for value in values.values())
     return yaml.safe_dump({"kind": card.kind, **values}, sort_keys=False, allow_unicode=True)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from aligner.config.recipe import Model
+from aligner.config.segments import Segments
 from aligner.errors import RecipeError
 from aligner.models.fingerprint import model_fingerprint
 from aligner.models.forward import answer_entropies, batched_forward
@@ -26,7 +27,7 @@ from aligner.tokenization.encode import stop_token_ids
 from aligner.tokenization.segments import segment_ends
 
 from .base import Prompt, Scorer, Scores, check_lengths
-from .card import Card, Segments
+from .card import Card
 from .heads import (
     Conversations,
     ModelScorer,
@@ -37,7 +38,7 @@ from .heads import (
 )
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,13 @@ class Valued:
     def mean(self) -> float:
         """The mean of the values at the ends of the segments."""
         return fmean(self.values[end] for end in self.ends)
+
+    def third(self, number: int) -> float:
+        """The mean over the segments of the first, second or last third (0 to 2) of the answer; of
+        fewer than three segments, the value of the one that lies there."""
+        count = len(self.ends)
+        first, behind = number * count // 3, (number + 1) * count // 3
+        return fmean(self.values[end] for end in self.ends[first : max(first + 1, behind)])
 
 
 @dataclass(frozen=True)
@@ -71,12 +79,17 @@ class SegmentScorer(ModelScorer):
         on_progress: OnProgress | None = None,
     ) -> Scores:
         """Score answers by the mean over their segments; `segments` in the attributes counts
-        these."""
+        these, and `early`, `middle` and `late` are the means over thirds of them."""
         found, remarks = self.values(
             prompts, completions, finished=finished, on_progress=on_progress
         )
-        means = [one.mean for one in found]
-        return Scores(means, {"segments": [float(len(one.ends)) for one in found]}, remarks)
+        attributes = {
+            "segments": [float(len(one.ends)) for one in found],
+            "early": [one.third(0) for one in found],
+            "middle": [one.third(1) for one in found],
+            "late": [one.third(2) for one in found],
+        }
+        return Scores([one.mean for one in found], attributes, remarks)
 
     def values(
         self,
@@ -89,34 +102,64 @@ class SegmentScorer(ModelScorer):
         """Return the values of n answers, and remarks on the rows that were cut."""
         check_lengths(prompts, completions, None)
         encoded = Conversations(self.card, self.tokenizer, prompts, completions, finished)
-
-        def read(batch: dict[str, torch.Tensor], rows: Sequence[int]) -> list[list[float]]:
-            values_BT = self.model(**batch).logits[..., 0]
-            lengths = [len(encoded.sequences[row]) for row in rows]
-            return [values_T[:n].tolist() for values_T, n in zip(values_BT, lengths)]
-
-        rows = batched_forward(
-            self.model,
-            encoded.sequences,
-            read,
-            pad_token_id=encoded.pad_id,
-            batch_tokens=self.card.batch_tokens,
-            on_progress=on_progress,
-        )
         parts = [
             (ids[:start], ids[start:]) for ids, start in zip(encoded.sequences, encoded.starts)
         ]
         parts = [(ids[:-1], ids[-1:]) if not answer else (ids, answer) for ids, answer in parts]
+        return self.values_of_ids(parts, on_progress=on_progress), encoded.remarks
+
+    def values_of_ids(
+        self,
+        answers: Sequence[tuple[Sequence[int], Sequence[int]]],
+        *,
+        on_progress: OnProgress | None = None,
+    ) -> list[Valued]:
+        """Return the values of n answers that are given as token ids, each with those of its
+        prompt; nothing is tokenized again, and nothing is cut."""
+        sequences = [[*prompt, *answer] for prompt, answer in answers]
+        pad_id = self.tokenizer.pad_token_id
+
+        def read(batch: dict[str, torch.Tensor], rows: Sequence[int]) -> list[list[float]]:
+            values_BT = self.model(**batch).logits[..., 0]
+            return [
+                values_T[: len(sequences[row])].tolist() for values_T, row in zip(values_BT, rows)
+            ]
+
+        values = batched_forward(
+            self.model,
+            sequences,
+            read,
+            pad_token_id=pad_id,
+            batch_tokens=self.card.batch_tokens,
+            on_progress=on_progress,
+        )
         found = [
-            Valued(answer, values[len(prompt) :], ends)
-            for (prompt, answer), values, ends in zip(
-                parts, rows, self._ends(parts, encoded.pad_id)
-            )
+            Valued(list(answer), row[len(prompt) :], ends)
+            for (prompt, answer), row, ends in zip(answers, values, self._ends(answers, pad_id))
         ]
         refuse_no_numbers(self.name, [one.values for one in found])
-        return found, encoded.remarks
+        return found
 
-    def _ends(self, parts: Sequence[tuple[list[int], list[int]]], pad_id: int) -> list[list[int]]:
+    def refuse_other_tokenizer(self, tokenizer: PreTrainedTokenizerBase, whose: str) -> None:
+        """Refuse token ids of a tokenizer that this model was not trained with.
+
+        Raises: RecipeError that says whether the tokens or the chat template differ.
+        """
+        own = self.tokenizer
+        if own.get_vocab() != tokenizer.get_vocab():
+            what = "its token ids mean other texts"
+        elif own.chat_template != tokenizer.chat_template:
+            what = "its chat template writes conversations in another form"
+        else:
+            return
+        raise RecipeError(
+            f"{self.name} has another tokenizer than {whose}: {what}",
+            "train the segment reward model from the same model as the policy",
+        )
+
+    def _ends(
+        self, parts: Sequence[tuple[Sequence[int], Sequence[int]]], pad_id: int
+    ) -> list[list[int]]:
         """The places of the segments' ends of each answer."""
         segments, stops = _segments(self.card), stop_token_ids(self.tokenizer)
         entropies: Sequence[list[float] | None] = [None] * len(parts)
@@ -125,14 +168,7 @@ class SegmentScorer(ModelScorer):
                 self.reference, parts, pad_token_id=pad_id, batch_tokens=self.card.batch_tokens
             )
         return [
-            segment_ends(
-                segments.rule,
-                answer,
-                self.tokenizer,
-                entropies=found,
-                cutoff=segments.cutoff,
-                stop_ids=stops,
-            )
+            segment_ends(segments, answer, self.tokenizer, entropies=found, stop_ids=stops)
             for (_, answer), found in zip(parts, entropies)
         ]
 

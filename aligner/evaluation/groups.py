@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from aligner.evaluation.bootstrap import Integers
+from aligner.evaluation.bootstrap import Floats, Integers
 from aligner.evaluation.pair_scores import Pair, numbered
 
 NONE = "(none)"
@@ -54,11 +54,11 @@ def length_differences(pairs: Sequence[Pair]) -> Integers:
     return np.array([len(pair.chosen) - len(pair.rejected) for pair in pairs], dtype=np.int64)
 
 
-def buckets(differences: Integers) -> Groups:
-    """The pairs in about `BUCKETS` equal parts by difference in length; equal differences stay
-    together."""
-    inner = np.unique(np.quantile(differences, np.linspace(0, 1, BUCKETS + 1)[1:-1]))
-    held, of = np.unique(np.searchsorted(inner, differences), return_inverse=True)
+def buckets(values: Integers | Floats) -> Groups:
+    """The pairs in about `BUCKETS` equal parts by a number, such as the difference in length; equal
+    numbers stay together."""
+    inner = np.unique(np.quantile(values, np.linspace(0, 1, BUCKETS + 1)[1:-1]))
+    held, of = np.unique(np.searchsorted(inner, values), return_inverse=True)
     return Groups([str(number) for number in range(1, len(held) + 1)], of.astype(np.int64))
 
 

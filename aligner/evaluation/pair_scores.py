@@ -9,7 +9,7 @@ where the cuts are.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -77,6 +77,8 @@ class Judged:
     scores: Floats | None
     flips: int | None
     remarks: list[tuple[str, str]]
+    attributes: dict[str, Floats] = field(default_factory=dict)
+    """What else the scorer says of each of the `DifferentAnswers`."""
 
     @property
     def wins(self) -> Floats:
@@ -186,4 +188,9 @@ def judge(
         return Judged(values - 0.5, values, None, flips, remarks)
     margins = values[answers.chosen] - values[answers.rejected]
     chances = np.array([sigmoid(float(margin)) for margin in margins])
-    return Judged(margins, chances, values, None, remarks)
+    columns: dict[str, list[float]] = {name: [] for name in verdicts[0].attributes}
+    for verdict in verdicts:
+        for name, column in columns.items():
+            column.append(verdict.attributes[name])
+    attributes = {name: np.array(column) for name, column in columns.items()}
+    return Judged(margins, chances, values, None, remarks, attributes)

@@ -3,6 +3,8 @@
     accuracy           share of pairs whose chosen answer wins, a tie counting half; also without
                        ties, by category, by
                        length, and by RewardBench's average where the rows are that benchmark's
+    segments           of a segment reward model: accuracy by the number of segments, and of the
+                       values in each third of the answers
     length             accuracy by the difference in length; correlation of the scores with length
     calibration        whether pairs that it is 80% sure of are 80% right; ECE is the mean distance
     agreement          of two reward models: how often they choose the same, and whether they err on
@@ -40,6 +42,7 @@ from aligner.evaluation.correlation import kappa, spearman
 from aligner.evaluation.groups import Groups, buckets, by_column, by_sign, length_differences
 from aligner.evaluation.length_bias import length_correlation
 from aligner.evaluation.pair_scores import DifferentAnswers, Judged, Pair, numbered
+from aligner.evaluation.segment_accuracy import segment_accuracy
 
 Record = dict[str, Any]
 
@@ -71,6 +74,9 @@ def measure(
     }
     if bench is not None:
         parts["rewardbench"] = _bench_statistic(pairs, wins)
+    by_segments = segment_accuracy(judged, answers)
+    if by_segments is not None:
+        parts |= by_segments.statistics()
     found = estimates(parts, prompts, resamples=resamples, seed=seed)
     tables = {
         name: _table(groups, found[name], prompts, judged) for name, groups in groupings.items()
@@ -105,6 +111,7 @@ def measure(
             "chosen_is": tables["chosen_is"],
             "buckets": tables["buckets"],
         },
+        "segments": None if by_segments is None else by_segments.record(found),
         "calibration": {"ece": asdict(found["ece"][0]), "curve": calibration_curve(judged)},
         "left_out": _left_out(judged, prompts, resamples, why_not),
     }

@@ -14,6 +14,7 @@ import numpy as np
 from aligner.evaluation.groups import length_differences
 from aligner.evaluation.length_bias import centred
 from aligner.evaluation.pair_scores import DifferentAnswers, Judged, Pair
+from aligner.evaluation.segment_accuracy import spans
 from aligner.reports.charts import Series, bar_chart, number, point_chart
 from aligner.reports.training import page
 from aligner.runs.files import write_atomically
@@ -72,6 +73,7 @@ def _section(one: Shown, pairs: Sequence[Pair], answers: DifferentAnswers, recor
         _overall(one.numbers),
         _calibration(one.numbers),
         _lengths(one.numbers),
+        _segments(one.numbers),
         _cloud(one, pairs, answers),
     ]
     notes, remarks = [*one.numbers["left_out"]], one.numbers["remarks"]
@@ -79,7 +81,7 @@ def _section(one: Shown, pairs: Sequence[Pair], answers: DifferentAnswers, recor
         first = "; ".join(f"{remark['row']}: {remark['said']}" for remark in remarks["first"])
         notes.append(f"{remarks['count']:,} remarks of the scorer. The first: {first}")
     warnings = "".join(f'<p class="warning small">{escape(text)}</p>' for text in notes)
-    grid = "".join(f"<div>{figure}</div>" for figure in figures)
+    grid = "".join(f"<div>{figure}</div>" for figure in figures if figure)
     categories = _categories(one.numbers, record["category_column"])
     return (
         f"<section><h2>{escape(one.name)}</h2><div "
@@ -130,6 +132,20 @@ def _lengths(numbers: Record) -> str:
         rows.append((f"{name} ({row['pairs']:,})", row["accuracy"]))
     return _bars("Accuracy by length", rows) + _note(
         "Ranges: characters of the chosen answer less the rejected one's."
+    )
+
+
+def _segments(numbers: Record) -> str:
+    """Of a segment reward model; nothing of others."""
+    if numbers["segments"] is None:
+        return ""
+    rows = [
+        (name if pairs is None else f"{name} ({pairs:,})", figure)
+        for name, figure, pairs in spans(numbers["segments"])
+    ]
+    return _bars("Accuracy by segments", rows) + _note(
+        "Pairs by the mean number of their segments; then all pairs, ranked by the values in one "
+        "third of the answers alone."
     )
 
 

@@ -7,33 +7,35 @@ vocabulary, in float32. The first token always opens one. What ends the answer (
 segment; an answer that is nothing else is one segment on it. The answer as a whole (`whole`) is
 read at its end instead, EOS included, which makes a Bradley-Terry model of it.
 
-Only which places are ends is decided here. What happens at them is the reward model's
-(`aligner.methods.reward.trainers`).
+Beside the paper's rule, and its baselines (tokens, sentences, the whole), there are segments of a
+fixed length, those that end with a given text, and bounds on their length.
 
-Legend: B sequences, T tokens, V vocabulary.
+Only which places are ends is decided here. What happens at them is the reward model's
+(`aligner.methods.reward.trainers`), and in reinforcement learning the rewards of tokens'
+(`aligner.methods.rlhf.segment_rewards`). Imports no torch.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from aligner.config.segments import Segments
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-Rule = Literal["entropy", "token", "sentence", "whole"]
 
 _SENTENCE_END = re.compile(r"([.!?][\"')\]]*\s*$)|\n")
 
 
 def segment_ends(
-    rule: Rule,
+    segments: Segments,
     answer_ids: Sequence[int],
     tokenizer: PreTrainedTokenizerBase,
     *,
     entropies: Sequence[float] | None = None,
-    cutoff: float = 0.0,
     stop_ids: Sequence[int] = (),
 ) -> list[int]:
     """Return the places (0-based, within the answer) of the last token of each segment, ascending,
@@ -44,21 +46,64 @@ def segment_ends(
     """
     assert answer_ids, "an answer has at least its stop token"
     last = len(answer_ids) - 1
-    if rule == "whole":
+    if segments.rule == "whole":
         return [last]
     body = last if answer_ids[-1] in stop_ids else last + 1
     if body == 0:
         return [0]
-    if rule == "token":
-        return list(range(body))
-    if rule == "sentence":
-        ends = [
-            place
-            for place in range(body)
-            if _SENTENCE_END.search(tokenizer.decode([answer_ids[place]]))
-        ]
-    else:
+    opening = _opening(segments, answer_ids[:body], tokenizer, entropies)
+    return _bounded(opening, body, segments.min_length, segments.max_length)
+
+
+def _opening(
+    segments: Segments,
+    body_ids: Sequence[int],
+    tokenizer: PreTrainedTokenizerBase,
+    entropies: Sequence[float] | None,
+) -> set[int]:
+    """The places at which the rule opens a segment."""
+    count = len(body_ids)
+    if segments.rule == "token":
+        return set(range(count))
+    if segments.rule == "fixed":
+        return set(range(0, count, segments.length))
+    if segments.rule == "entropy":
         assert entropies is not None, "the rule needs the reference's entropies"
-        assert len(entropies) == len(answer_ids), "one entropy a token"
-        ends = [place - 1 for place in range(1, body) if entropies[place] > cutoff]
-    return ends if ends and ends[-1] == body - 1 else [*ends, body - 1]
+        assert len(entropies) in (count, count + 1), "one entropy a token"
+        return {place for place in range(count) if entropies[place] > segments.cutoff}
+    texts = [tokenizer.decode([token]) for token in body_ids]
+    if segments.rule == "sentence":
+        return {place + 1 for place, text in enumerate(texts) if _SENTENCE_END.search(text)}
+    return _behind(segments.delimiter, texts)
+
+
+def _behind(delimiter: str, texts: Sequence[str]) -> set[int]:
+    """The places behind each token that holds the end of a delimiter, in the texts of the tokens
+    put together."""
+    found, read, searched = set(), "", 0
+    for place, text in enumerate(texts):
+        read += text
+        if (at := read.rfind(delimiter, searched)) >= 0:
+            found.add(place + 1)
+            searched = at + len(delimiter)
+    return found
+
+
+def _bounded(opening: set[int], body: int, shortest: int, longest: int | None) -> list[int]:
+    """The ends of segments that begin where one may open: not sooner than `shortest` tokens after
+    the last beginning, and at the latest after `longest`."""
+    ends, start = [], 0
+    for place in range(1, body):
+        length = place - start
+        if (place in opening and length >= shortest) or length == longest:
+            ends.append(place - 1)
+            start = place
+    return [*ends, body - 1]
+
+
+def cutoff_for(entropies: Iterable[float], target_length: int) -> float:
+    """Return the entropy in nats that one token in `target_length` has more than: the (1 - 1/L)
+    quantile, the higher of two neighbours, so that no more tokens lie above it."""
+    ordered = sorted(entropies)
+    assert ordered, "there are tokens"
+    return ordered[min(len(ordered) - 1, math.ceil((1 - 1 / target_length) * len(ordered)) - 1)]

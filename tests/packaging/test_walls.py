@@ -91,6 +91,7 @@ LOADS_HEAVY: dict[str, tuple[str, ...]] = {
             "likelihood",
         ),
         *("pair_scores", "preferences", "reward_accuracy", "reward_report", "rewardbench"),
+        "segment_accuracy",
     ),
     "generation": (
         *("batchwise", "continuous", "decode", "endpoint", "hf", "hf_cb", "mismatch", "outside"),
@@ -101,6 +102,7 @@ LOADS_HEAVY: dict[str, tuple[str, ...]] = {
         "catalogue",
         "discovered",
         "distillation",
+        "policy",
         "published",
         "reward",
         "shape",
@@ -111,6 +113,7 @@ LOADS_HEAVY: dict[str, tuple[str, ...]] = {
     "losses.dsl": ("checks", "interpreter"),
     "methods.dpo": ("encode", "reference_samples", "reward_distillation", "start_checks", "train"),
     "methods.reward": ("collators", "encode", "segments", "train", "trainers"),
+    "methods.rlhf": ("advantages", "normalizer", "segment_rewards"),
     "methods.sapo": ("encode", "replay_buffer", "train", "trainer", "writer"),
     "methods.sft": ("encode", "train"),
     "models": (

@@ -13,6 +13,7 @@ import pytest
 import torch
 from fakes import byte_tokenizer, save_reward_model, small_recipe, write_jsonl
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
 import aligner
 from aligner.errors import DataError, RecipeError
@@ -20,6 +21,8 @@ from aligner.events import Notice, Warned
 from aligner.methods.pipeline import run_recipe
 from aligner.reward_models.base import preferences
 from aligner.reward_models.catalogue import load_scorer
+from aligner.reward_models.heads import Conversations
+from aligner.runs.cache import keep
 from aligner.runs.files import read_json, read_metrics
 
 FAST = ("trainer.max_steps=12", "data.max_length=256", "trainer.learning_rate=0.003")
@@ -29,13 +32,16 @@ def pairs_of(world: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (world / "pairs.jsonl").read_text().splitlines()]
 
 
-def train(world: Path, folder: Path, *overrides: str, **flags: Any) -> tuple[Path, list[Any]]:
+def train(
+    world: Path, folder: Path, *overrides: str, resume: bool = False, **flags: Any
+) -> tuple[Path, list[Any]]:
     """The run directory, and the events that were sent."""
     events: list[Any] = []
     given = {override.split("=", 1)[0] for override in overrides}
     settings = [setting for setting in FAST if setting.split("=", 1)[0] not in given]
     run = run_recipe(
         small_recipe("reward", world, folder, *settings, *overrides, **flags),
+        resume=resume,
         on_event=events.append,
     )
     return run.run_dir, events
@@ -77,6 +83,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "centred": ("reward.center_rewards_coefficient=0.1",),
     "segment": ("reward.kind=segment", "reward.segments={cutoff: 5.55}"),
     "sentence": ("reward.kind=segment", "reward.segments={rule: sentence}"),
+    "fixed": ("reward.kind=segment", "reward.segments={rule: fixed, length: 2}"),
 }
 
 
@@ -403,6 +410,73 @@ def test_segments_are_cut_alike_in_training_and_in_scoring_over_a_quantized_base
         assert [one.ends for one in found] == stored[side]
 
 
+def test_a_target_length_sets_the_cutoff_and_the_card_names_it(
+    small_world: Path, tmp_path: Path
+) -> None:
+    run, events = train(
+        small_world, tmp_path / "run", "reward.kind=segment", "reward.segments={target_length: 3}"
+    )
+    ends = read_json(run, "prepared/segments-train.json")
+    rows = [row for side in ("chosen", "rejected") for row in ends[side]]
+    tokens = sum(row[-1] + 1 for row in rows)
+    assert tokens / sum(map(len, rows)) == pytest.approx(3, rel=0.2)
+    segments = load_scorer(str(run)).card.segments
+    assert segments.cutoff != 1.75
+    assert segments.cutoff == read_json(run, "prepared/segments.json")["segments"]["cutoff"]
+    said = told(events, Notice)
+    assert f"segments of 3 tokens: the cutoff is {segments.cutoff:.4g} nats" in said
+    assert f"of {tokens / sum(map(len, rows)):.1f} tokens" in said
+
+
+def test_ends_of_another_reference_are_found_again(small_world: Path, tmp_path: Path) -> None:
+    """The kept ends name what they hang on, so those of something else are never taken."""
+    cut = ("reward.kind=segment", "reward.segments={cutoff: 5.5544}")
+    run, _ = train(small_world, tmp_path / "run", *cut)
+    kept = run / "prepared" / "segments.json"
+    ends = read_json(run, "prepared/segments-train.json")
+    record = json.loads(kept.read_text())
+    assert set(record["fingerprint"]) == {"segments", "tokenizer", "max_length", "reference"}
+    other = json.dumps({**record, "fingerprint": {**record["fingerprint"], "reference": "another"}})
+    keep(kept, lambda place: place.write_text(other))
+    wrong = json.dumps({side: [[0]] * len(rows) for side, rows in ends.items()})
+    keep(run / "prepared/segments-train.json", lambda place: place.write_text(wrong))
+    (run / "manifest.json").unlink()
+    train(small_world, run, *cut, resume=True)
+    assert read_json(run, "prepared/segments-train.json") == ends
+    assert json.loads(kept.read_text()) == record
+
+
+def test_values_of_token_ids_are_those_of_texts(small_world: Path, tmp_path: Path) -> None:
+    run, _ = train(small_world, tmp_path / "run", "reward.kind=segment")
+    scorer: Any = load_scorer(str(run))
+    rows = pairs_of(small_world)[:6]
+    prompts, texts = (
+        [one["prompt"] for one in rows],
+        [one["chosen"][0]["content"] for one in rows],
+    )
+    found, _ = scorer.values(prompts, texts)
+    encoded = Conversations(scorer.card, scorer.tokenizer, prompts, texts, None)
+    parts = [(ids[:start], ids[start:]) for ids, start in zip(encoded.sequences, encoded.starts)]
+    again = scorer.values_of_ids(parts)
+    assert [one.token_ids for one in again] == [answer for _, answer in parts]
+    assert [one.ends for one in again] == [one.ends for one in found]
+    for one, other in zip(again, found):
+        assert one.values == pytest.approx(other.values, abs=1e-6)
+
+
+def test_another_tokenizer_is_refused_with_the_reason(small_world: Path, tmp_path: Path) -> None:
+    run, _ = train(small_world, tmp_path / "run", "reward.kind=segment")
+    scorer: Any = load_scorer(str(run))
+    same = AutoTokenizer.from_pretrained(run / "final")
+    scorer.refuse_other_tokenizer(same, "the policy")
+    same.chat_template = "{{ messages }}"
+    with pytest.raises(RecipeError, match=r"than the policy: its chat template writes"):
+        scorer.refuse_other_tokenizer(same, "the policy")
+    same.add_tokens(["<more>"])
+    with pytest.raises(RecipeError, match="its token ids mean other texts"):
+        scorer.refuse_other_tokenizer(same, "the policy")
+
+
 def test_a_start_that_cannot_be_is_refused_before_a_row_is_read(
     small_world: Path, tmp_path: Path
 ) -> None:
@@ -512,6 +586,18 @@ def test_pairs_with_both_labels_and_a_liking_for_length_are_told(
         (
             ("reward.kind=segment", "reward.segments={rule: token, cutoff: 1.0}"),
             "has no effect without `rule: entropy`",
+        ),
+        (
+            ("reward.kind=segment", "reward.segments={rule: whole, min_length: 2}"),
+            "has no effect without `rule: entropy or token or sentence or delimiter`",
+        ),
+        (
+            ("reward.kind=segment", "reward.segments={min_length: 9, max_length: 4}"),
+            "is 4, and `min_length` is 9",
+        ),
+        (
+            ("reward.kind=segment", "reward.segments={cutoff: 2.0, target_length: 9}"),
+            "sets the cutoff, which is given too",
         ),
         (("reward.kind=regression", "reward.attributes=[a, a]"), "twice"),
         (("reward.kind=odin", "launch.strategy=fsdp"), "splits the two heads"),

@@ -16,20 +16,16 @@ from aligner.config.method import TrainingMethod, run_and_report
 from aligner.config.mosaic_rules import no_mosaics
 from aligner.config.recipe import Preference, Section, TrainRecipe, Weight
 from aligner.config.recipe_problem import RecipeProblems, problem_at, show
+from aligner.config.segments import Segments, without_effect
 from aligner.config.view import RecipeView, refuse_formats
 
 
-class RewardSegments(Section):
+class RewardSegments(Segments):
     """How answers are cut into segments for `kind: segment` (arXiv 2501.02790)."""
 
-    rule: Literal["entropy", "token", "sentence", "whole"] = "entropy"
-    """`entropy`: before each token that the reference could hardly foresee; `token`: after every
-    token; `sentence`: after `.`, `!`, `?` and line ends; `whole`: not at all."""
-    cutoff: Weight = 1.75
-    """Entropy in nats above which a token opens a segment; 1.75 and 2.0 in the paper."""
-    reference: str | None = None
-    """Model whose entropies are taken; it must have the same tokenizer. Absent: the model that
-    training starts from."""
+    target_length: int | None = Field(None, ge=2)
+    """Tokens that segments have on average: `cutoff` is then taken from the entropies of the
+    training answers, of which about one in so many lies above it."""
 
 
 class Reward(Section):
@@ -133,17 +129,32 @@ def _reward_parts(view: RecipeView) -> RecipeProblems:
                 yield problem_at(
                     f"reward.attribute_weights.{name}", "is none of `reward.attributes`", hint
                 )
-    segments = view["reward.segments"] or {}
-    if isinstance(segments, dict) and segments.get("rule", "entropy") != "entropy":
-        for key in ("cutoff", "reference"):
-            if segments.get(key) is not None:
-                yield problem_at(
-                    f"reward.segments.{key}", "has no effect without `rule: entropy`", "drop it"
-                )
+    yield from _segments_parts(view)
     strategy = view["launch.strategy"]
     if kind == "odin" and strategy in ("fsdp", "fsdp1", "fsdp2", "zero3"):
         message = f"`{strategy}` splits the two heads, and at the end one of them is taken out"
         yield problem_at("launch.strategy", message, "use `ddp`, `zero1` or `zero2`")
+
+
+def _segments_parts(view: RecipeView) -> RecipeProblems:
+    segments = view["reward.segments"]
+    if not isinstance(segments, dict):
+        return
+    given = [key for key, value in segments.items() if value is not None]
+    for key, rules in without_effect(segments.get("rule", "entropy"), given):
+        yield problem_at(
+            f"reward.segments.{key}", f"has no effect without `rule: {rules}`", "drop it"
+        )
+    shortest, longest = segments.get("min_length", 1), segments.get("max_length")
+    if isinstance(shortest, int) and isinstance(longest, int) and longest < shortest:
+        message = f"is {longest}, and `min_length` is {shortest}"
+        yield problem_at("reward.segments.max_length", message, "the larger number here")
+    if "target_length" in given and "cutoff" in given:
+        yield problem_at(
+            "reward.segments.target_length",
+            "sets the cutoff, which is given too",
+            "drop `target_length` or `cutoff`",
+        )
 
 
 def _in_short(reward: Reward) -> str:

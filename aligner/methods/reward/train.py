@@ -30,12 +30,19 @@ import torch
 from trl import RewardConfig
 
 from aligner.config.load import recipe_hash
+from aligner.config.segments import Segments
 from aligner.errors import RecipeError
 from aligner.launch.world import world
 from aligner.methods.job import SHARDED, Job
 from aligner.methods.reward.collators import PairCollator, QuestionCollator, RatingCollator
 from aligner.methods.reward.recipe import RewardRecipe, RewardSegments
-from aligner.methods.reward.segments import PART, dtype_of, reference_section, with_segments
+from aligner.methods.reward.segments import (
+    PART,
+    cut_of,
+    dtype_of,
+    reference_section,
+    with_segments,
+)
 from aligner.methods.reward.trainers import (
     BradleyTerryTrainer,
     OdinTrainer,
@@ -47,7 +54,7 @@ from aligner.methods.reward.trainers import (
 from aligner.models.files import saved_outputs
 from aligner.models.loading import load_policy, load_reward_model
 from aligner.models.reward_head import has_head, merge_heads, pool_by_mask
-from aligner.reward_models.card import Card, Segments, card_text, find_card
+from aligner.reward_models.card import Card, card_text, find_card
 from aligner.reward_models.grants import CARD_FILE
 from aligner.reward_models.heads import attribute_weights
 from aligner.runs.checkpoints import step_of
@@ -351,15 +358,16 @@ def _write_card(job: Job, recipe: RewardRecipe, trainer: RewardTrainerBase, fold
     if kind == "regression":
         values |= {"attributes": reward.attributes, "weights": reward.attribute_weights}
     if kind == "segment":
-        segments = reward.segments or RewardSegments()
-        if segments.rule == "entropy":
-            reference = reference_section(recipe, segments)
-            path = Path(reference.name_or_path).expanduser()
-            values["segments"] = Segments(
-                cutoff=segments.cutoff,
-                reference=str(path.resolve()) if path.is_dir() else reference.name_or_path,
-                revision=reference.revision,
-            )
-        else:
-            values["segments"] = Segments(rule=segments.rule)
+        values["segments"] = _segments_of_card(job, recipe)
     write_atomically(folder / CARD_FILE, card_text(Card(kind=kind, **values)))
+
+
+def _segments_of_card(job: Job, recipe: RewardRecipe) -> Segments:
+    """How the answers were cut, with what decided it."""
+    cut = cut_of(job.run)
+    if cut.rule != "entropy":
+        return cut
+    reference = reference_section(recipe, recipe.reward.segments or RewardSegments())
+    path = Path(reference.name_or_path).expanduser()
+    name = str(path.resolve()) if path.is_dir() else reference.name_or_path
+    return cut.model_copy(update={"reference": name, "revision": reference.revision})

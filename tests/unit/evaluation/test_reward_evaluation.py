@@ -152,6 +152,34 @@ def test_lengths_by_hand() -> None:
     assert [(row["from"], row["to"]) for row in found["buckets"]] == [(-1, -1), (0, 0), (1, 1)]
 
 
+class Segmented(Table):
+    """Knows segments: as many as an answer has letters, and whether it has an a early or late."""
+
+    def score(self, prompts, completions, references=None):
+        early = [float(text.startswith("a")) for text in completions]
+        late = [float(text.endswith("a")) for text in completions]
+        counts = [float(len(text)) for text in completions]
+        attributes = {"segments": counts, "early": early, "middle": early, "late": late}
+        return Scores([self.scores[text] for text in completions], attributes)
+
+
+def test_segments_by_hand() -> None:
+    given = rows(("p", "ab", "b"), ("q", "ca", "bbb"), ("r", "ab", "aba"), ("s", "b", "ab"))
+    scores = {"ab": 1.0, "b": 0.0, "ca": 2.0, "bbb": 3.0, "aba": 0.5}
+    found = measured(Segmented(scores), given)["segments"]
+    assert found["mean"] == pytest.approx((2 + 1 + 2 + 3 + 2 + 3 + 1 + 2) / 8)
+    assert [
+        (row["from"], row["to"], row["pairs"], row["accuracy"]["value"]) for row in found["buckets"]
+    ] == [(1.5, 1.5, 2, 0.5), (2.5, 2.5, 2, 0.5)]
+    thirds = {row["name"]: row["accuracy"]["value"] for row in found["thirds"]}
+    assert thirds == {
+        "early": (1 + 0.5 + 0.5 + 0) / 4,
+        "middle": (1 + 0.5 + 0.5 + 0) / 4,
+        "late": (0.5 + 1 + 0 + 0.5) / 4,
+    }
+    assert measured(Table(scores), given)["segments"] is None
+
+
 def test_buckets_are_about_equal_parts_and_keep_equal_differences_together() -> None:
     even = buckets(np.arange(100))
     assert np.bincount(even.of).tolist() == [20] * 5

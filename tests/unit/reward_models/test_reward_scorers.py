@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from fakes import CHAT_TEMPLATE, EOS, byte_tokenizer, save_model, save_reward_model
 from transformers import AutoModelForSequenceClassification, GPT2Config, LlamaConfig
 
+from aligner.config.segments import Segments
 from aligner.data.rows import PreferenceRow
 from aligner.errors import DataError, Problem, RecipeError
 from aligner.models.forward import pad
@@ -23,7 +25,7 @@ from aligner.reward_models.catalogue import load_scorer
 from aligner.reward_models.heads import Conversations
 from aligner.reward_models.pairwise_prompt import encode_question, question_text
 from aligner.tokenization.encode import encode_answer, encode_pair
-from aligner.tokenization.segments import segment_ends
+from aligner.tokenization.segments import cutoff_for, segment_ends
 
 USER = [{"role": "user", "content": "say something"}]
 PROMPTS: list[Any] = [
@@ -238,7 +240,7 @@ def test_segments_end_before_a_token_that_could_not_be_foreseen(
     rule: Any, ids: list[int], entropies: list[float] | None, ends: list[int]
 ) -> None:
     assert (
-        segment_ends(rule, ids, byte_tokenizer(), entropies=entropies, cutoff=1.75, stop_ids=[2])
+        segment_ends(Segments(rule=rule), ids, byte_tokenizer(), entropies=entropies, stop_ids=[2])
         == ends
     )
 
@@ -249,12 +251,67 @@ def test_sentences_end_at_their_marks_and_at_line_ends() -> None:
         *tokenizer("Yes. No!\nSo", add_special_tokens=False)["input_ids"],
         tokenizer.eos_token_id,
     ]
-    assert segment_ends("sentence", ids, tokenizer, stop_ids=[tokenizer.eos_token_id]) == [
+    assert segment_ends(
+        Segments(rule="sentence"), ids, tokenizer, stop_ids=[tokenizer.eos_token_id]
+    ) == [
         3,
         7,
         8,
         10,
     ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "text", "ends"),
+    [
+        ({"rule": "fixed", "length": 3}, "abcdefgh", [2, 5, 7]),
+        ({"rule": "fixed", "length": 9}, "abc", [2]),
+        ({"rule": "delimiter", "delimiter": "; "}, "a; bc;d; ", [2, 8]),
+        ({"rule": "delimiter"}, "one\n\ntwo", [3, 4, 7]),
+        ({"rule": "token", "min_length": 3}, "abcdefgh", [2, 5, 7]),
+        ({"rule": "sentence", "min_length": 3}, "A.B.C.", [3, 5]),
+        ({"rule": "sentence", "max_length": 4}, "abcdefg.hi", [3, 7, 9]),
+        ({"rule": "sentence", "min_length": 4, "max_length": 4}, "a.b.c.d.e.", [3, 7, 9]),
+    ],
+)
+def test_segments_of_lengths_and_delimiters(
+    settings: dict[str, Any], text: str, ends: list[int]
+) -> None:
+    tokenizer = byte_tokenizer()
+    ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    cut = Segments(**settings)
+    assert segment_ends(cut, ids, tokenizer, stop_ids=[tokenizer.eos_token_id]) == ends
+
+
+@pytest.mark.parametrize(("shortest", "longest"), [(1, None), (3, None), (1, 5), (2, 2), (3, 7)])
+def test_bounds_on_segments_hold_on_random_entropies(shortest: int, longest: int | None) -> None:
+    """Against the definition, token by token."""
+    chance = random.Random(0)
+    cut = Segments(cutoff=1.0, min_length=shortest, max_length=longest)
+    for _ in range(300):
+        count = chance.randint(1, 40)
+        entropies = [chance.random() * 1.6 for _ in range(count)]
+        starts = [0]
+        for place in range(1, count):
+            length = place - starts[-1]
+            if length == longest or (entropies[place] > 1.0 and length >= shortest):
+                starts.append(place)
+        expected = [start - 1 for start in starts[1:]] + [count - 1]
+        ids = list(range(10, 10 + count))
+        found = segment_ends(cut, ids, byte_tokenizer(), entropies=entropies, stop_ids=[2])
+        assert found == expected
+
+
+def test_a_cutoff_is_set_by_the_length_that_segments_are_to_have() -> None:
+    chance = random.Random(1)
+    entropies = [chance.expovariate(1.0) for _ in range(20_000)]
+    cutoff = cutoff_for(entropies, 8)
+    assert sum(entropy > cutoff for entropy in entropies) == 20_000 // 8
+    ends = segment_ends(
+        Segments(cutoff=cutoff), range(5, 20_005), byte_tokenizer(), entropies=entropies
+    )
+    assert len(entropies) / len(ends) == pytest.approx(8, rel=0.01)
+    assert cutoff_for([1.0, 1.0, 1.0], 2) == 1.0
 
 
 def test_a_segment_models_score_is_the_mean_of_its_values_at_the_ends(tmp_path: Path) -> None:
