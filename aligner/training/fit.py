@@ -27,6 +27,7 @@ from aligner.runs.files import share_weights
 from aligner.runs.run import Run
 from aligner.training.arguments import found_late
 from aligner.training.callbacks import EndEvaluation, Recorder, refuse_broken_weights
+from aligner.training.checkpoint_code import refuse_code
 from aligner.training.decided import Decided, read_decided
 from aligner.training.trainer import OrderedTrainer
 
@@ -68,6 +69,8 @@ def fit(
             EarlyStoppingCallback(recipe.early_stopping.patience, recipe.early_stopping.threshold)
         )
     checkpoint = latest_checkpoint(run.checkpoints_dir)
+    if checkpoint is not None:
+        refuse_code(checkpoint)
     trainer.has_ended = checkpoint is not None and is_last(checkpoint)
     set_seed(
         recipe.seed
@@ -135,9 +138,6 @@ def save_final(
     PartialState().wait_for_everyone()
     trainer.save_model(str(unfinished))
     if trainer.is_world_process_zero():
-        (unfinished / "training_args.bin").unlink(
-            missing_ok=True
-        )  # a pickle; the recipe says it all
         (unfinished / "README.md").unlink(missing_ok=True)
         if finish is not None:
             finish(unfinished)

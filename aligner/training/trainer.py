@@ -5,16 +5,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset, concatenate_datasets
 from torch import Tensor
 from transformers import Trainer
+from transformers.trainer import TRAINING_ARGS_NAME
 
 from aligner.models.loading import load_saved_weights
 from aligner.models.own_config import OwnConfig, forget_router_logits
 from aligner.models.saved_tokenizer import SavedTokenizer
+from aligner.training.checkpoint_code import only_plain_data, refuse_code
 from aligner.training.sampler import SeededSampler
 
 
@@ -86,11 +89,19 @@ class OrderedTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         self._read_from = resume_from_checkpoint
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        with only_plain_data():
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        """Read what a checkpoint holds beside the weights, and DeepSpeed's weights, as data."""
+        with only_plain_data():
+            return super()._prepare_for_training(*args, **kwargs)
 
     def _load_best_model(self) -> None:
         self._read_from = str(self.state.best_model_checkpoint)
-        super()._load_best_model()
+        refuse_code(Path(self._read_from))
+        with only_plain_data():
+            super()._load_best_model()
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Read weights again that a checkpoint holds under other names or in another form, as it
@@ -117,6 +128,8 @@ class OrderedTrainer(Trainer):
             super()._save(output_dir, state_dict)
         finally:
             self.processing_class = held
+        # a pickle of the arguments, which nobody reads: the recipe says it all
+        (Path(output_dir or str(self.args.output_dir)) / TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
     num_padding_rows: int = 0
 

@@ -130,7 +130,7 @@ LOADS_HEAVY: dict[str, tuple[str, ...]] = {
     "reward_models": ("heads", "pairwise", "segment"),
     "toy": ("muon", "pretrain", "tokenizer"),
     "training": (
-        *("arguments", "callbacks", "fit", "precision", "preference", "prefix"),
+        *("arguments", "callbacks", "checkpoint_code", "fit", "precision", "preference", "prefix"),
         *("reference", "rehearsal", "sampler"),
         "trainer",
     ),
@@ -279,6 +279,50 @@ def test_packages_hold_no_code_but_lazy_names() -> None:
 def test_four_modules_stand_outside_the_rooms() -> None:
     loose = {path.stem for path in (ROOT / "aligner").glob("*.py")}
     assert loose == {"__init__", "__main__", "errors", "events"}
+
+
+RUNS_WHAT_IT_READS = {"pickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+"""Libraries whose files can run code when they are read."""
+
+
+def can_run_code(name: str, path: Path) -> Iterator[str]:
+    """Places of a module that read files which can run code: an import, or a call that allows
+    it."""
+    for target, line in imports(name, path):
+        is_error = target == "pickle.UnpicklingError"
+        if target.split(".")[0] in RUNS_WHAT_IT_READS and not is_error:
+            yield f"{path}:{line} imports {target}"
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call):
+            continue
+        given = {argument.arg: ast.unparse(argument.value) for argument in node.keywords}
+        called = ast.unparse(node.func)
+        if called == "torch.load" and given.get("weights_only") != "True":
+            yield f"{path}:{node.lineno} calls torch.load without weights_only=True"
+        if "allow_pickle" in given and given["allow_pickle"] != "False":
+            yield f"{path}:{node.lineno} allows pickles"
+
+
+def test_no_module_reads_files_that_can_run_code() -> None:
+    found = []
+    for name, path in modules():
+        found += can_run_code(name, path)
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import pickle",
+        "def f():\n    from pickle import loads",
+        "import torch\ntorch.load('a')",
+        "import torch\ntorch.load('a', weights_only=False)",
+        "import numpy as np\nnp.load('a', allow_pickle=True)",
+    ],
+)
+def test_a_module_that_reads_such_files_is_seen(text: str, tmp_path: Path) -> None:
+    (tmp_path / "x.py").write_text(text)
+    assert len(list(can_run_code("aligner.x", tmp_path / "x.py"))) == 1
 
 
 def test_rich_is_imported_by_the_renderer_alone() -> None:
