@@ -13,8 +13,8 @@
 Rules. What a user did wrong raises one of these; what we did wrong asserts. `message` is one
 sentence that names the file, line, row or key and what was found there; `hint` is one sentence that
 says what to do. `RecipeError` and `DataError` may carry many `Problem`s, because all of them are
-reported at once. Every class can be pickled, since errors cross process boundaries. Ctrl-C is no
-error of ours: the command line turns it into exit code 130.
+reported at once. Every class can be pickled, since errors cross process boundaries. Ctrl-C and
+SIGTERM are no errors of ours: the command line turns them into exit codes 130 and 143.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import typer
 
 from aligner.methods.catalogue import METHODS
 
-from .errors import resumable
+from .endings import resumable
 from .fast_commands import QuickGroup
 from .recipe_command import (
     ANY_KEY,

@@ -2,7 +2,7 @@
 
 It is the group and not a wrapper around `main()`, so that a shell, `python -m aligner` and a test's
 CliRunner all see the same thing, from sub-commands too. Exit codes: see `aligner.errors`; 1 is an
-internal error, 130 is Ctrl-C, 141 a reader that went away (`aligner recipes list | head`).
+internal error, 130 is Ctrl-C, 143 SIGTERM, 141 a reader that went away (`... | head`).
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,23 +21,14 @@ from aligner.errors import AlignerError
 from aligner.launch.causes import outside_cause
 from aligner.launch.world import world
 from aligner.runs.cache import cache_folder
+from aligner.runs.lock import release_locks
 
+from .endings import code_of, sigterm_unwinds, stopped, undisturbed
 from .fast_commands import QuickGroup
 
 MAX_PROBLEMS = 15  # with the message and the hint, one screen
 PIPE_EXIT_CODE = 141
-INTERRUPTED_EXIT_CODE = 130
 KEPT_TRACEBACKS = 10
-
-
-@contextmanager
-def resumable(continues: str) -> Iterator[None]:
-    """Let Ctrl-C say how to continue: "the same command with --resume ..."."""
-    try:
-        yield
-    except KeyboardInterrupt as error:
-        typer.echo(f"interrupted: the same command with --resume {continues}", err=True)
-        raise typer.Exit(INTERRUPTED_EXIT_CODE) from error
 
 
 class Boundary(QuickGroup):
@@ -49,7 +39,8 @@ class Boundary(QuickGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the command; whatever it raises becomes a message and an exit code."""
         try:
-            result = super().invoke(ctx)
+            with sigterm_unwinds():
+                result = super().invoke(ctx)
             sys.stdout.flush()
             return result
         except AlignerError as error:
@@ -59,9 +50,11 @@ class Boundary(QuickGroup):
         except BrokenPipeError as error:
             _forget_stdout()
             raise typer.Exit(PIPE_EXIT_CODE) from error
-        except KeyboardInterrupt as error:
-            _say("interrupted", ctx)
-            raise typer.Exit(INTERRUPTED_EXIT_CODE) from error
+        except KeyboardInterrupt as stop:
+            with undisturbed():
+                release_locks()
+                _say(stopped(stop), ctx)
+            raise typer.Exit(code_of(stop)) from stop
         except Exception as error:
             if type(error).__module__.startswith("typer."):
                 raise  # Exit, Abort and usage errors, which typer prints itself

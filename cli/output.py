@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .errors import resumable
+from .endings import resumable
 
 if TYPE_CHECKING:
     from aligner.runs.partial_output import PartialOutput
@@ -27,12 +27,18 @@ class Output:
     overwrite: bool
 
     def resumable(self) -> AbstractContextManager[None]:
-        """Let Ctrl-C say how to continue."""
-        from aligner.runs.partial_output import is_stream
+        """Let Ctrl-C and SIGTERM say what was kept, and how to continue."""
+        from aligner.runs.partial_output import is_stream, part_folder
 
         if self.path is None or is_stream(self.path):
             return resumable("needs --output FILE to continue")
-        return resumable("in place of --overwrite continues" if self.overwrite else "continues")
+        part = part_folder(self.path)
+
+        def kept() -> str:
+            return f"{part} keeps what is done" if part.exists() else "nothing was kept yet"
+
+        how = "in place of --overwrite continues" if self.overwrite else "continues"
+        return resumable(how, kept)
 
     def parts(self, header: Callable[[], Mapping[str, Any]]) -> PartialOutput:
         """Return what keeps the parts that are done until the output is whole."""

@@ -10,6 +10,7 @@ The options that belong to a command are declared here and few; every other flag
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +19,7 @@ import typer
 from aligner.errors import UsageError
 from aligner.methods.catalogue import METHODS, method_of, training_of
 
-from .errors import resumable
+from .endings import kept_in_run, resumable
 from .fast_commands import QuickCommand
 from .resolve import resolve
 
@@ -186,12 +187,15 @@ def carry_out(
         result_table(outcome.results, method.paths(outcome.run_dir))
 
 
-def run(resolved: Resolved, screen: Any, **options: Any) -> Any:
-    """Let the method do it, with its events on the screen; Ctrl-C says how to continue."""
+def run(resolved: Resolved, screen: Any, *, dry_run: bool = False, **options: Any) -> Any:
+    """Let the method do it, with its events on the screen; when it is stopped, say what was kept
+    and how to continue."""
     from importlib import import_module
 
     method = method_of(resolved.recipe.method)
     module, _, function = method.run.partition(":")
-    with resumable(method.continues):
+    folder = Path(resolved.recipe.output_dir)
+    told = resumable(method.continues, lambda: kept_in_run(folder))
+    with nullcontext() if dry_run else told:
         work = getattr(import_module(module), function)
-        return work(resolved, on_event=screen.on_event, **options)
+        return work(resolved, on_event=screen.on_event, dry_run=dry_run, **options)

@@ -378,9 +378,10 @@ def _end(launcher: subprocess.Popen) -> None:
 
 @contextmanager
 def _sigterm_as_exit() -> Iterator[None]:
-    """SIGTERM runs the `finally` clauses, as Ctrl-C does. Handlers can be set in the main thread
-    only."""
-    if threading.current_thread() is not threading.main_thread():
+    """SIGTERM runs the `finally` clauses, as Ctrl-C does, unless it already does something else.
+    Handlers can be set in the main thread only."""
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
         return
 

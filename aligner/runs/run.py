@@ -181,7 +181,7 @@ class Run:
         if state == "run" and not (resume or overwrite):
             is_done = (folder / "manifest.json").is_file()
             raise UsageError(
-                f"{folder} exists already: {_what_is_in(folder)}",
+                f"{folder} exists already: {what_is_in(folder)}",
                 f"add {'' if is_done else '--resume to continue it, '}--overwrite to start again "
                 "from nothing, or choose another output_dir",
             )
@@ -479,7 +479,8 @@ def _state_of(folder: Path) -> str:
     return "run" if any((folder / name).exists() for name in WORK) else "barely begun"
 
 
-def _what_is_in(folder: Path) -> str:
+def what_is_in(folder: Path) -> str:
+    """Say what a run directory holds: "an unfinished sft run, saved up to step 20"."""
     run = Run(folder)
     resolved = run.read_json("resolved.json")
     method = resolved["recipe"]["method"] if resolved else "training"

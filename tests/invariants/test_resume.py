@@ -137,11 +137,17 @@ def lines_of(run: Path) -> list[dict[str, Any]]:
     ]
 
 
+def without_command(file: Path) -> bytes:
+    """The content of a file of the result; the card also says which command began the run."""
+    lines = file.read_bytes().split(b"\n")
+    return b"\n".join(line for line in lines if not line.startswith(b"python -m "))
+
+
 def assert_same(run: Path, whole: Path) -> None:
     """The same files of the result to the bit, the same metrics, no line twice or missing, the same
     manifest but for times."""
     finals = [
-        {file.name: file.read_bytes() for file in (folder / "final").iterdir()}
+        {file.name: without_command(file) for file in (folder / "final").iterdir()}
         for folder in (run, whole)
     ]
     assert finals[0].keys() == finals[1].keys()
@@ -152,6 +158,7 @@ def assert_same(run: Path, whole: Path) -> None:
     for manifest in manifests:
         for key in ("created", "finished", "seconds"):
             del manifest[key]
+        del manifest["files"]["final/README.md"]  # with its command
     assert manifests[0] == manifests[1]
     assert not list(run.glob("*.unfinished"))
 
@@ -238,8 +245,9 @@ def test_killed_again_and_again_at_every_step(
 
 
 def start(recipe: Path, *options: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "aligner", "sft", str(recipe), *options]
-    return subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    command = [sys.executable, "-m", "aligner", "sft", recipe.name, *options]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.Popen(command, cwd=recipe.parent, text=True, **pipes)
 
 
 def wait_until(found: Callable[[], bool], process: subprocess.Popen[str]) -> None:
@@ -261,22 +269,28 @@ def commanded(small_world, tmp_path, own_cache):
     }
     recipes = []
     for name in ("whole", "run"):
-        recipes.append(tmp_path / f"{name}.yaml")
-        recipes[-1].write_text(small_recipe("sft", small_world, tmp_path / name, **flags).text)
-    assert run_in_process("sft", small_world, tmp_path / "whole", flags=flags) == 0
-    return recipes[1], tmp_path / "run", tmp_path / "whole"
+        recipes.append(tmp_path / name / "recipe.yaml")  # the card says which command it was
+        recipes[-1].parent.mkdir()
+        text = small_recipe("sft", small_world, tmp_path / name / "run", **flags).text
+        recipes[-1].write_text(text)
+    whole = start(recipes[0])
+    assert whole.wait(240) == 0, whole.communicate()[0]
+    return recipes[1], tmp_path / "run" / "run", tmp_path / "whole" / "run"
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_with_130_and_the_run_can_be_resumed(commanded):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_command_says_what_is_kept_and_can_be_resumed(commanded, number, code):
     recipe, run, whole = commanded
     process = start(recipe)
     wait_until(lambda: any(run.glob("checkpoints/*/complete")), process)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     output = process.communicate(timeout=120)[0]
-    assert process.returncode == 130
-    assert "--resume" in output
+    assert process.returncode == code
+    assert f"{run} holds an unfinished sft run, saved up to step" in output
+    assert "the same command with --resume continues" in output
     assert "Traceback" not in output
+    assert not (run / "lock").exists()
     again = start(recipe, "--resume")
     assert again.wait(240) == 0
     assert_same(run, whole)

@@ -21,7 +21,7 @@ from aligner.reports.finish import finish_run
 from aligner.runs.checkpoints import checkpoint_at, latest_checkpoint, mark_complete
 from aligner.runs.files import file_sha256, read_metrics, write_atomically
 from aligner.runs.lineage import lineage
-from aligner.runs.lock import LOCK_NAME
+from aligner.runs.lock import LOCK_NAME, STALE_S
 from aligner.runs.run import Run, seconds_worked
 
 
@@ -330,8 +330,24 @@ while True:
 """
 
 
-def start_holder(run_dir: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", HOLDER, str(run_dir), str(Path(__file__).parents[2])]
+ELSEWHERE = """
+import platform
+platform.node = lambda: "elsewhere"
+"""
+QUICK = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+import aligner.runs.lock
+aligner.runs.lock.BEAT_S = 0.05
+"""
+WITHOUT_FLOCK = """
+import aligner.runs.lock
+aligner.runs.lock.fcntl = None
+"""
+
+
+def start_holder(run_dir: Path, first: str = "") -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", first + HOLDER, str(run_dir), str(Path(__file__).parents[2])]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout
     assert process.stdout.readline() == "ready\n"
@@ -377,6 +393,55 @@ def test_a_lock_of_another_machine_is_respected(run_dir: Path) -> None:
     with pytest.raises(UsageError, match="process 1 on elsewhere") as error:
         Run.create(resolved(run_dir), resume=True)
     assert "delete" in error.value.hint
+
+
+@pytest.mark.skipif(not Path("/proc/self/ns").exists(), reason="needs to know the machine's start")
+@pytest.mark.parametrize("first", [ELSEWHERE, ELSEWHERE + WITHOUT_FLOCK], ids=["", "no flock"])
+def test_another_host_name_on_this_machine_hides_nobody(run_dir: Path, first: str) -> None:
+    """A container, or a job, has another host name at each start."""
+    holder = start_holder(run_dir, first)
+    try:
+        with pytest.raises(UsageError, match=f"in use by process {holder.pid}\n") as error:
+            Run.create(resolved(run_dir), resume=True)
+        assert error.value.hint == "wait for it or stop it"
+    finally:
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+    run = Run.create(resolved(run_dir), resume=True)
+    assert "taken over" in run.notes[0]
+    run.close()
+
+
+def lock_of_another_machine(run_dir: Path, silence_s: float) -> Path:
+    path = run_dir / LOCK_NAME
+    holder = {"pid": os.getpid(), "host": platform.node(), "process_began": "5"}
+    path.write_text(json.dumps({**holder, "boot": "another", "flock": True, "beat_s": 20}))
+    then = time.time() - silence_s
+    os.utime(path, (then, then))
+    return path
+
+
+def test_a_lock_of_another_machine_ends_with_its_signs_of_life(run_dir: Path) -> None:
+    """Also where that machine, or container, has this one's name."""
+    begin(run_dir)
+    lock_of_another_machine(run_dir, STALE_S - 60)
+    with pytest.raises(UsageError, match=r"last sign of life is 24\d s ago") as error:
+        Run.create(resolved(run_dir), resume=True)
+    assert "5 minutes after that sign" in error.value.hint
+    lock_of_another_machine(run_dir, STALE_S + 1)
+    Run.create(resolved(run_dir), resume=True).close()
+
+
+def test_a_holder_gives_signs_of_life_and_stops_when_it_lost_the_lock(run_dir: Path) -> None:
+    holder = start_holder(run_dir, QUICK)
+    os.utime(run_dir / LOCK_NAME, (0, 0))
+    deadline = time.monotonic() + 20
+    while (run_dir / LOCK_NAME).stat().st_mtime < time.time() - 60:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    lock_of_another_machine(run_dir, 0)
+    assert holder.wait(20) != 0
+    assert json.loads((run_dir / LOCK_NAME).read_text())["boot"] == "another"
 
 
 @pytest.mark.skipif(
