@@ -148,6 +148,10 @@ def save_final(
     PartialState().wait_for_everyone()
 
 
+LEFT_OUT = ("epoch", "step", "learning_rate")
+"""Of a log: what is no result."""
+
+
 def _results(trainer: OrderedTrainer) -> dict[str, float]:
     """Return the run's numbers from the trainer's own history, which checkpoints carry over a
     resumption."""
@@ -157,21 +161,12 @@ def _results(trainer: OrderedTrainer) -> dict[str, float]:
     last_eval: dict[str, float] = next(
         (logs for logs in reversed(history) if "eval_loss" in logs), {}
     )
-    left_out = ("epoch", "step", "learning_rate")
-    kept = {
-        f"train/{key}": value
-        for key, value in last_train.items()
-        if not (key in left_out or _is_timing(key))
-    }
-    held_out = {
-        key.removeprefix("eval_"): value
-        for key, value in last_eval.items()
-        if key.startswith("eval_")
-    }
-    results |= {key: float(value) for key, value in kept.items()}
-    results |= {
-        f"eval/{key}": float(value) for key, value in held_out.items() if not _is_timing(key)
-    }
+    for split, logs in (("train", last_train), ("eval", last_eval)):
+        named = {key.removeprefix("eval_"): float(value) for key, value in logs.items()}
+        kept = [key for key in named if key not in LEFT_OUT and not _is_timing(key)]
+        # A checkpoint's history is in the order of the alphabet, and a result is not to show that.
+        for key in sorted(kept, key=lambda key: (key != "loss", key)):
+            results[f"{split}/{key}"] = named[key]
     if trainer.state.best_metric is not None:
         results["best_eval_loss"] = float(trainer.state.best_metric)
     return results
