@@ -8,9 +8,9 @@ first of these that can tell:
   under another host name. So does a network disk that passes such locks on.
 * Where the disk has no such locks, the number of the process and the moment it began, for a
   process of this kernel that we can see.
-* For all others the file's time, which its holder sets anew every `BEAT_S` seconds: after `STALE_S`
-  seconds without that, by the clock of the disk, the holder counts as gone. One that was only
-  suspended for so long notices that it lost the lock and stops.
+* For all others the file's time, which its holder sets again every `BEAT_S` seconds: after
+  `STALE_S` seconds without that, by the clock of the disk, the holder counts as gone. One that was
+  only suspended for so long notices that it lost the lock and stops.
 
 It guards against a second start by mistake; it does not arbitrate between two machines that start
 in the same millisecond on a network disk.
