@@ -153,7 +153,8 @@ def evaluate(
     assert model is not None
     check_sampling(temperature, top_p=1.0)
     source = source_section(data, column, split, max_rows)
-    from aligner.reward_models.catalogue import load_scorer
+    from aligner.reward_models.catalogue import load_scorer, read_spec
+    from aligner.reward_models.isolation import announce_walls
 
     judge = None if scorer is None else load_scorer(scorer)
     chosen = _task(source, scorer) if task == "auto" else task
@@ -166,6 +167,7 @@ def evaluate(
     from .render import Screen, columns, number
 
     with Screen() as screen, written.resumable(), ExitStack() as stack:
+        isolation = announce_walls([] if scorer is None else [read_spec(scorer)], screen.on_event)
         screen.start("loading the model")
         from aligner.evaluation.evaluate import evaluate as measure
         from aligner.generation.sampling import Sampling
@@ -234,6 +236,7 @@ def evaluate(
                 "task": chosen,
                 "scorer": scorer,
                 "metrics": numbers,
+                **({"isolation": isolation} if isolation else {}),
             }
             part.finish([_dumps(record) + "\n"])
     if as_json:

@@ -45,6 +45,7 @@ def evaluate_rewards(
     from aligner.errors import UsageError
     from aligner.events import Warned
     from aligner.reward_models.catalogue import read_spec
+    from aligner.reward_models.isolation import announce_walls
 
     if len(specs) > 2:
         raise UsageError(
@@ -87,6 +88,7 @@ def evaluate_rewards(
                         "held-out result"
                     )
                 )
+        isolation = announce_walls(list(cards.values()), screen.on_event)
         judged = [
             _judge(spec, cards[spec], pairs, answers, screen, part, f"judged-{number}", data)
             for number, spec in enumerate(specs)
@@ -105,6 +107,7 @@ def evaluate_rewards(
                 for spec, (_, print_), numbers in zip(specs, judged, found)
             ],
             "agreement": both,
+            **({"isolation": isolation} if isolation else {}),
         }
         if plot is not None:
             _draw(record, [one for one, _ in judged], pairs, answers, plot)

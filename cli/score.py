@@ -72,6 +72,7 @@ def score(
     """
     from aligner.evaluation.answer_rows import read_answers, refuse_taken_columns
     from aligner.reward_models.catalogue import load_scorer, read_spec
+    from aligner.reward_models.isolation import announce_walls
     from aligner.runs.files import dumps, json_line
 
     written = checked_output(output, data, resume=resume, overwrite=overwrite)
@@ -86,6 +87,7 @@ def score(
     with Screen() as screen, written.resumable():
         screen.start("loading the reward model")
         scorer = load_scorer(reward_model, trust_remote_code=trust_remote_code)
+        isolation = announce_walls([card], screen.on_event)
 
         def header() -> dict[str, Any]:
             return {
@@ -100,6 +102,8 @@ def score(
             full = _with_scores(source, rows, scored, prefix)
             part.finish(json_line(row, default=str) for row in full)
     record = _record(scorer, rows, scored, data, output)
+    if isolation:
+        record["isolation"] = isolation
     if as_json:
         if output is None:
             record["rows"] = list(_with_scores(source, rows, scored, prefix))

@@ -212,25 +212,14 @@ def check_processes() -> Iterator[Check]:
         yield Check("nccl", "ok" if has_nccl else "note", detail)
 
 
-WALLS = {
-    "network": "reach the network",
-    "descendants": "leave processes behind",
-    "writing": "change files",
-    "reading": "read files",
-    "sockets": "reach Unix sockets",
-}
-"""Wall around a verifier's program (`Worker.isolation`) -> what the program could do without it."""
-
-
 def check_verifiers() -> Iterator[Check]:
     """Start what judges the programs of answers, and see which walls this machine can put around
     it."""
-    from aligner.sandbox.worker import Limits, StartError, Worker
+    from aligner.sandbox.standing import CURE, standing_walls, what_is_open
+    from aligner.sandbox.worker import StartError
 
     try:
-        with Worker("operator:itemgetter", 0, Limits(memory_bytes=2**28), site=False) as worker:
-            worker.call(["started"], timeout_s=60.0)
-            walls = worker.isolation
+        found = what_is_open(standing_walls())
     except StartError as error:
         yield Check(
             "verifiers",
@@ -239,14 +228,11 @@ def check_verifiers() -> Iterator[Check]:
             "see whether the machine is short of memory or processes",
         )
         return
-    absent = [f"{words} ({walls[wall]})" for wall, words in WALLS.items() if walls[wall] != "yes"]
-    if not absent:
-        yield Check(
-            "verifiers", "ok", "programs of answers are shut in: network, files, sockets, processes"
-        )
+    if not found:
+        shut = "programs of answers are shut in: files, network, sockets, processes, memory"
+        yield Check("verifiers", "ok", shut)
         return
-    cure = "judge answers that you do not trust in a container, or as a user of their own"
-    yield Check("verifiers", "note", f"here programs of answers can {', '.join(absent)}", cure)
+    yield Check("verifiers", "note", f"here programs of answers can {found}", CURE)
 
 
 def check_hub() -> Iterator[Check]:

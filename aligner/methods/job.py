@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from aligner.config.recipe import TrainRecipe
 from aligner.data.rows import Messages, Row, question_of
-from aligner.events import Notice, OnEvent, StageStarted, Warned
+from aligner.events import Event, Notice, OnEvent, StageStarted, Warned
 from aligner.launch.world import world
 from aligner.runs.run import Run
 from aligner.tokenization.dataset import TokenizedData
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from aligner.losses.types import Objective
+    from aligner.reward_models.card import Card
 
 SHARDED = ("fsdp", "fsdp1", "fsdp2", "zero3")
 """Strategies under which no rank holds a whole policy."""
@@ -64,6 +65,17 @@ class Job:
             self.run.write_json("warnings.json", [*kept, text])
         if self.on_event:
             self.on_event(Warned(text))
+
+    def announce_walls(self, cards: Sequence[Card]) -> None:
+        """Warn of what programs can do that scorers of these cards run, and keep which walls
+        stand."""
+        from aligner.reward_models.isolation import announce_walls
+
+        def warn(event: Event) -> None:
+            assert isinstance(event, Warned)
+            self.warn(event.text)
+
+        self.run.record_isolation(announce_walls(cards, warn))
 
     def tell_trained(self, model: Any, rate: float) -> None:
         """Say how many weights are trained, where, and what is left out; keep it for the report and

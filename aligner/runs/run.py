@@ -344,6 +344,13 @@ class Run:
         environment["devices"] = plain(devices)
         self.write_json("environment.json", environment)
 
+    def record_isolation(self, isolation: Mapping[str, str]) -> None:
+        """Add to `environment.json` which walls stand around programs that are run."""
+        if isolation:
+            environment = self.read_json("environment.json")
+            environment["isolation"] = dict(isolation)
+            self.write_json("environment.json", environment)
+
     def record_arguments(self, arguments: Mapping[str, Any], of_device: Sequence[str]) -> list[str]:
         """Add to `environment.json` what the recipe leaves to device, data and model, as the
         trainer has it; return remarks on what the device decided otherwise before a

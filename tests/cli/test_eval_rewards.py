@@ -255,7 +255,7 @@ def test_a_comparer_gets_its_order_flips_and_no_correlation(
         def fingerprint(self):
             return "judge"
 
-    monkeypatch.setattr("aligner.reward_models.catalogue.load_scorer", lambda spec: Judge())
+    monkeypatch.setattr("aligner.reward_models.catalogue.load_scorer", lambda spec, **_: Judge())
     arguments = ("--reward-model", "toy", "--data", "pairs.jsonl", "--plot", "x.html")
     result = aligner("eval", *arguments)
     assert result.exit_code == 0, result.output

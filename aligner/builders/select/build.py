@@ -64,6 +64,7 @@ from aligner.reward_models.batching import Answers, Pairs, Verdict, ask, chunks,
 from aligner.reward_models.card import Card
 from aligner.reward_models.catalogue import COMPARING, holds, load_scorer, read_spec
 from aligner.reward_models.ensemble import refuse_cycles, restore_budget
+from aligner.reward_models.isolation import announce_walls
 from aligner.runs.files import dumps, file_sha256, write_atomically
 from aligner.runs.journal import Journal, run_resumable
 from aligner.runs.result import RunResult
@@ -415,6 +416,7 @@ def _judge(
     time; None without models."""
     if not specs:
         return None
+    run.record_isolation(announce_walls(list(map(read_spec, specs)), on_event))
     candidates = [candidate for candidate in inputs.candidates if len(candidate.responses) > 1]
     prompts = [candidate.prompt for candidate in candidates]
     responses = [candidate.responses for candidate in candidates]

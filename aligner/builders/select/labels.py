@@ -35,6 +35,7 @@ from aligner.reward_models.base import Scorer
 from aligner.reward_models.batching import Pairs, ask_parts, chunks, refuse_silent
 from aligner.reward_models.catalogue import load_scorer, read_spec
 from aligner.reward_models.ensemble import refuse_cycles, restore_budget, scored_together
+from aligner.reward_models.isolation import announce_walls
 from aligner.runs.files import dumps, read_json, write_atomically
 from aligner.runs.lock import acquire_lock, release_lock
 from aligner.runs.result import RunResult
@@ -90,10 +91,13 @@ def ask_oracle(run_dir: Path, spec: str, on_event: OnEvent | None = None) -> Run
         return _outcome(run_dir)
     tell(on_event, StageStarted(f"loading {spec}"))
     scorer = load_scorer(spec)
-    restore_budget(
-        scorer, run_dir / LABELS, read_json(run_dir, "environment.json")["sessions"][0]["started"]
-    )
+    environment = read_json(run_dir, "environment.json")
+    restore_budget(scorer, run_dir / LABELS, environment["sessions"][0]["started"])
+    isolation = announce_walls([card], on_event)
     with _held(run_dir):
+        if isolation:
+            text = dumps({**environment, "isolation": isolation}, indent=2) + "\n"
+            write_atomically(run_dir / "environment.json", text)
         # Anew: an expert may have labelled pairs while the scorer was loaded.
         missing = _without_label(pairs, known_labels(run_dir))
         together = scored_together(card)

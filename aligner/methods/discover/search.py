@@ -26,8 +26,8 @@ from typing import Any
 from aligner.config.load import Resolved
 from aligner.endpoints.client import check_endpoint
 from aligner.endpoints.request import LLMError
-from aligner.errors import AlignerError, TrainingError
-from aligner.events import Candidate, Notice, OnEvent, StageStarted, tell
+from aligner.errors import AlignerError, TrainingError, UsageError
+from aligner.events import Candidate, Notice, OnEvent, StageStarted, Warned, tell
 from aligner.losses.dsl import sandboxed
 from aligner.losses.dsl.parser import SourceError, parse_objective
 from aligner.methods.discover import measure
@@ -40,6 +40,8 @@ from aligner.runs.files import write_atomically
 from aligner.runs.result import RunResult
 from aligner.runs.run import Run
 from aligner.runs.session import Session
+from aligner.sandbox.standing import CURE, standing_walls, what_is_open
+from aligner.sandbox.worker import StartError
 
 MOST_ERROR_CHARACTERS = 600
 
@@ -89,12 +91,28 @@ def run_discovery(
     if resume and _is_over(session.folder, recipe) and (done := session.done()) is not None:
         return done
     run = _open(session)
+    _announce_walls(run, on_event)
     search = Search(recipe, run, Archive(run.dir / "archive"), on_event)
     for record in search.archive.records:
         search.tell(candidate(record, search.archive))
     _write_world(search)
     _measure_start(search)
     return session.finish(run, _write_findings(search, _propose_all(search)))
+
+
+def _announce_walls(run: Run, on_event: OnEvent | None) -> None:
+    """Warn of the walls that are missing around objectives, and keep which stand; `verifier:tests`
+    has the same."""
+    try:
+        isolation = standing_walls()
+    except StartError as error:
+        raise UsageError(
+            f"no process can be started to try objectives in: {error}",
+            "see whether the machine is short of memory or processes",
+        ) from error
+    if found := what_is_open(isolation):
+        tell(on_event, Warned(f"here what runs proposed objectives can {found}: {CURE}"))
+    run.record_isolation(isolation)
 
 
 def _is_over(folder: Path, recipe: DiscoverRecipe) -> bool:

@@ -235,7 +235,10 @@ def add_rewards(job: Job) -> TokenizedData:
         return job.prepared
     # Judges and their clients are loaded where rewards are followed, and by no other training.
     from aligner.methods.dpo.reward_distillation import with_reward_margins
+    from aligner.reward_models.catalogue import read_spec
 
+    if world()[0] == 0:
+        job.announce_walls([read_spec(spec) for spec in recipe.dpo.reward_models])
     prepared, members = with_reward_margins(job.prepared, recipe.dpo, job.on_event)
     if world()[0] == 0:
         job.run.write_json(

@@ -47,7 +47,7 @@ from aligner.methods.sapo.writer import Writer
 from aligner.models.fused_head import fuse_head
 from aligner.models.loading import load_policy
 from aligner.models.positions import max_positions
-from aligner.reward_models.catalogue import load_scorer
+from aligner.reward_models.catalogue import load_scorer, read_spec
 from aligner.runs.checkpoints import latest_checkpoint
 from aligner.tokenization.encode import stop_token_ids
 from aligner.training.arguments import preference_arguments
@@ -74,6 +74,8 @@ def train(job: Job) -> TrainResult:
     arguments = preference_arguments(recipe, job.run)
     _refuse_what_does_not_fit(job, recipe, model, arguments)
     job.answer_before(model)
+    if sapo.verifier and world()[0] == 0:
+        job.announce_walls([read_spec(sapo.verifier)])
     writer = _writer(job, recipe, model, arguments)
     _announce(job, recipe, writer)
     settings = Settings(sapo.beta)

@@ -66,13 +66,11 @@ def test_a_gpu_that_torch_cannot_use_is_a_problem(monkeypatch) -> None:
 def test_walls_that_this_machine_cannot_build_around_programs_are_named(monkeypatch) -> None:
     from aligner.sandbox import worker
 
-    walls = {**dict.fromkeys(checks.WALLS, "yes"), "reading": "this system has no Landlock"}
-    monkeypatch.setattr(
-        worker.Worker, "call", lambda self, *_, **__: setattr(self, "isolation", walls)
-    )
+    monkeypatch.setattr(worker, "WITHOUT", ["landlock", "unshare"])
     (found,) = checks.check_verifiers()
     assert found.status == "note"
-    assert found.detail == "here programs of answers can read files (this system has no Landlock)"
+    words = "here programs of answers can read your files, the right answers among them (this sys"
+    assert found.detail.startswith(words)
     assert "container" in found.cure
 
 

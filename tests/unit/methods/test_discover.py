@@ -17,7 +17,7 @@ from aligner.config.load import load_recipe
 from aligner.endpoints.request import LLMError
 from aligner.endpoints.scripted import ScriptedBackend
 from aligner.errors import EndpointError, RecipeError, TrainingError, UsageError
-from aligner.events import Candidate
+from aligner.events import Candidate, Warned
 from aligner.losses.dsl import sandboxed
 from aligner.losses.dsl.parser import parse_objective
 from aligner.methods.discover import measure
@@ -215,6 +215,15 @@ def test_a_script_that_is_too_short_is_an_endpoint_error_and_loses_nothing(tmp_p
         search(tmp_path, [OTHER], "discover.proposals=2")
     archive, _, _ = search(tmp_path, [OTHER, GOOD], "discover.proposals=2", resume=True)
     assert [record.name for record in archive.records] == ["sigmoid", "steeper", "wide_margin"]
+
+
+def test_walls_that_are_missing_around_proposals_are_named_and_kept(tmp_path, sandbox, monkeypatch):
+    monkeypatch.setattr("aligner.sandbox.worker.WITHOUT", ["landlock", "unshare"])
+    _, events, outcome = search(tmp_path, [GOOD])
+    warned = [event.text for event in events if isinstance(event, Warned)]
+    assert sum("what runs proposed objectives can read your files" in t for t in warned) == 1
+    environment = json.loads((outcome.run_dir / "environment.json").read_text())
+    assert environment["isolation"]["reading"] == "this system has no Landlock"
 
 
 def test_a_dry_run_asks_nothing_and_writes_nothing(tmp_path, sandbox):
