@@ -44,7 +44,10 @@ class Output:
         """Return what keeps the parts that are done until the output is whole."""
         from aligner.runs.partial_output import PartialOutput
 
-        return PartialOutput(self.path, header, overwrite=self.overwrite)
+        def warn(event: Any) -> None:
+            typer.echo(f"warning: {event.text}", err=True)
+
+        return PartialOutput(self.path, header, overwrite=self.overwrite, on_event=warn)
 
 
 def checked_output(

@@ -18,8 +18,10 @@ import json
 import os
 import sqlite3
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from aligner.endpoints.budget import Spent
 from aligner.endpoints.request import (
@@ -34,6 +36,7 @@ from aligner.errors import UsageError
 
 VERSION = 1
 LOCK_WAIT_S = 30.0
+AWAY = "move it away, or name another file; a new one is made"
 
 TABLES = (
     "CREATE TABLE replies (key TEXT PRIMARY KEY, reply TEXT NOT NULL, model TEXT NOT NULL, "
@@ -80,7 +83,7 @@ class Store:
             self._db.close()
             raise UsageError(
                 f"the cache {path} cannot be read: {error}",
-                "move it away, or name another file; a new one is made",
+                AWAY,
             ) from error
         except UsageError:
             self._db.close()
@@ -109,42 +112,55 @@ class Store:
     def get(self, key: str) -> Completion | None:
         """Return the reply to a request, marked as cached, or None; one that is not what was kept
         is forgotten."""
-        row = self._db.execute("SELECT reply FROM replies WHERE key = ?", (key,)).fetchone()
+        row = self._execute("SELECT reply FROM replies WHERE key = ?", (key,)).fetchone()
         if row is None:
             return None
         text, _, checksum = row[0].partition("\n")
         if checksum not in ("", _checksum(text)):  # replies kept by an older version have none
-            self._db.execute("DELETE FROM replies WHERE key = ?", (key,))
+            self._execute("DELETE FROM replies WHERE key = ?", (key,))
             return None
         return replace(Completion(**json.loads(text)), cached=True)
 
     def add_call(self) -> None:
         """Count a request that is about to be sent."""
         if self.run:
-            self._db.execute(ADD_CALL, (self.run,))
+            self._execute(ADD_CALL, (self.run,))
 
     def add_reply(self, key: str, model: str, completion: Completion) -> None:
         """Count a reply and keep it, unless it is truncated; the first reply to a request stays."""
-        self._db.execute("BEGIN IMMEDIATE")
+        self._execute("BEGIN IMMEDIATE")
         try:
             if not completion.truncated:
                 text = json.dumps(completion_to_json(completion))
                 row = (key, f"{text}\n{_checksum(text)}", model, time.time())
-                self._db.execute("INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?)", row)
+                self._execute("INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?)", row)
             if self.run:
-                self._db.execute(
+                self._execute(
                     ADD_REPLY, (self.run, completion.prompt_tokens, completion.completion_tokens)
                 )
         except BaseException:
-            self._db.execute("ROLLBACK")
+            with suppress(sqlite3.Error):  # a full disk has rolled it back already
+                self._db.execute("ROLLBACK")
             raise
-        self._db.execute("COMMIT")
+        self._execute("COMMIT")
 
     def spent(self) -> Spent:
         """Return what the run has spent until now; nothing without a run."""
         query = "SELECT calls, replies, prompt_tokens, completion_tokens FROM spent WHERE run = ?"
-        row = self._db.execute(query, (self.run,)).fetchone()
+        row = self._execute(query, (self.run,)).fetchone()
         return Spent() if row is None else Spent(*row)
+
+    def _execute(self, statement: str, values: tuple[Any, ...] = ()) -> sqlite3.Cursor:
+        """Carry out a statement. Raises: UsageError naming a file that is damaged, or a full
+        disk."""
+        try:
+            return self._db.execute(statement, values)
+        except sqlite3.Error as error:
+            is_full = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+            raise UsageError(
+                f"the cache {self.path} cannot be used: {error}",
+                "free some space, and start again" if is_full else AWAY,
+            ) from error
 
     def close(self) -> None:
         """Close the file."""

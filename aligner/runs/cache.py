@@ -1,8 +1,9 @@
 """The cache of what only costs time to compute again: `$ALIGNER_CACHE`, else `~/.cache/aligner`.
 
-A kept file has its checksum beside it (`NAME.sha256`). One that is damaged, or that a kill left
-without its checksum, counts as not there: it is computed again. Two processes may keep the same
-file at once; at worst it is computed once more.
+A kept file has its checksum beside it (`NAME.sha256`). One that is damaged, or has lost its
+checksum, counts as not there: it is computed again, with a remark. Two processes may keep the same
+file at once; at worst it is computed once more. A cache that cannot be written to is refused by
+`check_cache` before anything is computed for it; one that is only read need not be writable.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from aligner.events import OnEvent, Warned, tell
 from aligner.runs.files import file_sha256, mode_of_new_files, write_atomically
+from aligner.runs.places import refuse_unusable
 
 
 def cache_folder(name: str) -> Path:
@@ -21,12 +24,23 @@ def cache_folder(name: str) -> Path:
     return (Path(root) if root else Path.home() / ".cache" / "aligner") / name
 
 
-def is_kept(file: Path) -> bool:
-    """Say whether a file is there and is what was kept."""
-    checksum = _checksum_of(file)
-    if not (file.is_file() and checksum.is_file()):
+def check_cache(file: Path) -> None:
+    """Raise UsageError where a file could not be kept, with the reason: to be asked before it is
+    computed."""
+    refuse_unusable(file.parent, "the cache ($ALIGNER_CACHE)")
+
+
+def is_kept(file: Path, on_event: OnEvent | None = None) -> bool:
+    """Say whether a file is there and is what was kept; of one that is something else, the listener
+    hears."""
+    if not file.is_file():
         return False
-    return checksum.read_bytes().strip() == file_sha256(file).encode()
+    checksum = _checksum_of(file)
+    if checksum.is_file() and checksum.read_bytes().strip() == file_sha256(file).encode():
+        return True
+    what = "is damaged" if checksum.is_file() else "has lost its checksum"
+    tell(on_event, Warned(f"{file} {what}: what it holds is computed again"))
+    return False
 
 
 def keep(file: Path, write: Callable[[Path], object]) -> None:

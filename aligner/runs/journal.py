@@ -11,12 +11,11 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from aligner.errors import UsageError
-from aligner.events import Notice, OnEvent, StageProgress, tell
+from aligner.events import Notice, OnEvent, StageProgress, Warned, tell
 from aligner.runs.files import json_line
 
 P = TypeVar("P")
@@ -32,12 +31,13 @@ class Journal:
     """Results of the parts that a file held when it was opened, by number; further ones go into the
     file, if there is one.
 
-    `done`: how many it held; `recorded_fingerprint`: that of what they were made with, None where
+    `done`: how many it held; `damaged`: how many lines are not what was written, without one that a
+    kill cut short at the end; `recorded_fingerprint`: that of what they were made with, None where
     there is none.
     """
 
     def __init__(self, path: Path | None, fingerprint: str = "") -> None:
-        lines = list(_lines(path))
+        lines, self.damaged = _lines(path)
         self.path = path
         self.fingerprint = fingerprint
         self.recorded_fingerprint: str | None = lines[0]["made with"] if lines else None
@@ -64,10 +64,18 @@ class Journal:
             )
 
     def tell_resumed(self, what: str, parts: int, on_event: OnEvent | None) -> None:
-        """Say where the work resumes, if some of its parts are done and not all."""
+        """Say where the work resumes, if some of its parts are done and not all, and what of it is
+        damaged."""
+        self.tell_damaged(on_event)
         if 0 < self.done < parts:
             notice = f"resuming {what}: {self.done} of {parts} parts are there already"
             tell(on_event, Notice(notice))
+
+    def tell_damaged(self, on_event: OnEvent | None) -> None:
+        """Say that parts are done again whose lines are not what was written, if there are any."""
+        if self.damaged:
+            lines = "1 line is" if self.damaged == 1 else f"{self.damaged} lines are"
+            tell(on_event, Warned(f"{self.path}: {lines} damaged; their parts are done again"))
 
     def add(self, part: int, result: Any) -> Any:
         """Keep the result of a part, and return it; in a file, it is on disk before this
@@ -141,16 +149,30 @@ def _append(path: Path, value: dict[str, Any]) -> str:
     return line
 
 
-def _lines(path: Path | None) -> Iterator[dict[str, Any]]:
-    """The lines of finished parts; one that was cut short, or is not what was written, is none."""
+def _lines(path: Path | None) -> tuple[list[dict[str, Any]], int]:
+    """The lines of finished parts, and how many are not what was written; one that a kill cut short
+    is neither."""
+    found, others = [], 0
     if path is not None and path.exists():
         with open(path, "rb") as file:
             for line in file:
-                with suppress(ValueError):
-                    found = json.loads(line)
-                    if (
-                        isinstance(found, dict)
-                        and found.keys() >= LINE
-                        and found["sum"] == _sum(found["result"])
-                    ):
-                        yield found
+                part = _part(line)
+                if part is not None:
+                    found.append(part)
+                elif line.endswith(b"}\n"):
+                    others += 1
+    return found, others
+
+
+def _part(line: bytes) -> dict[str, Any] | None:
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    is_whole = (
+        isinstance(found, dict)
+        and found.keys() >= LINE
+        and found["sum"] == _sum(found["result"])
+        and isinstance(found["part"], int)
+    )
+    return found if is_whole else None

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from aligner.errors import UsageError
+from aligner.events import OnEvent
 from aligner.runs.files import dumps, parse_json, sync_folder, write_atomically
 from aligner.runs.journal import Journal
 from aligner.runs.lock import LOCK_NAME, acquire_lock, release_lock
@@ -140,7 +141,9 @@ class PartialOutput:
         header: Callable[[], Mapping[str, Any]],
         *,
         overwrite: bool = False,
+        on_event: OnEvent | None = None,
     ) -> None:
+        self.on_event = on_event
         self.output, self.folder = output, None
         if output is not None and not is_stream(output):
             self.output = _followed(output)
@@ -165,8 +168,11 @@ class PartialOutput:
             _give_back(self.folder)
 
     def journal(self, name: str, fingerprint: str = "") -> Journal:
-        """Open the journal of a part of the work; it has no file where nothing is kept."""
-        return Journal(self.folder and self.folder / f"{name}.jsonl", fingerprint)
+        """Open the journal of a part of the work; it has no file where nothing is kept. The
+        listener hears of damage in it."""
+        journal = Journal(self.folder and self.folder / f"{name}.jsonl", fingerprint)
+        journal.tell_damaged(self.on_event)
+        return journal
 
     def finish(self, texts: Iterable[str]) -> None:
         """Write the output, if there is one: a file whole or not at all, whose folder is then

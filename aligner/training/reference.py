@@ -32,7 +32,7 @@ from aligner.models.fingerprint import model_fingerprint
 from aligner.models.forward import Answer, eval_mode
 from aligner.models.fused_head import fuse_head
 from aligner.models.loading import load_policy
-from aligner.runs.cache import cache_folder, is_kept, keep
+from aligner.runs.cache import cache_folder, check_cache, is_kept, keep
 from aligner.training.prefix import first_groups, why_not
 
 if TYPE_CHECKING:
@@ -80,11 +80,12 @@ def with_reference(rows: Dataset, scorer: ReferenceScorer, name: str) -> Dataset
     section = reference_section(scorer.recipe)
     key = content_key(VERSION, scorer.recipe, section, scorer.bf16, rows, PAIR_COLUMNS)
     file = cache_folder("reference") / f"{key}.safetensors"
-    if is_kept(file):
+    if is_kept(file, scorer.tell):
         columns = load_file(str(file))
         text = f"reference log-probabilities of the {name} pairs: from the cache ({file})"
         scorer.tell(Notice(text))
     else:
+        check_cache(file)
         columns = _compute(rows, scorer, section, name)
         if PartialState().is_main_process:
             keep(file, lambda place: save_file(columns, str(place)))

@@ -33,7 +33,7 @@ from aligner.generation.mismatch import Compared, Mismatch
 from aligner.generation.sampling import Sampling
 from aligner.generation.writers import open_engine
 from aligner.models.answers import batched_logps
-from aligner.runs.cache import cache_folder, is_kept, keep
+from aligner.runs.cache import cache_folder, check_cache, is_kept, keep
 from aligner.training.reference import (
     ReferenceScorer,
     content_key,
@@ -62,11 +62,12 @@ def with_samples(rows: Dataset, scorer: ReferenceScorer, name: str) -> Dataset:
         version += f" {recipe.generation.engine}"
     key = content_key(version, recipe, section, scorer.bf16, rows, ("prompt_ids",))
     file = cache_folder("samples") / f"{key}.safetensors"
-    if agreed(is_kept(file)):
+    if agreed(is_kept(file, scorer.tell)):
         written = agreed(_read(file) if PartialState().is_main_process else None)
         text = f"answers of the reference to the {name} prompts: from the cache ({file})"
         scorer.tell(Notice(text))
     else:
+        check_cache(file)
         written = _write(rows, scorer, name)
         if PartialState().is_main_process:
             keep(file, partial(_save, written))

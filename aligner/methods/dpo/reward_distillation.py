@@ -52,7 +52,7 @@ from aligner.reward_models.batching import (
 )
 from aligner.reward_models.catalogue import holds, load_scorer, read_spec
 from aligner.reward_models.ensemble import scored_together
-from aligner.runs.cache import cache_folder, is_kept, keep
+from aligner.runs.cache import cache_folder, check_cache, is_kept, keep
 from aligner.runs.files import dumps
 from aligner.runs.journal import Journal
 from aligner.tokenization.dataset import TokenizedData
@@ -234,13 +234,14 @@ def _gaps(
 ) -> list[float]:
     """Gaps (N,) from the cache, or scored now, `at_once` in a call; all in one where it is None."""
     file = cache_folder("rewards") / f"{_key(scorer, rows)}.json"
-    if is_kept(file):
+    if is_kept(file, on_event):
         tell(
             on_event,
             Notice(f"rewards of the {name} pairs by {scorer.name}: from the cache ({file})"),
         )
         kept: list[float] = json.loads(file.read_text(encoding="utf-8"))
         return kept
+    check_cache(file)
     what = f"scoring the {name} pairs with {scorer.name}"
     tell(on_event, StageStarted(what))
     pairs = _columns(rows)

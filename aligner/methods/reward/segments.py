@@ -79,7 +79,7 @@ def _find_all(job: Job, splits: dict[str, Dataset]) -> None:
     cut = cutter.settle(splits["train"]) if fresh else cut_of(job.run)
     for name, rows in splits.items():
         file = job.run.prepared_dir / f"segments-{name}.json"
-        if fresh or not is_kept(file):
+        if fresh or not is_kept(file, job.on_event):
             ends = cutter.ends(cut, rows, name)
             _keep_json(file, ends)
             _tell_lengths(job, name, ends)

@@ -9,16 +9,19 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from example_run import resolved
+from fakes import small_recipe
 from runner import aligner
 from safetensors.torch import save_file
 
 from aligner.errors import AlignerError, DataError, UsageError
 from aligner.launch.causes import LostConnectionError, outside_cause
 from aligner.launch.command import _first_failure
+from aligner.methods.pipeline import run_recipe
 from aligner.runs.cache import is_kept, keep
 from aligner.runs.checkpoints import latest_checkpoint, mark_complete
 from aligner.runs.files import check_checksums, read_json, write_checksums
@@ -230,8 +233,12 @@ def test_a_cached_file_that_changed_counts_as_not_there(tmp_path: Path) -> None:
     assert not is_kept(file)
     keep(file, lambda place: place.write_text("[0.25]"))
     assert is_kept(file)
+    events: list[Any] = []
     file.write_text("[0.35]")
-    assert not is_kept(file)
+    assert not is_kept(file, events.append)
+    assert [event.text for event in events] == [
+        f"{file} is damaged: what it holds is computed again"
+    ]
     keep(file, lambda place: place.write_text("[0.25]"))
     assert is_kept(file)
     assert sorted(path.name for path in file.parent.iterdir()) == ["x.json", "x.json.sha256"]
@@ -259,7 +266,63 @@ def test_a_line_of_a_journal_that_changed_is_done_again(tmp_path: Path) -> None:
     journal.add(1, {"scores": [0.5]})
     assert 0 in Journal(path)
     path.write_text(path.read_text().replace("0.25", "0.35"))
-    assert [number in Journal(path) for number in (0, 1)] == [False, True]
+    harmed = Journal(path)
+    assert [number in harmed for number in (0, 1)] == [False, True]
+    events: list[Any] = []
+    harmed.tell_resumed("scores", 3, events.append)
+    assert "1 line is damaged; their parts are done again" in events[0].text
+
+
+def test_a_line_that_a_kill_cut_is_not_called_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "parts.jsonl"
+    Journal(path).add(0, 0.25)
+    path.write_bytes(path.read_bytes()[:-9])
+    Journal(path).add(1, 0.5)
+    again = Journal(path)
+    assert (0 in again, 1 in again, again.damaged) == (False, True, 0)
+
+
+NO_FOLDERS: dict[str, Callable[[Path], object]] = {
+    "is a file": lambda place: place.write_text("not a folder"),
+    "nothing can be made in": lambda place: place.symlink_to("/proc"),
+}
+
+
+@pytest.mark.parametrize("said", NO_FOLDERS)
+def test_a_cache_that_cannot_be_written_is_told_before_the_work(
+    small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str
+) -> None:
+    """Log-probabilities of a reference take long; they are not computed and then lost."""
+
+    def computed(*_: Any) -> None:
+        raise AssertionError("the work was begun")
+
+    NO_FOLDERS[said](tmp_path / "cache")
+    monkeypatch.setenv("ALIGNER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("aligner.training.reference._compute", computed)
+    with pytest.raises(UsageError, match=rf"the cache \(\$ALIGNER_CACHE\): .*{said}"):
+        run_recipe(small_recipe("dpo", small_world, tmp_path / "run"))
+
+
+def test_a_damaged_file_of_replies_is_named(tmp_path: Path) -> None:
+    from aligner.endpoints.cache import Store
+    from aligner.endpoints.request import Completion
+
+    path = tmp_path / "replies.sqlite"
+    store = Store(path)
+    for number in range(500):
+        store.add_reply(f"{number}", "model", Completion("yes" * 20))
+    store._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    store.close()
+    size = path.stat().st_size
+    with open(path, "r+b") as file:
+        file.seek(6 * 4096)
+        file.write(b"\xff" * (size - 6 * 4096))
+    store = Store(path)
+    with pytest.raises(UsageError, match=r"replies.sqlite cannot be used: .*malformed") as caught:
+        [store.get(f"{number}") for number in range(500)]
+    assert "move it away" in caught.value.hint
+    store.close()
 
 
 def test_a_reply_that_changed_in_the_cache_is_asked_again(tmp_path: Path) -> None:
