@@ -15,6 +15,7 @@ import typer
 from aligner.methods.catalogue import METHODS
 
 from . import data, doctor, evaluate, generate, quickstart, recipes, runs, score, toy
+from .console import guard_warnings, say
 from .environment import make_streams_safe, set_environment, silence_warnings
 from .errors import Boundary
 from .fast_commands import QuickCommand
@@ -54,7 +55,7 @@ def _version(wanted: bool) -> None:
     if wanted:
         from aligner import __version__
 
-        typer.echo(f"aligner {__version__}")
+        say(f"aligner {__version__}")
         raise typer.Exit
 
 
@@ -74,6 +75,7 @@ def root(
     """
     set_environment()
     make_streams_safe()
+    guard_warnings()
     if "WORLD_SIZE" in os.environ:  # started by accelerate or torchrun
         from aligner.launch.command import enter_rank
 

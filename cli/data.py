@@ -11,6 +11,7 @@ import typer
 
 from aligner.methods.catalogue import METHODS
 
+from .console import say_json
 from .endings import resumable
 from .fast_commands import QuickGroup
 from .recipe_command import (
@@ -92,7 +93,7 @@ def _read_back(
             assert oracle is not None
             outcome = ask_oracle(run_dir, oracle, screen.on_event)
     if as_json:
-        typer.echo(json.dumps({"run_dir": str(run_dir), "results": outcome.results}, indent=2))
+        say_json(json.dumps({"run_dir": str(run_dir), "results": outcome.results}, indent=2))
         return
     train = f"aligner reward RECIPE data.train={run_dir / LABELLED}"
     paths = {"labelled": run_dir / LABELLED, "report": outcome.report, "train": train}

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from .console import say, say_json
+
 MARKS = {"ok": "ok", "note": "note", "problem": "PROBLEM"}
 
 
@@ -17,12 +19,13 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
 
     checks = examine()
     if as_json:
-        typer.echo(json.dumps([asdict(check) for check in checks], indent=2))
+        say_json(json.dumps([asdict(check) for check in checks], indent=2))
         return
     width = max(len(check.name) for check in checks)
     for check in checks:
-        typer.echo(f"{MARKS[check.status]:<7}  {check.name.ljust(width)}  {check.detail}")
+        say(f"{MARKS[check.status]:<7}  {check.name.ljust(width)}  {check.detail}")
         if check.cure:
-            typer.echo(f"{'':<7}  {'':<{width}}  -> {check.cure}")
+            say(f"{'':<7}  {'':<{width}}  -> {check.cure}")
     problems = sum(check.status == "problem" for check in checks)
-    typer.echo(f"\n{problems or 'no'} problem{'' if problems == 1 else 's'}")
+    say()
+    say(f"{problems or 'no'} problem{'' if problems == 1 else 's'}")

@@ -19,6 +19,8 @@ import typer
 from aligner.launch.world import world
 from aligner.runs.lock import lost_locks, release_locks
 
+from .console import say
+
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM: it ends a command as Ctrl-C does."""
@@ -87,9 +89,7 @@ def resumable(continues: str, kept: Callable[[], str] = str) -> Iterator[None]:
         with undisturbed():
             release_locks()
             state = f": {found}; " if (found := kept()) else ": "
-            typer.echo(
-                f"{stopped(stop)}{state}the same command with --resume {continues}", err=True
-            )
+            say(f"{stopped(stop)}{state}the same command with --resume {continues}", err=True)
         raise typer.Exit(code_of(stop)) from stop
 
 

@@ -23,6 +23,7 @@ from aligner.launch.world import world
 from aligner.runs.cache import cache_folder
 from aligner.runs.lock import release_locks
 
+from .console import content, say, shown
 from .endings import code_of, sigterm_unwinds, stopped, undisturbed
 from .fast_commands import QuickGroup
 
@@ -57,6 +58,7 @@ class Boundary(QuickGroup):
             raise typer.Exit(code_of(stop)) from stop
         except Exception as error:
             if type(error).__module__.startswith("typer."):
+                _write_out_names(error)
                 raise  # Exit, Abort and usage errors, which typer prints itself
             known = outside_cause(error)
             if known is None:
@@ -64,6 +66,14 @@ class Boundary(QuickGroup):
             if not _left_to_launcher(known):
                 _say(describe(known), ctx)
             raise typer.Exit(known.exit_code) from error
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        """As typer does; what it says of the command line is as safe to print as the rest."""
+        try:
+            return super().make_context(*args, **kwargs)
+        except Exception as error:
+            _write_out_names(error)
+            raise
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Commands under the headings of `sections`; the width of the names is the same in all of
@@ -76,6 +86,12 @@ class Boundary(QuickGroup):
                     for name in names
                 ]
                 formatter.write_dl([(name.ljust(width), text) for name, text in zip(names, texts)])
+
+
+def _write_out_names(error: Exception) -> None:
+    """Make what an error of typer's says fit for the screen: it may quote a file's name."""
+    if isinstance(message := getattr(error, "message", None), str):
+        error.message = shown(message)  # type: ignore[attr-defined]
 
 
 def _left_to_launcher(error: AlignerError) -> bool:
@@ -96,16 +112,17 @@ def describe(error: AlignerError) -> str:
     hidden = len(error.problems) - MAX_PROBLEMS
     if hidden > 0:
         lines.append(f"  ... and {hidden} more")
-    return "\n".join([*lines, f"hint: {error.hint}"] if error.hint else lines)
+    return "\n".join(map(shown, [*lines, f"hint: {error.hint}"] if error.hint else lines))
 
 
 def _say(text: str, ctx: Any) -> None:
     """To stderr; a rank other than 0 says which one it is. With `--debug` the traceback comes
     first."""
     if ctx.meta.get("debug"):
-        traceback.print_exc()
+        sys.stderr.write(content(traceback.format_exc()))
     rank, _ = world()
-    typer.echo(text if rank == 0 else f"[rank {rank}] {text}", err=True)
+    for line in text.split("\n"):
+        say(line if rank == 0 else f"[rank {rank}] {line}", err=True)
 
 
 def _report_bug(error: Exception, ctx: Any) -> int:
@@ -114,7 +131,7 @@ def _report_bug(error: Exception, ctx: Any) -> int:
     frames = traceback.extract_tb(error.__traceback__)
     last = frames[-1] if frames else None
     where = f" at {Path(last.filename).name}:{last.lineno}" if last else ""
-    what = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
+    what = str(error).strip().split("\n")[0] if str(error).strip() else "no message"
     path = _keep_traceback(error)
     _say(
         f"internal error, please report it: {type(error).__name__}{where}: {what[:300]} "

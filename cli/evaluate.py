@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from .console import say_json
 from .engine import BaseUrl, EngineOption, ServedModel, generation_section
 from .models import (
     AsJson,
@@ -240,7 +241,7 @@ def evaluate(
             }
             part.finish([_dumps(record) + "\n"])
     if as_json:
-        typer.echo(_dumps(record))
+        say_json(_dumps(record))
         return
     shown = {name: value for name, value in numbers.items() if not name.endswith("_stderr")}
     errors = {
@@ -300,7 +301,7 @@ def _evaluate_rewards(
         trust_remote_code=trust_remote_code,
     )
     if as_json:
-        typer.echo(_dumps(record))
+        say_json(_dumps(record))
     else:
         show(record)
 

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
+from .console import say
 from .models import OnBadRow, dropped_rows, warn_of
 from .output import Output, rows_fingerprint
 
@@ -199,11 +198,12 @@ def show(record: Record) -> None:
     from .render import columns
 
     for result in record["results"]:
-        typer.echo(typer.style(f"{result['reward_model']}  ({result['kind']})", bold=True))
-        typer.echo(f"{result['pairs']:,} pairs of {result['prompts']:,} prompts\n")
+        say(f"{result['reward_model']}  ({result['kind']})", bold=True)
+        say(f"{result['pairs']:,} pairs of {result['prompts']:,} prompts")
+        say()
         columns(("", "value", "95% interval", "pairs"), [*_measures(result), *_lengths(result)])
         if result["categories"]:
-            typer.echo("")
+            say()
             head = (record["category_column"], "accuracy", "95% interval", "pairs", "ties")
             cells = [
                 _figure(row["name"], row["accuracy"], f"{row['pairs']:,}", f"{row['ties']:,}")
@@ -212,16 +212,18 @@ def show(record: Record) -> None:
             columns(head, cells)
             hidden = len(result["categories"]) - MOST_SHOWN
             if hidden > 0:
-                typer.echo(f"and {hidden:,} more, which --json and --output list")
-        typer.echo("")
+                say(f"and {hidden:,} more, which --json and --output list")
+        say()
         curve = [
             (f"{row['from']:.2f} to {row['to']:.2f}", _value(row["accuracy"]), f"{row['pairs']:,}")
             for row in result["calibration"]["curve"]
         ]
         columns(("sure", "right", "pairs"), curve)
-        for text in _notes(result):
-            typer.echo(f"\n{text}")
-        typer.echo("")
+        for lines in _notes(result):
+            say()
+            for line in lines:
+                say(line)
+        say()
     if record["agreement"] is not None:
         columns(("agreement", "value", "95% interval"), _agreement(record["agreement"]))
 
@@ -287,12 +289,13 @@ def _lengths(result: Record) -> Cells:
     return rows
 
 
-def _notes(result: Record) -> list[str]:
-    notes = [f"Left out. {text}" for text in result["left_out"]]
+def _notes(result: Record) -> list[list[str]]:
+    """Each note as its lines."""
+    notes = [[f"Left out. {text}"] for text in result["left_out"]]
     remarks = result["remarks"]
     if remarks["count"]:
-        first = "".join(f"\n  {one['row']}: {one['said']}" for one in remarks["first"])
-        notes.append(f"{remarks['count']:,} remarks of the scorer, the first:{first}")
+        first = [f"  {one['row']}: {one['said']}" for one in remarks["first"]]
+        notes.append([f"{remarks['count']:,} remarks of the scorer, the first:", *first])
     return notes
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .console import say, say_content, say_json
 from .engine import BaseUrl, EngineOption, ServedModel, generation_section
 from .models import (
     AsJson,
@@ -155,11 +156,11 @@ def generate(
             records = [_record(row, completions) for row, completions in zip(rows, answers)]
             part.finish(map(json_line, records))
     if as_json:
-        typer.echo(json.dumps(records, indent=2))
+        say_json(json.dumps(records, indent=2))
     elif output is None:
         _print_answers(records)
     else:
-        typer.echo(f"wrote {len(records)} prompts with {num_samples} answer(s) each to {output}")
+        say(f"wrote {len(records)} prompts with {num_samples} answer(s) each to {output}")
 
 
 def _prompt_rows(prompts: list[str], source: Source | None, seed: int) -> list[Any]:
@@ -195,12 +196,12 @@ def _print_answers(records: list[dict[str, Any]]) -> None:
     """The answer alone where there is one; each below its prompt where there are more."""
     texts = [answer["text"] for record in records for answer in record["completions"]]
     if len(texts) == 1:
-        typer.echo(texts[0])
+        say_content(texts[0])
         return
     for record in records:
         prompt = record["prompt"]
         text = prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
-        typer.echo(typer.style(f"> {text}", bold=True))
+        say_content(f"> {text}", bold=True)
         for answer in record["completions"]:
-            typer.echo(answer["text"])
-        typer.echo("")
+            say_content(answer["text"])
+        say()

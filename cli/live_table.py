@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from aligner.events import Candidate
 
+from .console import shown
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -54,9 +56,8 @@ class LiveTable:
         title = (
             f"best so far: {best.name}, fitness {best.fitness}" if best else "nothing measured yet"
         )
-        table = Table(
-            title=Text(title), caption=Text(f"{self.stage} ..." if self.stage else ""), box=None
-        )
+        stage = f"{shown(self.stage)} ..." if self.stage else ""
+        table = Table(title=Text(shown(title)), caption=Text(stage), box=None)
         for name, right in (
             ("", True),
             ("objective", False),
@@ -68,5 +69,5 @@ class LiveTable:
         for one in self.candidates[-MOST_ROWS:]:
             cells = (str(one.index), one.name, one.fitness, one.held_out, one.error)
             style = "bold green" if one is best else "red" if one.error else None
-            table.add_row(*(Text(cell) for cell in cells), style=style)
+            table.add_row(*(Text(shown(cell)) for cell in cells), style=style)
         return table

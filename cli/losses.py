@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
-
 from aligner.config.loss_names import LOSSES, REWARD_LOSSES
+
+from .console import say
 
 if TYPE_CHECKING:
     from aligner.losses.table import Shape
@@ -31,10 +31,11 @@ def show_losses(arguments: Sequence[str], plot: Path | None) -> None:
     from .render import columns
 
     rows = loss_table(Settings(beta=beta, tau=tau))
-    typer.echo(
+    say(
         f"Losses over z = beta * rho from -6 to 6, at beta {beta:g} and tau {tau:g}; training "
-        "starts at z = 0.\n"
+        "starts at z = 0."
     )
+    say()
     cells = []
     for row in rows:
         shape = row.shape
@@ -45,18 +46,21 @@ def show_losses(arguments: Sequence[str], plot: Path | None) -> None:
         reads += ", batch" if row.reads_batch else ""
         cells.append((row.name, curve(shape), slope, turns or "-", jumps or "-", reads))
     columns(("loss", "shape", "slope at 0", "turns at z", "jumps at z", "reads"), cells)
-    typer.echo(
-        f"\n{', '.join(REWARD_LOSSES)}: drawn for a pair whose rewards differ by 1; the minimum "
-        "is where they say.\n"
+    say()
+    say(
+        f"{', '.join(REWARD_LOSSES)}: drawn for a pair whose rewards differ by 1; the minimum "
+        "is where they say."
     )
+    say()
     width = max(map(len, LOSSES))
     for name, text in LOSSES.items():
-        typer.echo(f"{name.ljust(width)}  {text}")
+        say(f"{name.ljust(width)}  {text}")
     if plot is not None:
         from aligner.reports.losses import write_picture
 
         write_picture(rows, beta, tau, plot)
-        typer.echo(f"\nwrote {plot}")
+        say()
+        say(f"wrote {plot}")
 
 
 def _numbers(arguments: Sequence[str]) -> tuple[float, float]:

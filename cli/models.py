@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from .console import say
+
 if TYPE_CHECKING:
     from aligner.config.recipe import Model, Source
     from aligner.data.ledger import Ledger
@@ -77,7 +79,7 @@ def read_rows(source: Source, task: Task, seed: int, on_bad_row: OnBadRow = "err
 def warn_of(remarks: Iterable[str]) -> None:
     """Print each as a warning on stderr."""
     for remark in remarks:
-        typer.echo(f"warning: {remark}", err=True)
+        say(f"warning: {remark}", err=True)
 
 
 def dropped_rows(ledger: Ledger) -> int:
@@ -91,7 +93,7 @@ def dropped_rows(ledger: Ledger) -> int:
             f"warning: {count:,} broken {rows} left out, the first {broken[0].where}: "
             f"{broken[0].reason}"
         )
-        typer.echo(text, err=True)
+        say(text, err=True)
     return count
 
 

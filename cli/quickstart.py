@@ -11,6 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
+from .console import say
+
 MODELS = {"base": "model", "SFT": "runs/sft/final", "DPO": "runs/dpo/final"}
 
 
@@ -118,10 +120,11 @@ def _show(scores: dict[str, dict[str, float]], directory: Path, report: Path) ->
         )
         for name, found in scores.items()
     ]
-    typer.echo("")
+    say()
     columns(("model", "gold score", "std. error", "held-out prompts"), rows)
-    typer.echo(f"\nreport    {report}")
-    typer.echo(f'try it    aligner generate {directory / MODELS["DPO"]} "sort: dbca"')
+    say()
+    say(f"report    {report}")
+    say(f'try it    aligner generate {directory / MODELS["DPO"]} "sort: dbca"')
 
 
 @contextmanager

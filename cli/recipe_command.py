@@ -19,6 +19,7 @@ import typer
 from aligner.errors import UsageError
 from aligner.methods.catalogue import METHODS, method_of, training_of
 
+from .console import say, say_json
 from .endings import kept_in_run, resumable
 from .fast_commands import QuickCommand
 from .resolve import resolve
@@ -180,9 +181,9 @@ def carry_out(
             facts["recipe"] = resolved.as_json()
         else:
             facts["report"] = str(outcome.report) if outcome.report else None
-        typer.echo(json.dumps(facts, indent=2))
+        say_json(json.dumps(facts, indent=2))
     elif dry_run:
-        typer.echo(f"dry run: everything checks out; {method.untouched}")
+        say(f"dry run: everything checks out; {method.untouched}")
     else:
         result_table(outcome.results, method.paths(outcome.run_dir))
 

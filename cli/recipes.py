@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from .console import say, say_content, say_json
 from .fast_commands import QuickCommand, QuickGroup
 
 app = typer.Typer(
@@ -29,7 +30,7 @@ def list_recipes(
 
     recipes = shipped_recipes()
     if as_json:
-        typer.echo(
+        say_json(
             json.dumps(
                 [
                     {"name": item.name, "method": item.method, "summary": item.summary}
@@ -39,7 +40,8 @@ def list_recipes(
         )
         return
     columns(("recipe", "what it is"), [(item.name, item.summary) for item in recipes])
-    typer.echo("\naligner recipes show NAME prints one; aligner recipes copy NAME makes it yours.")
+    say()
+    say("aligner recipes show NAME prints one; aligner recipes copy NAME makes it yours.")
 
 
 @app.command("show", cls=QuickCommand)
@@ -47,7 +49,7 @@ def show(name: Annotated[str, typer.Argument(help="Name of a shipped recipe: tin
     """Print a recipe with its comments."""
     from aligner.config.shipped import recipe_text
 
-    typer.echo(recipe_text(name).rstrip("\n"))
+    say_content(recipe_text(name).rstrip("\n"))
 
 
 @app.command("copy", cls=QuickCommand)
@@ -76,4 +78,4 @@ def copy(
         raise UsageError(
             f"{path} exists", "name another destination, or remove the file first"
         ) from error
-    typer.echo(f"wrote {path}")
+    say(f"wrote {path}")

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 from aligner import events
+
+from .console import say, shown
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -42,21 +42,21 @@ def console(stream: str = "stderr") -> Console:
 
 def columns(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """A plain table on stdout: as wide as its words, no frame, the header in bold on a terminal."""
-    lines = [list(header), *(list(map(str, row)) for row in rows)]
+    lines = [list(map(shown, header)), *(list(map(shown, row)) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines)]
     for number, row in enumerate(lines):
         line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()
-        typer.echo(typer.style(line, bold=True) if number == 0 else line)
+        say(line, bold=number == 0 or None)
 
 
 def result_table(results: Mapping[str, float], paths: Mapping[str, object]) -> None:
     """The numbers that a run ended with, and where to look."""
     columns(("result", "value"), [(name, number(value)) for name, value in results.items()])
-    typer.echo("")
+    say()
     width = max((len(name) for name in paths), default=0)
     for name, path in paths.items():
         if path:
-            typer.echo(f"{name.ljust(width)}  {path}")
+            say(f"{name.ljust(width)}  {path}")
 
 
 def number(value: object) -> str:
@@ -130,20 +130,25 @@ class Screen:
             None if self.silent else self._advance(name, round(done * 100), 100, text)
         )
 
-    def line(self, text: str, style: str = "") -> None:
-        """One line on stderr, above the bar when there is one."""
+    def line(self, text: str, style: str = "", after: str = "") -> None:
+        """One line on stderr, above the bar when there is one; `after` stands behind it, dim."""
         if self.silent:
             return
         drawn = self._progress or self._table
         if drawn is not None:
-            drawn.console.print(text, style=style or None, markup=False)
+            from rich.text import Text
+
+            drawn.console.print(
+                Text(shown(text), style) + Text(f"  {shown(after)}".rstrip(), "dim")
+            )
         else:
-            typer.echo(typer.style(text, fg=style) if style else text, err=True)
+            say(text, err=True, after=after, is_dim=self.live, fg=style or None)
 
     def summary(self, rows: Sequence[tuple[str, str, str]]) -> None:
         """Rows of (what, value, origin), aligned; origins dimmed on a terminal."""
         if self.silent or not rows:
             return
+        rows = [(shown(what), shown(value), shown(origin)) for what, value, origin in rows]
         width = max(len(what) for what, _, _ in rows)
         middle = min(
             max(len(value) for _, value, origin in rows if origin)
@@ -153,7 +158,7 @@ class Screen:
         )
         for what, value, origin in rows:
             text = f"{what.ljust(width)}  {value.ljust(middle) if origin else value}"
-            self.line(f"{text}  {typer.style(origin, dim=True) if self.live else origin}".rstrip())
+            self.line(text, after=origin)
         self.line("")
 
     def _start_stage(self, name: str) -> None:
@@ -215,9 +220,13 @@ class Screen:
         if self._progress is None:
             self._progress = _bar()
             self._progress.start()
-            self._task = self._progress.add_task(name, total=total or None, text="")
+            self._task = self._progress.add_task(shown(name), total=total or None, text="")
         self._progress.update(
-            self._task, description=name, completed=done, total=total or None, text=text
+            self._task,
+            description=shown(name),
+            completed=done,
+            total=total or None,
+            text=shown(text),
         )
         if total and done >= total:
             self._stop_bar()
@@ -251,10 +260,10 @@ def _bar() -> Progress:
     )
 
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[text]}"),
+        TextColumn("{task.fields[text]}", markup=False),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=console(),

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .console import say, say_json
 from .fast_commands import QuickCommand, QuickGroup
 
 app = typer.Typer(
@@ -36,10 +37,10 @@ def list_runs(
 
     runs = [_read_or_damaged(path.parent) for path in sorted(directory.rglob("resolved.json"))]
     if as_json:
-        typer.echo(json.dumps(runs, indent=2))
+        say_json(json.dumps(runs, indent=2))
         return
     if not runs:
-        typer.echo(f"no runs below {directory}")
+        say(f"no runs below {directory}")
         return
     rows = []
     for run in runs:
@@ -55,9 +56,10 @@ def show(run: RunDir, as_json: Json = False) -> None:
 
     record = _read(_checked(run))
     if as_json:
-        typer.echo(json.dumps(record, indent=2))
+        say_json(json.dumps(record, indent=2))
         return
-    typer.echo(f"{record['dir']}: {record['method']}, {record['state']}\n")
+    say(f"{record['dir']}: {record['method']}, {record['state']}")
+    say()
     result_table(record["results"], {name: run / name for name in record["files"]})
 
 
@@ -78,7 +80,7 @@ def report(run: RunDir) -> None:
             f"reports are of {', '.join(METHODS)}",
         )
     module, _, function = method_of(method).report.partition(":")
-    typer.echo(f"wrote {getattr(import_module(module), function)(folder)}")
+    say(f"wrote {getattr(import_module(module), function)(folder)}")
 
 
 def _checked(run: Path) -> Path:
@@ -100,7 +102,7 @@ def _read_or_damaged(run: Path) -> dict[str, Any]:
     try:
         return _read(run)
     except DataError as error:
-        typer.echo(f"warning: {error.message}", err=True)
+        say(f"warning: {error.message}", err=True)
         return {"dir": str(run), "method": "?", "state": "damaged", "results": {}}
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .console import say, say_json
 from .models import (
     AsJson,
     Column,
@@ -107,7 +108,7 @@ def score(
     if as_json:
         if output is None:
             record["rows"] = list(_with_scores(source, rows, scored, prefix))
-        typer.echo(dumps(record, indent=2))
+        say_json(dumps(record, indent=2))
     else:
         _print_summary(record)
 
@@ -190,9 +191,9 @@ def _print_summary(record: dict[str, Any]) -> None:
     if record["output"] is not None:
         notes.append(f"wrote {summary['rows']} rows to {record['output']}")
     if notes:
-        typer.echo("")
+        say()
     for note in notes:
-        typer.echo(note)
+        say(note)
 
 
 def _spent(name: str, used: dict[str, Any]) -> str:

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from .console import say
+
 
 def toy(
     directory: Annotated[
@@ -25,10 +27,8 @@ def toy(
     Offline and on CPU, in about a minute.
     """
     write(directory, seed=seed, overwrite=overwrite)
-    typer.echo(f"wrote {directory}: model/, data and recipes/")
-    typer.echo(
-        f"next: cd {directory} && aligner sft recipes/sft.yaml && aligner dpo recipes/dpo.yaml"
-    )
+    say(f"wrote {directory}: model/, data and recipes/")
+    say(f"next: cd {directory} && aligner sft recipes/sft.yaml && aligner dpo recipes/dpo.yaml")
 
 
 def write(directory: Path, *, seed: int, overwrite: bool) -> None:
