@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from aligner.config.recipe import Source
     from aligner.evaluation.answer_rows import AnswerRows
     from aligner.reward_models.base import Scorer
-    from aligner.reward_models.batching import Verdict
     from aligner.reward_models.card import Card
+    from aligner.reward_models.verdicts import Verdicts
     from aligner.runs.partial_output import PartialOutput
 
     from .render import Screen
@@ -94,7 +94,7 @@ def score(
             return {
                 "the data": rows.fingerprint,
                 "the reward model": scorer.fingerprint(),
-                "the number of answers": len(rows.answers),
+                "the number of answers": len(rows),
                 "the form of its parts": FORM,
             }
 
@@ -121,7 +121,7 @@ def _score(
     screen: Screen,
     *,
     keep_failed: bool,
-) -> list[Verdict]:
+) -> Verdicts:
     """The scores; judges continue the accounts of their budget under the name of the output."""
     from aligner.evaluation.scoring import AT_ONCE, score_answers
     from aligner.reward_models.ensemble import restore_budget, scored_together
@@ -139,14 +139,14 @@ def _score(
     )
 
 
-def _with_scores(source: Source, rows: AnswerRows, scored: list[Verdict], prefix: str) -> Any:
+def _with_scores(source: Source, rows: AnswerRows, scored: Verdicts, prefix: str) -> Any:
     from aligner.evaluation.answer_rows import with_scores
 
     return with_scores(source, rows, scored, prefix)
 
 
 def _record(
-    scorer: Scorer, rows: AnswerRows, scored: list[Verdict], data: str, output: Path | None
+    scorer: Scorer, rows: AnswerRows, scored: Verdicts, data: str, output: Path | None
 ) -> dict[str, Any]:
     from aligner.evaluation.scoring import summary
     from aligner.reward_models.ensemble import leaves

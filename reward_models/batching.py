@@ -14,14 +14,16 @@ from __future__ import annotations
 
 import json
 import math
+from array import array
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
 
 from aligner.errors import DataError, Problem, UsageError
 from aligner.runs.journal import Journal
 
 from .base import NoVerdict, Preferences, Prompt, Scorer, Scores, placed, preferences
+from .verdicts import Verdict, Verdicts
 
 LISTED = 20
 """Rows without a verdict that an error lists."""
@@ -33,20 +35,20 @@ Load = Callable[[], Scorer]
 """Returns the scorer; called when there is a row to ask about, and at most once."""
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What a scorer says of one row.
+class Rows(Protocol):
+    """Rows to ask about, by number from 0 on. `lacking` and `noun` are words for errors."""
 
-    `value`: the score of an answer, or the probability in [0, 1] that the first answer of a pair is
-    better; None without a verdict, and then `error` says why. `flipped`: it named another answer
-    when the order changed.
-    """
+    lacking: ClassVar[str]
+    noun: ClassVar[str]
 
-    value: float | None
-    attributes: dict[str, float] = field(default_factory=dict)
-    remark: str = ""
-    flipped: bool = False
-    error: str = ""
+    def ask(self, scorer: Scorer, rows: Sequence[int]) -> Scores | Preferences:
+        """What the scorer says of these rows, in one call."""
+
+    def group(self, row: int) -> Hashable:
+        """Rows of one group may change one another's scores."""
+
+    def origin(self, row: int) -> str:
+        """What errors call the row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +73,12 @@ class Answers:
         return found if isinstance(found, Scores) else Scores(found)
 
     def group(self, row: int) -> Hashable:
-        """Rows of one group may change one another's scores."""
+        """Answers to one prompt may change one another's scores."""
         return prompt_key(self.prompts[row])
+
+    def origin(self, row: int) -> str:
+        """What errors call the row."""
+        return self.origins[row]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +107,10 @@ class Pairs:
     def group(self, row: int) -> Hashable:
         """Each pair is compared by itself."""
         return row
+
+    def origin(self, row: int) -> str:
+        """What errors call the row."""
+        return self.origins[row]
 
 
 def prompt_key(prompt: Prompt) -> str:
@@ -131,23 +141,31 @@ def chunks(count: int, size: int | None) -> list[list[int]]:
     return [list(range(start, min(start + size, count))) for start in range(0, count, size)]
 
 
-def by_prompt(prompts: Sequence[Prompt], size: int | None) -> list[list[int]]:
+def by_prompt(prompts: Sequence[Prompt], size: int | None) -> list[Sequence[int]]:
     """Rows in parts of at least `size`, each as short as it can be with all rows of a prompt in one
     part; in one part where `size` is None."""
-    groups: dict[str, list[int]] = {}
-    for row, prompt in enumerate(prompts):
-        groups.setdefault(prompt_key(prompt), []).append(row)
-    parts: list[list[int]] = [[]]
-    for group in groups.values():
-        if size is not None and len(parts[-1]) >= size:
-            parts.append([])
-        parts[-1] += group
-    return [part for part in parts if part]
+    numbers: dict[str, int] = {}
+    keys = map(prompt_key, prompts)
+    return by_group([numbers.setdefault(key, len(numbers)) for key in keys], size)
+
+
+def by_group(groups: Sequence[int], size: int | None) -> list[Sequence[int]]:
+    """The same for rows whose prompts have numbers that grow in the order of their first
+    appearance."""
+    order = array("Q", sorted(range(len(groups)), key=groups.__getitem__))
+    parts: list[Sequence[int]] = []
+    start = 0
+    for end in range(1, len(order) + 1):
+        is_whole = end == len(order) or groups[order[end]] != groups[order[end - 1]]
+        if end == len(order) or (is_whole and size is not None and end - start >= size):
+            parts.append(order[start:end])
+            start = end
+    return parts
 
 
 def ask(
     load: Load,
-    rows: Answers | Pairs,
+    rows: Rows,
     parts: Sequence[Sequence[int]],
     *,
     journal: Journal | None = None,
@@ -155,29 +173,30 @@ def ask(
     keep_silent: bool = False,
     on_progress: Progress | None = None,
     sizes: Sequence[int] | None = None,
-) -> list[Verdict]:
-    """Return the verdicts on the rows of all parts, in the order of the rows.
+) -> Verdicts:
+    """Return the verdicts on the rows of all parts, which are rows 0 to n - 1.
 
     `on_progress` is called after each part that was asked about; `sizes` says what each part counts
     for in it, where that is not its rows. The rest is as in `ask_parts`.
     """
     sizes = list(map(len, parts)) if sizes is None else sizes
-    found: dict[int, Verdict] = {}
+    found = Verdicts(sum(map(len, parts)))
     done, total = 0, sum(sizes)
     asked = ask_parts(
         load, rows, parts, journal=journal, together=together, keep_silent=keep_silent
     )
     for size, (verdicts, is_new) in zip(sizes, asked, strict=True):
-        found |= verdicts
+        for row, verdict in verdicts.items():
+            found.put(row, verdict)
         done += size
         if is_new and on_progress is not None:
             on_progress(done, total)
-    return [found[row] for row in sorted(found)]
+    return found
 
 
 def ask_parts(
     load: Load,
-    rows: Answers | Pairs,
+    rows: Rows,
     parts: Sequence[Sequence[int]],
     *,
     journal: Journal | None = None,
@@ -220,12 +239,11 @@ def _known(journal: Journal, number: int, part: Sequence[int]) -> dict[int, Verd
 
 
 def _as_json(verdict: Verdict) -> dict[str, Any]:
-    return {name: value for name, value in asdict(verdict).items() if value or name == "value"}
+    said = {name: getattr(verdict, name) for name in Verdict.__slots__}
+    return {name: value for name, value in said.items() if value or name == "value"}
 
 
-def _unaffected(
-    rows: Answers | Pairs, verdicts: Mapping[int, Verdict], together: bool
-) -> list[int]:
+def _unaffected(rows: Rows, verdicts: Mapping[int, Verdict], together: bool) -> list[int]:
     """The rows whose verdicts no missing one could have changed."""
     silent = {rows.group(row) for row, verdict in verdicts.items() if verdict.value is None}
     if together and silent:
@@ -233,13 +251,12 @@ def _unaffected(
     return [row for row in verdicts if not silent or rows.group(row) not in silent]
 
 
-def _ask(scorer: Scorer, rows: Answers | Pairs, left: list[int]) -> dict[int, Verdict]:
+def _ask(scorer: Scorer, rows: Rows, left: list[int]) -> dict[int, Verdict]:
     """Ask about these rows in one call, and again without those that there is no verdict on."""
     verdicts: dict[int, Verdict] = {}
     while left:
-        origins = [rows.origins[row] for row in left]
         try:
-            return verdicts | _verdicts(scorer, rows.ask(scorer, left), left, origins)
+            return verdicts | _verdicts(scorer, rows.ask(scorer, left), left, rows)
         except NoVerdict as error:
             if not error.rows:
                 raise
@@ -247,22 +264,22 @@ def _ask(scorer: Scorer, rows: Answers | Pairs, left: list[int]) -> dict[int, Ve
                 verdicts[left[index % len(left)]] = Verdict(None, error=reason)
             left = [row for row in left if row not in verdicts]
         except DataError as error:
-            raise placed(error, origins) from error
+            raise placed(error, [rows.origin(row) for row in left]) from error
     return verdicts
 
 
 def _verdicts(
-    scorer: Scorer, found: Scores | Preferences, rows: Sequence[int], origins: Sequence[str]
+    scorer: Scorer, found: Scores | Preferences, asked: Sequence[int], rows: Rows
 ) -> dict[int, Verdict]:
-    assert len(found) == len(rows), f"{scorer.name} gave {len(found)} values for {len(rows)} rows"
+    assert len(found) == len(asked), f"{scorer.name} gave {len(found)} values for {len(asked)} rows"
     compared = isinstance(found, Preferences)
     flips = set(found.flips) if isinstance(found, Preferences) else set()
     columns = {} if isinstance(found, Preferences) else found.attributes
     verdicts = {}
-    for index, (row, value) in enumerate(zip(rows, found)):
+    for index, (row, value) in enumerate(zip(asked, found)):
         if not math.isfinite(value):
             raise DataError(
-                f"{origins[index]}: {scorer.name} gave {value}, which is not a finite number",
+                f"{rows.origin(row)}: {scorer.name} gave {value}, which is not a finite number",
                 "check the model, its data type and the length of the answers",
             )
         assert not compared or 0.0 <= value <= 1.0, f"{scorer.name} gave a preference of {value}"
@@ -272,14 +289,9 @@ def _verdicts(
     return verdicts
 
 
-def silent_rows(verdicts: Sequence[Verdict]) -> dict[int, str]:
-    """Return the rows without a verdict, each with the reason."""
-    return {row: verdict.error for row, verdict in enumerate(verdicts) if verdict.value is None}
-
-
 def refuse_silent(
     name: str,
-    rows: Answers | Pairs,
+    rows: Rows,
     silent: Mapping[int, str],
     asked: int,
     rest: str = "those on the others are kept",
@@ -293,5 +305,5 @@ def refuse_silent(
     raise DataError(
         f"{name} gave {rows.lacking} {len(silent):,} of {asked:,} {rows.noun}{more}; {rest}",
         hint or f"the same command asks about these {rows.noun} again; or leave their rows out",
-        [Problem(silent[row], where=rows.origins[row]) for row in sorted(silent)[:LISTED]],
+        [Problem(silent[row], where=rows.origin(row)) for row in sorted(silent)[:LISTED]],
     )

@@ -14,15 +14,21 @@ more when the scores are written, so they need no memory and keep every column a
 
 from __future__ import annotations
 
+from array import array
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import pairwise
+from typing import Any, ClassVar, Literal
 
 from aligner.config.recipe import Data, Source
 from aligner.data.checks import BadRow, text
 from aligner.data.files import BLANK
 from aligner.data.formats import FORMS_OF_TASK, REQUIRED
-from aligner.data.loading import load_rows
+from aligner.data.ledger import FileRecord
+from aligner.data.loading import Loaded, load_rows
+from aligner.data.row_store import RowStore
 from aligner.data.rows import (
     CompletionRow,
     ConversationRow,
@@ -37,8 +43,9 @@ from aligner.data.rows import (
 )
 from aligner.data.sources import open_source
 from aligner.errors import DataError
-from aligner.reward_models.base import Prompt
-from aligner.reward_models.batching import Verdict
+from aligner.reward_models.base import Prompt, Scorer, Scores
+from aligner.reward_models.batching import Answers, prompt_key
+from aligner.reward_models.verdicts import Verdict, Verdicts
 
 Form = Literal["completion", "pair", "list"]
 
@@ -52,49 +59,100 @@ SIDES = ("chosen", "rejected")
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One answer to a prompt, the right answer where it is known, and the row that it comes from,
-    counted from 0."""
+    """One answer to a prompt, and the right answer where it is known."""
 
     prompt: Prompt
     text: str
     reference: str | None
-    row: int
 
 
-@dataclass(frozen=True, slots=True)
 class AnswerRows:
-    """The answers of a source, row by row, and the digest of all that decided which they are."""
+    """The answers of a source, row by row, and the digest of all that decided which they are.
 
-    form: Form
-    answers: list[Answer]
-    origins: list[str]
-    fingerprint: str
-    remarks: list[str] = field(default_factory=list)
-    """What to warn of: columns that are not used and look as if they should be."""
+    They lie on disk, and memory holds some numbers for each: `rows`, by row its number among those
+    of the source; `owners`, by answer its row; `prompts`, by answer the first one to its prompt.
+    `remarks`: columns that are not used and look as if they should be. `files`: what was read.
 
-    def place(self, answer: int) -> str:
+    Raises: DataError naming the first row that holds no answer to a prompt.
+    """
+
+    lacking: ClassVar[str] = Answers.lacking
+    noun: ClassVar[str] = Answers.noun
+
+    def __init__(self, form: Form, loaded: Loaded, store: RowStore) -> None:
+        self.form: Form = form
+        self.fingerprint = loaded.fingerprint
+        self.remarks = loaded.ledger.remarks()
+        self.files = loaded.ledger.sources[0].files
+        self.rows, self.owners = array("Q", loaded.train), array("Q")
+        self._store = store
+        self._last: tuple[int, str, list[Answer]] = (-1, "", [])
+        keys = array("Q")
+        for row in range(len(self.rows)):
+            _, answers = self._read(row)
+            for answer in answers:
+                self.owners.append(row)
+                keys.append(_short(prompt_key(answer.prompt)))
+        self.prompts = _first_of_equals(keys)
+
+    def __len__(self) -> int:
+        return len(self.owners)
+
+    def ask(self, scorer: Scorer, rows: Sequence[int]) -> Scores:
+        """Score these answers."""
+        few = [self._read(self.owners[number])[1][self._place(number)] for number in rows]
+        asked = Answers(
+            [answer.prompt for answer in few],
+            [answer.text for answer in few],
+            [answer.reference for answer in few],
+            [],
+        )
+        return asked.ask(scorer, range(len(few)))
+
+    def group(self, row: int) -> int:
+        """Answers to one prompt may change one another's scores."""
+        return self.prompts[row]
+
+    def origin(self, row: int) -> str:
         """Where an answer comes from: `rows.jsonl:17`, with `(chosen)` or `(answer 3)` where a row
         has several."""
-        row = self.answers[answer].row
+        place, (origin, _) = self._place(row), self._read(self.owners[row])
         if self.form == "completion":
-            return self.origins[row]
-        first = answer
-        while first > 0 and self.answers[first - 1].row == row:
-            first -= 1
-        what = SIDES[answer - first] if self.form == "pair" else f"answer {answer - first + 1}"
-        return f"{self.origins[row]} ({what})"
+            return origin
+        return f"{origin} ({SIDES[place] if self.form == 'pair' else f'answer {place + 1}'})"
+
+    def _place(self, number: int) -> int:
+        """Which answer of its row an answer is."""
+        return number - bisect_left(self.owners, self.owners[number])
+
+    def _read(self, row: int) -> tuple[str, list[Answer]]:
+        """The origin of a row, and its answers; the last one is at hand."""
+        if self._last[0] != row:
+            found = self._store[self.rows[row]]
+            self._last = row, found.origin, _answers(found)
+        return self._last[1:]
+
+
+def _short(text: str) -> int:
+    """A number of 64 bits for a text; should two texts share one, they are scored in one call."""
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def _first_of_equals(keys: Sequence[int]) -> Sequence[int]:
+    """For each key the place of the first that equals it."""
+    first = array("Q", range(len(keys)))
+    order = sorted(first, key=keys.__getitem__)
+    for before, place in pairwise(order):
+        if keys[place] == keys[before]:
+            first[place] = first[before]
+    return first
 
 
 def read_answers(source: Source, seed: int) -> AnswerRows:
     """Read a source. Raises: DataError naming the rows that hold no answer to a prompt."""
-    form = form_of(source)
-    loaded = load_rows(Data(train=[source]), TASKS[form], seed, keep=("answer",))
-    refuse_tools(loaded.train, "a scorer")
-    answers = [
-        answer for number, row in enumerate(loaded.train) for answer in _answers(row, number)
-    ]
-    origins = [row.origin for row in loaded.train]
-    return AnswerRows(form, answers, origins, loaded.fingerprint, loaded.ledger.remarks())
+    form, store = form_of(source), RowStore()
+    loaded = load_rows(Data(train=[source]), TASKS[form], seed, keep=("answer",), store=store)
+    return AnswerRows(form, loaded, store)
 
 
 def form_of(source: Source) -> Form:
@@ -111,21 +169,22 @@ def form_of(source: Source) -> Form:
     )
 
 
-def _answers(row: Row, number: int) -> list[Answer]:
+def _answers(row: Row) -> list[Answer]:
+    refuse_tools([row], "a scorer")
     if isinstance(row, PreferenceRow):
         reference = _reference(row.extra.get("answer"), row.origin)
         return [
-            _last_turn(row.prompt, side, reference, number, row.origin)
+            _last_turn(row.prompt, side, reference, row.origin)
             for side in (row.chosen, row.rejected)
         ]
     if isinstance(row, CompletionRow):
         reference = _reference(row.extra.get("answer"), row.origin)
-        return [_last_turn(row.prompt, row.completion, reference, number, row.origin)]
+        return [_last_turn(row.prompt, row.completion, reference, row.origin)]
     if isinstance(row, ConversationRow):
         reference = _reference(row.extra.get("answer"), row.origin)
-        return [_last_turn(row.messages[:-1], row.messages[-1:], reference, number, row.origin)]
+        return [_last_turn(row.messages[:-1], row.messages[-1:], reference, row.origin)]
     if isinstance(row, PromptRow):
-        return [Answer(row.prompt, text, row.answer, number) for text in _texts(row)]
+        return [Answer(row.prompt, text, row.answer) for text in _texts(row)]
     assert isinstance(row, TextRow), row
     raise DataError(
         f"{row.origin}: plain text answers no prompt",
@@ -134,17 +193,17 @@ def _answers(row: Row, number: int) -> list[Answer]:
 
 
 def _last_turn(
-    prompt: Prompt, answer: str | Messages, reference: str | None, number: int, origin: str
+    prompt: Prompt, answer: str | Messages, reference: str | None, origin: str
 ) -> Answer:
     if isinstance(answer, str):
-        return Answer(prompt, answer, reference, number)
+        return Answer(prompt, answer, reference)
     if answer[-1].get("tool_calls") and not answer[-1]["content"]:
         raise DataError(
             f"{origin}: the answer is a call of a tool, without text to score", "leave the row out"
         )
     before = answer[:-1]
     asked = [*as_turns(prompt, "user"), *before] if before else prompt
-    return Answer(asked, str(answer[-1]["content"]), reference, number)
+    return Answer(asked, str(answer[-1]["content"]), reference)
 
 
 def _reference(value: Any, origin: str) -> str | None:
@@ -207,18 +266,37 @@ def refuse_taken_columns(source: Source, form: Form, prefix: str) -> None:
 
 
 def with_scores(
-    source: Source, rows: AnswerRows, scored: Sequence[Verdict], prefix: str
+    source: Source, rows: AnswerRows, scored: Verdicts, prefix: str
 ) -> Iterator[dict[str, Any]]:
-    """The rows as they were read, each with what was said of its answers."""
-    by_row: list[list[Verdict]] = [[] for _ in rows.origins]
-    for answer, found in zip(rows.answers, scored, strict=True):
-        by_row[answer.row].append(found)
-    place = {origin: number for number, origin in enumerate(rows.origins)}
-    for origin, raw in open_source(source, []):
-        if raw is not BLANK and origin in place:
-            assert isinstance(raw, dict), f"{origin} was a row when it was read first"
-            columns = _columns(rows.form, by_row[place[origin]])
-            yield {**raw, **{f"{prefix}{name}": value for name, value in columns.items()}}
+    """The rows as they were read, each with what was said of its answers.
+
+    Raises: DataError when a file is no longer what it was then.
+    """
+    numbered = enumerate(_read_again(source, rows.files))
+    first = 0
+    for row, wanted in enumerate(rows.rows):
+        raw = next(raw for number, raw in numbered if number == wanted)
+        assert isinstance(raw, dict), f"row {wanted} was a row when it was read first"
+        last = bisect_right(rows.owners, row, first)
+        columns = _columns(rows.form, [scored[number] for number in range(first, last)])
+        yield {**raw, **{f"{prefix}{name}": value for name, value in columns.items()}}
+        first = last
+
+
+def _read_again(source: Source, files: Sequence[FileRecord]) -> Iterator[Any]:
+    """The raw rows of a source whose files are still these."""
+    found: list[FileRecord] = []
+    checked = 0
+    for _, raw in open_source(source, found):
+        if found[checked:] != files[checked : len(found)]:
+            raise DataError(
+                f"{source.path} was changed while its answers were scored",
+                "the scores are kept: put the old rows back and add --resume, or start again with "
+                "--overwrite",
+            )
+        checked = len(found)
+        if raw is not BLANK:
+            yield raw
 
 
 def _columns(form: Form, said: Sequence[Verdict]) -> dict[str, Any]:

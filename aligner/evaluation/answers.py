@@ -19,7 +19,7 @@ from aligner.generation.decode import Completion, generate
 from aligner.generation.requests import Engine
 from aligner.generation.sampling import Sampling
 from aligner.models.forward import Progress
-from aligner.reward_models.batching import Answers, ask, chunks, refuse_silent, silent_rows
+from aligner.reward_models.batching import Answers, ask, chunks, refuse_silent
 from aligner.runs.journal import Journal
 
 if TYPE_CHECKING:
@@ -74,11 +74,11 @@ def _scores(
     refuse_silent(
         scorer.name,
         columns,
-        silent_rows(verdicts),
+        verdicts.silent,
         len(verdicts),
         "their mean would not be that of all prompts",
     )
-    scores = iter([verdict.value for verdict in verdicts if verdict.value is not None])
+    scores = iter(verdicts.values)
     means = [sum(islice(scores, len(samples))) / len(samples) for samples in answers]
     return {"score": sum(means) / len(means), "score_stderr": standard_error(means)}
 

@@ -28,7 +28,6 @@ from aligner.reward_models.batching import (
     different_answers,
     prompt_key,
     refuse_silent,
-    silent_rows,
 )
 from aligner.runs.journal import Journal
 
@@ -176,16 +175,11 @@ def judge(
         together=at_once is None,
         on_progress=on_progress,
     )
-    refuse_silent(scorer.name, rows, silent_rows(verdicts), len(verdicts))
-    values = np.array([verdict.value for verdict in verdicts], dtype=np.float64)
-    remarks = [
-        (origin, verdict.remark)
-        for origin, verdict in zip(rows.origins, verdicts)
-        if verdict.remark
-    ]
+    refuse_silent(scorer.name, rows, verdicts.silent, len(verdicts))
+    values = np.array(verdicts.values)
+    remarks = [(rows.origins[row], verdicts.remarks[row]) for row in sorted(verdicts.remarks)]
     if compares:
-        flips = sum(verdict.flipped for verdict in verdicts)
-        return Judged(values - 0.5, values, None, flips, remarks)
+        return Judged(values - 0.5, values, None, len(verdicts.flips), remarks)
     margins = values[answers.chosen] - values[answers.rejected]
     chances = np.array([sigmoid(float(margin)) for margin in margins])
     columns: dict[str, list[float]] = {name: [] for name in verdicts[0].attributes}

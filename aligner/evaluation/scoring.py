@@ -7,21 +7,21 @@ call is given all of them in one (`at_once=None`), and only whole calls of it ar
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable
 from typing import Any
 
 from aligner.evaluation.answer_rows import SIDES, AnswerRows
 from aligner.reward_models.base import Scorer
 from aligner.reward_models.batching import (
-    Answers,
     Progress,
-    Verdict,
     ask,
-    by_prompt,
+    by_group,
     refuse_silent,
-    silent_rows,
 )
+from aligner.reward_models.verdicts import Verdicts
 from aligner.runs.journal import Journal
 
 AT_ONCE = 256
@@ -38,23 +38,17 @@ def score_answers(
     at_once: int | None = AT_ONCE,
     keep_failed: bool = False,
     on_progress: Progress | None = None,
-) -> list[Verdict]:
+) -> Verdicts:
     """What the scorer says of every answer, in their order; what is in the journal already is not
     asked again.
 
     Raises: DataError that lists the answers which got no score, after all others are in the
     journal; with `keep_failed` they come out with an `error` instead.
     """
-    asked = Answers(
-        [answer.prompt for answer in rows.answers],
-        [answer.text for answer in rows.answers],
-        [answer.reference for answer in rows.answers],
-        [rows.place(number) for number in range(len(rows.answers))],
-    )
     scored = ask(
         lambda: scorer,
-        asked,
-        by_prompt(asked.prompts, at_once),
+        rows,
+        by_group(rows.prompts, at_once),
         journal=journal,
         together=at_once is None,
         on_progress=on_progress,
@@ -62,8 +56,8 @@ def score_answers(
     if not keep_failed:
         refuse_silent(
             scorer.name,
-            asked,
-            silent_rows(scored),
+            rows,
+            scored.silent,
             len(scored),
             "the others are scored",
             "the same command asks for these again (with --output, add --resume); --keep-failed "
@@ -72,37 +66,33 @@ def score_answers(
     return scored
 
 
-def summary(rows: AnswerRows, scored: Sequence[Verdict]) -> dict[str, Any]:
+def summary(rows: AnswerRows, scored: Verdicts) -> dict[str, Any]:
     """What there is to say of all scores together, as plain values; None where a number is not
     defined."""
     record: dict[str, Any] = {
-        "rows": len(rows.origins),
+        "rows": len(rows.rows),
         "answers": len(scored),
-        "score": _describe(scored),
+        "score": _describe(scored.values),
     }
     if rows.form == "pair":
-        sides = scored[0::2], scored[1::2]
+        sides = scored.values[0::2], scored.values[1::2]
         record |= {name: _describe(side) for name, side in zip(SIDES, sides)}
         record["accuracy"] = _accuracy(*sides)
-    values: dict[str, list[float]] = {}
-    for answer in scored:
-        for name, value in answer.attributes.items():
-            values.setdefault(name, []).append(value)
-    record["attributes"] = {name: _numbers(numbers) for name, numbers in values.items()}
-    remarks = [(number, found.remark) for number, found in enumerate(scored) if found.remark]
-    record["remarks"] = len(remarks)
+    record["attributes"] = {
+        name: _describe(scored.attribute(name)) for name in scored.attribute_names()
+    }
+    record["remarks"] = len(scored.remarks)
     record["first_remarks"] = [
-        f"{rows.place(number)}: {remark}" for number, remark in remarks[:FIRST_REMARKS]
+        f"{rows.origin(number)}: {scored.remarks[number]}"
+        for number in sorted(scored.remarks)[:FIRST_REMARKS]
     ]
-    record["failed"] = sum(found.value is None for found in scored)
+    record["failed"] = len(scored.silent)
     return record
 
 
-def _describe(scored: Sequence[Verdict]) -> dict[str, Any]:
-    return _numbers([found.value for found in scored if found.value is not None])
-
-
-def _numbers(values: Sequence[float]) -> dict[str, Any]:
+def _describe(found: Iterable[float]) -> dict[str, Any]:
+    """Statistics of those that are numbers; NaN stands for an answer without a score."""
+    values = array("d", (value for value in found if not math.isnan(value)))
     if not values:
         return {"n": 0, "mean": None, "std": None, "min": None, "median": None, "max": None}
     return {
@@ -115,11 +105,7 @@ def _numbers(values: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def _accuracy(chosen: Sequence[Verdict], rejected: Sequence[Verdict]) -> float | None:
+def _accuracy(chosen: Iterable[float], rejected: Iterable[float]) -> float | None:
     """Share of pairs whose chosen answer has the higher score; a tie counts half."""
-    pairs = [
-        (a.value, b.value)
-        for a, b in zip(chosen, rejected)
-        if a.value is not None and b.value is not None
-    ]
+    pairs = [(a, b) for a, b in zip(chosen, rejected) if not (math.isnan(a) or math.isnan(b))]
     return statistics.fmean((a > b) + 0.5 * (a == b) for a, b in pairs) if pairs else None

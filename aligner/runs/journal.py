@@ -29,7 +29,7 @@ Work = Callable[[P], Any]
 
 class Journal:
     """Results of the parts that a file held when it was opened, by number; further ones go into the
-    file, if there is one.
+    file, if there is one. Memory holds where a part lies, and it is read when it is asked for.
 
     `done`: how many it held; `damaged`: how many lines are not what was written, without one that a
     kill cut short at the end; `recorded_fingerprint`: that of what they were made with, None where
@@ -37,19 +37,31 @@ class Journal:
     """
 
     def __init__(self, path: Path | None, fingerprint: str = "") -> None:
-        lines, self.damaged = _lines(path)
         self.path = path
         self.fingerprint = fingerprint
-        self.recorded_fingerprint: str | None = lines[0]["made with"] if lines else None
-        self._all_with = {line["made with"] for line in lines}
-        self._known: dict[int, Any] = {line["part"]: line["result"] for line in lines}
-        self.done = len(self._known)
+        self.recorded_fingerprint: str | None = None
+        self._all_with: set[str] = set()
+        self._starts: dict[int, int] = {}
+        self.damaged = 0
+        for start, line in _lines(path):
+            part = _part(line)
+            if part is None:
+                self.damaged += line.endswith(b"}\n")
+                continue
+            self._starts[part["part"]] = start
+            self._all_with.add(part["made with"])
+            if self.recorded_fingerprint is None:
+                self.recorded_fingerprint = part["made with"]
+        self.done = len(self._starts)
 
     def __contains__(self, part: int) -> bool:
-        return part in self._known
+        return part in self._starts
 
     def __getitem__(self, part: int) -> Any:
-        return self._known[part]
+        assert self.path is not None, "without a file no part is known"
+        with open(self.path, "rb") as file:
+            file.seek(self._starts[part])
+            return json.loads(file.readline())["result"]
 
     def check(self, what: str) -> None:
         """Refuse a file whose parts were made with something else. `what`: the work, in words.
@@ -149,19 +161,14 @@ def _append(path: Path, value: dict[str, Any]) -> str:
     return line
 
 
-def _lines(path: Path | None) -> tuple[list[dict[str, Any]], int]:
-    """The lines of finished parts, and how many are not what was written; one that a kill cut short
-    is neither."""
-    found, others = [], 0
+def _lines(path: Path | None) -> Iterator[tuple[int, bytes]]:
+    """The lines of a file, each with the byte that it begins at."""
     if path is not None and path.exists():
+        start = 0
         with open(path, "rb") as file:
             for line in file:
-                part = _part(line)
-                if part is not None:
-                    found.append(part)
-                elif line.endswith(b"}\n"):
-                    others += 1
-    return found, others
+                yield start, line
+                start += len(line)
 
 
 def _part(line: bytes) -> dict[str, Any] | None:

@@ -39,11 +39,12 @@ from aligner.builders.mosaic.k_distribution import probabilities
 from aligner.builders.mosaic.lengths import EstimatedLengths
 from aligner.builders.mosaic.phrasings import Phrasings, load_phrasings
 from aligner.builders.mosaic.recipe import MosaicFiles, MosaicRecipe
-from aligner.builders.mosaic.row_store import ROWS, TABLE, RowStore, are_kept
+from aligner.builders.mosaic.row_store import ROWS, TABLE, are_kept
 from aligner.config.load import Resolved
 from aligner.config.recipe import Model
 from aligner.data.files import file_record
 from aligner.data.loading import Loaded, load_rows
+from aligner.data.row_store import RowStore
 from aligner.errors import AlignerError, DataError
 from aligner.events import (
     DataReady,

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aligner.builders.mosaic.phrasings import Phrasings
-from aligner.builders.mosaic.row_store import FORMAT
+from aligner.data.row_store import FORMAT
 from aligner.data.rows import WEIGHT, CompletionRow, ConversationRow, Row, as_turns
 
 if TYPE_CHECKING:

@@ -60,11 +60,12 @@ from aligner.events import (
 from aligner.generation.writers import check_engine, open_engine
 from aligner.models.files import check_model_path
 from aligner.reward_models.base import Scorer
-from aligner.reward_models.batching import Answers, Pairs, Verdict, ask, chunks, silent_rows
+from aligner.reward_models.batching import Answers, Pairs, ask, chunks
 from aligner.reward_models.card import Card
 from aligner.reward_models.catalogue import COMPARING, holds, load_scorer, read_spec
 from aligner.reward_models.ensemble import refuse_cycles, restore_budget
 from aligner.reward_models.isolation import announce_walls
+from aligner.reward_models.verdicts import Verdicts
 from aligner.runs.files import dumps, file_sha256, write_atomically
 from aligner.runs.journal import Journal, run_resumable
 from aligner.runs.result import RunResult
@@ -445,7 +446,7 @@ def _judge(
         probabilities = win_probabilities(responses, verdicts, compares=compares)
         by_model.append(probabilities)
         _tell_unjudged(spec, rows, verdicts, probabilities, on_event)
-        notes = Counter(verdict.remark for verdict in verdicts if verdict.remark)
+        notes = Counter(verdicts.remarks.values())
         for note, count in notes.most_common(3):
             tell(on_event, Warned(f"{spec}: {count:,} responses: {note}"))
     judged = iter(map(np.stack, zip(*by_model)))
@@ -468,14 +469,14 @@ def _load(spec: str, run: Run, journal: Journal, what: str, on_event: OnEvent | 
 def _tell_unjudged(
     spec: str,
     rows: Answers | Pairs,
-    verdicts: Sequence[Verdict],
+    verdicts: Verdicts,
     probabilities: Sequence[Array],
     on_event: OnEvent | None,
 ) -> None:
     """Say how many pairs are left out since a model has no verdict on them, and where the first
     ones are."""
     reasons: dict[str, str] = {}
-    for row, reason in silent_rows(verdicts).items():
+    for row, reason in verdicts.silent.items():
         reasons.setdefault(rows.origins[row], reason)
     count = sum(int(np.isnan(matrix).sum()) // 2 for matrix in probabilities)
     if count:

@@ -43,7 +43,9 @@ from aligner.runs.result import RunResult
 LABELLED = "labelled.jsonl"
 STRENGTHS = (1, 2, 3)
 ASKED_TOGETHER = 16
-"""Pairs that an oracle labels before they are written down."""
+"""Pairs that an oracle labels in one call."""
+WRITES = 50
+"""How often, at most, all labels are written down while an oracle is asked."""
 LISTED = 20
 PAIR = "pair "
 """Before the id of a pair, in errors."""
@@ -125,25 +127,38 @@ def _ask_for(
     together: bool,
     on_event: OnEvent | None,
 ) -> dict[int, str]:
-    """Write down the scorer's labels, part by part; return the rows without a verdict, and why."""
+    """Write down the scorer's labels as they come; return the rows without a verdict, and why."""
+    said: dict[str, Label] = {}
     silent: dict[int, str] = {}
+
+    def write() -> None:
+        known = known_labels(run_dir)  # what was written in by hand meanwhile stays
+        _write_rows(run_dir, pairs, {**said, **known})
+
     done = 0
     parts = chunks(len(rows.prompts), None if together else ASKED_TOGETHER)
-    for verdicts, _ in ask_parts(lambda: scorer, rows, parts, together=together):
-        labels = known_labels(run_dir)  # what was written in by hand meanwhile stays
-        for row, verdict in verdicts.items():
-            name = rows.origins[row].removeprefix(PAIR)
-            if name in labels:
-                continue
-            if verdict.value is None:
-                silent[row] = verdict.error
-                continue
-            choice = "tie" if verdict.value == 0.5 else ("a" if verdict.value > 0.5 else "b")
-            labels[name] = {"label": choice, "by": scorer.name}
-        _write_rows(run_dir, pairs, labels)
-        done = min(done + len(verdicts), missing)
-        tell(on_event, StageProgress("labelling", done, missing))
-    return silent
+    between = -(-len(parts) // WRITES)
+    try:
+        asked = ask_parts(lambda: scorer, rows, parts, together=together)
+        for number, (verdicts, _) in enumerate(asked, start=1):
+            for row, verdict in verdicts.items():
+                if verdict.value is None:
+                    silent[row] = verdict.error
+                else:
+                    label = "tie" if verdict.value == 0.5 else "a" if verdict.value > 0.5 else "b"
+                    said[_id(rows, row)] = {"label": label, "by": scorer.name}
+            if number % between == 0:
+                write()
+            done = min(done + len(verdicts), missing)
+            tell(on_event, StageProgress("labelling", done, missing))
+    finally:
+        write()
+    known = known_labels(run_dir)
+    return {row: reason for row, reason in silent.items() if _id(rows, row) not in known}
+
+
+def _id(rows: Pairs, row: int) -> str:
+    return rows.origins[row].removeprefix(PAIR)
 
 
 def _without_label(pairs: Mapping[str, Any], labels: Mapping[str, Label]) -> list[Any]:
@@ -181,7 +196,7 @@ def _labels_in(
         where = f"{file}:{line}"
         if row is BLANK:
             continue
-        wrong = _wrong_with(row, pairs)
+        wrong = _wrong_with(row, pairs, hints=len(problems) < LISTED)
         if wrong is None:
             name, label = row["id"], _label(row)
             earlier = labels.get(name) or known.get(name)
@@ -220,7 +235,7 @@ def _shown(label: Label) -> str:
     )
 
 
-def _wrong_with(row: Any, pairs: Mapping[str, Any]) -> Problem | None:
+def _wrong_with(row: Any, pairs: Mapping[str, Any], *, hints: bool) -> Problem | None:
     """Return what is wrong with a row, if something is."""
     if isinstance(row, Unreadable):
         return Problem(row.reason)
@@ -228,7 +243,10 @@ def _wrong_with(row: Any, pairs: Mapping[str, Any]) -> Problem | None:
     if not isinstance(name, str) or not name:
         return Problem("there is no `id`" if name is None else f"`id` is {name!r}, not a text")
     if name not in pairs:
-        return Problem(f"no pair with the id {name!r} was picked", hint=did_you_mean(name, pairs))
+        return Problem(
+            f"no pair with the id {name!r} was picked",
+            hint=did_you_mean(name, pairs) if hints else "",
+        )
     for key, other in (("a", "b"), ("b", "a")):
         if row.get(key) is not None and not _is_the_response(
             str(row[key]), pairs[name][key], pairs[name][other]

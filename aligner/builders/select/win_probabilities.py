@@ -32,7 +32,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from aligner.reward_models.base import Comparer, Prompt, Scorer
-from aligner.reward_models.batching import Answers, Pairs, Verdict, ask, chunks
+from aligner.reward_models.batching import Answers, Pairs, ask, chunks
+from aligner.reward_models.verdicts import Verdicts
 
 Array = np.ndarray
 
@@ -88,14 +89,11 @@ def questions(
 
 
 def win_probabilities(
-    responses: Sequence[Sequence[str]], verdicts: Sequence[Verdict], *, compares: bool
+    responses: Sequence[Sequence[str]], verdicts: Verdicts, *, compares: bool
 ) -> list[Array]:
     """Return for each prompt how likely each response is better than each other one, from the
     verdicts on its `questions`: shape (n_i, n_i), 0.5 on the diagonal, NaN without a verdict."""
-    values = np.array(
-        [np.nan if verdict.value is None else verdict.value for verdict in verdicts],
-        dtype=np.float64,
-    )
+    values = np.array(verdicts.values)
     matrices, start = [], 0
     for count in map(len, responses):
         upper = np.triu_indices(count, 1)

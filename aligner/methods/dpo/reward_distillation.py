@@ -43,15 +43,14 @@ from aligner.reward_models.base import Comparer, Scorer
 from aligner.reward_models.batching import (
     Answers,
     Pairs,
-    Verdict,
     ask,
     chunks,
     different_answers,
     refuse_silent,
-    silent_rows,
 )
 from aligner.reward_models.catalogue import holds, load_scorer, read_spec
 from aligner.reward_models.ensemble import scored_together
+from aligner.reward_models.verdicts import Verdicts
 from aligner.runs.cache import cache_folder, check_cache, is_kept, keep
 from aligner.runs.files import dumps
 from aligner.runs.journal import Journal
@@ -262,8 +261,8 @@ def _gaps(
         on_progress=counter(on_event, what),
         sizes=sizes,
     )
-    refuse_silent(scorer.name, asked, silent_rows(verdicts), len(verdicts))
-    values = [verdict.value for verdict in verdicts if verdict.value is not None]
+    refuse_silent(scorer.name, asked, verdicts.silent, len(verdicts))
+    values = verdicts.values
     margins = (
         [_logit(share) for share in values]
         if compares
@@ -299,14 +298,14 @@ def _first_appearances(
     return found
 
 
-def _tell_remarks(scorer: Scorer, verdicts: Sequence[Verdict], on_event: OnEvent | None) -> None:
-    remarks = [verdict.remark for verdict in verdicts if verdict.remark]
+def _tell_remarks(scorer: Scorer, verdicts: Verdicts, on_event: OnEvent | None) -> None:
+    remarks = verdicts.remarks
     if remarks:
         tell(
             on_event,
             Notice(
                 f"{scorer.name} has remarks on {len(remarks):,} of what it scored; the first: "
-                f"{remarks[0]}"
+                f"{remarks[min(remarks)]}"
             ),
         )
 

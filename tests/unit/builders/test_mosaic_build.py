@@ -399,7 +399,7 @@ def test_without_a_tokenizer_lengths_are_estimates_and_said_to_be(folder: Path) 
 # --- killed and resumed ---------------------------------------------------------------------------
 
 PLACES = {
-    "while the rows are read": ("aligner.builders.mosaic.row_store:RowStore", "flush", 1),
+    "while the rows are read": ("aligner.data.row_store:RowStore", "flush", 1),
     "before the rows are in their place": ("aligner.builders.mosaic.build:ReadRows", "move_to", 1),
     "before the tables are whole": ("aligner.builders.mosaic.examples:Examples", "save", 1),
     "in the first shard": ("aligner.builders.mosaic.build:ShardBuilder", "build", 1),

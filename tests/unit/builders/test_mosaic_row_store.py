@@ -14,8 +14,9 @@ import pytest
 from fakes import byte_tokenizer, write_jsonl
 
 from aligner.builders.mosaic.build import ShardBuilder, run_mosaic
-from aligner.builders.mosaic.row_store import ROWS, TABLE, RowStore
+from aligner.builders.mosaic.row_store import ROWS, TABLE
 from aligner.config.load import load_recipe
+from aligner.data.row_store import RowStore
 from aligner.data.rows import (
     CompletionRow,
     ConversationRow,
@@ -57,6 +58,18 @@ def test_a_row_of_every_kind_comes_back_equal_also_to_another_process(
         assert opened[number] == EVERY_KIND[kind]
         assert type(opened[number]) is type(EVERY_KIND[kind])
         assert opened[2] == TextRow("behind")
+
+
+def test_rows_without_a_place_leave_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    store = RowStore()
+    for row in EVERY_KIND.values():
+        store.append(row)
+    store.flush()
+    assert [store[number] for number in range(len(store))] == list(EVERY_KIND.values())
+    assert not list(tmp_path.iterdir())
 
 
 class Marker:

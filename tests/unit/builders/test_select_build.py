@@ -739,6 +739,29 @@ def test_an_oracle_that_is_interrupted_goes_on(
     assert calls == [2, 2, 2, 1]
 
 
+def test_an_oracle_s_labels_are_written_down_some_times_however_many_they_are(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from aligner.builders.select import labels
+
+    monkeypatch.setattr(labels, "ASKED_TOGETHER", 1)
+    monkeypatch.setattr(labels, "WRITES", 4)
+    rows = [{"prompt": f"word {n}", "responses": ["a", "bbb"]} for n in range(40)]
+    write_jsonl(folder / "candidates.jsonl", rows)
+    run = chosen("select.strategy=random", "select.budget=40")
+    sizes: list[int] = []
+    real = labels._write_rows
+
+    def counts(run_dir: Path, pairs: Any, known: Any) -> None:
+        sizes.append(len(known))
+        real(run_dir, pairs, known)
+
+    monkeypatch.setattr(labels, "_write_rows", counts)
+    ask_oracle(run, LONGER)
+    assert sizes[:4] == [10, 20, 30, 40]
+    assert len(sizes) <= 6
+
+
 def test_the_reward_models_are_held_against_the_labels(folder: Path) -> None:
     run = chosen()
     ask_oracle(run, LONGER)

@@ -16,15 +16,14 @@ from aligner.reward_models.base import UNBOUNDED, NoVerdict, Preferences, Prompt
 from aligner.reward_models.batching import (
     Answers,
     Pairs,
-    Verdict,
     ask,
     ask_parts,
     by_prompt,
     chunks,
     different_answers,
     refuse_silent,
-    silent_rows,
 )
+from aligner.reward_models.verdicts import Verdict, Verdicts
 from aligner.runs.journal import Journal
 
 
@@ -92,7 +91,7 @@ def origins(count: int) -> list[str]:
     return [f"rows.jsonl:{row + 1}" for row in range(count)]
 
 
-def values(verdicts: Sequence[Verdict]) -> list[float | None]:
+def values(verdicts: Verdicts) -> list[float | None]:
     return [verdict.value for verdict in verdicts]
 
 
@@ -118,16 +117,16 @@ def test_parts_by_number_and_by_prompt() -> None:
     assert chunks(5, None) == [[0, 1, 2, 3, 4]]
     assert chunks(0, 2) == chunks(0, None) == []
     prompts: list[Prompt] = ["p", "q", "p", [{"role": "user", "content": "q"}], "r", "q"]
-    assert by_prompt(prompts, 2) == [[0, 2], [1, 5], [3, 4]]
-    assert by_prompt(prompts, 3) == [[0, 2, 1, 5], [3, 4]]
-    assert by_prompt(prompts, None) == [[0, 2, 1, 5, 3, 4]]
+    assert list(map(list, by_prompt(prompts, 2))) == [[0, 2], [1, 5], [3, 4]]
+    assert list(map(list, by_prompt(prompts, 3))) == [[0, 2, 1, 5], [3, 4]]
+    assert list(map(list, by_prompt(prompts, None))) == [[0, 2, 1, 5, 3, 4]]
     assert by_prompt([], 2) == by_prompt([], None) == []
 
 
 def test_a_comparer_is_asked_about_pairs_and_says_where_the_order_decided() -> None:
     rows = pairs(("aa", "b"), ("a", "b"), ("a", "bb"))
     found = ask(Longer, rows, chunks(3, 2))
-    assert found == [Verdict(1.0), Verdict(0.5, flipped=True), Verdict(0.0)]
+    assert list(found) == [Verdict(1.0), Verdict(0.5, flipped=True), Verdict(0.0)]
     plain = ask(Lengths, rows, chunks(3, 2))  # one that scores: the sigmoid of the difference
     assert values(plain) == [1 / (1 + math.exp(-1)), 0.5, 1 / (1 + math.exp(1))]
 
@@ -161,10 +160,10 @@ def test_what_was_stopped_resumes_with_the_same_verdicts_and_asks_nothing_twice(
         journal=Journal(path),
         on_progress=lambda *n: told.append(n),
     )
-    assert found == ask(Lengths, rows, parts)
+    assert list(found) == list(ask(Lengths, rows, parts))
     assert again.calls == ([["ccc", "dddd"]] if torn else []) + [["eeeee"]]
     assert told == ([(4, 5)] if torn else []) + [(5, 5)]
-    assert ask(not_loaded, rows, parts, journal=Journal(path)) == found
+    assert list(ask(not_loaded, rows, parts, journal=Journal(path))) == list(found)
 
 
 def not_loaded() -> Any:
@@ -174,7 +173,7 @@ def not_loaded() -> Any:
 def test_comparisons_resume_with_their_flips(tmp_path: Path) -> None:
     rows, journal = pairs(("a", "b"), ("aa", "b")), tmp_path / "journal.jsonl"
     found = ask(Longer, rows, chunks(2, 1), journal=Journal(journal))
-    assert ask(not_loaded, rows, chunks(2, 1), journal=Journal(journal)) == found
+    assert list(ask(not_loaded, rows, chunks(2, 1), journal=Journal(journal))) == list(found)
     assert [verdict.flipped for verdict in found] == [True, False]
 
 
@@ -183,10 +182,10 @@ def test_a_row_without_a_verdict_costs_no_other_its_own(tmp_path: Path) -> None:
     scorer = Lengths(mute=["bb", "dddd"])
     found = ask(lambda: scorer, rows, chunks(5, 3), journal=Journal(journal))
     assert values(found) == [1.0, None, 3.0, None, 5.0]
-    assert silent_rows(found) == {1: "no bb", 3: "no dddd"}
+    assert found.silent == {1: "no bb", 3: "no dddd"}
     assert scorer.calls == [["a", "bb", "ccc"], ["a", "ccc"], ["dddd", "eeeee"], ["eeeee"]]
     with pytest.raises(DataError, match="x gave no score for 2 of 5 answers; kept") as caught:
-        refuse_silent("x", rows, silent_rows(found), 5, "kept", "hint")
+        refuse_silent("x", rows, found.silent, 5, "kept", "hint")
     assert list(caught.value.problems) == [
         Problem("no bb", where="rows.jsonl:2"),
         Problem("no dddd", where="rows.jsonl:4"),
@@ -212,7 +211,7 @@ def test_that_there_is_no_verdict_can_be_kept(tmp_path: Path) -> None:
     rows, journal = answers("a", "bb"), tmp_path / "journal.jsonl"
     mute = Lengths(mute=["bb"])
     found = ask(lambda: mute, rows, [[0, 1]], journal=Journal(journal), keep_silent=True)
-    assert ask(not_loaded, rows, [[0, 1]], journal=Journal(journal)) == found
+    assert list(ask(not_loaded, rows, [[0, 1]], journal=Journal(journal))) == list(found)
     assert found[1] == Verdict(None, error="no bb")
 
 
