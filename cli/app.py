@@ -15,7 +15,7 @@ import typer
 from aligner.methods.catalogue import METHODS
 
 from . import data, doctor, evaluate, generate, quickstart, recipes, runs, score, toy
-from .console import guard_warnings, say
+from .console import guard_libraries, say
 from .environment import make_streams_safe, set_environment, silence_warnings
 from .errors import Boundary
 from .fast_commands import QuickCommand
@@ -75,7 +75,7 @@ def root(
     """
     set_environment()
     make_streams_safe()
-    guard_warnings()
+    guard_libraries()
     if "WORLD_SIZE" in os.environ:  # started by accelerate or torchrun
         from aligner.launch.command import enter_rank
 

@@ -8,6 +8,7 @@ reads it. JSON stays JSON.
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
 import warnings
@@ -70,8 +71,9 @@ def say_json(text: str) -> None:
     typer.echo(text)
 
 
-def guard_warnings() -> None:
-    """Let Python's own warnings, which may quote names, go through `content` as well."""
+def guard_libraries() -> None:
+    """Let what other libraries warn of and log, which may quote names, go through `content` as
+    well."""
 
     def formatwarning(
         message: Warning | str,
@@ -83,3 +85,9 @@ def guard_warnings() -> None:
         return content(_PLAIN_WARNING(message, category, filename, lineno, line))
 
     warnings.formatwarning = formatwarning
+    logging.setLogRecordFactory(_Record)
+
+
+class _Record(logging.LogRecord):
+    def getMessage(self) -> str:
+        return content(super().getMessage())

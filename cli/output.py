@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .console import say
 from .endings import resumable
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class Output:
         from aligner.runs.partial_output import PartialOutput
 
         def warn(event: Any) -> None:
-            typer.echo(f"warning: {event.text}", err=True)
+            say(f"warning: {event.text}", err=True)
 
         return PartialOutput(self.path, header, overwrite=self.overwrite, on_event=warn)
 

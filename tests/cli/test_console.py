@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import io
 import json
+import logging
 import warnings
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from fakes import write_jsonl
 from runner import aligner
 
 from aligner.cli import console, render
-from aligner.cli.console import content, guard_warnings, say_content, say_json, shown
+from aligner.cli.console import content, guard_libraries, say_content, say_json, shown
 from aligner.events import Candidate, Notice, Plan, StageProgress, StageStarted, Warned
 
 CLI = Path(__file__).parents[2] / "cli"
@@ -161,8 +162,20 @@ def test_json_stays_the_same_json(monkeypatch: pytest.MonkeyPatch) -> None:
         assert bool(set(stream.getvalue()) & set(UNSAFE)) == (not stream.isatty())
 
 
-def test_warnings_of_other_libraries_are_written_out_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_other_libraries_warn_of_and_log_is_written_out_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(warnings, "formatwarning", console._PLAIN_WARNING)
-    guard_warnings()
+    guard_libraries()
     text = warnings.formatwarning(UserWarning(NAME), UserWarning, NAME, 1, "x = 1")
     assert not set(text) & set(UNSAFE[:3])
+    before = logging.getLogRecordFactory()
+    stream = io.StringIO()
+    logger = logging.Logger("of a library")
+    logger.addHandler(logging.StreamHandler(stream))
+    try:
+        guard_libraries()
+        logger.warning("%s is odd", NAME)
+    finally:
+        logging.setLogRecordFactory(before)
+    assert not set(stream.getvalue()) & set(UNSAFE[:3])
