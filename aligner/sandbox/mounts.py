@@ -80,7 +80,9 @@ def _show(place: str, number: int, root: str, is_writable: bool) -> str:
     if os.path.lexists(target) and not is_writable:
         return "yes"  # it lies below one that was shown before
     _make_target(target, os.path.isdir(f"/proc/self/fd/{number}"))
-    said = _mount(f"/proc/self/fd/{number}", target, "", _BIND | _RECURSIVE)
+    # the new root is mounted upon the folder itself, and would be shown in it as well
+    flags = _BIND if place == root else _BIND | _RECURSIVE
+    said = _mount(f"/proc/self/fd/{number}", target, "", flags)
     if said != "yes" or is_writable:
         return said
     kept = os.statvfs(target).f_flag & (_NO_SETUID | _NO_DEVICES | _NO_PROGRAMS)
@@ -108,6 +110,9 @@ def _enter(root: str, number: int) -> str:
     said = call_kernel("syscall", number, b".", b".")
     if said == "yes":
         said = call_kernel("umount2", b".", _DETACH)
+    if said == "yes":
+        flags = _REMOUNT | _BIND | _READ_ONLY | _NO_SETUID | _NO_DEVICES
+        said = _mount("", "/", "", flags)
     os.chdir(root)  # the folder of that name in the new root
     return said
 

@@ -52,6 +52,7 @@ found = {
     "a socket by its path": tries(lambda: socket.socket(socket.AF_UNIX).connect(SOCKET)),
     "a datagram": tries(datagram),
     "a socket by its name": tries(lambda: socket.socket(socket.AF_UNIX).connect(chr(0) + NAME)),
+    "a file at the root": tries(lambda: open("/x", "w")),
     "another family": tries(lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW)),
 }
 """
@@ -257,7 +258,11 @@ def test_memory_that_processes_share_counts_once(job: str) -> None:
         assert one.call(program, 30).result == "whole"
 
 
-def test_files_that_are_deleted_while_they_are_open_count(job: str) -> None:
+@pytest.mark.parametrize("without", [[], ["landlock"], ["unshare"]], ids=str)
+def test_files_that_are_deleted_while_they_are_open_count(
+    job: str, without: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "WITHOUT", without)
     limits = Limits(memory_bytes=2**28, file_bytes=2**21, folder_bytes=4 * 2**20)
     program = (
         "import os, time\nkept = []\n"
