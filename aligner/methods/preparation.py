@@ -26,6 +26,7 @@ from aligner.models.libraries import (
     quick_imports,
 )
 from aligner.models.positions import within_model
+from aligner.runs.files import DamagedError
 from aligner.runs.run import Run
 from aligner.training.cadence import chosen_rows
 from aligner.training.decided import Decided, read_decided, write_decided
@@ -78,14 +79,11 @@ def prepare(recipe: TrainRecipe, run: Run, loaded: Loaded, on_event: OnEvent | N
     recipe, _ = try_out(recipe, loaded, run.read_json("resolved.json")["origins"], on_event)
     tell(on_event, StageStarted("tokenizing"))
     from aligner.methods.job import questions_from
-    from aligner.tokenization.dataset import load_tokenized
 
     tokenizer = load_checked_tokenizer(recipe, on_event)
     trained = look_ahead(recipe, tokenizer) if read_decided(run) is None else None
-    done = run.prepared_dir.is_dir() and run.read_json("data.json") is not None
-    if done:
-        prepared = load_tokenized(run.prepared_dir)
-    else:
+    prepared = _prepared_before(run, on_event)
+    if prepared is None:
         prepared = tokenize_rows(recipe, loaded, tokenizer, run.prepared_dir, on_event)
         questions = questions_from(loaded.eval or loaded.train, recipe.report.num_prompts)
         run.write_json(QUESTIONS, [list(question) for question in questions])
@@ -96,6 +94,20 @@ def prepare(recipe: TrainRecipe, run: Run, loaded: Loaded, on_event: OnEvent | N
     decided = _decide_once(recipe, run, prepared, trained)
     tell(on_event, Plan(decided.rows()))
     return job_of(recipe, run, tokenizer, prepared, on_event)
+
+
+def _prepared_before(run: Run, on_event: OnEvent | None) -> TokenizedData | None:
+    """Return what an earlier attempt at this run tokenized; None where there is nothing, or where
+    it is damaged, which the listener hears of."""
+    from aligner.tokenization.dataset import load_tokenized
+
+    if not run.prepared_dir.is_dir() or run.read_json("data.json") is None:
+        return None
+    try:
+        return load_tokenized(run.prepared_dir)
+    except DamagedError as error:
+        tell(on_event, Warned(f"{error.message}: the rows are tokenized again"))
+        return None
 
 
 def _decide_once(

@@ -24,6 +24,7 @@ from aligner.models.folder_kinds import (
     what_else,
 )
 from aligner.models.gguf import check_gguf, gguf_file, source_of
+from aligner.models.run_weights import check_run_weights
 from aligner.models.shards import check_shards
 
 HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
@@ -81,6 +82,7 @@ def _check_folder(name: str, where: str) -> None:
         check_files(path, where)
         adapter = adapter_config(name, where)
         check_shards(path, where, is_adapter=adapter is not None)
+        check_run_weights(path, where)
         if adapter is not None:
             _check_base(path, adapter, where)
         else:

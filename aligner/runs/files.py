@@ -109,6 +109,8 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     path = run_dir / "metrics.jsonl"
     if not path.exists():
         return []
+    if path.is_dir():
+        raise DataError(f"{path} is a folder where a file belongs", "move it away")
     lines = path.read_bytes().split(b"\n")[:-1]
     return [
         _metrics_line(path, number, line) for number, line in enumerate(lines, 1) if line.strip()
@@ -139,6 +141,8 @@ LISTS = (
 )
 """Files of the record that hold a list; all others hold an object."""
 
+LISTS_OF_OBJECTS = ("evaluation.json", "samples.json", "pairs.json", "scored.json")
+
 NEEDED = {
     "resolved.json": ("recipe", "recipe_hash"),
     "environment.json": ("versions", "sessions"),
@@ -146,6 +150,34 @@ NEEDED = {
     "manifest.json": ("finished", "results"),
 }
 """File -> keys without which nothing can be made of it."""
+
+NUMBER = (int, float)
+OBJECTS = "a list of objects"
+
+KINDS: dict[str, dict[str, Any]] = {
+    "resolved.json": {"recipe": dict, "origins": dict, "recipe_hash": str},
+    "environment.json": {
+        "versions": dict,
+        "sessions": OBJECTS,
+        "working_directory": str,
+        "git": (dict, type(None)),
+        "arguments": dict,
+    },
+    "inputs.json": {"fingerprint": str, "sources": dict},
+    "manifest.json": {
+        "method": str,
+        "results": dict,
+        "parents": OBJECTS,
+        "files": dict,
+        "created": str,
+        "finished": str,
+        "seconds": NUMBER,
+    },
+    "data.json": {"sources": OBJECTS, "splits": dict, "prompts_in_both": NUMBER},
+    "decided.json": {"cadence": (dict, type(None)), "steps": int, "all_held_out": int},
+    "weights.json": {"total": int, "trained": int, "places": dict},
+}
+"""File -> what some of its keys hold, where they are there."""
 
 CURES = {
     "manifest.json": "delete it and add --resume: what is left of the run is done again",
@@ -166,7 +198,20 @@ def read_json(run_dir: Path, name: str) -> Any:
     if not path.exists():
         return None
     kind: type[dict] | type[list] = list if path.name in LISTS else dict
-    return parse_json(path, CURES.get(path.name, START_AGAIN), kind, NEEDED.get(path.name, ()))
+    cure = CURES.get(path.name, START_AGAIN)
+    value = parse_json(path, cure, kind, NEEDED.get(path.name, ()))
+    for key, wanted in KINDS.get(path.name, {}).items():
+        if key in value and not _is_of(value[key], wanted):
+            raise DataError(f"{path} is damaged: its {key!r} is {_kind(value[key])}", cure)
+    if path.name in LISTS_OF_OBJECTS and not _is_of(value, OBJECTS):
+        raise DataError(f"{path} is damaged: it is not {OBJECTS}", cure)
+    return value
+
+
+def _is_of(value: Any, wanted: Any) -> bool:
+    if wanted == OBJECTS:
+        return isinstance(value, list) and all(isinstance(item, dict) for item in value)
+    return isinstance(value, wanted)
 
 
 def parse_json(
@@ -181,6 +226,8 @@ def parse_json(
         value = json.loads(content)
     except IsADirectoryError as error:
         raise DataError(f"{path} is a folder where a file belongs", "move it away") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}", cure) from error
     except (ValueError, RecursionError) as error:
         what = f"not JSON ({error})" if content.strip() else "empty"
         raise DataError(f"{path} is damaged: it is {what}", cure) from error
@@ -214,19 +261,25 @@ def write_checksums(folder: Path) -> None:
     write_atomically(folder / CHECKSUMS, dumps(fingerprints(folder, folder)))
 
 
+class DamagedError(DataError):
+    """A file is not what was written there, or is gone."""
+
+
 def check_checksums(folder: Path, cure: str) -> None:
-    """Raise DataError for a file that is not what `write_checksums` saw; files that came later are
-    not looked at."""
+    """Raise DamagedError for a file that is not what `write_checksums` saw; files that came later
+    are not looked at."""
     noted = folder / CHECKSUMS
     if not noted.exists():
-        raise DataError(
+        raise DamagedError(
             f"{noted} is missing, so nothing says whether the files beside it are whole", cure
         )
     for name, digest in parse_json(noted, cure).items():
         if not (folder / name).is_file():
-            raise DataError(f"{folder / name} is missing", cure)
+            raise DamagedError(f"{folder / name} is missing", cure)
         if file_sha256(folder / name) != digest:
-            raise DataError(f"{folder / name} is damaged: it is not what was written there", cure)
+            raise DamagedError(
+                f"{folder / name} is damaged: it is not what was written there", cure
+            )
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -143,6 +143,22 @@ def test_a_damaged_checkpoint_changes_no_result(
     assert any("checkpoint-2 is resumed from" in text and name in text for text in warned)
 
 
+def test_damaged_tokens_are_made_again(
+    small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = stopped(monkeypatch, small_world, tmp_path / "run", "sft")
+    rows = next((tmp_path / "run" / "prepared" / "train").glob("*.arrow"))
+    written = rows.read_bytes()
+    flip(rows)
+    events: list[Any] = []
+    run_recipe(recipe, resume=True, on_event=events.append)
+    warned = [event.text for event in events if isinstance(event, Warned)]
+    assert f"{rows} is damaged: it is not what was written there: the rows are tokenized again" in (
+        warned
+    )
+    assert rows.read_bytes() == written
+
+
 def killed(*_: Any) -> None:
     raise Killed
 

@@ -18,13 +18,15 @@ from fakes import small_recipe
 from runner import aligner
 from safetensors.torch import save_file
 
-from aligner.errors import AlignerError, DataError, UsageError
+from aligner.config.recipe import Model
+from aligner.errors import AlignerError, DataError, RecipeError, UsageError
 from aligner.launch.causes import LostConnectionError, outside_cause
 from aligner.launch.command import _first_failure
 from aligner.methods.pipeline import run_recipe
+from aligner.models.files import check_model_path
 from aligner.runs.cache import is_kept, keep
 from aligner.runs.checkpoints import latest_checkpoint, mark_complete
-from aligner.runs.files import check_checksums, read_json, write_checksums
+from aligner.runs.files import KINDS, check_checksums, read_json, write_checksums
 from aligner.runs.journal import Journal
 from aligner.runs.lock import LOCK_NAME, acquire_lock
 from aligner.runs.resumable import settle_checkpoint
@@ -82,6 +84,56 @@ def test_a_list_of_runs_is_not_ended_by_a_damaged_one(run_dir: Path) -> None:
     assert result.exit_code == 0, result.output
     assert [run["state"] for run in json.loads(result.stdout)] == ["damaged", "unfinished"]
     assert "resolved.json is damaged: it is empty" in result.stderr
+
+
+WRONG_KINDS = [
+    *((name, key) for name in KINDS for key in KINDS[name]),
+    *((name, "") for name in ("samples.json", "metrics.jsonl")),
+]
+
+
+@pytest.mark.parametrize(("name", "key"), WRONG_KINDS)
+def test_a_record_of_the_wrong_kind_is_named_and_harms_no_other_run(
+    done_run: Path, name: str, key: str
+) -> None:
+    file = done_run / name
+    if key:
+        record = json.loads(file.read_text()) if file.exists() else {}
+        file.write_text(json.dumps({**record, key: [7]}))
+    elif name == "metrics.jsonl":
+        file.mkdir()
+    else:
+        file.write_text("[7]")
+    shutil.copytree(done_run, done_run.parent / "other")
+    listed = aligner("runs", "list", done_run.parent, "--json")
+    assert listed.exit_code == 0, listed.output
+    assert len(json.loads(listed.stdout)) == 2
+    if name != "inputs.json":  # which a report does not read
+        report = aligner("runs", "report", done_run)
+        assert report.exit_code == 3, report.output
+        assert str(file) in report.stderr
+        assert "is damaged" in report.stderr or "is a folder" in report.stderr
+
+
+@pytest.fixture
+def done_run(run_dir: Path) -> Path:
+    """A run that is finished."""
+    run = Run.create(resolved(run_dir), resume=True)
+    run.write_json("data.json", {"sources": [], "splits": {}})
+    run.finish_without_training({"steps": 20.0})
+    return run.dir
+
+
+def test_weights_that_changed_since_a_run_wrote_them_are_refused(
+    small_world: Path, run_dir: Path
+) -> None:
+    final = shutil.copytree(small_world / "model", run_dir / "final")
+    run = Run.create(resolved(run_dir), resume=True)
+    run.finish_without_training({}, files=final)
+    check_model_path(Model(name_or_path=str(final)))
+    flip(final / "model.safetensors")
+    with pytest.raises(RecipeError, match=r"model.safetensors is not what the run .* wrote"):
+        check_model_path(Model(name_or_path=str(final)))
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "prepared", "final"])
