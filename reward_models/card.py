@@ -20,6 +20,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from aligner.config.hints import did_you_mean
+from aligner.config.named import Names
 from aligner.config.recipe import Endpoint, Section
 from aligner.config.segments import Segments, settings_read, without_effect
 from aligner.config.yaml_lines import Document, KeyPath, dotted, read_document
@@ -46,7 +47,7 @@ class Card(Section):
     """Licence of the weights."""
     url: str = ""
     """Where it comes from."""
-    model: str | None = None
+    model: Annotated[str | None, Names("model")] = None
     """Hub id or folder of the weights."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
@@ -60,7 +61,7 @@ class Card(Section):
     """`sdpa`, `eager`, `flash_attention_2`, ..."""
     trust_remote_code: bool = False
     """Run code that ships with the model."""
-    chat_template: str | None = None
+    chat_template: Annotated[str | None, Names("template")] = None
     """A Jinja file, or the name of a template that TRL ships. Absent: the tokenizer's own."""
     pad_token: str | None = None
     """Padding token. Absent: the tokenizer's, where it ends no answer, or another that it has."""
@@ -82,7 +83,7 @@ class Card(Section):
     """`regression`: weight of each attribute in the score. Absent: all the same."""
     segments: Segments | None = None
     """`segment`: how answers are cut."""
-    members: list[str] = []
+    members: Annotated[list[str], Names("scorer")] = []
     """`ensemble`: its members, each a card or `kind:argument`."""
     combine: Literal["mean", "min", "lower_bound"] = "mean"
     """`ensemble`: mean, worst member, or mean minus `spread_weight` standard deviations."""
@@ -91,11 +92,11 @@ class Card(Section):
     standardize: bool = False
     """`ensemble`: bring the members to one scale first: a mean of 0 and a spread of 1 over the rows
     scored together."""
-    verifier: str | None = None
+    verifier: Annotated[str | None, Names("verifier")] = None
     """`verifier`: what stands after `verifier:` elsewhere, `number` for example."""
     endpoint: Endpoint | None = None
     """`judge`: the language model that judges."""
-    rubric: str | None = None
+    rubric: Annotated[str | None, Names("file")] = None
     """`judge`: a text file with what is to be judged, in place of ours."""
     scale: Annotated[list[float], Field(min_length=2, max_length=2)] = [1.0, 10.0]
     """`judge`: worst and best grade."""

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from aligner.config.named import Names
 from aligner.config.trainer_values import MOST
 
 Format = Literal[
@@ -82,7 +83,7 @@ class Lora(Section):
 class Model(Section):
     """The model that is trained, and how it is loaded."""
 
-    name_or_path: str
+    name_or_path: Annotated[str, Names("model")]
     """Hub id or folder. A folder may hold a LoRA adapter, the `final/` of an earlier run for
     example."""
     revision: str | None = None
@@ -101,7 +102,7 @@ class Model(Section):
     """`sdpa`, `eager`, `flash_attention_2`, ... Absent: what transformers chooses."""
     trust_remote_code: bool = False
     """Run code that ships with the model. Off unless you ask for it."""
-    chat_template: str | None = None
+    chat_template: Annotated[str | None, Names("template")] = None
     """A Jinja file, or the name of a template that TRL ships (`qwen3`, `llama3`, ...). Absent: the
     tokenizer's own."""
     new_tokens: list[str] = []
@@ -117,7 +118,7 @@ class Model(Section):
 class Source(Section):
     """One place that rows come from."""
 
-    path: str
+    path: Annotated[str, Names("data")]
     """A file (.jsonl, .json, .parquet, .csv, each also .gz), a folder, a glob, or a hub id."""
     split: str = "train"
     """Split of a hub dataset, or of a folder laid out by split."""
@@ -129,7 +130,7 @@ class Source(Section):
     """Form of the rows. `auto` detects it and prints what it found."""
     columns: dict[str, str] = {}
     """Which column holds what: `{prompt: question, completion: answer}`. Target name first."""
-    function: str | None = None
+    function: Annotated[str | None, Names("function")] = None
     """A function of yours that turns a row into one that we know: `path/to/file.py:name`. Return
     None to drop the row."""
     weight: float = Field(1.0, ge=1e-6, le=1000.0)
@@ -210,7 +211,7 @@ class Mosaic(Section):
     group_by: str | None = None
     """Column whose values are kept apart: only rows with the same one share a sample. System
     prompts are always kept apart."""
-    phrasings: str | None = None
+    phrasings: Annotated[str | None, Names("file")] = None
     """YAML file of phrasings that are added to the built-in ones, or replace them."""
     compat: Literal["robust", "released"] = "robust"
     """`released`: draw as the authors' code does, with its faults (samples that contradict their
@@ -298,13 +299,13 @@ class Endpoint(Section):
     backend: Literal["openai", "local", "scripted"] = "openai"
     """`openai`: any OpenAI-compatible server. `local`: a model loaded here. `scripted`: replies
     from a file."""
-    model: str = ""
+    model: Annotated[str, Names("model")] = ""
     """Name of the model on the server; for `local` a hub id or folder."""
     base_url: str | None = None
     """Address of the server, `http://127.0.0.1:8000/v1` for example. Absent: OpenAI's own."""
     api_key_env: str = "OPENAI_API_KEY"
     """Environment variable that holds the key. A server on this machine needs none."""
-    script: str | None = None
+    script: Annotated[str | None, Names("file")] = None
     """JSONL file of replies for `scripted`: `{"reply": "..."}` in the order of the requests."""
     temperature: float = Field(1.0, ge=0.0, le=100.0)
     """Sampling temperature."""
@@ -326,7 +327,7 @@ class Endpoint(Section):
     """Further attempts after a connection error, a 408, 409, 429 or a 5xx."""
     record: str | None = None
     """Folder that every request and its reply is written to."""
-    replay: str | None = None
+    replay: Annotated[str | None, Names("file")] = None
     """Folder recorded earlier, to answer from and nowhere else."""
     usd_per_million_prompt_tokens: float = Field(0.0, ge=0.0, le=1e9)
     """Price, for `budget.usd`."""

@@ -4,10 +4,11 @@ which of its keys a rule reads. Imports no torch."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from aligner.config.named import Names
 from aligner.config.recipe import Section, Weight
 
 
@@ -28,7 +29,7 @@ class Segments(Section):
     """Tokens that a segment has at least; the last one of an answer may have fewer."""
     max_length: int | None = Field(None, ge=1)
     """Tokens that a segment has at most."""
-    reference: str | None = None
+    reference: Annotated[str | None, Names("model")] = None
     """Hub id or folder of the model whose entropies are taken; it must have the same tokenizer. In
     a recipe, absent: the model that training starts from."""
     revision: str | None = None

@@ -26,6 +26,7 @@ from aligner.models.libraries import (
     quick_imports,
 )
 from aligner.models.positions import within_model
+from aligner.reward_models.named_inputs import compare_inputs
 from aligner.runs.files import DamagedError
 from aligner.runs.run import Run
 from aligner.training.cadence import chosen_rows
@@ -73,6 +74,7 @@ def prepare(recipe: TrainRecipe, run: Run, loaded: Loaded, on_event: OnEvent | N
     """Tokenize, or find it done by an earlier attempt at this run, and write the ledger."""
     sources = loaded.ledger.sources
     files = {record.path: record.sha256 for source in sources for record in source.files}
+    compare_inputs(run, recipe, on_event)
     run.check_data(loaded.fingerprint, files)
     tell(on_event, StageStarted("loading torch, transformers and TRL"))
     load_method(recipe)
@@ -81,6 +83,7 @@ def prepare(recipe: TrainRecipe, run: Run, loaded: Loaded, on_event: OnEvent | N
     from aligner.methods.job import questions_from
 
     tokenizer = load_checked_tokenizer(recipe, on_event)
+    compare_inputs(run, recipe, on_event)  # a model of the hub is on this machine now
     trained = look_ahead(recipe, tokenizer) if read_decided(run) is None else None
     prepared = _prepared_before(run, on_event)
     if prepared is None:

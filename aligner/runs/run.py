@@ -7,7 +7,7 @@
     environment.json   versions, devices, git, command
     checkpoints/     checkpoint-N, whole once `complete` is in
     code.diff          uncommitted changes, if any           prepared/        tokenized data
-    inputs.json        fingerprints of the data files
+    inputs.json        fingerprints of the data files, and of what else the recipe names
     final/           model, tokenizer, model card
     data.json          the ledger of rows and tokens
     report.html      everything above, to look at
@@ -307,8 +307,8 @@ class Run:
         -> fingerprint."""
         new = {"fingerprint": fingerprint, "sources": plain(sources)}
         old = self.read_json("inputs.json")
-        if old is None:
-            self.write_json("inputs.json", new)
+        if old is None or old["fingerprint"] is None:
+            self.write_json("inputs.json", {**(old or {}), **new})
             return
         problems = list(_data_changes(old["sources"], new["sources"]))
         if not problems and old["fingerprint"] != fingerprint:

@@ -193,6 +193,8 @@ def test_what_was_begun_with_something_else_is_not_gone_on_with(
         words += ["--batch-size", "3"]
     message = said(aligner(*words, "--output", "out.json", "--resume"))
     what = "the prompts" if (changed, name) == ("the data", "generate") else changed
+    is_of_folder = what == "the tokenizer or its template"
+    what = f"the model and {what}" if is_of_folder else what
     assert f"out.json was started with something else: {what} changed since" in message
     data.rename("moved.jsonl")  # the place of the rows does not count
     words[words.index("--data") + 1] = "moved.jsonl"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from fakes import small_recipe
 
-from aligner.errors import RecipeError, TrainingError, UsageError
+from aligner.errors import DataError, RecipeError, TrainingError
 from aligner.events import StageProgress, Warned
 from aligner.losses.catalogue import OBJECTIVES, load_objective
 from aligner.losses.table import shape_of
@@ -76,7 +76,7 @@ def test_a_run_does_not_go_on_with_another_objective_under_the_same_name(small_w
     run_recipe(recipe)
     (tmp_path / "run" / "manifest.json").unlink()
     file.write_text(DPO_AS_FILE.replace("-F", "-2 * F"))
-    with pytest.raises(UsageError, match=r"mine\.py changed since"):
+    with pytest.raises(DataError, match=r"mine\.py: dpo\.loss: is not what it was"):
         run_recipe(recipe, resume=True)
 
 

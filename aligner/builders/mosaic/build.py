@@ -56,6 +56,7 @@ from aligner.events import (
     tell,
 )
 from aligner.models.files import TOKENIZER_FILES, check_tokenizer_path
+from aligner.reward_models.named_inputs import compare_inputs
 from aligner.runs.files import dumps, file_sha256, parse_json, write_atomically, write_checksums
 from aligner.runs.lock import acquire_lock, release_lock
 from aligner.runs.result import RunResult
@@ -237,6 +238,7 @@ def run_mosaic(
         if rows is not None:
             rows.discard()
         raise
+    compare_inputs(run, recipe, on_event)
     if rows is None:
         _check_inputs(run, on_event)
     else:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from aligner.config.method import Flag, Method, OwnRows
 from aligner.config.mosaic_rules import mosaic_of, no_mosaics, single_turn_formats
+from aligner.config.named import Names
 from aligner.config.recipe import Data, Mosaic, Recipe
 from aligner.config.recipe_problem import RecipeProblems, problem_at
 from aligner.config.view import RecipeView
@@ -21,10 +22,10 @@ class MosaicFiles(Mosaic):
     epochs: int = Field(4, ge=1, le=10_000)
     """How often every row is used. Each of these epochs has other partners for
     it; train one epoch on the result."""
-    tokenizer: str | None = None
+    tokenizer: Annotated[str | None, Names("tokenizer")] = None
     """Hub id or folder of the model to be trained: lengths are counted with its tokenizer and chat
     template. Absent: lengths are estimated as characters / 3.5, and the report says so."""
-    chat_template: str | None = None
+    chat_template: Annotated[str | None, Names("template")] = None
     """Another chat template than the tokenizer's own, as in `model.chat_template`."""
     form: Literal["prompt_completion", "messages", "alpaca"] = "prompt_completion"
     """Columns of the samples. The first trains on answers alone everywhere; `alpaca` puts a system

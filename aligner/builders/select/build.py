@@ -49,14 +49,7 @@ from aligner.config.recipe import Data, Model
 from aligner.data.loading import load_rows
 from aligner.data.rows import PromptRow, refuse_tools
 from aligner.errors import DataError, Problem, RecipeError, UsageError
-from aligner.events import (
-    DataReady,
-    OnEvent,
-    StageStarted,
-    Warned,
-    counter,
-    tell,
-)
+from aligner.events import DataReady, OnEvent, StageStarted, Warned, counter, tell
 from aligner.generation.writers import check_engine, open_engine
 from aligner.models.files import check_model_path
 from aligner.reward_models.base import Scorer
@@ -65,6 +58,7 @@ from aligner.reward_models.card import Card
 from aligner.reward_models.catalogue import COMPARING, holds, load_scorer, read_spec
 from aligner.reward_models.ensemble import refuse_cycles, restore_budget
 from aligner.reward_models.isolation import announce_walls
+from aligner.reward_models.named_inputs import compare_inputs
 from aligner.reward_models.verdicts import Verdicts
 from aligner.runs.files import dumps, file_sha256, write_atomically
 from aligner.runs.journal import Journal, run_resumable
@@ -136,6 +130,7 @@ def run_select(
     if dry_run:
         return session.plan(_plan(recipe, specs, inputs))
     run = session.open()
+    compare_inputs(run, recipe, on_event)
     run.check_data(inputs.fingerprint, inputs.files)
     run.write_json("data.json", inputs.ledger)
     if recipe.select.policy is not None and recipe.select.candidates is None:

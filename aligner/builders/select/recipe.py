@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field
 from aligner.config.generation_rules import engine_has_its_parts
 from aligner.config.method import Flag, Method, OwnRows
 from aligner.config.mosaic_rules import no_mosaics
+from aligner.config.named import Names
 from aligner.config.recipe import Data, Generation, Model, Recipe, Section, Whole
 from aligner.config.recipe_problem import RecipeProblems, problem_at
 from aligner.config.view import RecipeView
@@ -33,7 +34,7 @@ class Select(Section):
     candidates: str | None = None
     """In place of a policy: file, folder, glob or hub id of prompts with their responses
     (`responses`, or preference pairs)."""
-    reward_models: Annotated[list[str], BeforeValidator(_as_list)] = []
+    reward_models: Annotated[list[str], BeforeValidator(_as_list), Names("scorer")] = []
     """Reward models whose doubts decide: cards, or `kind:argument`. The members of an ensemble's
     card count one by one."""
     labelled: Annotated[list[str], BeforeValidator(_as_list)] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -12,6 +12,7 @@ from aligner.config.endpoint_rules import endpoint_is_whole
 from aligner.config.hints import did_you_mean
 from aligner.config.loss_names import objective_file
 from aligner.config.method import Method, OwnRows, run_and_report
+from aligner.config.named import Names
 from aligner.config.recipe import Endpoint, Recipe, Section, Strength, Whole
 from aligner.config.recipe_problem import RecipeProblems, problem_at, show
 from aligner.config.view import RecipeView
@@ -34,7 +35,7 @@ class Discover(Section):
     """Trainings for each objective; the fitness is their mean."""
     beta: Strength = 0.05
     """Beta of every training run; the language model is given it too."""
-    start: list[str] = ["sigmoid", "hinge", "ipo_sum", "kto_pair"]
+    start: Annotated[list[str], Names("objective")] = ["sigmoid", "hinge", "ipo_sum", "kto_pair"]
     """Objectives that are measured first and shown to the language model. The default are the
     paper's four."""
     history: Whole = Field(20, ge=1)
@@ -42,14 +43,14 @@ class Discover(Section):
     ones always do."""
     timeout_minutes: float = Field(60.0, gt=0.0, le=1e6)
     """Longest time for all trainings of one objective; then it counts as failed."""
-    recipe: str | None = None
+    recipe: Annotated[str | None, Names("recipe")] = None
     """For `recipe`: the DPO recipe that is run with each objective, a file or a shipped name."""
     overrides: list[str] = []
     """For `toy` and `recipe`: further settings of the inner recipe, as `key=value`."""
-    prompts: str | None = None
+    prompts: Annotated[str | None, Names("data")] = None
     """For `recipe`: prompts to answer with the trained model. One half gives the fitness, the other
     is held out."""
-    reward_model: str | None = None
+    reward_model: Annotated[str | None, Names("scorer")] = None
     """For `recipe`: what scores the answers: `toy`, `verifier:number`, or a function of yours,
     `verifier:path/to/file.py:name`."""
     max_new_tokens: Whole = Field(32, ge=1)

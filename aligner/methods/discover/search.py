@@ -35,6 +35,7 @@ from aligner.methods.discover.archive import Archive, Record, mean_and_error, sh
 from aligner.methods.discover.prompts import ReplyError, clean, read_reply
 from aligner.methods.discover.proposer import Proposer
 from aligner.methods.discover.recipe import DiscoverRecipe
+from aligner.reward_models.named_inputs import compare_inputs
 from aligner.runs.environment import now
 from aligner.runs.files import write_atomically
 from aligner.runs.result import RunResult
@@ -91,6 +92,7 @@ def run_discovery(
     if resume and _is_over(session.folder, recipe) and (done := session.done()) is not None:
         return done
     run = _open(session)
+    compare_inputs(run, recipe, on_event)
     _announce_walls(run, on_event)
     search = Search(recipe, run, Archive(run.dir / "archive"), on_event)
     for record in search.archive.records:

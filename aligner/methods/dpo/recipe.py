@@ -3,7 +3,7 @@ they need, and what the method says of itself."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -22,6 +22,7 @@ from aligner.config.loss_names import (
 )
 from aligner.config.method import Flag, TrainingMethod
 from aligner.config.mosaic_rules import no_mosaics
+from aligner.config.named import Names
 from aligner.config.pair_methods import PAIR_CHARTS, PAIR_METRICS
 from aligner.config.recipe import Preference, Section, Strength, TrainRecipe, Weight, Whole
 from aligner.config.recipe_problem import RecipeProblems, problem_at, show
@@ -34,7 +35,7 @@ DISTILL_FORWARD_KL = 0.1
 class Dpo(Section):
     """Training on preference pairs."""
 
-    loss: str | dict[str, float] = "sigmoid"
+    loss: Annotated[str | dict[str, float], Names("objective")] = "sigmoid"
     """The objective: a name (`sigmoid` is DPO, arXiv 2305.18290), a `.py` file with a proposed one,
     or weights of several: `{sigmoid: 0.8, sft: 0.2}`."""
     beta: Strength = 0.1
@@ -57,7 +58,7 @@ class Dpo(Section):
     nll_weight: Weight = 0.0
     """Weight of a next-token loss on the chosen answer, added to the objective (RPO, arXiv
     2404.19733)."""
-    reward_models: list[str] = []
+    reward_models: Annotated[list[str], Names("scorer")] = []
     """`reward_distill`: the scorers whose rewards are followed (arXiv 2405.19316), each a card or
     `kind:argument`."""
     reward_scale: Strength | Literal["std"] = 1.0
@@ -75,7 +76,7 @@ class Dpo(Section):
     reference: Literal["auto", "adapter_off", "precomputed"] = "auto"
     """Where the reference log-probabilities come from: the base under the adapter, or computed once
     and cached. `auto`: the first for a fresh LoRA adapter, the second otherwise."""
-    reference_model: str | None = None
+    reference_model: Annotated[str | None, Names("model")] = None
     """Another model as the reference. Absent: the model that training starts from."""
 
 

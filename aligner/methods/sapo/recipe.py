@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -13,6 +13,7 @@ from aligner.config.generation_rules import written_by_the_trained
 from aligner.config.loss_names import LOSSES, REFERENCE_FREE_LOSSES, REWARD_LOSSES, meant_loss
 from aligner.config.method import TrainingMethod
 from aligner.config.mosaic_rules import no_mosaics
+from aligner.config.named import Names
 from aligner.config.pair_methods import PAIR_CHARTS, PAIR_METRICS
 from aligner.config.recipe import Preference, Section, Strength, TrainRecipe, Weight, Whole
 from aligner.config.recipe_problem import RecipeProblems, problem_at, show
@@ -78,7 +79,7 @@ class Sapo(Section):
     buffer. Not in the paper."""
     retries: int = Field(0, ge=0, le=1000)
     """Further attempts at a rewrite that is the answer again, or as good. Not in the paper."""
-    verifier: str | None = None
+    verifier: Annotated[str | None, Names("scorer")] = None
     """A scorer (`verifier:number`, `toy`): a rewrite that it scores as high as the answer is not
     used. Not in the paper."""
     export: Literal["policy", "ema"] = "policy"

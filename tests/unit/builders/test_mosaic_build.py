@@ -517,9 +517,9 @@ def test_a_resumed_build_refuses_other_phrasings_and_does_without_a_source_that_
     process.start()
     process.join(120)
     (folder / "phrasings.yaml").write_text("numbers: ['R{n}:']\n")
-    with pytest.raises(DataError, match="data changed") as caught:
+    with pytest.raises(DataError, match="what the recipe names changed") as caught:
         built(phrasings, output="killed", resume=True)
-    assert "phrasings.yaml: has other content now" in str(caught.value)
+    assert "phrasings.yaml: mosaic.phrasings: is not what it was" in str(caught.value)
     (folder / "phrasings.yaml").write_text("numbers: ['Q{n}:']\n")
     whole = result(built(phrasings, output="whole"))
     (folder / "rows.jsonl").unlink()

@@ -649,6 +649,35 @@ def test_a_path_is_checked_without_torch(tmp_path: Path) -> None:
 # --- fingerprints ---------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("model.safetensors", "config.json", "generation_config.json", "tokenizer.json"),
+        *("tokenizer_config.json", "chat_template.jinja", "modeling_own.py"),
+    ],
+)
+def test_a_fingerprint_follows_every_file_that_a_model_is_read_from(
+    name: str, tmp_path: Path
+) -> None:
+    base = save_model(tmp_path / "base")
+    before = model_fingerprint(spec(base))
+    (base / "README.md").write_text("about the model")
+    assert model_fingerprint(spec(base)) == before
+    with (base / name).open("ab") as file:
+        file.write(b" ")
+    assert model_fingerprint(spec(base)) != before
+
+
+def test_a_fingerprint_follows_the_chat_template_and_the_tokens_of_a_recipe(tmp_path: Path) -> None:
+    base, template = save_model(tmp_path / "base"), tmp_path / "chat.jinja"
+    template.write_text("{{ messages }}")
+    found = {model_fingerprint(spec(base)), model_fingerprint(spec(base, eos_token="a"))}
+    found.add(model_fingerprint(spec(base, chat_template=str(template))))
+    template.write_text("{{ messages }} ")
+    found.add(model_fingerprint(spec(base, chat_template=str(template))))
+    assert len(found) == 4
+
+
 def test_a_fingerprint_follows_weights_base_and_quantization(tmp_path: Path) -> None:
     base = save_model(tmp_path / "base")
     policy, tokenizer = load(spec(base, lora=Lora(r=4)))
