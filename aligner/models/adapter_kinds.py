@@ -108,9 +108,12 @@ def _refuse_other_weights(adapted: Any, folder: str) -> None:
     held = {key for key in weights_header(file) if key != "__metadata__"}
     made = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
     prefix = getattr(adapted.base_model, "prefix", "")
+    places = set(adapted.state_dict())  # weights of the base may lie beside those of the adapter
     missing, left = (
         sorted(made - held),
-        sorted(key for key in held - made if prefix and prefix in key),
+        sorted(
+            key for key in held - made if (prefix and prefix in key) or not _has_place(key, places)
+        ),
     )
     if missing or left or not made:
         found = (
@@ -123,6 +126,13 @@ def _refuse_other_weights(adapted: Any, folder: str) -> None:
             f"({[*missing, *left, 'all'][0]})",
             "is it the adapter of this base, and the download complete?",
         )
+
+
+def _has_place(key: str, places: set[str]) -> bool:
+    module, _, kind = key.rpartition(".")
+    return any(
+        f"{module}{below}.{kind}" in places for below in ("", ".base_layer", ".original_module")
+    )
 
 
 def base_under_adapter(model: Any) -> Any:

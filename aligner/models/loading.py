@@ -12,7 +12,7 @@ Only safetensors are read and written, and code that ships with a model runs onl
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,6 @@ from aligner.errors import RecipeError, TrainingError
 from aligner.launch.devices import best_device, has_bf16_gpu, rank_device
 from aligner.models.adapter_kinds import base_under_adapter, check_kind
 from aligner.models.adapters import (
-    LAYER,
     _refuse_other_settings,
     is_quantized,
     with_new_adapter,
@@ -37,6 +36,7 @@ from aligner.models.files import (
     saved_outputs,
 )
 from aligner.models.gguf import as_ordinary, source_of
+from aligner.models.left_out import SHOWN, check_left_out
 from aligner.models.libraries import quick_imports
 from aligner.models.load_errors import reading
 from aligner.models.special_tokens import name_padding, name_padding_that_ends_nothing, tell_stops
@@ -297,11 +297,18 @@ def _from_pretrained(
         raise RecipeError(
             f"model.name_or_path: {len(absent)} weights of {name!r} are missing or have another "
             "shape than its config.json "
-            f"says ({absent[0]}), and transformers would put random numbers there",
+            f"says ({', '.join(absent[:SHOWN])}{', ...' if len(absent) > SHOWN else ''}), and "
+            "transformers would put random numbers there",
             "is the download, or the run, complete? A model with another kind of head cannot "
             "write text",
         )
-    _refuse_layers_left_out(policy, loaded["unexpected_keys"], name)
+    check_left_out(
+        policy,
+        loaded["unexpected_keys"],
+        name,
+        has_other_head=bool(may_lack),
+        is_converted=bool(form) or is_quantized(policy),
+    )
     if getattr(policy, "_hf_peft_config_loaded", False):
         raise RecipeError(
             f"model.name_or_path: {name!r} is an adapter on the hub",
@@ -316,25 +323,6 @@ def _from_pretrained(
     # in a text.
     policy.get_input_embeddings().padding_idx = None
     return policy, heads
-
-
-def _refuse_layers_left_out(policy: PreTrainedModel, unexpected: Iterable[str], name: str) -> None:
-    """Refuse weights of layers beyond those that the config counts, which transformers leaves
-    out."""
-    count = getattr(policy.config.get_text_config(), "num_hidden_layers", None)
-    beyond = sorted(
-        key
-        for key in unexpected
-        for number in LAYER.findall(key)
-        if count is not None and int(number) >= count
-    )
-    if beyond:
-        raise RecipeError(
-            f"model.name_or_path: {name!r} holds weights of more layers than the {count} that its "
-            "config.json counts "
-            f"({beyond[0]}), and they would be left out",
-            "correct num_hidden_layers there, or download the folder again",
-        )
 
 
 @contextmanager
