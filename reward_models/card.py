@@ -23,11 +23,13 @@ from aligner.config.hints import did_you_mean
 from aligner.config.named import Names
 from aligner.config.recipe import Endpoint, Section
 from aligner.config.segments import Segments, settings_read, without_effect
-from aligner.config.yaml_lines import Document, KeyPath, dotted, read_document
+from aligner.config.yaml_lines import Document, KeyPath, dotted, read_document, text_of
 from aligner.errors import Problem, RecipeError
 
 from .base import UNBOUNDED, Range
 from .grants import CARD_FILE, HINT, asked_for, is_of_folder
+
+KIND = "a card of a reward model"
 
 Kind = Literal[
     "bradley_terry", "regression", "pairwise", "segment", "judge", "verifier", "toy", "ensemble"
@@ -191,7 +193,8 @@ def find_card(spec: str, *, trust_remote_code: bool = False) -> Card | None:
 
 def read_card(path: Path, *, trust_remote_code: bool = False) -> Card:
     """Read the card in a file; see `find_card`."""
-    text, where, name = path.read_text("utf-8"), str(path), path.stem
+    where, name = str(path), path.stem
+    text = text_of(path, where, KIND)
     if path.name == CARD_FILE:
         folder = path.resolve().parent
         name = folder.parent.name if folder.name == "final" else folder.name
@@ -199,7 +202,7 @@ def read_card(path: Path, *, trust_remote_code: bool = False) -> Card:
     if is_of_folder(path):
         asked = list(asked_for(card, path.parent, trust_remote_code=trust_remote_code))
         if asked:
-            document = read_document(text, where)
+            document = read_document(text, where, KIND)
             raise RecipeError(
                 f"{where} asks for what only you can allow",
                 HINT,
@@ -211,7 +214,7 @@ def read_card(path: Path, *, trust_remote_code: bool = False) -> Card:
 def parse_card(text: str, where: str, name: str) -> Card:
     """Read a card, with its paths as they are written; RecipeError lists everything that is wrong
     with it, with its lines."""
-    document = read_document(text, where, "a card of a reward model")
+    document = read_document(text, where, KIND)
     values, problems = document.values, list(document.problems)
 
     def note(path: KeyPath, message: str, hint: str = "") -> None:
@@ -248,9 +251,7 @@ def parse_card(text: str, where: str, name: str) -> Card:
             if ends is not None and not ends[0] < ends[1]:
                 note((key,), f"runs from {ends[0]:g} to {ends[1]:g}", "the smaller number first")
     if problems or card is None:
-        raise RecipeError(
-            f"{where} is not a card of a reward model", "see reward_models/README.md", problems
-        )
+        raise RecipeError(f"{where} is not {KIND}", "see reward_models/README.md", problems)
     return card.model_copy(update={"name": card.name or name})
 
 

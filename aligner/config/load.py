@@ -27,7 +27,7 @@ from aligner.config.recipe_problem import show
 from aligner.config.rules import check_rules
 from aligner.config.shipped import find_shipped, shipped_recipes
 from aligner.config.validate import build, check_texts, check_trainer
-from aligner.config.yaml_lines import LARGEST, KeyPath, dotted, read_document
+from aligner.config.yaml_lines import KeyPath, dotted, read_document, text_of
 from aligner.errors import Problem, RecipeError
 from aligner.methods.catalogue import METHODS, command_of, method_of
 
@@ -153,17 +153,7 @@ def read_text(ref: str | Path | None) -> tuple[str, str, Path | None]:
         return "the command line", "", None
     path = Path(ref).expanduser()
     if path.is_file():
-        if (size := path.stat().st_size) > 4 * LARGEST:  # a character has four bytes at most
-            raise RecipeError(
-                f"{ref} is {size:,} bytes large, and no recipe",
-                "a recipe is a YAML file of a page or two",
-            )
-        try:
-            return str(ref), path.read_text("utf-8"), path
-        except UnicodeDecodeError as error:
-            raise RecipeError(
-                f"{ref} is not text: byte {error.start} is not UTF-8", "a recipe is a YAML file"
-            ) from None
+        return str(ref), text_of(path, str(ref)), path
     shipped = find_shipped(str(ref))
     if shipped is not None:
         return f"{shipped.name}.yaml", shipped.path.read_text("utf-8"), shipped.path

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -167,6 +168,20 @@ def read_value(text: str) -> Any:
     return yaml.load(text, Loader=_Loader)
 
 
+def text_of(path: Path, name: str, kind: str = "a recipe") -> str:
+    """The text of a file that is to be parsed. Raises RecipeError for one that is too large, or not
+    UTF-8."""
+    if (size := path.stat().st_size) > 4 * LARGEST:  # a character has four bytes at most
+        what = kind.removeprefix("a ")
+        raise RecipeError(f"{name} is {size:,} bytes large, and no {what}", _PAGE_HINT)
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise RecipeError(
+            f"{name} is not text: byte {error.start} is not UTF-8", _PAGE_HINT
+        ) from None
+
+
 def read_document(text: str, name: str, kind: str = "a recipe") -> Document:
     """Parse a recipe, or another `kind` of file. Broken YAML raises at once, since nothing after it
     can be trusted."""
@@ -201,6 +216,7 @@ _LIMITS_HINT = (
     "a number; "
     "an alias counts for all that it names, and many files can be named by a glob"
 )
+_PAGE_HINT = "name a file that holds a page or two of text"
 _BROKEN_HINT = (
     "indent with spaces, put a space after each colon, and quote texts that hold `: ` or `#`"
 )

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from aligner.config.recipe import Model
+from aligner.config.yaml_lines import text_of
 from aligner.errors import RecipeError
 from aligner.models.folder_kinds import (
     CONFIG_FILE,
@@ -160,7 +161,7 @@ def read_chat_template(name: str) -> str:
     """
     path = Path(name).expanduser()
     if path.is_file():
-        return path.read_text(encoding="utf-8")
+        return text_of(path, f"model.chat_template: {name}", "a chat template")
     spec = find_spec("trl")
     assert spec is not None, "TRL is a dependency of ours"
     assert spec.submodule_search_locations, "TRL is a package"

@@ -18,7 +18,6 @@ from aligner.data.rows import CompletionRow, ConversationRow, PreferenceRow, Row
 from aligner.errors import DataError, RecipeError
 from aligner.tokenization.chat_template import (
     MARKED,
-    REFUSALS,
     Ahead,
     Conversation,
     as_template_takes,
@@ -28,6 +27,7 @@ from aligner.tokenization.chat_template import (
 from aligner.tokenization.control_tokens import reader_of
 from aligner.tokenization.encode import Ready
 from aligner.tokenization.rendered import Rendered, marked_spans
+from aligner.tokenization.template_limits import REFUSALS, apply_template
 from aligner.tokenization.template_probe import refuse_endless
 from aligner.tokenization.turns import turns_of, wanted_turns
 
@@ -194,17 +194,14 @@ def _texts(
     tokenizer: PreTrainedTokenizerBase, opened: bool
 ) -> Callable[[list[Messages]], list[str]]:
     def render(chats: list[Messages]) -> list[str]:
-        texts: Any = tokenizer.apply_chat_template(
-            chats, tokenize=False, add_generation_prompt=opened
-        )
-        return list(texts)
+        return list(apply_template(tokenizer, chats, tokenize=False, add_generation_prompt=opened))
 
     return render
 
 
 def _marks(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[Messages]], list[Any]]:
     def render(chats: list[Messages]) -> list[Any]:
-        encoded: Any = tokenizer.apply_chat_template(chats, **MARKED)
+        encoded = apply_template(tokenizer, chats, **MARKED)
         return [
             (ids, marked_spans(mask))
             for ids, mask in zip(encoded["input_ids"], encoded["assistant_masks"], strict=True)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from aligner.data.rows import Messages
+from aligner.tokenization.template_limits import REFUSALS, apply_template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -58,8 +59,8 @@ def _rendered(tokenizer: PreTrainedTokenizerBase, arguments: Any) -> str | None:
         {"role": "assistant", "content": "", "tool_calls": [call]},
     ]
     try:
-        return str(tokenizer.apply_chat_template(turns, tokenize=False))
-    except (TemplateError, TypeError, ValueError, AttributeError, LookupError, RecursionError):
+        return str(apply_template(tokenizer, turns, tokenize=False))
+    except (*REFUSALS, TemplateError):
         return None  # the row's own rendering tells why, in the template's words
 
 

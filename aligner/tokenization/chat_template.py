@@ -41,22 +41,12 @@ from aligner.tokenization.rendered import (
     common_suffix,
     marked_spans,
 )
-from aligner.tokenization.template_probe import refuse_endless
+from aligner.tokenization.template_limits import REFUSALS, BeyondLimitError, apply_template
+from aligner.tokenization.template_probe import file_of, refuse_endless
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-REFUSALS = (
-    TypeError,
-    ValueError,
-    AttributeError,
-    LookupError,
-    ArithmeticError,
-    RuntimeError,
-    MemoryError,
-)
-"""What a template raises beside its own words; RuntimeError is the recursion of a macro that calls
-itself."""
 QUESTION, PROBES = "x", ("a", "b")
 MARKER = re.compile(r"\{%[-+]?\s*generation\b")
 MARKED: dict[str, Any] = {
@@ -194,12 +184,14 @@ class Conversation:
         if reader is not None:
             messages, tools = reader.out_of_sight(messages), reader.out_of_sight(tools)
         try:
-            return self.tokenizer.apply_chat_template(messages, tools=tools, **options)
+            return apply_template(self.tokenizer, messages, tools=tools, **options)
         except (*REFUSALS, TemplateError) as error:
             where = f"{self.origin}: " if self.origin else ""
+            does = "the chat template refuses this conversation"
+            if isinstance(error, BeyondLimitError):
+                does = f"the chat template in {file_of(self.tokenizer)} is beyond a limit here"
             raise DataError(
-                f"{where}the chat template refuses this conversation: "
-                f"{str(error) or type(error).__name__}",
+                f"{where}{does}: {str(error) or type(error).__name__}",
                 "change the turns, or choose another template with model.chat_template",
             ) from error
 

@@ -36,26 +36,35 @@ def refuse_endless(tokenizer: PreTrainedTokenizerBase) -> None:
 
     Raises: RecipeError naming the file that the template came from.
     """
-    template = tokenizer.chat_template
-    if not isinstance(template, str) or template in _MET:
-        return
+    given = tokenizer.chat_template
+    for template in given.values() if isinstance(given, dict) else [given]:
+        if template is not None and template not in _MET:
+            _refuse_endless(template, tokenizer)
+            _MET.add(template)
+
+
+def _refuse_endless(template: str, tokenizer: PreTrainedTokenizerBase) -> None:
     mark = cache_folder("templates") / sha256(template.encode()).hexdigest()
     if not mark.exists():
         wrong = _probe(
             template, {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
         )
         if wrong:
-            folder = Path(str(tokenizer.name_or_path))
-            files = [folder / "chat_template.jinja", folder / "tokenizer_config.json"]
-            file = next((file for file in files if file.is_file()), "model.chat_template")
             raise RecipeError(
-                f"{file}: the chat template does not come to an end on two short turns: {wrong}",
+                f"{file_of(tokenizer)}: the chat template does not come to an end on two short "
+                f"turns: {wrong}",
                 "choose another with model.chat_template, or correct it there",
             )
         with suppress(OSError):  # without a place to keep it, it is tried again
             mark.parent.mkdir(parents=True, exist_ok=True)
             mark.touch()
-    _MET.add(template)
+
+
+def file_of(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return the file that a tokenizer's chat template came from, or the key of a recipe."""
+    folder = Path(str(tokenizer.name_or_path))
+    files = [folder / "chat_template.jinja", folder / "tokenizer_config.json"]
+    return str(next((file for file in files if file.is_file()), "model.chat_template"))
 
 
 def _probe(template: str, tokens: dict[str, str]) -> str:

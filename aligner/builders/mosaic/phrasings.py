@@ -19,7 +19,7 @@ from typing import Any, get_args
 
 from aligner.config.hints import did_you_mean
 from aligner.config.recipe import MaskRule, PermuteRule
-from aligner.config.yaml_lines import read_document
+from aligner.config.yaml_lines import read_document, text_of
 from aligner.errors import Problem, RecipeError
 
 OURS = Path(__file__).with_name("phrasings_en.yaml")
@@ -203,13 +203,11 @@ def _wordings(values: dict[str, Any]) -> set[tuple[str, str, str]]:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        document = read_document(path.read_text(encoding="utf-8"), str(path), "phrasings")
+        document = read_document(text_of(path, str(path), "phrasings"), str(path), "phrasings")
     except OSError as error:
         raise RecipeError(
             f"the phrasings of {path} cannot be read: {error.strerror}", "check `phrasings`"
         ) from error
-    except UnicodeDecodeError as error:
-        raise RecipeError(f"the phrasings of {path} are broken: {error}", "fix the file") from error
     if document.problems:
         raise RecipeError(f"{path} cannot be used as phrasings", "fix the file", document.problems)
     if not document.values:

@@ -503,6 +503,9 @@ def test_a_chat_template_is_a_file_or_a_name_that_trl_ships(tmp_path: Path) -> N
     assert "<|im_start|>" in read_chat_template("qwen3")
     with pytest.raises(RecipeError, match=r"'quen3' is neither a file nor a template(.|\n)*qwen3"):
         check_model_path(spec(save_model(tmp_path / "model"), chat_template="quen3"))
+    file.write_bytes(b"{{ \xff }}")
+    with pytest.raises(RecipeError, match=r"mine.jinja is not text: byte 3 is not UTF-8"):
+        read_chat_template(str(file))
 
 
 def test_settings_that_transformers_would_not_save_are_mended(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from aligner.config import yaml_lines
 from aligner.errors import RecipeError
 from aligner.reward_models.card import (
     ALLOWED,
@@ -117,3 +118,19 @@ def test_the_judge_that_is_shipped_asks_this_machine_only() -> None:
     endpoint = yaml.safe_load(SHIPPED["judge"])["endpoint"]
     assert endpoint["base_url"].startswith("http://127.0.0.1:")
     assert endpoint["temperature"] == 0.0
+
+
+def test_a_card_that_is_no_text_or_grows_when_it_is_read_is_refused_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / CARD_FILE
+    path.write_bytes(b"kind: toy\xff\n")
+    with pytest.raises(RecipeError, match=f"{CARD_FILE} is not text: byte 9 is not UTF-8"):
+        read_spec(str(tmp_path))
+    path.write_text("kind: toy\na: &a [x, x, x]\nb: &b [*a, *a, *a]\nc: [*b, *b, *b]\n")
+    monkeypatch.setattr(yaml_lines, "LARGEST", 50)
+    with pytest.raises(RecipeError, match=f"{CARD_FILE}:4: more than 50 characters, with every"):
+        read_spec(str(tmp_path))
+    path.write_text("kind: toy\n" + "# long\n" * 40)
+    with pytest.raises(RecipeError, match="290 bytes large, and no card of a reward model"):
+        read_spec(str(tmp_path))
