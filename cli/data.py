@@ -14,6 +14,7 @@ from aligner.methods.catalogue import METHODS
 from .console import say_json
 from .endings import resumable
 from .fast_commands import QuickGroup
+from .output import kept_isolation
 from .recipe_command import (
     ANY_KEY,
     Debug,
@@ -93,7 +94,8 @@ def _read_back(
             assert oracle is not None
             outcome = ask_oracle(run_dir, oracle, screen.on_event)
     if as_json:
-        say_json(json.dumps({"run_dir": str(run_dir), "results": outcome.results}, indent=2))
+        facts = {"run_dir": str(run_dir), "results": outcome.results, **kept_isolation(run_dir)}
+        say_json(json.dumps(facts, indent=2))
         return
     train = f"aligner reward RECIPE data.train={run_dir / LABELLED}"
     paths = {"labelled": run_dir / LABELLED, "report": outcome.report, "train": train}

@@ -51,6 +51,15 @@ class Output:
         return PartialOutput(self.path, header, overwrite=self.overwrite, on_event=warn)
 
 
+def kept_isolation(run_dir: Path) -> dict[str, Any]:
+    """Which walls stood around programs that a run has run, as an entry for `--json`; nothing
+    where it ran none."""
+    from aligner.runs.files import read_json
+
+    environment = read_json(run_dir, "environment.json") or {}
+    return {key: environment[key] for key in ("isolation",) if key in environment}
+
+
 def checked_output(
     path: Path | None, data: str | None, *, resume: bool, overwrite: bool, suffix: str = ".jsonl"
 ) -> Output:

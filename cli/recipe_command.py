@@ -22,6 +22,7 @@ from aligner.methods.catalogue import METHODS, method_of, training_of
 from .console import say, say_json
 from .endings import kept_in_run, resumable
 from .fast_commands import QuickCommand
+from .output import kept_isolation
 from .resolve import resolve
 
 if TYPE_CHECKING:
@@ -176,11 +177,16 @@ def carry_out(
         return
     method = method_of(resolved.recipe.method)
     if as_json:
-        facts = {"run_dir": str(outcome.run_dir), "results": outcome.results, "dry_run": dry_run}
+        facts: dict[str, Any] = {
+            "run_dir": str(outcome.run_dir),
+            "results": outcome.results,
+            "dry_run": dry_run,
+        }
         if dry_run:
             facts["recipe"] = resolved.as_json()
         else:
             facts["report"] = str(outcome.report) if outcome.report else None
+            facts |= kept_isolation(outcome.run_dir)
         say_json(json.dumps(facts, indent=2))
     elif dry_run:
         say(f"dry run: everything checks out; {method.untouched}")

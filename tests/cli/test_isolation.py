@@ -66,12 +66,15 @@ def test_a_selection_says_it_too_and_keeps_it(
     found = aligner(
         *("data", "select", f"select.candidates={tmp_path / 'candidates.jsonl'}"),
         *("select.reward_models=[verifier:tests]", "select.budget=1"),
-        f"output_dir={tmp_path / 'run'}",
+        *(f"output_dir={tmp_path / 'run'}", "--json"),
     )
-    assert found.exit_code == 0, found.output
-    assert found.stderr.count(MISSING) == 1
+    asked = aligner("data", "select", tmp_path / "run", "--oracle", "verifier:tests", "--json")
     environment = json.loads((tmp_path / "run" / "environment.json").read_text())
     assert environment["isolation"]["reading"] == "this system has no Landlock"
+    for one in (found, asked):
+        assert one.exit_code == 0, one.output
+        assert one.stderr.count(MISSING) == 1
+        assert json.loads(one.stdout)["isolation"] == environment["isolation"]
 
 
 @pytest.mark.parametrize(

@@ -277,6 +277,15 @@ def test_files_that_are_deleted_while_they_are_open_count(
             assert found.stopped == "it wrote more than 4 MiB and was stopped"
 
 
+def test_what_the_kernel_keeps_for_a_process_is_bounded_by_its_open_files(job: str) -> None:
+    program = (
+        "import os\nkept = []\ntry:\n    while True: kept.append(os.pipe())\n"
+        "except OSError:\n    found = len(kept)\n"
+    )
+    with Worker(job, None, Limits(memory_bytes=2**28), site=False) as one:
+        assert 100 < one.call(program, 30).result <= 128
+
+
 ORDINARY = """
 import asyncio, concurrent.futures, ctypes, multiprocessing, os, shutil, subprocess, sys, tempfile
 import threading, time, zoneinfo
