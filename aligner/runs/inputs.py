@@ -20,7 +20,7 @@ be told yet, for a model of the hub that is not on this machine."""
 
 DIGITS = 12
 """Hexadecimal digits of a digest that a message shows."""
-NO_DATA: dict[str, Any] = {"fingerprint": None, "sources": {}}
+NO_DATA: dict[str, Any] = {"fingerprint": "", "sources": {}}
 """What `inputs.json` says before the data are read, and where there are none."""
 
 

@@ -307,7 +307,7 @@ class Run:
         -> fingerprint."""
         new = {"fingerprint": fingerprint, "sources": plain(sources)}
         old = self.read_json("inputs.json")
-        if old is None or old["fingerprint"] is None:
+        if old is None or not old["fingerprint"]:
             self.write_json("inputs.json", {**(old or {}), **new})
             return
         problems = list(_data_changes(old["sources"], new["sources"]))
@@ -436,7 +436,7 @@ class Run:
             "aligner": versions().get("aligner"),
             "method": resolved["recipe"]["method"],
             "recipe_hash": resolved["recipe_hash"],
-            "data_fingerprint": (self.read_json("inputs.json") or {}).get("fingerprint"),
+            "data_fingerprint": (self.read_json("inputs.json") or {}).get("fingerprint") or None,
             "results": plain(results),
             "parents": plain(parents),
             "files": {},
