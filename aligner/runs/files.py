@@ -161,6 +161,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "sessions": OBJECTS,
         "working_directory": str,
         "git": (dict, type(None)),
+        "isolation": dict,
         "arguments": dict,
     },
     "inputs.json": {"fingerprint": str, "sources": dict},
