@@ -401,7 +401,9 @@ def test_another_host_name_on_this_machine_hides_nobody(run_dir: Path, first: st
     """A container, or a job, has another host name at each start."""
     holder = start_holder(run_dir, first)
     try:
-        with pytest.raises(UsageError, match=f"in use by process {holder.pid}\n") as error:
+        with pytest.raises(
+            UsageError, match=f"in use by process {holder.pid} on elsewhere\n"
+        ) as error:
             Run.create(resolved(run_dir), resume=True)
         assert error.value.hint == "wait for it or stop it"
     finally:
