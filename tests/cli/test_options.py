@@ -37,7 +37,7 @@ OPTIONS = {
     "--dtype --quantization "
     "--trust-remote-code --output -o --resume --overwrite --json",
     "score": "--data --reward-model --output -o --column --split --max-rows --seed --prefix "
-    "--keep-failed --resume "
+    "--keep-failed --trust-remote-code --resume "
     "--overwrite --json",
     "runs list": "DIR --json",
     "runs show": "RUN --json",
