@@ -53,6 +53,8 @@ def named_inputs(recipe: BaseModel, *, has_data: bool = False) -> dict[str, Part
     for named in names_in(recipe):
         if is_callable(named.name) or (named.kind == "data" and not has_data):
             continue
+        if named.kind == "script" and not isinstance(recipe, Card):
+            continue  # of a search: it may go on with a longer one
         if named.kind == "recipe":
             found |= _of_inner_recipe(named)
         elif parts := READERS[named.kind](named):
@@ -135,6 +137,7 @@ READERS: dict[Kind, Callable[[Named], Parts]] = {
     "function": _of_function,
     "objective": _of_objective,
     "file": _of_files,
+    "script": _of_files,
     "data": _of_files,
 }
 """Kind of name -> what finds the files behind it."""

@@ -305,7 +305,7 @@ class Endpoint(Section):
     """Address of the server, `http://127.0.0.1:8000/v1` for example. Absent: OpenAI's own."""
     api_key_env: str = "OPENAI_API_KEY"
     """Environment variable that holds the key. A server on this machine needs none."""
-    script: Annotated[str | None, Names("file")] = None
+    script: Annotated[str | None, Names("script")] = None
     """JSONL file of replies for `scripted`: `{"reply": "..."}` in the order of the requests."""
     temperature: float = Field(1.0, ge=0.0, le=100.0)
     """Sampling temperature."""
