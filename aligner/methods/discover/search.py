@@ -92,7 +92,6 @@ def run_discovery(
     if resume and _is_over(session.folder, recipe) and (done := session.done()) is not None:
         return done
     run = _open(session)
-    compare_inputs(run, recipe, on_event)
     _announce_walls(run, on_event)
     search = Search(recipe, run, Archive(run.dir / "archive"), on_event)
     for record in search.archive.records:
@@ -130,14 +129,20 @@ def _open(session: Session) -> Run:
     taken up again."""
     manifest = session.folder / "manifest.json"
     if not (session.resume and manifest.exists()):
-        return session.open()
+        return _compared(session)
     text = manifest.read_text(encoding="utf-8")
     manifest.unlink()
     try:
-        return session.open()
+        return _compared(session)
     except AlignerError:
         write_atomically(manifest, text)
         raise
+
+
+def _compared(session: Session) -> Run:
+    run = session.open()
+    compare_inputs(run, session.resolved.recipe, session.on_event)
+    return run
 
 
 def check_inner_recipe(recipe: DiscoverRecipe) -> None:

@@ -16,7 +16,7 @@ import pytest
 from aligner.config.load import load_recipe
 from aligner.endpoints.request import LLMError
 from aligner.endpoints.scripted import ScriptedBackend
-from aligner.errors import EndpointError, RecipeError, TrainingError, UsageError
+from aligner.errors import DataError, EndpointError, RecipeError, TrainingError, UsageError
 from aligner.events import Candidate, Warned
 from aligner.losses.dsl import sandboxed
 from aligner.losses.dsl.parser import parse_objective
@@ -251,6 +251,17 @@ def test_a_finished_search_that_cannot_be_taken_up_stays_finished(tmp_path, sand
     search(tmp_path, [OTHER, GOOD], "discover.proposals=1")
     with pytest.raises(UsageError, match="different recipe"):
         search(tmp_path, [OTHER, GOOD], "discover.proposals=2", "discover.beta=0.3", resume=True)
+    assert (tmp_path / "run" / "manifest.json").exists()
+
+
+def test_a_search_is_not_taken_up_with_another_objective_of_the_same_name(tmp_path, sandbox):
+    mine = tmp_path / "mine.py"
+    start = f"discover.start=[{mine}]"
+    mine.write_text(code("mine", "    return -F.logsigmoid(self.beta * rho)\n"))
+    search(tmp_path, [OTHER, GOOD], start, "discover.proposals=1")
+    mine.write_text(code("mine", "    return -F.logsigmoid(3 * self.beta * rho)\n"))
+    with pytest.raises(DataError, match=r"mine\.py: discover\.start\[0\]: is not what it was"):
+        search(tmp_path, [OTHER, GOOD], start, "discover.proposals=2", resume=True)
     assert (tmp_path / "run" / "manifest.json").exists()
 
 
