@@ -54,7 +54,7 @@ def named_inputs(recipe: BaseModel, *, has_data: bool = False) -> dict[str, Part
         if is_callable(named.name) or (named.kind == "data" and not has_data):
             continue
         if named.kind == "script" and not isinstance(recipe, Card):
-            continue  # of a search: it may go on with a longer one
+            continue  # of a search, which may continue with a longer one
         if named.kind == "recipe":
             found |= _of_inner_recipe(named)
         elif parts := READERS[named.kind](named):
