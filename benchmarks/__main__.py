@@ -14,7 +14,6 @@ SCRIPTS = (
     "speed.endpoints",
     "speed.mosaic",
     "speed.tokenizing",
-    "speed.scoring",
     "effects.quickstart",
     "effects.bf16",
     "effects.discopop",

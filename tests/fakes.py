@@ -174,6 +174,13 @@ SMALL = {
 }
 """Settings of a run that takes a second or two; every one can be overridden."""
 
+SMALL_ROLLOUTS = {
+    "rlhf.reward_models": ["verifier:regex=[a-m]"],
+    "rlhf.group_size": 4,
+    "rlhf.max_new_tokens": 8,
+}
+"""Those of a run that samples."""
+
 
 def small_recipe(
     method: str, world: Path, output_dir: Path, *overrides: str, **flags: Any
@@ -181,14 +188,13 @@ def small_recipe(
     """A resolved recipe for a small world. `flags`: dotted keys with `__` for the dot."""
     from aligner.config.load import load_recipe
 
-    data = {"sft": "sft.jsonl", "dpo": "pairs.jsonl", "sapo": "sft.jsonl", "reward": "pairs.jsonl"}[
-        method
-    ]
+    data = "pairs.jsonl" if method in ("dpo", "reward") else "sft.jsonl"
     settings = {
         "model.name_or_path": str(world / "model"),
         "data.train": str(world / data),
         "output_dir": str(output_dir),
         **SMALL,
+        **(SMALL_ROLLOUTS if method == "rlhf" else {}),
         **{key.replace("__", "."): value for key, value in flags.items()},
     }
     given = {override.split("=", 1)[0] for override in overrides}

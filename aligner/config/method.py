@@ -119,5 +119,10 @@ class TrainingMethod(Method):
     """Whether its result gives scores, so that its report shows no answers."""
     has_head: Callable[[Mapping[str, Any]], bool] = lambda section: False
     """Its section as JSON -> whether the result gives numbers in place of text."""
+    other_names: Mapping[str, str] = field(default_factory=dict)
+    """Keys of other tools' trainers for the same method -> the keys of a recipe that they are
+    here."""
+    repeats: Callable[[Any], int] = lambda recipe: 1
+    """A recipe -> optimizer steps that follow one another on the same rows."""
     checkpoint_files: Callable[[Any], Mapping[str, str]] = lambda recipe: {}
     """A recipe -> files that a checkpoint of its own must hold -> what each one is."""

@@ -326,6 +326,8 @@ def _unknown_trainer_key(
     method = _method(recipe_class)
     if key in trainer_keys.RESERVED and key in known:
         return RecipeProblem(path, "is not set here", trainer_keys.RESERVED[key])
+    if meant := trainer_of(method).other_names.get(key):
+        return RecipeProblem(path, "is not a key of the trainer", f"set `{meant}`")
     if place := place_of(recipe_class, key):
         return RecipeProblem(path, "is not a key of the trainer", place)
     others = [other for other in trainings() if other != method and key in trainer_fields(other)]

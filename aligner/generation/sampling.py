@@ -63,6 +63,13 @@ class Chosen:
     raw_logps_B: Tensor
 
 
+def number_of(*parts: object) -> int:
+    """Return a number that follows from the parts alone: for streams that belong to a row and a
+    step."""
+    digest = hashlib.sha256(":".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:6], "big")
+
+
 def draws(seed: int, stream: int, sample: int, steps: int) -> Tensor:
     """Return one number in [0, 1) for each step, (T,), in float64.
 

@@ -50,6 +50,11 @@ METHODS: dict[str, Entry] = {
         "Train",
         "Train a reward model, on pairs of answers or on ratings.",
     ),
+    "rlhf": Entry(
+        "aligner.methods.rlhf",
+        "Train",
+        "Reinforcement learning on sampled responses that are scored.",
+    ),
     "discover": Entry(
         "aligner.methods.discover",
         "Search",

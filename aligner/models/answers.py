@@ -14,8 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -105,16 +106,51 @@ SHARED = ("position_ids", "groups", "branches", "read_from")
 def answer_logps(model: torch.nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     """Return summed log-probabilities of the S answers of a batch (S,), in float32, with gradients,
     and their lengths in tokens (S,)."""
+    outputs = _of_fused_head(model, batch)
     if "read_from" not in batch:
-        names: Iterable[str] = ("input_ids", "attention_mask", "labels")
-        outputs = model(**{name: batch[name] for name in names}, fused_lm_head=True)
         lengths = (batch["labels"][:, 1:] != IGNORED).sum(dim=1)
         return outputs.log_probs.float().sum(dim=1), lengths
-    names = ("input_ids", *SHARED, "targets")
-    outputs = model(**{name: batch[name] for name in names}, fused_lm_head=True)
     logps = outputs.log_probs.float()[batch["take"]]
     sums = logps.new_zeros(len(batch["answer_lengths"])).index_add(0, batch["owners"], logps)
     return sums, batch["answer_lengths"]
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerTokens:
+    """What a model says of the tokens of S answers, each (S, L), L the longest, in float32: their
+    log-probabilities and, where the head gives them, entropies; 0 where `mask` is false."""
+
+    logps: Tensor
+    entropies: Tensor
+    mask: Tensor
+
+
+def answer_tokens(model: torch.nn.Module, batch: Batch) -> AnswerTokens:
+    """Return log-probabilities of each token of the S answers of a batch, with gradients."""
+    outputs = _of_fused_head(model, batch)
+    entropies = outputs.entropy
+    if entropies is None:
+        entropies = torch.zeros_like(outputs.log_probs, requires_grad=False)
+    if "read_from" not in batch:
+        there = batch["labels"][:, 1:] != IGNORED
+        lengths = there.sum(dim=1)
+        found = [values[there] for values in (outputs.log_probs, entropies)]
+    else:
+        lengths = batch["answer_lengths"]
+        found = [values[batch["take"]] for values in (outputs.log_probs, entropies)]
+    mask = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
+    logps, entropies = (
+        torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, values.float())
+        for values in found
+    )
+    return AnswerTokens(logps, entropies.detach(), mask)
+
+
+def _of_fused_head(model: torch.nn.Module, batch: Batch) -> Any:
+    names: Iterable[str] = ("input_ids", "attention_mask", "labels")
+    if "read_from" in batch:
+        names = ("input_ids", *SHARED, "targets")
+    return model(**{name: batch[name] for name in names}, fused_lm_head=True)
 
 
 def batched_logps(

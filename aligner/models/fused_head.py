@@ -44,19 +44,20 @@ class FusedHead:
     with_metrics: bool = False
 
 
-def fuse_head(model: Any, *, with_metrics: bool = False) -> FusedHead:
+def fuse_head(model: Any, *, with_metrics: bool = False, temperature: float = 1.0) -> FusedHead:
     """Give a model, or the base under its adapters, a fused head; return what it computes, which
     may be changed between forward passes.
 
     `with_metrics`: whether entropies and top-1 matches may be asked for; they begin as asked.
+    `temperature`: what logits are divided by, for entropies too.
     """
     base = base_under_adapter(model)
     own = base.forward
-    add_fused_lm_head(base)
+    add_fused_lm_head(base, temperature)
     heads = {False: base.forward}
     if with_metrics:
         base.forward = own
-        add_fused_lm_head(base, outputs=PER_TOKEN)
+        add_fused_lm_head(base, temperature, outputs=PER_TOKEN)
         heads[True] = base.forward
     head = FusedHead(with_metrics)
 

@@ -35,6 +35,7 @@ from aligner.reports.page import (
     sample_part,
     value_text,
 )
+from aligner.reports.rollouts import rollout_rows
 from aligner.runs.files import read_json, read_metrics, write_atomically
 from aligner.runs.lock import LOCK_NAME
 
@@ -173,6 +174,7 @@ def _content(folder: Path, manifest: Record | None) -> Record:
         "samples": [sample_part(sample) for sample in samples],
         "no_samples": _no_samples(recipe, manifest, decided),
         "pairs": read_json(folder, "pairs.json") or [],
+        "rollouts": rollout_rows(read_json(folder, "rollouts.json") or []),
         "scored": read_json(folder, "scored.json") or [],
         "ledger": ledger_part(data),
         "recipe_text": _text(folder / "recipe.yaml"),
@@ -196,13 +198,14 @@ def _sections(content: Record) -> Rows:
         ("samples", "Before and after"),
         ("scored", "Scores"),
         ("pairs", "Rewritten answers"),
+        ("rollouts", "Sampled responses"),
         ("data", "Data"),
         ("recipe", "Recipe"),
         ("lineage", "Lineage"),
         ("environment", "Environment"),
         ("files", "Results and files"),
     ]
-    optional = ("evaluation", "pairs", "scored")
+    optional = ("evaluation", "pairs", "rollouts", "scored")
     hidden = () if content["shows_answers"] else ("samples",)
     return [
         (anchor, title)

@@ -134,6 +134,7 @@ LISTS = (
     "evaluation.json",
     "samples.json",
     "pairs.json",
+    "rollouts.json",
     "scored.json",
     "warnings.json",
     "questions.json",

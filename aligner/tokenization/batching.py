@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from aligner.config.defaults import trainer_value
 from aligner.config.recipe import TrainRecipe
 from aligner.errors import DataError
+from aligner.methods.catalogue import trainer_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -83,7 +84,8 @@ def total_steps(
     With `epoch_sizes`, `sequences` counts those of all epochs together, and `stop` is the step to
     stop at, if there is one.
     """
-    an_epoch = -(-sequences // rows_per_step(recipe))
+    repeats = trainer_of(recipe.method).repeats(recipe)
+    an_epoch = -(-sequences // rows_per_step(recipe)) * repeats
     if epoch_sizes is not None:
         return stop or an_epoch
     if (max_steps := int(trainer_value(recipe, "max_steps"))) > 0:

@@ -164,8 +164,14 @@ class OrderedTrainer(Trainer):
     def with_padding_rows(self, rows: Dataset, batch_size: int) -> Dataset:
         """Return the rows, and after them as many blank ones as fill every rank's last batch; none
         for one process."""
-        missing = -len(rows) % (batch_size * max(1, self.args.world_size))
-        if self.args.world_size < 2 or missing == 0:
+        if self.args.world_size < 2:
+            return rows
+        return self.filled(rows, batch_size * self.args.world_size)
+
+    def filled(self, rows: Dataset, size: int) -> Dataset:
+        """Return the rows, and after them as many blank ones as make a multiple of `size`."""
+        missing = -len(rows) % size
+        if missing == 0:
             return rows
         shortest = (
             min(range(len(rows)), key=list(rows["length"]).__getitem__)

@@ -333,7 +333,7 @@ def trainer_for(
         made.append(trainer)
         raise Stopped
 
-    rows = {"sft": "sft.jsonl", "sapo": "sft.jsonl"}.get(method, "pairs.jsonl")
+    rows = "pairs.jsonl" if method in ("dpo", "reward") else "sft.jsonl"
     lines = (world / rows).read_text().splitlines()[:11]
     data = f"data.eval={write_jsonl(folder.with_suffix('.jsonl'), map(json.loads, lines))}"
     monkeypatch.setattr(f"aligner.methods.{method}.train.fit", stop)
@@ -361,6 +361,7 @@ EVALUATED = {
         "dpo.forward_kl=0.0",
     ),
     "sapo": ("sapo", "sapo.window=3"),
+    "rlhf": ("rlhf",),
     "bradley_terry": ("reward",),
     "odin": ("reward", "reward.kind=odin"),
     "pairwise": ("reward", "reward.kind=pairwise", "data.max_length=256"),

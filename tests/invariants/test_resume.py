@@ -93,6 +93,19 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "trainer__eval_steps": 3,
         },
     ),
+    "rlhf on each response twice": (
+        "rlhf",
+        {
+            **EVERY,
+            "rlhf__iterations": 2,
+            "rlhf__beta": 0.05,
+            "rlhf__redraws": 1,
+            "data__eval": 0.2,
+            "trainer__eval_steps": 3,
+            "trainer__gradient_accumulation_steps": 2,
+        },
+    ),
+    "rlhf with LoRA and dropout": ("rlhf", {**EVERY, "model__lora": LORA, "rlhf__beta": 0.05}),
     "reward with LoRA, dropout and held-out pairs": (
         "reward",
         {
@@ -128,6 +141,7 @@ COUNTS = {
 """At which passage the process dies, where it is not the first."""
 
 TIMINGS = ("time_s", "runtime", "samples_per_second", "steps_per_second", "sapo/generation_share")
+TIMINGS += ("time/sampling", "time/scoring", "time/reference")
 
 
 def lines_of(run: Path) -> list[dict[str, Any]]:

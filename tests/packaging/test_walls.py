@@ -113,7 +113,10 @@ LOADS_HEAVY: dict[str, tuple[str, ...]] = {
     "losses.dsl": ("checks", "interpreter"),
     "methods.dpo": ("encode", "reference_samples", "reward_distillation", "start_checks", "train"),
     "methods.reward": ("collators", "encode", "segments", "train", "trainers"),
-    "methods.rlhf": ("advantages", "normalizer", "segment_rewards"),
+    "methods.rlhf": (
+        *("advantages", "credit", "encode", "normalizer", "rollout", "segment_rewards"),
+        *("train", "trainer"),
+    ),
     "methods.sapo": ("encode", "replay_buffer", "train", "trainer", "writer"),
     "methods.sft": ("encode", "train"),
     "models": (

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fakes import save_model, write_jsonl
+from fakes import save_model, save_reward_model, write_jsonl
 from safetensors.torch import load_file
 
 from aligner.runs.files import read_metrics
@@ -27,6 +27,7 @@ trainer:
 report: {{num_prompts: 0}}
 """
 DATA = {"sft": "talks.jsonl", "dpo": "pairs.jsonl", "sapo": "talks.jsonl", "reward": "pairs.jsonl"}
+DATA["rlhf"] = "talks.jsonl"
 LORA = ", lora: {r: 4}"
 
 
@@ -117,6 +118,35 @@ def test_two_processes_equal_one_where_the_last_batch_is_short(folder, method: s
     train(folder, method, f"short-{method}-one", short)
     train(folder, method, f"short-{method}-two", short, *HALVED)
     assert_same(folder, f"short-{method}-one", f"short-{method}-two")
+
+
+@pytest.mark.parametrize("unit", ["sequence", "segment"])
+def test_two_processes_sample_and_train_what_one_does(folder, unit: str) -> None:
+    """Thirteen rows: the last step has blank ones. Advantages are scaled over all responses of a
+    step, and responses are trained on twice."""
+    card = "kind: segment\nmodel: .\nsegments: {rule: fixed, length: 2}\n"
+    save_reward_model(folder / "values", card=card)
+    settings = (
+        "data.train=[{path: talks.jsonl, max_rows: 13}]",
+        "rlhf.group_size=3",
+        "rlhf.max_new_tokens=6",
+        "rlhf.beta=0.05",
+        "rlhf.iterations=2",
+        "rlhf.scale=batch",
+        "trainer.optim=sgd",
+        "trainer.save_steps=1",
+    )
+    of_unit = {
+        "sequence": ("rlhf.reward_models=['verifier:regex=[a-m]']", "rlhf.redraws=1"),
+        "segment": ("rlhf.unit=segment", "rlhf.segment_model=values", "rlhf.normalizer_samples=16"),
+    }
+    train(folder, "rlhf", f"{unit}-one", *settings, *of_unit[unit])
+    train(folder, "rlhf", f"{unit}-two", *settings, *of_unit[unit], *HALVED)
+    assert_same(folder, f"{unit}-one", f"{unit}-two")
+    one, two = (read_metrics(folder / f"{unit}-{name}") for name in ("one", "two"))
+    for line, other in zip(one, two):
+        for key in ("reward", "kl", "completions/mean_length", "frac_reward_zero_std"):
+            assert line.get(key) == pytest.approx(other.get(key), abs=1e-5), key
 
 
 @pytest.mark.parametrize("packing", ["false", "true"])

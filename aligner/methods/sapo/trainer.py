@@ -17,9 +17,10 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from aligner.generation.sampling import number_of
 from aligner.methods.sapo.recipe import AVERAGE, BUFFER, REFERENCE, Sapo
 from aligner.methods.sapo.replay_buffer import ReplayBuffer, Rewrite
-from aligner.methods.sapo.writer import Writer, number_of
+from aligner.methods.sapo.writer import Writer
 from aligner.models.answers import answer_logps
 from aligner.models.ema import WeightCopy
 from aligner.models.forward import eval_mode

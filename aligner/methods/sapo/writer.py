@@ -3,7 +3,6 @@ at the moment."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 from collections.abc import Sequence
@@ -12,17 +11,11 @@ from typing import Any
 
 from aligner.generation.decode import continue_ids
 from aligner.generation.engines import engine_for
-from aligner.generation.sampling import Sampling
+from aligner.generation.sampling import Sampling, number_of
 from aligner.methods.sapo.recipe import Sapo
 from aligner.methods.sapo.replay_buffer import Rewrite
 from aligner.methods.sapo.windows import sample_window, splice
 from aligner.reward_models.base import Scorer
-
-
-def number_of(*parts: object) -> int:
-    """A number that follows from the parts alone."""
-    digest = hashlib.sha256(":".join(map(str, parts)).encode()).digest()
-    return int.from_bytes(digest[:6], "big")
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,8 @@ METHODS = list(trainings())
 
 def resolve(method: str, *overrides: str, **flags: Any) -> Resolved:
     data = {"model.name_or_path": "base", "data.train": "rows.jsonl"}
-    return load_recipe(method, None, overrides, {**data, **flags})
+    own: dict[str, Any] = {"rlhf.reward_models": ["toy"]} if method == "rlhf" else {}
+    return load_recipe(method, None, overrides, {**data, **own, **flags})
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -37,6 +38,8 @@ def test_every_key_of_the_trainer_has_a_value_and_an_origin(method: str) -> None
         ("dpo", [], 1e-6, "default of dpo"),
         ("dpo", ["model.lora={}"], 1e-6, "default of dpo"),
         ("sapo", [], 5e-7, "default of sapo"),
+        ("rlhf", [], 1e-6, "default of rlhf"),
+        ("rlhf", ["model.lora={}"], 1e-5, "default of rlhf with model.lora"),
         ("reward", [], 1e-5, "default of reward"),
         ("reward", ["model.lora={}"], 1e-4, "default of reward with model.lora"),
         ("dpo", ["trainer.learning_rate=1e-5"], 1e-5, "trainer.learning_rate=1e-5"),
@@ -52,7 +55,7 @@ def test_the_learning_rate_says_whose_it_is(
 
 def test_epochs_are_three_but_of_a_reward_model() -> None:
     epochs = {method: resolve(method).recipe.trainer["num_train_epochs"] for method in METHODS}
-    assert epochs == {"sft": 3, "dpo": 3, "sapo": 3, "reward": 1}
+    assert epochs == {"sft": 3, "dpo": 3, "sapo": 3, "rlhf": 3, "reward": 1}
 
 
 @pytest.mark.parametrize("method", METHODS)

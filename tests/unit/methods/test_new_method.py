@@ -348,7 +348,16 @@ def test_what_a_folder_says_of_itself_holds(name: str) -> None:
     ("name", "folder", "others"),
     [
         ("sapo", "methods/sapo", ()),
-        ("reward", "methods/reward", ()),
+        # A metric and an entry of its page are called so too, by TRL's name.
+        (
+            "reward",
+            "methods/reward",
+            (
+                *(f"aligner/methods/rlhf/{name}.py" for name in ("recipe", "train", "trainer")),
+                "aligner/reports/rollouts.py",
+            ),
+        ),
+        ("rlhf", "methods/rlhf", ()),
         ("discover", "methods/discover", ("aligner/endpoints/__init__.py",)),
         ("mosaic", "builders/mosaic", ("aligner/data/loading.py",)),
         ("select", "builders/select", ("cli/data.py",)),

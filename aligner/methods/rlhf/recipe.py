@@ -1,0 +1,276 @@
+"""The recipe of `aligner rlhf`, and what the method says of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from aligner.config.dead_keys import no_noise_beside_a_reference, no_smoothing_of_tokens
+from aligner.config.generation_rules import written_by_the_trained
+from aligner.config.method import TrainingMethod
+from aligner.config.mosaic_rules import no_mosaics
+from aligner.config.named import Names
+from aligner.config.recipe import Preference, Section, Strength, TrainRecipe, Weight
+from aligner.config.recipe_problem import RecipeProblems, problem_at, show
+from aligner.config.view import RecipeView
+
+ROLLOUT = "rollout.json"
+"""What it adds to a checkpoint: responses that are trained on once more."""
+
+
+class Rlhf(Section):
+    """Reinforcement learning on sampled responses, with a reward for each response, segment or
+    token (arXiv 2402.03300, 2501.02790)."""
+
+    algorithm: Literal["grpo"] = "grpo"
+    """`grpo`: responses to one prompt are each other's baseline; no critic."""
+    unit: Literal["sequence", "segment", "token"] = "sequence"
+    """What gets a reward: the response, by `reward_models`; each of its segments, or each token, by
+    `segment_model`."""
+    reward_models: Annotated[list[str], Names("scorer")] = []
+    """Scorers of whole responses: cards, `verifier:number`, `kind:argument`. With several, each is
+    normalized before they are added up (GDPO, arXiv 2601.05242)."""
+    reward_weights: list[Strength] = []
+    """Weight of each of `reward_models`. Absent: all the same."""
+    segment_model: Annotated[str | None, Names("scorer")] = None
+    """The reward model of segments: a run of `aligner reward` with `kind: segment`, or its card."""
+    credit: Literal["location", "process", "mixed"] = "location"
+    """How segments become advantages. `location`: what is still to come, less what other responses
+    had left at the same place; `process`: z-scores of segments, added up from each one on; `mixed`:
+    the outcome by `reward_models`, and segments move credit within a response."""
+    alpha: Weight = 1.0
+    """`mixed`: weight of the segments."""
+    interpolation: Literal["even", "last", "repeat"] = "even"
+    """How a segment's reward is given to its tokens; `repeat` pays by the length."""
+    aggregate: Literal["mean", "sum"] = "mean"
+    """`mean`: segments count by their share of the response; `sum`, as in the paper, pays for
+    more of them."""
+    normalizer: Literal["weighted", "huber_groups"] = "weighted"
+    """How the average of values at each location is fitted; `huber_groups` is the paper's code."""
+    normalizer_samples: int = Field(512, ge=8, le=1_000_000)
+    """Responses of the model that training starts from, which it is fitted to."""
+    loss: Literal["dapo", "grpo", "dr_grpo", "bnpo", "cispo"] = "dapo"
+    """What tokens are divided by, and for `cispo` the objective; TRL's names (`loss_type`)."""
+    ratio: Literal["token", "sequence"] = "token"
+    """A ratio of probabilities for each token, or one for the response (GSPO, arXiv 2507.18071)."""
+    baseline: Literal["mean", "leave_one_out"] = "mean"
+    """What a response is compared with: its group's mean, or that of the others (RLOO)."""
+    scale: Literal["group", "batch", "none"] = "group"
+    """What advantages are divided by: the standard deviation of the group, of the step, nothing.
+    Those of segments are divided by the step's unless it is `none`."""
+    group_size: int = Field(8, ge=2, le=1024)
+    """Responses to each prompt; TRL's `num_generations`."""
+    iterations: int = Field(1, ge=1, le=100)
+    """Optimizer steps on the same responses; TRL's `num_iterations`."""
+    max_new_tokens: int = Field(256, ge=1, le=1_000_000)
+    """Longest response; TRL's `max_completion_length`."""
+    temperature: float = Field(1.0, ge=0.01, le=100.0)
+    """Sampling temperature, which the policy's probabilities are then taken at."""
+    generation_batch_size: int | None = Field(None, ge=1, le=65_536)
+    """Responses decoded together. Absent: all of an optimizer step on this process."""
+    redraws: int = Field(0, ge=0, le=100)
+    """How often a group whose responses all have the same reward is sampled again, as it teaches
+    nothing (dynamic sampling, arXiv 2503.14476)."""
+    beta: Weight = 0.0
+    """Weight of the KL divergence to the model that training starts from, in the loss."""
+    kl_estimator: Literal["k3", "k2"] = "k3"
+    """How it is estimated: `k3` is never negative and unbiased; `k2` has the right gradient."""
+    clip_low: float = Field(0.2, ge=0.0, le=1.0)
+    """A ratio counts down to 1 - this; TRL's `epsilon`."""
+    clip_high: float = Field(0.2, ge=0.0, le=100.0)
+    """A ratio counts up to 1 + this; TRL's `epsilon_high`, 0.28 in DAPO."""
+    delta: float | None = Field(None, gt=1.0, le=1e6)
+    """Largest ratio for negative advantages; TRL's name. Absent: not bounded."""
+    cap: float = Field(5.0, gt=0.0, le=1e6)
+    """`cispo`: largest ratio that a token is weighted with."""
+    truncated: Literal["keep", "mask"] = "keep"
+    """Responses that ended at `max_new_tokens`: trained on like others, or not at all."""
+    missing_eos_penalty: Weight = 0.0
+    """Taken off once from the reward of such a response."""
+    overlong_buffer: int | None = Field(None, ge=1)
+    """Tokens before `max_new_tokens` over which the reward falls by 1, evenly (arXiv 2503.14476,
+    eq. 13)."""
+
+
+class RlhfRecipe(TrainRecipe):
+    """`aligner rlhf`: reinforcement learning on sampled responses."""
+
+    method: Literal["rlhf"] = "rlhf"
+    """What to do."""
+    rlhf: Rlhf = Rlhf()
+    """What belongs to this method alone."""
+    preference: Preference = Preference()
+    """How responses to one prompt are computed."""
+
+
+TRL_NAMES = {
+    "num_generations": "rlhf.group_size",
+    "num_iterations": "rlhf.iterations",
+    "max_completion_length": "rlhf.max_new_tokens",
+    "epsilon": "rlhf.clip_low",
+    "epsilon_high": "rlhf.clip_high",
+    "delta": "rlhf.delta",
+    "loss_type": "rlhf.loss",
+    "scale_rewards": "rlhf.scale",
+    "importance_sampling_level": "rlhf.ratio",
+    "mask_truncated_completions": "rlhf.truncated",
+    "beta": "rlhf.beta",
+    "temperature": "rlhf.temperature",
+    "reward_weights": "rlhf.reward_weights",
+    "reward_funcs": "rlhf.reward_models",
+    "generation_batch_size": "rlhf.generation_batch_size",
+}
+"""Key of TRL's GRPOConfig -> what it is called here."""
+
+OF_SEGMENTS = (
+    *("segment_model", "credit", "alpha", "interpolation", "aggregate", "normalizer"),
+    "normalizer_samples",
+)
+
+
+def _units(view: RecipeView) -> RecipeProblems:
+    unit, credit = view["rlhf.unit"], view["rlhf.credit"]
+    if unit == "sequence":
+        for key in OF_SEGMENTS:
+            if view.given(f"rlhf.{key}"):
+                yield problem_at(
+                    f"rlhf.{key}", "has no effect with `unit: sequence`", "set rlhf.unit=segment"
+                )
+        if not view["rlhf.reward_models"]:
+            hint = "name what scores responses: a card, a run of `aligner reward`, verifier:number"
+            yield problem_at("rlhf.reward_models", "is missing", hint)
+    else:
+        if view["rlhf.segment_model"] is None:
+            hint = "name a run of `aligner reward` with reward.kind=segment"
+            yield problem_at("rlhf.segment_model", f"is missing, and `unit: {unit}` needs it", hint)
+        if credit == "mixed" and not view["rlhf.reward_models"]:
+            hint = "name what scores whole responses"
+            yield problem_at("rlhf.reward_models", "is missing, and `credit: mixed` needs it", hint)
+        if credit != "mixed":
+            for key in ("reward_models", "reward_weights", "baseline", "overlong_buffer", "alpha"):
+                if view.given(f"rlhf.{key}") and view[f"rlhf.{key}"]:
+                    message = f"has no effect with `credit: {credit}`, where segments alone count"
+                    yield problem_at(f"rlhf.{key}", message, "set rlhf.credit=mixed, or drop it")
+        if view["rlhf.ratio"] == "sequence":
+            message = "gives all tokens one ratio, and segments are to differ"
+            yield problem_at("rlhf.ratio", message, "use token, or rlhf.unit=sequence")
+
+
+def _numbers(view: RecipeView) -> RecipeProblems:
+    models, weights = view["rlhf.reward_models"], view["rlhf.reward_weights"]
+    if weights and len(weights) != len(models):
+        message = f"has {len(weights)} numbers, and there are {len(models)} reward models"
+        yield problem_at("rlhf.reward_weights", message, "one for each, in their order")
+    for name in sorted({name for name in models if models.count(name) > 1}):
+        yield problem_at("rlhf.reward_models", f"names {show(name)} twice", "name each once")
+    if view.given("rlhf.cap") and view["rlhf.loss"] != "cispo":
+        yield problem_at("rlhf.cap", "has no effect without `loss: cispo`", "drop it")
+    for key in ("clip_low", "clip_high", "delta"):
+        if view["rlhf.loss"] == "cispo" and view.given(f"rlhf.{key}"):
+            yield problem_at(f"rlhf.{key}", "has no effect with `loss: cispo`", "use rlhf.cap")
+        elif view["rlhf.iterations"] == 1 and view.given(f"rlhf.{key}"):
+            message = "has no effect on one step for each response: its ratio is 1"
+            yield problem_at(f"rlhf.{key}", message, "set rlhf.iterations, or drop it")
+    buffer, longest = view["rlhf.overlong_buffer"], view["rlhf.max_new_tokens"]
+    if buffer is not None and buffer > longest:
+        yield problem_at("rlhf.overlong_buffer", f"is above `max_new_tokens` ({longest})")
+    if view["rlhf.truncated"] == "mask":
+        for key in ("missing_eos_penalty", "overlong_buffer"):
+            if view["rlhf." + key]:
+                message = "would punish what `truncated: mask` leaves out"
+                yield problem_at(f"rlhf.{key}", message, "keep one of the two")
+
+
+def _noise(view: RecipeView) -> RecipeProblems:
+    lora = view["model.lora"]
+    if lora and lora.get("lora_dropout") and view["rlhf.iterations"] > 1:
+        message = "is drawn again at each step, and ratios to the first one would measure it"
+        yield problem_at("model.lora.lora_dropout", message, "set it to 0, or rlhf.iterations to 1")
+
+
+def _checkpoint_files(recipe: RlhfRecipe) -> Mapping[str, str]:
+    if recipe.rlhf.iterations == 1:
+        return {}
+    return {ROLLOUT: "the responses that are trained on once more"}
+
+
+def _in_short(rlhf: Rlhf) -> str:
+    unit = "" if rlhf.unit == "sequence" else f", credit by {rlhf.unit} ({rlhf.credit})"
+    return f"{rlhf.algorithm}, {rlhf.loss} loss, groups of {rlhf.group_size}{unit}"
+
+
+def _settings_read(rlhf: Mapping[str, Any]) -> Mapping[str, Any]:
+    unread = OF_SEGMENTS if rlhf["unit"] == "sequence" else ()
+    return {key: value for key, value in rlhf.items() if key not in unread}
+
+
+METHOD = TrainingMethod(
+    recipe=RlhfRecipe,
+    title="reinforcement learning (GRPO, arXiv 2402.03300)",
+    help=(
+        "Reinforcement learning on responses that the model samples: GRPO and its relatives (Dr. "
+        "GRPO, DAPO, CISPO, GSPO, RLOO), with rewards of verifiers, judges or reward models for "
+        "whole responses, or of a segment reward model for each segment or token (arXiv "
+        "2501.02790)."
+    ),
+    examples=(
+        "aligner rlhf tiny/rlhf-verifier",
+        "aligner rlhf recipe.yaml rlhf.group_size=16 rlhf.beta=0.01",
+        "aligner rlhf recipe.yaml rlhf.unit=segment rlhf.segment_model=runs/reward-segment",
+        "aligner rlhf recipe.yaml 'rlhf.reward_models=[verifier:number, runs/reward]'",
+    ),
+    rules=(
+        _units,
+        _numbers,
+        _noise,
+        written_by_the_trained("here the policy itself writes"),
+        no_mosaics,
+        no_smoothing_of_tokens("drop it: rewards are taken as they are"),
+        no_noise_beside_a_reference("rlhf.loss"),
+    ),
+    trainer_class="transformers.TrainingArguments",
+    defaults={"learning_rate": 1e-6},  # TRL's for GRPO
+    defaults_with_lora={"learning_rate": 1e-5},
+    settings=("unit", "loss", "group_size", "beta"),
+    metrics={"loss": False, "reward": True, "completions/clipped_ratio": False},
+    charts=(
+        ("Reward", [("train", "reward", "train"), ("eval", "reward", "held out")]),
+        ("KL to the start, nats a token", [("train", "kl", "train")]),
+        ("Entropy, nats a token", [("train", "entropy", "train")]),
+        (
+            "Length of responses, tokens",
+            [
+                ("train", "completions/mean_length", "train"),
+                ("eval", "completions/mean_length", "held out"),
+            ],
+        ),
+        (
+            "Share of responses cut off",
+            [
+                ("train", "completions/clipped_ratio", "train"),
+                ("eval", "completions/clipped_ratio", "held out"),
+            ],
+        ),
+        (
+            "Share of groups without a difference",
+            [("train", "frac_reward_zero_std", "train")],
+        ),
+        ("Clipped ratios", [("train", "clip_ratio/region_mean", "train")]),
+        (
+            "Segment rewards by location, normalized",
+            [
+                ("train", "segments/early", "first third"),
+                ("train", "segments/middle", "second"),
+                ("train", "segments/late", "last"),
+            ],
+        ),
+    ),
+    in_short=_in_short,
+    card_note=lambda rlhf: f"`{rlhf['loss']}` loss, rewards by {rlhf['unit']}",
+    settings_read=_settings_read,
+    other_names=TRL_NAMES,
+    repeats=lambda recipe: recipe.rlhf.iterations,
+    checkpoint_files=_checkpoint_files,
+)

@@ -1,0 +1,158 @@
+"""Sampling responses to the prompts of a step, and having them scored.
+
+The random numbers of a response follow from the seed, the step, the row, its number in the group
+and the attempt alone: a resumed run samples what it would have sampled, and so do two processes
+that share the rows of one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from aligner.generation.engines import engine_for
+from aligner.generation.requests import Request
+from aligner.generation.sampling import Sampling, number_of
+from aligner.methods.rlhf.recipe import Rlhf
+from aligner.reward_models.base import Scorer
+from aligner.reward_models.batching import Answers, ask
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from aligner.reward_models.segment import SegmentScorer
+
+
+@dataclass(slots=True)
+class Response:
+    """One sampled response, and all that is known of it.
+
+    `token_ids` hold the stop token, where it `is_finished`. `scores`: by the name of the scorer;
+    None where it gave none. `values` (T,) after each token, and the `ends` of segments, by the
+    segment model. `engine_logps` (T,) at sampling, and `old_logps` (T,) of the first optimizer step
+    on it, in nats. `attempt`: how often its group had been sampled before.
+    """
+
+    row: int
+    sample: int
+    prompt_ids: list[int]
+    token_ids: list[int]
+    is_finished: bool
+    text: str
+    engine_logps: list[float]
+    attempt: int = 0
+    scores: dict[str, float | None] = field(default_factory=dict)
+    values: list[float] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)
+    old_logps: list[float] | None = None
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Response:
+        """Return what `to_json` gave."""
+        return cls(**content)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain values."""
+        return asdict(self)
+
+
+Group = list[Response]
+"""The responses to one prompt."""
+
+
+@dataclass(frozen=True)
+class Roller:
+    """Samples and scores with whatever weights the model has at the moment."""
+
+    tokenizer: PreTrainedTokenizerBase
+    settings: Rlhf
+    seed: int
+    batch_size: int
+    stops: tuple[int, ...]
+    scorers: Mapping[str, Scorer]
+    segment_scorer: SegmentScorer | None = None
+    engine: str = "auto"
+
+    def sample(
+        self,
+        model: PreTrainedModel,
+        rows: Sequence[Mapping[str, Any]],
+        step: int | str,
+        *,
+        samples: int | None = None,
+        attempt: int = 0,
+    ) -> list[Group]:
+        """Return `group_size` responses to the prompt of each row, not scored yet."""
+        sampling = Sampling(
+            max_new_tokens=self.settings.max_new_tokens,
+            temperature=self.settings.temperature,
+            num_samples=samples or self.settings.group_size,
+        )
+        requests = []
+        for row in rows:
+            stream = number_of(self.seed, step, row["row"], attempt)
+            requests.append(Request(row["prompt_ids"], sampling, self.stops, stream))
+        engine = engine_for(model, name=self.engine, batch_size=self.batch_size)
+        found = engine.generate(requests)
+        groups = []
+        for row, generated in zip(rows, found, strict=True):
+            groups.append([self._response(row, i, one, attempt) for i, one in enumerate(generated)])
+        return groups
+
+    def _response(self, row: Mapping[str, Any], sample: int, generated: Any, attempt: int) -> Any:
+        assert generated.finish_reason != "error", generated.error
+        ids, finished = generated.token_ids, generated.finish_reason == "stop"
+        text = self.tokenizer.decode(
+            ids[:-1] if finished else ids,
+            skip_special_tokens=True,
+            clean_up_tokenization_spaces=False,
+        )
+        prompt = list(row["prompt_ids"])
+        logps = list(generated.logps)
+        return Response(row["row"], sample, prompt, ids, finished, text, logps, attempt)
+
+    def score(self, rows: Sequence[Mapping[str, Any]], groups: Sequence[Group]) -> None:
+        """Have every response scored, and its segments valued."""
+        responses = [one for group in groups for one in group]
+        asked = _as_answers(rows, groups)
+        everything = [list(range(len(responses)))]
+        for name, scorer in self.scorers.items():
+            for response, value in zip(responses, _values(scorer, asked, everything)):
+                response.scores[name] = value
+        if self.segment_scorer is not None:
+            answers = [(one.prompt_ids, one.token_ids) for one in responses]
+            for response, valued in zip(responses, self.segment_scorer.values_of_ids(answers)):
+                response.values, response.ends = valued.values, valued.ends
+
+
+def _values(scorer: Scorer, asked: Answers, parts: Sequence[Sequence[int]]) -> list[float | None]:
+    verdicts = ask(lambda: scorer, asked, parts, keep_silent=True)
+    return [verdict.value for verdict in verdicts]
+
+
+def _as_answers(rows: Sequence[Mapping[str, Any]], groups: Sequence[Group]) -> Answers:
+    columns: tuple[list[Any], ...] = ([], [], [], [])
+    for row, group in zip(rows, groups, strict=True):
+        prompt = json.loads(row["prompt"])
+        for one in group:
+            values = (
+                prompt,
+                one.text,
+                row["answer"],
+                f"{row['origin']}, response {one.sample + 1}",
+            )
+            for column, value in zip(columns, values):
+                column.append(value)
+    return Answers(*columns)
+
+
+def padded(rows: Sequence[Sequence[float]], width: int) -> torch.Tensor:
+    """Return rows of numbers (B, width), float32, 0 behind the end of each."""
+    found = torch.zeros(len(rows), width)
+    for line, row in zip(found, rows):
+        line[: len(row)] = torch.tensor(row, dtype=torch.float32)
+    return found

@@ -1,0 +1,62 @@
+"""The steps of `rlhf` that are its own: prompts without responses, and scorers that are there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from aligner.errors import RecipeError
+from aligner.methods.rlhf.recipe import RlhfRecipe
+from aligner.methods.steps import TrainingSteps
+
+if TYPE_CHECKING:
+    from aligner.losses.types import Objective
+    from aligner.methods.job import Job
+    from aligner.tokenization.dataset import TokenizedData
+
+
+class RlhfSteps(TrainingSteps):
+    """Reinforcement learning on sampled responses."""
+
+    task = "prompts"
+
+    def check(self, recipe: RlhfRecipe, objective: Objective | None) -> None:
+        """Refuse scorers that are not there, and a segment model that is none."""
+        from aligner.reward_models.catalogue import COMPARING, holds, read_spec
+        from aligner.reward_models.ensemble import refuse_cycles
+
+        for spec in recipe.rlhf.reward_models:
+            card = read_spec(spec)
+            refuse_cycles(card)
+            if holds(card, COMPARING):
+                raise RecipeError(
+                    f"rlhf.reward_models: {spec} compares two answers, and responses need a score "
+                    "each",
+                    "name a scorer of single answers",
+                )
+        if recipe.rlhf.segment_model is not None:
+            card = read_spec(recipe.rlhf.segment_model)
+            if card.kind != "segment":
+                raise RecipeError(
+                    f"rlhf.segment_model: {recipe.rlhf.segment_model} is of the kind `{card.kind}`",
+                    "train one with `aligner reward` and reward.kind=segment",
+                )
+
+    def further_columns(self, recipe: RlhfRecipe) -> Sequence[str]:
+        """Return the column with the right answer, which verifiers read."""
+        return ("answer",)
+
+    def facts(self, recipe: RlhfRecipe, prepared: TokenizedData) -> Sequence[tuple[str, str]]:
+        """Say how many responses an optimizer step samples."""
+        group = recipe.rlhf.group_size
+        steps = recipe.rlhf.iterations
+        more = f", trained on for {steps} steps" if steps > 1 else ""
+        longest = recipe.rlhf.max_new_tokens
+        return (("responses", f"{group} to each prompt, of at most {longest:,} tokens{more}"),)
+
+    def before_ranks(self, job: Job) -> None:
+        """Fit the normalizer of segments, so that the ranks find it done."""
+        self._part("train").before_ranks(job)
+
+
+STEPS = RlhfSteps()
