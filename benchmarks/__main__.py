@@ -14,6 +14,7 @@ SCRIPTS = (
     "speed.endpoints",
     "speed.mosaic",
     "speed.tokenizing",
+    "speed.scoring",
     "effects.quickstart",
     "effects.bf16",
     "effects.discopop",

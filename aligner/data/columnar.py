@@ -14,9 +14,11 @@ the text that stands there.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from aligner.data.strict_json import RepeatedKey, decode
 
 if TYPE_CHECKING:
     import pyarrow
@@ -38,6 +40,26 @@ class Nulls:
 
 class BrokenJson(ValueError):
     """A column of JSON text that holds something else."""
+
+
+def repeated_name(fields: Sequence[pyarrow.Field], where: str = "") -> str | None:
+    """A name that several columns, or several fields of one column, have; pyarrow would keep the
+    last one. Fields are named with their column: `messages.content`."""
+    import pyarrow.types as types
+
+    names = [field.name for field in fields]
+    for field in fields:
+        if names.count(field.name) > 1:
+            return f"{where}{field.name}"
+        kind = field.type
+        while hasattr(kind, "value_type") and not types.is_map(kind):
+            kind = kind.value_type
+        if types.is_struct(kind):
+            inner = [kind.field(place) for place in range(kind.num_fields)]
+            found = repeated_name(inner, f"{where}{field.name}.")
+            if found is not None:
+                return found
+    return None
 
 
 def rows_of(
@@ -104,7 +126,9 @@ def _read(reader: Reader | None, value: Any) -> Any:
 
 def _from_json(value: Any) -> Any:
     try:
-        return json.loads(value)
+        return decode(value)
+    except RepeatedKey as error:
+        raise BrokenJson(f"in a column of JSON, {error}") from None
     except (ValueError, TypeError, RecursionError):
         raise BrokenJson(f"a column of JSON holds {str(value)[:60]!r}, which is none") from None
 

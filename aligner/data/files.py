@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from aligner.data.checks import kind
-from aligner.data.columnar import BrokenJson, Nulls, rows_of
+from aligner.data.columnar import BrokenJson, Nulls, repeated_name, rows_of
 from aligner.data.ledger import FileRecord
+from aligner.data.strict_json import RepeatedKey, decode, decode_rows
 from aligner.errors import DataError
 
 
@@ -122,11 +123,13 @@ def _json_lines(path: Path) -> Numbered:
 
 def _parse(line: bytes) -> Any:
     try:
-        row = json.loads(line.decode("utf-8"))
+        row = decode(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         return Unreadable(f"not UTF-8: byte 0x{line[error.start]:02x} at column {error.start + 1}")
     except json.JSONDecodeError as error:
         return Unreadable(f"broken JSON at column {error.colno}: {error.msg}")
+    except RepeatedKey as error:
+        return Unreadable(str(error))
     except (ValueError, RecursionError) as error:
         return Unreadable(f"broken JSON: {error}")
     return row if isinstance(row, dict) else Unreadable(f"{kind(row)}, not an object with columns")
@@ -135,10 +138,12 @@ def _parse(line: bytes) -> Any:
 def _json(path: Path) -> Numbered:
     """A list of objects, or one object per line."""
     first = next((line for _, line in _lines(path) if line.strip()), b"")
-    if first.lstrip().startswith(b"{") and not isinstance(_parse(first), Unreadable):
+    if first.lstrip().startswith(b"{") and _is_whole(first):
         yield from _json_lines(path)
         return
     document = _json_document(path)
+    if isinstance(document, RepeatedKey):
+        raise DataError(f"{path}: {document}", "give each key once")
     if isinstance(document, dict):
         names = ", ".join(list(document)[:10])
         raise DataError(
@@ -148,12 +153,20 @@ def _json(path: Path) -> Numbered:
     if not isinstance(document, list):
         raise DataError(f"{path} holds {kind(document)}, not a list of rows", "")
     for number, row in enumerate(document, start=1):
-        yield (
-            number,
-            row
-            if isinstance(row, dict)
-            else Unreadable(f"{kind(row)}, not an object with columns"),
-        )
+        if isinstance(row, dict):
+            yield number, row
+        elif isinstance(row, RepeatedKey):
+            yield number, Unreadable(str(row))
+        else:
+            yield number, Unreadable(f"{kind(row)}, not an object with columns")
+
+
+def _is_whole(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _json_document(path: Path) -> Any:
@@ -161,7 +174,7 @@ def _json_document(path: Path) -> Any:
     if not data.strip():
         return []
     try:
-        return json.loads(data.decode("utf-8"))
+        return decode_rows(data.decode("utf-8"))
     except UnicodeDecodeError as error:
         line = data.count(NEWLINE, 0, error.start) + 1
         raise DataError(
@@ -235,6 +248,10 @@ def _parquet(path: Path, nulls: Nulls) -> Numbered:
 
     try:
         file = pyarrow.parquet.ParquetFile(path)
+        if (name := repeated_name(list(file.schema_arrow))) is not None:
+            raise DataError(
+                f"{path} has two columns with the name {name!r}", "rename one, or leave it out"
+            )
         number = 0
         for batch in file.iter_batches(batch_size=1000):
             for row in rows_of(batch, nulls):

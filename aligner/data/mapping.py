@@ -10,7 +10,6 @@ cuts at the character and may cut a word in two.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from itertools import takewhile
 from typing import Any
@@ -29,6 +28,7 @@ from aligner.data.rows import (
     TextRow,
     as_turns,
 )
+from aligner.data.strict_json import RepeatedKey, decode
 from aligner.data.turn_weight import trained_side, without_weights
 
 Raw = Mapping[str, Any]
@@ -77,7 +77,9 @@ def _tools(raw: Raw) -> list[Any] | None:
     tools = raw.get(name)
     if isinstance(tools, str) and tools.strip():
         try:
-            tools = json.loads(tools)
+            tools = decode(tools)
+        except RepeatedKey as error:
+            raise BadRow(f"in {name}, {error}") from None
         except (ValueError, RecursionError):
             raise BadRow(f"{name} is a string that is not JSON") from None
     if not tools:

@@ -7,11 +7,11 @@ template wants strict alternation or takes a system turn is the template's affai
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from aligner.data.checks import BadRow, kind, text
 from aligner.data.rows import Messages
+from aligner.data.strict_json import RepeatedKey, decode
 from aligner.data.tool_calls import spoken_calls, tool_call, tool_calls
 from aligner.data.turn_weight import with_weight
 
@@ -53,7 +53,9 @@ def unpacked(value: Any) -> Any:
     if not isinstance(value, str) or not value.lstrip().startswith("["):
         return value
     try:
-        return json.loads(value)
+        return decode(value)
+    except RepeatedKey as error:
+        raise BadRow(f"in a conversation as JSON text, {error}") from None
     except (ValueError, RecursionError):
         return value
 

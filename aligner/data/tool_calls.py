@@ -9,11 +9,11 @@ and the call.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from aligner.data.checks import BadRow, kind, text
+from aligner.data.strict_json import RepeatedKey, decode
 
 
 def tool_calls(value: Any, name: str) -> list[dict[str, Any]]:
@@ -87,6 +87,8 @@ def _arguments(function: Mapping[str, Any], where: str) -> dict[str, Any]:
 def _parsed(value: str) -> Any:
     """The value of JSON text; None where it is not JSON, or null."""
     try:
-        return json.loads(value)
+        return decode(value)
+    except RepeatedKey as error:
+        raise BadRow(f"in the text of a call, {error}") from None
     except (ValueError, RecursionError):
         return None

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from aligner.data.strict_json import RepeatedKey, decode
 from aligner.errors import RecipeError
 from aligner.runs.checkpoints import checkpoints_in
 
@@ -49,7 +50,11 @@ def read_object(file: Path, where: str) -> dict[str, Any]:
     """Return the JSON object that a file holds. Raises: RecipeError naming the file and what it
     holds instead."""
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
+        value = decode(file.read_text(encoding="utf-8"))
+    except RepeatedKey as error:
+        raise RecipeError(
+            f"{where}: in {file}, {error}", "keep the value that the weights were made with"
+        ) from error
     except (OSError, ValueError, RecursionError) as error:
         reason = (
             "it is nested too deeply"

@@ -9,9 +9,12 @@ file at once; at worst it is computed once more. A cache that cannot be written 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
+from aligner.errors import UsageError
 from aligner.events import OnEvent, Warned, tell
 from aligner.runs.files import file_sha256, mode_of_new_files, write_atomically
 from aligner.runs.places import refuse_unusable
@@ -24,10 +27,30 @@ def cache_folder(name: str) -> Path:
     return (Path(root) if root else Path.home() / ".cache" / "aligner") / name
 
 
+PROBE_BYTES = 1 << 20
+OLD_S = 24 * 3600.0
+"""The age of what a kill left half written."""
+
+
 def check_cache(file: Path) -> None:
     """Raise UsageError where a file could not be kept, with the reason: to be asked before it is
     computed."""
     refuse_unusable(file.parent, "the cache ($ALIGNER_CACHE)")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    probe = file.with_name(f".probe.{os.getpid()}.tmp")
+    try:
+        with open(probe, "wb") as stream:
+            stream.write(bytes(PROBE_BYTES))
+            stream.flush()
+            os.fsync(stream.fileno())
+    except OSError as error:
+        raise UsageError(
+            f"the cache ($ALIGNER_CACHE): nothing can be written to {file.parent}: "
+            f"{error.strerror}",
+            "free some space there, or name another folder",
+        ) from error
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 def is_kept(file: Path, on_event: OnEvent | None = None) -> bool:
@@ -47,6 +70,7 @@ def keep(file: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file, and give it its name; a reader finds all of it or
     nothing."""
     file.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(file.parent)
     unfinished = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
         write(unfinished)
@@ -55,6 +79,15 @@ def keep(file: Path, write: Callable[[Path], object]) -> None:
         os.replace(unfinished, file)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what a kill left half written long ago: our temporary files and those of
+    safetensors."""
+    for path in folder.glob(".*tmp*"):
+        with suppress(OSError):  # another process is as quick
+            if time.time() - path.stat().st_mtime > OLD_S:
+                path.unlink()
 
 
 def _checksum_of(file: Path) -> Path:

@@ -270,10 +270,11 @@ def _take_away(path: Path, holder: dict[str, Any] | None) -> str:
 
 
 def _in_use(folder: Path, path: Path, holder: dict[str, Any]) -> UsageError:
-    who = f"{folder} is in use by process {holder['pid']}"
+    is_named_so = holder.get("host") == platform.node()
+    where = "" if is_named_so else f" on {holder.get('host')}"
+    who = f"{folder} is in use by process {holder['pid']}{where}"
     if _is_of_this_kernel(holder):
         return UsageError(who, "wait for it or stop it")
-    who = f"{who} on {holder.get('host')}"
     if "beat_s" not in holder:
         return UsageError(who, f"if that process is gone, delete {path} and start again")
     return UsageError(

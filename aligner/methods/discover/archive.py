@@ -70,7 +70,8 @@ class Archive:
         for path in sorted(folder.glob("[0-9]*/record.json")):
             cure = f"delete {path.parent}: the objective is measured again"
             known = {each.name for each in fields(Record)}
-            values = parse_json(path, cure, needed=["index", "name", "origin"])
+            needed = ("index", "name", "origin", "fitness", "held_out")
+            values = parse_json(path, cure, needed=needed)
             kept = {key: item for key, item in values.items() if key in known}
             for key in ("fitness", "held_out"):  # NaN and infinities were written as texts
                 kept[key] = list(map(float, values[key]))

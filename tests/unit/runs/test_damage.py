@@ -24,7 +24,7 @@ from aligner.launch.causes import LostConnectionError, outside_cause
 from aligner.launch.command import _first_failure
 from aligner.methods.pipeline import run_recipe
 from aligner.models.files import check_model_path
-from aligner.runs.cache import is_kept, keep
+from aligner.runs.cache import check_cache, is_kept, keep
 from aligner.runs.checkpoints import latest_checkpoint, mark_complete
 from aligner.runs.files import KINDS, check_checksums, read_json, write_checksums
 from aligner.runs.journal import Journal
@@ -354,6 +354,28 @@ def test_a_cache_that_cannot_be_written_is_told_before_the_work(
     monkeypatch.setattr("aligner.training.reference._compute", computed)
     with pytest.raises(UsageError, match=rf"the cache \(\$ALIGNER_CACHE\): .*{said}"):
         run_recipe(small_recipe("dpo", small_world, tmp_path / "run"))
+
+
+def test_a_full_cache_is_told_before_the_work(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(UsageError, match=r"nothing can be written to .*: File too large"):
+            check_cache(tmp_path / "reference" / "x.json")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list((tmp_path / "reference").iterdir())
+
+
+def test_what_kills_left_in_a_cache_long_ago_goes(tmp_path: Path) -> None:
+    old, young = tmp_path / ".tmpOld123", tmp_path / ".y.json.4711.tmp"
+    for path in (old, young):
+        path.write_text("half")
+    os.utime(old, (0, 0))
+    keep(tmp_path / "x.json", lambda place: place.write_text("[0.25]"))
+    names = [".y.json.4711.tmp", "x.json", "x.json.sha256"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
 
 
 def test_a_damaged_file_of_replies_is_named(tmp_path: Path) -> None:

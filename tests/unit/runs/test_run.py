@@ -395,13 +395,33 @@ def test_a_lock_of_another_machine_is_respected(run_dir: Path) -> None:
     assert "delete" in error.value.hint
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no forks")
+def test_what_a_killed_holder_had_forked_does_not_hold_its_lock(run_dir: Path) -> None:
+    """Workers that load data may live for a moment longer."""
+    fork = "\nimport os, time\nif not (child := os.fork()):\n    time.sleep(60)\nprint(child)\n"
+    code = HOLDER.replace('\nprint("ready"', fork + 'print("ready"')
+    command = [sys.executable, "-c", code, str(run_dir), str(Path(__file__).parents[2])]
+    holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout
+    child = int(holder.stdout.readline())
+    try:
+        holder.kill()
+        holder.wait()
+        Run.create(resolved(run_dir), resume=True).close()
+        assert Path(f"/proc/{child}").exists() or not Path("/proc/self").exists()
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
 @pytest.mark.skipif(not Path("/proc/self/ns").exists(), reason="needs to know the machine's start")
 @pytest.mark.parametrize("first", [ELSEWHERE, ELSEWHERE + WITHOUT_FLOCK], ids=["", "no flock"])
 def test_another_host_name_on_this_machine_hides_nobody(run_dir: Path, first: str) -> None:
     """A container, or a job, has another host name at each start."""
     holder = start_holder(run_dir, first)
     try:
-        with pytest.raises(UsageError, match=f"in use by process {holder.pid}\n") as error:
+        with pytest.raises(
+            UsageError, match=f"in use by process {holder.pid} on elsewhere\n"
+        ) as error:
             Run.create(resolved(run_dir), resume=True)
         assert error.value.hint == "wait for it or stop it"
     finally:
