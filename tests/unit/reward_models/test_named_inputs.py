@@ -15,8 +15,12 @@ import pytest
 from fakes import byte_tokenizer, save_model, save_reward_model, small_recipe, write_jsonl
 
 from aligner import events
+from aligner.config.introspect import section_in
 from aligner.config.load import Resolved, load_recipe
+from aligner.config.named import Names
+from aligner.config.recipe import Section
 from aligner.errors import DataError
+from aligner.methods.catalogue import recipes
 from aligner.methods.pipeline import run_recipe
 from aligner.reward_models.named_inputs import compare_inputs, named_inputs
 from aligner.runs import digests
@@ -333,3 +337,33 @@ def test_a_tokenizer_of_a_mosaic_needs_no_weights(world: Path) -> None:
     found = named_inputs(recipe("mosaic", "mosaic.tokenizer=tokenizer").recipe)
     assert all(not path.endswith("safetensors") for path in found["mosaic.tokenizer"])
     assert len(found["mosaic.tokenizer"]) > 1
+
+
+# --- which keys are names -------------------------------------------------------------------------
+
+NAMING = re.compile(
+    r"name_or_path|path|function|script|replay|phrasings|verifier|prompts|recipe|tokenizer"
+    r"|(.*_)?(model|models|template)"
+)
+"""Keys that name something, by how they are called."""
+
+
+def sections(section: type[Section]) -> set[type[Section]]:
+    """A section of a recipe, and all below it."""
+    inside = {section_in(field.annotation) for field in section.model_fields.values()}
+    found = {section}
+    for inner in inside - {None}:
+        found |= sections(inner)
+    return found
+
+
+@pytest.mark.parametrize("method", recipes())
+def test_every_key_that_names_something_is_marked(method: str) -> None:
+    unmarked = []
+    for section in sections(recipes()[method]):
+        for key, field in section.model_fields.items():
+            is_text = "str" in str(field.annotation) and section_in(field.annotation) is None
+            is_marked = any(isinstance(mark, Names) for mark in field.metadata)
+            if NAMING.fullmatch(key) and is_text and not is_marked:
+                unmarked.append((section.__name__, key))
+    assert unmarked == []
