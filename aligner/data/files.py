@@ -96,20 +96,20 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """Numbered lines as bytes, without a byte order mark. Only "\\n" ends a line, as JSON lines
     want it."""
     with _open(path) as stream:
-        for number, line in enumerate(stream, start=1):
-            if number == 1:
-                if line.startswith((b"\xff\xfe", b"\xfe\xff")):
-                    raise DataError(
-                        f"{path} is UTF-16, not UTF-8",
-                        f"convert it: iconv -f UTF-16 -t UTF-8 {path}",
-                    )
-                line = line.removeprefix(b"\xef\xbb\xbf")
-            yield number, line
+        first = stream.readline()
+        if first.startswith((b"\xff\xfe", b"\xfe\xff")):
+            raise DataError(
+                f"{path} is UTF-16, not UTF-8",
+                f"convert it: iconv -f UTF-16 -t UTF-8 {path}",
+            )
+        if first:
+            yield 1, first.removeprefix(b"\xef\xbb\xbf")
+        yield from enumerate(stream, start=2)
 
 
 def _json_lines(path: Path) -> Numbered:
     for number, line in _lines(path):
-        if not line.strip():
+        if not line or line.isspace():
             yield number, BLANK
             continue
         row = _parse(line)

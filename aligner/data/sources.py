@@ -59,8 +59,9 @@ def open_source(source: Source, files: list[FileRecord], nulls: Nulls | None = N
         return
     for path in paths:
         files.append(file_record(path))
+        name = str(path)  # a path takes as long to become text as its row takes to be read
         for number, row in read_file(path, nulls):
-            yield f"{path}:{number}", row
+            yield f"{name}:{number}", row
 
 
 def local_files(source: Source) -> list[Path] | None:
