@@ -67,6 +67,11 @@ class TrainingSteps:
         backward pass counts as two, and as one where only adapters get gradients."""
         return (3.0 if recipe.model.lora is None else 2.0), 1.0
 
+    def responses(self, recipe: Any) -> tuple[int, int]:
+        """Return how many responses a row is given at each step, and their most tokens; none where
+        the training samples none."""
+        return 0, 0
+
     def check_model(self, recipe: Any, on_event: OnEvent | None) -> None:
         """Check what only the model can tell, before rows are tokenized. Raises: RecipeError."""
 

@@ -78,6 +78,10 @@ class Work:
     held_out_rows: int = 0
     held_out_tokens: float = 0.0
     held_out_passes: float = 1.0
+    responses_a_step: int = 0
+    """Responses that a step samples, of `response_tokens` at most; 0 where none are. An evaluation
+    samples one to each row."""
+    response_tokens: int = 0
     prompts: int = 0
     max_new_tokens: int = 0
     prompt_tokens: float = 0.0
@@ -152,17 +156,29 @@ class _Costs:
     def __init__(self, work: Work) -> None:
         self.work, self.speed = work, SPEEDS[work.device]
         self.training = self.reading(work.steps * work.tokens_a_step * work.passes)
+        self.training += work.steps * self.writing(work.responses_a_step)
         self.evaluation = self.reading(work.held_out_tokens * work.held_out_passes)
+        if work.responses_a_step:
+            self.evaluation += self.writing(work.held_out_rows)
         self.checkpoint = work.processes * work.trained * BYTES_A_WEIGHT / self.speed.bytes
 
     def reading(self, tokens: float) -> float:
         """Seconds of forward passes over tokens that the processes share."""
         return tokens * self.work.weights / self.speed.multiplications
 
+    @property
+    def token(self) -> float:
+        """Seconds that writing a token takes, of any number of responses that fit into a batch."""
+        return max(self.speed.token_s, self.work.weights / self.speed.weights)
+
+    def writing(self, responses: int) -> float:
+        """Seconds of sampling responses together, by the processes that share them."""
+        tokens = self.work.response_tokens
+        return max(tokens * self.token, self.reading(responses * tokens)) if responses else 0.0
+
     def answers(self, prompts: int, new_tokens: int) -> float:
         """Seconds of answering before and after training."""
-        token = max(self.speed.token_s, self.work.weights / self.speed.weights)
-        once = self.reading(prompts * self.work.prompt_tokens) + new_tokens * token
+        once = self.reading(prompts * self.work.prompt_tokens) + new_tokens * self.token
         return 2 * self.work.processes * once if prompts else 0.0
 
     def fits(self, seconds: float, share: float) -> bool:

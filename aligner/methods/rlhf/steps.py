@@ -54,6 +54,15 @@ class RlhfSteps(TrainingSteps):
         longest = recipe.rlhf.max_new_tokens
         return (("responses", f"{group} to each prompt, of at most {longest:,} tokens{more}"),)
 
+    def responses(self, recipe: RlhfRecipe) -> tuple[int, int]:
+        """Return the size of a group, and the longest response."""
+        return recipe.rlhf.group_size, recipe.rlhf.max_new_tokens
+
+    def passes(self, recipe: RlhfRecipe) -> tuple[float, float]:
+        """Return what a token costs; with a KL to it, the reference reads every response too."""
+        trained, held_out = super().passes(recipe)
+        return trained + bool(recipe.rlhf.beta), held_out
+
     def before_ranks(self, job: Job) -> None:
         """Fit the normalizer of segments, so that the ranks find it done."""
         self._part("train").before_ranks(job)

@@ -82,6 +82,17 @@ def test_adapters_make_the_training_cheaper_and_evaluations_rarer() -> None:
     assert chosen(passes=2.0).eval_steps > chosen().eval_steps
 
 
+def test_responses_that_are_sampled_while_training_count() -> None:
+    """13 tokens take 4 s to write, or, for 100 responses, 13 s of 1,300 tokens read: 300 steps of
+    that beside 900 s. An evaluation writes 100 responses, too."""
+    few = chosen(responses_a_step=8, response_tokens=13)
+    assert few.training_s == pytest.approx(900 + 300 * 13 * 4e8 / 1.3e9)
+    many = chosen(responses_a_step=100, response_tokens=13)
+    assert many.training_s == pytest.approx(900 + 300 * 1300 / 100)
+    evaluations = 300 / many.eval_steps
+    assert many.evaluation_share == pytest.approx(evaluations * (20 + 13) / many.training_s)
+
+
 def test_while_one_process_saves_the_others_wait() -> None:
     assert chosen(processes=4).save_steps > chosen().save_steps
 
