@@ -114,7 +114,7 @@ LOADS_HEAVY: dict[str, tuple[str, ...]] = {
     "methods.dpo": ("encode", "reference_samples", "reward_distillation", "start_checks", "train"),
     "methods.reward": ("collators", "encode", "segments", "train", "trainers"),
     "methods.rlhf": (
-        *("advantages", "credit", "encode", "normalizer", "rollout", "segment_rewards"),
+        *("advantages", "credit", "encode", "grpo", "normalizer", "rollout", "segment_rewards"),
         *("train", "trainer"),
     ),
     "methods.sapo": ("encode", "replay_buffer", "train", "trainer", "writer"),

@@ -22,6 +22,7 @@ from aligner.launch.devices import best_device
 from aligner.launch.world import world
 from aligner.methods.job import SHARDED, Job
 from aligner.methods.rlhf.credit import Credit
+from aligner.methods.rlhf.grpo import GrpoTrainer
 from aligner.methods.rlhf.normalizer import LocationNormalizer
 from aligner.methods.rlhf.normalizer import fit as fit_normalizer
 from aligner.methods.rlhf.recipe import RlhfRecipe
@@ -51,7 +52,7 @@ def train(job: Job) -> TrainResult:
     job.answer_before(model)
     roller = _roller(job, recipe, model, arguments)
     normalizer = _normalizer(job, recipe, model, roller)
-    trainer = RlhfTrainer(
+    trainer = GrpoTrainer(
         model=model,
         args=arguments,
         data_collator=RowCollator(job.tokenizer.pad_token_id),

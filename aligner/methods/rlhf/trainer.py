@@ -1,8 +1,8 @@
-"""GRPO's trainer: a step samples groups of responses, has them scored, and trains on them.
+"""The trainer under GRPO and PPO: a step samples responses, has them scored, and trains on them.
 
-It stands on our own trainer and not on TRL's GRPOTrainer: the prompt of a group is computed once,
-the loss of a step is exact over micro-batches and ranks, and a killed run resumes with the same
-result. Its losses equal TRL's on the same batch (`tests/unit/losses/test_policy.py`).
+It stands on our own trainer and not on TRL's: the prompt of a group is computed once, the loss of a
+step is exact over micro-batches and ranks, and a killed run resumes with the same result. What a
+response is worth, and the loss, are the subclasses' (`grpo`, `ppo`).
 
 Legend: P prompts, G responses to each, S = P G responses of a micro-batch: the first of every
 prompt, then the second of every prompt, ...; L tokens of the longest.
@@ -24,7 +24,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from aligner.losses.policy import Clip, divided, kl_terms, policy_terms
+from aligner.losses.policy import Clip
 from aligner.methods.rlhf.credit import Credit, has_spread
 from aligner.methods.rlhf.recipe import ROLLOUT, Rlhf
 from aligner.methods.rlhf.rollout import Group, Response, Roller, padded
@@ -131,17 +131,21 @@ class RlhfTrainer(WeightedTrainer):
             kept = {group[0].row: group for group in self.groups}
             self.groups = [kept[row["row"]] for row in rows]
         counted = [row["weight"] > 0 for row in rows]
-        size = self.settings.group_size
-        advantages = self.credit.advantages(self.groups, counted).split(size)
         batches, first = [], 0
         for part in fetched:
             here = slice(first, first + len(part))
-            batches.append(self._batch(self.groups[here], advantages[here], counted[here]))
+            batches.append(self._batch(self.groups[here], counted[here]))
             first += len(part)
+        self.give_advantages(batches, counted)
         tokens = sum(float(batch["counted"].sum()) for batch in batches)
-        totals = self._add(torch.tensor([float(sum(counted) * size), tokens]))
+        totals = self._add(torch.tensor([float(sum(counted) * self.settings.group_size), tokens]))
         self._step_rows, self._step_tokens = totals.tolist()
         return batches, totals[0].to(self.args.device)
+
+    def give_advantages(self, batches: Sequence[dict[str, Any]], counted: Sequence[bool]) -> None:
+        """Add `advantages` (S, L), and what else the loss reads, to the batches of a step, on the
+        device. `counted`: which of `groups` are trained on; the others only fill a batch."""
+        raise NotImplementedError
 
     def _sampled(self, rows: Rows) -> list[Group]:
         """Sample and score groups; those whose responses are all as good again, a few times."""
@@ -170,83 +174,56 @@ class RlhfTrainer(WeightedTrainer):
         with eval_mode(model), self.compute_loss_context_manager():
             yield
 
-    def _batch(
-        self, groups: Sequence[Group], advantages: Sequence[Tensor], counted: Sequence[bool]
-    ) -> dict[str, Any]:
+    def _batch(self, groups: Sequence[Group], counted: Sequence[bool]) -> dict[str, Any]:
         """Stack the responses of a micro-batch, with what the reference says of them."""
-        answers, ordered, given = [], [], []
+        answers, ordered = [], []
         for group in groups:
             answers.append([(one.prompt_ids, one.token_ids) for one in group])
         for sample in range(len(groups[0])):
             ordered += [group[sample] for group in groups]
-            given += [advantages_GT[sample] for advantages_GT in advantages]
         collator = self.data_collator
         batch: dict[str, Any] = stack_answers(answers, collator.pad_token_id, collator.prefix)
         lengths = torch.tensor([len(one.token_ids) for one in ordered])
         width = int(lengths.max())
         kept = torch.tensor([self._is_trained(one) for one in ordered])
         kept &= torch.tensor(counted).repeat(len(groups[0]))
-        batch["advantages"] = torch.stack(given)[:, :width]
         batch["counted"] = (torch.arange(width) < lengths[:, None]) & kept[:, None]
         if ordered[0].old_logps is not None:
             batch["old"] = padded([one.old_logps or [] for one in ordered], width)
         batch = {name: value.to(self.args.device) for name, value in batch.items()}
+        batch["responses"] = ordered
         if self.reference is not None:
-            self.head.with_metrics = False
-            with (
-                self._timed("time/reference"),
-                self.reference.swapped_in(self.model),
-                self._resting(),
-            ):
-                batch["reference"] = answer_tokens(self.model, batch).logps
-        return {**batch, "responses": ordered}
+            batch["reference"] = self._reference_logps(batch)
+        return batch
+
+    def _reference_logps(self, batch: dict[str, Any]) -> Tensor:
+        """Return the reference's log-probabilities (S, L), computed once for each response."""
+        responses: Sequence[Response] = batch["responses"]
+        if responses[0].reference_logps is not None:
+            width = batch["counted"].shape[1]
+            rows = [one.reference_logps or [] for one in responses]
+            return padded(rows, width).to(self.args.device)
+        assert self.reference is not None, "it is asked for"
+        self.head.with_metrics = False
+        with self._timed("time/reference"), self.reference.swapped_in(self.model), self._resting():
+            found = answer_tokens(self.model, batch).logps
+        if self.settings.iterations > 1:
+            for one, row in zip(responses, found.tolist()):
+                one.reference_logps = row[: len(one.token_ids)]
+        return found
 
     def _is_trained(self, response: Response) -> bool:
         return response.is_finished or self.settings.truncated == "keep"
 
-    def compute_loss(
-        self,
-        model: Any,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,
-    ) -> Any:
-        """Return this micro-batch's share of the step's loss."""
-        self.head.with_metrics = self._is_logged_next()
-        found = answer_tokens(model, inputs)
-        old = inputs.get("old")
+    def old_logps(self, inputs: dict[str, Any], logps: Tensor) -> Tensor:
+        """Return the log-probabilities (S, L) that ratios are taken to: those of the first step on
+        the responses, which are kept for the others."""
+        old: Tensor | None = inputs.get("old")
         if old is None:
-            old = found.logps.detach()
+            old = logps.detach()
             if self.settings.iterations > 1:
                 self._keep_old(inputs["responses"], old)
-        mask, settings = inputs["counted"], self.settings
-        terms = policy_terms(
-            found.logps,
-            old,
-            inputs["advantages"],
-            mask,
-            loss=settings.loss,
-            level=settings.ratio,
-            clip=self.clip,
-        )
-        losses, noted = terms.losses, {"clip_ratio/region_mean": terms.is_clipped.float()}
-        if self.reference is not None:
-            kl = kl_terms(found.logps, inputs["reference"], settings.kl_estimator)
-            losses = losses + settings.beta * kl
-            noted["kl"] = kl_terms(found.logps.detach(), inputs["reference"], "k3")
-        if self.head.with_metrics:
-            noted["entropy"] = found.entropies
-        self._note_tokens(noted, mask)
-        loss = divided(
-            losses,
-            mask,
-            loss=settings.loss,
-            step_rows=max(1.0, self._step_rows),
-            step_tokens=self._step_tokens,
-            max_tokens=settings.max_new_tokens,
-        )
-        loss = loss * self.accelerator.num_processes  # ranks average their gradients
-        return (loss, None) if return_outputs else loss
+        return old
 
     def _keep_old(self, responses: Sequence[Response], logps: Tensor) -> None:
         for one, row in zip(responses, logps.tolist()):
@@ -283,13 +260,15 @@ class RlhfTrainer(WeightedTrainer):
         """Keep what these responses show, for the next log."""
         seen = self._seen
         for row, group in zip(rows, groups):
-            if row["weight"] > 0:
+            if row["weight"] == 0:
+                continue
+            for one in group:
+                self._note_response(one, "train")
+            if len(group) > 1:
                 rewards = [self._reward(one) for one in group]
                 seen["reward_std"].append(float(torch.tensor(rewards).std()))
                 seen["frac_reward_zero_std"].append(float(not has_spread(group)))
                 seen["redraws"].append(float(group[0].attempt))
-                for one in group:
-                    self._note_response(one, "train")
 
     def _note_response(self, one: Response, split: str) -> None:
         found = {
@@ -381,8 +360,12 @@ class RlhfTrainer(WeightedTrainer):
     # --- what is kept -----------------------------------------------------------------------------
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Add the responses that are trained on once more."""
+        """Add what the method keeps beside the policy."""
         super()._save_checkpoint(model, trial)
+        self.save_rest(checkpoint_at(Path(self.args.output_dir), self.state.global_step))
+
+    def save_rest(self, folder: Path) -> None:
+        """Write the responses that are trained on once more, of all ranks."""
         if self.settings.iterations == 1:
             return
         mine = []
@@ -390,7 +373,6 @@ class RlhfTrainer(WeightedTrainer):
             mine.append([one.to_json() for one in group])
         everybodys = gather_object(mine) if self.accelerator.num_processes > 1 else mine
         if self.is_world_process_zero():
-            folder = checkpoint_at(Path(self.args.output_dir), self.state.global_step)
             write_atomically(folder / ROLLOUT, dumps(everybodys))
 
     def load_rest(self, folder: Path) -> None:
