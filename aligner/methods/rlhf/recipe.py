@@ -231,7 +231,10 @@ METHOD = TrainingMethod(
         no_noise_beside_a_reference("rlhf.loss"),
     ),
     trainer_class="transformers.TrainingArguments",
-    defaults={"learning_rate": 1e-6},  # TRL's for GRPO
+    defaults={
+        "learning_rate": 1e-6,  # TRL's for GRPO
+        "train_sampling_strategy": "random",  # rows of one length are often of one task
+    },
     defaults_with_lora={"learning_rate": 1e-5},
     settings=("unit", "loss", "group_size", "beta"),
     metrics={"loss": False, "reward": True, "completions/clipped_ratio": False},
