@@ -23,7 +23,8 @@ def resolve(method: str, *overrides: str, **flags: Any) -> Resolved:
 @pytest.mark.parametrize("method", METHODS)
 def test_every_key_of_the_trainer_has_a_value_and_an_origin(method: str) -> None:
     resolved = resolve(method)
-    late = set(defaults.LATE) & set(trainer_settings(method))
+    of_method = set(trainings()[method].defaults)
+    late = set(defaults.LATE) & set(trainer_settings(method)) - of_method
     assert set(resolved.recipe.trainer) == set(trainer_settings(method)) - late
     origins = {resolved.origins[f"trainer.{key}"] for key in resolved.recipe.trainer}
     assert origins <= {
