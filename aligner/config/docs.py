@@ -268,6 +268,8 @@ def _defaults() -> str:
 
 
 def _default_cell(method: str, key: str, table: dict[str, defaults.Default]) -> str:
+    if key not in table:
+        return "by the rows"
     value, origin = table[key]
     text = f"`{value if isinstance(value, str) else json.dumps(value)}`"
     text = text if origin in defaults.OF_LIBRARIES else f"**{text}**"
