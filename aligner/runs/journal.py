@@ -94,11 +94,8 @@ class Journal:
         returns."""
         if self.path is None:
             return result
-        line = _append(
-            self.path,
-            {"part": part, "made with": self.fingerprint, "result": result, "sum": _sum(result)},
-        )
-        return json.loads(line)["result"]
+        line = {"part": part, "made with": self.fingerprint, "result": result}
+        return json.loads(_append(self.path, {**line, "sum": _sum(line)}))["result"]
 
     def results(self, parts: Iterable[P], work: Work[P]) -> Iterator[tuple[Any, bool]]:
         """The result of each part, in order, and whether it is new: not there yet, and worked on
@@ -140,9 +137,9 @@ def run_resumable(
     return found
 
 
-def _sum(result: Any) -> str:
-    """A checksum of a result, in the form that it has once it was read back."""
-    return hashlib.sha256(json_line(json.loads(json_line(result))).encode("utf-8")).hexdigest()[:16]
+def _sum(value: Any) -> str:
+    """A checksum of a value, in the form that it has once it was read back."""
+    return hashlib.sha256(json_line(json.loads(json_line(value))).encode("utf-8")).hexdigest()[:16]
 
 
 def _append(path: Path, value: dict[str, Any]) -> str:
@@ -176,10 +173,11 @@ def _part(line: bytes) -> dict[str, Any] | None:
         found = json.loads(line)
     except ValueError:
         return None
-    is_whole = (
-        isinstance(found, dict)
-        and found.keys() >= LINE
-        and found["sum"] == _sum(found["result"])
-        and isinstance(found["part"], int)
-    )
-    return found if is_whole else None
+    is_line = isinstance(found, dict) and found.keys() >= LINE and type(found["part"]) is int
+    return found if is_line and _is_what_was_written(found) else None
+
+
+def _is_what_was_written(line: dict[str, Any]) -> bool:
+    """Whether a line has its checksum; older versions took that of the result alone."""
+    said = {key: line[key] for key in ("part", "made with", "result")}
+    return line["sum"] in (_sum(said), _sum(line["result"]))

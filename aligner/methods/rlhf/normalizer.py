@@ -23,13 +23,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from hashlib import sha256
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from aligner.errors import TrainingError, UsageError
+from aligner.errors import DataError, TrainingError, UsageError
 from aligner.runs.files import dumps, parse_json, write_atomically
 
 Form = Literal["weighted", "huber_groups"]
@@ -44,6 +45,8 @@ FLOOR = 0.1
 """Smallest sigma, as a share of the spread of all segments around mu."""
 STEPS = 10
 """Times that Huber's weights are computed again."""
+
+FIT_AGAIN = "delete it and add --resume: the same normalizer is fitted again"
 
 Reduce = Callable[[Tensor, str], Tensor]
 """Reduces a tensor over all ranks, by "sum" or "max"."""
@@ -73,16 +76,20 @@ class LocationNormalizer:
         return (values.float() - self.mean_slope * log_p - self.mean) / spread
 
     def save(self, file: Path) -> None:
-        """Write it as JSON."""
-        write_atomically(file, dumps(asdict(self), indent=2) + "\n")
+        """Write it as JSON, with a checksum."""
+        content = asdict(self)
+        write_atomically(file, dumps({**content, "sum": _sum(content)}, indent=2) + "\n")
 
     @classmethod
     def load(cls, file: Path, fingerprint: Mapping[str, str]) -> LocationNormalizer:
         """Read what `save` wrote.
 
-        Raises: UsageError when it was fitted to values of something else than `fingerprint` says.
+        Raises: DataError when it is damaged; UsageError when it was fitted to values of something
+        else than `fingerprint` says.
         """
-        content = parse_json(file, "fit it again", needed=["mean_slope", "fingerprint"])
+        content = parse_json(file, FIT_AGAIN, needed=["sum"])
+        if content.pop("sum") != _sum(content):
+            raise DataError(f"{file} is damaged: it is not what was written there", FIT_AGAIN)
         found = cls(**content)
         names = [*fingerprint, *(name for name in found.fingerprint if name not in fingerprint)]
         for name in names:
@@ -93,6 +100,10 @@ class LocationNormalizer:
                     "fit it again; values of one model normalized for another mean nothing",
                 )
         return found
+
+
+def _sum(content: Mapping[str, Any]) -> str:
+    return sha256(dumps(content).encode("utf-8")).hexdigest()[:16]
 
 
 def fit(

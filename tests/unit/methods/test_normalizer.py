@@ -173,6 +173,17 @@ def test_a_saved_fit_is_refused_for_values_of_something_else(tmp_path: Path) -> 
         LocationNormalizer.load(file, print_of)
 
 
+def test_a_fit_of_which_a_digit_or_a_name_changed_is_refused(tmp_path: Path) -> None:
+    found, file = fit(sampled(200)), tmp_path / "normalizer.json"
+    found.save(file)
+    whole = file.read_text()
+    for old, new in ((str(found.mean), str(found.mean + 8)), ('"floor"', '"floor2"')):
+        file.write_text(whole.replace(old, new))
+        with pytest.raises(AlignerError, match=r"normalizer\.json is damaged") as caught:
+            LocationNormalizer.load(file, {})
+        assert "fitted again" in str(caught.value.hint)
+
+
 def test_the_huber_line_is_that_of_scikit_learn() -> None:
     """Numbers of scikit-learn 1.9.1, HuberRegressor(tol=1e-12, max_iter=10000)."""
     places = [0.05, 0.1, 0.2, 0.25, 0.333, 0.4, 0.5, 0.6, 0.667, 0.75, 0.8, 1.0]

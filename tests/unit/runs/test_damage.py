@@ -325,6 +325,25 @@ def test_a_line_of_a_journal_that_changed_is_done_again(tmp_path: Path) -> None:
     assert "1 line is damaged; their parts are done again" in events[0].text
 
 
+@pytest.mark.parametrize("change", [('"part": 0', '"part": 1'), ('"model"', '"mopel"')])
+def test_a_line_of_a_journal_never_counts_for_another_part_or_model(
+    tmp_path: Path, change: tuple[str, str]
+) -> None:
+    path = tmp_path / "parts.jsonl"
+    Journal(path, "model").add(0, {"scores": [0.25]})
+    path.write_text(path.read_text().replace(*change))
+    harmed = Journal(path, "model")
+    assert (harmed.done, harmed.damaged) == (0, 1)
+    harmed.check("scores")
+
+
+def test_a_journal_of_an_older_version_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "parts.jsonl"
+    line = {"part": 0, "made with": "model", "result": [0.25], "sum": "19c1b4c1143fd1be"}
+    path.write_text(json.dumps(line) + "\n")
+    assert Journal(path)[0] == [0.25]
+
+
 def test_a_line_that_a_kill_cut_is_not_called_damaged(tmp_path: Path) -> None:
     path = tmp_path / "parts.jsonl"
     Journal(path).add(0, 0.25)
