@@ -10,7 +10,6 @@ cannot say stands in `grants.py`.
 
 from __future__ import annotations
 
-import json
 import math
 from importlib import resources
 from pathlib import Path
@@ -23,11 +22,12 @@ from aligner.config.hints import did_you_mean
 from aligner.config.named import Names
 from aligner.config.recipe import Endpoint, Section
 from aligner.config.segments import Segments, settings_read, without_effect
+from aligner.config.texts import as_json, check_texts
 from aligner.config.yaml_lines import Document, KeyPath, dotted, read_document, text_of
 from aligner.errors import Problem, RecipeError
 
 from .base import UNBOUNDED, Range
-from .grants import CARD_FILE, HINT, asked_for, is_of_folder
+from .grants import CARD_FILE, HINT, asked_for, is_of_folder, placed_verifier
 
 KIND = "a card of a reward model"
 
@@ -220,9 +220,11 @@ def parse_card(text: str, where: str, name: str) -> Card:
     def note(path: KeyPath, message: str, hint: str = "") -> None:
         problems.append(_problem(document, where, path, message, hint))
 
+    for found in check_texts(values):
+        note(found.path, found.message, found.hint)
     card: Card | None = None
     try:
-        card = Card.model_validate_json(json.dumps(values, default=str), strict=True)
+        card = Card.model_validate_json(as_json(values), strict=True)
     except ValidationError as error:
         for item in error.errors(include_url=False):
             path = tuple(item["loc"])
@@ -273,6 +275,7 @@ def _placed_in(card: Card, folder: Path) -> Card:
     keys = ("model", "chat_template", "rubric")
     update: dict[str, Any] = {key: placed(getattr(card, key)) for key in keys}
     update["members"] = [placed(member) for member in card.members]
+    update["verifier"] = placed_verifier(card.verifier, folder)
     if card.segments is not None:
         reference = {"reference": placed(card.segments.reference)}
         update["segments"] = card.segments.model_copy(update=reference)

@@ -257,7 +257,7 @@ def restore_budget(scorer: Scorer, path: Path, what: str = "") -> None:
     budgets start from zero.
     """
     text = f"{path.expanduser().resolve()} {scorer.fingerprint()} {what}"
-    account = hashlib.sha256(text.encode()).hexdigest()[:16]
+    account = hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]
     for judge in leaves(scorer):
         if isinstance(judge, Judge):
             judge.account = f"output:{account}"

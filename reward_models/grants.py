@@ -28,8 +28,8 @@ PLAIN_RULES = ("exact", "number", "json")
 
 HINT = (
     f"a card named {CARD_FILE} describes the model of its folder; what you want to allow stands in "
-    "a copy of it in a file of your own, under another name and with the folder as `model`: read "
-    "it, and name that file"
+    "a copy of it in a file of your own, under another name and with its paths from there (the "
+    "folder as `model`): read it, and name that file"
 )
 
 Asked = tuple[tuple[str | int, ...], str, str]
@@ -55,11 +55,20 @@ def asked_for(card: Card, folder: Path, *, trust_remote_code: bool = False) -> I
         key = card.endpoint.api_key_env
         yield ("endpoint",), f"asks to send what is judged to {where}, with the key in {key}", ""
     if card.kind == "verifier" and card.verifier not in PLAIN_RULES:
-        yield ("verifier",), f"asks to run `verifier:{card.verifier}`", ""
+        own = f"verifier:{placed_verifier(card.verifier, folder)}"
+        yield ("verifier",), f"asks to run `{own}`", f"name `{own}` in place of the folder"
     if "/" in (card.attn_implementation or ""):
         name = card.attn_implementation
         yield ("attn_implementation",), f"asks to run {name}, which is code from the hub", ""
     yield from _asked_paths(card, folder)
+
+
+def placed_verifier(verifier: str | None, folder: Path) -> str | None:
+    """A verifier with the path of its file taken from the card's folder, where it begins with a
+    dot."""
+    rule = "json=" if (verifier or "").startswith("json=") else ""
+    path = (verifier or "").removeprefix(rule)
+    return f"{rule}{folder / path}" if path.startswith(".") else verifier
 
 
 def _asked_paths(card: Card, folder: Path) -> Iterator[Asked]:

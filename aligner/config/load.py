@@ -26,7 +26,8 @@ from aligner.config.recipe import Recipe
 from aligner.config.recipe_problem import show
 from aligner.config.rules import check_rules
 from aligner.config.shipped import find_shipped, shipped_recipes
-from aligner.config.validate import build, check_texts, check_trainer
+from aligner.config.texts import check_texts
+from aligner.config.validate import build, check_trainer
 from aligner.config.yaml_lines import KeyPath, dotted, read_document, text_of
 from aligner.errors import Problem, RecipeError
 from aligner.methods.catalogue import METHODS, command_of, method_of

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
@@ -21,6 +20,7 @@ from aligner.config.flag_table import all_flags
 from aligner.config.introspect import choices_at, dotted_keys, section_at
 from aligner.config.recipe import Recipe
 from aligner.config.recipe_problem import RecipeProblem, show
+from aligner.config.texts import as_json
 from aligner.config.yaml_lines import KeyPath, dotted
 from aligner.methods.catalogue import (
     METHODS,
@@ -32,38 +32,12 @@ from aligner.methods.catalogue import (
 )
 
 
-def check_texts(values: Any, path: KeyPath = ()) -> list[RecipeProblem]:
-    """What is wrong with texts, wherever they stand: characters that no path and no name may hold,
-    homes of nobody."""
-    if isinstance(values, dict | list):
-        items = values.items() if isinstance(values, dict) else enumerate(values)
-        return [finding for key, value in items for finding in check_texts(value, (*path, key))]
-    if not isinstance(values, str):
-        return []
-    if "\0" in values:
-        return [
-            RecipeProblem(
-                path, f"holds a NUL character: {values[:60]!r}", "no path and no name may hold one"
-            )
-        ]
-    home = values.split("/", 1)[0]
-    if home.startswith("~") and "/" in values and os.path.expanduser(home) == home:
-        return [
-            RecipeProblem(
-                path,
-                f"there is no user called `{home[1:]}`, whose home {show(values)} names",
-                "write it out",
-            )
-        ]
-    return []
-
-
 def build(
     recipe_class: type[Recipe], values: dict[str, Any]
 ) -> tuple[Recipe | None, list[RecipeProblem]]:
     """The recipe, or everything that the schema has against it."""
     try:
-        return recipe_class.model_validate_json(json.dumps(values, default=str), strict=True), []
+        return recipe_class.model_validate_json(as_json(values), strict=True), []
     except ValidationError as error:
         raw = [
             (_clean(item["loc"], item["type"], values), item)

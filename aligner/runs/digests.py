@@ -9,6 +9,7 @@ system is coarse.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -40,7 +41,7 @@ def digest_of(file: Path) -> str:
     if before[0] < WORTH_KEEPING:
         return file_sha256(file)
     place = str(file.resolve())
-    kept = cache_folder("digests") / f"{sha256(place.encode()).hexdigest()}.json"
+    kept = cache_folder("digests") / f"{sha256(os.fsencode(place)).hexdigest()}.json"
     known = _known(kept)
     if known.get("state") == before:
         return str(known["sha256"])

@@ -77,22 +77,26 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def dumps(value: Any, indent: int | None = None) -> str:
-    return json.dumps(plain(value), ensure_ascii=False, allow_nan=False, indent=indent)
-
-
-def json_line(value: Any, default: Callable[[Any], str] | None = None) -> str:
-    """A line of strict JSON, with its end; half a surrogate pair, which UTF-8 cannot hold, stays as
-    it is, escaped.
+def dumps(
+    value: Any, indent: int | None = None, default: Callable[[Any], str] | None = None
+) -> str:
+    """Strict JSON; half a surrogate pair, which UTF-8 cannot hold and Python's names of files can,
+    stays as it is, escaped.
 
     `default` turns what JSON does not know into text; without it that is an error.
     """
-    line = json.dumps(plain(value), ensure_ascii=False, allow_nan=False, default=default) + "\n"
+    known = plain(value)
+    text = json.dumps(known, ensure_ascii=False, allow_nan=False, indent=indent, default=default)
     try:
-        line.encode("utf-8")
+        text.encode("utf-8")
     except UnicodeEncodeError:
-        return json.dumps(plain(value), allow_nan=False, default=default) + "\n"
-    return line
+        return json.dumps(known, allow_nan=False, indent=indent, default=default)
+    return text
+
+
+def json_line(value: Any, default: Callable[[Any], str] | None = None) -> str:
+    """A line of strict JSON, with its end; see `dumps`."""
+    return dumps(value, default=default) + "\n"
 
 
 def file_sha256(path: Path) -> str:

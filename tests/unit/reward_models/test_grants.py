@@ -40,7 +40,7 @@ ASKED = {
     ),
     "function": (
         "kind: verifier\nverifier: ./own.py:score\n",
-        [f"{CARD_FILE}:2: verifier: asks to run `verifier:./own.py:score`"],
+        [f"{CARD_FILE}:2: verifier: asks to run `verifier:", "own.py:score` in place of the"],
     ),
     "programs": ("kind: verifier\nverifier: tests\n", ["asks to run `verifier:tests`"]),
     "schema": ("kind: verifier\nverifier: json=/a/b.json\n", ["asks to run"]),
@@ -155,3 +155,20 @@ def test_an_own_card_grants_what_it_says_for_the_model_of_a_folder(tmp_path: Pat
     card = read_spec(str(tmp_path / "mine.yaml"))
     assert (card.trust_remote_code, Path(str(card.model))) == (True, folder)
     assert len(load_scorer(str(tmp_path / "mine.yaml")).score(["a"], ["b"])) == 1
+
+
+def test_the_way_that_the_message_shows_for_a_verifier_runs_the_file_that_the_card_means(
+    tmp_path: Path,
+) -> None:
+    folder = folder_with(tmp_path / "m", "kind: verifier\nverifier: ./own.py:score,timeout_s=5\n")
+    (folder / "own.py").write_text("def score(prompt, completion, reference):\n    return 0.25\n")
+    with pytest.raises(RecipeError) as caught:
+        read_spec(str(folder))
+    named = str(caught.value).split("name `")[1].split("`")[0]
+    (folder / "mine.yaml").write_text((folder / CARD_FILE).read_text())
+    for spec in (named, str(folder / "mine.yaml")):
+        assert list(load_scorer(spec).score(["a"], ["b"])) == [0.25]
+    (folder / "mine.yaml").write_text("kind: verifier\nverifier: regex=.json=.\n")
+    assert read_spec(str(folder / "mine.yaml")).verifier == "regex=.json=."
+    (folder / "mine.yaml").write_text("kind: verifier\nverifier: json=./a.json\n")
+    assert read_spec(str(folder / "mine.yaml")).verifier == f"json={folder / 'a.json'}"
