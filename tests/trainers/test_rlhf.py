@@ -4,6 +4,7 @@ a run."""
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from aligner.methods.rlhf import train as rlhf_train
 from aligner.methods.rlhf.credit import Credit
 from aligner.methods.rlhf.normalizer import LocationNormalizer
 from aligner.methods.rlhf.recipe import Rlhf
-from aligner.methods.rlhf.rollout import Response
+from aligner.methods.rlhf.rollout import Response, Roller
 from aligner.methods.rlhf.trainer import Repeated, RlhfTrainer
 from aligner.runs.files import read_json, read_metrics
 
@@ -140,6 +141,35 @@ def test_log_probabilities_are_those_that_were_sampled_from(
     for one in [one for group in spy.groups[0] for one in group]:
         assert len(one.old_logps) == len(one.token_ids)
         assert one.old_logps == pytest.approx(one.engine_logps, abs=1e-4)
+
+
+def test_tokens_that_were_sampled_otherwise_are_weighted_and_told(
+    small_world: Path, tmp_path: Path, monkeypatch
+) -> None:
+    """An engine that says half of each token's probability: weights of 2 at the most, and the KL of
+    that, at the first step; by itself it says what the trainer does."""
+    exact, _ = train(small_world, tmp_path / "exact", *EXACT, "trainer.max_steps=1")
+    assert exact[0]["sampling/kl"] == pytest.approx(0.0, abs=1e-6)
+    said = Roller._response
+
+    def halved(roller: Any, *arguments: Any) -> Any:
+        one = said(roller, *arguments)
+        one.engine_logps = [logp - math.log(2) for logp in one.engine_logps]
+        return one
+
+    monkeypatch.setattr(Roller, "_response", halved)
+    grown, _ = train(small_world, tmp_path / "grown", *EXACT, "trainer.max_steps=1")
+    assert grown[0]["sampling/kl"] == pytest.approx(
+        math.expm1(-math.log(2)) + math.log(2), abs=1e-4
+    )
+    capped = ("rlhf.mismatch_cap=1.5", "trainer.max_steps=1")
+    less, _ = train(small_world, tmp_path / "less", *EXACT, *capped)
+    off = ("rlhf.mismatch_cap=null", "trainer.max_steps=1")
+    none, _ = train(small_world, tmp_path / "none", *EXACT, *off)
+    norms = [log[0]["grad_norm"] for log in (exact, none, less, grown)]
+    assert norms[1] == pytest.approx(norms[0])
+    assert norms[2] == pytest.approx(1.5 * norms[0], rel=1e-4)
+    assert norms[3] == pytest.approx(2.0 * norms[0], rel=1e-4)
 
 
 # --- what must not change a run -------------------------------------------------------------------

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
-from aligner.losses.policy import divided, kl_terms, policy_terms
+from aligner.losses.policy import divided, kl_terms, policy_terms, truncated_weights
 from aligner.methods.rlhf.trainer import RlhfTrainer
 from aligner.models.answers import answer_tokens
 
@@ -40,9 +40,10 @@ class GrpoTrainer(RlhfTrainer):
         self.head.with_metrics = self._is_logged_next()
         found = answer_tokens(model, inputs)
         mask, settings = inputs["counted"], self.settings
+        old = self.old_logps(inputs, found.logps)
         terms = policy_terms(
             found.logps,
-            self.old_logps(inputs, found.logps),
+            old,
             inputs["advantages"],
             mask,
             loss=settings.loss,
@@ -50,6 +51,9 @@ class GrpoTrainer(RlhfTrainer):
             clip=self.clip,
         )
         losses, noted = terms.losses, {"clip_ratio/region_mean": terms.is_clipped.float()}
+        noted["sampling/kl"] = kl_terms(inputs["engine"], old, "k3")
+        if settings.mismatch_cap is not None:
+            losses = losses * truncated_weights(old, inputs["engine"], settings.mismatch_cap)
         if self.reference is not None:
             kl = kl_terms(found.logps, inputs["reference"], settings.kl_estimator)
             losses = losses + settings.beta * kl

@@ -85,6 +85,9 @@ class Rlhf(Section):
     """Largest ratio for negative advantages; TRL's name. Absent: not bounded."""
     cap: float = Field(5.0, gt=0.0, le=1e6)
     """`cispo`: largest ratio that a token is weighted with."""
+    mismatch_cap: float | None = Field(2.0, gt=0.0, le=1e6)
+    """Where sampling computed a token's probability otherwise than training does (another kernel,
+    another data type), its loss is weighted with the ratio of the two, up to this. Absent: not."""
     truncated: Literal["keep", "mask"] = "keep"
     """Responses that ended at `max_new_tokens`: trained on like others, or not at all."""
     missing_eos_penalty: Weight = 0.0

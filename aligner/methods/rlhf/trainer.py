@@ -190,6 +190,7 @@ class RlhfTrainer(WeightedTrainer):
         batch["counted"] = (torch.arange(width) < lengths[:, None]) & kept[:, None]
         if ordered[0].old_logps is not None:
             batch["old"] = padded([one.old_logps or [] for one in ordered], width)
+        batch["engine"] = padded([one.engine_logps for one in ordered], width)
         batch = {name: value.to(self.args.device) for name, value in batch.items()}
         batch["responses"] = ordered
         if self.reference is not None:
