@@ -3,7 +3,8 @@
 Refused are Unix sockets that are reached by a name (a database's, Docker's; pairs of connected
 sockets stay), families of sockets that a network of one's own does not close, memory that belongs
 to no process (memory files, segments, message queues), further namespaces and mounts, other
-processes' memory, keys, and files by handle. It holds for every thread and every process that is
+processes' memory, keys, and files by handle; rights and times of files, where they are the user's
+own and nothing else protects them. It holds for every thread and every process that is
 started from here on, and needs Linux on x86_64 or aarch64.
 """
 
@@ -63,6 +64,32 @@ REFUSED = {
 }
 """Call that is always refused -> its number on each machine."""
 
+ATTRIBUTES = {
+    "chmod": (90, 52),
+    "fchmod": (91, 52),
+    "fchmodat": (268, 53),
+    "fchmodat2": (452, 452),
+    "chown": (92, 55),
+    "fchown": (93, 55),
+    "lchown": (94, 55),
+    "fchownat": (260, 54),
+    "utime": (132, 88),
+    "utimes": (235, 88),
+    "futimesat": (261, 88),
+    "utimensat": (280, 88),
+    "setxattr": (188, 5),
+    "lsetxattr": (189, 6),
+    "fsetxattr": (190, 7),
+    "setxattrat": (463, 463),
+    "removexattr": (197, 14),
+    "lremovexattr": (198, 15),
+    "fremovexattr": (199, 16),
+    "removexattrat": (466, 466),
+    "file_setattr": (469, 469),
+}
+"""Call that changes rights, owners, times or attributes of files -> its number on each machine, or
+that of the one in its place."""
+
 _INTERNET = (2, 10)  # AF_INET and AF_INET6
 _CONNECTED = (1, 5)  # SOCK_STREAM and SOCK_SEQPACKET: a datagram could be sent to any name
 _NAMESPACES = 0x7E020000  # the flags of clone(2) that ask for one
@@ -75,15 +102,15 @@ Step = tuple[int, int, str, str]
 """Code, value, and the labels that are gone to where it holds and where it does not."""
 
 
-def filter_calls(sockets: bool) -> str:
+def filter_calls(sockets: bool, attributes: bool) -> str:
     """Install the filter, for good: "yes", or why it is not there. `sockets` leaves those of the
-    internet."""
+    internet, `attributes` rights and times of files."""
     machine = os.uname().machine
     if not sys.platform.startswith("linux") or machine not in MACHINES:
         return f"not on {sys.platform} {machine}"
     if "seccomp" in ABSENT:
         return "seccomp is left out"
-    packed = _assembled(*_program(machine, sockets))
+    packed = _assembled(*_program(machine, sockets, attributes))
     code = ctypes.create_string_buffer(packed, len(packed))
     program = struct.pack("HxxxxxxP", len(packed) // 8, ctypes.addressof(code))
     number = CALLS["seccomp"][MACHINES[machine][1]]
@@ -94,7 +121,7 @@ def filter_calls(sockets: bool) -> str:
     return "yes" if said == 0 else os.strerror(ctypes.get_errno())
 
 
-def _program(machine: str, sockets: bool) -> tuple[list[Step], dict[str, int]]:
+def _program(machine: str, sockets: bool, attributes: bool) -> tuple[list[Step], dict[str, int]]:
     """Steps, and where each label stands."""
     audit, column = MACHINES[machine]
     steps: list[Step] = [
@@ -107,7 +134,8 @@ def _program(machine: str, sockets: bool) -> tuple[list[Step], dict[str, int]]:
         (_EQUAL, CALLS["socket"][column], "socket", ""),
         (_EQUAL, CALLS["socketpair"][column], "pair", ""),
     ]
-    steps += [(_EQUAL, numbers[column], "refuse", "") for numbers in REFUSED.values()]
+    refused = REFUSED if attributes else {**REFUSED, **ATTRIBUTES}
+    steps += [(_EQUAL, numbers[column], "refuse", "") for numbers in refused.values()]
     steps.append((_GIVE, _ALLOW, "", ""))
     labels = {"clone": len(steps)}
     steps += [(_LOAD, _FIRST, "", ""), (_ANY_BIT, _NAMESPACES, "refuse", "allow")]

@@ -102,9 +102,13 @@ def _close(files: _Files, limits: dict[str, Any], network: str) -> dict[str, str
             if said == "yes" and _landlock_version() >= 4:
                 found["network"] = f"TCP is closed, other ways are not: {network}"
         return found
-    files_said = "yes" if files.are_hidden else _landlock(files, network=network != "yes")
-    called = filter_calls(sockets=network == "yes")
+    landlock = _landlock(files, network=network != "yes")
+    files_said = "yes" if files.are_hidden else landlock
+    is_owner = not files.are_hidden and os.geteuid() < FIRST_OWN_USER
+    called = filter_calls(sockets=network == "yes", attributes=not is_owner)
     found = {"reading": files_said, "writing": files_said}
+    if is_owner and files_said == "yes" and called != "yes":
+        found["writing"] = f"their rights and times are open: {called}"
     found |= {"sockets": called, "memory files": called}
     if network not in ("yes", "not asked for"):
         found["network"] = "yes" if called == "yes" else network
@@ -122,12 +126,13 @@ class _Files:
         self.has_processes = self.has_shared = self.are_hidden = False
 
     def mount(self) -> None:
-        """Mount what the worker has for itself; without Landlock, also all that it may read."""
+        """Mount what the worker has for itself. Also all that it may read, where Landlock is not
+        there, or leaves rights and times of files open to the user whose they are."""
         if mounts.leave_mounts() != "yes":
             return
         self.has_processes = mounts.own_processes() == "yes"
         self.has_shared = mounts.own_shared_memory(SHARED_BYTES) == "yes"
-        if not _landlock_version():
+        if not _landlock_version() or os.geteuid() != 0:
             shared = [mounts.SHARED] if self.has_shared else []
             self.are_hidden = mounts.only_these(self.readable(), shared, self.folder) == "yes"
 

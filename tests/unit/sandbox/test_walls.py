@@ -107,9 +107,54 @@ def test_a_program_reaches_neither_files_nor_sockets(
         assert found == dict.fromkeys(found, "refused")
 
 
-@pytest.mark.skipif(os.name != "posix" or os.getuid() != 0, reason="asks for a superuser")
+SUPERUSER = pytest.mark.skipif(
+    os.name != "posix" or os.getuid() != 0, reason="asks for a superuser"
+)
+
+
+@SUPERUSER
 @pytest.mark.parametrize("without", ["", "landlock", "unshare"])
 def test_the_same_holds_for_an_ordinary_user(job: str, reaching: str, without: str) -> None:
+    program = reaching.replace(f"PARENT = {os.getpid()}", "PARENT = os.getppid()")
+    said = _said_to_ordinary_user(job, f"import os\n{program}", without)
+    assert MARKER not in said
+    assert said.startswith("WorkerResult(result={'by its path'"), said
+    if "'reading': 'yes'" in said and "'sockets': 'yes'" in said:
+        assert said.count("'refused'") == REACHES.count(": tries("), said
+
+
+CHANGES = """
+import os
+found = []
+for change in (
+    lambda: os.chmod(DATA, 0o600),
+    lambda: os.chown(DATA, -1, os.getgid()),
+    lambda: os.utime(DATA, (1, 1)),
+    lambda: os.setxattr(DATA, "user.marker", b"1"),
+):
+    try:
+        change()
+    except OSError:
+        found.append("refused")
+"""
+
+
+@SUPERUSER
+@pytest.mark.parametrize("without", ["", "landlock", "unshare", "unshare landlock"])
+def test_rights_and_times_of_a_users_own_files_stay(
+    job: str, reaching: str, without: str, tmp_path: Path
+) -> None:
+    data = tmp_path / "answers.jsonl"
+    os.chown(data, 12345, 12345)
+    data.chmod(0o644)
+    before = data.stat()
+    said = _said_to_ordinary_user(job, f"DATA = {str(data)!r}\n{CHANGES}", without)
+    assert said.count("'refused'") == 4, said
+    assert (data.stat().st_mode, data.stat().st_mtime_ns) == (before.st_mode, before.st_mtime_ns)
+
+
+def _said_to_ordinary_user(job: str, program: str, without: str) -> str:
+    """What a worker of an ordinary user gives, with its walls."""
     python = shutil.which("python3", path="/usr/bin:/bin")
     if python is None or not _can_run(python):
         pytest.skip("no Python that everybody can run")
@@ -118,9 +163,8 @@ def test_the_same_holds_for_an_ordinary_user(job: str, reaching: str, without: s
         "with worker.Worker(sys.argv[1], None, worker.Limits(memory_bytes=2**28), site=False) as w:"
         "\n    print(w.call(sys.argv[2], 30), w.isolation)"
     )
-    program = reaching.replace(f"PARENT = {os.getpid()}", "PARENT = os.getppid()")
-    said = subprocess.run(
-        [python, "-B", "-c", script, job, f"import os\n{program}", without],
+    return subprocess.run(
+        [python, "-B", "-c", script, job, program, without],
         user=12345,
         group=12345,
         extra_groups=[],
@@ -129,10 +173,6 @@ def test_the_same_holds_for_an_ordinary_user(job: str, reaching: str, without: s
         text=True,
         check=True,
     ).stdout
-    assert MARKER not in said
-    assert said.startswith("WorkerResult(result={'by its path'"), said
-    if "'reading': 'yes'" in said and "'sockets': 'yes'" in said:
-        assert said.count("'refused'") == REACHES.count(": tries("), said
 
 
 def _can_run(python: str) -> bool:
