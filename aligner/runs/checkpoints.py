@@ -108,7 +108,11 @@ def has_checksums(checkpoint: Path) -> bool:
 
 
 def _record(checkpoint: Path) -> dict[str, Any]:
-    record: dict[str, Any] = parse_json(checkpoint / COMPLETE, CURE, needed=["sizes"])
+    file = checkpoint / COMPLETE
+    record: dict[str, Any] = parse_json(file, CURE, needed=["sizes"])
+    for key in (key for key in ("sizes", SUMS) if key in record):
+        if not isinstance(record[key], dict) or record[key].keys() != record["sizes"].keys():
+            raise DataError(f"{file} is damaged: its {key!r} are not those of the files", CURE)
     return record
 
 

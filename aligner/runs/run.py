@@ -109,7 +109,7 @@ would be lost."""
 FOLDERS = ("checkpoints", "final", "prepared", "archive", "shards", "journal")
 """What must be a folder where it is there."""
 
-_TEMPORARY = re.compile(r"^\..+\.\d+\.tmp$")
+_TEMPORARY = re.compile(r"^\.(.+)\.\d+\.tmp$")
 
 
 def _is_free(key: str) -> bool:
@@ -127,7 +127,9 @@ def changed_keys(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, An
 
 def looks_like_a_run(folder: Path) -> bool:
     """True for a directory that this module made, also when it was killed while making it."""
-    names = {entry.name for entry in folder.iterdir() if not _TEMPORARY.match(entry.name)}
+    entries = [entry.name for entry in folder.iterdir()]
+    halves = {_TEMPORARY.sub(r"\1", name) for name in entries if _TEMPORARY.match(name)}
+    names = {name for name in entries if not _TEMPORARY.match(name)} | (halves & FIRST_FILES)
     killed_early = names <= FIRST_FILES and bool(names & {LOCK_NAME, "resolved.json"})
     return killed_early or names.issuperset(RECORD_FILES)
 

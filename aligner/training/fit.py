@@ -184,4 +184,5 @@ def _mean_loss(history: Sequence[dict[str, Any]]) -> float:
 
 
 def _is_timing(key: str) -> bool:
-    return key in ("runtime", "samples_per_second", "steps_per_second", "sapo/generation_share")
+    named = ("runtime", "samples_per_second", "steps_per_second", "sapo/generation_share")
+    return key in named or key.startswith("time/")

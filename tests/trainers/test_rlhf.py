@@ -127,6 +127,8 @@ def test_what_a_step_shows(small_world: Path, tmp_path: Path, monkeypatch) -> No
     assert log[1]["kl"] > 0.0
     assert first["entropy"] > 0.0
     assert {"time/sampling", "time/scoring", "time/reference"} <= set(first)
+    results = json.loads((tmp_path / "run" / "manifest.json").read_text())["results"]
+    assert not [name for name in results if "time" in name]  # two equal runs have the same
     assert (tmp_path / "run" / "final" / "model.safetensors").exists()
     assert "rlhf" in (tmp_path / "run" / "final" / "README.md").read_text()
 

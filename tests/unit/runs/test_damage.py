@@ -77,6 +77,27 @@ def test_a_damaged_file_of_the_record_is_named_with_the_way_out(
     assert caught.value.hint.startswith(("restore it", "delete it"))
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda record: record["xxh3_128"].update(x=record["xxh3_128"].pop("optimizer.pt")),
+        lambda record: record["sizes"].update(x=record["sizes"].pop("optimizer.pt")),
+        lambda record: record.update(sizes=[]),
+        lambda record: record.update(xxh3_128=7),
+    ],
+)
+def test_a_damaged_list_of_checksums_is_named(
+    run_dir: Path, change: Callable[[dict[str, Any]], object]
+) -> None:
+    complete = run_dir / "checkpoints/checkpoint-20/complete"
+    record = json.loads(complete.read_text())
+    change(record)
+    complete.write_text(json.dumps(record))
+    with pytest.raises(DataError, match="no checkpoint in") as caught:
+        settle_checkpoint(run_dir / "checkpoints", resolved(run_dir).recipe)
+    assert f"{complete} is damaged" in str(caught.value.problems[0])
+
+
 def test_a_list_of_runs_is_not_ended_by_a_damaged_one(run_dir: Path) -> None:
     shutil.copytree(run_dir, run_dir.parent / "y")
     (run_dir / "resolved.json").write_text("", encoding="utf-8")

@@ -21,7 +21,7 @@ from aligner.reports.finish import finish_run
 from aligner.runs.checkpoints import checkpoint_at, latest_checkpoint, mark_complete
 from aligner.runs.files import file_sha256, read_metrics, write_atomically
 from aligner.runs.lineage import lineage
-from aligner.runs.lock import LOCK_NAME, STALE_S
+from aligner.runs.lock import LOCK_NAME, STALE_S, release_locks
 from aligner.runs.run import Run, seconds_worked
 
 
@@ -69,6 +69,23 @@ def test_a_new_run_records_recipe_values_and_environment(run_dir: Path) -> None:
 def test_an_empty_directory_is_taken(run_dir: Path) -> None:
     run_dir.mkdir(parents=True)
     assert begin(run_dir).read_json("resolved.json")
+
+
+def test_a_run_stopped_at_its_first_file_is_begun_again(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "replace", stop)
+        begin(run_dir)
+    release_locks()
+    assert list(run_dir.iterdir()) == []
+    (run_dir / ".resolved.json.7.tmp").write_text('{"rec')  # what a kill leaves there
+    run = Run.create(resolved(run_dir), resume=True)
+    assert run.read_json("resolved.json")
+    assert not list(run_dir.glob(".*.tmp"))
 
 
 def test_an_existing_run_is_refused_and_described(run_dir: Path) -> None:
