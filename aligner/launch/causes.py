@@ -25,8 +25,10 @@ DISK = (
     errno.EACCES,
     errno.EPERM,
     errno.ENAMETOOLONG,
+    errno.EISDIR,
+    errno.ENOTDIR,
 )
-"""Errors of the system that say why a file could not be written."""
+"""Errors of the system that say why a file could not be read or written."""
 
 _IN_TEXT = re.compile(r"\(os error (\d+)\)")
 _NO_HOME = "Could not determine home directory"
@@ -77,6 +79,8 @@ def outside_cause(error: BaseException) -> AlignerError | None:
 def _cure(number: int) -> str:
     if number in (errno.ENOSPC, errno.EDQUOT):
         return "free some space and add --resume: everything that was complete is kept"
+    if number in (errno.EISDIR, errno.ENOTDIR):
+        return "move away what stands there, or choose another place"
     return "choose another place, or make this one writable"
 
 

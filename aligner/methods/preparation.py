@@ -85,11 +85,11 @@ def prepare(recipe: TrainRecipe, run: Run, loaded: Loaded, on_event: OnEvent | N
     tokenizer = load_checked_tokenizer(recipe, on_event)
     compare_inputs(run, recipe, on_event)  # a model of the hub is on this machine now
     trained = look_ahead(recipe, tokenizer) if read_decided(run) is None else None
-    prepared = _prepared_before(run, on_event)
-    if prepared is None:
-        prepared = tokenize_rows(recipe, loaded, tokenizer, run.prepared_dir, on_event)
-        questions = questions_from(loaded.eval or loaded.train, recipe.report.num_prompts)
-        run.write_json(QUESTIONS, [list(question) for question in questions])
+    kept = _prepared_before(run, on_event)
+    prepared = kept or tokenize_rows(recipe, loaded, tokenizer, run.prepared_dir, on_event)
+    questions = questions_from(loaded.eval or loaded.train, recipe.report.num_prompts)
+    run.write_json(QUESTIONS, [list(question) for question in questions])
+    if kept is None:
         run.write_json(
             "data.json", {**loaded.ledger.to_json(), "batching": prepared.batching.reason}
         )

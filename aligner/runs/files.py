@@ -128,16 +128,18 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def _metrics_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    cure = "delete that line; the rest can be used"
     try:
         values = json.loads(line)
-        return {
+        found = {
             key: float(item) if item in ("NaN", "Infinity", "-Infinity") else item
             for key, item in values.items()
         }
     except (ValueError, AttributeError) as error:
-        raise DataError(
-            f"{path}:{number} is not a JSON object", "delete that line; the rest can be used"
-        ) from error
+        raise DataError(f"{path}:{number} is not a JSON object", cure) from error
+    if not isinstance(found.get("step"), NUMBER):
+        raise DataError(f"{path}:{number} says no step", cure)
+    return found
 
 
 LISTS = (

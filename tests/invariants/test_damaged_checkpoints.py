@@ -159,6 +159,21 @@ def test_damaged_tokens_are_made_again(
     assert rows.read_bytes() == written
 
 
+@pytest.mark.parametrize("damage", [lambda file: file.write_text("[7]"), Path.unlink])
+def test_damaged_questions_are_chosen_again(
+    small_world: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    damage: Callable[[Path], object],
+) -> None:
+    recipe = stopped(monkeypatch, small_world, tmp_path / "run", "sft")
+    questions = tmp_path / "run" / "prepared" / "questions.json"
+    asked = questions.read_bytes()
+    damage(questions)
+    run_recipe(recipe, resume=True)
+    assert questions.read_bytes() == asked
+
+
 def killed(*_: Any) -> None:
     raise Killed
 

@@ -510,6 +510,16 @@ def test_an_error_of_ours_while_another_was_handled_stays_ours() -> None:
     assert outside_cause(raised(fail)) is None
 
 
+def test_a_folder_where_a_file_belongs_is_named(run_dir: Path) -> None:
+    (run_dir / "metrics.jsonl").mkdir()
+    with pytest.raises(IsADirectoryError) as caught:
+        Run.create(resolved(run_dir), resume=True)
+    cause = outside_cause(caught.value)
+    assert cause is not None
+    assert str(run_dir / "metrics.jsonl") in cause.message
+    assert cause.hint == "move away what stands there, or choose another place"
+
+
 def test_a_lost_connection_reads_as_a_consequence(monkeypatch: pytest.MonkeyPatch) -> None:
     error = RuntimeError(
         "[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1234"

@@ -77,9 +77,10 @@ def test_a_run_stopped_at_its_first_file_is_begun_again(
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(os, "replace", stop)
-        begin(run_dir)
+        with pytest.raises(KeyboardInterrupt):
+            begin(run_dir)
     release_locks()
     assert list(run_dir.iterdir()) == []
     (run_dir / ".resolved.json.7.tmp").write_text('{"rec')  # what a kill leaves there
@@ -577,9 +578,10 @@ def test_a_line_cut_short_is_ignored_by_readers_and_removed_by_the_next_writer(
     assert [record["step"] for record in read_metrics(run_dir)] == [1, 2]
 
 
-def test_a_broken_line_is_an_error_with_its_number(run_dir: Path) -> None:
+@pytest.mark.parametrize("line", [b"nonsense", b"[7]", b'{"stop": 2}', b'{"step": null}'])
+def test_a_broken_line_is_an_error_with_its_number(run_dir: Path, line: bytes) -> None:
     begin(run_dir)
-    (run_dir / "metrics.jsonl").write_bytes(b'{"step": 1}\nnonsense\n')
+    (run_dir / "metrics.jsonl").write_bytes(b'{"step": 1}\n' + line + b"\n")
     with pytest.raises(DataError, match=r"metrics.jsonl:2"):
         read_metrics(run_dir)
 
