@@ -81,7 +81,7 @@ def _cure(number: int) -> str:
         return "free some space and add --resume: everything that was complete is kept"
     if number in (errno.EISDIR, errno.ENOTDIR):
         return "move away what stands there, or choose another place"
-    return "choose another place, or make this one writable"
+    return "choose another place, or make this one readable and writable"
 
 
 def _number_of(error: BaseException) -> int:

@@ -61,11 +61,10 @@ def _state(file: Path) -> list[int]:
 
 
 def _known(kept: Path) -> dict[str, object]:
-    """What was kept of a file; nothing where that is damaged, so that it is read again."""
-    if not kept.is_file():
-        return {}
-    try:
-        known: dict[str, object] = parse_json(kept, "", needed=["state", "sha256"])
-    except DataError:
-        return {}
-    return known
+    """What was kept of a file; nothing where that is damaged or may not be read, so that the file
+    is read again."""
+    with suppress(DataError, OSError):
+        if kept.is_file():
+            known: dict[str, object] = parse_json(kept, "", needed=["state", "sha256"])
+            return known
+    return {}
