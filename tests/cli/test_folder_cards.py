@@ -109,6 +109,23 @@ COMMANDS: dict[str, Ask] = {
         f"output_dir={rows.parent / 'run'}",
         *COMMON,
     ),
+    "rlhf": lambda folder, rows, world: aligner(
+        "rlhf",
+        f"model.name_or_path={world / 'model'}",
+        f"data.train={world / 'sft.jsonl'}",
+        f"rlhf.reward_models=['{folder}']",
+        f"output_dir={rows.parent / 'run'}",
+        *COMMON,
+    ),
+    "rlhf by segments": lambda folder, rows, world: aligner(
+        "rlhf",
+        "tiny/rlhf",
+        f"model.name_or_path={world / 'model'}",
+        f"data.train={world / 'sft.jsonl'}",
+        f"rlhf.segment_model={folder}",
+        f"output_dir={rows.parent / 'run'}",
+        *COMMON,
+    ),
     "discover": lambda folder, rows, world: aligner(
         "discover",
         "endpoint.backend=scripted",
