@@ -131,19 +131,30 @@ def answer_tokens(model: torch.nn.Module, batch: Batch) -> AnswerTokens:
     entropies = outputs.entropy
     if entropies is None:
         entropies = torch.zeros_like(outputs.log_probs, requires_grad=False)
+    found = [outputs.log_probs, entropies]
     if "read_from" not in batch:
         there = batch["labels"][:, 1:] != IGNORED
-        lengths = there.sum(dim=1)
-        found = [values[there] for values in (outputs.log_probs, entropies)]
-    else:
-        lengths = batch["answer_lengths"]
-        found = [values[batch["take"]] for values in (outputs.log_probs, entropies)]
-    mask = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
-    logps, entropies = (
-        torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, values.float())
-        for values in found
-    )
+        found = [values[there] for values in found]
+    lengths = answer_lengths(batch)
+    logps, entropies = (by_answer(values, batch, lengths) for values in found)
+    mask = torch.arange(logps.shape[1], device=lengths.device) < lengths[:, None]
     return AnswerTokens(logps, entropies.detach(), mask)
+
+
+def answer_lengths(batch: Batch) -> Tensor:
+    """Return the lengths in tokens of the S answers of a batch (S,)."""
+    if "read_from" in batch:
+        return batch["answer_lengths"]
+    return (batch["labels"][:, 1:] != IGNORED).sum(dim=1)
+
+
+def by_answer(values: Tensor, batch: Batch, lengths: Tensor) -> Tensor:
+    """Return numbers (S, L) in float32, 0 behind the end of an answer, from those at each place
+    that a batch's tokens are predicted from (M,)."""
+    if "read_from" in batch:
+        values = values[batch["take"]]
+    mask = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
+    return torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, values.float())
 
 
 def _of_fused_head(model: torch.nn.Module, batch: Batch) -> Any:

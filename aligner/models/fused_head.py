@@ -70,7 +70,7 @@ def fuse_head(model: Any, *, with_metrics: bool = False, temperature: float = 1.
             kwargs.pop(name, None) for name in ("labels", "read_from", "targets")
         )
         if places is None:
-            places, targets = _trained_positions(labels)
+            places, targets = trained_positions(labels)
         if "groups" in kwargs:  # rows that share prefixes
             kwargs["attention_mask"] = attention_of(
                 self, kwargs.pop("groups"), kwargs.pop("branches")
@@ -92,7 +92,7 @@ def fuse_head(model: Any, *, with_metrics: bool = False, temperature: float = 1.
     return head
 
 
-def _trained_positions(labels: Tensor) -> tuple[Tensor, Tensor]:
+def trained_positions(labels: Tensor) -> tuple[Tensor, Tensor]:
     """From labels (B, T) to the flat places (N,) that trained tokens are predicted from, and these
     tokens (N,); where nothing is trained, a place without a token, so that there is a graph."""
     rows, columns = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)

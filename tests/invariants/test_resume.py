@@ -105,6 +105,24 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "trainer__gradient_accumulation_steps": 2,
         },
     ),
+    "ppo on each response twice": (
+        "rlhf",
+        {
+            **EVERY,
+            "trainer__save_steps": 3,
+            "rlhf__algorithm": "ppo",
+            "rlhf__iterations": 2,
+            "rlhf__beta": 0.05,
+            "rlhf__kl": "adaptive",
+            "rlhf__kl_horizon": 50,
+            "rlhf__target_kl": 0.002,
+            "trainer__gradient_accumulation_steps": 2,
+        },
+    ),
+    "ppo with LoRA and dropout": (
+        "rlhf",
+        {**EVERY, "rlhf__algorithm": "ppo", "model__lora": LORA, "rlhf__beta": 0.05},
+    ),
     "rlhf with LoRA and dropout": ("rlhf", {**EVERY, "model__lora": LORA, "rlhf__beta": 0.05}),
     "reward with LoRA, dropout and held-out pairs": (
         "reward",
@@ -141,7 +159,7 @@ COUNTS = {
 """At which passage the process dies, where it is not the first."""
 
 TIMINGS = ("time_s", "runtime", "samples_per_second", "steps_per_second", "sapo/generation_share")
-TIMINGS += ("time/sampling", "time/scoring", "time/reference")
+TIMINGS += ("time/sampling", "time/scoring", "time/reference", "time/values")
 
 
 def lines_of(run: Path) -> list[dict[str, Any]]:
@@ -210,6 +228,7 @@ def kill_and_resume(
         ("dpo with LoRA and dropout", "before a checkpoint is declared whole"),
         ("reward of two heads of which one is kept", "in the middle of an epoch"),
         ("dpo that distils rewards", "in the middle of an epoch"),
+        ("ppo on each response twice", "in the middle of an epoch"),
     ],
 )
 def test_killed_and_resumed_equals_uninterrupted(

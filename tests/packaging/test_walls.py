@@ -114,8 +114,8 @@ LOADS_HEAVY: dict[str, tuple[str, ...]] = {
     "methods.dpo": ("encode", "reference_samples", "reward_distillation", "start_checks", "train"),
     "methods.reward": ("collators", "encode", "segments", "train", "trainers"),
     "methods.rlhf": (
-        *("advantages", "credit", "encode", "grpo", "normalizer", "rollout", "segment_rewards"),
-        *("train", "trainer"),
+        *("advantages", "credit", "encode", "grpo", "normalizer", "ppo", "rollout"),
+        *("segment_rewards", "train", "trainer"),
     ),
     "methods.sapo": ("encode", "replay_buffer", "train", "trainer", "writer"),
     "methods.sft": ("encode", "train"),
@@ -129,6 +129,7 @@ LOADS_HEAVY: dict[str, tuple[str, ...]] = {
         "reward_head",
         "row_sharing",
         "shared_prefix",
+        "value_head",
     ),
     "reward_models": ("heads", "pairwise", "segment"),
     "toy": ("muon", "pretrain", "tokenizer"),

@@ -12,62 +12,17 @@ from typing import Any
 import pytest
 import torch
 from fakes import save_reward_model, small_recipe, write_jsonl
-from safetensors.torch import load_file
+from sampled import Spy, largest_difference, train, trained, weights
 
 from aligner.errors import DataError, RecipeError
 from aligner.events import Notice, Warned
-from aligner.methods.pipeline import run_recipe
 from aligner.methods.rlhf import train as rlhf_train
 from aligner.methods.rlhf.credit import Credit
 from aligner.methods.rlhf.normalizer import LocationNormalizer
 from aligner.methods.rlhf.recipe import Rlhf
 from aligner.methods.rlhf.rollout import Response, Roller
-from aligner.methods.rlhf.trainer import Repeated, RlhfTrainer
-from aligner.runs.files import read_json, read_metrics
-
-
-def train(
-    world: Path, folder: Path, *overrides: str, resume: bool = False, **flags: Any
-) -> tuple[list[dict[str, Any]], list[Any]]:
-    """The log of a run, and the events that it sent."""
-    events: list[Any] = []
-    recipe = small_recipe("rlhf", world, folder, *overrides, **flags)
-    run_recipe(recipe, resume=resume, on_event=events.append)
-    return read_metrics(folder), events
-
-
-def trained(log: list[dict[str, Any]], key: str) -> list[float]:
-    return [line[key] for line in log if line["split"] == "train" and key in line]
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(next((folder / "final").glob("*.safetensors")))
-
-
-def largest_difference(one: Path, other: Path) -> float:
-    first, second = weights(one), weights(other)
-    assert set(first) == set(second)
-    return max(float((first[name] - second[name]).abs().max()) for name in first)
-
-
-class Spy:
-    """Keeps the batches of each step, and the groups that they are made of."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.batches: list[dict[str, Any]] = []
-        self.groups: list[list[Any]] = []
-        self.trainers: list[Any] = []
-        fetch = RlhfTrainer.get_batch_samples
-
-        def spy(trainer: Any, *arguments: Any) -> Any:
-            found = fetch(trainer, *arguments)
-            self.batches += found[0]
-            self.groups.append(trainer.groups)
-            self.trainers.append(trainer)
-            return found
-
-        monkeypatch.setattr(RlhfTrainer, "get_batch_samples", spy)
-
+from aligner.methods.rlhf.trainer import Repeated
+from aligner.runs.files import read_json
 
 SEGMENTS = ("rlhf.unit=segment", "rlhf.reward_models=[]", "rlhf.normalizer_samples=64")
 

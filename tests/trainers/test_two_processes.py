@@ -149,6 +149,36 @@ def test_two_processes_sample_and_train_what_one_does(folder, unit: str) -> None
             assert line.get(key) == pytest.approx(other.get(key), abs=1e-5), key
 
 
+@pytest.mark.parametrize("lora", ["", LORA])
+def test_two_processes_train_the_critic_that_one_does(folder, lora: str) -> None:
+    """Thirteen rows: the last step has blank ones. Advantages are whitened over all responses of a
+    step, the coefficient follows the divergence of all, and a policy rests everywhere or not."""
+    settings = (
+        "data.train=[{path: talks.jsonl, max_rows: 13}]",
+        "rlhf.reward_models=['verifier:regex=[a-m]']",
+        "rlhf.algorithm=ppo",
+        "rlhf.group_size=2",
+        "rlhf.max_new_tokens=6",
+        "rlhf.beta=0.05",
+        "rlhf.kl=adaptive",
+        "rlhf.kl_horizon=20",
+        "rlhf.iterations=2",
+        "rlhf.target_kl=0.01",
+        "rlhf.critic_learning_rate=0.1",
+        "trainer.optim=sgd",
+        "trainer.save_steps=1",
+    )
+    names = [f"ppo{len(lora)}-{number}" for number in ("one", "two")]
+    train(folder, "rlhf", names[0], *settings, lora=lora)
+    train(folder, "rlhf", names[1], *settings, *HALVED, lora=lora)
+    assert_same(folder, *names)
+    one, two = (read_metrics(folder / name) for name in names)
+    for line, other in zip(one, two):
+        for key in ("reward", "kl", "beta", "value_loss", "explained_variance", "policy_rests"):
+            assert line.get(key) == pytest.approx(other.get(key), abs=1e-5), key
+        assert line["critic_grad_norm"] == pytest.approx(other["critic_grad_norm"], rel=1e-4)
+
+
 @pytest.mark.parametrize("packing", ["false", "true"])
 def test_two_processes_count_each_held_out_row_and_token_once(folder, packing: str) -> None:
     """Seven rows fill no batch; losses, accuracies, entropies and numbers of tokens are those of

@@ -80,6 +80,17 @@ def whiten(values: Tensor, mask: Tensor, add: Add | None = None) -> Tensor:
     return (off / spread.clamp(min=1e-8)).to(values.dtype)
 
 
+def explained_variance(returns: Tensor, values: Tensor, add: Add | None = None) -> float | None:
+    """Return 1 - Var(returns - values) / Var(returns) over tokens (N,), those of all ranks with
+    `add`; None where the returns are all the same."""
+    add = add or (lambda sums: sums)
+    pairs = torch.stack([returns, returns - values]).double()
+    count = add(torch.tensor([pairs.shape[1]], dtype=torch.float64, device=pairs.device))
+    means = add(pairs.sum(1)) / count.clamp(min=1)
+    whole, left = add((pairs - means[:, None]).square().sum(1)).tolist()
+    return 1 - left / whole if whole > 0 else None
+
+
 def returns_to_go(rewards: Tensor) -> Tensor:
     """Return the sum of `rewards` (B, T) from each token on, (B, T)."""
     return rewards.flip(1).cumsum(1).flip(1)

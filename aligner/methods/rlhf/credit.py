@@ -10,7 +10,7 @@ Legend: N responses in groups of G, T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from statistics import fmean
@@ -139,9 +139,7 @@ class Credit:
         if settings.credit == "mixed":
             outcomes = self.outcomes(groups, real)
             return mixed_advantages(outcomes, of_segments, segments, mask, settings.alpha)
-        for row, one in enumerate(responses):
-            if not one.is_finished:
-                rewards[row, len(one.token_ids) - 1] -= settings.missing_eos_penalty
+        self._penalize(rewards, responses)
         if settings.credit == "process":
             found = process_advantages(of_segments, segments, size)
         else:
@@ -150,6 +148,45 @@ class Credit:
         return (
             found if settings.scale == "none" else found / self._spread(found[mask & real[:, None]])
         )
+
+    def _penalize(self, rewards: Tensor, responses: Sequence[Response]) -> None:
+        """Take off what a missing end costs, once, at the last token of `rewards` (N, T)."""
+        for row, one in enumerate(responses):
+            if not one.is_finished:
+                rewards[row, len(one.token_ids) - 1] -= self.settings.missing_eos_penalty
+
+    # --- rewards as they are, for a critic --------------------------------------------------------
+
+    def paid(self, responses: Sequence[Response], silent: Mapping[str, float]) -> Tensor:
+        """Return the reward of each token (N, T), that of a whole response at its last one, less
+        what truncation costs. `silent`: what counts where a scorer said nothing."""
+        if self.settings.unit != "sequence":
+            rewards = self.segment_rewards(responses)[2]
+            self._penalize(rewards, responses)
+            return rewards
+        rewards = torch.zeros(len(responses), max(len(one.token_ids) for one in responses))
+        for row, one in enumerate(responses):
+            rewards[row, len(one.token_ids) - 1] = self.total(one, silent)
+        return rewards
+
+    def total(self, response: Response, silent: Mapping[str, float]) -> float:
+        """Return the weighted sum of a response's scores, less what truncation costs."""
+        weights = self.settings.reward_weights or [1.0] * len(response.scores)
+        found = 0.0
+        for weight, (name, score) in zip(weights, response.scores.items()):
+            found += weight * (silent.get(name, 0.0) if score is None else score)
+        return found - self.penalty(response)
+
+    def silent_scores(self, responses: Sequence[Response]) -> dict[str, float]:
+        """Return each scorer's mean over the responses of all ranks that it scored."""
+        names = self.settings.reward_models
+        sums = torch.zeros(len(names), 2, dtype=torch.float64)
+        for one in responses:
+            for row, name in zip(sums, names):
+                if (score := one.scores.get(name)) is not None:
+                    row += torch.tensor([score, 1.0], dtype=torch.float64)
+        totals = self.add(sums).tolist()
+        return {name: total / max(1.0, count) for name, (total, count) in zip(names, totals)}
 
 
 def has_spread(group: Group) -> bool:

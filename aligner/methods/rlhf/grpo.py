@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
-from aligner.losses.policy import divided, kl_terms, policy_terms, truncated_weights
+from aligner.losses.policy import kl_terms
 from aligner.methods.rlhf.trainer import RlhfTrainer
 from aligner.models.answers import answer_tokens
 
@@ -39,35 +39,11 @@ class GrpoTrainer(RlhfTrainer):
         """Return this micro-batch's share of the step's loss."""
         self.head.with_metrics = self._is_logged_next()
         found = answer_tokens(model, inputs)
-        mask, settings = inputs["counted"], self.settings
-        old = self.old_logps(inputs, found.logps)
-        terms = policy_terms(
-            found.logps,
-            old,
-            inputs["advantages"],
-            mask,
-            loss=settings.loss,
-            level=settings.ratio,
-            clip=self.clip,
-        )
-        losses, noted = terms.losses, {"clip_ratio/region_mean": terms.is_clipped.float()}
-        noted["sampling/kl"] = kl_terms(inputs["engine"], old, "k3")
-        if settings.mismatch_cap is not None:
-            losses = losses * truncated_weights(old, inputs["engine"], settings.mismatch_cap)
+        old, settings = self.old_logps(inputs, found.logps), self.settings
+        losses, noted = self.policy_losses(inputs, found, old, settings.loss, settings.ratio)
         if self.reference is not None:
             kl = kl_terms(found.logps, inputs["reference"], settings.kl_estimator)
             losses = losses + settings.beta * kl
-            noted["kl"] = kl_terms(found.logps.detach(), inputs["reference"], "k3")
-        if self.head.with_metrics:
-            noted["entropy"] = found.entropies
-        self._note_tokens(noted, mask)
-        loss = divided(
-            losses,
-            mask,
-            loss=settings.loss,
-            step_rows=max(1.0, self._step_rows),
-            step_tokens=self._step_tokens,
-            max_tokens=settings.max_new_tokens,
-        )
-        loss = loss * self.accelerator.num_processes  # ranks average their gradients
+        self._note_tokens(noted, inputs["counted"])
+        loss = self.step_share(losses, inputs["counted"], settings.loss)
         return (loss, None) if return_outputs else loss

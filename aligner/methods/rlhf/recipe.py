@@ -18,14 +18,18 @@ from aligner.config.view import RecipeView
 
 ROLLOUT = "rollout.json"
 """What it adds to a checkpoint: responses that are trained on once more."""
+CRITIC = "critic.safetensors"
+PPO_STATE = "ppo.json"
+"""What PPO adds: the critic, and the KL coefficient."""
 
 
 class Rlhf(Section):
     """Reinforcement learning on sampled responses, with a reward for each response, segment or
     token (arXiv 2402.03300, 2501.02790)."""
 
-    algorithm: Literal["grpo"] = "grpo"
-    """`grpo`: responses to one prompt are each other's baseline; no critic."""
+    algorithm: Literal["grpo", "ppo"] = "grpo"
+    """`grpo`: responses to one prompt are each other's baseline; `ppo`: a critic learns what to
+    expect of each token (arXiv 1707.06347)."""
     unit: Literal["sequence", "segment", "token"] = "sequence"
     """What gets a reward: the response, by `reward_models`; each of its segments, or each token, by
     `segment_model`."""
@@ -60,8 +64,8 @@ class Rlhf(Section):
     scale: Literal["group", "batch", "none"] = "group"
     """What advantages are divided by: the standard deviation of the group, of the step, nothing.
     Those of segments are divided by the step's unless it is `none`."""
-    group_size: int = Field(8, ge=2, le=1024)
-    """Responses to each prompt; TRL's `num_generations`."""
+    group_size: int = Field(8, ge=1, le=1024)
+    """Responses to each prompt, for `grpo` at least 2; TRL's `num_generations`."""
     iterations: int = Field(1, ge=1, le=100)
     """Optimizer steps on the same responses; TRL's `num_iterations`."""
     max_new_tokens: int = Field(256, ge=1, le=1_000_000)
@@ -74,7 +78,8 @@ class Rlhf(Section):
     """How often a group whose responses all have the same reward is sampled again, as it teaches
     nothing (dynamic sampling, arXiv 2503.14476)."""
     beta: Weight = 0.0
-    """Weight of the KL divergence to the model that training starts from, in the loss."""
+    """Weight of the KL divergence to the model that training starts from: in the loss, or, with
+    `ppo`, in the reward of each token."""
     kl_estimator: Literal["k3", "k2"] = "k3"
     """How it is estimated: `k3` is never negative and unbiased; `k2` has the right gradient."""
     clip_low: float = Field(0.2, ge=0.0, le=1.0)
@@ -95,6 +100,26 @@ class Rlhf(Section):
     overlong_buffer: int | None = Field(None, ge=1)
     """Tokens before `max_new_tokens` over which the reward falls by 1, evenly (arXiv 2503.14476,
     eq. 13)."""
+    critic_learning_rate: float | None = Field(None, ge=0.0, le=1.0)
+    """`ppo`: learning rate of the critic. Absent: five times `trainer.learning_rate`."""
+    critic_warmup: int = Field(0, ge=0, le=1_000_000)
+    """`ppo`: optimizer steps at the start that train the critic alone."""
+    gamma: float = Field(1.0, gt=0.0, le=1.0)
+    """`ppo`: what a reward one token later counts."""
+    gae_lambda: float = Field(0.95, ge=0.0, le=1.0)
+    """`ppo`: 1 looks at all that comes, 0 at what the critic says of the next token (arXiv
+    1506.02438)."""
+    value_clip: float | None = Field(0.25, gt=0.0, le=1e6)
+    """`ppo`: how far a value may move from the one at sampling; null: not bounded."""
+    target_kl: float | None = Field(None, gt=0.0, le=1e6)
+    """`ppo`: nats a token from the policy that sampled; at 1.5 times as many, the policy rests
+    until there are new responses. Absent: it never does."""
+    kl: Literal["fixed", "adaptive"] = "fixed"
+    """`ppo`: whether `beta` stays, or follows `kl_target` (arXiv 1909.08593)."""
+    kl_target: float = Field(6.0, gt=0.0, le=1e6)
+    """`kl: adaptive`: nats between a response's policy and reference that are aimed at."""
+    kl_horizon: int = Field(10_000, ge=1)
+    """`kl: adaptive`: responses over which `beta` moves by at most a fifth."""
 
 
 class RlhfRecipe(TrainRecipe):
@@ -132,6 +157,43 @@ OF_SEGMENTS = (
     "normalizer_samples",
 )
 
+OF_GRPO = (
+    "credit",
+    "alpha",
+    "loss",
+    "ratio",
+    "baseline",
+    "scale",
+    "redraws",
+    "kl_estimator",
+    "cap",
+)
+OF_PPO = (
+    *("critic_learning_rate", "critic_warmup", "gamma", "gae_lambda", "value_clip", "target_kl"),
+    *("kl", "kl_target", "kl_horizon"),
+)
+
+
+def _algorithms(view: RecipeView) -> RecipeProblems:
+    algorithm = view["rlhf.algorithm"]
+    other = "ppo" if algorithm == "grpo" else "grpo"
+    for key in OF_PPO if algorithm == "grpo" else OF_GRPO:
+        if view.given(f"rlhf.{key}"):
+            message = f"has no effect with `algorithm: {algorithm}`"
+            yield problem_at(f"rlhf.{key}", message, f"drop it, or set rlhf.algorithm={other}")
+    if algorithm == "grpo":
+        if view["rlhf.group_size"] == 1:
+            hint = "use 2 or more, or rlhf.algorithm=ppo"
+            yield problem_at("rlhf.group_size", "leaves a response nothing to be compared to", hint)
+        return
+    if view["rlhf.kl"] == "adaptive" and not view["rlhf.beta"]:
+        message = "is 0, and `kl: adaptive` multiplies it"
+        yield problem_at("rlhf.beta", message, "give it a value to start from, such as 0.02")
+    for key in ("kl_target", "kl_horizon"):
+        if view["rlhf.kl"] == "fixed" and view.given(f"rlhf.{key}"):
+            message = "has no effect with `kl: fixed`"
+            yield problem_at(f"rlhf.{key}", message, "set rlhf.kl=adaptive")
+
 
 def _units(view: RecipeView) -> RecipeProblems:
     unit, credit = view["rlhf.unit"], view["rlhf.credit"]
@@ -152,13 +214,23 @@ def _units(view: RecipeView) -> RecipeProblems:
             hint = "name what scores whole responses"
             yield problem_at("rlhf.reward_models", "is missing, and `credit: mixed` needs it", hint)
         if credit != "mixed":
-            for key in ("reward_models", "reward_weights", "baseline", "overlong_buffer", "alpha"):
-                if view.given(f"rlhf.{key}") and view[f"rlhf.{key}"]:
-                    message = f"has no effect with `credit: {credit}`, where segments alone count"
-                    yield problem_at(f"rlhf.{key}", message, "set rlhf.credit=mixed, or drop it")
+            yield from _segments_alone(view)
         if view["rlhf.ratio"] == "sequence":
             message = "gives all tokens one ratio, and segments are to differ"
             yield problem_at("rlhf.ratio", message, "use token, or rlhf.unit=sequence")
+
+
+def _segments_alone(view: RecipeView) -> RecipeProblems:
+    key, hint = f"credit: {view['rlhf.credit']}", "set rlhf.credit=mixed, or drop it"
+    keys = ["reward_models", "reward_weights", "overlong_buffer"]
+    if view["rlhf.algorithm"] == "ppo":
+        key, hint = f"unit: {view['rlhf.unit']}", "set rlhf.unit=sequence, or drop it"
+    else:
+        keys += ["baseline", "alpha"]
+    for name in keys:
+        if view.given(f"rlhf.{name}") and view[f"rlhf.{name}"]:
+            message = f"has no effect with `{key}`, where segments alone count"
+            yield problem_at(f"rlhf.{name}", message, hint)
 
 
 def _numbers(view: RecipeView) -> RecipeProblems:
@@ -170,7 +242,7 @@ def _numbers(view: RecipeView) -> RecipeProblems:
         yield problem_at("rlhf.reward_models", f"names {show(name)} twice", "name each once")
     if view.given("rlhf.cap") and view["rlhf.loss"] != "cispo":
         yield problem_at("rlhf.cap", "has no effect without `loss: cispo`", "drop it")
-    for key in ("clip_low", "clip_high", "delta"):
+    for key in ("clip_low", "clip_high", "delta", "value_clip", "target_kl"):
         if view["rlhf.loss"] == "cispo" and view.given(f"rlhf.{key}"):
             yield problem_at(f"rlhf.{key}", "has no effect with `loss: cispo`", "use rlhf.cap")
         elif view["rlhf.iterations"] == 1 and view.given(f"rlhf.{key}"):
@@ -194,37 +266,51 @@ def _noise(view: RecipeView) -> RecipeProblems:
 
 
 def _checkpoint_files(recipe: RlhfRecipe) -> Mapping[str, str]:
-    if recipe.rlhf.iterations == 1:
-        return {}
-    return {ROLLOUT: "the responses that are trained on once more"}
+    files = {}
+    if recipe.rlhf.iterations > 1:
+        files[ROLLOUT] = "the responses that are trained on once more"
+    if recipe.rlhf.algorithm == "ppo":
+        files |= {CRITIC: "the critic", PPO_STATE: "the KL coefficient"}
+    return files
 
 
 def _in_short(rlhf: Rlhf) -> str:
+    if rlhf.algorithm == "ppo":
+        unit = "" if rlhf.unit == "sequence" else f", rewards by {rlhf.unit}"
+        return f"ppo, {rlhf.group_size} responses to a prompt{unit}"
     unit = "" if rlhf.unit == "sequence" else f", credit by {rlhf.unit} ({rlhf.credit})"
-    return f"{rlhf.algorithm}, {rlhf.loss} loss, groups of {rlhf.group_size}{unit}"
+    return f"grpo, {rlhf.loss} loss, groups of {rlhf.group_size}{unit}"
+
+
+def _card_note(rlhf: Mapping[str, Any]) -> str:
+    kind = "PPO" if rlhf["algorithm"] == "ppo" else f"GRPO, `{rlhf['loss']}` loss"
+    return f"{kind}, rewards by {rlhf['unit']}"
 
 
 def _settings_read(rlhf: Mapping[str, Any]) -> Mapping[str, Any]:
-    unread = OF_SEGMENTS if rlhf["unit"] == "sequence" else ()
+    unread: tuple[str, ...] = OF_PPO if rlhf["algorithm"] == "grpo" else OF_GRPO
+    unread += OF_SEGMENTS if rlhf["unit"] == "sequence" else ()
     return {key: value for key, value in rlhf.items() if key not in unread}
 
 
 METHOD = TrainingMethod(
     recipe=RlhfRecipe,
-    title="reinforcement learning (GRPO, arXiv 2402.03300)",
+    title="reinforcement learning",
     help=(
         "Reinforcement learning on responses that the model samples: GRPO and its relatives (Dr. "
-        "GRPO, DAPO, CISPO, GSPO, RLOO), with rewards of verifiers, judges or reward models for "
-        "whole responses, or of a segment reward model for each segment or token (arXiv "
-        "2501.02790)."
+        "GRPO, DAPO, CISPO, GSPO, RLOO), or PPO with a critic, with rewards of verifiers, judges "
+        "or reward models for whole responses, or of a segment reward model for each segment or "
+        "token (arXiv 2501.02790)."
     ),
     examples=(
         "aligner rlhf tiny/rlhf-verifier",
         "aligner rlhf recipe.yaml rlhf.group_size=16 rlhf.beta=0.01",
         "aligner rlhf recipe.yaml rlhf.unit=segment rlhf.segment_model=runs/reward-segment",
+        "aligner rlhf recipe.yaml rlhf.algorithm=ppo rlhf.group_size=1 rlhf.beta=0.02",
         "aligner rlhf recipe.yaml 'rlhf.reward_models=[verifier:number, runs/reward]'",
     ),
     rules=(
+        _algorithms,
         _units,
         _numbers,
         _noise,
@@ -239,7 +325,7 @@ METHOD = TrainingMethod(
         "train_sampling_strategy": "random",  # rows of one length are often of one task
     },
     defaults_with_lora={"learning_rate": 1e-5},
-    settings=("unit", "loss", "group_size", "beta"),
+    settings=("algorithm", "unit", "loss", "group_size", "beta"),
     metrics={"loss": False, "reward": True, "completions/clipped_ratio": False},
     charts=(
         ("Reward", [("train", "reward", "train"), ("eval", "reward", "held out")]),
@@ -264,6 +350,8 @@ METHOD = TrainingMethod(
             [("train", "frac_reward_zero_std", "train")],
         ),
         ("Clipped ratios", [("train", "clip_ratio/region_mean", "train")]),
+        ("Explained variance of returns", [("train", "explained_variance", "train")]),
+        ("Value loss", [("train", "value_loss", "train")]),
         (
             "Segment rewards by location, normalized",
             [
@@ -274,7 +362,7 @@ METHOD = TrainingMethod(
         ),
     ),
     in_short=_in_short,
-    card_note=lambda rlhf: f"`{rlhf['loss']}` loss, rewards by {rlhf['unit']}",
+    card_note=_card_note,
     settings_read=_settings_read,
     other_names=TRL_NAMES,
     repeats=lambda recipe: recipe.rlhf.iterations,

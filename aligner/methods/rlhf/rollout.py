@@ -34,7 +34,8 @@ class Response:
     `token_ids` hold the stop token, where it `is_finished`. `scores`: by the name of the scorer;
     None where it gave none. `values` (T,) after each token, and the `ends` of segments, by the
     segment model. `engine_logps` (T,) at sampling, `old_logps` (T,) of the first optimizer step on
-    it, and `reference_logps` (T,), in nats. `attempt`: how often its group had been sampled before.
+    it, and `reference_logps` (T,), in nats; PPO's `advantages`, `returns` and `old_values` (T,).
+    `attempt`: how often its group had been sampled before.
     """
 
     row: int
@@ -50,6 +51,9 @@ class Response:
     ends: list[int] = field(default_factory=list)
     old_logps: list[float] | None = None
     reference_logps: list[float] | None = None
+    advantages: list[float] = field(default_factory=list)
+    returns: list[float] = field(default_factory=list)
+    old_values: list[float] = field(default_factory=list)
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Response:

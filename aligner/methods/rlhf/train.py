@@ -1,5 +1,5 @@
-"""Reinforcement learning on sampled responses: GRPO and its relatives (arXiv 2402.03300), with
-credit for segments and tokens (arXiv 2501.02790).
+"""Reinforcement learning on sampled responses: GRPO and its relatives (arXiv 2402.03300), and PPO,
+with credit for segments and tokens (arXiv 2501.02790).
 
 Each optimizer step samples `rlhf.group_size` responses to each of its prompts with the weights of
 the moment, has them scored, turns scores into advantages and trains on them. Before the first one,
@@ -25,9 +25,11 @@ from aligner.methods.rlhf.credit import Credit
 from aligner.methods.rlhf.grpo import GrpoTrainer
 from aligner.methods.rlhf.normalizer import LocationNormalizer
 from aligner.methods.rlhf.normalizer import fit as fit_normalizer
+from aligner.methods.rlhf.ppo import PpoTrainer
 from aligner.methods.rlhf.recipe import RlhfRecipe
 from aligner.methods.rlhf.rollout import Roller
 from aligner.methods.rlhf.trainer import RlhfTrainer, RowCollator
+from aligner.models.ema import trained_weights
 from aligner.models.loading import load_policy
 from aligner.reward_models.catalogue import load_scorer, read_spec
 from aligner.runs.checkpoints import latest_checkpoint
@@ -52,7 +54,8 @@ def train(job: Job) -> TrainResult:
     job.answer_before(model)
     roller = _roller(job, recipe, model, arguments)
     normalizer = _normalizer(job, recipe, model, roller)
-    trainer = GrpoTrainer(
+    kind: type[RlhfTrainer] = PpoTrainer if recipe.rlhf.algorithm == "ppo" else GrpoTrainer
+    trainer = kind(
         model=model,
         args=arguments,
         data_collator=RowCollator(job.tokenizer.pad_token_id),
@@ -71,10 +74,25 @@ def train(job: Job) -> TrainResult:
         trainer.load_rest(checkpoint)
     trainer.group_lengths = lengths_of(job.prepared.train, job.prepared.batching.grouped)
     job.tell_trained(trainer.model, arguments.learning_rate)
+    if isinstance(trainer, PpoTrainer):
+        _settle_critic(job, trainer)
     fitted = fit(trainer, recipe, job.run, job.on_event)
     _keep_responses(job, trainer)
     job.answer_after(trainer)
     return fitted
+
+
+def _settle_critic(job: Job, trainer: PpoTrainer) -> None:
+    """Say what is trained beside the policy."""
+    if trainer.is_deepspeed_enabled:
+        raise RecipeError(
+            "launch.strategy is one of DeepSpeed's, which trains one model, and `algorithm: ppo` "
+            "trains a critic beside the policy",
+            "use ddp, or rlhf.algorithm=grpo",
+        )
+    count = sum(weight.numel() for weight in trained_weights(trainer.critic).values())
+    shared = ", on the policy's own base" if job.recipe.model.lora is not None else ""
+    job.note(f"the critic trains {count:,} weights at {trainer.critic_rate:g}{shared}")
 
 
 def before_ranks(job: Job) -> None:

@@ -24,11 +24,19 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from aligner.losses.policy import Clip
+from aligner.losses.policy import (
+    Clip,
+    PolicyLoss,
+    RatioLevel,
+    divided,
+    kl_terms,
+    policy_terms,
+    truncated_weights,
+)
 from aligner.methods.rlhf.credit import Credit, has_spread
 from aligner.methods.rlhf.recipe import ROLLOUT, Rlhf
 from aligner.methods.rlhf.rollout import Group, Response, Roller, padded
-from aligner.models.answers import Prefix, answer_tokens, stack_answers
+from aligner.models.answers import AnswerTokens, Prefix, answer_tokens, stack_answers
 from aligner.models.ema import WeightCopy
 from aligner.models.forward import eval_mode
 from aligner.models.fused_head import fuse_head
@@ -216,6 +224,40 @@ class RlhfTrainer(WeightedTrainer):
     def _is_trained(self, response: Response) -> bool:
         return response.is_finished or self.settings.truncated == "keep"
 
+    def policy_losses(
+        self,
+        inputs: dict[str, Any],
+        found: AnswerTokens,
+        old: Tensor,
+        loss: PolicyLoss = "dapo",
+        level: RatioLevel = "token",
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss of each token (S, L), and what is shown of each."""
+        logps = found.logps
+        advantages, mask = inputs["advantages"], inputs["counted"]
+        terms = policy_terms(logps, old, advantages, mask, loss=loss, level=level, clip=self.clip)
+        losses, noted = terms.losses, {"clip_ratio/region_mean": terms.is_clipped.float()}
+        noted["sampling/kl"] = kl_terms(inputs["engine"], old, "k3")
+        if (cap := self.settings.mismatch_cap) is not None:
+            losses = losses * truncated_weights(old, inputs["engine"], cap)
+        if self.reference is not None:
+            noted["kl"] = kl_terms(logps.detach(), inputs["reference"], "k3")
+        if self.head.with_metrics:
+            noted["entropy"] = found.entropies
+        return losses, noted
+
+    def step_share(self, losses: Tensor, mask: Tensor, loss: PolicyLoss = "dapo") -> Tensor:
+        """Return what the tokens of a micro-batch (S, L) add to the loss of its step."""
+        share = divided(
+            losses,
+            mask,
+            loss=loss,
+            step_rows=max(1.0, self._step_rows),
+            step_tokens=self._step_tokens,
+            max_tokens=self.settings.max_new_tokens,
+        )
+        return share * self.accelerator.num_processes  # ranks average their gradients
+
     def old_logps(self, inputs: dict[str, Any], logps: Tensor) -> Tensor:
         """Return the log-probabilities (S, L) that ratios are taken to: those of the first step on
         the responses, which are kept for the others."""
@@ -265,7 +307,7 @@ class RlhfTrainer(WeightedTrainer):
                 continue
             for one in group:
                 self._note_response(one, "train")
-            if len(group) > 1:
+            if self.settings.algorithm == "grpo":
                 rewards = [self._reward(one) for one in group]
                 seen["reward_std"].append(float(torch.tensor(rewards).std()))
                 seen["frac_reward_zero_std"].append(float(not has_spread(group)))
@@ -298,9 +340,7 @@ class RlhfTrainer(WeightedTrainer):
         segments."""
         if not one.scores:
             return fmean(one.values[end] for end in one.ends)
-        weights = self.settings.reward_weights or [1.0] * len(one.scores)
-        total = sum(w * (score or 0.0) for w, score in zip(weights, one.scores.values()))
-        return total - self.credit.penalty(one)
+        return self.credit.total(one, {})
 
     def _note_tokens(self, values: Mapping[str, Tensor], mask: Tensor) -> None:
         """Add to the sums over tokens on the device."""

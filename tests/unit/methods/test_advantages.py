@@ -10,6 +10,7 @@ import torch
 
 from aligner.methods.rlhf.advantages import (
     EPSILON,
+    explained_variance,
     gae,
     location_advantages,
     mixed_advantages,
@@ -175,3 +176,12 @@ def test_segments_move_credit_within_a_response_and_add_none() -> None:
         torch.testing.assert_close(found[row, : places[-1] + 1], expected)
         assert found[row, places[-1] + 1] == outcomes[row]
         assert (found[row, places[-1] + 2 :] == 0).all()
+
+
+def test_explained_variance_is_a_share_of_that_of_the_returns() -> None:
+    returns, values = numbers(60), numbers(60, seed=1)
+    found = explained_variance(returns, values)
+    assert found == pytest.approx(float(1 - (returns - values).var() / returns.var()))
+    assert explained_variance(returns, returns + 3.0) == pytest.approx(1.0)
+    assert explained_variance(returns, torch.zeros(60)) == pytest.approx(0.0)
+    assert explained_variance(torch.ones(5), values[:5]) is None
