@@ -182,8 +182,10 @@ _CLOCK, _MEMORY = _Clock(), _Memory()
 
 
 def _start_anew() -> None:
-    """A forked process has neither the thread nor the file of its parent."""
+    """A forked process has neither the thread of its parent nor the limit of what that renders."""
     global _CLOCK, _MEMORY
+    if _MEMORY.rendering:
+        resource.setrlimit(resource.RLIMIT_DATA, _MEMORY.before)
     _CLOCK, _MEMORY = _Clock(), _Memory()
 
 

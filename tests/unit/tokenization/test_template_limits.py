@@ -3,10 +3,13 @@ one notices none of them."""
 
 from __future__ import annotations
 
+import os
 import resource
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fakes import CHAT_TEMPLATE, byte_tokenizer
@@ -103,3 +106,20 @@ def test_every_named_template_of_a_tokenizer_is_tried(monkeypatch: pytest.Monkey
     monkeypatch.setattr(template_probe, "_probe", lambda *_: "it is long")
     with pytest.raises(RecipeError, match="does not come to an end on two short turns: it is long"):
         Conversation(tokenizer, turns("a")).ids()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux")
+def test_a_process_that_is_forked_while_something_is_rendered_keeps_its_own_memory() -> None:
+    class Forking:
+        """In place of another thread that forks."""
+
+        def apply_chat_template(self, chats: object) -> str:
+            child = os.fork()
+            if not child:
+                os._exit(resource.getrlimit(resource.RLIMIT_DATA) != before)
+            return str(os.waitpid(child, 0)[1])
+
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    tokenizer: Any = Forking()
+    assert apply_template(tokenizer, []) == "0"
+    assert resource.getrlimit(resource.RLIMIT_DATA) == before
