@@ -161,17 +161,18 @@ NEEDED = {
     "environment.json": ("versions", "sessions"),
     "inputs.json": ("fingerprint", "sources"),
     "manifest.json": ("finished", "results"),
+    "weights.json": ("total", "trained"),
 }
 """File -> keys without which nothing can be made of it."""
 
 NUMBER = (int, float)
-OBJECTS = "a list of objects"
+OBJECTS = [dict]
 
 KINDS: dict[str, dict[str, Any]] = {
     "resolved.json": {"recipe": dict, "origins": dict, "recipe_hash": str},
     "environment.json": {
         "versions": dict,
-        "sessions": OBJECTS,
+        "sessions": [{"started": str}],
         "working_directory": str,
         "git": (dict, type(None)),
         "isolation": dict,
@@ -181,17 +182,18 @@ KINDS: dict[str, dict[str, Any]] = {
     "manifest.json": {
         "method": str,
         "results": dict,
-        "parents": OBJECTS,
+        "parents": [{"path": str}],
         "files": dict,
         "created": str,
         "finished": str,
         "seconds": NUMBER,
     },
-    "data.json": {"sources": OBJECTS, "splits": dict, "prompts_in_both": NUMBER},
+    "data.json": {"sources": [{"path": str}], "splits": dict, "prompts_in_both": NUMBER},
     "decided.json": {"cadence": (dict, type(None)), "steps": int, "all_held_out": int},
     "weights.json": {"total": int, "trained": int, "places": dict},
 }
-"""File -> what some of its keys hold, where they are there."""
+"""File -> what some of its keys hold, where they are there: a type, a list of what stands in it, or
+an object with the keys that each needs."""
 
 CURES = {
     "manifest.json": "delete it and add --resume: what is left of the run is done again",
@@ -216,15 +218,20 @@ def read_json(run_dir: Path, name: str) -> Any:
     value = parse_json(path, cure, kind, NEEDED.get(path.name, ()))
     for key, wanted in KINDS.get(path.name, {}).items():
         if key in value and not _is_of(value[key], wanted):
-            raise DataError(f"{path} is damaged: its {key!r} is {_kind(value[key])}", cure)
+            found = "incomplete" if isinstance(value[key], list) else _kind(value[key])
+            raise DataError(f"{path} is damaged: its {key!r} is {found}", cure)
     if path.name in LISTS_OF_OBJECTS and not _is_of(value, OBJECTS):
-        raise DataError(f"{path} is damaged: it is not {OBJECTS}", cure)
+        raise DataError(f"{path} is damaged: it is not a list of objects", cure)
     return value
 
 
 def _is_of(value: Any, wanted: Any) -> bool:
-    if wanted == OBJECTS:
-        return isinstance(value, list) and all(isinstance(item, dict) for item in value)
+    if isinstance(wanted, list):
+        return isinstance(value, list) and all(_is_of(item, wanted[0]) for item in value)
+    if isinstance(wanted, dict):
+        return isinstance(value, dict) and all(
+            key in value and _is_of(value[key], of) for key, of in wanted.items()
+        )
     return isinstance(value, wanted)
 
 

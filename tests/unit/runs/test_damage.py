@@ -136,6 +136,25 @@ def test_a_record_of_the_wrong_kind_is_named_and_harms_no_other_run(
         assert "is damaged" in report.stderr or "is a folder" in report.stderr
 
 
+@pytest.mark.parametrize(
+    ("name", "key", "part"),
+    [
+        ("environment.json", "sessions", {"command": "aligner sft"}),
+        ("manifest.json", "parents", {"kind": "model"}),
+        ("data.json", "sources", {"format": "messages"}),
+    ],
+)
+def test_a_part_of_a_record_that_lacks_what_is_read_is_named(
+    done_run: Path, name: str, key: str, part: dict[str, Any]
+) -> None:
+    file = done_run / name
+    record = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps({**record, key: [part]}))
+    report = aligner("runs", "report", done_run)
+    assert report.exit_code == 3, report.output
+    assert f"{file} is damaged: its {key!r} is incomplete" in report.stderr
+
+
 @pytest.fixture
 def done_run(run_dir: Path) -> Path:
     """A run that is finished."""
