@@ -22,8 +22,8 @@ from aligner.errors import TrainingError
 from aligner.events import Notice, OnEvent, StageStarted, Warned, tell
 from aligner.models.loading import without_messages
 from aligner.models.saved_tokenizer import SavedTokenizer
-from aligner.runs.checkpoints import is_last, latest_checkpoint, step_of
-from aligner.runs.files import share_weights
+from aligner.runs.checkpoints import STATE, is_last, latest_checkpoint, step_of
+from aligner.runs.files import parse_json, read_metrics, share_weights
 from aligner.runs.run import Run
 from aligner.training.arguments import found_late
 from aligner.training.callbacks import EndEvaluation, Recorder, refuse_broken_weights
@@ -125,6 +125,20 @@ def _announce(checkpoint: Path | None, run: Run, on_event: OnEvent | None) -> No
             else whole
         )
         on_event(Notice(f"resuming from {checkpoint} ({taken})"))
+        if lost := _lost_steps(checkpoint, run):
+            on_event(
+                Warned(
+                    f"{run.dir / 'metrics.jsonl'} lacks what was logged at {len(lost)} steps, from "
+                    f"{lost[0]} to {lost[-1]}: it was damaged, and its curves have a gap there"
+                )
+            )
+
+
+def _lost_steps(checkpoint: Path, run: Run) -> list[int]:
+    """Return the steps that the checkpoint knows to have been logged, and the record does not."""
+    state = parse_json(checkpoint / STATE, f"delete {checkpoint}", needed=["log_history"])
+    kept = {record["step"] for record in read_metrics(run.dir) if record.get("split") == "train"}
+    return sorted({logs["step"] for logs in state["log_history"] if "loss" in logs} - kept)
 
 
 def save_final(

@@ -220,3 +220,21 @@ def test_a_save_begins_with_an_empty_folder_and_readable_files(
     assert json.loads((run / "manifest.json").read_text())["files"].keys() == names
     weights = run.rglob("model.safetensors")
     assert {file.stat().st_mode for file in weights} == {(run / "manifest.json").stat().st_mode}
+
+
+def test_lines_of_metrics_that_are_lost_are_told(
+    small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoint remembers what was logged, so a gap is not silent; whole ones say nothing."""
+    warned: dict[str, str] = {}
+    for name, kept in {"whole": 2, "cut": 0}.items():
+        recipe = stopped(monkeypatch, small_world, tmp_path / name, "sft")
+        metrics = tmp_path / name / "metrics.jsonl"
+        lines = metrics.read_text().splitlines(keepends=True)
+        assert len(lines) == 2
+        metrics.write_text("".join(lines[:kept]))
+        events: list[Any] = []
+        run_recipe(recipe, resume=True, on_event=events.append)
+        warned[name] = " ".join(event.text for event in events if isinstance(event, Warned))
+    assert "metrics.jsonl lacks" not in warned["whole"]
+    assert "metrics.jsonl lacks what was logged at 2 steps, from 1 to 2" in warned["cut"]
