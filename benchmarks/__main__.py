@@ -23,6 +23,7 @@ SCRIPTS = (
     "effects.reward_distill",
     "effects.mosaic",
     "effects.active_labels",
+    "effects.rlhf",
 )
 
 for script in SCRIPTS:
