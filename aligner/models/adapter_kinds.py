@@ -9,6 +9,7 @@ kind has it; its positions are fewer.
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,29 @@ def _refuse_other_weights(adapted: Any, folder: str) -> None:
             f"model.name_or_path: {file} does not fit its {ADAPTER_FILE}: {found} "
             f"({[*missing, *left, 'all'][0]})",
             "is it the adapter of this base, and the download complete?",
+        )
+
+    _warn_of_base_weights(adapted, held - made, file)
+
+
+def _warn_of_base_weights(adapted: Any, others: set[str], file: Path) -> None:
+    """Warn of weights of the base beside those of the adapter, which PEFT writes over the base's
+    own; embeddings, heads and biases are saved with adapters on purpose."""
+    whole = {getattr(adapted, f"get_{end}_embeddings")() for end in ("input", "output")}
+    prefix = "base_model.model."
+    saved = {name for name, module in adapted.get_base_model().named_modules() if module in whole}
+    replaced = sorted(
+        key
+        for key in others
+        if not key.endswith(".bias")
+        and key.removeprefix(prefix).rpartition(".")[0].replace(".base_layer", "") not in saved
+    )
+    if replaced:
+        number = f"{len(replaced)} weight{'s' if len(replaced) > 1 else ''}"
+        warnings.warn(
+            f"{file} holds {number} of the base too ({replaced[0]}): they replace the base's own, "
+            "whatever the adapter does",
+            stacklevel=2,
         )
 
 
