@@ -416,7 +416,10 @@ def test_a_lock_of_another_machine_is_respected(run_dir: Path) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no forks")
 def test_what_a_killed_holder_had_forked_does_not_hold_its_lock(run_dir: Path) -> None:
     """Workers that load data may live for a moment longer."""
-    fork = "\nimport os, time\nif not (child := os.fork()):\n    time.sleep(60)\nprint(child)\n"
+    # The child says when it runs: before that it has the lock of its parent for a moment.
+    fork = (
+        "\nimport os, time\nif not os.fork():\n    print(os.getpid(), flush=True)\ntime.sleep(60)\n"
+    )
     code = HOLDER.replace('\nprint("ready"', fork + 'print("ready"')
     command = [sys.executable, "-c", code, str(run_dir), str(Path(__file__).parents[2])]
     holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
