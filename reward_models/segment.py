@@ -24,7 +24,7 @@ from aligner.models.loading import load_policy, load_reward_model
 from aligner.models.reward_head import return_token_values
 from aligner.models.tokenizers import load_tokenizer
 from aligner.tokenization.encode import stop_token_ids
-from aligner.tokenization.segments import segment_ends
+from aligner.tokenization.segments import segment_ends, third_of
 
 from .base import Prompt, Scorer, Scores, check_lengths
 from .card import Card
@@ -58,9 +58,7 @@ class Valued:
     def third(self, number: int) -> float:
         """The mean over the segments of the first, second or last third (0 to 2) of the answer; of
         fewer than three segments, the value of the one that lies there."""
-        count = len(self.ends)
-        first, behind = number * count // 3, (number + 1) * count // 3
-        return fmean(self.values[end] for end in self.ends[first : max(first + 1, behind)])
+        return fmean(self.values[end] for end in self.ends[third_of(len(self.ends), number)])
 
 
 @dataclass(frozen=True)

@@ -101,6 +101,13 @@ def _bounded(opening: set[int], body: int, shortest: int, longest: int | None) -
     return [*ends, body - 1]
 
 
+def third_of(count: int, number: int) -> slice:
+    """Return which of `count` segments lie in the first, second or last third (0 to 2) of an
+    answer; of fewer than three, the one that lies there."""
+    first, behind = number * count // 3, (number + 1) * count // 3
+    return slice(first, max(first + 1, behind))
+
+
 def cutoff_for(entropies: Iterable[float], target_length: int) -> float:
     """Return the entropy in nats that one token in `target_length` has more than: the (1 - 1/L)
     quantile, the higher of two neighbours, so that no more tokens lie above it."""

@@ -42,6 +42,7 @@ from aligner.models.forward import eval_mode
 from aligner.models.fused_head import fuse_head
 from aligner.runs.checkpoints import checkpoint_at
 from aligner.runs.files import dumps, parse_json, write_atomically
+from aligner.tokenization.segments import third_of
 from aligner.training.preference import without_base_noise
 from aligner.training.trainer import WeightedTrainer
 
@@ -328,9 +329,8 @@ class RlhfTrainer(WeightedTrainer):
             found["segments/length"] = (one.ends[-1] + 1) / len(one.ends)
             found["segments/value"] = fmean(one.values[end] for end in one.ends)
             for third, name in enumerate(("early", "middle", "late")):
-                count = len(one.ends)
-                first, behind = third * count // 3, (third + 1) * count // 3
-                found[f"segments/{name}"] = rewards[0, first : max(first + 1, behind)].mean().item()
+                part = rewards[0, third_of(len(one.ends), third)]
+                found[f"segments/{name}"] = part.mean().item()
         prefix = "eval_" if split == "eval" else ""
         for name, value in found.items():
             self._seen[f"{prefix}{name}"].append(value)
