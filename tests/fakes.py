@@ -121,6 +121,38 @@ def save_reward_model(
     return folder
 
 
+def save_lora_reward_model(
+    folder: Path,
+    base: Path,
+    kind: str = "bradley_terry",
+    quantization: str = "none",
+    card: str = "",
+    seed: int = 0,
+) -> Path:
+    """A reward model that is a random adapter and head on a base, with its tokenizer and card.
+    `card`: further lines of it; a segment model has segments of two tokens without."""
+    import torch
+
+    from aligner.config.recipe import Lora, Model
+    from aligner.models.loading import load_reward_model
+    from aligner.models.tokenizers import load_tokenizer
+
+    section = Model(name_or_path=str(base), lora=Lora(r=2))
+    tokenizer = load_tokenizer(section)
+    model = load_reward_model(section, tokenizer, outputs=1, trainable=True, seed=seed)
+    draw = torch.Generator().manual_seed(seed)
+    for weight in model.parameters():
+        if weight.requires_grad:
+            weight.data = 0.3 * torch.randn(weight.shape, generator=draw)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    lines = [f"kind: {kind}", "model: .", "dtype: float32", f"quantization: {quantization}"]
+    if kind == "segment" and not card:
+        card = "segments: {rule: fixed, length: 2}\n"
+    (folder / "reward_model.yaml").write_text("\n".join(lines) + f"\n{card}")
+    return folder
+
+
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
     """Write rows, one a line, and return the path."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from aligner.config.recipe import Model
 from aligner.errors import RecipeError, TrainingError
-from aligner.launch.devices import best_device, has_bf16_gpu, rank_device
+from aligner.launch.devices import best_device, rank_device
 from aligner.models.adapter_kinds import base_under_adapter, check_kind
 from aligner.models.adapters import (
     _refuse_other_settings,
@@ -28,6 +28,7 @@ from aligner.models.adapters import (
 )
 from aligner.models.architectures import refuse_what_writes_nothing
 from aligner.models.configs import read_config
+from aligner.models.dtypes import resolve_dtype
 from aligner.models.files import (
     adapter_config,
     base_of,
@@ -39,11 +40,11 @@ from aligner.models.gguf import as_ordinary, source_of
 from aligner.models.left_out import SHOWN, check_left_out
 from aligner.models.libraries import quick_imports
 from aligner.models.load_errors import reading
+from aligner.models.shared_base import built_on_offer, is_on_shared_base
 from aligner.models.special_tokens import name_padding, name_padding_that_ends_nothing, tell_stops
 from aligner.models.vision import auto_class_for, freeze_sight
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 QUANTIZED = ("nf4", "fp4", "int8")
@@ -83,13 +84,16 @@ def load_policy(
     Raises: RecipeError when it cannot be loaded, with transformers' reason.
     """
     adapter = check_policy(model, trainable=trainable, answers=answers)
-    with quick_imports():
-        auto_class = auto_class_for(read_config(model))
-    policy = _from_pretrained(model, trainable, auto_class)[0]
+    policy = built_on_offer(model, tokenizer, trainable=trainable)
+    if policy is None:
+        with quick_imports():
+            auto_class = auto_class_for(read_config(model))
+        policy = _from_pretrained(model, trainable, auto_class)[0]
     _name_backbone(policy)
     grow_embeddings(policy, tokenizer)
     if adapter:
-        policy = with_saved_adapter(policy, model, adapter, tokenizer, trainable)
+        merge = not is_on_shared_base(policy)
+        policy = with_saved_adapter(policy, model, adapter, tokenizer, trainable, merge=merge)
     elif trainable and model.lora is not None:
         policy = with_new_adapter(policy, model.lora, model, tokenizer)
     _settle(policy, tokenizer, model)
@@ -190,7 +194,9 @@ def load_reward_model(
             "train one with `aligner reward`, or check the folder",
         )
     wanted = saved if saved is not None else outputs
-    policy, absent = _load_classifier(model, trainable, wanted)
+    policy, absent = built_on_offer(model, tokenizer, wanted or 1, trainable=trainable), [""]
+    if policy is None:
+        policy, absent = _load_classifier(model, trainable, wanted)
     keep_in_float32(policy)
     grow_embeddings(policy, tokenizer)
     name_padding_that_ends_nothing(policy, tokenizer)
@@ -213,9 +219,8 @@ def load_reward_model(
                 "writes text",
                 "merge it into its base first, and train the reward model from the result",
             )
-        exact = (
-            policy.dtype == torch.float32
-        )  # below that, merging would round the sum of base and adapter once more
+        # Below float32, merging would round the sum of base and adapter once more.
+        exact = policy.dtype == torch.float32 and not is_on_shared_base(policy)
         policy = with_saved_adapter(
             policy, model, adapter, tokenizer, trainable, merge=trainable or exact
         )
@@ -419,14 +424,3 @@ def _settle(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, model: 
         from aligner.models.quantized import refuse_direct_reads
 
         refuse_direct_reads(base_under_adapter(policy))
-
-
-def resolve_dtype(model: Model, trainable: bool) -> torch.dtype:
-    """Return the data type of the weights; `auto` is bfloat16 where weights are frozen on a GPU
-    that has it."""
-    import torch
-
-    if model.dtype != "auto":
-        return getattr(torch, model.dtype)
-    frozen = model.lora is not None or not trainable
-    return torch.bfloat16 if frozen and has_bf16_gpu() else torch.float32

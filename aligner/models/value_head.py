@@ -12,7 +12,6 @@ Legend: S answers, L tokens of the longest, M places that are read, D hidden siz
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from aligner.models.ema import trained_weights
 from aligner.models.forward import Batch
 from aligner.models.fused_head import trained_positions
 from aligner.models.reward_head import Float32Linear
+from aligner.models.shared_base import sharing_frozen
 from aligner.models.shared_prefix import attention_of
 
 
@@ -75,16 +75,3 @@ class Critic(nn.Module):
         assert found.keys() == mine.keys(), "the file holds the weights of another critic"
         for name, weight in mine.items():
             weight.copy_(found[name])
-
-
-def sharing_frozen(module: nn.Module) -> Any:
-    """Return a copy of a module that holds the same tensors where nothing is trained, and tensors
-    of its own where something is."""
-    shared: dict[int, Any] = {}
-    for weight in module.parameters():
-        if not weight.requires_grad:
-            shared[id(weight)] = weight
-    for part in module.modules():  # how 4 bits are to be read
-        if (state := getattr(part, "quant_state", None)) is not None:
-            shared[id(state)] = state
-    return copy.deepcopy(module, shared)

@@ -20,9 +20,10 @@ from aligner.errors import RecipeError
 from aligner.events import StageProgress
 from aligner.methods.job import Job
 from aligner.methods.reward.recipe import RewardRecipe, RewardSegments
+from aligner.models.dtypes import resolve_dtype
 from aligner.models.fingerprint import model_fingerprint, tokenizer_fingerprint
 from aligner.models.forward import answer_entropies
-from aligner.models.loading import load_policy, resolve_dtype
+from aligner.models.loading import load_policy
 from aligner.models.tokenizers import load_tokenizer
 from aligner.runs.cache import is_kept, keep
 from aligner.runs.files import dumps

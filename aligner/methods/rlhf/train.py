@@ -31,6 +31,7 @@ from aligner.methods.rlhf.rollout import Roller
 from aligner.methods.rlhf.trainer import RlhfTrainer, RowCollator
 from aligner.models.ema import trained_weights
 from aligner.models.loading import load_policy
+from aligner.models.shared_base import SharedBase, offers
 from aligner.reward_models.catalogue import load_scorer, read_spec
 from aligner.runs.checkpoints import latest_checkpoint
 from aligner.tokenization.encode import stop_token_ids
@@ -52,7 +53,9 @@ def train(job: Job) -> TrainResult:
     model = load_policy(recipe.model, job.tokenizer, trainable=True)
     arguments = preference_arguments(recipe, job.run)
     job.answer_before(model)
-    roller = _roller(job, recipe, model, arguments)
+    with offers(model, recipe.model) as base:
+        roller = _roller(job, recipe, model, arguments)
+    _tell_roles(job, base)
     normalizer = _normalizer(job, recipe, model, roller)
     kind: type[RlhfTrainer] = PpoTrainer if recipe.rlhf.algorithm == "ppo" else GrpoTrainer
     trainer = kind(
@@ -82,6 +85,14 @@ def train(job: Job) -> TrainResult:
     return fitted
 
 
+def _tell_roles(job: Job, base: SharedBase) -> None:
+    """Say which models stand on the policy's base, and which are held whole beside it."""
+    for name in base.shared:
+        job.note(f"{name} stands on the policy's own base, which is held once")
+    for name, why in base.separate.items():
+        job.note(f"{name} is a whole model beside the policy: {why}")
+
+
 def _settle_critic(job: Job, trainer: PpoTrainer) -> None:
     """Say what is trained beside the policy."""
     if trainer.is_deepspeed_enabled:
@@ -102,7 +113,9 @@ def before_ranks(job: Job) -> None:
     if recipe.rlhf.segment_model is not None and not (job.run.dir / NORMALIZER).exists():
         model = load_policy(recipe.model, job.tokenizer, trainable=True)
         arguments = preference_arguments(recipe, job.run)
-        _normalizer(job, recipe, model, _roller(job, recipe, model, arguments))
+        with offers(model, recipe.model):
+            roller = _roller(job, recipe, model, arguments)
+        _normalizer(job, recipe, model, roller)
 
 
 def _refuse_shards(recipe: RlhfRecipe) -> None:
