@@ -123,6 +123,6 @@ class TrainingMethod(Method):
     """Keys of other tools' trainers for the same method -> the keys of a recipe that they are
     here."""
     repeats: Callable[[Any], int] = lambda recipe: 1
-    """A recipe -> optimizer steps that follow one another on the same rows."""
+    """A recipe -> how often an epoch trains on each row."""
     checkpoint_files: Callable[[Any], Mapping[str, str]] = lambda recipe: {}
     """A recipe -> files that a checkpoint of its own must hold -> what each one is."""

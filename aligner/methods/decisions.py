@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from aligner.config.defaults import trainer_value
 from aligner.config.recipe import TrainRecipe
+from aligner.methods.catalogue import trainer_of
 from aligner.methods.steps import steps_of
 from aligner.models.configs import read_config
 from aligner.tokenization.batching import rows_per_step, total_steps
@@ -53,6 +54,7 @@ def decide(
         tokens_a_step=rows * max(1, responses) * (tokens + longest),
         responses_a_step=rows * responses,
         response_tokens=longest,
+        repeats=trainer_of(recipe.method).repeats(recipe),
         passes=passes,
         held_out_rows=held_out,
         held_out_tokens=held_out_tokens + held_out * longest,

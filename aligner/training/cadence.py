@@ -79,8 +79,10 @@ class Work:
     held_out_tokens: float = 0.0
     held_out_passes: float = 1.0
     responses_a_step: int = 0
-    """Responses that a step samples, of `response_tokens` at most; 0 where none are. An evaluation
-    samples one to each row."""
+    """Responses to the rows of a step, of `response_tokens` at most; 0 where none are sampled. An
+    evaluation samples one to each row."""
+    repeats: int = 1
+    """How often each of them is trained on; it is sampled once."""
     response_tokens: int = 0
     prompts: int = 0
     max_new_tokens: int = 0
@@ -156,7 +158,7 @@ class _Costs:
     def __init__(self, work: Work) -> None:
         self.work, self.speed = work, SPEEDS[work.device]
         self.training = self.reading(work.steps * work.tokens_a_step * work.passes)
-        self.training += work.steps * self.writing(work.responses_a_step)
+        self.training += work.steps / work.repeats * self.writing(work.responses_a_step)
         self.evaluation = self.reading(work.held_out_tokens * work.held_out_passes)
         if work.responses_a_step:
             self.evaluation += self.writing(work.held_out_rows)

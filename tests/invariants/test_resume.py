@@ -119,6 +119,27 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "trainer__gradient_accumulation_steps": 2,
         },
     ),
+    "rlhf in the middle of a rollout": (
+        "rlhf",
+        {
+            **EVERY,
+            "rlhf__steps_per_generation": 3,
+            "rlhf__beta": 0.05,
+            "trainer__gradient_accumulation_steps": 2,
+        },
+    ),
+    "ppo in the middle of a rollout": (
+        "rlhf",
+        {
+            **EVERY,
+            "rlhf__algorithm": "ppo",
+            "rlhf__steps_per_generation": 3,
+            "rlhf__iterations": 2,
+            "rlhf__beta": 0.05,
+            "rlhf__target_kl": 0.002,
+            "trainer__gradient_accumulation_steps": 2,
+        },
+    ),
     "ppo with LoRA and dropout": (
         "rlhf",
         {**EVERY, "rlhf__algorithm": "ppo", "model__lora": LORA, "rlhf__beta": 0.05},
@@ -159,7 +180,7 @@ COUNTS = {
 """At which passage the process dies, where it is not the first."""
 
 TIMINGS = ("time_s", "runtime", "samples_per_second", "steps_per_second", "sapo/generation_share")
-TIMINGS += ("time/sampling", "time/scoring", "time/reference", "time/values")
+TIMINGS += ("time/sampling", "time/scoring", "time/reference", "time/values", "time/old_logps")
 
 
 def lines_of(run: Path) -> list[dict[str, Any]]:
@@ -229,6 +250,7 @@ def kill_and_resume(
         ("reward of two heads of which one is kept", "in the middle of an epoch"),
         ("dpo that distils rewards", "in the middle of an epoch"),
         ("ppo on each response twice", "in the middle of an epoch"),
+        ("ppo in the middle of a rollout", "in the middle of an epoch"),
     ],
 )
 def test_killed_and_resumed_equals_uninterrupted(

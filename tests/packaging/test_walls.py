@@ -114,8 +114,8 @@ LOADS_HEAVY: dict[str, tuple[str, ...]] = {
     "methods.dpo": ("encode", "reference_samples", "reward_distillation", "start_checks", "train"),
     "methods.reward": ("collators", "encode", "segments", "train", "trainers"),
     "methods.rlhf": (
-        *("advantages", "credit", "encode", "grpo", "normalizer", "ppo", "rollout"),
-        *("segment_rewards", "train", "trainer"),
+        *("advantages", "credit", "encode", "grpo", "metrics", "normalizer", "ppo", "rollout"),
+        *("schedule", "segment_rewards", "train", "trainer"),
     ),
     "methods.sapo": ("encode", "replay_buffer", "train", "trainer", "writer"),
     "methods.sft": ("encode", "train"),

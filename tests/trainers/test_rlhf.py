@@ -21,7 +21,6 @@ from aligner.methods.rlhf.credit import Credit
 from aligner.methods.rlhf.normalizer import LocationNormalizer
 from aligner.methods.rlhf.recipe import Rlhf
 from aligner.methods.rlhf.rollout import Response, Roller
-from aligner.methods.rlhf.trainer import Repeated
 from aligner.runs.files import read_json
 
 SEGMENTS = ("rlhf.unit=segment", "rlhf.reward_models=[]", "rlhf.normalizer_samples=64")
@@ -183,18 +182,6 @@ def test_the_same_rows_come_for_as_many_steps_as_there_are_iterations(
     assert moved[0] == moved[3] == moved[6] == 0.0
     old = ["old" in batch for batch in spy.batches]
     assert old == [False, False, True, True, True, True] * 3
-
-
-def test_a_repeated_sampler_repeats_steps_and_not_rows() -> None:
-    class Order(list):
-        def set_epoch(self, epoch: int) -> None:
-            self.reverse()
-
-    sampler = Repeated(Order(range(5)), 2, 2)
-    assert list(sampler) == [0, 1, 0, 1, 2, 3, 2, 3, 4, 4]
-    assert len(sampler) == 10
-    sampler.set_epoch(1)
-    assert list(sampler)[:4] == [4, 3, 4, 3]
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
@@ -416,7 +403,7 @@ def test_a_prompt_without_room_for_a_response_is_counted_or_refused(
         (("rlhf.unit=segment", "rlhf.segment_model=x"), "where segments alone count"),
         (("rlhf.segment_model=x",), "has no effect with `unit: sequence`"),
         (("rlhf.reward_weights=[1.0, 2.0]",), "has 2 numbers, and there are 1 reward models"),
-        (("rlhf.clip_high=0.28",), "has no effect on one step for each response"),
+        (("rlhf.clip_high=0.28",), "has no effect on one step for each rollout"),
         (("rlhf.loss=cispo", "rlhf.iterations=2", "rlhf.clip_low=0.1"), "use rlhf.cap"),
         (("rlhf.cap=3.0",), "has no effect without `loss: cispo`"),
         (("rlhf.truncated=mask", "rlhf.missing_eos_penalty=1.0"), "would punish what"),
@@ -424,6 +411,12 @@ def test_a_prompt_without_room_for_a_response_is_counted_or_refused(
         (("trainer.num_generations=4",), "set `rlhf.group_size`"),
         (("rlhf.loss=gspo",), "rlhf.loss"),
         (("rlhf.iterations=2", "model.lora={lora_dropout: 0.1}"), "ratios to the first one"),
+        (
+            ("rlhf.steps_per_generation=2", "model.lora={lora_dropout: 0.1}"),
+            "ratios to the first one",
+        ),
+        (("rlhf.steps_per_generation=9",), "is above trainer.max_steps (4)"),
+        (("trainer.steps_per_generation=4",), "set `rlhf.steps_per_generation`"),
         (("generation.engine=endpoint",), "here the policy itself writes"),
         (("trainer.neftune_noise_alpha=5.0",), "rewards would measure the noise"),
     ],

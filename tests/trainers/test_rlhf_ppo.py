@@ -340,7 +340,7 @@ def test_shared_prompts_change_no_number(small_world: Path, tmp_path: Path, monk
         ((PPO, "rlhf.unit=segment", "rlhf.segment_model=x"), "set rlhf.unit=sequence, or drop it"),
         ((PPO, "rlhf.kl=adaptive"), "`kl: adaptive` multiplies it"),
         ((PPO, "rlhf.kl_target=1.0"), "has no effect with `kl: fixed`"),
-        ((PPO, "rlhf.target_kl=0.1"), "has no effect on one step for each response"),
+        ((PPO, "rlhf.target_kl=0.1"), "has no effect on one step for each rollout"),
         (("rlhf.gae_lambda=0.9",), "has no effect with `algorithm: grpo`"),
         (("rlhf.group_size=1",), "leaves a response nothing to be compared to"),
     ],

@@ -120,10 +120,10 @@ def test_two_processes_equal_one_where_the_last_batch_is_short(folder, method: s
     assert_same(folder, f"short-{method}-one", f"short-{method}-two")
 
 
-@pytest.mark.parametrize("unit", ["sequence", "segment"])
+@pytest.mark.parametrize("unit", ["sequence", "segment", "shared rollout"])
 def test_two_processes_sample_and_train_what_one_does(folder, unit: str) -> None:
     """Thirteen rows: the last step has blank ones. Advantages are scaled over all responses of a
-    step, and responses are trained on twice."""
+    rollout, and responses are trained on twice, in the last case by whichever rank comes to."""
     card = "kind: segment\nmodel: .\nsegments: {rule: fixed, length: 2}\n"
     save_reward_model(folder / "values", card=card)
     settings = (
@@ -140,6 +140,7 @@ def test_two_processes_sample_and_train_what_one_does(folder, unit: str) -> None
         "sequence": ("rlhf.reward_models=['verifier:regex=[a-m]']", "rlhf.redraws=1"),
         "segment": ("rlhf.unit=segment", "rlhf.segment_model=values", "rlhf.normalizer_samples=16"),
     }
+    of_unit["shared rollout"] = (of_unit["sequence"][0], "rlhf.steps_per_generation=2")
     train(folder, "rlhf", f"{unit}-one", *settings, *of_unit[unit])
     train(folder, "rlhf", f"{unit}-two", *settings, *of_unit[unit], *HALVED)
     assert_same(folder, f"{unit}-one", f"{unit}-two")
@@ -149,8 +150,8 @@ def test_two_processes_sample_and_train_what_one_does(folder, unit: str) -> None
             assert line.get(key) == pytest.approx(other.get(key), abs=1e-5), key
 
 
-@pytest.mark.parametrize("lora", ["", LORA])
-def test_two_processes_train_the_critic_that_one_does(folder, lora: str) -> None:
+@pytest.mark.parametrize(("lora", "steps"), [("", 1), (LORA, 2)])
+def test_two_processes_train_the_critic_that_one_does(folder, lora: str, steps: int) -> None:
     """Thirteen rows: the last step has blank ones. Advantages are whitened over all responses of a
     step, the coefficient follows the divergence of all, and a policy rests everywhere or not."""
     settings = (
@@ -165,6 +166,7 @@ def test_two_processes_train_the_critic_that_one_does(folder, lora: str) -> None
         "rlhf.iterations=2",
         "rlhf.target_kl=0.01",
         "rlhf.critic_learning_rate=0.1",
+        f"rlhf.steps_per_generation={steps}",
         "trainer.optim=sgd",
         "trainer.save_steps=1",
     )

@@ -5,9 +5,9 @@ advantage is how much better its token turned out.
     A_t      delta_t + gamma lambda A_{t+1},  delta_t = R_t + gamma V_{t+1} - V_t
     ret_t    A_t + V_t
 
-pi, V and A are those at sampling, and A is whitened over all tokens of a step. A response that was
-cut off is worth nothing more behind its last token, like one that ended. The first optimizer step
-on a response has a ratio of exactly 1, so clipping begins with the second.
+pi, V and A are those at sampling, and A is whitened over all tokens that were sampled at once. A
+response that was cut off is worth nothing more behind its last token, like one that ended. The
+first optimizer step on a rollout has a ratio of exactly 1, so clipping begins with the second.
 
 One optimizer trains policy and critic, in groups with learning rates of their own, each clipped to
 the norm by itself. They share no weight that is trained (`models/value_head.py`).
@@ -18,7 +18,7 @@ Legend: S responses of a micro-batch, L tokens of the longest.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import chain, compress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,8 @@ from transformers import TrainerCallback
 from aligner.losses.policy import kl_terms, value_losses
 from aligner.methods.rlhf.advantages import explained_variance, gae, whiten
 from aligner.methods.rlhf.recipe import CRITIC, PPO_STATE, Rlhf
-from aligner.methods.rlhf.rollout import padded
-from aligner.methods.rlhf.trainer import RlhfTrainer
-from aligner.models.answers import answer_tokens
+from aligner.methods.rlhf.trainer import NO_ROW, RlhfTrainer
+from aligner.models.answers import AnswerTokens
 from aligner.models.ema import trained_weights
 from aligner.models.forward import eval_mode
 from aligner.models.value_head import Critic
@@ -77,20 +76,11 @@ class PpoTrainer(RlhfTrainer):
 
     # --- what tokens are worth --------------------------------------------------------------------
 
-    def give_advantages(self, batches: Sequence[dict[str, Any]], counted: Sequence[bool]) -> None:
-        """Add `advantages`, `returns` and `old_values`, each (S, L), found once for responses that
-        are trained on for several steps."""
-        if not self.groups[0][0].advantages:
-            self.rests = False
-            self._find(batches, counted)
-            return
-        for batch in batches:
-            for name in FOUND:
-                rows = [getattr(one, name) for one in batch["responses"]]
-                batch[name] = padded(rows, batch["counted"].shape[1]).to(self.args.device)
-
-    def _find(self, batches: Sequence[dict[str, Any]], counted: Sequence[bool]) -> None:
-        silent = self.credit.silent_scores(list(chain(*compress(self.groups, counted))))
+    def find_advantages(self, batches: Sequence[dict[str, Any]]) -> None:
+        """Add `advantages`, `returns` and `old_values`, each (S, L)."""
+        self.rests = False
+        trained = [group for group in self.groups if group[0].row != NO_ROW]
+        silent = self.credit.silent_scores(list(chain(*trained)))
         for batch in batches:
             self._estimate(batch, silent)
         masks = [batch["counted"] for batch in batches]
@@ -99,28 +89,25 @@ class PpoTrainer(RlhfTrainer):
         parts = white.split([int(mask.sum()) for mask in masks])
         for batch, mask, part in zip(batches, masks, parts):
             batch["advantages"] = torch.zeros_like(batch["returns"]).masked_scatter(mask, part)
-            if self.settings.iterations > 1:
-                _keep(batch)
         explained = explained_variance(returns, values, self._add)
         if explained is not None:
-            self._seen["explained_variance"].append(explained)
+            self.seen.number("explained_variance", explained)
         if self.reference is not None:
             self._adapt(batches)
 
     def _estimate(self, batch: dict[str, Any], silent: Mapping[str, float]) -> None:
         """Add advantages, not whitened yet, returns, and what the critic expects."""
         responses, settings = batch["responses"], self.settings
-        with self._timed("time/values"), eval_mode(self.critic), self.accelerator.autocast():
-            values = self.critic(batch)
-        rewards = self.credit.paid(responses, silent).to(values)
+        with self.seen.timed("values"), eval_mode(self.critic), self.accelerator.autocast():
+            values = self.critic(self._prepare_inputs(batch)).float().cpu()
+        rewards = self.credit.paid(responses, silent)
         if self.reference is not None:
-            self.head.with_metrics = False
-            with self._timed("time/values"), self._resting():
-                logps = answer_tokens(self.model, batch).logps
+            with self.seen.timed("values"):
+                logps = batch["old"] if "old" in batch else self.logps(batch)
             batch["apart"] = kl_terms(logps, batch["reference"], "k1")
             rewards = rewards - self.beta * batch["apart"]
-        lengths = torch.tensor([len(one.token_ids) for one in responses], device=values.device)
-        mask = torch.arange(values.shape[1], device=values.device) < lengths[:, None]
+        lengths = torch.tensor([len(one.token_ids) for one in responses])
+        mask = torch.arange(values.shape[1]) < lengths[:, None]
         batch["advantages"], batch["returns"] = gae(
             rewards, values, mask, gamma=settings.gamma, lam=settings.gae_lambda
         )
@@ -128,7 +115,7 @@ class PpoTrainer(RlhfTrainer):
 
     def _adapt(self, batches: Sequence[dict[str, Any]]) -> None:
         """Note the KL coefficient that these rewards had, and find the next."""
-        self._seen["beta"].append(self.beta)
+        self.seen.number("beta", self.beta)
         if self.settings.kl == "fixed":
             return
         sums = []
@@ -140,37 +127,28 @@ class PpoTrainer(RlhfTrainer):
 
     # --- the loss ---------------------------------------------------------------------------------
 
-    def compute_loss(
-        self,
-        model: Any,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,
-    ) -> Any:
-        """Return this micro-batch's share of the step's loss, of policy and critic together."""
-        self.head.with_metrics = self._is_logged_next()
-        found = answer_tokens(model, inputs)
+    def token_losses(
+        self, inputs: dict[str, Any], found: AnswerTokens, old: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Add the critic's loss to the policy's."""
+        of_policy, shown = super().token_losses(inputs, found, old)
         with self.accelerator.autocast():
-            values = self.critic.train(model.training)(inputs)
-        old, mask = self.old_logps(inputs, found.logps), inputs["counted"]
-        of_policy, noted = self.policy_losses(inputs, found, old)
-        of_critic = value_losses(
-            values, inputs["old_values"], inputs["returns"], self.settings.value_clip
-        )
-        noted |= {
+            values = self.critic.train(self.model.training)(inputs)
+        bound = self.settings.value_clip
+        of_critic = value_losses(values, inputs["old_values"], inputs["returns"], bound)
+        shown |= {
             "policy_loss": of_policy,
             "value_loss": of_critic,
             "approx_kl": kl_terms(old, found.logps.detach(), "k3"),
             "returns": inputs["returns"],
             "values": values,
         }
-        if self.settings.value_clip is not None:
+        if bound is not None:
             moved = (values.detach() - inputs["old_values"]).abs()
-            noted["clip_ratio/value_mean"] = (moved > self.settings.value_clip).float()
-        self._note_tokens(noted, mask)
-        self._moved.append(torch.stack([(noted["approx_kl"] * mask).sum(), mask.sum()]).double())
-        loss = self.step_share(of_policy + of_critic, mask)
-        return (loss, None) if return_outputs else loss
+            shown["clip_ratio/value_mean"] = (moved > bound).float()
+        mask = inputs["counted"]
+        self._moved.append(torch.stack([(shown["approx_kl"] * mask).sum(), mask.sum()]).double())
+        return of_policy + of_critic, shown
 
     # --- the optimizer ----------------------------------------------------------------------------
 
@@ -213,12 +191,12 @@ class PpoTrainer(RlhfTrainer):
         once it has moved too far on these responses."""
         weights = trained_weights(self.critic).values()
         norm = torch.nn.utils.clip_grad_norm_(weights, self.args.max_grad_norm or float("inf"))
-        self._seen["critic_grad_norm"].append(float(norm))
+        self.seen.number("critic_grad_norm", float(norm))
         moved, self._moved = torch.stack(self._moved).sum(0), []
         if self.settings.target_kl is not None:
             total, tokens = self._add(moved).tolist()
             self.rests |= total / max(1.0, tokens) > STOP_AT * self.settings.target_kl
-            self._seen["policy_rests"].append(float(self.rests))
+            self.seen.number("policy_rests", float(self.rests))
         if self.rests or self.state.global_step < self.settings.critic_warmup:
             # Without a gradient an optimizer passes a weight over, its momentum included.
             for weight in trained_weights(self.model).values():
@@ -232,7 +210,7 @@ class PpoTrainer(RlhfTrainer):
     # --- what is kept -----------------------------------------------------------------------------
 
     def save_rest(self, folder: Path) -> None:
-        """Write the critic, the KL coefficient, and the responses that are trained on once more."""
+        """Write the critic, the KL coefficient, and the responses that are trained on further."""
         super().save_rest(folder)
         if self.is_world_process_zero():
             self.critic.save(folder / CRITIC)
@@ -263,10 +241,3 @@ class _AroundSteps(TrainerCallback):
 def _joined(batches: Sequence[dict[str, Any]], name: str) -> Tensor:
     """Return what batches hold of the tokens that are trained on (N,)."""
     return torch.cat([batch[name][batch["counted"]] for batch in batches])
-
-
-def _keep(batch: Mapping[str, Any]) -> None:
-    """Keep with each response what was found of it."""
-    for name in FOUND:
-        for one, row in zip(batch["responses"], batch[name].tolist()):
-            setattr(one, name, row[: len(one.token_ids)])

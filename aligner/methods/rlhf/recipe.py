@@ -17,7 +17,7 @@ from aligner.config.recipe_problem import RecipeProblems, problem_at, show
 from aligner.config.view import RecipeView
 
 ROLLOUT = "rollout.json"
-"""What it adds to a checkpoint: responses that are trained on once more."""
+"""What it adds to a checkpoint: responses that are trained on further."""
 CRITIC = "critic.safetensors"
 PPO_STATE = "ppo.json"
 """What PPO adds: the critic, and the KL coefficient."""
@@ -62,12 +62,15 @@ class Rlhf(Section):
     baseline: Literal["mean", "leave_one_out"] = "mean"
     """What a response is compared with: its group's mean, or that of the others (RLOO)."""
     scale: Literal["group", "batch", "none"] = "group"
-    """What advantages are divided by: the standard deviation of the group, of the step, nothing.
-    Those of segments are divided by the step's unless it is `none`."""
+    """What advantages are divided by: the standard deviation of the group, of all that was sampled
+    at once, nothing. Those of segments are divided by the second unless it is `none`."""
     group_size: int = Field(8, ge=1, le=1024)
     """Responses to each prompt, for `grpo` at least 2; TRL's `num_generations`."""
     iterations: int = Field(1, ge=1, le=100)
-    """Optimizer steps on the same responses; TRL's `num_iterations`."""
+    """How often responses are trained on; TRL's `num_iterations`."""
+    steps_per_generation: int = Field(1, ge=1, le=1000)
+    """Optimizer steps whose prompts are answered at once, with one policy: each then trains on its
+    part of the responses. TRL's name, which counts micro-batches there."""
     max_new_tokens: int = Field(256, ge=1, le=1_000_000)
     """Longest response; TRL's `max_completion_length`."""
     temperature: float = Field(1.0, ge=0.01, le=100.0)
@@ -121,6 +124,11 @@ class Rlhf(Section):
     kl_horizon: int = Field(10_000, ge=1)
     """`kl: adaptive`: responses over which `beta` moves by at most a fifth."""
 
+    @property
+    def steps_on_rollout(self) -> int:
+        """Optimizer steps on the responses of one rollout."""
+        return self.steps_per_generation * self.iterations
+
 
 class RlhfRecipe(TrainRecipe):
     """`aligner rlhf`: reinforcement learning on sampled responses."""
@@ -136,6 +144,7 @@ class RlhfRecipe(TrainRecipe):
 TRL_NAMES = {
     "num_generations": "rlhf.group_size",
     "num_iterations": "rlhf.iterations",
+    "steps_per_generation": "rlhf.steps_per_generation",
     "max_completion_length": "rlhf.max_new_tokens",
     "epsilon": "rlhf.clip_low",
     "epsilon_high": "rlhf.clip_high",
@@ -245,9 +254,10 @@ def _numbers(view: RecipeView) -> RecipeProblems:
     for key in ("clip_low", "clip_high", "delta", "value_clip", "target_kl"):
         if view["rlhf.loss"] == "cispo" and view.given(f"rlhf.{key}"):
             yield problem_at(f"rlhf.{key}", "has no effect with `loss: cispo`", "use rlhf.cap")
-        elif view["rlhf.iterations"] == 1 and view.given(f"rlhf.{key}"):
-            message = "has no effect on one step for each response: its ratio is 1"
-            yield problem_at(f"rlhf.{key}", message, "set rlhf.iterations, or drop it")
+        elif not _moves_on_rollout(view) and view.given(f"rlhf.{key}"):
+            message = "has no effect on one step for each rollout: its ratio is 1"
+            hint = "set rlhf.iterations or rlhf.steps_per_generation, or drop it"
+            yield problem_at(f"rlhf.{key}", message, hint)
     buffer, longest = view["rlhf.overlong_buffer"], view["rlhf.max_new_tokens"]
     if buffer is not None and buffer > longest:
         yield problem_at("rlhf.overlong_buffer", f"is above `max_new_tokens` ({longest})")
@@ -258,17 +268,30 @@ def _numbers(view: RecipeView) -> RecipeProblems:
                 yield problem_at(f"rlhf.{key}", message, "keep one of the two")
 
 
+def _moves_on_rollout(view: RecipeView) -> bool:
+    """Whether the policy is another by the end of a rollout than the one that sampled it."""
+    return bool(view["rlhf.iterations"] * view["rlhf.steps_per_generation"] > 1)
+
+
 def _noise(view: RecipeView) -> RecipeProblems:
     lora = view["model.lora"]
-    if lora and lora.get("lora_dropout") and view["rlhf.iterations"] > 1:
+    if lora and lora.get("lora_dropout") and _moves_on_rollout(view):
         message = "is drawn again at each step, and ratios to the first one would measure it"
-        yield problem_at("model.lora.lora_dropout", message, "set it to 0, or rlhf.iterations to 1")
+        hint = "set it to 0, or rlhf.iterations and rlhf.steps_per_generation to 1"
+        yield problem_at("model.lora.lora_dropout", message, hint)
+
+
+def _steps(view: RecipeView) -> RecipeProblems:
+    asked, last = view["rlhf.steps_per_generation"], view["trainer.max_steps"] or 0
+    if 0 < last < asked:
+        message = f"is above trainer.max_steps ({last}), where training ends"
+        yield problem_at("rlhf.steps_per_generation", message, "lower it, or train longer")
 
 
 def _checkpoint_files(recipe: RlhfRecipe) -> Mapping[str, str]:
     files = {}
-    if recipe.rlhf.iterations > 1:
-        files[ROLLOUT] = "the responses that are trained on once more"
+    if recipe.rlhf.steps_on_rollout > 1:
+        files[ROLLOUT] = "the responses that are trained on further"
     if recipe.rlhf.algorithm == "ppo":
         files |= {CRITIC: "the critic", PPO_STATE: "the KL coefficient"}
     return files
@@ -314,6 +337,7 @@ METHOD = TrainingMethod(
         _units,
         _numbers,
         _noise,
+        _steps,
         written_by_the_trained("here the policy itself writes"),
         no_mosaics,
         no_smoothing_of_tokens("drop it: rewards are taken as they are"),

@@ -33,8 +33,9 @@ class Response:
 
     `token_ids` hold the stop token, where it `is_finished`. `scores`: by the name of the scorer;
     None where it gave none. `values` (T,) after each token, and the `ends` of segments, by the
-    segment model. `engine_logps` (T,) at sampling, `old_logps` (T,) of the first optimizer step on
-    it, and `reference_logps` (T,), in nats; PPO's `advantages`, `returns` and `old_values` (T,).
+    segment model. `engine_logps` (T,) at sampling, `old_logps` (T,) of the policy that sampled, by
+    the trainer, and `reference_logps` (T,), in nats; `advantages`, and PPO's `returns` and
+    `old_values` (T,).
     `attempt`: how often its group had been sampled before.
     """
 
@@ -51,9 +52,9 @@ class Response:
     ends: list[int] = field(default_factory=list)
     old_logps: list[float] | None = None
     reference_logps: list[float] | None = None
-    advantages: list[float] = field(default_factory=list)
-    returns: list[float] = field(default_factory=list)
-    old_values: list[float] = field(default_factory=list)
+    advantages: list[float] | None = None
+    returns: list[float] | None = None
+    old_values: list[float] | None = None
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Response:

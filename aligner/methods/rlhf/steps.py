@@ -47,10 +47,14 @@ class RlhfSteps(TrainingSteps):
         return ("answer",)
 
     def facts(self, recipe: RlhfRecipe, prepared: TokenizedData) -> Sequence[tuple[str, str]]:
-        """Say how many responses an optimizer step samples."""
-        group = recipe.rlhf.group_size
-        steps = recipe.rlhf.iterations
-        more = f", trained on for {steps} steps" if steps > 1 else ""
+        """Say how many responses are sampled, and what is done with them."""
+        group, parts, times = (
+            recipe.rlhf.group_size,
+            recipe.rlhf.steps_per_generation,
+            recipe.rlhf.iterations,
+        )
+        more = f", those of {parts} steps at once" if parts > 1 else ""
+        more += f", trained on {times} times" if times > 1 else ""
         longest = recipe.rlhf.max_new_tokens
         return (("responses", f"{group} to each prompt, of at most {longest:,} tokens{more}"),)
 
@@ -59,9 +63,12 @@ class RlhfSteps(TrainingSteps):
         return recipe.rlhf.group_size, recipe.rlhf.max_new_tokens
 
     def passes(self, recipe: RlhfRecipe) -> tuple[float, float]:
-        """Return what a token costs; with a KL to it, the reference reads every response too."""
+        """Return what a token costs; with a KL to it, the reference reads every response too, and
+        so does the policy where it will have moved by the time that it is trained on."""
         trained, held_out = super().passes(recipe)
-        return trained + bool(recipe.rlhf.beta), held_out
+        rlhf = recipe.rlhf
+        before = bool(rlhf.beta) + (rlhf.steps_per_generation > 1)
+        return trained + before / rlhf.iterations, held_out
 
     def before_ranks(self, job: Job) -> None:
         """Fit the normalizer of segments, so that the ranks find it done."""

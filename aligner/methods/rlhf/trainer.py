@@ -10,39 +10,28 @@ prompt, then the second of every prompt, ...; L tokens of the longest.
 
 from __future__ import annotations
 
-import time
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
-from torch.utils.data import Sampler
 
-from aligner.losses.policy import (
-    Clip,
-    PolicyLoss,
-    RatioLevel,
-    divided,
-    kl_terms,
-    policy_terms,
-    truncated_weights,
-)
+from aligner.losses.policy import Clip, divided, kl_terms, policy_terms, truncated_weights
 from aligner.methods.rlhf.credit import Credit, has_spread
+from aligner.methods.rlhf.metrics import Metrics
 from aligner.methods.rlhf.recipe import ROLLOUT, Rlhf
 from aligner.methods.rlhf.rollout import Group, Response, Roller, padded
+from aligner.methods.rlhf.schedule import RolloutOrder, steps_to_sample
 from aligner.models.answers import AnswerTokens, Prefix, answer_tokens, stack_answers
 from aligner.models.ema import WeightCopy
 from aligner.models.forward import eval_mode
 from aligner.models.fused_head import fuse_head
 from aligner.runs.checkpoints import checkpoint_at
 from aligner.runs.files import dumps, parse_json, write_atomically
-from aligner.tokenization.segments import third_of
 from aligner.training.preference import without_base_noise
 from aligner.training.trainer import WeightedTrainer
 
@@ -50,6 +39,15 @@ Rows = list[dict[str, Any]]
 
 NO_ROW = -1
 """Number of a row that only fills a batch."""
+KEPT = {
+    "old": "old_logps",
+    "reference": "reference_logps",
+    "advantages": "advantages",
+    "returns": "returns",
+    "old_values": "old_values",
+}
+"""What batches hold of tokens (S, L) -> what responses do (T,), for as long as they are trained
+on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,25 +60,6 @@ class RowCollator:
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Return `{"rows": rows}`."""
         return {"rows": list(rows)}
-
-
-class Repeated(Sampler[int]):
-    """The rows of a sampler, those of each optimizer step so many times in a row."""
-
-    def __init__(self, sampler: Any, rows_per_step: int, times: int) -> None:
-        self.sampler, self.rows_per_step, self.times = sampler, rows_per_step, times
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order the next iteration gives."""
-        self.sampler.set_epoch(epoch)
-
-    def __len__(self) -> int:
-        return len(self.sampler) * self.times
-
-    def __iter__(self) -> Iterator[int]:
-        order = list(self.sampler)
-        for start in range(0, len(order), self.rows_per_step):
-            yield from order[start : start + self.rows_per_step] * self.times
 
 
 class RlhfTrainer(WeightedTrainer):
@@ -98,15 +77,15 @@ class RlhfTrainer(WeightedTrainer):
         super().__init__(*args, **kwargs)
         self.roller, self.settings = roller, settings
         self.credit = Credit(settings, credit.normalizer, self._add)
+        self.seen = Metrics(self.credit, self._add, self._gathered)
         without_base_noise(self.model)
         self.head = fuse_head(self.model, with_metrics=True, temperature=settings.temperature)
         self.reference = WeightCopy(self.model, self.args.device) if settings.beta else None
         self.clip = Clip(settings.clip_low, settings.clip_high, settings.delta, settings.cap)
         self.groups: list[Group] = []
-        """The groups of this rank that are trained on."""
+        """The groups of this rollout that this rank trains on, or may."""
+        self._ahead: list[dict[str, Any]] = []
         self._step_rows = self._step_tokens = 0.0
-        self._seen: dict[str, list[float]] = defaultdict(list)
-        self._means: dict[str, dict[str, Tensor]] = {"train": {}, "eval": {}}
 
     def padding_row(self, row: dict[str, Any]) -> dict[str, Any]:
         """Return the row with a weight of 0 and a number that no other has."""
@@ -123,58 +102,102 @@ class RlhfTrainer(WeightedTrainer):
             )
             self.num_padding_rows += len(self.train_dataset) - num_rows
 
-    # --- one step ---------------------------------------------------------------------------------
+    # --- a rollout --------------------------------------------------------------------------------
 
     def get_batch_samples(
         self, epoch_iterator: Any, num_batches: int, device: Any
     ) -> tuple[list[Any], Any]:
         """Fetch the rows of one step, and return batches of responses in their place, and their
         number over all ranks."""
-        fetched: list[Rows] = [
-            batch["rows"] for _, batch in zip(range(num_batches), epoch_iterator)
-        ]
-        rows = [row for batch in fetched for row in batch]
-        if self.state.global_step % self.settings.iterations == 0:
-            self.groups = self._sampled(rows)
-        else:
+        if to_sample := self._batches_to_sample():
+            self._ahead = self._roll_out(_fetch(epoch_iterator, to_sample))
+        batches, self._ahead = self._ahead[:num_batches], self._ahead[num_batches:]
+        if not batches:
             kept = {group[0].row: group for group in self.groups}
-            self.groups = [kept[row["row"]] for row in rows]
-        counted = [row["weight"] > 0 for row in rows]
-        batches, first = [], 0
-        for part in fetched:
-            here = slice(first, first + len(part))
-            batches.append(self._batch(self.groups[here], counted[here]))
-            first += len(part)
-        self.give_advantages(batches, counted)
-        tokens = sum(float(batch["counted"].sum()) for batch in batches)
-        totals = self._add(torch.tensor([float(sum(counted) * self.settings.group_size), tokens]))
+            for rows in _fetch(epoch_iterator, num_batches):
+                batches.append(self._batch(rows, [kept[row["row"]] for row in rows]))
+        sums = torch.zeros(2)
+        for batch in batches:
+            sums += torch.tensor([batch["num_responses"], float(batch["counted"].sum())])
+        totals = self._add(sums)
         self._step_rows, self._step_tokens = totals.tolist()
+        self.seen.steps += 1
         return batches, totals[0].to(self.args.device)
 
-    def give_advantages(self, batches: Sequence[dict[str, Any]], counted: Sequence[bool]) -> None:
-        """Add `advantages` (S, L), and what else the loss reads, to the batches of a step, on the
-        device. `counted`: which of `groups` are trained on; the others only fill a batch."""
+    def _batches_to_sample(self) -> int:
+        """How many micro-batches of rows are answered now: those of the next rollout where it
+        begins, else none."""
+        step, parts = self.state.global_step, self.args.gradient_accumulation_steps
+        batches = len(self.callback_handler.train_dataloader)
+        epoch_steps = -(-batches // parts)
+        settings = self.settings
+        steps = steps_to_sample(
+            step, epoch_steps, settings.steps_per_generation, settings.iterations
+        )
+        steps = min(steps, self.state.max_steps - step)
+        return min(steps * parts, batches - step % epoch_steps * parts)
+
+    def _roll_out(self, fetched: Sequence[Rows]) -> list[dict[str, Any]]:
+        """Sample and score responses to rows, and return them in batches, with their advantages."""
+        self.groups = self._sampled([row for rows in fetched for row in rows])
+        batches, first = [], 0
+        for rows in fetched:
+            batches.append(self._batch(rows, self.groups[first : first + len(rows)]))
+            first += len(rows)
+        for batch in batches:
+            self.measure(batch)
+        self.find_advantages(batches)
+        if self.settings.steps_on_rollout > 1:
+            for batch in batches:
+                _keep(batch)
+        if self._is_shared:
+            self.groups = self._gathered(self.groups)
+        return batches
+
+    @property
+    def _is_shared(self) -> bool:
+        """Whether a response may be trained on by another rank than the one that sampled it."""
+        return self.settings.steps_per_generation > 1 and self.settings.iterations > 1
+
+    def measure(self, batch: dict[str, Any]) -> None:
+        """Add log-probabilities (S, L) of the reference, and of the policy that samples, where it
+        will be another by the time that the responses are trained on."""
+        if self.reference is not None:
+            with self.seen.timed("reference"), self.reference.swapped_in(self.model):
+                batch["reference"] = self.logps(batch)
+        if self.settings.steps_per_generation > 1:
+            with self.seen.timed("old_logps"):
+                batch["old"] = self.logps(batch)
+
+    def logps(self, batch: dict[str, Any]) -> Tensor:
+        """Return the log-probabilities of responses (S, L) by the weights of the moment, without
+        gradients."""
+        self.head.with_metrics = False
+        with self._resting():
+            return answer_tokens(self.model, self._prepare_inputs(batch)).logps.cpu()
+
+    def find_advantages(self, batches: Sequence[dict[str, Any]]) -> None:
+        """Add `advantages` (S, L), and what else the loss reads, to all batches of a rollout."""
         raise NotImplementedError
 
     def _sampled(self, rows: Rows) -> list[Group]:
         """Sample and score groups; those whose responses are all as good again, a few times."""
-        step = self.state.global_step
-        with self._timed("time/sampling"), self._resting():
-            groups = self.roller.sample(self.model, rows, step)
-        with self._timed("time/scoring"):
-            self.roller.score(rows, groups)
+        groups = self._scored(rows, attempt=0)
         for attempt in range(1, self.settings.redraws + 1):
             dull = [place for place, group in enumerate(groups) if not has_spread(group)]
             if not dull:
                 break
-            again = [rows[place] for place in dull]
-            with self._timed("time/sampling"), self._resting():
-                fresh = self.roller.sample(self.model, again, step, attempt=attempt)
-            with self._timed("time/scoring"):
-                self.roller.score(again, fresh)
+            fresh = self._scored([rows[place] for place in dull], attempt)
             for place, group in zip(dull, fresh):
                 groups[place] = group
-        self._note(rows, groups)
+        self.seen.groups(rows, groups)
+        return groups
+
+    def _scored(self, rows: Rows, attempt: int) -> list[Group]:
+        with self.seen.timed("sampling"), self._resting():
+            groups = self.roller.sample(self.model, rows, self.state.global_step, attempt=attempt)
+        with self.seen.timed("scoring"):
+            self.roller.score(rows, groups)
         return groups
 
     @contextmanager
@@ -183,8 +206,8 @@ class RlhfTrainer(WeightedTrainer):
         with eval_mode(model), self.compute_loss_context_manager():
             yield
 
-    def _batch(self, groups: Sequence[Group], counted: Sequence[bool]) -> dict[str, Any]:
-        """Stack the responses of a micro-batch, with what the reference says of them."""
+    def _batch(self, rows: Rows, groups: Sequence[Group]) -> dict[str, Any]:
+        """Stack the responses of a micro-batch, with what is known of them."""
         answers, ordered = [], []
         for group in groups:
             answers.append([(one.prompt_ids, one.token_ids) for one in group])
@@ -194,94 +217,88 @@ class RlhfTrainer(WeightedTrainer):
         batch: dict[str, Any] = stack_answers(answers, collator.pad_token_id, collator.prefix)
         lengths = torch.tensor([len(one.token_ids) for one in ordered])
         width = int(lengths.max())
-        kept = torch.tensor([self._is_trained(one) for one in ordered])
-        kept &= torch.tensor(counted).repeat(len(groups[0]))
-        batch["counted"] = (torch.arange(width) < lengths[:, None]) & kept[:, None]
-        if ordered[0].old_logps is not None:
-            batch["old"] = padded([one.old_logps or [] for one in ordered], width)
+        counted = torch.tensor([row["weight"] > 0 for row in rows]).repeat(len(groups[0]))
+        batch["num_responses"] = int(counted.sum())
+        counted &= torch.tensor([self._is_trained(one) for one in ordered])
+        batch["counted"] = (torch.arange(width) < lengths[:, None]) & counted[:, None]
         batch["engine"] = padded([one.engine_logps for one in ordered], width)
-        batch = {name: value.to(self.args.device) for name, value in batch.items()}
+        for name, attribute in KEPT.items():
+            if getattr(ordered[0], attribute) is not None:
+                batch[name] = padded([getattr(one, attribute) for one in ordered], width)
         batch["responses"] = ordered
-        if self.reference is not None:
-            batch["reference"] = self._reference_logps(batch)
         return batch
-
-    def _reference_logps(self, batch: dict[str, Any]) -> Tensor:
-        """Return the reference's log-probabilities (S, L), computed once for each response."""
-        responses: Sequence[Response] = batch["responses"]
-        if responses[0].reference_logps is not None:
-            width = batch["counted"].shape[1]
-            rows = [one.reference_logps or [] for one in responses]
-            return padded(rows, width).to(self.args.device)
-        assert self.reference is not None, "it is asked for"
-        self.head.with_metrics = False
-        with self._timed("time/reference"), self.reference.swapped_in(self.model), self._resting():
-            found = answer_tokens(self.model, batch).logps
-        if self.settings.iterations > 1:
-            for one, row in zip(responses, found.tolist()):
-                one.reference_logps = row[: len(one.token_ids)]
-        return found
 
     def _is_trained(self, response: Response) -> bool:
         return response.is_finished or self.settings.truncated == "keep"
 
-    def policy_losses(
-        self,
-        inputs: dict[str, Any],
-        found: AnswerTokens,
-        old: Tensor,
-        loss: PolicyLoss = "dapo",
-        level: RatioLevel = "token",
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss of each token (S, L), and what is shown of each."""
-        logps = found.logps
-        advantages, mask = inputs["advantages"], inputs["counted"]
-        terms = policy_terms(logps, old, advantages, mask, loss=loss, level=level, clip=self.clip)
-        losses, noted = terms.losses, {"clip_ratio/region_mean": terms.is_clipped.float()}
-        noted["sampling/kl"] = kl_terms(inputs["engine"], old, "k3")
-        if (cap := self.settings.mismatch_cap) is not None:
-            losses = losses * truncated_weights(old, inputs["engine"], cap)
-        if self.reference is not None:
-            noted["kl"] = kl_terms(logps.detach(), inputs["reference"], "k3")
-        if self.head.with_metrics:
-            noted["entropy"] = found.entropies
-        return losses, noted
+    # --- the loss ---------------------------------------------------------------------------------
 
-    def step_share(self, losses: Tensor, mask: Tensor, loss: PolicyLoss = "dapo") -> Tensor:
-        """Return what the tokens of a micro-batch (S, L) add to the loss of its step."""
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """Return this micro-batch's share of the step's loss."""
+        self.head.with_metrics = self._is_logged_next()
+        found, mask = answer_tokens(model, inputs), inputs["counted"]
+        losses, shown = self.token_losses(inputs, found, self._old_logps(inputs, found.logps))
+        self.seen.tokens(shown, mask)
         share = divided(
             losses,
             mask,
-            loss=loss,
+            loss=self.settings.loss,
             step_rows=max(1.0, self._step_rows),
             step_tokens=self._step_tokens,
             max_tokens=self.settings.max_new_tokens,
         )
-        return share * self.accelerator.num_processes  # ranks average their gradients
+        loss = share * self.accelerator.num_processes  # ranks average their gradients
+        return (loss, None) if return_outputs else loss
 
-    def old_logps(self, inputs: dict[str, Any], logps: Tensor) -> Tensor:
-        """Return the log-probabilities (S, L) that ratios are taken to: those of the first step on
-        the responses, which are kept for the others."""
-        old: Tensor | None = inputs.get("old")
-        if old is None:
-            old = logps.detach()
-            if self.settings.iterations > 1:
-                self._keep_old(inputs["responses"], old)
-        return old
+    def token_losses(
+        self, inputs: dict[str, Any], found: AnswerTokens, old: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss of each token (S, L), here the policy's, and what is shown of each.
 
-    def _keep_old(self, responses: Sequence[Response], logps: Tensor) -> None:
-        for one, row in zip(responses, logps.tolist()):
-            one.old_logps = row[: len(one.token_ids)]
+        `old` (S, L): the log-probabilities that ratios are taken to.
+        """
+        settings, logps, mask = self.settings, found.logps, inputs["counted"]
+        loss, level = settings.loss, settings.ratio
+        terms = policy_terms(
+            logps, old, inputs["advantages"], mask, loss=loss, level=level, clip=self.clip
+        )
+        losses, shown = terms.losses, {"clip_ratio/region_mean": terms.is_clipped.float()}
+        shown["sampling/kl"] = kl_terms(inputs["engine"], old, "k3")
+        if settings.mismatch_cap is not None:
+            losses = losses * truncated_weights(old, inputs["engine"], settings.mismatch_cap)
+        if self.reference is not None:
+            shown["kl"] = kl_terms(logps.detach(), inputs["reference"], "k3")
+        if self.head.with_metrics:
+            shown["entropy"] = found.entropies
+        return losses, shown
+
+    def _old_logps(self, inputs: dict[str, Any], logps: Tensor) -> Tensor:
+        """Those of the first step on the responses, unless they were measured before it."""
+        if "old" in inputs:
+            return torch.as_tensor(inputs["old"])
+        inputs["old"] = logps.detach()
+        if self.settings.iterations > 1:
+            _keep(inputs, ["old"])
+        return inputs["old"]
 
     def _prepare_inputs(self, inputs: Any) -> Any:
-        """Leave batches as they are: they lie on the device already, beside the responses."""
-        return inputs
+        """Move tensors to the device; what else a batch holds stays beside them."""
+        found = dict(inputs)
+        for name, value in inputs.items():
+            if isinstance(value, Tensor):
+                found[name] = value.to(self.args.device)
+        return found
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         sampler = super()._get_train_sampler(train_dataset)
-        if self.settings.iterations == 1:
-            return sampler
-        return Repeated(sampler, sampler.rows_per_step, self.settings.iterations)
+        settings = self.settings
+        return RolloutOrder(sampler, settings.steps_per_generation, settings.iterations)
 
     # --- held-out prompts -------------------------------------------------------------------------
 
@@ -295,65 +312,10 @@ class RlhfTrainer(WeightedTrainer):
         self.roller.score(rows, groups)
         for row, (response,) in zip(rows, groups):
             if row["weight"] > 0:
-                self._note_response(response, "eval")
+                self.seen.response(response, "eval_")
         return torch.zeros((), device=self.args.device), None, None
 
     # --- what is seen -----------------------------------------------------------------------------
-
-    def _note(self, rows: Rows, groups: Sequence[Group]) -> None:
-        """Keep what these responses show, for the next log."""
-        seen = self._seen
-        for row, group in zip(rows, groups):
-            if row["weight"] == 0:
-                continue
-            for one in group:
-                self._note_response(one, "train")
-            if self.settings.algorithm == "grpo":
-                rewards = [self._reward(one) for one in group]
-                seen["reward_std"].append(float(torch.tensor(rewards).std()))
-                seen["frac_reward_zero_std"].append(float(not has_spread(group)))
-                seen["redraws"].append(float(group[0].attempt))
-
-    def _note_response(self, one: Response, split: str) -> None:
-        found = {
-            "reward": self._reward(one),
-            "completions/mean_length": float(len(one.token_ids)),
-            "completions/clipped_ratio": float(not one.is_finished),
-        }
-        for name, score in one.scores.items():
-            if score is not None:
-                found[f"rewards/{name}/mean"] = score
-        if one.values:
-            _, rewards, _ = self.credit.segment_rewards([one])
-            found["segments/count"] = float(len(one.ends))
-            found["segments/length"] = (one.ends[-1] + 1) / len(one.ends)
-            found["segments/value"] = fmean(one.values[end] for end in one.ends)
-            for third, name in enumerate(("early", "middle", "late")):
-                part = rewards[0, third_of(len(one.ends), third)]
-                found[f"segments/{name}"] = part.mean().item()
-        prefix = "eval_" if split == "eval" else ""
-        for name, value in found.items():
-            self._seen[f"{prefix}{name}"].append(value)
-
-    def _reward(self, one: Response) -> float:
-        """The reward of a response: the weighted sum of its scores, else the mean of its
-        segments."""
-        if not one.scores:
-            return fmean(one.values[end] for end in one.ends)
-        return self.credit.total(one, {})
-
-    def _note_tokens(self, values: Mapping[str, Tensor], mask: Tensor) -> None:
-        """Add to the sums over tokens on the device."""
-        sums = self._means["train" if self.model.training else "eval"]
-        for name, value in values.items():
-            part = torch.stack([(value.detach() * mask).sum().double(), mask.sum().double()])
-            sums[name] = sums[name] + part if name in sums else part
-
-    @contextmanager
-    def _timed(self, name: str) -> Iterator[None]:
-        began = time.monotonic()
-        yield
-        self._seen[name].append(time.monotonic() - began)
 
     def _is_logged_next(self) -> bool:
         """Whether a log follows the optimizer step that is being computed."""
@@ -365,31 +327,17 @@ class RlhfTrainer(WeightedTrainer):
         """Add the means since the last log, over all ranks."""
         split = "eval" if any(key.startswith("eval_") for key in logs) else "train"
         if split == "eval" or "loss" in logs:
-            logs |= self._means_of_responses(split) | self._means_of_tokens(split)
+            logs |= self.seen.means(split)
             if split == "eval":
                 logs["eval_loss"] = -logs["eval_reward"]
         super().log(logs, start_time)
 
-    def _means_of_responses(self, split: str) -> dict[str, float]:
-        names = [name for name in self._seen if name.startswith("eval_") == (split == "eval")]
-        mine = {name: (sum(self._seen[name]), len(self._seen[name])) for name in names}
-        for name in names:
-            del self._seen[name]
-        everybodys = gather_object([mine]) if self.accelerator.num_processes > 1 else [mine]
-        found: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
-        for one in everybodys:
-            for name, (total, count) in one.items():
-                found[name][0] += total
-                found[name][1] += count
-        return {name: total / count for name, (total, count) in sorted(found.items())}
-
-    def _means_of_tokens(self, split: str) -> dict[str, float]:
-        sums = self._means[split]
-        if not sums:
-            return {}
-        totals = self._add(torch.stack(list(sums.values()))).tolist()
-        self._means[split] = {}
-        return {name: total / count for name, (total, count) in zip(sums, totals) if count}
+    def _gathered(self, mine: list[Any]) -> list[Any]:
+        """Return the objects of all ranks."""
+        if self.accelerator.num_processes == 1:
+            return mine
+        found: list[Any] = gather_object(mine)
+        return found
 
     def _add(self, values: Tensor) -> Tensor:
         """Add a tensor up over all ranks."""
@@ -406,21 +354,35 @@ class RlhfTrainer(WeightedTrainer):
         self.save_rest(checkpoint_at(Path(self.args.output_dir), self.state.global_step))
 
     def save_rest(self, folder: Path) -> None:
-        """Write the responses that are trained on once more, of all ranks."""
-        if self.settings.iterations == 1:
+        """Write the responses that are trained on further, of all ranks."""
+        if self.settings.steps_on_rollout == 1:
             return
-        mine = []
+        groups = []
         for group in self.groups:
-            mine.append([one.to_json() for one in group])
-        everybodys = gather_object(mine) if self.accelerator.num_processes > 1 else mine
+            groups.append([one.to_json() for one in group])
+        if not self._is_shared:
+            groups = self._gathered(groups)
         if self.is_world_process_zero():
-            write_atomically(folder / ROLLOUT, dumps(everybodys))
+            write_atomically(folder / ROLLOUT, dumps(groups))
 
     def load_rest(self, folder: Path) -> None:
         """Take up the responses of a checkpoint, of all ranks; each picks its own."""
-        if self.settings.iterations == 1:
+        if self.settings.steps_on_rollout == 1:
             return
         kept = parse_json(folder / ROLLOUT, f"delete {folder}", list)
         self.groups = []
         for group in kept:
             self.groups.append([Response.from_json(one) for one in group])
+
+
+def _fetch(iterator: Any, num_batches: int) -> list[Rows]:
+    """Return the rows of the next micro-batches."""
+    return [batch["rows"] for _, batch in zip(range(num_batches), iterator)]
+
+
+def _keep(batch: Mapping[str, Any], names: Iterable[str] = KEPT) -> None:
+    """Keep with each response what a batch holds of it."""
+    for name in names:
+        if name in batch:
+            for one, row in zip(batch["responses"], batch[name].tolist()):
+                setattr(one, KEPT[name], row[: len(one.token_ids)])

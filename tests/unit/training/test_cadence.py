@@ -87,6 +87,8 @@ def test_responses_that_are_sampled_while_training_count() -> None:
     that beside 900 s. An evaluation writes 100 responses, too."""
     few = chosen(responses_a_step=8, response_tokens=13)
     assert few.training_s == pytest.approx(900 + 300 * 13 * 4e8 / 1.3e9)
+    twice = chosen(responses_a_step=8, response_tokens=13, repeats=2)  # sampled once for two steps
+    assert twice.training_s == pytest.approx(900 + 150 * 13 * 4e8 / 1.3e9)
     many = chosen(responses_a_step=100, response_tokens=13)
     assert many.training_s == pytest.approx(900 + 300 * 1300 / 100)
     evaluations = 300 / many.eval_steps
