@@ -279,6 +279,22 @@ def test_segments_add_up_to_their_response_in_every_credit() -> None:
         assert (same[0] == same[1]).all()
 
 
+@pytest.mark.parametrize(
+    ("flags", "first"), [({}, 0.0), ({"gae_lambda": 1.0}, 0.0), ({"gae_lambda": 0.5}, 0.5)]
+)
+def test_what_lies_ahead_counts_less_where_that_is_asked_for(
+    flags: dict[str, float], first: float
+) -> None:
+    """`test_with_lambda_the_group_is_the_critic` works the numbers out."""
+    normalizer = LocationNormalizer(0.0, 0.0, 0.0, 1.0, 0.1, 0.1, 1.0, 1)
+    group = [
+        response(None, tokens=2, values=values, ends=[0, 1]) for values in ([1.0, 0.0], [0.0, 1.0])
+    ]
+    settings = Rlhf(unit="segment", scale="none", aggregate="sum", **flags)
+    found = Credit(settings, normalizer).advantages([group])
+    torch.testing.assert_close(found, torch.tensor([[first, -1.0], [-first, 1.0]]))
+
+
 def test_dull_groups_are_sampled_again_and_no_more_often_than_asked(
     small_world: Path, tmp_path: Path, monkeypatch
 ) -> None:

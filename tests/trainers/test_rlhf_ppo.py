@@ -341,7 +341,8 @@ def test_shared_prompts_change_no_number(small_world: Path, tmp_path: Path, monk
         ((PPO, "rlhf.kl=adaptive"), "`kl: adaptive` multiplies it"),
         ((PPO, "rlhf.kl_target=1.0"), "has no effect with `kl: fixed`"),
         ((PPO, "rlhf.target_kl=0.1"), "has no effect on one step for each rollout"),
-        (("rlhf.gae_lambda=0.9",), "has no effect with `algorithm: grpo`"),
+        (("rlhf.gamma=0.9",), "has no effect with `algorithm: grpo`"),
+        (("rlhf.gae_lambda=0.9",), "has no effect without a critic or `credit: location`"),
         (("rlhf.group_size=1",), "leaves a response nothing to be compared to"),
     ],
 )

@@ -14,8 +14,9 @@ other in groups of G:
 
 G_i(t) is the sum of response i's token rewards from t on. The location of a token is how many
 segments lie before it, as a share of all, so that responses of different lengths are compared at
-like places; the group itself plays the critic. In `mixed` a verified outcome decides which response
-wins, and segments only move credit within it: their part adds up to 0 over its tokens.
+like places; the group itself plays the critic, and in GAE too where lambda is below 1. In `mixed` a
+verified outcome decides which response wins, and segments only move credit within it: their part
+adds up to 0 over its tokens.
 
 Legend: N responses, B rows, T tokens, S segments.
 """
@@ -116,24 +117,31 @@ def outcome_advantages(
     return found / (spread + EPSILON)
 
 
-def location_advantages(rewards: Tensor, segments: SegmentMap, group: int) -> Tensor:
+def location_advantages(
+    rewards: Tensor, segments: SegmentMap, group: int, *, lam: float = 1.0
+) -> Tensor:
     """Return G_i(t) less the mean of the other responses' returns at t's location, (N, T).
 
     `rewards` (N, T) are of tokens. A location is a fraction of a segment too: half through the
     second of four segments is 3/8. Between the locations of its tokens a response's return is taken
     as a line, down to 0 at 1, where tokens of no segment stand, such as the end token.
+
+    With `lam` below 1 it is GAE with that mean as the critic: what lies k tokens ahead counts
+    lam^k of how far it is from what the others got there.
     """
     assert group > 1, "the mean of the others needs others"
-    found = returns_to_go(rewards)
+    returns, expected = returns_to_go(rewards), torch.zeros_like(rewards)
     places_NT = token_locations(segments).to(rewards)
     for first in range(0, len(rewards), group):
         rows = slice(first, first + group)
         places_GT = places_NT[rows]
-        read = _read(places_GT, found[rows], places_GT.flatten().repeat(group, 1))
+        read = _read(places_GT, returns[rows], places_GT.flatten().repeat(group, 1))
         read_GGT = read.view(group, *places_GT.shape)
         own_GT = read_GGT.diagonal(dim1=0, dim2=1).T
-        found[rows] -= (read_GGT.sum(0) - own_GT) / (group - 1)
-    return found
+        expected[rows] = (read_GGT.sum(0) - own_GT) / (group - 1)
+    if lam == 1.0:
+        return returns - expected
+    return gae(rewards, expected, torch.ones_like(segments.body), lam=lam)[0]
 
 
 def token_locations(segments: SegmentMap) -> Tensor:

@@ -143,7 +143,8 @@ class Credit:
         if settings.credit == "process":
             found = process_advantages(of_segments, segments, size)
         else:
-            found = location_advantages(rewards, segments, size)
+            lam = 1.0 if settings.gae_lambda is None else settings.gae_lambda
+            found = location_advantages(rewards, segments, size, lam=lam)
         found = found * mask
         return (
             found if settings.scale == "none" else found / self._spread(found[mask & real[:, None]])

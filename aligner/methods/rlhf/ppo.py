@@ -42,6 +42,8 @@ LARGEST_CORRECTION = 0.2
 """Most that an adaptive coefficient answers to, as a share of the divergence that is aimed at."""
 CRITIC_RATE = 5.0
 """Learning rate of the critic where none is asked for, as a multiple of the policy's."""
+LAMBDA = 0.95
+"""`gae_lambda` where none is asked for."""
 FOUND = ("advantages", "returns", "old_values")
 
 
@@ -109,7 +111,11 @@ class PpoTrainer(RlhfTrainer):
         lengths = torch.tensor([len(one.token_ids) for one in responses])
         mask = torch.arange(values.shape[1]) < lengths[:, None]
         batch["advantages"], batch["returns"] = gae(
-            rewards, values, mask, gamma=settings.gamma, lam=settings.gae_lambda
+            rewards,
+            values,
+            mask,
+            gamma=settings.gamma,
+            lam=LAMBDA if settings.gae_lambda is None else settings.gae_lambda,
         )
         batch["old_values"] = values
 

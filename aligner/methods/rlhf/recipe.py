@@ -109,9 +109,9 @@ class Rlhf(Section):
     """`ppo`: optimizer steps at the start that train the critic alone."""
     gamma: float = Field(1.0, gt=0.0, le=1.0)
     """`ppo`: what a reward one token later counts."""
-    gae_lambda: float = Field(0.95, ge=0.0, le=1.0)
-    """`ppo`: 1 looks at all that comes, 0 at what the critic says of the next token (arXiv
-    1506.02438)."""
+    gae_lambda: float | None = Field(None, ge=0.0, le=1.0)
+    """1 looks at all that comes, 0 at what is expected of the next token (arXiv 1506.02438): by the
+    critic, or, with `credit: location`, by the group. Absent: 0.95 with `ppo`, else 1."""
     value_clip: float | None = Field(0.25, gt=0.0, le=1e6)
     """`ppo`: how far a value may move from the one at sampling; null: not bounded."""
     target_kl: float | None = Field(None, gt=0.0, le=1e6)
@@ -178,9 +178,13 @@ OF_GRPO = (
     "cap",
 )
 OF_PPO = (
-    *("critic_learning_rate", "critic_warmup", "gamma", "gae_lambda", "value_clip", "target_kl"),
+    *("critic_learning_rate", "critic_warmup", "gamma", "value_clip", "target_kl"),
     *("kl", "kl_target", "kl_horizon"),
 )
+
+
+def _has_location(unit: str, credit: str) -> bool:
+    return unit != "sequence" and credit == "location"
 
 
 def _algorithms(view: RecipeView) -> RecipeProblems:
@@ -194,6 +198,11 @@ def _algorithms(view: RecipeView) -> RecipeProblems:
         if view["rlhf.group_size"] == 1:
             hint = "use 2 or more, or rlhf.algorithm=ppo"
             yield problem_at("rlhf.group_size", "leaves a response nothing to be compared to", hint)
+        if view.given("rlhf.gae_lambda") and not _has_location(
+            view["rlhf.unit"], view["rlhf.credit"]
+        ):
+            message = "has no effect without a critic or `credit: location`"
+            yield problem_at("rlhf.gae_lambda", message, "drop it, or set rlhf.algorithm=ppo")
         return
     if view["rlhf.kl"] == "adaptive" and not view["rlhf.beta"]:
         message = "is 0, and `kl: adaptive` multiplies it"
@@ -313,6 +322,8 @@ def _card_note(rlhf: Mapping[str, Any]) -> str:
 def _settings_read(rlhf: Mapping[str, Any]) -> Mapping[str, Any]:
     unread: tuple[str, ...] = OF_PPO if rlhf["algorithm"] == "grpo" else OF_GRPO
     unread += OF_SEGMENTS if rlhf["unit"] == "sequence" else ()
+    if rlhf["algorithm"] == "grpo" and not _has_location(rlhf["unit"], rlhf["credit"]):
+        unread += ("gae_lambda",)
     return {key: value for key, value in rlhf.items() if key not in unread}
 
 

@@ -142,6 +142,28 @@ def test_equal_responses_have_no_advantage_and_a_shift_of_all_changes_nothing() 
     )
 
 
+def test_with_lambda_the_group_is_the_critic() -> None:
+    """Two responses of two segments of a token each: returns [1, 0] and [1, 1], each the other's
+    expectation, so the errors of a token are [1, -1] and [-1, 1]."""
+    segments = SegmentMap.from_ends([[0, 1], [0, 1]], 2)
+    rewards = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    for lam, first in ((1.0, 0.0), (0.5, 0.5), (0.0, 1.0)):
+        expected = torch.tensor([[first, -1.0], [-first, 1.0]])
+        torch.testing.assert_close(location_advantages(rewards, segments, 2, lam=lam), expected)
+
+
+def test_lambda_weighs_errors_as_a_loop_does() -> None:
+    segments, _ = random_segments(6, 10, seed=8)
+    rewards = numbers(6, 10) * segments.body
+    whole = location_advantages(rewards, segments, 3).tolist()
+    found = location_advantages(rewards, segments, 3, lam=0.7)
+    for row, expected in zip(found.tolist(), whole):
+        errors = [now - then for now, then in zip(expected, [*expected[1:], 0.0])]
+        for token, value in enumerate(row):
+            ahead = [0.7**k * error for k, error in enumerate(errors[token:])]
+            assert value == pytest.approx(sum(ahead), abs=1e-9)
+
+
 def test_process_rewards_of_a_group_are_those_of_a_loop() -> None:
     segments, ends = random_segments(6, 10, seed=5)
     width = int(segments.counts.max())
