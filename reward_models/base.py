@@ -113,6 +113,14 @@ class Scorer(Protocol):
 
 
 @runtime_checkable
+class BackgroundScorer(Scorer, Protocol):
+    """A scorer that may work in a thread of its own while a model samples, as it hardly needs what
+    the model needs. It is then asked about the responses to some prompts at a time."""
+
+    in_background: bool
+
+
+@runtime_checkable
 class Comparer(Scorer, Protocol):
     """A scorer that reads two answers side by side."""
 

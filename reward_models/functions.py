@@ -7,12 +7,13 @@ for a program's own functions. One that the command line is to call, or that run
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
-from aligner.config.callables import describe, name_of
+from aligner.config.callables import DIGITS, PREFIX, describe, name_of
 from aligner.errors import DataError
 
 from .base import UNBOUNDED, Prompt, Range, Scorer, Scores, check_lengths
@@ -28,12 +29,25 @@ def as_scorer(scorer: Scorer | ScoreFunction) -> Scorer:
     return FunctionScorer(scorer)
 
 
+def scorer_text(scorer: Scorer) -> str:
+    """Return what stands for a scorer of a program's own in recipes and records."""
+    if isinstance(scorer, FunctionScorer):
+        return describe(scorer.function)
+    digest = hashlib.sha256(scorer.fingerprint().encode()).hexdigest()[:DIGITS]
+    return f"{PREFIX}{name_of(type(scorer))} sha256:{digest}"
+
+
 @dataclass(frozen=True)
 class FunctionScorer:
-    """Scores with a function of a program's own."""
+    """Scores with a function of a program's own.
+
+    `in_background`: it may be called in another thread while responses are sampled, as pays for one
+    that waits for an endpoint; then it is called for some of the prompts at a time.
+    """
 
     function: ScoreFunction
     range: Range = UNBOUNDED
+    in_background: bool = False
 
     @property
     def name(self) -> str:

@@ -18,6 +18,7 @@ class Verifier:
 
     range: Range = SHARE
     needs_references = False
+    in_background = True
     rule = ""
     """The fingerprint of a rule that is fixed."""
 

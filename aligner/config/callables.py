@@ -33,6 +33,13 @@ def describe(function: Callable[..., Any]) -> str:
     return f"{PREFIX}{name_of(function)} {digest}"
 
 
+def short_name(text: str) -> str:
+    """Return `module:name` of a text that `describe` returned; other texts as they are."""
+    if not is_callable(text):
+        return text
+    return text.removeprefix(PREFIX).partition(" sha256:")[0].removesuffix(" source unknown")
+
+
 def name_of(function: Callable[..., Any]) -> str:
     """Return `module:name` of a function, or of an object's class, with the arguments of a
     partial."""

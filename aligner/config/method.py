@@ -115,6 +115,8 @@ class TrainingMethod(Method):
     """Its section as JSON -> the part of it that the training reads."""
     objective_key: str = ""
     """The key that a loss given as a function stands for; none where it takes no such loss."""
+    scorer_key: str = ""
+    """The key that scorers given as functions or objects stand for; none where it takes none."""
     makes_scorer: bool = False
     """Whether its result gives scores, so that its report shows no answers."""
     has_head: Callable[[Mapping[str, Any]], bool] = lambda section: False

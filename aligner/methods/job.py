@@ -3,7 +3,7 @@ after training."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from aligner.losses.types import Objective
+    from aligner.reward_models.base import Scorer
     from aligner.reward_models.card import Card
 
 SHARDED = ("fsdp", "fsdp1", "fsdp2", "zero3")
@@ -43,6 +44,8 @@ class Job:
     """Of an answer for the report; None for what the recipe says."""
     objective: Objective | None = None
     """The loss, where it was given as a function in Python."""
+    scorers: Mapping[str, Scorer] = field(default_factory=dict)
+    """What stands in the recipe for scorers that were given in Python -> these."""
 
     @property
     def is_sharded(self) -> bool:

@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from aligner.config.callables import is_callable
 from aligner.config.load import Resolved
+from aligner.config.named import names_in
 from aligner.config.recipe import TrainRecipe
 from aligner.data.memory import MemoryRows
 from aligner.errors import RecipeError
@@ -28,6 +30,7 @@ from aligner.runs.session import Session
 
 if TYPE_CHECKING:
     from aligner.losses.types import Objective
+    from aligner.reward_models.base import Scorer
 
 
 def run_recipe(
@@ -39,11 +42,13 @@ def run_recipe(
     on_event: OnEvent | None = None,
     memory: Mapping[str, MemoryRows] | None = None,
     objective: Objective | None = None,
+    scorers: Mapping[str, Scorer] | None = None,
 ) -> RunResult:
     """Check, tokenize, train, and write everything down.
 
-    `memory` holds the rows of a split that are in no file, `objective` the loss that the recipe
-    names as a callable: both live in this process alone, so no other one is started or joined.
+    `memory` holds the rows of a split that are in no file, `objective` the loss and `scorers` the
+    scorers that the recipe names as callables: all of these live in this process alone, so no
+    other one is started or joined.
 
     Raises: RecipeError, DataError and UsageError before anything is trained; TrainingError
     afterwards.
@@ -54,7 +59,8 @@ def run_recipe(
     trained = resolved.recipe.model_copy(update={"model": as_trained(resolved.recipe.model)})
     resolved = replace(resolved, recipe=trained).filled()
     rank, size = world()
-    _refuse_what_lives_elsewhere(resolved.recipe, size, memory, objective)
+    _refuse_what_lives_elsewhere(resolved.recipe, size, memory, objective, scorers)
+    _refuse_what_is_gone(resolved.recipe, scorers or {})
     if size > 1:
         return run_as_rank(with_world(resolved, size), rank, resume, overwrite, on_event)
     resolved = replace(
@@ -83,17 +89,33 @@ def run_recipe(
     if (remark := use_one_gpu()) is not None:
         tell(on_event, Notice(remark))
     job = prepare(resolved.recipe, run, loaded, on_event)
-    return train_and_finish(replace(job, objective=objective))
+    return train_and_finish(replace(job, objective=objective, scorers=scorers or {}))
 
 
 def _refuse_what_lives_elsewhere(
-    recipe: TrainRecipe, size: int, memory: Mapping[str, MemoryRows] | None, objective: Any
+    recipe: TrainRecipe,
+    size: int,
+    memory: Mapping[str, MemoryRows] | None,
+    objective: Any,
+    scorers: Mapping[str, Scorer] | None,
 ) -> None:
-    """Refuse several processes where one alone has the rows or the objective."""
+    """Refuse several processes where one alone has the rows, the objective or a scorer."""
     several = max(size, recipe.launch.num_processes, recipe.launch.num_machines) > 1
     given = "rows in memory" if memory else "a callable as the objective" if objective else ""
+    given = given or ("a callable as a scorer" if scorers else "")
     if several and given:
         raise RecipeError(
             f"several processes cannot train with {given}: it lives in this process alone",
-            "write the rows to a file, the objective to a .py file, or use one process",
+            "write the rows to a file, the function to a .py file, or use one process",
         )
+
+
+def _refuse_what_is_gone(recipe: TrainRecipe, scorers: Mapping[str, Scorer]) -> None:
+    """Refuse a function for a scorer that a process long ended had."""
+    for named in names_in(recipe):
+        if named.kind == "scorer" and is_callable(named.name) and named.name not in scorers:
+            raise RecipeError(
+                f"{named.key}: `{named.name}` was given in Python, and no recipe can name it",
+                "give it again with `aligner.train(..., scorer=...)`, or write "
+                "verifier:FILE.py:FUNCTION",
+            )

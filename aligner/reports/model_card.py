@@ -288,7 +288,7 @@ def _settings(recipe: Record) -> Record:
 def _setting(key: str, value: Any, origins: Record) -> tuple[str, ...]:
     """A row of the table. Where a given value stands in a file of this machine is not told."""
     origin = origins.get(key, DEFAULT)
-    if origin in ("objective=", "rows="):
+    if origin in ("objective=", "scorer=", "rows="):
         origin = f"given in Python, {_code(origin)}"
     elif not is_default(origin):
         origin = "the recipe"

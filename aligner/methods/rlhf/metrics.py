@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from aligner.config.callables import short_name
 from aligner.methods.rlhf.credit import Add, Credit, has_spread
 from aligner.methods.rlhf.rollout import Group, Response
 from aligner.tokenization.segments import third_of
@@ -59,7 +60,7 @@ class Metrics:
         }
         for name, score in one.scores.items():
             if score is not None:
-                found[f"rewards/{name}/mean"] = score
+                found[f"rewards/{short_name(name)}/mean"] = score
         if one.values:
             found |= self._of_segments(one)
         for name, value in found.items():

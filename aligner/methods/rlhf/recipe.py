@@ -332,8 +332,8 @@ METHOD = TrainingMethod(
     title="reinforcement learning",
     help=(
         "Reinforcement learning on responses that the model samples: GRPO and its relatives (Dr. "
-        "GRPO, DAPO, CISPO, GSPO, RLOO), or PPO with a critic, with rewards of verifiers, judges "
-        "or reward models for whole responses, or of a segment reward model for each segment or "
+        "GRPO, DAPO, CISPO, GSPO, RLOO), or PPO with a critic, with rewards of verifiers or "
+        "reward models for whole responses, or of a segment reward model for each segment or "
         "token (arXiv 2501.02790)."
     ),
     examples=(
@@ -360,6 +360,7 @@ METHOD = TrainingMethod(
         "train_sampling_strategy": "random",  # rows of one length are often of one task
     },
     defaults_with_lora={"learning_rate": 1e-5},
+    scorer_key="rlhf.reward_models",
     settings=("algorithm", "unit", "loss", "group_size", "beta"),
     metrics={"loss": False, "reward": True, "completions/clipped_ratio": False},
     charts=(

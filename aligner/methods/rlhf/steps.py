@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from aligner.config.callables import is_callable
 from aligner.errors import RecipeError
 from aligner.methods.rlhf.recipe import RlhfRecipe
 from aligner.methods.steps import TrainingSteps
@@ -26,6 +27,8 @@ class RlhfSteps(TrainingSteps):
         from aligner.reward_models.ensemble import refuse_cycles
 
         for spec in recipe.rlhf.reward_models:
+            if is_callable(spec):
+                continue
             card = read_spec(spec)
             refuse_cycles(card)
             if holds(card, COMPARING):

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from accelerate import PartialState
 
+from aligner.config.callables import short_name
 from aligner.config.segments import Segments
 from aligner.errors import RecipeError
 from aligner.launch.devices import best_device
@@ -32,6 +33,7 @@ from aligner.methods.rlhf.trainer import RlhfTrainer, RowCollator
 from aligner.models.ema import trained_weights
 from aligner.models.loading import load_policy
 from aligner.models.shared_base import SharedBase, offers
+from aligner.reward_models.base import Scorer
 from aligner.reward_models.catalogue import load_scorer, read_spec
 from aligner.runs.checkpoints import latest_checkpoint
 from aligner.tokenization.encode import stop_token_ids
@@ -130,8 +132,11 @@ def _refuse_shards(recipe: RlhfRecipe) -> None:
 def _roller(job: Job, recipe: RlhfRecipe, model: Any, arguments: Any) -> Roller:
     rlhf = recipe.rlhf
     rows = arguments.train_batch_size * arguments.gradient_accumulation_steps
-    job.announce_walls([read_spec(spec) for spec in rlhf.reward_models])
-    scorers = {spec: load_scorer(spec) for spec in rlhf.reward_models}
+    named = [spec for spec in rlhf.reward_models if spec not in job.scorers]
+    job.announce_walls([read_spec(spec) for spec in named])
+    scorers: dict[str, Scorer] = {}
+    for spec in rlhf.reward_models:
+        scorers[spec] = job.scorers[spec] if spec in job.scorers else load_scorer(spec)
     segment_scorer: Any = None
     if rlhf.segment_model is not None:
         segment_scorer = load_scorer(rlhf.segment_model)
@@ -181,8 +186,9 @@ def _fitted(
     order = np.random.default_rng(recipe.seed).permutation(len(rows))[:wanted]
     chosen = [rows[int(place)] for place in order]
     each = -(-wanted // len(chosen))
-    groups = roller.sample(model, chosen, "normalizer", samples=each)
-    roller.score(chosen, groups)
+    valued = replace(roller, scorers={})
+    groups = valued.sample(model, chosen, "normalizer", samples=each)
+    valued.score(chosen, groups)
     responses = list(chain.from_iterable(groups))
     values: list[list[float]] = []
     for one in responses:
@@ -209,7 +215,7 @@ def _keep_responses(job: Job, trainer: RlhfTrainer) -> None:
         entry: dict[str, Any] = {
             "prompt": decode(one.prompt_ids, skip_special_tokens=True),
             "response": one.text,
-            "scores": one.scores,
+            "scores": {short_name(name): score for name, score in one.scores.items()},
         }
         if one.values:
             _, rewards, _ = trainer.credit.segment_rewards([one])
