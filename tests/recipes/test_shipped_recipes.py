@@ -70,7 +70,9 @@ def test_the_commands_in_a_recipe_work(name: str) -> None:
     base = run(lines["Run"])
     assert run(lines["Change"]).recipe != base.recipe
     for label in ("Before", "Next"):
-        for command in re.findall(r"aligner (?:sft|dpo) \S+", lines.get(label, "")):
+        for command in re.findall(
+            r"aligner (?:sft|dpo|reward|rlhf) [\w./-]+", lines.get(label, "")
+        ):
             run(command)
     assert lines.get("Yours", f"aligner recipes copy {name}") == f"aligner recipes copy {name}"
 
