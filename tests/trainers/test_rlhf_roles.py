@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate import Accelerator
 from fakes import save_lora_reward_model
 from safetensors.torch import load_file
 from sampled import Spy, largest_difference, train, trained, weights
 
 from aligner.events import Notice
 from aligner.methods.rlhf import train as rlhf_train
+from aligner.methods.rlhf.ppo import PpoTrainer
 from aligner.models import loading
 from aligner.models.shared_base import SharedBase
 
@@ -82,6 +84,28 @@ def test_nothing_of_it_is_kept_and_a_run_resumes(
     monkeypatch.undo()
     train(small_world, tmp_path / "cut", *flags, resume=True, **lora)
     assert largest_difference(tmp_path / "cut", tmp_path / "whole") == 0.0
+
+
+def test_the_activations_of_the_critic_are_gone_before_those_of_the_policy(
+    small_world: Path, tmp_path: Path, monkeypatch
+) -> None:
+    """One graph is held at a time, so PPO needs as much for activations as one model."""
+    order: list[str] = []
+    critic, policy = PpoTrainer._critic_loss, PpoTrainer.compute_loss
+    backward = Accelerator.backward
+
+    def noted(name: str, function: Any) -> Any:
+        def call(*arguments: Any, **more: Any) -> Any:
+            order.append(name)
+            return function(*arguments, **more)
+
+        return call
+
+    monkeypatch.setattr(PpoTrainer, "_critic_loss", noted("critic", critic))
+    monkeypatch.setattr(PpoTrainer, "compute_loss", noted("policy", policy))
+    monkeypatch.setattr(Accelerator, "backward", noted("backward", backward))
+    train(small_world, tmp_path / "run", "rlhf.algorithm=ppo", "trainer.max_steps=1")
+    assert order == ["critic", "backward", "policy", "backward"]
 
 
 def load_apart(monkeypatch: pytest.MonkeyPatch) -> None:

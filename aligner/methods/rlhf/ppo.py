@@ -136,25 +136,25 @@ class PpoTrainer(RlhfTrainer):
     def token_losses(
         self, inputs: dict[str, Any], found: AnswerTokens, old: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Add the critic's loss to the policy's."""
-        of_policy, shown = super().token_losses(inputs, found, old)
+        """Return the policy's loss, and what is shown of it."""
+        losses, shown = super().token_losses(inputs, found, old)
+        shown |= {"policy_loss": losses, "approx_kl": kl_terms(old, found.logps.detach(), "k3")}
+        mask = inputs["counted"]
+        self._moved.append(torch.stack([(shown["approx_kl"] * mask).sum(), mask.sum()]).double())
+        return losses, shown
+
+    def _critic_loss(self, inputs: dict[str, Any]) -> Tensor:
+        """Return the critic's share of the step's loss."""
         with self.accelerator.autocast():
-            values = self.critic.train(self.model.training)(inputs)
-        bound = self.settings.value_clip
-        of_critic = value_losses(values, inputs["old_values"], inputs["returns"], bound)
-        shown |= {
-            "policy_loss": of_policy,
-            "value_loss": of_critic,
-            "approx_kl": kl_terms(old, found.logps.detach(), "k3"),
-            "returns": inputs["returns"],
-            "values": values,
-        }
+            values = self.critic.train()(inputs)
+        bound, mask = self.settings.value_clip, inputs["counted"]
+        losses = value_losses(values, inputs["old_values"], inputs["returns"], bound)
+        shown = {"value_loss": losses, "returns": inputs["returns"], "values": values}
         if bound is not None:
             moved = (values.detach() - inputs["old_values"]).abs()
             shown["clip_ratio/value_mean"] = (moved > bound).float()
-        mask = inputs["counted"]
-        self._moved.append(torch.stack([(shown["approx_kl"] * mask).sum(), mask.sum()]).double())
-        return of_policy + of_critic, shown
+        self.seen.tokens(shown, mask)
+        return self.step_share(losses, mask)
 
     # --- the optimizer ----------------------------------------------------------------------------
 
@@ -180,10 +180,14 @@ class PpoTrainer(RlhfTrainer):
                 )
         return optimizer
 
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Average the critic's gradients over ranks at the end of a step, as is done to the
+    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any) -> Tensor:
+        """Train the critic, then the policy: the activations of one are gone before those of the
+        other. At the end of a step average the critic's gradients over ranks, as is done to the
         policy's."""
-        loss: Tensor = super().training_step(*args, **kwargs)
+        inputs = self._prepare_inputs(inputs)
+        of_critic = self._critic_loss(inputs)
+        self.accelerator.backward(of_critic)
+        loss: Tensor = of_critic.detach() + super().training_step(model, inputs, *args)
         if self.accelerator.sync_gradients and self.accelerator.num_processes > 1:
             for weight in trained_weights(self.critic).values():
                 if weight.grad is None:

@@ -245,6 +245,11 @@ class RlhfTrainer(WeightedTrainer):
         found, mask = answer_tokens(model, inputs), inputs["counted"]
         losses, shown = self.token_losses(inputs, found, self._old_logps(inputs, found.logps))
         self.seen.tokens(shown, mask)
+        loss = self.step_share(losses, mask)
+        return (loss, None) if return_outputs else loss
+
+    def step_share(self, losses: Tensor, mask: Tensor) -> Tensor:
+        """Return what the tokens of a micro-batch (S, L) add to the loss of its step."""
         share = divided(
             losses,
             mask,
@@ -253,8 +258,7 @@ class RlhfTrainer(WeightedTrainer):
             step_tokens=self._step_tokens,
             max_tokens=self.settings.max_new_tokens,
         )
-        loss = share * self.accelerator.num_processes  # ranks average their gradients
-        return (loss, None) if return_outputs else loss
+        return share * self.accelerator.num_processes  # ranks average their gradients
 
     def token_losses(
         self, inputs: dict[str, Any], found: AnswerTokens, old: Tensor
