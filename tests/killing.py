@@ -23,6 +23,9 @@ Place = tuple[str, str, bool]
 """Owner ("module" or "module:Class"), attribute, and whether the process dies before the call (else
 after it)."""
 
+FilePlace = tuple[str, str, bool, str]
+"""The same, where only calls with an argument count that ends so."""
+
 MOMENTS: dict[str, Place] = {
     "while rows are tokenized": ("aligner.tokenization.dataset", "_write", True),
     "before the tokenized rows have their books": ("aligner.tokenization.dataset", "_write", False),
@@ -49,9 +52,25 @@ MOMENTS: dict[str, Place] = {
     "before the manifest": ("aligner.runs.run:Run", "finish", True),
 }
 
+ROLLER, TRAINER = "aligner.methods.rlhf.rollout:Roller", "aligner.methods.rlhf.trainer:RlhfTrainer"
+ROLLOUTS: dict[str, tuple[Place | FilePlace, int]] = {
+    "while responses are sampled": ((ROLLER, "_response", True), 242),
+    "while responses are scored": ((ROLLER, "_score_with", True), 3),
+    "after responses are scored": ((ROLLER, "score", False), 3),
+    "while the reference and old log-probabilities are computed": ((TRAINER, "measure", True), 14),
+    "before an update": (("torch.optim:AdamW", "step", True), 6),
+    "after an update": (("torch.optim:AdamW", "step", False), 6),
+    "before the rollout of a checkpoint is renamed": (("os", "replace", True, "rollout.json"), 2),
+    "behind the rollout of a checkpoint": ((TRAINER, "save_rest", False), 2),
+    "before the mark of a whole checkpoint is renamed": (("os", "replace", True, "complete"), 2),
+}
+"""Moments of trainings on sampled responses, and at which passage the process dies: after the
+first checkpoint, but where scoring is in the background, whose calls are as many as they come."""
+
 PRELOADED = [
     "aligner.methods.sft.train",
     "aligner.methods.dpo.train",
+    "aligner.methods.rlhf.train",
     "aligner.reports.training",
     "aligner.data.loading",
     "peft",
@@ -117,19 +136,24 @@ def _work(
 
 
 def _die_at(moment: str, method: str, count: int) -> None:
-    where, name, before = MOMENTS[moment]
+    place = MOMENTS[moment] if moment in MOMENTS else ROLLOUTS[moment][0]
+    where, name, before, *ending = place
     module, _, class_name = where.format(method=method).partition(":")
     owner: Any = __import__(module, fromlist=["x"])
     owner = getattr(owner, class_name) if class_name else owner
-    setattr(owner, name, _deadly(getattr(owner, name), count, before))
+    setattr(owner, name, _deadly(getattr(owner, name), count, before, *ending))
 
 
-def _deadly(function: Callable[..., Any], count: int, before: bool) -> Callable[..., Any]:
+def _deadly(
+    function: Callable[..., Any], count: int, before: bool, ending: str = ""
+) -> Callable[..., Any]:
     passed = 0
 
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         nonlocal passed
+        if ending and not any(str(arg).endswith(ending) for arg in args):
+            return function(*args, **kwargs)
         passed += 1
         if before and passed == count:
             _die()

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from fakes import save_model, small_recipe, write_jsonl
-from killing import MOMENTS, run_in_process
+from killing import MOMENTS, ROLLOUTS, run_in_process
 
 from aligner.errors import DataError, UsageError
 from aligner.events import Notice
@@ -271,6 +271,18 @@ def test_killed_at_any_moment_and_resumed_equals_uninterrupted(
     if ("rewards" in moment or "answers" in moment) and "distils" not in case:
         pytest.skip("this run needs no rewards and no answers of the reference")
     kill_and_resume(case, moment, small_world, tmp_path / "run")
+    assert_same(tmp_path / "run", uninterrupted(case))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ROLLOUTS)
+@pytest.mark.parametrize(
+    "case", ["rlhf in the middle of a rollout", "ppo in the middle of a rollout"]
+)
+def test_killed_within_a_rollout_and_resumed_equals_uninterrupted(
+    uninterrupted, small_world, tmp_path, own_cache, case, moment
+):
+    kill_and_resume(case, moment, small_world, tmp_path / "run", ROLLOUTS[moment][1])
     assert_same(tmp_path / "run", uninterrupted(case))
 
 
