@@ -10,6 +10,7 @@ import torch
 from fakes import small_recipe
 from safetensors.torch import load_file
 
+from aligner.errors import RecipeError
 from aligner.methods.pipeline import run_recipe
 from aligner.methods.rlhf.trainer import RlhfTrainer
 from aligner.runs.files import read_metrics
@@ -27,6 +28,14 @@ def train(
 
 def trained(log: list[dict[str, Any]], key: str) -> list[float]:
     return [line[key] for line in log if line["split"] == "train" and key in line]
+
+
+def refusal(world: Path, folder: Path, *overrides: str) -> str:
+    """What a recipe that is refused is told: keys, messages and hints."""
+    with pytest.raises(RecipeError) as caught:
+        small_recipe("rlhf", world, folder, *overrides)
+    problems = " ".join(f"{one.key} {one.message} {one.hint}" for one in caught.value.problems)
+    return f"{caught.value} {problems}"
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

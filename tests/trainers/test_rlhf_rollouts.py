@@ -13,6 +13,7 @@ from sampled import Spy, largest_difference, train, trained
 
 from aligner.methods.rlhf.rollout import Roller
 from aligner.methods.rlhf.schedule import RolloutOrder, steps_to_sample
+from aligner.methods.rlhf.trainer import RlhfTrainer
 from aligner.training.sampler import SeededSampler
 
 THREE = "rlhf.steps_per_generation=3"
@@ -109,6 +110,28 @@ def test_one_policy_answers_the_prompts_of_several_steps(
     assert "time/old_logps" in log[0]
     assert "time/sampling" not in log[1]
     assert len(trained(log, "reward")) == 4
+
+
+@pytest.mark.parametrize("algorithm", [GRPO, PPO])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_the_first_update_on_a_rollout_has_ratios_of_exactly_one(
+    small_world: Path, tmp_path: Path, monkeypatch, algorithm: str, steps: int
+) -> None:
+    off: dict[int, float] = {}
+    losses = RlhfTrainer.token_losses
+
+    def look(trainer: RlhfTrainer, inputs: Any, found: Any, old: torch.Tensor) -> Any:
+        step = trainer.state.global_step
+        apart = (found.logps.detach() - old).abs() * inputs["counted"]
+        off[step] = max(off.get(step, 0.0), float(apart.max()))
+        return losses(trainer, inputs, found, old)
+
+    monkeypatch.setattr(RlhfTrainer, "token_losses", look)
+    flags = thirteen(small_world, rlhf__steps_per_generation=steps, rlhf__iterations=2)
+    train(small_world, tmp_path / "run", algorithm, "rlhf.beta=0.1", **flags)
+    firsts = [step for step in range(16) if steps_to_sample(step, 8, steps, 2)]
+    assert firsts == ([0, 2, 4, 6, 8, 10, 12, 14] if steps == 1 else [0, 6, 8, 14])
+    assert [step for step, apart in sorted(off.items()) if apart == 0.0] == firsts
 
 
 @pytest.mark.parametrize("algorithm", [GRPO, PPO])
