@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from aligner.errors import UsageError
-from aligner.methods.catalogue import METHODS, method_of, training_of
+from aligner.methods.catalogue import METHODS, function_of, method_of, training_of
 
 from .console import say, say_json
 from .endings import kept_in_run, resumable
@@ -119,6 +119,9 @@ def _command(name: str) -> Any:
         ] = None,
     ) -> None:
         context.meta["debug"] = debug or context.meta.get("debug", False)
+        if method_of(name).status and context.args[:1] == ["status"]:
+            _show_status(name, context.args[1:], as_json=as_json)
+            return
         if loss_table or loss_plot is not None:
             from .losses import show_losses
 
@@ -137,6 +140,23 @@ def _command(name: str) -> Any:
         )
 
     return command
+
+
+def _show_status(name: str, arguments: list[str], *, as_json: bool) -> None:
+    """Say how far a run is: `aligner NAME status RUN`."""
+    if len(arguments) != 1:
+        given = f"{len(arguments)} were given"
+        raise UsageError(f"one run directory is wanted, and {given}", f"aligner {name} status RUN")
+    from .render import columns
+
+    header, rows, remark = function_of(method_of(name).status)(Path(arguments[0]))
+    if as_json:
+        found = [dict(zip(header, row)) for row in rows]
+        say_json(json.dumps({"rounds": found, "remark": remark}, indent=2))
+        return
+    columns(header, rows)
+    say()
+    say(remark)
 
 
 def carry_out(
@@ -197,12 +217,9 @@ def carry_out(
 def run(resolved: Resolved, screen: Any, *, dry_run: bool = False, **options: Any) -> Any:
     """Let the method do it, with its events on the screen; when it is stopped, say what was kept
     and how to continue."""
-    from importlib import import_module
-
     method = method_of(resolved.recipe.method)
-    module, _, function = method.run.partition(":")
     folder = Path(resolved.recipe.output_dir)
     told = resumable(method.continues, lambda: kept_in_run(folder))
     with nullcontext() if dry_run else told:
-        work = getattr(import_module(module), function)
+        work = function_of(method.run)
         return work(resolved, on_event=screen.on_event, dry_run=dry_run, **options)

@@ -66,10 +66,9 @@ def show(run: RunDir, as_json: Json = False) -> None:
 @app.command("report", cls=QuickCommand)
 def report(run: RunDir) -> None:
     """Write the HTML report of a run again, from its record."""
-    from importlib import import_module
 
     from aligner.errors import UsageError
-    from aligner.methods.catalogue import METHODS, method_of
+    from aligner.methods.catalogue import METHODS, function_of, method_of
     from aligner.runs.files import read_json
 
     folder = _checked(run)
@@ -79,8 +78,7 @@ def report(run: RunDir) -> None:
             f"{folder}/resolved.json names no known method: `{method}`",
             f"reports are of {', '.join(METHODS)}",
         )
-    module, _, function = method_of(method).report.partition(":")
-    say(f"wrote {getattr(import_module(module), function)(folder)}")
+    say(f"wrote {function_of(method_of(method).report)(folder)}")
 
 
 def _checked(run: Path) -> Path:

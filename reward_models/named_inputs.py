@@ -107,10 +107,10 @@ def _digests(path: Path) -> Parts:
     return {str(file): digest for file, digest in digests.items()}
 
 
-def _of_scorer(named: Named) -> Parts:
-    """What a scorer's card says, and what stands behind its names."""
-    card = read_spec(named.name)
-    parts = {f"the card of {named.name}": sha256(_said(card).encode()).hexdigest()}
+def scorer_parts(spec: str) -> Parts:
+    """Return what a scorer's card says, and what stands behind its names, with their SHA-256."""
+    card = read_spec(spec)
+    parts = {f"the card of {spec}": sha256(_said(card).encode()).hexdigest()}
     for inner in named_inputs(card).values():
         parts |= inner
     return parts
@@ -132,7 +132,7 @@ READERS: dict[Kind, Callable[[Named], Parts]] = {
     "model": _of_model,
     "tokenizer": lambda named: _parts(named.name, None, has_weights=False),
     "template": _of_template,
-    "scorer": _of_scorer,
+    "scorer": lambda named: scorer_parts(named.name),
     "verifier": _of_function,
     "function": _of_function,
     "objective": _of_objective,

@@ -81,6 +81,12 @@ class Method:
     """A run directory -> where to look, and what to do next."""
     report: str = "aligner.reports.training:write_report"
     """`module:function` that writes the report of a run directory again."""
+    status: str = ""
+    """`module:function` that says how far a run is, for `aligner NAME status RUN`: run directory ->
+    (columns, rows of texts, a line about what is next). None: there is no such command."""
+    is_staged: bool = False
+    """Whether its runs are made of stages (`aligner.runs.stages`), which see by themselves what a
+    changed recipe, or changed inputs, make stale: such a run may be resumed with them."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,9 +1,9 @@
 """What `aligner` hands out of this room: training from Python, with rows and losses that live in
 this process.
 
-`train` is what `aligner sft`, `dpo`, `sapo` and `reward` do: the same checks, run directory and
-results. It prints nothing; `on_event` hears of everything (`aligner.events`). One process trains:
-rows in memory and callables are in no other.
+`train` is what `aligner sft`, `dpo`, `sapo`, `reward`, `rlhf` and `online` do: the same checks, run
+directory and results. It prints nothing; `on_event` hears of everything (`aligner.events`). One
+process trains: rows in memory and callables are in no other.
 """
 
 from __future__ import annotations
@@ -13,11 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 from aligner.config.api import GivenRecipe, labelled, method_of, resolve
 from aligner.config.callables import describe
+from aligner.config.method import TrainingMethod
 from aligner.config.overrides import FlagValue
 from aligner.data.memory import IN_MEMORY, by_role
 from aligner.errors import RecipeError
 from aligner.events import OnEvent
-from aligner.methods.catalogue import command_of, training_of, trainings
+from aligner.methods.catalogue import (
+    command_of,
+    function_of,
+    trainer_of,
+    training_of,
+    trainings,
+)
 from aligner.methods.pipeline import run_recipe
 from aligner.methods.steps import steps_of
 from aligner.reward_models.base import Scorer
@@ -71,6 +78,16 @@ def train(
     if texts:
         given[_key(method, "scorer", "reward")] = FlagValue(texts, "scorer=")
     resolved = resolve(recipe, _laid_over(overrides, given))
+    carried_out = trainer_of(method).run
+    if carried_out != TrainingMethod.run:
+        if memory:
+            raise RecipeError(
+                f"`{method}` trains in several stages, which read their rows from files",
+                "write the rows to a file, and name it in data.train",
+            )
+        staged = function_of(carried_out)
+        done: RunResult = staged(resolved, resume=resume, overwrite=overwrite, on_event=on_event)
+        return done
     if objective is not None:
         steps_of(resolved.recipe.method).try_objective(resolved.recipe, objective)
     return run_recipe(

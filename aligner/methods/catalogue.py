@@ -55,6 +55,11 @@ METHODS: dict[str, Entry] = {
         "Train",
         "Reinforcement learning on sampled responses that are scored.",
     ),
+    "online": Entry(
+        "aligner.methods.online",
+        "Train",
+        "Online iterative preference optimization: sample, score, pair, train, again.",
+    ),
     "discover": Entry(
         "aligner.methods.discover",
         "Search",
@@ -121,6 +126,12 @@ def trainer_settings(name: str) -> list[str]:
     from aligner.config.trainer_keys import RESERVED
 
     return [key for key in trainer_fields(name) if key not in RESERVED]
+
+
+def function_of(place: str) -> Any:
+    """Return the function that a method names as `module:function`."""
+    module, _, function = place.partition(":")
+    return getattr(import_module(module), function)
 
 
 def command_of(name: str) -> str:

@@ -28,8 +28,8 @@ Work = Callable[[P], Any]
 
 
 class Journal:
-    """Results of the parts that a file held when it was opened, by number; further ones go into the
-    file, if there is one. Memory holds where a part lies, and it is read when it is asked for.
+    """Results of parts, by number: those that a file held when it was opened, and those added
+    since. Memory holds where a part lies, and it is read when it is asked for.
 
     `done`: how many it held; `damaged`: how many lines are not what was written, without one that a
     kill cut short at the end; `recorded_fingerprint`: that of what they were made with, None where
@@ -95,7 +95,8 @@ class Journal:
         if self.path is None:
             return result
         line = {"part": part, "made with": self.fingerprint, "result": result}
-        return json.loads(_append(self.path, {**line, "sum": _sum(line)}))["result"]
+        self._starts[part], written = _append(self.path, {**line, "sum": _sum(line)})
+        return json.loads(written)["result"]
 
     def results(self, parts: Iterable[P], work: Work[P]) -> Iterator[tuple[Any, bool]]:
         """The result of each part, in order, and whether it is new: not there yet, and worked on
@@ -142,9 +143,9 @@ def _sum(value: Any) -> str:
     return hashlib.sha256(json_line(json.loads(json_line(value))).encode("utf-8")).hexdigest()[:16]
 
 
-def _append(path: Path, value: dict[str, Any]) -> str:
-    """Write a line so that it survives a kill, and return it; behind a line that was cut short, on
-    a line of its own."""
+def _append(path: Path, value: dict[str, Any]) -> tuple[int, str]:
+    """Write a line so that it survives a kill, and return where it begins, and it; behind a line
+    that was cut short, on a line of its own."""
     line = json_line(value)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "ab+") as file:
@@ -152,10 +153,11 @@ def _append(path: Path, value: dict[str, Any]) -> str:
             file.seek(-1, os.SEEK_END)
             if file.read() != b"\n":
                 file.write(b"\n")
+        start = file.seek(0, os.SEEK_END)
         file.write(line.encode("utf-8"))
         file.flush()
         os.fsync(file.fileno())
-    return line
+    return start, line
 
 
 def _lines(path: Path | None) -> Iterator[tuple[int, bytes]]:

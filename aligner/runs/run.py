@@ -35,12 +35,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
-from aligner.config.defaults import is_default
 from aligner.config.load import Resolved, recipe_hash
 from aligner.errors import AlignerError, DataError, Problem, UsageError
+from aligner.methods.catalogue import method_of
+from aligner.runs.changes import changed_keys, shown, unwritten_defaults
 from aligner.runs.checkpoints import latest_checkpoint, remove_incomplete, step_of
 from aligner.runs.environment import (
-    REDACTED,
     describe_environment,
     now,
     redact,
@@ -52,7 +52,6 @@ from aligner.runs.environment import (
 from aligner.runs.files import (
     dumps,
     fingerprints,
-    flatten,
     plain,
     read_json,
     read_metrics,
@@ -63,29 +62,6 @@ from aligner.runs.lock import LOCK_NAME, acquire_lock, release_lock
 from aligner.runs.places import refuse_name, refuse_unusable
 from aligner.runs.resumable import settle_checkpoint
 
-FREE_KEYS = (
-    "output_dir",
-    "report",
-    *(f"launch.{key}" for key in ("machine_rank", "main_process_ip", "main_process_port")),
-    *(f"discover.{key}" for key in ("proposals", "minutes", "history", "timeout_minutes")),
-    *(f"mosaic.{key}" for key in ("workers", "batch_size")),
-    *(
-        f"endpoint.{key}"
-        for key in (
-            "budget",
-            "base_url",
-            "api_key_env",
-            "timeout_s",
-            "max_retries",
-            "max_in_flight",
-        )
-    ),
-    *(f"endpoint.{key}" for key in ("requests_per_minute", "tokens_per_minute", "record")),
-    *(f"endpoint.usd_per_million_{kind}_tokens" for kind in ("prompt", "completion")),
-)
-"""Keys, or sections, that may change when a run is resumed: limits, and what no result depends
-on."""
-
 WritePage = Callable[[Path, dict[str, Any]], Any]
 """Writes a page about a run, from its directory and its manifest."""
 
@@ -95,6 +71,7 @@ FIRST_FILES = frozenset([*RECORD_FILES, "code.diff", LOCK_NAME])
 
 WORK = (
     "data.json",
+    "rounds",
     "metrics.jsonl",
     "checkpoints",
     "final",
@@ -106,23 +83,10 @@ WORK = (
 """A run that has none of these failed before its data was ready: it is started again, since nothing
 would be lost."""
 
-FOLDERS = ("checkpoints", "final", "prepared", "archive", "shards", "journal")
+FOLDERS = ("checkpoints", "final", "prepared", "archive", "shards", "journal", "rounds")
 """What must be a folder where it is there."""
 
 _TEMPORARY = re.compile(r"^\.(.+)\.\d+\.tmp$")
-
-
-def _is_free(key: str) -> bool:
-    return any(key == free or key.startswith((f"{free}.", f"{free}[")) for free in FREE_KEYS)
-
-
-def changed_keys(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    """What differs between two recipes and may change a result: (key, old value, new value). Absent
-    is None."""
-    before, after = flatten(old), flatten(new)
-    keys = [key for key in {**before, **after} if not _is_free(key)]
-    pairs = [(key, before.get(key), after.get(key)) for key in keys]
-    return [(key, a, b) for key, a, b in pairs if a != b and REDACTED not in str(a)]
 
 
 def looks_like_a_run(folder: Path) -> bool:
@@ -236,7 +200,7 @@ class Run:
         session."""
         record = self.read_json("resolved.json")
         changed = changed_keys(record["recipe"], _recipe(resolved))
-        unwritten = _unwritten_defaults(changed, record.get("origins", {}), resolved.origins)
+        unwritten = unwritten_defaults(changed, record.get("origins", {}), resolved.origins)
         changed = [change for change in changed if change[0] not in unwritten]
         if unwritten:
             more = f" and {len(unwritten) - 5} more" if len(unwritten) > 5 else ""
@@ -245,12 +209,17 @@ class Run:
                 "started with other versions), so they were not compared: "
                 f"{', '.join(unwritten[:5])}{more}"
             )
+        if changed and method_of(resolved.recipe.method).is_staged:
+            (self.dir / "manifest.json").unlink(missing_ok=True)
+            keys = ", ".join(key for key, *_ in changed)
+            self.notes.append(f"changed since this run was started: {keys}")
+            changed = []
         if changed:
             self.close()
             raise UsageError(
                 f"{self.dir} was started with a different recipe; resuming would mix two runs",
                 "change these keys back, or choose another output_dir",
-                [Problem(f"{_shown(old)} -> {_shown(new)}", key=key) for key, old, new in changed],
+                [Problem(f"{shown(old)} -> {shown(new)}", key=key) for key, old, new in changed],
             )
         if self.is_done:
             self.close()
@@ -362,8 +331,8 @@ class Run:
         environment["arguments"] = found
         self.write_json("environment.json", environment)
         return [
-            f"{key} was {_shown(before[key])} before this run was resumed, and is "
-            f"{_shown(found[key])} on this device: results may differ"
+            f"{key} was {shown(before[key])} before this run was resumed, and is "
+            f"{shown(found[key])} on this device: results may differ"
             for key in of_device
             if key in before and before[key] != found.get(key)
         ]
@@ -501,6 +470,9 @@ def what_is_in(folder: Path) -> str:
     if (folder / "shards").is_dir():
         built = sum(1 for _ in (folder / "shards").glob("*.done"))
         return f"an unfinished {method} run that has built {built} part{'' if built == 1 else 's'}"
+    if (folder / "rounds").is_dir():
+        done = sum(1 for _ in (folder / "rounds").glob("*/*/done.json"))
+        return f"an unfinished {method} run, {done} stages of which are done"
     if (folder / "journal").is_dir():
         return f"an unfinished {method} run, parts of which are done"
     latest = latest_checkpoint(run.checkpoints_dir)
@@ -525,23 +497,6 @@ def _recipe(resolved: Resolved) -> dict[str, Any]:
     """The recipe's values as they stand in `resolved.json`."""
     values: dict[str, Any] = json.loads(dumps(resolved.recipe.model_dump(mode="json")))
     return redact_values(values, secrets_in(values))
-
-
-def _unwritten_defaults(
-    changed: Sequence[tuple[str, Any, Any]], before: Mapping[str, str], now: Mapping[str, str]
-) -> list[str]:
-    """The keys among the changed ones that only one of two recipes has, as a default: other
-    versions wrote fewer of them down, or had other ones."""
-    return [
-        key
-        for key, *_ in changed
-        if (key not in before and is_default(now.get(key, "")))
-        or (key not in now and is_default(before.get(key, "")))
-    ]
-
-
-def _shown(value: Any) -> str:
-    return "(absent)" if value is None else dumps(value)
 
 
 def _data_changes(old: dict[str, Any], new: dict[str, Any]) -> Iterator[Problem]:

@@ -64,6 +64,9 @@ class Session:
         if self.dry_run or not self.resume or not (self.folder / "manifest.json").exists():
             return None
         run = Run.create(self.resolved, resume=True)
+        if not run.is_done:  # its stages see what a changed recipe makes stale
+            run.close()
+            return None
         self._remove_scratch(run)
         return already_done(run, self.on_event)
 

@@ -21,6 +21,7 @@ OPTIONS = {
     "sapo": "--dry-run --resume --overwrite --num-processes --num_processes --json --debug",
     "reward": "--dry-run --resume --overwrite --num-processes --num_processes --json --debug",
     "rlhf": "--dry-run --resume --overwrite --num-processes --num_processes --json --debug",
+    "online": "--dry-run --resume --overwrite --num-processes --num_processes --json --debug",
     "mosaic": "--dry-run --resume --overwrite --json --debug",
     "data select": "--labels --oracle --dry-run --resume --overwrite --json --debug",
     "discover": "--dry-run --resume --overwrite --json --debug",

@@ -43,7 +43,7 @@ LONGER = {
     ),
     "aligner/launch/command.py": (520, "the launcher's process and its ranks, seen together"),
     "aligner/losses/dsl/parser.py": (550, "one grammar, each rule with its refusal"),
-    "aligner/runs/run.py": (560, "the run directory: one object, and all that a kill may leave"),
+    "aligner/runs/run.py": (510, "the run directory: one object, and all that a kill may leave"),
     "aligner/tokenization/chat_template.py": (520, "one algorithm: which tokens are whose turn's"),
     "aligner/tokenization/encode.py": (520, "every kind of row to tokens, on shared checks"),
 }

@@ -1,7 +1,7 @@
 """Encode preference pairs for DPO.
 
 Columns: `prompt_ids`, `chosen_ids`, `rejected_ids`, `weight`, `length`, and `text` where reward
-models will read it.
+models will read it. A row with `pair_token_ids` has its answers trained on as they were sampled.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from aligner.data.rows import PreferenceRow, Row, question_of, refuse_tools
-from aligner.methods.dpo.recipe import DpoRecipe
+from aligner.errors import DataError
+from aligner.methods.dpo.recipe import SAMPLED, DpoRecipe
 from aligner.tokenization.ahead import ChatsAhead, pairs_ahead
 from aligner.tokenization.dataset import Encode, RowEncoder, SkipRow, TokenizedRow
-from aligner.tokenization.encode import Pair, encode_pair
+from aligner.tokenization.encode import Pair, encode_pair, encode_prompt
 from aligner.tokenization.unread_keys import unread_of
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ def encoder(recipe: DpoRecipe, tokenizer: PreTrainedTokenizerBase) -> RowEncoder
 
 def _encode_pair_row(tokenizer: PreTrainedTokenizerBase, chats: ChatsAhead) -> Encode:
     def encode(row: Row, limit: int | None) -> TokenizedRow | SkipRow:
-        whole = encode_pair(tokenizer, row, chats.of(row))  # type: ignore[arg-type]
+        assert isinstance(row, PreferenceRow)
+        whole = _as_sampled(tokenizer, row) or encode_pair(tokenizer, row, chats.of(row))
         prompt = whole.prompt_ids
         room = None if limit is None else max(0, limit - len(prompt))
         kept = Pair(prompt, whole.chosen_ids[:room], whole.rejected_ids[:room])
@@ -51,7 +53,7 @@ def _encode_pair_row(tokenizer: PreTrainedTokenizerBase, chats: ChatsAhead) -> E
             "prompt_ids": np.asarray(prompt, dtype=np.int32),
             "chosen_ids": np.asarray(kept.chosen_ids, dtype=np.int32),
             "rejected_ids": np.asarray(kept.rejected_ids, dtype=np.int32),
-            "weight": float(row.weight),  # type: ignore[union-attr]
+            "weight": float(row.weight),
             "length": len(prompt) + max(len(kept.chosen_ids), len(kept.rejected_ids)),
         }
         return TokenizedRow(
@@ -63,6 +65,24 @@ def _encode_pair_row(tokenizer: PreTrainedTokenizerBase, chats: ChatsAhead) -> E
         )
 
     return encode
+
+
+def _as_sampled(tokenizer: PreTrainedTokenizerBase, row: PreferenceRow) -> Pair | None:
+    """Return the pair with the ids that a model sampled, where the row has them: another
+    tokenization of the same text would be one that it did not sample."""
+    sampled = row.extra.get(SAMPLED)
+    if sampled is None:
+        return None
+    known = range(len(tokenizer))
+    sides = sampled if isinstance(sampled, list) and len(sampled) == 2 else [None]
+    for ids in sides:
+        if not isinstance(ids, list) or not all(type(one) is int and one in known for one in ids):
+            raise DataError(
+                f"{row.origin}: `{SAMPLED}` holds no token ids of this tokenizer",
+                "it is a list of two: the ids of the chosen and of the rejected answer; drop the "
+                "column to have the texts tokenized",
+            )
+    return Pair(encode_prompt(tokenizer, row.prompt, row.tools), *sides)
 
 
 def _with_text(encode_pair_row: Encode) -> Encode:

@@ -31,6 +31,9 @@ from aligner.config.view import RecipeView, refuse_formats
 DISTILL_FORWARD_KL = 0.1
 """Weight of the forward KL with such an objective, where `dpo.forward_kl` is left out."""
 
+SAMPLED = "pair_token_ids"
+"""The column with the ids of both answers, as a model sampled them, stop ids included."""
+
 
 class Dpo(Section):
     """Training on preference pairs."""
@@ -292,6 +295,18 @@ def _loss_in_short(dpo: Dpo) -> str:
     return f"{loss}, beta {dpo.beta:g}"
 
 
+OF_OBJECTIVES = (
+    _loss_exists,
+    _weights_are_positive,
+    _settings_of_other_losses,
+    no_mosaics,
+    no_smoothing_of_tokens(
+        f"set `dpo.label_smoothing`, which {', '.join(LABEL_SMOOTHING_LOSSES)} read"
+    ),
+    no_noise_beside_a_reference("dpo.loss"),
+)
+"""The rules of every method that trains pairs by `dpo.loss`."""
+
 METHOD = TrainingMethod(
     recipe=DpoRecipe,
     title="direct preference optimization",
@@ -305,18 +320,11 @@ METHOD = TrainingMethod(
     ),
     rules=(
         _preference_formats,
-        _loss_exists,
-        _weights_are_positive,
-        _settings_of_other_losses,
         _distillation,
         _forward_kl,
         _engine_of_the_reference,
         _reference,
-        no_mosaics,
-        no_smoothing_of_tokens(
-            f"set `dpo.label_smoothing`, which {', '.join(LABEL_SMOOTHING_LOSSES)} read"
-        ),
-        no_noise_beside_a_reference("dpo.loss"),
+        *OF_OBJECTIVES,
     ),
     flags=FLAGS,
     trainer_class="transformers.TrainingArguments",

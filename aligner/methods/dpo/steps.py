@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from aligner.config.callables import is_callable
 from aligner.config.generation_rules import SERVED
 from aligner.errors import RecipeError
-from aligner.methods.dpo.recipe import DpoRecipe
+from aligner.methods.dpo.recipe import SAMPLED, DpoRecipe
 from aligner.methods.steps import TrainingSteps
 
 if TYPE_CHECKING:
@@ -50,8 +50,9 @@ class DpoSteps(TrainingSteps):
             check_engine(recipe.generation, reference_section(recipe))
 
     def further_columns(self, recipe: DpoRecipe) -> Sequence[str]:
-        """Return the column with the right answer, which verifiers read."""
-        return ("answer",) if recipe.dpo.reward_models else ()
+        """Return the column with ids that were sampled, and the one with the right answer, which
+        verifiers read."""
+        return (SAMPLED, "answer") if recipe.dpo.reward_models else (SAMPLED,)
 
     def facts(self, recipe: DpoRecipe, prepared: TokenizedData) -> Sequence[tuple[str, str]]:
         """Say whether prompts are shared, and what that saves."""

@@ -13,11 +13,16 @@ from aligner.methods.catalogue import recipes, trainer_settings, training_of, tr
 
 METHODS = list(trainings())
 
+OWN: dict[str, dict[str, Any]] = {
+    "rlhf": {"rlhf.reward_models": ["toy"]},
+    "online": {"online.reward_models": ["toy"], "data.eval": 0.1},
+}
+"""What a method's recipe needs beside a model and rows."""
+
 
 def resolve(method: str, *overrides: str, **flags: Any) -> Resolved:
     data = {"model.name_or_path": "base", "data.train": "rows.jsonl"}
-    own: dict[str, Any] = {"rlhf.reward_models": ["toy"]} if method == "rlhf" else {}
-    return load_recipe(method, None, overrides, {**data, **own, **flags})
+    return load_recipe(method, None, overrides, {**data, **OWN.get(method, {}), **flags})
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -41,6 +46,8 @@ def test_every_key_of_the_trainer_has_a_value_and_an_origin(method: str) -> None
         ("sapo", [], 5e-7, "default of sapo"),
         ("rlhf", [], 1e-6, "default of rlhf"),
         ("rlhf", ["model.lora={}"], 1e-5, "default of rlhf with model.lora"),
+        ("online", [], 5e-7, "default of online"),
+        ("online", ["model.lora={}"], 5e-6, "default of online with model.lora"),
         ("reward", [], 1e-5, "default of reward"),
         ("reward", ["model.lora={}"], 1e-4, "default of reward with model.lora"),
         ("dpo", ["trainer.learning_rate=1e-5"], 1e-5, "trainer.learning_rate=1e-5"),
@@ -54,9 +61,9 @@ def test_the_learning_rate_says_whose_it_is(
     assert resolved.origins["trainer.learning_rate"] == origin
 
 
-def test_epochs_are_three_but_of_a_reward_model() -> None:
+def test_epochs_are_three_but_of_a_reward_model_and_a_round() -> None:
     epochs = {method: resolve(method).recipe.trainer["num_train_epochs"] for method in METHODS}
-    assert epochs == {"sft": 3, "dpo": 3, "sapo": 3, "rlhf": 3, "reward": 1}
+    assert epochs == {"sft": 3, "dpo": 3, "sapo": 3, "rlhf": 3, "reward": 1, "online": 2}
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -41,7 +41,7 @@ EDGE: tuple[Any, ...] = (
 
 TRAINING = {"model.name_or_path": "m", "data.train": "d.jsonl"}
 BASE: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(("sft", "dpo", "sapo", "reward", "rlhf"), TRAINING),
+    **dict.fromkeys(("sft", "dpo", "sapo", "reward", "rlhf", "online"), TRAINING),
     "discover": {"endpoint.base_url": "http://127.0.0.1:1", "endpoint.model": "m"},
     "mosaic": {"data.train": "d.jsonl"},
     "select": {"data.train": "d.jsonl", "select.policy": "m", "select.strategy": "random"},
@@ -85,7 +85,9 @@ def test_every_value_of_a_trainer_passes_or_is_refused_in_words(method: str) -> 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_value_of_our_own_sections_passes_or_is_refused_in_words(method: str) -> None:
     shared = (
-        set(dotted_keys(recipes()["sft"])) if method in ("dpo", "sapo", "reward", "rlhf") else set()
+        set(dotted_keys(recipes()["sft"]))
+        if method in ("dpo", "sapo", "reward", "rlhf", "online")
+        else set()
     )
     for key in [
         key for key in dotted_keys(recipes()[method]) if "[]" not in key and key not in shared

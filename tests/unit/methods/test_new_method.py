@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from aligner.config.method import TrainingMethod
 from aligner.config.trainer_keys import CLASSES
 from aligner.methods.catalogue import METHODS, method_of, trainer_settings, training_of
 from aligner.methods.steps import steps_of
@@ -328,7 +329,7 @@ def test_what_a_folder_says_of_itself_holds(name: str) -> None:
     """A mistake in it would else be an internal error, after hours for some."""
     method = method_of(name)
     assert method.recipe.model_fields["method"].default == name
-    for place in (method.run, method.report):
+    for place in (method.run, method.report, *([method.status] if method.status else [])):
         module, _, function = place.partition(":")
         assert callable(getattr(importlib.import_module(module), function))
     training = training_of(name)
@@ -341,7 +342,8 @@ def test_what_a_folder_says_of_itself_holds(name: str) -> None:
     assert "loss" in training.metrics
     for _, lines in training.charts:
         assert {split for split, _, _ in lines} <= {"train", "eval"}
-    steps_of(name).load()
+    if training.run == TrainingMethod.run:
+        steps_of(name).load()
 
 
 @pytest.mark.parametrize(
@@ -353,11 +355,17 @@ def test_what_a_folder_says_of_itself_holds(name: str) -> None:
             "reward",
             "methods/reward",
             (
-                *(f"aligner/methods/rlhf/{name}.py" for name in ("recipe", "train", "trainer")),
+                *(f"aligner/methods/rlhf/{name}.py" for name in ("metrics", "recipe", "train")),
+                "aligner/methods/api.py",
                 "aligner/reports/rollouts.py",
+                *(
+                    f"aligner/methods/online/{name}.py"
+                    for name in ("evaluation", "measures", "rounds", "status")
+                ),
             ),
         ),
         ("rlhf", "methods/rlhf", ()),
+        ("online", "methods/online", ()),
         ("discover", "methods/discover", ("aligner/endpoints/__init__.py",)),
         ("mosaic", "builders/mosaic", ("aligner/data/loading.py",)),
         ("select", "builders/select", ("cli/data.py",)),

@@ -1,0 +1,1 @@
+"""Online iterative preference optimization: rounds of sampling, scoring, pairing and training."""

@@ -1,0 +1,177 @@
+"""The responses to the prompts of a round, scored: who writes them, and which stages they are.
+
+A scorer that does not need the device (a verifier, a judge on a server) works on finished shards
+while others are sampled; models score once all are there, one after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from aligner.config.recipe import Generation, Model
+from aligner.data.rows import PromptRow
+from aligner.methods.online.pair_stage import Shard
+from aligner.methods.online.pairing import POLICY, START, STRONGER, WEAKER, Scored
+from aligner.methods.online.policies import Policies, name_of
+from aligner.methods.online.preflight import digest_of_prompts
+from aligner.methods.online.recipe import OnlineRecipe
+from aligner.methods.online.sampling import (
+    RESPONSES,
+    Asking,
+    finish_sampling,
+    responses_in,
+    sample,
+    shards,
+)
+from aligner.methods.online.scoring import (
+    Scoring,
+    finish_scoring,
+    journals_of,
+    scored_by,
+    scores_in,
+)
+from aligner.models.fingerprint import model_fingerprint
+from aligner.reward_models.catalogue import load_scorer, read_spec
+from aligner.runs.stages import Stage
+
+BESIDE = ("verifier", "judge", "toy")
+"""Kinds of scorers that do not need the device."""
+
+Written = dict[str, tuple[Stage, Stage | None]]
+"""Who wrote -> the stages of responses and, where there are scorers, of scores."""
+
+
+@dataclass
+class Answering:
+    """Has the prompts of rounds answered and scored."""
+
+    recipe: OnlineRecipe
+    policies: Policies
+
+    def __post_init__(self) -> None:
+        self.scorers = scored_by(self.recipe.online.reward_models)
+
+    def asking(self, section: Model, stream: str, policy: int | None = None) -> Asking:
+        """Return how a model is asked; `policy`: its number, where it is one of ours, which the
+        engine of the recipe serves."""
+        recipe, online = self.recipe, self.recipe.online
+        found = Asking(
+            section=section,
+            generation=Generation(),
+            temperatures=online.temperatures,
+            num_samples=online.num_samples,
+            max_new_tokens=online.max_new_tokens,
+            max_length=recipe.data.max_length,
+            seed=recipe.seed,
+            shard_size=online.shard_size,
+            batch_size=online.generation_batch_size,
+            stream=stream,
+            on_event=self.policies.on_event,
+        )
+        if policy is None:
+            return found
+        before = partial(self.policies.serve, policy)
+        return replace(found, generation=recipe.generation, before=before)
+
+    def answer(self, number: int, rows: Sequence[PromptRow]) -> Written:
+        """Have all who answer in a round write and be scored."""
+        found = {}
+        for source, (asking, model) in self._sources(number).items():
+            found[source] = self._written(number, source, asking, model, rows)
+        return found
+
+    def _sources(self, number: int) -> dict[str, tuple[Asking, str]]:
+        """Who answers the prompts of a round, and what tells that model from others."""
+        online, name = self.recipe.online, name_of(number)
+        if online.pairing.rule == "two_models":
+            found = {}
+            for source, section in ((STRONGER, online.stronger), (WEAKER, online.weaker)):
+                assert section is not None, "a rule asks for it"
+                asking = self.asking(section, f"{name} {source}")
+                found[source] = (asking, model_fingerprint(section))
+            return found
+        policies, before = self.policies, number - 1
+        own = self.asking(policies.section(before), name, before)
+        found = {POLICY: (own, policies.key(before))}
+        if online.pairing.rule == "anchored" and number > 1:
+            found[START] = (self.asking(policies.start, f"{name} start"), policies.key(0))
+        return found
+
+    def _written(
+        self, number: int, source: str, asking: Asking, model: str, rows: Sequence[PromptRow]
+    ) -> tuple[Stage, Stage | None]:
+        online, stages = self.recipe.online, self.policies.stages
+        name, suffix = name_of(number), "" if source == POLICY else f"-{source}"
+        made_of = {"model": model, "prompts": digest_of_prompts(rows), **asking.made_of()}
+        sampled = stages.open(f"{name}/sample{suffix}", made_of)
+        scored = None
+        if online.reward_models:
+            # Of the key of the responses: while these are written, they have no digest yet.
+            made_of = {"responses": sampled.key, "scorers": self.scorers}
+            scored = stages.open(f"{name}/score{suffix}", made_of)
+        self._carry_out(sampled, scored, asking, rows)
+        return sampled, scored
+
+    def _carry_out(
+        self, sampled: Stage, scored: Stage | None, asking: Asking, rows: Sequence[PromptRow]
+    ) -> None:
+        specs, parts = self.recipe.online.reward_models, shards(rows, asking.shard_size)
+        if sampled.is_done and (scored is None or scored.is_done):
+            return
+        responses = sampled.journal(RESPONSES)
+        scoring = None
+        if scored is not None:
+            scoring = Scoring(scored, specs, rows, responses, parts, asking.on_event)
+        if not sampled.is_done:
+            _sample_and_score(sampled, scoring, asking, rows, responses)
+            finish_sampling(sampled, rows, asking)
+        if scoring is not None and scored is not None:
+            scoring.run()
+            finish_scoring(scored, scoring.journals, specs, len(parts))
+
+    def scored(self, written: Written, rows: Sequence[PromptRow]) -> Iterator[tuple[range, Shard]]:
+        """Yield the shards with the scored responses of all who answered."""
+        online = self.recipe.online
+        opened: list[tuple[str, Any, Any]] = []
+        for source, (sampled, stage) in written.items():
+            scores = [] if stage is None else journals_of(stage, online.reward_models)
+            opened.append((source, sampled.journal(RESPONSES), scores))
+        for number, part in enumerate(shards(rows, online.shard_size)):
+            found: list[list[Scored]] = [[] for _ in part]
+            for source, journal, journals in opened:
+                samples = responses_in(journal, number)
+                values: Any = [[None] * len(row) for row in samples]
+                if journals:
+                    values = scores_in(journals, online.reward_weights, number)
+                for place, (row, scores) in enumerate(zip(samples, values, strict=True)):
+                    for index, (one, score) in enumerate(zip(row, scores, strict=True)):
+                        of_one = (one.text, one.token_ids, one.is_finished, score, source, index)
+                        found[place].append(Scored(*of_one))
+            yield part, found
+
+
+def _sample_and_score(
+    sampled: Stage,
+    scoring: Scoring | None,
+    asking: Asking,
+    rows: Sequence[PromptRow],
+    responses: Any,
+) -> None:
+    """Sample all shards; scorers that do not need the device judge those that are there."""
+    beside = {}
+    for number, spec in enumerate(scoring.specs if scoring is not None else []):
+        if read_spec(spec).kind in BESIDE:
+            beside[number] = load_scorer(spec)
+    with ThreadPoolExecutor(1) as pool:
+        jobs = []
+        for part in sample(sampled, rows, asking, responses):
+            for number, scorer in beside.items():
+                assert scoring is not None, "it has the scorers"
+                if part not in scoring.journals[number]:
+                    jobs.append(pool.submit(scoring.score, number, scorer, [part]))
+        for job in jobs:
+            job.result()

@@ -1,0 +1,210 @@
+"""The policies of the rounds: which model each is, how the next one is trained from it, against
+which reference, and whose weights stay on disk. Policy 0 is the start.
+
+Under LoRA the start is the reference in every round all the same: the first round has the base
+below its adapter, later ones train that adapter further, and name the start as reference.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from aligner.config.recipe import Model
+from aligner.errors import UsageError
+from aligner.events import DataReady, Event, Finished, Notice, OnEvent, Plan, StageStarted, tell
+from aligner.methods.online.average import is_averaged, write_average
+from aligner.methods.online.pair_stage import pair_file
+from aligner.methods.online.recipe import OnlineRecipe
+from aligner.methods.online.train_stage import Training, final_of, train
+from aligner.models.fingerprint import model_fingerprint
+from aligner.runs.stages import Stage, Stages
+
+
+def name_of(number: int) -> str:
+    """Return the folder of a round."""
+    return f"rounds/{number:02d}"
+
+
+@dataclass
+class Policies:
+    """The start, and the policy of each round that was trained.
+
+    `pairs` and `trained` are the stages of the rounds so far.
+    """
+
+    recipe: OnlineRecipe
+    origins: dict[str, str]
+    stages: Stages
+    on_event: OnEvent | None
+    pairs: list[Stage] = field(default_factory=list)
+    trained: list[Stage] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.start = self.recipe.model.model_copy(update={"lora": None})
+        self._start_key = model_fingerprint(self.start)
+
+    def section(self, number: int) -> Model:
+        """Return a policy as a model to sample from."""
+        if number == 0:
+            return self.start
+        place = str(final_of(self.trained[number - 1]))
+        return self.start.model_copy(
+            update={"name_or_path": place, "revision": None, "new_tokens": []}
+        )
+
+    def key(self, number: int) -> str:
+        """Return what tells a policy from all others."""
+        return self._start_key if number == 0 else self.trained[number - 1].digest
+
+    def train(self, number: int) -> None:
+        """Train the policy of a round on the pairs that are there by then."""
+        stage = self.stages.open(f"{name_of(number)}/train", self._made_of(number))
+        self.trained.append(stage)
+        if not stage.is_done:
+            self.ensure(self._start_of(number))
+            self._carry_out(stage, number)
+
+    def ensure(self, number: int) -> None:
+        """Train a policy again whose weights are needed and were not kept."""
+        if number == 0 or not self.trained[number - 1].is_pruned:
+            return
+        stage = self.trained[number - 1]
+        tell(self.on_event, Notice(f"{stage.name} is done again: its weights were not kept"))
+        stage.reset()
+        self.ensure(self._start_of(number))
+        self._carry_out(stage, number)
+
+    def _start_of(self, number: int) -> int:
+        return 0 if self.recipe.online.start == "initial" else number - 1
+
+    def _carry_out(self, stage: Stage, number: int) -> None:
+        train(stage, self.recipe, self.origins, self._training(number), self._heard())
+
+    def _heard(self) -> OnEvent | None:
+        """What is heard of the training of a round: all but its plan and its end."""
+        listener = self.on_event
+
+        def hear(event: Event) -> None:
+            if not isinstance(event, Plan | Finished | DataReady):
+                tell(listener, event)
+
+        return None if listener is None else hear
+
+    def _made_of(self, number: int) -> dict[str, Any]:
+        online, recipe = self.recipe.online, self.recipe
+        pairs = self.pairs if online.start == "initial" or online.replay else self.pairs[-1:]
+        lora = recipe.model.lora
+        return {
+            "pairs": [stage.digest for stage in pairs],
+            "replay": online.replay,
+            "start": self.key(self._start_of(number)),
+            "reference": self._reference_key(number),
+            "loss": recipe.dpo.model_dump(mode="json") if online.train == "dpo" else "sft",
+            "lora": None if lora is None else lora.model_dump(mode="json"),
+            "quantization": recipe.model.quantization,
+            "dtype": recipe.model.dtype,
+            "trainer": {k: v for k, v in recipe.trainer.items() if k != "output_dir"},
+            "max_length": recipe.data.max_length,
+            "processes": recipe.launch.num_processes,
+            "seed": recipe.seed,
+        }
+
+    def _training(self, number: int) -> Training:
+        """What a round trains."""
+        online, start = self.recipe.online, self._start_of(number)
+        section = self.section(start).model_copy(update={"lora": self.recipe.model.lora})
+        if start == 0:
+            section = self.recipe.model
+        files = [pair_file(stage) for stage in self.pairs[:number]]
+        reference = self._reference(number, start)
+        if online.start == "initial":
+            return Training(section, files, [], reference)
+        own = (self.pairs[number - 1].facts or {})["pairs"]
+        each = round(online.replay * own / max(1, number - 1))
+        return Training(section, files[-1:], [(file, each) for file in files[:-1]], reference)
+
+    # --- the reference ----------------------------------------------------------------------------
+
+    def _reference(self, number: int, start: int) -> str | None:
+        """Return the folder of the reference; None for the model that this training starts from."""
+        online = self.recipe.online
+        if online.train == "sft" or number == 1:
+            return None
+        if online.reference == "ema":
+            return str(self._averaged(number - 1))
+        wanted = 0 if online.reference == "initial" else number - 1
+        if wanted == start:
+            return None
+        self.ensure(wanted)
+        return self.folder(wanted)
+
+    def _reference_key(self, number: int) -> str:
+        online = self.recipe.online
+        if online.train == "sft":
+            return "none"
+        if online.reference == "ema":
+            keys = [self.key(place) for place in range(number)]
+            return f"ema {online.ema_decay} {sha256(json.dumps(keys).encode()).hexdigest()}"
+        return self.key(0 if online.reference == "initial" else number - 1)
+
+    def _averaged(self, number: int) -> Path:
+        """Return the folder of the average behind a round, made where it is not there."""
+        if number == 0:
+            return Path(self.folder(0))
+        decay = self.recipe.online.ema_decay
+        folder = self.stages.root / name_of(number) / "average"
+        key = f"{decay} {' '.join(self.key(place) for place in range(number + 1))}"
+        if not is_averaged(folder, key):
+            before = self._averaged(number - 1)
+            self.ensure(number)
+            write_average(before, Path(self.folder(number)), decay, folder, key)
+        return folder
+
+    def folder(self, number: int) -> str:
+        """Return the folder of a policy; of a start on the hub that of its revision on this
+        machine."""
+        section = self.section(number)
+        if Path(section.name_or_path).expanduser().exists():
+            return section.name_or_path
+        from huggingface_hub import snapshot_download
+
+        found: str = snapshot_download(
+            section.name_or_path, revision=section.revision, local_files_only=True
+        )
+        return found
+
+    # --- weights ----------------------------------------------------------------------------------
+
+    def prune(self, best: int) -> None:
+        """Remove the weights of rounds that are not to be kept: never the best, nor the last."""
+        keep, last = self.recipe.online.keep, len(self.trained)
+        kept = {best, last, *([last - 1] if keep == "last2" else [])}
+        for number, stage in enumerate(self.trained, 1):
+            if keep != "all" and number not in kept:
+                stage.prune(lambda name: name.endswith(".safetensors"))
+
+    def serve(self, number: int) -> None:
+        """Make sure that a policy is there, and that the server serves it."""
+        self.ensure(number)
+        command = self.recipe.online.serve
+        if command is None:
+            return
+        line = command.replace("{model}", self.folder(number)).replace("{round}", str(number))
+        tell(self.on_event, StageStarted(f"serving the policy of round {number}"))
+        done = subprocess.run(line, shell=True, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise UsageError(
+                f"online.serve ended with {done.returncode}: {line}\n{done.stderr[-2000:]}",
+                "it must end with 0 once the server answers for the new policy",
+            )
+
+
+def digests(stages: Sequence[Stage | None]) -> list[str]:
+    """Return what finished stages hold, in short."""
+    return [stage.digest for stage in stages if stage is not None]

@@ -1,0 +1,207 @@
+"""What is known before the first response: prompts of each round, scorers, engines, and room on the
+disk.
+
+The training prompts are put into one order by the seed, those that ask the same counted once, and
+those of the held-out rows left out; each round takes the next of them, so no prompt comes twice.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from aligner.config.recipe import Model
+from aligner.data.loading import load_rows
+from aligner.data.rows import PromptRow, prompt_text, refuse_tools
+from aligner.errors import DataError, UsageError
+from aligner.events import DataReady, Notice, OnEvent, StageStarted, Warned, tell
+from aligner.generation.writers import check_engine
+from aligner.methods.online.recipe import OnlineRecipe
+from aligner.methods.steps import steps_of
+from aligner.models.files import check_model_path
+from aligner.models.fingerprint import model_fingerprint
+from aligner.reward_models.catalogue import read_spec
+from aligner.reward_models.ensemble import refuse_cycles
+from aligner.runs.run import Run
+
+FEW = 8
+"""Prompts below which a round is remarked on."""
+BYTES_OF_TOKEN = 12
+"""Of a response on disk: its id in JSON, and its text."""
+STATES = 3
+"""What a checkpoint holds beside the weights: two moments of the optimizer, and rounding."""
+
+
+@dataclass
+class Inputs:
+    """The prompts of each round and the held-out ones, and what they came from."""
+
+    rounds: list[list[PromptRow]]
+    held_out: list[PromptRow]
+    files: dict[str, str]
+    fingerprint: str
+    ledger: dict[str, Any]
+    left_out: dict[str, int] = field(default_factory=dict)
+
+    def record(self, run: Run) -> None:
+        """Write down what was read; what changed since is seen by the stages."""
+        run.write_json("inputs.json", {"fingerprint": self.fingerprint, "sources": self.files})
+        run.write_json("data.json", self.ledger)
+
+    def parents(self, start: Model) -> list[dict[str, Any]]:
+        """Return where the run came from."""
+        model = {
+            "kind": "model",
+            "path": start.name_or_path,
+            "fingerprint": model_fingerprint(start),
+        }
+        data = [
+            {"kind": "data", "path": path, "fingerprint": digest}
+            for path, digest in self.files.items()
+        ]
+        return [model, *data]
+
+
+def digest_of_prompts(rows: Sequence[PromptRow]) -> str:
+    """Return a hash of prompts, with the answers that verifiers compare with."""
+    found = [[row.prompt, row.answer] for row in rows]
+    return sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
+
+
+def check(recipe: OnlineRecipe) -> None:
+    """Check scorers, models and engines, before rows are read.
+
+    Raises: RecipeError or UsageError.
+    """
+    online = recipe.online
+    gold = online.evaluation.gold
+    for spec in [*online.reward_models, *([gold] if gold is not None else [])]:
+        refuse_cycles(read_spec(spec))
+    for key in ("stronger", "weaker"):
+        if (section := getattr(online, key)) is not None:
+            check_model_path(section, f"online.{key}")
+    check_engine(recipe.generation, recipe.model)
+    if online.train == "dpo":
+        steps_of("dpo").check(_as_dpo(recipe), None)
+
+
+def _as_dpo(recipe: OnlineRecipe) -> Any:
+    from aligner.methods.dpo.recipe import DpoRecipe
+
+    return DpoRecipe(
+        output_dir=recipe.output_dir, model=recipe.model, data=recipe.data, dpo=recipe.dpo
+    )
+
+
+def read_inputs(recipe: OnlineRecipe, on_event: OnEvent | None) -> Inputs:
+    """Read the prompts, and say which round gets how many.
+
+    Raises: DataError where there are not enough.
+    """
+    tell(on_event, StageStarted("reading the data"))
+    loaded = load_rows(recipe.data, "prompts", recipe.seed, keep=("answer",))
+    loaded.warn(on_event)
+    refuse_tools([*loaded.train, *loaded.eval], "what scores responses")
+    held_out = [row for row in loaded.eval if isinstance(row, PromptRow)]
+    seen = {prompt_text(row) for row in held_out}
+    left_out = {"held out too": 0, "come twice": 0}
+    kept: list[PromptRow] = []
+    asked: set[str] = set()
+    for row in loaded.train:
+        assert isinstance(row, PromptRow)
+        text = prompt_text(row)
+        if text in seen:
+            left_out["held out too"] += 1
+        elif text in asked:
+            left_out["come twice"] += 1
+        else:
+            asked.add(text)
+            kept.append(row)
+    rounds = _rounds(recipe, kept)
+    files = {
+        record.path: record.sha256 for source in loaded.ledger.sources for record in source.files
+    }
+    inputs = Inputs(rounds, held_out, files, loaded.fingerprint, loaded.ledger.to_json(), left_out)
+    table = loaded.ledger.table()
+    table += [(f"prompts that {what}", f"{count:,}") for what, count in left_out.items() if count]
+    table.append(("prompts of a round", f"{len(rounds[0]):,}, none of which comes again"))
+    tell(on_event, DataReady(table))
+    unused = len(kept) - sum(map(len, rounds))
+    if unused:
+        tell(on_event, Notice(f"{unused:,} of {len(kept):,} prompts are in no round"))
+    if len(rounds[0]) < FEW:
+        tell(on_event, Warned(f"a round has {len(rounds[0])} prompts, which is few"))
+    return inputs
+
+
+def _rounds(recipe: OnlineRecipe, rows: Sequence[PromptRow]) -> list[list[PromptRow]]:
+    online = recipe.online
+    size = online.prompts_per_round or len(rows) // online.rounds
+    if size < 1 or size * online.rounds > len(rows):
+        wanted = online.rounds * max(1, size)
+        raise DataError(
+            f"{online.rounds} rounds of {max(1, size):,} prompts need {wanted:,} different ones, "
+            f"and there are {len(rows):,}",
+            "use fewer rounds, a smaller online.prompts_per_round, or more prompts",
+        )
+    order = np.random.default_rng(recipe.seed).permutation(len(rows))
+    shuffled = [rows[int(place)] for place in order]
+    return [shuffled[start : start + size] for start in range(0, size * online.rounds, size)]
+
+
+def plan_rows(recipe: OnlineRecipe, inputs: Inputs) -> list[tuple[str, str, str]]:
+    """Return what a dry run says."""
+    online = recipe.online
+    prompts, rounds = len(inputs.rounds[0]), len(inputs.rounds)
+    sources = 2 if online.pairing.rule == "two_models" else 1
+    each = prompts * online.num_samples * sources
+    held_out = len(inputs.held_out) * online.evaluation.num_samples
+    rows = [
+        ("rounds", f"{rounds}", f"{prompts:,} prompts each"),
+        ("responses of a round", f"{each:,}", f"{online.num_samples} to each prompt"),
+        ("held-out responses", f"{held_out:,}", "after each round, and of the start"),
+    ]
+    if online.reward_models:
+        rows.append(("scores of a round", f"{each * len(online.reward_models):,}", "at most"))
+    return [*rows, ("disk", _shown(bytes_needed(recipe, inputs)), "about")]
+
+
+def bytes_needed(recipe: OnlineRecipe, inputs: Inputs) -> int:
+    """Return roughly what a run writes: responses, the weights that are kept, a checkpoint."""
+    online = recipe.online
+    samples = online.num_samples * (2 if online.pairing.rule in ("two_models", "anchored") else 1)
+    prompts = sum(map(len, inputs.rounds))
+    held_out = len(inputs.held_out) * online.evaluation.num_samples * (online.rounds + 1)
+    responses = (prompts * samples + held_out) * online.max_new_tokens * BYTES_OF_TOKEN
+    weights = 0 if recipe.model.lora is not None else _bytes_of(recipe.model)
+    kept = online.rounds if online.keep == "all" else 3
+    return responses + weights * (kept + 1 + 2 * STATES)
+
+
+def _bytes_of(model: Model) -> int:
+    folder = Path(model.name_or_path).expanduser()
+    if not folder.is_dir():
+        return 0
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def refuse_full_disk(recipe: OnlineRecipe, inputs: Inputs, folder: Path) -> None:
+    """Raise UsageError where what is written would not fit."""
+    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free, needed = shutil.disk_usage(place).free, bytes_needed(recipe, inputs)
+    if needed > free:
+        raise UsageError(
+            f"{folder}: the rounds write about {_shown(needed)}, and {_shown(free)} are free",
+            "free some space, choose another output_dir, or set online.keep=last2",
+        )
+
+
+def _shown(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

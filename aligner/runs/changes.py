@@ -1,0 +1,65 @@
+"""What differs between the recipe that a run was started with and the one that it is resumed with.
+Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from aligner.config.defaults import is_default
+from aligner.runs.environment import REDACTED
+from aligner.runs.files import dumps, flatten
+
+FREE_KEYS = (
+    "output_dir",
+    "report",
+    *(f"launch.{key}" for key in ("machine_rank", "main_process_ip", "main_process_port")),
+    *(f"discover.{key}" for key in ("proposals", "minutes", "history", "timeout_minutes")),
+    *(f"mosaic.{key}" for key in ("workers", "batch_size")),
+    *(
+        f"endpoint.{key}"
+        for key in (
+            "budget",
+            "base_url",
+            "api_key_env",
+            "timeout_s",
+            "max_retries",
+            "max_in_flight",
+        )
+    ),
+    *(f"endpoint.{key}" for key in ("requests_per_minute", "tokens_per_minute", "record")),
+    *(f"endpoint.usd_per_million_{kind}_tokens" for kind in ("prompt", "completion")),
+)
+"""Keys, or sections, that may change when a run is resumed: limits, and what no result depends
+on."""
+
+
+def _is_free(key: str) -> bool:
+    return any(key == free or key.startswith((f"{free}.", f"{free}[")) for free in FREE_KEYS)
+
+
+def changed_keys(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """What differs between two recipes and may change a result: (key, old value, new value). Absent
+    is None."""
+    before, after = flatten(old), flatten(new)
+    keys = [key for key in {**before, **after} if not _is_free(key)]
+    pairs = [(key, before.get(key), after.get(key)) for key in keys]
+    return [(key, a, b) for key, a, b in pairs if a != b and REDACTED not in str(a)]
+
+
+def unwritten_defaults(
+    changed: Sequence[tuple[str, Any, Any]], before: Mapping[str, str], now: Mapping[str, str]
+) -> list[str]:
+    """The keys among the changed ones that only one of two recipes has, as a default: other
+    versions wrote fewer of them down, or had other ones."""
+    return [
+        key
+        for key, *_ in changed
+        if (key not in before and is_default(now.get(key, "")))
+        or (key not in now and is_default(before.get(key, "")))
+    ]
+
+
+def shown(value: Any) -> str:
+    """Return a value as a message shows it."""
+    return "(absent)" if value is None else dumps(value)
