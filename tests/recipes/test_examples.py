@@ -124,3 +124,53 @@ def test_the_model_of_the_walk_through_is_made_from_any_questions_and_answers(
 
     tokenizer = load_tokenizer(Model(name_or_path=str(tmp_path / "model")))
     assert check_tokenizer(tokenizer) == []
+
+
+THREE_LINES = runpy.run_path(str(ROOT / "examples" / "three_lines.py"))
+
+
+@pytest.mark.parametrize(
+    ("answer", "share"),
+    [
+        ("- Mix the flour.\n- Add two eggs.\n- Bake it.", 1.0),
+        ("- Mix the flour.\n- Add two eggs.", 2 / 3),
+        ("Mix the flour.\n\nAdd two eggs.\nBake it.", 2 / 3),
+        ("- Mix the flour.\n- Add two eggs.\n- Then you bake it all slowly.", 8 / 9),
+        ("- Mix the flour.\n- Mix the flour.\n- Bake it.", (2 / 3 + 2 / 3) / 3),
+        ("- eat more fruit\n- sleep early\n- take a walk.", 0.0),
+        ("It depends on what you like most of all.", 0.0),
+        ("\n", 0.0),
+    ],
+)
+def test_three_lines_are_scored_by_the_share_of_what_was_asked(answer: str, share: float) -> None:
+    assert THREE_LINES["share"](None, answer, None) == pytest.approx(share)
+
+
+def test_prompts_of_three_lines_come_from_tasks_of_both_forms(tmp_path: Path) -> None:
+    tasks = [
+        {"instruction": "Name", "input": "one."},
+        {"instruction": "Name", "instances": [{"input": "two.", "output": "2"}]},
+        {"instruction": "long " * 40},
+        {"instruction": "Sort it.", "is_classification": True},
+    ]
+    (tmp_path / "tasks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in tasks), "utf-8")
+    THREE_LINES["main"](tmp_path / "tasks.jsonl", tmp_path / "prompts.jsonl")
+    rows = load_rows(Data(train=str(tmp_path / "prompts.jsonl")), task="prompts", seed=0).train
+    asked = [row.prompt for row in rows]
+    assert [text.split("\n\nAnswer")[0] for text in asked] == ["Name\n\none.", "Name\n\ntwo."]
+    assert all("exactly three lines" in text for text in asked)
+
+
+def test_scored_answers_become_pairs_of_the_best_and_the_worst(tmp_path: Path) -> None:
+    texts = ["worst", "good", "bad", "best", " ", "same"]
+    row = {
+        "prompt": "p",
+        "completions": [{"text": text} for text in texts],
+        "scores": [0.0, 0.6, 0.1, 1.0, 0.0, 0.1],
+    }
+    file = tmp_path / "scored.jsonl"
+    file.write_text(json.dumps(row) + "\n", "utf-8")
+    source = Source(path=str(file), function=f"{ROOT / 'examples' / 'three_lines.py'}:pairs")
+    rows = load_rows(Data(train=[source]), task="preference", seed=0).train
+    said = [(row.chosen, row.rejected) for row in rows]
+    assert said == [("best", "worst"), ("good", "bad")]

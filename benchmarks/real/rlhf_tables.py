@@ -1,0 +1,89 @@
+"""The tables of `benchmarks.real.rlhf`, from what was seen at each step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+from typing import Any
+
+SHOWN = 5
+"""Steps that a line of the table averages over, since one has few answers."""
+NATS = (0.5, 1.0, 2.0)
+"""KL to the start, in nats a response, at which rewards are compared."""
+
+Arms = dict[str, list[dict[str, Any]]]
+"""Arm -> for each seed what `benchmarks.real.rlhf.read_arm` returns."""
+KEYS = {"reward": 3, "perfect": 2, "kl": 2, "tokens": 1, "truncated": 2}
+"""Column -> its decimals."""
+
+
+def page(arms: Arms) -> str:
+    """The curves, the held-out prompts, and rewards at the same KL."""
+    known = {arm: seeds for arm, seeds in arms.items() if seeds}
+    parts = [_curves(known), _held_out(known), _matched(known)]
+    return "\n".join([*parts[0], "", *parts[1], "", *parts[2]])
+
+
+def _curves(arms: Arms) -> list[str]:
+    lines = [
+        f"Answers sampled in training, means over {SHOWN} steps and over seeds (each seed):",
+        "",
+    ]
+    lines += _head(["arm", "steps", *KEYS])
+    for arm, seeds in arms.items():
+        for start in range(0, len(seeds[0]["steps"]), SHOWN):
+            rows = [one["steps"][start : start + SHOWN] for one in seeds]
+            cells = []
+            for key, decimals in KEYS.items():
+                cells.append(cell([fmean(step[key] for step in row) for row in rows], decimals))
+            lines.append(_row([arm, f"{start + 1} to {start + len(rows[0])}", *cells]))
+    return lines
+
+
+def _held_out(arms: Arms) -> list[str]:
+    keys = [key for key in KEYS if key != "kl"]
+    lines = ["Held-out prompts, one answer each, after so many steps:", ""]
+    lines += _head(["arm", "steps", *keys])
+    for arm, seeds in arms.items():
+        for rows in zip(*(one["held_out"] for one in seeds)):
+            cells = [cell([row[key] for row in rows], KEYS[key]) for key in keys]
+            lines.append(_row([arm, str(rows[0]["step"]), *cells]))
+    return lines
+
+
+def _matched(arms: Arms) -> list[str]:
+    lines = [
+        f"Reward where the mean KL of {SHOWN} steps first passes a number of nats a response; "
+    ]
+    lines[0] += "a dash: not reached:"
+    lines += ["", *_head(["arm", *(f"KL {nats:g}" for nats in NATS)])]
+    for arm, seeds in arms.items():
+        cells = [cell([reward_at(one["steps"], nats) for one in seeds], 3) for nats in NATS]
+        lines.append(_row([arm, *cells]))
+    return lines
+
+
+def reward_at(steps: Sequence[dict[str, Any]], nats: float) -> float | None:
+    """The smoothed reward where the smoothed KL first reaches a number of nats; None if never."""
+    for end in range(1, len(steps) + 1):
+        window = steps[max(0, end - SHOWN) : end]
+        if fmean(step["kl"] for step in window) >= nats:
+            return fmean(step["reward"] for step in window)
+    return None
+
+
+def cell(values: Sequence[float | None], decimals: int) -> str:
+    """The mean and each value; no mean where a value was never reached, which is a dash."""
+    texts = ["-" if one is None else f"{one:.{decimals}f}" for one in values]
+    known = [one for one in values if one is not None]
+    if len(known) < len(values) or len(values) == 1:
+        return ", ".join(texts)
+    return f"{fmean(known):.{decimals}f} ({', '.join(texts)})"
+
+
+def _head(names: Sequence[str]) -> list[str]:
+    return [_row(names), _row(["---"] * len(names))]
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
