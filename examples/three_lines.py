@@ -13,12 +13,17 @@ to a file: `python examples/three_lines.py tasks.jsonl prompts.jsonl`.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 LINES = 3
 FEWEST_WORDS, MOST_WORDS = 2, 5
+LONGEST_LINE = 40
+"""Characters; with the words it leaves no room for chains such as `sit-up-sac-fit-moo`, which a
+policy found when words were what white space separates."""
+WORD = re.compile(r"[^\W_][^\W_']*")
 MARK = "- "
 EXAMPLE = ("- eat more fruit", "- sleep early", "- take a walk")
 ASKED = (
@@ -55,8 +60,10 @@ def share(prompt: Any, completion: str, reference: str | None) -> float:
             own.append(line)
             plain.add(said)
     marked = sum(line.startswith(MARK) for line in own)
-    words = [len(line.removeprefix(MARK).split()) for line in own]
-    short = sum(FEWEST_WORDS <= count <= MOST_WORDS for count in words)
+    short = sum(
+        FEWEST_WORDS <= len(WORD.findall(line)) <= MOST_WORDS and len(line) <= LONGEST_LINE
+        for line in own
+    )
     return ((len(own) == len(lines) == LINES) + (marked + short) / len(lines)) / 3
 
 

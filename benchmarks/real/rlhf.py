@@ -60,15 +60,16 @@ ARMS: dict[str, tuple[str, list[str]]] = {
     "segment": (SEGMENT, []),
     "mixed": (SEGMENT, ["rlhf.credit=mixed", f"rlhf.reward_models=['verifier:{TASK}:share']"]),
 }
-STEPS = 20
+STEPS = 10
+"""Fewer than the recipes', and a little larger ones: a learning rate of 3e-4 in place of 2e-4."""
 COMMON = [
     f"trainer.max_steps={STEPS}",
+    "trainer.learning_rate=3e-4",
     f"trainer.eval_steps={STEPS // 2}",
     "trainer.eval_on_start=true",
     "trainer.per_device_train_batch_size=3",
     "trainer.per_device_eval_batch_size=24",
-    "report.num_prompts=2",
-    "report.max_new_tokens=32",
+    "report.num_prompts=0",
 ]
 
 Share = Callable[[Any, str, "str | None"], float]
@@ -170,7 +171,7 @@ def run_arm(model: Path, folder: Path, arm: str, seed: int) -> None:
         *changes,
     ]
     if recipe == SEGMENT:
-        changes.append(f"rlhf.segment_model={folder / 'reward'}")
+        changes += [f"rlhf.segment_model={folder / 'reward'}", "rlhf.normalizer_samples=64"]
     roller = watched(task(), folder / f"{arm}-{seed}.jsonl")
     with patch.object(rlhf_train, "Roller", roller):
         finish("rlhf", recipe, run, changes)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
-SHOWN = 5
+SHOWN = 2
 """Steps that a line of the table averages over, since one has few answers."""
 NATS = (0.5, 1.0, 2.0)
 """KL to the start, in nats a response, at which rewards are compared."""
