@@ -1,13 +1,14 @@
 """A task whose answers a program can check: three short lines of a list, in words of one's own.
 
-    aligner generate MODEL --data prompts.jsonl --num-samples 8 --max-new-tokens 32 -o sampled.jsonl
-    aligner score --data sampled.jsonl --reward-model verifier:examples/three_lines.py:share \
-        -o scored.jsonl
+    python examples/three_lines.py tasks.jsonl prompts.jsonl     # rows with an `instruction`
+    aligner generate MODEL --data prompts.jsonl -n 4 --max-new-tokens 32 -o sampled.jsonl
+    VERIFIER=verifier:examples/three_lines.py:share
+    aligner score --data sampled.jsonl --reward-model $VERIFIER -o scored.jsonl
 
 `prompts` and `pairs` are functions for `data` (docs/data.md), `share` is one for `verifier:`
 (reward_models/README.md). Recipes that use them: `rlhf/smollm2-135m-lines`,
-`reward/smollm2-135m-lines`, `rlhf/smollm2-135m-lines-segment`. Run as a program it writes prompts
-to a file: `python examples/three_lines.py tasks.jsonl prompts.jsonl`.
+`reward/smollm2-135m-lines`, `rlhf/smollm2-135m-lines-segment`. Measured by
+`benchmarks/real/rlhf.py`.
 """
 
 from __future__ import annotations
