@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import chain
+from itertools import accumulate, chain
 from statistics import fmean
 from typing import Any
 
@@ -12,6 +12,8 @@ SMOOTH = 5
 
 Seen = dict[str, Any]
 Read = Callable[[Seen], float | None]
+Columns = dict[str, tuple[Read, int]]
+"""Header -> how it is read, and its decimals."""
 
 
 def smoothed(values: Sequence[float]) -> list[float]:
@@ -45,13 +47,38 @@ def last(key: str) -> Read:
 
 
 def correlation(seen: Seen) -> float:
-    """What `benchmarks.effects.rlhf.correlation` found."""
-    found: float = seen["correlation"]
+    """The correlation at iteration 0."""
+    found: float = seen["correlation"][0]
     return found
 
 
-def columns(qualities: Sequence[float], nats: Sequence[float]) -> dict[str, tuple[Read, int]]:
-    """The columns of training to the end: header -> how it is read, and its decimals."""
+def early_correlation(seen: Seen) -> float:
+    """The mean over the first iterations."""
+    return fmean(seen["correlation"][:SMOOTH])
+
+
+def tokens_to(quality: float) -> Read:
+    """How many thousand tokens were sampled until the smoothed quality is reached."""
+
+    def read(seen: Seen) -> float | None:
+        pairs = zip(accumulate(seen["sampled"]), smoothed(seen["quality"]))
+        return next((tokens / 1000 for tokens, value in pairs if value >= quality), None)
+
+    return read
+
+
+def quality_after(thousands: float) -> Read:
+    """The smoothed quality once so many thousand tokens are sampled."""
+
+    def read(seen: Seen) -> float | None:
+        pairs = zip(accumulate(seen["sampled"]), smoothed(seen["quality"]))
+        return next((value for tokens, value in pairs if tokens >= 1000 * thousands), None)
+
+    return read
+
+
+def columns(qualities: Sequence[float], nats: Sequence[float]) -> Columns:
+    """The columns of training to the end."""
     return {
         "correlation": (correlation, 2),
         **{f"iterations to {one:g}": (iterations_to(one), 0) for one in qualities},
@@ -64,7 +91,17 @@ def columns(qualities: Sequence[float], nats: Sequence[float]) -> dict[str, tupl
     }
 
 
-SHORT: dict[str, tuple[Read, int]] = {
+def by_tokens(qualities: Sequence[float], thousands: Sequence[float]) -> Columns:
+    """The columns of what sampling costs."""
+    return {
+        "correlation, first 5": (early_correlation, 2),
+        "tokens of an iteration": (lambda seen: fmean(seen["sampled"]), 0),
+        **{f"thousand tokens to {one:g}": (tokens_to(one), 0) for one in qualities},
+        **{f"quality after {one:g} thousand": (quality_after(one), 3) for one in thousands},
+    }
+
+
+SHORT: Columns = {
     "correlation": (correlation, 2),
     "quality, end": (last("quality"), 3),
     "KL, end": (last("kl"), 2),
@@ -73,31 +110,49 @@ SHORT: dict[str, tuple[Read, int]] = {
     "cut off": (last("truncated"), 2),
     "malformed": (last("malformed"), 2),
 }
-PARTS: dict[str, tuple[str, dict[str, tuple[Read, int]]]] = {
-    "learned": (
-        "Learned reward models, 96 responses an iteration",
-        columns((0.1, 0.2), (1.0, 3.0)),
+LONG = columns((0.1, 0.2), (1.0, 3.0))
+TABLES: tuple[tuple[str, str, Columns], ...] = (
+    ("learned", "Learned reward models, 96 responses an iteration", LONG),
+    (
+        "learned",
+        "The same by sampled tokens, those that were sampled on from cuts among them",
+        by_tokens((0.1, 0.2), (40, 80, 100)),
     ),
-    "oracle": (
-        "True quality as the reward, 12 responses an iteration",
-        columns((0.1, 0.2), (1.0, 3.0)),
-    ),
-    "planted": ("A nuisance planted in the segment model's values", SHORT),
-    "settings": ("Interpolation and aggregate", SHORT),
-}
+    ("oracle", "True quality as the reward, 12 responses an iteration", LONG),
+    ("oracle", "The same by sampled tokens", by_tokens((0.1, 0.2), (10, 20, 30))),
+    ("planted", "A nuisance planted in the segment model's values", SHORT),
+    ("settings", "Interpolation and aggregate", SHORT),
+)
+"""Part, title, columns."""
 
 
 def tables(results: dict[str, Any]) -> list[str]:
-    """A table for each part that was run, a line for each arm; cells are the mean over seeds and,
-    in brackets, each seed."""
+    """The tables of the parts that were run, a line for each arm; cells are the mean over seeds
+    and, in brackets, each seed."""
     lines: list[str] = []
-    for part, (title, reads) in PARTS.items():
+    for part, title, reads in TABLES:
         if part in results:
             lines += ["", *_table(title, results[part], reads)]
+    if "adapters" in results:
+        lines += ["", *_adapters(results["adapters"])]
     return lines[1:]
 
 
-def _table(title: str, arms: dict[str, Any], reads: dict[str, tuple[Read, int]]) -> list[str]:
+def _adapters(arms: dict[str, Any]) -> list[str]:
+    """Gold scores before and after, seed by seed."""
+    seeds = sorted(set(chain.from_iterable(arms.values())), key=int)
+    lines = [f"Gold score of the toy world, before -> after; seeds {', '.join(seeds)}:", ""]
+    lines += ["| arm | greedy | sampled |", "| --- | --- | --- |"]
+    for name, by_seed in arms.items():
+        cells = []
+        for place in range(2):
+            pairs = [(one["before"][place], one["after"][place]) for one in by_seed.values()]
+            cells.append(", ".join(f"{before:.3f} -> {after:.3f}" for before, after in pairs))
+        lines.append(f"| {name} | {cells[0]} | {cells[1]} |")
+    return lines
+
+
+def _table(title: str, arms: dict[str, Any], reads: Columns) -> list[str]:
     seeds = sorted(set(chain.from_iterable(arms.values())), key=int)
     count = len(next(iter(next(iter(arms.values())).values()))["quality"])
     lines = [f"{title}; {count} iterations, seeds {', '.join(seeds)}:", ""]
