@@ -18,6 +18,7 @@ from aligner.data.checks import BadRow, kind, text
 from aligner.data.messages import answer, conversation, messages, question, sharegpt
 from aligner.data.rows import (
     LARGEST_NUMBER,
+    SAMPLED,
     CompletionRow,
     ConversationRow,
     Messages,
@@ -162,6 +163,8 @@ def _preference(raw: Raw, origin: str) -> PreferenceRow:
     chosen, rejected = _need(raw, "chosen"), _need(raw, "rejected")
     if type(chosen) is not type(rejected):
         raise BadRow(f"chosen is {kind(chosen)} and rejected is {kind(rejected)}")
+    if raw.get(SAMPLED) is not None and raw.get("prompt") is not None:
+        return _sampled_pair(raw, origin)
     prompt: str | Messages
     if isinstance(chosen, list):
         prompt, chosen, rejected = _conversational_pair(raw.get("prompt"), chosen, rejected)
@@ -175,6 +178,27 @@ def _preference(raw: Raw, origin: str) -> PreferenceRow:
         prompt = _asked_with_system(raw, prompt)
         chosen, rejected = as_turns(chosen, "assistant"), as_turns(rejected, "assistant")
     return PreferenceRow(prompt, chosen, rejected, _pair_weight(raw), origin, tools=_tools(raw))
+
+
+def _sampled_pair(raw: Raw, origin: str) -> PreferenceRow:
+    return PreferenceRow(
+        _untrained(_prompt(raw["prompt"])),
+        _said(raw["chosen"], "chosen"),
+        _said(raw["rejected"], "rejected"),
+        _pair_weight(raw),
+        origin,
+    )
+
+
+def _said(value: Any, name: str) -> str | Messages:
+    """What a model said, of which the token ids are known: it may have said nothing."""
+    if not isinstance(value, list):
+        return text(value, name, allow_empty=True)
+    turn = value[0] if len(value) == 1 and isinstance(value[0], dict) else {}
+    if turn.get("role") != "assistant":
+        raise BadRow(f"{name} is not one turn of the assistant, as a model's answer is")
+    content = text(turn.get("content"), f"content of {name}", allow_empty=True)
+    return [{"role": "assistant", "content": content}]
 
 
 def _plain_pair(

@@ -24,6 +24,9 @@ Messages = list[dict[str, Any]]
 """`[{"role": "user", "content": "..."}, ...]`; further keys (`tool_calls`, `name`, ...) are kept as
 they came."""
 
+SAMPLED = "pair_token_ids"
+"""Column of a pair: the token ids of both answers as a model sampled them, stop ids included."""
+
 WEIGHT = "weight"
 """Key of a turn: 0 where the row says that it is not to be trained. See
 `aligner.data.turn_weight`."""

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from aligner.data.rows import PreferenceRow, Row, question_of, refuse_tools
+from aligner.data.rows import SAMPLED, PreferenceRow, Row, question_of, refuse_tools
 from aligner.errors import DataError
-from aligner.methods.dpo.recipe import SAMPLED, DpoRecipe
+from aligner.methods.dpo.recipe import DpoRecipe
 from aligner.tokenization.ahead import ChatsAhead, pairs_ahead
 from aligner.tokenization.dataset import Encode, RowEncoder, SkipRow, TokenizedRow
 from aligner.tokenization.encode import Pair, encode_pair, encode_prompt

@@ -31,9 +31,6 @@ from aligner.config.view import RecipeView, refuse_formats
 DISTILL_FORWARD_KL = 0.1
 """Weight of the forward KL with such an objective, where `dpo.forward_kl` is left out."""
 
-SAMPLED = "pair_token_ids"
-"""The column with the ids of both answers, as a model sampled them, stop ids included."""
-
 
 class Dpo(Section):
     """Training on preference pairs."""

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from aligner.config.callables import is_callable
 from aligner.config.generation_rules import SERVED
+from aligner.data.rows import SAMPLED
 from aligner.errors import RecipeError
-from aligner.methods.dpo.recipe import SAMPLED, DpoRecipe
+from aligner.methods.dpo.recipe import DpoRecipe
 from aligner.methods.steps import TrainingSteps
 
 if TYPE_CHECKING:

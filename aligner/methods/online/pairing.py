@@ -3,7 +3,7 @@
 What happens, in this order, each loss counted under its name:
 
 1. responses without a score are left out (`two_models` needs none);
-2. of responses with the same tokens the first stays;
+2. of responses with the same text the first stays;
 3. one that ended at the limit is never chosen, and with `truncated: drop` not rejected either;
 4. the length penalty is taken off the scores;
 5. the rule picks, by these scores, and by these alone: what is chosen is what scored higher;
@@ -90,7 +90,8 @@ def pairs_of(
 def best_of(responses: Sequence[Scored], settings: Pairing) -> tuple[Scored | None, Counter[str]]:
     """Return the best finished response of a prompt, for next-token training, and what was lost."""
     lost: Counter[str] = Counter()
-    finished = [one for one in _usable(responses, settings, lost) if one.is_finished]
+    usable = _usable(responses, settings, lost)
+    finished = [one for one in usable if one.is_finished and one.text.strip()]
     if not finished:
         lost[NONE_FINISHED] += 1
         return None, lost
@@ -110,7 +111,7 @@ def _usable(responses: Sequence[Scored], settings: Pairing, lost: Counter[str]) 
     seen: set[tuple[object, ...]] = set()
     for one in responses:
         # Two models may say the same: then there is no pair, which is counted as a tie.
-        key = (one.source if settings.rule == "two_models" else "", *one.token_ids)
+        key = (one.source if settings.rule == "two_models" else "", one.text, one.is_finished)
         if one.score is None and settings.rule != "two_models":
             lost[NO_SCORE] += 1
         elif key in seen:
@@ -182,7 +183,7 @@ def _of_two_models(kept: Sequence[Scored], lost: Counter[str]) -> list[Pair]:
     if not stronger or not weaker:
         lost[TOO_FEW] += 1
     for better, worse in zip(stronger, weaker):
-        if list(better.token_ids) == list(worse.token_ids):
+        if better.text == worse.text:
             lost[TIES] += 1
         elif not better.is_finished:
             lost[CUT_CHOSEN] += 1

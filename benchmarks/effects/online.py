@@ -1,0 +1,275 @@
+"""Do answers of the current policy beat answers of the start? `aligner online` in rounds against
+the same budget in one round.
+
+    python -m benchmarks.effects.online [--seeds N] [--folder DIR] [--part NAME ...] [--write]
+
+The task is that of `online_world`: gold is known and never trained on. All arms start from the same
+model, ask the same reward model about as many answers (1,152 prompts, 8 each), make as many
+optimizer steps on as many pairs, and have the same SFT term (0.2 times the next-token loss on the
+chosen answer). They differ in when answers are sampled:
+
+    offline   all by the start, in one round; each pair is trained on twice
+    online    in three rounds of 384 prompts, by the policy of the moment
+
+    rates      both at several learning rates, so that each can be taken at its best one
+    stages     online at one rate, one thing changed: reference, start, pairs, temperatures
+    naive      each round trains a fresh adapter on the start, on its own pairs alone, with four
+               samples: what a plain loop around a preference trainer does
+    weak       a reward model that ranks badly, with the stop rule and without
+
+Gold, reward and KL are of 400 held-out prompts, 4 answers each at temperature 1, after the last
+round. `--folder` keeps worlds, runs and `results.json`, and continues there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+from aligner.config.load import load_recipe
+from aligner.methods.catalogue import function_of, method_of
+from aligner.methods.online.policies import Policies
+from aligner.methods.online.train_stage import Training
+from aligner.runs.files import dumps, parse_json, write_atomically
+from benchmarks.effects.online_world import write_world
+from benchmarks.results import write
+
+SFT = ["trainer.learning_rate=3e-3", "trainer.num_train_epochs=3", "data.eval=null"]
+REWARD = ["trainer.learning_rate=1e-3", "trainer.num_train_epochs=3"]
+QUIET = ["report.num_prompts=0", "trainer.save_strategy='no'", "trainer.logging_steps=10"]
+ONLINE = [
+    "online.max_new_tokens=8",
+    "online.generation_batch_size=512",
+    "online.shard_size=384",
+    "online.evaluation.num_samples=4",
+    "online.stop.over_optimized=false",
+    "dpo.beta=0.1",
+    "dpo.nll_weight=0.2",
+    "trainer.per_device_train_batch_size=32",
+    "trainer.num_train_epochs=2",
+]
+IN_ROUNDS = ["online.rounds=3", "online.prompts_per_round=384"]
+AT_ONCE = ["online.rounds=1", "online.prompts_per_round=1152"]
+RATES = ("3e-4", "1e-3", "2e-3")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A way of training: changes to the recipe, the reward model, and whether a round forgets."""
+
+    changes: list[str] = field(default_factory=list)
+    proxy: str = "reward"
+    forgets: bool = False
+
+
+def _at(rate: str, *changes: str) -> list[str]:
+    return [f"trainer.learning_rate={rate}", *changes]
+
+
+PARTS: dict[str, dict[str, Arm]] = {
+    "rates": {
+        f"{name}, {rate}": Arm(_at(rate, *changes))
+        for name, changes in (("offline", AT_ONCE), ("online", IN_ROUNDS))
+        for rate in RATES
+    },
+    "stages": {
+        "reference: previous": Arm(_at("1e-3", *IN_ROUNDS, "online.reference=previous")),
+        "reference: ema": Arm(_at("1e-3", *IN_ROUNDS, "online.reference=ema")),
+        "start: initial": Arm(_at("1e-3", *IN_ROUNDS, "online.start=initial")),
+        "rule: max_random": Arm(_at("1e-3", *IN_ROUNDS, "online.pairing.rule=max_random")),
+        "rule: random": Arm(_at("1e-3", *IN_ROUNDS, "online.pairing.rule=random")),
+        "rule: anchored": Arm(_at("1e-3", *IN_ROUNDS, "online.pairing.rule=anchored")),
+        "temperatures: [1]": Arm(_at("1e-3", *IN_ROUNDS, "online.temperatures=[1.0]")),
+        "train: sft": Arm(_at("1e-3", *IN_ROUNDS, "online.train=sft")),
+    },
+    "naive": {
+        "adapters, in rounds": Arm(_at("3e-3", *IN_ROUNDS, "model.lora={}")),
+        "adapters, fresh each round": Arm(
+            _at(
+                "3e-3",
+                *IN_ROUNDS,
+                "model.lora={}",
+                "online.start=initial",
+                "online.num_samples=4",
+                "online.temperatures=[1.0]",
+            ),
+            forgets=True,
+        ),
+    },
+    "weak": {
+        "offline": Arm(_at("1e-3", *AT_ONCE), proxy="weak"),
+        "online": Arm(_at("1e-3", *IN_ROUNDS), proxy="weak"),
+        "online, five rounds": Arm(
+            _at("1e-3", "online.rounds=5", "online.prompts_per_round=230"), proxy="weak"
+        ),
+        "online, five rounds, stop rule": Arm(
+            _at(
+                "1e-3",
+                "online.rounds=5",
+                "online.prompts_per_round=230",
+                "online.stop.over_optimized=true",
+            ),
+            proxy="weak",
+        ),
+    },
+}
+
+
+# --- runs -----------------------------------------------------------------------------------------
+
+
+def _run(world: Path, seed: int, name: str, recipe: str, changes: Sequence[str]) -> Path:
+    method = recipe.split("/")[1].split("-")[0]
+    place = [f"output_dir={world / 'runs' / name}", f"seed={seed}"]
+    resolved = load_recipe(method, recipe, [*place, *QUIET, *changes])
+    run: Path = function_of(method_of(method).run)(resolved).run_dir
+    return run
+
+
+def prepare(world: Path, seed: int) -> None:
+    """Write the world, and train the start and the reward models."""
+    if not (world / "truth.py").exists():
+        world.mkdir(parents=True, exist_ok=True)
+        write_world(world, seed)
+    start = f"model.name_or_path={world / 'runs/sft/final'}"
+    model = f"model.name_or_path={world / 'model'}"
+    jobs = {
+        "sft": ("tiny/sft", [model, *SFT], "sft"),
+        "reward": ("tiny/reward", [start, *REWARD], "reward"),
+        "weak": ("tiny/reward", [start, *REWARD], "weak"),
+    }
+    for name, (recipe, changes, rows) in jobs.items():
+        done = world / f"{name}.done"
+        if not done.exists():
+            shutil.rmtree(world / "runs" / name, ignore_errors=True)  # one that was broken off
+            began = time.process_time()
+            _run(world, seed, name, recipe, [f"data.train={world / f'{rows}.jsonl'}", *changes])
+            done.touch()
+            print(f"seed {seed}: {name}, {time.process_time() - began:.0f} s", flush=True)
+
+
+def run_arm(world: Path, seed: int, name: str, arm: Arm) -> dict[str, Any]:
+    """Train by an arm, and return what the start and each round measured."""
+    changes = [
+        f"model.name_or_path={world / 'runs/sft/final'}",
+        f"data.train={world / 'prompts.jsonl'}",
+        f"data.eval={world / 'heldout.jsonl'}",
+        f"online.reward_models=['{world / 'runs' / arm.proxy}']",
+        f"online.evaluation.gold=verifier:{world / 'truth.py'}:gold",
+        *ONLINE,
+        *arm.changes,
+    ]
+    shutil.rmtree(world / "runs" / name, ignore_errors=True)  # one that was broken off
+    with patch.object(Policies, "_training", _forgetting) if arm.forgets else nullcontext():
+        run = _run(world, seed, name, "tiny/online", changes)
+    summary = parse_json(run / "rounds.json", "run it again")
+    rounds = [_whole(one) for one in summary["rounds"]]
+    shutil.rmtree(run / "rounds")
+    return {"rounds": rounds, "best": summary["best"], "stopped": summary["stopped"]}
+
+
+_OF_PRODUCT = Policies._training
+
+
+def _forgetting(policies: Policies, number: int) -> Training:
+    """What a loop trains that starts each round from the start, on its own pairs."""
+    found = _OF_PRODUCT(policies, number)
+    return replace(found, pairs=found.pairs[-1:])
+
+
+def _whole(measured: dict[str, Any]) -> dict[str, float]:
+    """Both parts of the held-out prompts together."""
+    parts = [measured["validation"], measured["test"]]
+    total = sum(part["prompts"] for part in parts)
+    keys = ("gold", "reward", "kl", "tokens", "finished", "proxy_accuracy")
+    return {
+        key: sum((part[key] or 0.0) * part["prompts"] for part in parts) / total for key in keys
+    }
+
+
+# --- tables ---------------------------------------------------------------------------------------
+
+COLUMNS = {"gold": 2, "reward": 2, "kl": 1, "tokens": 2, "finished": 2, "proxy_accuracy": 3}
+
+
+def tables(results: dict[str, Any]) -> list[str]:
+    """The lines of the tables: the mean over seeds, and each seed."""
+    lines = []
+    for part, arms in results.items():
+        lines += ["", f"{part.capitalize()}:", ""]
+        lines += [f"| arm | {' | '.join(COLUMNS)} | rounds |", "| --- |" + " --- |" * 7]
+        if part == "rates":
+            first = next(iter(arms.values()))
+            lines.append(
+                _line("the start", {seed: one["rounds"][0] for seed, one in first.items()})
+            )
+        for name, seen in arms.items():
+            last = {seed: one["rounds"][-1] for seed, one in seen.items()}
+            counts = ", ".join(str(len(one["rounds"]) - 1) for one in seen.values())
+            lines.append(_line(name, last, counts))
+    return lines[1:]
+
+
+def _line(name: str, seen: dict[str, dict[str, float]], rounds: str = "") -> str:
+    cells = [name]
+    for key, digits in COLUMNS.items():
+        values = [one[key] for one in seen.values()]
+        each = ", ".join(f"{value:.{digits}f}" for value in values)
+        cells.append(f"{sum(values) / len(values):.{digits}f} ({each})")
+    return f"| {' | '.join([*cells, rounds])} |"
+
+
+def measure(folder: Path, parts: Sequence[str], seeds: int) -> dict[str, Any]:
+    """Run what is not yet in `results.json`, and return all of it: part -> arm -> seed -> seen."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "results.json"
+    results: dict[str, Any] = parse_json(file, f"delete {file}") if file.exists() else {}
+    for part in parts:
+        for seed in range(seeds):
+            for name, arm in PARTS[part].items():
+                seen = results.setdefault(part, {}).setdefault(name, {})
+                if str(seed) in seen:
+                    continue
+                world = folder / str(seed)
+                prepare(world, seed)
+                began = time.process_time()
+                place = f"{part}-{list(PARTS[part]).index(name)}"
+                found = seen[str(seed)] = run_arm(world, seed, place, arm)
+                write_atomically(file, dumps(results))
+                gold = [round(one["gold"], 2) for one in found["rounds"]]
+                spent = time.process_time() - began
+                print(f"seed {seed}: {part}, {name}, {spent:.0f} s, gold {gold}", flush=True)
+    return results
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--folder", type=Path, help="keep worlds and results here, and go on")
+    parser.add_argument("--part", nargs="*", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument(
+        "--write", action="store_true", help="write the tables into benchmarks/RESULTS.md"
+    )
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as name:
+        lines = tables(measure(options.folder or Path(name), options.part, options.seeds))
+    print("\n".join(lines), flush=True)
+    if options.write:
+        write("online", "\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
