@@ -38,6 +38,11 @@ def write_atomically(path: Path, text: str) -> None:
     sync_folder(path.parent)
 
 
+def is_temporary(path: Path) -> bool:
+    """Say whether a file is one that `write_atomically` had not renamed yet when it was killed."""
+    return path.name.startswith(".") and path.suffix == ".tmp"
+
+
 def mode_of_new_files(folder: Path) -> int:
     """Return the mode that a new file gets in a folder, which the umask says, or the folder."""
     probe = folder / f".mode.{os.getpid()}.tmp"

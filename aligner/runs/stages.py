@@ -8,7 +8,7 @@ A stage is a function of what it is made of: settings, and the digests of the st
 changed setting makes that stage and those downstream stale, and nothing else: what is there under
 another key is set aside below `stale/`, and is taken back where the key comes again. One that is
 unfinished resumes, its parts kept by `aligner.runs.journal`. One that is done, and whose files are
-not what was written, is made again, with a remark.
+not what was written, is made again, with a remark; of a journal only the parts that are damaged.
 
 Who may write is the run directory's business (`aligner.runs.run`).
 """
@@ -28,7 +28,14 @@ from typing import Any
 from aligner.errors import DataError
 from aligner.events import Notice, OnEvent, Warned, tell
 from aligner.runs.digests import digests_of
-from aligner.runs.files import dumps, flatten, parse_json, sync_folder, write_atomically
+from aligner.runs.files import (
+    dumps,
+    flatten,
+    is_temporary,
+    parse_json,
+    sync_folder,
+    write_atomically,
+)
 from aligner.runs.journal import Journal
 
 RECORD, DONE, STALE = "stage.json", "done.json", "stale"
@@ -53,6 +60,7 @@ class Stage:
     facts: dict[str, Any] | None = None
     digest: str = ""
     _started: float = field(default_factory=time.monotonic)
+    _journals: dict[str, Journal] = field(default_factory=dict)
 
     @property
     def is_done(self) -> bool:
@@ -60,10 +68,13 @@ class Stage:
         return self.facts is not None
 
     def journal(self, name: str) -> Journal:
-        """Open the journal of its parts, `NAME.jsonl`; the listener hears of damage in it."""
-        journal = Journal(self.folder / f"{name}.jsonl", self.key)
-        journal.tell_damaged(self.on_event)
-        return journal
+        """Open the journal of its parts, `NAME.jsonl`, once; the listener hears of damage whose
+        parts are to be made again."""
+        if name not in self._journals:
+            self._journals[name] = Journal(self.folder / f"{name}.jsonl", self.key)
+            if not self.is_done:
+                self._journals[name].tell_damaged(self.on_event)
+        return self._journals[name]
 
     def write(self, name: str, value: Any) -> None:
         """Write a file of JSON below it, whole or not at all."""
@@ -95,13 +106,19 @@ class Stage:
         """Say whether files of a finished stage are gone that would have to be made again."""
         return bool(parse_json(self.folder / DONE, CURE)["pruned"])
 
+    def reopen(self) -> None:
+        """Take back that it is done; its parts stay, for whoever can tell which still hold."""
+        (self.folder / DONE).unlink(missing_ok=True)
+        self.facts, self.digest, self._started = None, "", time.monotonic()
+
     def reset(self) -> None:
         """Start again from nothing."""
         record = parse_json(self.folder / RECORD, CURE)
         shutil.rmtree(self.folder)
         self.folder.mkdir(parents=True)
         self.write(RECORD, record)
-        self.facts, self.digest, self._started = None, "", time.monotonic()
+        self._journals.clear()
+        self.reopen()
 
 
 @dataclass(frozen=True)
@@ -132,22 +149,27 @@ class Stages:
         return stage
 
     def _read(self, stage: Stage) -> None:
-        """Take what a finished stage says; one that is damaged is emptied."""
+        """Take what a finished stage says; one that is damaged is emptied, but for journals, whose
+        lines have checksums: of these the damaged parts alone are made again."""
         if not (stage.folder / DONE).exists():
             return
         try:
-            wanted = ("key", "facts", "files", "pruned")
-            record = parse_json(stage.folder / DONE, CURE, dict, wanted)
-            there = [name for name in record["files"] if name not in record["pruned"]]
-            for path, digest in digests_of(stage.folder / name for name in there).items():
-                if digest != record["files"][path.relative_to(stage.folder).as_posix()]:
-                    raise DataError(f"{path} is not what was written there", CURE)
-        except (DataError, OSError) as error:
-            what = error.message if isinstance(error, DataError) else f"{error.filename} is missing"
-            tell(self.on_event, Warned(f"{what}: {stage.name} is made again"))
+            record = parse_json(stage.folder / DONE, CURE, dict, ("facts", "files", "pruned"))
+        except DataError as error:
+            self._warn(f"{error.message}: {stage.name} is made again")
             shutil.rmtree(stage.folder)
             return
-        stage.facts, stage.digest = record["facts"], _digest(record["files"])
+        damaged = _damaged(stage.folder, record)
+        if not damaged:
+            stage.facts, stage.digest = record["facts"], _digest(record["files"])
+            return
+        path = damaged[0]
+        what = "is not what was written there" if path.exists() else "is missing"
+        self._warn(f"{path} {what}: {stage.name} is made again")
+        if all(path.suffix == ".jsonl" for path in damaged):
+            stage.reopen()
+        else:
+            shutil.rmtree(stage.folder)
 
     def _set_aside(
         self, name: str, folder: Path, known: Mapping[str, Any], wanted: Mapping[str, Any]
@@ -155,6 +177,8 @@ class Stages:
         """Move away a stage that is made of something else, and name what changed; nothing where
         a kill came before its record was written."""
         if "key" not in known:
+            if (folder / DONE).exists():
+                self._warn(f"{folder / RECORD} is damaged: {name} is made again")
             shutil.rmtree(folder)
             return ""
         aside = self.root / STALE / name / str(known["key"])[:DIGITS]
@@ -165,8 +189,19 @@ class Stages:
         more = f" and {len(changed) - NAMED} more" if len(changed) > NAMED else ""
         return f"{', '.join(changed[:NAMED])}{more}"
 
+    def _warn(self, text: str) -> None:
+        tell(self.on_event, Warned(text))
+
     def _say(self, text: str) -> None:
         tell(self.on_event, Notice(text))
+
+
+def _damaged(folder: Path, record: Mapping[str, Any]) -> list[Path]:
+    """The files of a finished stage that are missing, or not what was written."""
+    there = [folder / name for name in record["files"] if name not in record["pruned"]]
+    known = digests_of(path for path in there if path.is_file())
+    written = {folder / name: digest for name, digest in record["files"].items()}
+    return [path for path in there if known.get(path) != written[path]]
 
 
 def done_record(folder: Path) -> dict[str, Any] | None:
@@ -190,7 +225,9 @@ def _record_of(folder: Path) -> dict[str, Any]:
 
 
 def _files_in(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if path.is_file() and path.name != RECORD]
+    """All but its record, and what a kill left of a file that was being written."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != RECORD]
+    return [path for path in files if not is_temporary(path)]
 
 
 def _digest(files: Mapping[str, str]) -> str:

@@ -6,8 +6,9 @@ while others are sampled; models score once all are there, one after the other.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -35,6 +36,7 @@ from aligner.methods.online.scoring import (
     scores_in,
 )
 from aligner.models.fingerprint import model_fingerprint
+from aligner.reward_models.base import Scorer
 from aligner.reward_models.catalogue import load_scorer, read_spec
 from aligner.runs.stages import Stage
 
@@ -122,6 +124,8 @@ class Answering:
         specs, parts = self.recipe.online.reward_models, shards(rows, asking.shard_size)
         if sampled.is_done and (scored is None or scored.is_done):
             return
+        if scored is not None:
+            scored.reopen()  # responses that are sampled again may be others
         responses = sampled.journal(RESPONSES)
         scoring = None
         if scored is not None:
@@ -166,12 +170,20 @@ def _sample_and_score(
     for number, spec in enumerate(scoring.specs if scoring is not None else []):
         if read_spec(spec).kind in BESIDE:
             beside[number] = load_scorer(spec)
-    with ThreadPoolExecutor(1) as pool:
-        jobs = []
+    pool, jobs = ThreadPoolExecutor(1), deque[Future[None]]()
+    try:
         for part in sample(sampled, rows, asking, responses):
             for number, scorer in beside.items():
                 assert scoring is not None, "it has the scorers"
-                if part not in scoring.journals[number]:
-                    jobs.append(pool.submit(scoring.score, number, scorer, [part]))
+                jobs.append(pool.submit(_score_where_missing, scoring, number, scorer, part))
+            while jobs and jobs[0].done():
+                jobs.popleft().result()  # a scorer that fails ends the sampling
         for job in jobs:
             job.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _score_where_missing(scoring: Scoring, number: int, scorer: Scorer, part: int) -> None:
+    if scoring.is_missing(number, part):
+        scoring.score(number, scorer, [part])

@@ -68,6 +68,12 @@ class HeldOut:
         return [place in among for place in range(count)]
 
     @property
+    def reporting(self) -> list[int]:
+        """The prompts that win rates are over: those that do not choose; all, where none report."""
+        others = _numbers([not chooses for chooses in self.is_validation])
+        return others or list(range(len(self.rows)))
+
+    @property
     def specs(self) -> list[str]:
         """The scorers that are asked: the rewards, and gold behind them."""
         gold = self.online.evaluation.gold
@@ -105,16 +111,18 @@ def evaluate(
         pass
     Scoring(stage, held_out.specs, rows, journal, parts, held_out.on_event).run()
     found = read_measured(stage, held_out, parts)
-    kl = _kl(stage, found.responses, rows, asking, start) if earlier else [[0.0]] * len(rows)
+    kl = _kl(stage, found.responses, rows, asking, start) if earlier else [[0.0] for _ in rows]
     facts: dict[str, Any] = {}
     for part in ("validation", "test"):
         chosen = [flag == (part == "validation") for flag in held_out.is_validation]
         facts[part] = _measures(found, kl, chosen) if any(chosen) else None
+    reporting = held_out.reporting
     facts["wins"], facts["changes"] = {}, {}
     for name, other in zip(("start", "previous"), (earlier[:1], earlier[-1:])):
         if other:
             theirs = read_measured(other[0], held_out, parts)
-            rate = win_rate(found.judged, theirs.judged, held_out.seed)
+            judged = [[side.judged[at] for at in reporting] for side in (found, theirs)]
+            rate = win_rate(judged[0], judged[1], held_out.seed)
             facts["wins"][name] = None if rate is None else asdict(rate)
             if name == "previous":
                 facts["changes"] = _changes(found, theirs, held_out.is_validation)
@@ -149,7 +157,7 @@ def _measures(found: Measured, kl: Sequence[Sequence[float]], chosen: Sequence[b
         "prompts": len(picked),
         "reward": reward,
         "reward_stderr": error,
-        "kl": fmean(fmean(kl[place] or [0.0]) for place in picked),
+        "kl": fmean([fmean(kl[place]) for place in picked if kl[place]] or [0.0]),
         "tokens": fmean(len(one.token_ids) for one in said) if said else 0.0,
         "finished": fmean(one.is_finished for one in said) if said else 0.0,
         "distinct_2": distinct([one.text for one in said]),

@@ -143,9 +143,13 @@ BEYOND_CHANCE = 2.0
 
 def change(now: Floats, before: Floats) -> dict[str, float] | None:
     """Return the mean over prompts of how much a score changed, and its standard error, from those
-    of the same prompts (N,); None where no prompt has both."""
-    mean, error = mean_and_error(now - before)
-    return None if mean is None else {"mean": mean, "stderr": error}
+    of the same prompts (N,); None where fewer than two have both: one says nothing of chance."""
+    changes = now - before
+    if np.count_nonzero(~np.isnan(changes)) < 2:
+        return None
+    mean, error = mean_and_error(changes)
+    assert mean is not None, "there are two"
+    return {"mean": mean, "stderr": error}
 
 
 def _is_sure(found: Mapping[str, float] | None, sign: int) -> bool:

@@ -2,12 +2,13 @@
 
 What happens, in this order, each loss counted under its name:
 
-1. responses without a score are left out (`two_models` needs none);
+1. responses without a score, or with NaN, are left out (`two_models` needs none);
 2. of responses with the same text the first stays;
 3. one that ended at the limit is never chosen, and with `truncated: drop` not rejected either;
 4. the length penalty is taken off the scores;
 5. the rule picks, by these scores, and by these alone: what is chosen is what scored higher;
-6. pairs without a margin, or with one that is too small, are dropped; ties always are;
+6. pairs whose better response ended at the limit are dropped, then ties, then those with too small
+   a margin;
 7. pairs whose lengths differ too much are dropped;
 8. of what is left the pairs with the largest margin stay, `max_pairs` of them.
 
@@ -19,10 +20,12 @@ the penalized one, drops ties without a count, and takes the first response for 
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import NamedTuple
 
 from aligner.methods.online.recipe import Pairing
@@ -34,7 +37,10 @@ NO_SCORE = "responses without a score"
 DUPLICATES = "responses that came twice"
 TRUNCATED = "responses that ended at the limit"
 TOO_FEW = "prompts with fewer than two different responses"
+NONE_LEFT = "prompts without a response that can be used"
 NONE_FINISHED = "prompts without a response that ended by itself"
+NONE_BELOW = "prompts whose best finished response scores lowest"
+ALONE = "responses that the other model has no partner for"
 TIES = "ties"
 SMALL_MARGIN = "pairs with too small a margin"
 CUT_CHOSEN = "pairs whose better response ended at the limit"
@@ -74,11 +80,11 @@ def pairs_of(
     elif len(kept) < 2:
         lost[TOO_FEW] += 1
         return [], lost
-    elif not any(one.is_finished for one in kept):
+    elif not any(one.is_finished and one.source == POLICY for one in kept):
         lost[NONE_FINISHED] += 1
         return [], lost
     else:
-        picked = _picked(kept, settings, draw)
+        picked = _picked(kept, settings, draw, lost)
         found = [pair for pair in picked if _counts(pair, settings, lost)]
     found = [pair for pair in found if _are_alike(pair, settings, lost)]
     found.sort(key=lambda pair: -pair.margin)  # stable: equal ones in the order of the samples
@@ -90,10 +96,10 @@ def pairs_of(
 def best_of(responses: Sequence[Scored], settings: Pairing) -> tuple[Scored | None, Counter[str]]:
     """Return the best finished response of a prompt, for next-token training, and what was lost."""
     lost: Counter[str] = Counter()
-    usable = _usable(responses, settings, lost)
-    finished = [one for one in usable if one.is_finished and one.text.strip()]
+    kept = _usable(responses, settings, lost)
+    finished = [one for one in kept if one.is_finished]
     if not finished:
-        lost[NONE_FINISHED] += 1
+        lost[NONE_FINISHED if kept else NONE_LEFT] += 1
         return None, lost
     return max(finished, key=lambda one: worth(one, settings)), lost
 
@@ -112,7 +118,7 @@ def _usable(responses: Sequence[Scored], settings: Pairing, lost: Counter[str]) 
     for one in responses:
         # Two models may say the same: then there is no pair, which is counted as a tie.
         key = (one.source if settings.rule == "two_models" else "", one.text, one.is_finished)
-        if one.score is None and settings.rule != "two_models":
+        if settings.rule != "two_models" and (one.score is None or math.isnan(one.score)):
             lost[NO_SCORE] += 1
         elif key in seen:
             lost[DUPLICATES] += 1
@@ -124,30 +130,26 @@ def _usable(responses: Sequence[Scored], settings: Pairing, lost: Counter[str]) 
     return found
 
 
-def _picked(kept: Sequence[Scored], settings: Pairing, draw: random.Random) -> list[Pair]:
+def _picked(
+    kept: Sequence[Scored], settings: Pairing, draw: random.Random, lost: Counter[str]
+) -> list[Pair]:
     """What the rule picks; of a pair the first scores at least as high."""
-    ranked = sorted(kept, key=lambda one: -worth(one, settings))
-    own = [one for one in ranked if one.source == POLICY]
-    finished = [one for one in own if one.is_finished]
+    ranked = sorted(kept, key=lambda one: (-worth(one, settings), not one.is_finished))
+    places = range(len(ranked))
+    finished = [at for at in places if ranked[at].is_finished and ranked[at].source == POLICY]
+    best, last = finished[0], places[-1]
     if settings.rule == "random":
-        first, second = sorted(draw.sample(range(len(ranked)), 2))
-        return [_pair(ranked[first], ranked[second], settings)]
-    if not finished:
-        return []
-    best = finished[0]
-    if settings.rule == "max_random":
-        others = [one for one in ranked if one is not best]
-        other = others[draw.randrange(len(others))]
-        ordered = sorted((best, other), key=lambda one: -worth(one, settings))
-        return [_pair(ordered[0], ordered[1], settings)]
-    if settings.rule == "top_bottom":
-        found = []
-        for better in finished[: settings.top]:
-            for worse in ranked[-settings.top :]:
-                if better is not worse:
-                    found.append(_pair(better, worse, settings))
-        return found
-    return [_pair(best, ranked[-1], settings)]  # max_min; anchored: the start's are among them
+        picked = [draw.sample(places, 2)]
+    elif settings.rule == "max_random":
+        picked = [[best, draw.choice([at for at in places if at != best])]]
+    elif settings.rule == "top_bottom":
+        tops, bottoms = finished[: settings.top], places[-settings.top :]
+        picked = [[top, bottom] for top, bottom in product(tops, bottoms) if top < bottom]
+    else:  # max_min; anchored: the start's are among them
+        picked = [[best, last]] if best != last else []
+    lost[NONE_BELOW] += not picked
+    ordered = map(sorted, picked)
+    return [_pair(ranked[first], ranked[second], settings) for first, second in ordered]
 
 
 def _pair(better: Scored, worse: Scored, settings: Pairing) -> Pair:
@@ -156,12 +158,12 @@ def _pair(better: Scored, worse: Scored, settings: Pairing) -> Pair:
 
 def _counts(pair: Pair, settings: Pairing, lost: Counter[str]) -> bool:
     why = ""
-    if pair.margin <= 0.0:
+    if not pair.chosen.is_finished:
+        why = CUT_CHOSEN
+    elif pair.margin <= 0.0:
         why = TIES
     elif pair.margin <= settings.min_margin:
         why = SMALL_MARGIN
-    elif not pair.chosen.is_finished:
-        why = CUT_CHOSEN
     lost[why] += bool(why)
     return not why
 
@@ -180,8 +182,7 @@ def _of_two_models(kept: Sequence[Scored], lost: Counter[str]) -> list[Pair]:
     found = []
     stronger = [one for one in kept if one.source == STRONGER]
     weaker = [one for one in kept if one.source == WEAKER]
-    if not stronger or not weaker:
-        lost[TOO_FEW] += 1
+    lost[ALONE] += abs(len(stronger) - len(weaker))
     for better, worse in zip(stronger, weaker):
         if better.text == worse.text:
             lost[TIES] += 1

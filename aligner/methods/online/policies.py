@@ -25,6 +25,9 @@ from aligner.methods.online.train_stage import Training, final_of, train
 from aligner.models.fingerprint import model_fingerprint
 from aligner.runs.stages import Stage, Stages
 
+OF_MACHINES = {"machine_rank", "main_process_ip", "main_process_port"}
+"""Keys of `launch` that no result depends on."""
+
 
 def name_of(number: int) -> str:
     """Return the folder of a round."""
@@ -106,12 +109,13 @@ class Policies:
             "start": self.key(self._start_of(number)),
             "reference": self._reference_key(number),
             "loss": recipe.dpo.model_dump(mode="json") if online.train == "dpo" else "sft",
+            "preference": recipe.preference.model_dump(mode="json"),
             "lora": None if lora is None else lora.model_dump(mode="json"),
             "quantization": recipe.model.quantization,
             "dtype": recipe.model.dtype,
             "trainer": {k: v for k, v in recipe.trainer.items() if k != "output_dir"},
             "max_length": recipe.data.max_length,
-            "processes": recipe.launch.num_processes,
+            "launch": recipe.launch.model_dump(mode="json", exclude=OF_MACHINES),
             "seed": recipe.seed,
         }
 

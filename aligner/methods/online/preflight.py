@@ -193,9 +193,10 @@ def _bytes_of(model: Model) -> int:
 
 
 def refuse_full_disk(recipe: OnlineRecipe, inputs: Inputs, folder: Path) -> None:
-    """Raise UsageError where what is written would not fit."""
+    """Raise UsageError where what is still to be written would not fit."""
     place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    free, needed = shutil.disk_usage(place).free, bytes_needed(recipe, inputs)
+    there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    free, needed = shutil.disk_usage(place).free, bytes_needed(recipe, inputs) - there
     if needed > free:
         raise UsageError(
             f"{folder}: the rounds write about {_shown(needed)}, and {_shown(free)} are free",

@@ -172,6 +172,9 @@ def _dpo_of_rounds(view: RecipeView) -> RecipeProblems:
     if view["online.reference"] == "ema" and view["model.lora"] is not None:
         message = "is `ema`, and the mean of two adapters is not the adapter of the mean"
         yield problem_at("online.reference", message, "use initial or previous")
+    if view["online.start"] == "initial" and view.given("online.replay"):
+        message = "has no effect with `start: initial`, which trains on all pairs so far"
+        yield problem_at("online.replay", message, "drop it")
 
 
 def _sampling(view: RecipeView) -> RecipeProblems:
@@ -196,6 +199,9 @@ def _sampling(view: RecipeView) -> RecipeProblems:
         yield problem_at("online.reward_models", "is missing", hint)
 
 
+OF_A_PAIR = ("max_length_ratio", "min_margin", "truncated")
+
+
 def _pairing(view: RecipeView) -> RecipeProblems:
     rule, is_sft = view["online.pairing.rule"], view["online.train"] == "sft"
     several = {"top": ("top_bottom",), "max_pairs": ("top_bottom", "two_models")}
@@ -215,9 +221,14 @@ def _pairing(view: RecipeView) -> RecipeProblems:
     if is_sft and rule not in ("max_min",):
         message = f"is `{rule}`, and `train: sft` takes the best response alone"
         yield problem_at("online.pairing.rule", message, "drop it")
-    if is_sft and view.given("online.pairing.max_length_ratio"):
-        message = "compares the two of a pair, and `train: sft` makes none"
-        yield problem_at("online.pairing.max_length_ratio", message, "drop it")
+    for key in OF_A_PAIR:
+        if is_sft and view.given(f"online.pairing.{key}"):
+            message = "is about the two of a pair, and `train: sft` makes none"
+            yield problem_at(f"online.pairing.{key}", message, "drop it")
+    for key in ("min_margin", "length_penalty"):
+        if rule == "two_models" and view.given(f"online.pairing.{key}"):
+            message = "has no effect with `rule: two_models`, which compares no scores"
+            yield problem_at(f"online.pairing.{key}", message, "drop it")
 
 
 def _engines(view: RecipeView) -> RecipeProblems:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from aligner.config.recipe import Generation, Model
 from aligner.data.rows import PromptRow
+from aligner.errors import UsageError
 from aligner.events import Notice, OnEvent, StageProgress, StageStarted, tell
 from aligner.runs.journal import Journal
 from aligner.runs.stages import Stage
@@ -31,7 +32,7 @@ TOO_LONG = "prompts too long to be answered"
 @dataclass(frozen=True)
 class Asking:
     """How a model is asked: its section, how many responses at which temperatures, and what names
-    the random numbers. `stops` of the prompt's tokens and a response together: `max_length`."""
+    the random numbers. `max_length`: of the prompt's tokens and a response together."""
 
     section: Model
     generation: Generation
@@ -87,7 +88,9 @@ def sample(
     """Have every shard answered that is not yet in the journal, and yield the number of each once
     it is there, in their order."""
     parts = shards(rows, asking.shard_size)
-    journal.tell_resumed(stage.name, len(parts), asking.on_event)
+    if 0 < journal.done < len(parts):
+        text = f"resuming {stage.name}: {journal.done} of {len(parts)} parts are there already"
+        tell(asking.on_event, Notice(text))
     with ExitStack() as stack:
         work: Callable[[range], Any] | None = None
         for number, part in enumerate(parts):
@@ -157,14 +160,22 @@ def _writer(
                 owners.append(place)
         for place, request, samples in zip(owners, requests, engine.generate(requests)):
             for sampled in samples:
+                _refuse_failed(sampled, rows[part[place]])
                 found[place].append(_as_json(tokenizer, sampled, request.sampling))
         return found
 
     return work
 
 
+def _refuse_failed(generated: Any, row: PromptRow) -> None:
+    if generated.finish_reason == "error":
+        raise UsageError(
+            f"{row.origin} has no response: {generated.error}",
+            "the shards before it are kept; use another engine, or a smaller online.max_new_tokens",
+        )
+
+
 def _as_json(tokenizer: Any, generated: Any, sampling: Sampling) -> list[Any]:
-    assert generated.finish_reason != "error", generated.error
     ids, finished = list(generated.token_ids), generated.finish_reason == "stop"
     text = tokenizer.decode(
         ids[:-1] if finished else ids, skip_special_tokens=True, clean_up_tokenization_spaces=False

@@ -1,7 +1,8 @@
 """The second stage of a round: a score for every different response, by every scorer.
 
 The shards are those of the responses. Equal texts of a prompt are scored once. Each scorer has a
-journal of its own, `scores-N.jsonl`, whose parts are shards: for each prompt its scores in the
+journal of its own, `scores-N.jsonl`, whose parts are shards: a hash of the texts that were scored,
+so that scores of other responses are never taken for theirs, and for each prompt its scores in the
 order of its responses, null where the scorer said nothing. Scores are kept as they came, one by
 one; what several are worth together is computed when they are read.
 """
@@ -54,7 +55,15 @@ class Scoring:
 
     def missing(self, scorer: int) -> list[int]:
         """Return the shards that a scorer has not judged."""
-        return [part for part in range(len(self.parts)) if part not in self.journals[scorer]]
+        return [part for part in range(len(self.parts)) if self.is_missing(scorer, part)]
+
+    def is_missing(self, scorer: int, part: int) -> bool:
+        """Say whether a scorer has not judged these very responses of a shard."""
+        journal = self.journals[scorer]
+        if part not in journal:
+            return True
+        said: str = journal[part][0]
+        return said != _digest(responses_in(self.responses, part))
 
     def run(self) -> None:
         """Score what is not yet, one scorer after the other, so that one at a time is loaded."""
@@ -66,8 +75,9 @@ class Scoring:
     def score(self, number: int, scorer: Scorer, parts: Iterable[int]) -> None:
         """Let a scorer judge shards."""
         for part in parts:
-            found = self._asked(scorer, self.parts[part], responses_in(self.responses, part))
-            self.journals[number].add(part, found)
+            responses = responses_in(self.responses, part)
+            found = self._asked(scorer, self.parts[part], responses)
+            self.journals[number].add(part, [_digest(responses), found])
             done = StageProgress(self.stage.name, self.parts[part].stop, len(self.rows))
             tell(self.on_event, done)
 
@@ -95,6 +105,11 @@ class Scoring:
         return found
 
 
+def _digest(responses: Sequence[Sequence[Response]]) -> str:
+    texts = json.dumps([[one.text for one in samples] for samples in responses])
+    return sha256(texts.encode()).hexdigest()[:16]
+
+
 def journals_of(stage: Stage, specs: Sequence[str]) -> list[Journal]:
     """Open the journal of each scorer."""
     return [stage.journal(f"scores-{number}") for number in range(len(specs))]
@@ -103,7 +118,7 @@ def journals_of(stage: Stage, specs: Sequence[str]) -> list[Journal]:
 def scores_in(journals: Sequence[Journal], weights: Sequence[float], number: int) -> Scores:
     """Return the weighted mean of all scorers for each response of a shard; None where one of them
     said nothing."""
-    columns = [journal[number] for journal in journals]
+    columns = [journal[number][1] for journal in journals]
     found: Scores = []
     for of_prompt in zip(*columns, strict=True):
         found.append([_mean(of_one, weights) for of_one in zip(*of_prompt, strict=True)])
@@ -128,7 +143,7 @@ def finish_scoring(
         count = silent = ties = 0
         total, best, worst = 0.0, [], []
         for number in range(parts):
-            for scores in journal[number]:
+            for scores in journal[number][1]:
                 known = [score for score in scores if score is not None]
                 silent += len(scores) - len(known)
                 count += len(known)
