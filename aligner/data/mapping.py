@@ -182,11 +182,12 @@ def _preference(raw: Raw, origin: str) -> PreferenceRow:
 
 def _sampled_pair(raw: Raw, origin: str) -> PreferenceRow:
     return PreferenceRow(
-        _untrained(_prompt(raw["prompt"])),
+        _asked_with_system(raw, _untrained(_prompt(raw["prompt"]))),
         _said(raw["chosen"], "chosen"),
         _said(raw["rejected"], "rejected"),
         _pair_weight(raw),
         origin,
+        tools=_tools(raw),
     )
 
 

@@ -14,7 +14,14 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from aligner.data.rows import CompletionRow, ConversationRow, PreferenceRow, Row, as_turns
+from aligner.data.rows import (
+    SAMPLED,
+    CompletionRow,
+    ConversationRow,
+    PreferenceRow,
+    Row,
+    as_turns,
+)
 from aligner.errors import DataError, RecipeError
 from aligner.tokenization.chat_template import (
     MARKED,
@@ -109,10 +116,10 @@ def answers_ahead(
 
 
 def pairs_ahead(tokenizer: PreTrainedTokenizerBase) -> ChatsAhead:
-    """Look ahead for `encode_pair`."""
+    """Look ahead for `encode_pair`, which is not asked about what was sampled."""
 
     def requests_of(row: Row) -> list[Request]:
-        if not isinstance(row, PreferenceRow):
+        if not isinstance(row, PreferenceRow) or row.extra.get(SAMPLED) is not None:
             return []
         prompt = as_turns(row.prompt, "user")
         chosen, rejected = (

@@ -35,6 +35,7 @@ POLICY, START, STRONGER, WEAKER = "policy", "start", "stronger", "weaker"
 
 NO_SCORE = "responses without a score"
 DUPLICATES = "responses that came twice"
+EMPTY = "responses without a text"
 TRUNCATED = "responses that ended at the limit"
 TOO_FEW = "prompts with fewer than two different responses"
 NONE_LEFT = "prompts without a response that can be used"
@@ -98,10 +99,12 @@ def best_of(responses: Sequence[Scored], settings: Pairing) -> tuple[Scored | No
     lost: Counter[str] = Counter()
     kept = _usable(responses, settings, lost)
     finished = [one for one in kept if one.is_finished]
-    if not finished:
-        lost[NONE_FINISHED if kept else NONE_LEFT] += 1
-        return None, lost
-    return max(finished, key=lambda one: worth(one, settings)), lost
+    said = [one for one in finished if one.text.strip()]
+    lost[EMPTY] += len(finished) - len(said)
+    if not said:
+        lost[NONE_LEFT if finished or not kept else NONE_FINISHED] += 1
+        return None, +lost
+    return max(said, key=lambda one: worth(one, settings)), +lost
 
 
 def worth(response: Scored, settings: Pairing) -> float:

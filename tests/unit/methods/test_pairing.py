@@ -302,6 +302,16 @@ def test_a_prompt_without_a_best_response_says_why() -> None:
     assert (best, lost) == (None, {pairing.NO_SCORE: 1, pairing.NONE_LEFT: 1})
 
 
+def test_an_empty_response_may_be_in_a_pair_and_is_no_answer_to_imitate() -> None:
+    empty, cut = said("e", 1.0, 1, text=""), said("t", 0.5, cut=True)
+    assert table(FOUR[2], empty) == ([">c"], {})
+    assert table(FOUR[1], empty) == (["b>"], {})
+    best, lost = best_of([FOUR[0], empty], Pairing())
+    assert (best, lost) == (FOUR[0], {pairing.EMPTY: 1})
+    best, lost = best_of([empty, cut], Pairing())
+    assert (best, lost) == (None, {pairing.EMPTY: 1, pairing.NONE_LEFT: 1})
+
+
 # --- against an obvious twin ----------------------------------------------------------------------
 
 
