@@ -121,8 +121,9 @@ def evaluate(
     for name, other in zip(("start", "previous"), (earlier[:1], earlier[-1:])):
         if other:
             theirs = read_measured(other[0], held_out, parts)
-            judged = [[side.judged[at] for at in reporting] for side in (found, theirs)]
-            rate = win_rate(judged[0], judged[1], held_out.seed)
+            our_scores = [found.judged[place] for place in reporting]
+            their_scores = [theirs.judged[place] for place in reporting]
+            rate = win_rate(our_scores, their_scores, held_out.seed)
             facts["wins"][name] = None if rate is None else asdict(rate)
             if name == "previous":
                 facts["changes"] = _changes(found, theirs, held_out.is_validation)

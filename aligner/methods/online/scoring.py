@@ -106,8 +106,10 @@ class Scoring:
 
 
 def _digest(responses: Sequence[Sequence[Response]]) -> str:
-    texts = json.dumps([[one.text for one in samples] for samples in responses])
-    return sha256(texts.encode()).hexdigest()[:16]
+    digest = sha256()
+    for samples in responses:
+        digest.update(json.dumps([one.text for one in samples]).encode())
+    return digest.hexdigest()[:16]
 
 
 def journals_of(stage: Stage, specs: Sequence[str]) -> list[Journal]:
