@@ -100,13 +100,6 @@ def test_what_are_no_ids_is_refused_with_its_row(tmp_path: Path, ids: Any) -> No
     assert "holds no token ids of this tokenizer" in said
 
 
-def test_a_sampled_answer_is_one_turn(tmp_path: Path) -> None:
-    two = [{"role": "assistant", "content": "a"}] * 2
-    with pytest.raises(DataError) as caught:
-        encoded(tmp_path, pair(chosen=two, **{SAMPLED: [[50], [60]]}))  # type: ignore[arg-type]
-    assert "chosen is not one turn" in str(caught.value.problems)
-
-
 def test_a_row_without_ids_among_others_is_tokenized(tmp_path: Path) -> None:
     rows = encoded(tmp_path, pair(), pair(**{SAMPLED: None}), pair(**{SAMPLED: [[50], [60]]}))
     plain = [row.columns["chosen_ids"].tolist() for row in rows]

@@ -160,15 +160,17 @@ def test_an_infinite_score_is_a_score() -> None:
     assert table(said("a", -math.inf), FOUR[1], FOUR[0])[0] == ["b>a"]
 
 
-def test_equal_tokens_count_once_and_the_first_stays() -> None:
+def test_equal_texts_count_once_and_the_first_stays() -> None:
+    """Whatever their tokens are: they have one score, and nothing tells them apart."""
     rows = (said("a", 1.0), said("a", 5.0), said("b", 0.0))
     assert table(*rows) == (["a>b"], {pairing.DUPLICATES: 1})
     assert table(*rows[:2]) == ([], {pairing.DUPLICATES: 1, pairing.TOO_FEW: 1})
 
 
-def test_equal_texts_of_other_tokens_are_two_responses() -> None:
-    one, two = said("a", 1.0, 3, text="x"), said("a", 0.0, 4, text="x")
-    assert table(one, two) == (["x>x"], {})
+def test_a_response_that_was_cut_is_not_the_same_as_one_that_ended() -> None:
+    """Else the first of the two, which was cut, would stand for the one that may be chosen."""
+    rows = (said("a", 1.0, 3, cut=True), said("a", 1.0, 4), said("b", 0.0))
+    assert table(*rows) == (["a>b"], {})
 
 
 def test_ties_are_dropped_and_counted() -> None:
@@ -236,7 +238,7 @@ def test_a_loss_is_named_after_the_first_reason() -> None:
         said("a", None, cut=True),
         said("b", 2.0),
         said("b", None),
-        said("b", 2.0, cut=True),
+        said("b", 2.0),
         said("c", 1.0, cut=True, tokens=40),
     )
     found = table(*rows, truncated="drop")
