@@ -24,7 +24,6 @@ import argparse
 import json
 import os
 import random
-import resource
 import statistics
 import subprocess
 import sys
@@ -36,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.results import write
+from benchmarks.speed.memory import peak_mib
 
 ROOT = Path(__file__).parents[2]
 BATCH, ROWS, ROUNDS = 16, 64, 3
@@ -85,7 +85,7 @@ def work(task: str, tool: str, folder: Path) -> dict[str, float]:
 
     torch.set_num_threads(1)
     logging.disable_progress_bar()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_mib()
     dtype = torch.bfloat16 if tool == "bf16" else torch.float32
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
     rows = rows_of(task, model.config.vocab_size, model.config.max_position_embeddings)
@@ -95,7 +95,7 @@ def work(task: str, tool: str, folder: Path) -> dict[str, float]:
     start = time.process_time()
     decode(rows, samples=8 if tool == "shared" else 1)
     spent = time.process_time() - start
-    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    peak = peak_mib() - before
     return {"tokens": sum(budget for _, budget in rows), "cpu_s": spent, "peak_mib": peak}
 
 

@@ -21,7 +21,6 @@ import argparse
 import json
 import os
 import random
-import resource
 import subprocess
 import sys
 import tempfile
@@ -30,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.results import write
+from benchmarks.speed.memory import peak_mib
 
 ROOT = Path(__file__).parents[2]
 BATCH, SEED = 2, 42
@@ -93,13 +93,13 @@ def measure(tool: str, task: str, mode: str, model: Path, rows: Path) -> dict[st
     spent: dict[str, float] = {}
     transformers.Trainer.train = _timed(transformers.Trainer.train, spent, "train")
     reference.with_reference = _timed(reference.with_reference, spent, "reference")
-    base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    base = peak_mib()
     with tempfile.TemporaryDirectory() as name:
         run = {"trl": _trl, "aligner": _aligner}[tool]
         found = run(task, mode, model, rows, Path(name))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base
+    peak = peak_mib() - base
     seconds = spent["train"] + (spent.get("reference", 0.0) if mode == "default" else 0.0)
-    return {**found, "cpu_s": seconds, "peak_mib": peak / 1024}
+    return {**found, "cpu_s": seconds, "peak_mib": peak}
 
 
 def _trl(task: str, mode: str, model: Path, file: Path, folder: Path) -> dict[str, Any]:

@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -29,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.results import write
+from benchmarks.speed.memory import peak_mib
 from benchmarks.speed.real_model import ROOT, SEED, rows_of
 
 PROMPT, LONGEST = 256, 64
@@ -79,13 +79,13 @@ def measure(role: str, prefix: str, model: Path, folder: Path, checkpoints: bool
     if method == "rlhf":
         settings += _of_rlhf(role, prefix, folder)
     run_recipe(load_recipe(method, None, settings))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - base
+    return peak_mib() - base
 
 
 def held() -> float:
-    """MiB of this process at the moment; its peak so far is at least that of the one it is from."""
+    """MiB of this process at the moment."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / 2**20
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def _of_rlhf(role: str, prefix: str, folder: Path) -> list[str]:

@@ -15,7 +15,6 @@ import argparse
 import itertools
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.results import write
+from benchmarks.speed.memory import peak_mib
 
 ROOT = Path(__file__).parents[2]
 ROWS, BATCH, STEPS, WINDOW = 64, 4, 4, 64
@@ -97,12 +97,12 @@ def work(name: str, folder: Path) -> dict[str, Any]:
     ]
     resolved = load_recipe(method, None, [*COMMON, *ours, *changes])
     load_method(resolved.recipe)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_mib()
     run = run_recipe(resolved, overwrite=True).run_dir
     lines = [line for line in read_metrics(run) if line["split"] == "train"]
     steps = [after["time_s"] - line["time_s"] for line, after in itertools.pairwise(lines)]
     shares = [line.get("sapo/generation_share", 0.0) for line in lines[1:]]
-    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    peak = peak_mib() - before
     return {
         "peak_mib": peak,
         "step_s": steps,
