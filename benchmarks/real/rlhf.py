@@ -188,6 +188,7 @@ def read_arm(folder: Path, arm: str, seed: int) -> dict[str, Any]:
         groups[one["step"], one["trained"], one["row"]] = one
     logged = {line["step"]: line for line in read_metrics(run) if "kl" in line}
     trained = sorted({one["step"] for one in groups.values() if one["step"] != HELD_OUT})
+    trained = [step for step in trained if step + 1 in logged]  # not one that was broken off
     steps = []
     for step in trained:
         here = [one for one in groups.values() if one["step"] == step]
@@ -237,6 +238,7 @@ def main() -> None:
     parser.add_argument("tasks", type=Path)
     parser.add_argument("--folder", type=Path, help="keep everything here, and continue")
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--read", action="store_true", help="train nothing: read what is there")
     parser.add_argument("--arms", default=",".join(ARMS), help="some of the arms, with commas")
     parser.add_argument(
         "--write", action="store_true", help="write the tables into benchmarks/RESULTS.md"
@@ -247,13 +249,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = (options.folder or Path(temporary)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
-        prepare(options.model.resolve(), options.tasks.resolve(), folder)
+        if not options.read:
+            prepare(options.model.resolve(), options.tasks.resolve(), folder)
         found: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}
         for seed in range(options.seeds):
             for arm in arms:
-                run_arm(options.model.resolve(), folder, arm, seed)
-                found[arm].append(read_arm(folder, arm, seed))
-                print(page(found), flush=True)
+                if not options.read:
+                    run_arm(options.model.resolve(), folder, arm, seed)
+                if (folder / f"{arm}-{seed}.jsonl").exists():
+                    found[arm].append(read_arm(folder, arm, seed))
+                    print(page(found), flush=True)
     if options.write:
         write("real-rlhf", page(found))
 

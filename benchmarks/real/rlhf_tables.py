@@ -20,8 +20,8 @@ KEYS = {"reward": 3, "perfect": 2, "kl": 2, "tokens": 1, "truncated": 2}
 def page(arms: Arms) -> str:
     """The curves, the held-out prompts, and rewards at the same KL."""
     known = {arm: seeds for arm, seeds in arms.items() if seeds}
-    parts = [_curves(known), _held_out(known), _matched(known)]
-    return "\n".join([*parts[0], "", *parts[1], "", *parts[2]])
+    parts = [_curves(known), _held_out(known), _matched(known), _agreement(known)]
+    return "\n\n".join("\n".join(part) for part in parts if part)
 
 
 def _curves(arms: Arms) -> list[str]:
@@ -31,12 +31,15 @@ def _curves(arms: Arms) -> list[str]:
     ]
     lines += _head(["arm", "steps", *KEYS])
     for arm, seeds in arms.items():
-        for start in range(0, len(seeds[0]["steps"]), SHOWN):
-            rows = [one["steps"][start : start + SHOWN] for one in seeds]
+        for start in range(0, max(len(one["steps"]) for one in seeds), SHOWN):
+            windows = [one["steps"][start : start + SHOWN] for one in seeds]
+            rows = [row for row in windows if len(row) == SHOWN]
+            if not rows:
+                continue
             cells = []
             for key, decimals in KEYS.items():
                 cells.append(cell([fmean(step[key] for step in row) for row in rows], decimals))
-            lines.append(_row([arm, f"{start + 1} to {start + len(rows[0])}", *cells]))
+            lines.append(_row([arm, f"{start + 1} to {start + SHOWN}", *cells]))
     return lines
 
 
@@ -45,9 +48,11 @@ def _held_out(arms: Arms) -> list[str]:
     lines = ["Held-out prompts, one answer each, after so many steps:", ""]
     lines += _head(["arm", "steps", *keys])
     for arm, seeds in arms.items():
-        for rows in zip(*(one["held_out"] for one in seeds)):
+        asked = [line for one in seeds for line in one["held_out"]]
+        for step in sorted({line["step"] for line in asked}):
+            rows = [line for line in asked if line["step"] == step]
             cells = [cell([row[key] for row in rows], KEYS[key]) for key in keys]
-            lines.append(_row([arm, str(rows[0]["step"]), *cells]))
+            lines.append(_row([arm, str(step), *cells]))
     return lines
 
 
@@ -61,6 +66,22 @@ def _matched(arms: Arms) -> list[str]:
         cells = [cell([reward_at(one["steps"], nats) for one in seeds], 3) for nats in NATS]
         lines.append(_row([arm, *cells]))
     return lines
+
+
+def _agreement(arms: Arms) -> list[str]:
+    """How far the reward model agrees with the program, in the answers of training."""
+    found = []
+    for arm, seeds in arms.items():
+        every = [one["steps"] for one in seeds if "agreement" in one["steps"][0]]
+        for part, take in (("first", slice(3)), ("last", slice(-3, None))):
+            numbers = [[step["agreement"] for step in steps[take]] for steps in every]
+            means = [fmean(row) for row in numbers if None not in row]
+            if means:
+                found.append(f"`{arm}`, {part} three steps: {cell(means, 2)}.")
+    if not found:
+        return []
+    text = "Correlation within groups of the reward model's means with the program's scores"
+    return [f"{text}: {' '.join(found)}"]
 
 
 def reward_at(steps: Sequence[dict[str, Any]], nats: float) -> float | None:

@@ -336,6 +336,11 @@ def test_segments_are_rewarded(
     assert not batch["advantages"][~batch["counted"]].any()
     shown = json.loads((tmp_path / "run" / "rollouts.json").read_text())
     assert all("".join(s["text"] for s in one["segments"]) for one in shown)
+    parents = json.loads((tmp_path / "run" / "manifest.json").read_text())["parents"]
+    named = [each["path"] for each in parents if each["kind"] == "reward_model"]
+    outcome = ["verifier:regex=[a-m]"] if credit == "mixed" else []
+    assert named == [*outcome, segment_model.removeprefix("rlhf.segment_model=")]
+    assert all(each["fingerprint"] for each in parents)
 
 
 def test_every_token_can_be_a_segment(

@@ -59,6 +59,7 @@ def train(job: Job) -> TrainResult:
         roller = _roller(job, recipe, model, arguments)
     _tell_roles(job, base)
     normalizer = _normalizer(job, recipe, model, roller)
+    _record_rewards(job, roller)
     kind: type[RlhfTrainer] = PpoTrainer if recipe.rlhf.algorithm == "ppo" else GrpoTrainer
     trainer = kind(
         model=model,
@@ -93,6 +94,18 @@ def _tell_roles(job: Job, base: SharedBase) -> None:
         job.note(f"{name} stands on the policy's own base, which is held once")
     for name, why in base.separate.items():
         job.note(f"{name} is a whole model beside the policy: {why}")
+
+
+def _record_rewards(job: Job, roller: Roller) -> None:
+    """Keep what rewards, with its fingerprint, for the manifest: the run comes from these too."""
+    named: dict[str, Any] = dict(roller.scorers)
+    if roller.segment_scorer is not None:
+        named[str(roller.settings.segment_model)] = roller.segment_scorer
+    members = [
+        {"name": name, "fingerprint": scorer.fingerprint()} for name, scorer in named.items()
+    ]
+    if world()[0] == 0:
+        job.run.write_json("rewards.json", {"members": members})
 
 
 def _settle_critic(job: Job, trainer: PpoTrainer) -> None:
