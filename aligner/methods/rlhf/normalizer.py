@@ -7,13 +7,17 @@ an offset as a bribe for each further segment. So the values of sampled response
 
     (r - mu(p)) / sigma(p),    mu(p) = w_mu ln p + b_mu,    sigma(p) = w_sigma ln p + b_sigma
 
-with p = j/K the location of segment j of K. `weighted`, the default, fits mu to all segments alike,
-by bins of ln p, with Huber's weights, and sigma to what is left. `huber_groups` is the paper's
-code: groups of locations rounded to 0.001, each with the same weight, and scikit-learn's Huber
-regression, also of groups of one segment, whose spread is 0. Where we differ, in both forms: sigma
-has a floor (theirs turns negative at the start of long responses, and with it the sign of rewards),
-locations before the first that was fitted count as that one, sums and not averages are reduced over
-ranks, and another fingerprint is refused (theirs falls back to no normalization).
+with p = j/K the location of segment j of K. `weighted`, the default, fits to all segments alike, by
+bins of ln p, with Huber's weights: the slope of mu to how values change within responses, each less
+its response's mean, then the level, and sigma to what is left. Between responses the slope would
+also hold how those of many segments differ from those of few, since small p are theirs alone: where
+their number tells of quality, that would be taken off as if it were the place's. `huber_groups` is
+the paper's code: groups of locations rounded to 0.001, each with the same weight, and
+scikit-learn's Huber regression, also of groups of one segment, whose spread is 0. Where we differ,
+in both forms: sigma has a floor (theirs turns negative at the start of long responses, and with it
+the sign of rewards), locations before the first that was fitted count as that one, sums and not
+averages are reduced over ranks, and another fingerprint is refused (theirs falls back to no
+normalization).
 
 Replacing r by a r + b + d ln p with a > 0 changes nothing of what `weighted` gives.
 """
@@ -143,10 +147,12 @@ def fit(
 @dataclass(frozen=True, slots=True)
 class _Seen:
     """All segments of this rank, and what all ranks know of theirs. `log_p` and `values` (N,), the
-    values less `center` and divided by `scale`."""
+    values less `center` and divided by `scale`; `within` (2, N): both less their means over the
+    response."""
 
     log_p: Tensor
     values: Tensor
+    within: Tensor
     smallest: float
     center: float
     scale: float
@@ -157,7 +163,7 @@ class _Seen:
         values = torch.tensor([value for row in samples for value in row], dtype=torch.float64)
         assert values.isfinite().all(), "values are numbers"
         most = reduce(torch.tensor(max(map(len, samples), default=0)), "max").item()
-        sizes = [torch.arange(1, len(row) + 1, dtype=torch.float64) / len(row) for row in samples]
+        places = [torch.arange(1, len(row) + 1, dtype=torch.float64) / len(row) for row in samples]
         count, total = reduce(torch.tensor([len(values), values.sum()], dtype=torch.float64), "sum")
         center = total / count.clamp(min=1)
         scale = (reduce((values - center).square().sum(), "sum") / count.clamp(min=1)).sqrt()
@@ -167,9 +173,18 @@ class _Seen:
                 f"{int(count):,} segments of the sampled responses",
                 "check that it was trained, and that it reads responses of this kind",
             )
-        log_p = torch.cat([*sizes, values.new_zeros(0)]).log()
+        log_p = torch.cat([*places, values.new_zeros(0)]).log()
         values = (values - center) / scale
-        return cls(log_p, values, 1 / most, center.item(), scale.item(), int(count))
+        sizes = torch.tensor([len(row) for row in samples], dtype=torch.long)
+        within = _less_row_means(torch.stack([log_p, values]), sizes)
+        return cls(log_p, values, within, 1 / most, center.item(), scale.item(), int(count))
+
+
+def _less_row_means(parts: Tensor, sizes: Tensor) -> Tensor:
+    """Take from `parts` (2, N) their means over each row, N being rows of these `sizes` in turn."""
+    rows = torch.repeat_interleave(sizes)
+    sums = parts.new_zeros(2, len(sizes)).index_add(1, rows, parts)
+    return parts - (sums / sizes.clamp(min=1))[:, rows]
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,10 +199,11 @@ class _Lines:
 
 
 def _binned(seen: _Seen, places: Tensor, bins: int, reduce: Reduce) -> tuple[Tensor, ...]:
-    """Sums over bins (bins,), of all ranks: of 1, x, x^2, r, r^2 and r x, with x = ln p."""
+    """Sums over bins (bins,), of all ranks: of 1, x, x^2, r, r^2 and r x, with x = ln p, and of x
+    and r within responses."""
     x, r = seen.log_p, seen.values
-    parts = torch.stack([torch.ones_like(x), x, x * x, r, r * r, r * x])
-    return reduce(parts.new_zeros(6, bins).index_add(1, places, parts), "sum").unbind()
+    parts = torch.stack([torch.ones_like(x), x, x * x, r, r * r, r * x, *seen.within])
+    return reduce(parts.new_zeros(len(parts), bins).index_add(1, places, parts), "sum").unbind()
 
 
 def _weighted(seen: _Seen, reduce: Reduce) -> _Lines | None:
@@ -196,11 +212,12 @@ def _weighted(seen: _Seen, reduce: Reduce) -> _Lines | None:
     lowest = math.log(seen.smallest)
     shares = (seen.log_p - lowest) / (-lowest if lowest < 0 else 1.0)
     sums = _binned(seen, (shares * BINS).long().clamp(0, BINS - 1), BINS, reduce)
-    count, x, xx, r, rr, rx = (part[sums[0] >= FEWEST_IN_BIN] for part in sums)
+    count, x, xx, r, rr, rx, inner_x, inner_r = (part[sums[0] >= FEWEST_IN_BIN] for part in sums)
     if len(count) < FEWEST_BINS:
         return None
     middle = x / count
-    slope, start = _line(middle, r / count, count)
+    slope, _ = _line(inner_x / count, inner_r / count, count)
+    start = ((r - slope * x).sum() / count.sum()).item()
     squares = rr - 2 * (slope * rx + start * r)
     squares = squares + slope**2 * xx + 2 * slope * start * x + start**2 * count
     offsets = r - slope * x - start * count
@@ -238,7 +255,7 @@ def _grouped(seen: _Seen, reduce: Reduce) -> _Lines | None:
     """The paper's lines: over groups of locations rounded to 0.001, which weigh the same. A group
     of one segment says nothing of the spread."""
     places = (seen.log_p.exp() * 1000).round().long().clamp(1, 1000)
-    count, _, _, r, rr, _ = _binned(seen, places, 1001, reduce)
+    count, _, _, r, rr, *_ = _binned(seen, places, 1001, reduce)
     there = (count > 0).nonzero()[:, 0]
     several = (count > 1).nonzero()[:, 0]
     if len(several) < FEWEST_BINS:

@@ -194,11 +194,24 @@ def test_the_huber_line_is_that_of_scikit_learn() -> None:
 
 
 def test_the_papers_form_weighs_groups_alike() -> None:
-    """One location with very many segments pulls the weighted line, not the paper's."""
+    """One location with very many segments moves the level of the weighted line, not of the
+    paper's."""
     chance = random.Random(0)
     rows = [[math.log((j + 1) / 8) + 1e-3 * chance.gauss(0, 1) for j in range(8)]] * 40
     crowd = [[6.0 + chance.gauss(0, 1e-3)] for _ in range(4000)]
     paper = fit([*rows, *crowd], form="huber_groups")
     ours = fit([*rows, *crowd])
     assert paper.mean_slope == pytest.approx(1.0, abs=0.05)
-    assert ours.mean_slope > 1.5
+    assert paper.mean == pytest.approx(0.0, abs=0.1)
+    assert ours.mean > 5
+
+
+def test_what_the_number_of_segments_says_of_quality_is_not_taken_for_the_place() -> None:
+    """Good responses have one segment and bad ones several, so that early places are theirs; values
+    fall by 0.5 ln p."""
+    chance = random.Random(0)
+    rows = []
+    for size in (chance.choice((1, 1, 1, 2, 3, 4)) for _ in range(2000)):
+        good, places = (3.0 if size == 1 else -1.0), [(j + 1) / size for j in range(size)]
+        rows.append([good - 0.5 * math.log(p) + chance.gauss(0, 1) for p in places])
+    assert fit(rows).mean_slope == pytest.approx(-0.5, abs=0.05)
