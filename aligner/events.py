@@ -67,16 +67,19 @@ class Metrics:
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
-    """One of several things that are compared is done, as texts for a table; `error` says why it
-    has no fitness."""
+class TableRow:
+    """One of several things that are compared is done: a candidate of a search, a round.
 
-    index: int
-    name: str
-    fitness: str
-    held_out: str
-    error: str
-    is_best: bool
+    `cells`: its column -> text. `line` says the same where there is no room for a table, and
+    `title` stands above the table from now on. `is_best`: the best of all so far. `is_failed`: it
+    could not be measured.
+    """
+
+    title: str
+    cells: Mapping[str, str]
+    line: str
+    is_best: bool = False
+    is_failed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +98,7 @@ Event = (
     | Plan
     | DataReady
     | Metrics
-    | Candidate
+    | TableRow
     | Finished
 )
 OnEvent = Callable[[Event], None]

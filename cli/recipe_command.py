@@ -59,6 +59,8 @@ class RecipeCommand(QuickCommand):
     def format_usage(self, ctx: Any, formatter: Any) -> None:
         """Usage and examples."""
         formatter.write_usage(ctx.command_path, "[RECIPE] [KEY=VALUE ...] [OPTIONS]")
+        if method_of(str(self.name)).status:
+            formatter.write_usage(ctx.command_path, "status RUN [--json]", prefix="       ")
         with formatter.section("Examples"):
             for example in method_of(str(self.name)).examples:
                 formatter.write(f"{'':>{formatter.current_indent}}{example}\n")
@@ -120,6 +122,9 @@ def _command(name: str) -> Any:
     ) -> None:
         context.meta["debug"] = debug or context.meta.get("debug", False)
         if method_of(name).status and context.args[:1] == ["status"]:
+            given = {"--dry-run": dry_run, "--resume": resume, "--overwrite": overwrite}
+            for option in (option for option, is_given in given.items() if is_given):
+                raise UsageError(f"{option} has no effect on `{name} status`", "drop it")
             _show_status(name, context.args[1:], as_json=as_json)
             return
         if loss_table or loss_plot is not None:
@@ -146,17 +151,17 @@ def _show_status(name: str, arguments: list[str], *, as_json: bool) -> None:
     """Say how far a run is: `aligner NAME status RUN`."""
     if len(arguments) != 1:
         given = f"{len(arguments)} were given"
-        raise UsageError(f"one run directory is wanted, and {given}", f"aligner {name} status RUN")
+        hint = f"aligner {name} status RUN; a recipe that is called so is ./status"
+        raise UsageError(f"one run directory is wanted, and {given}", hint)
     from .render import columns
 
-    header, rows, remark = function_of(method_of(name).status)(Path(arguments[0]))
+    status = function_of(method_of(name).status)(Path(arguments[0]))
     if as_json:
-        found = [dict(zip(header, row)) for row in rows]
-        say_json(json.dumps({"rounds": found, "remark": remark}, indent=2))
+        say_json(json.dumps(status.facts, indent=2))
         return
-    columns(header, rows)
+    columns(status.columns, status.rows)
     say()
-    say(remark)
+    say(status.remark)
 
 
 def carry_out(

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 PLAIN_WIDTH = 160  # a pipe has no width; never cut what a log should hold
 PLAIN_INTERVAL_S = 5.0
+TABLE_INTERVAL_S = 0.2
 BAR_METRICS = ("loss", "eval_loss", "rewards/accuracies", "accuracy", "mse")
 
 
@@ -105,8 +106,8 @@ class Screen:
             self._advance(event.name, event.done, event.total, "")
         elif isinstance(event, events.Metrics):
             self._metrics(event)
-        elif isinstance(event, events.Candidate):
-            self._candidate(event)
+        elif isinstance(event, events.TableRow):
+            self._row(event)
         elif isinstance(event, events.Notice):
             self.line(event.text)
         elif isinstance(event, events.Warned):
@@ -169,18 +170,15 @@ class Screen:
         else:
             self.line(f"{name} ...")
 
-    def _candidate(self, event: events.Candidate) -> None:
-        if self.live:
-            from .live_table import LiveTable
-
-            self._stop_bar()
-            self._table = self._table or LiveTable(console())
-            self._table.add(event)
+    def _row(self, event: events.TableRow) -> None:
+        if not self.live:
+            self.line(event.line)
             return
-        result = event.error or f"fitness {event.fitness}, held out {event.held_out}"
-        self.line(
-            f"{event.index}  {event.name}: {result}{'  (best so far)' if event.is_best else ''}"
-        )
+        from .live_table import LiveTable
+
+        self._stop_bar()
+        self._table = self._table or LiveTable(console())
+        self._table.add(event)
 
     def _begin(self, name: str) -> None:
         self._stage = name
@@ -204,17 +202,23 @@ class Screen:
         if name != self._stage:
             self._stop_bar()
             self._begin(name)
-        if self.live:
+        if self.live and self._table is None:
             self._advance_bar(name, done, total, text)
             return
-        now = time.monotonic()
+        now, interval = (
+            time.monotonic(),
+            PLAIN_INTERVAL_S if self._table is None else TABLE_INTERVAL_S,
+        )
         self._first = self._first or (done, now)
-        if done < total and not at_once and now - self._last_line < PLAIN_INTERVAL_S:
+        if done < total and not at_once and now - self._last_line < interval:
             return
         self._last_line = now
-        self.line(
-            f"{name}: {done}/{total or '?'}  {text}{_left(done, total, *self._first, now)}".rstrip()
-        )
+        left = _left(done, total, *self._first, now)
+        said = f"{name}: {done}/{total or '?'}  {text}{left}".rstrip()
+        if self._table is not None:
+            self._table.say(said)
+        else:
+            self.line(said)
 
     def _advance_bar(self, name: str, done: int, total: int, text: str) -> None:
         if self._progress is None:

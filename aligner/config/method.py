@@ -48,6 +48,17 @@ def run_and_report(run_dir: Path) -> dict[str, object]:
     return {"run": run_dir, "report": run_dir / "report.html"}
 
 
+@dataclass(frozen=True)
+class RunStatus:
+    """How far a run is: columns and a row of texts for each of its parts, a line about what is
+    next, and the same for programs."""
+
+    columns: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    remark: str
+    facts: dict[str, Any]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Method:
     """A method or builder, as everybody sees it who does not carry it out.
@@ -83,7 +94,7 @@ class Method:
     """`module:function` that writes the report of a run directory again."""
     status: str = ""
     """`module:function` that says how far a run is, for `aligner NAME status RUN`: run directory ->
-    (columns, rows of texts, a line about what is next). None: there is no such command."""
+    RunStatus. None: there is no such command."""
     is_staged: bool = False
     """Whether its runs are made of stages (`aligner.runs.stages`), which see by themselves what a
     changed recipe, or changed inputs, make stale: such a run may be resumed with them."""
@@ -117,6 +128,8 @@ class TrainingMethod(Method):
     """Its section -> what the plan says behind its name."""
     card_note: Callable[[Mapping[str, Any]], str] = lambda section: ""
     """Its section as JSON -> what the card says behind its title."""
+    card_part: str = ""
+    """`module:function` that writes a section of the card: run directory -> Markdown."""
     settings_read: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda section: section
     """Its section as JSON -> the part of it that the training reads."""
     objective_key: str = ""

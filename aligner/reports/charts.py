@@ -211,10 +211,14 @@ def _pieces(points: Sequence[Point]) -> list[list[Point]]:
 
 
 def line_chart(
-    title: str, series: Sequence[Series], *, bounds: tuple[float, float] | None = None
+    title: str,
+    series: Sequence[Series],
+    *,
+    bounds: tuple[float, float] | None = None,
+    unit: str = "step",
 ) -> str:
     """A figure with its legend; only the warning where nothing can be drawn, nothing where nothing
-    was logged."""
+    was logged. `unit`: what the horizontal axis counts."""
     drawn = [line for line in series if line.finite]
     if not drawn:
         gaps = _gaps(series)
@@ -233,7 +237,7 @@ def line_chart(
     for line in drawn:
         points = [[x, number(y)] for x, y in thin(line.finite)]
         curves.append({"n": line.name, "p": points})
-    data = {"x": [scale.x_low, scale.x_high, LEFT, WIDTH - RIGHT], "s": curves}
+    data = {"x": [scale.x_low, scale.x_high, LEFT, WIDTH - RIGHT], "s": curves, "u": unit}
     rule = f'<line class="rule" x1="0" x2="0" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
     return (
         f'<figure class="chart" data-chart="{escape(json.dumps(data, ensure_ascii=False))}">'

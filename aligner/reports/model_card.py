@@ -19,7 +19,7 @@ import yaml
 
 from aligner.config.defaults import DEFAULT, OF_DEVICE, OF_LIBRARIES, is_default, keys_that_matter
 from aligner.config.yaml_lines import read_value
-from aligner.methods.catalogue import trainer_of
+from aligner.methods.catalogue import function_of, trainer_of
 from aligner.reports.charts import number
 from aligner.reports.page import AT_START, held_out_part
 from aligner.runs.files import dumps, read_json, write_atomically
@@ -66,6 +66,7 @@ def write_model_card(run_dir: Path, manifest: Record) -> None:
             read_json(folder, "evaluation.json"),
             held_out_part(read_json(folder, "decided.json") or {}),
         ),
+        _own_part(recipe["method"], folder),
         _origin(ancestors, start),
         _reproduce(environment, manifest),
         "License, intended use and limits are in no record of training, so they are not stated "
@@ -310,6 +311,12 @@ def _results(manifest: Record, evaluation: Any, held_out: str) -> str:
         cells = [_shown(entry["metrics"].get(metric, "")) for metric in metrics]
         lines.append((entry["name"], *cells))
     return f"{text}\n\n{_table(('model', *metrics), lines)}"
+
+
+def _own_part(method: str, folder: Path) -> str:
+    """What the method adds."""
+    part = trainer_of(method).card_part
+    return str(function_of(part)(folder)) if part else ""
 
 
 def _origin(ancestors: list[Record], start: str) -> str:

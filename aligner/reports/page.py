@@ -102,7 +102,8 @@ def ledger_part(data: Any) -> dict[str, Any] | None:
     if not data:
         return None
     pictures = [_source_picture(source) for source in data.get("sources", [])]
-    pictures += [_split_picture(name, split) for name, split in data.get("splits", {}).items()]
+    splits = [(name, split) for name, split in data.get("splits", {}).items() if split.get("rows")]
+    pictures += [_split_picture(name, split) for name, split in splits]
     files = [
         {"path": file["path"], "bytes": f"{file['bytes']:,}", "sha256": file["sha256"][:16]}
         for source in data.get("sources", [])

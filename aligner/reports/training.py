@@ -13,6 +13,7 @@ import base64
 import hashlib
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,7 @@ for (const figure of document.querySelectorAll("[data-chart]")) {
     const x = left + (near[0][0] - low) / (high - low) * (right - left);
     rule.setAttribute("x1", x); rule.setAttribute("x2", x); rule.style.visibility = "visible";
     near.forEach((point, index) => { outputs[index].textContent = point[1]; });
-    at.textContent = "step " + near[0][0];
+    at.textContent = chart.u + " " + near[0][0];
   });
   svg.addEventListener("pointerleave", () => {
     rule.style.visibility = "hidden"; at.textContent = "";
@@ -92,17 +93,26 @@ for (const figure of document.querySelectorAll("[data-chart]")) {
 """
 
 
-def write_report(run_dir: Path, manifest: Record | None = None) -> Path:
+@dataclass(frozen=True)
+class OwnParts:
+    """What a method shows in place of curves and sample answers: (anchor, title, HTML in which what
+    comes from outside is escaped). `reached`: how far a run is that has not finished."""
+
+    sections: Sequence[tuple[str, str, Markup]]
+    tiles: Sequence[dict[str, str]]
+    facts: Rows
+    reached: str
+
+
+def write_report(
+    run_dir: Path, manifest: Record | None = None, own: OwnParts | None = None
+) -> Path:
     """Write `report.html` into the run directory. `manifest` is given when it is about to be
     written."""
     folder = Path(run_dir)
     path = folder / "report.html"
-    write_atomically(
-        path,
-        _template("report.html.j2").render(
-            _content(folder, manifest or read_json(folder, "manifest.json"))
-        ),
-    )
+    content = _content(folder, manifest or read_json(folder, "manifest.json"), own)
+    write_atomically(path, _template("report.html.j2").render(content))
     return path
 
 
@@ -144,9 +154,9 @@ def _script() -> Record:
     return {"script": Markup(SCRIPT), "script_hash": digest}
 
 
-def _content(folder: Path, manifest: Record | None) -> Record:
+def _content(folder: Path, manifest: Record | None, own: OwnParts | None) -> Record:
     """Everything the template shows."""
-    metrics = read_metrics(folder)
+    metrics = read_metrics(folder) if own is None else []
     resolved = read_json(folder, "resolved.json") or {}
     recipe = resolved.get("recipe", {})
     environment = read_json(folder, "environment.json") or {}
@@ -160,12 +170,16 @@ def _content(folder: Path, manifest: Record | None) -> Record:
         "name": folder.resolve().name,
         "run_dir": str(folder),
         "method": recipe.get("method") or "unknown",
-        "shows_answers": method is None or not method.makes_scorer,
+        "shows_answers": own is None and (method is None or not method.makes_scorer),
+        "own": [] if own is None else own.sections,
         "manifest": manifest,
         "version": environment.get("versions", {}).get("aligner", ""),
-        "facts": _facts(recipe, environment, manifest, metrics, read_json(folder, "weights.json")),
-        "warnings": _warnings(folder, manifest, metrics, environment),
-        "tiles": _tiles(metrics, evaluation, data),
+        "facts": [
+            *_facts(recipe, environment, manifest, metrics, read_json(folder, "weights.json")),
+            *(own.facts if own is not None else []),
+        ],
+        "warnings": _warnings(folder, manifest, _reached(metrics, own), environment),
+        "tiles": _tiles(metrics, evaluation, data) if own is None else own.tiles,
         "evaluation": _evaluation(evaluation),
         "charts": charts,
         "more_charts": more,
@@ -206,8 +220,10 @@ def _sections(content: Record) -> Rows:
         ("files", "Results and files"),
     ]
     optional = ("evaluation", "pairs", "rollouts", "scored")
+    own = [(anchor, title) for anchor, title, _ in content["own"]]
     hidden = () if content["shows_answers"] else ("samples",)
-    return [
+    hidden = (*hidden, "curves") if own else hidden
+    return own + [
         (anchor, title)
         for anchor, title in titles
         if anchor not in hidden and (anchor not in optional or content[anchor])
@@ -243,13 +259,19 @@ def _facts(
     return facts
 
 
+def _reached(metrics: Metrics, own: OwnParts | None) -> str:
+    """Where a run is that has not finished."""
+    if own is not None:
+        return own.reached
+    step = max((record.get("step", 0) for record in metrics), default=None)
+    return "before a step was logged" if step is None else f"at or after step {step:,}"
+
+
 def _warnings(
-    folder: Path, manifest: Record | None, metrics: Metrics, environment: Record
+    folder: Path, manifest: Record | None, reached: str, environment: Record
 ) -> list[str]:
     found = []
     if manifest is None:
-        step = max((record.get("step", 0) for record in metrics), default=None)
-        reached = "before a step was logged" if step is None else f"at or after step {step:,}"
         held = "still works on it, or was killed" if (folder / LOCK_NAME).exists() else "stopped"
         found.append(
             f"This run has not finished: its process {held} {reached}. Continue it with `--resume`."

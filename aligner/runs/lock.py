@@ -83,6 +83,13 @@ def release_locks() -> None:
         release_lock(path.parent)
 
 
+def is_held(folder: Path) -> bool:
+    """Say whether a process works on a folder, as far as can be told; changes nothing."""
+    path = folder.absolute() / LOCK_NAME
+    holder = _read(path)
+    return holder is not None and _may_be_alive(path, holder)
+
+
 def lost_locks() -> list[Path]:
     """Return the folders that another process took over while this one was suspended."""
     return [path.parent for path in _lost]

@@ -16,7 +16,7 @@ from runner import aligner
 
 from aligner.cli import console, render
 from aligner.cli.console import content, guard_libraries, say_content, say_json, shown
-from aligner.events import Candidate, Notice, Plan, StageProgress, StageStarted, Warned
+from aligner.events import Notice, Plan, StageProgress, StageStarted, TableRow, Warned
 
 CLI = Path(__file__).parents[2] / "cli"
 
@@ -133,7 +133,8 @@ def test_what_is_drawn_on_a_terminal_is_ours_alone(monkeypatch: pytest.MonkeyPat
         screen.on_event(StageProgress(NAME, 1, 2))
         screen.on_event(Warned(f"{NAME} :warning:"))
         screen.on_event(Notice(NAME))
-        screen.on_event(Candidate(1, NAME, "1", "1", NAME, is_best=True))
+        screen.on_event(TableRow(NAME, {NAME: NAME}, NAME, is_best=True))
+        screen.on_event(StageProgress(NAME, 1, 2))
     said = stream.getvalue()
     assert "[red]" in said
     assert ":warning:" in said

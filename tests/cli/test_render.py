@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from aligner import events
@@ -118,3 +120,57 @@ def test_what_was_done_before_counts_for_no_rate(
 )
 def test_numbers_have_the_digits_that_matter(value: object, text: str) -> None:
     assert render.number(value) == text
+
+
+def row(number: int, *, best: bool = False, line: str = "") -> events.TableRow:
+    cells = {"round": str(number), "gold": f"0.{number}"}
+    return events.TableRow(f"best so far: {number}", cells, line or f"round {number}", is_best=best)
+
+
+def test_rows_are_lines_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    with render.Screen() as screen:
+        screen.on_event(row(0, line="start: gold 0.0"))
+        screen.on_event(row(1, line="round 1: gold 0.1", best=True))
+    assert capsys.readouterr().err.splitlines() == ["start: gold 0.0", "round 1: gold 0.1"]
+
+
+def test_rows_are_a_table_on_a_terminal_and_progress_stands_below_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    with render.Screen() as screen:
+        screen.on_event(events.StageProgress("rounds/00/eval", 1, 2))  # a bar, which has to end
+        screen.on_event(row(0))
+        screen.on_event(events.StageStarted("training"))
+        screen.on_event(events.Metrics(1, 2, {"loss": 1.5}))
+        screen.on_event(events.Notice("a word above the table"))
+        screen.on_event(events.Metrics(2, 2, {"loss": 1.25}))
+        screen.on_event(events.Metrics(2, 2, {"loss": 1.75}, "eval"))
+        screen.on_event(row(1, best=True))
+    err = capsys.readouterr().err
+    assert "training: 2/2  loss 1.25" in err
+    last = re.sub(r"\x1b\[[?0-9;]*[a-zA-Z]", "", err).rsplit("best so far: 1", 1)[1]
+    assert [line.split() for line in last.split("\n")[1:4]] == [
+        ["round", "gold"],
+        ["0", "0.0"],
+        ["1", "0.1"],
+    ]
+    assert "training" not in last, "nothing is being done any more"
+
+
+def test_a_table_shows_the_latest_rows_and_marks_the_best() -> None:
+    from io import StringIO
+
+    from rich.console import Console
+
+    from aligner.cli.live_table import MOST_ROWS, LiveTable
+
+    table = LiveTable(Console(file=StringIO()))
+    for number in range(MOST_ROWS + 2):
+        table.add(row(number, best=number in (3, 5)))
+    table.stop()
+    drawn = table.table()
+    assert drawn.row_count == MOST_ROWS
+    assert [style.style for style in drawn.rows].count("bold green") == 1
+    assert drawn.rows[5 - 2].style == "bold green"
+    assert str(table.drawn().renderables[0]) == f"best so far: {MOST_ROWS + 1}"

@@ -112,7 +112,9 @@ LOADS_HEAVY: dict[str, tuple[str, ...]] = {
     ),
     "losses.dsl": ("checks", "interpreter"),
     "methods.dpo": ("encode", "reference_samples", "reward_distillation", "start_checks", "train"),
-    "methods.online": ("answering", "evaluation", "measures", "preflight", "rounds"),
+    "methods.online": (
+        *("answering", "evaluation", "measures", "preflight", "read_rounds", "report", "rounds"),
+    ),
     "methods.reward": ("collators", "encode", "segments", "train", "trainers"),
     "methods.rlhf": (
         *("advantages", "credit", "encode", "grpo", "metrics", "normalizer", "ppo", "rollout"),

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from aligner.events import TableRow
 from aligner.runs.files import dumps, parse_json, write_atomically
 
 
@@ -101,3 +102,28 @@ class Archive:
         """Return the valid record with the highest mean fitness, of one origin or of all."""
         of = [record for record in self.records if record.valid and origin in (None, record.origin)]
         return max(of, key=lambda record: mean_and_error(record.fitness)[0], default=None)
+
+
+def table_row(record: Record, archive: Archive) -> TableRow:
+    """The event that tells of a record."""
+    best = archive.best()
+    fitness = shown(record.fitness) if record.valid else ""
+    held_out = shown(record.held_out) if record.valid else ""
+    title = "nothing measured yet"
+    if best is not None:
+        title = f"best so far: {best.name}, fitness {shown(best.fitness)}"
+    result = record.error or f"fitness {fitness}, held out {held_out}"
+    end = "  (best so far)" if best is record else ""
+    return TableRow(
+        title=title,
+        cells={
+            "": str(record.index),
+            "objective": record.name,
+            "fitness": fitness,
+            "held out": held_out,
+            "what went wrong": record.error,
+        },
+        line=f"{record.index}  {record.name}: {result}{end}",
+        is_best=best is record,
+        is_failed=bool(record.error),
+    )

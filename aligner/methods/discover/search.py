@@ -27,11 +27,11 @@ from aligner.config.load import Resolved
 from aligner.endpoints.client import check_endpoint
 from aligner.endpoints.request import LLMError
 from aligner.errors import AlignerError, TrainingError, UsageError
-from aligner.events import Candidate, Notice, OnEvent, StageStarted, Warned, tell
+from aligner.events import Notice, OnEvent, StageStarted, Warned, tell
 from aligner.losses.dsl import sandboxed
 from aligner.losses.dsl.parser import SourceError, parse_objective
 from aligner.methods.discover import measure
-from aligner.methods.discover.archive import Archive, Record, mean_and_error, shown
+from aligner.methods.discover.archive import Archive, Record, mean_and_error, shown, table_row
 from aligner.methods.discover.prompts import ReplyError, clean, read_reply
 from aligner.methods.discover.proposer import Proposer
 from aligner.methods.discover.recipe import DiscoverRecipe
@@ -95,7 +95,7 @@ def run_discovery(
     _announce_walls(run, on_event)
     search = Search(recipe, run, Archive(run.dir / "archive"), on_event)
     for record in search.archive.records:
-        search.tell(candidate(record, search.archive))
+        search.tell(table_row(record, search.archive))
     _write_world(search)
     _measure_start(search)
     return session.finish(run, _write_findings(search, _propose_all(search)))
@@ -230,7 +230,7 @@ def _measure_start(search: Search) -> None:
         )
         record = _try(search, record)
         search.archive.add(record)
-        search.tell(candidate(record, search.archive))
+        search.tell(table_row(record, search.archive))
     if search.archive.best("start") is None and search.recipe.discover.start:
         errors = "; ".join(record.error for record in search.archive.records)
         raise TrainingError(
@@ -263,7 +263,7 @@ def _propose_all(search: Search) -> str:
                 raise
             record = _try(search, record) if not record.error else record
             search.archive.add(record)
-            search.tell(candidate(record, search.archive))
+            search.tell(table_row(record, search.archive))
     finally:
         proposer.close()
     return f"all {settings.proposals} proposals were made"
@@ -371,19 +371,6 @@ def _bandit(
             raise measure.MeasuringError(found["error"])
         gains.append([result["reward_gain"] for result in found["result"]["seeds"]])
     return gains[0], gains[1]
-
-
-def candidate(record: Record, archive: Archive) -> Candidate:
-    """The event that tells of a record."""
-    best = archive.best()
-    return Candidate(
-        index=record.index,
-        name=record.name,
-        fitness=shown(record.fitness) if record.valid else "",
-        held_out=shown(record.held_out) if record.valid else "",
-        error=record.error,
-        is_best=best is record,
-    )
 
 
 # --- the end --------------------------------------------------------------------------------------

@@ -186,4 +186,4 @@ def _sample_and_score(
 
 def _score_where_missing(scoring: Scoring, number: int, scorer: Scorer, part: int) -> None:
     if scoring.is_missing(number, part):
-        scoring.score(number, scorer, [part])
+        scoring.score(number, scorer, part)

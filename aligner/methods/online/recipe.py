@@ -304,6 +304,7 @@ METHOD = TrainingMethod(
     settings=("rounds", "num_samples", "reference", "start"),
     in_short=_in_short,
     card_note=_card_note,
+    card_part="aligner.methods.online.report:rounds_of_card",
     other_names=OTHER_NAMES,
     is_staged=True,
 )

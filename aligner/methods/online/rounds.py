@@ -27,7 +27,7 @@ from typing import Any
 
 from aligner.config.load import Resolved
 from aligner.errors import TrainingError, UsageError
-from aligner.events import Notice, OnEvent, StageStarted, Warned, tell
+from aligner.events import Notice, OnEvent, StageStarted, TableRow, Warned, tell
 from aligner.launch.world import world
 from aligner.methods.online.answering import Answering
 from aligner.methods.online.evaluation import HeldOut, evaluate
@@ -45,6 +45,7 @@ from aligner.methods.online.preflight import (
 from aligner.methods.online.recipe import OnlineRecipe
 from aligner.methods.online.scoring import scored_by
 from aligner.methods.online.train_stage import final_of
+from aligner.methods.online.words import measured_cells, name_of_round, round_line
 from aligner.models.files import as_trained, check_model_path
 from aligner.reward_models.catalogue import read_spec
 from aligner.reward_models.isolation import announce_walls
@@ -123,12 +124,14 @@ class Rounds:
         if they did."""
         online = self.recipe.online
         found = [self._measure(0)]
+        self._tell_of(found)
         for number in range(1, online.rounds + 1):
             tell(self.on_event, StageStarted(f"round {number} of {online.rounds}"))
             self._make_pairs(number)
             self.policies.train(number)
             found.append(self._measure(number))
             self._log(found)
+            self._tell_of(found)
             self.policies.prune(best_round(found))
             reason = why_stop(found, online.stop) if number < online.rounds else ""
             if reason:
@@ -187,6 +190,24 @@ class Rounds:
         self.measured.append(stage)
         assert stage.facts is not None, "it is finished"
         return stage.facts
+
+    def _tell_of(self, found: Sequence[dict[str, Any]]) -> None:
+        """Show the latest round, and which is the best so far."""
+        number, total = len(found) - 1, self.recipe.online.rounds
+        title, best = f"{total} rounds, on the validation prompts", 0
+        if number:
+            best = best_round(found)
+            name = "reward" if self.held_out.online.evaluation.gold is None else "gold"
+            title = f"{title}; best so far: {best}, {name} {judged(found[best]):.3f}"
+        pairs = f"{(self.policies.pairs[-1].facts or {})['pairs']:,}" if number else ""
+        cells = {"round": name_of_round(number), "pairs": pairs}
+        row = TableRow(
+            title=title,
+            cells={**cells, **measured_cells(found[-1])},
+            line=round_line(number, found[-1]),
+            is_best=number > 0 and best == number,
+        )
+        tell(self.on_event, row)
 
     def _log(self, found: Sequence[dict[str, Any]]) -> None:
         """Write what is known of all rounds so far into `metrics.jsonl`, whole."""

@@ -10,7 +10,7 @@ one; what several are worth together is computed when they are read.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from statistics import fmean
@@ -70,16 +70,18 @@ class Scoring:
         for number, spec in enumerate(self.specs):
             if left := self.missing(number):
                 tell(self.on_event, StageStarted(f"loading {spec}"))
-                self.score(number, load_scorer(spec), left)
+                scorer = load_scorer(spec)
+                for part in left:
+                    self.score(number, scorer, part)
+                    done = self.parts[part].stop
+                    told = StageProgress(f"{self.stage.name}, {spec}", done, len(self.rows))
+                    tell(self.on_event, told)
 
-    def score(self, number: int, scorer: Scorer, parts: Iterable[int]) -> None:
-        """Let a scorer judge shards."""
-        for part in parts:
-            responses = responses_in(self.responses, part)
-            found = self._asked(scorer, self.parts[part], responses)
-            self.journals[number].add(part, [_digest(responses), found])
-            done = StageProgress(self.stage.name, self.parts[part].stop, len(self.rows))
-            tell(self.on_event, done)
+    def score(self, number: int, scorer: Scorer, part: int) -> None:
+        """Let a scorer judge a shard."""
+        responses = responses_in(self.responses, part)
+        found = self._asked(scorer, self.parts[part], responses)
+        self.journals[number].add(part, [_digest(responses), found])
 
     def _asked(self, scorer: Scorer, part: range, samples: Sequence[Sequence[Response]]) -> Scores:
         places: dict[tuple[int, str], int] = {}

@@ -2,69 +2,138 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from aligner.config.method import RunStatus
 from aligner.errors import UsageError
-from aligner.runs.files import read_json
+from aligner.methods.online.pairing import START, STRONGER, WEAKER
+from aligner.methods.online.sampling import RESPONSES
+from aligner.methods.online.words import MEASURED, WINS, measured_cells, name_of_round
+from aligner.runs.files import read_json, read_metrics
+from aligner.runs.lock import is_held
 from aligner.runs.stages import done_record
 
-STAGES = ("sample", "score", "pair", "train", "eval")
 COLUMNS = (
-    *("round", "stages", "pairs", "reward", "gold", "KL", "tokens", "finished"),
-    *("wins against the start", "seconds"),
+    *("round", "stages", "pairs"),
+    *(column for column, _, _ in MEASURED),
+    *(WINS, "seconds"),
 )
 
+Record = Mapping[str, Any]
 
-def status_of(run_dir: Path) -> tuple[tuple[str, ...], list[tuple[str, ...]], str]:
-    """Return the columns and a row of texts for each round, and a line on what is next.
+
+def read_recipe(run_dir: Path) -> dict[str, Any]:
+    """Return the recipe of a run.
+
+    Raises: UsageError where this is no run of `aligner online`.
+    """
+    hint = "give the output_dir of one; `aligner runs list` finds them"
+    if not (run_dir / "resolved.json").is_file():
+        what = "has no resolved.json" if run_dir.is_dir() else "is not there"
+        raise UsageError(f"{run_dir} is not a run of `aligner online`: it {what}", hint)
+    recipe: dict[str, Any] = (read_json(run_dir, "resolved.json") or {}).get("recipe") or {}
+    if recipe.get("method") != "online":
+        raise UsageError(f"{run_dir} is a run of `aligner {recipe.get('method')}`", hint)
+    return recipe
+
+
+def status_of(run_dir: Path) -> RunStatus:
+    """Say how far a run is, a row for each round.
 
     Raises: UsageError where this is no such run.
     """
-    resolved = read_json(run_dir, "resolved.json")
-    if resolved is None or resolved["recipe"].get("method") != "online":
-        raise UsageError(
-            f"{run_dir} is not a run of `aligner online`", "give the output_dir of one"
-        )
-    total = int(resolved["recipe"]["online"]["rounds"])
-    rows, next_stage = [], ""
-    for number in range(total + 1):
-        stages = ("eval",) if number == 0 else STAGES
-        records = {name: done_record(_folder(run_dir, number, name)) for name in stages}
-        if number and not any((_folder(run_dir, number, name)).is_dir() for name in stages):
-            break
-        left = [name for name in stages if records[name] is None and name != "score"]
-        next_stage = next_stage or (f"round {number}, {left[0]}" if left else "")
+    recipe = read_recipe(run_dir)
+    rows, rounds = [], []
+    for number in reached(run_dir, recipe):
+        records = records_of(run_dir, recipe, number)
         rows.append(_row(number, records))
-    if (summary := read_json(run_dir, "rounds.json")) is not None and not next_stage:
+        facts = {
+            name: None if record is None else record["facts"] for name, record in records.items()
+        }
+        rounds.append({"round": number, "stages": facts})
+    remark = how_far(run_dir, recipe)
+    return RunStatus(COLUMNS, rows, remark, {"rounds": rounds, "remark": remark})
+
+
+def reached(run_dir: Path, recipe: Record) -> list[int]:
+    """Return the rounds that were started, the start among them as 0."""
+    found = [0]
+    for number in range(1, int(recipe["online"]["rounds"]) + 1):
+        if not any(
+            (round_folder(run_dir, number) / name).is_dir() for name in stages_of(recipe, number)
+        ):
+            break
+        found.append(number)
+    return found
+
+
+def how_far(run_dir: Path, recipe: Record) -> str:
+    """Return a line on what a run does next, or how it ended."""
+    summary, total = read_json(run_dir, "rounds.json"), int(recipe["online"]["rounds"])
+    if summary is not None and (run_dir / "manifest.json").exists():
         said = f"; ended early: {summary['stopped']}" if summary["stopped"] else ""
-        return COLUMNS, rows, f"done; the best round is {summary['best']}{said}"
-    return COLUMNS, rows, f"next: {next_stage or f'round {len(rows)}'} of {total} rounds"
+        return f"done; the best round is {summary['best']}{said}"
+    state = "running" if is_held(run_dir) else "stopped; the same command with --resume continues"
+    for number in range(total + 1):
+        for name, record in records_of(run_dir, recipe, number).items():
+            if record is None:
+                place = f"{name} of round {number} of {total}" if number else "eval of the start"
+                return f"{state}; next: {place}{_within(round_folder(run_dir, number) / name)}"
+    return f"{state}; next: the end, where the best round becomes final/"
 
 
-def _folder(run_dir: Path, number: int, stage: str) -> Path:
-    return run_dir / "rounds" / f"{number:02d}" / stage
+def stages_of(recipe: Record, number: int) -> list[str]:
+    """Return the stages of a round, in their order; 0 is the start, which is only measured."""
+    if number == 0:
+        return ["eval"]
+    online = recipe["online"]
+    sources = [""]
+    if online["pairing"]["rule"] == "two_models":
+        sources = [f"-{STRONGER}", f"-{WEAKER}"]
+    elif online["pairing"]["rule"] == "anchored" and number > 1:
+        sources = ["", f"-{START}"]
+    stages = []
+    for source in sources:
+        stages += [f"sample{source}", *([f"score{source}"] if online["reward_models"] else [])]
+    return [*stages, "pair", "train", "eval"]
+
+
+def records_of(run_dir: Path, recipe: Record, number: int) -> dict[str, dict[str, Any] | None]:
+    """Return what each stage of a round wrote of itself; None for one that is not finished."""
+    folder = round_folder(run_dir, number)
+    return {name: done_record(folder / name) for name in stages_of(recipe, number)}
+
+
+def round_folder(run_dir: Path, number: int) -> Path:
+    return run_dir / "rounds" / f"{number:02d}"
+
+
+def _within(folder: Path) -> str:
+    """How far an unfinished stage is, where its folder says so."""
+    if (folder / "run").is_dir():
+        steps = [int(line["step"]) for line in read_metrics(folder / "run")]
+        return f", at step {max(steps)}" if steps else ""
+    shards = _lines(sorted(folder.glob("scores-*.jsonl"))[-1:] or [folder / f"{RESPONSES}.jsonl"])
+    if not shards:
+        return ""
+    return f", {shards} shards done" if shards > 1 else ", 1 shard done"
+
+
+def _lines(files: Sequence[Path]) -> int:
+    return sum(file.read_bytes().count(b"\n") for file in files if file.exists())
 
 
 def _row(number: int, records: Mapping[str, dict[str, Any] | None]) -> tuple[str, ...]:
     done = [name for name, record in records.items() if record is not None]
     seconds = sum(record["seconds"] for record in records.values() if record is not None)
     pair, measured = records.get("pair"), records.get("eval")
-    facts = (measured or {}).get("facts", {})
-    part = facts.get("validation") or {}
-    wins = (facts.get("wins") or {}).get("start")
+    cells = measured_cells((measured or {}).get("facts", {}))
     return (
-        "start" if number == 0 else str(number),
+        name_of_round(number),
         " ".join(done) or "-",
         f"{pair['facts']['pairs']:,}" if pair is not None else "",
-        *(_text(part.get(key), "{:.3f}") for key in ("reward", "gold", "kl")),
-        _text(part.get("tokens"), "{:.1f}"),
-        _text(part.get("finished"), "{:.0%}"),
-        "" if wins is None else f"{wins['value']:.0%} ({wins['low']:.0%} to {wins['high']:.0%})",
+        *cells.values(),
         f"{seconds:,.0f}",
     )
-
-
-def _text(value: float | None, form: str) -> str:
-    return "" if value is None else form.format(value)

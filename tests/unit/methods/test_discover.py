@@ -17,7 +17,7 @@ from aligner.config.load import load_recipe
 from aligner.endpoints.request import LLMError
 from aligner.endpoints.scripted import ScriptedBackend
 from aligner.errors import DataError, EndpointError, RecipeError, TrainingError, UsageError
-from aligner.events import Candidate, Warned
+from aligner.events import TableRow, Warned
 from aligner.losses.dsl import sandboxed
 from aligner.losses.dsl.parser import parse_objective
 from aligner.methods.discover import measure
@@ -147,7 +147,7 @@ def test_good_broken_hostile_nan_and_duplicate_proposals(tmp_path):
     assert archive.best() in (records["good"], archive[0])
     assert not trap.exists()
     assert outcome.results["measured"] == 1
-    assert sum(isinstance(event, Candidate) for event in events) == len(replies) + 1
+    assert sum(isinstance(event, TableRow) for event in events) == len(replies) + 1
     report = outcome.report.read_text()
     assert "wide_margin" in report
     assert "loops are not allowed" in report

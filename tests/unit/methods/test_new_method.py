@@ -360,7 +360,14 @@ def test_what_a_folder_says_of_itself_holds(name: str) -> None:
                 "aligner/reports/rollouts.py",
                 *(
                     f"aligner/methods/online/{name}.py"
-                    for name in ("evaluation", "measures", "rounds", "status")
+                    for name in (
+                        "evaluation",
+                        "measures",
+                        "read_rounds",
+                        "report",
+                        "rounds",
+                        "words",
+                    )
                 ),
             ),
         ),
