@@ -19,8 +19,6 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-from benchmarks.effects.rlhf_words import _write_model
-
 KEYS, VALUES, LENGTH = "ABCDEFGH", "abcdefgh", 4
 START = 0.35
 SFT_ROWS = 6000
@@ -84,6 +82,9 @@ class World:
 def write_world(folder: Path, seed: int) -> None:
     """Write an untrained model, rows for SFT, prompts, pairs for each proxy, and gold as a
     function."""
+    # Where gold is computed, nothing else is needed.
+    from benchmarks.effects.rlhf_words import _write_model
+
     world, rng = World.drawn(seed), random.Random(f"rows {seed}")
     every = ["".join(letters) for letters in product(KEYS, repeat=LENGTH)]
     rng.shuffle(every)

@@ -20,12 +20,12 @@ from aligner.methods.online.pairing import POLICY, START, STRONGER, WEAKER, Scor
 from aligner.methods.online.policies import Policies, name_of
 from aligner.methods.online.preflight import digest_of_prompts
 from aligner.methods.online.recipe import OnlineRecipe
+from aligner.methods.online.sampler import sample
 from aligner.methods.online.sampling import (
     RESPONSES,
     Asking,
     finish_sampling,
     responses_in,
-    sample,
     shards,
 )
 from aligner.methods.online.scoring import (
@@ -71,6 +71,7 @@ class Answering:
             seed=recipe.seed,
             shard_size=online.shard_size,
             batch_size=online.generation_batch_size,
+            processes=recipe.launch.num_processes,
             stream=stream,
             on_event=self.policies.on_event,
         )

@@ -35,12 +35,12 @@ from aligner.methods.online.measures import (
     win_rate,
 )
 from aligner.methods.online.recipe import Online
+from aligner.methods.online.sampler import sample
 from aligner.methods.online.sampling import (
     RESPONSES,
     Asking,
     Response,
     responses_in,
-    sample,
     shards,
 )
 from aligner.methods.online.scoring import Scoring, journals_of, scores_in

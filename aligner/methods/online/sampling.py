@@ -8,7 +8,7 @@ its samples as `[token ids, finished, temperature, text]`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from aligner.config.recipe import Generation, Model
 from aligner.data.rows import PromptRow
 from aligner.errors import UsageError
-from aligner.events import Notice, OnEvent, StageProgress, StageStarted, tell
+from aligner.events import Notice, OnEvent, StageStarted, tell
 from aligner.runs.journal import Journal
 from aligner.runs.stages import Stage
 
@@ -48,6 +48,8 @@ class Asking:
     on_event: OnEvent | None = None
     before: Callable[[], None] = field(default=lambda: None)
     """Called before anything is asked, where something is."""
+    processes: int = 1
+    """Processes that sample, each with the model whole."""
 
     def made_of(self) -> dict[str, Any]:
         """Return what responses depend on, beside model and prompts."""
@@ -82,26 +84,6 @@ def shards(rows: Sequence[Any], size: int) -> list[range]:
     return [range(start, min(start + size, len(rows))) for start in range(0, len(rows), size)]
 
 
-def sample(
-    stage: Stage, rows: Sequence[PromptRow], asking: Asking, journal: Journal
-) -> Iterator[int]:
-    """Have every shard answered that is not yet in the journal, and yield the number of each once
-    it is there, in their order."""
-    parts = shards(rows, asking.shard_size)
-    if 0 < journal.done < len(parts):
-        text = f"resuming {stage.name}: {journal.done} of {len(parts)} parts are there already"
-        tell(asking.on_event, Notice(text))
-    with ExitStack() as stack:
-        work: Callable[[range], Any] | None = None
-        for number, part in enumerate(parts):
-            if number not in journal:
-                work = _writer(asking, rows, stack) if work is None else work
-                journal.add(number, work(part))
-                asked = StageProgress(stage.name, part.stop, len(rows))
-                tell(asking.on_event, asked)
-            yield number
-
-
 def responses_in(journal: Journal, number: int) -> list[list[Response]]:
     """Return the responses to each prompt of a shard; none where a prompt was too long."""
     found = []
@@ -110,10 +92,10 @@ def responses_in(journal: Journal, number: int) -> list[list[Response]]:
     return found
 
 
-def _writer(
+def writer_of(
     asking: Asking, rows: Sequence[PromptRow], stack: ExitStack
 ) -> Callable[[range], list[Any]]:
-    """Load the model, and return what answers the prompts of a shard."""
+    """Load the model, and return what answers the prompts of a shard; `stack` holds the engine."""
     from aligner.generation.requests import Request
     from aligner.generation.sampling import Sampling, number_of
     from aligner.generation.writers import open_engine
