@@ -58,7 +58,7 @@ METHODS: dict[str, Entry] = {
     "online": Entry(
         "aligner.methods.online",
         "Train",
-        "Online iterative preference optimization: sample, score, pair, train, again.",
+        "Preference training in rounds, on the policy's own responses.",
     ),
     "discover": Entry(
         "aligner.methods.discover",

@@ -3,11 +3,13 @@ Imports no torch."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from aligner.config.defaults import is_default
-from aligner.runs.environment import REDACTED
+from aligner.config.load import Resolved
+from aligner.runs.environment import REDACTED, redact_values, secrets_in
 from aligner.runs.files import dumps, flatten
 
 FREE_KEYS = (
@@ -58,6 +60,22 @@ def unwritten_defaults(
         if (key not in before and is_default(now.get(key, "")))
         or (key not in now and is_default(before.get(key, "")))
     ]
+
+
+def changes(
+    record: Mapping[str, Any], resolved: Resolved
+) -> tuple[list[tuple[str, Any, Any]], list[str]]:
+    """Compare a recipe with that of `resolved.json`: what changed, and the defaults that could not
+    be compared."""
+    changed = changed_keys(record["recipe"], recipe_values(resolved))
+    unwritten = unwritten_defaults(changed, record.get("origins", {}), resolved.origins)
+    return [change for change in changed if change[0] not in unwritten], unwritten
+
+
+def recipe_values(resolved: Resolved) -> dict[str, Any]:
+    """Return the recipe's values as they stand in `resolved.json`."""
+    values: dict[str, Any] = json.loads(dumps(resolved.recipe.model_dump(mode="json")))
+    return redact_values(values, secrets_in(values))
 
 
 def shown(value: Any) -> str:

@@ -90,3 +90,11 @@ def make_room(file: Path, what: str) -> None:
     if file.is_dir():
         raise UsageError(f"{what}: {file} is a folder", "name a file")
     file.parent.mkdir(parents=True, exist_ok=True)
+
+
+def way_out(folder: Path, *, is_staged: bool) -> str:
+    """Say what to do about a run that is there already. `is_staged`: it takes changed settings."""
+    continues = "--resume to continue it, "
+    if (folder / "manifest.json").is_file():
+        continues = "--resume to carry out changed settings, " if is_staged else ""
+    return f"add {continues}--overwrite to start again from nothing, or choose another output_dir"

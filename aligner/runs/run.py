@@ -26,7 +26,6 @@ time holds the `lock`; that of a dead process on this machine is taken over.
 from __future__ import annotations
 
 import atexit
-import json
 import os
 import re
 import shutil
@@ -38,7 +37,7 @@ from typing import IO, Any
 from aligner.config.load import Resolved, recipe_hash
 from aligner.errors import AlignerError, DataError, Problem, UsageError
 from aligner.methods.catalogue import method_of
-from aligner.runs.changes import changed_keys, shown, unwritten_defaults
+from aligner.runs.changes import changes, recipe_values, shown
 from aligner.runs.checkpoints import latest_checkpoint, remove_incomplete, step_of
 from aligner.runs.environment import (
     describe_environment,
@@ -59,7 +58,7 @@ from aligner.runs.files import (
     write_atomically,
 )
 from aligner.runs.lock import LOCK_NAME, acquire_lock, release_lock
-from aligner.runs.places import refuse_name, refuse_unusable
+from aligner.runs.places import refuse_name, refuse_unusable, way_out
 from aligner.runs.resumable import settle_checkpoint
 
 WritePage = Callable[[Path, dict[str, Any]], Any]
@@ -117,7 +116,8 @@ class Run:
         """Make the run directory, or open it again. A finished run that is resumed comes back with
         `is_done`."""
         run = cls(Path(resolved.recipe.output_dir))
-        state = cls.check_place(run.dir, resume=resume, overwrite=overwrite)
+        is_staged = method_of(resolved.recipe.method).is_staged
+        state = cls.check_place(run.dir, resume=resume, overwrite=overwrite, is_staged=is_staged)
         run._lock()
         if resume and state == "run":
             run._reopen(resolved)
@@ -127,9 +127,11 @@ class Run:
         return run
 
     @staticmethod
-    def check_place(folder: Path, *, resume: bool = False, overwrite: bool = False) -> str:
+    def check_place(
+        folder: Path, *, resume: bool = False, overwrite: bool = False, is_staged: bool = False
+    ) -> str:
         """Refuse a place that cannot be used, before any work; return what is there ("free",
-        "barely begun", "run")."""
+        "barely begun", "run"). `is_staged`: a run there takes changed settings."""
         if resume and overwrite:
             raise UsageError("--resume and --overwrite exclude each other", "give one of them")
         refuse_name(folder, "output_dir")
@@ -145,11 +147,9 @@ class Run:
                 f"{folder} {state}", "choose another output_dir; nothing in there was touched"
             )
         if state == "run" and not (resume or overwrite):
-            is_done = (folder / "manifest.json").is_file()
             raise UsageError(
                 f"{folder} exists already: {what_is_in(folder)}",
-                f"add {'' if is_done else '--resume to continue it, '}--overwrite to start again "
-                "from nothing, or choose another output_dir",
+                way_out(folder, is_staged=is_staged),
             )
         refuse_unusable(folder, "output_dir")
         return state
@@ -189,7 +189,7 @@ class Run:
         secrets = secrets_in(resolved.recipe.model_dump())
         origins = {key: redact(origin, secrets) for key, origin in resolved.origins.items()}
         content = {
-            "recipe": _recipe(resolved),
+            "recipe": recipe_values(resolved),
             "origins": origins,
             "recipe_hash": recipe_hash(resolved.recipe),
         }
@@ -198,10 +198,7 @@ class Run:
     def _reopen(self, resolved: Resolved) -> None:
         """Refuse a changed recipe; then clear away what the kill left half done and note the new
         session."""
-        record = self.read_json("resolved.json")
-        changed = changed_keys(record["recipe"], _recipe(resolved))
-        unwritten = unwritten_defaults(changed, record.get("origins", {}), resolved.origins)
-        changed = [change for change in changed if change[0] not in unwritten]
+        changed, unwritten = changes(self.read_json("resolved.json"), resolved)
         if unwritten:
             more = f" and {len(unwritten) - 5} more" if len(unwritten) > 5 else ""
             self.notes.append(
@@ -491,12 +488,6 @@ def _clear(folder: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
-
-
-def _recipe(resolved: Resolved) -> dict[str, Any]:
-    """The recipe's values as they stand in `resolved.json`."""
-    values: dict[str, Any] = json.loads(dumps(resolved.recipe.model_dump(mode="json")))
-    return redact_values(values, secrets_in(values))
 
 
 def _data_changes(old: dict[str, Any], new: dict[str, Any]) -> Iterator[Problem]:

@@ -26,6 +26,9 @@ from typing import Any
 from aligner.config.load import Resolved
 from aligner.errors import UsageError
 from aligner.events import OnEvent, Plan, Warned, tell
+from aligner.methods.catalogue import method_of
+from aligner.runs.changes import changes
+from aligner.runs.files import read_json
 from aligner.runs.places import refuse_unusable
 from aligner.runs.result import RunResult, already_done, finished
 from aligner.runs.run import Run
@@ -48,13 +51,22 @@ class Session:
         """The run directory."""
         return Path(self.resolved.recipe.output_dir)
 
+    @property
+    def _is_staged(self) -> bool:
+        return method_of(self.resolved.recipe.method).is_staged
+
     def check_place(self) -> None:
         """Raise UsageError for a place that cannot be used; a dry run only needs one that could
         be written to."""
         if self.dry_run:
             refuse_unusable(self.folder, "output_dir")
         else:
-            Run.check_place(self.folder, resume=self.resume, overwrite=self.overwrite)
+            Run.check_place(
+                self.folder,
+                resume=self.resume,
+                overwrite=self.overwrite,
+                is_staged=self._is_staged,
+            )
 
     def done(self) -> RunResult | None:
         """Return what a run that is resumed, and finished already, gave; None where there is work.
@@ -63,10 +75,9 @@ class Session:
         """
         if self.dry_run or not self.resume or not (self.folder / "manifest.json").exists():
             return None
+        if self._is_staged and changes(read_json(self.folder, "resolved.json"), self.resolved)[0]:
+            return None  # its stages will see what that makes stale
         run = Run.create(self.resolved, resume=True)
-        if not run.is_done:  # its stages see what a changed recipe makes stale
-            run.close()
-            return None
         self._remove_scratch(run)
         return already_done(run, self.on_event)
 

@@ -20,7 +20,7 @@ import numpy as np
 from aligner.config.recipe import Model
 from aligner.data.loading import load_rows
 from aligner.data.rows import PromptRow, prompt_text, refuse_tools
-from aligner.errors import DataError, UsageError
+from aligner.errors import AlignerError, DataError, UsageError
 from aligner.events import DataReady, Notice, OnEvent, StageStarted, Warned, tell
 from aligner.generation.writers import check_engine
 from aligner.methods.online.recipe import OnlineRecipe
@@ -81,9 +81,14 @@ def check(recipe: OnlineRecipe) -> None:
     Raises: RecipeError or UsageError.
     """
     online = recipe.online
-    gold = online.evaluation.gold
-    for spec in [*online.reward_models, *([gold] if gold is not None else [])]:
-        refuse_cycles(read_spec(spec))
+    named = [("online.reward_models", spec) for spec in online.reward_models]
+    if online.evaluation.gold is not None:
+        named.append(("online.evaluation.gold", online.evaluation.gold))
+    for key, spec in named:
+        try:
+            refuse_cycles(read_spec(spec))
+        except AlignerError as error:
+            raise type(error)(f"{key}: {error.message}", error.hint, error.problems) from error
     for key in ("stronger", "weaker"):
         if (section := getattr(online, key)) is not None:
             check_model_path(section, f"online.{key}")
@@ -149,7 +154,7 @@ def _rounds(recipe: OnlineRecipe, rows: Sequence[PromptRow]) -> list[list[Prompt
         raise DataError(
             f"{online.rounds} rounds of {max(1, size):,} prompts need {wanted:,} different ones, "
             f"and there are {len(rows):,}",
-            "use fewer rounds, a smaller online.prompts_per_round, or more prompts",
+            "use fewer online.rounds, a smaller online.prompts_per_round, or more prompts",
         )
     order = np.random.default_rng(recipe.seed).permutation(len(rows))
     shuffled = [rows[int(place)] for place in order]

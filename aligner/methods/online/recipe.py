@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from aligner.config.generation_rules import engine_has_its_parts
 from aligner.config.method import OwnRows, TrainingMethod
 from aligner.config.named import Names
 from aligner.config.recipe import Model, Preference, Section, Strength, TrainRecipe, Weight, Whole
@@ -189,6 +188,10 @@ def _sampling(view: RecipeView) -> RecipeProblems:
     if weights and len(weights) != len(models):
         message = f"has {len(weights)} numbers, and there are {len(models)} reward models"
         yield problem_at("online.reward_weights", message, "one for each, in their order")
+    gold = view["online.evaluation.gold"]
+    if gold is not None and gold in models:
+        message = f"is {show(gold)}, which `reward_models` names too: training sees it"
+        yield problem_at("online.evaluation.gold", message, "name another scorer, or drop it")
     for name in sorted({name for name in models if models.count(name) > 1}):
         yield problem_at("online.reward_models", f"names {show(name)} twice", "name each once")
     if not models and rule == "two_models" and view["online.evaluation.gold"] is None:
@@ -281,7 +284,6 @@ METHOD = TrainingMethod(
         _sampling,
         _pairing,
         _engines,
-        engine_has_its_parts,
         *OF_OBJECTIVES,
     ),
     run="aligner.methods.online.rounds:run_online",
