@@ -134,13 +134,12 @@ def run_arm(world: Path, seed: int, name: str, arm: Arm) -> dict[str, Any]:
     if arm.has_scorer:
         truth, learned = f"verifier:{world / 'truth.py'}:quality", world / "runs/reward-sequence"
         changes += [f"rlhf.reward_models=['{truth if arm.is_oracle else learned}']"]
-    elif arm.is_ppo:
+    else:
         changes += ["rlhf.reward_models=[]"]
     if arm.unit != "sequence":
         changes += [f"rlhf.unit={arm.unit}", f"rlhf.segment_model={model}"]
-    base = "tiny/rlhf-sequence" if arm.unit == "sequence" or arm.is_ppo else "tiny/rlhf"
     shutil.rmtree(world / "runs" / name, ignore_errors=True)  # one that was broken off
-    recipe = recipe_of(world, seed, name, base, changes)
+    recipe = recipe_of(world, seed, name, "tiny/rlhf-sequence", changes)
     return run_watched(recipe, Watch(Words.drawn(seed), arm))
 
 
