@@ -3,10 +3,10 @@ score of the toy world when all weights are trained, when adapters are, and when
 base of 4 bits?
 
 A seed is a toy world of its own, with `tiny/sft` and `tiny/reward-segment` in it. From there the
-shipped recipes train each kind of model; adapters with a larger learning rate (`KINDS`), and
-nothing else is changed. "Segments alone" is full fine-tuning by `tiny/rlhf` without its verifier,
-at half the rate. The gold score is that of 400 held-out prompts, greedy and sampled at
-temperature 1, before, by the start loaded in the same way, and after.
+shipped recipes train each kind of model; adapters with a larger learning rate (`RECIPES`), and
+nothing else is changed. "Segments alone" is `tiny/rlhf` without its verifier. The gold score is
+that of 400 held-out prompts, greedy and sampled at temperature 1, before, by the start loaded in
+the same way, and after.
 """
 
 from __future__ import annotations
@@ -29,16 +29,21 @@ from aligner.toy.world import write_world
 
 START = "runs/sft/final"
 BEFORE = {"runs/sft": "tiny/sft", "runs/reward-segment": "tiny/reward-segment"}
-RECIPES = {"tiny/rlhf-verifier": 1e-4, "tiny/rlhf": 2e-4, "tiny/rlhf-ppo": 3e-4}
-"""Recipe -> its learning rate."""
-LORA = "model.lora={r: 16, lora_alpha: 32}"
-KINDS = {
-    "full": (1.0, []),
-    "LoRA": (10.0, [LORA]),
-    "NF4": (10.0, [LORA, "model.quantization=nf4"]),
-    "segments alone": (0.5, ["rlhf.credit=location", "rlhf.alpha=0", "rlhf.reward_models=[]"]),
+RECIPES = {
+    "tiny/rlhf-verifier": (1e-4, 1e-3),
+    "tiny/rlhf": (2e-4, 1e-3),
+    "tiny/rlhf-ppo": (3e-4, 3e-3),
 }
-"""Kind of model -> what learning rates are multiplied with, and changes to the recipe."""
+"""Recipe -> its learning rate, and that of adapters."""
+LORA = "model.lora={r: 16, lora_alpha: 32}"
+ALONE = "segments alone"
+KINDS: dict[str, list[str]] = {
+    "full": [],
+    "LoRA": [LORA],
+    "NF4": [LORA, "model.quantization=nf4"],
+    ALONE: ["rlhf.credit=location", "rlhf.alpha=0", "rlhf.reward_models=[]"],
+}
+"""Kind of model -> changes to the recipe."""
 TEMPERATURES = (0.0, 1.0)
 
 Scores = dict[str, list[float]]
@@ -49,7 +54,7 @@ def arms() -> Iterator[tuple[str, str, str]]:
     """Yield the name, the recipe and the kind of each arm."""
     for recipe in RECIPES:
         for kind in KINDS:
-            if kind != "segments alone" or recipe == "tiny/rlhf":
+            if kind != ALONE or recipe == "tiny/rlhf":
                 yield f"`{recipe}`, {kind}", recipe, kind
 
 
@@ -69,13 +74,13 @@ def prepare(world: Path, seed: int) -> None:
 
 def run_arm(world: Path, seed: int, recipe: str, kind: str) -> Scores:
     """Train by a recipe, and return the gold scores around it."""
-    times, changes = KINDS[kind]
+    full, adapters = RECIPES[recipe]
     out = f"runs/{recipe.split('/')[1]}-{kind.lower().replace(' ', '-')}"
     place = [f"output_dir={out}", f"seed={seed}", "report.num_prompts=0"]
-    rate = f"trainer.learning_rate={times * RECIPES[recipe]:g}"
+    rate = f"trainer.learning_rate={adapters if LORA in KINDS[kind] else full:g}"
     with chdir(world):
         shutil.rmtree(out, ignore_errors=True)
-        run_recipe(load_recipe("rlhf", recipe, [*place, rate, *changes]))
+        run_recipe(load_recipe("rlhf", recipe, [*place, rate, *KINDS[kind]]))
         return {
             "before": gold_scores(START, seed, kind),
             "after": gold_scores(f"{out}/final", seed, kind),
