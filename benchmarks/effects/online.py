@@ -13,6 +13,8 @@ chosen answer). They differ in when answers are sampled:
 
     rates      both at several learning rates, so that each can be taken at its best one
     stages     online at one rate, one thing changed: reference, start, pairs, temperatures
+    future     the best response of a temporary policy chosen (`online.future`), with and without
+               the start's worst rejected; 16 samples are as many as `future` takes in all
     naive      each round trains a fresh adapter on the start, on its own pairs alone, with four
                samples: what a plain loop around a preference trainer does
     weak       a reward model that ranks badly, with the stop rule and without
@@ -60,6 +62,7 @@ ONLINE = [
 ]
 IN_ROUNDS = ["online.rounds=3", "online.prompts_per_round=384"]
 AT_ONCE = ["online.rounds=1", "online.prompts_per_round=1152"]
+ANCHORED = ["online.pairing.rule=anchored"]
 RATES = ("3e-4", "1e-3", "2e-3")
 
 
@@ -91,6 +94,13 @@ PARTS: dict[str, dict[str, Arm]] = {
         "rule: anchored": Arm(_at("1e-3", *IN_ROUNDS, "online.pairing.rule=anchored")),
         "temperatures: [1]": Arm(_at("1e-3", *IN_ROUNDS, "online.temperatures=[1.0]")),
         "train: sft": Arm(_at("1e-3", *IN_ROUNDS, "online.train=sft")),
+    },
+    "future": {
+        "rule: max_min": Arm(_at("1e-3", *IN_ROUNDS)),
+        "rule: max_min, 16 samples": Arm(_at("1e-3", *IN_ROUNDS, "online.num_samples=16")),
+        "rule: max_min, future": Arm(_at("1e-3", *IN_ROUNDS, "online.future=true")),
+        "rule: anchored": Arm(_at("1e-3", *IN_ROUNDS, *ANCHORED)),
+        "rule: anchored, future": Arm(_at("1e-3", *IN_ROUNDS, *ANCHORED, "online.future=true")),
     },
     "naive": {
         "adapters, in rounds": Arm(_at("3e-3", *IN_ROUNDS, "model.lora={}")),

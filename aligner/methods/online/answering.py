@@ -16,7 +16,7 @@ from typing import Any
 from aligner.config.recipe import Generation, Model
 from aligner.data.rows import PromptRow
 from aligner.methods.online.pair_stage import Shard
-from aligner.methods.online.pairing import POLICY, START, STRONGER, WEAKER, Scored
+from aligner.methods.online.pairing import FUTURE, POLICY, START, STRONGER, WEAKER, Scored
 from aligner.methods.online.policies import Policies, name_of
 from aligner.methods.online.preflight import digest_of_prompts
 from aligner.methods.online.recipe import OnlineRecipe
@@ -86,6 +86,18 @@ class Answering:
         for source, (asking, model) in self._sources(number).items():
             found[source] = self._written(number, source, asking, model, rows)
         return found
+
+    def answer_ahead(
+        self, number: int, temporary: Stage, rows: Sequence[PromptRow]
+    ) -> tuple[Stage, Stage | None]:
+        """Have the temporary policy of a round answer its prompts, and be scored."""
+        policies = self.policies
+        asking = replace(
+            self.asking(policies.section_of(temporary), f"{name_of(number)} {FUTURE}"),
+            generation=self.recipe.generation,
+            before=partial(policies.serve_temporary, temporary, number),
+        )
+        return self._written(number, FUTURE, asking, temporary.digest, rows)
 
     def _sources(self, number: int) -> dict[str, tuple[Asking, str]]:
         """Who answers the prompts of a round, and what tells that model from others."""

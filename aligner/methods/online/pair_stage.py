@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from aligner.data.rows import Messages, PromptRow
-from aligner.methods.online.pairing import Pair, Scored, best_of, pairs_of
+from aligner.methods.online.pairing import FUTURE, Pair, Scored, best_of, guided, pairs_of
 from aligner.methods.online.recipe import Online
 from aligner.runs.files import json_line
 from aligner.runs.stages import Stage
@@ -39,6 +39,7 @@ class Tally:
     tokens: Counter[str] = field(default_factory=Counter)
     lost: Counter[str] = field(default_factory=Counter)
     longer_chosen: int = 0
+    from_future: int = 0
     by_length: list[float] = field(default_factory=list)
     """Of each prompt the correlation of score and length."""
 
@@ -50,6 +51,7 @@ class Tally:
         self.tokens["chosen"] += chosen
         self.tokens["rejected"] += rejected
         self.longer_chosen += chosen > rejected
+        self.from_future += pair.chosen.source == FUTURE
 
     def facts(self) -> dict[str, Any]:
         """Return what the stage says of itself."""
@@ -61,6 +63,7 @@ class Tally:
             "tokens of the chosen": self.tokens["chosen"] / count,
             "tokens of the rejected": self.tokens["rejected"] / count,
             "longer ones chosen": self.longer_chosen / count,
+            "chosen from the future": self.from_future / count,
             "correlation of score and length": _mean(self.by_length),
             "lost": dict(sorted(self.lost.items())),
         }
@@ -91,9 +94,11 @@ def make_pairs(
                     _write_best(file, tally, rows[number], responses, online)
                     continue
                 draw = random.Random(f"{seed} {name} {number}")
-                pairs, lost = pairs_of(responses, online.pairing, draw)
+                futures = [one for one in responses if one.source == FUTURE]
+                others = [one for one in responses if one.source != FUTURE]
+                pairs, lost = pairs_of(others, online.pairing, draw)
                 tally.lost += lost
-                for pair in pairs:
+                for pair in (guided(one, futures, online.pairing) for one in pairs):
                     tally.add(pair)
                     file.write(json_line(_pair_row(rows[number], pair, name)))
         file.flush()

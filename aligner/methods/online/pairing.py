@@ -10,7 +10,9 @@ What happens, in this order, each loss counted under its name:
 6. pairs whose better response ended at the limit are dropped, then ties, then those with too small
    a margin;
 7. pairs whose lengths differ too much are dropped;
-8. of what is left the pairs with the largest margin stay, `max_pairs` of them.
+8. of what is left the pairs with the largest margin stay, `max_pairs` of them;
+9. with `online.future` the best response of the round's temporary policy is chosen in place of the
+   one that was, where it scores above it (`guided`). No pair is lost by that.
 
 Drawn is by the prompt's own random numbers, so that no other prompt matters.
 
@@ -31,6 +33,7 @@ from typing import NamedTuple
 from aligner.methods.online.recipe import Pairing
 
 POLICY, START, STRONGER, WEAKER = "policy", "start", "stronger", "weaker"
+FUTURE = "future"
 """Who wrote a response."""
 
 NO_SCORE = "responses without a score"
@@ -194,3 +197,17 @@ def _of_two_models(kept: Sequence[Scored], lost: Counter[str]) -> list[Pair]:
         else:
             found.append(Pair(better, worse, 0.0))
     return found
+
+
+def guided(pair: Pair, futures: Sequence[Scored], settings: Pairing) -> Pair:
+    """Return a pair with the best of the `futures` chosen, what a temporary policy answered, where
+    it ended by itself and scores above what was chosen; else the pair as it is. The rejected
+    response stays (future-guided chosen, arXiv 2508.06026)."""
+    best = pair
+    for one in futures:
+        if one.score is None or not one.is_finished or one.text == pair.rejected.text:
+            continue
+        made = _pair(one, pair.rejected, settings)
+        if made.margin > best.margin and _are_alike(made, settings, Counter()):
+            best = made
+    return best

@@ -38,7 +38,8 @@ def name_of(number: int) -> str:
 class Policies:
     """The start, and the policy of each round that was trained.
 
-    `pairs` and `trained` are the stages of the rounds so far.
+    `pairs` and `trained` are the stages of the rounds so far; `temporary` those of policies that
+    are asked once and never trained further (`online.future`).
     """
 
     recipe: OnlineRecipe
@@ -47,6 +48,7 @@ class Policies:
     on_event: OnEvent | None
     pairs: list[Stage] = field(default_factory=list)
     trained: list[Stage] = field(default_factory=list)
+    temporary: list[Stage] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.start = self.recipe.model.model_copy(update={"lora": None})
@@ -54,9 +56,11 @@ class Policies:
 
     def section(self, number: int) -> Model:
         """Return a policy as a model to sample from."""
-        if number == 0:
-            return self.start
-        place = str(final_of(self.trained[number - 1]))
+        return self.start if number == 0 else self.section_of(self.trained[number - 1])
+
+    def section_of(self, stage: Stage) -> Model:
+        """Return what a stage trained as a model to sample from."""
+        place = str(final_of(stage))
         return self.start.model_copy(
             update={"name_or_path": place, "revision": None, "new_tokens": []}
         )
@@ -67,17 +71,30 @@ class Policies:
 
     def train(self, number: int) -> None:
         """Train the policy of a round on the pairs that are there by then."""
-        stage = self.stages.open(f"{name_of(number)}/train", self._made_of(number))
-        self.trained.append(stage)
+        self.trained.append(self._trained(number, "train"))
+
+    def train_temporary(self, number: int) -> Stage:
+        """Train another policy on the pairs that are there by then, as that of the round would be:
+        the temporary one of `online.future`."""
+        stage = self._trained(number, "train-future")
+        self.temporary.append(stage)
+        return stage
+
+    def _trained(self, number: int, name: str) -> Stage:
+        stage = self.stages.open(f"{name_of(number)}/{name}", self._made_of(number))
         if not stage.is_done:
             self.ensure(self._start_of(number))
             self._carry_out(stage, number)
+        return stage
 
     def ensure(self, number: int) -> None:
         """Train a policy again whose weights are needed and were not kept."""
-        if number == 0 or not self.trained[number - 1].is_pruned:
+        if number:
+            self._ensure(self.trained[number - 1], number)
+
+    def _ensure(self, stage: Stage, number: int) -> None:
+        if not stage.is_pruned:
             return
-        stage = self.trained[number - 1]
         tell(self.on_event, Notice(f"{stage.name} is done again: its weights were not kept"))
         stage.reset()
         self.ensure(self._start_of(number))
@@ -188,18 +205,29 @@ class Policies:
     def prune(self, best: int) -> None:
         """Remove the weights of rounds that are not to be kept: never the best, nor the last."""
         keep, last = self.recipe.online.keep, len(self.trained)
+        for stage in self.temporary if keep != "all" else []:
+            stage.prune(_is_weights)
         kept = {best, last, *([last - 1] if keep == "last2" else [])}
         for number, stage in enumerate(self.trained, 1):
             if keep != "all" and number not in kept:
-                stage.prune(lambda name: name.endswith(".safetensors"))
+                stage.prune(_is_weights)
 
     def serve(self, number: int) -> None:
         """Make sure that a policy is there, and that the server serves it."""
         self.ensure(number)
-        command = self.recipe.online.serve
-        if command is None:
-            return
-        line = command.replace("{model}", self.folder(number)).replace("{round}", str(number))
+        if self.recipe.online.serve is not None:
+            self._serve(self.folder(number), number)
+
+    def serve_temporary(self, stage: Stage, number: int) -> None:
+        """Make sure that the temporary policy of a round is there, and that the server serves it;
+        the pairs of the round are still those that it was trained on."""
+        self._ensure(stage, number)
+        if self.recipe.online.serve is not None:
+            self._serve(str(final_of(stage)), number)
+
+    def _serve(self, folder: str, number: int) -> None:
+        command = self.recipe.online.serve or ""
+        line = command.replace("{model}", folder).replace("{round}", str(number))
         tell(self.on_event, StageStarted(f"serving the policy of round {number}"))
         done = subprocess.run(line, shell=True, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -207,6 +235,10 @@ class Policies:
                 f"online.serve ended with {done.returncode}: {line}\n{done.stderr[-2000:]}",
                 "it must end with 0 once the server answers for the new policy",
             )
+
+
+def _is_weights(name: str) -> bool:
+    return name.endswith(".safetensors")
 
 
 def digests(stages: Sequence[Stage | None]) -> list[str]:

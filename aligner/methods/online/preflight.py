@@ -20,15 +20,15 @@ import numpy as np
 from aligner.config.recipe import Model
 from aligner.data.loading import load_rows
 from aligner.data.rows import PromptRow, prompt_text, refuse_tools
-from aligner.errors import AlignerError, DataError, UsageError
+from aligner.errors import AlignerError, DataError, RecipeError, UsageError
 from aligner.events import DataReady, Notice, OnEvent, StageStarted, Warned, tell
 from aligner.generation.writers import check_engine
-from aligner.methods.online.recipe import OnlineRecipe
+from aligner.methods.online.recipe import Online, OnlineRecipe
 from aligner.methods.steps import steps_of
 from aligner.models.files import check_model_path
 from aligner.models.fingerprint import model_fingerprint
 from aligner.reward_models.catalogue import read_spec
-from aligner.reward_models.ensemble import refuse_cycles
+from aligner.reward_models.ensemble import refuse_cycles, scored_together
 from aligner.runs.run import Run
 
 FEW = 8
@@ -86,9 +86,16 @@ def check(recipe: OnlineRecipe) -> None:
         named.append(("online.evaluation.gold", online.evaluation.gold))
     for key, spec in named:
         try:
-            refuse_cycles(read_spec(spec))
+            card = read_spec(spec)
+            refuse_cycles(card)
         except AlignerError as error:
             raise type(error)(f"{key}: {error.message}", error.hint, error.problems) from error
+        if scored_together(card):
+            raise RecipeError(
+                f"{key}: {spec} brings the scores of one call to one scale, and scores of several "
+                "calls are compared here",
+                "take `standardize` out of its card, or name its members in online.reward_models",
+            )
     for key in ("stronger", "weaker"):
         if (section := getattr(online, key)) is not None:
             check_model_path(section, f"online.{key}")
@@ -165,8 +172,7 @@ def plan_rows(recipe: OnlineRecipe, inputs: Inputs) -> list[tuple[str, str, str]
     """Return what a dry run says."""
     online = recipe.online
     prompts, rounds = len(inputs.rounds[0]), len(inputs.rounds)
-    sources = 2 if online.pairing.rule == "two_models" else 1
-    each = prompts * online.num_samples * sources
+    each = prompts * online.num_samples * _writers(online)
     held_out = len(inputs.held_out) * online.evaluation.num_samples
     rows = [
         ("rounds", f"{rounds}", f"{prompts:,} prompts each"),
@@ -178,15 +184,20 @@ def plan_rows(recipe: OnlineRecipe, inputs: Inputs) -> list[tuple[str, str, str]
     return [*rows, ("disk", _shown(bytes_needed(recipe, inputs)), "about")]
 
 
+def _writers(online: Online) -> int:
+    """How many models answer the prompts of a round, at most."""
+    return 1 + (online.pairing.rule in ("two_models", "anchored")) + online.future
+
+
 def bytes_needed(recipe: OnlineRecipe, inputs: Inputs) -> int:
     """Return roughly what a run writes: responses, the weights that are kept, a checkpoint."""
     online = recipe.online
-    samples = online.num_samples * (2 if online.pairing.rule in ("two_models", "anchored") else 1)
+    samples = online.num_samples * _writers(online)
     prompts = sum(map(len, inputs.rounds))
     held_out = len(inputs.held_out) * online.evaluation.num_samples * (online.rounds + 1)
     responses = (prompts * samples + held_out) * online.max_new_tokens * BYTES_OF_TOKEN
     weights = 0 if recipe.model.lora is not None else _bytes_of(recipe.model)
-    kept = online.rounds if online.keep == "all" else 3
+    kept = online.rounds * (1 + online.future) if online.keep == "all" else 3 + online.future
     return responses + weights * (kept + 1 + 2 * STATES)
 
 

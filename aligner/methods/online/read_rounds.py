@@ -14,7 +14,7 @@ from aligner.methods.online.measures import best_round
 from aligner.methods.online.pair_stage import BEST, PAIRS
 from aligner.methods.online.sampling import RESPONSES, responses_in
 from aligner.methods.online.scoring import journals_of, scores_in
-from aligner.methods.online.status import reached, read_recipe, records_of, round_folder
+from aligner.methods.online.status import AHEAD, reached, read_recipe, records_of, round_folder
 from aligner.runs.files import parse_json, read_json
 from aligner.runs.stages import RECORD, Stage
 
@@ -40,6 +40,11 @@ class Round:
         """What a stage said of itself, nothing where it is not finished."""
         return self.stages.get(stage) or {}
 
+    @property
+    def pairing(self) -> str:
+        """The stage whose pairs the round trains on, once it is finished."""
+        return AHEAD[-1] if self.facts(AHEAD[-1]) else "pair"
+
     def samples(self) -> list[dict[str, Any]]:
         """The first responses to held-out prompts."""
         if not self.measured or not (self.folder / "eval" / METRICS).exists():
@@ -53,8 +58,8 @@ class Round:
         """The first pairs, or best responses, that it trained on."""
         found = []
         for name in (PAIRS, BEST):
-            file = self.folder / "pair" / name
-            if self.stages.get("pair") is not None and file.exists():
+            file = self.folder / self.pairing / name
+            if self.stages.get(self.pairing) is not None and file.exists():
                 with open(file, encoding="utf-8") as lines:
                     found += [json.loads(line) for line in islice(lines, count)]
         return found

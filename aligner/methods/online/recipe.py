@@ -92,6 +92,10 @@ class Online(Section):
     """Weight of each of `reward_models`. Absent: all the same."""
     pairing: Pairing = Pairing()
     """How scored responses become pairs."""
+    future: bool = False
+    """Train a temporary policy on the round's pairs first; where its best response to a prompt
+    scores above the chosen one it is chosen instead, and the round's policy is trained on that,
+    from the round's own start (future-guided chosen, arXiv 2508.06026)."""
     stronger: Model | None = None
     """`two_models`: what writes the chosen responses."""
     weaker: Model | None = None
@@ -234,6 +238,18 @@ def _pairing(view: RecipeView) -> RecipeProblems:
             yield problem_at(f"online.pairing.{key}", message, "drop it")
 
 
+def _future(view: RecipeView) -> RecipeProblems:
+    rule = view["online.pairing.rule"]
+    if not view["online.future"]:
+        return
+    if view["online.train"] == "sft":
+        message = "has no effect with `train: sft`, which makes no pairs"
+        yield problem_at("online.future", message, "drop it")
+    elif rule not in ("max_min", "max_random", "anchored"):
+        message = f"replaces the best response of a prompt, and `rule: {rule}` chooses others too"
+        yield problem_at("online.future", message, "set rule: anchored, as in arXiv 2508.06026")
+
+
 def _engines(view: RecipeView) -> RecipeProblems:
     engine, serve = view["generation.engine"], view["online.serve"]
     if engine != "endpoint" and serve is not None:
@@ -283,6 +299,7 @@ METHOD = TrainingMethod(
         _dpo_of_rounds,
         _sampling,
         _pairing,
+        _future,
         _engines,
         *OF_OBJECTIVES,
     ),

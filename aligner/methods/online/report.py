@@ -190,7 +190,7 @@ def _wins_chart(run: RunOfRounds, other: str) -> str:
 
 
 def _pairs(run: RunOfRounds) -> Markup:
-    paired = [one for one in run.rounds if one.facts("pair")]
+    paired = [one for one in run.rounds if one.facts(one.pairing)]
     if not paired:
         return Markup('<p class="soft">No pairs were made yet.</p>')
     parts = [_pair_table(run, paired), _lost_table(paired), _score_table(paired)]
@@ -204,15 +204,17 @@ def _pair_table(run: RunOfRounds, rounds: Sequence[Round]) -> Markup:
     trained = () if is_sft else TRAINED
     if not is_sft:
         head += ["tokens, rejected", "longer chosen", "margin of scores"]
+        head += ["from the future"] if run.online["future"] else []
     head += ["score and length", *(name for name, _, _ in trained)]
     lines = []
     for one in rounds:
-        facts, training = one.facts("pair"), one.facts("train")
+        facts, training = one.facts(one.pairing), one.facts("train")
         line = [str(one.number), f"{facts['prompts']:,}", f"{facts['pairs']:,}"]
         line.append(f"{facts['tokens of the chosen']:.1f}")
         if not is_sft:
             line.append(f"{facts['tokens of the rejected']:.1f}")
             line += [f"{facts['longer ones chosen']:.0%}", f"{facts['margin']:.3g}"]
+            line += [f"{facts['chosen from the future']:.0%}"] if run.online["future"] else []
         line.append(_text(facts["correlation of score and length"], "{:+.2f}"))
         line += [_text(training.get(key), form) for _, key, form in trained]
         lines.append(line)
@@ -227,11 +229,11 @@ def _pair_table(run: RunOfRounds, rounds: Sequence[Round]) -> Markup:
 
 def _lost_table(rounds: Sequence[Round]) -> Markup:
     """What was lost on the way to pairs, by round."""
-    reasons = list(dict.fromkeys(why for one in rounds for why in one.facts("pair")["lost"]))
+    reasons = list(dict.fromkeys(why for one in rounds for why in one.facts(one.pairing)["lost"]))
     head = ["lost", *(f"round {one.number}" for one in rounds)]
     lines = []
     for why in reasons:
-        counts = [one.facts("pair")["lost"].get(why, 0) for one in rounds]
+        counts = [one.facts(one.pairing)["lost"].get(why, 0) for one in rounds]
         lines.append([why, *(f"{count:,}" if count else "" for count in counts)])
     return Markup("<h3>What was lost</h3>") + _table(head, lines) if lines else Markup("")
 
@@ -296,7 +298,7 @@ def _lengths(run: RunOfRounds) -> Markup:
     chart = point_chart("Reward over tokens, held-out responses", clouds)
     points = []
     for one in run.rounds:
-        value = one.facts("pair").get("correlation of score and length")
+        value = one.facts(one.pairing).get("correlation of score and length")
         points += [] if value is None else [(float(one.number), float(value))]
     title = "Correlation of score and tokens over the responses to a prompt"
     curve = line_chart(title, [Series("mean", points, dots=True)], unit="round")

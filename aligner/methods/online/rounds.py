@@ -2,7 +2,8 @@
 arXiv 2405.07863).
 
     rounds/00/eval                             the start, measured
-    rounds/01/{sample,score,pair,train,eval}
+    rounds/01/{sample,score,pair,train,eval}   with `online.future` between pair and train also
+                                               {train,sample,score,pair}-future
     rounds/02/...
     rounds.json                                what each round was worth
     final/                                     the policy of the best round
@@ -26,13 +27,15 @@ from functools import partial
 from typing import Any
 
 from aligner.config.load import Resolved
+from aligner.data.rows import PromptRow
 from aligner.errors import TrainingError, UsageError
 from aligner.events import Notice, OnEvent, StageStarted, TableRow, Warned, tell
 from aligner.launch.world import world
-from aligner.methods.online.answering import Answering
+from aligner.methods.online.answering import Answering, Written
 from aligner.methods.online.evaluation import HeldOut, evaluate
 from aligner.methods.online.measures import best_round, judged, why_stop
 from aligner.methods.online.pair_stage import make_pairs
+from aligner.methods.online.pairing import FUTURE
 from aligner.methods.online.policies import Policies, digests, name_of
 from aligner.methods.online.preflight import (
     Inputs,
@@ -140,9 +143,16 @@ class Rounds:
         return found, ""
 
     def _make_pairs(self, number: int) -> None:
-        recipe, online = self.recipe, self.recipe.online
         rows = self.inputs.rounds[number - 1]
         written = self.answering.answer(number, rows)
+        self.policies.pairs.append(self._paired(number, "pair", written, rows))
+        if self.recipe.online.future:
+            temporary = self.policies.train_temporary(number)
+            written[FUTURE] = self.answering.answer_ahead(number, temporary, rows)
+            self.policies.pairs[-1] = self._paired(number, "pair-future", written, rows)
+
+    def _paired(self, number: int, name: str, written: Written, rows: Sequence[PromptRow]) -> Stage:
+        recipe, online = self.recipe, self.recipe.online
         made_of = {
             "responses and scores": [digests(pair) for pair in written.values()],
             "pairing": online.pairing.model_dump(mode="json"),
@@ -150,13 +160,14 @@ class Rounds:
             "train": online.train,
             "seed": recipe.seed,
         }
-        stage = self.stages.open(f"{name_of(number)}/pair", made_of)
+        stage = self.stages.open(f"{name_of(number)}/{name}", made_of)
         shards = self.answering.scored(written, rows)
         make_pairs(stage, rows, shards, online, seed=recipe.seed, name=name_of(number))
-        self.policies.pairs.append(stage)
         facts = stage.facts or {}
         lost = ", ".join(f"{count:,} {what}" for what, count in facts["lost"].items())
         text = f"round {number}: {facts['pairs']:,} pairs of {facts['prompts']:,} prompts"
+        if FUTURE in written:
+            text += f", {facts['chosen from the future']:.0%} of them chosen from the future"
         tell(self.on_event, Notice(f"{text}; lost: {lost or 'nothing'}"))
         if not facts["pairs"]:
             raise TrainingError(
@@ -164,6 +175,7 @@ class Rounds:
                 "use more responses, a higher temperature, or a scorer that tells them apart; "
                 "--resume takes the change",
             )
+        return stage
 
     def _measure(self, number: int) -> dict[str, Any]:
         """Measure a policy; 0 is the start."""

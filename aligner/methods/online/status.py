@@ -8,7 +8,7 @@ from typing import Any
 
 from aligner.config.method import RunStatus
 from aligner.errors import UsageError
-from aligner.methods.online.pairing import START, STRONGER, WEAKER
+from aligner.methods.online.pairing import FUTURE, START, STRONGER, WEAKER
 from aligner.methods.online.sampling import RESPONSES
 from aligner.methods.online.words import MEASURED, WINS, measured_cells, name_of_round
 from aligner.runs.files import read_json, read_metrics
@@ -20,6 +20,9 @@ COLUMNS = (
     *(column for column, _, _ in MEASURED),
     *(WINS, "seconds"),
 )
+
+AHEAD = [f"{stage}-{FUTURE}" for stage in ("train", "sample", "score", "pair")]
+"""Stages of `online.future`."""
 
 Record = Mapping[str, Any]
 
@@ -97,7 +100,7 @@ def stages_of(recipe: Record, number: int) -> list[str]:
     stages = []
     for source in sources:
         stages += [f"sample{source}", *([f"score{source}"] if online["reward_models"] else [])]
-    return [*stages, "pair", "train", "eval"]
+    return [*stages, "pair", *(AHEAD if online["future"] else []), "train", "eval"]
 
 
 def records_of(run_dir: Path, recipe: Record, number: int) -> dict[str, dict[str, Any] | None]:
