@@ -135,6 +135,10 @@ PARTS: dict[str, dict[str, Arm]] = {
 }
 
 
+WRITTEN = {"online": {*PARTS} - {"future"}, "online-options": {"future"}}
+"""Marks in RESULTS.md -> the parts between them."""
+
+
 # --- runs -----------------------------------------------------------------------------------------
 
 
@@ -275,10 +279,12 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
-        lines = tables(measure(options.folder or Path(name), options.part, options.seeds))
-    print("\n".join(lines), flush=True)
-    if options.write:
-        write("online", "\n".join(lines))
+        results = measure(options.folder or Path(name), options.part, options.seeds)
+    for mark, parts in WRITTEN.items():
+        lines = tables({part: arms for part, arms in results.items() if part in parts})
+        print("\n".join(lines), flush=True)
+        if options.write and lines:
+            write(mark, "\n".join(lines))
 
 
 if __name__ == "__main__":
