@@ -150,9 +150,9 @@ def _record(
 ) -> dict[str, Any]:
     from aligner.evaluation.scoring import summary
     from aligner.reward_models.ensemble import leaves
-    from aligner.reward_models.judge import Judge
+    from aligner.reward_models.judge_base import JudgeBase
 
-    usage = {judge.name: judge.usage() for judge in leaves(scorer) if isinstance(judge, Judge)}
+    usage = {judge.name: judge.usage() for judge in leaves(scorer) if isinstance(judge, JudgeBase)}
     return {
         "reward_model": scorer.name,
         "fingerprint": scorer.fingerprint(),

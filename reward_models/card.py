@@ -32,7 +32,15 @@ from .grants import CARD_FILE, HINT, asked_for, is_of_folder, placed_verifier
 KIND = "a card of a reward model"
 
 Kind = Literal[
-    "bradley_terry", "regression", "pairwise", "segment", "judge", "verifier", "toy", "ensemble"
+    "bradley_terry",
+    "regression",
+    "pairwise",
+    "segment",
+    "judge",
+    "rating",
+    "verifier",
+    "toy",
+    "ensemble",
 ]
 
 
@@ -97,11 +105,13 @@ class Card(Section):
     verifier: Annotated[str | None, Names("verifier")] = None
     """`verifier`: what stands after `verifier:` elsewhere, `number` for example."""
     endpoint: Endpoint | None = None
-    """`judge`: the language model that judges."""
+    """`judge`, `rating`: the language model that judges."""
     rubric: Annotated[str | None, Names("file")] = None
-    """`judge`: a text file with what is to be judged, in place of ours."""
+    """`judge`, `rating`: a text file with what is to be judged, in place of ours."""
     scale: Annotated[list[float], Field(min_length=2, max_length=2)] = [1.0, 10.0]
     """`judge`: worst and best grade."""
+    samples: int = Field(1, ge=1, le=64)
+    """`rating`: ratings of each answer, whose mean is its score."""
     range: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None
     """Smallest and largest score, where there are such."""
     accuracy: float | None = None
@@ -116,6 +126,7 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "pairwise": ("model",),
     "segment": ("model", "segments"),
     "judge": ("endpoint",),
+    "rating": ("endpoint",),
     "verifier": ("verifier",),
     "toy": (),
     "ensemble": ("members",),
@@ -145,6 +156,7 @@ ALLOWED: dict[str, set[str]] = {
     "pairwise": OF_MODELS,
     "segment": OF_MODELS | {"segments"},
     "judge": {"endpoint", "rubric", "scale"},
+    "rating": {"endpoint", "rubric", "samples"},
     "verifier": {"verifier"},
     "toy": set(),
     "ensemble": {"members", "combine", "spread_weight", "standardize"},

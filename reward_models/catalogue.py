@@ -27,6 +27,7 @@ KINDS: dict[str, str] = {
     "segment": "aligner.reward_models.segment",
     "pairwise": "aligner.reward_models.pairwise",
     "judge": "aligner.reward_models.judge",
+    "rating": "aligner.reward_models.rating",
     "ensemble": "aligner.reward_models.ensemble",
 }
 """Kind -> the module whose `make(card)` gives the scorer."""

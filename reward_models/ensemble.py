@@ -60,7 +60,7 @@ from .base import (
 )
 from .card import Card, range_of
 from .catalogue import load_scorer, members_of
-from .judge import Judge
+from .judge_base import JudgeBase
 
 SPREAD = "spread"
 SAME = 1e-9
@@ -259,7 +259,7 @@ def restore_budget(scorer: Scorer, path: Path, what: str = "") -> None:
     text = f"{path.expanduser().resolve()} {scorer.fingerprint()} {what}"
     account = hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]
     for judge in leaves(scorer):
-        if isinstance(judge, Judge):
+        if isinstance(judge, JudgeBase):
             judge.account = f"output:{account}"
 
 

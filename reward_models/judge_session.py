@@ -22,8 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aligner.config.recipe import Endpoint
+from aligner.config.recipe import Endpoint, Model
 from aligner.endpoints.client import Client, open_client
+from aligner.endpoints.local import load_local
 from aligner.endpoints.request import ChatRequest, LLMError
 from aligner.errors import EndpointError
 
@@ -48,6 +49,12 @@ class Question:
     messages: Messages
     read: Callable[[str], float]
     reminder: str
+    sample: int = 0
+    """Which of several replies to the same question this is."""
+    samples: int = 1
+    """How many there are."""
+    again: bool = True
+    """Ask again where the cache holds nothing but unusable replies."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +64,18 @@ class Reply:
     value: float | None
     asked: int = 1
     reason: str = ""
+    new: int = 0
+    """Replies that were not in the cache."""
 
 
 class Session:
     """A client and its event loop. `run` names the accounts that the budget continues; see
-    `aligner.endpoints`."""
+    `aligner.endpoints`. `weights`: the model to load in place of what a `local` endpoint names."""
 
-    def __init__(self, endpoint: Endpoint, cache: Path) -> None:
+    def __init__(self, endpoint: Endpoint, cache: Path, weights: Model | None = None) -> None:
         self.endpoint = endpoint
         self.cache = cache
+        self.weights = weights
         self.run = ""
         self._opened: tuple[Client, asyncio.AbstractEventLoop] | None = None
         self._process = 0
@@ -101,7 +111,10 @@ class Session:
             if (
                 self._opened is None or self._process != os.getpid()
             ):  # a forked process has no thread of its parent
-                client = open_client(self.endpoint, cache=self.cache, run=self.run)
+                backend = None
+                if self.weights is not None:
+                    backend = load_local(self.weights, batch_size=self.endpoint.max_in_flight)
+                client = open_client(self.endpoint, cache=self.cache, run=self.run, backend=backend)
                 loop = asyncio.new_event_loop()
                 thread = threading.Thread(
                     target=_serve, args=(loop, client), name="aligner-judge", daemon=True
@@ -168,17 +181,18 @@ class _Round:
         """
         new, messages = 0, question.messages
         for attempt in itertools.count():
+            number = question.sample + question.samples * (attempt // ATTEMPTS)
             completion = await self._client.chat(
-                ChatRequest(messages=messages, sample_index=attempt // ATTEMPTS, purpose="judge")
+                ChatRequest(messages=messages, sample_index=number, purpose="judge")
             )
+            new += not completion.cached
             try:
                 if completion.truncated:  # a grade at the place of the cut may be a quotation
                     raise Unusable("the reply was cut at endpoint.max_tokens")
-                return Reply(question.read(completion.text), asked=attempt + 1)
+                return Reply(question.read(completion.text), asked=attempt + 1, new=new)
             except Unusable as unusable:
-                new += not completion.cached
-                if new >= ATTEMPTS:
-                    return Reply(None, asked=attempt + 1, reason=str(unusable))
+                if new >= ATTEMPTS or (attempt + 1 == ATTEMPTS and not question.again):
+                    return Reply(None, asked=attempt + 1, reason=str(unusable), new=new)
             again = (
                 {"role": "assistant", "content": completion.text.strip() or NO_REPLY},
                 {"role": "user", "content": question.reminder},
@@ -207,9 +221,9 @@ def _refuse_failures(outcomes: Sequence[Reply | EndpointError]) -> list[Reply]:
     raise EndpointError(message, hint) from worst
 
 
-def _key(question: Question) -> str:
+def _key(question: Question) -> tuple[str, int]:
     """Equal questions of one call differ in nothing but their place."""
-    return question.messages[-1]["content"]
+    return question.messages[-1]["content"], question.sample
 
 
 def _serve(loop: asyncio.AbstractEventLoop, client: Client) -> None:

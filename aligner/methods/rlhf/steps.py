@@ -35,7 +35,7 @@ class RlhfSteps(TrainingSteps):
                 raise RecipeError(
                     f"rlhf.reward_models: {spec} compares two answers, and responses need a score "
                     "each",
-                    "name a scorer of single answers",
+                    "name a scorer of single answers; of judges, that is the kind `rating`",
                 )
         if recipe.rlhf.segment_model is not None:
             card = read_spec(recipe.rlhf.segment_model)
