@@ -7,7 +7,7 @@ while others are sampled; models score once all are there, one after the other.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -35,13 +35,15 @@ from aligner.methods.online.scoring import (
     scored_by,
     scores_in,
 )
+from aligner.methods.online.self_judge import SELF, scorers_of, self_judge
 from aligner.models.fingerprint import model_fingerprint
 from aligner.reward_models.base import Scorer
+from aligner.reward_models.card import Card
 from aligner.reward_models.catalogue import load_scorer, read_spec
 from aligner.runs.stages import Stage
 
-BESIDE = ("verifier", "judge", "toy")
-"""Kinds of scorers that do not need the device."""
+BESIDE = ("verifier", "judge", "rating", "toy")
+"""Kinds of scorers that do not need the device, but for judges that are loaded here."""
 
 Written = dict[str, tuple[Stage, Stage | None]]
 """Who wrote -> the stages of responses and, where there are scorers, of scores."""
@@ -99,6 +101,13 @@ class Answering:
         )
         return self._written(number, FUTURE, asking, temporary.digest, rows)
 
+    def _loaded(self, before: int, spec: str) -> Scorer:
+        """A scorer, ready to be asked; `before`: the number of the policy that answers."""
+        if spec != SELF:
+            return load_scorer(spec)
+        self.policies.serve(before)
+        return self_judge(self.recipe, self.policies, before)
+
     def _sources(self, number: int) -> dict[str, tuple[Asking, str]]:
         """Who answers the prompts of a round, and what tells that model from others."""
         online, name = self.recipe.online, name_of(number)
@@ -124,17 +133,25 @@ class Answering:
         made_of = {"model": model, "prompts": digest_of_prompts(rows), **asking.made_of()}
         sampled = stages.open(f"{name}/sample{suffix}", made_of)
         scored = None
-        if online.reward_models:
+        if scorers_of(online):
+            scorers = self.scorers
+            if online.self_rewarding is not None:
+                scorers = {SELF: self_judge(self.recipe, self.policies, number - 1).fingerprint()}
             # Of the key of the responses: while these are written, they have no digest yet.
-            made_of = {"responses": sampled.key, "scorers": self.scorers}
+            made_of = {"responses": sampled.key, "scorers": scorers}
             scored = stages.open(f"{name}/score{suffix}", made_of)
-        self._carry_out(sampled, scored, asking, rows)
+        self._carry_out(sampled, scored, asking, rows, partial(self._loaded, number - 1))
         return sampled, scored
 
     def _carry_out(
-        self, sampled: Stage, scored: Stage | None, asking: Asking, rows: Sequence[PromptRow]
+        self,
+        sampled: Stage,
+        scored: Stage | None,
+        asking: Asking,
+        rows: Sequence[PromptRow],
+        load: Callable[[str], Scorer],
     ) -> None:
-        specs, parts = self.recipe.online.reward_models, shards(rows, asking.shard_size)
+        specs, parts = scorers_of(self.recipe.online), shards(rows, asking.shard_size)
         if sampled.is_done and (scored is None or scored.is_done):
             return
         if scored is not None:
@@ -142,7 +159,7 @@ class Answering:
         responses = sampled.journal(RESPONSES)
         scoring = None
         if scored is not None:
-            scoring = Scoring(scored, specs, rows, responses, parts, asking.on_event)
+            scoring = Scoring(scored, specs, rows, responses, parts, asking.on_event, load)
         if not sampled.is_done:
             _sample_and_score(sampled, scoring, asking, rows, responses)
             finish_sampling(sampled, rows, asking)
@@ -155,7 +172,7 @@ class Answering:
         online = self.recipe.online
         opened: list[tuple[str, Any, Any]] = []
         for source, (sampled, stage) in written.items():
-            scores = [] if stage is None else journals_of(stage, online.reward_models)
+            scores = [] if stage is None else journals_of(stage, scorers_of(online))
             opened.append((source, sampled.journal(RESPONSES), scores))
         for number, part in enumerate(shards(rows, online.shard_size)):
             found: list[list[Scored]] = [[] for _ in part]
@@ -171,6 +188,11 @@ class Answering:
             yield part, found
 
 
+def _works_beside(card: Card) -> bool:
+    is_loaded_here = card.endpoint is not None and card.endpoint.backend == "local"
+    return card.kind in BESIDE and not is_loaded_here
+
+
 def _sample_and_score(
     sampled: Stage,
     scoring: Scoring | None,
@@ -181,7 +203,7 @@ def _sample_and_score(
     """Sample all shards; scorers that do not need the device judge those that are there."""
     beside = {}
     for number, spec in enumerate(scoring.specs if scoring is not None else []):
-        if read_spec(spec).kind in BESIDE:
+        if spec != SELF and _works_beside(read_spec(spec)):
             beside[number] = load_scorer(spec)
     pool, jobs = ThreadPoolExecutor(1), deque[Future[None]]()
     try:

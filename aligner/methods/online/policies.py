@@ -53,6 +53,7 @@ class Policies:
     def __post_init__(self) -> None:
         self.start = self.recipe.model.model_copy(update={"lora": None})
         self._start_key = model_fingerprint(self.start)
+        self._served: int | None = None
 
     def section(self, number: int) -> Model:
         """Return a policy as a model to sample from."""
@@ -215,14 +216,16 @@ class Policies:
     def serve(self, number: int) -> None:
         """Make sure that a policy is there, and that the server serves it."""
         self.ensure(number)
-        if self.recipe.online.serve is not None:
+        if self.recipe.online.serve is not None and self._served != number:
             self._serve(self.folder(number), number)
+            self._served = number
 
     def serve_temporary(self, stage: Stage, number: int) -> None:
         """Make sure that the temporary policy of a round is there, and that the server serves it;
         the pairs of the round are still those that it was trained on."""
         self._ensure(stage, number)
         if self.recipe.online.serve is not None:
+            self._served = None
             self._serve(str(final_of(stage)), number)
 
     def _serve(self, folder: str, number: int) -> None:

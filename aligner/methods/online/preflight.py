@@ -29,6 +29,7 @@ from aligner.models.files import check_model_path
 from aligner.models.fingerprint import model_fingerprint
 from aligner.reward_models.catalogue import read_spec
 from aligner.reward_models.ensemble import refuse_cycles, scored_together
+from aligner.reward_models.judge_base import read_rubric
 from aligner.runs.run import Run
 
 FEW = 8
@@ -96,6 +97,8 @@ def check(recipe: OnlineRecipe) -> None:
                 "calls are compared here",
                 "take `standardize` out of its card, or name its members in online.reward_models",
             )
+    if online.self_rewarding is not None and online.self_rewarding.rubric is not None:
+        read_rubric(online.self_rewarding.rubric)
     for key in ("stronger", "weaker"):
         if (section := getattr(online, key)) is not None:
             check_model_path(section, f"online.{key}")
@@ -181,6 +184,9 @@ def plan_rows(recipe: OnlineRecipe, inputs: Inputs) -> list[tuple[str, str, str]
     ]
     if online.reward_models:
         rows.append(("scores of a round", f"{each * len(online.reward_models):,}", "at most"))
+    if online.self_rewarding is not None:
+        samples = online.self_rewarding.samples
+        rows.append(("ratings of a round", f"{each * samples:,}", "by the policy itself, at most"))
     return [*rows, ("disk", _shown(bytes_needed(recipe, inputs)), "about")]
 
 

@@ -44,6 +44,22 @@ class Pairing(Section):
     out."""
 
 
+class SelfRewarding(Section):
+    """The policy of each round rates its own responses: up to five points, one for each of five
+    criteria (arXiv 2401.10020). A small model is a poor judge of itself."""
+
+    samples: int = Field(3, ge=1, le=64)
+    """Ratings of each response, whose mean is its score."""
+    temperature: float = Field(0.7, ge=0.01, le=100.0)
+    """Sampling temperature of ratings."""
+    top_p: float = Field(0.9, gt=0.0, le=1.0)
+    """Nucleus sampling of ratings."""
+    max_new_tokens: int = Field(512, ge=1, le=1_000_000)
+    """Longest rating; one that is cut is not read."""
+    rubric: Annotated[str | None, Names("file")] = None
+    """A text file with five criteria, in place of ours."""
+
+
 class Stop(Section):
     """When rounds end early: the last one then did not pay. Measured on the validation prompts."""
 
@@ -90,6 +106,9 @@ class Online(Section):
     """What scores responses: reward models, verifiers, judges; the weighted mean of several."""
     reward_weights: list[Strength] = []
     """Weight of each of `reward_models`. Absent: all the same."""
+    self_rewarding: SelfRewarding | None = None
+    """In place of `reward_models`: the round's own policy rates its responses. `{}` for all
+    defaults."""
     pairing: Pairing = Pairing()
     """How scored responses become pairs."""
     future: bool = False
@@ -198,10 +217,15 @@ def _sampling(view: RecipeView) -> RecipeProblems:
         yield problem_at("online.evaluation.gold", message, "name another scorer, or drop it")
     for name in sorted({name for name in models if models.count(name) > 1}):
         yield problem_at("online.reward_models", f"names {show(name)} twice", "name each once")
-    if not models and rule == "two_models" and view["online.evaluation.gold"] is None:
+    rates_itself = view["online.self_rewarding"] is not None
+    if models and rates_itself:
+        message = "and `self_rewarding` both score the responses"
+        yield problem_at("online.reward_models", message, "use one of them")
+    no_models = rule == "two_models" or rates_itself
+    if not models and no_models and view["online.evaluation.gold"] is None:
         hint = "name what scores held-out responses"
         yield problem_at("online.evaluation.gold", "is missing: nothing compares rounds", hint)
-    if not models and rule != "two_models":
+    if not models and not no_models:
         hint = "name what scores responses: a card, a run of `aligner reward`, verifier:number"
         yield problem_at("online.reward_models", "is missing", hint)
 
@@ -277,7 +301,11 @@ def _card_note(online: Mapping[str, Any]) -> str:
 def _summary(recipe: OnlineRecipe) -> OwnRows:
     online = recipe.online
     rows = [("pairs", online.pairing.rule.replace("_", " "), "online.pairing.rule")]
-    rows.append(("scored by", ", ".join(online.reward_models) or "nobody", "online.reward_models"))
+    if online.self_rewarding is not None:
+        rows.append(("scored by", "the round's own policy", "online.self_rewarding"))
+    else:
+        scorers = ", ".join(online.reward_models) or "nobody"
+        rows.append(("scored by", scorers, "online.reward_models"))
     if online.evaluation.gold is not None:
         rows.append(("held out, by", online.evaluation.gold, "online.evaluation.gold"))
     return rows

@@ -10,7 +10,7 @@ one; what several are worth together is computed when they are read.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from statistics import fmean
@@ -49,6 +49,7 @@ class Scoring:
     responses: Journal
     parts: Sequence[range]
     on_event: OnEvent | None = None
+    load: Callable[[str], Scorer] = load_scorer
 
     def __post_init__(self) -> None:
         self.journals = journals_of(self.stage, self.specs)
@@ -70,7 +71,7 @@ class Scoring:
         for number, spec in enumerate(self.specs):
             if left := self.missing(number):
                 tell(self.on_event, StageStarted(f"loading {spec}"))
-                scorer = load_scorer(spec)
+                scorer = self.load(spec)
                 for part in left:
                     self.score(number, scorer, part)
                     done = self.parts[part].stop
