@@ -1,5 +1,5 @@
 """`aligner data`: what is done to data by itself. `select` chooses the pairs that are worth an
-expert's label."""
+expert's label, `rules` draws rules from pairs."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import typer
 
 from aligner.methods.catalogue import METHODS
 
+from . import rules
 from .console import say_json
 from .endings import resumable
-from .fast_commands import QuickGroup
+from .fast_commands import QuickCommand, QuickGroup
 from .output import kept_isolation
 from .recipe_command import (
     ANY_KEY,
@@ -31,10 +32,12 @@ app = typer.Typer(
     cls=QuickGroup,
     rich_markup_mode=None,
     no_args_is_help=True,
-    help="Choose the pairs that are worth a label.",
+    help="Choose the pairs that are worth a label, and draw rules from pairs.",
 )
 
 NAME = "select"
+
+app.command("rules", cls=QuickCommand)(rules.rules)
 
 
 @app.command(NAME, cls=RecipeCommand, short_help=METHODS[NAME].about, context_settings=ANY_KEY)

@@ -38,6 +38,7 @@ Kind = Literal[
     "segment",
     "judge",
     "rating",
+    "rules",
     "verifier",
     "toy",
     "ensemble",
@@ -105,13 +106,16 @@ class Card(Section):
     verifier: Annotated[str | None, Names("verifier")] = None
     """`verifier`: what stands after `verifier:` elsewhere, `number` for example."""
     endpoint: Endpoint | None = None
-    """`judge`, `rating`: the language model that judges."""
+    """`judge`, `rating`, `rules`: the language model that judges."""
     rubric: Annotated[str | None, Names("file")] = None
     """`judge`, `rating`: a text file with what is to be judged, in place of ours."""
     scale: Annotated[list[float], Field(min_length=2, max_length=2)] = [1.0, 10.0]
     """`judge`: worst and best grade."""
     samples: int = Field(1, ge=1, le=64)
     """`rating`: ratings of each answer, whose mean is its score."""
+    rules: list[str] = []
+    """`rules`: what an answer shall keep to, a sentence each; `aligner data rules` draws them from
+    pairs."""
     range: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None
     """Smallest and largest score, where there are such."""
     accuracy: float | None = None
@@ -127,6 +131,7 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "segment": ("model", "segments"),
     "judge": ("endpoint",),
     "rating": ("endpoint",),
+    "rules": ("endpoint", "rules"),
     "verifier": ("verifier",),
     "toy": (),
     "ensemble": ("members",),
@@ -157,6 +162,7 @@ ALLOWED: dict[str, set[str]] = {
     "segment": OF_MODELS | {"segments"},
     "judge": {"endpoint", "rubric", "scale"},
     "rating": {"endpoint", "rubric", "samples"},
+    "rules": {"endpoint", "rules"},
     "verifier": {"verifier"},
     "toy": set(),
     "ensemble": {"members", "combine", "spread_weight", "standardize"},

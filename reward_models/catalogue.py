@@ -28,6 +28,7 @@ KINDS: dict[str, str] = {
     "pairwise": "aligner.reward_models.pairwise",
     "judge": "aligner.reward_models.judge",
     "rating": "aligner.reward_models.rating",
+    "rules": "aligner.reward_models.rules",
     "ensemble": "aligner.reward_models.ensemble",
 }
 """Kind -> the module whose `make(card)` gives the scorer."""

@@ -47,7 +47,7 @@ class Question:
     follows such a reply."""
 
     messages: Messages
-    read: Callable[[str], float]
+    read: Callable[[str], Any]
     reminder: str
     sample: int = 0
     """Which of several replies to the same question this is."""
@@ -61,7 +61,7 @@ class Question:
 class Reply:
     """A value, and how many replies it took; or the reason why there is none."""
 
-    value: float | None
+    value: Any
     asked: int = 1
     reason: str = ""
     new: int = 0

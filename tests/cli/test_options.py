@@ -23,6 +23,8 @@ OPTIONS = {
     "rlhf": "--dry-run --resume --overwrite --num-processes --num_processes --json --debug",
     "online": "--dry-run --resume --overwrite --num-processes --num_processes --json --debug",
     "mosaic": "--dry-run --resume --overwrite --json --debug",
+    "data rules": "--data --judge --output -o --pairs --rules --column --split --seed --preview "
+    "--overwrite --json",
     "data select": "--labels --oracle --dry-run --resume --overwrite --json --debug",
     "discover": "--dry-run --resume --overwrite --json --debug",
     "generate": "MODEL PROMPTS --data --column --split --max-rows --max-new-tokens --temperature "
