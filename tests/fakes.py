@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -214,6 +215,33 @@ SMALL_ROLLOUTS = {
 """Those of a run that samples."""
 
 
+SMALL_ROUNDS = {
+    "data.eval": 0.2,
+    "online.rounds": 2,
+    "online.prompts_per_round": 12,
+    "online.num_samples": 4,
+    "online.max_new_tokens": 12,
+    "online.shard_size": 4,
+    "online.generation_batch_size": 16,
+    "trainer.max_steps": -1,
+    "trainer.num_train_epochs": 2,
+    "trainer.save_steps": 2,
+}
+"""Those of a run of rounds."""
+
+
+def write_rounds_world(folder: Path, toy_world: Path) -> Path:
+    """A folder with the model of a toy world, which ends its answers, its prompts, and a random
+    reward model, `rm/`, which tells answers apart."""
+    shutil.copytree(toy_world / "model", folder / "model")
+    shutil.copy(toy_world / "prompts.jsonl", folder)
+    save_reward_model(folder / "rm", card=CARD_OF_ROUNDS)
+    return folder
+
+
+CARD_OF_ROUNDS = "kind: bradley_terry\nmodel: .\ndtype: float32\n"
+
+
 def small_recipe(
     method: str, world: Path, output_dir: Path, *overrides: str, **flags: Any
 ) -> Resolved:
@@ -221,12 +249,15 @@ def small_recipe(
     from aligner.config.load import load_recipe
 
     data = "pairs.jsonl" if method in ("dpo", "reward") else "sft.jsonl"
+    data = "prompts.jsonl" if method == "online" else data
     settings = {
         "model.name_or_path": str(world / "model"),
         "data.train": str(world / data),
         "output_dir": str(output_dir),
         **SMALL,
         **(SMALL_ROLLOUTS if method == "rlhf" else {}),
+        **(SMALL_ROUNDS if method == "online" else {}),
+        **({"online.reward_models": [str(world / "rm")]} if method == "online" else {}),
         **{key.replace("__", "."): value for key, value in flags.items()},
     }
     given = {override.split("=", 1)[0] for override in overrides}

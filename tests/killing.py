@@ -30,8 +30,8 @@ MOMENTS: dict[str, Place] = {
     "while rows are tokenized": ("aligner.tokenization.dataset", "_write", True),
     "before the tokenized rows have their books": ("aligner.tokenization.dataset", "_write", False),
     "while the model is loaded": ("aligner.methods.{method}.train", "load_policy", True),
-    "while the reference is computed": ("aligner.training.reference", "_save", True),
-    "while rewards are kept": ("aligner.methods.dpo.reward_distillation", "write_atomically", True),
+    "while the reference is computed": ("aligner.training.reference", "keep", True),
+    "while rewards are kept": ("aligner.methods.dpo.reward_distillation", "keep", True),
     "while answers of the reference are kept": (
         "aligner.methods.dpo.reference_samples",
         "_save",
@@ -67,10 +67,41 @@ ROLLOUTS: dict[str, tuple[Place | FilePlace, int]] = {
 """Moments of trainings on sampled responses, and at which passage the process dies: after the
 first checkpoint, but where scoring is in the background, whose calls are as many as they come."""
 
+JOURNAL, STAGE = "aligner.runs.journal:Journal", "aligner.runs.stages:Stage"
+ONLINE = "aligner.methods.online"
+ROUNDS: dict[str, tuple[Place | FilePlace, int]] = {
+    "while the start is measured": ((f"{ONLINE}.evaluation", "_measures", True), 1),
+    "before the record of a stage": (("os", "replace", True, "stage.json"), 2),
+    "behind the record of a stage": (("os", "replace", False, "stage.json"), 2),
+    "while a shard is sampled": ((f"{ONLINE}.sampling", "_as_json", True), 16 + 20),
+    "before a shard of responses is kept": ((JOURNAL, "add", True), 6),
+    "after a shard of responses is kept": ((JOURNAL, "add", False), 6),
+    "while a shard is scored": ((f"{ONLINE}.scoring:Scoring", "_asked", True), 5),
+    "while pairs are written": ((f"{ONLINE}.pair_stage", "_pair_row", True), 5),
+    "before the pairs have their name": (("os", "replace", True, "pairs.jsonl"), 1),
+    "behind the name of the pairs": (("os", "replace", False, "pairs.jsonl"), 1),
+    "while the first round is trained": (("transformers:Trainer", "training_step", True), 4),
+    "before a checkpoint is whole": (("aligner.training.callbacks", "mark_complete", True), 1),
+    "while the weights are saved": (("aligner.training.fit", "save_final", True), 1),
+    "before the manifest of a training": (("aligner.runs.run:Run", "finish", True), 1),
+    "behind the manifest of a training": (("aligner.runs.run:Run", "finish", False), 1),
+    "while the reference is computed": (("aligner.training.reference", "keep", True), 1),
+    "while the second round is sampled": ((f"{ONLINE}.sampling", "_as_json", True), 110),
+    "while the second round is trained": (("transformers:Trainer", "training_step", True), 9),
+    "while the KL is computed": ((f"{ONLINE}.evaluation", "_token_logps", True), 2),
+    "before the end": ((f"{ONLINE}.rounds", "_finish", True), 1),
+    "before the last manifest": (("aligner.runs.run:Run", "finish", True), 3),
+}
+"""Moments of online rounds, and at which passage the process dies."""
+
+STAGES_OF_TWO_ROUNDS = 11
+"""The start measured, and of each round sample, score, pair, train, eval."""
+
 PRELOADED = [
     "aligner.methods.sft.train",
     "aligner.methods.dpo.train",
     "aligner.methods.rlhf.train",
+    "aligner.methods.online.rounds",
     "aligner.reports.training",
     "aligner.data.loading",
     "peft",
@@ -125,6 +156,7 @@ def _work(
 ) -> None:
     import torch
 
+    from aligner.methods.online.rounds import run_online
     from aligner.methods.pipeline import run_recipe
 
     torch.set_num_threads(1)
@@ -132,16 +164,28 @@ def _work(
         os.environ["ALIGNER_CACHE"] = cache
     if moment is not None:
         _die_at(moment, method, count)
-    run_recipe(small_recipe(method, world, folder, *overrides, **flags), resume=resume)
+    carry_out = run_online if method == "online" else run_recipe
+    carry_out(small_recipe(method, world, folder, *overrides, **flags), resume=resume)
 
 
 def _die_at(moment: str, method: str, count: int) -> None:
-    place = MOMENTS[moment] if moment in MOMENTS else ROLLOUTS[moment][0]
-    where, name, before, *ending = place
-    module, _, class_name = where.format(method=method).partition(":")
-    owner: Any = __import__(module, fromlist=["x"])
-    owner = getattr(owner, class_name) if class_name else owner
+    place: Place | FilePlace
+    if moment in ("before a stage is done", "after a stage is done"):
+        place = (STAGE, "finish", moment.startswith("before"))
+    elif moment in MOMENTS and method != "online":
+        place = MOMENTS[moment]
+    else:
+        place = {**ROLLOUTS, **ROUNDS}[moment][0]
+    _, name, before, *ending = place
+    owner = owner_of(place, method)
     setattr(owner, name, _deadly(getattr(owner, name), count, before, *ending))
+
+
+def owner_of(place: Place | FilePlace, method: str) -> Any:
+    """Return the module or class whose attribute a place names."""
+    module, _, class_name = place[0].format(method=method).partition(":")
+    owner: Any = __import__(module, fromlist=["x"])
+    return getattr(owner, class_name) if class_name else owner
 
 
 def _deadly(

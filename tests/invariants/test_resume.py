@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from fakes import save_model, small_recipe, write_jsonl
-from killing import MOMENTS, ROLLOUTS, run_in_process
+from killing import MOMENTS, ROLLOUTS, ROUNDS, owner_of, run_in_process
 
 from aligner.errors import DataError, UsageError
 from aligner.events import Notice
@@ -258,6 +258,13 @@ def test_killed_and_resumed_equals_uninterrupted(
 ):
     kill_and_resume(case, moment, small_world, tmp_path / "run")
     assert_same(tmp_path / "run", uninterrupted(case))
+
+
+@pytest.mark.parametrize("moment", [*MOMENTS, *ROLLOUTS, *ROUNDS])
+def test_every_moment_is_a_place_in_the_code(moment):
+    """Without it a rename is found by the slow tests alone."""
+    place = MOMENTS[moment] if moment in MOMENTS else {**ROLLOUTS, **ROUNDS}[moment][0]
+    assert callable(getattr(owner_of(place, "dpo"), place[1]))
 
 
 @pytest.mark.slow
