@@ -72,6 +72,10 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+PLAIN = frozenset({str, int, bool, type(None)})
+"""Types that are in JSON what they are."""
+
+
 def plain(value: Any) -> Any:
     """The value as strict JSON can hold it: NaN and infinities become the strings that `float()`
     reads back."""
@@ -84,6 +88,8 @@ def plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
+        if PLAIN.issuperset(map(type, value)):  # of token ids there are many
+            return list(value)
         return [plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value
 

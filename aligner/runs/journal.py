@@ -94,9 +94,10 @@ class Journal:
         returns."""
         if self.path is None:
             return result
-        line = {"part": part, "made with": self.fingerprint, "result": result}
-        self._starts[part], written = _append(self.path, {**line, "sum": _sum(line)})
-        return json.loads(written)["result"]
+        text = json_line({"part": part, "made with": self.fingerprint, "result": result})
+        line = f'{text[:-2]}, "sum": "{_digest(text)}"}}\n'
+        self._starts[part] = _append(self.path, line)
+        return json.loads(line)["result"]
 
     def results(self, parts: Iterable[P], work: Work[P]) -> Iterator[tuple[Any, bool]]:
         """The result of each part, in order, and whether it is new: not there yet, and worked on
@@ -138,15 +139,14 @@ def run_resumable(
     return found
 
 
-def _sum(value: Any) -> str:
-    """A checksum of a value, in the form that it has once it was read back."""
-    return hashlib.sha256(json_line(json.loads(json_line(value))).encode("utf-8")).hexdigest()[:16]
+def _digest(text: str) -> str:
+    """The checksum of a value, of its line of JSON."""
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
 
 
-def _append(path: Path, value: dict[str, Any]) -> tuple[int, str]:
-    """Write a line so that it survives a kill, and return where it begins, and it; behind a line
-    that was cut short, on a line of its own."""
-    line = json_line(value)
+def _append(path: Path, line: str) -> int:
+    """Write a line so that it survives a kill, and return where it begins; behind a line that was
+    cut short, on a line of its own."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "ab+") as file:
         if file.tell():
@@ -157,7 +157,7 @@ def _append(path: Path, value: dict[str, Any]) -> tuple[int, str]:
         file.write(line.encode("utf-8"))
         file.flush()
         os.fsync(file.fileno())
-    return start, line
+    return start
 
 
 def _lines(path: Path | None) -> Iterator[tuple[int, bytes]]:
@@ -182,4 +182,5 @@ def _part(line: bytes) -> dict[str, Any] | None:
 def _is_what_was_written(line: dict[str, Any]) -> bool:
     """Whether a line has its checksum; older versions took that of the result alone."""
     said = {key: line[key] for key in ("part", "made with", "result")}
-    return line["sum"] in (_sum(said), _sum(line["result"]))
+    known = line["sum"]
+    return known == _digest(json_line(said)) or known == _digest(json_line(line["result"]))
