@@ -1,13 +1,17 @@
 """What rounds of `aligner online` cost beside models: CPU-seconds and memory by the number of
 prompts.
 
-    python -m benchmarks.speed.online [--largest N] [--write]
+    python -m benchmarks.speed.online [--largest N] [--round MODEL] [--write]
 
 A round of 8 responses to each prompt, up to its pairs, with the commands' own stages: an engine
 that returns random ids at once stands for the model, and a function of the text for the scorer.
 Each size is a process of its own. What is counted is CPU time, of reading the prompts, sampling
 without the engine, scoring, and pairing, and the peak memory above the loaded libraries. With
 `--write` the table goes into `benchmarks/RESULTS.md`.
+
+`--round` measures a whole run of one round with a small chat model in its place, of few prompts:
+which share of its CPU time is neither generation, scoring nor training. That is loading models,
+tokenizing, saving, reports, and all that rounds do themselves.
 """
 
 from __future__ import annotations
@@ -116,6 +120,54 @@ def measure(count: int) -> dict[str, float]:
     return {**spent, "peak_mib": peak / 1024, "written_mb": written / 1e6}
 
 
+PROMPTS, HELD, LONGEST, SHARE = 48, 8, 64, 4
+"""Of a whole round: prompts, held-out prompts, tokens of the longest response, responses."""
+
+
+def measure_round(model: str) -> dict[str, float]:
+    """A run of one round in this process: CPU-seconds of its parts."""
+    import transformers
+
+    from aligner.config.load import load_recipe
+    from aligner.generation import writers
+    from aligner.methods.online import evaluation, rounds, scoring
+    from aligner.training import reference
+
+    spent: Counter[str] = Counter()
+    open_engine = writers.open_engine
+
+    @contextmanager
+    def opened(*arguments: Any, **named: Any) -> Iterator[Any]:
+        with open_engine(*arguments, **named) as (policy, engine):
+            engine.generate = timed(engine.generate, spent, "generation")  # type: ignore[method-assign]
+            yield policy, engine
+
+    for owner, name, stand_in in (
+        (writers, "open_engine", opened),
+        (scoring, "ask", timed(scoring.ask, spent, "scoring")),
+        (transformers.Trainer, "train", timed(transformers.Trainer.train, spent, "training")),
+        (reference, "_compute", timed(reference._compute, spent, "training")),
+        (evaluation, "_token_logps", timed(evaluation._token_logps, spent, "KL")),
+    ):
+        setattr(owner, name, stand_in)
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        write_prompts(folder, PROMPTS, HELD)
+        given = {
+            **settings(folder),
+            "model.name_or_path": model,
+            "online.num_samples": SHARE,
+            "online.max_new_tokens": LONGEST,
+            "online.shard_size": 16,
+            "online.reward_models": ["verifier:regex=[aeiou]{2}"],
+            "trainer.per_device_train_batch_size": 4,
+            "trainer.gradient_checkpointing": False,
+        }
+        began = time.process_time()
+        rounds.run_online(load_recipe("online", None, [], given))
+    return {**spent, "all": time.process_time() - began}
+
+
 def timed(function: Callable[..., Any], spent: Counter[str], name: str) -> Callable[..., Any]:
     """Return a function that adds the CPU time of each call."""
 
@@ -134,10 +186,16 @@ def write_world(folder: Path, count: int) -> None:
     from aligner.toy.pretrain import new_model
     from aligner.toy.tokenizer import build_tokenizer
 
-    tokenizer, draw = build_tokenizer(), random.Random(0)
+    tokenizer = build_tokenizer()
     new_model(tokenizer, 0).save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
-    for name, rows in (("prompts", count), ("held", HELD_OUT)):
+    write_prompts(folder, count, HELD_OUT)
+
+
+def write_prompts(folder: Path, count: int, held_out: int) -> None:
+    """Prompts of random letters, each with an answer."""
+    draw = random.Random(0)
+    for name, rows in (("prompts", count), ("held", held_out)):
         with (folder / f"{name}.jsonl").open("w", encoding="utf-8") as file:
             for number in range(rows):
                 text = f"sort: {''.join(draw.choices(WORD, k=24))}"
@@ -177,7 +235,11 @@ def main() -> None:
     parser.add_argument("--largest", type=int, default=SIZES[-1])
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--one", type=int)
+    parser.add_argument("--round", help="a folder with a small chat model")
     given = parser.parse_args()
+    if given.round:
+        print(json.dumps(measure_round(given.round)))
+        return
     if given.one:
         print(json.dumps(measure(given.one)))
         return
