@@ -25,6 +25,7 @@ from aligner.models.loading import load_policy
 from aligner.models.tokenizers import load_tokenizer
 from aligner.runs.files import read_metrics
 from aligner.runs.journal import Journal
+from aligner.runs.lock import release_locks
 from aligner.runs.result import RunResult
 from aligner.tokenization.encode import encode_prompt
 from aligner.training.preference import PreferenceTrainer
@@ -122,6 +123,7 @@ def test_a_changed_temperature_makes_what_follows_again_and_nothing_before(
     assert any(
         "rounds/01/sample is made again, since temperatures changed" in text for text in told
     )
+    assert any(text.startswith("changed since this run was started: online.temp") for text in told)
     changed = stage_times(run)
     _, told = rounds(world, run, resume=True)
     assert pairs_of(run, 1) == pairs
@@ -180,6 +182,27 @@ def test_more_rounds_on_a_finished_run(world: Path, whole: Path, tmp_path: Path)
     assert pairs_of(run, 2) == pairs_of(whole, 2)
     assert all(torch.equal(ours, weights(whole, 2)[name]) for name, ours in weights(run, 2).items())
     assert (run / "rounds.json").read_bytes() == (whole / "rounds.json").read_bytes()
+
+
+def test_a_run_that_was_moved_while_it_trained_is_resumed(
+    world: Path, whole: Path, tmp_path: Path
+) -> None:
+    """Its training names files by where they lay, so it is started again; nothing else is."""
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("aligner.training.fit.save_final", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            rounds(world, tmp_path / "run")
+    release_locks()
+    (tmp_path / "run").rename(tmp_path / "moved")
+    before = stage_times(tmp_path / "moved")
+    _, told = rounds(world, tmp_path / "moved", resume=True)
+    assert "rounds/01/train is started again: its files lie elsewhere now" in told
+    assert [name for name in made_again(before, tmp_path / "moved") if name in before] == []
+    assert (tmp_path / "moved/rounds.json").read_bytes() == (whole / "rounds.json").read_bytes()
 
 
 def test_a_finished_run_that_is_resumed_says_what_came_out(world: Path, whole: Path) -> None:

@@ -20,12 +20,13 @@ import yaml
 from aligner.config.defaults import is_default
 from aligner.config.load import Resolved
 from aligner.config.recipe import Data, Model, Report, Source, TrainRecipe
-from aligner.events import OnEvent
+from aligner.events import Notice, OnEvent, tell
 from aligner.methods.dpo.recipe import DpoRecipe
 from aligner.methods.online.recipe import OnlineRecipe
 from aligner.methods.pipeline import run_recipe
 from aligner.methods.sft.recipe import SftRecipe
-from aligner.runs.files import parse_json, read_metrics
+from aligner.runs.changes import changed_keys
+from aligner.runs.files import parse_json, read_json, read_metrics
 from aligner.runs.stages import Stage
 
 RUN = "run"
@@ -67,13 +68,22 @@ def train(
     text = yaml.safe_dump(
         inner.model_dump(mode="json", exclude_unset=True), sort_keys=False, allow_unicode=True
     )
-    result = run_recipe(
-        Resolved(inner, _origins(inner), text, None), resume=run.is_dir(), on_event=on_event
-    )
+    resolved = Resolved(inner, _origins(inner), text, None)
+    if run.is_dir() and not is_of(run, inner):
+        tell(on_event, Notice(f"{stage.name} is started again: its files lie elsewhere now"))
+        shutil.rmtree(run)
+    result = run_recipe(resolved, resume=run.is_dir(), on_event=on_event)
     manifest = parse_json(run / "manifest.json", "delete the folder of the stage")
     shutil.rmtree(run / "checkpoints", ignore_errors=True)
     kept = [run / name for name in manifest["files"] if not name.endswith(".md")]
     stage.finish({**result.results, **_last(run), "rows": _rows(run)}, kept)
+
+
+def is_of(run: Path, inner: TrainRecipe) -> bool:
+    """Say whether what was started in a folder can be resumed with this recipe: in a run directory
+    that was moved meanwhile, files have other names."""
+    known = read_json(run, "resolved.json")
+    return known is None or not changed_keys(known["recipe"], inner.model_dump(mode="json"))
 
 
 def recipe_of(
