@@ -20,7 +20,6 @@ import argparse
 import json
 import os
 import random
-import resource
 import subprocess
 import sys
 import tempfile
@@ -32,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.results import write
+from benchmarks.speed.memory import peak_mib
 
 SIZES = (10_000, 30_000, 100_000)
 SAMPLES, HELD_OUT = 8, 16
@@ -107,7 +107,7 @@ def measure(count: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_world(folder, count)
-        base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        base = peak_mib()
         began = time.process_time()
         try:
             rounds.run_online(load_recipe("online", None, [], settings(folder)))
@@ -115,9 +115,9 @@ def measure(count: int) -> dict[str, float]:
             spent["all"] = time.process_time() - began
         written = sum(file.stat().st_size for file in (folder / "run").rglob("*.jsonl"))
     spent["sample"] -= engines[-1].cpu_s
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base
+    peak = peak_mib() - base
     spent["all"] -= sum(engine.cpu_s for engine in engines)
-    return {**spent, "peak_mib": peak / 1024, "written_mb": written / 1e6}
+    return {**spent, "peak_mib": peak, "written_mb": written / 1e6}
 
 
 PROMPTS, HELD, LONGEST, SHARE = 48, 8, 64, 4
@@ -244,7 +244,7 @@ def main() -> None:
         print(json.dumps(measure(given.one)))
         return
     rows = ["| prompts | responses | " + " | ".join(STAGES) + " | all | a thousand responses | "]
-    rows[0] += "peak memory, MiB | on disk, MB |"
+    rows[0] += "memory, MiB | on disk, MB |"
     rows.append("| --- " * (len(STAGES) + 6) + "|")
     for size in (size for size in SIZES if size <= given.largest):
         found = in_a_process(size)
@@ -256,7 +256,7 @@ def main() -> None:
         )
         print(rows[-1], flush=True)
     if given.write:
-        write("The stages of a round, by the number of prompts", "\n".join(rows))
+        write("rounds", "\n".join(rows))
 
 
 if __name__ == "__main__":
