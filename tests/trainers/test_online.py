@@ -225,9 +225,9 @@ def test_damaged_responses_cost_their_shard_and_what_follows_from_it(
     asked = []
     score = Scoring.score
 
-    def spy(self: Any, number: int, scorer: Any, parts: Any) -> None:
-        asked.append((self.stage.name, list(parts)))
-        score(self, number, scorer, parts)
+    def spy(self: Any, number: int, scorer: Any, part: int) -> None:
+        asked.append((self.stage.name, part))
+        score(self, number, scorer, part)
 
     (run / "manifest.json").unlink()
     with pytest.MonkeyPatch.context() as patch:
@@ -235,7 +235,7 @@ def test_damaged_responses_cost_their_shard_and_what_follows_from_it(
         patch.setattr(sampling, "_as_json", said_otherwise)
         _, told = rounds(world, run, resume=True)
     assert any("rounds/02/sample is made again" in text for text in told)
-    assert asked[0] == ("rounds/02/score", [0])
+    assert asked[0] == ("rounds/02/score", 0)
     texts = {one[3] for samples in Journal(file)[0] for one in samples}
     assert texts == {"zz"}
     few = "prompts with fewer than two different responses"

@@ -62,10 +62,10 @@ def test_scores_beside_the_sampling_are_those_after_it(
     where: list[str] = []
     score = Scoring.score
 
-    def spy(self: Any, number: int, scorer: Any, parts: Any) -> None:
+    def spy(self: Any, number: int, scorer: Any, part: int) -> None:
         if self.stage.name.endswith("score"):
             where.append(threading.current_thread().name)
-        score(self, number, scorer, parts)
+        score(self, number, scorer, part)
 
     monkeypatch.setattr(Scoring, "score", spy)
     told: list[Event] = []
@@ -75,7 +75,7 @@ def test_scores_beside_the_sampling_are_those_after_it(
     where.clear()
     monkeypatch.setattr(answering, "BESIDE", ())
     run(world, tmp_path / "after", by_letters(world))
-    assert where == ["MainThread"]
+    assert where == ["MainThread"] * 3
     for name in ("score/scores-0.jsonl", "pair/pairs.jsonl"):
         files = [tmp_path / side / "rounds/01" / name for side in ("beside", "after")]
         assert files[0].read_bytes() == files[1].read_bytes()
