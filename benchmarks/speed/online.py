@@ -94,7 +94,7 @@ def measure(count: int) -> dict[str, float]:
     answering.BESIDE = ()  # so that the time of each is its own
     for owner, name, stand_in in (
         (writers, "open_engine", scripted),
-        (scoring, "load_scorer", lambda _: FunctionScorer(score)),
+        (answering, "load_scorer", lambda _: FunctionScorer(score)),
         (Policies, "train", enough),
     ):
         setattr(owner, name, stand_in)
