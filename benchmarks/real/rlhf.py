@@ -184,8 +184,12 @@ def read_arm(folder: Path, arm: str, seed: int) -> dict[str, Any]:
     text = (folder / f"{arm}-{seed}.jsonl").read_text(encoding="utf-8")
     groups: dict[tuple[Any, int, int], dict[str, Any]] = {}
     for line in text.splitlines():
-        one = json.loads(line)  # a step that was repeated after a stop replaces what it left
-        groups[one["step"], one["trained"], one["row"]] = one
+        one = json.loads(line)
+        key = (one["step"], one["trained"], one["row"])
+        if one["step"] != HELD_OUT or key not in groups:
+            # A step that was repeated after a stop replaces what it left; a process that resumes
+            # and evaluates before its first step does not know how many were trained.
+            groups[key] = one
     logged = {line["step"]: line for line in read_metrics(run) if "kl" in line}
     trained = sorted({one["step"] for one in groups.values() if one["step"] != HELD_OUT})
     trained = [step for step in trained if step + 1 in logged]  # not one that was broken off
