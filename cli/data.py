@@ -32,7 +32,7 @@ app = typer.Typer(
     cls=QuickGroup,
     rich_markup_mode=None,
     no_args_is_help=True,
-    help="Choose the pairs that are worth a label, and draw rules from pairs.",
+    help="Choose pairs that are worth a label; draw rules from pairs.",
 )
 
 NAME = "select"

@@ -160,7 +160,7 @@ def test_an_engine_without_its_parts_is_refused_before_a_model_is_loaded(
 def test_weights_in_bfloat16_are_said_where_nobody_asked_for_them(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aligner.models.loading.has_bf16_gpu", lambda: True)
+    monkeypatch.setattr("aligner.models.dtypes.has_bf16_gpu", lambda: True)
     result = aligner("generate", model, "one", "--max-new-tokens", "2")
     assert result.exit_code == 0, result.output
     assert "weights in bfloat16" in " ".join(result.output.split())

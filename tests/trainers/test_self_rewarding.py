@@ -27,6 +27,7 @@ SETTINGS = {
     "online.temperatures": [1.0],
     "online.max_new_tokens": 24,
     "online.shard_size": 2,
+    "online.reward_models": [],
     "online.self_rewarding.samples": 2,
     "trainer.max_steps": 2,
 }

@@ -15,12 +15,12 @@ from aligner.data.rows import PromptRow
 from aligner.errors import UsageError
 from aligner.generation import writers
 from aligner.generation.requests import Generated
+from aligner.methods.online.sampler import sample
 from aligner.methods.online.sampling import (
     RESPONSES,
     Asking,
     finish_sampling,
     responses_in,
-    sample,
 )
 from aligner.runs.stages import Stage, Stages
 
