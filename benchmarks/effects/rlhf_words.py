@@ -18,11 +18,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
-
-from aligner.toy.tokenizer import build_tokenizer
-
 HEADS = string.ascii_uppercase[:16]
 LETTERS = string.ascii_lowercase[:8]
 CLASSES = "0123"
@@ -133,6 +128,12 @@ def _corrupted(answer: str, rng: random.Random) -> str:
 
 
 def _write_model(folder: Path, seed: int) -> None:
+    # Whoever asks for the quality of an answer, a process for each call, needs none of this.
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from aligner.toy.tokenizer import build_tokenizer
+
     tokenizer = build_tokenizer()
     config = LlamaConfig(
         vocab_size=len(tokenizer),
