@@ -37,10 +37,10 @@ from typing import Any
 
 import torch
 
+from aligner.acquisition.win_probabilities import judge, pairs_of
 from aligner.builders.select.build import run_select
 from aligner.builders.select.label_store import counts_of
 from aligner.builders.select.labels import LABELLED, ask_oracle
-from aligner.builders.select.win_probabilities import judge, pairs_of
 from aligner.config.load import load_recipe
 from aligner.methods.pipeline import run_recipe
 from aligner.reward_models.catalogue import load_scorer

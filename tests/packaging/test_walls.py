@@ -43,7 +43,7 @@ LEVELS = (
     ("generation.endpoint",),
     ("generation.writers",),
     ("reward_models",),
-    ("evaluation",),
+    ("acquisition", "evaluation"),
     ("builders",),
     ("methods",),
     ("arena", "doctor"),
@@ -74,11 +74,9 @@ HEAVY = {
 HEAVY |= {"bitsandbytes", "tokenizers", "safetensors", "huggingface_hub", "numpy"}
 
 LOADS_HEAVY: dict[str, tuple[str, ...]] = {
+    "acquisition": ("embeddings", "ngrams", "picks", "selection", "win_probabilities"),
     "builders.mosaic": ("build", "costs", "engine", "epochs", "iterable", "paper_compat", "report"),
-    "builders.select": (
-        *("acquisition", "build", "candidates", "embeddings", "ngrams", "report", "selection"),
-        "win_probabilities",
-    ),
+    "builders.select": ("build", "candidates", "report"),
     "doctor": ("numerics",),
     "evaluation": (
         *(

@@ -6,20 +6,15 @@ itself, a few of its pairs are selected by active learning and labelled by an ex
 small reward model is trained on them and labels the rest. This package is the selection and the
 reading back; `aligner reward` trains.
 
-    candidates.py         prompts with their responses, from files or from a policy
-    win_probabilities.py  what reward models make of them
-    ngrams.py             vectors of texts without a model
-    embeddings.py         vectors from a policy's hidden states
-    acquisition.py        from vectors and uncertainties to the pairs that are asked
-    selection.py          `select`: all of it, on plain lists
-    build.py              `aligner data select`
-    labels.py             labels read back, or asked of a scorer
-    label_store.py        labels in the run directory
-    report.py             the page
+    candidates.py    prompts with their responses, from files or from a policy
+    build.py         `aligner data select`; the choice itself is `aligner/acquisition/`
+    labels.py        labels read back, or asked of a scorer
+    label_store.py   labels in the run directory
+    report.py        the page
 
 From the paper: on-policy pairs, a budget, the choice by uncertainty or by coverage. Not from it:
 uncertainty is that of a reward model's preference (entropy, or disagreement of several), where the
 paper works on an evaluator that writes; and `both`, which is the pre-filtering of arXiv 1901.05954
 (the most uncertain ones first, then spread) with k-centre (arXiv 1708.00489) in place of k-means.
-Imports no torch; only `embeddings.py` and the sampling do, when they are used.
+Imports no torch; only the sampling does, when it is used.
 """

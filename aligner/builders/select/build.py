@@ -30,12 +30,8 @@ from typing import Any
 
 import numpy as np
 
-from aligner.builders.select.candidates import Candidate, of_prompts, read_candidates, read_labelled
-from aligner.builders.select.label_store import LABELS, PICKED
-from aligner.builders.select.ngrams import ngram_vectors, text_of
-from aligner.builders.select.recipe import Select, SelectRecipe
-from aligner.builders.select.report import results_of, summary_of, write_select_report
-from aligner.builders.select.selection import (
+from aligner.acquisition.ngrams import ngram_vectors, text_of
+from aligner.acquisition.selection import (
     Selection,
     Triple,
     as_row,
@@ -43,7 +39,11 @@ from aligner.builders.select.selection import (
     prompt_key,
     select,
 )
-from aligner.builders.select.win_probabilities import questions, win_probabilities
+from aligner.acquisition.win_probabilities import questions, win_probabilities
+from aligner.builders.select.candidates import Candidate, of_prompts, read_candidates, read_labelled
+from aligner.builders.select.label_store import LABELS, PICKED
+from aligner.builders.select.recipe import Select, SelectRecipe
+from aligner.builders.select.report import results_of, summary_of, write_select_report
 from aligner.config.load import Resolved
 from aligner.config.recipe import Data, Model
 from aligner.data.loading import load_rows
@@ -531,7 +531,7 @@ def _embedder(
     recipe: SelectRecipe, run: Run, on_event: OnEvent | None
 ) -> Callable[[Sequence[Triple]], Array]:
     """Return what makes vectors from the policy's hidden states, batch by batch."""
-    from aligner.builders.select.embeddings import load_embedder, unit_vectors
+    from aligner.acquisition.embeddings import load_embedder, unit_vectors
 
     section = recipe.select.policy
     assert section is not None

@@ -23,8 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from aligner.acquisition.selection import Triple, prompt_key
 from aligner.builders.select.label_store import LABELS, PICKED, asked_pairs, known_labels
-from aligner.builders.select.selection import Triple, prompt_key
 from aligner.config.recipe import Source
 from aligner.data.checks import BadRow, kind, text
 from aligner.data.files import BLANK, Unreadable, file_record

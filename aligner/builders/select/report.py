@@ -10,8 +10,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from aligner.builders.select.ngrams import text_of
-from aligner.builders.select.selection import Pair, Selection
+from aligner.acquisition.ngrams import text_of
+from aligner.acquisition.selection import Pair, Selection
 from aligner.errors import UsageError
 from aligner.reports.charts import bar_chart, number
 from aligner.reports.training import page

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aligner.builders.select.ngrams import unit
-from aligner.builders.select.selection import Triple
+from aligner.acquisition.ngrams import unit
+from aligner.acquisition.selection import Triple
 from aligner.config.recipe import Model
 from aligner.data.rows import CompletionRow
 

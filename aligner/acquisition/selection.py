@@ -27,7 +27,8 @@ from typing import Any
 
 import numpy as np
 
-from aligner.builders.select.acquisition import (
+from aligner.acquisition.ngrams import ngram_vectors, text_of
+from aligner.acquisition.picks import (
     OnPick,
     at_random,
     draw,
@@ -36,8 +37,7 @@ from aligner.builders.select.acquisition import (
     most_uncertain,
     shortlist_size,
 )
-from aligner.builders.select.ngrams import ngram_vectors, text_of
-from aligner.builders.select.win_probabilities import MEASURES, chosen_measure, pairs_of, win_rates
+from aligner.acquisition.win_probabilities import MEASURES, chosen_measure, pairs_of, win_rates
 from aligner.data.rows import as_turns
 from aligner.reward_models.base import Prompt
 

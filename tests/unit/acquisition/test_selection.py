@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aligner.builders.select.acquisition import (
+from aligner.acquisition.ngrams import WIDTH, ngram_vectors
+from aligner.acquisition.picks import (
     at_random,
     draw,
     k_center,
     k_means_seeding,
     most_uncertain,
 )
-from aligner.builders.select.ngrams import WIDTH, ngram_vectors
-from aligner.builders.select.selection import Selection, pair_id, select
-from aligner.builders.select.win_probabilities import (
+from aligner.acquisition.selection import Selection, pair_id, select
+from aligner.acquisition.win_probabilities import (
     MEASURES,
     entropy,
     judge,
