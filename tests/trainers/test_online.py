@@ -212,6 +212,35 @@ def test_a_finished_run_that_is_resumed_says_what_came_out(world: Path, whole: P
     assert stage_times(whole) == before
 
 
+def test_a_finished_run_sees_that_a_scorer_and_the_data_changed(
+    world: Path, tmp_path: Path
+) -> None:
+    """What changed lies behind names of the recipe, which itself is the same."""
+    run, prompts, scorer = (tmp_path / name for name in ("run", "prompts.jsonl", "length.py"))
+    shutil.copy(world / "prompts.jsonl", prompts)
+    scorer.write_text(
+        "def score(prompt, completion, reference):\n    return float(len(completion))\n"
+    )
+    settings = {
+        "data__train": str(prompts),
+        "online__reward_models": [f"verifier:{scorer}:score"],
+    }
+    rounds(world, run, **settings)
+    parents = json.loads((run / "manifest.json").read_text())["parents"]
+    assert [each["kind"] for each in parents] == ["model", "reward_model", "data"]
+    before = stage_times(run)
+    scorer.write_text(scorer.read_text().replace("len(", "-len("))
+    rounds(world, run, resume=True, **settings)
+    again = made_again(before, run)
+    assert "01/score" in again
+    assert "01/sample" not in again
+    prompts.write_text(prompts.read_text().partition("\n")[2])
+    before = stage_times(run)
+    rounds(world, run, resume=True, **settings)
+    assert "01/sample" in made_again(before, run)
+    assert (run / "manifest.json").exists()
+
+
 def test_damaged_responses_cost_their_shard_and_what_follows_from_it(
     world: Path, whole: Path, tmp_path: Path
 ) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -30,7 +30,11 @@ from aligner.models.fingerprint import model_fingerprint
 from aligner.reward_models.catalogue import read_spec
 from aligner.reward_models.ensemble import refuse_cycles, scored_together
 from aligner.reward_models.judge_base import read_rubric
+from aligner.reward_models.named_inputs import named_inputs
+from aligner.runs.digests import digests_of
+from aligner.runs.files import read_json
 from aligner.runs.run import Run
+from aligner.runs.stages import STALE
 
 FEW = 8
 """Prompts below which a round is remarked on."""
@@ -51,13 +55,16 @@ class Inputs:
     ledger: dict[str, Any]
     left_out: dict[str, int] = field(default_factory=dict)
 
-    def record(self, run: Run) -> None:
-        """Write down what was read; what changed since is seen by the stages."""
-        run.write_json("inputs.json", {"fingerprint": self.fingerprint, "sources": self.files})
+    def record(self, run: Run, recipe: OnlineRecipe) -> None:
+        """Write down what was read, and what stands behind the recipe's other names; what changed
+        since is seen by the stages."""
+        named = named_inputs(recipe)
+        found = {"fingerprint": self.fingerprint, "sources": self.files, "named": named}
+        run.write_json("inputs.json", found)
         run.write_json("data.json", self.ledger)
 
-    def parents(self, start: Model) -> list[dict[str, Any]]:
-        """Return where the run came from."""
+    def parents(self, start: Model, scorers: Mapping[str, str]) -> list[dict[str, Any]]:
+        """Return where the run came from. `scorers`: each with a hash of what it is."""
         model = {
             "kind": "model",
             "path": start.name_or_path,
@@ -67,7 +74,22 @@ class Inputs:
             {"kind": "data", "path": path, "fingerprint": digest}
             for path, digest in self.files.items()
         ]
-        return [model, *data]
+        rewards = [
+            {"kind": "reward_model", "path": spec, "fingerprint": digest}
+            for spec, digest in scorers.items()
+        ]
+        return [model, *rewards, *data]
+
+
+def inputs_changed(folder: Path, recipe: OnlineRecipe) -> bool:
+    """Say whether a data file of a run, or what another of its recipe's names leads to, is not what
+    the run was made of."""
+    known = read_json(folder, "inputs.json") or {}
+    sources = {Path(path): digest for path, digest in known.get("sources", {}).items()}
+    now = digests_of(path for path in sources if path.is_file())
+    if any(sources[path] != digest for path, digest in now.items()):
+        return True
+    return "named" in known and known["named"] != named_inputs(recipe)
 
 
 def digest_of_prompts(rows: Sequence[PromptRow]) -> str:
@@ -217,7 +239,8 @@ def _bytes_of(model: Model) -> int:
 def refuse_full_disk(recipe: OnlineRecipe, inputs: Inputs, folder: Path) -> None:
     """Raise UsageError where what is still to be written would not fit."""
     place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    files = (path for path in folder.rglob("*") if path.is_file())
+    there = sum(path.stat().st_size for path in files if STALE not in path.parts)
     free, needed = shutil.disk_usage(place).free, bytes_needed(recipe, inputs) - there
     if needed > free:
         raise UsageError(

@@ -11,6 +11,7 @@ from aligner.config.method import OwnRows, TrainingMethod
 from aligner.config.named import Names
 from aligner.config.recipe import Model, Preference, Section, Strength, TrainRecipe, Weight, Whole
 from aligner.config.recipe_problem import RecipeProblems, problem_at, show
+from aligner.config.reward_rules import reward_models_add_up
 from aligner.config.view import RecipeView
 from aligner.methods.dpo.recipe import METHOD as DPO
 from aligner.methods.dpo.recipe import OF_OBJECTIVES, Dpo
@@ -207,16 +208,12 @@ def _sampling(view: RecipeView) -> RecipeProblems:
     if samples % len(temperatures):
         message = f"is {samples}, and {len(temperatures)} temperatures share them evenly"
         yield problem_at("online.num_samples", message, "use a multiple of their number")
-    weights, models = view["online.reward_weights"], view["online.reward_models"]
-    if weights and len(weights) != len(models):
-        message = f"has {len(weights)} numbers, and there are {len(models)} reward models"
-        yield problem_at("online.reward_weights", message, "one for each, in their order")
+    yield from reward_models_add_up(view, "online")
+    models = view["online.reward_models"]
     gold = view["online.evaluation.gold"]
     if gold is not None and gold in models:
         message = f"is {show(gold)}, which `reward_models` names too: training sees it"
         yield problem_at("online.evaluation.gold", message, "name another scorer, or drop it")
-    for name in sorted({name for name in models if models.count(name) > 1}):
-        yield problem_at("online.reward_models", f"names {show(name)} twice", "name each once")
     rates_itself = view["online.self_rewarding"] is not None
     if models and rates_itself:
         message = "and `self_rewarding` both score the responses"

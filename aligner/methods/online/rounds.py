@@ -41,6 +41,7 @@ from aligner.methods.online.preflight import (
     Inputs,
     check,
     digest_of_prompts,
+    inputs_changed,
     plan_rows,
     read_inputs,
     refuse_full_disk,
@@ -87,14 +88,17 @@ def run_online(
     )
     check(recipe)
     session.check_place()
-    if (done := session.done()) is not None:
+    is_stale = resume and inputs_changed(session.folder, recipe)
+    if not is_stale and (done := session.done()) is not None:
         return done
     inputs = read_inputs(recipe, on_event)
     if dry_run:
         return session.plan(plan_rows(recipe, inputs))
     refuse_full_disk(recipe, inputs, session.folder)
+    if is_stale:
+        (session.folder / "manifest.json").unlink(missing_ok=True)
     run = session.open()
-    inputs.record(run)
+    inputs.record(run, recipe)
     rounds = Rounds(recipe, resolved.origins, run, inputs, on_event)
     cards = [read_spec(spec) for spec in rounds.held_out.specs]
     run.record_isolation(announce_walls(cards, partial(tell, on_event)))
@@ -255,6 +259,6 @@ def _finish(rounds: Rounds, found: Sequence[dict[str, Any]], reason: str) -> Run
         text = "no round is better than the start on the validation prompts"
         tell(rounds.on_event, Warned(f"{text}; final/ is the best of the rounds"))
     run.write_json("rounds.json", {"best": best, "stopped": reason, "rounds": found})
-    parents = rounds.inputs.parents(policies.start)
+    parents = rounds.inputs.parents(policies.start, rounds.judges)
     run.finish(results, parents, write_card=write_model_card, write_report=write_online_report)
     return finished(run, results, rounds.on_event)

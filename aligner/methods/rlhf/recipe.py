@@ -13,7 +13,8 @@ from aligner.config.method import TrainingMethod
 from aligner.config.mosaic_rules import no_mosaics
 from aligner.config.named import Names
 from aligner.config.recipe import Preference, Section, Strength, TrainRecipe, Weight
-from aligner.config.recipe_problem import RecipeProblems, problem_at, show
+from aligner.config.recipe_problem import RecipeProblems, problem_at
+from aligner.config.reward_rules import reward_models_add_up
 from aligner.config.view import RecipeView
 
 ROLLOUT = "rollout.json"
@@ -252,12 +253,7 @@ def _segments_alone(view: RecipeView) -> RecipeProblems:
 
 
 def _numbers(view: RecipeView) -> RecipeProblems:
-    models, weights = view["rlhf.reward_models"], view["rlhf.reward_weights"]
-    if weights and len(weights) != len(models):
-        message = f"has {len(weights)} numbers, and there are {len(models)} reward models"
-        yield problem_at("rlhf.reward_weights", message, "one for each, in their order")
-    for name in sorted({name for name in models if models.count(name) > 1}):
-        yield problem_at("rlhf.reward_models", f"names {show(name)} twice", "name each once")
+    yield from reward_models_add_up(view, "rlhf")
     if view.given("rlhf.cap") and view["rlhf.loss"] != "cispo":
         yield problem_at("rlhf.cap", "has no effect without `loss: cispo`", "drop it")
     for key in ("clip_low", "clip_high", "delta", "value_clip", "target_kl"):
