@@ -306,7 +306,8 @@ class Endpoint(Section):
     api_key_env: str = "OPENAI_API_KEY"
     """Environment variable that holds the key. A server on this machine needs none."""
     script: Annotated[str | None, Names("script")] = None
-    """JSONL file of replies for `scripted`: `{"reply": "..."}` in the order of the requests."""
+    """JSONL file of replies for `scripted`: `{"reply": "..."}` in the order of the requests, or
+    rules."""
     temperature: float = Field(1.0, ge=0.0, le=100.0)
     """Sampling temperature."""
     top_p: float = Field(1.0, gt=0.0, le=1.0)

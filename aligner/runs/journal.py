@@ -94,10 +94,21 @@ class Journal:
         returns."""
         if self.path is None:
             return result
-        text = json_line({"part": part, "made with": self.fingerprint, "result": result})
-        line = f'{text[:-2]}, "sum": "{_digest(text)}"}}\n'
-        self._starts[part] = _append(self.path, line)
+        line = self._line(part, result)
+        self._starts[part] = _append(self.path, [line])[0]
         return json.loads(line)["result"]
+
+    def add_all(self, results: Sequence[tuple[int, Any]]) -> None:
+        """Keep the results of several parts, which takes as long as one: all are on disk before
+        this returns."""
+        assert self.path is not None, "what is kept together is kept in a file"
+        lines = [self._line(part, result) for part, result in results]
+        for (part, _), start in zip(results, _append(self.path, lines)):
+            self._starts[part] = start
+
+    def _line(self, part: int, result: Any) -> str:
+        text = json_line({"part": part, "made with": self.fingerprint, "result": result})
+        return f'{text[:-2]}, "sum": "{_digest(text)}"}}\n'
 
     def results(self, parts: Iterable[P], work: Work[P]) -> Iterator[tuple[Any, bool]]:
         """The result of each part, in order, and whether it is new: not there yet, and worked on
@@ -144,20 +155,25 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
 
 
-def _append(path: Path, line: str) -> int:
-    """Write a line so that it survives a kill, and return where it begins; behind a line that was
-    cut short, on a line of its own."""
+def _append(path: Path, lines: Sequence[str]) -> list[int]:
+    """Write lines so that they survive a kill, and return where each begins; behind a line that was
+    cut short, on a line of their own."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    starts = []
     with open(path, "ab+") as file:
         if file.tell():
             file.seek(-1, os.SEEK_END)
             if file.read() != b"\n":
                 file.write(b"\n")
         start = file.seek(0, os.SEEK_END)
-        file.write(line.encode("utf-8"))
+        for line in lines:
+            content = line.encode("utf-8")
+            starts.append(start)
+            file.write(content)
+            start += len(content)
         file.flush()
         os.fsync(file.fileno())
-    return start
+    return starts
 
 
 def _lines(path: Path | None) -> Iterator[tuple[int, bytes]]:

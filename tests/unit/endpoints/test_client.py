@@ -158,6 +158,51 @@ def test_a_script_file_is_answered_in_order_and_goes_on_after_a_resume(tmp_path:
     assert [reply.cached for reply in again] == [True, True, False, False]
 
 
+def test_rules_of_a_script_answer_by_what_is_asked_in_whatever_order(tmp_path: Path) -> None:
+    rules = [
+        {"match": "^harder: (?P<what>.+)$", "reply": "twice \\g<what>"},
+        {"match": "long", "reply": "so lo", "finish_reason": "length"},
+        {"match": "", "reply": "else"},
+    ]
+    script = tmp_path / "script.jsonl"
+    script.write_text("".join(json.dumps(rule) + "\n" for rule in rules))
+    asked = [ask("a"), ask("harder: {x}\nmore"), ask("how long"), ask("harder: b")]
+    wanted = ["else", "twice {x}", "so lo", "twice b"]
+    section = Endpoint(backend="scripted", script=str(script))
+    replies = within(section, ask_in_turn(*asked))
+    assert [reply.text for reply in replies] == wanted
+    assert [reply.truncated for reply in replies] == [False, False, True, False]
+    backwards = within(section, ask_in_turn(*reversed(asked)))
+    assert [reply.text for reply in backwards] == wanted[::-1]
+
+
+def test_a_request_that_no_rule_matches_is_named(tmp_path: Path) -> None:
+    script = tmp_path / "script.jsonl"
+    script.write_text(json.dumps({"match": "b", "reply": "B"}) + "\n")
+    section = Endpoint(backend="scripted", script=str(script))
+    error = within(section, ask_in_turn(ask("what is it?")))[0]
+    assert isinstance(error, EndpointError)
+    assert "what is it?" in str(error)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"match": "(", "reply": "x"}',
+        '{"match": "x", "reply": "\\\\1"}',
+        '{"match": "x", "reply": "\\\\g<no>"}',
+        '{"match": "x"}',
+        '{"match": 3, "reply": "x"}',
+        '{"reply": "x"}',
+    ],
+)
+def test_a_line_among_rules_that_is_no_rule_is_named(line: str, tmp_path: Path) -> None:
+    path = tmp_path / "script.jsonl"
+    path.write_text('{"match": "a", "reply": "b"}\n' + line + "\n")
+    with pytest.raises(DataError, match=r"script\.jsonl:2"):
+        open_client(Endpoint(backend="scripted", script=str(path)))
+
+
 @pytest.mark.parametrize("line", ["{", '{"answer": "x"}', '{"reply": 3}', "[]"])
 def test_a_line_of_a_script_that_is_no_reply_is_named(line: str, tmp_path: Path) -> None:
     path = tmp_path / "script.jsonl"

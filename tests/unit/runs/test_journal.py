@@ -107,3 +107,17 @@ def test_parts_of_two_models_are_not_mixed(tmp_path):
     Journal(path, "other").add(1, ["c"])
     with pytest.raises(UsageError, match="started with a different model"):
         done(path)
+
+
+def test_parts_that_are_kept_together_are_read_one_by_one(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    journal = Journal(path, "model")
+    journal.add_all([(2, ["ж"]), (0, {"a": 1})])
+    with path.open("a") as file:
+        file.write('{"part": 7, "cut')
+    journal.add_all([])
+    journal.add_all([(1, "b")])
+    for opened in (journal, Journal(path, "model")):
+        assert [opened[part] for part in range(3)] == [{"a": 1}, "b", ["ж"]]
+        assert 7 not in opened
+    assert Journal(path).damaged == 0

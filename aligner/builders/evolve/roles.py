@@ -1,0 +1,135 @@
+"""Who is asked for what: the clients of a run, one for each model that the recipe names.
+
+    async with open_roles(recipe, cache) as roles:
+        reply = await roles.answerer.chat(ChatRequest(messages, purpose="answer"))
+
+A role without a section of its own is played by `endpoint`. Sections that name the same model on
+the same server are one client, with one limit and one account. All replies are kept in one file.
+Nothing here knows what is asked.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from aligner.builders.evolve.recipe import EvolveRecipe
+from aligner.config.recipe import Endpoint, Model
+from aligner.endpoints.client import Client, open_client
+from aligner.endpoints.request import LLMClient
+
+REPLIES = "replies.sqlite"
+"""The file of replies in a run directory."""
+
+BackendOf = Callable[[Endpoint], LLMClient | None]
+"""What takes the place of a section's own backend, or None to leave it."""
+
+
+@dataclass(frozen=True)
+class Roles:
+    """The clients. `evolver` writes instructions, `optimizer` analyses and rewrites methods,
+    `answerer` answers, `judge` judges, `target` is the model whose pass rate is measured."""
+
+    evolver: Client
+    optimizer: Client
+    answerer: Client
+    judge: Client
+    target: Client | None = None
+    max_in_flight: int = 8
+    """Requests under way at the same time, of all clients together."""
+    opened: float = field(default_factory=time.monotonic)
+
+    def clients(self) -> dict[str, Client]:
+        """Each client once, under the first role that it plays."""
+        named: dict[str, Client | None] = {
+            "evolver": self.evolver,
+            "optimizer": self.optimizer,
+            "answerer": self.answerer,
+            "judge": self.judge,
+            "target": self.target,
+        }
+        found: dict[str, Client] = {}
+        for name, client in named.items():
+            if client is not None and not any(client is other for other in found.values()):
+                found[name] = client
+        return found
+
+
+def sections_of(recipe: EvolveRecipe) -> dict[str, Endpoint]:
+    """Return each role with the section that plays it."""
+    evolve = recipe.evolve
+    sections = {
+        "evolver": recipe.endpoint,
+        "optimizer": evolve.optimizer or recipe.endpoint,
+        "answerer": evolve.answerer or recipe.endpoint,
+        "judge": evolve.judge or recipe.endpoint,
+    }
+    if evolve.checks.pass_rate is not None:
+        sections["target"] = evolve.checks.pass_rate.target
+    return sections
+
+
+def server_of(section: Endpoint) -> tuple[str | None, ...]:
+    """Return what tells models apart: two sections with the same are one client."""
+    return (
+        *(section.backend, section.base_url, section.model),
+        *(section.script, section.replay, section.api_key_env),
+    )
+
+
+def identity_of(section: Endpoint) -> dict[str, Any]:
+    """Return what decides the replies of a section, for the record of what was made with it."""
+    found: dict[str, Any] = {
+        "backend": section.backend,
+        "model": section.model,
+        "extra": section.extra,
+    }
+    if section.replay is not None:
+        found["replay"] = section.replay
+    elif section.backend == "scripted":
+        found["script"] = sha256(Path(str(section.script)).read_bytes()).hexdigest()
+    elif section.backend == "local":
+        from aligner.models.fingerprint import model_fingerprint
+
+        found["model"] = model_fingerprint(Model(name_or_path=section.model))
+    return found
+
+
+def name_of_model(section: Endpoint) -> str:
+    """Return the name of a section's model, as rows and reports show it."""
+    return section.model or section.backend
+
+
+@asynccontextmanager
+async def open_roles(
+    recipe: EvolveRecipe, cache: Path | None = None, backend_of: BackendOf | None = None
+) -> AsyncIterator[Roles]:
+    """Open the clients of a recipe, and close them at the end. `cache`: the file of replies; the
+    accounts of each client are continued in it.
+
+    Raises: RecipeError, UsageError and DataError, as `open_client` does.
+    """
+    sections = sections_of(recipe)
+    clients: dict[tuple[str | None, ...], Client] = {}
+    async with AsyncExitStack() as stack:
+        for role, section in sections.items():
+            if (server := server_of(section)) in clients:
+                continue
+            backend = backend_of(section) if backend_of is not None else None
+            client = open_client(section, cache=cache, run=f"evolve {role}", backend=backend)
+            clients[server] = await stack.enter_async_context(client)
+        distinct = {server_of(section): section.max_in_flight for section in sections.values()}
+        played = {role: clients[server_of(section)] for role, section in sections.items()}
+        yield Roles(
+            played["evolver"],
+            played["optimizer"],
+            played["answerer"],
+            played["judge"],
+            played.get("target"),
+            max_in_flight=sum(distinct.values()),
+        )
