@@ -99,9 +99,9 @@ class OpenAIBackend(Backend):
         self._error_type: type[Exception] = openai.OpenAIError
 
     def capabilities(self) -> frozenset[str]:
-        """Chat, raw continuation and seeds; whether the server has all of them shows when it is
-        asked."""
-        return frozenset({"chat", "complete", "seed"})
+        """Chat, raw continuation, seeds and replies by a schema; whether the server has all of them
+        shows when it is asked."""
+        return frozenset({"chat", "complete", "seed", "schema"})
 
     async def aclose(self) -> None:
         """Close the connections."""

@@ -2,9 +2,9 @@
 by another.
 
 One JSON file for each request, named by its key: the request as it was asked and the reply, or the
-failure that belongs to the request itself (filtered, too long). A request that is asked again
-replaces its file. The files hold prompts and replies in full, but never a key, an address or a
-header.
+failure that belongs to the request itself (filtered, too long, a field that the server refuses). A
+request that is asked again replaces its file. The files hold prompts and replies in full, but never
+a key, an address or a header.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ from aligner.endpoints.request import (
 from aligner.errors import DataError, EndpointError, UsageError
 from aligner.runs.files import write_atomically
 
+REFUSALS = (400, 404, 415, 422, 501)
+"""Status of a server that does not take a field of the request."""
+
 
 class RecordBackend(Wrapper):
     """Writes each request that passes, with what came back, to a folder."""
@@ -49,7 +52,7 @@ class RecordBackend(Wrapper):
         try:
             completion = await self.inner.chat(request)
         except LLMError as error:
-            if error.data_failure:
+            if error.data_failure or error.status in REFUSALS:
                 failure = {"kind": error.kind, "message": error.message, "status": error.status}
                 self._write(request, {"error": failure})
             raise
@@ -77,7 +80,7 @@ class ReplayBackend(Backend):
 
     def capabilities(self) -> frozenset[str]:
         """A recording answers whatever was recorded."""
-        return frozenset({"chat", "complete", "seed"})
+        return frozenset({"chat", "complete", "seed", "schema"})
 
     async def chat(self, request: ChatRequest) -> Completion:
         """Give the recorded reply, or raise the recorded failure.

@@ -134,7 +134,8 @@ class LLMClient(Protocol):
         ...
 
     def capabilities(self) -> frozenset[str]:
-        """What this one can do, of "chat", "complete" and "seed"."""
+        """What this one can do, of "chat", "complete", "seed" and "schema" (replies as JSON by a
+        schema; a server may still refuse it)."""
         ...
 
     async def aclose(self) -> None:
