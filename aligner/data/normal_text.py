@@ -19,10 +19,11 @@ _MARKS = (
     "\u0300-\u036f\u0591-\u05bd\u05bf-\u05c7\u0610-\u061a\u064b-\u065f\u0670"
     "\u0900-\u0963\u0966-\u0dff\u0e30-\u0e4e\u0eb0-\u0ecd"
 )
+_LETTER = rf"(?![{_CJK}_])[\w{_MARKS}]"
 _WORD = re.compile(
-    rf"\d+(?:[.,]\d+)*"
+    rf"\d+(?:[.,]\d+)*(?:{_LETTER})*"
     rf"|[{_CJK}]"
-    rf"|(?:(?![{_CJK}_\d])[\w{_MARKS}])+#?"
+    rf"|(?:{_LETTER})+#?"
     r"|[+<=>|~\u00ac\u00b1\u00d7\u00f7\u2200-\u22ff^%$\u00a3\u00a5\u20a0-\u20bf]"
     r"|(?:(?<=\d)|(?<=\d[ ]))[-*/\u2212]|[-*/\u2212](?=[ ]?\d)"
 )

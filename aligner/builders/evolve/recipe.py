@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from aligner.config.named import Names
-from aligner.config.recipe import Data, Endpoint, Recipe, Section, Whole
+from aligner.config.recipe import Data, Endpoint, Recipe, Section, Sources, Whole
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Temperature = Annotated[float, Field(ge=0.0, le=100.0)]
@@ -87,7 +87,7 @@ class Checks(Section):
     """What is looked at in finished rows. Each drops what it finds, and counts it."""
 
     failures: bool = True
-    """Rows whose answer fails by `evolve.failures`."""
+    """Rows whose answer asks back, in one of the ways of `evolve.failures`."""
     refusals: bool = True
     """Answers that refuse."""
     truncated: bool = True
@@ -95,20 +95,23 @@ class Checks(Section):
     duplicates: bool = True
     """Prompts that are the same as a seed's or as an earlier row's, letter case and punctuation
     aside."""
-    near_duplicates: float | None = Field(0.8, gt=0.0, le=1.0)
-    """Prompts whose estimated Jaccard similarity (MinHash, of word 3-grams) to a seed or an earlier
-    row is at least this; null looks for none."""
-    test_sets: Annotated[list[str], Names("data")] = []
-    """Files of test sets that no row may overlap with."""
+    near_duplicates: float | None = Field(0.8, ge=0.4, le=1.0)
+    """Prompts whose Jaccard similarity (of word 3-grams) to a seed or an earlier row is at least
+    this; null looks for none."""
+    test_sets: Sources | None = None
+    """Test sets that no row may overlap with: sources like those of `data.train`."""
     ngram: int = Field(13, ge=2, le=100)
-    """An overlap: so many words in a row that are the same. 8 is counted beside it."""
+    """An overlap: so many words in a row that are the same, in a prompt or an answer; of a shorter
+    test, all. 8 is counted beside it."""
     drop_overlaps: bool = True
     """Whether rows that overlap are dropped, or only counted."""
-    verifier: Annotated[str | None, Names("verifier")] = None
-    """A verifier that answers must pass: `verifier:number`, or a function of yours."""
+    verifier: Annotated[str | None, Names("scorer")] = None
+    """A verifier that answers must pass, with a score of 1 at least: `verifier:json`, or
+    `verifier:FILE.py:FUNCTION`, a function of yours. One that compares gets the `answer` of the
+    seed."""
     majority: int = Field(1, ge=1, le=1000)
-    """Answers to each prompt, at temperature 1: the one whose final result most of them have is
-    kept; rows without a majority are dropped."""
+    """Answers to each prompt, all but the first at temperature 1: kept is one with the final result
+    that most of them have; rows without such a result are dropped."""
     pass_rate: PassRate | None = None
     """Keep only rows that a given model solves sometimes; needs `verifier`, or `majority`."""
 

@@ -44,8 +44,9 @@ def test_signs_that_change_a_question_stay(one: str, other: str) -> None:
     assert normal_text(one) != normal_text(other)
 
 
-def test_chinese_characters_are_words_and_vowel_signs_part_none() -> None:
+def test_chinese_characters_are_words_and_neither_vowel_signs_nor_digits_part_one() -> None:
     assert words_of("今天, ok 天气") == ["今", "天", "ok", "天", "气"]
+    assert words_of("GPT4, 16GB: 3.5x") == ["gpt4", "16gb", "3.5x"]
     assert words_of("हिन्दी भाषा") == ["हिन्दी", "भाषा"]
 
 

@@ -1,0 +1,101 @@
+"""Words in a row that rows have in common with test sets."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from aligner.builders.evolve.overlaps import TestTexts
+
+TEST = (
+    "A robe takes 2 bolts of blue fiber and half that much white fiber. "
+    "How many bolts in total does it take?"
+)
+
+
+def index_of(*questions: str, size: int = 13, answer: str = "") -> TestTexts:
+    texts = TestTexts(size)
+    for number, question in enumerate(questions, start=1):
+        texts.add(f"test.jsonl:{number}", question, answer)
+    return texts
+
+
+def test_thirteen_words_in_a_row_are_an_overlap() -> None:
+    thirteen = "a robe takes 2 bolts of blue fiber and half that much white"
+    assert len(thirteen.split()) == 13
+    found = index_of(TEST).overlap(f"Tell me: {thirteen.upper()}, please", "no")
+    assert found is not None
+    assert (found.test, found.words, found.is_long) == ("test.jsonl:1", thirteen, True)
+
+
+def test_twelve_words_in_a_row_are_only_counted_and_seven_nothing() -> None:
+    words = TEST.lower().rstrip("?").replace(".", "").split()
+    twelve = index_of(TEST).overlap("so " + " ".join(words[:12]) + " so", "no")
+    assert twelve is not None
+    assert not twelve.is_long
+    assert twelve.words == " ".join(words[:8])
+    assert index_of(TEST).overlap("so " + " ".join(words[:7]) + " so", "no") is None
+
+
+def test_the_answer_of_a_row_and_that_of_a_test_are_looked_at_too() -> None:
+    answer = "first add the blue bolts and then add the white bolts to get three"
+    tests = index_of("How many?", answer=answer)
+    found = tests.overlap("Teach me to sew", f"Well, {answer}!")
+    assert found is not None
+    assert found.is_long
+
+
+@pytest.mark.parametrize(
+    ("question", "prompt", "answer", "is_found"),
+    [
+        # fewer than four words: the whole prompt alone
+        ("Who are you?", "who are you", "", True),
+        ("Who are you?", "Tell me who are you", "", False),
+        # fewer than eight: in the prompt, not in the answer
+        ("What is the capital of Spain?", "So what is the capital of Spain, friend?", "", True),
+        ("What is the capital of Spain?", "Hi", "what is the capital of Spain", False),
+        # fewer than thirteen: in both
+        ("Name all of the planets that have no moon", "Name all the planets", "", False),
+        (
+            "Name all of the planets that have no moon",
+            "Hi",
+            "They said: name all of the planets that have no moon.",
+            True,
+        ),
+    ],
+)
+def test_a_short_question_is_found_whole(
+    question: str, prompt: str, answer: str, is_found: bool
+) -> None:
+    found = index_of(question).overlap(prompt, answer)
+    assert (found is not None and found.is_long) == is_found
+
+
+def test_words_of_two_texts_are_no_run() -> None:
+    words = TEST.rstrip("?").split()
+    assert index_of(TEST).overlap(" ".join(words[:6]), " ".join(words[6:12])) is None
+
+
+def test_a_smaller_size_is_looked_for_without_one_of_eight() -> None:
+    found = index_of("one two three four five six", size=4).overlap("x two three four five x", "")
+    assert found is not None
+    assert (found.words, found.is_long) == ("two three four five", True)
+
+
+def runs(text: str, size: int) -> set[tuple[str, ...]]:
+    words = text.split()
+    return {tuple(words[start : start + size]) for start in range(len(words) - size + 1)}
+
+
+def test_the_index_finds_what_a_comparison_of_all_runs_finds() -> None:
+    draw = random.Random(3)
+    texts = [" ".join(draw.choices("abc", k=draw.randrange(14, 30))) for _ in range(60)]
+    tests, rows = texts[:20], texts[20:]
+    index = index_of(*tests)
+    found = [index.overlap(row, "") for row in rows]
+    for row, overlap in zip(rows, found):
+        has = {size: any(runs(row, size) & runs(test, size) for test in tests) for size in (8, 13)}
+        assert (overlap is not None) == has[8]
+        assert (overlap is not None and overlap.is_long) == has[13]
+    assert len({overlap and overlap.is_long for overlap in found}) > 1
