@@ -10,7 +10,7 @@ retried; that is the endpoints' affair.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -23,6 +23,7 @@ from aligner.endpoints.request import ChatRequest, LLMClient, LLMError
 from aligner.errors import DataError, RecipeError
 from aligner.reward_models.base import Scorer, placed
 from aligner.reward_models.catalogue import load_scorer, read_spec
+from aligner.reward_models.verifier import JsonVerifier, NumberVerifier
 
 VOTING_TEMPERATURE = 1.0
 
@@ -209,18 +210,23 @@ def load_verifier(spec: str, settings: Evolve) -> Scorer:
     return scorer
 
 
-def check_references(
-    settings: Evolve, scorer: Scorer | None, seeds: Iterable[tuple[str, Any]]
-) -> None:
-    """Refuse seeds of (where they stand, right answer or None) without the right answer that the
-    verifier compares with. Raises: DataError that names them."""
-    if scorer is None or not getattr(scorer, "needs_references", False):
+def check_references(scorer: Scorer | None, seeds: Sequence[tuple[str, str | None]]) -> None:
+    """Refuse seeds of (where they stand, right answer) whose right answers the verifier cannot
+    compare with, before anything is asked. Raises: DataError that names them."""
+    if scorer is None:
         return
     missing = [where for where, answer in seeds if answer is None]
-    if missing:
+    if missing and getattr(scorer, "needs_references", False):
         raise DataError(
-            f"evolve.checks.verifier: {settings.checks.verifier} compares with a right answer, and "
+            f"evolve.checks.verifier: {scorer.name} compares with a right answer, and "
             f"{len(missing):,} seeds have none: {', '.join(missing[:5])}",
             "give them an `answer` (`columns: {answer: your_column}`), or use a verifier that "
             "reads the answer alone",
         )
+    if isinstance(scorer, NumberVerifier | JsonVerifier):  # those that look at it for themselves
+        given = [(where, answer) for where, answer in seeds if answer is not None]
+        nothing = [""] * len(given)
+        try:
+            scorer.score(nothing, nothing, [answer for _, answer in given])
+        except DataError as error:
+            raise placed(error, [where for where, _ in given]) from error
