@@ -18,6 +18,9 @@ chosen answer). They differ in when answers are sampled:
     naive      each round trains a fresh adapter on the start, on its own pairs alone, with four
                samples: what a plain loop around a preference trainer does
     weak       a reward model that ranks badly, with the stop rule and without
+    rules      the share of written rules that a response keeps to (`kind: rules`, AutoRule), by a
+               judge who errs in one verdict of ten or in three, alone and beside that reward model;
+               a third of the prompts and half of the responses of the other parts
 
 Gold, reward and KL are of 400 held-out prompts, 4 answers each at temperature 1, after the last
 round. `--folder` keeps worlds, runs and `results.json`, and continues there.
@@ -43,6 +46,7 @@ from aligner.methods.catalogue import function_of, method_of
 from aligner.methods.online.policies import Policies
 from aligner.methods.online.train_stage import Training
 from aligner.runs.files import dumps, parse_json, write_atomically
+from benchmarks.effects.online_judge import judge
 from benchmarks.effects.online_world import write_world
 from benchmarks.results import write
 
@@ -63,6 +67,12 @@ ONLINE = [
 IN_ROUNDS = ["online.rounds=3", "online.prompts_per_round=384"]
 AT_ONCE = ["online.rounds=1", "online.prompts_per_round=1152"]
 ANCHORED = ["online.pairing.rule=anchored"]
+SMALLER = [
+    "online.rounds=3",
+    "online.prompts_per_round=128",
+    "online.num_samples=4",
+    "online.evaluation.num_samples=2",
+]
 RATES = ("3e-4", "1e-3", "2e-3")
 
 
@@ -73,6 +83,8 @@ class Arm:
     changes: list[str] = field(default_factory=list)
     proxy: str = "reward"
     forgets: bool = False
+    errs: float | None = None
+    """A judge of rules scores too, and errs in this share of its verdicts; with no proxy, alone."""
 
 
 def _at(rate: str, *changes: str) -> list[str]:
@@ -132,10 +144,16 @@ PARTS: dict[str, dict[str, Arm]] = {
             proxy="weak",
         ),
     },
+    "rules": {
+        "the weak reward model": Arm(_at("2e-3", *SMALLER), proxy="weak"),
+        "rules, 1 verdict of 10 wrong": Arm(_at("2e-3", *SMALLER), proxy="", errs=0.1),
+        "rules, 3 verdicts of 10 wrong": Arm(_at("2e-3", *SMALLER), proxy="", errs=0.3),
+        "both, 1 verdict of 10 wrong": Arm(_at("2e-3", *SMALLER), proxy="weak", errs=0.1),
+    },
 }
 
 
-WRITTEN = {"online": {*PARTS} - {"future"}, "online-options": {"future"}}
+WRITTEN = {"online": {*PARTS} - {"future", "rules"}, "online-options": {"future", "rules"}}
 """Marks in RESULTS.md -> the parts between them."""
 
 
@@ -174,11 +192,18 @@ def prepare(world: Path, seed: int) -> None:
 
 def run_arm(world: Path, seed: int, name: str, arm: Arm) -> dict[str, Any]:
     """Train by an arm, and return what the start and each round measured."""
+    scorers = [str(world / "runs" / arm.proxy)] if arm.proxy else []
+    with nullcontext() if arm.errs is None else judge(world, seed, arm.errs) as card:
+        scorers += [str(card)] if card is not None else []
+        return _rounds(world, seed, name, arm, scorers)
+
+
+def _rounds(world: Path, seed: int, name: str, arm: Arm, scorers: Sequence[str]) -> dict[str, Any]:
     changes = [
         f"model.name_or_path={world / 'runs/sft/final'}",
         f"data.train={world / 'prompts.jsonl'}",
         f"data.eval={world / 'heldout.jsonl'}",
-        f"online.reward_models=['{world / 'runs' / arm.proxy}']",
+        f"online.reward_models={dumps(scorers)}",
         f"online.evaluation.gold=verifier:{world / 'truth.py'}:gold",
         *ONLINE,
         *arm.changes,

@@ -4,15 +4,13 @@
     logps.jsonl                       the responses under the policy and under the start
     metrics.json                      everything measured, for both parts of the held-out prompts
 
-The start is measured too, as round 0. KL is to it, in nats a response, estimated as the mean over
-sampled responses of the sum over tokens of r - 1 - ln r, r the ratio of the start's probability to
-the policy's (k3, never negative), at temperature 1 and in float32. Which held-out prompts choose
-the best round (`validation`) and which report alone (`test`) follows from the seed.
+The start is measured too, as round 0. KL is to it, in nats a response, at temperature 1 and in
+float32 (`measures.kl_of_responses`). Which held-out prompts choose the best round (`validation`)
+and which report alone (`test`) follows from the seed.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -30,6 +28,7 @@ from aligner.methods.online.measures import (
     by_prompt,
     change,
     distinct,
+    kl_of_responses,
     mean_and_error,
     proxy_accuracy,
     win_rate,
@@ -216,19 +215,7 @@ def _kl(
         if number not in journal:
             tell(asking.on_event, StageStarted("computing the KL to the start"))
             journal.add(number, _token_logps(section, responses, rows, asking))
-    policy, reference = journal[0], journal[1]
-    found: list[list[float]] = []
-    for ours, theirs in zip(policy, reference, strict=True):
-        found.append([_k3(a, b) for a, b in zip(ours, theirs, strict=True)])
-    return found
-
-
-def _k3(policy: Sequence[float], reference: Sequence[float]) -> float:
-    total = 0.0
-    for ours, theirs in zip(policy, reference, strict=True):
-        gap = min(20.0, theirs - ours)
-        total += math.expm1(gap) - gap
-    return total
+    return kl_of_responses(journal[0], journal[1])
 
 
 def _token_logps(

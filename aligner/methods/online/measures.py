@@ -45,6 +45,23 @@ def mean_and_error(values: Floats) -> tuple[float | None, float]:
     return float(known.mean()), error
 
 
+def kl_of_responses(
+    policy: Sequence[Sequence[Sequence[float]]], start: Sequence[Sequence[Sequence[float]]]
+) -> list[list[float]]:
+    """Estimate KL(policy || start) by the policy's responses: nats of each (N, S).
+
+    Both hold the log-probabilities of the sampled tokens (N, S, T). It is the sum of their
+    differences (k1), whose mean is the KL; that of few responses may be slightly negative. The
+    estimator that never is, r - 1 - ln r with r the start's probability over the policy's (k3), has
+    less variance near the start; far from it one token can be worth more than all others.
+    """
+    found = []
+    for ours, theirs in zip(policy, start, strict=True):
+        pairs = zip(ours, theirs, strict=True)
+        found.append([float(np.sum(np.subtract(mine, other))) for mine, other in pairs])
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class WinRate:
     """How often one policy's response scores above another's to the same prompt; ties count half.
