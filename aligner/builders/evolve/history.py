@@ -3,10 +3,11 @@ candidates. Plain records, in JSON and back; the report draws them."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -113,12 +114,32 @@ class Step(Record):
 @dataclass(frozen=True)
 class History:
     """All that was tried. `first` is what the first method was measured at; None where nothing was
-    optimized."""
+    optimized. `ended` is None while it lasts."""
 
     start: EvolvingMethod
-    first: Measured | None
-    steps: tuple[Step, ...]
-    ended: Ended = "steps"
+    first: Measured | None = None
+    steps: tuple[Step, ...] = ()
+    ended: Ended | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON, which `from_json` reads."""
+        return {
+            "start": self.start.to_json(),
+            "first": None if self.first is None else self.first.model_dump(mode="json"),
+            "steps": [step.model_dump(mode="json") for step in self.steps],
+            "ended": self.ended,
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> History:
+        """The history that `to_json` wrote."""
+        first = values["first"]
+        return cls(
+            EvolvingMethod.from_json(values["start"]),
+            None if first is None else Measured(**first),
+            tuple(step_from_json(step) for step in values["steps"]),
+            values["ended"],
+        )
 
     def in_force(self) -> list[tuple[EvolvingMethod, Measured]]:
         """Return the method in force, and what it was measured at: at the start, and after each
@@ -133,6 +154,11 @@ class History:
     def outcomes(self) -> Counter[Outcome]:
         """Count what became of all candidates."""
         return Counter(one.outcome for step in self.steps for one in step.candidates)
+
+
+def step_from_json(values: Mapping[str, Any]) -> Step:
+    """The step that `model_dump` wrote as JSON."""
+    return Step.model_validate_json(json.dumps(values))
 
 
 def chosen_of(step: Step) -> tuple[EvolvingMethod, Measured]:

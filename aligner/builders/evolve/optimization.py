@@ -21,7 +21,6 @@ resumed optimization repeats no step, and asks nothing twice that was paid for.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -34,6 +33,7 @@ from aligner.builders.evolve.history import (
     Measured,
     Step,
     class_counts,
+    step_from_json,
 )
 from aligner.builders.evolve.measuring import JUDGED_AT_ONCE, keeps_contract, measure
 from aligner.builders.evolve.recipe import Evolve, Optimization
@@ -46,6 +46,8 @@ from aligner.runs.stages import Stage
 
 METHOD = "method.json"
 """The method in force, in the folder of the stage; written after every step."""
+HISTORY = "history.json"
+"""All that was tried until now, beside it."""
 
 InForce = tuple[EvolvingMethod, Measured]
 COMPARED = ("measured", "same")
@@ -174,9 +176,8 @@ async def optimize(
     chosen = settings.optimization
     start = first_method(chosen.start, chosen.contract)
     if chosen.steps == 0:
-        history = History(start, None, ())
-        if stage is not None and not stage.is_done:
-            stage.write(METHOD, start.to_json())
+        history = History(start, ended="steps")
+        _write(stage, start, history)
         return Optimized(start, history)
     if chosen.temperature == 0.0 and chosen.candidates > 1:
         text = (
@@ -218,7 +219,7 @@ class _Search:
         else:
             first = await self._measure_first(start)
             self.journal.add(0, first.model_dump(mode="json"))
-        history = History(start, first, ())
+        history = History(start, first)
         self.known[start.id] = first
         self._tell(history)
         ended: Ended | None = None
@@ -226,7 +227,7 @@ class _Search:
             if (ended := self.rule.is_over(history, self.settings.optimization)) is not None:
                 break
             if number in self.journal:
-                step = Step.model_validate_json(json.dumps(self.journal[number]))
+                step = step_from_json(self.journal[number])
             else:
                 step = await self._step(number, history.in_force()[-1])
                 self.journal.add(number, step.model_dump(mode="json"))
@@ -234,7 +235,9 @@ class _Search:
             self._remember(step)
             self._tell(history)
         history = History(start, first, history.steps, ended or "steps")
-        return Optimized(history.in_force()[-1][0], history)
+        best = history.in_force()[-1][0]
+        _write(self.stage, best, history)
+        return Optimized(best, history)
 
     async def _measure_first(self, start: EvolvingMethod) -> Measured:
         found = await measure(self.roles, self.settings, start, self.split.development)
@@ -304,9 +307,15 @@ class _Search:
     def _tell(self, history: History) -> None:
         """Write the method in force, and show the step."""
         method, measured = history.in_force()[-1]
-        if self.stage is not None and not self.stage.is_done:
-            self.stage.write(METHOD, method.to_json())
+        _write(self.stage, method, history)
         tell(self.on_event, step_row(history, measured))
+
+
+def _write(stage: Stage | None, method: EvolvingMethod, history: History) -> None:
+    """Keep what a reader, or a run that shall evolve by this method, looks for."""
+    if stage is not None and not stage.is_done:
+        stage.write(METHOD, method.to_json())
+        stage.write(HISTORY, history.to_json())
 
 
 def _without_repeats(candidates: Sequence[Candidate]) -> list[Candidate]:

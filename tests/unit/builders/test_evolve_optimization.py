@@ -15,9 +15,10 @@ import pytest
 
 from aligner.builders.evolve.classic import OPERATIONS, draw_operation
 from aligner.builders.evolve.contract import LONGEST_METHOD, EvolvingMethod, read_method
-from aligner.builders.evolve.history import Measured, Step
+from aligner.builders.evolve.history import History, Measured
 from aligner.builders.evolve.measuring import measure, read_verdict
 from aligner.builders.evolve.optimization import (
+    HISTORY,
     METHOD,
     RULES,
     Optimized,
@@ -519,7 +520,9 @@ SMALL = settings(steps=2, candidates=2, development_size=8, batch_size=4)
 def test_what_is_there_is_not_asked_again_and_the_record_is_the_same(tmp_path: Path) -> None:
     model = SimulatedModel(bad=0.3)
     first, record = kept(tmp_path / "a", model, SMALL)
-    assert read_method(tmp_path / "a" / "optimize" / METHOD) == first.best
+    folder = tmp_path / "a" / "optimize"
+    assert read_method(folder / METHOD) == first.best
+    assert History.from_json(json.loads((folder / HISTORY).read_text())) == first.history
     asked = sum(model.asked.values())
     again, same = kept(tmp_path / "a", model, SMALL)
     assert (again, same) == (first, record)
@@ -665,10 +668,10 @@ def test_a_verdict_is_read_strictly(reply: str, found: list[int] | None) -> None
     assert read_verdict(reply) == found
 
 
-def test_steps_come_back_from_json_as_they_were() -> None:
-    for step in search(SimulatedModel(bad=0.3)).history.steps:
-        text = json.dumps(step.model_dump(mode="json"))
-        assert Step.model_validate_json(text) == step
+def test_a_history_comes_back_from_json_as_it_was() -> None:
+    history = search(SimulatedModel(bad=0.3)).history
+    assert len(history.steps) > 1
+    assert History.from_json(json.loads(json.dumps(history.to_json()))) == history
 
 
 # --- classic --------------------------------------------------------------------------------------
