@@ -66,17 +66,17 @@ def _curve(history: History) -> str:
     for one in in_force:
         totals.update(one.classes)
     shown = [name for name, _ in totals.most_common(MOST_CURVES - 1)]
-    every = [("all failures", [one.failure_rate for one in in_force])]
-    every += [(_words(name), [_share(one, name) for one in in_force]) for name in shown]
+    curves = {"all failures": [one.failure_rate for one in in_force]}
+    curves |= {_words(name): _shares(in_force, name) for name in shown}
     series = [
-        Series(name, [(float(step), value) for step, value in enumerate(values)], tone, dots=True)
-        for tone, (name, values) in enumerate(every, 1)
+        Series(name, list(enumerate(values)), tone, dots=True)
+        for tone, (name, values) in enumerate(curves.items(), 1)
     ]
     return line_chart("Failures of the method in force", series, bounds=(0.0, 1.0))
 
 
-def _share(measured: Measured, name: Failure) -> float:
-    return measured.classes.get(name, 0) / measured.covered if measured.covered else 0.0
+def _shares(in_force: Iterable[Measured], name: Failure) -> list[float]:
+    return [_of(one.classes.get(name, 0), one.covered) for one in in_force]
 
 
 def _steps_table(history: History) -> str:

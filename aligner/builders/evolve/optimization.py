@@ -59,7 +59,7 @@ IsOver = Callable[[History, Optimization], Ended | None]
 
 @dataclass(frozen=True)
 class Rule:
-    """How a preset goes on. `choose` gets the method in force and the candidates that may be
+    """How a preset proceeds. `choose` gets the method in force and the candidates that may be
     compared, and returns the one that replaces it. `probes`: whether a `free` candidate is tried
     on a few instructions first."""
 
