@@ -1,5 +1,5 @@
-"""A transformers model in this process, through `aligner.generation.decode.generate`: for small
-models, tests, and no server.
+"""A transformers model in this process, through `aligner.generation.decode`: for small models,
+tests, and no server.
 
 Requests that wait at the same time are collected into batches. Each has its own stream of random
 numbers, from its whole content (messages, sampling parameters, seed, `sample_index`), so a reply
@@ -98,7 +98,6 @@ class LocalBackend(Backend):
 
     def _measure(self, request: ChatRequest) -> int:
         from aligner.models.positions import max_positions
-        from aligner.tokenization.encode import encode_prompt
 
         if request.prompt is None and not self._tokenizer.chat_template:
             raise RecipeError(
@@ -106,7 +105,7 @@ class LocalBackend(Backend):
                 "cannot be sent messages",
                 "use a chat model, or one that was trained with a template",
             )
-        number = len(encode_prompt(self._tokenizer_of(request), _prompt_of(request)))
+        number = len(self._ids_of(request))
         positions = max_positions(self._model)
         if positions is not None and number >= positions:
             raise LLMError(
@@ -118,6 +117,15 @@ class LocalBackend(Backend):
 
     def _tokenizer_of(self, request: ChatRequest) -> PreTrainedTokenizerBase:
         return self._tokenizer if request.prompt is None else self._raw_tokenizer
+
+    def _ids_of(self, request: ChatRequest) -> list[int]:
+        from aligner.tokenization.encode import encode_prompt
+
+        if isinstance(request.prompt, tuple):
+            return list(request.prompt)
+        asked = [dict(message) for message in request.messages]
+        prompt = asked if request.prompt is None else request.prompt
+        return encode_prompt(self._tokenizer_of(request), prompt)
 
     async def _work(self) -> None:
         await asyncio.sleep(0)  # those who ask in the same moment come along
@@ -148,15 +156,13 @@ class LocalBackend(Backend):
         return batch
 
     def _decode(self, batch: list[_Waiting]) -> list[Completion]:
-        from aligner.generation.decode import generate
+        from aligner.generation.decode import continue_ids
 
-        prompts = [_prompt_of(waiting.request) for waiting in batch]
-        tokenizer = self._tokenizer_of(batch[0].request)
         streams = [int(request_key(waiting.request)[:12], 16) for waiting in batch]
-        answers = generate(
+        answers = continue_ids(
             self._model,
-            tokenizer,
-            prompts,
+            self._tokenizer_of(batch[0].request),
+            [self._ids_of(waiting.request) for waiting in batch],
             batch[0].sampling,
             batch_size=len(batch),
             streams=streams,
@@ -191,14 +197,6 @@ def sampling_of(request: ChatRequest) -> Sampling:
     )
 
 
-def _prompt_of(request: ChatRequest) -> Any:
-    return (
-        request.prompt
-        if request.prompt is not None
-        else [dict(message) for message in request.messages]
-    )
-
-
 def _completion(waiting: _Waiting, answer: Any) -> Completion:
     text, finish_reason = answer.text, answer.finish_reason
     ends = [place for stop in waiting.request.stop if (place := text.find(stop)) >= 0]
@@ -209,6 +207,7 @@ def _completion(waiting: _Waiting, answer: Any) -> Completion:
         finish_reason=finish_reason,
         prompt_tokens=waiting.prompt_tokens,
         completion_tokens=len(answer.token_ids),
+        token_ids=tuple(answer.token_ids) if waiting.request.prompt is not None else None,
         latency_s=time.monotonic() - waiting.since,
     )
 

@@ -34,6 +34,7 @@ from aligner.errors import UsageError
 from aligner.generation.batchwise import Row, rows_of
 from aligner.generation.outside import as_the_model_has_it, drawn_logps, refuse_for_ratio, seed_of
 from aligner.generation.requests import Generated, OnFinished, Request, in_order
+from aligner.tokenization.user_turn import text_of_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -191,14 +192,12 @@ class EndpointEngine:
     def _as_text(self, ids: Sequence[int]) -> str:
         """Return a text that the server's tokenizer, which adds its special tokens, turns into
         these ids."""
-        for first in (0, 1):
-            text = self.tokenizer.decode(
-                ids[first:], skip_special_tokens=False, clean_up_tokenization_spaces=False
-            )
-            if list(self.tokenizer(text)["input_ids"]) == list(ids):
-                return text
+        text = text_of_ids(self.tokenizer, ids)
+        if text is not None:
+            return text
+        shown = self.tokenizer.decode(ids, skip_special_tokens=False)
         raise UsageError(
-            f"{self.section.base_url} takes prompts as text alone, and {text[-60:]!r} has other "
+            f"{self.section.base_url} takes prompts as text alone, and {shown[-60:]!r} has other "
             "token ids as a text",
             "use a server that takes token ids (vLLM), or the engine `hf`",
         )

@@ -778,13 +778,13 @@ def test_requests_that_are_alike_are_decoded_together(
     from aligner.generation import decode
 
     sizes: list[int] = []
-    generate = decode.generate
+    continue_ids = decode.continue_ids
 
     def counted(model: Any, tokenizer: Any, prompts: list[Any], *rest: Any, **named: Any) -> Any:
         sizes.append(len(prompts))
-        return generate(model, tokenizer, prompts, *rest, **named)
+        return continue_ids(model, tokenizer, prompts, *rest, **named)
 
-    monkeypatch.setattr(decode, "generate", counted)
+    monkeypatch.setattr(decode, "continue_ids", counted)
     requests = [ask(str(number), temperature=temperature, max_tokens=2) for number in range(10)]
     local_replies(tiny, requests, batch_size=4)
     assert sizes == [4, 4, 2]
