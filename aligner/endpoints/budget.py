@@ -9,7 +9,7 @@ cache are free and come through in any case.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from aligner.config.recipe import Budget
@@ -45,7 +45,7 @@ class Prices:
 class Guard(Wrapper):
     """Sends a request on only while the budget lasts and the server is not known to refuse.
 
-    `spent` continues from an earlier start; `on_call` gets each request before it is sent.
+    `spent` continues from an earlier start; `on_call` is waited for before each request is sent.
     `minutes` count from the making of the guard, by `clock` (seconds).
     """
 
@@ -56,11 +56,12 @@ class Guard(Wrapper):
         prices: Prices,
         *,
         spent: Spent | None = None,
-        on_call: Callable[[], None] | None = None,
+        on_call: Callable[[], Awaitable[None]] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(inner)
-        self.budget = budget
+        limits = ((name, getattr(budget, name)) for name in ("calls", "tokens", "usd", "minutes"))
+        self._limits = [(name, limit) for name, limit in limits if limit is not None]
         self.prices = prices
         self.spent = spent if spent is not None else Spent()
         self._on_call = on_call
@@ -77,11 +78,11 @@ class Guard(Wrapper):
         self.check(request)
         self.spent.calls += 1
         if self._on_call is not None:
-            self._on_call()
+            await self._on_call()
         try:
             completion = await self.inner.chat(request)
         except LLMError as error:
-            if error.kind == "fatal":
+            if error.kind == "fatal" and not _may_be_tried(request, error):
                 self._fatal_in_a_row += 1
                 self._last_fatal = error
             elif error.data_failure:
@@ -112,16 +113,24 @@ class Guard(Wrapper):
 
     def _reached(self) -> str:
         """Return which limit is reached, in words, or an empty string."""
-        spent, budget = self.spent, self.budget
-        tokens = spent.prompt_tokens + spent.completion_tokens
-        used: dict[str, float] = {
-            "calls": spent.calls,
-            "tokens": tokens,
-            "usd": self.prices.usd(spent.prompt_tokens, spent.completion_tokens),
-            "minutes": (self._clock() - self._opened) / 60.0,
-        }
-        for name, value in used.items():
-            limit = getattr(budget, name)
-            if limit is not None and value >= limit:
+        for name, limit in self._limits:
+            value = self._used(name)
+            if value >= limit:
                 return f"{name}: {value:g} of {limit:g}"
         return ""
+
+    def _used(self, name: str) -> float:
+        spent = self.spent
+        if name == "calls":
+            return spent.calls
+        if name == "tokens":
+            return spent.prompt_tokens + spent.completion_tokens
+        if name == "usd":
+            return self.prices.usd(spent.prompt_tokens, spent.completion_tokens)
+        return (self._clock() - self._opened) / 60.0
+
+
+def _may_be_tried(request: ChatRequest, error: LLMError) -> bool:
+    """Whether a builder may have asked to find out: not every server takes a `response_format`, and
+    what it says then differs."""
+    return "response_format" in request.extra and error.status in (400, 422)

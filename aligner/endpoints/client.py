@@ -29,7 +29,7 @@ from typing import Any
 from aligner.config.recipe import Endpoint, Model
 from aligner.endpoints.api_keys import read_secret
 from aligner.endpoints.budget import Guard, Prices, Spent
-from aligner.endpoints.cache import Cache, Store
+from aligner.endpoints.cache import Cache, GroupCommit
 from aligner.endpoints.coalesce import Coalesce
 from aligner.endpoints.local import load_local
 from aligner.endpoints.openai_backend import OpenAIBackend, check_installed
@@ -37,6 +37,7 @@ from aligner.endpoints.rate_limit import Clock, RateLimit, Sleep, Throttle
 from aligner.endpoints.recording import RecordBackend, ReplayBackend
 from aligner.endpoints.request import ChatRequest, Completion, LLMClient, Wrapper
 from aligner.endpoints.scripted import ScriptedBackend, read_script
+from aligner.endpoints.store import Store
 from aligner.endpoints.usage import Usage
 from aligner.errors import RecipeError
 from aligner.models.files import check_model_path
@@ -104,6 +105,7 @@ def open_client(
     *,
     cache: Path | None = None,
     run: str = "",
+    keep_truncated: bool = False,
     spent: Spent | None = None,
     backend: LLMClient | None = None,
     clock: Clock = time.monotonic,
@@ -113,15 +115,18 @@ def open_client(
     `local` one.
 
     `cache`: the SQLite file of replies. `run`: under this name the accounts of the budget are kept
-    in it, and continued after a resume; `spent` gives them instead. `backend` takes the place of
-    the section's own.
+    in it, and continued after a resume; `spent` gives them instead. `keep_truncated`: a reply that
+    was cut is kept there too, for a builder that drops it and must not pay for it again after a
+    resume. `backend` takes the place of the section's own.
 
     Raises: RecipeError or UsageError when the section cannot be used, DataError for a script that
     is broken.
     """
     _check_section(section)
     throttle = Throttle(clock)
-    store = Store(cache, run) if cache is not None and section.replay is None else None
+    store = None
+    if cache is not None and section.replay is None:
+        store = Store(cache, run, keep_truncated=keep_truncated)
     try:
         spent = spent if spent is not None else store.spent() if store is not None else Spent()
         source, identity = (
@@ -196,6 +201,7 @@ def _backend(section: Endpoint, spent: Spent, throttle: Throttle) -> tuple[LLMCl
         read_secret(base_url, section.api_key_env),
         timeout_s=section.timeout_s,
         max_retries=section.max_retries,
+        connections=section.max_in_flight,
         on_throttle=throttle.slow_down,
     )
     return server, ""
@@ -214,7 +220,8 @@ def _compose(
     prices = Prices(
         section.usd_per_million_prompt_tokens, section.usd_per_million_completion_tokens
     )
-    on_call = store.add_call if store is not None else None
+    group = GroupCommit(store) if store is not None else None
+    on_call = group.add_call if group is not None else None
     guard = Guard(backend, section.budget, prices, spent=spent, on_call=on_call, clock=clock)
     client: LLMClient = RateLimit(
         guard,
@@ -226,8 +233,8 @@ def _compose(
         clock=clock,
         sleep=sleep,
     )
-    if store is not None:
-        client = Cache(client, store, identity)
+    if store is not None and group is not None:
+        client = Cache(client, store, group, identity)
     client = Coalesce(client)
     if section.record is not None:
         client = RecordBackend(client, Path(section.record))

@@ -3,9 +3,11 @@ Ollama), through `openai`.
 
 The `openai` package is the one owner of retries in this whole package: its `max_retries` repeats
 connection errors, timeouts, 408, 409, 429 and 5xx with a growing pause, and honours `Retry-After`.
-Nobody else retries. We look over its shoulder with two hooks of its HTTP client: they count the
-attempts, tell the rate limiter of each 429, and turn a reply that is no JSON object with an answer
-in it into a transport error, so that this too is retried by the same owner.
+Nobody else retries. We look over its shoulder from its HTTP client (`http_client.py`): there
+attempts are counted, the rate limiter hears of each 429, and a reply that is no JSON object with
+an answer in it becomes a transport error, so that this too is retried by the same owner. There too
+the first attempt is made past `openai`, which gets to see it only when it fails: building a request
+takes it longer than all else here takes together.
 
 The key comes from the environment and is handed to the HTTP client only. Every text that leaves
 this module (error messages, also those where a server repeats the key, and replies) has it struck
@@ -17,16 +19,15 @@ asks for them. It does not stream, or send tools or images.
 
 from __future__ import annotations
 
-import asyncio
+import json
 import time
-from collections.abc import Callable, Mapping
-from contextvars import ContextVar
-from dataclasses import dataclass
+from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
 from aligner.endpoints.api_keys import Secret
+from aligner.endpoints.attempts import ATTEMPTS, Attempts
 from aligner.endpoints.openai_errors import QUOTA_CODES, error_of, refuse_reserved
 from aligner.endpoints.openai_reply import BadReply, completion_of, read_object
 from aligner.endpoints.request import (
@@ -41,27 +42,15 @@ from aligner.errors import UsageError
 
 INSTALL = "pip install 'aligner-toolkit[endpoints]'"
 CONNECT_TIMEOUT_S = 10.0
-
-
-@dataclass
-class Attempts:
-    """What the hooks saw of one request: how often it was sent, the last object read, what was
-    wrong with a reply."""
-
-    sent: int = 0
-    body: Mapping[str, Any] | None = None
-    problem: str = ""
-
-
-_ATTEMPTS: ContextVar[Attempts] = ContextVar("aligner_attempts")
+JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
 class OpenAIBackend(Backend):
     """A model behind a server.
 
-    `secret` holds the key, `base_url` ends in /v1 as a rule. `on_throttle` is called at every 429.
-    `http_client` is an AsyncClient of the HTTP library that `openai` uses; ours by default, which
-    also bounds the time of a whole reply.
+    `secret` holds the key, `base_url` ends in /v1 as a rule. `connections`: most at a time.
+    `on_throttle` is called at every 429. `http_client` is an AsyncClient of httpx2, in the place of
+    ours.
     """
 
     def __init__(
@@ -71,32 +60,46 @@ class OpenAIBackend(Backend):
         *,
         timeout_s: float = 600.0,
         max_retries: int = 6,
+        connections: int = 0,
         on_throttle: Callable[[], None] | None = None,
         http_client: Any = None,
     ) -> None:
-        """Raises: UsageError when the `openai` package is not installed."""
+        """Raises: UsageError when the `openai` package is not installed, or this machine does not
+        allow so many connections."""
         check_installed()
         openai: Any = import_module("openai")
-        # what this version of `openai` stands on: httpx, or httpx2 since 3.0
-        bases = [base.__module__ for base in openai.DefaultAsyncHttpxClient.__mro__]
-        http = next(name for name in bases if name.startswith("httpx"))
-        self._http: Any = import_module(http.partition(".")[0])
+        from aligner.endpoints.http_client import HttpClient
+
         self._base_url = base_url
+        root = base_url.rstrip("/")
+        self._urls = {True: f"{root}/chat/completions", False: f"{root}/completions"}
         self._secret = secret
         self._on_throttle = on_throttle
-        client = http_client or _bounded_client(
-            openai, self._http, timeout_s, trust_env=not secret.is_local
-        )
-        client.event_hooks["request"].append(self._note_request)
-        client.event_hooks["response"].append(self._note_response)
+        connect_timeout_s = min(timeout_s, CONNECT_TIMEOUT_S)
+        self._direct = None
+        if http_client is not None:
+            http_client.event_hooks["request"].append(self._request_hook)
+            http_client.event_hooks["response"].append(self._response_hook)
+        else:
+            http_client = self._direct = HttpClient(
+                base_url,
+                timeout_s=timeout_s,
+                connect_timeout_s=connect_timeout_s,
+                trust_env=not secret.is_local,
+                connections=connections,
+                on_reply=self._note_reply,
+            )
         self._client = openai.AsyncOpenAI(
             api_key=secret.value,
             base_url=base_url,
-            timeout=openai.Timeout(timeout_s, connect=min(timeout_s, CONNECT_TIMEOUT_S)),
+            timeout=openai.Timeout(timeout_s, connect=connect_timeout_s),
             max_retries=max_retries,
-            http_client=client,
+            http_client=http_client,
         )
+        if self._direct is not None:
+            self._direct.take_headers(self._client)
         self._error_type: type[Exception] = openai.OpenAIError
+        self._http: Any = import_module("httpx2")
 
     def capabilities(self) -> frozenset[str]:
         """Chat, raw continuation, seeds and replies by a schema; whether the server has all of them
@@ -113,13 +116,15 @@ class OpenAIBackend(Backend):
         Raises: LLMError of every kind but "budget".
         """
         assert request.model, f"{name_of(request)} names no model"
-        path = "/chat/completions" if request.prompt is None else "/completions"
+        url = self._urls[request.prompt is None]
+        content = JSON.encode(body_of(request)).encode()
         attempts = Attempts()
-        token = _ATTEMPTS.set(attempts)
+        token = ATTEMPTS.set(attempts)
         began = time.monotonic()
         failure: LLMError | None = None
         try:
-            await self._client.post(path, cast_to=self._http.Response, body=body_of(request))
+            if self._direct is None or not await self._direct.try_once(url, content):
+                await self._client.post(url, cast_to=self._http.Response, content=content)
             assert attempts.body is not None, "a reply without a problem has been read"
             return completion_of(
                 attempts.body, request, self._secret, attempts.sent, time.monotonic() - began
@@ -128,34 +133,38 @@ class OpenAIBackend(Backend):
             failure = error_of(error, request, attempts.problem, self._base_url, self._secret)
             failure.attempts = attempts.sent
         finally:
-            _ATTEMPTS.reset(token)
+            ATTEMPTS.reset(token)
         # out here it has no context: the original knows the request, and that knows the key
         raise failure
 
-    async def _note_request(self, request: Any) -> None:
-        attempts = _ATTEMPTS.get()
-        attempts.sent += 1
-        attempts.problem = ""
-
-    async def _note_response(self, response: Any) -> None:
-        attempts = _ATTEMPTS.get()
-        if response.status_code == 429:
-            await response.aread()
-            if any(code in response.text for code in QUOTA_CODES):
-                response.headers["x-should-retry"] = (
-                    "false"  # waiting brings no credit; the SDK obeys this header
-                )
-            elif self._on_throttle is not None:
+    def _note_reply(self, status: int, content: bytes) -> dict[str, str]:
+        """Read what came, and return the headers that tell `openai` what it cannot see. Raises:
+        BadReply."""
+        if status == 429:
+            text = content.decode("utf-8", "replace")
+            if any(code in text for code in QUOTA_CODES):
+                return {"x-should-retry": "false"}  # waiting brings no credit
+            if self._on_throttle is not None:
                 self._on_throttle()
-        elif response.is_success:
-            await response.aread()
+        elif 200 <= status < 300:
+            attempts = ATTEMPTS.get()
+            text = content.decode("utf-8", "replace")
             try:
-                attempts.body = read_object(
-                    self._secret.strike_from_reply(response.content.decode("utf-8", "replace"))
-                )
+                attempts.body = read_object(self._secret.strike_from_reply(text))
             except BadReply as error:
                 attempts.problem = str(error)
-                raise self._http.DecodingError(str(error), request=response.request) from None
+                raise
+        return {}
+
+    async def _request_hook(self, request: Any) -> None:
+        ATTEMPTS.get().count()
+
+    async def _response_hook(self, response: Any) -> None:
+        await response.aread()
+        try:
+            response.headers.update(self._note_reply(response.status_code, response.content))
+        except BadReply as error:
+            raise self._http.DecodingError(str(error), request=response.request) from None
 
 
 def body_of(request: ChatRequest) -> dict[str, Any]:
@@ -188,23 +197,3 @@ def check_installed() -> None:
                 f"a model behind a server needs the `{name}` package, which is not installed",
                 INSTALL,
             )
-
-
-def _bounded_client(openai: Any, http: Any, timeout_s: float, trust_env: bool) -> Any:
-    """An HTTP client whose timeout holds for a whole reply: a server that sends a blank now and
-    then is hung too.
-
-    It is the one over aiohttp that `openai` brings, which takes less than half of the CPU time for
-    a request.
-    """
-
-    class BoundedClient(openai.DefaultAioHttpClient):
-        async def send(self, request: Any, **options: Any) -> Any:
-            try:
-                return await asyncio.wait_for(super().send(request, **options), timeout_s)
-            except asyncio.TimeoutError:
-                raise http.ReadTimeout(
-                    f"no whole reply within {timeout_s:g} s", request=request
-                ) from None
-
-    return BoundedClient(trust_env=trust_env)

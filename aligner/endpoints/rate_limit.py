@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 
 from aligner.endpoints.request import (
     ChatRequest,
@@ -115,42 +114,52 @@ class RateLimit(Wrapper):
         )
         self._check = check
         self._sleep = sleep
-        self._in_flight = 0
+        self._in_flight = self._in_line = 0
         self._line = asyncio.Lock()
         self._left = asyncio.Event()
 
     async def chat(self, request: ChatRequest) -> Completion:
         """Wait for this request's turn, then send it."""
-        tokens = estimated_tokens(prompt_text(request)) + (request.max_tokens or 0)
-        async with self._turn(request, tokens):
+        tokens = 0  # nobody counts them where there is no bucket for them
+        if self._tokens is not None:
+            tokens = estimated_tokens(prompt_text(request)) + (request.max_tokens or 0)
+        if self._in_line or not self._has_room() or self._wait_s(tokens) > 0.0:
+            await self._stand_in_line(request, tokens)
+        elif self._check is not None:
+            self._check(request)
+        for bucket, amount in self._amounts(tokens):
+            bucket.take(amount)
+        self._in_flight += 1
+        try:
             completion = await self.inner.chat(request)
+        finally:
+            self._in_flight -= 1
+            self._left.set()
         if self._tokens is not None:
             self._tokens.take(completion.prompt_tokens + completion.completion_tokens - tokens)
         return completion
 
-    @asynccontextmanager
-    async def _turn(self, request: ChatRequest, tokens: int) -> AsyncIterator[None]:
-        async with self._line:
-            if self._check is not None:
-                self._check(request)
-            while self._in_flight >= max(1, int(self._max_in_flight * self._throttle.share())):
-                self._left.clear()
-                await self._left.wait()
-            await self._wait_for(tokens)
-            self._in_flight += 1
+    async def _stand_in_line(self, request: ChatRequest, tokens: int) -> None:
+        """Return when those who came before have gone, and the limits allow it."""
+        self._in_line += 1
         try:
-            yield
+            async with self._line:
+                if self._check is not None:
+                    self._check(request)
+                while not self._has_room():
+                    self._left.clear()
+                    await self._left.wait()
+                while (wait_s := self._wait_s(tokens)) > 0.0:
+                    await self._sleep(wait_s)
         finally:
-            self._in_flight -= 1
-            self._left.set()
+            self._in_line -= 1
 
-    async def _wait_for(self, tokens: int) -> None:
-        """Wait until both buckets give, and take from them."""
-        wanted = [(self._requests, 1.0), (self._tokens, float(tokens))]
-        limits = [(bucket, amount) for bucket, amount in wanted if bucket is not None]
-        while (
-            wait_s := max((bucket.wait_s(amount) for bucket, amount in limits), default=0.0)
-        ) > 0.0:
-            await self._sleep(wait_s)
-        for bucket, amount in limits:
-            bucket.take(amount)
+    def _has_room(self) -> bool:
+        return self._in_flight < max(1, int(self._max_in_flight * self._throttle.share()))
+
+    def _amounts(self, tokens: int) -> list[tuple[Bucket, float]]:
+        wanted = ((self._requests, 1.0), (self._tokens, float(tokens)))
+        return [(bucket, amount) for bucket, amount in wanted if bucket is not None]
+
+    def _wait_s(self, tokens: int) -> float:
+        return max((bucket.wait_s(amount) for bucket, amount in self._amounts(tokens)), default=0.0)

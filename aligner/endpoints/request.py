@@ -11,7 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import Any, Literal, Protocol
 
 from aligner.errors import EndpointError, Problem
@@ -52,6 +53,11 @@ class ChatRequest:
             assert isinstance(message["role"], str), "a role is text"
             assert isinstance(message["content"], str), "content is text"
         assert not isinstance(self.stop, str), "stop is a sequence of strings"
+
+    @cached_property
+    def key(self) -> str:
+        """SHA-256 of what decides the reply: `request_key` without an identity."""
+        return _digest(request_to_json(self))
 
 
 @dataclass(frozen=True)
@@ -177,13 +183,16 @@ class Wrapper(Backend):
         await self.inner.aclose()
 
 
+KEY_FIELDS = tuple(item.name for item in fields(ChatRequest) if item.name not in NOT_IN_KEY)
+COMPLETION_FIELDS = tuple(item.name for item in fields(Completion))
+CANONICAL = json.JSONEncoder(
+    sort_keys=True, ensure_ascii=True, separators=(",", ":"), allow_nan=False
+)
+
+
 def request_to_json(request: ChatRequest) -> dict[str, Any]:
     """Return what decides the reply, as plain JSON: everything but the purpose."""
-    values = {
-        item.name: getattr(request, item.name)
-        for item in fields(request)
-        if item.name not in NOT_IN_KEY
-    }
+    values = {name: getattr(request, name) for name in KEY_FIELDS}
     values["messages"] = [dict(message) for message in request.messages]
     values["extra"] = dict(request.extra)
     return values
@@ -195,18 +204,16 @@ def request_key(request: ChatRequest, identity: str = "") -> str:
     `identity` tells models of one name apart (a folder whose weights were trained further); empty
     for a server's.
     """
-    values = request_to_json(request)
-    if identity:
-        values["identity"] = identity
-    text = json.dumps(
-        values, sort_keys=True, ensure_ascii=True, separators=(",", ":"), allow_nan=False
-    )
-    return hashlib.sha256(text.encode()).hexdigest()
+    return _digest(request_to_json(request) | {"identity": identity}) if identity else request.key
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(CANONICAL.encode(values).encode()).hexdigest()
 
 
 def completion_to_json(completion: Completion) -> dict[str, Any]:
     """Return a completion as plain JSON; what belongs to token ids only where there are any."""
-    values = asdict(completion)
+    values = {name: getattr(completion, name) for name in COMPLETION_FIELDS}
     for key in ("token_ids", "token_logps"):
         if values[key] is None:
             del values[key]

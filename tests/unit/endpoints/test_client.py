@@ -4,11 +4,13 @@ local model."""
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import pickle
 import sqlite3
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
@@ -18,13 +20,13 @@ import pytest
 
 from aligner.config.recipe import Budget, Endpoint
 from aligner.endpoints.budget import Spent
-from aligner.endpoints.cache import Store
 from aligner.endpoints.client import Client, open_client
 from aligner.endpoints.local import LocalBackend
 from aligner.endpoints.rate_limit import RateLimit, Throttle
 from aligner.endpoints.recording import RecordBackend, ReplayBackend
-from aligner.endpoints.request import ChatRequest, Completion, LLMError, request_key
+from aligner.endpoints.request import Backend, ChatRequest, Completion, LLMError, request_key
 from aligner.endpoints.scripted import ScriptedBackend
+from aligner.endpoints.store import Store
 from aligner.errors import DataError, EndpointError, RecipeError, UsageError
 
 T = TypeVar("T")
@@ -324,11 +326,12 @@ def test_a_file_that_is_no_cache_is_left_alone(tmp_path: Path) -> None:
 FILL = """
 import pathlib, sys
 from aligner.endpoints.request import Completion
-from aligner.endpoints.cache import Store
+from aligner.endpoints.store import Store
 store = Store(pathlib.Path(sys.argv[1]), "shared")
 for number in range(100):
-    store.add_call()
-    store.add_reply(f"{sys.argv[2]}{number}", "m", Completion(str(number), prompt_tokens=2))
+    store.write(calls=1)
+    reply = Completion(str(number), prompt_tokens=2)
+    store.write(replies=[(f"{sys.argv[2]}{number}", "m", reply)])
 """
 
 
@@ -342,23 +345,140 @@ def test_two_processes_share_one_cache(tmp_path: Path) -> None:
     store.close()
 
 
-def test_a_kill_between_two_replies_loses_none_and_counts_right(tmp_path: Path) -> None:
-    code = (
-        "import os, signal, sys, pathlib\n"
-        "from aligner.endpoints.request import Completion; from aligner.endpoints.cache import "
-        "Store\n"
-        "store = Store(pathlib.Path(sys.argv[1]), 'x')\n"
-        "for number in range(30):\n"
-        "    store.add_call()\n"
-        "    store.add_reply(str(number), 'm', Completion(str(number), completion_tokens=1))\n"
-        "os.kill(os.getpid(), signal.SIGKILL)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "c")], check=False)
-    assert done.returncode != 0
+KILLED = """
+import asyncio, os, pathlib, signal, sys
+from aligner.config.recipe import Endpoint
+from aligner.endpoints.client import open_client
+from aligner.endpoints.request import Backend, ChatRequest, Completion
+from aligner.endpoints.scripted import ScriptedBackend
+
+section = Endpoint(backend="scripted", script="none", model="toy", max_in_flight=8)
+handed_out = 0
+
+async def reply(request):
+    os.write(1, b"sent -1\\n")
+    await asyncio.sleep(0.001 * (int(request.messages[0]["content"]) % 5))
+    return Completion("so", completion_tokens=1)
+
+async def one(client, number):
+    global handed_out
+    await client.chat(ChatRequest(messages=({"role": "user", "content": str(number)},)))
+    os.write(1, b"reply %d\\n" % number)
+    handed_out += 1
+    if handed_out == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+async def go():
+    cache = pathlib.Path(sys.argv[1])
+    async with open_client(section, cache=cache, run="x", backend=ScriptedBackend(reply)) as client:
+        await asyncio.gather(*(one(client, number) for number in range(100)))
+
+asyncio.run(go())
+"""
+
+
+@pytest.mark.parametrize("replies", [1, 40])
+def test_a_kill_loses_no_reply_that_was_handed_out_and_no_call_that_was_sent(
+    tmp_path: Path, replies: int
+) -> None:
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "c"), str(replies)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode < 0
+    said = [line.split() for line in done.stdout.splitlines()]
+    handed_out = [number for word, number in said if word == "reply"]
+    assert len(handed_out) == replies
     store = Store(tmp_path / "c", "x")
-    assert [store.get(str(number)) is not None for number in range(30)] == [True] * 30
-    assert store.spent() == Spent(calls=30, replies=30, completion_tokens=30)
+    spent = store.spent()
+    assert spent.calls >= len(said) - replies
+    assert spent.replies == spent.completion_tokens >= replies
     store.close()
+    again = within(
+        scripted(),
+        ask_in_turn(*map(ask, handed_out)),
+        cache=tmp_path / "c",
+        backend=ScriptedBackend([]),
+    )
+    assert all(reply.cached for reply in again)
+
+
+def test_replies_of_one_moment_are_written_in_few_commits_and_before_they_are_handed_out(
+    tmp_path: Path,
+) -> None:
+    writes: list[int] = []
+    write = Store.write
+
+    def counted(store: Store, calls: int = 0, replies: Any = ()) -> None:
+        writes.append(len(replies))
+        write(store, calls, replies)
+
+    async def go(client: Client) -> None:
+        async def one(number: int) -> None:
+            await client.chat(ask(str(number)))
+            kept = seen.get(client.defaults.fill(ask(str(number))).key)
+            assert kept is not None
+
+        await asyncio.gather(*(one(number) for number in range(200)))
+
+    seen = Store(tmp_path / "c")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Store, "write", counted)
+        backend = ScriptedBackend(lambda request: "so")
+        within(scripted(max_in_flight=100), go, cache=tmp_path / "c", backend=backend)
+    seen.close()
+    assert sum(writes) == 200
+    assert len(writes) <= 20
+
+
+def test_a_reply_that_was_paid_for_is_kept_when_nobody_waits_for_it_any_more(
+    tmp_path: Path,
+) -> None:
+    async def go(client: Client) -> None:
+        task = asyncio.create_task(client.chat(ask("a")))
+        await arrived.wait()
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+
+    async def reply(request: ChatRequest) -> str:
+        arrived.set()
+        return "so"
+
+    arrived = asyncio.Event()
+    within(scripted(), go, cache=tmp_path / "c", backend=ScriptedBackend(reply))
+    (again,) = within(
+        scripted(), ask_in_turn(ask("a")), cache=tmp_path / "c", backend=ScriptedBackend([])
+    )
+    assert (again.text, again.cached) == ("so", True)
+
+
+def test_a_truncated_reply_is_kept_for_who_asks_for_it_and_for_nobody_else(tmp_path: Path) -> None:
+    def ask_once(backend: ScriptedBackend, **options: Any) -> Any:
+        return within(
+            scripted(), ask_in_turn(ask("a")), cache=tmp_path / "c", backend=backend, **options
+        )[0]
+
+    cut = Completion("cu", finish_reason="length", completion_tokens=1)
+    first = ask_once(ScriptedBackend([cut]), keep_truncated=True)
+    again = ask_once(ScriptedBackend([]), keep_truncated=True)
+    assert (first, again) == (cut, replace(cut, cached=True))
+    whole = ask_once(ScriptedBackend(["whole"]))
+    assert (whole.text, whole.cached) == ("whole", False)
+    assert ask_once(ScriptedBackend([])).text == "whole"
+    assert ask_once(ScriptedBackend([]), keep_truncated=True).text == "whole"
+
+
+def test_a_full_disk_reaches_everyone_whose_reply_could_not_be_kept(tmp_path: Path) -> None:
+    def full(store: Store, calls: int = 0, replies: Any = ()) -> None:
+        raise UsageError("the cache cannot be used: disk full")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Store, "write", full)
+        backend = ScriptedBackend(lambda request: "so")
+        replies = within(
+            scripted(), ask_all(ask("a"), ask("b")), cache=tmp_path / "c", backend=backend
+        )
+    assert [type(reply) for reply in replies] == [UsageError] * 2
+    assert backend.requests == []
 
 
 def test_identical_requests_in_flight_are_one() -> None:
@@ -423,6 +543,29 @@ def test_when_nobody_waits_any_more_the_request_is_cancelled_and_can_be_asked_ag
     backend = ScriptedBackend(slow)
     assert within(scripted(), go, backend=backend) == "again"
     assert cancelled == ["yes"]
+
+
+def test_nothing_of_a_request_remains_after_its_reply(tmp_path: Path) -> None:
+    class Answers(Backend):
+        async def chat(self, request: ChatRequest) -> Completion:
+            await asyncio.sleep(0)
+            return Completion("so " * 200)
+
+    async def go(client: Client) -> list[int]:
+        sizes = []
+        for start in (0, 1000, 2000):
+            await ask_all(*(ask(str(start + number)) for number in range(1000)))(client)
+            gc.collect()
+            sizes.append(tracemalloc.get_traced_memory()[0])
+        return sizes
+
+    tracemalloc.start()
+    try:
+        section = scripted(max_in_flight=64)
+        _, before, after = within(section, go, cache=tmp_path / "c", run="r", backend=Answers())
+    finally:
+        tracemalloc.stop()
+    assert after - before < 100_000  # a kept request and reply would be a kilobyte each
 
 
 # --- limits and budgets ---------------------------------------------------------------------------
@@ -636,6 +779,30 @@ def test_a_success_or_a_data_failure_between_refusals_keeps_the_circuit_closed()
     )
     assert len(backend.requests) == 9
     assert [type(reply) for reply in replies[-2:]] == [EndpointError, EndpointError]
+
+
+@pytest.mark.parametrize("status", [400, 422])
+def test_refused_response_formats_do_not_open_the_circuit_and_other_refusals_do(
+    status: int,
+) -> None:
+    structured = {"response_format": {"type": "json_object"}}
+
+    def reply(request: ChatRequest) -> LLMError | str:
+        if "response_format" in request.extra:
+            return LLMError("unknown parameter response_format", kind="fatal", status=status)
+        return "so" if request.model == "toy" else LLMError("no", kind="fatal", status=status)
+
+    requests = [ask(str(number), extra=structured) for number in range(4)]
+    wrong = [ask(str(number), model="other") for number in range(4)]
+    replies = within(
+        scripted(),
+        ask_in_turn(*requests, ask("a"), wrong[0], requests[0], *wrong[1:]),
+        backend=ScriptedBackend(reply),
+    )
+    assert [(reply.kind, reply.status) for reply in replies[:4]] == [("fatal", status)] * 4
+    assert replies[4].text == "so"
+    kinds = [type(reply) for reply in replies[5:]]
+    assert kinds == [LLMError, LLMError, LLMError, LLMError, EndpointError]
 
 
 # --- accounts and recordings ----------------------------------------------------------------------

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import pickle
+import socket
 import time
 import traceback
 from pathlib import Path
@@ -112,6 +113,75 @@ def test_a_passing_trouble_is_retried(status: int) -> None:
     ) as server:
         reply = one(section_of(server))
     assert (reply.text, reply.attempts, len(server.bodies)) == ("at last", 3, 3)
+
+
+def test_every_attempt_has_the_headers_and_the_body_that_the_package_sends() -> None:
+    import httpx2
+    import openai
+
+    with FakeEndpoint([Answer(500, headers=SOON), Answer(500, headers=SOON), Answer()]) as server:
+        one(section_of(server, extra={"list": ["ä", 1.5]}))
+        package = openai.AsyncOpenAI(api_key="no-key", base_url=server.base_url)
+        asyncio.run(
+            package.post("/chat/completions", cast_to=httpx2.Response, body=server.bodies[0])
+        )
+    assert [body == server.bodies[0] for body in server.bodies] == [True] * 4
+    assert server.paths == ["/v1/chat/completions"] * 4
+    sent = [{name.lower(): value for name, value in each.items()} for each in server.headers]
+    names = [name for name in sent[3] if name.startswith("x-stainless-") and "re" not in name]
+    names += ["authorization", "content-type", "user-agent", "accept"]
+    assert len(names) > 8
+    for headers in sent[:3]:
+        assert [headers[name] for name in names] == [sent[3][name] for name in names]
+
+
+def test_a_proxy_of_the_environment_is_used_for_a_server_elsewhere_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def nowhere(*_: Any, **__: Any) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "no such host")
+
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with FakeEndpoint([Answer(text="through")]) as proxy, FakeEndpoint() as server:
+        address = proxy.base_url.removesuffix("/v1").replace("//", "//me:word@")
+        for name in ("http_proxy", "HTTP_PROXY"):
+            monkeypatch.setenv(name, address)
+        for name in ("no_proxy", "NO_PROXY"):
+            monkeypatch.setenv(name, "b.example.org")
+        assert one(section_of("http://a.example.org/v1")).text == "through"
+        one(section_of(server))
+        monkeypatch.setattr(socket, "getaddrinfo", nowhere)
+        error = failure(section_of("http://b.example.org/v1", max_retries=0))
+    assert proxy.paths == ["http://a.example.org/v1/chat/completions"]
+    assert proxy.headers[0]["Proxy-Authorization"].startswith("Basic ")
+    assert error.kind == "unavailable"
+    assert len(server.bodies) == 1
+
+
+def test_a_proxy_of_an_unknown_kind_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    for name in ("all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "socks5://me:secret-word@127.0.0.1:1080")
+    for name in ("no_proxy", "NO_PROXY", "https_proxy", "HTTPS_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UsageError, match="socks5") as caught:
+        open_client(section_of("https://api.example.org/v1"))
+    assert "secret-word" not in str(caught.value)
+
+
+def test_more_requests_in_flight_than_the_system_has_files_for_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import resource
+
+    limits = [(400, 5000)]
+    monkeypatch.setattr(resource, "getrlimit", lambda which: limits[-1])
+    monkeypatch.setattr(resource, "setrlimit", lambda which, pair: limits.append(pair))
+    asyncio.run(open_client(section_of("http://127.0.0.1:1/v1", max_in_flight=2000)).aclose())
+    assert limits[1:] == [(2256, 5000)]
+    with pytest.raises(UsageError, match="may have 5000") as caught:
+        open_client(section_of("http://127.0.0.1:1/v1", max_in_flight=6000))
+    assert "max_in_flight" in caught.value.hint
 
 
 def test_retries_end_and_the_error_says_so() -> None:

@@ -438,13 +438,13 @@ def test_what_kills_left_in_a_cache_long_ago_goes(tmp_path: Path) -> None:
 
 
 def test_a_damaged_file_of_replies_is_named(tmp_path: Path) -> None:
-    from aligner.endpoints.cache import Store
     from aligner.endpoints.request import Completion
+    from aligner.endpoints.store import Store
 
     path = tmp_path / "replies.sqlite"
     store = Store(path)
     for number in range(500):
-        store.add_reply(f"{number}", "model", Completion("yes" * 20))
+        store.write(replies=[(f"{number}", "model", Completion("yes" * 20))])
     store._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     store.close()
     size = path.stat().st_size
@@ -459,15 +459,15 @@ def test_a_damaged_file_of_replies_is_named(tmp_path: Path) -> None:
 
 
 def test_a_reply_that_changed_in_the_cache_is_asked_again(tmp_path: Path) -> None:
-    from aligner.endpoints.cache import Store
     from aligner.endpoints.request import Completion
+    from aligner.endpoints.store import Store
 
     store = Store(tmp_path / "replies.sqlite")
-    store.add_reply("a", "model", Completion("yes"))
+    store.write(replies=[("a", "model", Completion("yes"))])
     assert store.get("a") is not None
     store._db.execute("UPDATE replies SET reply = replace(reply, 'yes', 'no')")
     assert store.get("a") is None
-    store.add_reply("a", "model", Completion("yes"))
+    store.write(replies=[("a", "model", Completion("yes"))])
     kept = store.get("a")
     assert kept is not None
     assert kept.text == "yes"
