@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from aligner.builders.evolve.contract import (
@@ -53,11 +53,13 @@ class Clients(Protocol):
 @dataclass(frozen=True)
 class Evolution:
     """What became of an instruction. `text` is what the reply gave for the evolved one, of a failed
-    evolution too where there is any; use it only where `failure` is None."""
+    evolution too where there is any; use it only where `failure` is None. `facts`: what the row's
+    provenance says of it."""
 
     text: str
     failure: Failure | None
     completion: Completion
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
