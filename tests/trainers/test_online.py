@@ -205,6 +205,23 @@ def test_a_run_that_was_moved_while_it_trained_is_resumed(
     assert (tmp_path / "moved/rounds.json").read_bytes() == (whole / "rounds.json").read_bytes()
 
 
+def test_log_probabilities_of_the_kl_are_those_of_sampling(whole: Path) -> None:
+    """They were computed in float32, so the policy is not run again on what it sampled."""
+    folder = whole / "rounds/02"
+    responses = Journal(folder / "eval/responses.jsonl")[0]
+    known = Journal(folder / "eval/logps.jsonl")[0]
+    tokenizer = load_tokenizer(Model(name_or_path=str(folder / "train/run/final")))
+    model = AutoModelForCausalLM.from_pretrained(folder / "train/run/final")
+    places = json.loads((folder / "eval/metrics.json").read_text())["samples"]
+    prompt = encode_prompt(tokenizer, places[0]["prompt"])
+    for (ids, *_), logps in zip(responses[0], known[0], strict=True):
+        with torch.no_grad():
+            logits = model(torch.tensor([[*prompt, *ids]])).logits[0, len(prompt) - 1 : -1]
+        exact = logits.log_softmax(-1)[torch.arange(len(ids)), ids]
+        assert torch.tensor(logps) == pytest.approx(exact, abs=1e-4)
+    assert all(len(one) == 5 for one in responses[0])
+
+
 def test_a_finished_run_that_is_resumed_says_what_came_out(world: Path, whole: Path) -> None:
     before = stage_times(whole)
     result, _ = rounds(world, whole, resume=True)

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import chain
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -44,6 +44,9 @@ from aligner.methods.online.sampling import (
 )
 from aligner.methods.online.scoring import Scoring, journals_of, scores_in
 from aligner.runs.stages import Stage
+
+if TYPE_CHECKING:
+    from aligner.models.answers import Prefix
 
 METRICS, LOGPS = "metrics.json", "logps"
 
@@ -211,6 +214,11 @@ def _kl(
 ) -> list[list[float]]:
     """Return the estimate of each response (N, S)."""
     journal = stage.journal(LOGPS)
+    sampled = []
+    for row in responses:
+        sampled.append([one.logps for one in row])
+    if 0 not in journal and None not in chain.from_iterable(sampled):
+        journal.add(0, sampled)
     for number, section in enumerate((asking.section, start)):
         if number not in journal:
             tell(asking.on_event, StageStarted("computing the KL to the start"))
@@ -224,36 +232,43 @@ def _token_logps(
     rows: Sequence[PromptRow],
     asking: Asking,
 ) -> list[list[list[float]]]:
-    """The log-probability of each token of each response, under a model."""
+    """The log-probability of each token of each response, under a model; the responses to a prompt
+    share its computation where the model allows it."""
     import torch
 
-    from aligner.models.answers import answer_tokens, pad_answers
+    from aligner.models.answers import answer_tokens, joined, stack_answers
     from aligner.models.forward import batches_by_length, eval_mode
     from aligner.models.fused_head import fuse_head
     from aligner.models.loading import load_policy
     from aligner.models.tokenizers import load_tokenizer
     from aligner.tokenization.encode import encode_prompt
+    from aligner.training.prefix import why_not
 
     tokenizer = load_tokenizer(section)
     exact = section.model_copy(update={"dtype": "float32"})
     section = exact if section.quantization == "none" else section
     model = load_policy(section, tokenizer, trainable=False)
     fuse_head(model)
-    asked, owners = [], []
+    asked = {}
     for place, (row, samples) in enumerate(zip(rows, responses, strict=True)):
-        prompt = encode_prompt(tokenizer, row.prompt) if samples else []
-        asked += [(prompt, one.token_ids) for one in samples]
-        owners += [place] * len(samples)
+        if samples:
+            prompt = encode_prompt(tokenizer, row.prompt)
+            asked[place] = [(prompt, one.token_ids) for one in samples]
+    groups = [joined(group) for group in asked.values()]
+    prefix: Prefix = "separate" if why_not(model, groups) else "auto"
+    lengths = [max(map(len, group)) for group in groups]
+    together = max(1, asking.batch_size // asking.num_samples)
     found: list[list[list[float]]] = [[] for _ in rows]
-    lengths = [len(prompt) + len(answer) for prompt, answer in asked]
-    by_number: dict[int, list[float]] = {}
+    places = list(asked)
     with eval_mode(model), torch.no_grad():
-        for numbers in batches_by_length(lengths, rows=asking.batch_size):
-            batch = pad_answers([asked[number] for number in numbers], tokenizer.pad_token_id)
+        for numbers in batches_by_length(lengths, rows=together):
+            chosen = [places[number] for number in numbers]
+            batch = stack_answers(
+                [asked[place] for place in chosen], tokenizer.pad_token_id, prefix
+            )
             batch = {name: value.to(model.device) for name, value in batch.items()}
-            logps = answer_tokens(model, batch).logps.tolist()
-            for number, line in zip(numbers, logps):
-                by_number[number] = line[: len(asked[number][1])]
-    for number, place in enumerate(owners):
-        found[place].append(by_number[number])
+            logps = iter(answer_tokens(model, batch).logps.tolist())
+            for branch in range(asking.num_samples):
+                for place in chosen:
+                    found[place].append(next(logps)[: len(asked[place][branch][1])])
     return found

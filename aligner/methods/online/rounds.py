@@ -188,6 +188,7 @@ class Rounds:
             self.answering.asking(policies.section(number), "held out", number),
             temperatures=[1.0],
             num_samples=online.evaluation.num_samples,
+            has_logps=number > 0,
         )
         made_of = {
             "model": policies.key(number),

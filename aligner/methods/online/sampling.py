@@ -3,7 +3,8 @@
 A shard is what is kept together and what can be reproduced: its responses follow from the seed, the
 round's name, their prompt and their temperature, and, down to the last bit of rounding, from which
 prompts share its batches. Each shard is a part of the journal `responses.jsonl`: for each prompt
-its samples as `[token ids, finished, temperature, text]`.
+its samples as `[token ids, finished, temperature, text]`; where they were asked for, and were
+computed in float32, with the log-probabilities of the tokens.
 """
 
 from __future__ import annotations
@@ -50,6 +51,8 @@ class Asking:
     """Called before anything is asked, where something is."""
     processes: int = 1
     """Processes that sample, each with the model whole."""
+    has_logps: bool = False
+    """Whether log-probabilities of the sampled tokens are kept, where they are exact."""
 
     def made_of(self) -> dict[str, Any]:
         """Return what responses depend on, beside model and prompts."""
@@ -77,6 +80,8 @@ class Response:
     is_finished: bool
     temperature: float
     text: str
+    logps: list[float] | None = None
+    """Of each token, at temperature 1."""
 
 
 def shards(rows: Sequence[Any], size: int) -> list[range]:
@@ -122,6 +127,7 @@ def writer_of(
         )
     )
     stops = tuple(stop_token_ids(tokenizer, policy))
+    has_logps = asking.has_logps and str(getattr(policy, "dtype", "")) == "torch.float32"
     limit = min(asking.max_length, max_positions(policy) or asking.max_length)
     settings = [
         Sampling(asking.max_new_tokens, temperature, num_samples=count, seed=asking.seed)
@@ -143,7 +149,8 @@ def writer_of(
         for place, request, samples in zip(owners, requests, engine.generate(requests)):
             for sampled in samples:
                 _refuse_failed(sampled, rows[part[place]])
-                found[place].append(_as_json(tokenizer, sampled, request.sampling))
+                logps = [sampled.raw_logps] if has_logps else []
+                found[place].append([*_as_json(tokenizer, sampled, request.sampling), *logps])
         return found
 
     return work
