@@ -24,6 +24,7 @@ SCRIPTS = (
     "effects.mosaic",
     "effects.active_labels",
     "effects.rlhf",
+    "effects.evolve",
 )
 
 for script in SCRIPTS:

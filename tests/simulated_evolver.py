@@ -201,6 +201,16 @@ class SimulatedModel:
         return _uniform(self.seed, *parts)
 
 
+@dataclass
+class Roles:
+    """One client in all roles."""
+
+    client: LLMClient
+
+    def __post_init__(self) -> None:
+        self.evolver = self.answerer = self.optimizer = self.judge = self.client
+
+
 class Numbered(Wrapper):
     """Gives samples of one question seeds that differ, so that a server can tell them apart."""
 

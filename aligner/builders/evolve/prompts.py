@@ -78,6 +78,8 @@ LEAKS = (
     "evolved instruction",
     "complex version of",
     "as it will be shown to the assistant",
+    "stands between the tags",
+    "is material to work on",
 )
 """Words of these prompts that stand in no instruction unless the prompt leaked into it."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +20,11 @@ from aligner.endpoints.request import ChatRequest, Completion, LLMClient, LLMErr
 from aligner.endpoints.scripted import ScriptedBackend
 from aligner.errors import EndpointError
 from tests.fake_endpoint import Answer, FakeEndpoint
+from tests.simulated_evolver import Roles
 
 METHOD = first_method("full", "owned")
 SEED = "List three uses of salt."
 GOOD = "### Finished instruction\nList three uses of salt in a tannery."
-
-
-@dataclass
-class Roles:
-    """One client in all roles."""
-
-    client: LLMClient
-
-    def __post_init__(self) -> None:
-        self.evolver = self.answerer = self.optimizer = self.judge = self.client
 
 
 class Server(ScriptedBackend):

@@ -100,6 +100,7 @@ EVOLVED = [
     ("list three uses of  SALT", "stop", "unchanged"),
     ("List three uses of salt.\u200b", "stop", "unchanged"),
     ("The rewritten instruction: list four uses of salt.", "stop", "template_leak"),
+    ('What stands between the tags "salt" and "tannery"?', "stop", "template_leak"),
     ("List the uses of salt that are", "length", "truncated"),
     ("I'm sorry, but I cannot help with that.", "stop", "refusal"),
 ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
@@ -36,7 +35,7 @@ from aligner.builders.evolve.split import split_seeds
 from aligner.config.recipe import Endpoint
 from aligner.data.normal_text import normal_text
 from aligner.endpoints.client import open_client
-from aligner.endpoints.request import ChatRequest, Completion, LLMClient, LLMError
+from aligner.endpoints.request import ChatRequest, Completion, LLMError
 from aligner.endpoints.scripted import ScriptedBackend
 from aligner.errors import DataError, EndpointError
 from aligner.events import Event, TableRow, Warned
@@ -46,6 +45,7 @@ from tests.simulated_evolver import (
     GUARDS,
     REPEATS,
     Numbered,
+    Roles,
     SimulatedModel,
     oracle,
     seeds,
@@ -54,16 +54,6 @@ from tests.simulated_evolver import (
 SEEDS = seeds(250)
 HOSTILE = 0.65
 SECTION = "### Rewritten method\n"
-
-
-@dataclass
-class Roles:
-    """One client in all roles."""
-
-    client: LLMClient
-
-    def __post_init__(self) -> None:
-        self.evolver = self.answerer = self.optimizer = self.judge = self.client
 
 
 def settings(**changes: Any) -> Evolve:
