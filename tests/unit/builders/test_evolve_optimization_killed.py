@@ -28,7 +28,7 @@ SETTINGS = Evolve(
     optimization=Optimization(steps=2, candidates=2, development_size=8, batch_size=4)
 )
 PATIENCE_S = 120
-JOURNAL, STORE = "aligner.runs.journal:Journal", "aligner.endpoints.cache:Store"
+JOURNAL, STORE = "aligner.runs.journal:Journal", "aligner.endpoints.store:Store"
 ROOT = Path(__file__).parents[3]
 
 CALLS = [
@@ -43,7 +43,7 @@ of each part of a step."""
 WRITES = [
     *((JOURNAL, "add", before, count) for before in (True, False) for count in (1, 2)),
     *(("os", "replace", before, count) for before in (True, False) for count in (1, 2, 3, 4, 5, 7)),
-    *((STORE, "add_reply", before, 20) for before in (True, False)),
+    *((STORE, "write", before, count) for before in (True, False) for count in (39, 40)),
 ]
 """Module or "module:Class", function, whether the process dies before it (else after it), and at
 which passage."""
@@ -68,7 +68,7 @@ def run(folder: Path) -> None:
         return completion
 
     async def go() -> None:
-        section = Endpoint(backend="scripted", script="-", model="m", max_in_flight=4)
+        section = Endpoint(backend="scripted", script="-", model="m", max_in_flight=1)
         backend = ScriptedBackend(reply)
         async with open_client(section, cache=folder / "replies.sqlite", backend=backend) as client:
             stage = Stages(folder).open("optimize", {"seed": 0})
@@ -169,9 +169,9 @@ def test_killed_before_a_call_and_resumed_it_is_the_same(
 def test_killed_around_a_write_and_resumed_it_is_the_same(
     owner: str, name: str, before: bool, count: int, whole: Path, tmp_path: Path
 ) -> None:
-    """A reply that was given and not yet kept is the only one that can be asked for again."""
+    """A reply that was given and is not kept yet is the only one that is asked for again."""
     assert in_process(work, tmp_path, (owner, name, before, count)) == -signal.SIGKILL
     assert in_process(work, tmp_path, None) == 0
     assert outcome(tmp_path) == outcome(whole)
-    lost = int(owner == STORE and before)
-    assert len(calls_of(tmp_path)) == len(calls_of(whole)) + lost
+    again = len(calls_of(tmp_path)) - len(calls_of(whole))
+    assert again in ((0, 1) if owner == STORE and before else (0,))
