@@ -19,6 +19,7 @@ from aligner.methods.online.pair_stage import Shard
 from aligner.methods.online.pairing import FUTURE, POLICY, START, STRONGER, WEAKER, Scored
 from aligner.methods.online.policies import Policies, name_of
 from aligner.methods.online.preflight import digest_of_prompts
+from aligner.methods.online.proxies import Proxies
 from aligner.methods.online.recipe import OnlineRecipe
 from aligner.methods.online.sampler import sample
 from aligner.methods.online.sampling import (
@@ -55,6 +56,8 @@ class Answering:
 
     recipe: OnlineRecipe
     policies: Policies
+    proxies: Proxies | None = None
+    """With `online.oracle`, the proxies that score."""
 
     def __post_init__(self) -> None:
         self.scorers = scored_by(self.recipe.online.reward_models)
@@ -86,7 +89,24 @@ class Answering:
         """Have all who answer in a round write and be scored."""
         found = {}
         for source, (asking, model) in self._sources(number).items():
-            found[source] = self._written(number, source, asking, model, rows)
+            found[source] = self._written(number, source, asking, model, rows, number - 1)
+        return found
+
+    def rescored(self, number: int, written: Written, rows: Sequence[PromptRow]) -> Written:
+        """Have the responses of a round scored again, by the proxy that was refreshed in it."""
+        specs, parts = scorers_of(self.recipe.online), shards(rows, self.recipe.online.shard_size)
+        found: Written = {}
+        for source, (sampled, _) in written.items():
+            made_of = {"responses": sampled.digest, "scorers": self._scorers(number, number)}
+            place = f"{name_of(number)}/rescore{_suffix(source)}"
+            stage = self.policies.stages.open(place, made_of)
+            if not stage.is_done:
+                heard, load = self.policies.on_event, partial(self._loaded, number, number)
+                journal = sampled.journal(RESPONSES)
+                scoring = Scoring(stage, specs, rows, journal, parts, heard, load)
+                scoring.run()
+                finish_scoring(stage, scoring.journals, specs, len(parts))
+            found[source] = (sampled, stage)
         return found
 
     def answer_ahead(
@@ -99,14 +119,25 @@ class Answering:
             generation=self.recipe.generation,
             before=partial(policies.serve_temporary, temporary, number),
         )
-        return self._written(number, FUTURE, asking, temporary.digest, rows)
+        return self._written(number, FUTURE, asking, temporary.digest, rows, number)
 
-    def _loaded(self, before: int, spec: str) -> Scorer:
-        """A scorer, ready to be asked; `before`: the number of the policy that answers."""
+    def _scorers(self, number: int, proxy: int) -> dict[str, str]:
+        """What scores in a round, and what tells it from others."""
+        if self.recipe.online.self_rewarding is not None:
+            return {SELF: self_judge(self.recipe, self.policies, number - 1).fingerprint()}
+        if self.proxies is not None:
+            return {self.proxies.original: self.proxies.key(proxy)}
+        return self.scorers
+
+    def _loaded(self, number: int, proxy: int, spec: str) -> Scorer:
+        """A scorer of a round, ready to be asked; `proxy`: the number of the round behind which it
+        was refreshed."""
+        if self.proxies is not None:
+            return self.proxies.load(proxy)
         if spec != SELF:
             return load_scorer(spec)
-        self.policies.serve(before)
-        return self_judge(self.recipe, self.policies, before)
+        self.policies.serve(number - 1)
+        return self_judge(self.recipe, self.policies, number - 1)
 
     def _sources(self, number: int) -> dict[str, tuple[Asking, str]]:
         """Who answers the prompts of a round, and what tells that model from others."""
@@ -126,21 +157,23 @@ class Answering:
         return found
 
     def _written(
-        self, number: int, source: str, asking: Asking, model: str, rows: Sequence[PromptRow]
+        self,
+        number: int,
+        source: str,
+        asking: Asking,
+        model: str,
+        rows: Sequence[PromptRow],
+        proxy: int,
     ) -> tuple[Stage, Stage | None]:
-        online, stages = self.recipe.online, self.policies.stages
-        name, suffix = name_of(number), "" if source == POLICY else f"-{source}"
+        stages, place = self.policies.stages, name_of(number)
         made_of = {"model": model, "prompts": digest_of_prompts(rows), **asking.made_of()}
-        sampled = stages.open(f"{name}/sample{suffix}", made_of)
+        sampled = stages.open(f"{place}/sample{_suffix(source)}", made_of)
         scored = None
-        if scorers_of(online):
-            scorers = self.scorers
-            if online.self_rewarding is not None:
-                scorers = {SELF: self_judge(self.recipe, self.policies, number - 1).fingerprint()}
+        if scorers_of(self.recipe.online):
             # Of the key of the responses: while these are written, they have no digest yet.
-            made_of = {"responses": sampled.key, "scorers": scorers}
-            scored = stages.open(f"{name}/score{suffix}", made_of)
-        self._carry_out(sampled, scored, asking, rows, partial(self._loaded, number - 1))
+            made_of = {"responses": sampled.key, "scorers": self._scorers(number, proxy)}
+            scored = stages.open(f"{place}/score{_suffix(source)}", made_of)
+        self._carry_out(sampled, scored, asking, rows, partial(self._loaded, number, proxy))
         return sampled, scored
 
     def _carry_out(
@@ -186,6 +219,10 @@ class Answering:
                         of_one = (one.text, one.token_ids, one.is_finished, score, source, index)
                         found[place].append(Scored(*of_one))
             yield part, found
+
+
+def _suffix(source: str) -> str:
+    return "" if source == POLICY else f"-{source}"
 
 
 def _works_beside(card: Card) -> bool:

@@ -115,7 +115,7 @@ def _write_best(
     if best is not None:
         tally.pairs += 1
         tally.tokens["chosen"] += len(best.token_ids)
-        turns = _answer(row.prompt, best.text)
+        turns = as_answer(row.prompt, best.text)
         made = {"prompt": row.prompt, "completion": turns, "score": best.score}
         file.write(json_line({**made, "origin": row.origin}))
 
@@ -124,8 +124,8 @@ def _pair_row(row: PromptRow, pair: Pair, name: str) -> dict[str, Any]:
     chosen, rejected, margin = pair
     return {
         "prompt": row.prompt,
-        "chosen": _answer(row.prompt, chosen.text),
-        "rejected": _answer(row.prompt, rejected.text),
+        "chosen": as_answer(row.prompt, chosen.text),
+        "rejected": as_answer(row.prompt, rejected.text),
         "pair_token_ids": [list(chosen.token_ids), list(rejected.token_ids)],
         "scores": [chosen.score, rejected.score],
         "margin": margin,
@@ -135,7 +135,8 @@ def _pair_row(row: PromptRow, pair: Pair, name: str) -> dict[str, Any]:
     }
 
 
-def _answer(prompt: str | Messages, text: str) -> str | Messages:
+def as_answer(prompt: str | Messages, text: str) -> str | Messages:
+    """Return a response in the form of its prompt: a text, or one turn."""
     return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from aligner.config.recipe import Model
 from aligner.errors import UsageError
-from aligner.events import DataReady, Event, Finished, Notice, OnEvent, Plan, StageStarted, tell
+from aligner.events import Notice, OnEvent, StageStarted, tell
 from aligner.methods.online.average import is_averaged, write_average
 from aligner.methods.online.pair_stage import pair_file
 from aligner.methods.online.recipe import OnlineRecipe
@@ -105,17 +105,7 @@ class Policies:
         return 0 if self.recipe.online.start == "initial" else number - 1
 
     def _carry_out(self, stage: Stage, number: int) -> None:
-        train(stage, self.recipe, self.origins, self._training(number), self._heard())
-
-    def _heard(self) -> OnEvent | None:
-        """What is heard of the training of a round: all but its plan and its end."""
-        listener = self.on_event
-
-        def hear(event: Event) -> None:
-            if not isinstance(event, Plan | Finished | DataReady):
-                tell(listener, event)
-
-        return None if listener is None else hear
+        train(stage, self.recipe, self.origins, self._training(number), self.on_event)
 
     def _made_of(self, number: int) -> dict[str, Any]:
         online, recipe = self.recipe.online, self.recipe
@@ -207,11 +197,11 @@ class Policies:
         """Remove the weights of rounds that are not to be kept: never the best, nor the last."""
         keep, last = self.recipe.online.keep, len(self.trained)
         for stage in self.temporary if keep != "all" else []:
-            stage.prune(_is_weights)
+            stage.prune(is_weights)
         kept = {best, last, *([last - 1] if keep == "last2" else [])}
         for number, stage in enumerate(self.trained, 1):
             if keep != "all" and number not in kept:
-                stage.prune(_is_weights)
+                stage.prune(is_weights)
 
     def serve(self, number: int) -> None:
         """Make sure that a policy is there, and that the server serves it."""
@@ -240,7 +230,7 @@ class Policies:
             )
 
 
-def _is_weights(name: str) -> bool:
+def is_weights(name: str) -> bool:
     return name.endswith(".safetensors")
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from aligner.config.oracle import queries_of
 from aligner.config.recipe import Model
 from aligner.data.loading import load_rows
 from aligner.data.rows import PromptRow, prompt_text, refuse_tools
@@ -107,6 +108,8 @@ def check(recipe: OnlineRecipe) -> None:
     named = [("online.reward_models", spec) for spec in online.reward_models]
     if online.evaluation.gold is not None:
         named.append(("online.evaluation.gold", online.evaluation.gold))
+    if online.oracle is not None:
+        named.append(("online.oracle.scorer", online.oracle.scorer))
     for key, spec in named:
         try:
             card = read_spec(spec)
@@ -119,6 +122,8 @@ def check(recipe: OnlineRecipe) -> None:
                 "calls are compared here",
                 "take `standardize` out of its card, or name its members in online.reward_models",
             )
+    if online.oracle is not None:
+        _check_proxy(recipe)
     if online.self_rewarding is not None and online.self_rewarding.rubric is not None:
         read_rubric(online.self_rewarding.rubric)
     for key in ("stronger", "weaker"):
@@ -127,6 +132,22 @@ def check(recipe: OnlineRecipe) -> None:
     check_engine(recipe.generation, recipe.model)
     if online.train == "dpo":
         steps_of("dpo").check(_as_dpo(recipe), None)
+
+
+def _check_proxy(recipe: OnlineRecipe) -> None:
+    """Refuse a proxy that cannot be trained on labels.
+
+    Raises: RecipeError.
+    """
+    (spec,) = recipe.online.reward_models
+    card = read_spec(spec)
+    if card.kind != "bradley_terry":
+        raise RecipeError(
+            f"online.oracle: the proxy {spec} is of the kind {card.kind}, and what is trained on "
+            "the oracle's labels is a model with one score",
+            "name a run of `aligner reward` (bradley_terry or odin) in online.reward_models",
+        )
+    check_model_path(Model(name_or_path=card.model or ""), "online.reward_models")
 
 
 def _as_dpo(recipe: OnlineRecipe) -> Any:
@@ -209,6 +230,10 @@ def plan_rows(recipe: OnlineRecipe, inputs: Inputs) -> list[tuple[str, str, str]
     if online.self_rewarding is not None:
         samples = online.self_rewarding.samples
         rows.append(("ratings of a round", f"{each * samples:,}", "by the policy itself, at most"))
+    if (oracle := online.oracle) is not None:
+        shares = [queries_of(oracle, online.rounds, number) for number in range(1, rounds + 1)]
+        most = f"of {oracle.scorer}, {max(shares):,} in a round at most"
+        rows.append(("queries", f"{sum(shares):,}", most))
     return [*rows, ("disk", _shown(bytes_needed(recipe, inputs)), "about")]
 
 
@@ -226,7 +251,16 @@ def bytes_needed(recipe: OnlineRecipe, inputs: Inputs) -> int:
     responses = (prompts * samples + held_out) * online.max_new_tokens * BYTES_OF_TOKEN
     weights = 0 if recipe.model.lora is not None else _bytes_of(recipe.model)
     kept = online.rounds * (1 + online.future) if online.keep == "all" else 3 + online.future
-    return responses + weights * (kept + 1 + 2 * STATES)
+    return responses + weights * (kept + 1 + 2 * STATES) + _bytes_of_proxies(online)
+
+
+def _bytes_of_proxies(online: Online) -> int:
+    """Of those that an oracle's labels are trained into; their checkpoints go before others
+    come."""
+    if online.oracle is None or online.oracle.refresh.lora is not None:
+        return 0
+    model = read_spec(online.reward_models[0]).model or ""
+    return _bytes_of(Model(name_or_path=model)) * (online.rounds if online.keep == "all" else 2)
 
 
 def _bytes_of(model: Model) -> int:

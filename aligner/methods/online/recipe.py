@@ -9,6 +9,7 @@ from pydantic import Field
 
 from aligner.config.method import OwnRows, TrainingMethod
 from aligner.config.named import Names
+from aligner.config.oracle import Oracle, oracle_of_rounds
 from aligner.config.recipe import Model, Preference, Section, Strength, TrainRecipe, Weight, Whole
 from aligner.config.recipe_problem import RecipeProblems, problem_at, show
 from aligner.config.reward_rules import reward_models_add_up
@@ -110,6 +111,9 @@ class Online(Section):
     self_rewarding: SelfRewarding | None = None
     """In place of `reward_models`: the round's own policy rates its responses. `{}` for all
     defaults."""
+    oracle: Oracle | None = None
+    """Ask an expensive scorer about few pairs of each round, and train the one of `reward_models`
+    on what it says before it scores the round (arXiv 2407.02119)."""
     pairing: Pairing = Pairing()
     """How scored responses become pairs."""
     future: bool = False
@@ -303,6 +307,9 @@ def _summary(recipe: OnlineRecipe) -> OwnRows:
     else:
         scorers = ", ".join(online.reward_models) or "nobody"
         rows.append(("scored by", scorers, "online.reward_models"))
+    if (oracle := online.oracle) is not None:
+        asked = f"{oracle.scorer}, about {oracle.budget:,} pairs at most"
+        rows.append(("refreshed by", asked, "online.oracle"))
     if online.evaluation.gold is not None:
         rows.append(("held out, by", online.evaluation.gold, "online.evaluation.gold"))
     return rows
@@ -325,6 +332,7 @@ METHOD = TrainingMethod(
         _sampling,
         _pairing,
         _future,
+        oracle_of_rounds,
         _engines,
         *OF_OBJECTIVES,
     ),

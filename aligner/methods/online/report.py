@@ -10,7 +10,9 @@ from typing import Any
 from markupsafe import Markup
 
 from aligner.data.rows import PromptRow, prompt_text
+from aligner.methods.online.oracle_report import oracle_part
 from aligner.methods.online.read_rounds import Round, RunOfRounds, read_rounds
+from aligner.methods.online.report_pieces import in_cell, joined, remark, table
 from aligner.methods.online.status import how_far
 from aligner.methods.online.words import MEASURED, WINS, measured_cells, name_of_round, wins_text
 from aligner.reports.charts import Series, bar_chart, line_chart, number, point_chart
@@ -48,6 +50,7 @@ def write_online_report(run_dir: Path, manifest: dict[str, Any] | None = None) -
     sections = [
         ("rounds", "Rounds", _rounds(run)),
         ("curves", "Curves by round", _curves(run)),
+        ("oracle", "Oracle", oracle_part(run)),
         ("pairs", "Pairs", _pairs(run)),
         ("lengths", "Reward against length", _lengths(run)),
         ("samples", "Held-out prompts, round by round", _samples(run)),
@@ -93,7 +96,7 @@ def _rounds(run: RunOfRounds) -> Markup:
     lines: list[Sequence[str | Markup]] = []
     for one in run.rounds:
         lines += _round_lines(run, one)
-    return _table(head, lines) + _note(_explained(run))
+    return table(head, lines) + remark(_explained(run))
 
 
 def _round_lines(run: RunOfRounds, one: Round) -> Iterable[Sequence[str | Markup]]:
@@ -171,7 +174,7 @@ def _curves(run: RunOfRounds) -> Markup:
             lines.append(Series(part, points, tone, dots=True))
         figures.append(line_chart(title, lines, bounds=bounds, unit="round"))
     note = "Horizontal axis: rounds, 0 being the start."
-    return Markup('<div class="grid">{}</div>').format(_joined(figures)) + _note(note)
+    return Markup('<div class="grid">{}</div>').format(joined(figures)) + remark(note)
 
 
 def _wins_chart(run: RunOfRounds, other: str) -> str:
@@ -195,7 +198,7 @@ def _pairs(run: RunOfRounds) -> Markup:
         return Markup('<p class="soft">No pairs were made yet.</p>')
     parts = [_pair_table(run, paired), _lost_table(paired), _score_table(paired)]
     parts += [_sample_pairs(one) for one in paired]
-    return _joined(parts)
+    return joined(parts)
 
 
 def _pair_table(run: RunOfRounds, rounds: Sequence[Round]) -> Markup:
@@ -215,8 +218,8 @@ def _pair_table(run: RunOfRounds, rounds: Sequence[Round]) -> Markup:
             line.append(f"{facts['tokens of the rejected']:.1f}")
             line += [f"{facts['longer ones chosen']:.0%}", f"{facts['margin']:.3g}"]
             line += [f"{facts['chosen from the future']:.0%}"] if run.online["future"] else []
-        line.append(_text(facts["correlation of score and length"], "{:+.2f}"))
-        line += [_text(training.get(key), form) for _, key, form in trained]
+        line.append(in_cell(facts["correlation of score and length"], "{:+.2f}"))
+        line += [in_cell(training.get(key), form) for _, key, form in trained]
         lines.append(line)
     said = "Score and length: mean over prompts of the correlation of score and tokens."
     if not is_sft:
@@ -224,7 +227,7 @@ def _pair_table(run: RunOfRounds, rounds: Sequence[Round]) -> Markup:
             " Log-ratios are to the reference, times beta, at the end of the training; where that "
             "of the chosen falls far below 0, training makes chosen responses less likely too."
         )
-    return _table(head, lines) + _note(said)
+    return table(head, lines) + remark(said)
 
 
 def _lost_table(rounds: Sequence[Round]) -> Markup:
@@ -235,7 +238,7 @@ def _lost_table(rounds: Sequence[Round]) -> Markup:
     for why in reasons:
         counts = [one.facts(one.pairing)["lost"].get(why, 0) for one in rounds]
         lines.append([why, *(f"{count:,}" if count else "" for count in counts)])
-    return Markup("<h3>What was lost</h3>") + _table(head, lines) if lines else Markup("")
+    return Markup("<h3>What was lost</h3>") + table(head, lines) if lines else Markup("")
 
 
 def _score_table(rounds: Sequence[Round]) -> Markup:
@@ -244,19 +247,21 @@ def _score_table(rounds: Sequence[Round]) -> Markup:
     head += ["worst of a prompt", "prompts that tie", "without a score"]
     lines = []
     for one in rounds:
-        for stage in [name for name in one.stages if name.startswith("score")]:
-            sampled = one.facts(stage.replace("score", "sample", 1))
-            source = stage.removeprefix("score").replace("-", ", ")
+        for stage in [name for name in one.stages if name.startswith(("score", "rescore"))]:
+            kind, _, source = stage.partition("-")
+            sampled = one.facts(f"sample-{source}" if source else "sample")
+            source = f", {source}" if source else ""
+            source += ", refreshed" if kind == "rescore" else ""
             for spec, facts in one.facts(stage).items():
                 line = [spec, f"{one.number}{source}", f"{sampled.get('responses', 0):,}"]
-                line.append(_text(sampled.get("finished"), "{:.0%}"))
+                line.append(in_cell(sampled.get("finished"), "{:.0%}"))
                 for key in ("mean", "best of a prompt", "worst of a prompt"):
-                    line.append(_text(facts[key], "{:.3f}"))
+                    line.append(in_cell(facts[key], "{:.3f}"))
                 line.append(f"{facts['prompts whose responses all tie']:,}")
                 lines.append([*line, f"{facts['without a score']:,}"])
     if not lines:
         return Markup("")
-    return Markup("<h3>Scores of the sampled responses</h3>") + _table(head, lines)
+    return Markup("<h3>Scores of the sampled responses</h3>") + table(head, lines)
 
 
 def _sample_pairs(one: Round) -> Markup:
@@ -270,7 +275,7 @@ def _sample_pairs(one: Round) -> Markup:
                 ("chosen", "rejected"), row["scores"], row["written_by"], strict=True
             ):
                 sides.append((name, row[name], score, source))
-        answers = _joined(
+        answers = joined(
             _answer(f"{name}, {_score(score)}", _said(text), "" if who == "policy" else who)
             for name, text, score, who in sides
         )
@@ -279,7 +284,7 @@ def _sample_pairs(one: Round) -> Markup:
         return Markup("")
     summary = f"The first pairs of round {one.number}" if len(shown) > 1 else "A pair"
     return Markup("<details><summary>{}</summary><div>{}</div></details>").format(
-        summary, _joined(shown)
+        summary, joined(shown)
     )
 
 
@@ -308,7 +313,7 @@ def _lengths(run: RunOfRounds) -> Markup:
     )
     if not chart and not curve:
         return Markup("")
-    return Markup('<div class="grid">{}</div>').format(_joined([chart, curve])) + _note(note)
+    return Markup('<div class="grid">{}</div>').format(joined([chart, curve])) + remark(note)
 
 
 def _samples(run: RunOfRounds) -> Markup:
@@ -322,8 +327,8 @@ def _samples(run: RunOfRounds) -> Markup:
             by_prompt.setdefault(prompt, []).append(_answer(label, sample["text"]))
     if not by_prompt:
         return Markup("")
-    shown = [_sample(prompt, _joined(answers)) for prompt, answers in by_prompt.items()]
-    return _joined(shown) + _note(f"One sampled response each, with its {run.judge}.")
+    shown = [_sample(prompt, joined(answers)) for prompt, answers in by_prompt.items()]
+    return joined(shown) + remark(f"One sampled response each, with its {run.judge}.")
 
 
 def _sample(prompt: Any, answers: Markup) -> Markup:
@@ -353,40 +358,6 @@ def _score(value: float | None) -> str:
     return "no score" if value is None else number(value)
 
 
-# --- pieces of HTML -------------------------------------------------------------------------------
-
-
-def _table(head: Sequence[str], lines: Iterable[Sequence[str | Markup]]) -> Markup:
-    """A table whose first column holds names, and the others numbers."""
-    named = _joined(_cell("th", place, text) for place, text in enumerate(head))
-    rows = []
-    for line in lines:
-        cells = _joined(_cell("td", place, text) for place, text in enumerate(line))
-        rows.append(Markup("<tr>{}</tr>").format(cells))
-    return Markup(
-        '<div class="scroll"><table class="tight"><thead><tr>{}</tr></thead><tbody>{}</tbody>'
-        "</table></div>"
-    ).format(named, _joined(rows))
-
-
-def _cell(tag: str, place: int, text: str | Markup) -> Markup:
-    kind = ' class="n"' if place else ' class="name"'
-    return Markup(f"<{tag}{kind}>{{}}</{tag}>").format(text)
-
-
-def _note(text: str) -> Markup:
-    return Markup('<p class="soft small">{}</p>').format(text)
-
-
-def _joined(parts: Iterable[str | Markup]) -> Markup:
-    """Join HTML; charts come as plain text, in which they escaped what comes from outside."""
-    return Markup("").join(map(Markup, parts))
-
-
-def _text(value: float | None, form: str) -> str:
-    return "" if value is None else form.format(value)
-
-
 # --- the card -------------------------------------------------------------------------------------
 
 
@@ -406,5 +377,19 @@ def rounds_of_card(run_dir: Path) -> str:
     specs = ", ".join(f"`{spec}`" for spec in run.online["reward_models"]) or "nothing"
     gold = run.online["evaluation"]["gold"]
     judged = f"; `gold` is by `{gold}`, which training did not see" if gold else ""
-    said = f"The reward is by {specs}{judged}. {_explained(run)}"
+    if gold and gold == (run.online.get("oracle") or {}).get("scorer"):
+        judged = f"; `gold` is by `{gold}`, the oracle, which training heard on other prompts"
+    said = f"The reward is by {specs}{judged}.{_of_oracle(run)} {_explained(run)}"
     return f"## Rounds\n\n{said}\n\n{table}"
+
+
+def _of_oracle(run: RunOfRounds) -> str:
+    """What the card says of the labels that the reward was trained on meanwhile."""
+    asked = [one.facts("query") for one in run.rounds if one.facts("query")]
+    if not asked:
+        return ""
+    labels, spent = sum(one["labels"] for one in asked), asked[-1]["spent"]
+    return (
+        f" Pairs were made by that reward model as it was trained on {labels:,} labels of "
+        f"`{run.online['oracle']['scorer']}`, of {spent:,} queries; measured is with it as it was."
+    )

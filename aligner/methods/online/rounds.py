@@ -4,6 +4,8 @@ arXiv 2405.07863).
     rounds/00/eval                             the start, measured
     rounds/01/{sample,score,pair,train,eval}   with `online.future` between pair and train also
                                                {train,sample,score,pair}-future
+                                               with `online.oracle` between score and pair also
+                                               {query,refresh,rescore}
     rounds/02/...
     rounds.json                                what each round was worth
     final/                                     the policy of the best round
@@ -35,7 +37,7 @@ from aligner.methods.online.answering import Answering, Written
 from aligner.methods.online.evaluation import HeldOut, evaluate
 from aligner.methods.online.measures import best_round, judged, why_stop
 from aligner.methods.online.pair_stage import make_pairs
-from aligner.methods.online.pairing import FUTURE
+from aligner.methods.online.pairing import FUTURE, POLICY
 from aligner.methods.online.policies import Policies, digests, name_of
 from aligner.methods.online.preflight import (
     Inputs,
@@ -46,6 +48,7 @@ from aligner.methods.online.preflight import (
     read_inputs,
     refuse_full_disk,
 )
+from aligner.methods.online.proxies import Proxies
 from aligner.methods.online.recipe import OnlineRecipe
 from aligner.methods.online.scoring import scored_by
 from aligner.methods.online.train_stage import final_of
@@ -100,7 +103,8 @@ def run_online(
     run = session.open()
     inputs.record(run, recipe)
     rounds = Rounds(recipe, resolved.origins, run, inputs, on_event)
-    cards = [read_spec(spec) for spec in rounds.held_out.specs]
+    asked = [] if recipe.online.oracle is None else [recipe.online.oracle.scorer]
+    cards = [read_spec(spec) for spec in [*rounds.held_out.specs, *asked]]
     run.record_isolation(announce_walls(cards, partial(tell, on_event)))
     found, reason = rounds.carry_out()
     return _finish(rounds, found, reason)
@@ -121,7 +125,11 @@ class Rounds:
     def __post_init__(self) -> None:
         self.stages = Stages(self.run.dir, self.on_event)
         self.policies = Policies(self.recipe, self.origins, self.stages, self.on_event)
-        self.answering = Answering(self.recipe, self.policies)
+        self.proxies: Proxies | None = None
+        if self.recipe.online.oracle is not None:
+            since = self.run.read_json("environment.json")["sessions"][0]["started"]
+            self.proxies = Proxies(self.recipe, self.policies, since, self.on_event)
+        self.answering = Answering(self.recipe, self.policies, self.proxies)
         rows, online = self.inputs.held_out, self.recipe.online
         self.held_out = HeldOut(rows, online, self.recipe.seed, self.on_event)
         self.judges = scored_by(self.held_out.specs)
@@ -140,6 +148,8 @@ class Rounds:
             self._log(found)
             self._tell_of(found)
             self.policies.prune(best_round(found))
+            if self.proxies is not None:
+                self.proxies.prune()
             reason = why_stop(found, online.stop) if number < online.rounds else ""
             if reason:
                 tell(self.on_event, Warned(f"no further round after {number}: {reason}"))
@@ -149,6 +159,11 @@ class Rounds:
     def _make_pairs(self, number: int) -> None:
         rows = self.inputs.rounds[number - 1]
         written = self.answering.answer(number, rows)
+        if self.proxies is not None and self.proxies.share(number):
+            own = {POLICY: written[POLICY]}
+            self.proxies.ask(number, digests(own[POLICY]), self.answering.scored(own, rows), rows)
+            self.proxies.refresh(number)
+            written = self.answering.rescored(number, written, rows)
         self.policies.pairs.append(self._paired(number, "pair", written, rows))
         if self.recipe.online.future:
             temporary = self.policies.train_temporary(number)
@@ -218,6 +233,7 @@ class Rounds:
             title = f"{title}; best so far: {best}, {name} {judged(found[best]):.3f}"
         pairs = f"{(self.policies.pairs[-1].facts or {})['pairs']:,}" if number else ""
         cells = {"round": name_of_round(number), "pairs": pairs}
+        cells |= {} if self.proxies is None else self.proxies.cells(number)
         row = TableRow(
             title=title,
             cells={**cells, **measured_cells(found[-1])},

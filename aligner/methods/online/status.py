@@ -7,22 +7,31 @@ from pathlib import Path
 from typing import Any
 
 from aligner.config.method import RunStatus
+from aligner.config.oracle import Oracle, queries_of
 from aligner.errors import UsageError
 from aligner.methods.online.pairing import FUTURE, START, STRONGER, WEAKER
 from aligner.methods.online.sampling import RESPONSES
-from aligner.methods.online.words import MEASURED, WINS, measured_cells, name_of_round
+from aligner.methods.online.words import (
+    DISAGREES,
+    MEASURED,
+    QUERIES,
+    WINS,
+    measured_cells,
+    name_of_round,
+    oracle_cells,
+)
 from aligner.runs.files import read_json, read_metrics
 from aligner.runs.lock import is_held
 from aligner.runs.stages import done_record
 
-COLUMNS = (
-    *("round", "stages", "pairs"),
-    *(column for column, _, _ in MEASURED),
-    *(WINS, "seconds"),
-)
+COLUMNS = ("round", "stages", "pairs")
+"""The first columns; those of what a round measured follow."""
 
 AHEAD = [f"{stage}-{FUTURE}" for stage in ("train", "sample", "score", "pair")]
 """Stages of `online.future`."""
+
+ORACLE = ("query", "refresh")
+"""Stages of `online.oracle`; the scores follow."""
 
 Record = Mapping[str, Any]
 
@@ -51,13 +60,15 @@ def status_of(run_dir: Path) -> RunStatus:
     rows, rounds = [], []
     for number in reached(run_dir, recipe):
         records = records_of(run_dir, recipe, number)
-        rows.append(_row(number, records))
+        rows.append(_row(recipe, number, records))
         facts = {
             name: None if record is None else record["facts"] for name, record in records.items()
         }
         rounds.append({"round": number, "stages": facts})
     remark = how_far(run_dir, recipe)
-    return RunStatus(COLUMNS, rows, remark, {"rounds": rounds, "remark": remark})
+    asked = (QUERIES, DISAGREES) if recipe["online"].get("oracle") else ()
+    columns = (*COLUMNS, *asked, *(column for column, _, _ in MEASURED), WINS, "seconds")
+    return RunStatus(columns, rows, remark, {"rounds": rounds, "remark": remark})
 
 
 def reached(run_dir: Path, recipe: Record) -> list[int]:
@@ -98,8 +109,11 @@ def stages_of(recipe: Record, number: int) -> list[str]:
     elif online["pairing"]["rule"] == "anchored" and number > 1:
         sources = ["", f"-{START}"]
     stages = []
+    is_scored = bool(online["reward_models"] or online.get("self_rewarding"))
     for source in sources:
-        stages += [f"sample{source}", *([f"score{source}"] if online["reward_models"] else [])]
+        stages += [f"sample{source}", *([f"score{source}"] if is_scored else [])]
+    if (asked := online.get("oracle")) and queries_of(Oracle(**asked), online["rounds"], number):
+        stages += [*ORACLE, *(f"rescore{source}" for source in sources)]
     return [*stages, "pair", *(AHEAD if online["future"] else []), "train", "eval"]
 
 
@@ -128,11 +142,16 @@ def _lines(files: Sequence[Path]) -> int:
     return sum(file.read_bytes().count(b"\n") for file in files if file.exists())
 
 
-def _row(number: int, records: Mapping[str, dict[str, Any] | None]) -> tuple[str, ...]:
+def _row(
+    recipe: Record, number: int, records: Mapping[str, dict[str, Any] | None]
+) -> tuple[str, ...]:
     done = [name for name, record in records.items() if record is not None]
     seconds = sum(record["seconds"] for record in records.values() if record is not None)
     pair, measured = records.get("pair"), records.get("eval")
     cells = measured_cells((measured or {}).get("facts", {}))
+    if recipe["online"].get("oracle"):
+        query, refresh = ((records.get(name) or {}).get("facts", {}) for name in ORACLE)
+        cells = {**oracle_cells(query, refresh), **cells}
     return (
         name_of_round(number),
         " ".join(done) or "-",

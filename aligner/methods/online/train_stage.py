@@ -10,7 +10,7 @@ adapters are trained further (`online.reference`).
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import yaml
 from aligner.config.defaults import is_default
 from aligner.config.load import Resolved
 from aligner.config.recipe import Data, Model, Report, Source, TrainRecipe
-from aligner.events import Notice, OnEvent, tell
+from aligner.events import DataReady, Event, Finished, Notice, OnEvent, Plan, tell
 from aligner.methods.dpo.recipe import DpoRecipe
 from aligner.methods.online.recipe import OnlineRecipe
 from aligner.methods.pipeline import run_recipe
@@ -60,10 +60,19 @@ def train(
     training: Training,
     on_event: OnEvent | None,
 ) -> None:
-    """Train, and finish the stage. Its checkpoints are removed behind it."""
+    """Train, and finish the stage."""
     if stage.is_done:
         return
-    inner = recipe_of(stage, recipe, origins, training)
+    results, kept = carry_out(stage, recipe_of(stage, recipe, origins, training), on_event)
+    run = stage.folder / RUN
+    stage.finish({**results, **_last(run), "rows": _rows(run)}, kept)
+
+
+def carry_out(
+    stage: Stage, inner: TrainRecipe, on_event: OnEvent | None
+) -> tuple[Mapping[str, float], list[Path]]:
+    """Do the run of a stage, or what is left of it; return its results, and its files that stay.
+    Its checkpoints are removed behind it."""
     run = stage.folder / RUN
     text = yaml.safe_dump(
         inner.model_dump(mode="json", exclude_unset=True), sort_keys=False, allow_unicode=True
@@ -72,11 +81,20 @@ def train(
     if run.is_dir() and not is_of(run, inner):
         tell(on_event, Notice(f"{stage.name} is started again: its files lie elsewhere now"))
         shutil.rmtree(run)
-    result = run_recipe(resolved, resume=run.is_dir(), on_event=on_event)
+    result = run_recipe(resolved, resume=run.is_dir(), on_event=_heard(on_event))
     manifest = parse_json(run / "manifest.json", "delete the folder of the stage")
     shutil.rmtree(run / "checkpoints", ignore_errors=True)
-    kept = [run / name for name in manifest["files"] if not name.endswith(".md")]
-    stage.finish({**result.results, **_last(run), "rows": _rows(run)}, kept)
+    return result.results, [run / name for name in manifest["files"] if not name.endswith(".md")]
+
+
+def _heard(listener: OnEvent | None) -> OnEvent | None:
+    """What is heard of the run of a stage: all but its plan and its end."""
+
+    def hear(event: Event) -> None:
+        if not isinstance(event, Plan | Finished | DataReady):
+            tell(listener, event)
+
+    return None if listener is None else hear
 
 
 def is_of(run: Path, inner: TrainRecipe) -> bool:
@@ -92,13 +110,12 @@ def recipe_of(
     """Return the recipe of the round's own run."""
     sources = [Source(path=str(path)) for path in training.pairs]
     sources += [Source(path=str(path), max_rows=rows) for path, rows in training.replayed if rows]
-    given = {key: value for key, value in recipe.trainer.items() if _is_given(key, origins)}
     shared: dict[str, Any] = {
         "output_dir": str(stage.folder / RUN),
         "seed": recipe.seed,
         "model": training.start,
         "data": Data(train=sources, max_length=recipe.data.max_length),
-        "trainer": given,
+        "trainer": given_trainer(recipe, origins),
         "launch": recipe.launch,
         "report": Report(num_prompts=0),
     }
@@ -106,6 +123,11 @@ def recipe_of(
         return SftRecipe(method="sft", **shared)
     dpo = recipe.dpo.model_copy(update={"reference_model": training.reference})
     return DpoRecipe(method="dpo", dpo=dpo, preference=recipe.preference, **shared)
+
+
+def given_trainer(recipe: OnlineRecipe, origins: dict[str, str]) -> dict[str, Any]:
+    """Return what the runs of stages have of the trainer's settings."""
+    return {key: value for key, value in recipe.trainer.items() if _is_given(key, origins)}
 
 
 def _is_given(key: str, origins: dict[str, str]) -> bool:

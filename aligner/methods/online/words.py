@@ -54,3 +54,41 @@ def round_line(number: int, facts: Mapping[str, Any]) -> str:
     said += [f"wins {cells[WINS]} against the start"] if cells[WINS] else []
     name = f"round {number}" if number else "start"
     return f"{name}: {', '.join(said)}"
+
+
+QUERIES, DISAGREES = "queries", "oracle disagrees"
+"""Columns of a run with an oracle."""
+
+
+def oracle_cells(query: Mapping[str, Any], refresh: Mapping[str, Any]) -> dict[str, str]:
+    """Return column -> text of what an oracle said in a round, empty where it was not asked.
+
+    Queries are those spent so far. How often it disagrees with the proxy, before and after the
+    refresh, is of held-out labels; where none are held out, before alone, of the round's labels.
+    """
+    cells = {QUERIES: "", DISAGREES: ""}
+    if query:
+        cells[QUERIES] = f"{query['spent']:,} of {query['budget']:,}"
+        known = refresh.get("accuracy") or {}
+        if known.get("after") is not None:
+            cells[DISAGREES] = f"{1 - known['before']:.0%} to {1 - known['after']:.0%}"
+        elif query["disagree"] is not None:
+            cells[DISAGREES] = f"{query['disagree']:.0%}"
+    return cells
+
+
+def oracle_line(query: Mapping[str, Any], refresh: Mapping[str, Any]) -> str:
+    """Return what the oracle and its labels were worth in a round, as one line."""
+    said = f"{query['spent']:,} of {query['budget']:,} queries spent, {query['queries']:,} of them"
+    said += f" now ({query['from the ledger']:,} answers were in the ledger)"
+    lost = [f"{query[why]:,} {why}" for why in ("ties", "without a verdict") if query[why]]
+    said += f"; {query['labels']:,} labels" + (f"; {', '.join(lost)}" if lost else "")
+    if query["disagree"] is not None:
+        said += f"; the proxy disagrees with {query['disagree']:.0%}"
+    known = refresh.get("accuracy") or {}
+    if known.get("after") is not None:
+        said += (
+            f"; of {refresh['held out']:,} held-out ones with {1 - known['before']:.0%}, and once "
+            f"it is refreshed with {1 - known['after']:.0%}"
+        )
+    return said
