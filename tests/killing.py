@@ -94,6 +94,29 @@ ROUNDS: dict[str, tuple[Place | FilePlace, int]] = {
 }
 """Moments of online rounds, and at which passage the process dies."""
 
+ORACLE: dict[str, tuple[Place | FilePlace, int]] = {
+    "before the oracle's questions have their name": (("os", "replace", True, "picked.json"), 1),
+    "behind the name of the oracle's questions": (("os", "replace", False, "picked.json"), 1),
+    "while the oracle is asked": ((f"{ONLINE}.query_stage", "ask_parts", True), 3),
+    "before an answer is in the ledger": ((f"{ONLINE}.ledger:Ledger", "add", True), 3),
+    "behind an answer in the ledger": ((f"{ONLINE}.ledger:Ledger", "add", False), 3),
+    "before the labels have their name": (("os", "replace", True, "labels.json"), 1),
+    "while the proxy is trained": (("transformers:Trainer", "training_step", True), 3),
+    "before a checkpoint of the proxy is whole": (
+        ("aligner.training.callbacks", "mark_complete", True),
+        1,
+    ),
+    "before the manifest of the proxy": (("aligner.runs.run:Run", "finish", True), 1),
+    "behind the manifest of the proxy": (("aligner.runs.run:Run", "finish", False), 1),
+    "while the proxies are measured": ((f"{ONLINE}.refresh_stage", "_accuracy", True), 2),
+    "while responses are scored again": ((f"{ONLINE}.scoring:Scoring", "_asked", True), 8),
+    "while the second round's oracle is asked": ((f"{ONLINE}.ledger:Ledger", "add", True), 8),
+}
+"""The same of rounds with an oracle, which has six queries in each."""
+
+STAGES_OF_AN_ORACLE = (4, 5, 6, 12, 13, 14)
+"""Which stages of two rounds are its own: query, refresh and rescore of each."""
+
 STAGES_OF_TWO_ROUNDS = 11
 """The start measured, and of each round sample, score, pair, train, eval."""
 
@@ -101,6 +124,7 @@ PRELOADED = [
     "aligner.methods.sft.train",
     "aligner.methods.dpo.train",
     "aligner.methods.rlhf.train",
+    "aligner.methods.reward.train",
     "aligner.methods.online.rounds",
     "aligner.reports.training",
     "aligner.data.loading",
@@ -175,7 +199,7 @@ def _die_at(moment: str, method: str, count: int) -> None:
     elif moment in MOMENTS and method != "online":
         place = MOMENTS[moment]
     else:
-        place = {**ROLLOUTS, **ROUNDS}[moment][0]
+        place = {**ROLLOUTS, **ROUNDS, **ORACLE}[moment][0]
     _, name, before, *ending = place
     owner = owner_of(place, method)
     setattr(owner, name, _deadly(getattr(owner, name), count, before, *ending))

@@ -115,15 +115,21 @@ def _sections() -> Iterator[str]:
 
 
 def _method_sections() -> Iterator[tuple[str, type[Section]]]:
-    """The section of each method, and those that its folder adds below that."""
+    """The section of each method, and those below it that are its own."""
     for method, recipe in recipes().items():
         section = section_at(recipe, (method,))
         assert section is not None, "a method has a section of its name"
         yield method, section
-        for key in section.model_fields:
-            inner = section_at(section, (key,))
-            if inner is not None and inner.__module__ == recipe.__module__:
-                yield f"{method}.{key}", inner
+        yield from _own_sections(method, section)
+
+
+def _own_sections(place: str, section: type[Section]) -> Iterator[tuple[str, type[Section]]]:
+    """The sections below a section, but for those that several methods have."""
+    for key in section.model_fields:
+        inner = section_at(section, (key,))
+        if inner is not None and inner.__module__ != recipe_module.__name__:
+            yield f"{place}.{key}", inner
+            yield from _own_sections(f"{place}.{key}", inner)
 
 
 @functools.cache

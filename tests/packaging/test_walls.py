@@ -111,7 +111,8 @@ LOADS_HEAVY: dict[str, tuple[str, ...]] = {
     "losses.dsl": ("checks", "interpreter"),
     "methods.dpo": ("encode", "reference_samples", "reward_distillation", "start_checks", "train"),
     "methods.online": (
-        *("answering", "evaluation", "measures", "preflight", "read_rounds", "report", "rounds"),
+        *("answering", "evaluation", "measures", "oracle_report", "preflight", "proxies"),
+        *("query_stage", "read_rounds", "refresh_stage", "report", "rounds"),
     ),
     "methods.reward": ("collators", "encode", "segments", "train", "trainers"),
     "methods.rlhf": (

@@ -364,6 +364,7 @@ def test_what_a_folder_says_of_itself_holds(name: str) -> None:
                         "evaluation",
                         "measures",
                         "read_rounds",
+                        "refresh_stage",
                         "report",
                         "rounds",
                         "words",
