@@ -21,7 +21,7 @@ from aligner.runs.places import refuse_unusable
 
 
 def cache_folder(name: str) -> Path:
-    """Return the folder of one kind of them: `reference`, `rewards`, `samples`, `judge`,
+    """Return the folder of one kind of them: `reference`, `rewards`, `samples`, `judge`, `oracle`,
     `crashes`."""
     root = os.environ.get("ALIGNER_CACHE")
     return (Path(root) if root else Path.home() / ".cache" / "aligner") / name

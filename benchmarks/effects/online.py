@@ -21,6 +21,10 @@ chosen answer). They differ in when answers are sampled:
     rules      the share of written rules that a response keeps to (`kind: rules`, AutoRule), by a
                judge who errs in one verdict of ten or in three, alone and beside that reward model;
                a third of the prompts and half of the responses of the other parts
+    oracle     the same weak reward model, and gold as an oracle that is asked about 64 pairs of
+               each round (`online.oracle`): the proxy is trained on these labels before it scores,
+               by selector; three times the queries; and as many labels trained on directly, of two
+               samples to each of 64 prompts, for two epochs and for as many steps as the others
 
 Gold, reward and KL are of 400 held-out prompts, 4 answers each at temperature 1, after the last
 round. `--folder` keeps worlds, runs and `results.json`, and continues there.
@@ -46,6 +50,7 @@ from aligner.methods.catalogue import function_of, method_of
 from aligner.methods.online.policies import Policies
 from aligner.methods.online.train_stage import Training
 from aligner.runs.files import dumps, parse_json, write_atomically
+from aligner.runs.stages import done_record
 from benchmarks.effects.online_judge import judge
 from benchmarks.effects.online_world import write_world
 from benchmarks.results import write
@@ -83,6 +88,8 @@ class Arm:
     changes: list[str] = field(default_factory=list)
     proxy: str = "reward"
     forgets: bool = False
+    asks: bool = False
+    """Whether gold is the oracle of `online.oracle`."""
     errs: float | None = None
     """A judge of rules scores too, and errs in this share of its verdicts; with no proxy, alone."""
 
@@ -90,6 +97,21 @@ class Arm:
 def _at(rate: str, *changes: str) -> list[str]:
     return [f"trainer.learning_rate={rate}", *changes]
 
+
+def _asking(*changes: str, queries: int = 64) -> Arm:
+    """The weak reward model with an oracle."""
+    budget = [f"online.oracle.budget={3 * queries}"]
+    refresh = ["learning_rate=1e-3", "num_train_epochs=10"]
+    budget += [f"online.oracle.refresh.{setting}" for setting in refresh]
+    return Arm(_at("1e-3", *IN_ROUNDS, *budget, *changes), proxy="weak", asks=True)
+
+
+LABELS_ALONE = [
+    "online.rounds=3",
+    "online.prompts_per_round=64",
+    "online.num_samples=2",
+    "online.temperatures=[1.0]",
+]
 
 PARTS: dict[str, dict[str, Arm]] = {
     "rates": {
@@ -150,10 +172,22 @@ PARTS: dict[str, dict[str, Arm]] = {
         "rules, 3 verdicts of 10 wrong": Arm(_at("2e-3", *SMALLER), proxy="", errs=0.3),
         "both, 1 verdict of 10 wrong": Arm(_at("2e-3", *SMALLER), proxy="weak", errs=0.1),
     },
+    "oracle": {
+        "the proxy alone": Arm(_at("1e-3", *IN_ROUNDS), proxy="weak"),
+        "refreshed, random": _asking("online.oracle.selector=random"),
+        "refreshed, coreset_response": _asking(),
+        "refreshed, uncertainty": _asking("online.oracle.selector=uncertainty"),
+        "refreshed, coreset_response, 192 a round": _asking(queries=192),
+        "64 labels a round alone": Arm(_at("1e-3", *LABELS_ALONE), proxy="gold"),
+        "64 labels a round alone, 12 epochs": Arm(
+            _at("1e-3", *LABELS_ALONE, "trainer.num_train_epochs=12"), proxy="gold"
+        ),
+    },
 }
 
 
-WRITTEN = {"online": {*PARTS} - {"future", "rules"}, "online-options": {"future", "rules"}}
+OPTIONS = {"future", "rules", "oracle"}
+WRITTEN = {"online": {*PARTS} - OPTIONS, "online-options": OPTIONS}
 """Marks in RESULTS.md -> the parts between them."""
 
 
@@ -193,6 +227,9 @@ def prepare(world: Path, seed: int) -> None:
 def run_arm(world: Path, seed: int, name: str, arm: Arm) -> dict[str, Any]:
     """Train by an arm, and return what the start and each round measured."""
     scorers = [str(world / "runs" / arm.proxy)] if arm.proxy else []
+    if arm.proxy == "gold":  # by another name, as held-out prompts are measured by that of gold
+        shutil.copy(world / "truth.py", world / "labels.py")
+        scorers = [f"verifier:{world / 'labels.py'}:gold"]
     with nullcontext() if arm.errs is None else judge(world, seed, arm.errs) as card:
         scorers += [str(card)] if card is not None else []
         return _rounds(world, seed, name, arm, scorers)
@@ -207,14 +244,17 @@ def _rounds(world: Path, seed: int, name: str, arm: Arm, scorers: Sequence[str])
         f"online.evaluation.gold=verifier:{world / 'truth.py'}:gold",
         *ONLINE,
         *arm.changes,
+        *([f"online.oracle.scorer=verifier:{world / 'truth.py'}:gold"] if arm.asks else []),
     ]
     shutil.rmtree(world / "runs" / name, ignore_errors=True)  # one that was broken off
     with patch.object(Policies, "_training", _forgetting) if arm.forgets else nullcontext():
         run = _run(world, seed, name, "tiny/online", changes)
     summary = parse_json(run / "rounds.json", "run it again")
     rounds = [_whole(one) for one in summary["rounds"]]
+    labels = [done_record(folder) for folder in sorted(run.glob("rounds/*/refresh"))]
     shutil.rmtree(run / "rounds")
-    return {"rounds": rounds, "best": summary["best"], "stopped": summary["stopped"]}
+    found = {"rounds": rounds, "best": summary["best"], "stopped": summary["stopped"]}
+    return {**found, "refreshed": [one["facts"] for one in labels]} if labels else found
 
 
 _OF_PRODUCT = Policies._training
@@ -256,7 +296,25 @@ def tables(results: dict[str, Any]) -> list[str]:
             last = {seed: one["rounds"][-1] for seed, one in seen.items()}
             counts = ", ".join(str(len(one["rounds"]) - 1) for one in seen.values())
             lines.append(_line(name, last, counts))
+        lines += _of_labels(arms)
     return lines[1:]
+
+
+def _of_labels(arms: dict[str, Any]) -> list[str]:
+    """A table of the held-out labels that proxies order rightly, after the last refresh; nothing
+    where none was refreshed."""
+    asked = {name: seen for name, seen in arms.items() if "refreshed" in next(iter(seen.values()))}
+    if not asked:
+        return []
+    head = ("labels trained on", "held out", "right, original", "right, refreshed")
+    lines = ["", f"| arm | {' | '.join(head)} |", "| --- |" + " --- |" * len(head)]
+    for name, seen in asked.items():
+        last = [one["refreshed"][-1] for one in seen.values()]
+        cells = [", ".join(f"{one[key]}" for one in last) for key in ("trained on", "held out")]
+        for key in ("original", "after"):
+            cells.append(", ".join(f"{one['accuracy'][key]:.2f}" for one in last))
+        lines.append(f"| {' | '.join([name, *cells])} |")
+    return lines
 
 
 def _line(name: str, seen: dict[str, dict[str, float]], rounds: str = "") -> str:
