@@ -1,13 +1,15 @@
 """Overlaps with test sets: words in a row that a text has in common with a test.
 
 As in the search for contamination of GPT-3 (arXiv 2005.14165, appendix C) and in lm-eval, on normal
-texts. Four layers:
+texts, of which signs are no words: two calculations would soon have 13 of those in common. Layers:
 
 * long: `size` words in a row (13) of a test's question or answer stand in the prompt or the answer;
 * counted: `COUNTED` words in a row (8) do, which is often chance and only told;
 * whole: a question of fewer than `size` words stands in the prompt or the answer as it is; one
-  of fewer than `COUNTED` words, in the prompt alone; one of fewer than `SHORTEST`, is the prompt;
-* exact: a question that is the prompt is found by one of these, whatever its length.
+  of fewer than `COUNTED` words, in the prompt alone, with its signs; one of fewer than `SHORTEST`,
+  is the prompt.
+
+A question that is the prompt is found by one of these, whatever its length.
 
 Plain functions of texts: no rows, no recipe. Tests that are reworded or translated are not found.
 """
@@ -21,6 +23,9 @@ from aligner.data.normal_text import words_of
 
 COUNTED = 8
 SHORTEST = 4
+
+Index = dict[int, int]
+"""Hash of words -> number of the first test that has them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,63 +48,59 @@ class TestTexts:
         self.size = size
         self.counted = min(COUNTED, size)
         self._names: list[str] = []
-        self._counted: dict[int, int] = {}
-        self._long: dict[int, int] = {}
-        self._whole: dict[int, dict[int, int]] = {}
         self._texts: list[tuple[str, ...]] = []
+        self._counted: Index = {}
+        self._long: Index = {}
+        self._same: Index = {}
+        self._short: dict[int, Index] = {}
+        self._whole: dict[int, Index] = {}
 
     def __len__(self) -> int:
         return len(self._names)
 
     def add(self, name: str, question: str, answer: str = "") -> None:
         """Add a test. `name`, a file and a row, say, is what an overlap says of it."""
-        number = len(self._names)
-        asked = words_of(question)
-        texts = [asked, words_of(answer)]
+        number, asked = len(self._names), words_of(question)
+        texts = [_plain(asked), _plain(words_of(answer))]
         for words in texts:
             for gram in _hashes(words, self.counted):
                 self._counted.setdefault(gram, number)
             for gram in _hashes(words, self.size):
                 self._long.setdefault(gram, number)
-        if 0 < len(asked) < self.size:
-            self._whole.setdefault(len(asked), {}).setdefault(hash(tuple(asked)), number)
+        if len(texts[0]) < min(SHORTEST, self.size):
+            self._same.setdefault(hash(tuple(asked)), number)
+        elif len(texts[0]) < self.counted:
+            self._short.setdefault(len(asked), {}).setdefault(hash(tuple(asked)), number)
+        elif len(texts[0]) < self.size:
+            words = texts[0]
+            self._whole.setdefault(len(words), {}).setdefault(hash(tuple(words)), number)
         self._names.append(name)
-        self._texts.append(tuple(_padded(words) for words in texts if words))
+        self._texts.append(tuple(_padded(words) for words in (asked, *texts) if words))
 
     def overlap(self, prompt: str, answer: str) -> Overlap | None:
         """Return the first long overlap of a row with a test, else the first that is only counted,
         else None."""
-        texts = [words_of(prompt), words_of(answer)]
-        if found := self._short_question(texts[0]):
-            return Overlap(*found, is_long=True)
+        asked = words_of(prompt)
+        found = self._first(asked, len(asked), self._same) or self._any(asked, self._short)
+        texts = [] if found else [_plain(asked), _plain(words_of(answer))]
         counted = [self._first(words, self.counted, self._counted) for words in texts]
         for words, has_some in zip(texts, counted):
-            if has_some and (found := self._long_part(words)):
-                return Overlap(*found, is_long=True)
-        return next((Overlap(*found, is_long=False) for found in counted if found), None)
+            if has_some and not found:  # whoever has more words has these
+                found = self._first(words, self.size, self._long) or self._any(words, self._whole)
+        if found:
+            return Overlap(*found, is_long=True)
+        return next((Overlap(*some, is_long=False) for some in counted if some), None)
 
-    def _short_question(self, asked: Sequence[str]) -> tuple[str, str] | None:
-        """Return a question of few words that stands in the prompt, or is it."""
-        for length, known in sorted(self._whole.items()):
-            is_looked_for = length >= SHORTEST or length == len(asked)
-            if is_looked_for and (found := self._first(asked, length, known)):
+    def _any(self, words: Sequence[str], by_length: dict[int, Index]) -> tuple[str, str] | None:
+        """Return a whole question that stands in a text."""
+        for length, index in sorted(by_length.items()):
+            if found := self._first(words, length, index):
                 return found
         return None
 
-    def _long_part(self, words: Sequence[str]) -> tuple[str, str] | None:
-        """Return a run of `size` words of a test, or a whole question of nearly as many."""
-        if found := self._first(words, self.size, self._long):
-            return found
-        for length, known in sorted(self._whole.items()):
-            if length >= self.counted and (found := self._first(words, length, known)):
-                return found
-        return None
-
-    def _first(
-        self, words: Sequence[str], size: int, known: dict[int, int]
-    ) -> tuple[str, str] | None:
+    def _first(self, words: Sequence[str], size: int, known: Index) -> tuple[str, str] | None:
         """Return the test and the words of the first gram that is known. A hash only proposes."""
-        if known.keys().isdisjoint(_hashes(words, size)):
+        if not words or known.keys().isdisjoint(_hashes(words, size)):
             return None
         for start, gram in enumerate(_hashes(words, size)):
             if gram in known:
@@ -112,6 +113,11 @@ class TestTexts:
 def _hashes(words: Sequence[str], size: int) -> Iterator[int]:
     """Hashes of the runs of so many words, in their order."""
     return map(hash, zip(*(words[start:] for start in range(size))))
+
+
+def _plain(words: Sequence[str]) -> list[str]:
+    """Words without signs."""
+    return [word for word in words if word[0].isalnum()]
 
 
 def _padded(words: Sequence[str]) -> str:

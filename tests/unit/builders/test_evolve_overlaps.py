@@ -52,6 +52,9 @@ def test_the_answer_of_a_row_and_that_of_a_test_are_looked_at_too() -> None:
         # fewer than four words: the whole prompt alone
         ("Who are you?", "who are you", "", True),
         ("Who are you?", "Tell me who are you", "", False),
+        ("2+3?", "2 + 3", "", True),
+        ("2+3?", "2 - 3", "", False),
+        ("What is 2+3?", "So what is 2-3, friend?", "", False),
         # fewer than eight: in the prompt, not in the answer
         ("What is the capital of Spain?", "So what is the capital of Spain, friend?", "", True),
         ("What is the capital of Spain?", "Hi", "what is the capital of Spain", False),
@@ -99,3 +102,13 @@ def test_the_index_finds_what_a_comparison_of_all_runs_finds() -> None:
         assert (overlap is not None) == has[8]
         assert (overlap is not None and overlap.is_long) == has[13]
     assert len({overlap and overlap.is_long for overlap in found}) > 1
+
+
+def test_two_calculations_are_no_overlap() -> None:
+    """Nine numbers, and with their signs 21 words."""
+    sums = "2+3=5, 5+5=10, 10+10=20"
+    tests = index_of(f"Is it {sums}?")
+    assert tests.overlap("Count on", f"Well, {sums.replace('10=20', '11=21')}!") is None
+    found = tests.overlap("Count on", f"Well, {sums}!")
+    assert found is not None
+    assert (found.is_long, found.words) == (False, "2 3 5 5 5 10 10 10")
