@@ -10,8 +10,8 @@ more, or lacks something. Three sets of rules:
   fires inside right answers to mathematics. An empty answer is no failure there.
 * `robust`: the paper's and those of its table 5, on text without reasoning and outer blanks, in one
   letter case and with plain quotes and question marks; and classes that both leave out (empty,
-  cut off, refused, and of the evolved text: unchanged, or with words of the prompt in it). "Not
-  possible" is no rule here.
+  cut off, refused, and of the evolved text: unchanged, less than it was, or with words of the
+  prompt in it). "Not possible" is no rule here.
 
 The phrases are English, and of the models of their time: `asks_back` counts answers that end with a
 question mark whatever they begin with, and `failures.phrases` adds beginnings.
@@ -20,11 +20,12 @@ question mark whatever they begin with, and `failures.phrases` adds beginnings.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from typing import Literal, get_args
 
 from aligner.builders.evolve.prompts import LEAKS
 from aligner.builders.evolve.recipe import Failures
-from aligner.data.normal_text import normal_text
+from aligner.data.normal_text import normal_text, words_of
 
 Failure = Literal[
     "stagnant",
@@ -131,6 +132,8 @@ def failure_of_evolution(
         return "empty"
     if _is_same(parent, text):
         return "unchanged"
+    if not Counter(words_of(text)) - Counter(words_of(parent)):
+        return "lost_information"  # words were left out, and none came
     if _leaks(parent, text):
         return "template_leak"
     return "refusal" if refuses(text) and not refuses(parent) else None

@@ -99,6 +99,8 @@ EVOLVED = [
     (" \n ", "stop", "empty"),
     ("list three uses of  SALT", "stop", "unchanged"),
     ("List three uses of salt.\u200b", "stop", "unchanged"),
+    ("List uses of salt.", "stop", "lost_information"),
+    ("Of salt, list uses.", "stop", "lost_information"),
     ("The rewritten instruction: list four uses of salt.", "stop", "template_leak"),
     ('What stands between the tags "salt" and "tannery"?', "stop", "template_leak"),
     ("List the uses of salt that are", "length", "truncated"),
@@ -126,7 +128,7 @@ def test_what_the_seed_said_itself_is_no_leak_and_no_refusal() -> None:
 
 def test_sums_that_differ_in_a_sign_are_not_the_same() -> None:
     assert failure_of_evolution("What is 2+3?", "What is 2-3?", ROBUST) is None
-    assert failure_of_evolution("?", "!", ROBUST) is None
+    assert failure_of_evolution("What is 2+3?", "What is 22+33?", ROBUST) is None
     assert failure_of_evolution("?", " ? ", ROBUST) == "unchanged"
 
 

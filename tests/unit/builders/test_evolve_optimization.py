@@ -590,12 +590,14 @@ def test_a_server_that_fails_now_and_then_changes_nothing() -> None:
             return Answer(429, headers={"retry-after-ms": "1"})
         if count % 7 == 0:
             return Answer(500, headers={"retry-after-ms": "1"})
+        if count == 5:
+            return Answer(delay_s=10.0)
         if count % 11 == 0:
             return Answer(body=b'{"choices": [', headers={"retry-after-ms": "1"})
         return clean(body)
 
     with FakeEndpoint(answer) as server:
-        found, usage = over_http(server, max_in_flight=8, max_retries=20)
+        found, usage = over_http(server, max_in_flight=8, max_retries=20, timeout_s=1.0)
         assert found == in_process()
         assert usage["retries"] > 10
         assert len(server.bodies) > sum(model.asked.values())
