@@ -20,11 +20,13 @@ class StageStarted:
 
 @dataclass(frozen=True, slots=True)
 class StageProgress:
-    """`done` of `total` pieces of a stage are finished. `total` 0: not known."""
+    """`done` of `total` pieces of a stage are finished. `total` 0: not known. `text`: what else
+    there is to say of it, in a few words."""
 
     name: str
     done: int
     total: int
+    text: str = ""
 
 
 @dataclass(frozen=True, slots=True)

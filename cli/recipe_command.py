@@ -10,6 +10,7 @@ The options that belong to a command are declared here and few; every other flag
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -42,6 +43,8 @@ ANY_KEY = {"allow_extra_args": True, "ignore_unknown_options": True}
 OF_TRAININGS = ("num_processes",)
 OF_LOSSES = ("loss_table", "loss_plot")
 """Options that only methods have that train, or that take a loss."""
+AHEAD = ("estimate", "preview")
+"""Options that only methods have whose field of the same name says how."""
 
 
 class RecipeCommand(QuickCommand):
@@ -51,7 +54,9 @@ class RecipeCommand(QuickCommand):
     def get_params(self, ctx: Any) -> list[Any]:
         """Parameters, without those that the method has no use for."""
         method = training_of(str(self.name))
+        own = method_of(str(self.name))
         unused = () if method else OF_TRAININGS
+        unused = (*unused, *(option for option in AHEAD if not getattr(own, option)))
         if method is None or not method.objective_key:
             unused = (*unused, *OF_LOSSES)
         return [param for param in super().get_params(ctx) if param.name not in unused]
@@ -119,6 +124,14 @@ def _command(name: str) -> Any:
             Path | None,
             typer.Option("--loss-plot", metavar="FILE.html", help="Draw the objectives, and stop."),
         ] = None,
+        estimate: Annotated[
+            bool,
+            typer.Option("--estimate", help="Say what requests it will take and cost, and stop."),
+        ] = False,
+        preview: Annotated[
+            int | None,
+            typer.Option("--preview", metavar="N", min=1, help="Make N rows, show them, and stop."),
+        ] = None,
     ) -> None:
         context.meta["debug"] = debug or context.meta.get("debug", False)
         if method_of(name).status and context.args[:1] == ["status"]:
@@ -126,6 +139,11 @@ def _command(name: str) -> Any:
             for option in (option for option, is_given in given.items() if is_given):
                 raise UsageError(f"{option} has no effect on `{name} status`", "drop it")
             _show_status(name, context.args[1:], as_json=as_json)
+            return
+        if estimate or preview is not None:
+            others = {"--dry-run": dry_run, "--resume": resume, "--overwrite": overwrite}
+            others["--estimate"] = estimate and preview is not None
+            _show_ahead(name, context.args, preview, others, as_json=as_json)
             return
         if loss_table or loss_plot is not None:
             from .losses import show_losses
@@ -162,6 +180,37 @@ def _show_status(name: str, arguments: list[str], *, as_json: bool) -> None:
     columns(status.columns, status.rows)
     say()
     say(status.remark)
+
+
+def _show_ahead(
+    name: str,
+    arguments: list[str],
+    preview: int | None,
+    others: Mapping[str, bool],
+    *,
+    as_json: bool,
+) -> None:
+    """Say what a recipe will take, or make a few rows of it; nothing is kept."""
+    option = "--estimate" if preview is None else "--preview"
+    for other in (other for other, is_given in others.items() if is_given):
+        raise UsageError(f"{other} has no effect with {option}, which keeps nothing", "drop it")
+    from .render import Screen, columns
+
+    resolved, _, _ = resolve(name, arguments)
+    method = method_of(name)
+    with Screen() as screen:
+        if preview is None:
+            ahead = function_of(method.estimate)(resolved, screen.on_event)
+        else:
+            ahead = function_of(method.preview)(resolved, preview, screen.on_event)
+    if as_json:
+        say_json(json.dumps(ahead.facts, indent=2))
+        return
+    if preview is None:
+        columns(ahead.columns, ahead.rows)
+        say()
+    for line in [ahead.remark] if preview is None else ahead.lines:
+        say(line)
 
 
 def carry_out(

@@ -103,7 +103,7 @@ class Screen:
         if isinstance(event, events.StageStarted):
             self._start_stage(event.name)
         elif isinstance(event, events.StageProgress):
-            self._advance(event.name, event.done, event.total, "")
+            self._advance(event.name, event.done, event.total, event.text)
         elif isinstance(event, events.Metrics):
             self._metrics(event)
         elif isinstance(event, events.TableRow):

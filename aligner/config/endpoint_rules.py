@@ -1,4 +1,5 @@
-"""Rules on the section `endpoint`, for every method that asks a language model."""
+"""Rules on the section `endpoint`, and on others of its kind, for every method that asks a language
+model."""
 
 from __future__ import annotations
 
@@ -6,29 +7,32 @@ from aligner.config.recipe_problem import RecipeProblems, problem_at
 from aligner.config.view import RecipeView
 
 
-def endpoint_is_whole(view: RecipeView) -> RecipeProblems:
-    backend = view["endpoint.backend"]
-    if backend == "scripted" and view["endpoint.script"] is None:
+def endpoint_is_whole(view: RecipeView, prefix: str = "endpoint") -> RecipeProblems:
+    """What a section below a key needs, and what has no effect in it."""
+    backend = view[f"{prefix}.backend"]
+    if backend == "scripted" and view[f"{prefix}.script"] is None:
         yield problem_at(
-            "endpoint.script",
+            f"{prefix}.script",
             "is missing, and `backend: scripted` reads its replies from it",
             "name a file",
         )
-    if backend != "scripted" and view.given("endpoint.script"):
-        yield problem_at("endpoint.script", f"has no effect with `backend: {backend}`", "drop it")
+    if backend != "scripted" and view.given(f"{prefix}.script"):
+        yield problem_at(f"{prefix}.script", f"has no effect with `backend: {backend}`", "drop it")
     if (
         backend in ("openai", "local")
-        and not view["endpoint.model"]
-        and view["endpoint.replay"] is None
+        and not view[f"{prefix}.model"]
+        and view[f"{prefix}.replay"] is None
     ):
         yield problem_at(
-            "endpoint.model",
+            f"{prefix}.model",
             "is missing",
             "the name of the model on the server, or a folder for `local`",
         )
-    if backend != "openai" and view.given("endpoint.base_url"):
-        yield problem_at("endpoint.base_url", f"has no effect with `backend: {backend}`", "drop it")
-    yield from endpoint_adds_up(view, "endpoint")
+    if backend != "openai" and view.given(f"{prefix}.base_url"):
+        yield problem_at(
+            f"{prefix}.base_url", f"has no effect with `backend: {backend}`", "drop it"
+        )
+    yield from endpoint_adds_up(view, prefix)
 
 
 def endpoint_adds_up(view: RecipeView, prefix: str) -> RecipeProblems:

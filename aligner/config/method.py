@@ -50,12 +50,20 @@ def run_and_report(run_dir: Path) -> dict[str, object]:
 
 @dataclass(frozen=True)
 class RunStatus:
-    """How far a run is: columns and a row of texts for each of its parts, a line about what is
-    next, and the same for programs."""
+    """How far a run is, or what it will take: columns and a row of texts for each of its parts, a
+    line about the whole, and the same for programs."""
 
     columns: tuple[str, ...]
     rows: list[tuple[str, ...]]
     remark: str
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Preview:
+    """A few of a builder's rows, as lines to read, and the same for programs."""
+
+    lines: list[str]
     facts: dict[str, Any]
 
 
@@ -95,6 +103,12 @@ class Method:
     status: str = ""
     """`module:function` that says how far a run is, for `aligner NAME status RUN`: run directory ->
     RunStatus. None: there is no such command."""
+    estimate: str = ""
+    """`module:function` that says what a recipe will ask of language models, for `--estimate`:
+    (resolved, on_event) -> RunStatus. None: there is no such option."""
+    preview: str = ""
+    """`module:function` that makes a few rows and keeps none, for `--preview N`: (resolved, rows,
+    on_event) -> Preview. None: there is no such option."""
     is_staged: bool = False
     """Whether its runs are made of stages (`aligner.runs.stages`), which see by themselves what a
     changed recipe, or changed inputs, make stale: such a run may be resumed with them."""

@@ -102,3 +102,21 @@ class Usage(Wrapper):
             for name, tally in sorted(self.purposes.items())
         }
         return {**self.total.to_json(self.prices), "purposes": purposes}
+
+
+def added(before: dict[str, Any], now_used: dict[str, Any]) -> dict[str, Any]:
+    """Return the accounts of two sessions together: counts are summed, the mean latency is that of
+    all calls."""
+    calls = (before.get("calls") or 0) + (now_used.get("calls") or 0)
+    total: dict[str, Any] = {}
+    for key in {**before, **now_used}:
+        old, new = before.get(key), now_used.get(key)
+        if isinstance(old, dict) or isinstance(new, dict):
+            total[key] = added(old or {}, new or {})
+        elif old is None or new is None:
+            total[key] = new if old is None else old
+        elif key == "mean_latency_s":
+            total[key] = round((old * before["calls"] + new * now_used["calls"]) / calls, 3)
+        else:
+            total[key] = old + new
+    return total

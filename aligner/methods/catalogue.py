@@ -65,6 +65,11 @@ METHODS: dict[str, Entry] = {
         "Search",
         "Let a language model search for preference objectives.",
     ),
+    "evolve": Entry(
+        "aligner.builders.evolve",
+        "Build data",
+        "Let a language model write harder instructions, and answer them.",
+    ),
     "mosaic": Entry(
         "aligner.builders.mosaic",
         "Build data",

@@ -12,25 +12,26 @@ from aligner.config.load import Resolved
 from aligner.runs.environment import REDACTED, redact_values, secrets_in
 from aligner.runs.files import dumps, flatten
 
+OF_ENDPOINTS = (
+    *("budget", "base_url", "api_key_env", "timeout_s", "max_retries", "max_in_flight"),
+    *("requests_per_minute", "tokens_per_minute", "record"),
+    *(f"usd_per_million_{kind}_tokens" for kind in ("prompt", "completion")),
+)
+"""Keys of a section that names a language model that decide no reply."""
+
+ENDPOINTS = (
+    "endpoint",
+    *(f"evolve.{role}" for role in ("optimizer", "answerer", "judge", "checks.pass_rate.target")),
+)
+
 FREE_KEYS = (
     "output_dir",
     "report",
     *(f"launch.{key}" for key in ("machine_rank", "main_process_ip", "main_process_port")),
     *(f"discover.{key}" for key in ("proposals", "minutes", "history", "timeout_minutes")),
     *(f"mosaic.{key}" for key in ("workers", "batch_size")),
-    *(
-        f"endpoint.{key}"
-        for key in (
-            "budget",
-            "base_url",
-            "api_key_env",
-            "timeout_s",
-            "max_retries",
-            "max_in_flight",
-        )
-    ),
-    *(f"endpoint.{key}" for key in ("requests_per_minute", "tokens_per_minute", "record")),
-    *(f"endpoint.usd_per_million_{kind}_tokens" for kind in ("prompt", "completion")),
+    *(f"evolve.{key}" for key in ("rows_in_flight", "batch")),
+    *(f"{section}.{key}" for section in ENDPOINTS for key in OF_ENDPOINTS),
 )
 """Keys, or sections, that may change when a run is resumed: limits, and what no result depends
 on."""

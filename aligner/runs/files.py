@@ -24,10 +24,16 @@ from aligner.errors import DataError
 def write_atomically(path: Path, text: str) -> None:
     """Write a file so that a reader, or a kill, finds the old content or the new and nothing
     between."""
+    write_parts_atomically(path, [text])
+
+
+def write_parts_atomically(path: Path, parts: Iterable[str]) -> None:
+    """The same of a text that comes in parts, and is never in memory as a whole."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+            for part in parts:
+                file.write(part)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

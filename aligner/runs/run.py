@@ -60,6 +60,7 @@ from aligner.runs.files import (
 from aligner.runs.lock import LOCK_NAME, acquire_lock, release_lock
 from aligner.runs.places import refuse_name, refuse_unusable, way_out
 from aligner.runs.resumable import settle_checkpoint
+from aligner.runs.stages import what_is_done
 
 WritePage = Callable[[Path, dict[str, Any]], Any]
 """Writes a page about a run, from its directory and its manifest."""
@@ -77,12 +78,15 @@ WORK = (
     "archive",
     "shards",
     "journal",
+    "stages",
     "manifest.json",
 )
 """A run that has none of these failed before its data was ready: it is started again, since nothing
 would be lost."""
 
-FOLDERS = ("checkpoints", "final", "prepared", "archive", "shards", "journal", "rounds")
+FOLDERS = (
+    *("checkpoints", "final", "prepared", "archive", "shards", "journal", "rounds", "stages"),
+)
 """What must be a folder where it is there."""
 
 _TEMPORARY = re.compile(r"^\.(.+)\.\d+\.tmp$")
@@ -470,6 +474,8 @@ def what_is_in(folder: Path) -> str:
     if (folder / "rounds").is_dir():
         done = sum(1 for _ in (folder / "rounds").glob("*/*/done.json"))
         return f"an unfinished {method} run, {done} stages of which are done"
+    if (folder / "stages").is_dir():
+        return f"an unfinished {method} run with {what_is_done(folder / 'stages')}"
     if (folder / "journal").is_dir():
         return f"an unfinished {method} run, parts of which are done"
     latest = latest_checkpoint(run.checkpoints_dir)

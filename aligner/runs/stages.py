@@ -214,6 +214,17 @@ def done_record(folder: Path) -> dict[str, Any] | None:
     return record
 
 
+def what_is_done(folder: Path) -> str:
+    """Say how far the stages below a folder are: "1 finished stage, and 20 parts of the next"."""
+    stages = [path for path in folder.iterdir() if path.is_dir() and path.name != STALE]
+    done = sum((path / DONE).exists() for path in stages)
+    said = f"{done} finished stage{'' if done == 1 else 's'}"
+    started = (path for path in stages if not (path / DONE).exists())
+    journals = (file for path in started for file in path.glob("*.jsonl"))
+    parts = sum(file.read_bytes().count(b"\n") for file in journals)
+    return f"{said}, and {parts:,} part{'' if parts == 1 else 's'} of the next" if parts else said
+
+
 def _record_of(folder: Path) -> dict[str, Any]:
     if not (folder / RECORD).exists():
         return {}

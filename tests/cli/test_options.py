@@ -22,6 +22,7 @@ OPTIONS = {
     "reward": "--dry-run --resume --overwrite --num-processes --num_processes --json --debug",
     "rlhf": "--dry-run --resume --overwrite --num-processes --num_processes --json --debug",
     "online": "--dry-run --resume --overwrite --num-processes --num_processes --json --debug",
+    "evolve": "--dry-run --resume --overwrite --json --debug --estimate --preview",
     "mosaic": "--dry-run --resume --overwrite --json --debug",
     "data rules": "--data --judge --output -o --pairs --rules --column --split --seed --preview "
     "--overwrite --json",

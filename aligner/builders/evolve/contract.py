@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from aligner.builders.evolve.failures import without_reasoning
 from aligner.builders.evolve.prompts import (
+    CONTINUED,
     FINAL_LABEL,
     FREE_CONTRACT,
     FREE_LABELS,
@@ -104,17 +105,28 @@ def read_method(path: Path) -> EvolvingMethod:
 
 
 def messages(
-    method: EvolvingMethod, instruction: str, structured: bool = False
+    method: EvolvingMethod,
+    instruction: str,
+    structured: bool = False,
+    history: Sequence[Message] = (),
 ) -> tuple[Message, ...]:
-    """Return what a model reads to evolve an instruction. The instruction is put in, never
-    formatted: it may hold braces."""
+    """Return what a model reads to evolve an instruction, with the conversation that it continues.
+    The instruction is put in, never formatted: it may hold braces."""
     begin, end = enclosed(instruction)
     given = f"{GIVEN.format(open=begin, close=end)}\n\n{begin}\n{instruction}\n{end}"
+    if history:
+        given = f"{_conversation(history)}\n\n{given}"
     if method.contract == "free":
         return ({"role": "user", "content": f"{method.steps}\n\n{given}"},)
     label = free_label(FINAL_LABEL, instruction)
     contract = STRUCTURED_CONTRACT if structured else OWNED_CONTRACT.format(label=label)
     return ({"role": "user", "content": "\n\n".join((ROLE, method.steps, contract, given))},)
+
+
+def _conversation(history: Sequence[Message]) -> str:
+    said = "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in history)
+    begin, end = enclosed(said, "conversation")
+    return f"{CONTINUED.format(open=begin, close=end)}\n\n{begin}\n{said}\n{end}"
 
 
 def read_evolved(

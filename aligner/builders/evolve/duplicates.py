@@ -13,6 +13,7 @@ Unit of comparison is a whole text. Paraphrases in other words are not found.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Container
 from dataclasses import dataclass, field
 
 import rensa
@@ -57,8 +58,9 @@ class SeenTexts:
             assert LOWEST <= self.threshold <= 1.0, "the recipe has looked"
             self._index = rensa.RMinHashLSH(self.threshold, HASHES, bands_for(self.threshold))
 
-    def match(self, text: str) -> Match | None:
-        """Return the earliest kept text that this one is the same as, or nearly."""
+    def match(self, text: str, kin: Container[str] = ()) -> Match | None:
+        """Return the earliest kept text that this one is the same as, or nearly. `kin`: names of
+        texts that it may be near to, but not the same as."""
         normal = normal_text(text) or text.strip()
         if self.exact and (found := self._by_text.get(normal)) is not None:
             return Match(self._names[found], exact=True)
@@ -66,6 +68,8 @@ class SeenTexts:
             return None
         grams = grams_of(normal)
         for number in sorted(self._index.query(_signature(grams))):
+            if self._names[number] in kin:
+                continue
             self.counts["compared"] += 1
             similarity = jaccard(grams, grams_of(self._texts[number]))
             if similarity >= (self.threshold or 0.0):

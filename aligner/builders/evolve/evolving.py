@@ -8,7 +8,7 @@ evolutions are not answered, and not asked for again, here; who calls decides.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -82,14 +82,16 @@ async def evolve_once(
     method: EvolvingMethod,
     instruction: str,
     *,
+    history: Sequence[Mapping[str, str]] = (),
     temperature: float | None = None,
     sample_index: int = 0,
 ) -> Evolution:
-    """Have one instruction evolved. Raises: LLMError where there is no reply."""
+    """Have one instruction evolved, as the next turn of a conversation where `history` holds one.
+    Raises: LLMError where there is no reply."""
     structured = takes_structure(method) and await takes_schemas(roles.evolver, settings)
     completion = await roles.evolver.chat(
         ChatRequest(
-            messages=messages(method, instruction, structured),
+            messages=messages(method, instruction, structured, history),
             temperature=settings.temperature if temperature is None else temperature,
             max_tokens=settings.max_tokens,
             sample_index=sample_index,
@@ -113,10 +115,11 @@ async def answer_once(
     temperature: float | None = None,
     sample_index: int = 0,
 ) -> Answer:
-    """Have a conversation, or one instruction as its only turn, answered. Raises: LLMError where
-    there is no reply."""
-    system = settings.answer_system
-    head = ({"role": "system", "content": system},) if system is not None else ()
+    """Have a conversation, or one instruction as its only turn, answered; a system turn of its own
+    stands in the place of `answer_system`. Raises: LLMError where there is no reply."""
+    turns, system = tuple(turns), settings.answer_system
+    needs_system = system is not None and turns[0]["role"] == "user"
+    head = ({"role": "system", "content": str(system)},) if needs_system else ()
     completion = await roles.answerer.chat(
         ChatRequest(
             messages=(*head, *turns),

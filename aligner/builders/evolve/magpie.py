@@ -22,6 +22,7 @@ from aligner.builders.evolve.evolving import Clients, Evolution
 from aligner.builders.evolve.failures import Failure, refuses
 from aligner.builders.evolve.made import Turn
 from aligner.builders.evolve.recipe import Evolve, EvolveRecipe
+from aligner.builders.evolve.seeds import Seed
 from aligner.config.recipe import Endpoint, Model
 from aligner.endpoints.request import ChatRequest, Completion, LLMError
 from aligner.errors import EndpointError, RecipeError
@@ -39,8 +40,6 @@ NO_COMPLETIONS = (404, 405, 501)
 class Magpie:
     """Writes instructions from nothing, as an `Author` of rows. `seed`: of the recipe."""
 
-    method_id: str | None = None
-
     def __init__(
         self, roles: Clients, settings: Evolve, tokenizer: PreTrainedTokenizerBase, seed: int
     ) -> None:
@@ -50,9 +49,12 @@ class Magpie:
         text = text_of_ids(tokenizer, self.turn.ids)
         self.prompt = self.turn.ids if text is None else text
 
+    def method_id(self, seed: Seed, round_: int) -> str | None:
+        """None: rows have no evolving method."""
+
     async def write(
         self,
-        number: int,
+        seed: Seed,
         round_: int,
         instruction: str,
         history: Sequence[Turn],
@@ -74,7 +76,7 @@ class Magpie:
             max_tokens=magpie.max_tokens,
             stop=self.turn.ends,
             seed=self.seed,
-            sample_index=number + NEXT_TRY * sample_index,
+            sample_index=seed.number + NEXT_TRY * sample_index,
             purpose="evolve",
         )
         try:

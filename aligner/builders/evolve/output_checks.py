@@ -67,20 +67,26 @@ def check_all(
     settings: Evolve,
     tests: TestTexts | None = None,
 ) -> AllVerdicts:
-    """Look at finished rows, in the order of the output. `seeds`: (name, instruction). Memory holds
-    what is asked, not what is answered."""
+    """Look at finished rows, in the order of the output. `seeds`: (id, instruction). A row may be
+    near to the seed that it comes from, and to rows of earlier rounds: a few words more make a long
+    instruction harder, and leave most of it as it was. Memory holds what is asked, not what is
+    answered."""
     checks, found = settings.checks, AllVerdicts()
     seen = SeenTexts(checks.near_duplicates, exact=checks.duplicates, counts=found.counts)
     looks_for_same = checks.duplicates or checks.near_duplicates is not None
     free = set()  # seeds whose own instruction no row has kept yet
+    kin: tuple[str, set[str]] = ("", set())  # the seed of the latest row, and its rows
     if looks_for_same:
         for name, text in seeds:
             seen.add(text, name)
             free.add(name)
     for made in rows:
         reason = None
+        if made.seed_id != kin[0]:
+            kin = (made.seed_id, {made.seed_id})
         if looks_for_same:
-            reason = _same(made, seen, free)
+            reason = _same(made, seen, free, kin[1])
+        kin[1].add(made.id)
         if reason is None and tests is not None:
             reason = _overlapping(made, tests, found.counts, is_dropped=checks.drop_overlaps)
         if reason is not None:
@@ -96,8 +102,8 @@ def asked(prompt: Iterable[Mapping[str, Any]]) -> str:
     return "\n".join(str(turn["content"]) for turn in prompt if turn["role"] == "user")
 
 
-def _same(made: Made, seen: SeenTexts, free: set[str]) -> tuple[str, str] | None:
-    match = seen.match(asked(made.prompt))
+def _same(made: Made, seen: SeenTexts, free: set[str], kin: set[str]) -> tuple[str, str] | None:
+    match = seen.match(asked(made.prompt), kin)
     if match is None:
         return None
     if made.provenance.get(KEPT_SEED) and match.similarity == 1.0 and match.name in free:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from aligner.config.endpoint_rules import endpoint_is_whole
+from aligner.config.method import Method, OwnRows
+from aligner.config.mosaic_rules import no_mosaics
 from aligner.config.named import Names
 from aligner.config.recipe import Data, Endpoint, Recipe, Section, Sources, Whole
+from aligner.config.recipe_problem import RecipeProblems, problem_at
+from aligner.config.view import RecipeView
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Temperature = Annotated[float, Field(ge=0.0, le=100.0)]
@@ -212,3 +218,167 @@ class EvolveRecipe(Recipe):
     given. Sampling is said in `evolve`."""
     evolve: Evolve = Evolve()
     """What belongs to this method alone."""
+
+
+ROLES = ("endpoint", "evolve.optimizer", "evolve.answerer", "evolve.judge")
+TARGET = "evolve.checks.pass_rate.target"
+SAMPLING = ("temperature", "top_p", "max_tokens")
+
+OF_MODES = {
+    "auto": ("method", "optimization", "optimizer", "judge"),
+    "skillmix": ("skillmix",),
+    "magpie": ("magpie",),
+}
+"""Mode -> keys of `evolve` that no other mode reads."""
+
+FROM_NOTHING = ("skillmix", "magpie")
+NEEDS_SEEDS = ("rounds", "multiturn")
+OF_DATA = ("eval", "max_length", "on_too_long", "control_tokens")
+"""Keys of `data` that say nothing of seeds."""
+
+
+def _seeds(view: RecipeView) -> RecipeProblems:
+    mode = view["evolve.mode"]
+    if mode in FROM_NOTHING:
+        if view["data"] is not None:
+            message = f"has no effect with `mode: {mode}`, which uses no seeds"
+            yield problem_at("data", message, "drop it")
+        if view["evolve.rows"] is None:
+            hint = "say how many instructions are to be written"
+            yield problem_at("evolve.rows", f"is missing, and `mode: {mode}` needs it", hint)
+        for key in NEEDS_SEEDS:
+            if view.given(f"evolve.{key}"):
+                message = f"has no effect with `mode: {mode}`, which evolves nothing"
+                yield problem_at(f"evolve.{key}", message, "drop it")
+        if view["evolve.failures.on_fail"] == "keep_seed":
+            message = f"is `keep_seed`, and `mode: {mode}` has no seeds"
+            yield problem_at("evolve.failures.on_fail", message, "use retry or drop")
+    elif view["data"] is None:
+        hint = "give `data.train` (`--data`): prompts, or rows with a prompt"
+        yield problem_at("data", "is missing: there is nothing to evolve", hint)
+    else:
+        for key in OF_DATA:
+            if view.given(f"data.{key}"):
+                message = "has no effect on seeds, which are neither split nor tokenized"
+                yield problem_at(f"data.{key}", message, "set it where the rows are trained on")
+
+
+def _keys_of_modes(view: RecipeView) -> RecipeProblems:
+    mode, hint = view["evolve.mode"], "drop it"
+    for owner, keys in OF_MODES.items():
+        for key in keys if mode != owner else ():
+            if view.given(f"evolve.{key}"):
+                message = f"has no effect with `mode: {mode}`"
+                yield problem_at(f"evolve.{key}", message, f"it belongs to `mode: {owner}`")
+    if mode != "auto":
+        return
+    if view["evolve.method"] is not None:
+        for key in ("optimization", "optimizer", "judge"):
+            if view.given(f"evolve.{key}"):
+                message = "has no effect with `evolve.method`, which was optimized before"
+                yield problem_at(f"evolve.{key}", message, hint)
+        return
+    if view.given("evolve.judge") and view["evolve.optimization.secondary"] == "none":
+        message = "has no effect without `evolve.optimization.secondary`"
+        yield problem_at("evolve.judge", message, "set secondary: issue_rate, or drop it")
+    if view["evolve.optimization.preset"] != "robust" and view.given(
+        "evolve.optimization.patience"
+    ):
+        message = f"has no effect with `preset: {view['evolve.optimization.preset']}`"
+        yield problem_at("evolve.optimization.patience", message, "it belongs to `robust`")
+
+
+def _sections(view: RecipeView) -> list[str]:
+    """The keys of all sections that name a model."""
+    keys = [key for key in ROLES if key == "endpoint" or view[key] is not None]
+    if view["evolve.checks.pass_rate"] is not None:
+        keys.append(TARGET)
+    return keys
+
+
+def _endpoints(view: RecipeView) -> RecipeProblems:
+    seen: dict[tuple[Any, ...], str] = {}
+    for key in _sections(view):
+        yield from endpoint_is_whole(view, key)
+        for name in SAMPLING:
+            if view.given(f"{key}.{name}"):
+                message = "has no effect: sampling is said by what is asked for"
+                hint = "set `evolve.temperature`, `evolve.answer_temperature` and their like"
+                yield problem_at(f"{key}.{name}", message, hint)
+        server = tuple(
+            view[f"{key}.{name}"] for name in ("backend", "base_url", "model", "script", "replay")
+        )
+        first = seen.setdefault(server, key)
+        if first != key and any(
+            view[f"{key}.{name}"] != view[f"{first}.{name}"] for name in Endpoint.model_fields
+        ):
+            message = f"names the same model on the same server as `{first}`, with other settings"
+            yield problem_at(key, message, f"it is one client with one limit: say it in `{first}`")
+
+
+def _checks(view: RecipeView) -> RecipeProblems:
+    for key in ("ngram", "drop_overlaps"):
+        if view.given(f"evolve.checks.{key}") and view["evolve.checks.test_sets"] is None:
+            message = "has no effect without `evolve.checks.test_sets`"
+            yield problem_at(f"evolve.checks.{key}", message, "name a test set, or drop it")
+    if view["evolve.checks.pass_rate"] is None:
+        return
+    if view["evolve.checks.verifier"] is None and view["evolve.checks.majority"] < 3:
+        message = "needs something that says which answers are right"
+        hint = "set evolve.checks.verifier, or evolve.checks.majority to 3 or more"
+        yield problem_at("evolve.checks.pass_rate", message, hint)
+    low, high = view["evolve.checks.pass_rate.low"], view["evolve.checks.pass_rate.high"]
+    if low >= high:
+        message = f"is {low:g}, and `high` is {high:g}: no row would be kept"
+        yield problem_at("evolve.checks.pass_rate.low", message, "make it the smaller one")
+
+
+def _summary(recipe: EvolveRecipe) -> OwnRows:
+    evolve = recipe.evolve
+    names = {"evolves": recipe.endpoint, "answers": evolve.answerer, "optimizes": evolve.optimizer}
+    said = [
+        f"{section.model or section.backend} {what}"
+        for what, section in names.items()
+        if section is not None
+    ]
+    source = recipe.data.in_short() if recipe.data is not None else f"{evolve.rows:,} from nothing"
+    return [
+        ("method", f"evolve ({evolve.mode})", ""),
+        ("data", source, ""),
+        ("models", ", ".join(said), ""),
+    ]
+
+
+def _paths(run_dir: Path) -> dict[str, object]:
+    rows = run_dir / "data" / "train.jsonl"
+    train = f"aligner sft RECIPE data.train={rows}"
+    return {"rows": rows, "report": run_dir / "report.html", "train": train}
+
+
+METHOD = Method(
+    recipe=EvolveRecipe,
+    help=(
+        "Auto Evol-Instruct (arXiv 2406.00770): a method of making instructions harder is "
+        "optimized first, then every row of the data is evolved by it, answered and checked. "
+        "evolve.mode gives classic Evol-Instruct, Instruct-SkillMix or Magpie in its place. Common "
+        "flags: --data, --output, --seed."
+    ),
+    examples=(
+        "aligner evolve tiny/evolve",
+        "aligner evolve evolve/local-server --data seeds.jsonl endpoint.model=NAME --estimate",
+        "aligner evolve recipe.yaml --preview 3",
+        "aligner evolve recipe.yaml endpoint.budget.usd=5",
+        "aligner evolve recipe.yaml --resume",
+        "aligner evolve status runs/evolve",
+    ),
+    rules=(_seeds, _keys_of_modes, _endpoints, _checks, no_mosaics),
+    run="aligner.builders.evolve.build:run_evolve",
+    summary=_summary,
+    untouched="nothing was asked",
+    paths=_paths,
+    report="aligner.builders.evolve.report:write_evolve_report",
+    status="aligner.builders.evolve.status:status_of",
+    estimate="aligner.builders.evolve.estimate:estimate_recipe",
+    preview="aligner.builders.evolve.preview:preview_rows",
+    is_staged=True,
+)

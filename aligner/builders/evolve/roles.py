@@ -100,6 +100,15 @@ def identity_of(section: Endpoint) -> dict[str, Any]:
     return found
 
 
+def models_of(recipe: EvolveRecipe) -> dict[str, str]:
+    """Return the names of the models that rows are marked with."""
+    sections = sections_of(recipe)
+    return {
+        "evol_model": name_of_model(sections["evolver"]),
+        "answer_model": name_of_model(sections["answerer"]),
+    }
+
+
 def name_of_model(section: Endpoint) -> str:
     """Return the name of a section's model, as rows and reports show it."""
     return section.model or section.backend
@@ -121,7 +130,13 @@ async def open_roles(
             if (server := server_of(section)) in clients:
                 continue
             backend = backend_of(section) if backend_of is not None else None
-            client = open_client(section, cache=cache, run=f"evolve {role}", backend=backend)
+            client = open_client(
+                section,
+                cache=cache,
+                run=f"evolve {role}",
+                keep_truncated=True,
+                backend=backend,
+            )
             clients[server] = await stack.enter_async_context(client)
         distinct = {server_of(section): section.max_in_flight for section in sections.values()}
         played = {role: clients[server_of(section)] for role, section in sections.items()}

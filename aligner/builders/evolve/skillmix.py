@@ -28,6 +28,7 @@ from aligner.builders.evolve.failures import failure_of_evolution, without_reaso
 from aligner.builders.evolve.made import Turn
 from aligner.builders.evolve.recipe import Evolve
 from aligner.builders.evolve.sections import last_section
+from aligner.builders.evolve.seeds import Seed
 from aligner.builders.evolve.skillmix_prompts import (
     LIST_LABEL,
     QUERY_LABEL,
@@ -185,16 +186,17 @@ class SkillMix:
     """Writes instructions that need some skills together, as an `Author` of rows. `seed`: of the
     recipe."""
 
-    method_id: str | None = None
-
     def __init__(self, roles: Clients, settings: Evolve, skills: Skills, seed: int) -> None:
         assert settings.rows is not None, "the recipe has looked"
         self.roles, self.settings, self.skills = roles, settings, skills
         self.draws = draws_of(skills, settings.skillmix.k, settings.rows, seed)
 
+    def method_id(self, seed: Seed, round_: int) -> str | None:
+        """None: rows have no evolving method."""
+
     async def write(
         self,
-        number: int,
+        seed: Seed,
         round_: int,
         instruction: str,
         history: Sequence[Turn],
@@ -203,7 +205,7 @@ class SkillMix:
         sample_index: int,
     ) -> Evolution:
         """Return the instruction of a row. Raises: LLMError where there is no reply."""
-        chosen, kind = self.draws[number]
+        chosen, kind = self.draws[seed.number]
         structured = await takes_schemas(self.roles.evolver, self.settings)
         pairs = [(skill.name, skill.topic) for skill in chosen]
         text = query_prompt(pairs, kind, structured)
@@ -212,7 +214,7 @@ class SkillMix:
                 messages=({"role": "user", "content": text},),
                 temperature=self.settings.temperature if temperature is None else temperature,
                 max_tokens=self.settings.max_tokens,
-                sample_index=number + NEXT_TRY * sample_index,
+                sample_index=seed.number + NEXT_TRY * sample_index,
                 purpose="evolve",
                 extra=response_format(INSTRUCTION_SCHEMA) if structured else {},
             )

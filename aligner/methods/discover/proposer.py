@@ -12,6 +12,7 @@ from typing import Any
 
 from aligner.endpoints.client import open_client
 from aligner.endpoints.request import ChatRequest, LLMError
+from aligner.endpoints.usage import added
 from aligner.errors import EndpointError
 from aligner.losses.dsl.language import LANGUAGE
 from aligner.methods.discover.archive import Archive
@@ -106,24 +107,6 @@ class Proposer:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._client.aclose()
-
-
-def added(before: dict[str, Any], now_used: dict[str, Any]) -> dict[str, Any]:
-    """Return the accounts of two sessions together: counts are summed, the mean latency is that of
-    all calls."""
-    calls = (before.get("calls") or 0) + (now_used.get("calls") or 0)
-    total: dict[str, Any] = {}
-    for key in {**before, **now_used}:
-        old, new = before.get(key), now_used.get(key)
-        if isinstance(old, dict) or isinstance(new, dict):
-            total[key] = added(old or {}, new or {})
-        elif old is None or new is None:
-            total[key] = new if old is None else old
-        elif key == "mean_latency_s":
-            total[key] = round((old * before["calls"] + new * now_used["calls"]) / calls, 3)
-        else:
-            total[key] = old + new
-    return total
 
 
 def _said(archive: Archive, index: int) -> str:

@@ -14,8 +14,9 @@ from aligner.methods.online.measures import best_round
 from aligner.methods.online.pair_stage import BEST, PAIRS
 from aligner.methods.online.sampling import RESPONSES, responses_in
 from aligner.methods.online.scoring import journals_of, scores_in
-from aligner.methods.online.status import AHEAD, reached, read_recipe, records_of, round_folder
+from aligner.methods.online.status import AHEAD, reached, records_of, round_folder
 from aligner.runs.files import parse_json, read_json
+from aligner.runs.recipes import recipe_of
 from aligner.runs.stages import RECORD, Stage
 
 Facts = Mapping[str, Any]
@@ -130,7 +131,7 @@ def read_rounds(run_dir: Path) -> RunOfRounds:
 
     Raises: UsageError where this is no run of `aligner online`.
     """
-    recipe = read_recipe(run_dir)
+    recipe = recipe_of(run_dir, "online")
     rounds = []
     for number in reached(run_dir, recipe):
         records = records_of(run_dir, recipe, number)

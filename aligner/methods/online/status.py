@@ -8,7 +8,6 @@ from typing import Any
 
 from aligner.config.method import RunStatus
 from aligner.config.oracle import Oracle, queries_of
-from aligner.errors import UsageError
 from aligner.methods.online.pairing import FUTURE, START, STRONGER, WEAKER
 from aligner.methods.online.sampling import RESPONSES
 from aligner.methods.online.words import (
@@ -22,6 +21,7 @@ from aligner.methods.online.words import (
 )
 from aligner.runs.files import read_json, read_metrics
 from aligner.runs.lock import is_held
+from aligner.runs.recipes import recipe_of
 from aligner.runs.stages import done_record
 
 COLUMNS = ("round", "stages", "pairs")
@@ -36,27 +36,12 @@ ORACLE = ("query", "refresh")
 Record = Mapping[str, Any]
 
 
-def read_recipe(run_dir: Path) -> dict[str, Any]:
-    """Return the recipe of a run.
-
-    Raises: UsageError where this is no run of `aligner online`.
-    """
-    hint = "give the output_dir of one; `aligner runs list` finds them"
-    if not (run_dir / "resolved.json").is_file():
-        what = "has no resolved.json" if run_dir.is_dir() else "is not there"
-        raise UsageError(f"{run_dir} is not a run of `aligner online`: it {what}", hint)
-    recipe: dict[str, Any] = (read_json(run_dir, "resolved.json") or {}).get("recipe") or {}
-    if recipe.get("method") != "online":
-        raise UsageError(f"{run_dir} is a run of `aligner {recipe.get('method')}`", hint)
-    return recipe
-
-
 def status_of(run_dir: Path) -> RunStatus:
     """Say how far a run is, a row for each round.
 
     Raises: UsageError where this is no such run.
     """
-    recipe = read_recipe(run_dir)
+    recipe = recipe_of(run_dir, "online")
     rows, rounds = [], []
     for number in reached(run_dir, recipe):
         records = records_of(run_dir, recipe, number)

@@ -188,3 +188,15 @@ def test_with_the_first_error_nothing_runs_on() -> None:
     with pytest.raises(EndpointError):
         asyncio.run(side_by_side([waits(), fails(), waits()]))
     assert ended == [True, True]
+
+
+def test_a_system_prompt_of_the_conversation_stands_in_the_place_of_ours() -> None:
+    client = ScriptedBackend(lambda request: request.messages[0]["content"])
+    settings = Evolve(answer_system="Be brief.")
+    own = ({"role": "system", "content": "Be rude."}, *user_turn(SEED))
+
+    async def both() -> list[str]:
+        roles = Roles(client)
+        return [(await answer_once(roles, settings, turns)).text for turns in (own, own[1:])]
+
+    assert asyncio.run(both()) == ["Be rude.", "Be brief."]

@@ -12,6 +12,7 @@ import pytest
 from aligner.builders.evolve.evolving import Evolution
 from aligner.builders.evolve.magpie import Magpie, open_magpie
 from aligner.builders.evolve.recipe import Evolve, EvolveRecipe
+from aligner.builders.evolve.seeds import Seed
 from aligner.config.recipe import Endpoint
 from aligner.endpoints.client import open_client
 from aligner.endpoints.request import Completion, LLMClient, LLMError
@@ -37,7 +38,14 @@ def write(client: LLMClient, number: int = 0, attempt: int = 0, **magpie: Any) -
     settings = Evolve.model_validate({"mode": "magpie", "magpie": magpie})
     author = Magpie(Roles(client), settings, byte_tokenizer(), seed=7)
     return asyncio.run(
-        author.write(number, 1, "", (), temperature=0.7 if attempt else None, sample_index=attempt)
+        author.write(
+            Seed("row", number),
+            1,
+            "",
+            (),
+            temperature=0.7 if attempt else None,
+            sample_index=attempt,
+        )
     )
 
 
@@ -97,7 +105,9 @@ def test_a_server_continues_the_text_without_its_own_template() -> None:
         async def ask() -> Evolution:
             async with open_client(section) as client:
                 author = Magpie(Roles(client), Evolve(mode="magpie"), byte_tokenizer(), seed=7)
-                return await author.write(0, 1, "", (), temperature=None, sample_index=0)
+                return await author.write(
+                    Seed("row", 0), 1, "", (), temperature=None, sample_index=0
+                )
 
         assert asyncio.run(ask()).text == "Why?"
         assert server.paths[0].endswith("/v1/completions")
@@ -133,7 +143,7 @@ def test_a_local_model_writes_the_same_row_whatever_is_asked_beside_it(tmp_path:
         async with open_client(asked.endpoint) as client:
             author = open_magpie(Roles(client), asked)
             calls = [
-                author.write(number, 1, "", (), temperature=None, sample_index=0)
+                author.write(Seed("row", number), 1, "", (), temperature=None, sample_index=0)
                 for number in numbers
             ]
             return [evolution.text for evolution in await asyncio.gather(*calls)]
@@ -153,7 +163,7 @@ def test_a_prompt_that_no_text_gives_goes_as_ids(tmp_path: Path) -> None:
     async def row() -> tuple[Any, Evolution]:
         async with open_client(asked.endpoint) as client:
             author = open_magpie(Roles(client), asked)
-            found = await author.write(0, 1, "", (), temperature=None, sample_index=0)
+            found = await author.write(Seed("row", 0), 1, "", (), temperature=None, sample_index=0)
             return author.prompt, found
 
     prompt, found = asyncio.run(row())

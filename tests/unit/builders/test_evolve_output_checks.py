@@ -57,6 +57,20 @@ def test_a_row_that_keeps_its_seed_may_equal_it_once() -> None:
     assert dropped(rows, [("s", LONG)]) == {"b": "duplicate", "c": "duplicate"}
 
 
+def test_a_row_may_be_near_to_the_seed_that_it_comes_from_and_to_its_own_earlier_rounds() -> None:
+    """LONG has 15 words: one more leaves 13 of 14 word 3-grams the same."""
+    mine = ("seed a", LONG)
+    assert dropped([made("a", LONG + " Rex")], [mine]) == {}
+    assert dropped([made("a", LONG + " Rex")], [("seed b", LONG)]) == {"a": "near_duplicate"}
+    assert dropped([made("a", LONG)], [mine]) == {"a": "duplicate"}
+    turns = ({"role": "user", "content": LONG + " Rex please"},)
+    second = Made("a2", "seed a", turns, "yes", round=2, parent_id="a")
+    assert dropped([made("a", LONG + " Rex"), second], [mine]) == {}
+    assert dropped([made("a", LONG + " Rex"), made("b", LONG + " Rex please")], [mine]) == {
+        "b": "near_duplicate"
+    }
+
+
 def test_what_is_off_drops_nothing() -> None:
     rows = [made("a", LONG), made("b", LONG), made("c", LONG + " Rex")]
     assert dropped(rows, [], duplicates=False, near_duplicates=None) == {}

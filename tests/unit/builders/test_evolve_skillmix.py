@@ -13,6 +13,7 @@ import pytest
 
 from aligner.builders.evolve.evolving import Evolution
 from aligner.builders.evolve.recipe import Evolve
+from aligner.builders.evolve.seeds import Seed
 from aligner.builders.evolve.skillmix import (
     Skill,
     SkillMix,
@@ -166,7 +167,7 @@ def write(backend: ScriptedBackend, number: int = 0, attempt: int = 0) -> Evolut
     author = SkillMix(Roles(backend), settings(), SKILLS, seed=1)
     temperature = 0.7 if attempt else None
     return asyncio.run(
-        author.write(number, 1, "", (), temperature=temperature, sample_index=attempt)
+        author.write(Seed("row", number), 1, "", (), temperature=temperature, sample_index=attempt)
     )
 
 

@@ -43,6 +43,11 @@ TRAINING = {"model.name_or_path": "m", "data.train": "d.jsonl"}
 BASE: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("sft", "dpo", "sapo", "reward", "rlhf", "online"), TRAINING),
     "discover": {"endpoint.base_url": "http://127.0.0.1:1", "endpoint.model": "m"},
+    "evolve": {
+        "data.train": "d.jsonl",
+        "endpoint.base_url": "http://127.0.0.1:1",
+        "endpoint.model": "m",
+    },
     "mosaic": {"data.train": "d.jsonl"},
     "select": {"data.train": "d.jsonl", "select.policy": "m", "select.strategy": "random"},
 }

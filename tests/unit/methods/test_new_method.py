@@ -375,6 +375,7 @@ def test_what_a_folder_says_of_itself_holds(name: str) -> None:
         ("rlhf", "methods/rlhf", ()),
         ("online", "methods/online", ()),
         ("discover", "methods/discover", ("aligner/endpoints/__init__.py",)),
+        ("evolve", "builders/evolve", ()),
         ("mosaic", "builders/mosaic", ("aligner/data/loading.py",)),
         ("select", "builders/select", ("cli/data.py",)),
     ],

@@ -1,0 +1,129 @@
+"""Where rows begin: the prompts of `data.train`, as instructions and conversations.
+
+Only what the user asks is taken, and a system prompt; of the answers only the last one is kept,
+which verifiers compare with. A conversation gives its first turn, or all turns of the user
+(`evolve.multiturn`). Modes that write instructions from nothing get seeds without a text.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any
+
+from aligner.builders.evolve.made import Turn
+from aligner.builders.evolve.recipe import EvolveRecipe
+from aligner.data.loading import load_rows
+from aligner.data.rows import PromptRow, as_turns, refuse_tools
+from aligner.errors import DataError
+from aligner.events import DataReady, OnEvent, StageStarted, tell
+from aligner.runs.run import Run
+
+ID_DIGITS = 16
+SYSTEM = ("system", "developer")
+
+
+@dataclass(frozen=True, slots=True)
+class Seed:
+    """Where a row begins. `number`: its place among all, from 0. `users`: what the user asks, turn
+    by turn. `reference`: the last answer that it came with."""
+
+    id: str
+    number: int
+    users: tuple[str, ...] = ("",)
+    system: tuple[Turn, ...] = ()
+    reference: str | None = None
+    origin: str = ""
+
+
+@dataclass
+class Inputs:
+    """The seeds, and what they came from."""
+
+    seeds: list[Seed]
+    files: dict[str, str] = field(default_factory=dict)
+    fingerprint: str = ""
+    ledger: dict[str, Any] = field(default_factory=dict)
+
+    def record(self, run: Run) -> None:
+        """Write down what was read; what changed since is seen by the stages."""
+        before = run.read_json("inputs.json") or {}
+        read = {"fingerprint": self.fingerprint, "sources": self.files}
+        run.write_json("inputs.json", {**before, **read})
+        run.write_json("data.json", {**self.ledger, "seeds": len(self.seeds)})
+
+    def parents(self) -> list[dict[str, Any]]:
+        """Return where the rows came from."""
+        return [
+            {"kind": "data", "path": path, "fingerprint": digest}
+            for path, digest in self.files.items()
+        ]
+
+    def digest(self) -> str:
+        """Return a hash of the seeds."""
+        found = [[seed.id, seed.users, seed.system, seed.reference] for seed in self.seeds]
+        return sha256(json.dumps(found).encode()).hexdigest()
+
+
+def read_inputs(recipe: EvolveRecipe, on_event: OnEvent | None) -> Inputs:
+    """Read the seeds of a recipe.
+
+    Raises: DataError for rows that cannot be evolved, as for those that cannot be read.
+    """
+    settings = recipe.evolve
+    if recipe.data is None:
+        assert settings.rows is not None, "a rule asks for it"
+        return Inputs([Seed(f"row {number + 1}", number) for number in range(settings.rows)])
+    tell(on_event, StageStarted("reading the data"))
+    loaded = load_rows(recipe.data, "prompts", recipe.seed, keep=("answer",))
+    loaded.warn(on_event)
+    refuse_tools(loaded.train, "the model that answers")
+    rows = [row for row in loaded.train if isinstance(row, PromptRow)]
+    seeds = list(_seeds(rows[: settings.rows], is_whole=settings.multiturn == "sequential"))
+    table = loaded.ledger.table()
+    if len(seeds) < len(rows):
+        table.append(("seeds", f"{len(seeds):,}, the first ones (evolve.rows)"))
+    tell(on_event, DataReady(table))
+    files = {
+        record.path: record.sha256 for source in loaded.ledger.sources for record in source.files
+    }
+    return Inputs(seeds, files, loaded.fingerprint, loaded.ledger.to_json())
+
+
+def _seeds(rows: Iterable[PromptRow], *, is_whole: bool) -> Iterator[Seed]:
+    seen: Counter[str] = Counter()
+    for number, row in enumerate(rows):
+        turns = as_turns(row.prompt, "user")
+        system = tuple(turn for turn in turns if turn["role"] in SYSTEM)
+        users = _asked(turns, row.origin)
+        users = users if is_whole else users[:1]
+        # the answer that a row came with is that to its last turn
+        is_answered = is_whole or sum(turn["role"] == "user" for turn in turns) == 1
+        name = _digest([system, users])
+        seen[name] += 1
+        yield Seed(
+            name if seen[name] == 1 else f"{name}-{seen[name]}",
+            number,
+            users,
+            tuple({"role": turn["role"], "content": turn["content"]} for turn in system),
+            row.answer if is_answered else None,
+            row.origin,
+        )
+
+
+def _asked(turns: Sequence[dict[str, Any]], origin: str) -> tuple[str, ...]:
+    users = tuple(turn["content"] for turn in turns if turn["role"] == "user")
+    if not users or not all(isinstance(text, str) and text.strip() for text in users):
+        raise DataError(
+            f"{origin}: there is no instruction to evolve: a turn of the user is empty, or there "
+            "is none",
+            "take such rows out, with a `function:` of yours for example",
+        )
+    return users
+
+
+def _digest(value: Any) -> str:
+    return sha256(json.dumps(value).encode()).hexdigest()[:ID_DIGITS]
