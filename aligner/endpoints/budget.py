@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from aligner.config.recipe import Budget
+from aligner.endpoints.recording import REFUSALS
 from aligner.endpoints.request import ChatRequest, Completion, LLMClient, LLMError, Wrapper, name_of
 from aligner.errors import EndpointError
 
@@ -46,6 +47,8 @@ class Guard(Wrapper):
     """Sends a request on only while the budget lasts and the server is not known to refuse.
 
     `spent` continues from an earlier start; `on_call` is waited for before each request is sent.
+    `is_submitted`: whether a request was sent and counted by an earlier start, and only its reply
+    is missing.
     `minutes` count from the making of the guard, by `clock` (seconds).
     """
 
@@ -57,6 +60,7 @@ class Guard(Wrapper):
         *,
         spent: Spent | None = None,
         on_call: Callable[[], Awaitable[None]] | None = None,
+        is_submitted: Callable[[ChatRequest], bool] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(inner)
@@ -65,6 +69,7 @@ class Guard(Wrapper):
         self.prices = prices
         self.spent = spent if spent is not None else Spent()
         self._on_call = on_call
+        self._is_submitted = is_submitted
         self._clock = clock
         self._opened = clock()
         self._fatal_in_a_row = 0
@@ -75,10 +80,11 @@ class Guard(Wrapper):
 
         Raises: LLMError("budget"), unsent; EndpointError after three fatal errors in a row.
         """
-        self.check(request)
-        self.spent.calls += 1
-        if self._on_call is not None:
-            await self._on_call()
+        if self._is_submitted is None or not self._is_submitted(request):
+            self.check(request)
+            self.spent.calls += 1
+            if self._on_call is not None:
+                await self._on_call()
         try:
             completion = await self.inner.chat(request)
         except LLMError as error:
@@ -133,4 +139,4 @@ class Guard(Wrapper):
 def _may_be_tried(request: ChatRequest, error: LLMError) -> bool:
     """Whether a builder may have asked to find out: not every server takes a `response_format`, and
     what it says then differs."""
-    return "response_format" in request.extra and error.status in (400, 422)
+    return "response_format" in request.extra and error.status in REFUSALS

@@ -12,7 +12,8 @@ The parts stand around each other, from the outside in:
 
 Coalesce stands around the cache, so that no identical request slips through between the end of one
 and its place in the cache. The budget is nearest to the server, so that only what is really sent is
-counted.
+counted. With a batch API there is no RateLimit: requests are collected into files, and the server
+carries those out as it likes.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from typing import Any
 
 from aligner.config.recipe import Endpoint, Model
 from aligner.endpoints.api_keys import read_secret
+from aligner.endpoints.batch import PRICE, BatchBackend, Batching
+from aligner.endpoints.batch_server import BatchServer
 from aligner.endpoints.budget import Guard, Prices, Spent
 from aligner.endpoints.cache import Cache, GroupCommit
 from aligner.endpoints.coalesce import Coalesce
@@ -107,6 +110,7 @@ def open_client(
     run: str = "",
     keep_truncated: bool = False,
     spent: Spent | None = None,
+    batch: Batching | None = None,
     backend: LLMClient | None = None,
     clock: Clock = time.monotonic,
     sleep: Sleep = asyncio.sleep,
@@ -117,7 +121,8 @@ def open_client(
     `cache`: the SQLite file of replies. `run`: under this name the accounts of the budget are kept
     in it, and continued after a resume; `spent` gives them instead. `keep_truncated`: a reply that
     was cut is kept there too, for a builder that drops it and must not pay for it again after a
-    resume. `backend` takes the place of the section's own.
+    resume. `batch`: requests are sent through the server's batch API; without a limit of requests
+    in flight or a minute, at half the prices. `backend` takes the place of the section's own.
 
     Raises: RecipeError or UsageError when the section cannot be used, DataError for a script that
     is broken.
@@ -132,6 +137,8 @@ def open_client(
         source, identity = (
             (backend, "") if backend is not None else _backend(section, spent, throttle)
         )
+        if batch is not None and backend is None:
+            source = _batched(section, batch, source, store, sleep)
         return _compose(section, source, identity, store, spent, throttle, clock, sleep)
     except BaseException:
         if store is not None:
@@ -207,6 +214,29 @@ def _backend(section: Endpoint, spent: Spent, throttle: Throttle) -> tuple[LLMCl
     return server, ""
 
 
+def _batched(
+    section: Endpoint, batch: Batching, direct: LLMClient, store: Store | None, sleep: Sleep
+) -> LLMClient:
+    """Return what sends requests in batches. A recording has their replies already."""
+    if section.replay is not None:
+        return direct
+    if section.backend != "openai":
+        raise RecipeError(
+            f"endpoint: backend `{section.backend}` has no batch API",
+            "name a server that has one, or send the requests one by one",
+        )
+    base_url = section.base_url or OPENAI_URL
+    server = BatchServer(
+        base_url,
+        read_secret(base_url, section.api_key_env),
+        timeout_s=section.timeout_s,
+        max_retries=section.max_retries,
+        sleep=sleep,
+    )
+    on_submit = store.write if store is not None else None
+    return BatchBackend(server, direct, batch, on_submit=on_submit, sleep=sleep)
+
+
 def _compose(
     section: Endpoint,
     backend: LLMClient,
@@ -217,22 +247,31 @@ def _compose(
     clock: Clock,
     sleep: Sleep,
 ) -> Client:
+    price = PRICE if isinstance(backend, BatchBackend) else 1.0
     prices = Prices(
-        section.usd_per_million_prompt_tokens, section.usd_per_million_completion_tokens
+        section.usd_per_million_prompt_tokens * price,
+        section.usd_per_million_completion_tokens * price,
     )
     group = GroupCommit(store) if store is not None else None
-    on_call = group.add_call if group is not None else None
-    guard = Guard(backend, section.budget, prices, spent=spent, on_call=on_call, clock=clock)
-    client: LLMClient = RateLimit(
-        guard,
-        max_in_flight=section.max_in_flight,
-        requests_per_minute=section.requests_per_minute,
-        tokens_per_minute=section.tokens_per_minute,
-        throttle=throttle,
-        check=guard.check,
-        clock=clock,
-        sleep=sleep,
-    )
+    client: LLMClient
+    if isinstance(backend, BatchBackend):
+        submitted = backend.is_submitted
+        client = Guard(
+            backend, section.budget, prices, spent=spent, is_submitted=submitted, clock=clock
+        )
+    else:
+        on_call = group.add_call if group is not None else None
+        guard = Guard(backend, section.budget, prices, spent=spent, on_call=on_call, clock=clock)
+        client = RateLimit(
+            guard,
+            max_in_flight=section.max_in_flight,
+            requests_per_minute=section.requests_per_minute,
+            tokens_per_minute=section.tokens_per_minute,
+            throttle=throttle,
+            check=guard.check,
+            clock=clock,
+            sleep=sleep,
+        )
     if store is not None and group is not None:
         client = Cache(client, store, group, identity)
     client = Coalesce(client)

@@ -18,6 +18,9 @@ from aligner.errors import RecipeError
 
 QUOTA_CODES = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")
 
+PASSING = (408, 409, 425, 429)
+"""Status of what may succeed later; so may what the server has done wrong (5xx)."""
+
 TOO_LONG = re.compile(
     r"context_length_exceeded|context[ _](length|window|size)"
     r"|maximum (model|sequence|input) length|max_model_len"
@@ -60,11 +63,13 @@ HINTS = {
 
 
 def error_of(
-    error: Exception, request: ChatRequest, problem: str, base_url: str, secret: Secret
+    error: Exception, asked: ChatRequest | str, problem: str, base_url: str, secret: Secret
 ) -> LLMError:
-    """Return what the error means. `problem` is what was wrong with the last reply, empty when
-    there was none."""
-    what = name_of(request)
+    """Return what the error means. `asked`: the request, or what else was asked for, in words.
+    `problem` is what was wrong with the last reply, empty when there was none."""
+    what, max_tokens = (
+        (asked, 0) if isinstance(asked, str) else (name_of(asked), asked.max_tokens or 0)
+    )
     if isinstance(error, BadReply) or problem:
         said = problem or str(error)
         hint = "look at what runs there: is base_url that of an OpenAI-compatible server?"
@@ -76,11 +81,10 @@ def error_of(
         return _unreachable(error, base_url, secret)
     said = _said(error, secret)
     kind, longest = _kind(status, said), LONGEST.search(said)
-    asked = request.max_tokens or 0
-    if kind == "context_length" and longest is not None and asked >= int(longest.group(1)):
+    if kind == "context_length" and longest is not None and max_tokens >= int(longest.group(1)):
         kind, hint = (
             "fatal",
-            f"max_tokens is {request.max_tokens}, too much for every prompt: lower it",
+            f"max_tokens is {max_tokens}, too much for every prompt: lower it",
         )
     elif kind == "fatal" and status == 429:
         hint = "the account has no credit left"
@@ -132,7 +136,7 @@ def _kind(status: int, said: str) -> Kind:
         return "context_length"
     if status in (400, 403, 422, 451) and FILTERED.search(said):
         return "content_filter"
-    if status in (408, 409, 425, 429) or status >= 500:
+    if status in PASSING or status >= 500:
         return "fatal" if any(code in said for code in QUOTA_CODES) else "unavailable"
     return "fatal"
 

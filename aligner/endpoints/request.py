@@ -20,7 +20,7 @@ from aligner.errors import EndpointError, Problem
 Kind = Literal["fatal", "content_filter", "context_length", "unavailable", "bad_reply", "budget"]
 
 DATA_FAILURES = ("content_filter", "context_length")
-NOT_IN_KEY = ("purpose",)
+NOT_IN_KEY = ("purpose", "urgent")
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class ChatRequest:
 
     `messages` are {"role", "content"} mappings; `prompt` is text to be continued as it stands, in
     their place (set by `complete`), or its token ids. `purpose` is for the accounts
-    only. `extra` are further fields of the request body.
+    only. `extra` are further fields of the request body. `urgent`: not to be collected with others
+    into a batch that takes hours.
     """
 
     messages: tuple[Mapping[str, str], ...] = ()
@@ -44,6 +45,7 @@ class ChatRequest:
     purpose: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
     prompt: str | tuple[int, ...] | None = None
+    urgent: bool = False
 
     def __post_init__(self) -> None:
         assert (self.prompt is None) == bool(self.messages), (

@@ -93,6 +93,7 @@ async def _probe(client: LLMClient) -> bool:
         max_tokens=PROBE_TOKENS,
         purpose="probe",
         extra=response_format(PROBE_SCHEMA),
+        urgent=True,
     )
     try:
         completion = await client.chat(request)
