@@ -68,14 +68,18 @@ _PLAIN = str.maketrans(
     }
 )
 """Quotes, question marks and a blank, as keyboards with fewer signs write them."""
-_INABILITY = r"(?:can'?t|cannot|can not|could not|couldn'?t|won'?t|unable|not able|not allowed)"
+_INABILITY = (
+    r"(?:can'?t|cannot|can not|could not|couldn'?t|won'?t|unable|not able|not allowed|not equipped|"
+    r"(?:don'?t|do not) have the (?:ability|capability|capacity))"
+)
+_ASSISTANT = r"as an? [^.!?,\n]{0,40}\b(?:ai|chatbot|assistant|(?:large )?language model)\b"
 _ACTS = (
     r"(?:assist|help|provide|fulfil|fulfill|comply|answer|create|write|generate|produce|complete|"
     r"do that|do this|engage|discuss|support|share|continue|rewrite|respond|process|access|offer)"
 )
 _REFUSALS = re.compile(
     rf"(?:i'm|i am|i apologi[sz]e|my apologies|apologies|sorry)[^.!?\n]{{0,60}}[,.;!]? *"
-    rf"(?:but )?(?:i|as an ai)[^.!?\n]{{0,40}}{_INABILITY}\b"
+    rf"(?:but )?(?:i[^.!?\n]{{0,40}}|{_ASSISTANT}[^.!?\n]{{0,90}}){_INABILITY}\b"
     rf"|(?:unfortunately, )?i(?:'m| am)? (?:really |simply )?{_INABILITY} (?:to )?"
     rf"(?:\w+ )?{_ACTS}\b"
     rf"|as an? (?:ai|artificial intelligence|(?:large )?language model)[^.!?\n]{{0,60}}"

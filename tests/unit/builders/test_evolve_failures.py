@@ -135,7 +135,22 @@ def test_sums_that_differ_in_a_sign_are_not_the_same() -> None:
 def test_a_regret_alone_is_no_refusal() -> None:
     assert not refuses("I am sorry to hear that. You can return it within 30 days.")
     assert not refuses("Write: I'm unable to come.")
+    assert not refuses("I'm sorry for the delay, but as a small shop we could not send it.")
     assert refuses("Unfortunately, I cannot create images.")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I'm sorry for any misunderstanding, but as a chatbot designed to assist users, I don't "
+        "have the ability to look things up.",
+        "I'm sorry for any confusion, but as a chatbot designed to assist with planning, I'm not "
+        "equipped to help.",
+        "I'm sorry, but as your virtual assistant I am unable to call anybody.",
+    ],
+)
+def test_what_small_models_say_in_place_of_an_answer_is_a_refusal(text: str) -> None:
+    assert refuses(text)
 
 
 def test_questions_are_seen_in_other_scripts_too() -> None:
