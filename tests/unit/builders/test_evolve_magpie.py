@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +16,14 @@ from aligner.builders.evolve.magpie import Magpie, open_magpie
 from aligner.builders.evolve.recipe import Evolve, EvolveRecipe
 from aligner.builders.evolve.seeds import Seed
 from aligner.config.recipe import Endpoint
+from aligner.config.shipped import recipe_text
 from aligner.endpoints.client import open_client
 from aligner.endpoints.request import Completion, LLMClient, LLMError
 from aligner.endpoints.scripted import ScriptedBackend
 from aligner.errors import EndpointError, RecipeError
 from tests.fake_endpoint import Answer, FakeEndpoint
 from tests.fakes import byte_tokenizer, save_model
+from tests.runner import aligner
 
 PROMPT = "<start>user\n"  # the tokenizer adds <bos> itself
 
@@ -169,3 +173,29 @@ def test_a_prompt_that_no_text_gives_goes_as_ids(tmp_path: Path) -> None:
     prompt, found = asyncio.run(row())
     assert prompt == tuple(byte_tokenizer().convert_tokens_to_ids(["<start>"]))
     assert found.completion.prompt_tokens == 1
+
+
+@pytest.mark.slow
+def test_a_model_that_knows_how_users_speak_writes_rows_that_train(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """tiny/magpie, with what its header says comes before it and after it."""
+    monkeypatch.chdir(tmp_path)
+    header = recipe_text("tiny/magpie")
+    before = re.search(r"^# Before +(.+)$", header, re.MULTILINE)
+    after = re.search(r"^# Next +aligner (.+)$", header, re.MULTILINE)
+    assert before is not None
+    assert after is not None
+    toy, _, sft = before[1].split(" && ")
+    assert aligner(*toy.split()[1:]).exit_code == 0
+    monkeypatch.chdir(tmp_path / "toy")
+    for command in (sft.split()[1:], ["evolve", "tiny/magpie"]):
+        assert aligner(*command).exit_code == 0
+    rows = [
+        json.loads(line) for line in Path("runs/magpie/data/train.jsonl").read_text().splitlines()
+    ]
+    asked = [row["prompt"][0]["content"] for row in rows]
+    assert len(asked) > 100
+    known = re.compile(r"(sort|reverse|rotate|upper|copy|count|add): ")
+    assert sum(known.match(one) is not None for one in asked) > 80
+    assert aligner(*after[1].split(), "trainer.max_steps=2").exit_code == 0

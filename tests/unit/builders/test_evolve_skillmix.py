@@ -7,10 +7,12 @@ import json
 import re
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from aligner.builders.evolve.build import run_evolve
 from aligner.builders.evolve.evolving import Evolution
 from aligner.builders.evolve.recipe import Evolve
 from aligner.builders.evolve.seeds import Seed
@@ -22,11 +24,13 @@ from aligner.builders.evolve.skillmix import (
     list_skills,
     read_list,
 )
+from aligner.config.load import load_recipe
 from aligner.endpoints.request import ChatRequest, Completion
 from aligner.endpoints.scripted import ScriptedBackend
 from aligner.errors import EndpointError
 from aligner.events import Notice
 
+ROOT = Path(__file__).parents[3]
 QUERY = "Plan a street party with me."
 
 
@@ -217,3 +221,19 @@ def test_a_server_with_schemas_is_asked_for_json() -> None:
         return json.dumps({"work": "hm", "instruction": QUERY})
 
     assert write(Server(reply)).text == QUERY
+
+
+def test_the_tiny_recipe_makes_rows_and_says_what_each_was_drawn_from(tmp_path: Path) -> None:
+    script = ROOT / "recipes/tiny/skillmix-replies.jsonl"
+    changes = [f"output_dir={tmp_path / 'run'}", f"endpoint.script={script}"]
+    told: list[Any] = []
+    run_evolve(load_recipe("evolve", "tiny/skillmix", changes), on_event=told.append)
+    rows, provenance, dropped = (
+        (tmp_path / "run" / name).read_text().splitlines()
+        for name in ("data/train.jsonl", "provenance.jsonl", "dropped.jsonl")
+    )
+    assert (len(rows), len(provenance), len(dropped)) == (27, 27, 3)
+    assert {json.loads(line)["reason"] for line in dropped} == {"near_duplicate"}
+    assert all(len(json.loads(line)["skills"]) == 2 for line in provenance)
+    said = [event.text for event in told if isinstance(event, Notice)]
+    assert "the model listed 4 of 5 topics, 12 of 15 skills; rows are drawn from those" in said
