@@ -1,5 +1,5 @@
 """A candidate of an optimization step: instructions are evolved, the evolutions are analysed, and
-the method is rewritten in the same conversation (arXiv 2406.00770, section 3.2, and ours below it).
+the method is rewritten in the same conversation (arXiv 2406.00770, section 3.2).
 
 A reply that holds no method is a candidate too, with what is wrong with it: nothing a model says
 ends an optimization. Cases are shown as plain text and long ones are cut, so that ten of them do
