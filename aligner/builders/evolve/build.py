@@ -47,6 +47,7 @@ from aligner.builders.evolve.row import Author
 from aligner.builders.evolve.rows_stage import RowsStage
 from aligner.builders.evolve.seeds import Inputs, read_inputs
 from aligner.builders.evolve.skillmix import Skills, list_skills
+from aligner.builders.evolve.split import split_seeds
 from aligner.config.load import Resolved
 from aligner.endpoints.client import check_endpoint
 from aligner.errors import DataError, EndpointError
@@ -99,6 +100,8 @@ def run_evolve(
         return done
     inputs = read_inputs(recipe, on_event)
     check_references(checks.scorer, [(seed.origin, seed.reference) for seed in inputs.seeds])
+    if recipe.evolve.mode == "auto" and given_method(recipe) is None:
+        split_seeds(inputs.instructions, recipe.evolve.optimization, recipe.seed)
     if dry_run:
         return session.plan(plan_rows(recipe, inputs))
     run = session.open()
@@ -198,7 +201,7 @@ class Build:
             **self.settings(OF_EVOLUTION | {"optimization"}),
         }
         stage = self.stages.open("optimize", made_of)
-        texts = [seed.users[0] for seed in self.inputs.seeds]
+        texts = self.inputs.instructions
         most = sum(optimization_calls(evolve).values())
         if not stage.is_done:
             tell(self.on_event, StageStarted("optimizing the method"))

@@ -91,8 +91,7 @@ def choose_by_score(current: InForce, candidates: Sequence[InForce]) -> Evolving
 
 
 def _rates(one: InForce) -> tuple[float, float]:
-    measured = one[1]
-    return measured.failure_rate, measured.issue_rate if measured.judged else 0.0
+    return one[1].failure_rate, one[1].issue_rate
 
 
 def ends_by_patience(history: History, settings: Optimization) -> Ended | None:
@@ -247,6 +246,9 @@ class _Search:
                 "no method can be compared with the first",
                 "look at what the server refuses (long or filtered instructions), or resume later",
             )
+        if self.settings.optimization.secondary == "issue_rate" and not found.judged:
+            text = "no verdict of the judge could be read, so only failures are compared"
+            tell(self.on_event, Warned(text))
         return found
 
     async def _step(self, number: int, current: InForce) -> Step:

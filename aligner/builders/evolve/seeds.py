@@ -48,6 +48,11 @@ class Inputs:
     fingerprint: str = ""
     ledger: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def instructions(self) -> list[str]:
+        """The first turn of each seed."""
+        return [seed.users[0] for seed in self.seeds]
+
     def record(self, run: Run) -> None:
         """Write down what was read; what changed since is seen by the stages."""
         before = run.read_json("inputs.json") or {}

@@ -283,6 +283,17 @@ def test_a_spent_budget_ends_with_what_is_finished_and_more_of_it_goes_on(tmp_pa
     assert files_of(world.run) == files_of(whole)
 
 
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_too_few_seeds_for_an_optimization_are_told_before_anything_is_made(
+    dry_run: bool, tmp_path: Path
+) -> None:
+    world = World(tmp_path, [EVOLVE, ANSWER])
+    with pytest.raises(DataError, match=r"10 different instructions .* need 60"):
+        world.evolve("evolve.mode=auto", dry_run=dry_run)
+    assert not world.run.exists()
+    assert len(world.evolve("evolve.mode=auto", "evolve.optimization.steps=0").results) > 0
+
+
 def test_a_budget_that_is_spent_before_any_row_is_an_error(tmp_path: Path) -> None:
     world = World(tmp_path, [EVOLVE, ANSWER])
     with pytest.raises(EndpointError, match="0 of 10 rows are finished and kept") as caught:

@@ -179,6 +179,8 @@ def test_robust_breaks_ties_with_the_method_in_force_by_issues_but_never_by_leng
     assert choose_better(now, with_rates(a=0.4)) is None
     assert choose_better((now[0], judged), [(EvolvingMethod("b"), judged)]) is None
     assert choose_better((now[0], judged), [(EvolvingMethod("b"), fewer)]) is not None
+    unread = judged.model_copy(update={"judged": 0, "flagged": 0})
+    assert choose_better((now[0], judged), [(EvolvingMethod("b"), unread)]) is None
 
 
 def test_paper_takes_the_best_candidate_in_any_case() -> None:
@@ -255,6 +257,21 @@ def test_with_a_judge_no_failure_left_is_not_the_end() -> None:
     assert first is not None
     assert first.judged == 50
     assert first.issue_rate == first.failure_rate, "both see the same faults"
+
+
+def test_a_judge_without_a_verdict_is_said_to_be_one() -> None:
+    model = SimulatedModel(bad=0.0)
+
+    def reply(request: ChatRequest) -> Any:
+        return "All fine." if request.purpose == "judge" else model.reply(request)
+
+    events: list[Event] = []
+    given = settings(secondary="issue_rate", steps=1)
+    work = optimize(given, SEEDS, Roles(ScriptedBackend(reply)), None, events.append, 0)
+    first = asyncio.run(work).history.first
+    assert first is not None
+    assert (first.judged, first.issue_rate) == (0, 1.0)
+    assert any(isinstance(event, Warned) and "no verdict" in event.text for event in events)
 
 
 def test_zero_steps_ask_nothing_and_give_the_first_method(tmp_path: Path) -> None:
