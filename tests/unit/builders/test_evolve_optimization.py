@@ -249,6 +249,19 @@ def test_robust_ends_after_so_many_steps_without_a_better_method(patience: int) 
     assert set(found.history.outcomes()) == {"same", "repeated"}
 
 
+def test_patience_counts_from_the_last_better_method() -> None:
+    model = SimulatedModel(bad=0.0)
+
+    def reply(request: ChatRequest) -> Any:
+        model.frozen = model.asked["rewrite"] >= 5 and request.purpose == "rewrite"
+        return model.reply(request)
+
+    work = optimize(Evolve(), SEEDS, Roles(ScriptedBackend(reply)), None, None, 0)
+    history = asyncio.run(work).history
+    assert [step.chosen is not None for step in history.steps] == [True, False, False, False]
+    assert history.ended == "patience"
+
+
 def test_with_a_judge_no_failure_left_is_not_the_end() -> None:
     found = search(SimulatedModel(bad=0.0), settings(secondary="issue_rate"))
     assert rates(found)[-1] == 0.0
