@@ -25,7 +25,7 @@ from aligner.builders.evolve.recipe import Evolve, EvolveRecipe
 from aligner.builders.evolve.seeds import Seed
 from aligner.config.recipe import Endpoint, Model
 from aligner.endpoints.request import ChatRequest, Completion, LLMError
-from aligner.errors import EndpointError, RecipeError
+from aligner.errors import EndpointError
 from aligner.models.tokenizers import load_tokenizer
 from aligner.tokenization.user_turn import UserTurn, text_of_ids, user_turn
 
@@ -119,7 +119,7 @@ def _failure(text: str, is_cut: bool, turn: UserTurn) -> Failure | None:
 def open_magpie(roles: Clients, recipe: EvolveRecipe) -> Magpie:
     """Return the author of a recipe's instructions. Asks nobody, and loads the tokenizer.
 
-    Raises: RecipeError, where no tokenizer or a template that does not fit is named.
+    Raises: RecipeError, where the template does not fit.
     """
     model = tokenizer_of(recipe.endpoint, recipe.evolve)
     tokenizer = load_tokenizer(model, needs_model=False)
@@ -127,15 +127,6 @@ def open_magpie(roles: Clients, recipe: EvolveRecipe) -> Magpie:
 
 
 def tokenizer_of(endpoint: Endpoint, settings: Evolve) -> Model:
-    """Return the model whose tokenizer is the endpoint's. Raises: RecipeError where none is
-    named."""
-    name = settings.magpie.tokenizer
-    if name is None and endpoint.backend == "local":
-        name = endpoint.model
-    if name is None:
-        raise RecipeError(
-            "evolve.magpie.tokenizer is missing: the chat template of the endpoint's model is "
-            "continued, and a server does not tell it",
-            "name the hub id or folder of that model's tokenizer",
-        )
-    return Model(name_or_path=name)
+    """Return the model whose tokenizer is the endpoint's: a rule asks for its name where the
+    endpoint is a server."""
+    return Model(name_or_path=settings.magpie.tokenizer or endpoint.model)

@@ -288,6 +288,19 @@ def _keys_of_modes(view: RecipeView) -> RecipeProblems:
         yield problem_at("evolve.optimization.patience", message, "it belongs to `robust`")
 
 
+def _magpie(view: RecipeView) -> RecipeProblems:
+    if view["evolve.mode"] != "magpie":
+        return
+    if view["evolve.magpie.tokenizer"] is None and view["endpoint.backend"] != "local":
+        message = "is missing: the model's chat template is continued, and a server tells none"
+        hint = "name the hub id or folder of that model's tokenizer"
+        yield problem_at("evolve.magpie.tokenizer", message, hint)
+    for key in ("temperature", "max_tokens", "structured"):
+        if view.given(f"evolve.{key}"):
+            message = "has no effect with `mode: magpie`, which asks for no instruction"
+            yield problem_at(f"evolve.{key}", message, "see `evolve.magpie`")
+
+
 def _sections(view: RecipeView) -> list[str]:
     """The keys of all sections that name a model."""
     keys = [key for key in ROLES if key == "endpoint" or view[key] is not None]
@@ -371,7 +384,7 @@ METHOD = Method(
         "aligner evolve recipe.yaml --resume",
         "aligner evolve status runs/evolve",
     ),
-    rules=(_seeds, _keys_of_modes, _endpoints, _checks, no_mosaics),
+    rules=(_seeds, _keys_of_modes, _magpie, _endpoints, _checks, no_mosaics),
     run="aligner.builders.evolve.build:run_evolve",
     summary=_summary,
     untouched="nothing was asked",

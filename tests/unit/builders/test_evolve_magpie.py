@@ -15,6 +15,7 @@ from aligner.builders.evolve.evolving import Evolution
 from aligner.builders.evolve.magpie import Magpie, open_magpie
 from aligner.builders.evolve.recipe import Evolve, EvolveRecipe
 from aligner.builders.evolve.seeds import Seed
+from aligner.config.load import load_recipe
 from aligner.config.recipe import Endpoint
 from aligner.config.shipped import recipe_text
 from aligner.endpoints.client import open_client
@@ -133,10 +134,15 @@ def recipe(**endpoint: Any) -> EvolveRecipe:
     return EvolveRecipe.model_validate({"output_dir": "x", "endpoint": endpoint, "evolve": evolve})
 
 
-def test_a_server_does_not_tell_its_tokenizer() -> None:
-    asked = recipe(model="m", base_url="http://127.0.0.1:1/v1")
-    with pytest.raises(RecipeError, match=r"evolve\.magpie\.tokenizer is missing"):
-        open_magpie(Roles(ScriptedBackend([])), asked)
+def test_a_server_does_not_tell_its_tokenizer_and_other_sampling_says_nothing() -> None:
+    given = ["output_dir=x", "endpoint.model=m", "evolve.mode=magpie", "evolve.rows=3"]
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("evolve", None, [*given, "evolve.temperature=0.5"])
+    assert [problem.key for problem in caught.value.problems] == [
+        "evolve.magpie.tokenizer",
+        "evolve.temperature",
+    ]
+    load_recipe("evolve", None, [*given, "evolve.magpie.tokenizer=m"])
 
 
 def test_a_local_model_writes_the_same_row_whatever_is_asked_beside_it(tmp_path: Path) -> None:
