@@ -4,12 +4,7 @@ every write, and resumed: the same method and record, and no reply asked for twi
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
-import os
 import signal
-import time
-from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +17,12 @@ from aligner.endpoints.client import open_client
 from aligner.endpoints.request import ChatRequest, Completion
 from aligner.endpoints.scripted import ScriptedBackend
 from aligner.runs.stages import Stages
+from tests.deadly import Place, die, in_process, set_trap
 from tests.simulated_evolver import Roles, SimulatedModel, seeds
 
 SETTINGS = Evolve(
     optimization=Optimization(steps=2, candidates=2, development_size=8, batch_size=4)
 )
-PATIENCE_S = 120
 JOURNAL, STORE = "aligner.runs.journal:Journal", "aligner.endpoints.store:Store"
 ROOT = Path(__file__).parents[3]
 
@@ -79,35 +74,10 @@ def run(folder: Path) -> None:
     asyncio.run(go())
 
 
-def work(folder: Path, place: tuple[str, str, bool, int] | None) -> None:
+def work(folder: Path, place: Place | None) -> None:
     if place is not None:
-        where, name, before, count = place
-        module, _, class_name = where.partition(":")
-        owner: Any = import_module(module)
-        owner = getattr(owner, class_name) if class_name else owner
-        setattr(owner, name, deadly(getattr(owner, name), before, count))
+        set_trap(place)
     run(folder)
-
-
-def deadly(function: Callable[..., Any], before: bool, count: int) -> Callable[..., Any]:
-    passed = 0
-
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        nonlocal passed
-        passed += 1
-        if before and passed == count:
-            die()
-        result = function(*args, **kwargs)
-        if passed == count:
-            die()
-        return result
-
-    return wrapper
-
-
-def die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(60)
 
 
 def work_until_call(folder: Path, purpose: str, count: int) -> None:
@@ -123,15 +93,6 @@ def work_until_call(folder: Path, purpose: str, count: int) -> None:
 
     SimulatedModel.reply = reply  # type: ignore[method-assign]
     run(folder)
-
-
-def in_process(target: Callable[..., None], *args: Any) -> int | None:
-    """Run in a child of this process, and return its exit code."""
-    process = multiprocessing.get_context("forkserver").Process(target=target, args=args)
-    process.start()
-    process.join(PATIENCE_S)
-    assert process.exitcode is not None, "it hangs"
-    return process.exitcode
 
 
 def outcome(folder: Path) -> tuple[bytes, ...]:
