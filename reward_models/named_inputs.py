@@ -20,6 +20,7 @@ from aligner.events import OnEvent, Warned, tell
 from aligner.models.files import read_chat_template
 from aligner.models.fingerprint import model_parts
 from aligner.runs.digests import digests_of
+from aligner.runs.files import read_json
 from aligner.runs.inputs import Parts, check_named
 from aligner.runs.run import Run
 
@@ -44,6 +45,17 @@ def compare_inputs(run: Run, recipe: Recipe, on_event: OnEvent | None) -> None:
     """
     for remark in check_named(run, named_inputs(recipe)):
         tell(on_event, Warned(remark))
+
+
+def inputs_changed(folder: Path, recipe: Recipe) -> bool:
+    """Say whether a data file of a run, or what another of its recipe's names leads to, is not what
+    the run was made of."""
+    known = read_json(folder, "inputs.json") or {}
+    sources = {Path(path): digest for path, digest in known.get("sources", {}).items()}
+    now = digests_of(path for path in sources if path.is_file())
+    if any(sources[path] != digest for path, digest in now.items()):
+        return True
+    return "named" in known and known["named"] != named_inputs(recipe)
 
 
 def named_inputs(recipe: BaseModel, *, has_data: bool = False) -> dict[str, Parts]:

@@ -17,8 +17,8 @@ continues.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 from aligner.builders.evolve.accounts import Accounts, ticking
@@ -31,9 +31,7 @@ from aligner.builders.evolve.optimization import HISTORY, METHOD, optimization_c
 from aligner.builders.evolve.output import SUMMARY, Output, poor_evolver
 from aligner.builders.evolve.output_checks import (
     AllVerdicts,
-    TestSets,
     check_all,
-    load_test_sets,
 )
 from aligner.builders.evolve.recipe import EvolveRecipe
 from aligner.builders.evolve.roles import (
@@ -45,7 +43,7 @@ from aligner.builders.evolve.roles import (
 )
 from aligner.builders.evolve.row import Author
 from aligner.builders.evolve.rows_stage import RowsStage
-from aligner.builders.evolve.seeds import Inputs, read_inputs
+from aligner.builders.evolve.seeds import Inputs, inputs_are_other, read_inputs
 from aligner.builders.evolve.skillmix import Skills, list_skills
 from aligner.builders.evolve.split import split_seeds
 from aligner.config.load import Resolved
@@ -96,7 +94,9 @@ def run_evolve(
     )
     checks = check(recipe)
     session.check_place()
-    if (done := session.done()) is not None:
+    models = {role: identity_of(section) for role, section in sections_of(recipe).items()}
+    is_stale = resume and inputs_are_other(session.folder, recipe, models)
+    if not is_stale and (done := session.done()) is not None:
         return done
     inputs = read_inputs(recipe, on_event)
     check_references(checks.scorer, [(seed.origin, seed.reference) for seed in inputs.seeds])
@@ -104,12 +104,14 @@ def run_evolve(
         split_seeds(inputs.instructions, recipe.evolve.optimization, recipe.seed)
     if dry_run:
         return session.plan(plan_rows(recipe, inputs))
+    if is_stale:
+        (session.folder / "manifest.json").unlink(missing_ok=True)
     run = session.open()
-    inputs.record(run)
+    inputs.record(run, recipe, models)
     if recipe.evolve.checks.verifier is not None:
         card = read_spec(recipe.evolve.checks.verifier)
         run.record_isolation(announce_walls([card], on_event))
-    build = Build(recipe, run, inputs, checks, on_event)
+    build = Build(recipe, run, inputs, checks, models, on_event)
     return build.finish(session, asyncio.run(build.carry_out()))
 
 
@@ -141,12 +143,13 @@ def plan_rows(recipe: EvolveRecipe, inputs: Inputs) -> list[tuple[str, str, str]
 
 @dataclass
 class Build:
-    """The stages of a run."""
+    """The stages of a run. `identities`: each role with what decides its replies."""
 
     recipe: EvolveRecipe
     run: Run
     inputs: Inputs
     checks: RowChecks
+    identities: Mapping[str, Any]
     on_event: OnEvent | None
     method: EvolvingMethod | None = None
     skills: Skills | None = None
@@ -154,11 +157,6 @@ class Build:
 
     def __post_init__(self) -> None:
         self.stages = Stages(self.run.dir / STAGES, self.on_event)
-
-    @cached_property
-    def identities(self) -> dict[str, Any]:
-        """Each role with what decides its replies."""
-        return {role: identity_of(section) for role, section in sections_of(self.recipe).items()}
 
     def settings(self, keys: frozenset[str]) -> dict[str, Any]:
         """Return some keys of `evolve`."""
@@ -253,32 +251,29 @@ class Build:
     def _checked(self, rows: RowsStage) -> AllVerdicts:
         """Look at all rows together; of a part of them, without keeping what was found."""
         checks = self.recipe.evolve.checks
-        tests = load_test_sets(self.recipe.evolve)
         if not rows.stage.is_done:
-            return self._verdicts(rows, tests)
-        sources = [] if tests is None else tests.ledger.sources
-        files = [file.sha256 for source in sources for file in source.files]
+            return self._verdicts(rows)
         made_of = {
             "rows": rows.stage.digest,
             "seeds": self.inputs.digest(),
             "checks": checks.model_dump(mode="json", include=set(OF_ALL_ROWS)),
-            "test sets": files,
+            "test sets": list(self.inputs.test_files().values()),
         }
         stage = self.stages.open("checks", made_of)
         if not stage.is_done:
             tell(self.on_event, StageStarted("checking all rows together"))
-            found = self._verdicts(rows, tests)
+            found = self._verdicts(rows)
             stage.finish({"dropped": found.dropped, "counts": dict(found.counts)})
         facts = stage.facts or {}
         verdicts = AllVerdicts({key: tuple(value) for key, value in facts["dropped"].items()})
         verdicts.counts.update(facts["counts"])
         return verdicts
 
-    def _verdicts(self, rows: RowsStage, tests: TestSets | None) -> AllVerdicts:
+    def _verdicts(self, rows: RowsStage) -> AllVerdicts:
         seeds = []
         if self.recipe.data is not None:
             seeds = [(seed.id, "\n".join(seed.users)) for seed in self.inputs.seeds]
-        texts = None if tests is None else tests.texts
+        texts = None if self.inputs.tests is None else self.inputs.tests.texts
         return check_all(rows.outcomes().made(), seeds, self.recipe.evolve, texts)
 
     def finish(self, session: Session, stopped: EndpointError | None) -> RunResult:

@@ -9,17 +9,22 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 from aligner.builders.evolve.made import Turn
+from aligner.builders.evolve.output_checks import TestSets, load_test_sets
 from aligner.builders.evolve.recipe import EvolveRecipe
+from aligner.data.ledger import Ledger
 from aligner.data.loading import load_rows
 from aligner.data.rows import PromptRow, as_turns, refuse_tools
 from aligner.errors import DataError
 from aligner.events import DataReady, OnEvent, StageStarted, tell
+from aligner.reward_models.named_inputs import inputs_changed, named_inputs
+from aligner.runs.files import read_json
 from aligner.runs.run import Run
 
 ID_DIGITS = 16
@@ -41,9 +46,10 @@ class Seed:
 
 @dataclass
 class Inputs:
-    """The seeds, and what they came from."""
+    """The seeds, what they came from, and the test sets that rows may not overlap with."""
 
     seeds: list[Seed]
+    tests: TestSets | None = None
     files: dict[str, str] = field(default_factory=dict)
     fingerprint: str = ""
     ledger: dict[str, Any] = field(default_factory=dict)
@@ -53,11 +59,12 @@ class Inputs:
         """The first turn of each seed."""
         return [seed.users[0] for seed in self.seeds]
 
-    def record(self, run: Run) -> None:
-        """Write down what was read; what changed since is seen by the stages."""
-        before = run.read_json("inputs.json") or {}
-        read = {"fingerprint": self.fingerprint, "sources": self.files}
-        run.write_json("inputs.json", {**before, **read})
+    def record(self, run: Run, recipe: EvolveRecipe, models: Mapping[str, Any]) -> None:
+        """Write down what was read, what stands behind the recipe's other names, and what its
+        models are; what changed since is seen by the stages."""
+        found = {"fingerprint": self.fingerprint, "sources": {**self.files, **self.test_files()}}
+        found |= {"named": named_inputs(recipe), "models": dict(models)}
+        run.write_json("inputs.json", found)
         run.write_json("data.json", {**self.ledger, "seeds": len(self.seeds)})
 
     def parents(self) -> list[dict[str, Any]]:
@@ -66,6 +73,10 @@ class Inputs:
             {"kind": "data", "path": path, "fingerprint": digest}
             for path, digest in self.files.items()
         ]
+
+    def test_files(self) -> dict[str, str]:
+        """Return the files of the test sets."""
+        return {} if self.tests is None else _files_of(self.tests.ledger)
 
     def digest(self) -> str:
         """Return a hash of the seeds."""
@@ -79,9 +90,11 @@ def read_inputs(recipe: EvolveRecipe, on_event: OnEvent | None) -> Inputs:
     Raises: DataError for rows that cannot be evolved, as for those that cannot be read.
     """
     settings = recipe.evolve
+    tests = load_test_sets(settings)
     if recipe.data is None:
         assert settings.rows is not None, "a rule asks for it"
-        return Inputs([Seed(f"row {number + 1}", number) for number in range(settings.rows)])
+        seeds = [Seed(f"row {number + 1}", number) for number in range(settings.rows)]
+        return Inputs(seeds, tests)
     tell(on_event, StageStarted("reading the data"))
     loaded = load_rows(recipe.data, "prompts", recipe.seed, keep=("answer",))
     loaded.warn(on_event)
@@ -92,10 +105,19 @@ def read_inputs(recipe: EvolveRecipe, on_event: OnEvent | None) -> Inputs:
     if len(seeds) < len(rows):
         table.append(("seeds", f"{len(seeds):,}, the first ones (evolve.rows)"))
     tell(on_event, DataReady(table))
-    files = {
-        record.path: record.sha256 for source in loaded.ledger.sources for record in source.files
-    }
-    return Inputs(seeds, files, loaded.fingerprint, loaded.ledger.to_json())
+    ledger = loaded.ledger
+    return Inputs(seeds, tests, _files_of(ledger), loaded.fingerprint, ledger.to_json())
+
+
+def inputs_are_other(folder: Path, recipe: EvolveRecipe, models: Mapping[str, Any]) -> bool:
+    """Say whether data, files or models are not what a run in this folder was made of."""
+    known = read_json(folder, "inputs.json") or {}
+    now = json.loads(json.dumps(models))
+    return inputs_changed(folder, recipe) or known.get("models", now) != now
+
+
+def _files_of(ledger: Ledger) -> dict[str, str]:
+    return {file.path: file.sha256 for source in ledger.sources for file in source.files}
 
 
 def _seeds(rows: Iterable[PromptRow], *, is_whole: bool) -> Iterator[Seed]:

@@ -32,8 +32,6 @@ from aligner.reward_models.catalogue import read_spec
 from aligner.reward_models.ensemble import refuse_cycles, scored_together
 from aligner.reward_models.judge_base import read_rubric
 from aligner.reward_models.named_inputs import named_inputs
-from aligner.runs.digests import digests_of
-from aligner.runs.files import read_json
 from aligner.runs.run import Run
 from aligner.runs.stages import STALE
 
@@ -80,17 +78,6 @@ class Inputs:
             for spec, digest in scorers.items()
         ]
         return [model, *rewards, *data]
-
-
-def inputs_changed(folder: Path, recipe: OnlineRecipe) -> bool:
-    """Say whether a data file of a run, or what another of its recipe's names leads to, is not what
-    the run was made of."""
-    known = read_json(folder, "inputs.json") or {}
-    sources = {Path(path): digest for path, digest in known.get("sources", {}).items()}
-    now = digests_of(path for path in sources if path.is_file())
-    if any(sources[path] != digest for path, digest in now.items()):
-        return True
-    return "named" in known and known["named"] != named_inputs(recipe)
 
 
 def digest_of_prompts(rows: Sequence[PromptRow]) -> str:

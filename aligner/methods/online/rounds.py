@@ -43,7 +43,6 @@ from aligner.methods.online.preflight import (
     Inputs,
     check,
     digest_of_prompts,
-    inputs_changed,
     plan_rows,
     read_inputs,
     refuse_full_disk,
@@ -56,6 +55,7 @@ from aligner.methods.online.words import measured_cells, name_of_round, round_li
 from aligner.models.files import as_trained, check_model_path
 from aligner.reward_models.catalogue import read_spec
 from aligner.reward_models.isolation import announce_walls
+from aligner.reward_models.named_inputs import inputs_changed
 from aligner.runs.files import json_line
 from aligner.runs.result import RunResult, finished
 from aligner.runs.run import Run

@@ -327,6 +327,33 @@ def test_a_finished_run_that_is_resumed_as_it_was_does_nothing(tmp_path: Path) -
     assert files_of(world.run) == before
 
 
+def test_a_finished_run_that_is_resumed_sees_other_seeds_another_script_and_other_test_sets(
+    tmp_path: Path,
+) -> None:
+    world = World(tmp_path, [EVOLVE, ANSWER])
+    tests = tmp_path / "tests.jsonl"
+    write_lines(tests, [{"prompt": "no such words stand in any of the rows of this test set here"}])
+    settings = (f"evolve.checks.test_sets={tests}", "evolve.checks.ngram=4")
+    assert world.evolve(*settings).results["rows"] == 10
+    write_lines(tests, [{"prompt": "a reason for each."}])
+    with pytest.raises(DataError, match="no row is left"):
+        world.evolve(*settings, resume=True)
+    assert world.summary()["dropped"] == {"overlap": 10}
+    assert world.asked("evolve") == 10
+    says_why = EVOLVE["reply"].replace("Give a reason for each.", "Say why.")
+    world.script([{**EVOLVE, "reply": says_why}, ANSWER])
+    assert world.evolve(*settings, resume=True).results["rows"] == 10
+    write_lines(tmp_path / "seeds.jsonl", [{"prompt": "What floats?"}])
+    assert world.evolve(*settings, resume=True).results == {"seeds": 1.0, "rows": 1.0}
+
+
+def test_too_few_seeds_are_refused_before_a_run_begins(tmp_path: Path) -> None:
+    world = World(tmp_path, [EVOLVE, ANSWER])
+    with pytest.raises(DataError, match="10 different instructions"):
+        world.evolve("evolve.mode=auto")
+    assert not world.run.exists()
+
+
 def test_progress_says_how_many_are_kept_and_what_it_costs(tmp_path: Path) -> None:
     world = World(tmp_path, [EVOLVE, ANSWER])
     world.evolve(
