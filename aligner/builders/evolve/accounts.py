@@ -123,11 +123,15 @@ class Progress:
     dropped: Counter[str] = field(default_factory=Counter)
 
     def add(self, number: int, outcome: Any) -> None:
+        """Count a row, and tell of it."""
+        self.count(outcome)
+        self.say()
+
+    def count(self, outcome: Any) -> None:
         """Count a row."""
         self.done += 1
         self.kept += len(outcome["made"])
         self.dropped.update(drop["reason"] for drop in outcome["dropped"])
-        self.say()
 
     def say(self) -> None:
         """Tell how far it is."""

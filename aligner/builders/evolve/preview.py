@@ -111,7 +111,8 @@ def _cost(spent: Mapping[str, Any], rows: int, total: int) -> list[str]:
     """What these rows took, and what all would."""
     lines = []
     for purpose, entry in spent.items():
-        lines.append(f"{purpose}: {_sum(entry['calls'], entry['tokens'], entry['usd'])}")
+        if entry["calls"]:
+            lines.append(f"{purpose}: {_sum(entry['calls'], entry['tokens'], entry['usd'])}")
     money = [entry["usd"] for entry in spent.values() if entry["usd"] is not None]
     share = total / rows
     whole = _sum(

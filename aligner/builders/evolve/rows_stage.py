@@ -52,7 +52,9 @@ class RowsStage:
         if journal.done:
             there = f"{journal.done:,} of {total:,} rows are there already"
             tell(self.on_event, Notice(f"resuming: {there}"))
-        progress = Progress("rows", total, accounts, self.on_event, done=journal.done)
+        progress = Progress("rows", total, accounts, self.on_event)
+        for line in self._kept():
+            progress.count(line)
         rows = Rows(journal, total, self._failed, progress.add)
         progress.in_flight = lambda: rows.in_flight
         models = models_of(self.recipe)
