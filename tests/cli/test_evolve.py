@@ -109,7 +109,7 @@ def test_a_preview_beside_a_run_uses_the_method_of_the_run(toy: Path) -> None:
     shown = aligner("evolve", "tiny/evolve", "--preview", "40")
     assert "that of the run in runs/evolve" in shown.stderr
     assert shown.stdout.count("kept, round 1") == 39
-    assert "dropped, round 1: the answer refuses" in shown.stdout
+    assert "dropped, round 1: a reply refuses" in shown.stdout
 
 
 @pytest.mark.parametrize(
@@ -173,6 +173,7 @@ REFUSED = {
         "has no effect",
     ),
     "evolve.answerer.max_in_flight=2": ("evolve.answerer.model", "is missing"),
+    "evolve.batch=true": ("endpoint.backend", "`scripted` has no batch API"),
     "evolve.judge.model=m": ("evolve.judge", "without `evolve.optimization.secondary`"),
     "data.max_length=9": ("data.max_length", "has no effect on seeds"),
     "evolve.checks.ngram=5": ("evolve.checks.ngram", "without `evolve.checks.test_sets`"),

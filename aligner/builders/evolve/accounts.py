@@ -84,11 +84,14 @@ class Accounts:
             is_priced = is_priced or bool(prices.prompt or prices.completion)
         return Total(calls, tokens, usd if is_priced else None)
 
+    def replies(self) -> int:
+        """Return how many requests were answered in this session, from the cache too."""
+        tallies = [client.usage.total for client in self.roles.clients().values()]
+        return sum(tally.calls + tally.cached for tally in tallies)
+
     def say(self, name: str, most: int, on_event: OnEvent | None) -> None:
         """Tell how many requests of a stage were answered, of at most so many."""
-        tallies = [client.usage.total for client in self.roles.clients().values()]
-        done = min(most, sum(tally.calls + tally.cached for tally in tallies))
-        tell(on_event, StageProgress(name, done, most, self.line()))
+        tell(on_event, StageProgress(name, min(most, self.replies()), most, self.line()))
         self.write_now_and_then()
 
     def line(self) -> str:
@@ -100,6 +103,9 @@ class Accounts:
         said = [f"{calls / seconds:.3g} requests/s", f"{tokens / seconds:,.0f} tokens/s"]
         if cached:
             said.append(f"{cached / (calls + cached):.0%} from the cache")
+        if batched := self.roles.batched.values():
+            done, submitted = sum(one for one, _ in batched), sum(all_ for _, all_ in batched)
+            said.append(f"{done:,} of {submitted:,} requests in batches answered")
         total = self.total()
         if total.usd is not None:
             said.append(f"${total.usd:,.2f}")
@@ -120,6 +126,7 @@ class Progress:
     in_flight: Callable[[], int] = int
     done: int = 0
     kept: int = 0
+    said: tuple[int, ...] = ()
     dropped: Counter[str] = field(default_factory=Counter)
 
     def add(self, number: int, outcome: Any) -> None:
@@ -133,8 +140,14 @@ class Progress:
         self.kept += len(outcome["made"])
         self.dropped.update(drop["reason"] for drop in outcome["dropped"])
 
+    def tick(self) -> None:
+        """Tell how far it is, if something has come since."""
+        if self.said != (self.done, self.accounts.replies()):
+            self.say()
+
     def say(self) -> None:
         """Tell how far it is."""
+        self.said = (self.done, self.accounts.replies())
         failed = sum(self.dropped.values())
         said = [f"{self.kept:,} kept, {failed:,} dropped"]
         if failed:

@@ -16,11 +16,13 @@ from typing import Any
 from aligner.builders.evolve.contract import first_method, messages
 from aligner.builders.evolve.optimization import optimization_calls
 from aligner.builders.evolve.recipe import FROM_NOTHING, EvolveRecipe
-from aligner.builders.evolve.roles import name_of_model, sections_of
+from aligner.builders.evolve.roles import name_of_model, sections_of, server_of
 from aligner.builders.evolve.seeds import Seed, read_inputs
 from aligner.builders.evolve.skillmix import MOST_AT_ONCE
+from aligner.builders.evolve.structured import PROBE_TOKENS
 from aligner.config.load import Resolved
 from aligner.config.method import RunStatus
+from aligner.endpoints.batch import PRICE
 from aligner.endpoints.budget import Prices
 from aligner.endpoints.request import estimated_tokens
 from aligner.events import OnEvent
@@ -34,6 +36,7 @@ ADDED = 20
 ROLE_OF = {
     "evolve": "evolver",
     "skills": "evolver",
+    "probe": "evolver",
     "answer": "answerer",
     "check": "answerer",
     "analyse": "optimizer",
@@ -108,8 +111,10 @@ def estimate(recipe: EvolveRecipe, seeds: Sequence[Seed]) -> Estimate:
     found = []
     for part, purpose, calls in (*_before(recipe), *_rows(recipe, seeds)):
         section = sections[ROLE_OF[purpose]]
+        share = PRICE if recipe.evolve.batch else 1.0
         prices = Prices(
-            section.usd_per_million_prompt_tokens, section.usd_per_million_completion_tokens
+            section.usd_per_million_prompt_tokens * share,
+            section.usd_per_million_completion_tokens * share,
         )
         found.append(
             Asked(
@@ -127,8 +132,11 @@ def estimate(recipe: EvolveRecipe, seeds: Sequence[Seed]) -> Estimate:
 
 def _before(recipe: EvolveRecipe) -> Iterator[tuple[str, str, Range]]:
     """Calls before the first row: of the optimization, at least those that measure the first
-    method; of SkillMix, those that list."""
+    method; of SkillMix, those that list; and whether a server takes schemas."""
     evolve, mix = recipe.evolve, recipe.evolve.skillmix
+    servers = {server_of(one) for one in sections_of(recipe).values() if one.backend == "openai"}
+    if evolve.structured == "auto":
+        yield "before", "probe", (0, len(servers))
     if evolve.mode == "skillmix":
         lists = [mix.topics, mix.query_types, *[mix.skills_per_topic] * mix.topics]
         least = sum(-(-wanted // MOST_AT_ONCE) for wanted in lists)
@@ -187,6 +195,7 @@ class _Lengths:
         longest = {
             "evolve": self.evolve.max_tokens,
             "skills": self.evolve.max_tokens,
+            "probe": PROBE_TOKENS,
             "analyse": chosen.max_tokens,
             "rewrite": chosen.max_tokens,
             "judge": chosen.max_tokens,

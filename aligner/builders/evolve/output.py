@@ -43,6 +43,9 @@ REASONS = {
     "bad_reply": "what the server answered is no reply",
     "fatal": "the server refused the request",
     **OF_CHECKS,
+    "empty": "a reply is empty",
+    "refusal": "a reply refuses",
+    "truncated": "a reply was cut at its longest length",
 }
 """Reason for dropping a row -> what reports say."""
 

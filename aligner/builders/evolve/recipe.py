@@ -313,6 +313,9 @@ def _endpoints(view: RecipeView) -> RecipeProblems:
     seen: dict[tuple[Any, ...], str] = {}
     for key in _sections(view):
         yield from endpoint_is_whole(view, key)
+        if view["evolve.batch"] and view[f"{key}.backend"] != "openai":
+            message = f"`{view[f'{key}.backend']}` has no batch API, and `evolve.batch` is true"
+            yield problem_at(f"{key}.backend", message, "name a server that has one, or drop it")
         for name in SAMPLING:
             if view.given(f"{key}.{name}"):
                 message = "has no effect: sampling is said by what is asked for"

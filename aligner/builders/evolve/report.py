@@ -104,6 +104,8 @@ def _rows(summary: Mapping[str, Any]) -> str:
     if summary["unfinished"]:
         lines.append(("not finished", f"{summary['unfinished']:,}", summary["ended"]))
     counts = {**summary["counts"], **summary["found"]}
+    if "round 2" not in counts:
+        counts.pop("round 1", None)
     lines += [
         (_COUNTED.get(what, what.replace("_", " ")), f"{count:,}", "")
         for what, count in counts.items()

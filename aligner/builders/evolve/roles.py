@@ -10,7 +10,6 @@ Nothing here knows what is asked.
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -20,11 +19,12 @@ from typing import Any
 
 from aligner.builders.evolve.recipe import EvolveRecipe
 from aligner.config.recipe import Endpoint, Model
+from aligner.endpoints.batch import Batching
 from aligner.endpoints.client import Client, open_client
 from aligner.endpoints.request import LLMClient
 
-REPLIES = "replies.sqlite"
-"""The file of replies in a run directory."""
+REPLIES, BATCHES = "replies.sqlite", "batches"
+"""The file of replies in a run directory, and the folder of what was sent in batches."""
 
 BackendOf = Callable[[Endpoint], LLMClient | None]
 """What takes the place of a section's own backend, or None to leave it."""
@@ -42,7 +42,8 @@ class Roles:
     target: Client | None = None
     max_in_flight: int = 8
     """Requests under way at the same time, of all clients together."""
-    opened: float = field(default_factory=time.monotonic)
+    batched: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Role -> how many of its requests are answered, and how many were submitted in batches."""
 
     def clients(self) -> dict[str, Client]:
         """Each client once, under the first role that it plays."""
@@ -119,12 +120,13 @@ async def open_roles(
     recipe: EvolveRecipe, cache: Path | None = None, backend_of: BackendOf | None = None
 ) -> AsyncIterator[Roles]:
     """Open the clients of a recipe, and close them at the end. `cache`: the file of replies; the
-    accounts of each client are continued in it.
+    accounts of each client are continued in it, and batches are remembered beside it.
 
     Raises: RecipeError, UsageError and DataError, as `open_client` does.
     """
     sections = sections_of(recipe)
     clients: dict[tuple[str | None, ...], Client] = {}
+    batched: dict[str, tuple[int, int]] = {}
     async with AsyncExitStack() as stack:
         for role, section in sections.items():
             if (server := server_of(section)) in clients:
@@ -135,6 +137,7 @@ async def open_roles(
                 cache=cache,
                 run=f"evolve {role}",
                 keep_truncated=True,
+                batch=_batching(role, cache, batched) if recipe.evolve.batch else None,
                 backend=backend,
             )
             clients[server] = await stack.enter_async_context(client)
@@ -147,4 +150,18 @@ async def open_roles(
             played["judge"],
             played.get("target"),
             max_in_flight=sum(distinct.values()),
+            batched=batched,
         )
+
+
+def _batching(
+    role: str, cache: Path | None, batched: dict[str, tuple[int, int]]
+) -> Batching | None:
+    """How a client sends batches; without a place that remembers them, not at all."""
+    if cache is None:
+        return None
+
+    def tell(done: int, submitted: int) -> None:
+        batched[role] = done, submitted
+
+    return Batching(cache.parent / BATCHES / role, on_progress=tell)

@@ -60,8 +60,10 @@ class RowsStage:
         models = models_of(self.recipe)
         work = RowWork(roles, self.recipe.evolve, self.seeds, author, self.checks, models)
         tell(self.on_event, StageStarted("evolving and answering rows"))
-        async with ticking(progress.say):
-            most = self.recipe.evolve.rows_in_flight or roles.max_in_flight
+        async with ticking(progress.tick):
+            # those that wait for a batch cost nothing, and a batch is better the more are in it
+            all_at_once = total if self.recipe.evolve.batch else roles.max_in_flight
+            most = self.recipe.evolve.rows_in_flight or all_at_once
             stopped = await rows.carry_out(work, most)
         if stopped is None:
             self._finish()

@@ -6,14 +6,18 @@ import itertools
 import json
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from aligner.builders.evolve import roles
 from aligner.builders.evolve.build import run_evolve
 from aligner.config.load import load_recipe
+from aligner.endpoints.batch import Batching
 from aligner.errors import EndpointError
+from tests.fake_batches import FakeBatches
 from tests.fake_endpoint import Answer, FakeEndpoint, closed_port
 from tests.simulated_evolver import SUBJECTS, SimulatedModel, purpose_of, seeds
 
@@ -49,9 +53,11 @@ def evolve(folder: Path, base_url: str, *settings: str, resume: bool = False) ->
     return json.loads((folder / "run" / "evolve.json").read_text())
 
 
-def outcome(folder: Path) -> list[bytes]:
+def outcome(folder: Path) -> dict[str, bytes]:
+    """The files of a run, in which the folder that it ran in has no name."""
+    files = (folder / "run" / file for file in FILES)
     name = str(folder).encode()
-    return [(folder / "run" / file).read_bytes().replace(name, b"") for file in FILES]
+    return {file.name: file.read_bytes().replace(name, b"") for file in files if file.exists()}
 
 
 def faulty(fault: Answer, every: int) -> Answers:
@@ -183,3 +189,24 @@ def test_a_server_that_is_not_there_is_named(tmp_path: Path) -> None:
     address = f"http://127.0.0.1:{closed_port()}/v1"
     with pytest.raises(EndpointError, match=r"127\.0\.0\.1"):
         evolve(tmp_path, address, "endpoint.max_retries=0")
+
+
+def test_rows_through_a_batch_api_are_the_same_in_few_batches_at_half_the_price(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_once = partial(Batching, quiet_s=0.2, first_pause_s=0.01)
+    monkeypatch.setattr(roles, "Batching", at_once)
+    model = SimulatedModel()
+    prices = ("endpoint.usd_per_million_prompt_tokens=1e6", "evolve.structured=never")
+    with FakeEndpoint(model.answer) as server:
+        evolve(tmp_path / "direct", server.base_url, *CLASSIC, *prices)
+    with FakeBatches(lambda line: model.answer(line["body"]).text) as batches:
+        evolve(tmp_path / "batches", batches.base_url, *CLASSIC, *prices, "evolve.batch=true")
+    assert outcome(tmp_path / "batches") == outcome(tmp_path / "direct")
+    assert len(batches.batches) <= 4, "a file for what is asked at once, not for each request"
+    direct, batched = (
+        json.loads((tmp_path / name / "run" / "usage.json").read_text())["evolver"]
+        for name in ("direct", "batches")
+    )
+    assert batched["calls"] == direct["calls"]
+    assert batched["usd"] == direct["usd"] / 2
