@@ -157,7 +157,7 @@ def test_killed_around_every_write_and_resumed_equals_uninterrupted(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", range(10, 110, 20))
+@pytest.mark.parametrize("number", [4, 11, 18, 25, 32])
 def test_killed_with_many_under_way_and_resumed_equals_uninterrupted(
     number: int, whole: Path, tmp_path: Path
 ) -> None:
