@@ -14,7 +14,7 @@ import typer
 
 from aligner.methods.catalogue import METHODS
 
-from . import data, doctor, evaluate, generate, quickstart, recipes, runs, score, toy
+from . import arena, data, doctor, evaluate, generate, quickstart, recipes, runs, score, toy
 from .console import guard_libraries, say
 from .environment import make_streams_safe, set_environment, silence_warnings
 from .errors import Boundary
@@ -36,7 +36,7 @@ class Root(Boundary):
         "Build data": _of_group("Build data"),
         "Train": _of_group("Train"),
         "Search": _of_group("Search"),
-        "Use and measure": ("generate", "eval", "score", "runs"),
+        "Use and measure": ("generate", "eval", "score", "arena", "runs"),
     }
 
 
@@ -97,6 +97,7 @@ add_commands(app, "Search")
 app.command("generate", cls=QuickCommand)(generate.generate)
 app.command("eval", cls=QuickCommand)(evaluate.evaluate)
 app.command("score", cls=QuickCommand)(score.score)
+app.add_typer(arena.app, name="arena")
 app.add_typer(runs.app, name="runs")
 
 

@@ -75,6 +75,10 @@ HEAVY |= {"bitsandbytes", "tokenizers", "safetensors", "huggingface_hub", "numpy
 
 LOADS_HEAVY: dict[str, tuple[str, ...]] = {
     "acquisition": ("embeddings", "ngrams", "picks", "selection", "win_probabilities"),
+    "arena": (
+        *("bradley_terry", "connectivity", "consistency", "covariates", "figures"),
+        *("leaderboard", "merging", "rating", "readers", "resampling", "votes", "win_rates"),
+    ),
     "builders.mosaic": ("build", "costs", "engine", "epochs", "iterable", "paper_compat", "report"),
     "builders.select": ("build", "candidates", "report"),
     "doctor": ("numerics",),

@@ -1,0 +1,1 @@
+"""Battles between models: their records, ratings with intervals, and leaderboards."""
