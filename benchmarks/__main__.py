@@ -15,6 +15,7 @@ SCRIPTS = (
     "speed.mosaic",
     "speed.tokenizing",
     "speed.scoring",
+    "speed.arena",
     "effects.quickstart",
     "effects.bf16",
     "effects.discopop",

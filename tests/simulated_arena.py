@@ -1,5 +1,5 @@
-"""Battles whose truth is known: models of given strength, answers that are better or worse by prompt,
-a judge that prefers a seat or length."""
+"""Battles whose truth is known: models of given strength, answers that are better or worse by
+prompt, and a judge that prefers a seat or length."""
 
 from __future__ import annotations
 

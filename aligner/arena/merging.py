@@ -15,7 +15,7 @@ rules ask for both orders; a battle that was played in one is left out and count
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -59,28 +59,27 @@ class Played:
         return both if self.first < self.second else both[::-1]
 
 
-def add_battles(
-    battles: Iterable[Sequence[Played]], rule: Merge, tie_margin: float, builder: VoteBuilder
+def add_battle(
+    games: Sequence[Played], rule: Merge, tie_margin: float, builder: VoteBuilder
 ) -> None:
-    """Merge the games of each battle, and add what they say."""
-    for games in battles:
-        if any(game.score_first is None or game.score_second is None for game in games):
-            builder.left_out[UNREAD] += 1
-            continue
-        if rule == "votes":
-            for game in games:
-                _add(builder, [game], game.first, game.second, tie_margin, seat=1.0)
-            continue
-        if len({game.first for game in games}) < 2:
-            builder.left_out[ONE_ORDER] += 1
-            continue
-        a, b = sorted((games[0].first, games[0].second))
-        verdicts = {_verdict(game.margin(a), tie_margin) for game in games}
-        if rule == "drop_inconsistent" and len(verdicts) > 1:
-            builder.left_out[INCONSISTENT] += 1
-            continue
-        is_tie = rule == "inconsistent_is_tie" and len(verdicts) > 1
-        _add(builder, games, a, b, math.inf if is_tie else tie_margin, seat=0.0)
+    """Merge the games of a battle, and add what they say, or count why they say nothing."""
+    if any(game.score_first is None or game.score_second is None for game in games):
+        builder.left_out[UNREAD] += 1
+        return
+    if rule == "votes":
+        for game in games:
+            _add(builder, [game], game.first, game.second, tie_margin, seat=1.0)
+        return
+    if len({game.first for game in games}) < 2:
+        builder.left_out[ONE_ORDER] += 1
+        return
+    a, b = sorted((games[0].first, games[0].second))
+    verdicts = {_verdict(game.margin(a), tie_margin) for game in games}
+    if rule == "drop_inconsistent" and len(verdicts) > 1:
+        builder.left_out[INCONSISTENT] += 1
+        return
+    is_tie = rule == "inconsistent_is_tie" and len(verdicts) > 1
+    _add(builder, games, a, b, math.inf if is_tie else tie_margin, seat=0.0)
 
 
 def _verdict(margin: float, tie_margin: float) -> float:

@@ -86,15 +86,15 @@ class Ratings:
     @property
     def above(self) -> Floats:
         """(M, M): in which share of the resamples a row's model is above a column's; equal counts
-        half."""
+        half, and a model is not compared with itself (NaN)."""
         if not len(self.draws):
             return np.full((len(self.models),) * 2, np.nan)
-        share = [
-            ((self.draws[:, [model]] > self.draws).mean(axis=0))
-            + 0.5 * (self.draws[:, [model]] == self.draws).mean(axis=0)
-            for model in range(len(self.models))
-        ]
-        return np.stack(share)
+        share = np.empty((len(self.models),) * 2)
+        for model, row in enumerate(share):
+            lead = self.draws[:, [model]] - self.draws
+            row[:] = (0.5 + 0.5 * np.sign(lead)).mean(axis=0)
+        np.fill_diagonal(share, np.nan)
+        return share
 
 
 def rate(votes: Votes, how: Settings) -> Ratings:
@@ -162,11 +162,11 @@ def refuse_unratable(votes: Votes, how: Settings) -> None:
         )
     apart = islands(_meetings(votes))
     if len(apart) > 1:
-        groups = [_list([votes.models[model] for model in group]) for group in apart[:4]]
+        names = np.array(votes.models, dtype=object)
+        groups = "; ".join(f"({_list(names[group].tolist())})" for group in apart[:4])
         more = f", and {len(apart) - 4} more" if len(apart) > 4 else ""
         raise DataError(
-            f"the models form {len(apart)} groups that never met: "
-            f"{'; '.join(f'({group})' for group in groups)}{more}",
+            f"the models form {len(apart)} groups that never met: {groups}{more}",
             "add battles between them, or rate each group by itself with --model",
         )
     if how.ties != "half" and not 0 < np.mean(votes.outcome == 0.5) < 1:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from aligner.arena.merging import Merge, Played, add_battles
+from aligner.arena.merging import Merge, Played, add_battle
 from aligner.arena.records import READ_WELL, style_of
 from aligner.arena.votes import UNKNOWN, StyleCounts, VoteBuilder, Votes
 from aligner.data.checks import kind
@@ -94,8 +94,9 @@ def read_votes(paths: Sequence[Path], how: Reading) -> Votes:
         more = f", the first {MOST_PROBLEMS} of them" if count > MOST_PROBLEMS else ""
         rows = "1 row" if count == 1 else f"{count:,} rows"
         raise DataError(f"{rows} cannot be used{more}", "correct or remove them", problems)
-    battles = [[played for _, played in games.values()] for games in sink.games.values()]
-    add_battles(battles, how.merge, how.tie_margin, sink.builder)
+    for games in sink.games.values():
+        battle = [played for _, played in games.values()]
+        add_battle(battle, how.merge, how.tie_margin, sink.builder)
     if sink.without_prompt:
         sink.builder.notes.append(
             f"{sink.without_prompt:,} rows name no prompt ({', '.join(PROMPT_COLUMNS)}): each "

@@ -44,6 +44,10 @@ OPTIONS = {
     "score": "--data --reward-model --output -o --column --split --max-rows --seed --prefix "
     "--keep-failed --trust-remote-code --resume "
     "--overwrite --json",
+    "arena rate": "FILES... --form --output -o --anchor --anchor-rating --merge --tie-margin "
+    "--ties --control --length-rule --strong --baseline --category --model --resample --resamples "
+    "--seed --overwrite --json",
+    "arena consistency": "RATINGS --reference --json",
     "runs list": "DIR --json",
     "runs show": "RUN --json",
     "runs report": "RUN",

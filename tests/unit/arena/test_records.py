@@ -1,0 +1,37 @@
+"""Records of games and battles on disk, and the style of answers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from aligner.arena.records import Battle, Game, Style, append, style_of
+
+
+def test_records_are_lines_that_hold_all_that_is_known(tmp_path: Path) -> None:
+    game = Game("g", "b", "p", "x", "y", "j", "ok", 7.5, 3.0, style_first=Style(4, 1, 2, 3))
+    battle = Battle("b", "p", "x", "y", "j", "model_a", 7.5, 3.0, 4.5, True)
+    for _ in range(2):
+        append(tmp_path / "log.jsonl", [game, battle])
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert len(lines) == 4
+    assert lines[0]["style_first"] == {"length": 4, "headers": 1, "list_items": 2, "bold": 3}
+    assert lines[1]["margin"] == 4.5
+    assert {line["schema_version"] for line in lines} == {1}
+
+
+def test_a_log_of_one_torn_line_starts_again(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text("x" * 200_000)
+    append(path, [Battle("b", "p", "x", "y", "j", "tie")])
+    assert len(path.read_text().splitlines()) == 1
+    assert json.loads(path.read_text())["winner"] == "tie"
+
+
+def test_style_counts_markdown_outside_of_code() -> None:
+    text = (
+        "# Title\n\nSome **bold** and __more__.\n\n- one\n* two\n3. three\n```\n# no\n- no\n```\n"
+    )
+    assert style_of(text) == Style(len(text), 1, 3, 2)
+    assert style_of("") == Style(0)
+    assert style_of("#hash 2*3*4 -not") == Style(16)
