@@ -190,10 +190,10 @@ def _show_ahead(
     *,
     as_json: bool,
 ) -> None:
-    """Say what a recipe will take, or make a few rows of it; nothing is kept."""
+    """Say what a recipe will take, or make a few rows of it; no run is begun."""
     option = "--estimate" if preview is None else "--preview"
     for other in (other for other, is_given in others.items() if is_given):
-        raise UsageError(f"{other} has no effect with {option}, which keeps nothing", "drop it")
+        raise UsageError(f"{other} has no effect with {option}, which begins no run", "drop it")
     from .render import Screen, columns
 
     resolved, _, _ = resolve(name, arguments)

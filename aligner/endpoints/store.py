@@ -20,7 +20,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -166,6 +166,17 @@ class Store:
     def close(self) -> None:
         """Close the file."""
         self._db.close()
+
+
+def take_over(source: Path, target: Path) -> None:
+    """Bring the replies and accounts of one file to a new one, and remove the first. Raises:
+    UsageError for a file that cannot be read."""
+    for path in (source, target):
+        Store(path).close()
+    with closing(sqlite3.connect(source)) as old, closing(sqlite3.connect(target)) as new:
+        old.backup(new)
+    for end in ("", "-wal", "-shm"):
+        Path(f"{source}{end}").unlink(missing_ok=True)
 
 
 def _row(key: str, model: str, completion: Completion) -> tuple[str, str, str, float]:

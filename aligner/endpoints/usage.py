@@ -21,7 +21,7 @@ REFUSED = "stopped"
 @dataclass
 class Counts:
     """Counts of one purpose, or of all. `calls`: requests answered by the model; `errors`: by
-    kind."""
+    kind; `cached_prompt_tokens` and its like: what `cached` ones would have taken."""
 
     calls: int = 0
     cached: int = 0
@@ -32,11 +32,15 @@ class Counts:
     empty: int = 0
     latency_s: float = 0.0
     errors: Counter[str] = field(default_factory=Counter)
+    cached_prompt_tokens: int = 0
+    cached_completion_tokens: int = 0
 
     def add(self, completion: Completion) -> None:
         """Count a reply."""
         if completion.cached:
             self.cached += 1
+            self.cached_prompt_tokens += completion.prompt_tokens
+            self.cached_completion_tokens += completion.completion_tokens
             return
         self.calls += 1
         self.retries += completion.attempts - 1

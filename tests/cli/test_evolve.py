@@ -92,7 +92,33 @@ def test_an_estimate_without_prices_says_so(toy: Path) -> None:
     assert "prices are not known" in shown.stdout
 
 
-def test_a_preview_shows_rows_and_what_all_would_take_and_keeps_nothing(toy: Path) -> None:
+def test_an_estimate_without_seeds_counts_what_asks_for_instructions(toy: Path) -> None:
+    script = ("endpoint.backend=scripted", "endpoint.script=recipes/evolve-replies.jsonl")
+    given = ("evolve", "--output", "out", "evolve.rows=10", *script, "--estimate", "--json")
+    facts = json.loads(aligner(*given, "evolve.mode=skillmix").stdout)
+    asked = {one["purpose"]: one for one in facts["asked"]}
+    assert asked["skills"]["tokens_in"][0] > 50
+    assert asked["evolve"]["tokens_in"][0] > 100
+    assert asked["evolve"]["tokens_out"][1] == 1500
+    assert asked["answer"]["tokens_in"] == [20, 1500]  # as long as an instruction may become
+    given = ("evolve", "--output", "out", "evolve.rows=10", "--estimate", "--json")
+    server = ("endpoint.model=m", "endpoint.base_url=http://127.0.0.1:1/v1")
+    tokenizer = ("evolve.magpie.tokenizer=org/model", "evolve.magpie.max_tokens=77")
+    facts = json.loads(aligner(*given, *server, *tokenizer, "evolve.mode=magpie").stdout)
+    asked = {one["purpose"]: one for one in facts["asked"]}
+    assert "probe" not in asked
+    assert asked["evolve"]["tokens_out"][1] == 77
+
+
+def test_an_estimate_in_batches_is_half_the_price(toy: Path) -> None:
+    given = ("evolve", "evolve/hosted", "data.train=recipes/evolve-seeds.jsonl", "--estimate")
+    single = json.loads(aligner(*given, "--json").stdout)
+    batched = json.loads(aligner(*given, "--json", "evolve.batch=true").stdout)
+    assert batched["calls"] == single["calls"]
+    assert batched["usd"] == pytest.approx([usd / 2 for usd in single["usd"]])
+
+
+def test_a_preview_shows_rows_and_what_all_would_take_and_begins_no_run(toy: Path) -> None:
     shown = aligner("evolve", "tiny/evolve", "--preview", "3", *PRICES)
     assert shown.exit_code == 0, shown.output
     assert shown.stdout.count("--- recipes/evolve-seeds.jsonl:") == 3
@@ -101,7 +127,39 @@ def test_a_preview_shows_rows_and_what_all_would_take_and_keeps_nothing(toy: Pat
     assert "all 40 rows at this rate: " in shown.stdout
     assert "$" in shown.stdout
     assert "the one that an optimization begins with" in shown.stderr
-    assert not (toy / "runs").exists()
+    assert not (toy / "runs/evolve").exists()
+
+
+def test_what_a_preview_paid_for_is_not_asked_again(toy: Path) -> None:
+    classic = ("data.train=recipes/evolve-seeds.jsonl", "--output", "runs/evolve")
+    script = ("endpoint.backend=scripted", "endpoint.script=recipes/evolve-replies.jsonl")
+    recipe = ("evolve", *classic, *script, "evolve.mode=classic", "evolve.structured=never")
+    plain = (*recipe[:3], "runs/plain", *recipe[4:])
+    first = aligner(*recipe, "--preview", "3").stdout
+    paid = re.findall(
+        r"^(?:evolve|answer): (\d+) .+?tokens(?: \((\d+) of them)?", first, re.MULTILINE
+    )
+    again = aligner(*recipe, "--preview", "3").stdout
+    asked = re.search(r"^evolve: (\d+) requests, .+ tokens \((\d+) of them", again, re.MULTILINE)
+    assert asked is not None
+    assert asked[1] == asked[2]
+    assert again.splitlines()[-1] == first.splitlines()[-1]  # the rate is that of all replies
+    usage = {}
+    for name, command in {"plain": plain, "evolve": recipe}.items():
+        assert aligner(*command).exit_code == 0
+        usage[name] = json.loads((toy / f"runs/{name}/usage.json").read_text())["evolver"]
+    known = sum(int(asked) - int(free or 0) for asked, free in paid)
+    assert usage["evolve"]["calls"] == usage["plain"]["calls"] - known
+    files = [toy / f"runs/{name}/data/train.jsonl" for name in usage]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert [path.name for path in toy.glob("runs/*.sqlite*")] == []
+
+
+def test_what_all_rows_have_in_common_is_counted_once(toy: Path) -> None:
+    shutil.copy(TINY / "skillmix-replies.jsonl", toy / "recipes")
+    shown = aligner("evolve", "tiny/skillmix", "--preview", "2").stdout
+    assert "skills: 7 requests" in shown
+    assert "all 30 rows at this rate: 67 requests" in shown
 
 
 def test_a_preview_beside_a_run_uses_the_method_of_the_run(toy: Path) -> None:
@@ -183,6 +241,10 @@ REFUSED = {
     ),
     "evolve.optimization.preset=paper evolve.optimization.patience=2": (
         "evolve.optimization.patience",
+        "it belongs to `robust`",
+    ),
+    "evolve.optimization.preset=paper evolve.optimization.secondary=issue_rate": (
+        "evolve.optimization.secondary",
         "it belongs to `robust`",
     ),
 }

@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from aligner.builders.evolve.accounts import Accounts, ticking
@@ -35,6 +36,7 @@ from aligner.builders.evolve.output_checks import (
 )
 from aligner.builders.evolve.recipe import EvolveRecipe
 from aligner.builders.evolve.roles import (
+    PREVIEW,
     REPLIES,
     Roles,
     identity_of,
@@ -48,6 +50,7 @@ from aligner.builders.evolve.skillmix import Skills, list_skills
 from aligner.builders.evolve.split import split_seeds
 from aligner.config.load import Resolved
 from aligner.endpoints.client import check_endpoint
+from aligner.endpoints.store import take_over
 from aligner.errors import DataError, EndpointError
 from aligner.events import OnEvent, StageStarted, Warned, tell
 from aligner.models.files import check_tokenizer_path
@@ -107,6 +110,9 @@ def run_evolve(
     if is_stale:
         (session.folder / "manifest.json").unlink(missing_ok=True)
     run = session.open()
+    preview = Path(f"{session.folder}{PREVIEW}")
+    if preview.exists() and not (run.dir / REPLIES).exists():
+        take_over(preview, run.dir / REPLIES)
     inputs.record(run, recipe, models)
     if recipe.evolve.checks.verifier is not None:
         card = read_spec(recipe.evolve.checks.verifier)

@@ -15,10 +15,11 @@ from typing import Any
 
 from aligner.builders.evolve.contract import first_method, messages
 from aligner.builders.evolve.optimization import optimization_calls
-from aligner.builders.evolve.recipe import FROM_NOTHING, EvolveRecipe
+from aligner.builders.evolve.recipe import Evolve, EvolveRecipe
 from aligner.builders.evolve.roles import name_of_model, sections_of, server_of
 from aligner.builders.evolve.seeds import Seed, read_inputs
 from aligner.builders.evolve.skillmix import MOST_AT_ONCE
+from aligner.builders.evolve.skillmix_prompts import query_prompt, topics_prompt
 from aligner.builders.evolve.structured import PROBE_TOKENS
 from aligner.config.load import Resolved
 from aligner.config.method import RunStatus
@@ -32,6 +33,8 @@ SHORT_ANSWER = 50
 """Tokens of an answer that is short, where seeds bring none."""
 ADDED = 20
 """Tokens that an evolution adds, about."""
+TEMPLATE = 10
+"""Tokens of a chat template before a user's words, about."""
 
 ROLE_OF = {
     "evolve": "evolver",
@@ -52,32 +55,31 @@ Range = tuple[int, int]
 
 @dataclass(frozen=True)
 class Asked:
-    """Requests for one purpose. `tokens_in` are those of one request."""
+    """Requests for one purpose. `tokens_in` and `tokens_out` are those of one of them."""
 
     part: str
     purpose: str
     model: str
     calls: Range
-    tokens_in: int
+    tokens_in: Range
     tokens_out: Range
     prices: Prices
+
+    def of_all(self, tokens: Range) -> Range:
+        """Tokens of all of them, from those of one, at least and at most."""
+        return self.calls[0] * tokens[0], self.calls[1] * tokens[1]
 
     @property
     def tokens(self) -> Range:
         """Tokens of all of them, in and out, at least and at most."""
-        low, high = (
-            calls * (self.tokens_in + out) for calls, out in zip(self.calls, self.tokens_out)
-        )
-        return low, high
+        (low_in, high_in), (low, high) = self.of_all(self.tokens_in), self.of_all(self.tokens_out)
+        return low_in + low, high_in + high
 
     @property
     def usd(self) -> tuple[float, float]:
         """What they cost, at least and at most."""
-        low, high = (
-            self.prices.usd(calls * self.tokens_in, calls * out)
-            for calls, out in zip(self.calls, self.tokens_out)
-        )
-        return low, high
+        sent, got = self.of_all(self.tokens_in), self.of_all(self.tokens_out)
+        return self.prices.usd(sent[0], got[0]), self.prices.usd(sent[1], got[1])
 
 
 @dataclass(frozen=True)
@@ -134,14 +136,17 @@ def _before(recipe: EvolveRecipe) -> Iterator[tuple[str, str, Range]]:
     """Calls before the first row: of the optimization, at least those that measure the first
     method; of SkillMix, those that list; and whether a server takes schemas."""
     evolve, mix = recipe.evolve, recipe.evolve.skillmix
-    servers = {server_of(one) for one in sections_of(recipe).values() if one.backend == "openai"}
-    if evolve.structured == "auto":
+    optimizes = evolve.mode == "auto" and evolve.method is None
+    if evolve.structured == "auto" and evolve.mode != "magpie":
+        roles = ("evolver", "optimizer", "judge") if optimizes else ("evolver",)
+        sections = (sections_of(recipe)[role] for role in roles)
+        servers = {server_of(one) for one in sections if one.backend == "openai"}
         yield "before", "probe", (0, len(servers))
     if evolve.mode == "skillmix":
         lists = [mix.topics, mix.query_types, *[mix.skills_per_topic] * mix.topics]
         least = sum(-(-wanted // MOST_AT_ONCE) for wanted in lists)
         yield "lists", "skills", (least, 2 * least)
-    if evolve.mode != "auto" or evolve.method is not None:
+    if not optimizes:
         return
     first = evolve.optimization.development_size
     for purpose, most in optimization_calls(evolve).items():
@@ -171,38 +176,56 @@ class _Lengths:
         self.seed = _mean([estimated_tokens(text) for text in texts])
         known = [estimated_tokens(seed.reference) for seed in seeds if seed.reference is not None]
         self.answer = max(SHORT_ANSWER, _mean(known))
+        self.asks = _tokens_that_ask(recipe.evolve)
         chosen = recipe.evolve.optimization
-        method = first_method(chosen.start, chosen.contract)
-        prompt = "\n".join(turn["content"] for turn in messages(method, ""))
-        self.method = 0 if recipe.evolve.mode in FROM_NOTHING else estimated_tokens(prompt)
         self.batch = chosen.batch_size * (1 + chosen.trajectory_rounds)
+        is_magpie = recipe.evolve.mode == "magpie"
+        self.longest = recipe.evolve.magpie.max_tokens if is_magpie else recipe.evolve.max_tokens
 
-    def tokens_in(self, purpose: str) -> int:
+    def tokens_in(self, purpose: str) -> Range:
         """Return the tokens of one request."""
         evolved = self.seed + ADDED
-        system = estimated_tokens(self.evolve.answer_system or "")
+        if purpose in ("answer", "check", "target"):
+            system = estimated_tokens(self.evolve.answer_system or "")
+            return system + evolved, system + max(evolved, self.longest)
+        if purpose == "evolve":
+            again = self.evolve.rounds > 1
+            return self.asks + self.seed, self.asks + (self.longest if again else self.seed)
         sizes = {
-            "evolve": self.method + self.seed,
-            "analyse": self.method + self.batch * evolved,
-            "rewrite": 2 * self.method + self.batch * evolved + self.answer,
-            "judge": self.method + 20 * evolved,
+            "analyse": self.asks + self.batch * evolved,
+            "rewrite": 2 * self.asks + self.batch * evolved + self.answer,
+            "judge": self.asks + 20 * evolved,
+            "skills": estimated_tokens(topics_prompt(MOST_AT_ONCE, ())),
         }
-        return sizes.get(purpose, system + evolved)
+        size = sizes.get(purpose, evolved)
+        return size, size
 
     def tokens_out(self, purpose: str) -> Range:
         """Return the tokens of one reply."""
         chosen = self.evolve.optimization
         longest = {
-            "evolve": self.evolve.max_tokens,
+            "evolve": self.longest,
             "skills": self.evolve.max_tokens,
             "probe": PROBE_TOKENS,
             "analyse": chosen.max_tokens,
             "rewrite": chosen.max_tokens,
             "judge": chosen.max_tokens,
         }
-        shortest = {"evolve": self.seed + ADDED, "rewrite": self.method}
+        shortest = {"evolve": self.seed + ADDED, "rewrite": self.asks}
         most = longest.get(purpose, self.evolve.answer_max_tokens)
         return min(most, shortest.get(purpose, self.answer)), most
+
+
+def _tokens_that_ask(evolve: Evolve) -> int:
+    """Tokens around an instruction that is to be evolved, or of what asks for one."""
+    if evolve.mode == "magpie":
+        return estimated_tokens(evolve.magpie.system or "") + TEMPLATE
+    if evolve.mode == "skillmix":
+        skills = [("a skill", "its topic")] * evolve.skillmix.k
+        return estimated_tokens(query_prompt(skills, "a kind of query", False))
+    chosen = evolve.optimization
+    method = first_method(chosen.start, chosen.contract)
+    return estimated_tokens("\n".join(turn["content"] for turn in messages(method, "")))
 
 
 def _mean(values: Sequence[int]) -> int:
@@ -220,8 +243,8 @@ def estimate_recipe(resolved: Resolved, on_event: OnEvent | None) -> RunStatus:
             f"{one.part}: {one.purpose}",
             one.model,
             shown_range(one.calls),
-            shown_range((one.calls[0] * one.tokens_in, one.calls[1] * one.tokens_in)),
-            shown_range((one.calls[0] * one.tokens_out[0], one.calls[1] * one.tokens_out[1])),
+            shown_range(one.of_all(one.tokens_in)),
+            shown_range(one.of_all(one.tokens_out)),
             "" if found.usd is None else shown_dollars(one.usd),
         )
         for one in found.asked

@@ -46,7 +46,7 @@ class Optimization(Section):
     """`robust`: steps without a better method before stopping."""
     secondary: Literal["none", "issue_rate"] = "none"
     """`issue_rate`: between methods of the same failure rate, the one of which a judge finds fewer
-    evolutions at fault."""
+    evolutions at fault; belongs to `robust`."""
     start: Literal["full", "weak"] = "full"
     """The method that is optimized: four steps, or the bare request (the paper's ablation)."""
     contract: Literal["owned", "free"] = "owned"
@@ -281,11 +281,11 @@ def _keys_of_modes(view: RecipeView) -> RecipeProblems:
     if view.given("evolve.judge") and view["evolve.optimization.secondary"] == "none":
         message = "has no effect without `evolve.optimization.secondary`"
         yield problem_at("evolve.judge", message, "set secondary: issue_rate, or drop it")
-    if view["evolve.optimization.preset"] != "robust" and view.given(
-        "evolve.optimization.patience"
-    ):
-        message = f"has no effect with `preset: {view['evolve.optimization.preset']}`"
-        yield problem_at("evolve.optimization.patience", message, "it belongs to `robust`")
+    preset = view["evolve.optimization.preset"]
+    for key in ("patience", "secondary") if preset != "robust" else ():
+        if view.given(f"evolve.optimization.{key}"):
+            message = f"has no effect with `preset: {preset}`"
+            yield problem_at(f"evolve.optimization.{key}", message, "it belongs to `robust`")
 
 
 def _magpie(view: RecipeView) -> RecipeProblems:

@@ -26,6 +26,10 @@ from aligner.endpoints.request import LLMClient
 REPLIES, BATCHES = "replies.sqlite", "batches"
 """The file of replies in a run directory, and the folder of what was sent in batches."""
 
+PREVIEW = ".preview.sqlite"
+"""End of the name of the file, beside the run directory to come, in which a preview keeps replies;
+the run takes it over."""
+
 BackendOf = Callable[[Endpoint], LLMClient | None]
 """What takes the place of a section's own backend, or None to leave it."""
 

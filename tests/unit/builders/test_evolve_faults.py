@@ -14,6 +14,7 @@ import pytest
 
 from aligner.builders.evolve import roles
 from aligner.builders.evolve.build import run_evolve
+from aligner.builders.evolve.preview import preview_rows
 from aligner.config.load import load_recipe
 from aligner.endpoints.batch import Batching
 from aligner.errors import EndpointError
@@ -210,3 +211,23 @@ def test_rows_through_a_batch_api_are_the_same_in_few_batches_at_half_the_price(
     )
     assert batched["calls"] == direct["calls"]
     assert batched["usd"] == direct["usd"] / 2
+
+
+def test_a_preview_asks_at_once_and_says_what_batches_would_cost(tmp_path: Path) -> None:
+    (tmp_path / "seeds.jsonl").write_text(json.dumps({"prompt": PLAIN[0]}) + "\n")
+    with FakeEndpoint(SimulatedModel().answer) as server:
+        given = [
+            f"output_dir={tmp_path / 'run'}",
+            f"data.train={tmp_path / 'seeds.jsonl'}",
+            f"endpoint.base_url={server.base_url}",
+            "endpoint.model=simulated",
+            "endpoint.usd_per_million_completion_tokens=100000",
+            *("evolve.structured=never", *CLASSIC),
+        ]
+        single = preview_rows(load_recipe("evolve", None, given), 1, None)
+        batched = preview_rows(load_recipe("evolve", None, [*given, "evolve.batch=true"]), 1, None)
+        assert len(server.bodies) == 2
+    usd = sum(one["usd"] for one in single.facts["spent"].values())
+    assert single.lines[-1].endswith(f"${usd:.4f}")
+    assert batched.lines[-1].startswith("all 1 rows at this rate, in batches: ")
+    assert batched.lines[-1].endswith(f"${usd / 2:.4f}")
