@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from runner import aligner
@@ -268,3 +269,26 @@ def test_one_model_with_two_sets_of_limits_is_refused(toy: Path) -> None:
     )
     assert refused.exit_code == 2
     assert "the same model on the same server as `endpoint`" in refused.output
+
+
+def test_a_key_that_is_missing_is_that_of_the_section_that_needs_it(
+    toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MY_KEY", raising=False)
+    answerer = "evolve.answerer={model: m, base_url: https://example.org/v1, api_key_env: MY_KEY}"
+    refused = aligner("evolve", "tiny/evolve", answerer)
+    assert refused.exit_code == 2
+    assert "evolve.answerer: https://example.org/v1 needs a key" in refused.output
+    refused = aligner("evolve", "tiny/evolve", "evolve.answerer={model: m, replay: gone}")
+    assert refused.exit_code == 2
+    assert "error: there is no recording gone" in refused.output
+    assert not (toy / "runs").exists()
+
+
+def test_from_python_it_is_as_the_page_says(toy: Path) -> None:
+    page = (TINY.parents[1] / "docs" / "evolve.md").read_text()
+    code = page.partition("## From Python")[2].split("```python\n")[1].split("```")[0]
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert names["done"].run_dir == Path("runs/mine")
+    assert names["done"].results["rows"] == 39.0

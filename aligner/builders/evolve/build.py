@@ -34,7 +34,7 @@ from aligner.builders.evolve.output_checks import (
     AllVerdicts,
     check_all,
 )
-from aligner.builders.evolve.recipe import EvolveRecipe
+from aligner.builders.evolve.recipe import TARGET, EvolveRecipe
 from aligner.builders.evolve.roles import (
     PREVIEW,
     REPLIES,
@@ -51,7 +51,7 @@ from aligner.builders.evolve.split import split_seeds
 from aligner.config.load import Resolved
 from aligner.endpoints.client import check_endpoint
 from aligner.endpoints.store import take_over
-from aligner.errors import DataError, EndpointError
+from aligner.errors import AlignerError, DataError, EndpointError
 from aligner.events import OnEvent, StageStarted, Warned, tell
 from aligner.models.files import check_tokenizer_path
 from aligner.reward_models.catalogue import read_spec
@@ -64,6 +64,15 @@ from aligner.runs.session import Session
 from aligner.runs.stages import Stages
 
 STAGES = "stages"
+
+SECTIONS = {
+    "evolver": "endpoint",
+    "optimizer": "evolve.optimizer",
+    "answerer": "evolve.answerer",
+    "judge": "evolve.judge",
+    "target": TARGET,
+}
+"""Role -> the section of the recipe that names its model."""
 
 OF_EVOLUTION = frozenset(
     [
@@ -127,8 +136,14 @@ def check(recipe: EvolveRecipe) -> RowChecks:
 
     Raises: RecipeError, UsageError or DataError.
     """
-    for section in sections_of(recipe).values():
-        check_endpoint(section)
+    for role, section in sections_of(recipe).items():
+        try:
+            check_endpoint(section)
+        except AlignerError as error:
+            if not error.message.startswith("endpoint"):  # it names a file
+                raise
+            said = f"{SECTIONS[role]}{error.message.removeprefix('endpoint')}"
+            raise type(error)(said, error.hint, error.problems) from error
     given_method(recipe)
     if recipe.evolve.mode == "magpie":
         check_tokenizer_path(
