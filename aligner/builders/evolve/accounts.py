@@ -126,7 +126,7 @@ class Progress:
     in_flight: Callable[[], int] = int
     done: int = 0
     kept: int = 0
-    said: tuple[int, ...] = ()
+    said: tuple[Any, ...] = ()
     dropped: Counter[str] = field(default_factory=Counter)
 
     def add(self, number: int, outcome: Any) -> None:
@@ -142,12 +142,15 @@ class Progress:
 
     def tick(self) -> None:
         """Tell how far it is, if something has come since."""
-        if self.said != (self.done, self.accounts.replies()):
+        if self.said != self._now():
             self.say()
+
+    def _now(self) -> tuple[Any, ...]:
+        return self.done, self.accounts.replies(), dict(self.accounts.roles.batched)
 
     def say(self) -> None:
         """Tell how far it is."""
-        self.said = (self.done, self.accounts.replies())
+        self.said = self._now()
         failed = sum(self.dropped.values())
         said = [f"{self.kept:,} kept, {failed:,} dropped"]
         if failed:

@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
-from aligner.builders.evolve import roles
+from aligner.builders.evolve import accounts, roles
 from aligner.builders.evolve.build import run_evolve
 from aligner.builders.evolve.preview import preview_rows
 from aligner.config.load import load_recipe
 from aligner.endpoints.batch import Batching
 from aligner.errors import EndpointError
+from aligner.events import OnEvent, StageProgress
 from tests.fake_batches import FakeBatches
 from tests.fake_endpoint import Answer, FakeEndpoint, closed_port
 from tests.simulated_evolver import SUBJECTS, SimulatedModel, purpose_of, seeds
@@ -35,7 +36,13 @@ PLAIN = [f"List three uses of {word}." for word in SUBJECTS]
 Answers = Callable[[dict[str, Any]], Answer]
 
 
-def evolve(folder: Path, base_url: str, *settings: str, resume: bool = False) -> dict[str, Any]:
+def evolve(
+    folder: Path,
+    base_url: str,
+    *settings: str,
+    resume: bool = False,
+    on_event: OnEvent | None = None,
+) -> dict[str, Any]:
     """Run against a server, and return the numbers."""
     folder.mkdir(exist_ok=True)
     texts = PLAIN if CLASSIC[0] in settings else seeds(24)
@@ -50,7 +57,7 @@ def evolve(folder: Path, base_url: str, *settings: str, resume: bool = False) ->
         *(() if CLASSIC[0] in settings else AUTO),
         *settings,
     ]
-    run_evolve(load_recipe("evolve", None, given), resume=resume)
+    run_evolve(load_recipe("evolve", None, given), resume=resume, on_event=on_event)
     return json.loads((folder / "run" / "evolve.json").read_text())
 
 
@@ -211,6 +218,22 @@ def test_rows_through_a_batch_api_are_the_same_in_few_batches_at_half_the_price(
     )
     assert batched["calls"] == direct["calls"]
     assert batched["usd"] == direct["usd"] / 2
+
+
+def test_while_batches_are_waited_for_it_is_said_how_far_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slowly = partial(Batching, quiet_s=0.1, first_pause_s=0.3)
+    monkeypatch.setattr(roles, "Batching", slowly)
+    monkeypatch.setattr(accounts, "TICK_S", 0.05)
+    model, told = SimulatedModel(), []
+    with FakeBatches(lambda line: model.answer(line["body"]).text) as batches:
+        given = ("evolve.structured=never", "evolve.batch=true", "evolve.rows=5")
+        evolve(tmp_path, batches.base_url, *CLASSIC, *given, on_event=told.append)
+    texts = [event.text for event in told if isinstance(event, StageProgress)]
+    waiting = [text for text in texts if "0 of 5 requests in batches answered" in text]
+    assert waiting
+    assert all(text.startswith("0 kept, 0 dropped; 5 in flight") for text in waiting)
 
 
 def test_a_preview_asks_at_once_and_says_what_batches_would_cost(tmp_path: Path) -> None:
