@@ -12,7 +12,7 @@ A tie is half a win (the default), or has a probability of its own (Davidson 197
 1967). All three are concave. Ratings do not change when all of them rise by the same; the centre is
 held by the way the step is computed. Where no finite maximum exists, `prior` adds for each model
 one game against an average player (theta 0), split evenly among the outcomes. A weak normal prior
-(precision 0.01) on gamma alone keeps it finite, too.
+(precision 0.01) on gamma and eta keeps them finite: a first seat that always wins has no other end.
 
 Legend: B resamples, C cells, M models, P pairs, K parameters: theta, gamma, and eta where there is
 one.
@@ -32,10 +32,15 @@ from aligner.arena.votes import Floats, Integers
 TieModel = Literal["half", "davidson", "rao_kupper"]
 TIE_MODELS: tuple[TieModel, ...] = get_args(TieModel)
 
-GAMMA_PRECISION = 0.01
+PRECISION = 0.01
 LONGEST_STEP = 1.5
-"""Logits that a parameter moves at most in one step, so that a bad start cannot run away."""
+"""Logits that the odds of a cell move at most in one step, so that a bad start cannot run away."""
+LARGEST_FALL = 0.75
+"""Share by which the eta of Rao and Kupper, which is above 0, falls at most in one step."""
 CLOSE = 1e-8
+NO_GAIN = 1e-14
+"""A step is the last one where it is so short, or where the log-likelihood rises by so little: what
+is left is rounding. A step after which the log-likelihood falls again is taken back by half."""
 MOST_STEPS = 200
 
 
@@ -197,19 +202,36 @@ def newton(
         start = np.zeros(count + (ties != "half"))
         start[count:] = START_ETA[ties]
     parameters = np.tile(start, (len(prior), 1))
+    met = masses.any(axis=2)
+    step, gain = np.zeros_like(parameters), np.zeros(len(prior))
+    is_done = np.zeros(len(prior), bool)
     for _ in range(MOST_STEPS):
         gradient, curvature = _derivatives(design, ties, masses, parameters)
-        step = np.linalg.solve(curvature + _centre(curvature, design, prior), gradient[..., None])
-        step = step[..., 0]
-        longest = np.abs(step).max(axis=1, keepdims=True)
-        step *= np.minimum(1.0, LONGEST_STEP / np.maximum(longest, 1e-300))
-        moved = parameters + step
+        overshot = (gradient * step).sum(axis=1) < np.minimum(-0.5 * gain, -NO_GAIN)
+        whole = curvature + _centre(curvature, design, prior)
+        wanted = np.linalg.solve(whole, gradient[..., None])[..., 0]
+        longest = _longest(design, wanted, met)
+        wanted *= np.minimum(1.0, LONGEST_STEP / np.maximum(longest, 1e-300))
         if ties == "rao_kupper":
-            moved[:, -1] = np.maximum(moved[:, -1], parameters[:, -1] / 4)
-        parameters = moved
-        if longest.max() < CLOSE:
+            fall = np.maximum(-wanted[:, -1:] / parameters[:, -1:], 1e-300)
+            wanted *= np.minimum(1.0, LARGEST_FALL / fall)
+        new_gain = (gradient * wanted).sum(axis=1)
+        moved = np.where(overshot[:, None], -0.5 * step, wanted)
+        parameters = parameters + np.where(is_done[:, None], 0.0, moved)
+        is_done |= ~overshot & ((longest[:, 0] < CLOSE) | (new_gain < NO_GAIN))
+        if is_done.all():
             return parameters
+        step = np.where(overshot[:, None], 0.5 * step, wanted)
+        gain = np.where(overshot, 0.5 * gain, new_gain)
     raise AssertionError(f"Newton's method has not converged after {MOST_STEPS} steps")
+
+
+def _longest(design: Design, step: Floats, met: Floats) -> Floats:
+    """(B, 1): how far a step moves the log-odds of a cell that has votes, or another parameter.
+    Ratings themselves may lie far apart, at the ends of a long chain."""
+    odds = np.abs(design.log_odds(step), where=met, out=np.zeros(met.shape)).max(axis=1)
+    others = np.abs(step[:, design.models :]).max(axis=1, initial=0.0)
+    return np.maximum(odds, others)[:, None]
 
 
 def _centre(curvature: Floats, design: Design, prior: Floats) -> Floats:
@@ -243,20 +265,20 @@ def _derivatives(
     for column in range(extra):
         place, values = models + column, covariates[:, column]
         gamma = parameters[:, place]
-        gradient[:, place] = slopes.d @ values - GAMMA_PRECISION * gamma
+        gradient[:, place] = slopes.d @ values - PRECISION * gamma
         weighted = slopes.dd * values
         _both(curvature, place, design.to_models(design.by_pair(weighted)))
         curvature[:, models : models + extra, place] = weighted @ covariates
-        curvature[:, place, place] += GAMMA_PRECISION
+        curvature[:, place, place] += PRECISION
     if slopes.eta is not None:
         assert slopes.eta_eta is not None
         assert slopes.d_eta is not None
-        gradient[:, -1] = slopes.eta.sum(axis=1)
+        gradient[:, -1] = slopes.eta.sum(axis=1) - PRECISION * parameters[:, -1]
         _both(curvature, -1, design.to_models(design.by_pair(slopes.d_eta)))
         across = slopes.d_eta @ covariates
         curvature[:, models : models + extra, -1] = across
         curvature[:, -1, models : models + extra] = across
-        curvature[:, -1, -1] = slopes.eta_eta.sum(axis=1)
+        curvature[:, -1, -1] = slopes.eta_eta.sum(axis=1) + PRECISION
     return gradient, curvature
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -31,6 +31,8 @@ POINTS_PER_LOGIT = 400.0 / math.log(10.0)
 MOST_SOLVED = 30_000_000
 """Cells times resamples up to which each resample is solved; above, with covariates, it gets one
 step."""
+MOST_UNEVEN = 10_000
+"""How many times the lightest vote the heaviest may weigh; far beyond it a fit is mere rounding."""
 ENDS = ((1.0 - COVERAGE) / 2.0, (1.0 + COVERAGE) / 2.0)
 
 
@@ -136,10 +138,8 @@ def by_category(votes: Votes, how: Settings) -> dict[str, Ratings | str]:
     """Ratings from the votes of each category alone, or why there are none."""
     found: dict[str, Ratings | str] = {}
     for number, name in enumerate(votes.categories):
-        part = votes.where(votes.category == number)
-        anchored = how if how.anchor in part.models else replace(how, anchor=None)
         try:
-            found[name] = rate(part, anchored)
+            found[name] = rate(votes.where(votes.category == number), how)
         except DataError as error:
             found[name] = error.message
     return found
@@ -168,6 +168,12 @@ def refuse_unratable(votes: Votes, how: Settings) -> None:
         raise DataError(
             f"the models form {len(apart)} groups that never met: {groups}{more}",
             "add battles between them, or rate each group by itself with --model",
+        )
+    lightest, heaviest = float(votes.weight.min()), float(votes.weight.max())
+    if heaviest > MOST_UNEVEN * lightest:
+        raise DataError(
+            f"the weights of votes go from {lightest:g} to {heaviest:g}",
+            f"keep the largest within {MOST_UNEVEN:,} times the smallest, or leave votes out",
         )
     if how.ties != "half" and not 0 < np.mean(votes.outcome == 0.5) < 1:
         raise DataError(

@@ -31,7 +31,10 @@ MOST_PROBLEMS = 20
 
 PROMPT_COLUMNS = ("prompt_id", "question_id", "uid", "prompt", "instruction")
 JUDGE_COLUMNS = ("judge_id", "judge", "annotator")
-TEXT_COLUMNS = ("conversation_{}", "answer_{}", "response_{}", "output_{}")
+TEXT_COLUMNS = {
+    "a": ("conversation_a", "answer_a", "response_a", "output_a"),
+    "b": ("conversation_b", "answer_b", "response_b", "output_b"),
+}
 LONGEST_ID = 64
 """Prompts whose text is longer are known by its hash."""
 
@@ -43,6 +46,8 @@ GRADES |= {"A<B": -1.0, "A<<B": -2.0, "B<A": 1.0, "B<<A": 2.0}
 GRADES |= {"A++": 2.0, "A+": 1.0, "B+": -1.0, "B++": -2.0}
 """Verdicts with grades, as Arena-Hard and WildBench write them -> how much better the first is."""
 
+
+REPEATED = "battles that were in the log already"
 
 Row = Mapping[str, Any]
 
@@ -74,6 +79,7 @@ class _Sink:
     how: Reading
     builder: VoteBuilder = field(default_factory=VoteBuilder)
     games: dict[str, dict[str, tuple[int, Played]]] = field(default_factory=dict)
+    battles: set[str] = field(default_factory=set)
     without_prompt: int = 0
 
 
@@ -118,15 +124,16 @@ def _read(path: Path, sink: _Sink) -> list[Problem]:
             continue
         where = f"{path}:{number}"
         if isinstance(row, Unreadable):
-            if use is _game and _is_cut_off(path, number):
+            if use in (_game, _battle) and _is_cut_off(path, number):
                 sink.builder.notes.append(f"{where} was cut off by a kill, and is left out")
             else:
                 problems.append(Problem(row.reason, where))
             continue
         if use is None:
             use = FORMS[_form(row, path, sink.how.form)]
-        judges = (row[name] for name in JUDGE_COLUMNS if isinstance(row.get(name), str))
-        sink.builder.judges.update(judges)
+        for name in JUDGE_COLUMNS:
+            if name in row:
+                sink.builder.judges.add(str(row[name]))
         try:
             use(row, where, sink)
         except _Unusable as error:
@@ -180,6 +187,11 @@ def _game(row: Row, where: str, sink: _Sink) -> None:
 
 def _battle(row: Row, where: str, sink: _Sink) -> None:
     a, b = _models(row, "model_a", "model_b")
+    battle = _text(row, "battle_id")
+    if battle in sink.battles:
+        sink.builder.left_out[REPEATED] += 1
+        return
+    sink.battles.add(battle)
     sink.builder.add(
         a,
         b,
@@ -330,9 +342,8 @@ def _style_record(row: Row, name: str) -> Mapping[str, Any] | None:
 
 def _style(row: Row, side: str) -> StyleCounts:
     """Style of an answer: counted from its text, else as the row has it."""
-    for pattern in TEXT_COLUMNS:
-        text = _answer(row.get(pattern.format(side)))
-        if text is not None:
+    for name in TEXT_COLUMNS[side]:
+        if name in row and (text := _answer(row[name])) is not None:
             return style_of(text)
     counted = row.get("conv_metadata")
     if isinstance(counted, dict):
@@ -342,8 +353,12 @@ def _style(row: Row, side: str) -> StyleCounts:
             "list_items": _sum(counted.get(f"list_count_{side}")),
             "bold": _sum(counted.get(f"bold_count_{side}")),
         }
-    given = row.get(f"len_{side}")
-    return None if given in (None, "") else {"length": _number(row, f"len_{side}")}
+    name = f"len_{side}"
+    if row.get(name) in (None, ""):
+        return None
+    if (length := _number(row, name)) < 0:
+        raise _Unusable(name, f"{length:g} is below 0")
+    return {"length": length}
 
 
 def _answer(value: Any) -> str | None:

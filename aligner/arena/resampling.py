@@ -60,14 +60,15 @@ def clusters_of(votes: Votes, unit: Unit) -> tuple[Integers, int]:
 
 
 def tabulate(votes: Votes, covariates: Floats, ties: TieModel, unit: Unit) -> Table:
-    """Sum votes up, as far as their covariates are equal; `covariates` are of a against b."""
+    """Sum votes up, as far as their covariates are equal; `covariates` are of a against b. Weights
+    are relative: their mean is made 1."""
     count = len(votes.models)
     turned = votes.a > votes.b
     pair = np.minimum(votes.a, votes.b) * count + np.maximum(votes.a, votes.b)
     signed = np.where(turned[:, None], -covariates, covariates)
     keys, cell, shown = _cells(pair, signed)
     won = np.where(turned, 1.0 - votes.outcome, votes.outcome)
-    masses = _masses(won, votes.weight, ties)
+    masses = _masses(won, votes.weight / votes.weight.mean(), ties)
     cluster, clusters = clusters_of(votes, unit)
     design = Design.of(count, keys // count, keys % count, shown)
     return Table(design, clusters, *_summed(cluster, clusters, cell, len(keys), masses))

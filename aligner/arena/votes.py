@@ -28,6 +28,7 @@ StyleCounts = Style | Mapping[str, Any] | None
 
 FEATURES = ("length", "headers", "list_items", "bold")
 UNKNOWN = float("nan")
+NOT_KNOWN = (UNKNOWN,) * len(FEATURES)
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ _NO_PARTS = np.empty((0, 12))
 
 def _counts(style: StyleCounts) -> tuple[float, ...]:
     if style is None:
-        return (UNKNOWN,) * len(FEATURES)
+        return NOT_KNOWN
     if isinstance(style, Style):
         return (style.length, style.headers, style.list_items, style.bold)
     return tuple(float(style.get(name, UNKNOWN)) for name in FEATURES)

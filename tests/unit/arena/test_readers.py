@@ -12,7 +12,7 @@ import pytest
 from fakes import write_jsonl
 
 from aligner.arena.merging import INCONSISTENT, ONE_ORDER, UNREAD
-from aligner.arena.readers import Reading, read_votes
+from aligner.arena.readers import REPEATED, Reading, read_votes
 from aligner.arena.records import Battle, Game, Style, append
 from aligner.arena.votes import Votes
 from aligner.errors import DataError
@@ -132,10 +132,12 @@ def test_a_score_that_is_none_is_an_error_and_no_tie(tmp_path: Path, score: Any)
 
 def test_our_battles(tmp_path: Path) -> None:
     battle = Battle("b1", "p1", "x", "y", "judge", "tie", style_a=Style(5), style_b=Style(7, 1))
-    append(tmp_path / "b.jsonl", [battle, replace(battle, winner="model_b")])
+    again = replace(battle, winner="model_a")
+    append(tmp_path / "b.jsonl", [battle, again, replace(battle, battle_id="c", winner="model_b")])
     votes = read(tmp_path / "b.jsonl")
     assert rows(votes) == [("x", "y", 0.5), ("x", "y", 0.0)]
     assert votes.style_b[0].tolist() == [7, 1, 0, 0]
+    assert votes.left_out == {REPEATED: 1}
 
 
 def test_rows_of_a_public_arena(tmp_path: Path) -> None:
@@ -186,6 +188,7 @@ def test_a_winner_that_is_none_of_the_two_names_its_row(tmp_path: Path) -> None:
 def test_other_rows_that_cannot_be_used(tmp_path: Path) -> None:
     row = {"model_a": "x", "model_b": "y", "winner": "x"}
     bad = [{"model_b": "x"}, {"weight": 0}, {"weight": "a"}, {"model_a": 3}, {"len_a": "long"}]
+    bad.append({"len_b": -1})
     found = problems(tmp_path / "v.jsonl", ({**row, **part} for part in bad))
     assert found == [
         ":1: model_b: 'x' meets itself",
@@ -193,6 +196,7 @@ def test_other_rows_that_cannot_be_used(tmp_path: Path) -> None:
         ":3: weight: 'a' is not a finite number",
         ":4: model_a: is a number, not a text",
         ":5: len_a: 'long' is not a finite number",
+        ":6: len_b: -1 is below 0",
     ]
 
 
