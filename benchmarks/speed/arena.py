@@ -168,7 +168,7 @@ def install(folder: Path) -> list[str]:
         if done.returncode:
             missing.append(name)
     if "scikit-learn" not in missing:
-        more = ["scipy", "joblib", "threadpoolctl", "narwhals"]
+        more = ["scipy", "joblib", "cloudpickle", "threadpoolctl", "narwhals"]
         command = [sys.executable, "-m", "pip", "install", "-q", "--target", str(folder), *more]
         if subprocess.run([*command, "--no-deps"], capture_output=True).returncode:
             missing.append("scikit-learn")
