@@ -202,7 +202,7 @@ def newton(
         start = np.zeros(count + (ties != "half"))
         start[count:] = START_ETA[ties]
     parameters = np.tile(start, (len(prior), 1))
-    met = masses.any(axis=2)
+    met = (masses != 0).any(axis=2)
     step, gain = np.zeros_like(parameters), np.zeros(len(prior))
     is_done = np.zeros(len(prior), bool)
     for _ in range(MOST_STEPS):
