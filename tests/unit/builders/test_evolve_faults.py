@@ -220,6 +220,23 @@ def test_rows_through_a_batch_api_are_the_same_in_few_batches_at_half_the_price(
     assert batched["usd"] == direct["usd"] / 2
 
 
+def test_a_run_in_batches_that_was_stopped_sends_no_request_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(roles, "Batching", partial(Batching, quiet_s=0.1, first_pause_s=0.01))
+    model = SimulatedModel()
+    given = (*CLASSIC, "evolve.structured=never", "evolve.batch=true", "evolve.rows=5")
+    with FakeBatches(lambda line: model.answer(line["body"]).text) as batches:
+        first = evolve(tmp_path, batches.base_url, *given, "endpoint.budget.calls=7")
+        assert 0 < first["unfinished"] < 5
+        assert evolve(tmp_path, batches.base_url, *given, resume=True)["unfinished"] == 0
+        asked = batches.submitted()
+        assert len(asked) == len(set(asked)) >= 10
+    with FakeEndpoint(model.answer) as server:
+        evolve(tmp_path / "direct", server.base_url, *given[:2], given[3])
+    assert outcome(tmp_path / "direct") == outcome(tmp_path)
+
+
 def test_while_batches_are_waited_for_it_is_said_how_far_they_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
