@@ -44,8 +44,10 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+import yaml
 
 from aligner.config.load import load_recipe
+from aligner.config.shipped import recipe_text
 from aligner.methods.catalogue import function_of, method_of
 from aligner.methods.online.policies import Policies
 from aligner.methods.online.train_stage import Training
@@ -56,12 +58,14 @@ from benchmarks.effects.online_world import write_world
 from benchmarks.results import write
 
 SFT = ["trainer.learning_rate=3e-3", "trainer.num_train_epochs=3", "data.eval=null"]
-REWARD = ["trainer.learning_rate=1e-3", "trainer.num_train_epochs=3"]
+REWARD = ["trainer.learning_rate=1e-3", "trainer.num_train_epochs=6"]
+WEAK = ["trainer.learning_rate=1e-3", "trainer.num_train_epochs=3"]
 QUIET = ["report.num_prompts=0", "trainer.save_strategy='no'", "trainer.logging_steps=10"]
 ONLINE = [
     "online.max_new_tokens=8",
     "online.generation_batch_size=512",
     "online.shard_size=384",
+    "online.temperatures=[1.0,0.7]",
     "online.evaluation.num_samples=4",
     "online.stop.over_optimized=false",
     "dpo.beta=0.1",
@@ -71,12 +75,15 @@ ONLINE = [
 ]
 IN_ROUNDS = ["online.rounds=3", "online.prompts_per_round=384"]
 AT_ONCE = ["online.rounds=1", "online.prompts_per_round=1152"]
+SFT_STAGE = "online.train=sft"
 ANCHORED = ["online.pairing.rule=anchored"]
+WARMER = "online.temperatures=[1.3,1.0]"
 SMALLER = [
     "online.rounds=3",
     "online.prompts_per_round=128",
     "online.num_samples=4",
     "online.evaluation.num_samples=2",
+    WARMER,
 ]
 RATES = ("3e-4", "1e-3", "2e-3")
 
@@ -103,7 +110,7 @@ def _asking(*changes: str, queries: int = 64) -> Arm:
     budget = [f"online.oracle.budget={3 * queries}"]
     refresh = ["learning_rate=1e-3", "num_train_epochs=10"]
     budget += [f"online.oracle.refresh.{setting}" for setting in refresh]
-    return Arm(_at("1e-3", *IN_ROUNDS, *budget, *changes), proxy="weak", asks=True)
+    return Arm(_at("1e-3", *IN_ROUNDS, WARMER, *budget, *changes), proxy="weak", asks=True)
 
 
 LABELS_ALONE = [
@@ -127,7 +134,7 @@ PARTS: dict[str, dict[str, Arm]] = {
         "rule: random": Arm(_at("1e-3", *IN_ROUNDS, "online.pairing.rule=random")),
         "rule: anchored": Arm(_at("1e-3", *IN_ROUNDS, "online.pairing.rule=anchored")),
         "temperatures: [1]": Arm(_at("1e-3", *IN_ROUNDS, "online.temperatures=[1.0]")),
-        "train: sft": Arm(_at("1e-3", *IN_ROUNDS, "online.train=sft")),
+        "train: sft": Arm(_at("1e-3", *IN_ROUNDS, SFT_STAGE)),
     },
     "future": {
         "rule: max_min": Arm(_at("1e-3", *IN_ROUNDS)),
@@ -173,7 +180,7 @@ PARTS: dict[str, dict[str, Arm]] = {
         "both, 1 verdict of 10 wrong": Arm(_at("2e-3", *SMALLER), proxy="weak", errs=0.1),
     },
     "oracle": {
-        "the proxy alone": Arm(_at("1e-3", *IN_ROUNDS), proxy="weak"),
+        "the proxy alone": Arm(_at("1e-3", *IN_ROUNDS, WARMER), proxy="weak"),
         "refreshed, random": _asking("online.oracle.selector=random"),
         "refreshed, coreset_response": _asking(),
         "refreshed, uncertainty": _asking("online.oracle.selector=uncertainty"),
@@ -197,8 +204,9 @@ WRITTEN = {
 # --- runs -----------------------------------------------------------------------------------------
 
 
-def _run(world: Path, seed: int, name: str, recipe: str, changes: Sequence[str]) -> Path:
-    method = recipe.split("/")[1].split("-")[0]
+def _run(
+    world: Path, seed: int, name: str, method: str, recipe: str, changes: Sequence[str]
+) -> Path:
     place = [f"output_dir={world / 'runs' / name}", f"seed={seed}"]
     resolved = load_recipe(method, recipe, [*place, *QUIET, *changes])
     run: Path = function_of(method_of(method).run)(resolved).run_dir
@@ -215,14 +223,15 @@ def prepare(world: Path, seed: int) -> None:
     jobs = {
         "sft": ("tiny/sft", [model, *SFT], "sft"),
         "reward": ("tiny/reward", [start, *REWARD], "reward"),
-        "weak": ("tiny/reward", [start, *REWARD], "weak"),
+        "weak": ("tiny/reward", [start, *WEAK], "weak"),
     }
     for name, (recipe, changes, rows) in jobs.items():
         done = world / f"{name}.done"
         if not done.exists():
             shutil.rmtree(world / "runs" / name, ignore_errors=True)  # one that was broken off
             began = time.process_time()
-            _run(world, seed, name, recipe, [f"data.train={world / f'{rows}.jsonl'}", *changes])
+            changes = [f"data.train={world / f'{rows}.jsonl'}", *changes]
+            _run(world, seed, name, recipe.removeprefix("tiny/"), recipe, changes)
             done.touch()
             print(f"seed {seed}: {name}, {time.process_time() - began:.0f} s", flush=True)
 
@@ -249,15 +258,27 @@ def _rounds(world: Path, seed: int, name: str, arm: Arm, scorers: Sequence[str])
         *arm.changes,
         *([f"online.oracle.scorer=verifier:{world / 'truth.py'}:gold"] if arm.asks else []),
     ]
+    recipe = "tiny/online"
+    if SFT_STAGE in changes:
+        recipe = str(_without_dpo(world / "online-sft.yaml"))
+        changes = [change for change in changes if not change.startswith("dpo.")]
     shutil.rmtree(world / "runs" / name, ignore_errors=True)  # one that was broken off
     with patch.object(Policies, "_training", _forgetting) if arm.forgets else nullcontext():
-        run = _run(world, seed, name, "tiny/online", changes)
+        run = _run(world, seed, name, "online", recipe, changes)
     summary = parse_json(run / "rounds.json", "run it again")
     rounds = [_whole(one) for one in summary["rounds"]]
     labels = [done_record(folder) for folder in sorted(run.glob("rounds/*/refresh"))]
     shutil.rmtree(run / "rounds")
     found = {"rounds": rounds, "best": summary["best"], "stopped": summary["stopped"]}
     return {**found, "refreshed": [one["facts"] for one in labels]} if labels else found
+
+
+def _without_dpo(file: Path) -> Path:
+    """Write the tiny recipe for training on the best responses alone."""
+    recipe = yaml.safe_load(recipe_text("tiny/online"))
+    del recipe["dpo"]
+    file.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    return file
 
 
 _OF_PRODUCT = Policies._training

@@ -46,6 +46,9 @@ class Proxy:
 
 
 PROXIES = {"reward": Proxy(8000, 4.0, 0.3), "weak": Proxy(600, 1.0, 0.0)}
+MORE = PROXIES["reward"]
+"""As many again for the first, drawn last. With the 8,000 alone it misses what some letters are
+worth in some seeds, and policies end there."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,7 @@ def write_world(folder: Path, seed: int) -> None:
         "heldout": [{"prompt": _user(prompt)} for prompt in held_out],
         **{name: list(_pairs(world, proxy, every, rng)) for name, proxy in PROXIES.items()},
     }
+    rows["reward"] += _pairs(world, MORE, every, rng)
     _write_model(folder / "model", seed)
     for name, lines in rows.items():
         text = "".join(json.dumps(line) + "\n" for line in lines)
