@@ -101,10 +101,14 @@ def rate(
     """
     from aligner.arena.rating import Settings
     from aligner.arena.readers import Reading, read_votes
+    from aligner.errors import DataError
 
     _check_output(output, overwrite)
     reading = Reading(form, merge, tie_margin, category or "category", baseline)
-    votes = _prepared(read_votes(files, reading), model, length_rule, strong)
+    read = read_votes(files, reading)
+    if category is not None and read.categories == [""]:
+        raise DataError(f"no row has the column {category}", "name one that the files have")
+    votes = _prepared(read, model, length_rule, strong)
     how = Settings(
         ties,
         _controls(control or []),

@@ -66,7 +66,16 @@ def read_table(path: Path) -> Table:
     for number, row in read_file(path):
         if row is not BLANK:
             _add(row, f"{path}:{number}", ratings)
-    return Table(ratings, {})
+    return _checked(Table(ratings, {}), path)
+
+
+def _checked(table: Table, path: Path) -> Table:
+    """Refuse a table without any interval."""
+    if all(np.isinf(low) and np.isinf(high) for _, low, high in table.ratings.values()):
+        raise DataError(
+            f"{path} has no intervals", "rate with --resamples, or fill in low and high"
+        )
+    return table
 
 
 def _of_record(record: Mapping[str, Any], path: Path) -> Table:
@@ -79,7 +88,7 @@ def _of_record(record: Mapping[str, Any], path: Path) -> Table:
         for other, share in zip(pairs["models"], row):
             if share is not None:
                 above[name, other] = float(share)
-    return Table(ratings, above)
+    return _checked(Table(ratings, above), path)
 
 
 def _add(row: Any, where: str, ratings: dict[str, tuple[float, float, float]]) -> None:

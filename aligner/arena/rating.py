@@ -28,7 +28,7 @@ from aligner.errors import DataError
 from aligner.evaluation.bootstrap import COVERAGE
 
 POINTS_PER_LOGIT = 400.0 / math.log(10.0)
-MOST_SOLVED = 30_000_000
+MOST_SOLVED = 10_000_000
 """Cells times resamples up to which each resample is solved; above, with covariates, it gets one
 step."""
 MOST_UNEVEN = 10_000

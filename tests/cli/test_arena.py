@@ -112,6 +112,7 @@ def test_ratings_are_compared_with_a_reference(folder: Path) -> None:
         (("votes.jsonl", "--control", "taste"), 2, "--control taste is not known"),
         (("votes.jsonl", "--control", "style", "--resamples", "0"), 3, "lack the headers"),
         (("votes.jsonl", "--length-rule", "500"), 3, "some verdicts have no grade"),
+        (("votes.jsonl", "--category", "mood"), 3, "no row has the column mood"),
         (("votes.jsonl", "--strong", "3"), 2, "no verdict says much better"),
         (("votes.jsonl", "--overwrite"), 2, "there is none"),
         (("votes.jsonl", "--form", "games"), 3, "votes.jsonl:1: model_first: is missing"),

@@ -96,6 +96,8 @@ def test_tables_are_read_with_open_ends_and_other_names_of_columns(tmp_path: Pat
         ("model,rating,low,high\nx,a,0,1\n", "rating is 'a', not a number"),
         ("model,rating,low,high\nx,1000,-5,5\n", "is not between -5 and 5"),
         ("model,rating,low,high\nx,1,0,2\nx,1,0,2\n", "'x' stands there twice"),
+        ("model,rating,low,high\nx,1,,\ny,2,,\n", "has no intervals"),
+        ("model,rating,low,high\n", "has no intervals"),
     ],
 )
 def test_a_table_that_cannot_be_used(tmp_path: Path, text: str, said: str) -> None:
