@@ -78,7 +78,7 @@ def _endpoint_of(judge: str) -> Endpoint:
     if card.endpoint is None:
         raise RecipeError(
             f"{judge} is of the kind `{card.kind}`, and has no endpoint to ask",
-            "name a card of the kind judge, rating or rules",
+            "name a card of the kind judge, rating, rules or rubric",
         )
     check_endpoint(card.endpoint)
     return card.endpoint

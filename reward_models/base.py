@@ -221,7 +221,10 @@ def placed(error: DataError, origins: Sequence[str]) -> DataError:
 
 
 def required_references(
-    name: str, references: Sequence[str | None] | None, count: int
+    name: str,
+    references: Sequence[str | None] | None,
+    count: int,
+    why: str = "compares with a right answer",
 ) -> list[str]:
     """The references, all there; DataError names the rows that have none."""
     found = [None] * count if references is None else list(references)
@@ -229,8 +232,7 @@ def required_references(
     if missing:
         shown = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
         raise DataError(
-            f"{name} compares with a right answer, and {len(missing)} of {count} rows have none: "
-            f"row {shown}",
+            f"{name} {why}, and {len(missing)} of {count} rows have none: row {shown}",
             "give every row an `answer`, or map the column that holds it: `columns: {answer: "
             "your_column}`",
         )

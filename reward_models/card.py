@@ -11,6 +11,7 @@ cannot say stands in `grants.py`.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -28,6 +29,7 @@ from aligner.errors import Problem, RecipeError
 
 from .base import UNBOUNDED, Range
 from .grants import CARD_FILE, HINT, asked_for, is_of_folder, placed_verifier
+from .rubric_items import Items, Write
 
 KIND = "a card of a reward model"
 
@@ -39,6 +41,7 @@ Kind = Literal[
     "judge",
     "rating",
     "rules",
+    "rubric",
     "verifier",
     "toy",
     "ensemble",
@@ -106,7 +109,7 @@ class Card(Section):
     verifier: Annotated[str | None, Names("verifier")] = None
     """`verifier`: what stands after `verifier:` elsewhere, `number` for example."""
     endpoint: Endpoint | None = None
-    """`judge`, `rating`, `rules`: the language model that judges."""
+    """`judge`, `rating`, `rules`, `rubric`: the language model that judges."""
     rubric: Annotated[str | None, Names("file")] = None
     """`judge`, `rating`: a text file with what is to be judged, in place of ours."""
     scale: Annotated[list[float], Field(min_length=2, max_length=2)] = [1.0, 10.0]
@@ -116,6 +119,13 @@ class Card(Section):
     rules: list[str] = []
     """`rules`: what an answer shall keep to, a sentence each; `aligner data rules` draws them from
     pairs."""
+    items: Items = []
+    """`rubric`: the checklist of all prompts, each item a text or `{text, weight}`."""
+    write: Write | None = None
+    """`rubric`: have the endpoint write a checklist for each prompt."""
+    items_from: Literal["answer"] | None = None
+    """`rubric`: take the checklist from the row's right answer, which is a JSON list of such
+    items."""
     range: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None
     """Smallest and largest score, where there are such."""
     accuracy: float | None = None
@@ -132,6 +142,7 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "judge": ("endpoint",),
     "rating": ("endpoint",),
     "rules": ("endpoint", "rules"),
+    "rubric": ("endpoint",),
     "verifier": ("verifier",),
     "toy": (),
     "ensemble": ("members",),
@@ -163,6 +174,7 @@ ALLOWED: dict[str, set[str]] = {
     "judge": {"endpoint", "rubric", "scale"},
     "rating": {"endpoint", "rubric", "samples"},
     "rules": {"endpoint", "rules"},
+    "rubric": {"endpoint", "items", "write", "items_from"},
     "verifier": {"verifier"},
     "toy": set(),
     "ensemble": {"members", "combine", "spread_weight", "standardize"},
@@ -256,6 +268,8 @@ def parse_card(text: str, where: str, name: str) -> Card:
                 note((key,), f"is missing, and the kind `{card.kind}` needs it")
         for key in card.model_fields_set - ABOUT - ALLOWED[card.kind]:
             note((key,), f"has no effect for the kind `{card.kind}`", "drop it")
+        if card.kind == "rubric":
+            _refuse_lists(card, note)
         if card.segments is not None:
             for key, rules in without_effect(card.segments.rule, card.segments.model_fields_set):
                 note(("segments", key), f"has no effect without `rule: {rules}`", "drop it")
@@ -273,6 +287,16 @@ def parse_card(text: str, where: str, name: str) -> Card:
     if problems or card is None:
         raise RecipeError(f"{where} is not {KIND}", "see reward_models/README.md", problems)
     return card.model_copy(update={"name": card.name or name})
+
+
+def _refuse_lists(card: Card, note: Callable[[KeyPath, str, str], None]) -> None:
+    """A rubric has one checklist."""
+    given = [key for key in ("items", "write", "items_from") if getattr(card, key)]
+    if not given:
+        hint = "write `items`, or `write: {items: 6}`, or `items_from: answer`"
+        note(("items",), "is missing, and so is everything that stands for it", hint)
+    for key in given[1:]:
+        note((key,), f"does not go with `{given[0]}`", "keep one of them")
 
 
 def _problem(

@@ -29,6 +29,7 @@ KINDS: dict[str, str] = {
     "judge": "aligner.reward_models.judge",
     "rating": "aligner.reward_models.rating",
     "rules": "aligner.reward_models.rules",
+    "rubric": "aligner.reward_models.rubric",
     "ensemble": "aligner.reward_models.ensemble",
 }
 """Kind -> the module whose `make(card)` gives the scorer."""

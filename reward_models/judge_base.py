@@ -108,7 +108,7 @@ class JudgeBase:
         self._session.open()  # a model of the hub is on this machine after that
         return ":" + model_fingerprint(Model(name_or_path=self.endpoint.model))[:16]
 
-    def _values(self, replies: Mapping[int, list[Reply]], what: str) -> dict[int, list[float]]:
+    def _values(self, replies: Mapping[int, list[Reply]], what: str) -> dict[int, list[Any]]:
         """The values of each row's replies; NoVerdict names the rows that lack one."""
         values, missing = {}, {}
         for row, found in replies.items():

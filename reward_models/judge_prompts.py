@@ -100,17 +100,19 @@ def grading(
 
 def material(
     prompt: Prompt,
-    completion: str,
+    completion: str | None,
     reference: str | None = None,
     name: str = "the answer",
     further: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[list[str], str]:
-    """What one answer is shown with, framed, and the mark of the frames. `further`: name -> text
-    that is framed behind it."""
+    """What one answer is shown with, framed, and the mark of the frames; without a `completion`,
+    the rest. `further`: name -> text that is framed behind it."""
     turns = _turns(prompt)
     known = {} if reference is None else {"an answer that is right, to compare with": reference}
-    texts = {**known, name: completion, **further}
-    shown = [text for _, text in turns] + [completion, *known.values(), *further.values()]
+    answer = {} if completion is None else {name: completion}
+    texts = {**known, **answer, **further}
+    answered = [*answer.values(), *known.values(), *further.values()]
+    shown = [text for _, text in turns] + answered
     mark = mark_for(shown)
     framed = [framed_text(title, text, mark) for title, text in texts.items()]
     return [_conversation(turns, mark), *framed], mark
@@ -189,6 +191,17 @@ def last_line(reply: str) -> str:
     """The last line that is not blank, without Markdown's decoration."""
     lines = [line for line in reply.splitlines() if line.strip()]
     return _DECORATION.sub("", lines[-1]).replace("\N{MINUS SIGN}", "-").strip() if lines else ""
+
+
+def lines_below(reply: str, head: str) -> list[str]:
+    """What stands after `- ` in the lines below the last one that is `head`, in whatever case.
+    Raises: Unusable where there are no such lines, or others among them."""
+    lines = [line.strip() for line in reply.splitlines() if line.strip()]
+    heads = [place for place, line in enumerate(lines) if last_line(line).lower() == head]
+    below = lines[heads[-1] + 1 :] if heads else []
+    if not below or not all(line.startswith("- ") for line in below):
+        raise Unusable(f"the reply does not end in a list below a line `{head.capitalize()}`")
+    return [line.removeprefix("- ").strip() for line in below]
 
 
 def shown_line(line: str) -> str:

@@ -24,7 +24,7 @@ from aligner.errors import DataError
 from .base import Prompt
 from .card import Card, card_text
 from .judge_base import JudgeBase
-from .judge_prompts import FRAME, Messages, Unusable, as_messages, last_line, material
+from .judge_prompts import FRAME, Messages, Unusable, as_messages, lines_below, material
 from .judge_session import Question
 
 LONGEST = 300
@@ -66,12 +66,7 @@ Report = Callable[[str], None]
 def rules_in(reply: str, most: int) -> str:
     """The rules below the last line `Rules:` of a reply, as a JSON list of at most `most`, the
     first ones. Raises: Unusable."""
-    lines = [line.strip() for line in reply.splitlines() if line.strip()]
-    heads = [place for place, line in enumerate(lines) if last_line(line).lower() == "rules:"]
-    below = lines[heads[-1] + 1 :] if heads else []
-    if not below or not all(line.startswith("- ") for line in below):
-        raise Unusable("the reply does not end in a list of rules")
-    found = [line.removeprefix("- ").strip() for line in below]
+    found = lines_below(reply, "rules:")
     kept = [rule for rule in found if rule.lower().rstrip(".") != "none"]
     if any(len(rule) > LONGEST or not rule for rule in kept):
         raise Unusable(f"a rule has more than {LONGEST} characters, or none")

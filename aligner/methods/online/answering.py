@@ -43,7 +43,7 @@ from aligner.reward_models.card import Card
 from aligner.reward_models.catalogue import load_scorer, read_spec
 from aligner.runs.stages import Stage
 
-BESIDE = ("verifier", "judge", "rating", "rules", "toy")
+BESIDE = ("verifier", "judge", "rating", "rules", "rubric", "toy")
 """Kinds of scorers that do not need the device, but for judges that are loaded here."""
 
 Written = dict[str, tuple[Stage, Stage | None]]

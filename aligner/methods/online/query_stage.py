@@ -185,7 +185,8 @@ class Desk:
             return
         ledger.check()
         rows, answered = _as_rows(picked), 0
-        size = ASKED_TOGETHER if holds(read_spec(self.spec), ("judge", "rating", "rules")) else 1
+        is_asked = holds(read_spec(self.spec), ("judge", "rating", "rules", "rubric"))
+        size = ASKED_TOGETHER if is_asked else 1
         for part in chunks(len(left), size):
             asked = [left[place] for place in part]
             for number, verdict in self._said(rows, asked, answered).items():

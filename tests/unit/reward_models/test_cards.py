@@ -98,6 +98,30 @@ def test_a_card_of_a_folder_is_named_after_the_run_and_its_paths_move_with_it(
             "kind: ensemble\nmembers: [toy]\nmodel: m\n",
             ["c.yaml:3", "has no effect for the kind `ensemble`"],
         ),
+        (
+            "kind: rubric\nendpoint: {model: m}\n",
+            ["items: is missing", "`write: {items: 6}`, or `items_from: answer`"],
+        ),
+        (
+            "kind: rubric\nendpoint: {model: m}\nitems: [a]\nwrite: {}\nitems_from: answer\n",
+            ["c.yaml:4: write: does not go with `items`", "c.yaml:5: items_from: does not go"],
+        ),
+        (
+            "kind: rubric\nendpoint: {model: m}\nitems:\n- a\n- {text: b, weight: 0}\n",
+            ["c.yaml:5: items[1].weight: input should be greater than 0"],
+        ),
+        (
+            "kind: rubric\nendpoint: {model: m}\nitems:\n- {text: b, weight: -1}\n- ''\n",
+            ["c.yaml:4: items[0].weight", "c.yaml:5: items[1]"],
+        ),
+        (
+            "kind: rubric\nendpoint: {model: m}\nitems:\n- 3\n- {test: b}\n",
+            ["c.yaml:4: items[0]", "c.yaml:5: items[1].test: is not a key of a card"],
+        ),
+        (
+            "kind: rubric\nendpoint: {model: m}\nwrite: {items: 0}\n",
+            ["c.yaml:3: write.items: input should be greater than or equal to 1"],
+        ),
         ("kind: toy\nkindd: x\n", ["c.yaml:2", "kindd", "kind"]),
         ("kind: tyo\n", ["c.yaml:1", "kind"]),
         ("- a\n", ["c.yaml"]),

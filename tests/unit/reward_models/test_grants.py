@@ -38,6 +38,10 @@ ASKED = {
         "kind: judge\nendpoint: {backend: scripted, script: ./replies.jsonl}\n",
         ["endpoint: asks to send what is judged to scripted"],
     ),
+    "rubric": (
+        "kind: rubric\nwrite: {items: 3}\nendpoint: {model: m, base_url: 'http://x.example/v1'}\n",
+        [f"{CARD_FILE}:3: endpoint: asks to send", "http://x.example/v1"],
+    ),
     "function": (
         "kind: verifier\nverifier: ./own.py:score\n",
         [f"{CARD_FILE}:2: verifier: asks to run `verifier:", "own.py:score` in place of the"],
