@@ -1,5 +1,5 @@
-"""`aligner arena`: ratings of models from battles, with intervals, and how they follow a
-reference."""
+"""`aligner arena`: ratings of models from battles, with intervals, whether their judges can be
+trusted, and how ratings follow a reference."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from .arena_diagnose import diagnose
 from .console import say, say_json
 from .fast_commands import QuickCommand, QuickGroup
 from .models import AsJson
@@ -22,8 +23,9 @@ app = typer.Typer(
     cls=QuickGroup,
     rich_markup_mode=None,
     no_args_is_help=True,
-    help="Rate models from battles, with intervals, and compare ratings.",
+    help="Rate models from battles, with intervals; check judges, compare ratings.",
 )
+app.command("diagnose", cls=QuickCommand)(diagnose)
 
 Form = Literal["auto", "games", "battles", "arena", "alpaca_eval", "arena_hard"]
 Merge = Literal["mean", "inconsistent_is_tie", "drop_inconsistent", "votes"]

@@ -44,6 +44,7 @@ class Played:
     style_second: StyleCounts = None
     is_graded: bool = False
     """Whether `score_first` is a grade from -2 to 2, and `score_second` is 0."""
+    judge: str = ""
 
     def margin(self, a: str) -> float:
         """How much better model `a` scored."""

@@ -77,6 +77,7 @@ class _Sink:
     """Where rows go: votes at once, games when all of their battle were read."""
 
     how: Reading
+    forms: Mapping[str, Callable[[Row, str, _Sink], None]]
     builder: VoteBuilder = field(default_factory=VoteBuilder)
     games: dict[str, dict[str, tuple[int, Played]]] = field(default_factory=dict)
     battles: set[str] = field(default_factory=set)
@@ -88,7 +89,30 @@ def read_votes(paths: Sequence[Path], how: Reading) -> Votes:
 
     Raises: DataError with up to 20 problems, each with file, line and column.
     """
-    sink = _Sink(how)
+    sink = _Sink(how, FORMS)
+    _read_all(paths, sink)
+    for games in sink.games.values():
+        battle = [played for _, played in games.values()]
+        add_battle(battle, how.merge, how.tie_margin, sink.builder)
+    return sink.builder.votes()
+
+
+def read_games(paths: Sequence[Path], how: Reading) -> tuple[list[tuple[str, Played]], list[str]]:
+    """All games of the files, each with the battle that it belongs to, and what there is to say.
+    A row of the form `arena` is a game, in which model_a was seen first.
+
+    Raises: DataError, as `read_votes` does, and for files without games.
+    """
+    sink = _Sink(how, GAMES)
+    _read_all(paths, sink)
+    found = []
+    for battle, games in sink.games.items():
+        found += [(battle, played) for _, played in games.values()]
+    return found, sink.builder.notes
+
+
+def _read_all(paths: Sequence[Path], sink: _Sink) -> None:
+    """Hand all rows on; what is wrong with any of them is one error."""
     problems: list[Problem] = []
     count = 0
     for path in paths:
@@ -100,15 +124,11 @@ def read_votes(paths: Sequence[Path], how: Reading) -> Votes:
         more = f", the first {MOST_PROBLEMS} of them" if count > MOST_PROBLEMS else ""
         rows = "1 row" if count == 1 else f"{count:,} rows"
         raise DataError(f"{rows} cannot be used{more}", "correct or remove them", problems)
-    for games in sink.games.values():
-        battle = [played for _, played in games.values()]
-        add_battle(battle, how.merge, how.tie_margin, sink.builder)
     if sink.without_prompt:
         sink.builder.notes.append(
             f"{sink.without_prompt:,} rows name no prompt ({', '.join(PROMPT_COLUMNS)}): each "
             "counts as a prompt of its own, so intervals are too narrow where prompts repeat"
         )
-    return sink.builder.votes()
 
 
 def _read(path: Path, sink: _Sink) -> list[Problem]:
@@ -130,10 +150,15 @@ def _read(path: Path, sink: _Sink) -> list[Problem]:
                 problems.append(Problem(row.reason, where))
             continue
         if use is None:
-            use = FORMS[_form(row, path, sink.how.form)]
-        for name in JUDGE_COLUMNS:
-            if name in row:
-                sink.builder.judges.add(str(row[name]))
+            form = _form(row, path, sink.how.form)
+            if form not in sink.forms:
+                raise DataError(
+                    f"{path}: rows of the form {form} do not say in which order answers were seen",
+                    f"give rows of the forms {', '.join(sink.forms)}",
+                )
+            use = sink.forms[form]
+        if judge := _judge(row):
+            sink.builder.judges.add(judge)
         try:
             use(row, where, sink)
         except _Unusable as error:
@@ -174,6 +199,7 @@ def _game(row: Row, where: str, sink: _Sink) -> None:
         _category(row, sink.how),
         _style_record(row, "style_first"),
         _style_record(row, "style_second"),
+        judge=_judge(row),
     )
     games = sink.games.setdefault(_text(row, "battle_id"), {})
     for _, other in games.values():
@@ -204,7 +230,7 @@ def _battle(row: Row, where: str, sink: _Sink) -> None:
 
 def _arena(row: Row, where: str, sink: _Sink) -> None:
     a, b = _models(row, "model_a", "model_b")
-    grade = GRADES.get(_text(row, "winner"), UNKNOWN)
+    outcome, grade = _verdict(row, a, b)
     weight = _number(row, "weight") if row.get("weight") not in (None, "") else 1.0
     if weight <= 0:
         raise _Unusable("weight", f"{weight:g} is not above 0")
@@ -212,13 +238,32 @@ def _arena(row: Row, where: str, sink: _Sink) -> None:
         a,
         b,
         _prompt(row, where, sink),
-        _outcome(row, a, b) if math.isnan(grade) else 0.5 + 0.5 * math.copysign(grade != 0, grade),
+        outcome,
         category=_category(row, sink.how),
         weight=weight,
         seat=1.0,
         grade=grade,
         styles=(_style(row, "a"), _style(row, "b")),
     )
+
+
+def _arena_game(row: Row, where: str, sink: _Sink) -> None:
+    a, b = _models(row, "model_a", "model_b")
+    outcome, grade = _verdict(row, a, b)
+    judge, prompt = _judge(row), _prompt(row, where, sink)
+    score = 2.0 * outcome - 1.0 if math.isnan(grade) else grade
+    category, styles = _category(row, sink.how), (_style(row, "a"), _style(row, "b"))
+    played = Played(a, b, prompt, score, 0.0, category, *styles, is_graded=True, judge=judge)
+    battle = repr((judge, prompt, *sorted((a, b))))
+    sink.games.setdefault(battle, {})[where] = 1, played
+
+
+def _verdict(row: Row, a: str, b: str) -> tuple[float, float]:
+    """1 where a won, 0.5 or 0, and the grade where the verdict has one."""
+    grade = GRADES.get(_text(row, "winner"), UNKNOWN)
+    if math.isnan(grade):
+        return _outcome(row, a, b), grade
+    return 0.5 + 0.5 * math.copysign(grade != 0, grade), grade
 
 
 def _alpaca(row: Row, where: str, sink: _Sink) -> None:
@@ -258,7 +303,10 @@ def _arena_hard(row: Row, where: str, sink: _Sink) -> None:
         grade = _grade(score, number)
         names = (other, model) if number == 0 else (model, other)
         second = None if grade is None else 0.0
-        battle[str(number)] = 1, Played(*names, prompt, grade, second, category, is_graded=True)
+        battle[str(number)] = (
+            1,
+            Played(*(*names, prompt, grade, second, category), is_graded=True, judge=_judge(row)),
+        )
 
 
 def _grade(score: Any, number: int) -> float | None:
@@ -293,6 +341,10 @@ def _outcome(row: Row, a: str, b: str) -> float:
         f"{winner!r} is neither {a!r} nor {b!r}",
         "write model_a, model_b, tie, or one of the two names",
     )
+
+
+def _judge(row: Row) -> str:
+    return next((str(row[name]) for name in JUDGE_COLUMNS if row.get(name) is not None), "")
 
 
 def _prompt(row: Row, where: str, sink: _Sink) -> str:
@@ -385,6 +437,9 @@ FORMS: dict[str, Callable[[Row, str, _Sink], None]] = {
     "alpaca_eval": _alpaca,
     "arena": _arena,
 }
+
+GAMES = {"games": _game, "arena_hard": _arena_hard, "arena": _arena_game}
+"""Forms whose rows are games, each with the order of its answers."""
 
 MARKS = {
     "games": {"game_id", "battle_id", "parse_status"},

@@ -118,7 +118,7 @@ class VoteBuilder:
         numbers = [known.setdefault(name, len(known)) for known, name in names]
         numbers.append(self._categories.setdefault(category, len(self._categories)))
         self._whole.extend(numbers)
-        self._parts.extend((outcome, weight, seat, grade, *_counts(styles[0]), *_counts(styles[1])))
+        self._parts.extend((outcome, weight, seat, grade, *counts(styles[0]), *counts(styles[1])))
 
     def __len__(self) -> int:
         return len(self._whole) // 4
@@ -154,7 +154,8 @@ _NO_NUMBERS = np.empty((0, 4), np.int64)
 _NO_PARTS = np.empty((0, 12))
 
 
-def _counts(style: StyleCounts) -> tuple[float, ...]:
+def counts(style: StyleCounts) -> tuple[float, ...]:
+    """A number for each of FEATURES, NaN where it is not known."""
     if style is None:
         return NOT_KNOWN
     if isinstance(style, Style):

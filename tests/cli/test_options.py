@@ -47,6 +47,9 @@ OPTIONS = {
     "arena rate": "FILES... --form --output -o --anchor --anchor-rating --merge --tie-margin "
     "--ties --control --length-rule --strong --baseline --category --model --resample --resamples "
     "--seed --overwrite --json",
+    "arena diagnose": "FILES... --form --tie-margin --baseline --family --max-flip-rate "
+    "--max-parse-failures --max-seat-share --max-length-lead --max-self-preference --resamples "
+    "--seed --json",
     "arena consistency": "RATINGS --reference --json",
     "runs list": "DIR --json",
     "runs show": "RUN --json",
