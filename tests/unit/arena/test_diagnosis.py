@@ -206,7 +206,7 @@ def test_in_a_log_without_preferences_none_is_reported() -> None:
 def test_what_was_planted_is_found_and_nothing_else(
     planted: dict[str, Any], finding: str, failed: str
 ) -> None:
-    swayed = simulate_games(MODELS, 150, quality=MIXED, judge="acme-judge", **planted)
+    swayed = simulate_games(MODELS, 150, quality=MIXED, judge="acme-judge", seed=3, **planted)
     found = diagnosed([*swayed, *OTHER])
     row = found["judges"]["acme-judge"]
     about_scores = [text for text in row["findings"] if text.startswith("scores the")]
