@@ -18,12 +18,22 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from aligner.arena.cells import (
+    Row,
+    Unusable,
+    grade_of,
+    number_of,
+    outcome_of,
+    style_of_side,
+    style_record,
+    text_of,
+    two_models,
+    verdict_of,
+)
 from aligner.arena.merging import Merge, Played, add_battle
 from aligner.arena.records import READ_WELL, style_of
-from aligner.arena.votes import UNKNOWN, StyleCounts, VoteBuilder, Votes
-from aligner.data.checks import kind
+from aligner.arena.votes import VoteBuilder, Votes
 from aligner.data.files import BLANK, Unreadable, kind_of_file, read_file
 from aligner.errors import DataError, Problem
 
@@ -31,25 +41,11 @@ MOST_PROBLEMS = 20
 
 PROMPT_COLUMNS = ("prompt_id", "question_id", "uid", "prompt", "instruction")
 JUDGE_COLUMNS = ("judge_id", "judge", "annotator")
-TEXT_COLUMNS = {
-    "a": ("conversation_a", "answer_a", "response_a", "output_a"),
-    "b": ("conversation_b", "answer_b", "response_b", "output_b"),
-}
 LONGEST_ID = 64
 """Prompts whose text is longer are known by its hash."""
 
-A_WINS = ("model_a", "a", "A")
-B_WINS = ("model_b", "b", "B")
-TIES = ("tie", "tie (bothbad)", "bothbad", "both_bad", "both bad", "draw")
-GRADES = {"A>>B": 2.0, "A>B": 1.0, "A=B": 0.0, "B=A": 0.0, "B>A": -1.0, "B>>A": -2.0}
-GRADES |= {"A<B": -1.0, "A<<B": -2.0, "B<A": 1.0, "B<<A": 2.0}
-GRADES |= {"A++": 2.0, "A+": 1.0, "B+": -1.0, "B++": -2.0}
-"""Verdicts with grades, as Arena-Hard and WildBench write them -> how much better the first is."""
-
 
 REPEATED = "battles that were in the log already"
-
-Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -62,14 +58,6 @@ class Reading:
     tie_margin: float = 0.0
     category: str = "category"
     baseline: str | None = None
-
-
-class _Unusable(Exception):
-    """What is wrong with a row: the column, what was found there, and what to do."""
-
-    def __init__(self, key: str, message: str, hint: str = "") -> None:
-        super().__init__(key, message, hint)
-        self.key, self.message, self.hint = key, message, hint
 
 
 @dataclass
@@ -161,7 +149,7 @@ def _read(path: Path, sink: _Sink) -> list[Problem]:
             sink.builder.judges.add(judge)
         try:
             use(row, where, sink)
-        except _Unusable as error:
+        except Unusable as error:
             problems.append(Problem(error.message, where, error.key, error.hint))
     return problems
 
@@ -185,35 +173,35 @@ def _form(row: Row, path: Path, wanted: str) -> str:
 
 
 def _game(row: Row, where: str, sink: _Sink) -> None:
-    first, second = _models(row, "model_first", "model_second")
-    status = _text(row, "parse_status")
+    first, second = two_models(row, "model_first", "model_second")
+    status = text_of(row, "parse_status")
     scores: list[float | None] = [None, None]
     if status in READ_WELL:
-        scores = [_number(row, "score_first"), _number(row, "score_second")]
+        scores = [number_of(row, "score_first"), number_of(row, "score_second")]
     played = Played(
         first,
         second,
-        _text(row, "prompt_id"),
+        text_of(row, "prompt_id"),
         scores[0],
         scores[1],
         _category(row, sink.how),
-        _style_record(row, "style_first"),
-        _style_record(row, "style_second"),
+        style_record(row, "style_first"),
+        style_record(row, "style_second"),
         judge=_judge(row),
     )
-    games = sink.games.setdefault(_text(row, "battle_id"), {})
+    games = sink.games.setdefault(text_of(row, "battle_id"), {})
     for _, other in games.values():
         if {other.first, other.second} != {first, second}:
-            raise _Unusable("battle_id", "its games are between different models")
-    attempt = int(_number(row, "attempt")) if "attempt" in row else 1
-    game_id = _text(row, "game_id")
+            raise Unusable("battle_id", "its games are between different models")
+    attempt = int(number_of(row, "attempt")) if "attempt" in row else 1
+    game_id = text_of(row, "game_id")
     if game_id not in games or games[game_id][0] <= attempt:
         games[game_id] = attempt, played
 
 
 def _battle(row: Row, where: str, sink: _Sink) -> None:
-    a, b = _models(row, "model_a", "model_b")
-    battle = _text(row, "battle_id")
+    a, b = two_models(row, "model_a", "model_b")
+    battle = text_of(row, "battle_id")
     if battle in sink.battles:
         sink.builder.left_out[REPEATED] += 1
         return
@@ -221,19 +209,19 @@ def _battle(row: Row, where: str, sink: _Sink) -> None:
     sink.builder.add(
         a,
         b,
-        _text(row, "prompt_id"),
-        _outcome(row, a, b),
+        text_of(row, "prompt_id"),
+        outcome_of(row, a, b),
         category=_category(row, sink.how),
-        styles=(_style_record(row, "style_a"), _style_record(row, "style_b")),
+        styles=(style_record(row, "style_a"), style_record(row, "style_b")),
     )
 
 
 def _arena(row: Row, where: str, sink: _Sink) -> None:
-    a, b = _models(row, "model_a", "model_b")
-    outcome, grade = _verdict(row, a, b)
-    weight = _number(row, "weight") if row.get("weight") not in (None, "") else 1.0
+    a, b = two_models(row, "model_a", "model_b")
+    outcome, grade = verdict_of(row, a, b)
+    weight = number_of(row, "weight") if row.get("weight") not in (None, "") else 1.0
     if weight <= 0:
-        raise _Unusable("weight", f"{weight:g} is not above 0")
+        raise Unusable("weight", f"{weight:g} is not above 0")
     sink.builder.add(
         a,
         b,
@@ -243,37 +231,29 @@ def _arena(row: Row, where: str, sink: _Sink) -> None:
         weight=weight,
         seat=1.0,
         grade=grade,
-        styles=(_style(row, "a"), _style(row, "b")),
+        styles=(style_of_side(row, "a"), style_of_side(row, "b")),
     )
 
 
 def _arena_game(row: Row, where: str, sink: _Sink) -> None:
-    a, b = _models(row, "model_a", "model_b")
-    outcome, grade = _verdict(row, a, b)
+    a, b = two_models(row, "model_a", "model_b")
+    outcome, grade = verdict_of(row, a, b)
     judge, prompt = _judge(row), _prompt(row, where, sink)
     score = 2.0 * outcome - 1.0 if math.isnan(grade) else grade
-    category, styles = _category(row, sink.how), (_style(row, "a"), _style(row, "b"))
+    category, styles = _category(row, sink.how), (style_of_side(row, "a"), style_of_side(row, "b"))
     played = Played(a, b, prompt, score, 0.0, category, *styles, is_graded=True, judge=judge)
     battle = repr((judge, prompt, *sorted((a, b))))
     sink.games.setdefault(battle, {})[where] = 1, played
 
 
-def _verdict(row: Row, a: str, b: str) -> tuple[float, float]:
-    """1 where a won, 0.5 or 0, and the grade where the verdict has one."""
-    grade = GRADES.get(_text(row, "winner"), UNKNOWN)
-    if math.isnan(grade):
-        return _outcome(row, a, b), grade
-    return 0.5 + 0.5 * math.copysign(grade != 0, grade), grade
-
-
 def _alpaca(row: Row, where: str, sink: _Sink) -> None:
-    first, second = _models(row, "generator_1", "generator_2")
+    first, second = two_models(row, "generator_1", "generator_2")
     if row.get("preference") is None:
         sink.builder.left_out["annotations without a preference"] += 1
         return
-    preference = _number(row, "preference")
+    preference = number_of(row, "preference")
     if preference != 0 and not 1 <= preference <= 2:
-        raise _Unusable("preference", f"{preference:g} is neither 0 nor from 1 to 2")
+        raise Unusable("preference", f"{preference:g} is neither 0 nor from 1 to 2")
     styles = tuple(
         style_of(row[name]) if isinstance(row.get(name), str) else None
         for name in ("output_1", "output_2")
@@ -291,56 +271,24 @@ def _alpaca(row: Row, where: str, sink: _Sink) -> None:
 def _arena_hard(row: Row, where: str, sink: _Sink) -> None:
     baseline = row.get("baseline") or sink.how.baseline
     if not baseline:
-        raise _Unusable("baseline", "is missing", "name the baseline with --baseline")
-    model, other = _models({"model": row.get("model"), "baseline": baseline}, "model", "baseline")
+        raise Unusable("baseline", "is missing", "name the baseline with --baseline")
+    model, other = two_models(
+        {"model": row.get("model"), "baseline": baseline}, "model", "baseline"
+    )
     games = row.get("games")
     if not isinstance(games, list) or not 1 <= len(games) <= 2:
-        raise _Unusable("games", "is not a list of one or two games")
+        raise Unusable("games", "is not a list of one or two games")
     prompt, category = _prompt(row, where, sink), _category(row, sink.how)
     battle = sink.games.setdefault(f"{where}:{prompt}", {})
     for number, game in enumerate(games):
         score = game.get("score") if isinstance(game, dict) else None
-        grade = _grade(score, number)
+        grade = grade_of(score, number)
         names = (other, model) if number == 0 else (model, other)
         second = None if grade is None else 0.0
         battle[str(number)] = (
             1,
             Played(*(*names, prompt, grade, second, category), is_graded=True, judge=_judge(row)),
         )
-
-
-def _grade(score: Any, number: int) -> float | None:
-    """How much better the first answer is; None where the judge gave no verdict."""
-    if score is None:
-        return None
-    if score not in GRADES:
-        raise _Unusable(f"games[{number}].score", f"{score!r} is no verdict such as A>B")
-    return GRADES[score]
-
-
-def _models(row: Row, first: str, second: str) -> tuple[str, str]:
-    names = _text(row, first), _text(row, second)
-    if names[0] == names[1]:
-        raise _Unusable(second, f"{names[0]!r} meets itself")
-    return names
-
-
-def _outcome(row: Row, a: str, b: str) -> float:
-    """1 where a won. A winner may be named, or be one of the words of public arenas."""
-    winner = _text(row, "winner")
-    meant = {}
-    for words, outcome in (((*A_WINS, a), 1.0), ((*B_WINS, b), 0.0), (TIES, 0.5)):
-        if winner in words:
-            meant[outcome] = True
-    if len(meant) == 1:
-        return next(iter(meant))
-    if meant:
-        raise _Unusable("winner", f"{winner!r} is a word for one outcome and a model's name")
-    raise _Unusable(
-        "winner",
-        f"{winner!r} is neither {a!r} nor {b!r}",
-        "write model_a, model_b, tie, or one of the two names",
-    )
 
 
 def _judge(row: Row) -> str:
@@ -362,72 +310,6 @@ def _prompt(row: Row, where: str, sink: _Sink) -> str:
 def _category(row: Row, how: Reading) -> str:
     value = row.get(how.category)
     return "" if value is None or isinstance(value, dict | list) else str(value)
-
-
-def _text(row: Row, name: str) -> str:
-    value = row.get(name)
-    if not isinstance(value, str) or not value.strip():
-        found = "is missing" if value is None else f"is {kind(value)}, not a text"
-        raise _Unusable(name, "is empty" if isinstance(value, str) else found)
-    return value
-
-
-def _number(row: Row, name: str) -> float:
-    value = row.get(name)
-    try:
-        number = float(value) if isinstance(value, int | float | str) else UNKNOWN
-    except ValueError:
-        number = UNKNOWN
-    if isinstance(value, bool) or not math.isfinite(number):
-        raise _Unusable(name, f"{value!r} is not a finite number")
-    return number
-
-
-def _style_record(row: Row, name: str) -> Mapping[str, Any] | None:
-    value = row.get(name)
-    if value is None:
-        return None
-    if not isinstance(value, dict):
-        raise _Unusable(name, f"is {kind(value)}, not a style")
-    return {key: _number(value, key) for key in value}
-
-
-def _style(row: Row, side: str) -> StyleCounts:
-    """Style of an answer: counted from its text, else as the row has it."""
-    for name in TEXT_COLUMNS[side]:
-        if name in row and (text := _answer(row[name])) is not None:
-            return style_of(text)
-    counted = row.get("conv_metadata")
-    if isinstance(counted, dict):
-        return {
-            "length": _number(counted, f"sum_assistant_{side}_tokens"),
-            "headers": _sum(counted.get(f"header_count_{side}")),
-            "list_items": _sum(counted.get(f"list_count_{side}")),
-            "bold": _sum(counted.get(f"bold_count_{side}")),
-        }
-    name = f"len_{side}"
-    if row.get(name) in (None, ""):
-        return None
-    if (length := _number(row, name)) < 0:
-        raise _Unusable(name, f"{length:g} is below 0")
-    return {"length": length}
-
-
-def _answer(value: Any) -> str | None:
-    """What a model wrote: a text, or the assistant's turns of a conversation."""
-    if isinstance(value, str):
-        return value
-    if not isinstance(value, list):
-        return None
-    turns = (turn for turn in value if isinstance(turn, dict) and turn.get("role") == "assistant")
-    return "\n".join(str(turn.get("content") or "") for turn in turns)
-
-
-def _sum(value: Any) -> float:
-    """Counts of several kinds, such as headers of each level, together."""
-    if isinstance(value, dict):
-        return float(sum(_number(value, key) for key in value))
-    return UNKNOWN if value is None else _number({"count": value}, "count")
 
 
 FORMS: dict[str, Callable[[Row, str, _Sink], None]] = {

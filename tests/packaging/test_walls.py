@@ -76,9 +76,9 @@ HEAVY |= {"bitsandbytes", "tokenizers", "safetensors", "huggingface_hub", "numpy
 LOADS_HEAVY: dict[str, tuple[str, ...]] = {
     "acquisition": ("embeddings", "ngrams", "picks", "selection", "win_probabilities"),
     "arena": (
-        *("bradley_terry", "connectivity", "consistency", "covariates", "diagnosis", "figures"),
-        *("judge_agreement", "judge_bias", "judgments", "leaderboard", "merging", "rating"),
-        *("readers", "resampling", "transitivity", "votes", "win_rates"),
+        *("bradley_terry", "cells", "connectivity", "consistency", "covariates", "diagnosis"),
+        *("figures", "judge_agreement", "judge_bias", "judgments", "leaderboard", "merging"),
+        *("rating", "readers", "resampling", "transitivity", "votes", "win_rates"),
     ),
     "builders.mosaic": ("build", "costs", "engine", "epochs", "iterable", "paper_compat", "report"),
     "builders.select": ("build", "candidates", "report"),
