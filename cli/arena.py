@@ -23,7 +23,7 @@ app = typer.Typer(
     cls=QuickGroup,
     rich_markup_mode=None,
     no_args_is_help=True,
-    help="Rate models from battles, with intervals; check judges, compare ratings.",
+    help="Rate models from battles, check judges, compare ratings.",
 )
 app.command("diagnose", cls=QuickCommand)(diagnose)
 
