@@ -200,8 +200,13 @@ SETTINGS: list[dict[str, float]] = [
 ]
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma3", "qwen3 next"])
-def test_log_probabilities_are_those_of_a_forward_pass(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "tolerance"),
+    # a linear attention's state is computed in chunks there and token by token here; how far that
+    # rounds apart differs by processor, 1.6e-4 on one
+    [("llama", 1e-4), ("gemma3", 1e-4), ("qwen3 next", 1e-3)],
+)
+def test_log_probabilities_are_those_of_a_forward_pass(name: str, tolerance: float) -> None:
     model = model_of({**LOOP, **FALLBACK}[name]())
     requests = [
         Request(ids, Sampling(max_new_tokens=10, seed=2, **settings), (2,), stream)
@@ -209,8 +214,8 @@ def test_log_probabilities_are_those_of_a_forward_pass(name: str) -> None:
     ]
     for request, (one,) in zip(requests, HfEngine(model, batch_size=4).generate(requests)):
         logps, raw_logps = log_probabilities(model, request, one)
-        assert one.logps == pytest.approx(logps, abs=1e-4)
-        assert one.raw_logps == pytest.approx(raw_logps, abs=1e-4)
+        assert one.logps == pytest.approx(logps, abs=tolerance)
+        assert one.raw_logps == pytest.approx(raw_logps, abs=tolerance)
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
