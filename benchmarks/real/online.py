@@ -18,7 +18,7 @@ import json
 import runpy
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,9 @@ from aligner.config.load import load_recipe
 from aligner.methods.online.rounds import run_online
 from aligner.runs.files import parse_json, read_metrics
 from benchmarks.results import write
+
+Run = Callable[[Path, Sequence[Path], Path], list[str]]
+"""Model, files of tasks, folder -> the lines of the table."""
 
 ROOT = Path(__file__).parents[2]
 TASK = ROOT / "examples" / "three_lines.py"
@@ -132,23 +135,25 @@ def _text(value: float | None, digits: int) -> str:
     return "" if value is None else f"{value:.{digits}f}"
 
 
-def main() -> None:
+def measure(about: str, carry_out: Run, mark: str) -> None:
+    """Read the command line of a run on a real model, carry it out, and print its lines; with
+    `--write` they go between the marks of this name."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=about, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", type=Path)
     parser.add_argument("tasks", type=Path, nargs="+")
-    parser.add_argument("--folder", type=Path, help="keep the run here, and resume it")
+    parser.add_argument("--folder", type=Path, help="keep what is done here, and resume it")
     parser.add_argument("--write", action="store_true", help="write into benchmarks/RESULTS.md")
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = (options.folder or Path(name)).resolve()
-        lines = run(options.model.resolve(), options.tasks, folder)
+        lines = carry_out(options.model.resolve(), options.tasks, folder)
     print("\n".join(lines), flush=True)
     if options.write:
-        write("online-real", "\n".join(lines))
+        write(mark, "\n".join(lines))
 
 
 if __name__ == "__main__":
-    main()
+    measure(str(__doc__), run, "online-real")

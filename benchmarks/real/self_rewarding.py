@@ -19,17 +19,14 @@ The prompts whose responses teach are none of those that are rated. `--folder` k
 
 from __future__ import annotations
 
-import argparse
 import json
 import runpy
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from aligner.config.load import load_recipe
 from aligner.config.recipe import Endpoint, Model
@@ -42,8 +39,7 @@ from aligner.models.tokenizers import load_tokenizer
 from aligner.reward_models.base import NoVerdict
 from aligner.reward_models.rating import Rating, rating
 from aligner.runs.files import parse_json
-from benchmarks.real.online import SETTINGS, TASK, write_prompts
-from benchmarks.results import write
+from benchmarks.real.online import SETTINGS, TASK, measure, write_prompts
 
 CRITERIA = """\
 - Every line of the answer starts with a hyphen and a blank.
@@ -185,24 +181,5 @@ def run(model: Path, files: Sequence[Path], folder: Path) -> list[str]:
     return [f"{time.process_time() - began:,.0f} CPU-seconds.", "", *lines]
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("model", type=Path)
-    parser.add_argument("tasks", type=Path, nargs="+")
-    parser.add_argument("--folder", type=Path, help="keep the runs here, and resume them")
-    parser.add_argument("--write", action="store_true", help="write into benchmarks/RESULTS.md")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as name:
-        folder = (options.folder or Path(name)).resolve()
-        lines = run(options.model.resolve(), options.tasks, folder)
-    print("\n".join(lines), flush=True)
-    if options.write:
-        write("self-rewarding-real", "\n".join(lines))
-
-
 if __name__ == "__main__":
-    main()
+    measure(str(__doc__), run, "self-rewarding-real")
