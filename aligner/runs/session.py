@@ -18,8 +18,9 @@ are kept by `aligner.runs.journal`, or by the command in files that are whole or
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ from aligner.runs.places import refuse_unusable
 from aligner.runs.result import RunResult, already_done, finished
 from aligner.runs.run import Run
 
+MANIFEST = "manifest.json"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
@@ -45,6 +48,9 @@ class Session:
     on_event: OnEvent | None = None
     scratch: tuple[str, ...] = ()
     """Folders of the run directory that only the work needs; removed once the run is finished."""
+    has_other_inputs: Callable[[], bool] = lambda: False
+    """For a command of stages: whether what the recipe names is not what the run was made of. Asked
+    of a finished run that is resumed."""
 
     @property
     def folder(self) -> Path:
@@ -54,6 +60,15 @@ class Session:
     @property
     def _is_staged(self) -> bool:
         return method_of(self.resolved.recipe.method).is_staged
+
+    @property
+    def _is_resumed_when_finished(self) -> bool:
+        return self.resume and (self.folder / MANIFEST).exists()
+
+    @cached_property
+    def _is_stale(self) -> bool:
+        """Whether it is finished, and resumed with other inputs."""
+        return self._is_resumed_when_finished and self.has_other_inputs()
 
     def check_place(self) -> None:
         """Raise UsageError for a place that cannot be used; a dry run only needs one that could
@@ -73,7 +88,7 @@ class Session:
 
         Raises: UsageError when that run has another recipe.
         """
-        if self.dry_run or not self.resume or not (self.folder / "manifest.json").exists():
+        if self.dry_run or not self._is_resumed_when_finished or self._is_stale:
             return None
         if self._is_staged and changes(read_json(self.folder, "resolved.json"), self.resolved)[0]:
             return None  # its stages will see what that makes stale
@@ -88,6 +103,8 @@ class Session:
 
     def open(self) -> Run:
         """Create the run directory, or open it again, with its lock; say what is remarkable."""
+        if self._is_stale:
+            (self.folder / MANIFEST).unlink(missing_ok=True)
         run = Run.create(self.resolved, resume=self.resume, overwrite=self.overwrite)
         if run.is_done:
             raise UsageError(

@@ -102,13 +102,17 @@ def run_evolve(
     recipe = resolved.recipe
     assert isinstance(recipe, EvolveRecipe)
     session = Session(
-        resolved=resolved, resume=resume, overwrite=overwrite, dry_run=dry_run, on_event=on_event
+        resolved=resolved,
+        resume=resume,
+        overwrite=overwrite,
+        dry_run=dry_run,
+        on_event=on_event,
+        has_other_inputs=lambda: inputs_are_other(Path(recipe.output_dir), recipe, models),
     )
     checks = check(recipe)
     session.check_place()
     models = {role: identity_of(section) for role, section in sections_of(recipe).items()}
-    is_stale = resume and inputs_are_other(session.folder, recipe, models)
-    if not is_stale and (done := session.done()) is not None:
+    if (done := session.done()) is not None:
         return done
     inputs = read_inputs(recipe, on_event)
     check_references(checks.scorer, [(seed.origin, seed.reference) for seed in inputs.seeds])
@@ -116,8 +120,6 @@ def run_evolve(
         split_seeds(inputs.instructions, recipe.evolve.optimization, recipe.seed)
     if dry_run:
         return session.plan(plan_rows(recipe, inputs))
-    if is_stale:
-        (session.folder / "manifest.json").unlink(missing_ok=True)
     run = session.open()
     preview = Path(f"{session.folder}{PREVIEW}")
     if preview.exists() and not (run.dir / REPLIES).exists():

@@ -26,6 +26,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from aligner.config.load import Resolved
@@ -87,19 +88,21 @@ def run_online(
     recipe = recipe.model_copy(update={"model": as_trained(recipe.model)})
     resolved = replace(resolved, recipe=recipe)
     session = Session(
-        resolved=resolved, resume=resume, overwrite=overwrite, dry_run=dry_run, on_event=on_event
+        resolved=resolved,
+        resume=resume,
+        overwrite=overwrite,
+        dry_run=dry_run,
+        on_event=on_event,
+        has_other_inputs=lambda: inputs_changed(Path(recipe.output_dir), recipe),
     )
     check(recipe)
     session.check_place()
-    is_stale = resume and inputs_changed(session.folder, recipe)
-    if not is_stale and (done := session.done()) is not None:
+    if (done := session.done()) is not None:
         return done
     inputs = read_inputs(recipe, on_event)
     if dry_run:
         return session.plan(plan_rows(recipe, inputs))
     refuse_full_disk(recipe, inputs, session.folder)
-    if is_stale:
-        (session.folder / "manifest.json").unlink(missing_ok=True)
     run = session.open()
     inputs.record(run, recipe)
     rounds = Rounds(recipe, resolved.origins, run, inputs, on_event)
