@@ -8,7 +8,8 @@
     ├── DataError                exit code 3: a file, a split, a column or a row is wrong (also a
                                  ValueError)
     ├── EndpointError            exit code 4: a model server failed for good
-    └── TrainingError            exit code 5: training started and could not continue
+    ├── TrainingError            exit code 5: training started and could not continue
+    └── GateError                exit code 6: what was measured does not pass what was asked for
 
 Rules. What a user did wrong raises one of these; what we did wrong asserts. `message` is one
 sentence that names the file, line, row or key and what was found there; `hint` is one sentence that
@@ -84,3 +85,9 @@ class TrainingError(AlignerError):
     """Training started and cannot continue: the loss is NaN or inf, memory ran out, a rank died."""
 
     exit_code = 5
+
+
+class GateError(AlignerError):
+    """Everything was measured, and it does not pass the limit that the command line sets."""
+
+    exit_code = 6

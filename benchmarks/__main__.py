@@ -16,6 +16,7 @@ SCRIPTS = (
     "speed.tokenizing",
     "speed.scoring",
     "speed.arena",
+    "speed.testset",
     "effects.quickstart",
     "effects.bf16",
     "effects.discopop",
@@ -26,6 +27,7 @@ SCRIPTS = (
     "effects.active_labels",
     "effects.rlhf",
     "effects.evolve",
+    "effects.flywheel",
 )
 
 for script in SCRIPTS:

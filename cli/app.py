@@ -14,12 +14,30 @@ import typer
 
 from aligner.methods.catalogue import METHODS
 
-from . import arena, data, doctor, evaluate, generate, quickstart, recipes, runs, score, toy
+from . import (
+    arena,
+    chat,
+    data,
+    doctor,
+    evaluate,
+    export,
+    generate,
+    launch,
+    merge,
+    plan,
+    push,
+    quickstart,
+    recipes,
+    runs,
+    score,
+    toy,
+)
 from .console import guard_libraries, say
+from .endings import stop_at_once
 from .environment import make_streams_safe, set_environment, silence_warnings
 from .errors import Boundary
 from .fast_commands import QuickCommand
-from .recipe_command import add_commands
+from .recipe_command import ANY_KEY, add_commands
 
 
 def _of_group(group: str) -> tuple[str, ...]:
@@ -32,11 +50,12 @@ class Root(Boundary):
     """The headings of `aligner --help`; every command stands under one of them."""
 
     sections: ClassVar[dict[str, tuple[str, ...]]] = {
-        "Start here": ("quickstart", "toy", "recipes", "doctor"),
+        "Start here": ("quickstart", "toy", "recipes", "plan", "launch", "doctor"),
         "Build data": _of_group("Build data"),
         "Train": _of_group("Train"),
         "Search": _of_group("Search"),
-        "Use and measure": ("generate", "eval", "score", "arena", "runs"),
+        "Use and measure": ("generate", "chat", "eval", "score", "arena", "runs"),
+        "Take away": ("merge", "export", "push"),
     }
 
 
@@ -89,18 +108,27 @@ def root(
 app.command("quickstart", cls=QuickCommand)(quickstart.quickstart)
 app.command("toy", cls=QuickCommand)(toy.toy)
 app.add_typer(recipes.app, name="recipes")
+app.command("plan", cls=QuickCommand, context_settings=ANY_KEY)(plan.plan)
+app.command("launch", cls=QuickCommand, context_settings=ANY_KEY)(launch.launch)
 app.command("doctor", cls=QuickCommand)(doctor.doctor)
 add_commands(app, "Train")
 add_commands(app, "Build data")
 app.add_typer(data.app, name="data")
 add_commands(app, "Search")
 app.command("generate", cls=QuickCommand)(generate.generate)
+app.command("chat", cls=QuickCommand)(chat.chat)
 app.command("eval", cls=QuickCommand)(evaluate.evaluate)
 app.command("score", cls=QuickCommand)(score.score)
 app.add_typer(arena.app, name="arena")
 app.add_typer(runs.app, name="runs")
+app.command("merge", cls=QuickCommand)(merge.merge)
+app.command("export", cls=QuickCommand)(export.export)
+app.command("push", cls=QuickCommand)(push.push)
 
 
 def main() -> None:
     """Entry point of the `aligner` script and of `python -m aligner`."""
-    app(prog_name="aligner")
+    try:
+        app(prog_name="aligner")
+    finally:
+        stop_at_once()

@@ -8,11 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from aligner.methods.catalogue import METHODS
+
+from . import arena_testset
+from .arena_battle import NAME as BATTLES
+from .arena_battle import BattleCommand, battle
 from .arena_diagnose import diagnose
+from .arena_select import select
+from .arena_tables import show_leaderboard
+from .arena_vote import vote
 from .console import say, say_json
 from .fast_commands import QuickCommand, QuickGroup
 from .models import AsJson
 from .output import Overwrite
+from .recipe_command import ANY_KEY
 
 if TYPE_CHECKING:
     from aligner.arena.covariates import Control
@@ -23,9 +32,15 @@ app = typer.Typer(
     cls=QuickGroup,
     rich_markup_mode=None,
     no_args_is_help=True,
-    help="Rate models from battles, check judges, compare ratings.",
+    help="Rate models from battles, check judges, collect votes.",
 )
+app.command(
+    "battle", cls=BattleCommand, short_help=METHODS[BATTLES].about, context_settings=ANY_KEY
+)(battle)
 app.command("diagnose", cls=QuickCommand)(diagnose)
+app.command("vote", cls=QuickCommand)(vote)
+app.command("select", cls=QuickCommand)(select)
+app.add_typer(arena_testset.app, name="testset")
 
 Form = Literal["auto", "games", "battles", "arena", "alpaca_eval", "arena_hard"]
 Merge = Literal["mean", "inconsistent_is_tie", "drop_inconsistent", "votes"]
@@ -93,6 +108,10 @@ def rate(
         int, typer.Option("--resamples", min=0, help="How often; 0 for no intervals.")
     ] = 1000,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Which resamples.")] = 0,
+    png: Annotated[
+        bool,
+        typer.Option("--png", help="With --output, also leaderboard.png; needs matplotlib."),
+    ] = False,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
@@ -105,11 +124,12 @@ def rate(
     from aligner.arena.readers import Reading, read_votes
     from aligner.errors import DataError
 
-    _check_output(output, overwrite)
+    _check_output(output, overwrite, png)
     reading = Reading(form, merge, tie_margin, category or "category", baseline)
     read = read_votes(files, reading)
     if category is not None and read.categories == [""]:
-        raise DataError(f"no row has the column {category}", "name one that the files have")
+        hint = "name one that the files have; in our logs of games and battles it is `category`"
+        raise DataError(f"no row has the column {category}", hint)
     votes = _prepared(read, model, length_rule, strong)
     how = Settings(
         ties,
@@ -125,13 +145,13 @@ def rate(
     if output is not None:
         from aligner.arena.leaderboard import write
 
-        record["wrote"] = [str(path) for path in write(record, output)]
+        record["wrote"] = [str(path) for path in write(record, output, png=png)]
     if as_json:
         from aligner.runs.files import dumps
 
         say_json(dumps(record, indent=2))
     else:
-        _show(record)
+        show_leaderboard(record)
 
 
 def _controls(names: list[str]) -> tuple[Control, ...]:
@@ -144,18 +164,23 @@ def _controls(names: list[str]) -> tuple[Control, ...]:
     return tuple(name for name in CONTROLS if name in names)
 
 
-def _check_output(output: Path | None, overwrite: bool) -> None:
+def _check_output(output: Path | None, overwrite: bool, png: bool) -> None:
     """Say what is in the way before anything is read."""
-    from aligner.arena.leaderboard import FILES
+    from aligner.arena.leaderboard import FILES, PNG
+    from aligner.arena.png import refuse_without_matplotlib
     from aligner.errors import UsageError
     from aligner.runs.places import refuse_unusable
 
     if output is None:
         if overwrite:
             raise UsageError("--overwrite is about an output, and there is none", "add --output")
+        if png:
+            raise UsageError("--png is about an output, and there is none", "add --output DIR")
         return
+    if png:
+        refuse_without_matplotlib()
     refuse_unusable(output, "--output")
-    there = [name for name in FILES if (output / name).exists()]
+    there = [name for name in (*FILES, PNG) if (output / name).exists()]
     if there and not overwrite:
         raise UsageError(
             f"{output} holds {there[0]} already", "add --overwrite, or choose another folder"
@@ -211,91 +236,6 @@ def _rated(votes: Votes, how: Settings, *, by_category: bool, baseline: str | No
             votes, baseline, how.resamples, how.seed
         )
     return record
-
-
-def _show(record: Record) -> None:
-    """Everything as tables on stdout, remarks on stderr."""
-    from aligner.arena.leaderboard import interval_text, rating_text
-
-    from .render import columns, number
-
-    for text in _remarks(record):
-        say(f"warning: {text}", err=True)
-    is_controlled = any(row["uncontrolled"] is not None for row in record["models"])
-    head = ("rank", "ranks", "model", "rating", "95% interval", "win rate", "W/T/L", "prompts")
-    lines = []
-    for row in record["models"]:
-        ranks = "-" if row["rank_low"] is None else f"{row['rank_low']}-{row['rank_high']}"
-        counts = "/".join(number(row[name]) for name in ("wins", "ties", "losses"))
-        before = [f"{row['uncontrolled']:,.0f}"] if is_controlled else []
-        length = "-" if row["mean_length"] is None else f"{row['mean_length']:,.0f}"
-        figures = (rating_text(row), interval_text(row), f"{row['win_rate']:.1%}", counts)
-        last = (f"{row['prompts']:,}", *before, length, "; ".join(row["flags"]))
-        lines.append((row["rank"], ranks, row["model"], *figures, *last))
-    beside = ("uncontrolled",) if is_controlled else ()
-    columns((*head, *beside, "length", ""), lines)
-    _show_more(record)
-    for path in record.get("wrote", ()):
-        say(f"wrote {path}")
-
-
-def _remarks(record: Record) -> list[str]:
-    found = [*record["notes"]]
-    found += [f"{count:,} {what}: left out" for what, count in record["left_out"].items()]
-    if record["unstable_resamples"]:
-        found.append(
-            f"in {record['unstable_resamples']:,} of {record['settings']['resamples']:,} resamples "
-            "some model never lost, or never won; those were fitted with a small prior"
-        )
-    for name, row in (record.get("against_baseline") or {}).items():
-        if row["is_far"]:
-            found.append(
-                f"{name}: taking length out moved its win rate from {row['raw']:.1f}% to "
-                f"{row['controlled']:.1f}%; look at its answers"
-            )
-    return found
-
-
-def _show_more(record: Record) -> None:
-    """Coefficients, what is against the baseline, rewards and categories, each as a table."""
-    from .render import columns
-
-    tables: list[tuple[tuple[str, ...], list[tuple[str, ...]]]] = []
-    if record["coefficients"]:
-        rows: list[tuple[str, ...]] = [
-            (name, f"{row['value']:.3f}", _ends(row, 3))
-            for name, row in record["coefficients"].items()
-        ]
-        tables.append((("coefficient (logits)", "value", "95% interval"), rows))
-    if record.get("against_baseline"):
-        rows = [
-            (name, f"{row['raw']:.1f}%", f"{row['controlled']:.1f}%", _ends(row, 1))
-            for name, row in record["against_baseline"].items()
-        ]
-        columns_of = ("against the baseline", "win rate", "length-controlled", "95% interval")
-        tables.append((columns_of, rows))
-    if record["rewards"]:
-        rows = [(name, f"{row['mean']:+.1f}") for name, row in record["rewards"].items()]
-        tables.append((("reward, -100 to 100", "mean"), rows))
-    for category, found in (record.get("categories") or {}).items():
-        name = category or "no category"
-        if "not_rated" in found:
-            tables.append(((name,), [(f"not rated: {found['not_rated']}",)]))
-            continue
-        ordered = sorted(found.items(), key=lambda item: -item[1]["rating"])
-        rows = [(model, f"{row['rating']:,.0f}", _ends(row, 0)) for model, row in ordered]
-        tables.append(((name, "rating", "95% interval"), rows))
-    for heading, lines in tables:
-        say()
-        columns(heading, lines)
-
-
-def _ends(row: Record, digits: int) -> str:
-    """The ends of an interval; `...` for one that does not exist."""
-    if row["low"] is None and row["high"] is None:
-        return "-"
-    ends = ("..." if row[end] is None else f"{row[end]:,.{digits}f}" for end in ("low", "high"))
-    return " to ".join(ends)
 
 
 @app.command("consistency", cls=QuickCommand)

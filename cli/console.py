@@ -64,6 +64,13 @@ def say_content(text: str, *, bold: bool | None = None) -> None:
     typer.echo(typer.style(safe, bold=bold) if bold else safe)
 
 
+def write_content(text: str) -> None:
+    """Print a piece of a text on stdout at once, without a line end of its own; on a terminal
+    without what would steer it."""
+    typer.echo(content(text) if sys.stdout.isatty() else text, nl=False)
+    sys.stdout.flush()
+
+
 def say_json(text: str) -> None:
     """Print JSON on stdout; on a terminal with JSON's own escapes for what would steer it."""
     if sys.stdout.isatty():

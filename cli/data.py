@@ -1,4 +1,5 @@
-"""`aligner data`: what is done to data by itself. `select` chooses the pairs that are worth an
+"""`aligner data`: what is done to data by itself. `check` looks for what is wrong with it, `show`
+draws its tokens, `convert` writes it in another form, `select` chooses the pairs that are worth an
 expert's label, `rules` draws rules from pairs."""
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import typer
 
 from aligner.methods.catalogue import METHODS
 
-from . import rules
+from . import data_check, data_convert, data_show, rules
 from .console import say_json
 from .endings import resumable
 from .fast_commands import QuickCommand, QuickGroup
@@ -32,11 +33,14 @@ app = typer.Typer(
     cls=QuickGroup,
     rich_markup_mode=None,
     no_args_is_help=True,
-    help="Choose pairs that are worth a label; draw rules from pairs.",
+    help="Check, show, convert; choose pairs worth a label; draw rules.",
 )
 
 NAME = "select"
 
+app.command("check", cls=QuickCommand)(data_check.check)
+app.command("show", cls=QuickCommand, context_settings=ANY_KEY)(data_show.show)
+app.command("convert", cls=QuickCommand)(data_convert.convert)
 app.command("rules", cls=QuickCommand)(rules.rules)
 
 

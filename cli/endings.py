@@ -54,17 +54,32 @@ def sigterm_unwinds() -> Iterator[None]:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Hear neither Ctrl-C nor SIGTERM meanwhile: the command is ending already."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, signal.SIG_IGN) for number in numbers]
+    """Hear neither Ctrl-C nor SIGTERM meanwhile: the command is ending already. Afterwards either
+    ends the process at once."""
+    heard = _heard()
+    for number in heard:
+        signal.signal(number, signal.SIG_IGN)
     try:
         yield
     finally:
-        for number, handler in zip(numbers, before):
-            signal.signal(number, handler)
+        for number in heard:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def stop_at_once() -> None:
+    """Let Ctrl-C and SIGTERM end this process as they end any other: a command that only ends has
+    nothing left to say, and Python would answer with a traceback."""
+    for number in _heard():
+        signal.signal(number, signal.SIG_DFL)
+
+
+def _heard() -> list[signal.Signals]:
+    """Those that this process does not ignore; a shell lets what it starts with `&` ignore
+    Ctrl-C."""
+    if threading.current_thread() is not threading.main_thread():
+        return []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    return [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 def code_of(stop: KeyboardInterrupt) -> int:

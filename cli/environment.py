@@ -19,6 +19,7 @@ DEFAULTS = {
     "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # bars are drawn by us
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "TQDM_DISABLE": "1",  # transformers draws one of its own while it reads a GGUF file
     "BITSANDBYTES_NOWELCOME": "1",
     "TRL_EXPERIMENTAL_SILENCE": "1",
     "ACCELERATE_LOG_LEVEL": "WARNING",
@@ -38,6 +39,10 @@ SILENCED = (
         UserWarning,
         r".*No device id is provided via `init_process_group`.*",
     ),  # accelerate starts the group, not we
+    (
+        UserWarning,
+        r"FSDP2-wrapped module .* returned a view tensor\..*",
+    ),  # outputs are never changed in place here
 )
 
 

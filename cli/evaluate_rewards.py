@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from aligner.config.recipe import Source
     from aligner.data.ledger import Ledger
     from aligner.evaluation.pair_scores import DifferentAnswers, Judged, Pair
+    from aligner.reward_models.base import Scorer
     from aligner.reward_models.card import Card
+    from aligner.runs.journal import Journal
     from aligner.runs.partial_output import PartialOutput
 
     from .render import Screen
@@ -172,25 +174,34 @@ def _judge(
     """What one reward model says, and its fingerprint; it is gone from memory before the next is
     loaded.
 
-    What it says is kept under `name`, if anything is, and a judge continues the account of its
-    budget for these `data`.
+    What it says is kept under `name`, if anything is.
     """
-    from aligner.evaluation.pair_scores import AT_ONCE, judge
-    from aligner.reward_models.catalogue import load_scorer
-    from aligner.reward_models.ensemble import restore_budget, scored_together
+    from aligner.evaluation.pair_scores import judge
 
     what = f"judging with {spec}"
-    screen.start(f"loading {spec}")
-    scorer = load_scorer(spec, trust_remote_code=card.trust_remote_code)
-    at_once = None if scored_together(card) else AT_ONCE
-    journal = part.journal(name, scorer.fingerprint())
-    journal.check(what)
-    if journal.path is not None:
-        restore_budget(scorer, journal.path, data)
+    scorer, journal, at_once = opened(spec, card, screen, part, name, data)
     judged = judge(
         scorer, pairs, answers, on_progress=screen.counter(what), at_once=at_once, journal=journal
     )
     return judged, scorer.fingerprint()
+
+
+def opened(
+    spec: str, card: Card, screen: Screen, part: PartialOutput, name: str, data: str
+) -> tuple[Scorer, Journal, int | None]:
+    """Load a scorer. With it come the journal of what it said, in which a judge continues the
+    account of its budget for these `data`, and how many answers it is asked about at once."""
+    from aligner.evaluation.pair_scores import AT_ONCE
+    from aligner.reward_models.catalogue import load_scorer
+    from aligner.reward_models.ensemble import restore_budget, scored_together
+
+    screen.start(f"loading {spec}")
+    scorer = load_scorer(spec, trust_remote_code=card.trust_remote_code)
+    journal = part.journal(name, scorer.fingerprint())
+    journal.check(f"judging with {spec}")
+    if journal.path is not None:
+        restore_budget(scorer, journal.path, data)
+    return scorer, journal, None if scored_together(card) else AT_ONCE
 
 
 def show(record: Record) -> None:
@@ -226,6 +237,7 @@ def show(record: Record) -> None:
         say()
     if record["agreement"] is not None:
         columns(("agreement", "value", "95% interval"), _agreement(record["agreement"]))
+        say(_tested(record["agreement"], record["reward_models"]))
 
 
 def _figure(name: str, figure: Record, *more: object) -> tuple[str, ...]:
@@ -297,6 +309,15 @@ def _notes(result: Record) -> list[list[str]]:
         first = [f"  {one['row']}: {one['said']}" for one in remarks["first"]]
         notes.append([f"{remarks['count']:,} remarks of the scorer, the first:", *first])
     return notes
+
+
+def _tested(found: Record, names: Sequence[str]) -> str:
+    """Whether the two differ by more than chance would, in words."""
+    from aligner.evaluation.comparing import in_words
+
+    difference = found["accuracy_difference"]["value"]
+    compared = {**found["tested"], "difference": difference, "better": 1}
+    return in_words("accuracy", compared, *names)
 
 
 def _agreement(found: Record) -> Cells:

@@ -87,7 +87,10 @@ def generate(
     """Answer prompts with a model, in batches."""
     written = checked_output(output, data, resume=resume, overwrite=overwrite)
     check_sampling(temperature, top_p)
-    section = model_section(model, dtype, quantization, trust_remote_code)
+    from aligner.export.found import find_model
+
+    name = find_model(model).name
+    section = model_section(name, dtype, quantization, trust_remote_code)
     generation = generation_section(engine, base_url, served_model, section)
     rows = _prompt_rows(
         prompts or [], None if data is None else source_section(data, column, split, max_rows), seed

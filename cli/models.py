@@ -22,7 +22,7 @@ Quantization = Literal["none", "nf4", "fp4", "int8"]
 OnBadRow = Literal["error", "drop"]
 
 ModelName = Annotated[
-    str, typer.Argument(metavar="MODEL", help="Folder (a run's final/, also an adapter) or hub id.")
+    str, typer.Argument(metavar="MODEL", help="A run, a folder (also an adapter), a hub id.")
 ]
 Column = Annotated[
     list[str] | None, typer.Option("--column", help="Which column holds what: prompt=question.")

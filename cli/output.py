@@ -88,10 +88,13 @@ def rows_fingerprint(rows: Sequence[Any]) -> str:
     """Return a hash of what rows hold; where they came from does not count."""
     import hashlib
 
+    from aligner.data.rows import VARIABLES
     from aligner.runs.files import json_line
 
     digest = hashlib.sha256()
     for row in rows:
         held = {name: value for name, value in asdict(row).items() if name != "origin"}
+        if not held.get(VARIABLES):
+            held.pop(VARIABLES, None)  # so that rows without them have the hash that they had
         digest.update(json_line(held, default=str).encode())
     return digest.hexdigest()

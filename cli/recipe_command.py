@@ -10,7 +10,7 @@ The options that belong to a command are declared here and few; every other flag
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from aligner.errors import UsageError
-from aligner.methods.catalogue import METHODS, function_of, method_of, training_of
+from aligner.methods.catalogue import METHODS, command_of, function_of, method_of, training_of
 
 from .console import say, say_json
 from .endings import kept_in_run, resumable
@@ -51,10 +51,15 @@ class RecipeCommand(QuickCommand):
     """A command for recipes; its help is that of the method of its name. Examples come first, the
     flags that recipes accept last, by group."""
 
+    @property
+    def method_name(self) -> str:
+        """The method's name in the catalogue."""
+        return str(self.name)
+
     def get_params(self, ctx: Any) -> list[Any]:
         """Parameters, without those that the method has no use for."""
-        method = training_of(str(self.name))
-        own = method_of(str(self.name))
+        method = training_of(self.method_name)
+        own = method_of(self.method_name)
         unused = () if method else OF_TRAININGS
         unused = (*unused, *(option for option in AHEAD if not getattr(own, option)))
         if method is None or not method.objective_key:
@@ -64,27 +69,27 @@ class RecipeCommand(QuickCommand):
     def format_usage(self, ctx: Any, formatter: Any) -> None:
         """Usage and examples."""
         formatter.write_usage(ctx.command_path, "[RECIPE] [KEY=VALUE ...] [OPTIONS]")
-        if method_of(str(self.name)).status:
+        if method_of(self.method_name).status:
             formatter.write_usage(ctx.command_path, "status RUN [--json]", prefix="       ")
         with formatter.section("Examples"):
-            for example in method_of(str(self.name)).examples:
+            for example in method_of(self.method_name).examples:
                 formatter.write(f"{'':>{formatter.current_indent}}{example}\n")
 
     def format_help_text(self, ctx: Any, formatter: Any) -> None:
         """What the method says of itself."""
         formatter.write_paragraph()
         with formatter.indentation():
-            formatter.write_text(method_of(str(self.name)).help)
+            formatter.write_text(method_of(self.method_name).help)
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         """Flags that stand for keys of the recipe, from the table that parses them."""
-        if training_of(str(self.name)) is None:
+        if training_of(self.method_name) is None:
             return
         from aligner.config.flag_table import flag_groups
 
         with formatter.section("Flags for keys of the recipe, with _ or -"):
             lines = []
-            for group, flags in flag_groups(self.name).items():
+            for group, flags in flag_groups(self.method_name).items():
                 lines.append((group, ", ".join(flag.name for flag in flags)))
             formatter.write_dl(lines)
         formatter.write_text(
@@ -138,12 +143,12 @@ def _command(name: str) -> Any:
             given = {"--dry-run": dry_run, "--resume": resume, "--overwrite": overwrite}
             for option in (option for option, is_given in given.items() if is_given):
                 raise UsageError(f"{option} has no effect on `{name} status`", "drop it")
-            _show_status(name, context.args[1:], as_json=as_json)
+            show_status(name, context.args[1:], as_json=as_json)
             return
         if estimate or preview is not None:
             others = {"--dry-run": dry_run, "--resume": resume, "--overwrite": overwrite}
             others["--estimate"] = estimate and preview is not None
-            _show_ahead(name, context.args, preview, others, as_json=as_json)
+            show_ahead(name, context.args, preview, others, as_json=as_json)
             return
         if loss_table or loss_plot is not None:
             from .losses import show_losses
@@ -165,11 +170,11 @@ def _command(name: str) -> Any:
     return command
 
 
-def _show_status(name: str, arguments: list[str], *, as_json: bool) -> None:
+def show_status(name: str, arguments: list[str], *, as_json: bool) -> None:
     """Say how far a run is: `aligner NAME status RUN`."""
     if len(arguments) != 1:
         given = f"{len(arguments)} were given"
-        hint = f"aligner {name} status RUN; a recipe that is called so is ./status"
+        hint = f"aligner {command_of(name)} status RUN; a recipe that is called so is ./status"
         raise UsageError(f"one run directory is wanted, and {given}", hint)
     from .render import columns
 
@@ -182,7 +187,7 @@ def _show_status(name: str, arguments: list[str], *, as_json: bool) -> None:
     say(status.remark)
 
 
-def _show_ahead(
+def show_ahead(
     name: str,
     arguments: list[str],
     preview: int | None,
@@ -222,9 +227,12 @@ def carry_out(
     overwrite: bool,
     dry_run: bool,
     as_json: bool,
+    further: Callable[[Path], dict[str, Any]] = lambda run_dir: {},
+    show: Callable[[Path], None] | None = None,
 ) -> None:
-    """Run the recipe that the arguments describe, with progress on stderr and the result on
-    stdout."""
+    """Run the recipe that the arguments describe, with progress on stderr and the result on stdout.
+    `further`: facts about a run that is done, which are added to `--json`. `show`: shows a run that
+    is done, in place of a table of its results."""
     resolved, notes, said = resolve(name, arguments, num_processes)
     from aligner.launch.command import is_our_rank
     from aligner.launch.world import world
@@ -260,12 +268,15 @@ def carry_out(
             facts["recipe"] = resolved.as_json()
         else:
             facts["report"] = str(outcome.report) if outcome.report else None
-            facts |= kept_isolation(outcome.run_dir)
+            facts |= kept_isolation(outcome.run_dir) | further(outcome.run_dir)
         say_json(json.dumps(facts, indent=2))
     elif dry_run:
         say(f"dry run: everything checks out; {method.untouched}")
     else:
-        result_table(outcome.results, method.paths(outcome.run_dir))
+        if show is not None:
+            show(outcome.run_dir)
+        results = {} if show is not None else outcome.results
+        result_table(results, method.paths(outcome.run_dir))
 
 
 def run(resolved: Resolved, screen: Any, *, dry_run: bool = False, **options: Any) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 PLAIN_WIDTH = 160  # a pipe has no width; never cut what a log should hold
 PLAIN_INTERVAL_S = 5.0
 TABLE_INTERVAL_S = 0.2
-BAR_METRICS = ("loss", "eval_loss", "rewards/accuracies", "accuracy", "mse")
+BAR_METRICS = ("loss", "eval_loss", "arena_win_rate", "rewards/accuracies", "accuracy", "mse")
 
 
 def console(stream: str = "stderr") -> Console:
@@ -44,15 +45,24 @@ def console(stream: str = "stderr") -> Console:
 def columns(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """A plain table on stdout: as wide as its words, no frame, the header in bold on a terminal."""
     lines = [list(map(shown, header)), *(list(map(shown, row)) for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines)]
+    widths = [max(map(_places, column)) for column in zip(*lines)]
     for number, row in enumerate(lines):
-        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()
-        say(line, bold=number == 0 or None)
+        padded = (cell + " " * (width - _places(cell)) for cell, width in zip(row, widths))
+        say("  ".join(padded).rstrip(), bold=number == 0 or None)
+
+
+def _places(text: str) -> int:
+    """How many places a text takes on a terminal: Chinese letters take two, accents none."""
+    if text.isascii():
+        return len(text)
+    wide = sum(unicodedata.east_asian_width(letter) in "WF" for letter in text)
+    return len(text) + wide - sum(map(bool, map(unicodedata.combining, text)))
 
 
 def result_table(results: Mapping[str, float], paths: Mapping[str, object]) -> None:
     """The numbers that a run ended with, and where to look."""
-    columns(("result", "value"), [(name, number(value)) for name, value in results.items()])
+    if results:
+        columns(("result", "value"), [(name, number(value)) for name, value in results.items()])
     say()
     width = max((len(name) for name in paths), default=0)
     for name, path in paths.items():
@@ -76,7 +86,8 @@ class Screen:
         self._progress: Progress | None = None
         self._task: Any = None
         self._table: LiveTable | None = None
-        self._stage = ""
+        self._stage = self._started = ""
+        """What is shown, and the last stage that was started: progress may be of a part of it."""
         self._first: tuple[int, float] | None = (
             None  # what was done when the stage was first heard of, and when
         )
@@ -165,6 +176,7 @@ class Screen:
     def _start_stage(self, name: str) -> None:
         self._stop_bar()
         self._begin(name)
+        self._started = name
         if self._table is not None:
             self._table.say(name)
         else:
@@ -193,7 +205,11 @@ class Screen:
             return
         # The first loss is worth a line of its own, whenever it comes.
         self._advance(
-            self._stage or "training", event.step, event.total_steps, text, at_once=event.step == 1
+            self._started or "training",
+            event.step,
+            event.total_steps,
+            text,
+            at_once=event.step == 1,
         )
 
     def _advance(

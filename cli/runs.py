@@ -10,13 +10,18 @@ import typer
 
 from .console import say, say_json
 from .fast_commands import QuickCommand, QuickGroup
+from .runs_compare import compare
+from .runs_reproduce import reproduce, tree
 
 app = typer.Typer(
     cls=QuickGroup,
     rich_markup_mode=None,
     no_args_is_help=True,
-    help="List and show runs, and write their reports.",
+    help="List, show, compare and reproduce runs, and write their reports.",
 )
+app.command("compare", cls=QuickCommand)(compare)
+app.command("reproduce", cls=QuickCommand)(reproduce)
+app.command("tree", cls=QuickCommand)(tree)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 LISTED = ("steps", "train_loss", "eval/loss", "eval/rewards/accuracies", "eval/accuracy")

@@ -55,8 +55,22 @@ def _settings_rows(resolved: Resolved) -> Rows:
     return [
         (f"  {key}", _short(values.get(key)), _origin(origins, key))
         for key in sorted(wanted)
-        if key not in SHOWN_ABOVE and not key.startswith("data.train")
+        if key not in SHOWN_ABOVE
+        and not key.startswith("data.train")
+        and not _is_of_sections(values.get(key))
     ]
+
+
+def all_rows(resolved: Resolved) -> Rows:
+    """Every value of the recipe with its origin, defaults included."""
+    values, origins = _flatten(resolved.recipe.model_dump(mode="json")), resolved.origins
+    leaves = (key for key, value in values.items() if not isinstance(value, dict) or not value)
+    return [(f"  {key}", _short(values[key]), _origin(origins, key)) for key in leaves]
+
+
+def _is_of_sections(value: object) -> bool:
+    """A list of sections does not fit a line; the headline names them."""
+    return isinstance(value, list) and any(isinstance(item, dict) for item in value)
 
 
 def _origin(origins: dict[str, str], key: str) -> str:
@@ -98,6 +112,8 @@ def _held_out(recipe: TrainRecipe) -> str:
         return "nothing"
     if isinstance(held_out, float):
         return f"{held_out:.1%} of the training rows"
+    if isinstance(held_out, int):
+        return f"{held_out:,} of the training rows"
     return ", ".join(source.in_short() for source in held_out)
 
 

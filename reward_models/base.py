@@ -101,8 +101,8 @@ class Scorer(Protocol):
         comparable within one prompt only. Errors: a row that cannot be judged (no reference, no
         number in it, no exercise in the prompt) raises `DataError` that names the row, counted from
         1. Whatever a completion says is never an error: it gets a score. Scores do not depend on
-        the order of the rows, and (but for `pairwise`, which compares the answers to one prompt
-        with one another) not on which other rows are there.
+        the order of the rows, and (but for `pairwise` and `tournament`, which compare the answers
+        to one prompt with one another) not on which other rows are there.
         """
         ...
 
@@ -118,6 +118,13 @@ class BackgroundScorer(Scorer, Protocol):
     the model needs. It is then asked about the responses to some prompts at a time."""
 
     in_background: bool
+
+
+@runtime_checkable
+class Composed(Scorer, Protocol):
+    """A scorer that asks others."""
+
+    members: list[Scorer]
 
 
 @runtime_checkable

@@ -45,6 +45,7 @@ Kind = Literal[
     "verifier",
     "toy",
     "ensemble",
+    "tournament",
 ]
 
 
@@ -98,7 +99,8 @@ class Card(Section):
     segments: Segments | None = None
     """`segment`: how answers are cut."""
     members: Annotated[list[str], Names("scorer")] = []
-    """`ensemble`: its members, each a card or `kind:argument`."""
+    """`ensemble`: its members, each a card or `kind:argument`. `tournament`: the one that
+    compares."""
     combine: Literal["mean", "min", "lower_bound"] = "mean"
     """`ensemble`: mean, worst member, or mean minus `spread_weight` standard deviations."""
     spread_weight: float = Field(1.0, ge=0.0)
@@ -106,6 +108,8 @@ class Card(Section):
     standardize: bool = False
     """`ensemble`: bring the members to one scale first: a mean of 0 and a spread of 1 over the rows
     scored together."""
+    opponents: int | None = Field(None, ge=1)
+    """`tournament`: how many other answers to its prompt each one meets, about; absent: all."""
     verifier: Annotated[str | None, Names("verifier")] = None
     """`verifier`: what stands after `verifier:` elsewhere, `number` for example."""
     endpoint: Endpoint | None = None
@@ -146,6 +150,7 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "verifier": ("verifier",),
     "toy": (),
     "ensemble": ("members",),
+    "tournament": ("members",),
 }
 """Kind -> the keys that its card must have."""
 
@@ -178,6 +183,7 @@ ALLOWED: dict[str, set[str]] = {
     "verifier": {"verifier"},
     "toy": set(),
     "ensemble": {"members", "combine", "spread_weight", "standardize"},
+    "tournament": {"members", "opponents"},
 }
 """Kind -> the keys that mean something for it, beside `ABOUT`."""
 

@@ -31,12 +31,18 @@ KINDS: dict[str, str] = {
     "rules": "aligner.reward_models.rules",
     "rubric": "aligner.reward_models.rubric",
     "ensemble": "aligner.reward_models.ensemble",
+    "tournament": "aligner.reward_models.tournament",
 }
 """Kind -> the module whose `make(card)` gives the scorer."""
 
 
 COMPARING = ("pairwise", "judge")
-"""Kinds whose scorers compare two answers; an ensemble does with such a member."""
+"""Kinds whose scorers compare two answers; an ensemble and a tournament do with such a member."""
+
+
+RELATIVE = ("pairwise", "tournament")
+"""Kinds whose score says how an answer compares with others to its prompt, so that scores of two
+calls have nothing to do with one another."""
 
 
 def load_scorer(spec: str, *, trust_remote_code: bool = False) -> Scorer:
@@ -54,7 +60,7 @@ def load_scorer(spec: str, *, trust_remote_code: bool = False) -> Scorer:
 def read_spec(spec: str, *, trust_remote_code: bool = False) -> Card:
     """The card that `spec` names, without loading what it is the card of; see `load_scorer`.
 
-    With `trust_remote_code` the card says so too; that of an ensemble, for its members.
+    With `trust_remote_code` the card says so too; one with members, for these.
     """
     card = _found(spec, trust_remote_code)
     if trust_remote_code and (card.members or "trust_remote_code" in ALLOWED[card.kind]):
@@ -63,7 +69,7 @@ def read_spec(spec: str, *, trust_remote_code: bool = False) -> Card:
 
 
 def members_of(card: Card) -> list[Card]:
-    """The cards of an ensemble's members, in order; none for other kinds."""
+    """The cards of the members of an ensemble or a tournament, in order; none for other kinds."""
     trusted = card.trust_remote_code
     return [read_spec(member, trust_remote_code=trusted) for member in card.members]
 
@@ -92,6 +98,14 @@ def _found(spec: str, trust_remote_code: bool) -> Card:
 def holds(card: Card, kinds: Container[str]) -> bool:
     """Say whether a card, or that of a member at any depth, is of one of these kinds."""
     return card.kind in kinds or any(holds(member, kinds) for member in members_of(card))
+
+
+def only_compares(card: Card) -> bool:
+    """Say whether a card, or that of a member at any depth, is of a kind that compares answers,
+    and no tournament makes scores of its verdicts."""
+    if card.kind == "tournament":
+        return False
+    return card.kind in COMPARING or any(map(only_compares, members_of(card)))
 
 
 def _card_of(kind: str, argument: str, spec: str) -> Card:

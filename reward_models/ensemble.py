@@ -49,6 +49,7 @@ from aligner.errors import DataError, RecipeError
 from .base import (
     UNBOUNDED,
     Comparer,
+    Composed,
     Preferences,
     Prompt,
     Range,
@@ -241,8 +242,9 @@ def make(card: Card) -> Scorer:
 
 
 def leaves(scorer: Scorer) -> Iterator[Scorer]:
-    """The scorer itself, or the members of an ensemble down to those that are none."""
-    if not isinstance(scorer, Ensemble):
+    """The scorer itself, or the members of an ensemble or a tournament down to those that have
+    none."""
+    if not isinstance(scorer, Composed):
         yield scorer
         return
     for member in scorer.members:
@@ -280,10 +282,11 @@ def refuse_cycles(card: Card, above: tuple[Card, ...] = ()) -> None:
     if placed in above:
         names = " -> ".join([*(outer.name for outer in above[above.index(placed) :]), card.name])
         raise RecipeError(
-            f"the ensemble {card.name} is a member of itself: {names}", "take it out of `members`"
+            f"the {card.kind} {card.name} is a member of itself: {names}",
+            "take it out of `members`",
         )
     for inner in members_of(card):
-        if inner.kind == "ensemble":
+        if inner.members:
             refuse_cycles(inner, (*above, placed))
 
 

@@ -59,16 +59,25 @@ def read_json(text: str) -> Any:
     if len(text) > MAX_CHARACTERS:
         return INVALID
     try:
-        value = json.loads(
-            text,
-            object_pairs_hook=_object,
-            parse_constant=_refuse,
-            parse_float=_float,
-            parse_int=_integer,
-        )
+        value = _DECODER.decode(text)
     except (ValueError, RecursionError):
         return INVALID
     return value if _is_plain(value) else INVALID
+
+
+def read_only_object(text: str) -> Any:
+    """The object in a text that has one, whatever words stand around it; or INVALID. A text with
+    another brace before or behind it has none: which of two is meant is not guessed. Strings may
+    hold line breaks as they are, which language models write often."""
+    start = text.find("{")
+    if len(text) > MAX_CHARACTERS or start < 0:
+        return INVALID
+    try:
+        value, end = _LENIENT.raw_decode(text, start)
+    except (ValueError, RecursionError):
+        return INVALID
+    is_only = "{" not in text[end:] and "}" not in text[:start] + text[end:]
+    return value if is_only and _is_plain(value) else INVALID
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -92,6 +101,19 @@ def _float(text: str) -> float:
 def _integer(text: str) -> int:
     _float(text)
     return int(text)
+
+
+def _decoder(*, strict: bool) -> json.JSONDecoder:
+    return json.JSONDecoder(
+        object_pairs_hook=_object,
+        parse_constant=_refuse,
+        parse_float=_float,
+        parse_int=_integer,
+        strict=strict,
+    )
+
+
+_DECODER, _LENIENT = _decoder(strict=True), _decoder(strict=False)
 
 
 def _is_plain(value: Any) -> bool:

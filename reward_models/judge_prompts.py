@@ -4,8 +4,10 @@ talks to a model.
 Two questions: a grade for one answer, and which of two answers is better. Both show the
 conversation and the answers between lines that carry a mark, a few letters and digits that occur
 nowhere in what is shown (the mosaic builder chooses its tags by the same rule). So no text can
-close its own frame, and the judge reads that nothing inside is addressed to it. The mark follows
-from the texts, so the same question is the same request, and comes from the cache.
+close its own frame, and the judge reads that nothing inside is addressed to it. Control tokens
+(`<|im_end|>`, `</s>`) are taken off the end of texts, and elsewhere get a blank, so that a server's
+tokenizer reads them as the text that they are, and not as the end of a turn. The mark follows from
+the texts, so the same question is the same request, and comes from the cache.
 
 Only the last line of a reply counts, and only in the fixed form. A reply that quotes "Grade: 10"
 from the answer and then breaks off has no grade, however many lines above look like one.
@@ -84,6 +86,13 @@ _VERDICTS = {"a": 1.0, "b": 0.0, "tie": 0.5}
 _SHOWN = 60
 
 
+_CONTROL = re.compile(
+    r"<\|[^|<>\s]{1,40}\|>|<\uff5c[^\uff5c<>\s]{1,40}\uff5c>|</?s>|<</?SYS>>"
+    r"|<(?:bos|eos|pad|unk|start_of_turn|end_of_turn|end_of_text|end_of_utterance)>"
+    r"|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_RESULTS)\]",
+)
+
+
 class Unusable(ValueError):
     """A reply without a usable last line, and what is there instead."""
 
@@ -110,10 +119,10 @@ def material(
     turns = _turns(prompt)
     known = {} if reference is None else {"an answer that is right, to compare with": reference}
     answer = {} if completion is None else {name: completion}
-    texts = {**known, **answer, **further}
-    answered = [*answer.values(), *known.values(), *further.values()]
-    shown = [text for _, text in turns] + answered
-    mark = mark_for(shown)
+    texts = {title: without_control_tokens(text) for title, text in (known | answer).items()}
+    texts |= {title: without_control_tokens(text) for title, text in further.items()}
+    answered = [texts[title] for title in (*answer, *known, *further)]
+    mark = mark_for([text for _, text in turns] + answered)
     framed = [framed_text(title, text, mark) for title, text in texts.items()]
     return [_conversation(turns, mark), *framed], mark
 
@@ -121,6 +130,7 @@ def material(
 def comparing(prompt: Prompt, first: str, second: str, rubric: str) -> Messages:
     """The messages that ask which of two answers is better; `first` is shown as A."""
     turns = _turns(prompt)
+    first, second = without_control_tokens(first), without_control_tokens(second)
     mark = mark_for([*(text for _, text in turns), first, second])
     parts = [
         _conversation(turns, mark),
@@ -176,6 +186,17 @@ def verdict_in(reply: str) -> float:
     return _VERDICTS[found[1].lower()]
 
 
+def without_control_tokens(text: str) -> str:
+    """A text without control tokens at its end, and with others written as text."""
+    end = len(text)
+    for token in reversed(list(_CONTROL.finditer(text))):
+        if text[token.end() : end].strip():
+            break
+        end = token.start()
+    kept = text if end == len(text) else text[:end].rstrip()
+    return _CONTROL.sub(lambda token: f"{token[0][0]} {token[0][1:]}", kept)
+
+
 def mark_for(texts: Sequence[str]) -> str:
     """Eight letters and digits that occur in none of the texts, in whatever case; the same for the
     same texts."""
@@ -217,13 +238,14 @@ def as_messages(system: str, parts: Sequence[str]) -> Messages:
 def _turns(prompt: Prompt) -> list[tuple[str, str]]:
     """(who speaks, what) of each turn; calls of tools are shown as JSON."""
     if isinstance(prompt, str):
-        return [("user", prompt)]
+        return [("user", without_control_tokens(prompt))]
     turns = []
     for turn in prompt:
         parts = [str(turn.get("content") or "")]
         if calls := turn.get("tool_calls"):
             parts.append(json.dumps(calls, ensure_ascii=False))
-        turns.append((str(turn["role"]), "\n".join(part for part in parts if part)))
+        said = without_control_tokens("\n".join(part for part in parts if part))
+        turns.append((str(turn["role"]), said))
     return turns
 
 

@@ -7,7 +7,9 @@ program that runs an event loop itself (a notebook) may call as well, and its lo
 asyncio.to_thread(judge.score, ...)` lets it run meanwhile.
 
 Every reply is in the cache before it is read, so what was paid for is never lost: not with a kill,
-a spent budget, a server that goes away, nor with another question that gets no usable answer.
+a spent budget, a server that goes away, nor with another question that gets no usable answer. What
+a reasoning model thought before its reply is no part of it: a verdict that it only thought of is
+none.
 """
 
 from __future__ import annotations
@@ -17,15 +19,16 @@ import itertools
 import os
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from aligner.config.recipe import Endpoint, Model
+from aligner.data.reasoning import without_reasoning
 from aligner.endpoints.client import Client, open_client
 from aligner.endpoints.local import load_local
-from aligner.endpoints.request import ChatRequest, LLMError
+from aligner.endpoints.request import ChatRequest, Completion, Kind, LLMError
 from aligner.errors import EndpointError
 
 from .judge_prompts import Messages, Unusable
@@ -66,6 +69,14 @@ class Reply:
     reason: str = ""
     new: int = 0
     """Replies that were not in the cache."""
+    last: Completion | None = None
+    """The reply that was read, or the last that could not be; None where the request itself cannot
+    be answered, and then `failure` is the kind of its error."""
+    failure: Kind | None = None
+    prompt_tokens: int = 0
+    """Of all its replies, those from the cache too; so are the next two."""
+    completion_tokens: int = 0
+    latency_s: float = 0.0
 
 
 class Session:
@@ -89,6 +100,13 @@ class Session:
         Raises: EndpointError after everything that could be answered has been, when the budget is
         spent or the server refuses or stays away.
         """
+        outcomes = self.outcomes(questions)
+        if (error := failure_among(outcomes)) is not None:
+            raise error from error.__cause__
+        return [outcome for outcome in outcomes if isinstance(outcome, Reply)]
+
+    def outcomes(self, questions: Sequence[Question]) -> list[Reply | EndpointError]:
+        """Answer all questions as `ask` does; the error in the place of those that were not."""
         if not questions:
             return []
         different = {_key(question): question for question in questions}
@@ -100,8 +118,7 @@ class Session:
         except BaseException:  # Ctrl-C too: nothing is asked any more
             future.cancel()
             raise
-        replies = _refuse_failures(outcomes)
-        found = dict(zip(different, replies))
+        found = dict(zip(different, outcomes))
         return [found[_key(question)] for question in questions]
 
     def open(self) -> tuple[Client, asyncio.AbstractEventLoop]:
@@ -165,7 +182,7 @@ class _Round:
         """A question that cannot be answered is one row's affair; a server that answers nothing
         ends the round."""
         if error.data_failure:
-            return Reply(None, reason=error.message)
+            return Reply(None, reason=error.message, failure=error.kind)
         if error.retryable:
             self._failures += 1
             if self._failures >= FAILURES_IN_A_ROW:
@@ -179,22 +196,24 @@ class _Round:
         So a question that got no usable answer in an earlier run is asked again, and not read from
         the cache forever.
         """
-        new, messages = 0, question.messages
+        said: list[Completion] = []
+        messages = question.messages
         for attempt in itertools.count():
             number = question.sample + question.samples * (attempt // ATTEMPTS)
             completion = await self._client.chat(
                 ChatRequest(messages=messages, sample_index=number, purpose="judge")
             )
-            new += not completion.cached
+            said.append(completion)
             try:
                 if completion.truncated:  # a grade at the place of the cut may be a quotation
                     raise Unusable("the reply was cut at endpoint.max_tokens")
-                return Reply(question.read(completion.text), asked=attempt + 1, new=new)
+                return _reply(question.read(without_reasoning(completion.text)), said)
             except Unusable as unusable:
+                new = sum(not one.cached for one in said)
                 if new >= ATTEMPTS or (attempt + 1 == ATTEMPTS and not question.again):
-                    return Reply(None, asked=attempt + 1, reason=str(unusable), new=new)
+                    return _reply(None, said, str(unusable))
             again = (
-                {"role": "assistant", "content": completion.text.strip() or NO_REPLY},
+                {"role": "assistant", "content": without_reasoning(completion.text) or NO_REPLY},
                 {"role": "user", "content": question.reminder},
             )
             messages = (
@@ -203,27 +222,45 @@ class _Round:
         raise AssertionError("the cache holds a finite number of replies")
 
 
-def _refuse_failures(outcomes: Sequence[Reply | EndpointError]) -> list[Reply]:
-    """The replies; the failure that says most is raised: a refusal or a spent budget before a
-    server that stayed away."""
+def _reply(value: Any, said: Sequence[Completion], reason: str = "") -> Reply:
+    """What came of the replies to a question."""
+    return Reply(
+        value,
+        asked=len(said),
+        reason=reason,
+        new=sum(not one.cached for one in said),
+        last=said[-1],
+        prompt_tokens=sum(one.prompt_tokens for one in said),
+        completion_tokens=sum(one.completion_tokens for one in said),
+        latency_s=sum(one.latency_s for one in said),
+    )
+
+
+def failure_among(outcomes: Sequence[Reply | EndpointError]) -> EndpointError | None:
+    """The failure that says most: a refusal or a spent budget before a server that stayed away;
+    None where all were answered."""
     failures = [outcome for outcome in outcomes if isinstance(outcome, EndpointError)]
     if not failures:
-        return [outcome for outcome in outcomes if isinstance(outcome, Reply)]
+        return None
     worst = min(failures, key=lambda error: isinstance(error, LLMError) and error.retryable)
     answered = len(outcomes) - len(failures)
     kept = "; their replies are kept" if answered else ""
     message = f"{worst.message} ({answered} of {len(outcomes)} questions were answered{kept})"
     hint = worst.hint or "try again later: only what is missing is asked"
+    error = EndpointError(message, hint)
     if isinstance(worst, LLMError):
-        raise LLMError(
+        error = LLMError(
             message, hint, kind=worst.kind, status=worst.status, attempts=worst.attempts
-        ) from worst
-    raise EndpointError(message, hint) from worst
+        )
+    error.__cause__ = worst
+    return error
 
 
-def _key(question: Question) -> tuple[str, int]:
-    """Equal questions of one call differ in nothing but their place."""
-    return question.messages[-1]["content"], question.sample
+def _key(question: Question) -> Hashable:
+    """The same for questions that have the same reply."""
+    said = tuple((message["role"], message["content"]) for message in question.messages)
+    how = (question.read, question.reminder, question.again)
+    return said, how, question.sample, question.samples
 
 
 def _serve(loop: asyncio.AbstractEventLoop, client: Client) -> None:

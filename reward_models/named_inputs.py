@@ -102,6 +102,11 @@ def _of_files(named: Named) -> Parts:
     return _digests(Path(named.name).expanduser())
 
 
+def _of_testset(named: Named) -> Parts:
+    """What is frozen of a test set, and not the reports on data that were held against it."""
+    return _digests(Path(named.name).expanduser() / "manifest.json")
+
+
 def _of_objective(named: Named) -> Parts:
     return _digests(Path(named.name).expanduser()) if named.name.endswith(".py") else {}
 
@@ -149,6 +154,7 @@ READERS: dict[Kind, Callable[[Named], Parts]] = {
     "function": _of_function,
     "objective": _of_objective,
     "file": _of_files,
+    "testset": _of_testset,
     "script": _of_files,
     "data": _of_files,
 }

@@ -18,7 +18,8 @@ class Options:
     """What a verifier may use for one row."""
 
     timeout_s: float = 10.0
-    """Seconds, by the clock on the wall."""
+    """Seconds, by the clock on the wall; what is waited for a core does not count
+    (`sandbox/patience.py`)."""
     memory_mb: int = 1024
     """Memory of all its processes in MiB, beside what its libraries take."""
     processes: int = 8

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-PATIENCE_S = 120
+PATIENCE_S = 300
 
 Place = tuple[str, str, bool, int]
 """Module or "module:Class", function, whether the process dies before it (else after it), and at

@@ -214,8 +214,14 @@ class Continues:
         return HfEngine(self.model).generate([Request(ids, sampling, tuple(stops))])[0][0]
 
 
+_KEPT: list[socket.socket] = []
+
+
 def closed_port() -> int:
-    """A port on this machine that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port on this machine that nobody listens on, and that nobody else gets from the system
+    while this process runs; who asks for it by its number may listen there."""
+    probe = socket.socket()
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    probe.bind(("127.0.0.1", 0))
+    _KEPT.append(probe)
+    return int(probe.getsockname()[1])

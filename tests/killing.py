@@ -13,11 +13,13 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 from fakes import small_recipe
+from flywheel_world import flywheel_recipe
 
 Place = tuple[str, str, bool]
 """Owner ("module" or "module:Class"), attribute, and whether the process dies before the call (else
@@ -73,7 +75,7 @@ ROUNDS: dict[str, tuple[Place | FilePlace, int]] = {
     "while the start is measured": ((f"{ONLINE}.evaluation", "_measures", True), 1),
     "before the record of a stage": (("os", "replace", True, "stage.json"), 2),
     "behind the record of a stage": (("os", "replace", False, "stage.json"), 2),
-    "while a shard is sampled": ((f"{ONLINE}.sampling", "_as_json", True), 16 + 20),
+    "while a shard is sampled": (("aligner.generation.shards", "_as_json", True), 16 + 20),
     "before a shard of responses is kept": ((JOURNAL, "add", True), 6),
     "after a shard of responses is kept": ((JOURNAL, "add", False), 6),
     "while a shard is scored": ((f"{ONLINE}.scoring:Scoring", "_asked", True), 5),
@@ -86,7 +88,7 @@ ROUNDS: dict[str, tuple[Place | FilePlace, int]] = {
     "before the manifest of a training": (("aligner.runs.run:Run", "finish", True), 1),
     "behind the manifest of a training": (("aligner.runs.run:Run", "finish", False), 1),
     "while the reference is computed": (("aligner.training.reference", "keep", True), 1),
-    "while the second round is sampled": ((f"{ONLINE}.sampling", "_as_json", True), 110),
+    "while the second round is sampled": (("aligner.generation.shards", "_as_json", True), 110),
     "while the second round is trained": (("transformers:Trainer", "training_step", True), 9),
     "while the KL is computed": ((f"{ONLINE}.evaluation", "_token_logps", True), 2),
     "before the end": ((f"{ONLINE}.rounds", "_finish", True), 1),
@@ -120,17 +122,38 @@ STAGES_OF_AN_ORACLE = (4, 5, 6, 12, 13, 14)
 STAGES_OF_TWO_ROUNDS = 11
 """The start measured, and of each round sample, score, pair, train, eval."""
 
+FLYWHEEL: dict[str, tuple[Place | FilePlace, int]] = {
+    "while the target answers": (("aligner.generation.shards", "_as_json", True), 20),
+    "before games are in the log": (("aligner.arena.battle.log:GameLog", "add", True), 2),
+    "behind games in the log": (("aligner.arena.battle.log:GameLog", "add", False), 2),
+    "before the battles have their name": (("os", "replace", True, "battles.jsonl"), 2),
+    "behind the name of the battles": (("os", "replace", False, "battles.jsonl"), 2),
+    "while the target fights itself": (("aligner.arena.battle.log:GameLog", "add", True), 3),
+    "before the chosen rows have their name": (("os", "replace", True, "train.jsonl"), 1),
+    "behind the name of the chosen rows": (("os", "replace", False, "train.jsonl"), 1),
+    "while sft is trained": (("transformers:Trainer", "training_step", True), 2),
+    "behind the manifest of sft": (("aligner.runs.run:Run", "finish", False), 1),
+    "while dpo is trained": (("transformers:Trainer", "training_step", True), 4),
+    "while the reward model is trained": (("transformers:Trainer", "training_step", True), 6),
+    "while rl samples": (("aligner.methods.rlhf.rollout:Roller", "_response", True), 5),
+    "before what is known so far": (("os", "replace", True, "flywheel.json"), 2),
+    "before the end": (("aligner.methods.flywheel.run", "_finish", True), 1),
+    "before the report": (("os", "replace", True, "report.html"), 5),
+}
+"""Moments of a round of the flywheel, and at which passage the process dies."""
+
 PRELOADED = [
     "aligner.methods.sft.train",
     "aligner.methods.dpo.train",
     "aligner.methods.rlhf.train",
     "aligner.methods.reward.train",
     "aligner.methods.online.rounds",
+    "aligner.methods.flywheel.run",
     "aligner.reports.training",
     "aligner.data.loading",
     "peft",
 ]
-PATIENCE_S = 300
+PATIENCE_S = 900
 
 
 def run_in_process(
@@ -158,13 +181,49 @@ def run_in_process(
         count,
         os.environ.get("ALIGNER_CACHE"),
     )
-    process = context.Process(target=_work, args=settings)
+    return _exit_code(context.Process(target=_work, args=settings), "run")
+
+
+def _exit_code(process: BaseProcess, what: str) -> int:
+    """Start a process, and return how it ended."""
     process.start()
     process.join(PATIENCE_S)
     if process.exitcode is None:
         process.kill()
-        raise TimeoutError(f"the run did not end within {PATIENCE_S} s")
+        raise TimeoutError(f"the {what} did not end within {PATIENCE_S} s")
     return process.exitcode
+
+
+TRACKED: dict[str, Place] = {
+    "once trackers are open": ("aligner.runs.metrics_log:MetricsLog", "start_tracking", False),
+    "before the end is recorded": ("aligner.runs.run:Run", "_end", True),
+}
+"""Moments of every command with a run directory."""
+
+
+def command_in_process(
+    folder: Path, arguments: Sequence[str], environment: dict[str, str], moment: str | None = None
+) -> int:
+    """Run `aligner ARGUMENTS` in a folder, in a process of its own, which is killed at one of
+    `TRACKED`; returns its exit code, -9 when it was killed."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    settings = (folder, arguments, environment, moment)
+    return _exit_code(context.Process(target=_command, args=settings), "command")
+
+
+def _command(
+    folder: Path, arguments: Sequence[str], environment: dict[str, str], moment: str | None
+) -> None:
+    from aligner.cli.app import app
+
+    os.chdir(folder)
+    os.environ.update(environment)
+    if moment is not None:
+        _, name, before = TRACKED[moment]
+        owner = owner_of(TRACKED[moment], "")
+        setattr(owner, name, _deadly(getattr(owner, name), 1, before))
+    app([*arguments])
 
 
 def _work(
@@ -180,6 +239,7 @@ def _work(
 ) -> None:
     import torch
 
+    from aligner.methods.flywheel.run import run_flywheel
     from aligner.methods.online.rounds import run_online
     from aligner.methods.pipeline import run_recipe
 
@@ -188,6 +248,9 @@ def _work(
         os.environ["ALIGNER_CACHE"] = cache
     if moment is not None:
         _die_at(moment, method, count)
+    if method == "flywheel":
+        run_flywheel(flywheel_recipe(world, folder, *overrides, **flags), resume=resume)
+        return
     carry_out = run_online if method == "online" else run_recipe
     carry_out(small_recipe(method, world, folder, *overrides, **flags), resume=resume)
 
@@ -196,6 +259,8 @@ def _die_at(moment: str, method: str, count: int) -> None:
     place: Place | FilePlace
     if moment in ("before a stage is done", "after a stage is done"):
         place = (STAGE, "finish", moment.startswith("before"))
+    elif method == "flywheel":
+        place = FLYWHEEL[moment][0]
     elif moment in MOMENTS and method != "online":
         place = MOMENTS[moment]
     else:

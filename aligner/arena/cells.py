@@ -49,6 +49,15 @@ def verdict_of(row: Row, a: str, b: str) -> tuple[float, float]:
     return 0.5 + 0.5 * math.copysign(grade != 0, grade), grade
 
 
+def seat_that_won(row: Row) -> float:
+    """1 where the winner of one of our battles is model_a, which there is never a model's name."""
+    winner = text_of(row, "winner")
+    found = {"model_a": 1.0, "model_b": 0.0, "tie": 0.5}.get(winner)
+    if found is None:
+        raise Unusable("winner", f"{winner!r} is none of model_a, model_b and tie")
+    return found
+
+
 def outcome_of(row: Row, a: str, b: str) -> float:
     """1 where a won. A winner may be named, or be one of the words of public arenas."""
     winner = text_of(row, "winner")
@@ -59,7 +68,11 @@ def outcome_of(row: Row, a: str, b: str) -> float:
     if len(meant) == 1:
         return next(iter(meant))
     if meant:
-        raise Unusable("winner", f"{winner!r} is a word for one outcome and a model's name")
+        raise Unusable(
+            "winner",
+            f"{winner!r} is a word for one outcome and a model's name",
+            "write model_a, model_b or tie",
+        )
     raise Unusable(
         "winner",
         f"{winner!r} is neither {a!r} nor {b!r}",
@@ -135,7 +148,15 @@ def _answer(value: Any) -> str | None:
     if not isinstance(value, list):
         return None
     turns = (turn for turn in value if isinstance(turn, dict) and turn.get("role") == "assistant")
-    return "\n".join(str(turn.get("content") or "") for turn in turns)
+    return "\n".join(_said(turn.get("content")) for turn in turns)
+
+
+def _said(content: Any) -> str:
+    """The text of a turn; arenas with pictures write it as parts of which some are texts."""
+    if isinstance(content, list):
+        parts = (part.get("text") for part in content if isinstance(part, dict))
+        return "\n".join(part for part in parts if isinstance(part, str))
+    return str(content or "")
 
 
 def _sum(value: Any) -> float:

@@ -73,6 +73,8 @@ def diagnose(games: Judgments, how: Settings) -> Record:
             bias.missing = dict.fromkeys((*bias.missing, "cycles", "fit"), ALL_FAILED)
         row |= {"cases": bias.cases, "missing": bias.missing | row["missing"]}
         row["is_contestant"] = name in games.models
+        relatives = [model for model in games.models if family_of[model] == family_of[name]]
+        row["relatives"] = relatives
         row["failed"] = _failed(row["parse_failures"]["share"], bias.found, how.limits)
         row["findings"] = _findings(bias.found)
         judges[name] = row
@@ -86,6 +88,15 @@ def diagnose(games: Judgments, how: Settings) -> Record:
         "passed": not any(row["failed"] for row in judges.values()),
         "missing": {} if agreed else {"agreement": _no_agreement(games)},
     }
+
+
+def unknown_liking(name: str, row: Record) -> str:
+    """What is said of a judge that judges its own family where nothing tells liking from quality;
+    empty where there is nothing to say."""
+    if not row["relatives"] or "self_preference" not in row["missing"]:
+        return ""
+    kin, why = ", ".join(row["relatives"]), row["missing"]["self_preference"]
+    return f"the judge {name} is of the family of {kin}, by its name; whether it likes them: {why}"
 
 
 def _no_agreement(games: Judgments) -> str:

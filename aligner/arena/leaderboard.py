@@ -19,17 +19,21 @@ from typing import Any
 import numpy as np
 
 from aligner.arena.figures import forest, heat_map
+from aligner.arena.png import forest_png
 from aligner.arena.rating import Ratings, Settings
 from aligner.arena.records import SCHEMA_VERSION
 from aligner.arena.votes import Floats, Votes
 from aligner.arena.win_rates import pairs, records
 from aligner.reports.charts import number
 from aligner.reports.training import page
-from aligner.runs.files import dumps, write_atomically
+from aligner.runs.files import dumps, write_atomically, write_bytes_atomically
 
 Record = dict[str, Any]
 
 FILES = ("leaderboard.csv", "leaderboard.json", "leaderboard.svg", "leaderboard.html")
+
+PNG = "leaderboard.png"
+"""Written where it is asked for."""
 
 CSV_COLUMNS = (
     *(
@@ -140,8 +144,12 @@ def _table(cells: Floats) -> list[list[float | None]]:
     return found
 
 
-def write(record: Record, folder: Path) -> list[Path]:
-    """Write all forms of a leaderboard; what stands there is replaced."""
+def write(record: Record, folder: Path, *, png: bool = False) -> list[Path]:
+    """Write all forms of a leaderboard; what stands there is replaced, and an older picture as PNG
+    goes where none is asked for.
+
+    Raises: UsageError where `png` is, without matplotlib.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     anchor = record["settings"]["anchor"]
     texts = (
@@ -153,7 +161,11 @@ def write(record: Record, folder: Path) -> list[Path]:
     paths = [folder / name for name in FILES]
     for path, text in zip(paths, texts):
         write_atomically(path, text)
-    return paths
+    if not png:
+        (folder / PNG).unlink(missing_ok=True)
+        return paths
+    write_bytes_atomically(folder / PNG, forest_png(record["models"], anchor))
+    return [*paths, folder / PNG]
 
 
 def as_csv(models: Sequence[Record]) -> str:
@@ -168,6 +180,16 @@ def as_csv(models: Sequence[Record]) -> str:
 
 def as_html(record: Record) -> str:
     """One file that needs nothing else."""
+    anchor = record["settings"]["anchor"]
+    facts = [("votes", f"{record['votes']:,}"), ("prompts", f"{record['prompts']:,}")]
+    facts += [("ties", f"{record['tie_rate']:.1%}"), ("anchor", anchor or "mean of the models")]
+    lost = [f"{count:,} {what}: left out" for what, count in record["left_out"].items()]
+    warnings = [*record["notes"], *lost]
+    return page("Leaderboard", "arena", facts, board_sections(record), warnings=warnings)
+
+
+def board_sections(record: Record) -> str:
+    """Return the sections of a page: ratings, heat maps, categories."""
     names = [row["model"] for row in record["models"]]
     order = [record["pairs"]["models"].index(name) for name in names]
 
@@ -195,11 +217,7 @@ def as_html(record: Record) -> str:
             note="What a claim about two models rests on, more than intervals that overlap or not.",
         )
     body += heat_map("Votes", names, cells("votes"), is_share=False)
-    body += _categories(record.get("categories") or {}, names)
-    facts = [("votes", f"{record['votes']:,}"), ("prompts", f"{record['prompts']:,}")]
-    facts += [("ties", f"{record['tie_rate']:.1%}"), ("anchor", anchor or "mean of the models")]
-    lost = [f"{count:,} {what}: left out" for what, count in record["left_out"].items()]
-    return page("Leaderboard", "arena", facts, body, warnings=[*record["notes"], *lost])
+    return body + _categories(record.get("categories") or {}, names)
 
 
 def _main_table(models: Sequence[Record]) -> str:
@@ -227,8 +245,8 @@ def _categories(categories: Record, names: Sequence[str]) -> str:
             why = escape(str(found["not_rated"]))
             lines.append(f'{first}<td class="soft" colspan="{len(names)}">{why}</td>')
             continue
-        cells = (f"{found[name]['rating']:.0f}" if name in found else "·" for name in names)
-        lines.append(first + "".join(f'<td class="n">{cell}</td>' for cell in cells))
+        cells = (rating_text(found[name]) if name in found else "·" for name in names)
+        lines.append(first + "".join(f'<td class="n">{escape(cell)}</td>' for cell in cells))
     inside = "".join(f"<tr>{line}</tr>" for line in lines)
     return (
         '<section><h2>Ratings by category</h2><div class="scroll"><table class="tight">'

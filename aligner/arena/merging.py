@@ -45,6 +45,9 @@ class Played:
     is_graded: bool = False
     """Whether `score_first` is a grade from -2 to 2, and `score_second` is 0."""
     judge: str = ""
+    is_ruled: bool = False
+    """Whether a rule decided it: its scores are on nobody's scale, and no margin makes them a
+    tie."""
 
     def margin(self, a: str) -> float:
         """How much better model `a` scored."""
@@ -64,6 +67,7 @@ def add_battle(
     games: Sequence[Played], rule: Merge, tie_margin: float, builder: VoteBuilder
 ) -> None:
     """Merge the games of a battle, and add what they say, or count why they say nothing."""
+    tie_margin = 0.0 if games[0].is_ruled else tie_margin
     if any(game.score_first is None or game.score_second is None for game in games):
         builder.left_out[UNREAD] += 1
         return

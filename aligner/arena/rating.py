@@ -22,6 +22,7 @@ import numpy as np
 from aligner.arena.bradley_terry import TieModel, derivatives, newton
 from aligner.arena.connectivity import Bound, bounds, is_strong, islands
 from aligner.arena.covariates import Control, covariates_of, refuse_confounded
+from aligner.arena.merging import ONE_ORDER
 from aligner.arena.resampling import Table, Unit, one_step, resampled, tabulate
 from aligner.arena.votes import Floats, Votes
 from aligner.errors import DataError
@@ -33,6 +34,9 @@ MOST_SOLVED = 10_000_000
 step."""
 MOST_UNEVEN = 10_000
 """How many times the lightest vote the heaviest may weigh; far beyond it a fit is mere rounding."""
+EQUAL_DIGITS = 6
+"""Ratings that differ by less than this many decimals are equal: the rest is rounding."""
+ONE_BY_ONE = "play them in both orders, or rate each game by itself: --merge votes"
 ENDS = ((1.0 - COVERAGE) / 2.0, (1.0 + COVERAGE) / 2.0)
 
 
@@ -78,12 +82,19 @@ class Ratings:
 
     @property
     def rank_ends(self) -> list[tuple[int, int] | None]:
-        """Between which ranks each model is in the middle 95% of the resamples."""
+        """Between which ranks each model is in the middle 95% of the resamples; equals share all
+        ranks that they take up."""
         if not len(self.draws):
             return [None] * len(self.models)
-        places = (-self.draws).argsort(axis=1).argsort(axis=1) + 1
-        ends = np.quantile(places, ENDS, axis=0, method="nearest")
-        return [(int(low), int(high)) for low, high in ends.T]
+        draws = self.draws.round(EQUAL_DIGITS)
+        best, worst = np.empty(draws.shape, int), np.empty(draws.shape, int)
+        for number, row in enumerate(draws):
+            rising = np.sort(row)
+            best[number] = len(row) - np.searchsorted(rising, row, side="right") + 1
+            worst[number] = len(row) - np.searchsorted(rising, row, side="left")
+        low = np.quantile(best, ENDS[0], axis=0, method="nearest")
+        high = np.quantile(worst, ENDS[1], axis=0, method="nearest")
+        return [(int(one), int(other)) for one, other in zip(low, high)]
 
     @property
     def above(self) -> Floats:
@@ -154,7 +165,7 @@ def refuse_unratable(votes: Votes, how: Settings) -> None:
         lost = "; ".join(f"{count:,} {what}" for what, count in votes.left_out.items())
         raise DataError(
             "no vote is left to rate" + (f": {lost}" if lost else ""),
-            "give files with votes that count",
+            ONE_BY_ONE if ONE_ORDER in votes.left_out else "give files with votes that count",
         )
     if how.anchor is not None and how.anchor not in votes.models:
         raise DataError(

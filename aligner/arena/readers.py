@@ -24,7 +24,7 @@ from aligner.arena.cells import (
     Unusable,
     grade_of,
     number_of,
-    outcome_of,
+    seat_that_won,
     style_of_side,
     style_record,
     text_of,
@@ -32,7 +32,7 @@ from aligner.arena.cells import (
     verdict_of,
 )
 from aligner.arena.merging import Merge, Played, add_battle
-from aligner.arena.records import READ_WELL, style_of
+from aligner.arena.records import READ_WELL, RULE, style_of
 from aligner.arena.votes import VoteBuilder, Votes
 from aligner.data.files import BLANK, Unreadable, kind_of_file, read_file
 from aligner.errors import DataError, Problem
@@ -69,7 +69,15 @@ class _Sink:
     builder: VoteBuilder = field(default_factory=VoteBuilder)
     games: dict[str, dict[str, tuple[int, Played]]] = field(default_factory=dict)
     battles: set[str] = field(default_factory=set)
+    answers: dict[tuple[str, str], str] = field(default_factory=dict)
+    """Model and prompt -> the digest of its answer in the first game that says so."""
+    changed: dict[str, set[str]] = field(default_factory=dict)
+    """Model -> prompts to which games have several answers of it."""
+    revisions: dict[str, set[str]] = field(default_factory=dict)
+    """Judge -> what decided its verdicts."""
     without_prompt: int = 0
+    ruled: int | None = None
+    """Games that a rule decided and no judge, which are left out where they are counted."""
 
 
 def read_votes(paths: Sequence[Path], how: Reading) -> Votes:
@@ -87,12 +95,16 @@ def read_votes(paths: Sequence[Path], how: Reading) -> Votes:
 
 def read_games(paths: Sequence[Path], how: Reading) -> tuple[list[tuple[str, Played]], list[str]]:
     """All games of the files, each with the battle that it belongs to, and what there is to say.
-    A row of the form `arena` is a game, in which model_a was seen first.
+    A row of the form `arena` is a game, in which model_a was seen first. Games that a rule decided
+    say nothing about a judge.
 
     Raises: DataError, as `read_votes` does, and for files without games.
     """
-    sink = _Sink(how, GAMES)
+    sink = _Sink(how, GAMES, ruled=0)
     _read_all(paths, sink)
+    if sink.ruled:
+        text = f"{sink.ruled:,} games were decided by a rule and not by a judge: left out"
+        sink.builder.notes.append(text)
     found = []
     for battle, games in sink.games.items():
         found += [(battle, played) for _, played in games.values()]
@@ -112,6 +124,7 @@ def _read_all(paths: Sequence[Path], sink: _Sink) -> None:
         more = f", the first {MOST_PROBLEMS} of them" if count > MOST_PROBLEMS else ""
         rows = "1 row" if count == 1 else f"{count:,} rows"
         raise DataError(f"{rows} cannot be used{more}", "correct or remove them", problems)
+    sink.builder.notes += _versions(sink)
     if sink.without_prompt:
         sink.builder.notes.append(
             f"{sink.without_prompt:,} rows name no prompt ({', '.join(PROMPT_COLUMNS)}): each "
@@ -122,7 +135,10 @@ def _read_all(paths: Sequence[Path], sink: _Sink) -> None:
 def _read(path: Path, sink: _Sink) -> list[Problem]:
     """Hand the rows of a file on, and return what is wrong with it."""
     if not path.is_file():
-        raise DataError(f"{path} is not a file", "name files of games, battles or votes")
+        hint = "name files of games, battles or votes"
+        if (path / "battles.jsonl").is_file():
+            hint = f"it is a run; name {path / 'battles.jsonl'}"
+        raise DataError(f"{path} is not a file", hint)
     if kind_of_file(path) in (None, ".txt"):
         raise DataError(f"{path} is of no known kind", "give .jsonl, .json, .csv or .parquet")
     problems = []
@@ -173,6 +189,11 @@ def _form(row: Row, path: Path, wanted: str) -> str:
 
 
 def _game(row: Row, where: str, sink: _Sink) -> None:
+    decoding = row.get("decoding")
+    is_ruled = isinstance(decoding, dict) and RULE in decoding
+    if sink.ruled is not None and is_ruled:
+        sink.ruled += 1
+        return
     first, second = two_models(row, "model_first", "model_second")
     status = text_of(row, "parse_status")
     scores: list[float | None] = [None, None]
@@ -188,6 +209,7 @@ def _game(row: Row, where: str, sink: _Sink) -> None:
         style_record(row, "style_first"),
         style_record(row, "style_second"),
         judge=_judge(row),
+        is_ruled=is_ruled,
     )
     games = sink.games.setdefault(text_of(row, "battle_id"), {})
     for _, other in games.values():
@@ -197,6 +219,32 @@ def _game(row: Row, where: str, sink: _Sink) -> None:
     game_id = text_of(row, "game_id")
     if game_id not in games or games[game_id][0] <= attempt:
         games[game_id] = attempt, played
+    _note_versions(row, played, sink)
+
+
+def _note_versions(row: Row, played: Played, sink: _Sink) -> None:
+    """Keep which answers and which judge a game was about."""
+    for model, seat in ((played.first, "first"), (played.second, "second")):
+        digest = row.get(f"answer_{seat}_sha")
+        if digest and sink.answers.setdefault((model, played.prompt), digest) != digest:
+            sink.changed.setdefault(model, set()).add(played.prompt)
+    if row.get("judge_rev"):
+        sink.revisions.setdefault(played.judge, set()).add(str(row["judge_rev"]))
+
+
+def _versions(sink: _Sink) -> list[str]:
+    """Say where games of one name are of several models or judges: a log keeps what was judged
+    before a checkpoint, a file of answers or a judge changed."""
+    last = "all of them count; battles.jsonl of a run has the last ones alone"
+    found = []
+    for model, prompts in sorted(sink.changed.items()):
+        some = "1 prompt" if len(prompts) == 1 else f"{len(prompts):,} prompts"
+        found.append(f"{model} has several answers to {some} in these games, and {last}")
+    for judge, revisions in sorted(sink.revisions.items()):
+        if len(revisions) > 1:
+            several = f"{len(revisions)} versions of the judge {judge}"
+            found.append(f"there are games of {several}, and {last}")
+    return found
 
 
 def _battle(row: Row, where: str, sink: _Sink) -> None:
@@ -210,7 +258,7 @@ def _battle(row: Row, where: str, sink: _Sink) -> None:
         a,
         b,
         text_of(row, "prompt_id"),
-        outcome_of(row, a, b),
+        seat_that_won(row),
         category=_category(row, sink.how),
         styles=(style_record(row, "style_a"), style_record(row, "style_b")),
     )

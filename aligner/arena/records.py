@@ -7,14 +7,22 @@ line is added, and passed over when it is read. Nothing here judges, merges or r
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from aligner.errors import DataError
 from aligner.runs.files import json_line
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 SCHEMA_VERSION = 1
 
@@ -23,8 +31,11 @@ ParseStatus = Literal["ok", "repaired", "failed", "refused", "truncated", "error
 READ_WELL = ("ok", "repaired")
 """States of a reply whose scores count; a game in any other state has none."""
 
+RULE = "rule"
+"""Key of `Game.decoding` that names the rule which decided a game, where no judge was asked."""
+
 _HEADER = re.compile(r"^#{1,6} \S", re.MULTILINE)
-_ITEM = re.compile(r"^\s*(?:[-*+]|\d{1,9}[.)]) +\S", re.MULTILINE)
+_ITEM = re.compile(r"^[^\S\n]*(?:[-*+]|\d{1,9}[.)]) +\S", re.MULTILINE)
 _BOLD = re.compile(r"\*\*[^*\n]+\*\*|__[^_\n]+__")
 _FENCE = re.compile(r"^```.*?(?:^```|\Z)", re.MULTILINE | re.DOTALL)
 
@@ -94,6 +105,7 @@ class Battle:
     difficulty: float | None = None
     style_a: Style | None = None
     style_b: Style | None = None
+    judge_rev: str = ""
     schema_version: int = SCHEMA_VERSION
 
 
@@ -105,13 +117,38 @@ def style_of(text: str) -> Style:
 
 
 def append(path: Path, records: Iterable[Game | Battle]) -> None:
-    """Add records to a file; they are on disk when this returns."""
+    """Add records to a file; they are on disk when this returns. Several processes may do so at the
+    same time where the disk has locks."""
     text = "".join(json_line(asdict(record)) for record in records)
     with path.open("ab+") as file:
+        if fcntl is not None:
+            with suppress(OSError):  # a disk without locks
+                fcntl.flock(file, fcntl.LOCK_EX)
         file.truncate(_end_of_whole_lines(path))
         file.write(text.encode())
         file.flush()
         os.fsync(file.fileno())
+
+
+def read_battles(path: Path) -> list[Battle]:
+    """Return the battles of a file of merged ones.
+
+    Raises: DataError for a line that is not what was written.
+    """
+    found = []
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                row = json.loads(line)
+                for key in ("style_a", "style_b"):
+                    row[key] = None if row[key] is None else Style(**row[key])
+                found.append(Battle(**row))
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                raise DataError(
+                    f"{path}:{number} is not the record of a battle: {error}",
+                    "name a file that `aligner arena battle` wrote",
+                ) from error
+    return found
 
 
 def _end_of_whole_lines(path: Path) -> int:

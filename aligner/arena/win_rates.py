@@ -5,8 +5,8 @@ gives each verdict a reward, 100 for much better, 50 for better, 0 for a tie, an
 averages it for each baseline and takes the mean of those; its length rule makes a tie of a slight
 win whose answer is more than so many characters longer. A length-controlled win rate (AlpacaEval 2,
 arXiv 2404.04475) fits P(model wins) = s(theta + phi tanh((len - len of baseline) / sd)) and reports
-s(theta), in percent. Ours has no term for how hard a prompt is and no penalty, and its interval is
-from resampled prompts.
+s(theta), in percent. Ours has no term for how hard a prompt is and no penalty, and intervals are
+from resampled prompts. Judgments that hold no answers (Arena-Hard's) have a raw win rate alone.
 """
 
 from __future__ import annotations
@@ -122,7 +122,8 @@ def rewards(votes: Votes) -> dict[str, dict[str, float]]:
 def length_controlled(
     votes: Votes, baseline: str, resamples: int, seed: int
 ) -> dict[str, dict[str, Any]]:
-    """For each model that met the baseline its win rate, raw and length-controlled, in percent.
+    """For each model that met the baseline its win rate, raw and length-controlled, in percent,
+    with their intervals; `controlled` is None where the length of an answer is not known.
 
     `is_far`: the correction moved it by more than 10 points, and by more than a quarter of the
     room in that direction.
@@ -132,18 +133,28 @@ def length_controlled(
     found = {}
     for name in votes.models:
         if name != baseline and len(part := votes.among([name, baseline])):
-            found[name] = _controlled(part, name, resamples, seed)
+            raw = _raw(part, name, resamples, seed)
+            found[name] = raw | _controlled(part, name, raw["raw"], resamples, seed)
     return found
 
 
-def _controlled(votes: Votes, name: str, resamples: int, seed: int) -> dict[str, Any]:
+def _raw(votes: Votes, name: str, resamples: int, seed: int) -> dict[str, Any]:
+    """The share of the votes that the model won, and its interval."""
+    table = tabulate(votes, np.empty((len(votes), 0)), "half", "prompt")
+    mine = votes.models.index(name)  # of two, the first of which has the first column
+    drawn = [table.total[None]]
+    if table.clusters > 1 and resamples:
+        drawn += resampled(table, resamples, seed)
+    rates = np.concatenate([100.0 * masses[:, 0, mine] / masses.sum((1, 2)) for masses in drawn])
+    low, high = np.quantile(rates[1:], ENDS) if len(rates) > 1 else (np.nan, np.nan)
+    return {"raw": float(rates[0]), "raw_low": or_none(low), "raw_high": or_none(high)}
+
+
+def _controlled(votes: Votes, name: str, raw: float, resamples: int, seed: int) -> dict[str, Any]:
     turned = votes.a != votes.models.index(name)
     longer = np.where(turned, -1.0, 1.0) * (votes.style_a[:, 0] - votes.style_b[:, 0])
     if np.isnan(longer).any():
-        raise DataError(
-            f"some answers of {name} or its baseline have no length", "give rows with their answers"
-        )
-    outcome = np.where(turned, 1.0 - votes.outcome, votes.outcome)
+        return {"controlled": None, "low": None, "high": None, "is_far": False}
     spread = float(longer.std())
     covariate = np.tanh(longer / spread) if spread > 0 else np.zeros(len(longer))
     table = tabulate(votes, np.where(turned, -covariate, covariate)[:, None], "half", "prompt")
@@ -156,11 +167,9 @@ def _controlled(votes: Votes, name: str, resamples: int, seed: int) -> dict[str,
     drawn = np.concatenate(parts)
     rate, rates = (100.0 * sigmoid(sign * (row[:, 0] - row[:, 1])) for row in (fitted, drawn))
     low, high = np.quantile(rates, ENDS) if len(rates) else (np.nan, np.nan)
-    raw = 100.0 * float(outcome @ votes.weight / votes.weight.sum())
     moved = float(rate[0]) - raw
     room = 100.0 - raw if moved > 0 else raw
     return {
-        "raw": raw,
         "controlled": float(rate[0]),
         "low": or_none(low),
         "high": or_none(high),

@@ -14,6 +14,9 @@ STRATEGIES: dict[str, str] = {
 }
 """Strategy of `launch.strategy` -> one line about it."""
 
+SHARDED = ("fsdp", "fsdp1", "fsdp2", "zero3")
+"""Strategies under which no process holds the whole model."""
+
 ATTENTION = (
     "eager",
     "sdpa",

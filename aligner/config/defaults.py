@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 from aligner.config import trainer_keys
+from aligner.config.method import ARENA_METRICS
 from aligner.config.recipe import Recipe, TrainRecipe
 from aligner.methods.catalogue import trainer_fields, trainer_of, trainer_settings, training_of
 
@@ -37,6 +38,7 @@ OF_ALIGNER: dict[str, Any] = {
     "save_strategy": "steps",
     "save_total_limit": 2,
     "report_to": "none",
+    "project": "aligner",
     # Every step uses every trained weight; looking for others costs time.
     "ddp_find_unused_parameters": False,
     # Else a resumed run forgets how many evaluations brought no improvement, and stops late.
@@ -141,7 +143,10 @@ def defaults(recipe: TrainRecipe) -> dict[str, Default]:
     found = {key: _of_library(key, specs[key]) for key in trainer_settings(name) if key not in LATE}
     own = method.defaults_with_lora if recipe.model.lora is not None else {}
     layers = {
-        "default of aligner": {**OF_ALIGNER, **_following(recipe, method.metrics)},
+        "default of aligner": {
+            **OF_ALIGNER,
+            **_following(recipe, {**method.metrics, **ARENA_METRICS}),
+        },
         f"default of {name}": method.defaults,
         f"default of {name} with model.lora": own,
     }

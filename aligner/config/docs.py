@@ -63,6 +63,10 @@ output_dir: runs/mine
   Booleans are `true` and `false`; `no` is a text. Relative paths are taken from the working
   directory.
 * Without `output_dir` the run goes to `runs/`, named after the recipe or the model.
+* `aligner recipes schema > recipe.schema.json` writes all of this as a JSON Schema. An editor with
+  a YAML language server completes keys and marks mistakes once the first line of a recipe is
+  `# yaml-language-server: $schema=recipe.schema.json`. Rules between several keys are checked by
+  the command alone.
 """
 
 FILLED_IN = {"method": "the command", "output_dir": "`runs/...`"}
@@ -103,6 +107,8 @@ def _sections() -> Iterator[str]:
         ("data.mosaic.strategies and mosaic.strategies", recipe_module.Strategies),
         *((key, section) for key, section in _method_sections()),
         ("early_stopping", recipe_module.EarlyStopping),
+        ("eval", recipe_module.Eval),
+        ("eval.arena", recipe_module.EvalArena),
         ("launch", recipe_module.Launch),
         ("generation", recipe_module.Generation),
         ("report", recipe_module.Report),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from aligner.config.choices import SHARDED
 from aligner.config.endpoint_rules import endpoint_adds_up
 from aligner.config.recipe_problem import RecipeProblems, problem_at
 from aligner.config.view import RecipeView, Rule
@@ -43,6 +44,20 @@ def written_by_the_trained(what: str) -> Rule:
         if engine in SERVED:
             message = f"is `{engine}`, which has weights of its own, and {what}"
             yield problem_at("generation.engine", message, "use hf, or hf_cb")
+
+    return rule
+
+
+def sampled_from_whole(what: str) -> Rule:
+    """Refuse strategies that split the model where each process samples from its own copy; `what`
+    they write."""
+
+    def rule(view: RecipeView) -> RecipeProblems:
+        strategy = view["launch.strategy"]
+        if strategy in SHARDED and view["launch.num_processes"] > 1:
+            message = f"`{strategy}` splits the policy, and {what} a policy that is held whole"
+            hint = "use ddp, zero1 or zero2; with model.lora the base is held once"
+            yield problem_at("launch.strategy", message, hint)
 
     return rule
 

@@ -27,10 +27,8 @@ GONE: dict[str, str] = {
     "loss_weights": "write `dpo.loss={sigmoid: 0.8, sft: 0.2}`",
     "max_completion_length": "`data.max_length` counts prompt and answer together",
     "max_members": "it is called `max_examples` now",
-    "max_prompt_length": "removed, since it cut prompts silently; `data.max_length` counts prompt "
-    "and "
-    "answer "
-    "together",
+    "max_prompt_length": "`data.max_length` counts prompt and answer together; of pairs, "
+    "`dpo.max_prompt_length` cuts prompts",
     "max_seq_length": "it is called `data.max_length` now",
     "min_members": "it is called `min_examples` now",
     "model_init_kwargs": "set the keys of `model`: dtype, attn_implementation, quantization, "
@@ -48,7 +46,7 @@ GONE: dict[str, str] = {
     "rpo_alpha": "set `dpo.nll_weight`",
     "save_safetensors": "weights are always saved as safetensors; drop it",
     "style_bank": "it is called `phrasings` now",
-    "test_split_size": "write `data.eval: 0.05` for a share held out",
+    "test_split_size": "write `data.eval: 0.05` for a share held out, or `1000` for so many rows",
     "tokenizer_name_or_path": "the tokenizer comes with the model",
     "use_ipex": "removed from transformers; drop it",
     "warmup_ratio": "write `trainer.warmup_steps: 0.1`; a value below 1 is a share of all steps",

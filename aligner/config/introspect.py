@@ -85,8 +85,9 @@ def is_switch(recipe: type[Section], path: KeyPath) -> bool:
 
 def choices_at(recipe: type[Section], path: KeyPath) -> list[str]:
     """The texts that a key offers, if it offers a choice; so do the items of a list, and the keys
-    of a mapping."""
-    kinds = type_at(recipe, path) or _inside(type_at(recipe, path[:-1]))
+    of a mapping. One item may stand for a list."""
+    kinds = type_at(recipe, path) or type_at(recipe, path[:-1])
+    kinds = [*kinds, *_inside(kinds)]
     found = [kind for kind in kinds if typing.get_origin(kind) is Literal]
     return [
         str(choice) for kind in found for choice in typing.get_args(kind) if isinstance(choice, str)

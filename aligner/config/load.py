@@ -83,6 +83,10 @@ def recipe_hash(recipe: Recipe) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
+FILES_OF_ROWS = (".jsonl", ".csv", ".parquet", ".jsonl.gz", ".csv.gz", ".json.gz")
+"""How names end of files that cannot be recipes."""
+
+
 def load_recipe(
     method: str,
     ref: str | Path | None,
@@ -154,6 +158,11 @@ def read_text(ref: str | Path | None) -> tuple[str, str, Path | None]:
         return "the command line", "", None
     path = Path(ref).expanduser()
     if path.is_file():
+        if path.name.endswith(FILES_OF_ROWS):
+            raise RecipeError(
+                f"{ref} is a file of rows, and what is named here is a recipe",
+                f"in a recipe it is `data: {{train: {ref}}}`; without one, --dataset_name {ref}",
+            )
         return str(ref), text_of(path, str(ref)), path
     shipped = find_shipped(str(ref))
     if shipped is not None:

@@ -62,6 +62,10 @@ TAU_LOSSES = ("discopop", "dbaql", "aql", "aqfl", "pfl")
 REFERENCE_FREE_LOSSES = ("orpo", "simpo", "sft")
 """Objectives that never read the reference, which is then not computed."""
 
+BATCH_DEPENDENT = ("kto_pair", "dbaql", "aql", "aqfl")
+"""Objectives with a statistic over the micro-batch: their results change with the batch size of a
+device."""
+
 REWARD_LOSSES = ("reward_distill",)
 """Objectives that follow reward models and not the labels."""
 

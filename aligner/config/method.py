@@ -19,6 +19,9 @@ from aligner.config.view import Rule
 Chart = tuple[str, list[tuple[str, str, str]]]
 """Title, and (split, key in metrics.jsonl, name) of each line."""
 
+ARENA_METRICS = {"arena_win_rate": True, "arena_win_rate_low": True}
+"""What `eval.arena` measures that can choose the best checkpoint -> whether more is better."""
+
 OwnRows = list[tuple[str, str, str]]
 """What, value, and the key whose origin is shown beside it (or nothing)."""
 
@@ -109,6 +112,9 @@ class Method:
     preview: str = ""
     """`module:function` that makes a few rows and keeps none, for `--preview N`: (resolved, rows,
     on_event) -> Preview. None: there is no such option."""
+    trainings: str = ""
+    """`module:function` that says which trainings it will do, for `aligner plan`: resolved recipe
+    -> a list of `InnerTraining`. None: it trains nothing itself."""
     is_staged: bool = False
     """Whether its runs are made of stages (`aligner.runs.stages`), which see by themselves what a
     changed recipe, or changed inputs, make stale: such a run may be resumed with them."""
@@ -150,6 +156,8 @@ class TrainingMethod(Method):
     """The key that a loss given as a function stands for; none where it takes no such loss."""
     scorer_key: str = ""
     """The key that scorers given as functions or objects stand for; none where it takes none."""
+    has_arena: bool = False
+    """Whether evaluations may hold battles with the start (`eval.arena`)."""
     makes_scorer: bool = False
     """Whether its result gives scores, so that its report shows no answers."""
     has_head: Callable[[Mapping[str, Any]], bool] = lambda section: False

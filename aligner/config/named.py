@@ -22,6 +22,7 @@ Kind = Literal[
     "objective",
     "function",
     "file",
+    "testset",
     "script",
     "data",
     "recipe",

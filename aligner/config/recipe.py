@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from aligner.config.named import Names
+from aligner.config.trackers import Trackers
 from aligner.config.trainer_values import MOST
 
 Format = Literal[
@@ -103,8 +104,8 @@ class Model(Section):
     trust_remote_code: bool = False
     """Run code that ships with the model. Off unless you ask for it."""
     chat_template: Annotated[str | None, Names("template")] = None
-    """A Jinja file, or the name of a template that TRL ships (`qwen3`, `llama3`, ...). Absent: the
-    tokenizer's own."""
+    """A Jinja file, or the name of a template that TRL ships (`qwen3`, `llama3`, ...), or `chatml`.
+    Absent: the tokenizer's own."""
     new_tokens: list[str] = []
     """Tokens added to the tokenizer; the embeddings are resized."""
     eos_token: str | None = None
@@ -154,7 +155,18 @@ def _as_sources(value: Any) -> Any:
     return value
 
 
-Sources = Annotated[list[Source], BeforeValidator(_as_sources), Field(min_length=1)]
+ShortSources = str | Source | list[str | Source]
+"""Sources as a recipe may write them: a path alone, or one source, or several."""
+
+Sources = Annotated[
+    list[Source],
+    BeforeValidator(_as_sources, json_schema_input_type=ShortSources),
+    Field(min_length=1),
+]
+
+
+Share = Annotated[float, Field(gt=0.0, lt=1.0)]
+Count = Annotated[int, Field(ge=1, le=MOST, strict=True)]
 
 
 def _as_eval(value: Any) -> Any:
@@ -162,8 +174,7 @@ def _as_eval(value: Any) -> Any:
 
 
 class Strategies(Section):
-    """Weights of the strategies of mosaics: what is asked for beside the instructions
-    themselves."""
+    """Weights of the strategies of mosaics: what is asked for beside the instructions."""
 
     format: Weight = 1.0
     """Answers with numbers, between tags, or both."""
@@ -194,9 +205,7 @@ class Mosaic(Section):
     """Rules of order to draw from. Absent: all ten."""
     mask_rules: list[MaskRule] | None = None
     """Rules of leaving out to draw from. Absent: all five."""
-    mask_ratio: Annotated[
-        list[Annotated[float, Field(gt=0.0, lt=1.0)]], Field(min_length=2, max_length=2)
-    ] = [0.1, 0.5]
+    mask_ratio: Annotated[list[Share], Field(min_length=2, max_length=2)] = [0.1, 0.5]
     """Share of the rows that is left out, drawn between these two, at least one row."""
     plain_fraction: float = Field(0.1, ge=0.0, le=1.0)
     """Share of samples that are one row alone, as it came. Without them a model may answer single
@@ -224,9 +233,10 @@ class Data(Section):
     train: Sources
     """Sources of training rows: a path, a list of paths, or a list of sources."""
     eval: Annotated[
-        Annotated[float, Field(gt=0.0, lt=1.0)] | list[Source] | None, BeforeValidator(_as_eval)
+        Share | Count | list[Source] | None,
+        BeforeValidator(_as_eval, json_schema_input_type=Share | Count | ShortSources | None),
     ] = None
-    """Held-out rows: a share of the training rows, or a list of sources like `train`."""
+    """Held-out rows: a share of the training rows (0.05), a number (1000), sources like `train`."""
     max_length: int = Field(2048, ge=2, le=10_000_000)
     """Longest row in tokens, prompt and answer together."""
     on_too_long: Literal["error", "drop", "truncate"] = "error"
@@ -240,6 +250,9 @@ class Data(Section):
     broken row. Those of the chat template stay tokens. Counted."""
     deduplicate: bool = False
     """Remove exact duplicates, after mapping and before the split."""
+    test_set: Annotated[str | None, Names("testset")] = None
+    """Only trainings: refuse rows that `aligner arena testset verify` has not found to be free of
+    this test set, a folder."""
     mosaic: Mosaic | None = None
     """Only `sft`: train on mosaics of the rows instead, new ones for each epoch, as `aligner
     mosaic` would write them."""
@@ -256,6 +269,30 @@ class EarlyStopping(Section):
     """Evaluations without improvement before stopping."""
     threshold: Weight = 0.0
     """Smallest change that counts as an improvement."""
+
+
+class EvalArena(Section):
+    """Battles with the model that training starts from, on held-out prompts, at every evaluation:
+    the share that the trained model wins, a tie counting half, with an interval. Only `sft`, `dpo`,
+    `sapo`, `rlhf`."""
+
+    judge: Annotated[str, Names("scorer")]
+    """What says which of two answers is better: a card, a run of `aligner reward`, a judge or a
+    verifier."""
+    prompts: Whole = Field(64, ge=2, le=100_000)
+    """Held-out prompts that are answered at the most; the first ones."""
+    max_new_tokens: Whole = Field(256, ge=1)
+    """Longest answer, in tokens."""
+    batch_size: int = Field(16, ge=1, le=65_536)
+    """Answers that are decoded together."""
+
+
+class Eval(Section):
+    """What evaluations measure beside the loss and the numbers of the method. Needs
+    `data.eval`."""
+
+    arena: EvalArena | None = None
+    """The win rate against the start."""
 
 
 class Launch(Section):
@@ -384,6 +421,14 @@ class Recipe(Section):
     """Seed of sampling, shuffling and initialization."""
 
 
+class BuilderRecipe(Recipe):
+    """What every recipe has that has no `trainer:` of its own."""
+
+    report_to: Trackers = []
+    """Trackers that get what the run logs, its recipe and where it came from: `tensorboard`,
+    `trackio`, `wandb`, `mlflow`, or `all` that are installed."""
+
+
 class TrainRecipe(Recipe):
     """What every training recipe has."""
 
@@ -397,6 +442,8 @@ class TrainRecipe(Recipe):
     """Processes, machines, and how they share the model."""
     early_stopping: EarlyStopping | None = None
     """Needs `data.eval`."""
+    eval: Eval = Eval()
+    """What evaluations measure beside the loss."""
     generation: Generation = Generation()
     """What writes texts."""
     report: Report = Report()

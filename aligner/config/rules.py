@@ -11,13 +11,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from aligner.config.choices import ATTENTION, PLAIN_STARTS, STRATEGIES
+from aligner.config.choices import ATTENTION, PLAIN_STARTS, SHARDED, STRATEGIES
 from aligner.config.dead_keys import DEAD_KEY_RULES
+from aligner.config.eval_rules import measured_rules
 from aligner.config.generation_rules import engine_has_its_parts
 from aligner.config.hints import closest, did_you_mean
 from aligner.config.recipe import Recipe
 from aligner.config.recipe_problem import RecipeProblem, RecipeProblems, problem_at, show
-from aligner.config.trainer_rules import TRAINER_RULES, metric_is_measured
+from aligner.config.trainer_rules import TRAINER_RULES, trackers_are_here
 from aligner.config.view import RecipeView, Rule, SkipRule
 from aligner.config.yaml_lines import KeyPath
 from aligner.methods.catalogue import method_of, training_of
@@ -31,7 +32,7 @@ def check_rules(
     findings: list[RecipeProblem] = []
     name = recipe_class.model_fields["method"].default
     training = training_of(name)
-    general = (*RULES, metric_is_measured(training.metrics)) if training else ()
+    general = (*RULES, *measured_rules(training)) if training else RULES_WITHOUT_TRAINING
     for rule in (*general, *method_of(name).rules):
         try:
             findings.extend(rule(view))
@@ -139,7 +140,7 @@ def _chosen_rows(view: RecipeView) -> RecipeProblems:
 def _evaluation_needs_rows(view: RecipeView) -> RecipeProblems:
     if view["data.eval"] is not None:
         return
-    hint = "set `data.eval` to a share (0.05) or to sources"
+    hint = "set `data.eval` to a share (0.05), a number of rows, or sources"
     if view["early_stopping"] is not None:
         yield problem_at("early_stopping", "needs held-out rows", hint)
     if view["trainer.eval_strategy"] not in (None, "no"):
@@ -213,7 +214,7 @@ def _strategy_and_quantization(view: RecipeView) -> RecipeProblems:
     """Splitting a 4-bit base needs its storage in the type of the shards; that has not been run, so
     it is not offered."""
     strategy, quantization = view["launch.strategy"], view["model.quantization"]
-    if strategy in ("fsdp", "fsdp1", "fsdp2", "zero3") and quantization != "none":
+    if strategy in SHARDED and quantization != "none":
         message = (
             f"`{strategy}` splits the base over the GPUs, and a base in {quantization} is not "
             "split here"
@@ -254,6 +255,15 @@ def _sampling_is_ours(view: RecipeView) -> RecipeProblems:
         yield problem_at("trainer.train_sampling_strategy", message, hint)
 
 
+def _only_trainings_ask_for_reports(view: RecipeView) -> RecipeProblems:
+    if view["data.test_set"] is not None:
+        yield problem_at(
+            "data.test_set",
+            "only a training refuses rows that were not held against a test set",
+            "give it to the training, and the rows to `aligner arena testset verify`",
+        )
+
+
 RULES: tuple[Rule, ...] = (
     *DEAD_KEY_RULES,
     _quantization_needs_lora,
@@ -275,3 +285,6 @@ RULES: tuple[Rule, ...] = (
     *TRAINER_RULES,
 )
 """Rules of every training recipe."""
+
+RULES_WITHOUT_TRAINING: tuple[Rule, ...] = (trackers_are_here, _only_trainings_ask_for_reports)
+"""Rules of every other recipe."""

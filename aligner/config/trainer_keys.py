@@ -88,6 +88,7 @@ RESERVED: dict[str, str] = {
     "remove_unused_columns": "the trainer gets exactly the columns that it reads",
     "label_names": "the trainer gets exactly the columns that it reads",
     "resume_from_checkpoint": "run the same command with `--resume`",
+    "trackio_static_space_id": "run `trackio sync` yourself once the run is done",
     "hub_token": "secrets come from the environment: set HF_TOKEN there",
     "fsdp": "set `launch.strategy: fsdp`",
     "fsdp_config": "set `launch.strategy` to `fsdp`, or to a configuration file of accelerate's",

@@ -182,29 +182,31 @@ def _read(text: str) -> Any:
         return text
 
 
-def _packages_are_here(view: RecipeView) -> RecipeProblems:
-    words = view["trainer.report_to"]
+def trackers_are_here(view: RecipeView, key: str = "report_to") -> RecipeProblems:
+    """Refuse a tracker whose package is not installed; this is known before anything is loaded."""
+    words = view[key]
     for word in words if isinstance(words, list) else [words]:
-        absent = [package for package in REPORTERS.get(word, ()) if not _is_installed(package)]
+        absent = [package for package in REPORTERS.get(word, ()) if not is_installed(package)]
         if absent:
+            packages = " ".join(absent)
             hint = (
-                f"install {' and '.join(absent)}, or drop it: metrics.jsonl and the report need "
-                "nothing"
+                f"`pip install {packages}`, or drop it: metrics.jsonl and the report need nothing"
             )
-            yield problem_at(
-                "trainer.report_to",
-                f"`{word}` needs {' and '.join(absent)}, not installed here",
-                hint,
-            )
+            message = f"`{word}` needs {' and '.join(absent)}, not installed here"
+            yield problem_at(key, message, hint)
+
+
+def _packages_are_here(view: RecipeView) -> RecipeProblems:
+    yield from trackers_are_here(view, "trainer.report_to")
     optimizer = view["trainer.optim"] or DEFAULT_OPTIMIZER
     package = of_optimizer(PACKAGES, optimizer)
-    if package is not None and not _is_installed(package):
+    if package is not None and not is_installed(package):
         yield problem_at(
             "trainer.optim",
             f"`{optimizer}` needs {package}, not installed here",
             "install it, or use another",
         )
-    if view["trainer.use_liger_kernel"] and not _is_installed("liger_kernel"):
+    if view["trainer.use_liger_kernel"] and not is_installed("liger_kernel"):
         yield problem_at(
             "trainer.use_liger_kernel",
             "needs liger-kernel, not installed here",
@@ -218,7 +220,8 @@ def _packages_are_here(view: RecipeView) -> RecipeProblems:
         )
 
 
-def _is_installed(package: str) -> bool:
+def is_installed(package: str) -> bool:
+    """Say whether a package can be imported, without importing it."""
     return find_spec(package) is not None
 
 

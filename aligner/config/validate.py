@@ -145,12 +145,13 @@ def _explain(
         )
     if kind in _BOUNDS:
         name, words = _BOUNDS[kind]
-        return RecipeProblem(path, f"{words} {context[name]}, found {show(found)}")
+        message = f"{words} {context[name]}, found {show(found)}"
+        return RecipeProblem(path, message, _OTHER_FORMS.get(dotted(path), ""))
     if kind in ("too_short", "too_long") and isinstance(found, list) and found:
         number = context.get("min_length") or context["max_length"]
         return RecipeProblem(path, f"expected {number} values, found {len(found)}")
     if kind == "too_short":
-        return RecipeProblem(path, "is empty", "name at least one source")
+        return RecipeProblem(path, "is empty", "give at least one")
     if kind in _EXPECTED:
         expected = _EXPECTED[kind]
         return RecipeProblem(
@@ -170,6 +171,12 @@ _MISSING = {
     "data": "give `data.train` in the recipe, or `--data` on the command line",
     "data.train": "a file, a folder, a glob or a hub id; `--data` on the command line",
 }
+
+
+_OTHER_FORMS = {
+    "data.eval": "a share is below 1 (0.05); a number of rows is whole and has no point (1000)",
+}
+"""What else a number may be, at a key whose number is out of bounds."""
 
 
 def _at(values: Any, path: KeyPath) -> Any:

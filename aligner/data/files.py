@@ -17,6 +17,7 @@ import io
 import json
 import zlib
 from collections.abc import Callable, Iterator
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
@@ -55,17 +56,48 @@ def kind_of_file(path: Path) -> str | None:
     return plain if plain in KINDS and not (plain == ".parquet" and name.endswith(".gz")) else None
 
 
-def read_file(path: Path, nulls: Nulls | None = None) -> Numbered:
+def can_be_drawn_from(path: Path) -> bool:
+    """Say whether a row in the middle of a file can be read without decoding those before it."""
+    return path.suffix.lower() in (".jsonl", ".parquet")
+
+
+def count_rows(path: Path) -> int:
+    """Return how many numbers the rows of a file have that can be drawn from, blank lines
+    included."""
+    if kind_of_file(path) == ".parquet":
+        import pyarrow
+        import pyarrow.parquet
+
+        try:
+            return int(pyarrow.parquet.read_metadata(path).num_rows)
+        except pyarrow.ArrowException as error:
+            raise _broken_parquet(path, error) from error
+    count, last = 0, NEWLINE
+    with path.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            count += chunk.count(NEWLINE)
+            last = chunk[-1:]
+    return count + (last != NEWLINE)
+
+
+def read_file(
+    path: Path, nulls: Nulls | None = None, only: AbstractSet[int] | None = None
+) -> Numbered:
     """The file's rows, each with its number; `nulls` counts those of Parquet that were taken as
-    absent keys."""
+    absent keys. `only`: the numbers of the rows that are wanted, of a file that can be drawn
+    from."""
     kind_ = kind_of_file(path)
     assert kind_ is not None, path
+    READ.add(str(path.resolve()))
     if path.stat().st_size == 0:
         return
     try:
-        yield from (
-            _parquet(path, nulls or Nulls()) if kind_ == ".parquet" else LINE_READERS[kind_](path)
-        )
+        if kind_ == ".parquet":
+            yield from _parquet(path, nulls or Nulls(), only)
+        elif kind_ == ".jsonl":
+            yield from _json_lines(path, only)
+        else:
+            yield from LINE_READERS[kind_](path)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(
             f"{path} is broken or cut off as a gzip file: {error}", "copy or download it again"
@@ -107,8 +139,10 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
         yield from enumerate(stream, start=2)
 
 
-def _json_lines(path: Path) -> Numbered:
+def _json_lines(path: Path, only: AbstractSet[int] | None = None) -> Numbered:
     for number, line in _lines(path):
+        if only is not None and number not in only:
+            continue
         if not line or line.isspace():
             yield number, BLANK
             continue
@@ -242,7 +276,7 @@ def _text(path: Path) -> Numbered:
         )
 
 
-def _parquet(path: Path, nulls: Nulls) -> Numbered:
+def _parquet(path: Path, nulls: Nulls, only: AbstractSet[int] | None = None) -> Numbered:
     import pyarrow
     import pyarrow.parquet
 
@@ -254,13 +288,19 @@ def _parquet(path: Path, nulls: Nulls) -> Numbered:
             )
         number = 0
         for batch in file.iter_batches(batch_size=1000):
-            for row in rows_of(batch, nulls):
-                number += 1
-                yield number, readable(row)
+            numbers = range(number + 1, number + 1 + len(batch))
+            number += len(batch)
+            if only is not None and only.isdisjoint(numbers):
+                continue
+            for place, row in zip(numbers, rows_of(batch, nulls), strict=True):
+                if only is None or place in only:
+                    yield place, readable(row)
     except pyarrow.ArrowException as error:
-        raise DataError(
-            f"{path} is broken as a Parquet file: {error}", "copy or download it again"
-        ) from error
+        raise _broken_parquet(path, error) from error
+
+
+def _broken_parquet(path: Path, error: Exception) -> DataError:
+    return DataError(f"{path} is broken as a Parquet file: {error}", "copy or download it again")
 
 
 def readable(row: dict[str, Any] | BrokenJson) -> dict[str, Any] | Unreadable:
@@ -269,7 +309,6 @@ def readable(row: dict[str, Any] | BrokenJson) -> dict[str, Any] | Unreadable:
 
 
 LINE_READERS: dict[str, Callable[[Path], Numbered]] = {
-    ".jsonl": _json_lines,
     ".json": _json,
     ".csv": _csv,
     ".txt": _text,

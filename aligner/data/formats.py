@@ -18,7 +18,7 @@ from typing import Any
 
 from aligner.config.recipe import Source
 from aligner.data.checks import kind
-from aligner.data.rows import Task
+from aligner.data.rows import VARIABLES, Task
 from aligner.errors import DataError
 
 HEAD_ROWS = 100
@@ -35,11 +35,11 @@ REQUIRED: dict[str, tuple[str, ...]] = {
 """Form -> the columns that every row of it has."""
 
 OPTIONAL: dict[str, tuple[str, ...]] = {
-    "messages": ("tools", "functions", "system"),
-    "sharegpt": ("tools", "functions", "system"),
-    "preference": ("prompt", "weight", "tools", "functions", "system"),
-    "prompt_completion": ("tools", "functions", "system"),
-    "alpaca": ("input", "system", "history", "tools", "functions"),
+    "messages": ("tools", "functions", "system", VARIABLES),
+    "sharegpt": ("tools", "functions", "system", VARIABLES),
+    "preference": ("prompt", "weight", "tools", "functions", "system", VARIABLES),
+    "prompt_completion": ("tools", "functions", "system", VARIABLES),
+    "alpaca": ("input", "system", "history", "tools", "functions", VARIABLES),
     "text": (),
     "prompt": ("answer", "tools", "functions", "system"),
 }
@@ -110,9 +110,11 @@ def choose_form(head: Sequence[Row], source: Source, task: Task) -> tuple[str, s
 
 def unused_columns(head: Sequence[Row], form: str, task: Task) -> list[str]:
     """Columns that the form takes no notice of."""
-    if form == "prompt" and task == "prompts":
-        return []
     used = {*REQUIRED[form], *OPTIONAL[form]}
+    if task == "prompts":
+        used.discard(VARIABLES)
+        if form == "prompt":
+            return [VARIABLES] if any(VARIABLES in row for row in head) else []
     return sorted({str(name) for row in head for name in row if name not in used})
 
 
@@ -212,7 +214,8 @@ def _refuse_mixture(
 
 
 def _mapping_hint(head: Sequence[Row], wanted: Sequence[str]) -> str:
-    """The `columns:` line to write, with the columns that look right filled in."""
+    """What to write in a recipe and on a command line, with the columns that look right filled
+    in."""
     have = list(dict.fromkeys(name for row in head for name in row))
     likely = {
         "prompt": PROMPT_LIKE,
@@ -220,12 +223,18 @@ def _mapping_hint(head: Sequence[Row], wanted: Sequence[str]) -> str:
         "chosen": CHOSEN_LIKE,
         "rejected": REJECTED_LIKE,
     }
-    pairs = []
+    pairs = {}
     for target in wanted:
         near = [name for name in likely.get(target, ()) if name in have]
         near += difflib.get_close_matches(target, [str(name) for name in have], n=1)
-        pairs.append(f"{target}: {target if target in have else near[0] if near else '...'}")
-    return f"say which column holds what: `columns: {{{', '.join(pairs)}}}`"
+        pairs[target] = target if target in have else near[0] if near else "..."
+    keys = ", ".join(f"{target}: {name}" for target, name in pairs.items())
+    options = " ".join(f"--column {target}={name}" for target, name in pairs.items())
+    return (
+        f"say which column holds what: `columns: {{{keys}}}` beside the `path:` in a recipe "
+        f"(`data.train.columns.{next(iter(pairs))}=...` on its command line), `{options}` with "
+        "commands that have no recipe"
+    )
 
 
 def _columns(head: Sequence[Row]) -> str:

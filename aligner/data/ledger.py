@@ -18,6 +18,15 @@ SHOWN = 3
 """How many rows that cannot be trained on the screen names."""
 
 
+NAMES_OF_LENGTHS = ("shortest", "25%", "50%", "75%", "90%", "99%", "longest")
+"""What the quantiles of lengths are called: so many rows are as long as that, or shorter."""
+
+
+def told_lengths(quantiles: Sequence[int]) -> str:
+    """Return quantiles of lengths with their names: `shortest 97, 25% 165, ..., longest 446`."""
+    return ", ".join(f"{name} {length:,}" for name, length in zip(NAMES_OF_LENGTHS, quantiles))
+
+
 @dataclass
 class FileRecord:
     """One file that was read: where it lies and what its bytes were."""
@@ -155,7 +164,7 @@ class SplitLedger:
     truncated_tokens: int = 0
     """Tokens cut off; no part of `tokens`."""
     lengths: list[int] = field(default_factory=list)
-    """Quantiles of the row lengths in tokens, shortest to longest."""
+    """Quantiles of the row lengths in tokens, those of `NAMES_OF_LENGTHS`."""
     sequences: int | None = None
     """Sequences after packing; None where nothing is packed."""
     packed_fill: float | None = None
@@ -245,12 +254,7 @@ class SplitLedger:
                 )
             )
         if self.lengths:
-            lines.append(
-                (
-                    f"{name} lengths",
-                    " / ".join(f"{length:,}" for length in self.lengths) + " tokens",
-                )
-            )
+            lines.append((f"{name} lengths", f"{told_lengths(self.lengths)} tokens"))
         if self.unread:
             ordered = sorted(self.unread.items(), key=lambda item: (-item[1], item[0]))
             lines.append(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
@@ -39,8 +40,16 @@ from aligner.data.mixture import (
     repeat,
     sample,
 )
-from aligner.data.rows import CompletionRow, ConversationRow, PreferenceRow, Row, Task, prompt_text
-from aligner.data.sources import open_source
+from aligner.data.rows import (
+    CompletionRow,
+    ConversationRow,
+    PreferenceRow,
+    PromptRow,
+    Row,
+    Task,
+    prompt_text,
+)
+from aligner.data.sources import RawRows, drawn_rows, open_source
 from aligner.data.stray import refuse_media, refuse_stray_question, unused_parts
 from aligner.errors import DataError, Problem
 from aligner.events import OnEvent, Warned, tell
@@ -110,7 +119,7 @@ def load_rows(
     for pool in pools:
         sample(pool, seed)
     train_pools = [pool for pool in pools if pool.entry.role == "train"]
-    if isinstance(data.eval, float):
+    if isinstance(data.eval, int | float):
         hold_out(train_pools, data.eval, seed, get)
     loaded = Loaded([], [], ledger, fingerprint(data, task, seed, ledger))
     for pool in pools:
@@ -130,14 +139,38 @@ def read_source(
     ledger: Ledger,
     keep: Sequence[str] = (),
     memory: MemoryRows | None = None,
-) -> list[Row]:
+    put: Callable[[Row], Any] = itself,
+) -> list[Any]:
     """All rows of one source, mapped, with the columns in `keep`; no sampling. With `memory`, the
-    rows are those."""
+    rows are those. `put` sees each row as it is read, and what it returns is returned instead."""
     entry = ledger.source(source.path)
     given = {} if memory is None else {"train": memory}
-    rows = _Reader(task, ledger, keep=tuple(keep), memory=given).read(source, entry)
+    rows = _Reader(task, ledger, None, tuple(keep), put, given).read(source, entry)
     _refuse_bad_rows([entry], on_bad_row)
     return rows
+
+
+def begun_source(source: Source, task: Task, most: int, ledger: Ledger) -> tuple[list[Row], bool]:
+    """Return the first usable rows of a source, at most so many, and whether they are all of them.
+    What follows is not read, and the files have no hash in the ledger."""
+    entry = ledger.source(source.path)
+    reader = _Reader(task, ledger)
+    rows = list(islice(reader.rows(source, entry, open_source(source)), most + 1))
+    if not rows:
+        _refuse_bad_rows([entry], "drop")
+    return rows[:most], len(rows) <= most
+
+
+def drawn_from_source(
+    source: Source, task: Task, count: int, draw: random.Random, ledger: Ledger
+) -> list[Row] | None:
+    """Return usable rows of a source, drawn at random; None for one that can only be read from its
+    beginning."""
+    stream = drawn_rows(source, draw)
+    if stream is None:
+        return None
+    entry = ledger.source(source.path)
+    return list(islice(_Reader(task, ledger).rows(source, entry, stream), count))
 
 
 def _read_pools(
@@ -178,16 +211,28 @@ class _Reader:
     memory: Mapping[str, MemoryRows] = field(default_factory=dict)
 
     def read(self, source: Source, entry: SourceLedger) -> list[Any]:
-        """The usable rows of a source; its losses go to the books."""
+        """The usable rows of a source, or of memory in its place, as `put` returns them."""
+        nulls, memory = Nulls(), self.memory.get(entry.role)
+        opened = (
+            open_source(source, entry.files, nulls)
+            if memory is None
+            else memory.read(entry.files, nulls)
+        )
+        return list(map(self.put, self.rows(source, entry, opened, nulls)))
+
+    def rows(
+        self, source: Source, entry: SourceLedger, opened: RawRows, nulls: Nulls | None = None
+    ) -> Iterator[Row]:
+        """Yield the usable rows among raw ones; losses go to the books."""
         function = None if source.function is None else load_function(source.function)
-        stream = _raw_rows(source, function, entry, self.memory.get(entry.role))
+        stream = _raw_rows(source, function, entry, opened, nulls or Nulls())
         head = list(islice(stream, HEAD_ROWS))
         if not head:
             if not entry.rows_read:
                 raise DataError(
                     f"{source.path} holds no rows", "check the path, or remove the source"
                 )
-            return []
+            return
         check_columns([row for _, row in head], source, self.task, self.keep)
         moved = [move_columns(row, source.columns) for _, row in head]
         entry.format, entry.evidence = choose_form(moved, source, self.task)
@@ -199,19 +244,22 @@ class _Reader:
         ]
         entry.looked_at = len(moved)
         entry.unused_parts = unused_parts(moved, entry.unused_columns)
-        rows: list[Any] = []
         for origin, row in chain(head, stream):
             try:
-                rows.append(self.put(self._map(move_columns(row, source.columns), entry, origin)))
+                mapped = self._map(move_columns(row, source.columns), entry, origin)
             except BadRow as bad:
                 entry.note_bad(origin, str(bad))
-        return rows
+            else:
+                yield mapped
 
     def _map(self, raw: dict[str, Any], entry: SourceLedger, origin: str) -> Row:
         refuse_media(raw)
         row = map_row(raw, entry.format, self.task, origin)
         if self.keep and isinstance(row, ConversationRow | CompletionRow | PreferenceRow):
             row = replace(row, extra={name: raw[name] for name in self.keep if name in raw})
+        elif self.keep and isinstance(row, PromptRow):
+            kept = {name: raw[name] for name in self.keep if name in raw and name != "answer"}
+            row = replace(row, extra={**kept, **row.extra})
         if (
             self.group_by is None
             or entry.role == "eval"
@@ -224,15 +272,13 @@ class _Reader:
 
 
 def _raw_rows(
-    source: Source, function: UserFunction | None, entry: SourceLedger, memory: MemoryRows | None
+    source: Source,
+    function: UserFunction | None,
+    entry: SourceLedger,
+    opened: RawRows,
+    nulls: Nulls,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Rows as read, after the user's function; what cannot be read is counted on the way."""
-    nulls = Nulls()
-    opened = (
-        open_source(source, entry.files, nulls)
-        if memory is None
-        else memory.read(entry.files, nulls)
-    )
     for origin, row in opened:
         entry.nulls = nulls.count
         if row is BLANK:
@@ -326,7 +372,7 @@ def fingerprint(data: Data, task: Task, seed: int, ledger: Ledger) -> str:
         *(("control_tokens",) if data.control_tokens == "allow" else ()),
     ]
     settings = data.model_dump(exclude={"train", "eval", *absent})
-    settings["eval"] = data.eval if isinstance(data.eval, float) else None
+    settings["eval"] = data.eval if isinstance(data.eval, int | float) else None
     sources = [*data.train, *(data.eval if isinstance(data.eval, list) else [])]
     parts = [
         _source_settings(source, entry)

@@ -11,6 +11,7 @@ cuts at the character and may cut a word in two.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from itertools import takewhile
 from typing import Any
 
@@ -19,6 +20,7 @@ from aligner.data.messages import answer, conversation, messages, question, shar
 from aligner.data.rows import (
     LARGEST_NUMBER,
     SAMPLED,
+    VARIABLES,
     CompletionRow,
     ConversationRow,
     Messages,
@@ -36,12 +38,27 @@ Raw = Mapping[str, Any]
 
 DIALOGUE_MARK = "\n\nAssistant:"
 
+NO_VARIABLES = frozenset(
+    (
+        *("messages", "conversation", "tools", "chat_template", "add_generation_prompt"),
+        *("continue_final_message", "tokenize", "padding", "truncation", "max_length"),
+        *("return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs"),
+    )
+)
+"""Arguments of `apply_chat_template` that say how it works, and what rows say elsewhere."""
+
+SAME_ANSWERS = "chosen and rejected are the same"
+"""Why a pair that compares an answer with itself cannot be used."""
+
 
 def map_row(raw: Raw, form: str, task: Task, origin: str) -> Row:
     """The typed row, or `BadRow`."""
     if task == "prompts":
         return PROMPT_MAPPERS[form](raw, origin)
-    return ROW_MAPPERS[form](raw, origin)
+    row = ROW_MAPPERS[form](raw, origin)
+    if isinstance(row, TextRow | PromptRow) or not (variables := _variables(raw)):
+        return row
+    return replace(row, chat_template_kwargs=variables)
 
 
 def _need(raw: Raw, column: str) -> Any:
@@ -75,14 +92,7 @@ def _tools(raw: Raw) -> list[Any] | None:
     """The `tools` column, a list or JSON text of one; or `functions`, as OpenAI called it
     before."""
     name = "functions" if raw.get("tools") is None and raw.get("functions") is not None else "tools"
-    tools = raw.get(name)
-    if isinstance(tools, str) and tools.strip():
-        try:
-            tools = decode(tools)
-        except RepeatedKey as error:
-            raise BadRow(f"in {name}, {error}") from None
-        except (ValueError, RecursionError):
-            raise BadRow(f"{name} is a string that is not JSON") from None
+    tools = _value(raw, name)
     if not tools:
         return None
     if not isinstance(tools, list):
@@ -93,6 +103,33 @@ def _tools(raw: Raw) -> list[Any] | None:
     return (
         [{"type": "function", "function": tool} for tool in tools] if name == "functions" else tools
     )
+
+
+def _value(raw: Raw, name: str) -> Any:
+    """What a column holds, itself or as JSON text."""
+    value = raw.get(name)
+    if not (isinstance(value, str) and value.strip()):
+        return value
+    try:
+        return decode(value)
+    except RepeatedKey as error:
+        raise BadRow(f"in {name}, {error}") from None
+    except (ValueError, RecursionError):
+        raise BadRow(f"{name} is a string that is not JSON") from None
+
+
+def _variables(raw: Raw) -> dict[str, Any]:
+    """The variables of the chat template that a row sets, an object or JSON text of one. A null is
+    an absent one, as it is in files of columns."""
+    value = _value(raw, VARIABLES)
+    if not value:
+        return {}
+    if not isinstance(value, dict):
+        raise BadRow(f"{VARIABLES} is {kind(value)}, not an object")
+    for name in value:
+        if name in NO_VARIABLES:
+            raise BadRow(f"{VARIABLES} sets `{name}`, which is not for a row to say")
+    return {name: item for name, item in value.items() if item is not None}
 
 
 def _alpaca(raw: Raw, origin: str) -> CompletionRow:
@@ -173,7 +210,7 @@ def _preference(raw: Raw, origin: str) -> PreferenceRow:
             raw.get("prompt"), text(chosen, "chosen"), text(rejected, "rejected")
         )
     if chosen == rejected:
-        raise BadRow("chosen and rejected are the same")
+        raise BadRow(SAME_ANSWERS)
     if raw.get("system"):
         prompt = _asked_with_system(raw, prompt)
         chosen, rejected = as_turns(chosen, "assistant"), as_turns(rejected, "assistant")
@@ -206,7 +243,7 @@ def _plain_pair(
     value: Any, chosen: str, rejected: str
 ) -> tuple[str | Messages, str | Messages, str | Messages]:
     if chosen == rejected:
-        raise BadRow("chosen and rejected are the same")
+        raise BadRow(SAME_ANSWERS)
     if value is None:
         cut = _shared_text(chosen, rejected)
         if not chosen[:cut].strip():
@@ -243,7 +280,7 @@ def _conversational_pair(
 ) -> tuple[Messages, Messages, Messages]:
     chosen, rejected = _compared(chosen, "chosen"), _compared(rejected, "rejected")
     if chosen == rejected:
-        raise BadRow("chosen and rejected are the same")
+        raise BadRow(SAME_ANSWERS)
     if isinstance(value, list) or (isinstance(value, str) and chosen[0]["role"] == "assistant"):
         prompt = as_turns(_untrained(_prompt(value)), "user")
     else:

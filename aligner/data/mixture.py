@@ -111,8 +111,9 @@ def draw(rows: list[Any], number: int, seed: str) -> list[Any]:
     return [rows[position] for position in sorted(chosen)]
 
 
-def hold_out(pools: Sequence[Pool], share: float, seed: int, get: Get = itself) -> None:
-    """Move a share of the rows to `eval_rows`, whole prompts at a time.
+def hold_out(pools: Sequence[Pool], size: float, seed: int, get: Get = itself) -> None:
+    """Move a share of the rows (below 1), or a number of them, to `eval_rows`, whole prompts at a
+    time.
 
     Prompts are ranked by a keyed hash of their text, so that the same prompt is held out whatever
     else is in the mixture. A prompt with more rows than are still wanted is passed over.
@@ -121,23 +122,28 @@ def hold_out(pools: Sequence[Pool], share: float, seed: int, get: Get = itself) 
     for pool in pools:
         keyed = (f"{seed}:{prompt_text(get(row))}" for row in pool.rows)
         ranks.append([hashlib.sha256(text.encode()).hexdigest() for text in keyed])
-    held = _choose_prompts(Counter(chain.from_iterable(ranks)), share)
+    held = _choose_prompts(Counter(chain.from_iterable(ranks)), size)
     for pool, ranks_of_pool in zip(pools, ranks):
         ranked = list(zip(pool.rows, ranks_of_pool))
         pool.eval_rows = [row for row, rank in ranked if rank in held]
         pool.rows = [row for row, rank in ranked if rank not in held]
 
 
-def _choose_prompts(groups: Counter[str], share: float) -> set[str]:
+def _choose_prompts(groups: Counter[str], size: float) -> set[str]:
     total = sum(groups.values())
     if len(groups) < 2:
         found = "one distinct prompt" if groups else "no row"
         raise DataError(
-            f"eval: {share} cannot be held out: there is {found} in {total} rows, and no prompt "
+            f"eval: {size} cannot be held out: there is {found} in {total} rows, and no prompt "
             "may be on both sides",
             "give `eval` a source of its own, or leave it out",
         )
-    target = min(max(1, round(share * total)), total - 1)
+    if size >= total:
+        raise DataError(
+            f"eval: {size} rows cannot be held out: there are {total} rows, and some must be left",
+            "hold out fewer, or a share (0.05)",
+        )
+    target = min(max(1, round(size * total) if size < 1 else int(size)), total - 1)
     held: set[str] = set()
     left = target
     for key in sorted(groups):

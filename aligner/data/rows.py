@@ -27,6 +27,9 @@ they came."""
 SAMPLED = "pair_token_ids"
 """Column of a pair: the token ids of both answers as a model sampled them, stop ids included."""
 
+VARIABLES = "chat_template_kwargs"
+"""Column of rows with answers, in TRL's name: values of variables of the chat template."""
+
 WEIGHT = "weight"
 """Key of a turn: 0 where the row says that it is not to be trained. See
 `aligner.data.turn_weight`."""
@@ -43,6 +46,8 @@ class ConversationRow:
     """Value of the column that mosaics are grouped by."""
     extra: dict[str, Any] = field(default_factory=dict)
     """Further columns that were asked for (`keep` of `load_rows`), as they came."""
+    chat_template_kwargs: dict[str, Any] | None = None
+    """Values of variables of the chat template, such as `enable_thinking`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +63,8 @@ class CompletionRow:
     """Further columns that were asked for (`keep` of `load_rows`), as they came."""
     tools: list[Any] | None = None
     """Descriptions of the tools that may be called, as the chat template takes them."""
+    chat_template_kwargs: dict[str, Any] | None = None
+    """Values of variables of the chat template, such as `enable_thinking`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +88,8 @@ class PreferenceRow:
     """Further columns that were asked for (`keep` of `load_rows`), as they came."""
     tools: list[Any] | None = None
     """Descriptions of the tools that may be called, as the chat template takes them."""
+    chat_template_kwargs: dict[str, Any] | None = None
+    """Values of variables of the chat template, such as `enable_thinking`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,8 +153,8 @@ def question_of(row: Row) -> tuple[str | Messages, str | None] | None:
 
 
 def refuse_tools(rows: Iterable[Row], reader: str) -> None:
-    """Raise DataError for rows with tools, where they would be read by somebody who is not told of
-    them."""
+    """Raise DataError for rows with tools or variables of a chat template, where they would be read
+    by somebody who is not told of them."""
     for row in rows:
         if getattr(row, "tools", None):
             raise DataError(
@@ -153,6 +162,16 @@ def refuse_tools(rows: Iterable[Row], reader: str) -> None:
                 "describe the tools in a system turn, or take the column out with a `function:` "
                 "of yours",
             )
+        if variables_of(row):
+            raise DataError(
+                f"{row.origin} has `{VARIABLES}`, and {reader} is asked without them",
+                "say it in a system turn, or take the column out with a `function:` of yours",
+            )
+
+
+def variables_of(row: Row) -> dict[str, Any]:
+    """Return the variables of the chat template that a row sets."""
+    return getattr(row, VARIABLES, None) or {}
 
 
 def _text(value: str | Messages) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import difflib
 import glob
+import random
 import re
 import socket
 from collections.abc import Iterator
@@ -19,9 +20,16 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from aligner.config.recipe import Source
+from aligner.config.recipe import Data, Source
 from aligner.data.columnar import Nulls
-from aligner.data.files import KINDS, file_record, kind_of_file, read_file
+from aligner.data.files import (
+    KINDS,
+    can_be_drawn_from,
+    count_rows,
+    file_record,
+    kind_of_file,
+    read_file,
+)
 from aligner.data.ledger import FileRecord
 from aligner.data.memory import IN_MEMORY, decoded, fingerprinted
 from aligner.errors import DataError
@@ -29,13 +37,18 @@ from aligner.errors import DataError
 SPLIT_NAMES = ("train", "test", "validation", "valid", "val", "dev", "eval")
 NOT_ROWS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 
+DRAWN_AT_ONCE = 1000
+
 RawRows = Iterator[tuple[str, Any]]
 """Origin ("data/x.jsonl:17") and the raw row, or what stands in its place."""
 
 
-def open_source(source: Source, files: list[FileRecord], nulls: Nulls | None = None) -> RawRows:
-    """The raw rows of a source; each file is recorded in `files` before its first row.
+def open_source(
+    source: Source, files: list[FileRecord] | None = None, nulls: Nulls | None = None
+) -> RawRows:
+    """The raw rows of a source.
 
+    With `files`, each file is read once more for its hash, and recorded there before its first row.
     `nulls` counts the nulls in nested columns of Parquet, Arrow and hub datasets that were taken
     as absent keys.
     """
@@ -50,7 +63,8 @@ def open_source(source: Source, files: list[FileRecord], nulls: Nulls | None = N
     if paths is None:
         name = f"{source.path}[{source.split}]"
         rows = list(decoded(_load_hub(source), nulls))
-        files.append(fingerprinted(name, rows))  # over the rows: the files are not at hand
+        if files is not None:
+            files.append(fingerprinted(name, rows))  # over the rows: the files are not at hand
         for number, row in enumerate(rows, start=1):
             yield f"{name}:{number}", row
         return
@@ -58,10 +72,40 @@ def open_source(source: Source, files: list[FileRecord], nulls: Nulls | None = N
         yield from _saved_rows(paths, files, nulls)
         return
     for path in paths:
-        files.append(file_record(path))
+        if files is not None:
+            files.append(file_record(path))
         name = str(path)  # a path takes as long to become text as its row takes to be read
         for number, row in read_file(path, nulls):
             yield f"{name}:{number}", row
+
+
+def drawn_rows(source: Source, draw: random.Random) -> RawRows | None:
+    """Yield the raw rows of local files in a random order, of which nothing is decoded that is not
+    asked for; None for a source that can only be read from its beginning.
+
+    Yields in rounds: where a round holds broken rows alone, the next one is drawn.
+    """
+    paths = local_files(source)
+    if paths is None or not all(can_be_drawn_from(path) for path in paths):
+        return None
+    return _drawn(paths, draw)
+
+
+def _drawn(paths: list[Path], draw: random.Random) -> RawRows:
+    totals = [count_rows(path) for path in paths]
+    left = set[int]()
+    total = sum(totals)
+    while len(left) < total:
+        wanted = set(draw.sample(range(total), min(DRAWN_AT_ONCE, total))) - left
+        left |= wanted
+        found, first = [], 0
+        for path, count in zip(paths, totals, strict=True):
+            numbers = {place - first + 1 for place in wanted if first <= place < first + count}
+            rows = read_file(path, only=numbers) if numbers else iter(())
+            found += [(f"{path}:{number}", row) for number, row in rows]
+            first += count
+        draw.shuffle(found)
+        yield from found
 
 
 def local_files(source: Source) -> list[Path] | None:
@@ -95,6 +139,14 @@ def local_files(source: Source) -> list[Path] | None:
     raise DataError(f"there is no file or folder {source.path}", _near_names(path))
 
 
+def reads_hub(data: Data) -> bool:
+    """Say whether some rows come from the hub, once all files that are named are there. Raises:
+    DataError for one that is not."""
+    held_out = data.eval if isinstance(data.eval, list) else []
+    found = [local_files(source) for source in (*data.train, *held_out)]
+    return None in found
+
+
 def _known_kinds() -> str:
     return ", ".join(KINDS) + " (each but .parquet also as .gz)"
 
@@ -124,12 +176,13 @@ def _glob_files(source: Source) -> list[Path]:
     return files
 
 
-def _saved_rows(paths: list[Path], files: list[FileRecord], nulls: Nulls) -> RawRows:
+def _saved_rows(paths: list[Path], files: list[FileRecord] | None, nulls: Nulls) -> RawRows:
     """Rows of a folder that `save_to_disk` wrote, numbered through all of its files."""
     import pyarrow
     from datasets import load_from_disk
 
-    files.extend(file_record(path) for path in paths)
+    if files is not None:
+        files.extend(file_record(path) for path in paths)
     folder = paths[0].parent
     try:
         rows = load_from_disk(str(folder))

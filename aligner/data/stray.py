@@ -15,6 +15,7 @@ from typing import Any
 
 from aligner.config.recipe import Source
 from aligner.data.checks import BadRow
+from aligner.data.rows import VARIABLES
 from aligner.errors import DataError
 
 QUESTIONS = (
@@ -39,6 +40,7 @@ PARTS = frozenset(
         "tools",
         "functions",
         "response",
+        VARIABLES,
     )
 ) | frozenset(("output", "completion", "reasoning", "reasoning_content", "thinking"))
 """Names of columns that look like a part of the conversation. An `answer` is most often there to

@@ -5,7 +5,7 @@ and the numerics.
 on the network (one asks the hub whether it answers, unless HF_HUB_OFFLINE is set). A check names
 what it found, and what to do where that is wrong. Checks really do what they speak of where that
 takes a second: a model in 4 bits is trained, one process group is formed, and the arithmetic is
-tested (`numerics.py`).
+tested (`numerics.py`). Tests that train whole runs are left to `proofs.py`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from aligner.errors import RecipeError
-
 if TYPE_CHECKING:
     from aligner.doctor.numerics import Measured
 
@@ -31,11 +29,16 @@ OPTIONAL = {
     "flash_attn": "model.attn_implementation=flash_attention_2",
     "deepspeed": "launch.strategy=zero1, zero2, zero3",
     "vllm": "serving what was trained",
+    "matplotlib": "aligner arena rate --png",
+    "lm_eval": "aligner eval --tasks",
 }
 """Module -> what it is for."""
 
 HUB_TIMEOUT_S = 5.0
 SCARCE_DISK_GB = 10.0
+CURE_OF_NUMERICS = (
+    "do not trust training here: go back to the versions in constraints.txt, and report this"
+)
 
 Status = Literal["ok", "note", "problem"]
 
@@ -157,26 +160,13 @@ def _no_gpu(torch_version: str) -> Check:
 def check_quantized() -> Iterator[Check]:
     """Train a model in 4 and in 8 bits, evaluate it, and train it again: the gradient must be that
     of its own weights."""
-    from aligner.doctor.numerics import QUANTIZED, measure_quantized
+    from aligner.doctor.quantized import QUANTIZED, measure_quantized
     from aligner.launch.devices import best_device
 
     device = best_device()
     cure = "go back to the bitsandbytes in constraints.txt; or leave out model.quantization"
     for kind in QUANTIZED:
-        try:
-            found = _checked(measure_quantized(kind, device), device, cure)
-        except (
-            ImportError,
-            OSError,
-            RuntimeError,
-            NotImplementedError,
-            AttributeError,
-            RecipeError,
-        ) as error:
-            found = Check(
-                kind, "problem", f"{kind} does not work on {device}: {_first_line(error)}", cure
-            )
-        yield found
+        yield _checked(measure_quantized(kind, device), device, cure)
 
 
 def check_processes() -> Iterator[Check]:
@@ -300,12 +290,14 @@ def check_numerics() -> Iterator[Check]:
     from aligner.launch.devices import best_device
 
     device = best_device()
-    cure = "do not trust training here: go back to the versions in constraints.txt, and report this"
     for found in measure(device):
-        yield _checked(found, device, cure)
+        yield _checked(found, device, CURE_OF_NUMERICS)
 
 
 def _checked(found: Measured, device: str, cure: str) -> Check:
+    if found.error:
+        said = f"{found.name} does not work on {device}: {found.error}"
+        return Check(found.name, "problem", said, cure)
     detail = f"{found.claim} (difference {found.difference:.1g} on {device})"
     if found.holds:
         return Check(found.name, "ok", detail)

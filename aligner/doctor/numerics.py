@@ -1,17 +1,22 @@
-"""Self-tests of the arithmetic that training relies on, each on a random Llama with two layers, in
-about a second.
+"""Self-tests of the arithmetic that training relies on, on a random Llama with two layers.
 
 Every one compares two ways to the same numbers and returns the largest difference. They exist
 because each of these has been silently wrong in a released library: packed rows that see each other
 (an all-ones mask or a cache is enough), accumulation that is not the large batch, padding that
-shifts positions, a reference that is not the policy it started from. A test that passes says so for
-this machine and these versions; `tests/invariants` say it for the trainers.
+shifts positions, a reference that is not the policy it started from, an adapter that is merged into
+a matrix which is also the head. A test that passes says so for this machine and these versions.
+
+Those here take the model's forward pass alone and are quick; `quantized.py` holds those of 4 and 8
+bits, `trainings.py` those that train, and `proofs.py` runs all of them.
 
 Legend: B rows, T tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
+import math
+import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,25 +24,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from aligner.config.recipe import Lora, Model
+from aligner.models import adapters, row_sharing
+from aligner.models import shared_prefix as shared
 from aligner.models.answers import pad_answers
 from aligner.models.forward import pad
 
 VOCABULARY = 61
 LENGTHS = (11, 7, 13, 5, 9, 12, 3, 8)
-QUANTIZED = ("nf4", "fp4", "int8")
 TOLERANCE = 1e-4  # float32, values of the order of one; a real fault shows as 0.1 or more
 ROUGH_TOLERANCE = 2e-2  # GPUs may multiply float32 in fewer bits
-INT8_TOLERANCE = 0.15  # inputs rounded to 8 bits give 0.03 here, a gradient that does not flow 1
+LONGEST_ERROR = 200
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What a self-test found: the largest difference, and how large it may be."""
+    """What a self-test found: the largest difference, and how large it may be.
+
+    `error`: why the test could not be carried out; the difference is NaN then.
+    """
 
     name: str
     claim: str
     difference: float
     tolerance: float
+    seconds: float = 0.0
+    error: str = ""
 
     @property
     def holds(self) -> bool:
@@ -45,21 +57,26 @@ class Measured:
         return self.difference <= self.tolerance
 
 
-def random_llama(device: str) -> Any:
+Test = Callable[[str], float]
+"""Device -> the largest difference that was found on it."""
+
+
+def random_llama(device: str, **settings: Any) -> Any:
     """Return a random model in float32, the same every time, leaving the global random state
-    alone."""
+    alone. `settings` go into its config."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=128,
-        initializer_range=0.2,
-    )
+    shape = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 128,
+        "initializer_range": 0.2,
+    }
+    config = LlamaConfig(**shape | settings)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return LlamaForCausalLM(config).to(device).eval()
@@ -73,17 +90,32 @@ def random_rows() -> list[Tensor]:
 
 @torch.no_grad()
 def packing(device: str) -> float:
-    """Rows packed behind one another against each alone. No mask and no cache: either lets rows see
-    each other."""
+    """Rows packed behind one another, as the trainer's collator does, against each alone. No mask
+    and no cache: either lets rows see each other."""
     model, rows = random_llama(device), random_rows()
-    packed_1T = torch.cat(rows)[None].to(device)
-    positions_1T = torch.cat([torch.arange(len(row)) for row in rows])[None].to(device)
-    together = (
-        model(input_ids=packed_1T, position_ids=positions_1T, use_cache=False)
-        .logits[0]
-        .split(LENGTHS)
-    )
-    return max(_gap(part, _alone(model, row, device)) for part, row in zip(together, rows))
+    packed = row_sharing.packed([row.tolist() for row in rows]).inputs
+    given = {name: _to(value, device) for name, value in packed.items()}
+    together = model(**given, use_cache=False).logits[0].split(LENGTHS)
+    return max(_gap(part, alone(model, row, device)) for part, row in zip(together, rows))
+
+
+@torch.no_grad()
+def shared_prefix(device: str) -> float:
+    """Pairs of answers whose prompt is computed once, against each answer behind a prompt of its
+    own."""
+    model, (prompt, *answers) = random_llama(device), random_rows()
+    branches = [torch.cat([prompt, answer]).tolist() for answer in answers[:6]]
+    groups = [branches[start : start + 2] for start in (0, 2, 4)]
+    rows = shared.lay_out(groups, pad_token_id=0)
+    mask = shared.attention_of(model, rows.groups.to(device), rows.branches.to(device))
+    logits_NV = model(
+        input_ids=rows.input_ids.to(device),
+        position_ids=rows.position_ids.to(device),
+        attention_mask=mask,
+        use_cache=False,
+    ).logits.flatten(0, 1)
+    apart = [alone(model, torch.tensor(ids), device) for ids in branches]
+    return max(_gap(logits_NV[places], own) for places, own in zip(rows.places, apart))
 
 
 @torch.no_grad()
@@ -98,7 +130,7 @@ def padding(device: str) -> float:
         together = model(**batch, use_cache=False).logits
         for row, logits_TV in zip(rows, together):
             part = logits_TV[-len(row) :] if left else logits_TV[: len(row)]
-            worst = max(worst, _gap(part, _alone(model, row, device)))
+            worst = max(worst, _gap(part, alone(model, row, device)))
     return worst
 
 
@@ -110,38 +142,39 @@ def accumulation(device: str) -> float:
     return max(_gap(a, b) for a, b in zip(large, small))
 
 
+@torch.no_grad()
 def reference(device: str) -> float:
     """A policy with a fresh adapter against itself with the adapter off: the reference of a
     preference objective."""
-    from peft import LoraConfig, get_peft_model
+    from aligner.toy.tokenizer import build_tokenizer
 
-    model, row = random_llama(device), random_rows()[0]
-    policy = get_peft_model(
-        model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    row = random_rows()[0]
+    policy = adapters.with_new_adapter(
+        random_llama(device), Lora(r=4), Model(name_or_path="random"), build_tokenizer()
     ).eval()
-    with torch.no_grad():
-        before = _alone(policy, row, device)
-        with policy.disable_adapter():
-            return _gap(before, _alone(policy, row, device))
+    before = alone(policy, row, device)
+    with policy.disable_adapter():
+        return _gap(before, alone(policy, row, device))
 
 
-def quantized(kind: str, device: str) -> float:
-    """Gradient of adapters over a quantized base against that over its dequantized twin, before and
-    after an evaluation.
+@torch.no_grad()
+def merged(device: str) -> float:
+    """An adapter on its base against the two merged, written, and read by transformers alone.
 
-    Returned is the larger difference, as a share of the gradient's size.
+    Embeddings and head share a matrix, and one of them is adapted: merged into a shared matrix, it
+    would change the other.
     """
-    from aligner.models.quantized import keep_steady
+    from aligner.models.read_back import read_back
 
-    policy, twin = (_adapted(_quantize(random_llama(device), kind)) for _ in range(2))
-    keep_steady(policy)
-    _dequantize(twin)
-    row_1T = random_rows()[0][None].to(device)
-    wanted, before = _adapter_gradient(twin, row_1T), _adapter_gradient(policy, row_1T)
-    with torch.no_grad():
-        policy.eval()(input_ids=row_1T, use_cache=False)
-    after = _adapter_gradient(policy, row_1T)
-    return max(float((found - wanted).norm() / wanted.norm()) for found in (before, after))
+    model, rows = random_llama(device, tie_word_embeddings=True), random_rows()
+    adapted = random_adapter(model, ["embed_tokens", "q_proj", "v_proj", "down_proj"]).eval()
+    expected = _all_alone(adapted, rows, device)
+    whole = adapters.merge_adapter(adapted)
+    with tempfile.TemporaryDirectory() as folder:
+        whole.save_pretrained(folder)
+        again = read_back(folder).to(device)
+    found = (_all_alone(one, rows, device) for one in (whole, again))
+    return max(_gap(one, expected) for one in found)
 
 
 def stop_token(_device: str) -> float:
@@ -157,35 +190,43 @@ def stop_token(_device: str) -> float:
     return 1.0 - trained / 2
 
 
-TESTS: dict[str, tuple[str, Callable[[str], float]]] = {
+TESTS: dict[str, tuple[str, Test]] = {
     "packing": ("a packed row does not see its neighbours", packing),
+    "shared prefix": (
+        "answers that share a prompt give the numbers of separate rows",
+        shared_prefix,
+    ),
     "padding": ("a padded row gives the numbers of the row alone", padding),
     "accumulation": ("4 batches of 2 give the gradient of 1 batch of 8", accumulation),
     "reference": ("policy and reference agree before the first step", reference),
     "stop token": ("the token that ends an answer is trained", stop_token),
+    "merged": ("a merged model is its adapter on its base", merged),
 }
+"""Name -> what it claims, and the test."""
 
 
-def measure_quantized(kind: str, device: str) -> Measured:
-    """Run the self-test of one kind of quantization on a device. On a GPU, `int8` rounds the inputs
-    of its layers too."""
-    claim = (
-        f"{kind} trains: its gradient is that of its dequantized twin, before and after an "
-        "evaluation"
-    )
-    tolerance = (
-        TOLERANCE if device == "cpu" else INT8_TOLERANCE if kind == "int8" else ROUGH_TOLERANCE
-    )
-    return Measured(kind, claim, quantized(kind, device), tolerance)
+def measured(name: str, claim: str, test: Test, device: str, tolerance: float) -> Measured:
+    """Run a self-test on a device, and take its time. A failure to run is its result.
+
+    Whatever a library raises is a finding here: a test is there to show what is broken.
+    """
+    began = time.perf_counter()
+    try:
+        difference, error = test(device), ""
+    except Exception as raised:
+        lines = str(raised).strip().splitlines() or [type(raised).__name__]
+        difference, error = math.nan, lines[0][:LONGEST_ERROR]
+    return Measured(name, claim, difference, tolerance, time.perf_counter() - began, error)
 
 
 def measure(device: str) -> list[Measured]:
-    """Run every self-test on a device."""
+    """Run every self-test of this module on a device."""
     tolerance = TOLERANCE if device == "cpu" else ROUGH_TOLERANCE
-    return [Measured(name, claim, test(device), tolerance) for name, (claim, test) in TESTS.items()]
+    return [measured(name, claim, test, device, tolerance) for name, (claim, test) in TESTS.items()]
 
 
-def _alone(model: Any, row_T: Tensor, device: str) -> Tensor:
+def alone(model: Any, row_T: Tensor, device: str) -> Tensor:
+    """Return the logits (T, V) of a row that is read by itself."""
     return model(input_ids=row_T[None].to(device), use_cache=False).logits[0]
 
 
@@ -199,56 +240,22 @@ def _gradient(rows: list[Tensor], batch_size: int, device: str) -> list[Tensor]:
     return [parameter.grad for parameter in model.parameters()]
 
 
-def _quantize(model: Any, kind: str) -> Any:
-    """Put every linear layer but the head into 4 or 8 bits, as loading with `model.quantization`
-    does."""
-    import bitsandbytes as bnb
-
-    for name, layer in list(model.model.named_modules()):
-        if isinstance(layer, torch.nn.Linear):
-            shape = layer.in_features, layer.out_features
-            if kind == "int8":
-                packed = bnb.nn.Linear8bitLt(
-                    *shape, bias=False, has_fp16_weights=False, threshold=6.0
-                )
-            else:
-                packed = bnb.nn.Linear4bit(
-                    *shape, bias=False, compute_dtype=layer.weight.dtype, quant_type=kind
-                )
-            packed.load_state_dict(layer.state_dict())
-            model.model.set_submodule(name, packed.to(layer.weight.device))
-    setattr(
-        model, "is_loaded_in_8bit" if kind == "int8" else "is_loaded_in_4bit", True
-    )  # PEFT asks
-    return model
+def _all_alone(model: Any, rows: list[Tensor], device: str) -> Tensor:
+    return torch.cat([alone(model, row_T, device) for row_T in rows])
 
 
-def _dequantize(model: Any) -> None:
-    from aligner.models.quantized import plain_weight, quantized_layers
-
-    for name, layer in quantized_layers(model).items():
-        plain = torch.nn.Linear(layer.in_features, layer.out_features, bias=False)
-        plain.weight = torch.nn.Parameter(plain_weight(layer), requires_grad=False)
-        model.set_submodule(name, plain)
-
-
-def _adapted(model: Any) -> Any:
+def random_adapter(model: Any, targets: str | list[str] = "all-linear") -> Any:
+    """Put an adapter onto a model that changes what it says, the same every time."""
     from peft import LoraConfig, get_peft_model
 
-    config = LoraConfig(
-        r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM"
-    )
-    with torch.random.fork_rng(devices=[]):
+    config = LoraConfig(r=4, target_modules=targets, init_lora_weights=False, task_type="CAUSAL_LM")
+    with torch.random.fork_rng(devices=[]), adapters.told_of_ties():
         torch.manual_seed(2)
         return get_peft_model(model, config)
 
 
-def _adapter_gradient(policy: Any, row_1T: Tensor) -> Tensor:
-    policy.train().zero_grad()
-    policy(input_ids=row_1T, labels=row_1T, use_cache=False).loss.backward()
-    return torch.cat(
-        [weight.grad.flatten() for weight in policy.parameters() if weight.requires_grad]
-    )
+def _to(value: Any, device: str) -> Any:
+    return value.to(device) if isinstance(value, Tensor) else value
 
 
 def _gap(left: Tensor, right: Tensor) -> float:

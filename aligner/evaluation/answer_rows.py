@@ -157,7 +157,7 @@ def read_answers(source: Source, seed: int) -> AnswerRows:
 
 def form_of(source: Source) -> Form:
     """What the columns of the first row allow: pairs before single answers before lists."""
-    first = next((row for _, row in open_source(source, []) if isinstance(row, dict)), {})
+    first = next((row for _, row in open_source(source) if isinstance(row, dict)), {})
     names = {*source.columns, *(name for name, value in first.items() if value is not None)}
     if names.issuperset(REQUIRED["preference"]):
         return "pair"
@@ -255,7 +255,7 @@ def added_columns(form: Form, prefix: str) -> list[str]:
 def refuse_taken_columns(source: Source, form: Form, prefix: str) -> None:
     """Raise DataError where a row already has a column that would be added."""
     added = set(added_columns(form, prefix))
-    for origin, row in open_source(source, []):
+    for origin, row in open_source(source):
         taken = sorted(added.intersection(row)) if isinstance(row, dict) else []
         if taken:
             raise DataError(

@@ -13,8 +13,10 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from aligner.data.rows import PromptRow
-from aligner.evaluation.likelihood import standard_error
+import numpy as np
+
+from aligner.data.rows import PromptRow, prompt_text
+from aligner.evaluation.figures import Figure, Figures, grouped, mean
 from aligner.generation.decode import Completion, generate
 from aligner.generation.requests import Engine
 from aligner.generation.sampling import Sampling
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 GREEDY = Sampling(temperature=0.0)
 
 
-def evaluate_prompts(
+def measure_prompts(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[PromptRow],
@@ -41,7 +43,7 @@ def evaluate_prompts(
     on_progress: Progress | None = None,
     journal: Journal | None = None,
     engine: Engine | None = None,
-) -> tuple[dict[str, float], list[list[Completion]]]:
+) -> tuple[Figures, list[list[Completion]]]:
     """Return the numbers, and the answers they are about, in the order of the rows. `journal` keeps
     the answers, and `engine` writes them: the model itself by default."""
     answers = generate(
@@ -55,13 +57,15 @@ def evaluate_prompts(
         journal=journal,
         engine=engine,
     )
-    numbers = {} if scorer is None else _scores(scorer, rows, answers)
-    return {**numbers, **describe(answers)}, answers
+    scores = {} if scorer is None else {"score": _scores(scorer, rows, answers)}
+    named, others = _described(answers)
+    groups = grouped([prompt_text(row) for row in rows])
+    return Figures({**scores, **named}, groups, others), answers
 
 
 def _scores(
     scorer: Scorer, rows: Sequence[PromptRow], answers: Sequence[Sequence[Completion]]
-) -> dict[str, float]:
+) -> Figure:
     asked = [row for row, samples in zip(rows, answers) for _ in samples]
     texts = [completion.text for samples in answers for completion in samples]
     columns = Answers(
@@ -80,22 +84,40 @@ def _scores(
     )
     scores = iter(verdicts.values)
     means = [sum(islice(scores, len(samples))) / len(samples) for samples in answers]
-    return {"score": sum(means) / len(means), "score_stderr": standard_error(means)}
+    return mean(means, 1)
 
 
 def _distinct(samples: Sequence[Completion]) -> float:
     return len({completion.text for completion in samples}) / len(samples)
 
 
+def _stopped(samples: Sequence[Completion]) -> int:
+    return sum(completion.finish_reason == "stop" for completion in samples)
+
+
+def _tokens(samples: Sequence[Completion]) -> int:
+    return sum(len(completion.token_ids) for completion in samples)
+
+
 def describe(answers: Sequence[Sequence[Completion]]) -> dict[str, float]:
     """Return what can be said of answers without judging them."""
+    named, others = _described(answers)
+    return {**{name: figure.value for name, figure in named.items()}, **others}
+
+
+def _described(
+    answers: Sequence[Sequence[Completion]],
+) -> tuple[dict[str, Figure], dict[str, float]]:
+    """What each prompt adds, and what is of all answers together."""
     flat = [completion for samples in answers for completion in samples]
-    numbers = {
-        "stopped": sum(completion.finish_reason == "stop" for completion in flat) / len(flat),
-        "mean_tokens": sum(len(completion.token_ids) for completion in flat) / len(flat),
-        "distinct": _distinct(flat),
+    written = np.array([len(samples) for samples in answers], dtype=np.float64)
+    ended = [_stopped(samples) for samples in answers]
+    tokens = [_tokens(samples) for samples in answers]
+    named = {
+        "stopped": Figure(np.array(ended, dtype=np.float64), written),
+        "mean_tokens": Figure(np.array(tokens, dtype=np.float64), written, of_tokens=True),
     }
     if len(flat) > len(answers):
-        shares = [_distinct(samples) for samples in answers]
-        numbers["distinct_per_prompt"] = sum(shares) / len(shares)
-    return {**numbers, "prompts": float(len(answers)), "answers": float(len(flat))}
+        named["distinct_per_prompt"] = mean([_distinct(samples) for samples in answers])
+    counts = {"prompts": float(len(answers)), "answers": float(len(flat))}
+    return named, {"distinct": _distinct(flat), **counts}

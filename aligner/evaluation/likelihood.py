@@ -10,15 +10,16 @@ Legend: N wanted positions of one row, V vocabulary.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
-from aligner.data.rows import Row
+from aligner.data.rows import Row, prompt_text
 from aligner.errors import DataError
+from aligner.evaluation.figures import Figure, Figures, bits, exponential, grouped, mean
 from aligner.models.forward import Progress, read_tokens, token_logps
 from aligner.models.positions import max_positions
 from aligner.runs.journal import Journal
@@ -54,7 +55,7 @@ class Likelihood:
         return float(self.logps.sum(dtype=torch.float64))
 
 
-def evaluate_rows(
+def measure_rows(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[Row],
@@ -63,9 +64,9 @@ def evaluate_rows(
     batch_size: int = 16,
     on_progress: Progress | None = None,
     journal: Journal | None = None,
-) -> dict[str, float]:
+) -> Figures:
     """Return loss (nats per trained token), its other two forms, and the share of tokens guessed
-    right."""
+    right; `row_loss` is in nats per row."""
     sequences = []
     for row in rows:
         encoded = encode_sft(tokenizer, row, loss_on)
@@ -74,16 +75,18 @@ def evaluate_rows(
     found = likelihoods(
         model, sequences, batch_size=batch_size, on_progress=on_progress, journal=journal
     )
-    tokens = sum(len(item.logps) for item in found)
-    loss = -sum(item.total for item in found) / tokens
-    return {
-        "loss": loss,
-        "perplexity": math.exp(loss) if loss < 700.0 else math.inf,
-        "bits_per_token": loss / math.log(2.0),
-        "token_accuracy": sum(item.first_choices for item in found) / tokens,
-        "tokens": float(tokens),
-        "rows": float(len(found)),
+    lost = np.array([-item.total for item in found])
+    tokens = np.array([len(item.logps) for item in found], dtype=np.float64)
+    hits = np.array([item.first_choices for item in found], dtype=np.float64)
+    named = {
+        "loss": Figure(lost, tokens, -1, of_tokens=True),
+        "perplexity": Figure(lost, tokens, -1, exponential, repeats=True),
+        "bits_per_token": Figure(lost, tokens, -1, bits, repeats=True),
+        "token_accuracy": Figure(hits, tokens, 1, of_tokens=True),
+        "row_loss": mean(lost.tolist(), -1),
     }
+    others = {"tokens": float(tokens.sum()), "rows": float(len(found))}
+    return Figures(named, grouped([prompt_text(row) for row in rows]), others)
 
 
 def likelihoods(
@@ -142,13 +145,3 @@ def _check_lengths(model: PreTrainedModel, sequences: Sequence[Tokens]) -> None:
                 "shorten or drop the row: nothing is cut off here, since that would change the "
                 "number silently",
             )
-
-
-def standard_error(values: Sequence[float]) -> float:
-    """Return the standard error of the mean of independent values; not a number for fewer than
-    two."""
-    if len(values) < 2:
-        return math.nan
-    mean = math.fsum(values) / len(values)
-    variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
-    return math.sqrt(variance / len(values))

@@ -15,9 +15,10 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Literal
 
-from aligner.data.rows import PreferenceRow
+from aligner.data.rows import PreferenceRow, prompt_text
 from aligner.errors import UsageError
-from aligner.evaluation.likelihood import Likelihood, Tokens, likelihoods, standard_error
+from aligner.evaluation.figures import Figure, Figures, grouped, mean
+from aligner.evaluation.likelihood import Likelihood, Tokens, likelihoods
 from aligner.models.adapter_kinds import base_under_adapter
 from aligner.models.forward import Progress
 from aligner.runs.journal import Journal
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-def evaluate_pairs(
+def measure_pairs(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[PreferenceRow],
@@ -36,7 +37,7 @@ def evaluate_pairs(
     batch_size: int = 16,
     on_progress: Progress | None = None,
     journals: tuple[Journal | None, Journal | None] = (None, None),
-) -> dict[str, float]:
+) -> Figures:
     """Return the shares of pairs in which the chosen answer wins, by total, by token and by
     implicit reward.
 
@@ -48,9 +49,9 @@ def evaluate_pairs(
     policy = likelihoods(
         model, sequences, batch_size=batch_size, on_progress=progress[0], journal=journals[0]
     )
-    numbers = {
-        **_share("accuracy", _margins([item.total for item in policy])),
-        **_share("accuracy_per_token", _margins([item.total / len(item.logps) for item in policy])),
+    named = {
+        "accuracy": _share(_margins([item.total for item in policy])),
+        "accuracy_per_token": _share(_margins([item.total / len(item.logps) for item in policy])),
     }
     if reference is not None:
         judge, context = _reference(model, reference)
@@ -63,12 +64,9 @@ def evaluate_pairs(
                 journal=journals[1],
             )
         rewards = _margins(_rewards(policy, base))
-        numbers |= _share("reward_accuracy", rewards)
-        numbers |= {
-            "reward_margin": sum(rewards) / len(rewards),
-            "reward_margin_stderr": standard_error(rewards),
-        }
-    return {**numbers, "rows": float(len(rows))}
+        named |= {"reward_accuracy": _share(rewards), "reward_margin": mean(rewards, 1)}
+    groups = grouped([prompt_text(row) for row in rows])
+    return Figures(named, groups, {"rows": float(len(rows))})
 
 
 def _sequences(tokenizer: PreTrainedTokenizerBase, rows: Sequence[PreferenceRow]) -> list[Tokens]:
@@ -111,9 +109,8 @@ def _margins(values: Sequence[float]) -> list[float]:
     return [chosen - rejected for chosen, rejected in zip(values[::2], values[1::2])]
 
 
-def _share(name: str, margins: Sequence[float]) -> dict[str, float]:
-    wins = [1.0 if margin > 0 else 0.5 if margin == 0 else 0.0 for margin in margins]
-    return {name: sum(wins) / len(wins), f"{name}_stderr": standard_error(wins)}
+def _share(margins: Sequence[float]) -> Figure:
+    return mean([1.0 if margin > 0 else 0.5 if margin == 0 else 0.0 for margin in margins], 1)
 
 
 def _over_passes(on_progress: Progress | None, count: int, passes: int) -> list[Progress | None]:

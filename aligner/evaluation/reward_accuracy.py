@@ -38,7 +38,9 @@ from aligner.evaluation.bootstrap import (
     shares,
 )
 from aligner.evaluation.calibration import calibration_curve, calibration_error
+from aligner.evaluation.comparing import compare
 from aligner.evaluation.correlation import kappa, spearman
+from aligner.evaluation.figures import Figures, mean
 from aligner.evaluation.groups import Groups, buckets, by_column, by_sign, length_differences
 from aligner.evaluation.length_bias import length_correlation
 from aligner.evaluation.pair_scores import DifferentAnswers, Judged, Pair, numbered
@@ -204,7 +206,8 @@ def agreement(
 
     Kappa takes off what they would share by being right about equally often, so it says whether
     they err on the same pairs. `accuracy_difference` is the first less the second, on the same
-    draws of prompts.
+    draws of prompts; its `p_value` is that of a permutation test over prompts, and beside it stands
+    the sign test (`comparing.py`).
     """
     left, right = (np.sign(one.margins).astype(np.int64) + 1 for one in (first, second))
     nowhere = np.zeros(len(pairs), dtype=np.int64)
@@ -215,8 +218,15 @@ def agreement(
     }
     prompts = numbered([pair.question for pair in pairs])
     found = estimates(parts, prompts, resamples=resamples, seed=seed)
+    one, other = (
+        Figures({"accuracy": mean(judged.wins.tolist(), 1)}, prompts) for judged in (first, second)
+    )
+    tested = compare(one, other, resamples=resamples, seed=seed)["accuracy"]
     return {
         **{name: asdict(estimate) for name, (estimate,) in found.items()},
+        "tested": {
+            key: tested[key] for key in ("p_value", "ahead", "behind", "equal", "sign_test")
+        },
         "spearman": or_none(spearman(first.margins, second.margins)),
         "both_right": int(((left == 2) & (right == 2)).sum()),
         "only_first_right": int(((left == 2) & (right != 2)).sum()),

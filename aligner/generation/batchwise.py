@@ -10,7 +10,7 @@ Legend: B rows of a batch, P prompt tokens after padding, T tokens so far, V voc
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -71,7 +71,7 @@ def generate_batchwise(
     `positions`: how many the model has for a row, where there is a limit.
     """
     for batch in _batches(rows, batch_size, positions):
-        for row, generated in zip(batch, _decode(decoder, batch)):
+        for row, generated in zip(batch, decode_batch(decoder, batch)):
             on_finished(row.index, row.sample, generated)
 
 
@@ -98,12 +98,18 @@ def _goes_with(row: Row, batch: list[Row], positions: int | None) -> bool:
     return positions is None or longest + max(one.budget for one in (*batch, row)) <= positions
 
 
-def _decode(decoder: PreTrainedModel, batch: Sequence[Row]) -> list[Generated]:
+def decode_batch(
+    decoder: PreTrainedModel,
+    batch: Sequence[Row],
+    on_tokens: Callable[[list[int]], None] | None = None,
+) -> list[Generated]:
+    """Decode rows together, to the end of the longest. `on_tokens` hears of the token of each row
+    as soon as it is chosen."""
     stops = batch[0].request.stop_ids
     pad_id = (*stops, 0)[0]
     padded = pad([row.request.prompt_ids for row in batch], pad_id, left=True)
     ids_BP, mask_BP = (padded[key].to(decoder.device) for key in ("input_ids", "attention_mask"))
-    chooser = _Chooser(batch, mask_BP)
+    chooser = _Chooser(batch, mask_BP, on_tokens)
     # Greedy as transformers sees it: the processor has already chosen the token.
     config = GenerationConfig(
         max_new_tokens=max(row.budget for row in batch),
@@ -125,8 +131,13 @@ def _decode(decoder: PreTrainedModel, batch: Sequence[Row]) -> list[Generated]:
 class _Chooser(LogitsProcessor):
     """Chooses each row's token, and keeps it with its log-probabilities."""
 
-    def __init__(self, batch: Sequence[Row], mask_BP: Tensor) -> None:
-        self.batch = batch
+    def __init__(
+        self,
+        batch: Sequence[Row],
+        mask_BP: Tensor,
+        on_tokens: Callable[[list[int]], None] | None = None,
+    ) -> None:
+        self.batch, self.on_tokens = batch, on_tokens
         self.padding_BP = mask_BP == 0
         width = max(row.budget for row in batch)
         self.draws_BT = torch.zeros(len(batch), width, dtype=torch.float64)
@@ -144,6 +155,8 @@ class _Chooser(LogitsProcessor):
         draws_B = self.draws_BT[:, len(self.steps)]
         chosen = choose(scores, self.batch[0].request.sampling, said_BT, draws_B)
         self.steps.append(chosen)
+        if self.on_tokens is not None:
+            self.on_tokens(chosen.ids_B.tolist())
         return torch.full_like(scores, float("-inf")).scatter(1, chosen.ids_B[:, None], 0.0)
 
     def generated(self) -> list[Generated]:

@@ -70,7 +70,7 @@ def generate(
         zip(prompts, tools or [None] * len(prompts), strict=True), 1
     ):
         contexts.append(encode_prompt(tokenizer, prompt, known))
-        _check_room(model, contexts[-1], f"prompt {place} ({_first_words(prompt)!r})")
+        check_room(model, contexts[-1], f"prompt {place} ({_first_words(prompt)!r})")
     return continue_ids(
         model,
         tokenizer,
@@ -109,8 +109,8 @@ def continue_ids(
     for place, (ids, one, stream) in enumerate(
         zip(contexts, sampling, streams or range(len(contexts)), strict=True), 1
     ):
-        _check_room(model, ids, f"row {place}")
-        requests.append(Request(ids, _within_positions(model, ids, one), stops, stream))
+        check_room(model, ids, f"row {place}")
+        requests.append(Request(ids, within_positions(model, ids, one), stops, stream))
     engine = engine or engine_for(model, batch_size=batch_size)
     journal = journal or Journal(None)
     parts = _parts(requests, None if journal.path is None else PART_BATCHES * batch_size)
@@ -155,7 +155,7 @@ def _parts(requests: Sequence[Request], rows: int | None) -> list[list[int]]:
     return parts
 
 
-def _within_positions(model: PreTrainedModel, ids: Sequence[int], sampling: Sampling) -> Sampling:
+def within_positions(model: PreTrainedModel, ids: Sequence[int], sampling: Sampling) -> Sampling:
     """Return the sampling with no more tokens than the model has positions behind the prompt."""
     positions = max_positions(model)
     if positions is None or len(ids) + sampling.max_new_tokens <= positions:
@@ -163,7 +163,8 @@ def _within_positions(model: PreTrainedModel, ids: Sequence[int], sampling: Samp
     return replace(sampling, max_new_tokens=positions - len(ids))
 
 
-def _check_room(model: PreTrainedModel, ids: Sequence[int], name: str) -> None:
+def check_room(model: PreTrainedModel, ids: Sequence[int], name: str) -> None:
+    """Refuse ids that leave no room for an answer. Raises: DataError, which calls them `name`."""
     positions = max_positions(model)
     if not ids:
         raise DataError(

@@ -203,11 +203,12 @@ def _results(manager: Any, total: int) -> Iterator[tuple[int, str | None]]:
     """Yield each row's number and what went wrong with it, as they finish."""
     missing = set(range(total))
     while missing:
+        is_over = not manager.is_running()  # asked before: what it left behind is still read
         result = manager.get_result(timeout=1)
         if result is not None and result.is_finished():
             missing.discard(int(result.request_id))
             yield int(result.request_id), result.error
-        elif result is None and not manager.is_running():
+        elif result is None and is_over:
             break
     cause = manager.background_thread_status.fatal_error
     for number in sorted(missing):

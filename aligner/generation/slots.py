@@ -15,7 +15,9 @@ columns that are attended to, D size of a head, G prompts of one prefill, P thei
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -101,7 +103,9 @@ class _SlotLayer(DynamicLayer):
 
     def __init__(self, slots: Slots) -> None:
         super().__init__()
-        self.slots = slots
+        # A cycle would keep all keys and values, through the update that follows a rollout, until
+        # the garbage collector looks.
+        self.slots: Any = weakref.proxy(slots)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object

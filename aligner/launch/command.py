@@ -36,7 +36,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ from aligner import errors
 from aligner.config.recipe import Launch
 from aligner.errors import AlignerError, Problem, TrainingError, UsageError
 from aligner.launch.causes import LostConnectionError
+from aligner.launch.strategies import ON_CPU, STRATEGIES, TRL_NAMES
 from aligner.launch.world import local_world, world
 
 FAILURES = (
@@ -54,61 +55,9 @@ FAILURE_WAIT_S = (
     20.0  # how long ranks may take to end after Ctrl-C or SIGTERM before they are killed
 )
 CAUSE_FIRST_S = 2.0
+CHECK_S = 0.5
+GLOO = "GLOO_SOCKET_IFNAME"
 INTERRUPTED = 130
-
-FSDP = {
-    "--fsdp_version": "2",
-    "--fsdp_reshard_after_forward": "true",
-    # The layers that the model class says must stay whole.
-    "--fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
-    # Checkpoints and the result are ordinary safetensors.
-    "--fsdp_state_dict_type": "FULL_STATE_DICT",
-    # Rank 0 reads the weights, the others get them from it.
-    "--fsdp_cpu_ram_efficient_loading": "true",
-    "--fsdp_sync_module_states": "true",
-    "--fsdp_offload_params": "false",
-    "--fsdp_activation_checkpointing": "false",  # `trainer.gradient_checkpointing` does that
-}
-
-FSDP1 = {
-    **FSDP,
-    "--fsdp_version": "1",
-    "--fsdp_reshard_after_forward": "FULL_SHARD",
-    "--fsdp_use_orig_params": "true",  # frozen and trained weights in one layer (LoRA)
-    "--fsdp_backward_prefetch": "BACKWARD_PRE",
-    "--fsdp_forward_prefetch": "false",
-}
-
-DEEPSPEED = {
-    "--offload_optimizer_device": "none",
-    "--offload_param_device": "none",
-    "--deepspeed_multinode_launcher": "standard",
-    "--zero3_init_flag": "false",
-}
-# Accumulation and clipping are left out: unset, they are "auto", and transformers fills in those of
-# `trainer`.
-
-STRATEGIES: dict[str, tuple[str, dict[str, str]]] = {
-    "ddp": ("--multi_gpu", {}),
-    "fsdp": ("--use_fsdp", FSDP),
-    "fsdp1": ("--use_fsdp", FSDP1),
-    "zero1": ("--use_deepspeed", {**DEEPSPEED, "--zero_stage": "1"}),
-    "zero2": ("--use_deepspeed", {**DEEPSPEED, "--zero_stage": "2"}),
-    "zero3": (
-        "--use_deepspeed",
-        {
-            **DEEPSPEED,
-            "--zero_stage": "3",
-            "--zero3_init_flag": "true",
-            "--zero3_save_16bit_model": "true",
-        },
-    ),
-}
-"""Name of a strategy -> accelerate's switch for it and the settings that go with it."""
-
-TRL_NAMES = {"fsdp2": "fsdp", "multi_gpu": "ddp", "single_gpu": "ddp"}
-"""What TRL's `--accelerate_config` calls them. `single_gpu` is one process, whatever the
-strategy."""
 
 
 # --- the line -------------------------------------------------------------------------------------
@@ -184,11 +133,11 @@ def check_launch(launch: Launch, gpus: int) -> None:
             f"{os.cpu_count()} cores",
             f"use --num-processes {most * launch.num_machines} at most",
         )
-    if not gpus and strategy in STRATEGIES and strategy != "ddp":
+    if not gpus and strategy in STRATEGIES and strategy not in ON_CPU:
         raise UsageError(
             f"launch.strategy {launch.strategy!r} shards a model over GPUs, and no GPU was found "
             "here",
-            "on CPU use launch.strategy=ddp; `aligner doctor` shows which devices there are",
+            f"on CPU use {' or '.join(ON_CPU)}; `aligner doctor` shows which devices there are",
         )
     if strategy.startswith("zero") and not _has_deepspeed():
         raise UsageError(
@@ -318,12 +267,18 @@ def use_one_gpu() -> str | None:
 
 
 def run_ranks(
-    line: Sequence[str], *, gpus: int | None = None, on_line: Callable[[str], None] | None = None
+    line: Sequence[str],
+    *,
+    gpus: int | None = None,
+    on_line: Callable[[str], None] | None = None,
+    check: Callable[[], None] | None = None,
+    interface: str | None = None,
 ) -> int:
     """Run a line of `launch_line` to its end and return its exit code: 0, or that of a failure a
     rank has reported.
 
-    `on_line` is given the line to print.
+    `on_line` is given the line to print. `check` is called again and again, and ends the ranks with
+    what it raises. `interface` is the network that ranks talk over without GPUs.
 
     Raises: the error that a rank left behind; TrainingError when a rank was killed;
     KeyboardInterrupt after Ctrl-C.
@@ -332,12 +287,14 @@ def run_ranks(
         int(line[line.index(flag) + 1]) for flag in ("--num_processes", "--num_machines")
     )
     environment = launch_environment(processes // machines, gpus)
+    if interface is not None and GLOO not in os.environ:
+        environment[GLOO] = interface
     if on_line is not None:
         on_line(shown(line, environment))
     assert list(line[:2]) == ["accelerate", "launch"], "a line of launch_line"
     command = [sys.executable, "-m", "aligner.launch.command", *line[2:]]
     with tempfile.TemporaryDirectory(prefix="aligner-ranks-") as folder:
-        code = _wait_for(command, {**os.environ, **environment, FAILURES: folder})
+        code = _wait_for(command, {**os.environ, **environment, FAILURES: folder}, check)
         failure = _first_failure(Path(folder))
     if code == 0:
         return 0
@@ -354,13 +311,21 @@ def run_ranks(
     return code
 
 
-def _wait_for(command: Sequence[str], environment: Mapping[str, str]) -> int:
+def _wait_for(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    check: Callable[[], None] | None = None,
+) -> int:
     """Run the launcher; on Ctrl-C or SIGTERM end it with all ranks before continuing."""
     # A session of its own: Ctrl-C reaches this process alone, and the ranks end in order and not
     # each in its way.
     launcher = subprocess.Popen(command, env=dict(environment), start_new_session=True)
     with _sigterm_as_exit():
         try:
+            while check is not None and launcher.poll() is None:
+                check()
+                with suppress(subprocess.TimeoutExpired):
+                    launcher.wait(CHECK_S)
             return launcher.wait()
         finally:
             if launcher.poll() is None:
@@ -478,6 +443,16 @@ def watch_launcher(interval_s: float = 1.0) -> None:
     threading.Thread(target=watch, name="watch-launcher", daemon=True).start()
 
 
+def _exit_code(failures: Sequence[Any]) -> int:
+    """Of the rank that failed first. torch's clock counts whole seconds; of several in one, a rank
+    that was killed comes first: the others may have failed because it was gone."""
+    first = min(failure.timestamp for failure in failures)
+    codes = [failure.exitcode for failure in failures if failure.timestamp == first]
+    killed = [code for code in codes if code < 0 and code != -signal.SIGTERM]
+    code = int((killed or codes)[0])
+    return code if code >= 0 else 128 - code
+
+
 def _main(arguments: Sequence[str]) -> int:
     """accelerate's launcher, with the exit code of the rank that failed first and without torch's
     table of failures."""
@@ -492,8 +467,7 @@ def _main(arguments: Sequence[str]) -> int:
     try:
         launch_command(launch_command_parser().parse_args(list(arguments)))
     except ChildFailedError as error:
-        code = error.get_first_failure()[1].exitcode
-        return code if code >= 0 else 128 - code
+        return _exit_code(list(error.failures.values()))
     except SignalException as error:
         return 128 + int(error.sigval)
     return 0

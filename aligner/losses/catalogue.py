@@ -15,6 +15,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from aligner.config.loss_names import BATCH_DEPENDENT
 from aligner.losses import discovered, distillation, published
 from aligner.losses.types import Objective, PairLogps, Settings
 
@@ -60,10 +61,6 @@ the two equal."""
 REWARD_OBJECTIVES: dict[str, Objective] = {"reward_distill": distillation.reward_distill}
 """Objectives that need more than log-probabilities: a target for each pair, which reward models
 give (`aligner.methods.dpo.reward_distillation`)."""
-
-BATCH_DEPENDENT = ("kto_pair", "dbaql", "aql", "aqfl")
-"""Objectives with a statistic over the micro-batch: their results change with the batch size of a
-device."""
 
 
 def load_objective(loss: str | Mapping[str, float]) -> Objective:

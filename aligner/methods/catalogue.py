@@ -60,6 +60,11 @@ METHODS: dict[str, Entry] = {
         "Train",
         "Preference training in rounds, on the policy's own responses.",
     ),
+    "flywheel": Entry(
+        "aligner.methods.flywheel",
+        "Train",
+        "Arena Learning: train on what is lost in battles, in rounds.",
+    ),
     "discover": Entry(
         "aligner.methods.discover",
         "Search",
@@ -80,6 +85,12 @@ METHODS: dict[str, Entry] = {
         "Build data",
         "Choose pairs for an expert to label, and read the labels back.",
         command="data select",
+    ),
+    "arena": Entry(
+        "aligner.arena.battle",
+        "Use and measure",
+        "Let models battle on prompts: judges compare answers, ratings follow.",
+        command="arena battle",
     ),
 }
 """Name in a recipe's `method:` -> what it is."""

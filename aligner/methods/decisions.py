@@ -46,7 +46,7 @@ def decide(
     passes, held_out_passes = steps_of(recipe.method).passes(recipe)
     held_out = len(prepared.eval) if prepared.eval is not None else 0
     weights = shape_of(config).weights
-    rows = min(rows_per_step(recipe), sequences)
+    rows, arena = min(rows_per_step(recipe), sequences), recipe.eval.arena
     responses, longest = steps_of(recipe.method).responses(recipe)
     held_out_tokens = books["eval"]["tokens"] if held_out else 0
     work = Work(
@@ -59,6 +59,8 @@ def decide(
         held_out_rows=held_out,
         held_out_tokens=held_out_tokens + held_out * longest,
         held_out_passes=held_out_passes,
+        arena_batches=-(-min(arena.prompts, held_out) // arena.batch_size) if arena else 0,
+        arena_tokens=arena.max_new_tokens if arena else 0,
         prompts=prompts if steps_of(recipe.method).answers else 0,
         max_new_tokens=recipe.report.max_new_tokens,
         prompt_tokens=books["train"]["tokens"] / books["train"]["rows"],

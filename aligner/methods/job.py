@@ -3,12 +3,15 @@ after training."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from aligner.config.choices import SHARDED
 from aligner.config.recipe import TrainRecipe
-from aligner.data.rows import Messages, Row, question_of
+from aligner.data.rows import Messages, Row, as_turns, question_of, variables_of
+from aligner.errors import DataError
 from aligner.events import Event, Notice, OnEvent, StageStarted, Warned
 from aligner.launch.world import world
 from aligner.runs.run import Run
@@ -17,12 +20,10 @@ from aligner.tokenization.dataset import TokenizedData
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from aligner.generation.decode import Completion
     from aligner.losses.types import Objective
     from aligner.reward_models.base import Scorer
     from aligner.reward_models.card import Card
-
-SHARDED = ("fsdp", "fsdp1", "fsdp2", "zero3")
-"""Strategies under which no rank holds a whole policy."""
 
 KEEPS_FLOAT32 = (*SHARDED, "zero1", "zero2")
 """Strategies under which weights are updated in float32, whatever data type they are loaded in."""
@@ -40,6 +41,8 @@ class Job:
     on_event: OnEvent | None = None
     questions: Sequence[tuple[str | Messages, str | None]] = field(default_factory=tuple)
     """Held-out prompts with their expected answers, for the report."""
+    arena_prompts: Sequence[tuple[str | Messages, str | None]] = field(default_factory=tuple)
+    """Held-out prompts with their expected answers, for battles with the start."""
     max_new_tokens: int | None = None
     """Of an answer for the report; None for what the recipe says."""
     objective: Objective | None = None
@@ -132,6 +135,21 @@ class Job:
         return True
 
     def _answers(self, model: Any) -> list[str]:
+        prompts = [prompt for prompt, _ in self.questions]
+        longest = self.max_new_tokens or self.recipe.report.max_new_tokens
+        return [answer.text for answer in self.greedy(model, prompts, longest, batch_size=8)]
+
+    def greedy(
+        self,
+        model: Any,
+        prompts: Sequence[str | Messages],
+        longest: int,
+        *,
+        batch_size: int,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> list[Completion]:
+        """Return the likeliest answer of a model of this run to each prompt, of at most `longest`
+        tokens."""
         from aligner.generation.decode import generate
         from aligner.generation.engines import HELD, engine_for
         from aligner.generation.sampling import Sampling
@@ -139,21 +157,45 @@ class Job:
 
         if self.recipe.model.quantization == "none":
             model.to(best_device())
-        longest = self.max_new_tokens or self.recipe.report.max_new_tokens
         sampling = Sampling(max_new_tokens=longest, temperature=0.0)
-        prompts = [prompt for prompt, _ in self.questions]
         name = self.recipe.generation.engine
-        engine = engine_for(model, name=name if name in HELD else "auto", batch_size=8)
-        answers = generate(model, self.tokenizer, prompts, sampling, batch_size=8, engine=engine)
-        return [samples[0].text for samples in answers]
+        engine = engine_for(model, name=name if name in HELD else "auto", batch_size=batch_size)
+        answers = generate(
+            model,
+            self.tokenizer,
+            prompts,
+            sampling,
+            batch_size=batch_size,
+            on_progress=on_progress,
+            engine=engine,
+        )
+        return [samples[0] for samples in answers]
 
 
 def questions_from(rows: Sequence[Row], number: int) -> list[tuple[str | Messages, str | None]]:
     """Return the first prompts of held-out rows with their expected answers, for the report: of
-    rows that need no tools."""
-    without = [row for row in rows if not getattr(row, "tools", None)]
+    rows that need no tools and set no variables of the chat template."""
+    without = [row for row in rows if not getattr(row, "tools", None) and not variables_of(row)]
     found = [question for row in without if (question := question_of(row)) is not None]
     return found[:number]
+
+
+def arena_prompts_from(rows: Sequence[Row], number: int) -> list[tuple[str | Messages, str | None]]:
+    """Return the first different prompts of held-out rows with their expected answers, for battles
+    with the start.
+
+    Raises: DataError where there are fewer than two.
+    """
+    found: dict[str, tuple[str | Messages, str | None]] = {}
+    for prompt, expected in questions_from(rows, len(rows)):
+        if len(found) < number:
+            found.setdefault(json.dumps(as_turns(prompt, "user")), (prompt, expected))
+    if len(found) < 2:
+        raise DataError(
+            f"eval.arena: held-out rows have {len(found)} prompts that can be answered",
+            "hold out more rows (data.eval); rows with tools and plain text have no such prompt",
+        )
+    return list(found.values())
 
 
 def _shown(prompt: str | Messages) -> str:

@@ -8,6 +8,7 @@ says.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from aligner.data.memory import MemoryRows
 from aligner.errors import RecipeError
 from aligner.events import Notice, OnEvent, tell
 from aligner.launch.command import launch_line, use_one_gpu
+from aligner.launch.meeting import before_meeting
 from aligner.launch.world import world
 from aligner.methods.dry_run import run_dry
 from aligner.methods.execution import train_and_finish
@@ -53,12 +55,10 @@ def run_recipe(
     Raises: RecipeError, DataError and UsageError before anything is trained; TrainingError
     afterwards.
     """
-    from aligner.models.files import as_trained, check_model_path
-
-    check_model_path(resolved.recipe.model)
-    trained = resolved.recipe.model_copy(update={"model": as_trained(resolved.recipe.model)})
-    resolved = replace(resolved, recipe=trained).filled()
     rank, size = world()
+    is_one_of_several = resolved.recipe.launch.num_machines > 1 and size == 1 and not dry_run
+    with before_meeting(resolved.recipe.launch) if is_one_of_several else nullcontext():
+        resolved = _with_model(resolved)
     _refuse_what_lives_elsewhere(resolved.recipe, size, memory, objective, scorers)
     _refuse_what_is_gone(resolved.recipe, scorers or {})
     if size > 1:
@@ -74,10 +74,11 @@ def run_recipe(
         overwrite=overwrite,
         dry_run=dry_run,
         on_event=on_event,
+        is_tracked=False,
     )
+    if is_one_of_several:
+        return start_machine(session, lambda: load_data(resolved.recipe, on_event), on_event)
     session.check_place()
-    if resolved.recipe.launch.num_machines > 1 and not dry_run:
-        return start_machine(resolved, resume, overwrite, on_event)
     if (done := session.done()) is not None:
         return done
     loaded = load_data(resolved.recipe, on_event, memory, objective)
@@ -90,6 +91,15 @@ def run_recipe(
         tell(on_event, Notice(remark))
     job = prepare(resolved.recipe, run, loaded, on_event)
     return train_and_finish(replace(job, objective=objective, scorers=scorers or {}))
+
+
+def _with_model(resolved: Resolved) -> Resolved:
+    """The recipe with its model checked, and as it is trained."""
+    from aligner.models.files import as_trained, check_model_path
+
+    check_model_path(resolved.recipe.model)
+    trained = resolved.recipe.model_copy(update={"model": as_trained(resolved.recipe.model)})
+    return replace(resolved, recipe=trained).filled()
 
 
 def _refuse_what_lives_elsewhere(

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from aligner.config.callables import is_callable
 from aligner.config.defaults import trainer_value
 from aligner.config.recipe import TrainRecipe
 from aligner.data.loading import Loaded, load_rows
@@ -35,12 +36,15 @@ from aligner.training.decided import Decided, read_decided, write_decided
 if TYPE_CHECKING:
     from aligner.losses.types import Objective
     from aligner.methods.job import Job
-    from aligner.tokenization.dataset import TokenizedData
+    from aligner.tokenization.dataset import TokenizedData, WatchRow
 
 OPTIMIZERS_OF_TORCH = ("adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop")
 
 QUESTIONS = "prepared/questions.json"
 """Held-out prompts for the report, kept beside the tokenized data so that ranks read no rows."""
+
+ARENA_PROMPTS = "prepared/arena_prompts.json"
+"""Held-out prompts for battles with the start."""
 
 
 def load_data(
@@ -54,8 +58,8 @@ def load_data(
     `memory` holds the rows of a split that are in no file, `objective` the loss that was given as a
     function. Raises: RecipeError, DataError.
     """
+    check_named(recipe, objective)
     steps = steps_of(recipe.method)
-    steps.check(recipe, objective)
     tell(on_event, StageStarted("reading the data"))
     loaded = load_rows(
         recipe.data,
@@ -66,8 +70,39 @@ def load_data(
         memory=memory,
     )
     steps.check_rows(recipe, loaded)
+    _check_test_set(recipe, loaded)
     loaded.warn(on_event)
     return loaded
+
+
+def _check_test_set(recipe: TrainRecipe, loaded: Loaded) -> None:
+    """Refuse training rows that were not held against the recipe's test set. Raises: DataError."""
+    if recipe.data.test_set is None:
+        return
+    from aligner.arena.testset.reports import require_reports
+
+    sources: dict[str, list[str]] = {}
+    for source in loaded.ledger.sources:
+        if source.role == "train":
+            sources.setdefault(source.path, []).extend(file.sha256 for file in source.files)
+    require_reports(Path(recipe.data.test_set).expanduser(), sources)
+
+
+def check_named(recipe: TrainRecipe, objective: Objective | None = None) -> None:
+    """Check what a recipe names beside its model and its rows: scorers, references, judges."""
+    steps_of(recipe.method).check(recipe, objective)
+    _check_judge(recipe)
+
+
+def _check_judge(recipe: TrainRecipe) -> None:
+    """Find the judge of the arena. Raises: RecipeError where there is none of this name."""
+    arena = recipe.eval.arena
+    if arena is None or is_callable(arena.judge):
+        return
+    from aligner.reward_models.catalogue import read_spec
+    from aligner.reward_models.ensemble import refuse_cycles
+
+    refuse_cycles(read_spec(arena.judge))
 
 
 def prepare(recipe: TrainRecipe, run: Run, loaded: Loaded, on_event: OnEvent | None) -> Job:
@@ -80,7 +115,7 @@ def prepare(recipe: TrainRecipe, run: Run, loaded: Loaded, on_event: OnEvent | N
     load_method(recipe)
     recipe, _ = try_out(recipe, loaded, run.read_json("resolved.json")["origins"], on_event)
     tell(on_event, StageStarted("tokenizing"))
-    from aligner.methods.job import questions_from
+    from aligner.methods.job import arena_prompts_from, questions_from
 
     tokenizer = load_checked_tokenizer(recipe, on_event)
     compare_inputs(run, recipe, on_event)  # a model of the hub is on this machine now
@@ -89,6 +124,9 @@ def prepare(recipe: TrainRecipe, run: Run, loaded: Loaded, on_event: OnEvent | N
     prepared = kept or tokenize_rows(recipe, loaded, tokenizer, run.prepared_dir, on_event)
     questions = questions_from(loaded.eval or loaded.train, recipe.report.num_prompts)
     run.write_json(QUESTIONS, [list(question) for question in questions])
+    if (arena := recipe.eval.arena) is not None:
+        asked = arena_prompts_from(loaded.eval or (), arena.prompts)
+        run.write_json(ARENA_PROMPTS, [list(question) for question in asked])
     if kept is None:
         run.write_json(
             "data.json", {**loaded.ledger.to_json(), "batching": prepared.batching.reason}
@@ -141,8 +179,10 @@ def tokenize_rows(
     tokenizer: Any,
     folder: Path,
     on_event: OnEvent | None = None,
+    watch: WatchRow | None = None,
 ) -> TokenizedData:
     """Turn the rows into columns of token ids as the method wants them, and write them to `folder`.
+    `watch` sees each row as it is encoded.
 
     Raises: DataError listing rows that cannot be used; RecipeError where the model would not keep
     packed rows apart.
@@ -152,11 +192,12 @@ def tokenize_rows(
 
     steps = steps_of(recipe.method)
     steps.check_model(recipe, on_event)
+    rows = steps.row_encoder(recipe, tokenizer)
     return tokenize(
         recipe,
         loaded,
         tokenizer,
-        steps.row_encoder(recipe, tokenizer),
+        rows if watch is None else rows.watched(watch),
         folder,
         on_event,
         steps.epoch_source(recipe, loaded.train, tokenizer, on_event),
@@ -222,16 +263,16 @@ def job_of(
     from aligner.methods.job import Job
 
     questions = [(prompt, expected) for prompt, expected in run.read_json(QUESTIONS)]
+    asked = [] if recipe.eval.arena is None else run.read_json(ARENA_PROMPTS)
+    arena = [(prompt, expected) for prompt, expected in asked]
     cadence = (read_decided(run) or Decided()).cadence
     if cadence is None:
-        return Job(recipe, run, tokenizer, prepared, on_event, questions)
+        return Job(recipe, run, tokenizer, prepared, on_event, questions, arena)
     if prepared.eval is not None and cadence.held_out_rows < len(prepared.eval):
         rows = chosen_rows(len(prepared.eval), cadence.held_out_rows, recipe.seed)
         prepared = replace(prepared, eval=prepared.eval.select(rows))
     answered = questions[: cadence.prompts]
-    return Job(
-        recipe, run, tokenizer, prepared, on_event, answered, max_new_tokens=cadence.max_new_tokens
-    )
+    return Job(recipe, run, tokenizer, prepared, on_event, answered, arena, cadence.max_new_tokens)
 
 
 def within_sizes(

@@ -8,8 +8,10 @@ Imports nothing heavy: what needs torch is loaded when it is asked for.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +23,9 @@ from aligner.methods.catalogue import METHODS
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from aligner.config.segments import Segments
     from aligner.losses.types import Objective
+    from aligner.memory.footprint import Footprint, Lengths
     from aligner.methods.job import Job
     from aligner.tokenization.dataset import EpochSource, RowEncoder, TokenizedData
     from aligner.training.fit import TrainResult
@@ -72,6 +76,15 @@ class TrainingSteps:
         the training samples none."""
         return 0, 0
 
+    def memory(self, recipe: Any, lengths: Lengths) -> Footprint:
+        """Return the passes that the training consists of, and what it holds beside the model: here
+        updates and evaluations on its rows."""
+        from aligner.memory.footprint import Footprint, answers_together, of_updates, single_rows
+
+        batch = answers_together if self.task_of(recipe) == "preference" else single_rows
+        passes = of_updates(recipe, lambda split: batch(recipe, lengths, split))
+        return Footprint(passes)
+
     def check_model(self, recipe: Any, on_event: OnEvent | None) -> None:
         """Check what only the model can tell, before rows are tokenized. Raises: RecipeError."""
 
@@ -94,6 +107,15 @@ class TrainingSteps:
         """Return what the table of the data says of tokenized rows, beside how they are batched."""
         return ()
 
+    def segments(self, recipe: Any) -> Segments | None:
+        """Return how the training cuts the answers of its rows into segments, where it does."""
+        return None
+
+    def segments_of_run(self, run_dir: Path) -> Callable[[Sequence[int]], Sequence[int]] | None:
+        """Return what finds the segments that a run has cut an answer into, from the ids of the
+        answer; None where it has found none."""
+        return None
+
     def before_ranks(self, job: Job) -> None:
         """Do in the launching process what several ranks could not, or would wait for."""
 
@@ -108,6 +130,11 @@ class TrainingSteps:
 
     def _part(self, name: str) -> ModuleType:
         return import_module(f"{type(self).__module__.rpartition('.')[0]}.{name}")
+
+
+def has_steps(method: str) -> bool:
+    """Say whether a method trains on rows by steps of its own, and not by trainings of others."""
+    return find_spec(f"{METHODS[method].folder}.steps") is not None
 
 
 def steps_of(method: str) -> TrainingSteps:

@@ -105,10 +105,15 @@ def with_saved_adapter(
     save_what_is_trained(policy)
     if further or is_quantized(policy) or not merge or not is_merged(adapter.get("peft_type")):
         return policy
-    untie_adapted(policy)
-    return policy.merge_and_unload().requires_grad_(
-        True
-    )  # PEFT has frozen the base; now it is an ordinary model
+    return merge_adapter(policy)
+
+
+def merge_adapter(adapted: Any) -> Any:
+    """Return the model in which an adapter has become part of the weights; head and embeddings that
+    share a matrix become two where one of them was adapted."""
+    untie_adapted(adapted)
+    # PEFT has frozen the base; now it is an ordinary model
+    return adapted.merge_and_unload().requires_grad_(True)
 
 
 def is_quantized(policy: Any) -> bool:

@@ -30,6 +30,13 @@ from aligner.models.shards import check_shards
 
 HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 ADAPTER_FILE = "adapter_config.json"
+CHATML = (
+    "{% for message in messages %}"
+    "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""The plain form for base models that have none of their own: no system message is added."""
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -155,7 +162,7 @@ def _is_unfinished_run(path: Path) -> str:
 
 def read_chat_template(name: str) -> str:
     """Return a chat template: the content of a Jinja file, or the one that TRL ships under this
-    name.
+    name, or `chatml`, which TRL has not.
 
     Raises: RecipeError with the names that exist.
     """
@@ -168,9 +175,11 @@ def read_chat_template(name: str) -> str:
     folder = Path(next(iter(spec.submodule_search_locations))) / "chat_templates"
     shipped = folder / f"{name}.jinja"
     if not shipped.is_file():
+        if name == "chatml":
+            return CHATML
         from difflib import get_close_matches
 
-        names = sorted(file.stem for file in folder.glob("*.jinja"))
+        names = sorted(["chatml", *(file.stem for file in folder.glob("*.jinja"))])
         close = get_close_matches(name, names, n=3) or names[:8]
         raise RecipeError(
             f"model.chat_template: {name!r} is neither a file nor a template that TRL ships",

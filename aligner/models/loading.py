@@ -73,13 +73,18 @@ def check_policy(model: Model, *, trainable: bool, answers: bool = False) -> dic
 
 
 def load_policy(
-    model: Model, tokenizer: PreTrainedTokenizerBase, *, trainable: bool, answers: bool = False
+    model: Model,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    trainable: bool,
+    answers: bool = False,
+    merge: bool = True,
 ) -> PreTrainedModel:
     """Load the model of a recipe: to be trained, or (with `trainable=False`) merged, in eval mode,
     on the best device.
 
     With `answers`, an adapter that cannot be merged is left on its base: for callers that generate
-    and read `logits`.
+    and read `logits`. Without `merge`, every adapter is left on its base.
 
     Raises: RecipeError when it cannot be loaded, with transformers' reason.
     """
@@ -92,7 +97,7 @@ def load_policy(
     _name_backbone(policy)
     grow_embeddings(policy, tokenizer)
     if adapter:
-        merge = not is_on_shared_base(policy)
+        merge = merge and not is_on_shared_base(policy)
         policy = with_saved_adapter(policy, model, adapter, tokenizer, trainable, merge=merge)
     elif trainable and model.lora is not None:
         policy = with_new_adapter(policy, model.lora, model, tokenizer)
@@ -171,6 +176,7 @@ def load_reward_model(
     outputs: int | None,
     trainable: bool,
     seed: int = 0,
+    merge: bool = True,
 ) -> PreTrainedModel:
     """Load a model with a head that gives numbers in place of one that writes: a sequence
     classification model.
@@ -178,7 +184,7 @@ def load_reward_model(
     `outputs` is the number of outputs that its head gets, drawn at random with `seed`, where the
     weights have none yet; None takes what is there. A trained head is kept as it is, however many
     outputs it has. With `trainable=False` the result is merged, in eval mode, on the best device,
-    and its head computes in float32.
+    and its head computes in float32. Without `merge`, an adapter is left on its base.
 
     Raises: RecipeError when it cannot be loaded, or has no head and none was asked for.
     """
@@ -222,7 +228,7 @@ def load_reward_model(
         # Below float32, merging would round the sum of base and adapter once more.
         exact = policy.dtype == torch.float32 and not is_on_shared_base(policy)
         policy = with_saved_adapter(
-            policy, model, adapter, tokenizer, trainable, merge=trainable or exact
+            policy, model, adapter, tokenizer, trainable, merge=merge and (trainable or exact)
         )
     elif trainable and model.lora is not None:
         policy = with_new_adapter(policy, model.lora, model, tokenizer, task="SEQ_CLS")
@@ -331,10 +337,10 @@ def _from_pretrained(
 
 
 @contextmanager
-def without_messages(text: str, *modules: str) -> Iterator[None]:
-    """Keep modules of transformers from logging what holds `text`, where it is wrong or we
-    report what matters of it ourselves."""
-    loggers = [logging.getLogger(f"transformers.{name}") for name in modules]
+def without_messages(text: str, *modules: str, library: str = "transformers") -> Iterator[None]:
+    """Keep modules of a library from logging what holds `text`, where it is wrong or we report what
+    matters of it ourselves."""
+    loggers = [logging.getLogger(f"{library}.{name}") for name in modules]
 
     def wanted(record: logging.LogRecord) -> bool:
         return text not in record.getMessage()

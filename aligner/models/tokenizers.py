@@ -10,6 +10,7 @@ from aligner.models.configs import read_config
 from aligner.models.files import (
     base_of,
     check_model_path,
+    check_tokenizer_path,
     has_tokenizer,
     read_chat_template,
 )
@@ -36,6 +37,8 @@ def load_tokenizer(model: Model, *, needs_model: bool = True) -> PreTrainedToken
         check_model_path(model)
         if gguf_file(base_of(model)[0]) is None:  # where it takes seconds, and is read again below
             read_config(model)
+    else:
+        check_tokenizer_path(model, "model.name_or_path")
     tokenizer = load_tokenizer_files(model)
     if model.chat_template is not None:
         tokenizer.chat_template = read_chat_template(model.chat_template)

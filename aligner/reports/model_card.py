@@ -41,19 +41,26 @@ FOLDED = "Every other setting of the trainer, as TRL and transformers have it"
 
 def write_model_card(run_dir: Path, manifest: Record) -> None:
     """Write `final/README.md`. `manifest` is the one that is about to be written."""
-    folder = Path(run_dir)
+    final = Path(run_dir) / "final"
+    write_atomically(final / "README.md", card_of(Path(run_dir), manifest, final))
+
+
+def card_of(folder: Path, manifest: Record, model: Path, merged: str = "") -> str:
+    """Return the card of a model that a run made. `model`: its folder, `final/` of the run or
+    another; `merged`: what is to be said of how an adapter became part of it."""
     resolved = read_json(folder, "resolved.json") or {}
     recipe = resolved.get("recipe", {})
     environment = read_json(folder, "environment.json") or {}
     ancestors = lineage(folder, manifest)
     start = environment.get("working_directory", "")
-    adapter = (folder / "final" / "adapter_config.json").exists()
+    adapter = (model / "adapter_config.json").exists()
     sections = [
         f"# {_title(recipe, ancestors)}",
         _opening(recipe, manifest, adapter),
-        _use_as_scorer(folder / "final", recipe, adapter)
+        merged,
+        _use_as_scorer(model, recipe, adapter)
         if trainer_of(recipe["method"]).makes_scorer
-        else _use(folder, recipe, adapter),
+        else _use(model, recipe, adapter),
         _data(read_json(folder, "data.json")),
         _training(
             recipe,
@@ -73,10 +80,7 @@ def write_model_card(run_dir: Path, manifest: Record) -> None:
         "here.",
     ]
     text = "\n\n".join(section for section in sections if section)
-    write_atomically(
-        folder / "final" / "README.md",
-        f"{_front_matter(recipe, ancestors, start, adapter)}\n{text}\n",
-    )
+    return f"{_front_matter(recipe, ancestors, start, adapter)}\n{text}\n"
 
 
 def _title(recipe: Record, ancestors: list[Record]) -> str:
@@ -185,9 +189,8 @@ generate = pipeline("text-generation", model, tokenizer=tokenizer)
 """
 
 
-def _use(folder: Path, recipe: Record, adapter: bool) -> str:
+def _use(final: Path, recipe: Record, adapter: bool) -> str:
     """How to load it; with messages where the tokenizer carries a chat template."""
-    final = folder / "final"
     config = final / "tokenizer_config.json"
     chat = (final / "chat_template.jinja").exists() or (
         config.exists() and '"chat_template"' in config.read_text("utf-8")
@@ -321,12 +324,9 @@ def _own_part(method: str, folder: Path) -> str:
 
 def _origin(ancestors: list[Record], start: str) -> str:
     steps = [f"this {ancestors[0]['method']} run"]
-    steps += [
-        f"{entry['method']} run {_code(entry['path'].removeprefix(f'{start}/'))}"
-        if entry["kind"] == "run"
-        else f"model {_code(entry['path'])}"
-        for entry in ancestors[1:]
-    ]
+    for entry in ancestors[1:]:
+        kind = f"{entry['method']} run" if entry["kind"] == "run" else entry["kind"]
+        steps.append(f"{kind} {_code(entry['path'].removeprefix(f'{start}/'))}")
     return "## Lineage\n\n" + " → ".join(reversed(steps))
 
 

@@ -10,7 +10,9 @@ from typing import Any
 from markupsafe import Markup
 
 from aligner.config.defaults import is_default, keys_that_matter
+from aligner.data.ledger import told_lengths
 from aligner.reports.charts import number, split_bar
+from aligner.runs.comparison import origin_of
 from aligner.runs.files import dumps, flatten, read_json
 from aligner.runs.lineage import lineage
 from aligner.runs.lock import LOCK_NAME
@@ -130,10 +132,7 @@ def _split_picture(name: str, split: dict[str, Any]) -> Markup:
     )
     extras = []
     if split.get("lengths"):
-        extras.append(
-            f"row lengths {' / '.join(f'{length:,}' for length in split['lengths'])} tokens "
-            "(quantiles)"
-        )
+        extras.append(f"row lengths: {told_lengths(split['lengths'])} tokens")
     if split.get("sequences") is not None:
         extras.append(
             f"packed into {split['sequences']:,} sequences, {split.get('packed_fill') or 0:.1%} "
@@ -199,7 +198,7 @@ def resolved_part(
     values = flatten(recipe)
     first = [key for key in keys_that_matter(recipe) if key in values]
     rows = [
-        _resolved_row(key, values[key], _origin(origins, key))
+        _resolved_row(key, values[key], origin_of(origins, key))
         for key in dict.fromkeys([*first, *values])
     ]
     late = flatten(arguments) if arguments else {}
@@ -215,23 +214,14 @@ def _resolved_row(key: str, value: Any, origin: str) -> dict[str, Any]:
     }
 
 
-def _origin(origins: dict[str, str], key: str) -> str:
-    """Where a value came from; a section that was given as a whole answers for its parts."""
-    while key:
-        if key in origins:
-            return origins[key]
-        key = key[: max(key.rfind("."), key.rfind("["), 0)]
-    return "default"
-
-
 def lineage_part(folder: Path, manifest: dict[str, Any] | None) -> list[dict[str, str]]:
     """Oldest first, this run last. Its own manifest may not be on disk yet."""
     start = (read_json(folder, "environment.json") or {}).get("working_directory", "")
     items = []
     for entry in reversed(lineage(folder, manifest)):
         name = entry["path"].removeprefix(f"{start}/") if start else entry["path"]
-        if entry["kind"] == "model":
-            items.append({"label": "model", "name": name, "note": ""})
+        if entry["kind"] != "run":
+            items.append({"label": entry["kind"], "name": name, "note": ""})
         else:
             note = f"finished {moment(entry['finished'])}" if entry["finished"] else "not finished"
             items.append(

@@ -45,12 +45,21 @@ Metrics = list[Record]
 Rows = list[tuple[str, str]]
 
 LOSS: Chart = ("Loss", [("train", "loss", "train"), ("eval", "loss", "held out")])
+ARENA: Chart = (
+    "Win rate against the start",
+    [
+        ("eval", "arena_win_rate", "win rate"),
+        ("eval", "arena_win_rate_low", "lower end of 95%"),
+        ("eval", "arena_win_rate_high", "upper end of 95%"),
+    ],
+)
 LEARNING_RATE: Chart = ("Learning rate", [("train", "learning_rate", "train")])
 GRADIENT_NORM: Chart = ("Gradient norm", [("train", "grad_norm", "train")])
 """Charts of every training; a method adds its own between the first and the others."""
 
 HEADLINES = (
     ("loss", "loss"),
+    ("arena_win_rate", "win rate against the start"),
     ("rewards/accuracies", "reward accuracy"),
     ("rewards/margins", "reward margin"),
     ("accuracy", "accuracy"),
@@ -58,7 +67,7 @@ HEADLINES = (
     ("mean_absolute_error", "mean absolute error"),
     ("mean_token_accuracy", "token accuracy"),
 )
-SHARES = ("rewards/accuracies", "accuracy", "mean_token_accuracy")
+SHARES = ("rewards/accuracies", "accuracy", "mean_token_accuracy", "arena_win_rate")
 EXACT = ("learning_rate", "num_tokens")
 """Curves without noise, which get no running mean."""
 NOT_CURVES = frozenset(
@@ -302,7 +311,7 @@ def _charts(metrics: Metrics, own: Sequence[Chart]) -> tuple[list[Markup], list[
     whose keys were logged is left out."""
     charts: list[str] = []
     known: set[str] = set()
-    for title, lines in (LOSS, *own, LEARNING_RATE, GRADIENT_NORM):
+    for title, lines in (LOSS, ARENA, *own, LEARNING_RATE, GRADIENT_NORM):
         series = [
             _drawn(metrics, split, key, name, tone)
             for tone, (split, key, name) in enumerate(lines, 1)

@@ -24,9 +24,14 @@ ENDPOINTS = (
     *(f"evolve.{role}" for role in ("optimizer", "answerer", "judge", "checks.pass_rate.target")),
 )
 
+TRACKING = ("report_to", "run_name", "project", "trackio_space_id", "trackio_bucket_id")
+"""Keys of `trainer` that say where a run is tracked, and under which name."""
+
 FREE_KEYS = (
     "output_dir",
     "report",
+    "report_to",
+    *(f"trainer.{key}" for key in TRACKING),
     *(f"launch.{key}" for key in ("machine_rank", "main_process_ip", "main_process_port")),
     *(f"discover.{key}" for key in ("proposals", "minutes", "history", "timeout_minutes")),
     *(f"mosaic.{key}" for key in ("workers", "batch_size")),
@@ -35,6 +40,11 @@ FREE_KEYS = (
 )
 """Keys, or sections, that may change when a run is resumed: limits, and what no result depends
 on."""
+
+
+def untracked(trainer: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys of `trainer` that a result may depend on."""
+    return {key: value for key, value in trainer.items() if key not in TRACKING}
 
 
 def _is_free(key: str) -> bool:

@@ -29,9 +29,18 @@ def write_atomically(path: Path, text: str) -> None:
 
 def write_parts_atomically(path: Path, parts: Iterable[str]) -> None:
     """The same of a text that comes in parts, and is never in memory as a whole."""
+    _write_atomically(path, (part.encode("utf-8") for part in parts))
+
+
+def write_bytes_atomically(path: Path, content: bytes) -> None:
+    """The same of bytes."""
+    _write_atomically(path, [content])
+
+
+def _write_atomically(path: Path, parts: Iterable[bytes]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+        with open(temporary, "wb") as file:
             for part in parts:
                 file.write(part)
             file.flush()
@@ -167,6 +176,7 @@ LISTS = (
     "scored.json",
     "warnings.json",
     "questions.json",
+    "arena_prompts.json",
     "held_out_pairs.json",
 )
 """Files of the record that hold a list; all others hold an object."""
@@ -179,6 +189,7 @@ NEEDED = {
     "inputs.json": ("fingerprint", "sources"),
     "manifest.json": ("finished", "results"),
     "weights.json": ("total", "trained"),
+    "merge.json": ("adapter", "base", "verified"),
 }
 """File -> keys without which nothing can be made of it."""
 
@@ -208,6 +219,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "data.json": {"sources": [{"path": str}], "splits": dict, "prompts_in_both": NUMBER},
     "decided.json": {"cadence": (dict, type(None)), "steps": int, "all_held_out": int},
     "weights.json": {"total": int, "trained": int, "places": dict},
+    "merge.json": {"adapter": str, "base": str, "dtype": str, "verified": dict},
 }
 """File -> what some of its keys hold, where they are there: a type, a list of what stands in it, or
 an object with the keys that each needs."""

@@ -8,15 +8,24 @@ from typing import Any
 
 from aligner.runs.files import read_json
 
+MERGE_FILE = "merge.json"
+"""What `aligner merge` writes beside a merged model."""
+
+DEEPEST = 6
+"""How many folders a model or a data file may lie below the run that made it."""
+
 
 def lineage(run_dir: str | Path, manifest: dict[str, Any] | None = None) -> list[dict[str, Any]]:
     """The run and the runs its model came from, newest first; a model that no run of ours made ends
     the list.
 
-    `manifest` stands in for the run's own while that is not written yet.
+    A model that `aligner merge` made stands between the run that started from it and the run of its
+    adapter, with the kind `merged model`. `manifest` stands in for the run's own while that is not
+    written yet.
     """
     found: list[dict[str, Any]] = []
     seen: set[Path] = set()
+    walked: set[str] = set()
     folder: Path | None = Path(run_dir)
     while folder is not None and folder.resolve() not in seen:
         seen.add(folder.resolve())
@@ -24,10 +33,24 @@ def lineage(run_dir: str | Path, manifest: dict[str, Any] | None = None) -> list
         found.append(entry)
         models = [each["path"] for each in entry["parents"] if each.get("kind") in ("model", "run")]
         parent: str | None = models[0] if models else entry["model"]
-        folder = _run_of_model(parent, entry["working_directory"]) if parent else None
+        start = entry["working_directory"]
+        while parent and (merged := merge_of(parent, start)) is not None:
+            found.append({"kind": "merged model", "path": parent})
+            parent = merged["adapter"] if merged["adapter"] not in walked else None
+            walked.add(str(parent))
+        folder = run_around(parent, start) if parent else None
         if parent and folder is None:
             found.append({"kind": "model", "path": parent})
     return found
+
+
+def merge_of(model: str, working_directory: str) -> dict[str, Any] | None:
+    """Return what `aligner merge` says of a folder; None for one that it did not write."""
+    for place in (Path(working_directory) / model, Path(model)):
+        if (place / MERGE_FILE).is_file():
+            record: dict[str, Any] = read_json(place, MERGE_FILE)
+            return record
+    return None
 
 
 def _lineage_entry(folder: Path, manifest: dict[str, Any] | None) -> dict[str, Any]:
@@ -48,15 +71,12 @@ def _lineage_entry(folder: Path, manifest: dict[str, Any] | None) -> dict[str, A
     }
 
 
-def _run_of_model(model: str, working_directory: str) -> Path | None:
-    """The run directory that this folder lies in, if it does. Relative paths are those of the run's
-    own start."""
-    for place in (Path(working_directory) / model, Path(model)):
-        if place.is_dir():
-            inside = (
-                folder
-                for folder in (place, *place.parents[:2])
-                if (folder / "resolved.json").is_file()
-            )
+def run_around(name: str, working_directory: str | Path) -> Path | None:
+    """Return the run directory that a folder or file lies in, if it does. Relative paths are those
+    of the run's own start."""
+    for place in (Path(working_directory) / name, Path(name)):
+        if place.exists():
+            around = (place, *place.parents[:DEEPEST])
+            inside = (folder for folder in around if (folder / "resolved.json").is_file())
             return next(inside, None)
     return None

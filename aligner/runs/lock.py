@@ -59,6 +59,8 @@ def acquire_lock(folder: Path) -> str:
         holder = _read(path)
         if _is_mine(holder):
             return note
+        if holder is None and _is_flocked(path):
+            continue  # whoever has made it did not get to write yet
         if holder is not None and _may_be_alive(path, holder):
             raise _in_use(folder, path, holder)
         note = _take_away(path, holder)

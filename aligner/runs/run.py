@@ -26,13 +26,12 @@ time holds the `lock`; that of a dead process on this machine is taken over.
 from __future__ import annotations
 
 import atexit
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from aligner.config.load import Resolved, recipe_hash
 from aligner.errors import AlignerError, DataError, Problem, UsageError
@@ -53,14 +52,14 @@ from aligner.runs.files import (
     fingerprints,
     plain,
     read_json,
-    read_metrics,
     sync_folder,
     write_atomically,
 )
 from aligner.runs.lock import LOCK_NAME, acquire_lock, release_lock
+from aligner.runs.metrics_log import MetricsLog
 from aligner.runs.places import refuse_name, refuse_unusable, way_out
 from aligner.runs.resumable import settle_checkpoint
-from aligner.runs.stages import what_is_done
+from aligner.runs.stages import STALE, what_is_done
 
 WritePage = Callable[[Path, dict[str, Any]], Any]
 """Writes a page about a run, from its directory and its manifest."""
@@ -113,7 +112,7 @@ class Run:
         self.notes: list[str] = []
         """What a user should hear about how the run was opened: a lock taken over, versions that
         changed."""
-        self._metrics: IO[bytes] | None = None
+        self.metrics = MetricsLog(run_dir)
 
     @classmethod
     def create(cls, resolved: Resolved, *, resume: bool = False, overwrite: bool = False) -> Run:
@@ -232,7 +231,7 @@ class Run:
             raise
         self._write_resolved(resolved)
         self._note_session()
-        self._repair_metrics()
+        self.metrics.repair()
         self._remove_leftovers()
 
     def _note_session(self) -> None:
@@ -339,28 +338,13 @@ class Run:
         ]
 
     def log_metrics(self, record: Mapping[str, Any]) -> None:
-        """Append one line to `metrics.jsonl` and hand it to the operating system, so that a kill
-        does not lose it."""
-        if self._metrics is None:
-            self._repair_metrics()
-            self._metrics = open(self.dir / "metrics.jsonl", "ab")  # noqa: SIM115 (kept open between lines)
-        self._metrics.write(dumps(record).encode() + b"\n")
-        self._metrics.flush()
-
-    def _repair_metrics(self) -> None:
-        """Cut off a last line that a kill left unfinished."""
-        path = self.dir / "metrics.jsonl"
-        content = path.read_bytes() if path.exists() else b""
-        if content and not content.endswith(b"\n"):
-            os.truncate(path, content.rfind(b"\n") + 1)
+        """Append one line to `metrics.jsonl`, and send it to the trackers."""
+        self.metrics.add(record)
 
     def trim_metrics(self, step: int) -> None:
         """Drop what was logged after `step`, or everything for step 0: a resumed run logs it
         again."""
-        self._close_metrics()
-        kept = [record for record in read_metrics(self.dir) if step and record["step"] <= step]
-        if (self.dir / "metrics.jsonl").exists():
-            self.write_text("metrics.jsonl", "".join(dumps(record) + "\n" for record in kept))
+        self.metrics.trim(step)
 
     @property
     def is_done(self) -> bool:
@@ -376,14 +360,12 @@ class Run:
     ) -> None:
         """Write the model card, the report, and `manifest.json` last of all; the pages are given
         the folder and the manifest."""
-        self._close_metrics()
         manifest = self._manifest(results, parents)
         if self.final_dir.is_dir():
             write_card(self.dir, manifest)
             manifest["files"] = fingerprints(self.dir, self.final_dir)
         write_report(self.dir, manifest)
-        self.write_json("manifest.json", manifest)
-        self.close()
+        self._end(manifest)
 
     def finish_without_training(
         self,
@@ -396,6 +378,10 @@ class Run:
         manifest = self._manifest(results, list(parents))
         if files is not None:
             manifest["files"] = fingerprints(self.dir, files)
+        self._end(manifest)
+
+    def _end(self, manifest: Mapping[str, Any]) -> None:
+        self.metrics.finish(manifest)
         self.write_json("manifest.json", manifest)
         self.close()
 
@@ -418,14 +404,9 @@ class Run:
             "seconds": seconds_worked(environment["sessions"], finished),
         }
 
-    def _close_metrics(self) -> None:
-        if self._metrics is not None:
-            self._metrics.close()
-            self._metrics = None
-
     def close(self) -> None:
         """Give the lock back. Called by `finish`, and at the end of the process."""
-        self._close_metrics()
+        self.metrics.close()
         release_lock(self.dir)
         atexit.unregister(self.close)
 
@@ -472,8 +453,10 @@ def what_is_in(folder: Path) -> str:
         built = sum(1 for _ in (folder / "shards").glob("*.done"))
         return f"an unfinished {method} run that has built {built} part{'' if built == 1 else 's'}"
     if (folder / "rounds").is_dir():
-        done = sum(1 for _ in (folder / "rounds").glob("*/*/done.json"))
-        return f"an unfinished {method} run, {done} stages of which are done"
+        places = (path.relative_to(folder).parts for path in (folder / "rounds").rglob("done.json"))
+        done = sum(STALE not in parts for parts in places)
+        stages = "1 stage of which is" if done == 1 else f"{done:,} stages of which are"
+        return f"an unfinished {method} run, {stages} done"
     if (folder / "stages").is_dir():
         return f"an unfinished {method} run with {what_is_done(folder / 'stages')}"
     if (folder / "journal").is_dir():

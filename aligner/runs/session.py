@@ -46,6 +46,8 @@ class Session:
     overwrite: bool = False
     dry_run: bool = False
     on_event: OnEvent | None = None
+    is_tracked: bool = True
+    """Whether `open` starts the trackers; a training does it in the process that trains."""
     scratch: tuple[str, ...] = ()
     """Folders of the run directory that only the work needs; removed once the run is finished."""
     has_other_inputs: Callable[[], bool] = lambda: False
@@ -113,6 +115,8 @@ class Session:
             )
         for note in run.notes:
             tell(self.on_event, Warned(note))
+        if self.is_tracked:
+            run.metrics.start_tracking(self.on_event)
         return run
 
     def finish(

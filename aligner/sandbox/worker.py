@@ -24,7 +24,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -33,10 +32,14 @@ from pathlib import Path
 from typing import Any
 
 from aligner.sandbox import child
+from aligner.sandbox.patience import Patience
 from aligner.sandbox.usage import LOOK_EVERY_S, Limits, Usage
 
 START_TIMEOUT_S = 180.0
 END_TIMEOUT_S = 20.0
+ENDING_S = 5.0
+"""How long a process that has closed its output has at least, until it counts as one that did not
+end."""
 MAX_ANSWER_BYTES = 1_000_000
 MAX_ERROR_CHARACTERS = child.MAX_ERROR_CHARACTERS
 WITHOUT: list[str] = []
@@ -110,6 +113,7 @@ class Worker:
         self._closed = list(closed)
         self._turn = threading.Lock()
         self._child: _Child | None = None
+        self._is_interrupted = False
 
     def start(self) -> None:
         """Start it now, if it is not running; StartError says why it cannot be."""
@@ -121,6 +125,9 @@ class Worker:
         does."""
         with self._turn:
             child = self._running()
+            if self._is_interrupted:
+                self._end()
+                return WorkerResult(stopped="it was interrupted")
             try:
                 outcome, is_clean = child.call(payload, timeout_s)
             except BaseException:
@@ -131,8 +138,9 @@ class Worker:
             return outcome
 
     def interrupt(self) -> None:
-        """From another thread: end the call that is running; its outcome says that it was
-        stopped."""
+        """From another thread: end the call that is running or that begins; its outcome says that
+        it was stopped, or it raises StartError."""
+        self._is_interrupted = True  # before the look at a child that may be made just now
         child = self._child
         if child is not None:
             child.process.terminate()
@@ -288,14 +296,14 @@ class _Child:
 
     def open(self) -> dict[str, str]:
         """Wait until the function is open; the walls that stand."""
-        deadline = time.monotonic() + START_TIMEOUT_S
+        patience = Patience(START_TIMEOUT_S)
         late = f"it did not start in {START_TIMEOUT_S:g} s and was stopped"
-        line, said = self._exchange(self._request, deadline, late)
+        line, said = self._exchange(self._request, patience, late)
         pid = _opened(line, said)["pid"]
         if hasattr(os, "pidfd_open"):
             with suppress(ProcessLookupError):  # it has ended already; reading on will tell
                 self._handles.pidfd = os.pidfd_open(pid)
-        answer = _opened(*self._exchange(None, deadline, late))
+        answer = _opened(*self._exchange(None, patience, late))
         self._usage = Usage(self.process.pid, self._handles.folder, self._limits)
         self.isolation = {**answer["isolation"], **self._usage.watched}
         return self.isolation
@@ -305,9 +313,8 @@ class _Child:
         number = secrets.token_hex(8)
         self._said.complaints = b""
         late = f"it took longer than {timeout_s:g} s and was stopped"
-        line, said = self._exchange(
-            {"id": number, "payload": payload}, time.monotonic() + timeout_s, late
-        )
+        patience = Patience(timeout_s, self.process.pid)
+        line, said = self._exchange({"id": number, "payload": payload}, patience, late)
         if line is None:
             return WorkerResult(stopped=said), False
         answer = _read_answer(line, number)
@@ -323,7 +330,7 @@ class _Child:
         self._selector.close()
         self._finalizer()
 
-    def _exchange(self, message: Any, deadline: float, late: str) -> tuple[bytes | None, str]:
+    def _exchange(self, message: Any, patience: Patience, late: str) -> tuple[bytes | None, str]:
         """Send a message, if any, and wait for a line; or for the sentence that says why there is
         none."""
         if message is not None:
@@ -337,9 +344,8 @@ class _Child:
             if len(line) > MAX_ANSWER_BYTES:
                 return None, f"it answered with more than {MAX_ANSWER_BYTES} bytes and was stopped"
             if self._said.has_ended:
-                return None, self._why_it_ended(min(END_TIMEOUT_S, deadline - time.monotonic()))
-            left = deadline - time.monotonic()
-            if left <= 0:
+                return None, self._why_it_ended(min(END_TIMEOUT_S, patience.left_s()))
+            if (left := patience.left_s()) <= 0:
                 return None, late
             if self._usage is not None and (wrong := self._usage.look()):
                 return None, wrong
@@ -377,7 +383,7 @@ class _Child:
         """After the end of the output: how the process ended, and the last of what stood in its
         error stream."""
         try:
-            status = self.process.wait(max(1.0, wait_s))
+            status = self.process.wait(max(ENDING_S, wait_s))
         except subprocess.TimeoutExpired:
             return "it closed its output and went on without an answer"
         self._read_last_complaints()

@@ -2,9 +2,10 @@
 
 A chat template and a tokenizer are quicker asked once for five hundred conversations than five
 hundred times for one; what they say is the same. What stays per row is where its answers lie
-(`encode.py`), which finds the renderings that it needs already made. Conversations with tools or
-without turns, tokenizers that are not fast, and control tokens read as text are left to their rows,
-and so is a conversation that the template refuses: its row then says why.
+(`encode.py`), which finds the renderings that it needs already made. Conversations with tools,
+with variables of their own or without turns, tokenizers that are not fast, and control tokens read
+as text are left to their rows, and so is a conversation that the template refuses: its row then
+says why.
 """
 
 from __future__ import annotations
@@ -92,7 +93,8 @@ class ChatsAhead:
         except (DataError, RecipeError):
             return []
         chats = [request.chat for request in requests]
-        return requests if all(chat.messages and not chat.tools for chat in chats) else []
+        fit = all(chat.messages and not chat.tools and not chat.variables for chat in chats)
+        return requests if fit else []
 
 
 def answers_ahead(
@@ -103,8 +105,8 @@ def answers_ahead(
     def requests_of(row: Row) -> list[Request]:
         if not isinstance(row, ConversationRow | CompletionRow):
             return []
-        messages, tools, first = turns_of(row)
-        chat, last = Conversation(tokenizer, messages, tools, row.origin), len(messages) - 1
+        messages, first = turns_of(row)
+        chat, last = Conversation.of_row(tokenizer, messages, row), len(messages) - 1
         wanted = wanted_turns(messages, first, row, loss_on(row))
         if loss_on(row) == "all":
             return [Request(chat)]
@@ -123,7 +125,7 @@ def pairs_ahead(tokenizer: PreTrainedTokenizerBase) -> ChatsAhead:
             return []
         prompt = as_turns(row.prompt, "user")
         chosen, rejected = (
-            Conversation(tokenizer, [*prompt, *as_turns(side, "assistant")], row.tools, row.origin)
+            Conversation.of_row(tokenizer, [*prompt, *as_turns(side, "assistant")], row)
             for side in (row.chosen, row.rejected)
         )
         opened = [(len(prompt), True)] if prompt else []

@@ -22,14 +22,15 @@ with `<|end|>`) is trained without that token.
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from aligner.data.rows import Messages
+from aligner.data.rows import Messages, variables_of
 from aligner.data.turn_weight import without_weights
 from aligner.errors import DataError
 from aligner.tokenization.call_arguments import with_fitting_arguments
@@ -126,11 +127,21 @@ class Conversation:
     tools: list | None = None
     origin: str = ""
     ahead: Ahead | None = None
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    """Variables of the template that the row sets."""
+
+    @classmethod
+    def of_row(
+        cls, tokenizer: PreTrainedTokenizerBase, messages: Messages, row: Any
+    ) -> Conversation:
+        """Return messages of a row with its tools and variables."""
+        tools = getattr(row, "tools", None)
+        return cls(tokenizer, messages, tools, row.origin, variables=variables_of(row))
 
     @property
     def facts(self) -> TemplateInfo:
         """What probing showed of the template."""
-        return facts_of(self.tokenizer) if self.ahead is None else self.ahead.facts
+        return facts_of(self.tokenizer, self.variables) if self.ahead is None else self.ahead.facts
 
     def text(self, messages: Messages, *, opened: bool = False) -> str:
         """Render messages as text.
@@ -180,11 +191,13 @@ class Conversation:
 
         refuse_endless(self.tokenizer)
         messages, tools = as_template_takes(self.tokenizer, messages), self.tools
+        variables = self.variables
         reader = reader_of(self.tokenizer)
         if reader is not None:
             messages, tools = reader.out_of_sight(messages), reader.out_of_sight(tools)
+            variables = reader.out_of_sight(variables)
         try:
-            return apply_template(self.tokenizer, messages, tools=tools, **options)
+            return apply_template(self.tokenizer, messages, tools=tools, **variables, **options)
         except (*REFUSALS, TemplateError) as error:
             where = f"{self.origin}: " if self.origin else ""
             does = "the chat template refuses this conversation"
@@ -207,25 +220,35 @@ def as_template_takes(tokenizer: PreTrainedTokenizerBase, messages: Messages) ->
 _FACTS: WeakKeyDictionary[Any, dict[tuple, TemplateInfo]] = WeakKeyDictionary()
 """Tokenizer -> what decides over its facts -> facts. Nothing here keeps a tokenizer alive."""
 
+MOST_FACTS = 100
+"""How many of them are kept for a tokenizer: rows may each set variables of their own."""
 
-def facts_of(tokenizer: PreTrainedTokenizerBase) -> TemplateInfo:
+
+def facts_of(
+    tokenizer: PreTrainedTokenizerBase, variables: Mapping[str, Any] | None = None
+) -> TemplateInfo:
     """Probe the template, or recall what probing showed; a changed template, token or vocabulary is
-    probed again."""
+    probed again, and so are other variables."""
     known = _FACTS.setdefault(tokenizer, {})
     key = (
         str(tokenizer.chat_template),
         tuple(tokenizer.special_tokens_map.items()),
         len(tokenizer),
+        json.dumps(variables, sort_keys=True, default=str) if variables else "",
     )
     if key not in known:
-        known[key] = _probe(tokenizer)
+        if len(known) >= MOST_FACTS:
+            known.clear()
+        known[key] = _probe(tokenizer, variables or {})
     return known[key]
 
 
-def _probe(tokenizer: PreTrainedTokenizerBase) -> TemplateInfo:
+def _probe(tokenizer: PreTrainedTokenizerBase, variables: Mapping[str, Any]) -> TemplateInfo:
     question = {"role": "user", "content": QUESTION}
     chats = [
-        Conversation(tokenizer, [question, {"role": "assistant", "content": probe}])
+        Conversation(
+            tokenizer, [question, {"role": "assistant", "content": probe}], variables=variables
+        )
         for probe in PROBES
     ]
     try:
@@ -388,7 +411,7 @@ def _start_in_place(chat: Conversation, facts: TemplateInfo, whole: Rendered, tu
     """Return an answer's start where its prompt alone is rendered in another way than within the
     conversation."""
     content = _content_start(chat, whole, turn)
-    before = _content_end(chat, whole, turn - 1) if turn else 0
+    before = content_end(chat, whole, turn - 1) if turn else 0
     if chat.text(chat.messages) != whole.text:
         raise UnstableTemplateError
     length = len(facts.opening)
@@ -423,7 +446,7 @@ def _answer_stop(
         )
     if stop is not None:
         return stop
-    content = _content_end(chat, whole, turn)
+    content = content_end(chat, whole, turn)
     if not last and content > start and not chat.messages[turn].get("tool_calls"):
         return content
     token = chat.tokenizer.convert_ids_to_tokens(facts.stop)
@@ -484,7 +507,7 @@ def _closed_at(chat: Conversation, facts: TemplateInfo, alone: list[int], start:
     return None
 
 
-def _content_end(chat: Conversation, whole: Rendered, turn: int) -> int:
+def content_end(chat: Conversation, whole: Rendered, turn: int) -> int:
     """Return the place behind the last token that depends on the text of a turn."""
     others = [chat.text_with(turn, probe) for probe in PROBES]
     end = len(whole.text) - min(common_suffix(other, whole.text) for other in others)

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
 
 from aligner.data.rows import (
+    VARIABLES,
     CompletionRow,
     ConversationRow,
     Messages,
@@ -31,6 +32,7 @@ from aligner.data.rows import (
     PromptRow,
     Row,
     TextRow,
+    variables_of,
 )
 from aligner.errors import DataError, RecipeError
 
@@ -77,7 +79,7 @@ def found_in(marks: re.Pattern[str], row: Row) -> Counter[str]:
     there."""
     if isinstance(row, TextRow):
         return Counter(marks.findall(row.text))
-    texts = _strings([*_parts(row).values(), getattr(row, "tools", None)])
+    texts = _strings([*_parts(row).values(), getattr(row, "tools", None), variables_of(row)])
     return Counter(mark for text in texts for mark in marks.findall(text))
 
 
@@ -93,6 +95,7 @@ def texts_of(row: Row) -> Iterator[tuple[str, str]]:
         for number, turn in enumerate(value, start=1):
             yield from ((f"turn {number} of {name}", text) for text in _strings(turn))
     yield from (("tools", text) for text in _strings(getattr(row, "tools", None)))
+    yield from ((VARIABLES, text) for text in _strings(variables_of(row)))
 
 
 def _parts(row: Row) -> dict[str, str | Messages]:

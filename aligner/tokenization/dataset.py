@@ -79,6 +79,10 @@ Encode = Callable[[Row, int | None], TokenizedRow | SkipRow]
 """A row and the length to cut it to (None: leave it whole) -> what the trainer reads of it."""
 
 
+WatchRow = Callable[[Row, TokenizedRow | SkipRow], None]
+"""Told of each row and of what was made of it; rows that raise are not told of."""
+
+
 @dataclass(frozen=True)
 class RowEncoder:
     """How a method turns rows into columns."""
@@ -90,6 +94,16 @@ class RowEncoder:
     """Whether several rows may share a sequence."""
     look_ahead: Callable[[Sequence[Row]], None] | None = None
     """Told of the rows that are encoded next, so that they can be prepared together."""
+
+    def watched(self, watch: WatchRow) -> RowEncoder:
+        """Return the same, which tells `watch` of each row that it encodes."""
+
+        def encode(row: Row, limit: int | None) -> TokenizedRow | SkipRow:
+            made = self.encode(row, limit)
+            watch(row, made)
+            return made
+
+        return replace(self, encode=encode)
 
 
 class EpochSource(Protocol):
@@ -262,7 +276,7 @@ class _Tokenizing:
                 self._add(row, kept, ledger, broken, too_long)
         tell(self.on_event, StageProgress(f"tokenizing {name}", len(rows), len(rows)))
         _refuse_broken(broken, self.data)
-        _refuse_too_long(too_long, kept.untruncated, self.data, len(rows))
+        refuse_too_long(too_long, kept.untruncated, self.data, len(rows))
         if not kept.lengths:
             raise DataError(
                 f"no row of the {name} split can be trained on",
@@ -368,9 +382,11 @@ def _refuse_broken(broken: list[Problem], data: Data) -> None:
         )
 
 
-def _refuse_too_long(
+def refuse_too_long(
     too_long: list[tuple[str, int]], fitting: Sequence[int], data: Data, total: int
 ) -> None:
+    """Refuse rows that are too long, if the recipe does: (origin, tokens) of each; `fitting`: the
+    lengths of the others, of `total` rows together. Raises: DataError."""
     if too_long and data.on_too_long == "error":
         lengths = sorted([*fitting, *(length for _, length in too_long)])
         needed = {

@@ -16,11 +16,12 @@ Legend: a `label` is a token id, or -100 where the token is not trained.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from aligner.data.rows import (
+    VARIABLES,
     WEIGHT,
     CompletionRow,
     ConversationRow,
@@ -28,6 +29,7 @@ from aligner.data.rows import (
     PreferenceRow,
     TextRow,
     as_turns,
+    variables_of,
 )
 from aligner.errors import DataError, RecipeError
 from aligner.tokenization.chat_template import (
@@ -89,7 +91,10 @@ class Pair:
 
 
 def encode_prompt(
-    tokenizer: PreTrainedTokenizerBase, prompt: str | Messages, tools: list | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str | Messages,
+    tools: list | None = None,
+    variables: Mapping[str, Any] | None = None,
 ) -> list[int]:
     """Return the ids that generation conditions on, with the generation prompt of the template
     added.
@@ -98,9 +103,10 @@ def encode_prompt(
     stands elsewhere.
     """
     if not has_template(tokenizer):
-        _refuse_plain_tools(tools, "")
+        _refuse_plain_tools(tools, "", variables)
         return _plain_ids(tokenizer, _as_text(prompt))
-    return Conversation(tokenizer, as_turns(prompt, "user"), tools).ids(opened=True)
+    turns = as_turns(prompt, "user")
+    return Conversation(tokenizer, turns, tools, variables=variables or {}).ids(opened=True)
 
 
 def encode_sft(
@@ -145,8 +151,7 @@ def length_of(tokenizer: PreTrainedTokenizerBase, row: ConversationRow | Complet
     """Return how many tokens `encode_sft` gives for a row, without asking which of them are
     trained."""
     if has_template(tokenizer):
-        messages, tools, _ = turns_of(row)
-        return len(Conversation(tokenizer, messages, tools, row.origin).ids())
+        return len(Conversation.of_row(tokenizer, turns_of(row)[0], row).ids())
     return len(encode_sft(tokenizer, row).input_ids)
 
 
@@ -157,11 +162,11 @@ def keeps_texts(tokenizer: PreTrainedTokenizerBase, row: ConversationRow | Compl
     Some templates take an answer apart: Qwen3's drops what stands before `</think>`. One that
     refuses the longer texts does not keep them.
     """
-    messages, tools, _ = turns_of(row)
+    messages, _ = turns_of(row)
     longer = [{**message, "content": f"x\n{message['content']}\nx"} for message in messages[-2:]]
     whole = [*messages[:-2], *longer]
     try:
-        text = Conversation(tokenizer, whole, tools, row.origin).text(whole)
+        text = Conversation.of_row(tokenizer, whole, row).text(whole)
     except DataError:
         return False
     return all(message["content"] in text for message in longer)
@@ -185,7 +190,7 @@ def encode_pair(tokenizer: PreTrainedTokenizerBase, row: PreferenceRow, ready: R
 
         pair = _steadily(row.origin, encode, ready)
     else:
-        _refuse_plain_tools(row.tools, row.origin)
+        _refuse_plain_tools(row.tools, row.origin, variables_of(row))
         prompt = _as_text(row.prompt)
         prompt_ids = _plain_ids(tokenizer, prompt)
         answers = [
@@ -274,8 +279,9 @@ def _encode_turns(
     loss_on: LossOn,
     ready: Ready,
 ) -> Encoded:
-    messages, tools, first_turn = turns_of(row)
-    chat = ready[0] if ready else Conversation(tokenizer, messages, tools, row.origin)
+    messages, first_turn = turns_of(row)
+    chat = ready[0] if ready else Conversation.of_row(tokenizer, messages, row)
+    _refuse_unfit_variables(chat)
     wanted = wanted_turns(messages, first_turn, row, loss_on)
     if loss_on == "all":
         return _trained_but(chat)
@@ -283,6 +289,14 @@ def _encode_turns(
     for turn, (start, stop) in zip(wanted, spans):
         _check_tool_calls(chat, turn, ids[start:stop])
     return Encoded(ids, _labels(ids, spans))
+
+
+def _refuse_unfit_variables(chat: Conversation) -> None:
+    if chat.variables and chat.facts.problem:
+        raise DataError(
+            f"{chat.origin}: with the variables of this row, {chat.facts.problem}",
+            f"check its column `{VARIABLES}`",
+        )
 
 
 def _check_tool_calls(chat: Conversation, turn: int, ids: list[int]) -> None:
@@ -332,7 +346,8 @@ def _encode_template_pair(
     tokenizer: PreTrainedTokenizerBase, row: PreferenceRow, ready: Ready
 ) -> Pair:
     prompt = as_turns(row.prompt, "user")
-    first = ready[0] if ready else Conversation(tokenizer, prompt, row.tools, row.origin)
+    first = ready[0] if ready else Conversation.of_row(tokenizer, prompt, row)
+    _refuse_unfit_variables(first)
     opened = first.prefix(len(prompt), opened=True)
     sides, spans = [], []
     for side, answer in enumerate((row.chosen, row.rejected)):
@@ -345,7 +360,7 @@ def _encode_template_pair(
                 "answer each",
             )
         messages = [*prompt, *turns]
-        chat = ready[side] if ready else Conversation(tokenizer, messages, row.tools, row.origin)
+        chat = ready[side] if ready else Conversation.of_row(tokenizer, messages, row)
         whole = chat.whole()
         sides.append(whole.ids)
         spans.append(answer_span(chat, whole, len(prompt), opened))
@@ -386,7 +401,7 @@ def _encode_text(tokenizer: PreTrainedTokenizerBase, row: TextRow, loss_on: Loss
 def _encode_plain_completion(
     tokenizer: PreTrainedTokenizerBase, row: CompletionRow, loss_on: LossOn
 ) -> Encoded:
-    _refuse_plain_tools(row.tools, row.origin)
+    _refuse_plain_tools(row.tools, row.origin, variables_of(row))
     prompt = _as_text(row.prompt)
     prompt_ids = _plain_ids(tokenizer, prompt)
     answer_ids = _answer_ids(tokenizer, prompt, prompt_ids, _as_text(row.completion))
@@ -474,11 +489,12 @@ def _remarks(tokenizer: PreTrainedTokenizerBase) -> Iterable[str]:
         )
 
 
-def _refuse_plain_tools(tools: list | None, origin: str) -> None:
-    if tools:
+def _refuse_plain_tools(tools: list | None, origin: str, variables: Any = None) -> None:
+    if tools or variables:
+        column = "tools" if tools else VARIABLES
         raise DataError(
-            f"{origin or 'a prompt'} has `tools`, and the tokenizer has no chat template to write "
-            "them",
+            f"{origin or 'a prompt'} has `{column}`, and the tokenizer has no chat template to "
+            "write them",
             "name one with model.chat_template (a Jinja file, or a name such as qwen3)",
         )
 

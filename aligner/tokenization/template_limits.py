@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 LONGEST_S = 30.0
-"""Seconds of one call, for a few hundred conversations at most."""
+"""Seconds of the processor for one call, for a few hundred conversations at most; where the system
+counts none for a thread, seconds on the wall."""
 MOST_BYTES = 4 * 2**30
 """Memory that a call may take beside what the process has."""
 MOST_CHARACTERS = 50_000_000
@@ -98,15 +99,17 @@ class _Clock:
 
     def __init__(self) -> None:
         self.lock, self.is_busy = Lock(), Event()
-        self.deadlines: dict[int, float] = {}
-        """Thread -> when its rendering is ended."""
+        self.deadlines: dict[int, tuple[int, float]] = {}
+        """Thread -> its clock, and when its rendering is ended by that."""
         self.ended: set[int] = set()
         self.thread: Thread | None = None
 
     def start(self) -> None:
         """Raise TooLongError in this thread once the time is over, until `stop`."""
         with self.lock:
-            self.deadlines[get_ident()] = time.monotonic() + LONGEST_S
+            thread = get_ident()
+            clock = _clock_of(thread)
+            self.deadlines[thread] = clock, time.clock_gettime(clock) + LONGEST_S
             if self.thread is None:
                 self.thread = Thread(target=self._look, name="template-clock", daemon=True)
                 self.thread.start()
@@ -127,13 +130,24 @@ class _Clock:
             self.is_busy.wait()
             time.sleep(POLL_S)
             with self.lock:
-                now = time.monotonic()
-                for thread in [one for one, end in self.deadlines.items() if end < now]:
+                over = []
+                for thread, (clock, end) in self.deadlines.items():
+                    if time.clock_gettime(clock) > end:
+                        over.append(thread)
+                for thread in over:
                     del self.deadlines[thread]
                     self.ended.add(thread)
                     _raise_in(thread, TooLongError)
                 if not self.deadlines:
                     self.is_busy.clear()
+
+
+def _clock_of(thread: int) -> int:
+    """What a thread has had of the processor: a busy machine takes nothing from a rendering's
+    time."""
+    if hasattr(time, "pthread_getcpuclockid"):
+        return time.pthread_getcpuclockid(thread)
+    return time.CLOCK_MONOTONIC
 
 
 def _raise_in(thread: int, error: type[BaseException] | None) -> None:

@@ -12,13 +12,12 @@ if TYPE_CHECKING:
     from aligner.config.recipe import LossOn
 
 
-def turns_of(row: ConversationRow | CompletionRow) -> tuple[Messages, list | None, int]:
-    """Return the whole conversation, its tools, and the number of messages that belong to the
-    prompt."""
+def turns_of(row: ConversationRow | CompletionRow) -> tuple[Messages, int]:
+    """Return the whole conversation, and the number of messages that belong to the prompt."""
     if isinstance(row, ConversationRow):
-        return row.messages, row.tools, 0
+        return row.messages, 0
     prompt = as_turns(row.prompt, "user")
-    return [*prompt, *as_turns(row.completion, "assistant")], row.tools, len(prompt)
+    return [*prompt, *as_turns(row.completion, "assistant")], len(prompt)
 
 
 def wanted_turns(

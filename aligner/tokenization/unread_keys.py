@@ -11,22 +11,24 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from aligner.data.row_texts import conversations_of
 from aligner.data.rows import (
+    VARIABLES,
     WEIGHT,
     CompletionRow,
-    ConversationRow,
     Messages,
-    PreferenceRow,
-    PromptRow,
     Row,
-    as_turns,
     question_of,
+    variables_of,
 )
 from aligner.data.turn_weight import without_weights
 from aligner.errors import DataError
 from aligner.tokenization.chat_template import PROBES, Conversation, has_template
+from aligner.tokenization.template_child import Marks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -48,19 +50,32 @@ def unread_of(
     lost: Counter[str] = Counter()
     if not has_template(tokenizer):
         return lost
-    for messages, first in _conversations(row):
+    for messages, first in conversations_of(row):
         messages = without_weights(messages) if trains_all else messages
-        lost += _lost(
-            Conversation(tokenizer, messages, getattr(row, "tools", None), row.origin), first
-        )
+        lost += _lost(Conversation.of_row(tokenizer, messages, row), first)
+    if variables := variables_of(row):
+        read = _variables_of(str(tokenizer.get_chat_template()))
+        lost.update(f"`{name}` of `{VARIABLES}`" for name in variables if name not in read)
     return lost
+
+
+@lru_cache(maxsize=8)
+def _variables_of(template: str) -> frozenset[str]:
+    """Names that a template reads and does not define."""
+    from jinja2 import Environment, TemplateError, meta
+
+    environment = Environment(extensions=["jinja2.ext.loopcontrols", Marks])
+    try:
+        return frozenset(meta.find_undeclared_variables(environment.parse(template)))
+    except TemplateError:
+        return frozenset()
 
 
 def unread_beside_text(row: Row, only_answer: bool = False) -> Counter[str]:
     """Return the keys of turns that are lost where only the text of turns is read, or only that of
     the answer."""
     keys = Counter[str]()
-    for messages, first in _conversations(row):
+    for messages, first in conversations_of(row):
         for message in messages[len(messages) - 1 if only_answer else first :]:
             keys.update(f"`{key}`" for key in message.keys() - KNOWN)
     return keys
@@ -74,20 +89,6 @@ def as_text_answer(row: Row) -> Row:
     )
 
 
-def _conversations(row: Row) -> Iterator[tuple[Messages, int]]:
-    """The conversations of a row, each with the turn from which on it has not been looked at."""
-    if isinstance(row, ConversationRow):
-        yield row.messages, 0
-    elif isinstance(row, CompletionRow):
-        yield [*as_turns(row.prompt, "user"), *as_turns(row.completion, "assistant")], 0
-    elif isinstance(row, PreferenceRow):
-        prompt = as_turns(row.prompt, "user")
-        yield [*prompt, *as_turns(row.chosen, "assistant")], 0
-        yield [*prompt, *as_turns(row.rejected, "assistant")], len(prompt)
-    elif isinstance(row, PromptRow):
-        yield as_turns(row.prompt, "user"), 0
-
-
 def _lost(chat: Conversation, first: int) -> Counter[str]:
     turns = range(first, len(chat.messages))
     asked = [turn for turn in turns if _may_lose(chat.messages[turn])]
@@ -96,9 +97,7 @@ def _lost(chat: Conversation, first: int) -> Counter[str]:
         return Counter()
     whole = chat.text(chat.messages)
     lost = Counter(what for turn in asked for what in _lost_in_turn(chat, whole, turn))
-    if has_tools and _same(
-        Conversation(chat.tokenizer, chat.messages, None, chat.origin), chat.messages, whole
-    ):
+    if has_tools and _same(replace(chat, tools=None), chat.messages, whole):
         lost["the column `tools`"] += 1
     return lost
 

@@ -11,6 +11,8 @@
                         included
     heldout-pairs.jsonl `prompt`, `chosen` (right), `rejected` (a slip): pairs on the same
                         prompts, to measure reward models on
+    experts-*.jsonl     `prompt`, `response`: what three scripted experts of differing skill say to
+                        the prompts of `prompts.jsonl` and `heldout.jsonl`
     recipes/            copies of the recipes in `tiny/`, to be run from inside the folder
     manifest.json       what was written, with fingerprints; last, so its presence means done
 
@@ -35,6 +37,7 @@ import aligner
 from aligner.errors import UsageError
 from aligner.runs.files import dumps, file_sha256, parse_json, share_weights, write_atomically
 from aligner.runs.places import refuse_unusable
+from aligner.toy.experts import EXPERTS, answers
 from aligner.toy.tasks import Exercise, corrupt, draw, gold_score
 
 if TYPE_CHECKING:
@@ -237,7 +240,7 @@ def _base_answers(
 
     prompts = [_user(exercise) for exercise in exercises]
     sampling = Sampling(max_new_tokens=LONGEST_ANSWER_TOKENS, seed=seed)
-    answers = generate(
+    found = generate(
         model,
         tokenizer,
         prompts,
@@ -247,7 +250,7 @@ def _base_answers(
             done / total, f"asking the base model: {done} of {total} prompts"
         ),
     )
-    return [samples[0].text for samples in answers]
+    return [samples[0].text for samples in found]
 
 
 # --- the rows -------------------------------------------------------------------------------------
@@ -273,8 +276,15 @@ def _write_rows(
     ]
     slips = random.Random(f"held-out pairs {seed}")
     rows["heldout-pairs"] = [_pair(exercise, None, slips) for exercise in splits["heldout"]]
+    for name in EXPERTS:
+        rows[f"experts-{name}"] = _said_by(name, [*splits["prompts"], *splits["heldout"]], seed)
     for name, lines in rows.items():
         write_atomically(folder / f"{name}.jsonl", "".join(dumps(line) + "\n" for line in lines))
+
+
+def _said_by(name: str, exercises: list[Exercise], seed: int) -> list[Row]:
+    said = answers(name, exercises, seed)
+    return [{"prompt": _user(one), "response": text} for one, text in zip(exercises, said)]
 
 
 def _user(exercise: Exercise) -> list[Row]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from transformers import TrainingArguments
+from transformers.integrations.integration_utils import get_available_reporting_integrations
 
 from aligner.config.defaults import SHARE_OF_STEPS, fill, trainer_value
 from aligner.config.recipe import TrainRecipe
@@ -17,6 +18,7 @@ from aligner.errors import Problem, RecipeError
 from aligner.launch.devices import has_bf16_gpu, native_bf16
 from aligner.methods.catalogue import trainer_fields
 from aligner.runs.run import Run
+from aligner.runs.trackers.mirror import MODULES
 from aligner.training.decided import Decided, read_decided
 from aligner.training.precision import trains_on_cpu
 
@@ -56,6 +58,7 @@ def training_arguments(
         known = values.pop(key, None)
         new = key.replace("gradient", "activation")
         values[new] = known if values.get(new) is None else values[new]
+    values["report_to"] = _trackers_of_transformers(values["report_to"])
     # Rotation is ours: transformers removes old checkpoints before the new one is known to be
     # whole.
     values["save_total_limit"] = None
@@ -69,6 +72,14 @@ def training_arguments(
             logging_nan_inf_filter=False,
             **values,
         )
+
+
+def _trackers_of_transformers(report_to: str | list[str]) -> list[str]:
+    """Return the trackers that transformers writes to: those that a run does not feed itself."""
+    words = [report_to] if isinstance(report_to, str) else report_to
+    if "all" in words:
+        words = get_available_reporting_integrations()
+    return [word for word in words if word != "none" and word not in MODULES]
 
 
 def preference_arguments(recipe: TrainRecipe, run: Run) -> TrainingArguments:

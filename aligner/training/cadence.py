@@ -84,6 +84,10 @@ class Work:
     repeats: int = 1
     """How often each of them is trained on; it is sampled once."""
     response_tokens: int = 0
+    arena_batches: int = 0
+    """Batches of prompts that an evaluation lets the model answer for battles with the start, with
+    `arena_tokens` each at most."""
+    arena_tokens: int = 0
     prompts: int = 0
     max_new_tokens: int = 0
     prompt_tokens: float = 0.0
@@ -162,6 +166,7 @@ class _Costs:
         self.evaluation = self.reading(work.held_out_tokens * work.held_out_passes)
         if work.responses_a_step:
             self.evaluation += self.writing(work.held_out_rows)
+        self.arena = work.processes * work.arena_batches * work.arena_tokens * self.token
         self.checkpoint = work.processes * work.trained * BYTES_A_WEIGHT / self.speed.bytes
 
     def reading(self, tokens: float) -> float:
@@ -234,13 +239,15 @@ def _evaluations(
     rows = work.held_out_rows
     if not rows or not free.evaluations:
         return None, rows, 0.0
+    once = costs.evaluation + costs.arena
     times = min(TIMES, work.steps)
-    while times > 1 and not costs.fits(times * costs.evaluation, share):
+    while times > 1 and not costs.fits(times * once, share):
         times -= 1
     every = math.ceil(work.steps / times)
     number = math.ceil(work.steps / every)
-    if not costs.fits(number * costs.evaluation, share):
-        allowed = max(share * costs.training, FREE_S) / costs.evaluation
+    if not costs.fits(number * once, share):
+        left = max(share * costs.training, FREE_S) - number * costs.arena
+        allowed = max(0.0, left) / costs.evaluation
         rows = max(min(FEWEST_ROWS, rows), math.floor(rows * allowed))
-    spent = number * costs.evaluation * rows / work.held_out_rows
+    spent = number * (costs.evaluation * rows / work.held_out_rows + costs.arena)
     return every, rows, costs.share(spent)

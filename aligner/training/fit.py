@@ -68,6 +68,7 @@ def fit(
         trainer.add_callback(
             EarlyStoppingCallback(recipe.early_stopping.patience, recipe.early_stopping.threshold)
         )
+    _refuse_whole_copies(trainer, recipe)
     checkpoint = latest_checkpoint(run.checkpoints_dir)
     if checkpoint is not None:
         refuse_code(checkpoint)
@@ -114,9 +115,24 @@ def fit(
     return TrainResult(_results(trainer))
 
 
+def _refuse_whole_copies(trainer: OrderedTrainer, recipe: TrainRecipe) -> None:
+    """Raise where the model is to be split over processes, and accelerate would give each a whole
+    one: it does so silently on devices that it does not know."""
+    strategy, state = recipe.launch.strategy, trainer.accelerator.state
+    if not strategy.startswith("fsdp") or state.num_processes == 1:
+        return
+    if state.distributed_type.value != "FSDP":
+        raise TrainingError(
+            f"launch.strategy is {strategy}, and accelerate does not split a model on "
+            f"{state.device.type}: every process would hold all of it",
+            "use launch.strategy=ddp here",
+        )
+
+
 def _announce(checkpoint: Path | None, run: Run, on_event: OnEvent | None) -> None:
     step = step_of(checkpoint) if checkpoint else 0
     run.trim_metrics(step)
+    run.metrics.start_tracking(on_event)
     if checkpoint and on_event:
         whole = "weights, optimizer, schedule, random state, place in the data"
         taken = (
@@ -182,7 +198,8 @@ def _results(trainer: OrderedTrainer) -> dict[str, float]:
         for key in sorted(kept, key=lambda key: (key != "loss", key)):
             results[f"{split}/{key}"] = named[key]
     if trainer.state.best_metric is not None:
-        results["best_eval_loss"] = float(trainer.state.best_metric)
+        metric = str(trainer.args.metric_for_best_model or "loss").removeprefix("eval_")
+        results[f"best_eval_{metric}"] = float(trainer.state.best_metric)
     return results
 
 

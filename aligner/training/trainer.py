@@ -38,6 +38,23 @@ def exact_adapters(model: Any) -> Iterator[None]:
         weight.data = values.to(weight.device, torch.float32)
 
 
+def without_tied(model: Any, weights: dict[str, Tensor] | None) -> dict[str, Tensor] | None:
+    """Return gathered weights without the second name of each that the model ties.
+
+    Copies that were gathered from shards share no memory, so transformers takes them for two
+    weights and writes both.
+    """
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    if not weights:
+        return weights
+
+    def is_second(name: str) -> bool:
+        first = weights.get(tied.get(name, ""))
+        return first is not None and torch.equal(first, weights[name])
+
+    return {name: weight for name, weight in weights.items() if not is_second(name)}
+
+
 def lengths_of(rows: Dataset, grouped: bool) -> list[int] | None:
     """Return the `length` column when batches are to be grouped by it."""
     return list(rows["length"]) if grouped else None
@@ -125,7 +142,7 @@ class OrderedTrainer(Trainer):
         held: Any = self.processing_class
         self.processing_class: Any = self.saved_tokenizer or held
         try:
-            super()._save(output_dir, state_dict)
+            super()._save(output_dir, without_tied(self.model, state_dict))
         finally:
             self.processing_class = held
         # a pickle of the arguments, which nobody reads: the recipe says it all
@@ -152,6 +169,18 @@ class OrderedTrainer(Trainer):
                 self.train_dataset, self.args.train_batch_size
             )
             self.num_padding_rows = len(self.train_dataset) - num_rows
+
+    also_measure: Callable[[OrderedTrainer], dict[str, float]] | None = None
+    """What else an evaluation measures, by name; every process calls it."""
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate, and add what else is measured."""
+        output = super().evaluation_loop(*args, **kwargs)
+        if self.also_measure is not None:
+            prefix = kwargs.get("metric_key_prefix", "eval")
+            more = self.also_measure(self)
+            output.metrics.update({f"{prefix}_{key}": value for key, value in more.items()})
+        return output
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """Let every held-out row count: `dataloader_drop_last` is a matter of training."""

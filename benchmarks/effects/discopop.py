@@ -28,7 +28,7 @@ from torch import Tensor
 from aligner.config.load import load_recipe
 from aligner.config.recipe import Data, Model, Source
 from aligner.data.loading import load_rows
-from aligner.evaluation.answers import evaluate_prompts
+from aligner.evaluation.answers import measure_prompts
 from aligner.evaluation.likelihood import Tokens, likelihoods
 from aligner.generation.sampling import Sampling
 from aligner.losses.bandit import run_bandit
@@ -128,7 +128,7 @@ def measure(world: Path, result: Path, seed: int) -> tuple[float, float]:
     )
     rows = load_rows(Data(train=[Source(path=str(world / "heldout.jsonl"))]), "prompts", 0).train
     sampling = Sampling(max_new_tokens=32, temperature=1.0, seed=seed)
-    numbers, answers = evaluate_prompts(
+    numbers, answers = measure_prompts(
         policy, tokenizer, rows, scorer=load_scorer("toy"), sampling=sampling, batch_size=100
     )
     prompts = [encode_prompt(tokenizer, row.prompt) for row in rows]

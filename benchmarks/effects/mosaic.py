@@ -42,7 +42,7 @@ from aligner.config.load import load_recipe
 from aligner.config.recipe import Data, Model, Mosaic, Source
 from aligner.data.loading import load_rows
 from aligner.data.rows import CompletionRow
-from aligner.evaluation.answers import evaluate_prompts
+from aligner.evaluation.answers import measure_prompts
 from aligner.generation.decode import generate
 from aligner.generation.sampling import Sampling
 from aligner.methods.pipeline import run_recipe
@@ -212,7 +212,7 @@ def single(world: Path, result: Path, seed: int) -> float:
     model = load_policy(Model(name_or_path=str(result)), tokenizer, trainable=False)
     rows = load_rows(Data(train=[Source(path=str(world / "heldout.jsonl"))]), "prompts", 0).train
     sampling = Sampling(max_new_tokens=32, temperature=1.0, seed=seed)
-    found = evaluate_prompts(
+    found = measure_prompts(
         model, tokenizer, rows, scorer=load_scorer("toy"), sampling=sampling, batch_size=100
     )
     return float(found[0]["score"])

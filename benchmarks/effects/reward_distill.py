@@ -30,7 +30,7 @@ import torch
 from aligner.config.load import load_recipe
 from aligner.config.recipe import Data, Model, Source
 from aligner.data.loading import load_rows
-from aligner.evaluation.answers import evaluate_prompts
+from aligner.evaluation.answers import measure_prompts
 from aligner.generation.sampling import Sampling
 from aligner.methods.pipeline import run_recipe
 from aligner.models.loading import load_policy
@@ -110,7 +110,7 @@ def measure(world: Path, result: Path, seed: int) -> tuple[float, float]:
         Data(train=[Source(path=str(world / "heldout.jsonl"))]), "prompts", 0
     ).train
     sampling = Sampling(max_new_tokens=32, temperature=1.0, seed=seed)
-    numbers, answers = evaluate_prompts(
+    numbers, answers = measure_prompts(
         model, tokenizer, rows, scorer=load_scorer("toy"), sampling=sampling, batch_size=100
     )
     return numbers["score"], statistics.fmean(len(answer.text) for (answer,) in answers)

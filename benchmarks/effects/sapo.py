@@ -26,7 +26,7 @@ import torch
 from aligner.config.load import load_recipe
 from aligner.config.recipe import Data, Model, Source
 from aligner.data.loading import load_rows
-from aligner.evaluation.answers import evaluate_prompts
+from aligner.evaluation.answers import measure_prompts
 from aligner.generation.sampling import Sampling
 from aligner.methods.pipeline import run_recipe
 from aligner.models.loading import load_policy
@@ -135,11 +135,11 @@ def measure(world: Path, result: Path, seed: int) -> tuple[float, float]:
     rows = load_rows(Data(train=[Source(path=str(world / "heldout.jsonl"))]), "prompts", 0).train
     scorer = load_scorer("toy")
     once = Sampling(max_new_tokens=32, temperature=1.0, seed=seed)
-    score = evaluate_prompts(model, tokenizer, rows, scorer=scorer, sampling=once, batch_size=100)[
+    score = measure_prompts(model, tokenizer, rows, scorer=scorer, sampling=once, batch_size=100)[
         0
     ]["score"]
     often = Sampling(max_new_tokens=32, temperature=1.0, seed=seed, num_samples=8)
-    answers = evaluate_prompts(
+    answers = measure_prompts(
         model, tokenizer, rows[:50], scorer=scorer, sampling=often, batch_size=100
     )[1]
     return score, statistics.fmean(

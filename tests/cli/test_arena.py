@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,29 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def test_a_picture_as_png_is_written_where_it_is_asked_for(folder: Path) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    command = (*RATE, "votes.jsonl", "--resamples", 20, "--output", "out")
+    done = aligner(*command, "--png")
+    assert done.exit_code == 0, done.output
+    assert "leaderboard.png" in done.output
+    assert (folder / "out" / "leaderboard.png").read_bytes()[:4] == b"\x89PNG"
+    Path("out/leaderboard.csv").unlink()
+    assert aligner(*RATE, "votes.jsonl", "--output", "out").exit_code == 2
+
+
+def test_a_picture_as_png_needs_matplotlib_and_an_output(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = aligner(*RATE, "votes.jsonl", "--png")
+    assert (alone.exit_code, "add --output DIR" in alone.output) == (2, True)
+    monkeypatch.setattr("aligner.arena.png.find_spec", lambda name: None)
+    done = aligner(*RATE, "votes.jsonl", "--output", "out", "--png")
+    assert done.exit_code == 2
+    assert "pip install 'aligner-toolkit[plots]'" in " ".join(done.output.split())
+    assert not Path("out").exists()
+
+
 def test_the_group_names_its_commands() -> None:
     printed = aligner("arena", "--help").output
     assert "rate         Rate models from battles: Bradley-Terry" in printed
@@ -60,6 +84,33 @@ def test_controls_baseline_and_categories_have_tables_of_their_own(folder: Path)
         assert words in done.stdout
     coefficients = done.stdout.split("coefficient (logits)")[1].splitlines()[1:4]
     assert [line.split()[0] for line in coefficients] == ["seat", "length", "ties"]
+
+
+def test_a_rating_that_is_a_bound_says_so_in_its_category_too(folder: Path) -> None:
+    common = {"model_a": "x", "model_b": "y"}
+    rows = [{**common, "prompt_id": n, "winner": "x", "category": "one"} for n in range(3)]
+    rows += [{**common, "prompt_id": 9, "winner": w, "category": "two"} for w in ("x", "y", "tie")]
+    write_jsonl(folder / "won.jsonl", rows)
+    more = ("--category", "category", "--resamples", 5, "-o", "out")
+    done = aligner(*RATE, "won.jsonl", *more)
+    one, two = re.split(r"\n(?:one|two) +rating", done.stdout)[1:]
+    assert [line.split()[:2] for line in one.splitlines()[1:3]] == [["x", ">="], ["y", "<="]]
+    assert "=" not in two.split("wrote")[0]
+    assert '<td class="n">&gt;= 1,' in (folder / "out" / "leaderboard.html").read_text()
+
+
+def test_judgments_of_arena_hard_are_rated_without_their_answers(folder: Path) -> None:
+    verdicts = ("A>>B", "B>A", "A=B", "B>>A")
+    games = [[{"score": one}, {"score": other}] for one in verdicts for other in verdicts]
+    rows = [{"uid": f"q{n}", "model": "m", "judge": "j", "games": g} for n, g in enumerate(games)]
+    write_jsonl(folder / "j.jsonl", rows)
+    more = ("--baseline", "gpt-4-0314", "--strong", 3, "--merge", "votes", "--resamples", 20)
+    done = aligner(*RATE, "j.jsonl", *more)
+    assert done.exit_code == 0, done.output
+    assert "m: some answers have no length" in done.output
+    line = done.stdout.split("against the baseline")[1].splitlines()[1].split()
+    assert line[:2] == ["m", "50.0%"]
+    assert line[-2:] == ["-", "-"]
 
 
 def test_json_holds_everything_and_files_are_written_once(folder: Path) -> None:

@@ -165,6 +165,17 @@ def test_two_reward_models_are_compared(here: Path) -> None:
     assert found["same_choice"]["value"] == 0.25
     assert found["accuracy_difference"]["value"] == 0.5
     assert (found["both_right"], found["only_first_right"]) == (1, 3)
+    # one group of pairs has both verdicts, and 3 prompts have 8 exchanges
+    assert found["tested"]["p_value"] in (2 / 8, 4 / 8)
+    compared = measured(
+        "--reward-model", "toy", "--compare", "verifier:f.py:longer", "--data", "pairs.jsonl"
+    )
+    assert compared["agreement"] == found
+    text = aligner(
+        *("eval", "--reward-model", "toy", "--compare", "verifier:f.py:longer"),
+        *("--data", "pairs.jsonl"),
+    ).stdout
+    assert "accuracy: no difference is shown (p = " in text
 
 
 def test_the_tables_hold_every_part(here: Path) -> None:
@@ -374,9 +385,9 @@ def test_many_categories_are_listed_in_the_json_and_not_on_the_screen(here: Path
         ),
         (["model", "--plot", "x.html"], 2, "--plot has no effect for models"),
         (
-            ["model", "--category", "kind", "--resamples", "5"],
+            ["model", "--category", "kind", "--plot", "x.html"],
             2,
-            "--category, --resamples have no effect",
+            "--category, --plot have no effect",
         ),
         (["--reward-model", "toy", "--category", "topic"], 3, "has the column `topic`"),
         (["--reward-model", "toy", "--plot", "."], 2, ". is a folder"),
@@ -404,3 +415,60 @@ def test_rows_that_a_scorer_refuses_are_named(here: Path) -> None:
     assert refused("--reward-model", "toy", "--data", "empty.jsonl")[0] == 3
     write_jsonl(here / "plain.jsonl", [{"prompt": "a", "completion": "b"}])
     assert refused("--reward-model", "toy", "--data", "plain.jsonl")[0] == 3
+
+
+def lists(here: Path) -> None:
+    """Rows with lists of answers, in `lists.jsonl`: the longest is right in two of three, and one
+    number of Ties."""
+    rows = [
+        {"id": str(number), "prompt": f"p{number}", "chosen": [text], "subset": "Focus"}
+        for number, text in enumerate(("aaaa", "bbbb", "c"))
+    ]
+    rows = [{**row, "rejected": ["xx", "yy", "zz"]} for row in rows]
+    rows += [
+        {"id": "ref:0", "prompt": "name a colour", "chosen": ["green"], "rejected": ["dog"]},
+        {"id": "tied:0", "prompt": "and any", "chosen": ["green", "white"], "rejected": ["dog"]},
+    ]
+    write_jsonl(here / "lists.jsonl", [{"subset": "Ties", **row} for row in rows])
+
+
+def test_two_reward_models_are_compared_by_the_best_of_lists(here: Path) -> None:
+    lists(here)
+    arguments = ("--reward-model", "verifier:f.py:longer", "--data", "lists.jsonl")
+    record = measured(*arguments, "--compare", "verifier:f.py:longer")
+    found = record["compared"]["accuracy"]
+    assert (found["difference"], found["p_value"], found["equal"]) == (0.0, 1.0, found["groups"])
+    text = aligner("eval", *arguments, "--compare", "verifier:f.py:longer").stdout
+    assert "accuracy: no difference is shown (p = 1)" in text
+    assert measured(*arguments)["compared"] is None
+
+
+def test_rows_with_lists_of_answers_are_measured_by_the_best(here: Path) -> None:
+    lists(here)
+    arguments = ("--reward-model", "verifier:f.py:longer", "--data", "lists.jsonl")
+    result = aligner("eval", *arguments, "--output", "best.json")
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert any(re.match(r"best answer is right +0.6667 ", line) for line in lines)
+    assert any(re.match(r"Ties +1.01 ", line) for line in lines)
+    assert any(re.match(r"Ties, gap above spread +1 ", line) for line in lines)
+    assert "Left out. RewardBench 2's score: the rows are not the benchmark's." in result.stdout
+    record = json.loads((here / "best.json").read_text())["results"][0]
+    assert record["kind"] == "best_of"
+    assert record["ties"]["score"]["value"] == pytest.approx(1.01)
+    assert record["subsets"][0]["items"] == 3
+
+
+def test_two_reward_models_are_measured_on_lists(here: Path) -> None:
+    lists(here)
+    pair = ("--reward-model", "verifier:f.py:longer", "--reward-model", "verifier:f.py:flat")
+    record = json.loads(aligner("eval", *pair, "--data", "lists.jsonl", "--json").stdout)
+    values = [result["accuracy"]["value"] for result in record["results"]]
+    assert values == [pytest.approx(2 / 3), 0.25]
+
+
+def test_a_picture_of_lists_is_refused(here: Path) -> None:
+    lists(here)
+    result = aligner("eval", "--reward-model", "toy", "--data", "lists.jsonl", "--plot", "x.html")
+    assert result.exit_code == 2
+    assert "--plot draws pairs" in result.output

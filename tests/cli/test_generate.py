@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -69,6 +70,20 @@ def test_one_answer_is_printed_alone(model: Path) -> None:
     (record,) = generated(model, "one", "--temperature", "0")
     result = aligner("generate", model, "one", "--temperature", "0", "--max-new-tokens", "4")
     assert result.stdout == record["completions"][0]["text"] + "\n"
+
+
+def test_a_run_stands_for_its_model(model: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(model, run / "final")
+    (run / "resolved.json").write_text("{}")
+    unfinished = aligner("generate", run, "one")
+    assert unfinished.exit_code == 2
+    assert f"the run {run} has not finished" in unfinished.stderr
+    manifest = {"finished": "2026-01-01T00:00:00+00:00", "results": {}}
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    assert generated(run, "one", "--temperature", "0") == generated(
+        model, "one", "--temperature", "0"
+    )
 
 
 def test_a_model_without_adapters_is_asked_without_peft(

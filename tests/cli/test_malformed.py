@@ -82,6 +82,9 @@ RECIPES = {
     "a tab for an indent": Case(
         "sft r.yaml", RECIPE, ("r.yaml", "tab"), SFT + "trainer:\n\tlearning_rate: 1\n"
     ),
+    "rows for a recipe": Case(
+        "sft rows.jsonl", RECIPE, ("rows.jsonl is a file of rows", "data: {train: rows.jsonl}")
+    ),
     "a list for a recipe": Case("sft r.yaml", RECIPE, ("r.yaml",), "- a\n- b\n"),
     "an empty recipe": Case("sft r.yaml", RECIPE, ("r.yaml",), "# nothing\n"),
     "another method": Case("sft r.yaml", RECIPE, ("dpo", "aligner dpo"), DPO),

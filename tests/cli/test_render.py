@@ -31,6 +31,20 @@ def test_without_a_terminal_there_are_plain_lines(capsys: pytest.CaptureFixture[
     ]
 
 
+def test_after_a_part_with_progress_of_its_own_training_has_its_name_again(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with render.Screen() as screen:
+        screen.on_event(events.StageStarted("training"))
+        screen.on_event(events.StageProgress("arena: answers of step-1", 8, 8))
+        screen.on_event(events.Metrics(1, 2, {"loss": 2.0, "arena_win_rate": 0.5}, "eval"))
+        screen.on_event(events.Metrics(2, 2, {"loss": 1.0}))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[1] == "arena: answers of step-1: 8/8"
+    assert lines[2] == "step 1: held out  loss 2  arena_win_rate 0.5"
+    assert lines[3].startswith("training: 2/2  loss 1")
+
+
 def test_lines_come_at_most_every_few_seconds(capsys: pytest.CaptureFixture[str]) -> None:
     with render.Screen() as screen:
         for step in range(1, 101):
@@ -71,6 +85,9 @@ def test_a_summary_stands_in_columns(capsys: pytest.CaptureFixture[str]) -> None
 def test_a_table_is_as_wide_as_its_words(capsys: pytest.CaptureFixture[str]) -> None:
     render.columns(("recipe", "what"), [("tiny/dpo", "small"), ("x", "a longer one")])
     assert capsys.readouterr().out == "recipe    what\ntiny/dpo  small\nx         a longer one\n"
+    render.columns(("model", ""), [("\u65e5\u672c", "wide"), ("e\u0301t", "x")])
+    wide, accent = capsys.readouterr().out.splitlines()[1:]
+    assert (wide, accent) == ("\u65e5\u672c   wide", "e\u0301t     x")
 
 
 class Clock:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import subprocess
 import sys
 
@@ -62,9 +61,15 @@ def test_nothing_heavy_is_loaded(arguments: list[str]) -> None:
     "arguments", [["--help"], ["dpo", "--help"], ["recipes", "list"]], ids=" ".join
 )
 def test_the_answer_costs_little_processor_time(arguments: list[str]) -> None:
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    times = [processor_time(arguments) for _ in range(2)]  # the first may compile what is imported
+    assert min(times) < CPU_LIMIT_S, f"{min(times):.2f} s of processor time"
+
+
+def processor_time(arguments: list[str]) -> float:
+    """What one command takes, and no other process that has ended meanwhile."""
     command = [sys.executable, "-m", "aligner", *arguments]
-    subprocess.run(command, capture_output=True, check=True, env=dict(os.environ))
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    assert spent < CPU_LIMIT_S, f"{spent:.2f} s of processor time"
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    return usage.ru_utime + usage.ru_stime

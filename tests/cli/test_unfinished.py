@@ -261,7 +261,7 @@ def test_what_is_no_file_is_written_to_and_stays_what_it_is(
     os.mkfifo("pipe")
     reader = subprocess.Popen(["cat", "pipe"], stdout=subprocess.PIPE)
     result = aligner(*words, "--output", "pipe")
-    found, _ = reader.communicate(timeout=30)
+    found, _ = reader.communicate(timeout=120)
     assert result.exit_code == 0, result.output
     assert found == Path("plain.json").read_bytes()
     assert Path("pipe").is_fifo()
@@ -277,7 +277,7 @@ def test_scores_can_go_into_a_pipe(here: Path) -> None:
     result = aligner(
         "score", "--data", "scored.jsonl", "--reward-model", "verifier:exact", "--output", "pipe"
     )
-    found, _ = reader.communicate(timeout=30)
+    found, _ = reader.communicate(timeout=120)
     assert result.exit_code == 0, result.output
     assert json.loads(found)["score"] == 1.0
 

@@ -14,7 +14,7 @@ from fakes import byte_tokenizer, small_recipe, tiny_llama, write_jsonl
 from safetensors.torch import load_file
 
 from aligner.data.rows import ConversationRow
-from aligner.evaluation.likelihood import evaluate_rows
+from aligner.evaluation.likelihood import measure_rows
 from aligner.methods.pipeline import run_recipe
 from aligner.methods.sft.train import num_padding_tokens
 from aligner.models.answers import answer_logps
@@ -401,7 +401,7 @@ def test_the_held_out_loss_of_a_run_is_that_of_aligner_eval(
     told = evaluated(trainer, 8)
     lines = (tmp_path / "run.jsonl").read_text().splitlines()
     rows = [ConversationRow(json.loads(line)["messages"], origin="row") for line in lines]
-    measured = evaluate_rows(trainer.model, trainer.processing_class, rows, batch_size=3)
+    measured = measure_rows(trainer.model, trainer.processing_class, rows, batch_size=3)
     assert told["eval_loss"] == pytest.approx(measured["loss"], abs=1e-6)
     assert told["eval_mean_token_accuracy"] == pytest.approx(measured["token_accuracy"], abs=1e-9)
 

@@ -159,6 +159,16 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "reward",
         {**EVERY, "reward__kind": "odin", "trainer__gradient_accumulation_steps": 2},
     ),
+    "sft with LoRA, dropout and battles with the start": (
+        "sft",
+        {
+            **EVERY,
+            "model__lora": LORA,
+            "data__eval": 0.2,
+            "trainer__eval_steps": 3,
+            "eval__arena": {"judge": "verifier:regex=^[a-m]", "max_new_tokens": 8},
+        },
+    ),
     "sft that stops early": (
         "sft",
         {
@@ -249,6 +259,7 @@ def kill_and_resume(
         ("dpo with LoRA and dropout", "before a checkpoint is declared whole"),
         ("reward of two heads of which one is kept", "in the middle of an epoch"),
         ("dpo that distils rewards", "in the middle of an epoch"),
+        ("sft with LoRA, dropout and battles with the start", "in the middle of an epoch"),
         ("ppo on each response twice", "in the middle of an epoch"),
         ("ppo in the middle of a rollout", "in the middle of an epoch"),
     ],

@@ -27,7 +27,9 @@ LEVELS = (
         "config.docs",
         "config.flag_table",
         "config.flags",
+        "config.json_schema",
         "config.load",
+        "config.migrate",
         "config.overrides",
         "config.rules",
         "config.shipped",
@@ -38,23 +40,27 @@ LEVELS = (
     ("tokenization",),
     ("models", "reports"),
     ("generation",),
+    ("memory",),
     ("training",),
     ("endpoints", "toy"),
     ("generation.endpoint",),
     ("generation.writers",),
+    ("generation.shards",),
+    ("generation.shard_ranks",),
     ("reward_models",),
-    ("acquisition", "evaluation"),
+    ("acquisition", "evaluation", "export"),
+    ("arena",),
     ("builders",),
     ("methods",),
-    ("arena", "doctor"),
+    ("doctor",),
     ("cli",),
     ("__main__",),
 )
 """Rooms, and modules that stand apart from theirs, from the ground up: what is imported stands
-lower, or in the same room. `*.recipe` is the recipe of each method and builder; those modules of
-config that ask the catalogue of methods stand above it."""
+lower, or in the same room. `*.recipe` is the recipe of each method and builder, and of battles;
+those modules of config that ask the catalogue of methods stand above it."""
 
-FOLDERS = ("methods", "builders")
+FOLDERS = ("methods", "builders", "arena")
 
 CATALOGUE = "aligner.methods.catalogue"
 
@@ -80,24 +86,42 @@ LOADS_HEAVY: dict[str, tuple[str, ...]] = {
         *("figures", "judge_agreement", "judge_bias", "judgments", "leaderboard", "merging"),
         *("rating", "readers", "resampling", "transitivity", "votes", "win_rates"),
     ),
+    "arena.testset": (
+        *("build", "choosing", "clusters", "embedding", "layers", "verify", "word_vectors"),
+    ),
+    "arena.battle": ("adaptive", "bracket", "build", "merged", "outcome", "report", "win_rate"),
     "builders.mosaic": ("build", "costs", "engine", "epochs", "iterable", "paper_compat", "report"),
     "builders.select": ("build", "candidates", "report"),
-    "doctor": ("numerics",),
+    "doctor": ("numerics", "proofs", "quantized", "trainings"),
     "evaluation": (
         *(
             "answers",
             "bootstrap",
             "calibration",
+            "comparing",
             "correlation",
+            "figures",
             "groups",
             "length_bias",
             "likelihood",
         ),
         *("pair_scores", "preferences", "reward_accuracy", "reward_report", "rewardbench"),
-        "segment_accuracy",
+        *("best_of", "rewardbench2", "saved", "segment_accuracy"),
     ),
+    "export": ("probes",),
+    "export.gguf": ("reading", "writing"),
     "generation": (
-        *("batchwise", "continuous", "decode", "endpoint", "hf", "hf_cb", "mismatch", "outside"),
+        *(
+            "batchwise",
+            "continuous",
+            "conversation",
+            "decode",
+            "endpoint",
+            "hf",
+            "hf_cb",
+            "mismatch",
+            "outside",
+        ),
         *("sampling", "slots", "vllm"),
     ),
     "losses": (
@@ -114,7 +138,10 @@ LOADS_HEAVY: dict[str, tuple[str, ...]] = {
         "types",
     ),
     "losses.dsl": ("checks", "interpreter"),
+    "methods": ("win_rate",),
+    "arena.selection": ("reading", "select"),
     "methods.dpo": ("encode", "reference_samples", "reward_distillation", "start_checks", "train"),
+    "methods.flywheel": (*("battles", "pool", "ratings", "report", "rounds", "run", "selecting"),),
     "methods.online": (
         *("answering", "evaluation", "measures", "oracle_report", "preflight", "proxies"),
         *("query_stage", "read_rounds", "refresh_stage", "report", "rounds"),

@@ -55,6 +55,7 @@ def test_the_wheel_holds_aligner_and_its_metadata_alone(wheel: Path) -> None:
     assert {top for top in tops if not top.endswith(".dist-info")} == {"aligner"}
     assert "aligner/py.typed" in names
     assert "aligner/cli/app.py" in names
+    assert "aligner/arena/voting/page.html" in names
 
 
 def test_the_wheel_holds_every_recipe(wheel: Path) -> None:

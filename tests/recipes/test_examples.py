@@ -33,6 +33,14 @@ def test_the_library_example_runs(tmp_path: Path) -> None:
     assert "gold score" in done.stdout.splitlines()[-1]
 
 
+def test_the_example_of_battles_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(str(ROOT / "examples" / "battles.py"), run_name="__main__")
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    rating = {name: float(value) for name, value, *_ in lines}
+    assert rating["novice"] == 1000.0
+    assert rating["expert"] > rating["clerk"] > rating["novice"]
+
+
 def test_the_mosaic_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
     runpy.run_path(str(ROOT / "examples" / "mosaic.py"), run_name="__main__")
     said = capsys.readouterr().out

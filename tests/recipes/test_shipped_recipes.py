@@ -14,6 +14,8 @@ from aligner.config.recipe import TrainRecipe
 from aligner.config.shipped import find_shipped, markdown_table, recipe_text, shipped_recipes
 from aligner.errors import RecipeError
 from aligner.methods.catalogue import command_of
+from aligner.methods.flywheel.trainings import check_trainings
+from aligner.models.files import read_chat_template
 
 FOLDER = Path(__file__).parents[2] / "recipes"
 PATHS = sorted(FOLDER.rglob("*.yaml"))
@@ -26,6 +28,9 @@ def run(line: str) -> Resolved:
     assert program == "aligner"
     if method == "data":  # a group of commands, which the method is one of
         method, *rest = rest
+    elif method == "arena":
+        assert rest[0] == "battle"
+        rest = rest[1:]
     parsed = parse_arguments(rest, method)
     return load_recipe(method, parsed.ref, parsed.overrides, parsed.flags)
 
@@ -82,6 +87,20 @@ def test_a_recipe_stands_in_the_folder_of_its_method(name: str) -> None:
     recipe = find_shipped(name)
     assert recipe is not None
     assert name.split("/")[0] == recipe.method
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_chat_template_of_a_recipe_is_there(name: str) -> None:
+    recipe = find_shipped(name)
+    assert recipe is not None
+    model = getattr(load_recipe(recipe.method, name).recipe, "model", None)
+    if model is not None and model.chat_template is not None:
+        assert "add_generation_prompt" in read_chat_template(model.chat_template)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "flywheel" in name])
+def test_the_trainings_of_a_flywheel_are_valid(name: str) -> None:
+    check_trainings(load_recipe("flywheel", name))
 
 
 def test_no_two_recipes_share_a_run_directory() -> None:

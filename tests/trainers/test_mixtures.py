@@ -13,7 +13,7 @@ import torch
 from aligner.config.recipe import Model
 from aligner.data.loading import load_rows
 from aligner.errors import RecipeError
-from aligner.evaluation.likelihood import evaluate_rows
+from aligner.evaluation.likelihood import measure_rows
 from aligner.events import Notice
 from aligner.generation.decode import generate
 from aligner.generation.sampling import Sampling
@@ -85,7 +85,7 @@ def test_a_mixtures_held_out_loss_is_that_of_its_tokens_as_the_evaluation_gives_
     model = Model(name_or_path=str(tmp_path / "run" / "final"))
     tokenizer = load_tokenizer(model)
     held_out = load_rows(recipe.recipe.data, "sft", recipe.recipe.seed).eval
-    measured = evaluate_rows(
+    measured = measure_rows(
         load_policy(model, tokenizer, trainable=False), tokenizer, held_out or []
     )["loss"]
     assert results["eval/loss"] == pytest.approx(measured, abs=1e-5)

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from aligner.config.recipe import Model
 from aligner.events import Notice, Warned
-from aligner.methods.online import sampling
+from aligner.generation import shards
 from aligner.methods.online.rounds import run_online
 from aligner.methods.online.scoring import Scoring
 from aligner.models.loading import load_policy
@@ -278,7 +278,7 @@ def test_damaged_responses_cost_their_shard_and_what_follows_from_it(
     (run / "manifest.json").unlink()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Scoring, "score", spy)
-        patch.setattr(sampling, "_as_json", said_otherwise)
+        patch.setattr(shards, "_as_json", said_otherwise)
         _, told = rounds(world, run, resume=True)
     assert any("rounds/02/sample is made again" in text for text in told)
     assert asked[0] == ("rounds/02/score", 0)

@@ -270,7 +270,7 @@ from pathlib import Path
 from aligner.runs.run import Run
 run = Run.create(small_recipe("online", Path(sys.argv[2]), Path(sys.argv[3]), online__rounds=1))
 print("ready", flush=True)
-time.sleep(120)
+time.sleep(600)
 """
 
 

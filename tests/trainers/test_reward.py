@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from fakes import byte_tokenizer, save_reward_model, small_recipe, write_jsonl
+from runner import aligner as run_command
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
@@ -498,6 +499,21 @@ def test_a_start_that_cannot_be_is_refused_before_a_row_is_read(
         train(small_world, tmp_path / "d", start, missing, "reward.kind=segment")
     with pytest.raises(RecipeError, match=r"the adapter in .* belongs to a reward model"):
         run_recipe(small_recipe("sft", small_world, tmp_path / "e", start))
+
+
+def test_the_adapter_of_a_model_that_writes_has_to_be_merged_first(
+    small_world: Path, tmp_path: Path
+) -> None:
+    sft = small_recipe("sft", small_world, tmp_path / "sft", "trainer.max_steps=1", "model.lora={}")
+    run_recipe(sft)
+    start = f"model.name_or_path={tmp_path / 'sft' / 'final'}"
+    with pytest.raises(RecipeError, match="is the adapter of a model that writes") as caught:
+        train(small_world, tmp_path / "a", start, "data.train=nowhere.jsonl")
+    assert "aligner merge" in caught.value.hint
+    merged = tmp_path / "merged"
+    assert run_command("merge", tmp_path / "sft", "-o", merged).exit_code == 0
+    run, _ = train(small_world, tmp_path / "b", f"model.name_or_path={merged}")
+    assert (run / "final" / "reward_model.yaml").is_file()
 
 
 def test_a_whole_reward_model_is_not_asked_to_write(small_world: Path, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,8 +11,9 @@ import pytest
 from aligner.config.recipe import Generation, Model
 from aligner.data.rows import PromptRow
 from aligner.errors import TrainingError
-from aligner.methods.online.sampler import FOLDER, sample
-from aligner.methods.online.sampling import RESPONSES, Asking
+from aligner.generation import shard_ranks
+from aligner.generation.shard_ranks import FOLDER, sample
+from aligner.generation.shards import RESPONSES, Asking
 from aligner.runs.stages import Stages
 
 ROWS = [PromptRow([{"role": "user", "content": f"say {word}"}]) for word in "abcdefghij"]
@@ -59,3 +62,14 @@ def test_two_processes_write_the_journal_of_one(small_world: Path, tmp_path: Pat
 def test_a_process_that_fails_says_why(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"sampling process [01] ended with 1: .*nowhere"):
         sampled(tmp_path / "nowhere", tmp_path / "run", processes=2)
+
+
+def test_processes_that_end_and_leave_a_shard_out_are_noticed(
+    small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(folder: Path, rank: int, processes: int) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-c", ""])
+
+    monkeypatch.setattr(shard_ranks, "_start", start)
+    with pytest.raises(TrainingError, match=r"every sampling process has ended, and .*0\.json"):
+        sampled(small_world / "model", tmp_path / "run", processes=2)

@@ -2,101 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import torch
-from fakes import save_model, save_reward_model, write_jsonl
-from safetensors.torch import load_file
+from fakes import save_reward_model
+from ranks import DATA, HALVED, LORA, RECIPE, assert_same, save_world, train
 
 from aligner.runs.files import read_metrics
 
 pytestmark = pytest.mark.slow
 
-RECIPE = """\
-output_dir: run
-model: {{name_or_path: model{lora}}}
-data: {{train: {data}, max_length: 256}}
-trainer:
-  {{learning_rate: 0.01, num_train_epochs: 1, per_device_train_batch_size: 8, logging_steps: 1,
-    lr_scheduler_type: constant}}
-report: {{num_prompts: 0}}
-"""
-DATA = {"sft": "talks.jsonl", "dpo": "pairs.jsonl", "sapo": "talks.jsonl", "reward": "pairs.jsonl"}
-DATA["rlhf"] = "talks.jsonl"
-LORA = ", lora: {r: 4}"
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model, 16 talks, 16 pairs."""
-    folder = tmp_path_factory.mktemp("two")
-    save_model(folder / "model")
-    numbers = [" ".join(map(str, range(n))) for n in range(1, 17)]
-    write_jsonl(
-        folder / "talks.jsonl", ({"prompt": f"count to {len(n)}", "completion": n} for n in numbers)
-    )
-    pairs = (
-        {"prompt": f"count to {len(n)}", "chosen": n, "rejected": "no " * (i + 1)}
-        for i, n in enumerate(numbers)
-    )
-    write_jsonl(folder / "pairs.jsonl", pairs)
-    return folder
-
-
-def train(
-    folder: Path,
-    method: str,
-    output: str,
-    *arguments: str,
-    lora: str = "",
-    launcher: tuple[str, ...] = (),
-):
-    """Train in a process of its own and return it, with what it printed."""
-    recipe = folder / f"{method}{len(lora)}.yaml"
-    recipe.write_text(RECIPE.format(data=DATA[method], lora=lora), encoding="utf-8")
-    command = [
-        sys.executable,
-        *(launcher or ("-m", "aligner")),
-        method,
-        recipe.name,
-        f"output_dir={output}",
-        *arguments,
-    ]
-    alone = {
-        k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "ACCELERATE_USE_CPU")
-    }
-    done = subprocess.run(
-        command, cwd=folder, env=alone, capture_output=True, text=True, timeout=500, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done
-
-
-def weights(folder: Path, output: str) -> dict[str, torch.Tensor]:
-    return load_file(next((folder / output / "final").glob("*.safetensors")))
-
-
-def losses(folder: Path, output: str) -> list[float]:
-    lines = map(
-        json.loads, (folder / output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    )
-    return [line["loss"] for line in lines]
-
-
-def assert_same(folder: Path, one: str, other: str) -> None:
-    assert losses(folder, one) == pytest.approx(losses(folder, other), abs=1e-5)
-    left, right = weights(folder, one), weights(folder, other)
-    assert left.keys() == right.keys()
-    # Adam at this rate turns rounding into a thousandth of a step.
-    assert max(float((left[name] - right[name]).abs().max()) for name in left) < 3e-5
-
-
-HALVED = ("trainer.per_device_train_batch_size=4", "--num-processes", "2")
+    return save_world(tmp_path_factory.mktemp("two"))
 
 
 @pytest.mark.parametrize(("method", "lora"), [("sft", ""), ("dpo", ""), ("dpo", LORA)])
@@ -118,6 +40,26 @@ def test_two_processes_equal_one_where_the_last_batch_is_short(folder, method: s
     train(folder, method, f"short-{method}-one", short)
     train(folder, method, f"short-{method}-two", short, *HALVED)
     assert_same(folder, f"short-{method}-one", f"short-{method}-two")
+
+
+def test_two_processes_hold_the_same_battles_with_the_start(folder) -> None:
+    settings = (
+        "data.eval=[{path: pairs.jsonl}]",
+        "trainer.eval_steps=1",
+        "trainer.load_best_model_at_end=true",
+        "trainer.save_steps=1",
+        "trainer.metric_for_best_model=arena_win_rate",
+        "eval.arena={judge: 'verifier:regex=^[a-m]', max_new_tokens: 8}",
+    )
+    train(folder, "dpo", "arena-one", *settings)
+    train(folder, "dpo", "arena-two", *settings, *HALVED)
+    assert_same(folder, "arena-one", "arena-two")
+    rates = []
+    for name in ("arena-one", "arena-two"):
+        lines = read_metrics(folder / name)
+        rates.append([line["arena_win_rate"] for line in lines if line["split"] == "eval"])
+    assert rates[0] == rates[1]
+    assert len(rates[0]) == 2
 
 
 @pytest.mark.parametrize("unit", ["sequence", "segment", "shared rollout"])

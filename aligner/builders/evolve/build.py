@@ -39,7 +39,6 @@ from aligner.builders.evolve.roles import (
     PREVIEW,
     REPLIES,
     Roles,
-    identity_of,
     open_roles,
     sections_of,
 )
@@ -50,6 +49,7 @@ from aligner.builders.evolve.skillmix import Skills, list_skills
 from aligner.builders.evolve.split import split_seeds
 from aligner.config.load import Resolved
 from aligner.endpoints.client import check_endpoint
+from aligner.endpoints.identity import identity_of
 from aligner.endpoints.store import take_over
 from aligner.errors import AlignerError, DataError, EndpointError
 from aligner.events import OnEvent, StageStarted, Warned, tell

@@ -15,10 +15,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from aligner.builders.evolve.evolving import Clients, answer_once, side_by_side
-from aligner.builders.evolve.failures import failure_of_answer, refuses
+from aligner.builders.evolve.failures import failure_of_answer
 from aligner.builders.evolve.made import Made, Turn
 from aligner.builders.evolve.majority import final_result, majority
 from aligner.builders.evolve.recipe import Evolve, PassRate
+from aligner.data.refusals import refuses
 from aligner.endpoints.request import ChatRequest, LLMClient, LLMError
 from aligner.errors import DataError, RecipeError
 from aligner.reward_models.base import Scorer, placed

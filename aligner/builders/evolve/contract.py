@@ -19,7 +19,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from aligner.builders.evolve.failures import without_reasoning
 from aligner.builders.evolve.prompts import (
     CONTINUED,
     FINAL_LABEL,
@@ -34,6 +33,7 @@ from aligner.builders.evolve.prompts import (
 )
 from aligner.builders.evolve.sections import enclosed, free_label, last_section
 from aligner.builders.evolve.structured import TEXT, read_object
+from aligner.data.reasoning import without_reasoning
 from aligner.errors import DataError
 
 Contract = Literal["owned", "free"]

@@ -19,13 +19,13 @@ question mark whatever they begin with, and `failures.phrases` adds beginnings.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from typing import Literal, get_args
 
 from aligner.builders.evolve.prompts import LEAKS
 from aligner.builders.evolve.recipe import Failures
 from aligner.data.normal_text import normal_text, words_of
+from aligner.data.refusals import plain, refuses
 
 Failure = Literal[
     "stagnant",
@@ -56,45 +56,6 @@ RELEASED_STAGNANT = (
 UNQUALIFIED = "Sure"
 LOST = "please provide"
 RELEASED_LOST = "not possible"
-
-_REASONING = re.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.DOTALL | re.IGNORECASE)
-_REASONING_TAIL = re.compile(r"\A.*</think(?:ing)?>", re.DOTALL | re.IGNORECASE)
-_PLAIN = str.maketrans(
-    {
-        **dict.fromkeys("\u2018\u2019\u201b\u2032\u00b4`\uff07", "'"),
-        **dict.fromkeys("\u201c\u201d\u201e\u201f\uff02", '"'),
-        **dict.fromkeys("\uff1f\ufe56\u061f", "?"),
-        "\u00a0": " ",
-    }
-)
-"""Quotes, question marks and a blank, as keyboards with fewer signs write them."""
-_INABILITY = (
-    r"(?:can'?t|cannot|can not|could not|couldn'?t|won'?t|unable|not able|not allowed|not equipped|"
-    r"(?:don'?t|do not) have the (?:ability|capability|capacity))"
-)
-_ASSISTANT = r"as an? [^.!?,\n]{0,40}\b(?:ai|chatbot|assistant|(?:large )?language model)\b"
-_ACTS = (
-    r"(?:assist|help|provide|fulfil|fulfill|comply|answer|create|write|generate|produce|complete|"
-    r"do that|do this|engage|discuss|support|share|continue|rewrite|respond|process|access|offer)"
-)
-_REFUSALS = re.compile(
-    rf"(?:i'm|i am|i apologi[sz]e|my apologies|apologies|sorry)[^.!?\n]{{0,60}}[,.;!]? *"
-    rf"(?:but )?(?:i[^.!?\n]{{0,40}}|{_ASSISTANT}[^.!?\n]{{0,90}}){_INABILITY}\b"
-    rf"|(?:unfortunately, )?i(?:'m| am)? (?:really |simply )?{_INABILITY} (?:to )?"
-    rf"(?:\w+ )?{_ACTS}\b"
-    rf"|as an? (?:ai|artificial intelligence|(?:large )?language model)[^.!?\n]{{0,60}}"
-    rf"(?:{_INABILITY}|don'?t|do not)\b"
-)
-
-
-def without_reasoning(text: str) -> str:
-    """Return a reply without what a reasoning model thought before it, and without outer blanks."""
-    return _REASONING_TAIL.sub("", _REASONING.sub("", text)).strip()
-
-
-def plain(text: str) -> str:
-    """Return a text as the `robust` rules read it."""
-    return without_reasoning(text).translate(_PLAIN).strip().casefold()
 
 
 def failure_of_answer(
@@ -141,12 +102,6 @@ def failure_of_evolution(
     if _leaks(parent, text):
         return "template_leak"
     return "refusal" if refuses(text) and not refuses(parent) else None
-
-
-def refuses(text: str) -> bool:
-    """Say whether a text begins as a refusal does: with a regret or a limit of the model, and that
-    it will not do what was asked. A regret alone is none: letters of apology begin so."""
-    return _REFUSALS.match(plain(text)) is not None
 
 
 def asks_back(text: str) -> bool:

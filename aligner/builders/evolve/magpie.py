@@ -19,11 +19,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from aligner.builders.evolve.evolving import Clients, Evolution
-from aligner.builders.evolve.failures import Failure, refuses
+from aligner.builders.evolve.failures import Failure
 from aligner.builders.evolve.made import Turn
 from aligner.builders.evolve.recipe import Evolve, EvolveRecipe
 from aligner.builders.evolve.seeds import Seed
 from aligner.config.recipe import Endpoint, Model
+from aligner.data.refusals import refuses
 from aligner.endpoints.request import ChatRequest, Completion, LLMError
 from aligner.errors import EndpointError
 from aligner.models.tokenizers import load_tokenizer

@@ -21,7 +21,7 @@ from aligner.builders.evolve.evolving import (
     side_by_side,
     user_turn,
 )
-from aligner.builders.evolve.failures import Failure, asks_back, without_reasoning
+from aligner.builders.evolve.failures import Failure, asks_back
 from aligner.builders.evolve.history import Measured, class_counts
 from aligner.builders.evolve.prompts import (
     JUDGE,
@@ -39,6 +39,7 @@ from aligner.builders.evolve.structured import (
     response_format,
     takes_schemas,
 )
+from aligner.data.reasoning import without_reasoning
 from aligner.endpoints.request import ChatRequest, LLMError
 
 JUDGED_AT_ONCE = 10

@@ -13,12 +13,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from aligner.builders.evolve.duplicates import SeenTexts
 from aligner.builders.evolve.made import Made
-from aligner.builders.evolve.overlaps import TestTexts
 from aligner.builders.evolve.recipe import Evolve
+from aligner.data.duplicates import SeenTexts
 from aligner.data.ledger import Ledger
 from aligner.data.loading import read_source
+from aligner.data.overlaps import TestTexts
 from aligner.data.rows import as_turns, question_of
 
 KEPT_SEED = "kept_seed"

@@ -11,7 +11,7 @@ from aligner.config.endpoint_rules import endpoint_is_whole
 from aligner.config.method import Method, OwnRows
 from aligner.config.mosaic_rules import no_mosaics
 from aligner.config.named import Names
-from aligner.config.recipe import Data, Endpoint, Recipe, Section, Sources, Whole
+from aligner.config.recipe import BuilderRecipe, Data, Endpoint, Section, Sources, Whole
 from aligner.config.recipe_problem import RecipeProblems, problem_at
 from aligner.config.view import RecipeView
 
@@ -205,7 +205,7 @@ class Evolve(Section):
     """Send requests as files to the servers' batch API, at half the price and within a day."""
 
 
-class EvolveRecipe(Recipe):
+class EvolveRecipe(BuilderRecipe):
     """`aligner evolve`: write instructions and their answers."""
 
     method: Literal["evolve"] = "evolve"

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from aligner.builders.evolve.contract import LONGEST_METHOD, EvolvingMethod, Message
 from aligner.builders.evolve.evolving import Clients, Evolution, evolve_once, side_by_side
-from aligner.builders.evolve.failures import Failure, without_reasoning
+from aligner.builders.evolve.failures import Failure
 from aligner.builders.evolve.history import Candidate
 from aligner.builders.evolve.prompts import (
     ANALYSE,
@@ -32,6 +32,7 @@ from aligner.builders.evolve.prompts import (
 from aligner.builders.evolve.recipe import Evolve
 from aligner.builders.evolve.sections import enclosed, free_label, last_section
 from aligner.builders.evolve.structured import TEXT, read_object, response_format, takes_schemas
+from aligner.data.reasoning import without_reasoning
 from aligner.endpoints.request import ChatRequest, Completion, LLMError
 
 METHOD_SCHEMA = {"note": TEXT, "method": TEXT}

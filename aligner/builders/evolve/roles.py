@@ -13,12 +13,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 from aligner.builders.evolve.recipe import EvolveRecipe
-from aligner.config.recipe import Endpoint, Model
+from aligner.config.recipe import Endpoint
 from aligner.endpoints.batch import Batching
 from aligner.endpoints.client import Client, open_client
 from aligner.endpoints.request import LLMClient
@@ -85,24 +83,6 @@ def server_of(section: Endpoint) -> tuple[str | None, ...]:
         *(section.backend, section.base_url, section.model),
         *(section.script, section.replay, section.api_key_env),
     )
-
-
-def identity_of(section: Endpoint) -> dict[str, Any]:
-    """Return what decides the replies of a section, for the record of what was made with it."""
-    found: dict[str, Any] = {
-        "backend": section.backend,
-        "model": section.model,
-        "extra": section.extra,
-    }
-    if section.replay is not None:
-        found["replay"] = section.replay
-    elif section.backend == "scripted":
-        found["script"] = sha256(Path(str(section.script)).read_bytes()).hexdigest()
-    elif section.backend == "local":
-        from aligner.models.fingerprint import model_fingerprint
-
-        found["model"] = model_fingerprint(Model(name_or_path=section.model))
-    return found
 
 
 def models_of(recipe: EvolveRecipe) -> dict[str, str]:

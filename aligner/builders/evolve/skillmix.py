@@ -24,7 +24,7 @@ from typing import Any
 
 from aligner.builders.evolve.contract import INSTRUCTION_SCHEMA
 from aligner.builders.evolve.evolving import Clients, Evolution, side_by_side
-from aligner.builders.evolve.failures import failure_of_evolution, without_reasoning
+from aligner.builders.evolve.failures import failure_of_evolution
 from aligner.builders.evolve.made import Turn
 from aligner.builders.evolve.recipe import Evolve
 from aligner.builders.evolve.sections import last_section
@@ -39,6 +39,7 @@ from aligner.builders.evolve.skillmix_prompts import (
 )
 from aligner.builders.evolve.structured import read_object, response_format, takes_schemas
 from aligner.data.normal_text import normal_text
+from aligner.data.reasoning import without_reasoning
 from aligner.endpoints.request import ChatRequest
 from aligner.errors import EndpointError
 from aligner.events import Notice, OnEvent, tell

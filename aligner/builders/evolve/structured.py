@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from aligner.builders.evolve.failures import without_reasoning
 from aligner.builders.evolve.recipe import Evolve
+from aligner.data.reasoning import without_reasoning
 from aligner.endpoints.recording import REFUSALS
 from aligner.endpoints.request import ChatRequest, LLMClient, LLMError
 

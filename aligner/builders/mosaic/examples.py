@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from aligner.builders.mosaic.phrasings import Phrasings
 from aligner.data.row_store import FORMAT
-from aligner.data.rows import WEIGHT, CompletionRow, ConversationRow, Row, as_turns
+from aligner.data.rows import WEIGHT, CompletionRow, ConversationRow, Row, as_turns, variables_of
 
 if TYPE_CHECKING:
     from aligner.builders.mosaic.lengths import Lengths
@@ -76,6 +76,8 @@ def example_of(row: Row, multiturn: str = "skip") -> Example | str:
     `first_turn`."""
     if isinstance(row, CompletionRow) and row.tools:
         return "tool calls"
+    if variables_of(row):
+        return "variables of the chat template"
     if (
         isinstance(row, CompletionRow)
         and isinstance(row.prompt, str)

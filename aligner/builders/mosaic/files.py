@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from aligner.data.rows import CompletionRow, Messages, Row, as_turns
+from aligner.data.rows import VARIABLES, CompletionRow, Messages, Row, as_turns, variables_of
 from aligner.runs.files import dumps, write_atomically
 
 
@@ -100,7 +100,10 @@ def write_held_out(target: Path, rows: Sequence[Row]) -> None:
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     if all(
-        isinstance(row, CompletionRow) and isinstance(row.prompt, str) and not row.tools
+        isinstance(row, CompletionRow)
+        and isinstance(row.prompt, str)
+        and not row.tools
+        and not variables_of(row)
         for row in rows
     ):
         lines = [{"prompt": row.prompt, "completion": row.completion} for row in rows]  # type: ignore[union-attr]
@@ -112,4 +115,6 @@ def write_held_out(target: Path, rows: Sequence[Row]) -> None:
             lines.append({"messages": turns})
             if (tools := getattr(row, "tools", None)) is not None:
                 lines[-1]["tools"] = tools
+            if variables := variables_of(row):
+                lines[-1][VARIABLES] = variables
     write_atomically(target, "".join(dumps(line) + "\n" for line in lines))

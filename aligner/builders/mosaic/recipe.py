@@ -11,7 +11,7 @@ from pydantic import Field
 from aligner.config.method import Flag, Method, OwnRows
 from aligner.config.mosaic_rules import mosaic_of, no_mosaics, single_turn_formats
 from aligner.config.named import Names
-from aligner.config.recipe import Data, Mosaic, Recipe
+from aligner.config.recipe import BuilderRecipe, Data, Mosaic
 from aligner.config.recipe_problem import RecipeProblems, problem_at
 from aligner.config.view import RecipeView
 
@@ -38,7 +38,7 @@ class MosaicFiles(Mosaic):
     """Sequences of an optimizer step, for the report's table of costs."""
 
 
-class MosaicRecipe(Recipe):
+class MosaicRecipe(BuilderRecipe):
     """`aligner mosaic`: glue rows into mosaics."""
 
     method: Literal["mosaic"] = "mosaic"

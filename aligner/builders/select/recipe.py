@@ -11,7 +11,7 @@ from aligner.config.generation_rules import engine_has_its_parts
 from aligner.config.method import Flag, Method, OwnRows
 from aligner.config.mosaic_rules import no_mosaics
 from aligner.config.named import Names
-from aligner.config.recipe import Data, Generation, Model, Recipe, Section, Whole
+from aligner.config.recipe import BuilderRecipe, Data, Generation, Model, Section, Whole
 from aligner.config.recipe_problem import RecipeProblems, problem_at
 from aligner.config.view import RecipeView
 
@@ -25,19 +25,24 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+Texts = Annotated[list[str], BeforeValidator(_as_list, json_schema_input_type=str | list[str])]
+
+
 class Select(Section):
     """Active labelling (arXiv 2407.02119): which pairs of responses are worth an expert's label."""
 
-    policy: Annotated[Model, BeforeValidator(_as_model)] | None = None
+    policy: (
+        Annotated[Model, BeforeValidator(_as_model, json_schema_input_type=str | Model)] | None
+    ) = None
     """The model whose responses are labelled: a hub id or folder, or a section with the keys of
     `model`. It answers the prompts of `data.train`."""
     candidates: str | None = None
     """In place of a policy: file, folder, glob or hub id of prompts with their responses
     (`responses`, or preference pairs)."""
-    reward_models: Annotated[list[str], BeforeValidator(_as_list), Names("scorer")] = []
+    reward_models: Annotated[Texts, Names("scorer")] = []
     """Reward models whose doubts decide: cards, or `kind:argument`. The members of an ensemble's
     card count one by one."""
-    labelled: Annotated[list[str], BeforeValidator(_as_list)] = []
+    labelled: Texts = []
     """What is labelled already: files of preference rows, or run directories of earlier selections.
     Never picked again; picks are spread away from it."""
     budget: Whole = Field(200, ge=1)
@@ -78,7 +83,7 @@ class Select(Section):
     """Responses decoded together."""
 
 
-class SelectRecipe(Recipe):
+class SelectRecipe(BuilderRecipe):
     """`aligner data select`: choose the pairs that are worth a label."""
 
     method: Literal["select"] = "select"

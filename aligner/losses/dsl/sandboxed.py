@@ -66,9 +66,9 @@ def run_isolated(
 ) -> dict[str, Any]:
     """Runs `JOBS[job](payload)` in a process of its own.
 
-    `timeout_s` (wall clock), `cpu_s` and `memory_bytes` (of address space) count from the moment
-    when torch is loaded. `table` names another table of jobs as "module:name"; it is for tests and
-    never comes from a payload.
+    `timeout_s` (wall clock, without what is waited for a core), `cpu_s` and `memory_bytes` (of
+    address space) count from the moment when torch is loaded. `table` names another table of jobs
+    as "module:name"; it is for tests and never comes from a payload.
 
     Returns `result` (what the job gave, or None), `error` (None, or a sentence: the job failed, ran
     too long, took too much, died or answered rubbish), `isolation` (part -> "yes" or why not; empty

@@ -104,6 +104,22 @@ class Archive:
         return max(of, key=lambda record: mean_and_error(record.fitness)[0], default=None)
 
 
+def metrics_of(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """Return lines for `metrics.jsonl`: of each objective that was measured its means over seeds,
+    at its number as the step, and the best fitness so far."""
+    lines: list[dict[str, Any]] = []
+    for record in sorted(records, key=lambda record: record.index):
+        if not record.valid:
+            continue
+        fitness = mean_and_error(record.fitness)[0]
+        line = {"step": record.index, "split": "eval", "fitness": fitness}
+        if record.held_out:
+            line["held_out"] = mean_and_error(record.held_out)[0]
+        earlier = lines[-1]["best_fitness"] if lines else -math.inf
+        lines.append({**line, "best_fitness": max(earlier, fitness)})
+    return lines
+
+
 def table_row(record: Record, archive: Archive) -> TableRow:
     """The event that tells of a record."""
     best = archive.best()

@@ -13,7 +13,7 @@ from aligner.config.hints import did_you_mean
 from aligner.config.loss_names import objective_file
 from aligner.config.method import Method, OwnRows, run_and_report
 from aligner.config.named import Names
-from aligner.config.recipe import Endpoint, Recipe, Section, Strength, Whole
+from aligner.config.recipe import BuilderRecipe, Endpoint, Section, Strength, Whole
 from aligner.config.recipe_problem import RecipeProblems, problem_at, show
 from aligner.config.view import RecipeView
 
@@ -57,7 +57,7 @@ class Discover(Section):
     """For `toy` and `recipe`: longest answer, in tokens."""
 
 
-class DiscoverRecipe(Recipe):
+class DiscoverRecipe(BuilderRecipe):
     """`aligner discover`: search for preference objectives."""
 
     method: Literal["discover"] = "discover"
@@ -141,6 +141,7 @@ METHOD = Method(
     ),
     rules=(_task_has_its_parts, _start_is_known, endpoint_is_whole),
     run="aligner.methods.discover.search:run_discovery",
+    trainings="aligner.methods.discover.inner:trainings",
     summary=_summary,
     continues="continues the search",
     untouched="nothing was asked and nothing was trained",

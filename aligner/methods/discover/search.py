@@ -31,7 +31,14 @@ from aligner.events import Notice, OnEvent, StageStarted, Warned, tell
 from aligner.losses.dsl import sandboxed
 from aligner.losses.dsl.parser import SourceError, parse_objective
 from aligner.methods.discover import measure
-from aligner.methods.discover.archive import Archive, Record, mean_and_error, shown, table_row
+from aligner.methods.discover.archive import (
+    Archive,
+    Record,
+    mean_and_error,
+    metrics_of,
+    shown,
+    table_row,
+)
 from aligner.methods.discover.prompts import ReplyError, clean, read_reply
 from aligner.methods.discover.proposer import Proposer
 from aligner.methods.discover.recipe import DiscoverRecipe
@@ -59,6 +66,12 @@ class Search:
     def tell(self, event: Any) -> None:
         """Hand an event to the listener."""
         tell(self.on_event, event)
+
+    def keep(self, record: Record) -> None:
+        """Add a record to the archive and to `metrics.jsonl`, and tell of it."""
+        self.archive.add(record)
+        self.run.metrics.replace(metrics_of(self.archive.records))
+        self.tell(table_row(record, self.archive))
 
 
 def run_discovery(
@@ -96,6 +109,8 @@ def run_discovery(
     search = Search(recipe, run, Archive(run.dir / "archive"), on_event)
     for record in search.archive.records:
         search.tell(table_row(record, search.archive))
+    if search.archive.records:
+        run.metrics.replace(metrics_of(search.archive.records))
     _write_world(search)
     _measure_start(search)
     return session.finish(run, _write_findings(search, _propose_all(search)))
@@ -183,19 +198,13 @@ def plan_rows(recipe: DiscoverRecipe) -> list[tuple[str, str, str]]:
         f"at most {value:g} {name}" for name, value in limits.items() if value is not None
     )
     objectives = len(settings.start) + settings.proposals
+    proposer = recipe.endpoint.model or recipe.endpoint.backend
+    trained = f"{objectives} objectives x {settings.seeds} seeds"
     return [
         ("task", f"{settings.task}, beta {settings.beta:g}", ""),
         ("begins with", ", ".join(settings.start), ""),
-        (
-            "proposals",
-            f"{settings.proposals} from {recipe.endpoint.model or recipe.endpoint.backend}",
-            said,
-        ),
-        (
-            "trainings",
-            f"at most {objectives * settings.seeds}",
-            f"{objectives} objectives x {settings.seeds} seeds",
-        ),
+        ("proposals", f"{settings.proposals} from {proposer}", said),
+        ("trainings", f"at most {objectives * settings.seeds}", trained),
     ]
 
 
@@ -229,8 +238,7 @@ def _measure_start(search: Search) -> None:
             index, Path(name).stem if name.endswith(".py") else name, "start", source=source
         )
         record = _try(search, record)
-        search.archive.add(record)
-        search.tell(table_row(record, search.archive))
+        search.keep(record)
     if search.archive.best("start") is None and search.recipe.discover.start:
         errors = "; ".join(record.error for record in search.archive.records)
         raise TrainingError(
@@ -262,8 +270,7 @@ def _propose_all(search: Search) -> str:
                     return error.message
                 raise
             record = _try(search, record) if not record.error else record
-            search.archive.add(record)
-            search.tell(table_row(record, search.archive))
+            search.keep(record)
     finally:
         proposer.close()
     return f"all {settings.proposals} proposals were made"

@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from aligner.data.rows import SAMPLED, PreferenceRow, Row, question_of, refuse_tools
+from aligner.data.rows import (
+    SAMPLED,
+    PreferenceRow,
+    Row,
+    question_of,
+    refuse_tools,
+    variables_of,
+)
 from aligner.errors import DataError
 from aligner.methods.dpo.recipe import DpoRecipe
 from aligner.tokenization.ahead import ChatsAhead, pairs_ahead
@@ -28,17 +35,22 @@ if TYPE_CHECKING:
 def encoder(recipe: DpoRecipe, tokenizer: PreTrainedTokenizerBase) -> RowEncoder:
     """Return what turns a row into columns."""
     chats = pairs_ahead(tokenizer)
-    encode = _encode_pair_row(tokenizer, chats)
+    encode = _encode_pair_row(tokenizer, chats, recipe.dpo.max_prompt_length)
     if recipe.dpo.reward_models:
         encode = _with_text(encode)
     return RowEncoder(encode, partial(unread_of, tokenizer), look_ahead=chats.look_ahead)
 
 
-def _encode_pair_row(tokenizer: PreTrainedTokenizerBase, chats: ChatsAhead) -> Encode:
+def _encode_pair_row(
+    tokenizer: PreTrainedTokenizerBase, chats: ChatsAhead, max_prompt: int | None
+) -> Encode:
     def encode(row: Row, limit: int | None) -> TokenizedRow | SkipRow:
         assert isinstance(row, PreferenceRow)
         whole = _as_sampled(tokenizer, row) or encode_pair(tokenizer, row, chats.of(row))
-        prompt = whole.prompt_ids
+        lost = 0
+        if limit is not None and max_prompt is not None:
+            lost = max(0, len(whole.prompt_ids) - max_prompt)
+        prompt = whole.prompt_ids[lost:]
         room = None if limit is None else max(0, limit - len(prompt))
         kept = Pair(prompt, whole.chosen_ids[:room], whole.rejected_ids[:room])
         if not kept.chosen_ids or not kept.rejected_ids:
@@ -60,8 +72,8 @@ def _encode_pair_row(tokenizer: PreTrainedTokenizerBase, chats: ChatsAhead) -> E
             columns,
             num_tokens=2 * len(prompt) + answers,
             num_target=answers,
-            num_untruncated=len(prompt) + longest,
-            num_truncated=len(whole.chosen_ids) + len(whole.rejected_ids) - answers,
+            num_untruncated=len(whole.prompt_ids) + longest,
+            num_truncated=2 * lost + len(whole.chosen_ids) + len(whole.rejected_ids) - answers,
         )
 
     return encode
@@ -82,7 +94,8 @@ def _as_sampled(tokenizer: PreTrainedTokenizerBase, row: PreferenceRow) -> Pair 
                 "it is a list of two: the ids of the chosen and of the rejected answer; drop the "
                 "column to have the texts tokenized",
             )
-    return Pair(encode_prompt(tokenizer, row.prompt, row.tools), *sides)
+    prompt_ids = encode_prompt(tokenizer, row.prompt, row.tools, variables_of(row))
+    return Pair(prompt_ids, *sides)
 
 
 def _with_text(encode_pair_row: Encode) -> Encode:

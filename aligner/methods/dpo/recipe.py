@@ -41,6 +41,10 @@ class Dpo(Section):
     beta: Strength = 0.1
     """Strength of the pull towards the reference; the inverse temperature of the implicit
     reward."""
+    max_prompt_length: Annotated[int | None, Field(ge=1, le=10_000_000)] = None
+    """With `data.on_too_long: truncate`, the last so many tokens of a longer prompt are kept, and
+    what is cut is counted. A prompt may then begin anywhere, without its system turn. Absent:
+    prompts are never cut."""
     label_smoothing: float = Field(0.0, ge=0.0, lt=0.5)
     """Assumed share of flipped labels, for the objectives that use it."""
     tau: Strength = 0.05
@@ -169,6 +173,14 @@ def _settings_of_other_losses(view: RecipeView) -> RecipeProblems:
             f"is not read by `{shown}`",
             "drop it: the objective needs no reference",
         )
+
+
+def _prompts_are_cut(view: RecipeView) -> RecipeProblems:
+    if view["dpo.max_prompt_length"] is None or view["data.on_too_long"] == "truncate":
+        return
+    hint = "set data.on_too_long=truncate, or drop it: `data.max_length` counts prompts too"
+    message = f"cuts nothing with `data.on_too_long: {view['data.on_too_long']}`"
+    yield problem_at("dpo.max_prompt_length", message, hint)
 
 
 def _distillation(view: RecipeView) -> RecipeProblems:
@@ -317,6 +329,7 @@ METHOD = TrainingMethod(
     ),
     rules=(
         _preference_formats,
+        _prompts_are_cut,
         _distillation,
         _forward_kl,
         _engine_of_the_reference,
@@ -324,6 +337,7 @@ METHOD = TrainingMethod(
         *OF_OBJECTIVES,
     ),
     flags=FLAGS,
+    has_arena=True,
     trainer_class="transformers.TrainingArguments",
     # TRL's for DPO; transformers' 5e-5 would wreck a policy
     defaults={"learning_rate": 1e-6},

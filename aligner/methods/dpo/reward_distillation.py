@@ -48,7 +48,7 @@ from aligner.reward_models.batching import (
     different_answers,
     refuse_silent,
 )
-from aligner.reward_models.catalogue import holds, load_scorer, read_spec
+from aligner.reward_models.catalogue import RELATIVE, holds, load_scorer, read_spec
 from aligner.reward_models.ensemble import scored_together
 from aligner.reward_models.verdicts import Verdicts
 from aligner.runs.cache import cache_folder, check_cache, is_kept, keep
@@ -219,8 +219,9 @@ def _compare_sizes(sizes: Sequence[float], on_event: OnEvent | None) -> None:
 
 
 def only_compares(spec: str) -> bool:
-    """Say whether a reward model, or a member of it, has no rewards but comparisons."""
-    return holds(read_spec(spec), ("pairwise",))
+    """Say whether a reward model, or a member of it, has no rewards but comparisons; those of a
+    tournament are such for two answers."""
+    return holds(read_spec(spec), RELATIVE)
 
 
 def _gaps(

@@ -8,9 +8,25 @@ from typing import TYPE_CHECKING
 
 from aligner.config.callables import is_callable
 from aligner.config.generation_rules import SERVED
+from aligner.config.loss_names import BATCH_DEPENDENT
 from aligner.data.rows import SAMPLED
 from aligner.errors import RecipeError
+from aligner.memory.footprint import (
+    Beside,
+    Footprint,
+    Lengths,
+    Pass,
+    Step,
+    answers_together,
+    halved,
+    rows_together,
+)
 from aligner.methods.dpo.recipe import DpoRecipe
+from aligner.methods.dpo.references import (
+    forward_kl_weight,
+    needs_reference,
+    uses_adapter_off,
+)
 from aligner.methods.steps import TrainingSteps
 
 if TYPE_CHECKING:
@@ -23,7 +39,8 @@ class DpoSteps(TrainingSteps):
     """Training on preference pairs."""
 
     def check(self, recipe: DpoRecipe, objective: Objective | None) -> None:
-        """Refuse a function that a process long ended had, and scorers that are not there."""
+        """Refuse a function that a process long ended had, and a reference or scorers that are not
+        there."""
         losses = [recipe.dpo.loss] if isinstance(recipe.dpo.loss, str) else list(recipe.dpo.loss)
         for name in losses if objective is None else ():
             if is_callable(name):
@@ -31,6 +48,11 @@ class DpoSteps(TrainingSteps):
                     f"dpo.loss: `{name}` was a function given in Python, which no recipe can name",
                     "give it again with `aligner.train(..., objective=...)`, or write a .py file",
                 )
+        if (reference := recipe.dpo.reference_model) is not None:
+            from aligner.models.files import check_model_path
+
+            section = recipe.model.model_copy(update={"name_or_path": reference})
+            check_model_path(section, "dpo.reference_model")
         if recipe.dpo.reward_models:
             from aligner.reward_models.catalogue import read_spec
             from aligner.reward_models.ensemble import refuse_cycles
@@ -67,6 +89,40 @@ class DpoSteps(TrainingSteps):
         computed = recipe.dpo.reference != "precomputed" and recipe.dpo.reference_model is None
         extra = recipe.model.lora is not None and computed
         return trained + extra, held_out + extra
+
+    def memory(self, recipe: DpoRecipe, lengths: Lengths) -> Footprint:
+        """Return an update, and what the reference takes: nothing of its own where it is the base
+        under the adapter, or a pass before the first step, of the policy or of a model beside
+        it."""
+        batch, held_out = (answers_together(recipe, lengths, split) for split in ("train", "eval"))
+        reads = needs_reference(recipe)
+        at_each_step = reads and uses_adapter_off(recipe)
+        passes = [Pass("update", batch, trains=True, has_reference=at_each_step)]
+        beside: list[Beside] = []
+        lines: list[tuple[Step, ...]] = []
+        if reads and not at_each_step:
+            of = "reference" if recipe.dpo.reference_model is not None else ""
+            passes.append(Pass("reference", held_out, of=of, is_before=True))
+            if recipe.data.eval is None:  # else it is offered anyway
+                size = rows_together(recipe, "eval")
+                words = "the same numbers of the reference, in smaller passes"
+                lines.append(halved("trainer.per_device_eval_batch_size", size, 0.2, words))
+            if recipe.dpo.reference_model is not None:
+                name = {"name_or_path": recipe.dpo.reference_model, "lora": None}
+                model = recipe.model.model_copy(update=name)
+                beside.append(Beside(of, model, only=("reference",)))
+        if recipe.data.eval is not None:
+            passes.append(Pass("evaluation", held_out))
+        samples = ("the reference's answers (dpo.forward_kl)",) if forward_kl_weight(recipe) else ()
+        losses = [recipe.dpo.loss] if isinstance(recipe.dpo.loss, str) else recipe.dpo.loss
+        statistic = ", ".join(name for name in losses if name in BATCH_DEPENDENT)
+        return Footprint(
+            tuple(passes),
+            beside=tuple(beside),
+            lines=tuple(lines),
+            left_out=samples,
+            statistic=statistic,
+        )
 
     def before_ranks(self, job: Job) -> None:
         """Score and write what ranks could not: they hold only shards of the policy, or would

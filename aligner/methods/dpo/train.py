@@ -19,18 +19,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aligner.config.callables import source_of
+from aligner.config.choices import SHARDED
 from aligner.config.defaults import trainer_value
-from aligner.config.loss_names import REFERENCE_FREE_LOSSES, REWARD_LOSSES
-from aligner.errors import RecipeError, UsageError
+from aligner.errors import UsageError
 from aligner.launch.world import world
 from aligner.losses.catalogue import BATCH_DEPENDENT, load_objective
 from aligner.losses.dsl.sandboxed import check_file
 from aligner.losses.types import Objective, Settings
-from aligner.methods.dpo.recipe import DISTILL_FORWARD_KL, DpoRecipe
+from aligner.methods.dpo.recipe import DpoRecipe
 from aligner.methods.dpo.reference_samples import with_samples
+from aligner.methods.dpo.references import (
+    distils,
+    forward_kl_weight,
+    losses_of,
+    needs_reference,
+    uses_adapter_off,
+)
 from aligner.methods.dpo.start_checks import AccuracyAlarm, check_initial_gradient
-from aligner.methods.job import SHARDED, Job
-from aligner.models.files import ADAPTER_FILE
+from aligner.methods.job import Job
+from aligner.methods.win_rate import against_start
 from aligner.models.loading import load_policy
 from aligner.tokenization.dataset import TokenizedData
 from aligner.training.arguments import preference_arguments
@@ -51,6 +58,7 @@ def train(job: Job) -> TrainResult:
     job = replace(job, prepared=add_rewards(job))
     model = load_policy(recipe.model, job.tokenizer, trainable=True)
     job.answer_before(model)
+    measure = against_start(job, model)
     arguments = preference_arguments(recipe, job.run)
     trainer = PreferenceTrainer(
         model=model,
@@ -88,6 +96,7 @@ def train(job: Job) -> TrainResult:
         trainer.train_dataset, trainer.eval_dataset = add_samples(splits, scorer)
     trainer.group_lengths = lengths_of(job.prepared.train, job.prepared.batching.grouped)
     job.tell_trained(trainer.model, arguments.learning_rate)
+    trainer.also_measure = measure
     fitted = fit(trainer, recipe, job.run, job.on_event, _guards(job, recipe))
     job.answer_after(trainer)
     return fitted
@@ -204,28 +213,6 @@ def _keep_source(job: Job, name: str, path: Path, text: str) -> None:
         )
 
 
-def losses_of(recipe: DpoRecipe) -> set[str]:
-    """Names and files of the objectives that the recipe asks for."""
-    loss = recipe.dpo.loss
-    return {loss} if isinstance(loss, str) else set(loss)
-
-
-def needs_reference(recipe: DpoRecipe) -> bool:
-    """Say whether any objective of the recipe reads the reference."""
-    return not losses_of(recipe) <= set(REFERENCE_FREE_LOSSES)
-
-
-def distils(recipe: DpoRecipe) -> bool:
-    """Say whether the objective follows reward models."""
-    return bool(losses_of(recipe) & set(REWARD_LOSSES))
-
-
-def forward_kl_weight(recipe: DpoRecipe) -> float:
-    """Return the weight of the forward KL to the reference."""
-    given = recipe.dpo.forward_kl
-    return given if given is not None else DISTILL_FORWARD_KL if distils(recipe) else 0.0
-
-
 def add_rewards(job: Job) -> TokenizedData:
     """Return both splits with the margins of the reward models that are followed, and record what
     is known of these."""
@@ -266,50 +253,6 @@ def add_reference(job: Job, scorer: ReferenceScorer) -> tuple[Dataset, Dataset |
         with_reference(job.prepared.train, scorer, "training"),
         with_reference(held_out, scorer, "held-out") if held_out is not None else None,
     )
-
-
-def uses_adapter_off(recipe: DpoRecipe) -> bool:
-    """Say whether the reference is the base under a fresh adapter.
-
-    Raises: RecipeError when that is asked for, but the base is not what training starts from.
-    """
-    if (
-        recipe.model.lora is None
-        or recipe.dpo.reference == "precomputed"
-        or recipe.dpo.reference_model is not None
-    ):
-        return False
-    why = _why_base_is_no_reference(recipe)
-    if why and recipe.dpo.reference == "adapter_off":
-        raise RecipeError(
-            f"dpo.reference is adapter_off, but {why}", "use dpo.reference=auto or precomputed"
-        )
-    return not why
-
-
-def _why_base_is_no_reference(recipe: DpoRecipe) -> str:
-    """Return what makes the base, its adapter off, another model than the one that training starts
-    from; or nothing."""
-    lora = recipe.model.lora
-    assert lora is not None
-    if (Path(recipe.model.name_or_path).expanduser() / ADAPTER_FILE).is_file():
-        return (
-            f"the adapter in {recipe.model.name_or_path} is trained further, and without it the "
-            "model is another"
-        )
-    if lora.bias != "none":
-        return (
-            f"model.lora.bias={lora.bias} trains biases of the base itself, which stay when the "
-            "adapter is off"
-        )
-    if lora.init_lora_weights in ("pissa", "olora"):
-        return (
-            f"model.lora.init_lora_weights={lora.init_lora_weights} moves a part of the base into "
-            "the adapter"
-        )
-    if lora.init_lora_weights is False:
-        return "model.lora.init_lora_weights=false starts from a random adapter"
-    return ""
 
 
 def objective_settings(recipe: DpoRecipe) -> Settings:

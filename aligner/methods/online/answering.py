@@ -15,20 +15,20 @@ from typing import Any
 
 from aligner.config.recipe import Generation, Model
 from aligner.data.rows import PromptRow
-from aligner.methods.online.pair_stage import Shard
-from aligner.methods.online.pairing import FUTURE, POLICY, START, STRONGER, WEAKER, Scored
-from aligner.methods.online.policies import Policies, name_of
-from aligner.methods.online.preflight import digest_of_prompts
-from aligner.methods.online.proxies import Proxies
-from aligner.methods.online.recipe import OnlineRecipe
-from aligner.methods.online.sampler import sample
-from aligner.methods.online.sampling import (
+from aligner.generation.shard_ranks import sample
+from aligner.generation.shards import (
     RESPONSES,
     Asking,
     finish_sampling,
     responses_in,
     shards,
 )
+from aligner.methods.online.pair_stage import Shard
+from aligner.methods.online.pairing import FUTURE, POLICY, START, STRONGER, WEAKER, Scored
+from aligner.methods.online.policies import Policies, name_of
+from aligner.methods.online.preflight import digest_of_prompts
+from aligner.methods.online.proxies import Proxies
+from aligner.methods.online.recipe import OnlineRecipe
 from aligner.methods.online.scoring import (
     Scoring,
     finish_scoring,

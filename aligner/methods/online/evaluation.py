@@ -23,6 +23,14 @@ import numpy as np
 from aligner.config.recipe import Model
 from aligner.data.rows import PromptRow
 from aligner.events import OnEvent, StageStarted, tell
+from aligner.generation.shard_ranks import sample
+from aligner.generation.shards import (
+    RESPONSES,
+    Asking,
+    Response,
+    responses_in,
+    shards,
+)
 from aligner.methods.online.measures import (
     Scores,
     by_prompt,
@@ -34,14 +42,6 @@ from aligner.methods.online.measures import (
     win_rate,
 )
 from aligner.methods.online.recipe import Online
-from aligner.methods.online.sampler import sample
-from aligner.methods.online.sampling import (
-    RESPONSES,
-    Asking,
-    Response,
-    responses_in,
-    shards,
-)
 from aligner.methods.online.scoring import Scoring, journals_of, scores_in
 from aligner.runs.stages import Stage
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from aligner.methods.online.read_rounds import Round, RunOfRounds
-from aligner.methods.online.report_pieces import in_cell, joined, remark, table
-from aligner.methods.online.train_stage import RUN
+from aligner.methods.stage_run import RUN
 from aligner.reports.charts import Series, line_chart
+from aligner.reports.pieces import in_cell, joined, remark, table
 
 COUNTS = ("queries", "from the ledger", "labels", "ties", "without a verdict", "not asked")
 """What a query says of itself, as columns."""

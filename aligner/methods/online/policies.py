@@ -21,8 +21,10 @@ from aligner.events import Notice, OnEvent, StageStarted, tell
 from aligner.methods.online.average import is_averaged, write_average
 from aligner.methods.online.pair_stage import pair_file
 from aligner.methods.online.recipe import OnlineRecipe
-from aligner.methods.online.train_stage import Training, final_of, train
+from aligner.methods.online.train_stage import Training, train
+from aligner.methods.stage_run import final_of
 from aligner.models.fingerprint import model_fingerprint
+from aligner.runs.changes import untracked
 from aligner.runs.stages import Stage, Stages
 
 OF_MACHINES = {"machine_rank", "main_process_ip", "main_process_port"}
@@ -121,7 +123,7 @@ class Policies:
             "lora": None if lora is None else lora.model_dump(mode="json"),
             "quantization": recipe.model.quantization,
             "dtype": recipe.model.dtype,
-            "trainer": {k: v for k, v in recipe.trainer.items() if k != "output_dir"},
+            "trainer": untracked(recipe.trainer),
             "max_length": recipe.data.max_length,
             "launch": recipe.launch.model_dump(mode="json", exclude=OF_MACHINES),
             "seed": recipe.seed,

@@ -28,7 +28,7 @@ from aligner.methods.online.recipe import Online, OnlineRecipe
 from aligner.methods.steps import steps_of
 from aligner.models.files import check_model_path
 from aligner.models.fingerprint import model_fingerprint
-from aligner.reward_models.catalogue import read_spec
+from aligner.reward_models.catalogue import RELATIVE, holds, read_spec
 from aligner.reward_models.ensemble import refuse_cycles, scored_together
 from aligner.reward_models.judge_base import read_rubric
 from aligner.reward_models.named_inputs import named_inputs
@@ -109,6 +109,7 @@ def check(recipe: OnlineRecipe) -> None:
                 "calls are compared here",
                 "take `standardize` out of its card, or name its members in online.reward_models",
             )
+    _check_relative(recipe)
     if online.oracle is not None:
         _check_proxy(recipe)
     if online.self_rewarding is not None and online.self_rewarding.rubric is not None:
@@ -119,6 +120,34 @@ def check(recipe: OnlineRecipe) -> None:
     check_engine(recipe.generation, recipe.model)
     if online.train == "dpo":
         steps_of("dpo").check(_as_dpo(recipe), None)
+
+
+def _check_relative(recipe: OnlineRecipe) -> None:
+    """Refuse scores by which rounds cannot be compared, as each policy's responses are scored among
+    themselves.
+
+    Raises: RecipeError.
+    """
+    evaluation, key = recipe.online.evaluation, "online.evaluation"
+    if evaluation.gold is not None and holds(read_spec(evaluation.gold), RELATIVE):
+        raise RecipeError(
+            f"{key}.gold: {evaluation.gold} scores the responses to a prompt by comparing them "
+            "with one another, which says nothing of two rounds",
+            "name a scorer of single answers; of judges, `judge` (its grades) or `rating`",
+        )
+    relative = [spec for spec in recipe.online.reward_models if holds(read_spec(spec), RELATIVE)]
+    if relative and evaluation.gold is None:
+        raise RecipeError(
+            f"{key}.gold is missing: {relative[0]} compares the responses to a prompt with one "
+            "another, which says nothing of two rounds",
+            f"name a scorer of single answers in {key}.gold",
+        )
+    if relative and evaluation.num_samples < 2:
+        raise RecipeError(
+            f"{key}.num_samples is 1, and {relative[0]} compares the responses to a prompt with "
+            "one another",
+            "sample 2 or more",
+        )
 
 
 def _check_proxy(recipe: OnlineRecipe) -> None:

@@ -25,10 +25,11 @@ from aligner.methods.online.query_stage import Choice, Desk, Pool, labels_of, qu
 from aligner.methods.online.recipe import OnlineRecipe
 from aligner.methods.online.refresh_stage import OF_POLICY, Compared, refresh
 from aligner.methods.online.scoring import scored_by
-from aligner.methods.online.train_stage import RUN
 from aligner.methods.online.words import oracle_cells, oracle_line
+from aligner.methods.stage_run import RUN
 from aligner.reward_models.base import Scorer
 from aligner.reward_models.catalogue import load_scorer
+from aligner.runs.changes import untracked
 from aligner.runs.stages import Stage
 
 
@@ -124,7 +125,9 @@ class Proxies:
                 "start": self.key(start),
                 "before": self.key(number - 1),
                 "settings": settings.model_dump(mode="json"),
-                "trainer": {k: v for k, v in recipe.trainer.items() if k not in OF_POLICY},
+                "trainer": {
+                    k: v for k, v in untracked(recipe.trainer).items() if k not in OF_POLICY
+                },
                 "preference": recipe.preference.model_dump(mode="json"),
                 "dtype": recipe.model.dtype,
                 "max_length": recipe.data.max_length,

@@ -9,10 +9,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from aligner.generation.shards import RESPONSES, responses_in
 from aligner.methods.online.evaluation import METRICS
 from aligner.methods.online.measures import best_round
 from aligner.methods.online.pair_stage import BEST, PAIRS
-from aligner.methods.online.sampling import RESPONSES, responses_in
 from aligner.methods.online.scoring import journals_of, scores_in
 from aligner.methods.online.status import AHEAD, reached, records_of, round_folder
 from aligner.runs.files import parse_json, read_json

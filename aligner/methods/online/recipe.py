@@ -337,6 +337,7 @@ METHOD = TrainingMethod(
         *OF_OBJECTIVES,
     ),
     run="aligner.methods.online.rounds:run_online",
+    trainings="aligner.methods.online.train_stage:planned",
     status="aligner.methods.online.status:status_of",
     report="aligner.methods.online.report:write_online_report",
     flags=DPO.flags,

@@ -22,8 +22,9 @@ from aligner.methods.online.measures import proxy_accuracy
 from aligner.methods.online.pair_stage import PAIRS, as_answer
 from aligner.methods.online.query_stage import Row
 from aligner.methods.online.recipe import OnlineRecipe
-from aligner.methods.online.train_stage import RUN, carry_out, given_trainer
+from aligner.methods.online.train_stage import given_trainer, origins_of
 from aligner.methods.reward.recipe import Reward, RewardRecipe
+from aligner.methods.stage_run import RUN, carry_out
 from aligner.reward_models.batching import Answers, ask, chunks
 from aligner.reward_models.catalogue import load_scorer, read_spec
 from aligner.runs.files import json_line, write_atomically
@@ -79,7 +80,8 @@ def refresh(
         return
     pairs = stage.folder / PAIRS
     write_atomically(pairs, "".join(map(_preference, trained)))
-    results, kept = carry_out(stage, recipe_of(stage, recipe, origins, proxies.start), on_event)
+    inner = recipe_of(stage, recipe, origins, proxies.start)
+    results, kept = carry_out(stage, inner, origins_of(inner), on_event)
     after = str(stage.folder / RUN)
     names = {"original": proxies.original, "before": proxies.before, "after": after}
     facts["accuracy"] = _accuracies(names, held_out, on_event)

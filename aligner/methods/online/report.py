@@ -12,11 +12,11 @@ from markupsafe import Markup
 from aligner.data.rows import PromptRow, prompt_text
 from aligner.methods.online.oracle_report import oracle_part
 from aligner.methods.online.read_rounds import Round, RunOfRounds, read_rounds
-from aligner.methods.online.report_pieces import in_cell, joined, remark, table
 from aligner.methods.online.status import how_far
 from aligner.methods.online.words import MEASURED, WINS, measured_cells, name_of_round, wins_text
 from aligner.reports.charts import Series, bar_chart, line_chart, number, point_chart
 from aligner.reports.page import duration
+from aligner.reports.pieces import in_cell, joined, remark, table
 from aligner.reports.training import OwnParts, write_report
 
 MOST_POINTS = 400

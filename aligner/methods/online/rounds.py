@@ -51,13 +51,12 @@ from aligner.methods.online.preflight import (
 from aligner.methods.online.proxies import Proxies
 from aligner.methods.online.recipe import OnlineRecipe
 from aligner.methods.online.scoring import scored_by
-from aligner.methods.online.train_stage import final_of
 from aligner.methods.online.words import measured_cells, name_of_round, round_line
+from aligner.methods.stage_run import final_of
 from aligner.models.files import as_trained, check_model_path
 from aligner.reward_models.catalogue import read_spec
 from aligner.reward_models.isolation import announce_walls
 from aligner.reward_models.named_inputs import inputs_changed
-from aligner.runs.files import json_line
 from aligner.runs.result import RunResult, finished
 from aligner.runs.run import Run
 from aligner.runs.session import Session
@@ -247,13 +246,13 @@ class Rounds:
 
     def _log(self, found: Sequence[dict[str, Any]]) -> None:
         """Write what is known of all rounds so far into `metrics.jsonl`, whole."""
-        lines = []
+        records = []
         for number, facts in enumerate(found):
             for part, split in (("validation", "eval"), ("test", "test")):
                 known = {k: v for k, v in (facts[part] or {}).items() if v is not None}
                 if known:
-                    lines.append(json_line({"step": number, "split": split, **known}))
-        self.run.write_text("metrics.jsonl", "".join(lines))
+                    records.append({"step": number, "split": split, **known})
+        self.run.metrics.replace(records)
 
 
 def _finish(rounds: Rounds, found: Sequence[dict[str, Any]], reason: str) -> RunResult:

@@ -18,7 +18,7 @@ from typing import Any
 
 from aligner.data.rows import PromptRow
 from aligner.events import OnEvent, StageProgress, StageStarted, tell
-from aligner.methods.online.sampling import Response, responses_in
+from aligner.generation.shards import Response, responses_in
 from aligner.reward_models.base import Scorer
 from aligner.reward_models.batching import Answers, ask
 from aligner.reward_models.catalogue import load_scorer

@@ -8,8 +8,8 @@ from typing import Any
 
 from aligner.config.method import RunStatus
 from aligner.config.oracle import Oracle, queries_of
+from aligner.generation.shards import RESPONSES
 from aligner.methods.online.pairing import FUTURE, START, STRONGER, WEAKER
-from aligner.methods.online.sampling import RESPONSES
 from aligner.methods.online.words import (
     DISAGREES,
     MEASURED,

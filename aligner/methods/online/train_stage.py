@@ -1,36 +1,27 @@
 """The fourth stage of a round: training on its pairs, as an ordinary run of `aligner dpo`, or
-`sft`, in `train/run`, whose recipe can be run again by hand.
+`sft`, in `train/run` (`aligner.methods.stage_run`).
 
-So everything that is true of such a run is true here: it resumes from its last whole checkpoint,
-trains with LoRA, 4-bit bases and several processes, and has a report of its own. The reference is
-named in its recipe: the model that the first round started from, in every round, also where
-adapters are trained further (`online.reference`).
+The reference is named in its recipe: the model that the first round started from, in every round,
+also where adapters are trained further (`online.reference`).
 """
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from aligner.config.defaults import is_default
 from aligner.config.load import Resolved
 from aligner.config.recipe import Data, Model, Report, Source, TrainRecipe
-from aligner.events import DataReady, Event, Finished, Notice, OnEvent, Plan, tell
+from aligner.events import OnEvent
 from aligner.methods.dpo.recipe import DpoRecipe
 from aligner.methods.online.recipe import OnlineRecipe
-from aligner.methods.pipeline import run_recipe
+from aligner.methods.plan_memory import InnerTraining
 from aligner.methods.sft.recipe import SftRecipe
-from aligner.runs.changes import changed_keys
-from aligner.runs.files import parse_json, read_json, read_metrics
+from aligner.methods.stage_run import RUN, carry_out, last_measured, rows_of
 from aligner.runs.stages import Stage
-
-RUN = "run"
-"""The run directory in the folder of the stage."""
 
 SHOWN = ("loss", "rewards/accuracies", "rewards/margins", "rewards/chosen", "rewards/rejected")
 
@@ -48,11 +39,6 @@ class Training:
     reference: str | None
 
 
-def final_of(stage: Stage) -> Path:
-    """Return the folder of the policy that a finished stage trained."""
-    return stage.folder / RUN / "final"
-
-
 def train(
     stage: Stage,
     recipe: OnlineRecipe,
@@ -63,55 +49,40 @@ def train(
     """Train, and finish the stage."""
     if stage.is_done:
         return
-    results, kept = carry_out(stage, recipe_of(stage, recipe, origins, training), on_event)
+    inner = recipe_of(stage, recipe, origins, training)
+    results, kept = carry_out(stage, inner, origins_of(inner), on_event)
     run = stage.folder / RUN
-    stage.finish({**results, **_last(run), "rows": _rows(run)}, kept)
-
-
-def carry_out(
-    stage: Stage, inner: TrainRecipe, on_event: OnEvent | None
-) -> tuple[Mapping[str, float], list[Path]]:
-    """Do the run of a stage, or what is left of it; return its results, and its files that stay.
-    Its checkpoints are removed behind it."""
-    run = stage.folder / RUN
-    text = yaml.safe_dump(
-        inner.model_dump(mode="json", exclude_unset=True), sort_keys=False, allow_unicode=True
-    )
-    resolved = Resolved(inner, _origins(inner), text, None)
-    if run.is_dir() and not is_of(run, inner):
-        tell(on_event, Notice(f"{stage.name} is started again: its files lie elsewhere now"))
-        shutil.rmtree(run)
-    result = run_recipe(resolved, resume=run.is_dir(), on_event=_heard(on_event))
-    manifest = parse_json(run / "manifest.json", "delete the folder of the stage")
-    shutil.rmtree(run / "checkpoints", ignore_errors=True)
-    return result.results, [run / name for name in manifest["files"] if not name.endswith(".md")]
-
-
-def _heard(listener: OnEvent | None) -> OnEvent | None:
-    """What is heard of the run of a stage: all but its plan and its end."""
-
-    def hear(event: Event) -> None:
-        if not isinstance(event, Plan | Finished | DataReady):
-            tell(listener, event)
-
-    return None if listener is None else hear
-
-
-def is_of(run: Path, inner: TrainRecipe) -> bool:
-    """Say whether what was started in a folder can be resumed with this recipe: in a run directory
-    that was moved meanwhile, files have other names."""
-    known = read_json(run, "resolved.json")
-    return known is None or not changed_keys(known["recipe"], inner.model_dump(mode="json"))
+    stage.finish({**results, **last_measured(run, SHOWN), "rows": rows_of(run)}, kept)
 
 
 def recipe_of(
     stage: Stage, recipe: OnlineRecipe, origins: dict[str, str], training: Training
 ) -> TrainRecipe:
     """Return the recipe of the round's own run."""
+    return _recipe(stage.folder / RUN, recipe, origins, training)
+
+
+def planned(resolved: Resolved) -> list[InnerTraining]:
+    """Return the training of a round, with pairs that are not there yet. Its keys are those of the
+    recipe itself, but for what becomes of long rows, which there is about prompts."""
+    recipe, start = resolved.recipe, resolved.recipe.model
+    training = Training(start, [Path("pairs.jsonl")], (), start.name_or_path)
+    run = Path(recipe.output_dir) / RUN
+    inner = _recipe(run, recipe, resolved.origins, training)
+    return [InnerTraining("training of a round", inner, _typed)]
+
+
+def _typed(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {key: value for key, value in values.items() if key != "data.on_too_long"}
+
+
+def _recipe(
+    run: Path, recipe: OnlineRecipe, origins: dict[str, str], training: Training
+) -> TrainRecipe:
     sources = [Source(path=str(path)) for path in training.pairs]
     sources += [Source(path=str(path), max_rows=rows) for path, rows in training.replayed if rows]
     shared: dict[str, Any] = {
-        "output_dir": str(stage.folder / RUN),
+        "output_dir": str(run),
         "seed": recipe.seed,
         "model": training.start,
         "data": Data(train=sources, max_length=recipe.data.max_length),
@@ -137,16 +108,6 @@ def _is_given(key: str, origins: dict[str, str]) -> bool:
     return not is_default(origin) or origin.startswith("default of online")
 
 
-def _origins(recipe: TrainRecipe) -> dict[str, str]:
+def origins_of(recipe: TrainRecipe) -> dict[str, str]:
+    """Return where the trainer's settings of a stage's run came from."""
     return {f"trainer.{key}": "the online recipe" for key in recipe.trainer}
-
-
-def _last(run: Path) -> dict[str, float]:
-    lines = [line for line in read_metrics(run) if line["split"] == "train"]
-    last = lines[-1] if lines else {}
-    return {name: last[name] for name in SHOWN if name in last}
-
-
-def _rows(run: Path) -> int:
-    ledger = parse_json(run / "data.json", "delete the folder of the stage")
-    return int(ledger["splits"]["train"]["rows"])

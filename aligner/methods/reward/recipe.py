@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from aligner.config.choices import PREFERENCE_FORMATS, SINGLE_ANSWER_FORMATS
+from aligner.config.choices import PREFERENCE_FORMATS, SHARDED, SINGLE_ANSWER_FORMATS
 from aligner.config.dead_keys import no_smoothing_of_tokens
 from aligner.config.generation_rules import writes_nothing
 from aligner.config.hints import did_you_mean
@@ -131,7 +131,7 @@ def _reward_parts(view: RecipeView) -> RecipeProblems:
                 )
     yield from _segments_parts(view)
     strategy = view["launch.strategy"]
-    if kind == "odin" and strategy in ("fsdp", "fsdp1", "fsdp2", "zero3"):
+    if kind == "odin" and strategy in SHARDED:
         message = f"`{strategy}` splits the two heads, and at the end one of them is taken out"
         yield problem_at("launch.strategy", message, "use `ddp`, `zero1` or `zero2`")
 

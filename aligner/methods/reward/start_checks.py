@@ -11,7 +11,7 @@ from pathlib import Path
 
 from aligner.errors import RecipeError
 from aligner.methods.reward.recipe import RewardRecipe, RewardSegments
-from aligner.models.files import ADAPTER_FILE, check_model_path, saved_outputs
+from aligner.models.files import ADAPTER_FILE, adapter_config, check_model_path, saved_outputs
 from aligner.reward_models.card import find_card
 
 
@@ -23,6 +23,8 @@ def check_start(recipe: RewardRecipe) -> None:
     saved = saved_outputs(recipe.model.name_or_path)
     if saved is not None:
         _refuse_other_head(recipe, saved)
+    else:
+        _refuse_writing_adapter(recipe)
     segments = recipe.reward.segments or RewardSegments()
     if recipe.reward.kind == "segment" and segments.rule == "entropy":
         _check_reference(recipe, segments)
@@ -42,6 +44,18 @@ def _check_reference(recipe: RewardRecipe, segments: RewardSegments) -> None:
         raise RecipeError(
             f"reward.segments.reference {whose}, which foresees no tokens",
             "name the model that writes text whose entropies cut the answers",
+        )
+
+
+def _refuse_writing_adapter(recipe: RewardRecipe) -> None:
+    """Refuse an adapter of a model that writes text, where a head is to replace what writes: PEFT
+    wraps such an adapter around a model that can generate."""
+    start = recipe.model.name_or_path
+    if recipe.reward.kind != "pairwise" and adapter_config(start) is not None:
+        raise RecipeError(
+            f"model.name_or_path: {start} is the adapter of a model that writes text, and "
+            f"{recipe.reward.kind} gives its model a head instead",
+            f"merge it first: aligner merge {start} -o merged; and start from `merged`",
         )
 
 

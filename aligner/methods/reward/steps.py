@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aligner.data.loading import Loaded
 from aligner.data.rows import Task
 from aligner.errors import DataError
-from aligner.methods.reward.recipe import RewardRecipe
+from aligner.memory.footprint import (
+    Batch,
+    Footprint,
+    Head,
+    Lengths,
+    answers_together,
+    of_updates,
+    single_rows,
+)
+from aligner.methods.reward.recipe import RewardRecipe, RewardSegments
 from aligner.methods.reward.start_checks import check_start
 from aligner.methods.steps import TrainingSteps
 
 if TYPE_CHECKING:
+    from aligner.config.segments import Segments
     from aligner.losses.types import Objective
     from aligner.methods.job import Job
     from aligner.tokenization.dataset import TokenizedData
@@ -53,6 +65,13 @@ class RewardSteps(TrainingSteps):
         outputs = {"pairwise": None, "regression": len(recipe.reward.attributes), "odin": 2}
         return outputs.get(kind, 1)
 
+    def memory(self, recipe: RewardRecipe, lengths: Lengths) -> Footprint:
+        """Return an update, and an evaluation where rows are held out, on the longest rows."""
+        outputs = self.num_outputs(recipe)
+        head: Head = "letters" if outputs is None else "values"
+        passes = of_updates(recipe, lambda split: _batch(recipe, lengths, split), head)
+        return Footprint(passes, outputs=outputs)
+
     def facts(self, recipe: RewardRecipe, prepared: TokenizedData) -> Sequence[tuple[str, str]]:
         """Say whether the prompts of pairs are shared, and what that saves."""
         if recipe.reward.kind in ("regression", "pairwise"):
@@ -61,9 +80,29 @@ class RewardSteps(TrainingSteps):
 
         return (("prompts", describe_prefix(recipe, prepared.train)),)
 
+    def segments(self, recipe: RewardRecipe) -> Segments | None:
+        """Return how a segment reward model cuts answers."""
+        if recipe.reward.kind != "segment":
+            return None
+        return recipe.reward.segments or RewardSegments()
+
+    def segments_of_run(self, run_dir: Path) -> Callable[[Sequence[int]], Sequence[int]] | None:
+        """Return what finds the segments that a run has cut an answer into."""
+        found: Callable[[Sequence[int]], Sequence[int]] | None
+        found = self._part("found_segments").segments_of_run(run_dir)
+        return found
+
     def before_ranks(self, job: Job) -> None:
         """Cut the answers into segments, so that the ranks find it done."""
         self._part("train").before_ranks(job)
+
+
+def _batch(recipe: RewardRecipe, lengths: Lengths, split: str) -> Batch:
+    """Return the longest batch of a split: pairs, or single texts."""
+    if recipe.reward.kind not in ("regression", "pairwise"):
+        return answers_together(recipe, lengths, split)
+    found = single_rows(recipe, lengths, split)
+    return replace(found, read=found.rows)
 
 
 def _absent(key: str, name: str, loaded: Loaded) -> DataError:

@@ -29,11 +29,12 @@ import numpy as np
 import torch
 from trl import RewardConfig
 
+from aligner.config.choices import SHARDED
 from aligner.config.load import recipe_hash
 from aligner.config.segments import Segments
 from aligner.errors import RecipeError
 from aligner.launch.world import world
-from aligner.methods.job import SHARDED, Job
+from aligner.methods.job import Job
 from aligner.methods.reward.collators import PairCollator, QuestionCollator, RatingCollator
 from aligner.methods.reward.recipe import RewardRecipe, RewardSegments
 from aligner.methods.reward.segments import (

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from aligner.config.dead_keys import no_noise_beside_a_reference, no_smoothing_of_tokens
-from aligner.config.generation_rules import written_by_the_trained
+from aligner.config.generation_rules import sampled_from_whole, written_by_the_trained
 from aligner.config.method import TrainingMethod
 from aligner.config.mosaic_rules import no_mosaics
 from aligner.config.named import Names
@@ -346,10 +346,12 @@ METHOD = TrainingMethod(
         _noise,
         _steps,
         written_by_the_trained("here the policy itself writes"),
+        sampled_from_whole("responses are sampled from"),
         no_mosaics,
         no_smoothing_of_tokens("drop it: rewards are taken as they are"),
         no_noise_beside_a_reference("rlhf.loss"),
     ),
+    has_arena=True,
     trainer_class="transformers.TrainingArguments",
     defaults={
         "learning_rate": 1e-6,  # TRL's for GRPO

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from aligner.config.callables import is_callable
 from aligner.errors import RecipeError
+from aligner.memory.footprint import Footprint, Lengths
+from aligner.methods.rlhf.footprint import footprint_of
 from aligner.methods.rlhf.recipe import RlhfRecipe
 from aligner.methods.steps import TrainingSteps
 
@@ -22,8 +24,9 @@ class RlhfSteps(TrainingSteps):
     task = "prompts"
 
     def check(self, recipe: RlhfRecipe, objective: Objective | None) -> None:
-        """Refuse scorers that are not there, and a segment model that is none."""
-        from aligner.reward_models.catalogue import COMPARING, holds, read_spec
+        """Refuse scorers that are not there or have nothing to compare, and a segment model that
+        is none."""
+        from aligner.reward_models.catalogue import holds, only_compares, read_spec
         from aligner.reward_models.ensemble import refuse_cycles
 
         for spec in recipe.rlhf.reward_models:
@@ -31,11 +34,18 @@ class RlhfSteps(TrainingSteps):
                 continue
             card = read_spec(spec)
             refuse_cycles(card)
-            if holds(card, COMPARING):
+            if only_compares(card):
                 raise RecipeError(
                     f"rlhf.reward_models: {spec} compares two answers, and responses need a score "
                     "each",
-                    "name a scorer of single answers; of judges, that is the kind `rating`",
+                    "name a scorer of single answers (of judges, that is the kind `rating`), or a "
+                    "card of the kind `tournament` with this one as its member",
+                )
+            if recipe.rlhf.group_size < 2 and holds(card, ("tournament",)):
+                raise RecipeError(
+                    f"rlhf.reward_models: {spec} compares the responses to a prompt with one "
+                    f"another, and rlhf.group_size is {recipe.rlhf.group_size}",
+                    "sample a group of 2 or more",
                 )
         if recipe.rlhf.segment_model is not None:
             card = read_spec(recipe.rlhf.segment_model)
@@ -72,6 +82,10 @@ class RlhfSteps(TrainingSteps):
         rlhf = recipe.rlhf
         before = bool(rlhf.beta) + (rlhf.steps_per_generation > 1)
         return trained + before / rlhf.iterations, held_out
+
+    def memory(self, recipe: RlhfRecipe, lengths: Lengths) -> Footprint:
+        """Return a rollout, its scoring, and the update on it."""
+        return footprint_of(recipe, lengths)
 
     def before_ranks(self, job: Job) -> None:
         """Fit the normalizer of segments, so that the ranks find it done."""

@@ -17,11 +17,12 @@ import numpy as np
 from accelerate import PartialState
 
 from aligner.config.callables import short_name
+from aligner.config.choices import SHARDED
 from aligner.config.segments import Segments
 from aligner.errors import RecipeError
 from aligner.launch.devices import best_device
 from aligner.launch.world import world
-from aligner.methods.job import SHARDED, Job
+from aligner.methods.job import Job
 from aligner.methods.rlhf.credit import Credit
 from aligner.methods.rlhf.grpo import GrpoTrainer
 from aligner.methods.rlhf.normalizer import LocationNormalizer
@@ -30,6 +31,7 @@ from aligner.methods.rlhf.ppo import PpoTrainer
 from aligner.methods.rlhf.recipe import RlhfRecipe
 from aligner.methods.rlhf.rollout import Roller
 from aligner.methods.rlhf.trainer import RlhfTrainer, RowCollator
+from aligner.methods.win_rate import against_start
 from aligner.models.ema import trained_weights
 from aligner.models.loading import load_policy
 from aligner.models.shared_base import SharedBase, offers
@@ -55,6 +57,7 @@ def train(job: Job) -> TrainResult:
     model = load_policy(recipe.model, job.tokenizer, trainable=True)
     arguments = preference_arguments(recipe, job.run)
     job.answer_before(model)
+    measure = against_start(job, model)
     with offers(model, recipe.model) as base:
         roller = _roller(job, recipe, model, arguments)
     _tell_roles(job, base)
@@ -82,6 +85,7 @@ def train(job: Job) -> TrainResult:
     job.tell_trained(trainer.model, arguments.learning_rate)
     if isinstance(trainer, PpoTrainer):
         _settle_critic(job, trainer)
+    trainer.also_measure = measure
     fitted = fit(trainer, recipe, job.run, job.on_event)
     _keep_responses(job, trainer)
     job.answer_after(trainer)

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from aligner.config.choices import SINGLE_ANSWER_FORMATS
 from aligner.config.dead_keys import no_noise_beside_a_reference, no_smoothing_of_tokens
-from aligner.config.generation_rules import written_by_the_trained
+from aligner.config.generation_rules import sampled_from_whole, written_by_the_trained
 from aligner.config.loss_names import LOSSES, REFERENCE_FREE_LOSSES, REWARD_LOSSES, meant_loss
 from aligner.config.method import TrainingMethod
 from aligner.config.mosaic_rules import no_mosaics
@@ -191,11 +191,13 @@ METHOD = TrainingMethod(
     rules=(
         _single_answers,
         written_by_the_trained("here a moving average of what is trained writes"),
+        sampled_from_whole("answers are rewritten by"),
         _sapo_parts,
         no_mosaics,
         no_smoothing_of_tokens("drop it: the objectives of `sapo` take labels as they are"),
         no_noise_beside_a_reference("sapo.loss"),
     ),
+    has_arena=True,
     trainer_class="transformers.TrainingArguments",
     defaults={"learning_rate": 5e-7},  # the authors' for the DPO variant
     settings=("loss", "beta", "window", "temperature"),

@@ -33,6 +33,7 @@ from accelerate import PartialState
 from datasets import Dataset
 from transformers import TrainingArguments
 
+from aligner.config.choices import SHARDED
 from aligner.config.loss_names import REFERENCE_FREE_LOSSES
 from aligner.errors import DataError, RecipeError
 from aligner.launch.devices import best_device
@@ -40,10 +41,11 @@ from aligner.launch.world import world
 from aligner.losses.catalogue import BATCH_DEPENDENT, load_objective
 from aligner.losses.types import Settings
 from aligner.methods.dpo.start_checks import check_initial_gradient
-from aligner.methods.job import SHARDED, Job
+from aligner.methods.job import Job
 from aligner.methods.sapo.recipe import SapoRecipe
 from aligner.methods.sapo.trainer import RowCollator, SapoTrainer, as_pair, window_at
 from aligner.methods.sapo.writer import Writer
+from aligner.methods.win_rate import against_start
 from aligner.models.fused_head import fuse_head
 from aligner.models.loading import load_policy
 from aligner.models.positions import max_positions
@@ -74,6 +76,7 @@ def train(job: Job) -> TrainResult:
     arguments = preference_arguments(recipe, job.run)
     _refuse_what_does_not_fit(job, recipe, model, arguments)
     job.answer_before(model)
+    measure = against_start(job, model)
     if sapo.verifier and world()[0] == 0:
         job.announce_walls([read_spec(sapo.verifier)])
     writer = _writer(job, recipe, model, arguments)
@@ -103,6 +106,7 @@ def train(job: Job) -> TrainResult:
         trainer.load_rest(checkpoint)
     trainer.group_lengths = lengths_of(job.prepared.train, job.prepared.batching.grouped)
     job.tell_trained(trainer.model, arguments.learning_rate)
+    trainer.also_measure = measure
     fitted = fit(trainer, recipe, job.run, job.on_event)
     _keep_pairs(job, trainer)
     with trainer.exported():

@@ -126,6 +126,7 @@ METHOD = TrainingMethod(
         mosaic_of("data.mosaic"),
     ),
     flags=FLAGS,
+    has_arena=True,
     trainer_class="trl.SFTConfig",
     settings=("loss_on", "packing"),
     metrics={"loss": False, "mean_token_accuracy": True, "entropy": False},

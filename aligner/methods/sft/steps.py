@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from aligner.data.rows import Row
 from aligner.events import Notice, OnEvent, StageProgress, tell
+from aligner.memory.footprint import Batch, Footprint, Lengths, of_updates, single_rows
 from aligner.methods.sft.recipe import SftRecipe
 from aligner.methods.steps import TrainingSteps
 
@@ -47,6 +48,11 @@ class SftSteps(TrainingSteps):
             text = f"sft.packing: {found.why}; the model itself is tested once it is loaded"
             tell(on_event, Notice(text))
 
+    def memory(self, recipe: SftRecipe, lengths: Lengths) -> Footprint:
+        """Return updates and evaluations on the longest rows, or on full sequences of packed
+        ones."""
+        return Footprint(of_updates(recipe, lambda split: _batch(recipe, lengths, split)))
+
     def epoch_source(
         self,
         recipe: SftRecipe,
@@ -77,6 +83,15 @@ class SftSteps(TrainingSteps):
             on_progress=count,
         )
         return MosaicEpochs(mosaics, total)
+
+
+def _batch(recipe: SftRecipe, lengths: Lengths, split: str) -> Batch:
+    """Return the longest batch of a split; packed rows are one sequence."""
+    found = single_rows(recipe, lengths, split)
+    if not lengths.is_packed or split != "train":
+        return found
+    packed = found.rows * recipe.data.max_length
+    return Batch(1, packed, packed * found.read // found.size, "padding")
 
 
 STEPS = SftSteps()

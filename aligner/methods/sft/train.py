@@ -24,6 +24,7 @@ from trl import SFTConfig, SFTTrainer
 
 from aligner.methods.job import Job
 from aligner.methods.sft.recipe import SftRecipe
+from aligner.methods.win_rate import against_start
 from aligner.models.adapter_kinds import base_under_adapter
 from aligner.models.fused_head import fuse_head
 from aligner.models.loading import load_policy
@@ -186,6 +187,7 @@ def train(job: Job) -> TrainResult:
     if batching.packing:
         _refuse_rows_that_meet(model, arguments, job)
     job.answer_before(model)
+    measure = against_start(job, model)
     with exact_adapters(model):
         trainer = SeededSFTTrainer(
             model=model,
@@ -204,6 +206,7 @@ def train(job: Job) -> TrainResult:
             "held-out losses are without it. trainer.router_aux_loss_coef changes the weight"
         )
     job.tell_trained(trainer.model, arguments.learning_rate)
+    trainer.also_measure = measure
     fitted = fit(trainer, recipe, job.run, job.on_event)
     job.answer_after(trainer)
     return fitted

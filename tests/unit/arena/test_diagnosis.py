@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from simulated_games import Games, played, simulate_games
 
-from aligner.arena.diagnosis import ALL_FAILED, Limits, Settings, diagnose
+from aligner.arena.diagnosis import ALL_FAILED, Limits, Settings, diagnose, unknown_liking
 from aligner.arena.judge_agreement import alpha
 from aligner.arena.judgments import judgments_of, mean_by_prompt
 from aligner.errors import DataError
@@ -106,6 +106,17 @@ def test_self_preference_is_what_other_judges_do_not_give() -> None:
     assert found["families"]["x-judge"] == {"family": "x", "from": "name"}
     missing = found["judges"]["other"]["missing"]["self_preference"]
     assert missing == "no model is of the judge's family (other)"
+
+
+def test_a_judge_of_its_own_family_is_named_where_nobody_else_judges() -> None:
+    games = [played("x-1", "y-1", "p", 1, 0, judge="x-judge")]
+    said = unknown_liking("x-judge", judge(games))
+    assert said.startswith("the judge x-judge is of the family of x-1, by its name; ")
+    assert "whether it likes them: no judge of another family saw these battles" in said
+    assert unknown_liking("z", judge(games, families={"x-judge": "z"})) == ""
+    games.append(played("x-1", "y-1", "p", 1, 0, judge="other"))
+    both = diagnosed(games)["judges"]
+    assert [unknown_liking(name, row) for name, row in both.items()] == ["", ""]
 
 
 def test_a_family_is_given_or_the_name_up_to_the_first_mark() -> None:

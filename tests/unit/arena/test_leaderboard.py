@@ -12,7 +12,7 @@ import pytest
 from simulated_arena import simulate, votes_of
 
 from aligner.arena.consistency import consistency, read_table
-from aligner.arena.leaderboard import FILES, interval_text, leaderboard, rating_text, write
+from aligner.arena.leaderboard import FILES, PNG, interval_text, leaderboard, rating_text, write
 from aligner.arena.rating import Settings, rate
 from aligner.arena.votes import Votes
 
@@ -43,6 +43,23 @@ def test_a_bound_has_an_open_end_and_says_why() -> None:
     assert rating_text(last).startswith("<= ")
     assert interval_text(first).endswith(" to ...")
     assert first["flags"] == ["never lost to the rest: a lower bound"]
+
+
+def test_a_picture_as_png_shows_every_model(tmp_path: Path) -> None:
+    pillow = pytest.importorskip("PIL.Image", reason="matplotlib is not installed")
+    names = {"m0": "$\\frac{1}{2}$", "m1": "two\nlines", "m2": "x" * 90}
+    votes = simulate((-1.0, 0.0, 1.0), 40)
+    votes = replace(votes, models=[names[name] for name in votes.models])
+    record = board(votes, replace(HOW, anchor=names["m1"]))
+    with_png = write(record, tmp_path, png=True)
+    assert [path.name for path in with_png] == [*FILES, PNG]
+    width, height = pillow.open(tmp_path / PNG).size
+    assert width > 1000
+    few = board(votes_of(*[("x", "y", 1.0)] * 5))
+    write(few, tmp_path, png=True)
+    assert pillow.open(tmp_path / PNG).size[1] < height
+    write(few, tmp_path)
+    assert not (tmp_path / PNG).exists(), "it would show the table before"
 
 
 def test_files_hold_the_same_numbers(tmp_path: Path) -> None:

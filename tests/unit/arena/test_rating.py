@@ -402,6 +402,12 @@ def test_above_is_the_share_of_resamples_and_ranks_follow_intervals() -> None:
     assert found.rank_ends == [(3, 3), (2, 2), (1, 1)]
 
 
+def test_models_that_are_equal_in_every_resample_share_their_ranks() -> None:
+    ties = votes_of(*[("x", "y", 0.5)] * 4)
+    found = rate(replace(ties, prompts=list("abcd"), prompt=np.arange(4)), Settings(resamples=50))
+    assert found.rank_ends == [(1, 2), (1, 2)]
+
+
 def coverage(simulations: int, unit: str, prompts: int = 60) -> float:
     """How often the interval of a difference holds what a very large arena finds."""
     strengths = np.linspace(-1.0, 1.0, 5)

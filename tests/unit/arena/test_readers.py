@@ -12,7 +12,7 @@ import pytest
 from fakes import write_jsonl
 
 from aligner.arena.merging import INCONSISTENT, ONE_ORDER, UNREAD
-from aligner.arena.readers import REPEATED, Reading, read_votes
+from aligner.arena.readers import REPEATED, Reading, read_games, read_votes
 from aligner.arena.records import Battle, Game, Style, append
 from aligner.arena.votes import Votes
 from aligner.errors import DataError
@@ -130,6 +130,21 @@ def test_a_score_that_is_none_is_an_error_and_no_tie(tmp_path: Path, score: Any)
         read(tmp_path / "g.jsonl")
 
 
+def test_several_answers_or_judges_of_one_name_are_said(tmp_path: Path) -> None:
+    path = tmp_path / "g.jsonl"
+    same = {"judge_rev": "r1", "answer_first_sha": "a", "answer_second_sha": "b"}
+    turned = {**same, "answer_first_sha": "b", "answer_second_sha": "a"}
+    append(path, [game(1, "x", (8.0, 6.0), **same), game(2, "y", (6.0, 8.0), **turned)])
+    assert read(path).notes == []
+    other = {**same, "answer_second_sha": "c"}
+    append(path, [game(3, "x", (8.0, 6.0), "b2", **other)])
+    (note,) = read(path).notes
+    assert note.startswith("y has several answers to 1 prompt in these games, and all of them")
+    append(path, [game(4, "x", (8.0, 6.0), "b3", **{**same, "judge_rev": "r2"})])
+    assert "games of 2 versions of the judge judge" in read(path).notes[1]
+    assert read_games([path], Reading())[1] == read(path).notes
+
+
 def test_our_battles(tmp_path: Path) -> None:
     battle = Battle("b1", "p1", "x", "y", "judge", "tie", style_a=Style(5), style_b=Style(7, 1))
     again = replace(battle, winner="model_a")
@@ -138,6 +153,40 @@ def test_our_battles(tmp_path: Path) -> None:
     assert rows(votes) == [("x", "y", 0.5), ("x", "y", 0.0)]
     assert votes.style_b[0].tolist() == [7, 1, 0, 0]
     assert votes.left_out == {REPEATED: 1}
+
+
+def test_our_battles_name_a_seat_whatever_models_are_called(tmp_path: Path) -> None:
+    names = (("base", "model_a"), ("model_b", "other"), ("tie", "yes"), ("A", "a"))
+    for number, (a, b) in enumerate(names):
+        won = Battle(f"b{number}", "p1", a, b, "judge", "model_a")
+        append(tmp_path / "b.jsonl", [won, replace(won, battle_id=f"c{number}", winner="tie")])
+    found = rows(read(tmp_path / "b.jsonl"))
+    assert found == [(a, b, won) for a, b in names for won in (1.0, 0.5)]
+    line = json.dumps(asdict(won) | {"winner": "a"})
+    (tmp_path / "bad.jsonl").write_text(line + "\n")
+    with pytest.raises(DataError, match="'a' is none of model_a, model_b and tie"):
+        read(tmp_path / "bad.jsonl")
+
+
+def test_a_margin_makes_no_tie_of_what_a_rule_decided(tmp_path: Path) -> None:
+    ruled = {"decoding": {"rule": "empty"}}
+    append(tmp_path / "g.jsonl", [game(1, "x", (10.0, 1.0), **ruled)])
+    append(tmp_path / "g.jsonl", [game(2, "y", (1.0, 10.0), **ruled)])
+    append(tmp_path / "g.jsonl", [game(3, "x", (30.0, 20.0), "b2")])
+    append(tmp_path / "g.jsonl", [game(4, "y", (20.0, 30.0), "b2")])
+    for merge in ("mean", "inconsistent_is_tie"):
+        votes = read(tmp_path / "g.jsonl", tie_margin=20.0, merge=merge)
+        assert votes.outcome.tolist() == [1.0, 0.5]
+    votes = read(tmp_path / "g.jsonl", tie_margin=20.0, merge="votes")
+    assert votes.outcome.tolist() == [1.0, 0.0, 0.5, 0.5]
+
+
+def test_turns_of_several_parts_are_as_long_as_their_texts(tmp_path: Path) -> None:
+    said = [{"type": "text", "text": "**Yes**", "image": None}, {"type": "image", "text": None}]
+    talk = [{"role": "user", "content": said}, {"role": "assistant", "content": said}]
+    row = {"model_a": "x", "model_b": "y", "winner": "both_bad", "conversation_a": talk}
+    write_jsonl(tmp_path / "v.jsonl", [row])
+    assert read(tmp_path / "v.jsonl").style_a[0].tolist() == [7, 0, 0, 1]
 
 
 def test_rows_of_a_public_arena(tmp_path: Path) -> None:

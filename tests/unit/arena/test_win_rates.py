@@ -88,8 +88,18 @@ def test_a_baseline_that_always_loses_gives_a_finite_rate() -> None:
     assert 50 < row["controlled"] < 100
 
 
-def test_a_baseline_without_a_vote_and_answers_without_length_are_refused() -> None:
+def test_a_baseline_without_a_vote_is_refused() -> None:
     with pytest.raises(DataError, match="the baseline 'z' has no vote"):
         length_controlled(votes_of(("x", "y", 1.0)), "z", 0, 0)
-    with pytest.raises(DataError, match="some answers of x or its baseline have no length"):
-        length_controlled(votes_of(("x", "y", 1.0)), "y", 0, 0)
+
+
+def test_without_lengths_there_is_the_raw_rate_with_its_interval() -> None:
+    votes = votes_of(*[("x", "y", 1.0)] * 30, *[("y", "x", 1.0)] * 10)
+    for model, baseline, rate in (("x", "y", 75.0), ("y", "x", 25.0)):
+        row = length_controlled(votes, baseline, resamples=400, seed=0)[model]
+        assert row["raw"] == rate
+        assert row["controlled"] is row["low"] is row["high"] is None
+        error = 196 * np.sqrt(0.75 * 0.25 / 40)
+        assert row["raw_low"] == pytest.approx(rate - error, abs=2.5)
+        assert row["raw_high"] == pytest.approx(rate + error, abs=2.5)
+    assert length_controlled(votes, "y", resamples=0, seed=0)["x"]["raw_low"] is None

@@ -13,9 +13,9 @@ from aligner.builders.evolve.failures import (
     asks_back,
     failure_of_answer,
     failure_of_evolution,
-    refuses,
 )
 from aligner.builders.evolve.recipe import Failures
+from aligner.data.refusals import refuses
 
 STAGNANT, UNQUALIFIED, LOST = "stagnant", "unqualified", "lost_information"
 ROBUST, PAPER, RELEASED = (Failures(rules=rules) for rules in ("robust", "paper", "released"))

@@ -448,7 +448,7 @@ def test_killed_and_resumed_is_the_uninterrupted_build(
         target=_build_and_die, args=(folder, PLACES[moment])
     )
     process.start()
-    process.join(120)
+    process.join(300)
     assert process.exitcode == -signal.SIGKILL
     assert not (folder / "killed/manifest.json").exists()
     assert result(built(output="killed", resume=True)) == result(built(output="whole"))
@@ -467,7 +467,7 @@ def test_a_shard_that_was_damaged_is_built_again(
         args=(folder, ("aligner.builders.mosaic.build:ShardBuilder", "build", 3)),
     )
     process.start()
-    process.join(120)
+    process.join(300)
     part = next(iter(sorted((folder / "killed/shards").glob("*.done")))).with_suffix(ending)
     part.unlink()
     if text is not None:
@@ -480,7 +480,7 @@ def test_a_resumed_build_refuses_other_data_and_other_settings(folder: Path) -> 
         target=_build_and_die, args=(folder, PLACES["in a later shard"])
     )
     process.start()
-    process.join(120)
+    process.join(300)
     with pytest.raises(UsageError, match="different recipe"):
         built("mosaic.max_examples=3", output="killed", resume=True)
     with pytest.raises(UsageError, match=r"unfinished mosaic run that has built 3 parts"):
@@ -496,7 +496,7 @@ def test_a_kill_after_the_manifest_leaves_nothing_for_long(folder: Path) -> None
         target=_build_and_die, args=(folder, place)
     )
     process.start()
-    process.join(120)
+    process.join(300)
     assert (folder / "killed/manifest.json").exists()
     assert (folder / "killed/shards").exists()
     built(output="killed", resume=True)
@@ -515,7 +515,7 @@ def test_a_resumed_build_refuses_other_phrasings_and_does_without_a_source_that_
         target=_build_and_die, args=(folder, PLACES["in a later shard"], phrasings)
     )
     process.start()
-    process.join(120)
+    process.join(300)
     (folder / "phrasings.yaml").write_text("numbers: ['R{n}:']\n")
     with pytest.raises(DataError, match="what the recipe names changed") as caught:
         built(phrasings, output="killed", resume=True)

@@ -99,7 +99,7 @@ def killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     process = multiprocessing.get_context("fork").Process(target=build_and_die)
     process.start()
-    process.join(60)
+    process.join(300)
     assert process.exitcode == -signal.SIGKILL
     return tmp_path / "killed"
 

@@ -245,7 +245,7 @@ def test_a_flag_without_effect_is_noted() -> None:
         (["--warmup_ratio", "0.1", "--warmup_steps", "5"], "dpo", "contradicts `--warmup_ratio`"),
         (["--resume_from_checkpoint", "runs/x/checkpoint-3"], "dpo", "write `--resume`"),
         (["--max_seq_length", "5"], "sft", "it is called `data.max_length` now"),
-        (["--max_prompt_length", "5"], "dpo", "removed"),
+        (["--max_prompt_length", "5"], "dpo", "`dpo.max_prompt_length` cuts prompts"),
         (["--beta", "5"], "sft", "a setting of `aligner dpo`"),
         (["--packing"], "dpo", "a setting of `aligner sft`"),
         (["--fsdp", "full_shard"], "dpo", "set `launch.strategy: fsdp`"),

@@ -49,6 +49,17 @@ BASE: dict[str, dict[str, Any]] = {
         "endpoint.model": "m",
     },
     "mosaic": {"data.train": "d.jsonl"},
+    "arena": {
+        "data.train": "d.jsonl",
+        "arena.contestants": [{"name": "a", "model": "m"}, {"name": "b", "answers": "b.jsonl"}],
+        "arena.judges": [{"scorer": "toy"}],
+    },
+    "flywheel": {
+        **TRAINING,
+        "flywheel.opponents": [{"name": "a", "answers": "a.jsonl"}],
+        "flywheel.judges": [{"scorer": "toy"}],
+        "flywheel.test_set": "testset",
+    },
     "select": {"data.train": "d.jsonl", "select.policy": "m", "select.strategy": "random"},
 }
 
@@ -260,7 +271,7 @@ def test_a_key_that_needs_a_package_names_it(monkeypatch: pytest.MonkeyPatch) ->
     }
     for is_there in (True, False):
         monkeypatch.setattr(
-            trainer_rules, "_is_installed", lambda package, is_there=is_there: is_there
+            trainer_rules, "is_installed", lambda package, is_there=is_there: is_there
         )
         for key, (value, package) in asked.items():
             found = problems(

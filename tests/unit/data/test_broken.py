@@ -356,7 +356,12 @@ FILES = [
     Case(
         "unknown columns",
         pair(question="a", answer="b"),
-        ("question (text)", "columns: {prompt: question, completion: answer}"),
+        (
+            "question (text)",
+            "columns: {prompt: question, completion: answer}",
+            "data.train.columns.prompt=",
+            "--column prompt=question --column completion=answer",
+        ),
     ),
     Case(
         "pairs given to sft",

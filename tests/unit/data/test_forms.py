@@ -261,7 +261,7 @@ def test_mapped_columns_decide_between_forms(load: Any) -> None:
     loaded = load(
         "sft", [{"text": "t", "q": "a", "a": "b"}], columns={"prompt": "q", "completion": "a"}
     )
-    assert without_origin(loaded.train[0]) == ["a", "b", None]
+    assert without_origin(loaded.train[0]) == ["a", "b", None, None]
 
 
 def test_a_given_format_decides_between_forms(load: Any) -> None:
@@ -291,11 +291,7 @@ def test_columns_reach_into_objects_and_lists_and_can_be_swapped(load: Any) -> N
     row = {"prompt": "b", "completion": "a", "deep": {"er": [{"text": "c"}]}, "dot.ted": "d"}
     assert without_origin(
         load("sft", [row], columns={"prompt": "completion", "completion": "prompt"}).train[0]
-    ) == [
-        "a",
-        "b",
-        None,
-    ]
+    ) == ["a", "b", None, None]
     assert without_origin(load("sft", [row], columns={"text": "deep.er.0.text"}).train[0]) == ["c"]
     assert without_origin(load("sft", [row], columns={"text": "dot.ted"}).train[0]) == ["d"]
 
@@ -304,14 +300,11 @@ def test_training_on_the_chosen_answers_works_as_the_hint_says(load: Any) -> Non
     row = {"prompt": "a", "chosen": "b", "rejected": "c"}
     assert without_origin(
         load("sft", [row], columns={"prompt": "prompt", "completion": "chosen"}).train[0]
-    ) == [
-        "a",
-        "b",
-        None,
-    ]
+    ) == ["a", "b", None, None]
     pair = {"chosen": [user("a"), said("b")], "rejected": [user("a"), said("c")]}
     assert without_origin(load("sft", [pair], columns={"messages": "chosen"}).train[0]) == [
         [user("a"), said("b")],
+        None,
         None,
     ]
 

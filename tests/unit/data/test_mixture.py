@@ -158,6 +158,25 @@ def test_at_least_one_row_is_held_out_and_one_is_left() -> None:
         assert (len(loaded.train), len(loaded.eval)) == (1, 1)
 
 
+def test_a_number_of_rows_is_held_out_whole_prompts_at_a_time() -> None:
+    write("c.jsonl", [f"c{number % 50}" for number in range(100)])
+    loaded = load(train=["a.jsonl", "c.jsonl"], eval=40)
+    assert (len(loaded.train), len(loaded.eval)) == (160, 40)
+    assert not set(prompts(loaded.eval)) & set(prompts(loaded.train))
+    assert set(prompts(load(train=["a.jsonl", "c.jsonl"], eval=0.2).eval)) == set(
+        prompts(loaded.eval)
+    )
+    assert len(load(train="a.jsonl", eval=1).eval) == 1
+    assert len(load(train="a.jsonl", eval=99).train) == 1
+    assert loaded.fingerprint != load(train=["a.jsonl", "c.jsonl"], eval=41).fingerprint
+
+
+def test_more_rows_than_there_are_cannot_be_held_out() -> None:
+    for number in (100, 2000):
+        with pytest.raises(DataError, match=f"eval: {number} rows cannot be held out: there are"):
+            load(train="a.jsonl", eval=number)
+
+
 def test_a_prompt_with_too_many_rows_is_passed_over_if_another_will_do() -> None:
     write("c.jsonl", ["x"] * 90 + [f"c{number}" for number in range(10)])
     for seed in range(5):
@@ -256,6 +275,7 @@ def test_the_ledger_takes_the_counts_of_tokenisation_and_notices_what_is_missing
     table = dict(ledger.table())
     assert table["train"] == "100 rows, 1 too long, dropped"
     assert table["train tokens"] == "990: 402 trained, 59% masked, 7 cut off in 1 rows"
+    assert table["train lengths"] == "shortest 10, 25% 10, 50% 10 tokens"
     assert table["train packed"] == "5 sequences, 98.0% full"
     split.count(tokens=1)
     with pytest.raises(AssertionError, match="402 tokens trained and 588 masked out of 991"):

@@ -6,6 +6,7 @@ import csv
 import gzip
 import hashlib
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import pytest
 from datasets import Dataset
 
 from aligner.config.recipe import Data
+from aligner.data import files, sources
+from aligner.data.files import BLANK
 from aligner.data.ledger import Ledger
 from aligner.data.loading import load_rows, read_source
 from aligner.errors import DataError
@@ -273,3 +276,35 @@ def test_one_source_can_be_read_by_itself() -> None:
     ledger = Ledger()
     rows = read_source(Data(train="x.jsonl").train[0], "sft", "error", ledger)
     assert len(rows) == ledger.sources[0].rows_mapped == 5
+
+
+def test_rows_are_drawn_from_files_of_several_kinds_each_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write("all/a.jsonl", lines(ROWS[:2]) + b"\n" + lines(ROWS[2:]).removesuffix(b"\n"))
+    write_parquet("all/b.parquet")
+    monkeypatch.setattr(sources, "DRAWN_AT_ONCE", 3)
+    (source,) = Data(train="all").train
+    stream = sources.drawn_rows(source, random.Random(0))
+    assert stream is not None
+    found = [origin for origin, row in stream if row is not BLANK]
+    numbers = {"all/a.jsonl": (1, 2, 4, 5, 6), "all/b.parquet": range(1, 6)}
+    assert sorted(found) == [f"{name}:{at}" for name, places in numbers.items() for at in places]
+    assert found != sorted(found)
+
+
+def test_only_lines_that_are_drawn_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    write("a.jsonl", b"{broken\n" * 50 + lines(ROWS[:1]))
+    monkeypatch.setattr(sources, "DRAWN_AT_ONCE", 1)
+    decoded: list[bytes] = []
+    monkeypatch.setattr(files, "_parse", lambda line: decoded.append(line) or {})
+    stream = sources.drawn_rows(Data(train="a.jsonl").train[0], random.Random(0))
+    assert stream is not None
+    next(stream)
+    assert len(decoded) == 1
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.json", "a.csv", "a.txt"])
+def test_some_files_can_only_be_read_from_their_beginning(name: str) -> None:
+    write(name, gzip.compress(lines()) if name.endswith("gz") else b"[]")
+    assert sources.drawn_rows(Data(train=name).train[0], random.Random(0)) is None

@@ -16,7 +16,7 @@ from fake_batches import FakeBatches, Outcome, reply_body
 
 from aligner.config.recipe import Budget, Endpoint
 from aligner.endpoints import batch as batch_module
-from aligner.endpoints.batch import Batching
+from aligner.endpoints.batch import BatchBackend, Batching
 from aligner.endpoints.client import Client, open_client
 from aligner.endpoints.request import ChatRequest, Completion
 from aligner.endpoints.store import Store
@@ -225,7 +225,14 @@ def test_what_does_not_fit_waits_until_another_batch_has_ended(
 ) -> None:
     monkeypatch.setattr(batch_module, "MOST_REQUESTS", 5)
     endings = ("completed", "token_limit_exceeded", "completed")
-    with FakeBatches(endings=endings, looks=(40, 1)) as server:
+    refused = BatchBackend._refused
+
+    def then_the_first_ends(self: BatchBackend, *given: Any) -> None:
+        refused(self, *given)
+        server.looks = (1,)
+
+    monkeypatch.setattr(BatchBackend, "_refused", then_the_first_ends)
+    with FakeBatches(endings=endings, looks=(10**9, 1)) as server:
         replies = within(server, tmp_path, ask_all(*words(10)))
     assert [reply.text for reply in replies] == ["so"] * 10
     assert [batch["status"] for batch in server.batches] == ["completed", "failed", "completed"]
@@ -265,11 +272,20 @@ def test_what_is_urgent_is_sent_at_once(tmp_path: Path) -> None:
     assert len(server.submitted()) == 1
 
 
-def test_who_no_longer_waits_before_the_file_is_written_is_not_in_it(tmp_path: Path) -> None:
+def test_who_no_longer_waits_before_the_file_is_written_is_not_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit_soon, waiting = BatchBackend._submit_soon, []
+    monkeypatch.setattr(BatchBackend, "_submit_soon", lambda self: waiting.append(self))
+
     async def go(client: Client) -> Any:
         tasks = [asyncio.create_task(client.chat(request)) for request in words(3)]
-        await asyncio.sleep(0.01)
+        while len(waiting) < 3:
+            assert not any(task.done() for task in tasks)
+            await asyncio.sleep(0)
         tasks[1].cancel()
+        await asyncio.wait([tasks[1]])
+        submit_soon(waiting[0])
         return await asyncio.gather(*tasks, return_exceptions=True)
 
     with FakeBatches() as server:
@@ -364,7 +380,7 @@ RUN = """
 import asyncio, os, pathlib, signal, sys
 from aligner.config.recipe import Endpoint
 from aligner.endpoints import batch_folder, batch_server
-from aligner.endpoints.batch import Batching
+from aligner.endpoints.batch import BatchBackend, Batching
 from aligner.endpoints.client import open_client
 from aligner.endpoints.request import ChatRequest
 from aligner.endpoints.store import Store

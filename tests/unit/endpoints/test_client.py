@@ -338,7 +338,7 @@ for number in range(100):
 def test_two_processes_share_one_cache(tmp_path: Path) -> None:
     path = tmp_path / "c"
     processes = [subprocess.Popen([sys.executable, "-c", FILL, str(path), name]) for name in "ab"]
-    assert [process.wait(60) for process in processes] == [0, 0]
+    assert [process.wait(300) for process in processes] == [0, 0]
     store = Store(path, "shared")
     assert all(store.get(f"{name}{number}") is not None for name in "ab" for number in range(100))
     assert store.spent() == Spent(calls=200, replies=200, prompt_tokens=400)
@@ -422,6 +422,7 @@ def test_replies_of_one_moment_are_written_in_few_commits_and_before_they_are_ha
     seen = Store(tmp_path / "c")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Store, "write", counted)
+        patch.setattr("aligner.endpoints.cache.PAUSE_S", 0.1)  # a moment, on a busy machine too
         backend = ScriptedBackend(lambda request: "so")
         within(scripted(max_in_flight=100), go, cache=tmp_path / "c", backend=backend)
     seen.close()
@@ -498,7 +499,7 @@ def test_an_error_reaches_all_who_wait() -> None:
 def test_a_cancelled_waiter_does_not_take_the_reply_from_the_others() -> None:
     async def go(client: Client) -> tuple[bool, str, str]:
         first, second = (asyncio.create_task(client.chat(ask("a"))) for _ in range(2))
-        await asyncio.sleep(0.01)
+        await arrived.wait()
         first.cancel()
         await asyncio.sleep(0)
         third = asyncio.create_task(client.chat(ask("a")))
@@ -511,10 +512,11 @@ def test_a_cancelled_waiter_does_not_take_the_reply_from_the_others() -> None:
         )
 
     async def slow(request: ChatRequest) -> str:
+        arrived.set()
         await gate.wait()
         return "so"
 
-    gate = asyncio.Event()
+    arrived, gate = asyncio.Event(), asyncio.Event()
     backend = ScriptedBackend(slow)
     assert within(scripted(), go, backend=backend) == (True, "so", "so")
     assert len(backend.requests) == 1
@@ -526,8 +528,9 @@ def test_when_nobody_waits_any_more_the_request_is_cancelled_and_can_be_asked_ag
     async def slow(request: ChatRequest) -> str:
         if len(backend.requests) > 1:
             return "again"
+        arrived.set()
         try:
-            await asyncio.sleep(60)
+            await asyncio.sleep(600)
         except asyncio.CancelledError:
             cancelled.append("yes")
             raise
@@ -535,11 +538,12 @@ def test_when_nobody_waits_any_more_the_request_is_cancelled_and_can_be_asked_ag
 
     async def go(client: Client) -> str:
         task = asyncio.create_task(client.chat(ask("a")))
-        await asyncio.sleep(0.01)
+        await arrived.wait()
         task.cancel()
         await asyncio.sleep(0)
         return (await client.chat(ask("a"))).text
 
+    arrived = asyncio.Event()
     backend = ScriptedBackend(slow)
     assert within(scripted(), go, backend=backend) == "again"
     assert cancelled == ["yes"]
@@ -679,18 +683,21 @@ def test_a_throttled_client_lowers_what_is_in_flight() -> None:
 def test_a_request_cancelled_in_line_or_in_flight_gives_its_place_back() -> None:
     async def hang(request: ChatRequest) -> str:
         if request.messages[0]["content"] == "hang":
-            await asyncio.sleep(60)
+            arrived.set()
+            await asyncio.sleep(600)
         return "so"
+
+    arrived = asyncio.Event()
 
     async def go() -> str:
         limit = RateLimit(ScriptedBackend(hang), max_in_flight=1)
         tasks = [
             asyncio.create_task(limit.chat(ask("hang", sample_index=index))) for index in range(3)
         ]
-        await asyncio.sleep(0.01)
+        await arrived.wait()
         for task in tasks:
             task.cancel()
-        return (await asyncio.wait_for(limit.chat(ask("go")), 10.0)).text
+        return (await asyncio.wait_for(limit.chat(ask("go")), 120.0)).text
 
     assert asyncio.run(go()) == "so"
 

@@ -35,7 +35,7 @@ def ask(content: str = "hi", **settings: Any) -> ChatRequest:
 def section_of(server: FakeEndpoint | str, **settings: Any) -> Endpoint:
     base_url = server if isinstance(server, str) else server.base_url
     return Endpoint(
-        model="toy", base_url=base_url, **{"max_retries": 2, "timeout_s": 20.0, **settings}
+        model="toy", base_url=base_url, **{"max_retries": 2, "timeout_s": 120.0, **settings}
     )
 
 
@@ -321,10 +321,12 @@ def test_half_a_letter_in_a_reply_does_no_harm(tmp_path: Path) -> None:
     assert reply.text.startswith("a")
 
 
-@pytest.mark.parametrize("hung", [Answer(delay_s=20.0), Answer(drip_s=0.05)])
+@pytest.mark.parametrize("hung", [Answer(delay_s=600.0), Answer(drip_s=0.05)])
 def test_a_server_that_hangs_or_drips_is_given_up(hung: Answer) -> None:
     with FakeEndpoint([hung, Answer(text="awake")]) as server:
-        assert one(section_of(server, timeout_s=0.4, max_retries=1)).text == "awake"
+        # on a busy machine the server may be too slow again, once it is awake
+        reply = one(section_of(server, timeout_s=0.4, max_retries=50))
+        assert (reply.text, reply.attempts > 1) == ("awake", True)
         server.answers = [hung]
         error = failure(section_of(server, timeout_s=0.4, max_retries=0))
     assert error.kind == "unavailable"

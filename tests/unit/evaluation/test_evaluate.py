@@ -12,7 +12,7 @@ from aligner.data.rows import CompletionRow, ConversationRow, PreferenceRow, Pro
 from aligner.errors import DataError, UsageError
 from aligner.evaluation.answers import describe
 from aligner.evaluation.evaluate import evaluate
-from aligner.evaluation.likelihood import standard_error
+from aligner.evaluation.figures import standard_error
 from aligner.generation.decode import Completion
 from aligner.generation.sampling import Sampling
 from aligner.runs.journal import Journal

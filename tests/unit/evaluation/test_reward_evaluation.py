@@ -530,6 +530,15 @@ def test_agreement_by_hand() -> None:
     assert found["spearman"] == pytest.approx(statistics.correlation([3, 4, 1, 2], [4, 2, 1, 3]))
     counts = [found[f"{who}_right"] for who in ("both", "only_first", "only_second", "neither")]
     assert counts == [1, 1, 1, 1]
+    # by prompt the first is 0, +1, 0, -1/2 ahead: 8 of 16 exchanges part them by 1/2 or more,
+    # and all of them by that at least
+    assert found["tested"] == {
+        "p_value": 1.0,
+        "ahead": 1,
+        "behind": 1,
+        "equal": 2,
+        "sign_test": 1.0,
+    }
 
 
 def test_agreement_with_itself_is_perfect_and_undefined_where_no_choice_varies() -> None:

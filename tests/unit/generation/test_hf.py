@@ -3,6 +3,7 @@ and by the other path for those that it does not; and no work that is not needed
 
 from __future__ import annotations
 
+import gc
 import random
 from dataclasses import replace
 from itertools import chain
@@ -21,6 +22,7 @@ from aligner.generation.continuous import Continuous, can_decode
 from aligner.generation.hf import HfEngine
 from aligner.generation.requests import Generated, Request
 from aligner.generation.sampling import Sampling
+from aligner.models.quantized import keep_steady
 
 WORDS = 260
 SHAPE: dict[str, Any] = {
@@ -152,17 +154,36 @@ def test_greedy_equals_transformers(name: str) -> None:
     assert ids_of(HfEngine(model, batch_size=3).generate(requests)) == expected
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma2", "mixtral", "qwen3 next"])
-def test_samples_depend_on_no_neighbour_and_no_order(name: str) -> None:
+def parted(found: list[list[Generated]], alone: list[list[Generated]]) -> int:
+    """How many samples have other tokens. Up to there their log-probabilities must be the same but
+    for rounding."""
+    count = 0
+    for one, other in zip(chain(*found), chain(*alone), strict=True):
+        same = [x == y for x, y in zip(one.token_ids, other.token_ids)]
+        place = same.index(False) if False in same else len(same)
+        assert one.raw_logps[:place] == pytest.approx(other.raw_logps[:place], abs=1e-3)
+        count += one.token_ids != other.token_ids
+    return count
+
+
+@pytest.mark.parametrize(
+    ("name", "most"),
+    # The state of a linear attention is computed in chunks, which follow from the padding, and in
+    # float32: log-probabilities differ by 1e-4, and a draw that is so close to the next token may
+    # become that. On one processor none of the 27 samples parts, on another one does.
+    [("llama", 0), ("gemma2", 0), ("mixtral", 0), ("qwen3 next", 4)],
+)
+def test_samples_depend_on_no_neighbour_and_no_order(name: str, most: int) -> None:
     model = model_of({**LOOP, **FALLBACK}[name]())
     sampling = Sampling(max_new_tokens=12, num_samples=3, seed=5, top_p=0.95, temperature=0.8)
     requests = requests_of(sampling, lengths=True)
-    one = ids_of(HfEngine(model, batch_size=1).generate(requests))
+    alone = HfEngine(model, batch_size=1).generate(requests)
     for batch_size in (3, 8):
-        assert ids_of(HfEngine(model, batch_size=batch_size).generate(requests)) == one
+        found = HfEngine(model, batch_size=batch_size).generate(requests)
+        assert parted(found, alone) <= most
     order = random.Random(0).sample(range(len(requests)), len(requests))
-    shuffled = ids_of(HfEngine(model, batch_size=4).generate([requests[i] for i in order]))
-    assert shuffled == [one[i] for i in order]
+    shuffled = HfEngine(model, batch_size=4).generate([requests[i] for i in order])
+    assert parted(shuffled, [alone[i] for i in order]) <= most
 
 
 def log_probabilities(model: Any, request: Request, one: Generated) -> tuple[Any, Any]:
@@ -393,6 +414,7 @@ def test_both_paths_write_the_same(
         model = hf.AutoModelForCausalLM.from_pretrained(
             tmp_path, quantization_config=quantization, dtype=torch.float32
         )
+        keep_steady(model)  # else another number of rows may take another kernel
     else:
         model = get_peft_model(model, AdaptionPromptConfig(adapter_len=4, adapter_layers=2))
         for name, parameter in model.named_parameters():
@@ -406,3 +428,27 @@ def test_both_paths_write_the_same(
     for one, other in zip(chain(*ours), chain(*theirs)):
         assert one.logps == pytest.approx(other.logps, abs=1e-3)
         assert one.finish_reason == other.finish_reason
+
+
+def test_the_cache_is_gone_once_all_is_decoded() -> None:
+    """Without a look of the garbage collector: an update that follows needs the memory."""
+
+    def held() -> int:
+        """Bytes of keys and values that anything still holds."""
+        return sum(
+            one.nbytes
+            for one in gc.get_objects()
+            if type(one) is torch.Tensor and one.dim() == 4 and one.shape[-1] == 8
+        )
+
+    engine = HfEngine(model_of(LOOP["llama"]()), batch_size=4)
+    requests = requests_of(Sampling(max_new_tokens=5))
+    engine.generate(requests)
+    gc.collect()
+    before = held()
+    gc.disable()
+    try:
+        engine.generate(requests)
+        assert held() == before
+    finally:
+        gc.enable()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from transformers.generation.continuous_batching.cache import PagedAttentionCach
 from aligner.errors import UsageError
 from aligner.generation.decode import generate
 from aligner.generation.hf import HfEngine
-from aligner.generation.hf_cb import PAGE, HfCbEngine
+from aligner.generation.hf_cb import PAGE, HfCbEngine, _results
 from aligner.generation.requests import Request
 from aligner.generation.sampling import Sampling
 
@@ -106,6 +107,28 @@ def test_its_cache_holds_what_the_rows_of_a_batch_need_and_no_more(
     assert HfCbEngine(model, batch_size=4).generate(requests)
     needed = 4 * -(-(90 + 40) // PAGE)
     assert needed <= pages[0] <= 2 * needed
+
+
+def test_what_was_done_while_its_thread_ended_is_not_lost() -> None:
+    """The thread may end, with results that nobody has fetched, while one waits in vain."""
+
+    class Ends:
+        left: ClassVar = [SimpleNamespace(request_id=str(n), error=None) for n in range(2)]
+        background_thread_status = SimpleNamespace(fatal_error=None)
+        runs = True
+
+        def is_running(self) -> bool:
+            return self.runs
+
+        def get_result(self, timeout: float) -> Any:
+            if self.runs:
+                self.runs = False
+                return None
+            return self.left.pop() if self.left else None
+
+    for result in Ends.left:
+        result.is_finished = lambda: True
+    assert sorted(_results(Ends(), 2)) == [(0, None), (1, None)]
 
 
 @pytest.mark.parametrize("fails_at", [1, 8])

@@ -22,8 +22,8 @@ from aligner.losses.dsl import sandboxed
 from aligner.losses.dsl.parser import parse_objective
 from aligner.methods.discover import measure
 from aligner.methods.discover import search as search_module
-from aligner.methods.discover.archive import Archive
-from aligner.runs.files import read_json
+from aligner.methods.discover.archive import Archive, mean_and_error
+from aligner.runs.files import read_json, read_metrics
 
 SIGNATURE = (
     "self, policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, "
@@ -167,6 +167,12 @@ def test_the_best_is_the_one_with_the_highest_mean_fitness(tmp_path, sandbox):
     assert len(archive.best().fitness) == 3
     assert (tmp_path / "run" / "found" / "wide_margin.py").exists()
     assert read_json(tmp_path / "run", "usage.json")["calls"] == 2
+    logged = read_metrics(tmp_path / "run")
+    assert [line["step"] for line in logged] == [0, 1, 2]
+    assert [line["fitness"] for line in logged] == [
+        mean_and_error(record.fitness)[0] for record in archive.records
+    ]
+    assert logged[-1]["best_fitness"] == max(line["fitness"] for line in logged)
 
 
 def test_the_report_of_a_search_can_be_written_again(tmp_path, sandbox):

@@ -346,6 +346,12 @@ def test_what_a_folder_says_of_itself_holds(name: str) -> None:
         steps_of(name).load()
 
 
+OF_MIGRATION = tuple(f"aligner/config/migrate/{name}.py" for name in ("axolotl", "methods", "trl"))
+"""Where recipes of other tools become ours."""
+OF_FLYWHEEL = ("aligner/methods/flywheel/policies.py", "aligner/methods/flywheel/trainings.py")
+"""Where the flywheel says which methods train it."""
+
+
 @pytest.mark.parametrize(
     ("name", "folder", "others"),
     [
@@ -357,6 +363,13 @@ def test_what_a_folder_says_of_itself_holds(name: str) -> None:
             (
                 *(f"aligner/methods/rlhf/{name}.py" for name in ("metrics", "recipe", "train")),
                 "aligner/methods/api.py",
+                *OF_FLYWHEEL,
+                *OF_MIGRATION,
+                "aligner/config/migrate/llama_factory.py",
+                "cli/arena_select.py",
+                "aligner/arena/selection/rules.py",
+                "aligner/methods/flywheel/selecting.py",
+                "aligner/methods/flywheel/status.py",
                 "aligner/reports/rollouts.py",
                 *(
                     f"aligner/methods/online/{name}.py"
@@ -372,12 +385,17 @@ def test_what_a_folder_says_of_itself_holds(name: str) -> None:
                 ),
             ),
         ),
-        ("rlhf", "methods/rlhf", ()),
+        ("rlhf", "methods/rlhf", (*OF_FLYWHEEL, *OF_MIGRATION)),
         ("online", "methods/online", ()),
         ("discover", "methods/discover", ("aligner/endpoints/__init__.py",)),
         ("evolve", "builders/evolve", ()),
         ("mosaic", "builders/mosaic", ("aligner/data/loading.py",)),
-        ("select", "builders/select", ("cli/data.py",)),
+        (
+            "select",
+            "builders/select",
+            ("cli/data.py", "cli/arena.py", "aligner/methods/flywheel/status.py"),
+        ),
+        ("flywheel", "methods/flywheel", ()),
     ],
 )
 def test_nobody_else_knows_one_by_name(name: str, folder: str, others: tuple[str, ...]) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from aligner.config.recipe import Generation, Model
 from aligner.data.rows import PromptRow
+from aligner.generation.shards import Asking, shards
 from aligner.methods.online.evaluation import HeldOut
 from aligner.methods.online.measures import (
     RESAMPLES,
@@ -27,7 +28,6 @@ from aligner.methods.online.measures import (
     win_rate,
 )
 from aligner.methods.online.recipe import Evaluation, Online, Stop
-from aligner.methods.online.sampling import Asking, shards
 
 # --- means and rates ------------------------------------------------------------------------------
 

@@ -15,8 +15,8 @@ from aligner.data.rows import PromptRow
 from aligner.errors import UsageError
 from aligner.generation import writers
 from aligner.generation.requests import Generated
-from aligner.methods.online.sampler import sample
-from aligner.methods.online.sampling import (
+from aligner.generation.shard_ranks import sample
+from aligner.generation.shards import (
     RESPONSES,
     Asking,
     finish_sampling,

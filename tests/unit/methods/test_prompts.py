@@ -52,13 +52,13 @@ def test_what_no_file_or_terminal_should_see_is_taken_out():
 
 
 def test_a_hostile_reply_is_refused_at_once():
-    began = time.monotonic()
+    began = time.process_time()
     for text in ("[" * 3000, "```" + "\n" * 49_000 + "x", "{" * 40_000, "9" * 49_000):
         with pytest.raises(ReplyError):
             read_reply(text)
     with pytest.raises(ReplyError, match="write at most"):
         read_reply("x" * 10_000_000)
-    assert time.monotonic() - began < 2
+    assert time.process_time() - began < 2
 
 
 def test_real_line_breaks_in_the_code_are_forgiven():

@@ -128,7 +128,9 @@ def test_a_member_of_an_ensemble_stands_on_it(base: Path, tmp_path: Path) -> Non
     policy, section = policy_on(base)
     scorer, found = offered(policy, section, str(card))
     assert found.shared == members
-    assert scores(scorer) == pytest.approx(scores(load_scorer(str(card))), abs=1e-5)
+    # An ensemble divides by the spread of a member's scores, which is small here: it makes ten or
+    # twenty times as much of the rounding, and that is another on each kind of processor.
+    assert scores(scorer) == pytest.approx(scores(load_scorer(str(card))), abs=1e-4)
 
 
 # --- what is loaded whole -------------------------------------------------------------------------

@@ -4,6 +4,7 @@ asked again."""
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import os
 import pickle
@@ -32,6 +33,7 @@ from aligner.reward_models.judge_prompts import (
     mark_for,
     verdict_in,
 )
+from aligner.reward_models.judge_session import Question, Session
 
 pytest.importorskip("openai")
 
@@ -503,3 +505,25 @@ def test_a_forked_process_asks_for_itself_and_leaves_its_parent_alone() -> None:
                 os._exit(2)
         assert os.waitpid(child, 0)[1] == 0
         assert scorer.score(["q"], ["c"]) == [5.0]
+
+
+def test_questions_that_differ_before_their_last_message_are_different() -> None:
+    def answer(body: dict[str, Any]) -> Answer:
+        return Answer(text=f"Grade: {len(body['messages'][0]['content'])}")
+
+    with FakeEndpoint(answer) as server:
+        read = functools.partial(grade_in, scale=SCALE)
+        questions = [
+            Question(
+                ({"role": "system", "content": text}, {"role": "user", "content": "?"}), read, ""
+            )
+            for text in ("a", "bb", "a")
+        ]
+        session = Session(endpoint(server), Path(os.environ["ALIGNER_CACHE"]) / "own.sqlite")
+        assert [reply.value for reply in session.ask(questions)] == [1.0, 2.0, 1.0]
+        assert len(server.bodies) == 2
+        (reply, *_) = session.ask(questions)
+        assert (reply.new, reply.prompt_tokens, reply.completion_tokens) == (0, 7, 3)
+        assert reply.last is not None
+        assert reply.last.cached
+        session.close()

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -364,6 +365,13 @@ aligner.runs.lock.fcntl = None
 """
 
 
+def wait_until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def start_holder(run_dir: Path, first: str = "") -> subprocess.Popen[str]:
     command = [sys.executable, "-c", first + HOLDER, str(run_dir), str(Path(__file__).parents[2])]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -377,7 +385,7 @@ def test_two_processes_cannot_write_one_run_and_a_killed_ones_lock_is_taken_over
 ) -> None:
     holder = start_holder(run_dir)
     try:
-        time.sleep(0.1)
+        wait_until(lambda: (run_dir / "metrics.jsonl").exists())
         for option in ({"resume": True}, {"overwrite": True}):
             with pytest.raises(UsageError, match=f"in use by process {holder.pid}"):
                 Run.create(resolved(run_dir), **option)
@@ -465,8 +473,8 @@ def lock_of_another_machine(run_dir: Path, silence_s: float) -> Path:
 def test_a_lock_of_another_machine_ends_with_its_signs_of_life(run_dir: Path) -> None:
     """Also where that machine, or container, has this one's name."""
     begin(run_dir)
-    lock_of_another_machine(run_dir, STALE_S - 60)
-    with pytest.raises(UsageError, match=r"last sign of life is 24\d s ago") as error:
+    lock_of_another_machine(run_dir, STALE_S / 2)
+    with pytest.raises(UsageError, match=r"last sign of life is (1[5-9]|2\d)\d s ago") as error:
         Run.create(resolved(run_dir), resume=True)
     assert "5 minutes after that sign" in error.value.hint
     lock_of_another_machine(run_dir, STALE_S + 1)
@@ -476,12 +484,9 @@ def test_a_lock_of_another_machine_ends_with_its_signs_of_life(run_dir: Path) ->
 def test_a_holder_gives_signs_of_life_and_stops_when_it_lost_the_lock(run_dir: Path) -> None:
     holder = start_holder(run_dir, QUICK)
     os.utime(run_dir / LOCK_NAME, (0, 0))
-    deadline = time.monotonic() + 20
-    while (run_dir / LOCK_NAME).stat().st_mtime < time.time() - 60:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: (run_dir / LOCK_NAME).stat().st_mtime > 0)
     lock_of_another_machine(run_dir, 0)
-    assert holder.wait(20) != 0
+    assert holder.wait(120) != 0
     assert json.loads((run_dir / LOCK_NAME).read_text())["boot"] == "another"
 
 
@@ -508,14 +513,23 @@ def test_the_lock_of_a_process_that_ended_and_was_not_waited_for_is_stale(run_di
     with pytest.raises(UsageError, match="in use"):
         Run.create(resolved(run_dir), resume=True)
     child.kill()
-    deadline = time.monotonic() + 20
-    while "Z" not in Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[0]:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    stat = Path(f"/proc/{child.pid}/stat")
+    wait_until(lambda: "Z" in stat.read_text().rpartition(")")[2].split()[0])
     run = Run.create(resolved(run_dir), resume=True)
     assert "no longer runs" in run.notes[0]
     run.close()
     child.communicate()
+
+
+def test_an_empty_lock_is_respected_while_its_process_has_it_open(run_dir: Path) -> None:
+    """A busy machine may stop a process between making the file and writing into it."""
+    fcntl = pytest.importorskip("fcntl", reason="Windows has no such locks")
+    begin(run_dir)
+    with (run_dir / LOCK_NAME).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(UsageError, match="is being opened by another process"):
+            Run.create(resolved(run_dir), resume=True)
+        assert (run_dir / LOCK_NAME).exists()
 
 
 def test_an_empty_lock_is_stale(run_dir: Path) -> None:

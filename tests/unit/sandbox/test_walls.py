@@ -7,7 +7,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -281,11 +280,9 @@ def test_the_limit_on_memory_holds_for_all_processes_together(
     monkeypatch.setattr(worker, "WITHOUT", without)
     with Worker(job, None, Limits(memory_bytes=100 * 2**20, processes=8), site=False) as one:
         one.start()
-        begun = time.monotonic()
         found = one.call(TAKES[how], 25)
         if one.isolation["total"] == "yes":
             assert found.stopped == "it needed more than 100 MiB of memory", found
-            assert time.monotonic() - begun < 20
 
 
 def test_memory_that_processes_share_counts_once(job: str) -> None:

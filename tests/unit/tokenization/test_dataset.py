@@ -177,6 +177,23 @@ def test_a_cut_pair_keeps_its_prompt_and_loses_from_the_answers(tokenizer, tmp_p
     assert ledger.split("train").truncated_tokens == (101 - room) + (91 - room)
 
 
+def test_prompts_are_cut_at_their_start_where_a_length_is_set_for_them(tokenizer, tmp_path):
+    rows = [pair("q" * 200, "a" * 30, "b" * 9), pair("hi", "ok", "no")]
+    cut = {"data__max_length": 60, "data__on_too_long": "truncate"}
+    whole, _ = prepared_from(rows, tokenizer, tmp_path, "dpo", data__max_length=500)
+    found, ledger = prepared_from(
+        rows, tokenizer, tmp_path, "dpo", dpo__max_prompt_length=40, **cut
+    )
+    asked, short = whole.train["prompt_ids"]
+    assert list(found.train["prompt_ids"]) == [asked[-40:], short]
+    assert list(map(len, found.train["chosen_ids"])) == [20, 3]
+    assert list(map(len, found.train["rejected_ids"])) == [10, 3]
+    books = ledger.split("train")
+    assert (books.truncated_rows, books.truncated_tokens) == (1, 2 * (len(asked) - 40) + 11)
+    found, ledger = prepared_from(rows, tokenizer, tmp_path, "dpo", **cut)
+    assert (len(found.train), ledger.split("train").unusable) == (1, 1)  # no room for an answer
+
+
 def test_a_pair_whose_answers_differ_only_beyond_the_cut_is_left_out(tokenizer, tmp_path):
     rows = [pair("hi", "a" * 60 + "x", "a" * 60 + "y"), pair("hi", "ok", "no")]
     found, ledger = prepared_from(

@@ -95,6 +95,19 @@ def test_a_rendering_that_is_done_is_not_ended_later(monkeypatch: pytest.MonkeyP
     assert apply_template(tokenizer, turns("a"), tokenize=False)
 
 
+@pytest.mark.skipif(not hasattr(time, "pthread_getcpuclockid"), reason="no clocks of threads here")
+def test_a_rendering_that_gets_no_core_is_not_ended() -> None:
+    class Waiting:
+        """In place of a busy machine."""
+
+        def apply_chat_template(self, chats: object) -> str:
+            time.sleep(2 * template_limits.LONGEST_S)
+            return "done"
+
+    tokenizer: Any = Waiting()
+    assert apply_template(tokenizer, []) == "done"
+
+
 def test_every_named_template_of_a_tokenizer_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = {"default": CHAT_TEMPLATE, "tool_use": CHAT_TEMPLATE + "{# t #}"}

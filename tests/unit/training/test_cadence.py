@@ -48,6 +48,17 @@ def test_where_one_evaluation_is_too_much_a_part_of_the_rows_is_evaluated() -> N
     assert found.evaluation_share == pytest.approx(98 / 900)
 
 
+def test_battles_with_the_start_make_evaluations_rarer() -> None:
+    """Two batches of 50 tokens take 30.8 s: with them an evaluation takes 50.8 s of 98.6 s."""
+    found = chosen(arena_batches=2, arena_tokens=50)
+    assert found.eval_steps == 300
+    assert found.held_out_rows == 100
+    once = 20 + 100 * 4e8 / 1.3e9
+    assert found.evaluation_share == pytest.approx(once / 900)
+    dear = chosen(arena_batches=20, arena_tokens=50)
+    assert (dear.eval_steps, dear.held_out_rows) == (300, FEWEST_ROWS)
+
+
 def test_an_evaluation_is_never_of_a_row_or_two() -> None:
     """Else the loss says nothing, and SAPO may find no pair in it."""
     found = chosen(steps=2, held_out_tokens=200_000)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from aligner.errors import RecipeError
 from aligner.events import Notice, StageProgress
-from aligner.methods.dpo.train import uses_adapter_off
+from aligner.methods.dpo.references import uses_adapter_off
 from aligner.models.fused_head import fuse_head
 from aligner.models.loading import load_policy
 from aligner.runs.cache import cache_folder

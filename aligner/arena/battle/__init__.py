@@ -1,0 +1,1 @@
+"""Battles: contestants answer prompts, judges compare the answers, and every game is kept."""

@@ -1,0 +1,1 @@
+"""Training data from battles: which answers are worth learning from, and why."""

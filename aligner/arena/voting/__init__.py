@@ -1,0 +1,1 @@
+"""Votes of people on blind pairs of answers, on a local page."""

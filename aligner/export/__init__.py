@@ -1,0 +1,1 @@
+"""How a model leaves: merged into one folder, as a GGUF file, to a hub."""

@@ -1,0 +1,1 @@
+"""Arena Learning: rounds of battles, selection and training."""

@@ -1,0 +1,1 @@
+"""Trackers: what a run logs, also in TensorBoard, Trackio, Weights & Biases or MLflow."""
