@@ -137,15 +137,16 @@ class Meeting:
             self._changed.notify_all()
 
     def _fail(self, teller: int, text: str, hint: str, ended: int | None = None) -> None:
-        """Keep the first failure, and let the other machines know, which only machine 0 can."""
-        with self._changed:
-            if self._failure is None:
-                self._failure = TrainingError(text, hint)
-            self._changed.notify_all()
+        """Keep the first failure, and let the other machines know, which only machine 0 can. They
+        hear of it first: once it is known here, this machine leaves and closes the connections."""
         others = [machine for machine in self.peers if machine != teller]
         bare = text.partition(" ended: ")[2] if ended is not None else text
         whose = teller if ended is None else ended
         self._send(others, {"kind": "failed", "machine": whose, "message": bare, "hint": hint})
+        with self._changed:
+            if self._failure is None:
+                self._failure = TrainingError(text, hint)
+            self._changed.notify_all()
 
 
 @contextmanager

@@ -155,6 +155,26 @@ def test_the_reason_why_one_machine_ends_is_heard_by_all(whose: int) -> None:
         assert (error.message, error.hint) == (f"machine {whose} ended: row 7 is empty", "fill it")
 
 
+def test_machine_0_tells_the_others_before_it_leaves_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its own end could close the connections while the reason was still to be sent."""
+    send = Meeting._send
+
+    def late(self: Meeting, machines: list[int], message: dict[str, Any]) -> None:
+        if self.number == 0 and message["kind"] == "failed":
+            time.sleep(0.5)
+        send(self, machines, message)
+
+    monkeypatch.setattr(Meeting, "_send", late)
+
+    def end(meeting: Meeting) -> None:
+        raise DataError("row 7 is empty", "fill it")
+
+    found = hold(until_told, until_told, end)
+    assert [error.message for error in found[:2]] == ["machine 2 ended: row 7 is empty"] * 2
+
+
 def test_a_machine_that_vanishes_is_missed_by_all() -> None:
     def vanish(meeting: Meeting) -> None:
         meeting._closed.set()
