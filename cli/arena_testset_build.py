@@ -208,14 +208,14 @@ def _shortfalls(record: Record) -> list[str]:
     remarks = []
     made, asked = record["clusters"]["made"], record["clusters"]["asked"]
     if made < asked:
-        remarks.append(f"{made:,} clusters instead of {asked:,}: the pool has too few prompts")
+        remarks.append(f"clusters: {made:,} instead of {asked:,}, the pool has too few prompts")
     names = {"diverse": "diverse items", "hard_candidates": "prompts to choose hard items from"}
     for name, found in record["shortfalls"].items():
         what = names.get(name, "hard items")
         if found["small_clusters"]:
             remarks.append(
-                f"{what}: {found['small_clusters']:,} clusters have too few prompts; "
-                f"{found['topped_up']:,} come from other clusters"
+                f"{what}: too few prompts in {found['small_clusters']:,} of the clusters; "
+                f"from other clusters: {found['topped_up']:,}"
             )
         if found["empty"]:
             remarks.append(f"{what}: {found['empty']:,} too few, the pool has no more")

@@ -96,6 +96,9 @@ def test_the_chat_template_of_a_recipe_is_there(name: str) -> None:
     model = getattr(load_recipe(recipe.method, name).recipe, "model", None)
     if model is not None and model.chat_template is not None:
         assert "add_generation_prompt" in read_chat_template(model.chat_template)
+        if model.chat_template == "chatml":  # no base model knows its marks
+            assert {"<|im_start|>", "<|im_end|>"} <= set(model.new_tokens)
+            assert model.eos_token == "<|im_end|>"
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if "flywheel" in name])

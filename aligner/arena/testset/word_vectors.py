@@ -52,6 +52,11 @@ class WordVectors:
             self._column[word] = digest % WIDTH
             self._weight[word] = sign * (1.0 + math.log((1 + number) / (1 + having)))
 
+    @property
+    def columns(self) -> list[int]:
+        """The columns that known words are added into, ascending."""
+        return sorted(set(self._column.values()))
+
     def of(self, texts: Sequence[str]) -> Array:
         """Return unit vectors (N, WIDTH), float32; zeros for a text without a known word."""
         rows = np.zeros((len(texts), WIDTH), dtype=np.float32)
@@ -65,13 +70,14 @@ class WordVectors:
 def principal(vectors: WordVectors, texts: Sequence[str], width: int) -> Array:
     """Return unit vectors (N, width or less) of texts along the directions that hold most of
     them."""
-    square = np.zeros((WIDTH, WIDTH), dtype=np.float64)
+    used = vectors.columns or [0]  # few texts have few words: the others are columns of zeros
+    square = np.zeros((len(used), len(used)), dtype=np.float64)
     for chunk in _chunks(texts):
-        rows = vectors.of(chunk)
+        rows = vectors.of(chunk)[:, used]
         square += rows.T @ rows
     _, directions = np.linalg.eigh(square)
     kept = directions[:, ::-1][:, : min(width, len(texts))].astype(np.float32)
-    return unit(np.concatenate([vectors.of(chunk) @ kept for chunk in _chunks(texts)]))
+    return unit(np.concatenate([vectors.of(chunk)[:, used] @ kept for chunk in _chunks(texts)]))
 
 
 def _chunks(texts: Sequence[str]) -> Iterable[Sequence[str]]:
