@@ -28,7 +28,7 @@ from aligner.errors import AlignerError, TrainingError
 from aligner.events import Notice, StageProgress, StageStarted, tell
 from aligner.generation.engines import HELD
 from aligner.generation.shards import Asking, shards, writer_of
-from aligner.launch.command import count_gpus, watch_launcher
+from aligner.launch.command import STARTER, count_gpus, watch_launcher
 from aligner.runs.files import dumps, parse_json, write_atomically
 from aligner.runs.journal import Journal
 from aligner.runs.stages import Stage
@@ -114,7 +114,7 @@ def _write_job(
 
 def _start(folder: Path, rank: int, processes: int) -> subprocess.Popen[bytes]:
     """Start a process, on a GPU of its own where there are any."""
-    environment = dict(os.environ)
+    environment = {**os.environ, STARTER: str(os.getpid())}
     gpus = count_gpus()
     if gpus:
         known = environment.get(VISIBLE, "")

@@ -56,6 +56,9 @@ FAILURE_WAIT_S = (
 )
 CAUSE_FIRST_S = 2.0
 CHECK_S = 0.5
+STARTER = "ALIGNER_STARTER"
+"""Environment variable: the process that started this one, which may be gone before this one can
+look."""
 GLOO = "GLOO_SOCKET_IFNAME"
 INTERRUPTED = 130
 
@@ -294,7 +297,8 @@ def run_ranks(
     assert list(line[:2]) == ["accelerate", "launch"], "a line of launch_line"
     command = [sys.executable, "-m", "aligner.launch.command", *line[2:]]
     with tempfile.TemporaryDirectory(prefix="aligner-ranks-") as folder:
-        code = _wait_for(command, {**os.environ, **environment, FAILURES: folder}, check)
+        own = {FAILURES: folder, STARTER: str(os.getpid())}
+        code = _wait_for(command, {**os.environ, **environment, **own}, check)
         failure = _first_failure(Path(folder))
     if code == 0:
         return 0
@@ -433,7 +437,7 @@ def enter_rank() -> None:
 def watch_launcher(interval_s: float = 1.0) -> None:
     """End this process when the one that started it is gone: a rank, or the launcher, must not
     train on alone."""
-    parent = os.getppid()
+    parent = int(os.environ.pop(STARTER, os.getppid()))  # what this one starts has another one
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -322,6 +322,19 @@ def test_two_processes_on_cpu_work_on_one_thing(tmp_path) -> None:
     assert lines[0].startswith("ACCELERATE_USE_CPU=true accelerate launch --multi_gpu ")
 
 
+@pytest.mark.parametrize(("starter", "code"), [("own", 0), ("gone", -signal.SIGTERM)])
+def test_a_process_whose_starter_was_gone_before_it_could_look_ends(starter, code) -> None:
+    program = (
+        "import os, time; from aligner.launch.command import STARTER, watch_launcher\n"
+        "watch_launcher(0.01); assert STARTER not in os.environ\n"
+        f"time.sleep({0.5 if starter == 'own' else 400})"
+    )
+    pid = os.getpid() if starter == "own" else os.getppid()
+    environment = {**os.environ, command.STARTER: str(pid)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, timeout=300)
+    assert done.returncode == code
+
+
 def test_the_error_of_a_rank_is_raised_once_and_the_other_rank_ends(tmp_path, capfd) -> None:
     with pytest.raises(DataError) as caught:
         run_ranks(rank_line(tmp_path, "error"), gpus=0)
