@@ -394,8 +394,8 @@ class TestsVerifier(Verifier):
         has_affinity = hasattr(os, "sched_getaffinity")
         cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
         with ThreadPoolExecutor(min(MAX_AT_ONCE, cores)) as pool:
-            futures = [pool.submit(self._run_one, pair, live, ends) for pair in pairs]
-            try:
+            try:  # an interrupt may come when some have begun and others are not known yet
+                futures = [pool.submit(self._run_one, pair, live, ends) for pair in pairs]
                 return {pair: future.result() for pair, future in zip(pairs, futures)}
             except StartError as error:
                 raise cannot_start(self.name, error) from error

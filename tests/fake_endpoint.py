@@ -27,7 +27,7 @@ from typing import Any
 @dataclass(frozen=True)
 class Answer:
     """One reply: a text in the usual form, or `body` (an object, or bytes as they are) with a
-    status and headers."""
+    status and headers. `beside`: it is held back until so many were asked for at the same time."""
 
     status: int = 200
     text: str | None = "hello"
@@ -36,6 +36,7 @@ class Answer:
     headers: dict[str, str] = field(default_factory=dict)
     delay_s: float = 0.0
     drip_s: float = 0.0
+    beside: int = 0
 
     def content(self, path: str) -> bytes:
         """The body as it goes over the wire."""
@@ -104,6 +105,9 @@ class FakeEndpoint:
             answers = self.answers
             found = answers(body) if callable(answers) else answers[min(number, len(answers) - 1)]
             self._stop.wait(found.delay_s)
+            deadline = time.monotonic() + 120.0
+            while self.peak < found.beside and time.monotonic() < deadline:
+                self._stop.wait(0.005)
             return found
         finally:
             with self._lock:

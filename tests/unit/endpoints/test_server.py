@@ -381,7 +381,7 @@ def test_never_more_in_flight_than_the_limit_and_nothing_lost_or_doubled() -> No
             return await asyncio.gather(*(client.chat(ask(str(number))) for number in range(64)))
 
     def echo(body: dict[str, Any]) -> Answer:
-        return Answer(text=body["messages"][0]["content"], delay_s=0.02)
+        return Answer(text=body["messages"][0]["content"], beside=2)
 
     with FakeEndpoint(echo) as server:
         replies = asyncio.run(go(section_of(server, max_in_flight=8)))

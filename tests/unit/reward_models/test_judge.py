@@ -9,6 +9,7 @@ import json
 import os
 import pickle
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -251,7 +252,7 @@ def test_a_reply_that_was_cut_is_not_read() -> None:
 
 
 def test_equal_rows_are_asked_once_and_not_more_than_allowed_at_a_time() -> None:
-    with FakeEndpoint(lambda body: Answer(text="Grade: 5", delay_s=0.02)) as server:
+    with FakeEndpoint(lambda body: Answer(text="Grade: 5", beside=2)) as server:
         assert judge(server, max_in_flight=3).score(["q"] * 12, list("abcdefabcdef")) == [5.0] * 12
     assert len(server.bodies) == 6
     assert 1 < server.peak <= 3
@@ -331,17 +332,20 @@ def ctrl_c() -> Iterator[None]:
 
 @pytest.mark.usefixtures("ctrl_c")
 def test_an_interrupted_call_asks_no_more_and_keeps_what_was_answered() -> None:
+    interrupted = threading.Event()
     with FakeEndpoint() as server:
 
         def interrupt(body: dict[str, Any]) -> Answer:
             if len(server.bodies) == 2:
                 os.kill(os.getpid(), signal.SIGINT)
-            return Answer(text="Grade: 5", delay_s=0.0 if len(server.bodies) < 2 else 0.2)
+                interrupted.wait(120)
+            return Answer(text="Grade: 5")
 
         server.answers = interrupt
         scorer = judge(server, max_in_flight=1)
         with pytest.raises(KeyboardInterrupt):
             scorer.score(["q"] * 9, list("abcdefghi"))
+        interrupted.set()
         assert len(server.bodies) <= 4
         server.answers = [Answer(text="Grade: 5")]
         assert scorer.score(["q"] * 9, list("abcdefghi")) == [5.0] * 9

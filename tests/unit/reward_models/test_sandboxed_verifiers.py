@@ -12,12 +12,14 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from aligner.errors import DataError, RecipeError, UsageError
+from aligner.reward_models import sandboxed_verifiers
 from aligner.reward_models.base import Scores
 from aligner.reward_models.catalogue import load_scorer
 from aligner.reward_models.sandboxed_verifiers import RegexVerifier
@@ -158,6 +160,13 @@ def processes_marked(mark: str) -> list[str]:
         if mark.encode() in said and state != "Z":
             found.append(folder.name)
     return found
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 120.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.05)
 
 
 def wait_until_gone(mark: str, seconds: float = 120.0) -> None:
@@ -388,6 +397,26 @@ def test_nothing_outlives_the_command(tmp_path: Path, how: signal.Signals, kind:
     assert ("KeyboardInterrupt" in complaint.decode()) == (how == signal.SIGINT)
     wait_until_gone(str(tmp_path))
     assert not list(place.iterdir())
+
+
+def test_an_interrupt_while_programs_are_handed_out_ends_those_that_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupted(sandboxed_verifiers.ThreadPoolExecutor):
+        def submit(self, *given: Any, **named: Any) -> Any:
+            if not self._threads:
+                return super().submit(*given, **named)
+            wait_until(lambda: [*tmp_path.glob("temporary/*/begun")])
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(sandboxed_verifiers, "ThreadPoolExecutor", Interrupted)
+    program = "open('begun', 'w').close()\nimport time\ntime.sleep(1000)"
+    scorer = load_scorer("verifier:tests,timeout_s=500")
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        scorer.score(["p"] * 2, [program, ""], ["assert 0"] * 2)
+    assert time.monotonic() - began < 300
+    assert not list(tmp_path.glob("temporary/*"))
 
 
 def test_a_parent_that_ends_while_the_worker_starts_leaves_no_folder(tmp_path: Path) -> None:
