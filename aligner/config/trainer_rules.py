@@ -33,6 +33,7 @@ from aligner.config.yaml_lines import KeyPath
 from aligner.launch.world import world
 
 DEFAULT_OPTIMIZER = "adamw_torch_fused"
+MLFLOW_PLACE = "MLFLOW_TRACKING_URI"
 DEFAULT_SHARE_OF_STEPS = 0.1
 """Without a word in the recipe, a checkpoint (and an evaluation) is made every tenth of the run."""
 
@@ -194,6 +195,9 @@ def trackers_are_here(view: RecipeView, key: str = "report_to") -> RecipeProblem
             )
             message = f"`{word}` needs {' and '.join(absent)}, not installed here"
             yield problem_at(key, message, hint)
+        elif word == "mlflow" and not (os.environ.get(MLFLOW_PLACE) or is_installed("sqlalchemy")):
+            message = "`mlflow` writes to a database here, and mlflow-skinny comes without one"
+            yield problem_at(key, message, f"`pip install mlflow`, or set {MLFLOW_PLACE}")
 
 
 def _packages_are_here(view: RecipeView) -> RecipeProblems:

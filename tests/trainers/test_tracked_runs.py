@@ -130,6 +130,23 @@ def test_an_absent_package_is_known_before_anything_is_loaded(
     assert "pip install mlflow" in problem.hint
 
 
+@pytest.mark.parametrize(("place", "wrong"), [("", 1), ("http://127.0.0.1:5000", 0)])
+def test_an_mlflow_without_a_database_is_known_before_anything_is_loaded(
+    place: str, wrong: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aligner.config.trainer_rules.is_installed", lambda one: one == "mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", place)
+    settings = {"data.train": "x.jsonl", "report_to": "mlflow"}
+    try:
+        load_recipe("mosaic", None, (), settings)
+    except RecipeError as error:
+        (problem,) = error.problems
+        assert "mlflow-skinny comes without one" in problem.message
+        assert wrong
+    else:
+        assert not wrong
+
+
 def test_an_unknown_tracker_of_a_builder_is_named() -> None:
     with pytest.raises(RecipeError) as caught:
         load_recipe("mosaic", None, (), {"data.train": "x.jsonl", "report_to": "tensorbord"})
