@@ -96,5 +96,9 @@ def closest(name: str, candidates: Iterable[str]) -> str | None:
 
 def did_you_mean(name: str, candidates: Iterable[str]) -> str:
     """A hint, or nothing."""
-    near = closest(name, candidates)
+    known = list(candidates)
+    parts = [part.strip() for part in name.split(",")]
+    if len(parts) > 1 and set(parts) <= set(known):
+        return f"several are written as a list, where a key takes one: [{', '.join(parts)}]"
+    near = closest(name, known)
     return f"did you mean `{near}`?" if near else ""

@@ -79,6 +79,12 @@ MALFORMED = [
         "trainer.per_device_train_batch_size",
         "at least 1",
     ),
+    (
+        "dpo",
+        "trainer: {report_to: 'trackio,tensorboard'}",
+        "trainer.report_to",
+        "several are written as a list, where a key takes one: [trackio, tensorboard]",
+    ),
     ("dpo", "trainer: {optim: adamw_8bitt}", "trainer.optim", "did you mean `adamw_8bit`?"),
     (
         "dpo",
